@@ -1,8 +1,9 @@
 """Where the folders of the package are; pyproject.toml says all else.
 
-Rooms with a folder of their own are links inside ttsnap/. So an editable installation is one folder on the path, which
-type checkers and editors read. A checkout without links (git on Windows by default, an unpacked ZIP archive) has small
-files in their place. There the folders are mapped, by an import hook where editable: all runs, type checkers see less.
+Rooms with a folder of their own are links inside ttsnap/. So an editable installation is one folder
+on the path, which type checkers and editors read. A checkout without links (git on Windows by
+default, an unpacked ZIP archive) has small files in their place. There the folders are mapped, by
+an import hook where editable: all runs, type checkers see less.
 """
 
 from pathlib import Path

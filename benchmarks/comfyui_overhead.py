@@ -2,11 +2,12 @@
 
     COMFYUI_PATH=/path/to/ComfyUI python benchmarks/comfyui_overhead.py
 
-COMFYUI_PATH names a checkout of ComfyUI, whose own samplers, guider and wrappers run here, on the CPU. The network is
-a stand-in that sleeps 50 ms a call and returns noise. Latents have SDXL's shape, 4 x 128 x 128. "beside" is the time
-that is not spent in the stand-in, as a share of that time: of ComfyUI's own call on a batch of the same seeds, and of a
-search that prunes none of them, in turns: the least of the repeats, to which other programs only add. Ratios of one run
-on one machine.
+COMFYUI_PATH names a checkout of ComfyUI, whose own samplers, guider and wrappers run here, on the
+CPU. The network is a stand-in that sleeps 50 ms a call and returns noise. Latents have SDXL's
+shape, 4 x 128 x 128. "beside" is the time that is not spent in the stand-in, as a share of that
+time: of ComfyUI's own call on a batch of the same seeds, and of a search that prunes none of them,
+in turns: the least of the repeats, to which other programs only add. Ratios of one run on one
+machine.
 """
 
 from __future__ import annotations
@@ -30,8 +31,18 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines.comfyui.latents import LatentSearch
 from ttsnap.request.request import EngineSpec, SearchRequest
 
-SAMPLERS = ("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "uni_pc", "heun", "ddim", "lcm",
-            "res_multistep")  # fmt: skip
+SAMPLERS = (
+    "euler",
+    "euler_ancestral",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_sde",
+    "uni_pc",
+    "heun",
+    "ddim",
+    "lcm",
+    "res_multistep",
+)
 
 
 class Sleeping(torch.nn.Module):
@@ -43,7 +54,9 @@ class Sleeping(torch.nn.Module):
         super().__init__()
         self.each, self.calls = seconds, 0
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, **_: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, **_: Any
+    ) -> Tensor:
         time.sleep(self.each)
         self.calls += 1
         return x
@@ -57,7 +70,9 @@ def sleeping_model(seconds: float) -> tuple[Any, Sleeping]:
 
     config = comfy.supported_models.SD15({"disable_unet_model_creation": True, "in_channels": 4})
     config.set_inference_dtype(torch.float32, None)
-    model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EPS, device=torch.device("cpu"))
+    model = comfy.model_base.BaseModel(
+        config, comfy.model_base.ModelType.EPS, device=torch.device("cpu")
+    )
     model.diffusion_model = network = Sleeping(seconds)
     here = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=here, offload_device=here), network
@@ -78,7 +93,9 @@ def beside(network: Sleeping, call: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samplers", nargs="+", default=SAMPLERS)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
@@ -99,19 +116,36 @@ def main() -> None:
     text, latent = [[torch.zeros(1, 4, 8), {}]], torch.zeros(1, 4, args.side, args.side)
     rows = []
     for name in args.samplers:
-        sigmas = comfy.samplers.KSampler(model, args.steps, model.load_device, name, "normal", 1.0).sigmas
+        sigmas = comfy.samplers.KSampler(
+            model, args.steps, model.load_device, name, "normal", 1.0
+        ).sigmas
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(text, text)
         guider.set_cfg(7.0)
-        spec = EngineSpec(ModelOptions(), ("brightness",), batch=EngineOptions(batch_size=args.seeds))
+        spec = EngineSpec(
+            ModelOptions(), ("brightness",), batch=EngineOptions(batch_size=args.seeds)
+        )
         how = SearchRequest((Prompt(""),), spec, BestOfN(n=args.seeds), Budget(), keep=args.seeds)
-        search = LatentSearch(how, guider, comfy.samplers.sampler_object(name), sigmas, latent, FlatVae())
+        search = LatentSearch(
+            how, guider, comfy.samplers.sampler_object(name), sigmas, latent, FlatVae()
+        )
         batch = latent.expand(args.seeds, -1, -1, -1)
 
         def stock(name: str = name, batch: Tensor = batch) -> None:
             noise = comfy.sample.prepare_noise(batch, 0)
-            comfy.sample.sample(model, noise, args.steps, 7.0, name, "normal", text, text, batch, seed=0,
-                                disable_pbar=True)  # fmt: skip
+            comfy.sample.sample(
+                model,
+                noise,
+                args.steps,
+                7.0,
+                name,
+                "normal",
+                text,
+                text,
+                batch,
+                seed=0,
+                disable_pbar=True,
+            )
 
         own, ours = [], []
         with torch.inference_mode():

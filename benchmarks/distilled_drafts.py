@@ -2,21 +2,28 @@
 
     python benchmarks/distilled_drafts.py --draft embedded --prompt-seed 0 --json drafts.json
 
-Held-out hard prompts (counts, pairs, relations, three and four objects) are recorded: every seed to the end, the
-checker's soft score, by which searches choose (or the score of --reward), and its strict verdict, which is only
-reported. Drafts of the same seeds are scored beside it, so that several drafters are compared on one recording.
+Held-out hard prompts (counts, pairs, relations, three and four objects) are recorded: every seed to
+the end, the checker's soft score, by which searches choose (or the score of --reward), and its
+strict verdict, which is only reported. Drafts of the same seeds are scored beside it, so that
+several drafters are compared on one recording.
 
-1. Rank correlation (Spearman) within prompts of each look with the finished image's score, by its cost.
-2. Curves over NFE: searches of the recording with the objects that run live; best-of-N is exact. The policy that prices
-   compute is calibrated on other prompts, which are not held out, and shares one pot among the prompts.
-3. The same at equal FLOPs, decodes and the reward's calls included. Of several drafters, differences to the first one
-   are paired over prompts.
-4. After each table, strict accuracy over that of pruning with drafts of one call, with the paired error over prompts.
-5. With --live N: the first drafter's pruning live. From the recorded seeds a search must find what its replay finds,
-   row by row. N searches of each prompt from further seeds are compared with searches of the recorded ones.
-6. With --kernels: how drafts rank seeds whose images are sampled with step noise, and how the images without noise do.
+1. Rank correlation (Spearman) within prompts of each look with the finished image's score, by its
+   cost.
+2. Curves over NFE: searches of the recording with the objects that run live; best-of-N is exact.
+   The policy that prices compute is calibrated on other prompts, which are not held out, and shares
+   one pot among the prompts.
+3. The same at equal FLOPs, decodes and the reward's calls included. Of several drafters,
+   differences to the first one are paired over prompts.
+4. After each table, strict accuracy over that of pruning with drafts of one call, with the paired
+   error over prompts.
+5. With --live N: the first drafter's pruning live. From the recorded seeds a search must find what
+   its replay finds, row by row. N searches of each prompt from further seeds are compared with
+   searches of the recorded ones.
+6. With --kernels: how drafts rank seeds whose images are sampled with step noise, and how the
+   images without noise do.
 
-Recordings that are kept (--recordings) are shared with benchmarks/embedded_curve.py, and gone on with.
+Recordings that are kept (--recordings) are shared with benchmarks/embedded_curve.py, and gone on
+with.
 """
 
 from __future__ import annotations
@@ -60,32 +67,68 @@ from ttsnap.simulation.simulate import Curve, best_of_n_curve, curve
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--draft", nargs="+", default=["embedded"], help="drafters to compare, as pipe(draft=...) takes them"
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--looks", nargs="+", default=["draft:1@0", "draft:2@0", "draft:1@2", "draft:1@4"])
-    p.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200, 400], help="NFE per prompt")
+    p.add_argument(
+        "--draft",
+        nargs="+",
+        default=["embedded"],
+        help="drafters to compare, as pipe(draft=...) takes them",
+    )
+    p.add_argument(
+        "--looks", nargs="+", default=["draft:1@0", "draft:2@0", "draft:1@2", "draft:1@4"]
+    )
+    p.add_argument(
+        "--budgets", type=int, nargs="+", default=[25, 50, 100, 200, 400], help="NFE per prompt"
+    )
     add_recording(p, prompts=60, seeds=100, steps=20)
-    p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
-    p.add_argument("--kinds", nargs="+", default=list(HARD_KINDS), help="of captions, in turn (ttsnap.scenes)")
     p.add_argument(
-        "--fit-prompts", type=int, default=20, help="not held out, to calibrate the priced policy on; 0: without"
+        "--prompt-seed",
+        type=int,
+        default=0,
+        help="another seed, other held-out prompts of the same kinds",
     )
-    p.add_argument("--reward", default=REWARDS[0], help="by which searches choose, as scenes-noise-aware")
+    p.add_argument(
+        "--kinds", nargs="+", default=list(HARD_KINDS), help="of captions, in turn (ttsnap.scenes)"
+    )
+    p.add_argument(
+        "--fit-prompts",
+        type=int,
+        default=20,
+        help="not held out, to calibrate the priced policy on; 0: without",
+    )
+    p.add_argument(
+        "--reward", default=REWARDS[0], help="by which searches choose, as scenes-noise-aware"
+    )
     p.add_argument("--fit-seeds", type=int, default=40)
     p.add_argument(
-        "--score-steps", type=int, nargs="+", help="record the estimates of these steps only, which is faster"
+        "--score-steps",
+        type=int,
+        nargs="+",
+        help="record the estimates of these steps only, which is faster",
     )
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--compile", action="store_true", help="compile the network first: minutes, then faster")
     p.add_argument(
-        "--kernels", nargs="*", default=[], help="that draw noise, as sde, sde/vp (a path) or sde:square:3:0.7"
+        "--compile", action="store_true", help="compile the network first: minutes, then faster"
     )
-    p.add_argument("--live", type=int, default=0, help="live searches of each prompt and budget, from other seeds")
+    p.add_argument(
+        "--kernels",
+        nargs="*",
+        default=[],
+        help="that draw noise, as sde, sde/vp (a path) or sde:square:3:0.7",
+    )
+    p.add_argument(
+        "--live",
+        type=int,
+        default=0,
+        help="live searches of each prompt and budget, from other seeds",
+    )
     p.add_argument("--kernel-seeds", type=int, default=16, help="recorded for each of them")
-    p.add_argument("--plot", type=Path, help="the share of winners that are right, of the first drafter")
+    p.add_argument(
+        "--plot", type=Path, help="the share of winners that are right, of the first drafter"
+    )
     a = p.parse_args()
 
     call, rewards = {**defaults(), "num_inference_steps": a.steps}, [a.reward, REWARDS[1]]
@@ -102,25 +145,40 @@ def main() -> None:
         if a.fit_prompts:
             others = sample_prompts(a.fit_prompts, 1, a.kinds, held_out=False)
             options = RecordOptions(a.fit_seeds, seed=a.seed, steps=a.score_steps)
-            fit = record(plain, others, folder.parent / "fit", options, info=call, progress_bar=True)
+            fit = record(
+                plain, others, folder.parent / "fit", options, info=call, progress_bar=True
+            )
         noisy: dict[str, FloatArray] = {}
         for spec in a.kernels:
             name, _, path = spec.partition("/")
-            engine = pipe.engine(rewards, batch_size=a.batch_size, kernel=name, path=path or None, **call)
+            engine = pipe.engine(
+                rewards, batch_size=a.batch_size, kernel=name, path=path or None, **call
+            )
             there = folder.parent / f"{folder.name}-{spec.replace('/', '-').replace(':', '-')}"
             options = RecordOptions(a.kernel_seeds, seed=a.seed, steps=[a.steps])
             noisy[spec] = record(
                 engine, prompts, there, options, info={**call, "kernel": spec}, progress_bar=True
             ).final
-    setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k not in ("json", "plot")}
+    setting = {
+        k: str(v) if isinstance(v, Path) else v
+        for k, v in vars(a).items()
+        if k not in ("json", "plot")
+    }
     found: dict[str, Any] = {"ttsnap": __version__, "setting": setting, "drafters": {}}
     budgets = [Budget(nfe=b) for b in a.budgets]
     known = [("best-of-n", best_of_n_curve(test, budgets, utility=SOFT))]
-    known += [("pruning, no drafts", curve(test, SeedPruning(draft_share=0), budgets, a.repeats, utility=SOFT))]
+    known += [
+        (
+            "pruning, no drafts",
+            curve(test, SeedPruning(draft_share=0), budgets, a.repeats, utility=SOFT),
+        )
+    ]
     shareable = [b for b in budgets if b.nfe and b.nfe > a.steps]
     if fit is not None:
         priced = PriceOfCompute(calibrate(fit, utility=SOFT))
-        known += [("pot, no drafts", curve(test, priced, shareable, a.repeats, shared=True, utility=SOFT))]
+        known += [
+            ("pot, no drafts", curve(test, priced, shareable, a.repeats, shared=True, utility=SOFT))
+        ]
     first: Found | None = None
     for name in a.draft:
         engine = pipe.engine(rewards, batch_size=a.batch_size, draft=name, **call)
@@ -131,9 +189,13 @@ def main() -> None:
         for label, algorithm in methods(drafted).items():
             curves.append((label, curve(drafted, algorithm, budgets, a.repeats, utility=SOFT)))
         if fit is not None:
-            learned = with_looks(fit, engine, [seen for seen in drafted.looks if seen.step == 0][:1], a.seed)
+            learned = with_looks(
+                fit, engine, [seen for seen in drafted.looks if seen.step == 0][:1], a.seed
+            )
             priced = PriceOfCompute(calibrate(learned, utility=SOFT))
-            curves.append(("pot", curve(drafted, priced, shareable, a.repeats, shared=True, utility=SOFT)))
+            curves.append(
+                ("pot", curve(drafted, priced, shareable, a.repeats, shared=True, utility=SOFT))
+            )
         rows = [row for label, c in curves for row in rows_of(label, c)]
         print(f"\n{table(rows)}\n\n{gains_table(gains := gains_of(dict(curves)))}")
         if a.plot and name == a.draft[0]:
@@ -144,24 +206,38 @@ def main() -> None:
             for label, c in by_flops.items()
             for row, cap in zip(rows_of(label, c), c.budgets, strict=True)
         ]
-        print(f"\nat the FLOPs of so many evaluations, decodes and rewards included\n\n{table(equal)}")
+        print(
+            f"\nat the FLOPs of so many evaluations, decodes and rewards included\n\n{table(equal)}"
+        )
         print(f"\n{gains_table(equal_gains := gains_of(by_flops))}")
         here = Found({str(r.seen): r.spearman for r in ranks}, dict(curves), by_flops)
         first = first or here
         if a.live and first is here:
-            found["live"] = [against_live(drafted, engine, b, a.live, here.by_nfe[AGAINST]) for b in budgets]
+            found["live"] = [
+                against_live(drafted, engine, b, a.live, here.by_nfe[AGAINST]) for b in budgets
+            ]
         if first is not here:
             print(f"\npaired with {a.draft[0]}\n\n{paired(here, first)}")
         found["drafters"][name] = {
-            "ranks": [{"look": str(r.seen), "nfe": r.nfe, "spearman": r.mean, "se": r.error} for r in ranks],
-            "gains": [{"look": str(x.draft.seen), "over": str(x.rival.seen), "gain": x.gain, "se": x.error}
-                      for x in drafts_against_estimates(ranks)],
+            "ranks": [
+                {"look": str(r.seen), "nfe": r.nfe, "spearman": r.mean, "se": r.error}
+                for r in ranks
+            ],
+            "gains": [
+                {
+                    "look": str(x.draft.seen),
+                    "over": str(x.rival.seen),
+                    "gain": x.gain,
+                    "se": x.error,
+                }
+                for x in drafts_against_estimates(ranks)
+            ],
             "rows": rows,
             "paired": gains,
             "equal_flops": equal,
             "equal_flops_paired": equal_gains,
             "kernels": under_noise(drafted, noisy),
-        }  # fmt: skip
+        }
         if a.json:
             a.json.write_text(json.dumps(found, indent=1))
 
@@ -170,52 +246,96 @@ APART = 10_000
 """Seeds between the first ones of two live searches: more than any search starts."""
 
 
-def against_live(drafted: Recording, engine: LiveEngine, budget: Budget, n: int, played: Curve) -> dict[str, Any]:
-    """Pruning with drafts of one call: live and replayed from the recorded seeds, and live from n other first seeds.
+def against_live(
+    drafted: Recording, engine: LiveEngine, budget: Budget, n: int, played: Curve
+) -> dict[str, Any]:
+    """Pruning with drafts of one call: live and replayed from the recorded seeds, and live from n
+    other first seeds.
 
     played: searches of the recorded seeds in random order."""
     algorithm, prompts, seed = SeedPruning(draft_calls=1), drafted.prompts, drafted.first_seed
     live = search(prompts, algorithm, engine, budget, selection=Selection(utility=SOFT), seed=seed)
-    replayed = search(prompts, algorithm, ReplayEngine(drafted), budget, selection=Selection(utility=SOFT), seed=seed)
-    alike = [x.best.seed == y.best.seed and x.spent.cost == y.spent.cost and
-             [(m["uids"], m["stop"]) for m in x.trace] == [(m["uids"], m["stop"]) for m in y.trace]
-             for x, y in zip(live, replayed, strict=True)]  # fmt: skip
+    replayed = search(
+        prompts,
+        algorithm,
+        ReplayEngine(drafted),
+        budget,
+        selection=Selection(utility=SOFT),
+        seed=seed,
+    )
+    alike = [
+        x.best.seed == y.best.seed
+        and x.spent.cost == y.spent.cost
+        and [(m["uids"], m["stop"]) for m in x.trace] == [(m["uids"], m["stop"]) for m in y.trace]
+        for x, y in zip(live, replayed, strict=True)
+    ]
     other = [
-        search(prompts, algorithm, engine, budget, selection=Selection(utility=SOFT), seed=seed + (i + 1) * APART)
+        search(
+            prompts,
+            algorithm,
+            engine,
+            budget,
+            selection=Selection(utility=SOFT),
+            seed=seed + (i + 1) * APART,
+        )
         for i in range(n)
     ]
     right = np.array([[r.best.scores[REWARDS[1]] for r in found] for found in other])
     lead = right.mean(0) - played.scores[:, played.budgets.index(budget), 1]
     whole, error = right.mean(0), len(prompts) ** -0.5
-    row = {"budget": str(budget), "alike": sum(alike), "prompts": len(prompts), "searches": n,
-           "live": float(whole.mean()), "live_se": float(whole.std(ddof=1) * error),
-           "chance": float((right.var(0, ddof=1).mean() / right.size) ** 0.5) if n > 1 else None,
-           "lead": float(lead.mean()), "lead_se": float(lead.std(ddof=1) * error)}  # fmt: skip
-    print(f"{budget}: {sum(alike)} of {len(alike)} live searches of recorded seeds are their replay, row by row; "
-          f"{n} searches of each prompt from other seeds: {row['live']:.3f} ± {row['live_se']:.3f} right, "
-          f"{row['lead']:+.3f} ± {row['lead_se']:.3f} over those of the recording", flush=True)  # fmt: skip
+    row = {
+        "budget": str(budget),
+        "alike": sum(alike),
+        "prompts": len(prompts),
+        "searches": n,
+        "live": float(whole.mean()),
+        "live_se": float(whole.std(ddof=1) * error),
+        "chance": float((right.var(0, ddof=1).mean() / right.size) ** 0.5) if n > 1 else None,
+        "lead": float(lead.mean()),
+        "lead_se": float(lead.std(ddof=1) * error),
+    }
+    print(
+        f"{budget}: {sum(alike)} of {len(alike)} live searches of recorded seeds are their replay,"
+        f" row by row; {n} searches of each prompt from other seeds: {row['live']:.3f} ±"
+        f" {row['live_se']:.3f} right, {row['lead']:+.3f} ± {row['lead_se']:.3f} over those of the"
+        " recording",
+        flush=True,
+    )
     return row
 
 
-SHOWN = {"best-of-n": "best-of-N", "pruning, no drafts": "seed pruning", "1 call, cut": "drafts, then pruning"}
+SHOWN = {
+    "best-of-n": "best-of-N",
+    "pruning, no drafts": "seed pruning",
+    "1 call, cut": "drafts, then pruning",
+}
 """The rows that are plotted, and what their curves are called."""
 
 
 def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of SHOWN under their names there."""
-    return [{**row, "algorithm": SHOWN[row["algorithm"]]} for row in rows if row["algorithm"] in SHOWN]
+    return [
+        {**row, "algorithm": SHOWN[row["algorithm"]]} for row in rows if row["algorithm"] in SHOWN
+    ]
 
 
 def under_noise(drafted: Recording, noisy: dict[str, FloatArray]) -> list[dict[str, Any]]:
-    """How drafts rank seeds where the kernel draws noise: (P, S, R) scores of the finished images, by kernel."""
+    """How drafts rank seeds where the kernel draws noise: (P, S, R) scores of the finished images,
+    by kernel."""
     rows, known = [], {str(seen): scores for seen, scores in drafted.looks.items()}
     known["the image without noise"] = drafted.final
     for kernel, final in noisy.items():
         for name, scores in known.items():
             each = spearman(SOFT(scores[:, : final.shape[1]]), SOFT(final))
             each = each[np.isfinite(each)]
-            rows.append({"kernel": kernel, "look": name, "spearman": float(each.mean()),
-                         "se": float(each.std(ddof=1) / len(each) ** 0.5)})  # fmt: skip
+            rows.append(
+                {
+                    "kernel": kernel,
+                    "look": name,
+                    "spearman": float(each.mean()),
+                    "se": float(each.std(ddof=1) / len(each) ** 0.5),
+                }
+            )
             print(f"{kernel}, {name}: Spearman {rows[-1]['spearman']:.3f} ± {rows[-1]['se']:.3f}")
     return rows
 
@@ -232,17 +352,28 @@ class Found:
 
 
 def paired(mine: Found, first: Found) -> str:
-    """Differences in rank correlation and in the share of right winners, in Markdown, with errors over prompts."""
+    """Differences in rank correlation and in the share of right winners, in Markdown, with errors
+    over prompts."""
 
     def told(differences: FloatArray) -> str:
         known = differences[np.isfinite(differences)]
         return f"{known.mean():+.3f} ± {known.std(ddof=1) / len(known) ** 0.5:.3f}"
 
-    rows = [[look, told(ranks - first.ranks[look])] for look, ranks in mine.ranks.items() if look.startswith("draft")]
-    for unit, curves, before in (("NFE", mine.by_nfe, first.by_nfe), ("FLOPs", mine.by_flops, first.by_flops)):
+    rows = [
+        [look, told(ranks - first.ranks[look])]
+        for look, ranks in mine.ranks.items()
+        if look.startswith("draft")
+    ]
+    for unit, curves, before in (
+        ("NFE", mine.by_nfe, first.by_nfe),
+        ("FLOPs", mine.by_flops, first.by_flops),
+    ):
         for label, c in curves.items():
             if "call" in label:
-                each = [told(c.scores[:, i, 1] - before[label].scores[:, i, 1]) for i in range(len(c.budgets))]
+                each = [
+                    told(c.scores[:, i, 1] - before[label].scores[:, i, 1])
+                    for i in range(len(c.budgets))
+                ]
                 rows.append([f"{label}, by {unit}", ", ".join(each)])
     return markdown(["", "difference"], rows, left=(0, 1))
 
@@ -252,7 +383,8 @@ AGAINST = "1 call, cut"
 
 
 def gains_of(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
-    """Strict accuracy of each method less that of AGAINST on the same prompts, with the error of the mean over them."""
+    """Strict accuracy of each method less that of AGAINST on the same prompts, with the error of
+    the mean over them."""
     rows = []
     for name, c in curves.items():
         for i, budget in enumerate(c.budgets):
@@ -260,8 +392,14 @@ def gains_of(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
             if j < 0 or name == AGAINST:
                 continue
             each = c.scores[:, i, 1] - curves[AGAINST].scores[:, j, 1]
-            rows.append({"method": name, "budget": str(budget), "gain": float(each.mean()),
-                         "se": float(each.std(ddof=1) / len(each) ** 0.5)})  # fmt: skip
+            rows.append(
+                {
+                    "method": name,
+                    "budget": str(budget),
+                    "gain": float(each.mean()),
+                    "se": float(each.std(ddof=1) / len(each) ** 0.5),
+                }
+            )
     return rows
 
 
@@ -270,13 +408,18 @@ def gains_table(rows: Sequence[dict[str, Any]]) -> str:
     budgets = list(dict.fromkeys(row["budget"] for row in rows))
     lines = []
     for name in dict.fromkeys(row["method"] for row in rows):
-        mine = {row["budget"]: f"{row['gain']:+.3f} ± {row['se']:.3f}" for row in rows if row["method"] == name}
+        mine = {
+            row["budget"]: f"{row['gain']:+.3f} ± {row['se']:.3f}"
+            for row in rows
+            if row["method"] == name
+        }
         lines.append([name, *(mine.get(budget, "") for budget in budgets)])
     return markdown([f"strict, over {AGAINST}", *budgets], lines)
 
 
 def methods(recording: Recording) -> dict[str, SeedPruning]:
-    """Searches by drafts of the initial noise, by name: with the later cut that is the default, and without one."""
+    """Searches by drafts of the initial noise, by name: with the later cut that is the default, and
+    without one."""
     found = {}
     looks = {read_look(seen.look) for seen in recording.looks if seen.step == 0}
     for calls in sorted(look.calls for look in looks if isinstance(look, Draft)):
@@ -291,13 +434,19 @@ def equal_flops(recording: Recording, budgets: Sequence[int], repeats: int) -> d
     caps = [Budget(flops=b * price.nfe) for b in budgets if b * price.nfe > least(recording)]
     algorithms = {"pruning, no drafts": SeedPruning(draft_share=0), **methods(recording)}
     curves = {"best-of-n": best_of_n_curve(recording, caps, utility=SOFT)}
-    return curves | {name: curve(recording, m, caps, repeats, utility=SOFT) for name, m in algorithms.items()}
+    return curves | {
+        name: curve(recording, m, caps, repeats, utility=SOFT) for name, m in algorithms.items()
+    }
 
 
 def least(recording: Recording) -> float:
     """FLOPs of one finished and scored image."""
-    (one,) = search([""], BestOfN(1), ReplayEngine(dataclasses.replace(recording.select(slice(1)), prompts=("",))),
-                    seed=recording.first_seed)  # fmt: skip
+    (one,) = search(
+        [""],
+        BestOfN(1),
+        ReplayEngine(dataclasses.replace(recording.select(slice(1)), prompts=("",))),
+        seed=recording.first_seed,
+    )
     return one.spent.flops
 
 
@@ -317,23 +466,36 @@ class LookOnce:
         """Whether it has looked."""
         return False
 
-    def step(self, state: bool, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, bool]:
-        return None if state else fresh(self.n, self.seen.step, look=read_look(self.seen.look)), True
+    def step(
+        self, state: bool, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, bool]:
+        return (
+            None if state else fresh(self.n, self.seen.step, look=read_look(self.seen.look))
+        ), True
 
 
-def with_looks(recording: Recording, engine: LiveEngine, looks: Sequence[EstimatorAt], seed: int) -> Recording:
-    """The recording with the scores of further looks at its seeds, made now, and with the price of drafts."""
+def with_looks(
+    recording: Recording, engine: LiveEngine, looks: Sequence[EstimatorAt], seed: int
+) -> Recording:
+    """The recording with the scores of further looks at its seeds, made now, and with the price of
+    drafts."""
     found = {}
     for seen in looks:
-        scores: FloatArray = np.full((len(recording.prompts), recording.seeds, len(engine.reward_names)), np.nan)
+        scores: FloatArray = np.full(
+            (len(recording.prompts), recording.seeds, len(engine.reward_names)), np.nan
+        )
 
         def listen(event: Event, scores: FloatArray = scores, seen: EstimatorAt = seen) -> None:
             if event.kind == "score" and event.look == seen.look:
                 scores[event.job, event.uids[0]] = event.scores
 
-        search(recording.prompts, LookOnce(recording.seeds, seen), engine, seed=seed, on_event=listen)
+        search(
+            recording.prompts, LookOnce(recording.seeds, seen), engine, seed=seed, on_event=listen
+        )
         found[seen] = scores
-    return dataclasses.replace(recording, looks=found, price=dataclasses.replace(engine.price, seconds=None))
+    return dataclasses.replace(
+        recording, looks=found, price=dataclasses.replace(engine.price, seconds=None)
+    )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
-"""Images that differ against the best ones: quality and diversity of K kept images, at equal evaluations.
+"""Images that differ against the best ones: quality and diversity of K kept images, at equal
+evaluations.
 
     python benchmarks/diverse.py
 
-The embedded model is searched on held-out prompts for the checker's soft score, and K images of each are kept, which
-are compared by colours and layout (`pixels`). Quality is the mean score of the K. Diversity is their mean distance over
-pairs by a measure that no search sees: how many pixels the objects of one image lie from those of the other, as the
-exact checker finds them, objects of one colour being paired so that the mean is least; an object without a partner
-counts 16. "features" is the mean distance of a network's features (scenes-learned), which no search sees either.
+The embedded model is searched on held-out prompts for the checker's soft score, and K images of
+each are kept, which are compared by colours and layout (`pixels`). Quality is the mean score of the
+K. Diversity is their mean distance over pairs by a measure that no search sees: how many pixels the
+objects of one image lie from those of the other, as the exact checker finds them, objects of one
+colour being paired so that the mean is least; an object without a partner counts 16. "features" is
+the mean distance of a network's features (scenes-learned), which no search sees either.
 
-Every seed of --pool is denoised once, its draft, its estimate and its image scored (some minutes a prompt; --folder
-keeps them). All searches run on that pool, --seeds times with seeds in another order, as they would on the model: same
-algorithms, same prices. Differences are paired; errors are standard errors over prompts. "end" lets the best survive
-pruning, and chooses images that differ at the end alone.
+Every seed of --pool is denoised once, its draft, its estimate and its image scored (some minutes a
+prompt; --folder keeps them). All searches run on that pool, --seeds times with seeds in another
+order, as they would on the model: same algorithms, same prices. Differences are paired; errors are
+standard errors over prompts. "end" lets the best survive pruning, and chooses images that differ at
+the end alone.
 """
 
 from __future__ import annotations
@@ -57,7 +60,8 @@ METHODS: dict[str, tuple[Any, bool, tuple[float, ...]]] = {
     "with drafts": (SeedPruning(), True, (0, 1, 2, 4)),
     "with drafts, end": (AtTheEnd(), True, (1,)),
 }
-"""The algorithm, whether it drafts, and the weights of diversity, the first of which is the plain search."""
+"""The algorithm, whether it drafts, and the weights of diversity, the first of which is the plain
+search."""
 
 
 class Pool(NamedTuple):
@@ -70,10 +74,13 @@ class Pool(NamedTuple):
 
 
 class PoolEngine(DryEngine):
-    """Looks scores and features up instead of computing them. Seed s is number `order[s]` of the pool."""
+    """Looks scores and features up instead of computing them. Seed s is number `order[s]` of the
+    pool."""
 
     def __init__(self, live: Any, pool: Pool, features: np.ndarray, order: np.ndarray) -> None:
-        super().__init__(live.grid, live.reward_names, price=live.price, draft_calls=live.draft_calls)
+        super().__init__(
+            live.grid, live.reward_names, price=live.price, draft_calls=live.draft_calls
+        )
         self.pool, self.features, self.order = pool, features, order
 
     def stages(self, steps: Any, look: Any) -> Any:
@@ -103,10 +110,17 @@ def made(engine: Any, prompt: str, seeds: int, file: Path) -> Pool:
         def listen(event: Event) -> None:
             if event.kind == "score" and event.picture is not None:
                 key = event.step, event.uids[0]
-                images[key] = (event.picture.fetch().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+                images[key] = (
+                    (event.picture.fetch().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+                )
                 scores[key] = event.scores[0]
 
-        search([prompt], KeepAll(seeds, (step,), (f"draft:{engine.draft_calls}@0",)), engine, on_event=listen)
+        search(
+            [prompt],
+            KeepAll(seeds, (step,), (f"draft:{engine.draft_calls}@0",)),
+            engine,
+            on_event=listen,
+        )
         keys = [[(at, uid) for uid in range(seeds)] for at in (0, step, STEPS)]
         columns = [[[of[key] for key in row] for row in keys] for of in (images, scores)]
         np.savez_compressed(file, im=np.array(columns[0]), sc=np.array(columns[1]))
@@ -124,7 +138,9 @@ def layouts(images: np.ndarray) -> np.ndarray:
     """(S, S) distances in pixels of the objects of images (S, 3, 32, 32) uint8."""
     found = detect(images.astype(np.float32) / 255)
     places = np.stack([found.x, found.y], -1)
-    objects = [(places[found.image == i], found.color[found.image == i]) for i in range(len(images))]
+    objects = [
+        (places[found.image == i], found.color[found.image == i]) for i in range(len(images))
+    ]
     apart = np.zeros((len(images), len(images)))
     for i, j in itertools.combinations(range(len(images)), 2):
         apart[i, j] = apart[j, i] = layout(*objects[i], *objects[j])
@@ -141,35 +157,56 @@ def layout(at: Any, colour: Any, there: Any, its: Any) -> float:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--prompts", type=int, default=24)
     p.add_argument("--prompt-seed", type=int, default=15)
     p.add_argument("--pool", type=int, default=64, help="seeds of a prompt")
-    p.add_argument("--seeds", type=int, default=40, help="searches of every prompt, with seeds in another order")
+    p.add_argument(
+        "--seeds",
+        type=int,
+        default=40,
+        help="searches of every prompt, with seeds in another order",
+    )
     p.add_argument("--budgets", type=int, nargs="+", default=[100, 160], help="NFE per prompt")
     p.add_argument("--keep", type=int, default=4, help="K")
-    p.add_argument("--folder", type=Path, default=Path("build/diverse"), help="where pools are kept")
+    p.add_argument(
+        "--folder", type=Path, default=Path("build/diverse"), help="where pools are kept"
+    )
     add_dtype(p)
     a = p.parse_args()
     a.folder.mkdir(parents=True, exist_ok=True)
     pipe, (learned,) = load(dtype=getattr(torch, a.dtype)), make_rewards("scenes-learned")
     how = {"batch_size": 64, "features": "pixels", "num_inference_steps": STEPS}
-    live = {draft: pipe.engine("scenes", draft="embedded" if draft else None, **how) for draft in (False, True)}
+    live = {
+        draft: pipe.engine("scenes", draft="embedded" if draft else None, **how)
+        for draft in (False, True)
+    }
     runs: dict[tuple[int, str, float], dict[str, list[float]]] = {}
     for number, prompt in enumerate(sample_prompts(a.prompts, a.prompt_seed)):
         pool = made(live[True], prompt, a.pool, a.folder / f"q{a.prompt_seed}_{number}.npz")
-        apart, seen = layouts(pool.images[2]), features_of(make_likeness("reward", [learned]), pool.images[2])
+        apart, seen = (
+            layouts(pool.images[2]),
+            features_of(make_likeness("reward", [learned]), pool.images[2]),
+        )
         seen /= np.linalg.norm(seen, axis=-1, keepdims=True)
         between = np.sqrt(np.maximum(2 - 2 * seen @ seen.T, 0))
         features = features_of(make_likeness("pixels", []), pool.images)
-        for nfe, (name, (algorithm, draft, weights)) in itertools.product(a.budgets, METHODS.items()):
+        for nfe, (name, (algorithm, draft, weights)) in itertools.product(
+            a.budgets, METHODS.items()
+        ):
             for weight in weights:
                 rows = []
                 for seed in range(a.seeds):
                     order = np.random.default_rng([number, seed]).permutation(a.pool)
                     engine = PoolEngine(live[draft], pool, features, order)
                     (found,) = search(
-                        [prompt], algorithm, engine, f"{nfe}nfe", selection=Selection(keep=a.keep, diversity=weight)
+                        [prompt],
+                        algorithm,
+                        engine,
+                        f"{nfe}nfe",
+                        selection=Selection(keep=a.keep, diversity=weight),
                     )
                     kept = order[[candidate.seed for candidate in found.images]]
                     pairs = np.triu_indices(len(kept), 1)
@@ -189,7 +226,10 @@ NAMES = ("quality", "layout", "features", "best", "finished")
 
 def table(runs: dict[tuple[int, str, float], dict[str, list[float]]]) -> str:
     """Markdown: a line for each budget, method and weight, with differences to weight 0."""
-    head = "NFE | search | weight | finished | quality | less weight 0 | layout, px | less weight 0 | features"
+    head = (
+        "NFE | search | weight | finished | quality | less weight 0 | layout, px | less weight 0 |"
+        " features"
+    )
     lines = [f"| {head} | less weight 0 | best |", "|---" * 11 + "|"]
     for (nfe, name, weight), run in runs.items():
         plain = runs[nfe, name.removesuffix(", end"), 0]
@@ -197,7 +237,9 @@ def table(runs: dict[tuple[int, str, float], dict[str, list[float]]]) -> str:
         for key in NAMES[:3]:
             less = cell([{key: list(np.subtract(run[key], plain[key]))}], key)
             cells += [cell([run], key), "" if run is plain else less]
-        lines.append(f"| {nfe} | {name} | {weight:g} | {' | '.join(cells)} | {np.mean(run['best']):.3f} |")
+        lines.append(
+            f"| {nfe} | {name} | {weight:g} | {' | '.join(cells)} | {np.mean(run['best']):.3f} |"
+        )
     return "\n".join(lines)
 
 

@@ -1,17 +1,19 @@
-"""What a draft of SDXL, SD3.5 medium and FLUX.1-dev takes, worked out without a GPU and without their weights.
+"""What a draft of SDXL, SD3.5 medium and FLUX.1-dev takes, worked out without a GPU and without
+their weights.
 
     python benchmarks/draft_on_paper.py                      # a minute on a CPU
     python benchmarks/draft_on_paper.py --models flux --rank 16 --tflops 400 --json flux.json
 
-The networks are the published ones (families.py, "full"), on the meta device, which holds shapes and no numbers. The
-LoRA of `ttsnap distill-draft` is put on them, and a row goes forward and back: what does not fit fails here, within a
-minute, and not after a day. Counted are the LoRA, FLOPs, and the bytes that the backward pass needs. From these follow
-hours at `--tflops`, the speed that a GPU reaches in practice, for the trajectories and the optimiser steps that are
-asked for, and what trajectories take on disk. Text encoders, the VAE, the rewards of the evaluation and the VAE's
+The networks are the published ones (families.py, "full"), on the meta device, which holds shapes
+and no numbers. The LoRA of `ttsnap distill-draft` is put on them, and a row goes forward and back:
+what does not fit fails here, within a minute, and not after a day. Counted are the LoRA, FLOPs, and
+the bytes that the backward pass needs. From these follow hours at `--tflops`, the speed that a GPU
+reaches in practice, for the trajectories and the optimiser steps that are asked for, and what
+trajectories take on disk. Text encoders, the VAE, the rewards of the evaluation and the VAE's
 decodes are not in these figures.
 
-Cheaper calls of the drafter are counted, too: its LoRA merged, some of its blocks left out, and half the pixels a side,
-from pooled noise. What such drafts are worth is not known.
+Cheaper calls of the drafter are counted, too: its LoRA merged, some of its blocks left out, and
+half the pixels a side, from pooled noise. What such drafts are worth is not known.
 """
 
 from __future__ import annotations
@@ -50,10 +52,11 @@ STATE = 20
 class Paper:
     """What one model takes. Bytes and FLOPs of one row, unless said otherwise.
 
-    weights: bytes of the network. layers: linear layers with a LoRA, of `numbers` in all. base, call: FLOPs of a pass
-    of the model and of its drafter. cheaper: FLOPs of cheaper calls, by what makes them so. back, checkpointed: FLOPs
-    of a row's training, forward and back, and those with checkpointing. kept, kept_checkpointed: bytes that the
-    backward pass needs, likewise. latent: numbers of a latent.
+    weights: bytes of the network. layers: linear layers with a LoRA, of `numbers` in all. base,
+    call: FLOPs of a pass of the model and of its drafter. cheaper: FLOPs of cheaper calls, by what
+    makes them so. back, checkpointed: FLOPs of a row's training, forward and back, and those with
+    checkpointing. kept, kept_checkpointed: bytes that the backward pass needs, likewise. latent:
+    numbers of a latent.
     """
 
     model: str
@@ -93,7 +96,11 @@ def worked_out(name: str, size: str, rank: int) -> Paper:
     pipe, states = _at_home(upgrade(case.pipe)), TrajectoryConfig().states
     with init_empty_weights(include_buffers=False):
         student = DraftStudent(
-            pipe, {**call, "num_inference_steps": STEPS[name]}, states=states, first_time=0.87, rank=rank
+            pipe,
+            {**call, "num_inference_steps": STEPS[name]},
+            states=states,
+            first_time=0.87,
+            rank=rank,
         )
     base = pipe.denoiser(**call, num_inference_steps=STEPS[name])
     numbers = sum(p.numel() for p in student.parameters.values())
@@ -131,11 +138,12 @@ def worked_out(name: str, size: str, rank: int) -> Paper:
     )
 
 
-# --- on the meta device -------------------------------------------------------------------------------------------
+# --- on the meta device ---------------------------------------------------------------------------
 
 
 def _at_home(pipe: Any) -> Any:
-    """The pipeline as if it computed on the CPU, wherever its network is: schedules and noise are real numbers."""
+    """The pipeline as if it computed on the CPU, wherever its network is: schedules and noise are
+    real numbers."""
     home = property(lambda self: torch.device("cpu"))
     pipe.__class__ = type("OnPaper", (type(pipe),), {"device": home, "_execution_device": home})
     return pipe
@@ -146,7 +154,8 @@ def _at_hand(value: Any) -> Any:
 
 
 def _on_meta(denoiser: Any) -> Any:
-    """A denoiser on meta, with the encodings of one prompt, and the LoRA in the type that autocast computes in."""
+    """A denoiser on meta, with the encodings of one prompt, and the LoRA in the type that autocast
+    computes in."""
     denoiser.encode(["any prompt"])
     twin = denoiser.meta_twin()
     twin.net.to(torch.bfloat16)
@@ -173,7 +182,8 @@ def _cheaper(pipe: Any, call: Mapping[str, Any]) -> Iterator[tuple[str, Any, Ten
 
 
 def leave_out(net: nn.Module, depth: float) -> None:
-    """Keep this share of each list of alike blocks of a network, spread evenly; the last block stays."""
+    """Keep this share of each list of alike blocks of a network, spread evenly; the last block
+    stays."""
     for name, part in net.named_modules():
         if name.rpartition(".")[2] in ("transformer_blocks", "single_transformer_blocks"):
             last, kept = len(part) - 1, max(1, round(depth * len(part)))
@@ -194,13 +204,21 @@ def _out(denoiser: Any, latent: Tensor) -> Tensor:
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """Attention as GPUs compute it: the matrix of scores is never kept. Its FLOPs are counted, forward and back."""
+    """Attention as GPUs compute it: the matrix of scores is never kept. Its FLOPs are counted,
+    forward and back."""
 
     def fused(
-        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        *rest: Any,
+        **more: Any,
     ) -> Tensor:
         if attn_mask is not None:
-            raise ValueError("this network masks its attention, whose fused kernel is not counted here")
+            raise ValueError(
+                "this network masks its attention, whose fused kernel is not counted here"
+            )
         found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
         return found
 
@@ -231,13 +249,18 @@ def _trained(denoiser: Any, latent: Tensor) -> tuple[float, int]:
         found.float().pow(2).mean().backward()
 
     flops = _flops(both, grad=True)
-    missing = [name for name, p in denoiser.net.named_parameters() if p.requires_grad and p.grad is None]
+    missing = [
+        name for name, p in denoiser.net.named_parameters() if p.requires_grad and p.grad is None
+    ]
     if missing:
-        print(f"no gradient reaches {len(missing)} of the LoRA's matrices, which stay as they are: {missing[0]}, ...")
+        print(
+            f"no gradient reaches {len(missing)} of the LoRA's matrices, which stay as they are:"
+            f" {missing[0]}, ..."
+        )
     return flops, sum(kept.values())
 
 
-# --- the table ----------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def table(papers: Sequence[Paper], tflops: float, count: int, config: TrainingConfig) -> str:
@@ -250,13 +273,22 @@ def table(papers: Sequence[Paper], tflops: float, count: int, config: TrainingCo
     rows: list[tuple[str, list[str]]] = [
         ("weights of the network, bfloat16", [f"{p.weights / 1e9:.1f} GB" for p in papers]),
         ("layers with a LoRA", [f"{p.layers:,}" for p in papers]),
-        (f"numbers of the LoRA, rank {config.rank}", [f"{p.numbers / 1e6:.0f} million" for p in papers]),
+        (
+            f"numbers of the LoRA, rank {config.rank}",
+            [f"{p.numbers / 1e6:.0f} million" for p in papers],
+        ),
         ("its file, bfloat16", [f"{2 * p.numbers / 1e6:.0f} MB" for p in papers]),
         ("its training state", [f"{STATE * p.numbers / 1e9:.1f} GB" for p in papers]),
         ("kept for the backward pass, a row", [f"{p.kept / 1e9:.1f} GB" for p in papers]),
-        ("the same with checkpointing", [f"{p.kept_checkpointed / 1e9:.2f} GB and a block" for p in papers]),
+        (
+            "the same with checkpointing",
+            [f"{p.kept_checkpointed / 1e9:.2f} GB and a block" for p in papers],
+        ),
         ("a pass of the model", [f"{p.base / 1e12:.1f} TFLOP" for p in papers]),
-        ("a trajectory", [f"{p.steps} x {p.passes} passes, {p.trajectory / 1e15:.2f} PFLOP" for p in papers]),
+        (
+            "a trajectory",
+            [f"{p.steps} x {p.passes} passes, {p.trajectory / 1e15:.2f} PFLOP" for p in papers],
+        ),
         ("a call of the drafter", [f"{p.call / p.base:.2f} passes" for p in papers]),
         *(
             (f"the same, {words}", [f"{p.cheaper[words] / p.base:.2f} passes" for p in papers])
@@ -264,8 +296,14 @@ def table(papers: Sequence[Paper], tflops: float, count: int, config: TrainingCo
         ),
         ("a row of training", [f"{p.back / p.base:.2f} passes" for p in papers]),
         ("the same with checkpointing", [f"{p.checkpointed / p.base:.2f} passes" for p in papers]),
-        (f"{count:,} trajectories on disk and in RAM", [f"{count * p.stored(states) / 1e9:.1f} GB" for p in papers]),
-        (f"{count:,} trajectories at {tflops:g} TFLOP/s", [hours(count * p.trajectory) for p in papers]),
+        (
+            f"{count:,} trajectories on disk and in RAM",
+            [f"{count * p.stored(states) / 1e9:.1f} GB" for p in papers],
+        ),
+        (
+            f"{count:,} trajectories at {tflops:g} TFLOP/s",
+            [hours(count * p.trajectory) for p in papers],
+        ),
         (
             f"{config.steps:,} x {config.batch} rows at {tflops:g} TFLOP/s"
             + (", checkpointing" if config.checkpointing else ""),
@@ -276,11 +314,15 @@ def table(papers: Sequence[Paper], tflops: float, count: int, config: TrainingCo
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--models", nargs="+", choices=tuple(STEPS), default=list(STEPS))
     p.add_argument("--rank", type=int, default=TrainingConfig().rank)
     p.add_argument("--trajectories", type=int, default=10_000, metavar="N")
-    p.add_argument("--tflops", type=float, default=250.0, help="that the GPU reaches, in 1e12 FLOPs a second")
+    p.add_argument(
+        "--tflops", type=float, default=250.0, help="that the GPU reaches, in 1e12 FLOPs a second"
+    )
     p.add_argument("--json", type=Path, help="file for the figures")
     a = p.parse_args()
     config = TrainingConfig(rank=a.rank, checkpointing=True)

@@ -1,9 +1,11 @@
-"""Pipelines of ten families with random weights and no text encoders, in three sizes, for benchmarks.
+"""Pipelines of ten families with random weights and no text encoders, in three sizes, for
+benchmarks.
 
-"tiny" runs at once. "medium" has a denoiser of 5 to 12 GFLOP for an evaluation (with guidance: both passes) and a small
-VAE, so that the network dominates even on a CPU. "full" has the denoiser and VAE of SDXL, SD3.5 medium and FLUX.1-dev
-as published (their config.json on the hub), made where they run, in the dtype in which they run; their VAEs decode one
-picture at a time, since many at once take more memory than the network. Text comes as random embeddings.
+"tiny" runs at once. "medium" has a denoiser of 5 to 12 GFLOP for an evaluation (with guidance: both
+passes) and a small VAE, so that the network dominates even on a CPU. "full" has the denoiser and
+VAE of SDXL, SD3.5 medium and FLUX.1-dev as published (their config.json on the hub), made where
+they run, in the dtype in which they run; their VAEs decode one picture at a time, since many at
+once take more memory than the network. Text comes as random embeddings.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ import torch
 from torch import Tensor
 
 HEAD = 64
-STABLE_DIFFUSION: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+STABLE_DIFFUSION: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
 PIXART: dict[str, Any] = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 SHIFT: dict[str, Any] = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 # Guided by an argument of its own; the others take guidance_scale.
@@ -27,8 +33,8 @@ GUIDANCE: dict[str, Any] = {"guidance_scale": 5.0}
 
 @dataclass(frozen=True)
 class Scale:
-    """width: of the hidden states, a multiple of HEAD; layers: transformer blocks; side: tokens of a picture's side
-    (U-Nets: half the latents'); text: tokens of a prompt.
+    """width: of the hidden states, a multiple of HEAD; layers: transformer blocks; side: tokens of
+    a picture's side (U-Nets: half the latents'); text: tokens of a prompt.
     """
 
     width: int
@@ -54,7 +60,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Family:
-    """stock: the pipeline's class; small and full make a Case, full None where there is no full configuration."""
+    """stock: the pipeline's class; small and full make a Case, full None where there is no full
+    configuration."""
 
     stock: str
     small: Callable[[Scale], Case]
@@ -87,7 +94,8 @@ def build(name: str, size: str, device: torch.device, dtype: torch.dtype) -> Cas
 
 @contextmanager
 def _made(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Modules made in here are made on this device, in this dtype: no copy of billions of weights anywhere else."""
+    """Modules made in here are made on this device, in this dtype: no copy of billions of weights
+    anywhere else."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -115,11 +123,14 @@ def _placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return value.to(device, dtype if value.is_floating_point() else value.dtype)
 
 
-# --- text ---------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
-def _text(tokens: int, width: int, negative: bool = True, pooled: int = 0, mask: str = "") -> dict[str, Any]:
-    """Random embeddings as arguments of a call; pooled: their width; mask: the mask's name, after "prompt_"."""
+def _text(
+    tokens: int, width: int, negative: bool = True, pooled: int = 0, mask: str = ""
+) -> dict[str, Any]:
+    """Random embeddings as arguments of a call; pooled: their width; mask: the mask's name, after
+    "prompt_"."""
     found: dict[str, Any] = {}
     for sign in ("", "negative_") if negative else ("",):
         found[f"{sign}prompt_embeds"] = torch.randn(1, tokens, width)
@@ -130,7 +141,7 @@ def _text(tokens: int, width: int, negative: bool = True, pooled: int = 0, mask:
     return found
 
 
-# --- parts --------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
 
 
 def _square(pixels: int) -> dict[str, int]:
@@ -188,14 +199,16 @@ def _unet(s: Scale, **config: Any) -> Any:
     )
 
 
-# --- families -----------------------------------------------------------------------------------------------------
+# --- families -------------------------------------------------------------------------------------
 
 
 def _sd15(s: Scale) -> Case:
     pipe = d.StableDiffusionPipeline(
         unet=_unet(s, cross_attention_dim=s.width, attention_head_dim=max(1, s.heads // 4)),
         vae=_vae(4),
-        scheduler=d.PNDMScheduler(**STABLE_DIFFUSION, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
+        scheduler=d.PNDMScheduler(
+            **STABLE_DIFFUSION, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+        ),
         text_encoder=None,
         tokenizer=None,
         safety_checker=None,
@@ -239,14 +252,18 @@ def _sdxl_full(device: torch.device, dtype: torch.dtype) -> Case:
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )
-    return Case(_sdxl_pipe(unet, vae), {**_square(1024), **GUIDANCE, **_text(77, 2048, pooled=1280)})
+    return Case(
+        _sdxl_pipe(unet, vae), {**_square(1024), **GUIDANCE, **_text(77, 2048, pooled=1280)}
+    )
 
 
 def _sdxl_pipe(unet: Any, vae: Any) -> Any:
     return d.StableDiffusionXLPipeline(
         unet=unet,
         vae=vae,
-        scheduler=d.EulerDiscreteScheduler(**STABLE_DIFFUSION, steps_offset=1, timestep_spacing="leading"),
+        scheduler=d.EulerDiscreteScheduler(
+            **STABLE_DIFFUSION, steps_offset=1, timestep_spacing="leading"
+        ),
         **dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")),
         add_watermarker=False,
     )
@@ -270,7 +287,8 @@ def _sd3(s: Scale) -> Case:
 
 
 def _sd35_full(device: torch.device, dtype: torch.dtype) -> Case:
-    """Of Stable Diffusion 3.5 medium, whose prompts are the 77 tokens of its two CLIPs and the 256 of T5."""
+    """Of Stable Diffusion 3.5 medium, whose prompts are the 77 tokens of its two CLIPs and the 256
+    of T5."""
     with _made(device, dtype):
         vae = _flow_vae(_full_vae, 16)
         transformer = d.SD3Transformer2DModel(
@@ -288,11 +306,15 @@ def _sd35_full(device: torch.device, dtype: torch.dtype) -> Case:
             dual_attention_layers=tuple(range(13)),
             qk_norm="rms_norm",
         )
-    return Case(_sd3_pipe(transformer, vae), {**_square(1024), **GUIDANCE, **_text(333, 4096, pooled=2048)})
+    return Case(
+        _sd3_pipe(transformer, vae), {**_square(1024), **GUIDANCE, **_text(333, 4096, pooled=2048)}
+    )
 
 
 def _sd3_pipe(transformer: Any, vae: Any) -> Any:
-    absent = {f"{part}{n}": None for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
+    absent = {
+        f"{part}{n}": None for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")
+    }
     return d.StableDiffusion3Pipeline(transformer=transformer, vae=vae, scheduler=_flow(), **absent)
 
 
@@ -309,7 +331,11 @@ def _flux(s: Scale) -> Case:
         axes_dims_rope=(8, 28, 28),
         guidance_embeds=True,
     )
-    call = {**_square(4 * s.side), "guidance_scale": 3.5, **_text(s.text, s.width, negative=False, pooled=s.width)}
+    call = {
+        **_square(4 * s.side),
+        "guidance_scale": 3.5,
+        **_text(s.text, s.width, negative=False, pooled=s.width),
+    }
     return Case(_flux_pipe(transformer, _flow_vae(_vae, 16)), call)
 
 
@@ -434,7 +460,14 @@ def _qwen_image(s: Scale) -> Case:
         text_encoder=None,
         tokenizer=None,
     )
-    return Case(pipe, {**_square(4 * s.side), "true_cfg_scale": 4.0, **_text(s.text, s.width, mask="embeds_mask")})
+    return Case(
+        pipe,
+        {
+            **_square(4 * s.side),
+            "true_cfg_scale": 4.0,
+            **_text(s.text, s.width, mask="embeds_mask"),
+        },
+    )
 
 
 def _z_image(s: Scale) -> Case:
@@ -450,7 +483,11 @@ def _z_image(s: Scale) -> Case:
         axes_lens=[1024, 64, 64],
     )
     pipe = d.ZImagePipeline(
-        transformer=transformer, vae=_flow_vae(_vae, 16), scheduler=_flow(), text_encoder=None, tokenizer=None
+        transformer=transformer,
+        vae=_flow_vae(_vae, 16),
+        scheduler=_flow(),
+        text_encoder=None,
+        tokenizer=None,
     )
     text = {f"{sign}prompt_embeds": [torch.randn(s.text, s.width)] for sign in ("", "negative_")}
     return Case(pipe, {**_square(4 * s.side), **GUIDANCE, **text})
@@ -471,9 +508,14 @@ def _lumina2(s: Scale) -> Case:
         cap_feat_dim=s.width,
     )
     pipe = d.Lumina2Pipeline(
-        transformer=transformer, vae=_flow_vae(_vae, 16), scheduler=_flow(shift=6.0), text_encoder=None, tokenizer=None
+        transformer=transformer,
+        vae=_flow_vae(_vae, 16),
+        scheduler=_flow(shift=6.0),
+        text_encoder=None,
+        tokenizer=None,
     )
-    size = _square(16 * s.side)  # the pipeline takes an eighth for the latents, whatever its VAE does
+    # the pipeline takes an eighth for the latents, whatever its VAE does
+    size = _square(16 * s.side)
     return Case(pipe, {**size, **GUIDANCE, **_text(s.text, s.width, mask="attention_mask")})
 
 
@@ -498,7 +540,11 @@ def _flux2_klein(s: Scale) -> Case:
         up_block_types=("UpDecoderBlock2D",) * 2,
     )
     pipe = d.Flux2KleinPipeline(
-        transformer=transformer, vae=vae, scheduler=_flow(**SHIFT), text_encoder=None, tokenizer=None
+        transformer=transformer,
+        vae=vae,
+        scheduler=_flow(**SHIFT),
+        text_encoder=None,
+        tokenizer=None,
     )
     return Case(pipe, {**_square(4 * s.side), **GUIDANCE, **_text(s.text, s.width)})
 

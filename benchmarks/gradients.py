@@ -3,13 +3,15 @@
     python benchmarks/gradients.py --json gradients.json
     python benchmarks/gradients.py --methods best-of-n smc "smc, dps" --budgets 100 --prompts 10 --seeds 1
 
-Hard held-out prompts are searched with the learned reward (`scenes-learned`), whose gradient guides; the exact checker,
-which no search sees, judges what comes back. A budget of n is the FLOPs that best-of-N takes with n denoiser calls, its
-decodes and rewards included; a backward pass counts as two forward passes. Figures are means over prompts of the mean
-over seeds, with the standard error over prompts. Where the reward rises and the checker does not, it was hacked: for
-methods that refine, the table says what the checker gave the image before and after, and for how many prompts it fell.
-Guided methods and the particle methods that they stand beside sample the linear SDE with g = 3 t^2, all others the
-model's own Euler steps. OUT is written after every run, and runs that it holds are not made again.
+Hard held-out prompts are searched with the learned reward (`scenes-learned`), whose gradient
+guides; the exact checker, which no search sees, judges what comes back. A budget of n is the FLOPs
+that best-of-N takes with n denoiser calls, its decodes and rewards included; a backward pass counts
+as two forward passes. Figures are means over prompts of the mean over seeds, with the standard
+error over prompts. Where the reward rises and the checker does not, it was hacked: for methods that
+refine, the table says what the checker gave the image before and after, and for how many prompts it
+fell. Guided methods and the particle methods that they stand beside sample the linear SDE with g =
+3 t^2, all others the model's own Euler steps. OUT is written after every run, and runs that it
+holds are not made again.
 """
 
 from __future__ import annotations
@@ -84,7 +86,9 @@ METHODS: dict[str, tuple[Callable[[int], Any], dict[str, Any]]] = {
 def main() -> None:
     p = parser(__doc__)
     p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    p.add_argument("--budgets", type=int, nargs="+", default=[100], help="in denoiser calls of best-of-N")
+    p.add_argument(
+        "--budgets", type=int, nargs="+", default=[100], help="in denoiser calls of best-of-N"
+    )
     p.add_argument("--guard", default="scenes", help="the reward that the guarded ascent watches")
     a = p.parse_args()
     settings = {k: getattr(a, k) for k in (*SETTINGS, "guard")}
@@ -95,28 +99,48 @@ def main() -> None:
         key = f"{name}|{nfe}|{seed}"
         if key not in done:
             done[key] = run(pipe, name, nfe, seed, prompts, metrics, a)
-            print(f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s", flush=True)
+            print(
+                f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s",
+                flush=True,
+            )
             write(a.json, settings, done)
     print(table(done, a))
 
 
-def run(pipe: Any, name: str, nfe: int, seed: int, prompts: list[str], metrics: Any, a: Any) -> dict[str, Any]:
+def run(
+    pipe: Any, name: str, nfe: int, seed: int, prompts: list[str], metrics: Any, a: Any
+) -> dict[str, Any]:
     """One search of every prompt."""
     build, how = METHODS[name]
     call, watched = {"num_inference_steps": a.steps}, "watched" in how
     rewards = make_rewards([a.reward, a.guard] if watched else a.reward)
-    engine = pipe.engine(rewards, batch_size=a.batch_size, **{k: v for k, v in how.items() if k != "watched"}, **call)
-    budget, utility = flops_of(nfe, pipe.engine(a.reward, **call)), make([1.0, 0.0] if watched else "mean")
+    engine = pipe.engine(
+        rewards, batch_size=a.batch_size, **{k: v for k, v in how.items() if k != "watched"}, **call
+    )
+    budget, utility = (
+        flops_of(nfe, pipe.engine(a.reward, **call)),
+        make([1.0, 0.0] if watched else "mean"),
+    )
     begin = time.perf_counter()
     results = search(
-        prompts, make_algorithm(build(nfe)), engine, budget, selection=Selection(utility=utility), seed=seed * 100_000
+        prompts,
+        make_algorithm(build(nfe)),
+        engine,
+        budget,
+        selection=Selection(utility=utility),
+        seed=seed * 100_000,
     )
-    found = {**winners(results, metrics), "seconds": time.perf_counter() - begin, "engine_seconds": engine.timings}
+    found = {
+        **winners(results, metrics),
+        "seconds": time.perf_counter() - begin,
+        "engine_seconds": engine.timings,
+    }
     return {**found, **(changed(results) if watched else {})}
 
 
 def changed(results: list[Result]) -> dict[str, Any]:
-    """Per prompt: what the checker says of the best plain seed, by the reward, and of what came back."""
+    """Per prompt: what the checker says of the best plain seed, by the reward, and of what came
+    back."""
     found: dict[str, Any] = {"before": [], "after": []}
     for result in results:
         scores, seeds = result.particles.scores[:, -1], np.flatnonzero(result.particles.parent < 0)
@@ -137,11 +161,15 @@ def table(runs: dict[str, Any], a: argparse.Namespace) -> str:
         groups.setdefault((name, budget), []).append(found)
     for (name, budget), found in groups.items():
         cells = [cell(found, metric) for metric in names] + [diversity(found)]
-        nfe, pulls, flops = (np.mean([run[k] for run in found]) for k in ("nfe", "gradients", "flops"))
+        nfe, pulls, flops = (
+            np.mean([run[k] for run in found]) for k in ("nfe", "gradients", "flops")
+        )
         cells += [f"{nfe:.0f}", f"{pulls:.0f}", f"{flops / 1e12:.3f}", ""]
         if "before" in found[0]:
             before, after = (np.array([run[k] for run in found]) for k in ("before", "after"))
-            cells[-1] = f"{before.mean():.3f}, {after.mean():.3f}, {np.mean(after < before - 1e-9):.0%}"
+            cells[-1] = (
+                f"{before.mean():.3f}, {after.mean():.3f}, {np.mean(after < before - 1e-9):.0%}"
+            )
         lines.append([name, budget, *cells])
     return markdown(head, lines)
 

@@ -1,9 +1,10 @@
 """Fits a forecast to logs of searches, which dropped most seeds before they were finished.
 
-A log has the scores of each seed up to the check at which it was dropped. What is missing depends on scores that are
-there alone ("missing at random"; Little and Rubin, "Statistical Analysis with Missing Data"). So a regression of each
-check on those before it, within prompts and over the seeds that reached it, is not biased by what was dropped. The
-chain of these regressions gives the whole covariance. From complete logs it is that of `fitting.fit`.
+A log has the scores of each seed up to the check at which it was dropped. What is missing depends
+on scores that are there alone ("missing at random"; Little and Rubin, "Statistical Analysis with
+Missing Data"). So a regression of each check on those before it, within prompts and over the seeds
+that reached it, is not biased by what was dropped. The chain of these regressions gives the whole
+covariance. From complete logs it is that of `fitting.fit`.
 """
 
 from __future__ import annotations
@@ -54,8 +55,12 @@ class Logs(NamedTuple):
 
     @classmethod
     def of(cls, logs: Sequence[FloatArray]) -> Logs:
-        """logs: (n, d) of each prompt, nan where there is no score. What follows the first nan is not used."""
-        x, prompt = np.concatenate(logs), np.repeat(np.arange(len(logs)), [len(log) for log in logs])
+        """logs: (n, d) of each prompt, nan where there is no score. What follows the first nan is
+        not used."""
+        x, prompt = (
+            np.concatenate(logs),
+            np.repeat(np.arange(len(logs)), [len(log) for log in logs]),
+        )
         reached = (np.cumsum(np.isnan(x), 1) == 0).sum(1)
         some = reached > 0
         x = np.where(np.arange(x.shape[1]) < reached[:, None], x, 0.0)
@@ -75,10 +80,11 @@ def learn(
     prior: Prior | None = None,
     most_paths: int = 2000,
 ) -> Forecast:
-    """The forecast after searches of P prompts; logs: (n, d) scores at the checks of each, as `Logs.of` takes them.
+    """The forecast after searches of P prompts; logs: (n, d) scores at the checks of each, as
+    `Logs.of` takes them.
 
-    Prompts whose seeds do not differ at the first check, or of which none was finished, tell nothing. ValueError where
-    there is no other.
+    Prompts whose seeds do not differ at the first check, or of which none was finished, tell
+    nothing. ValueError where there is no other.
     """
     c = complete(logs, prior)
     means, log = c.means * c.spread[:, None], 2 * np.log(c.spread)
@@ -112,15 +118,18 @@ class Completed(NamedTuple):
     spread: FloatArray
     """(P,) s."""
     z: FloatArray
-    """(N, d) scores of the seeds less their prompts' means. What was dropped is drawn from the regressions; with a
-    prior there are 200 more seeds, wholly drawn."""
+    """(N, d) scores of the seeds less their prompts' means. What was dropped is drawn from the
+    regressions; with a prior there are 200 more seeds, wholly drawn."""
 
 
 def complete(logs: Sequence[FloatArray], prior: Prior | None = None) -> Completed:
-    """The chain of regressions of these logs, and the spreads of prompts, each given the other, until both stay."""
+    """The chain of regressions of these logs, and the spreads of prompts, each given the other,
+    until both stay."""
     told = [log for log in logs if _tells(log)]
     if not told:
-        raise ValueError("no search has finished seeds that differ in reward: there is nothing to learn from yet")
+        raise ValueError(
+            "no search has finished seeds that differ in reward: there is nothing to learn from yet"
+        )
     data = Logs.of(told)
     seeds = np.bincount(data.prompt)
     spread = np.ones(len(told))
@@ -129,10 +138,14 @@ def complete(logs: Sequence[FloatArray], prior: Prior | None = None) -> Complete
         beta, residual, means = _chain(z, prior)
         gamma, sigma = _forecasts(beta, residual)
         rest = sigma[-1, -1] - gamma @ sigma[:, -1]
-        ahead = ((z.x - means[data.prompt]) * gamma[data.reached - 1]).sum(1) ** 2 + rest[data.reached - 1]
+        ahead = ((z.x - means[data.prompt]) * gamma[data.reached - 1]).sum(1) ** 2 + rest[
+            data.reached - 1
+        ]
         found = np.bincount(data.prompt, ahead) / seeds * spread**2
         if prior is not None:
-            found = (prior.scores * np.exp(np.log(found).mean()) + seeds * found) / (prior.scores + seeds)
+            found = (prior.scores * np.exp(np.log(found).mean()) + seeds * found) / (
+                prior.scores + seeds
+            )
         before, spread = spread, np.sqrt(found)
         if np.allclose(before, spread, rtol=1e-12):
             break
@@ -146,7 +159,8 @@ def _tells(log: FloatArray) -> bool:
 
 
 def _chain(z: Logs, prior: Prior | None) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """beta (d, d) and residual (d,) of `Forecast`, and the prompts' means (P, d), all of standardised scores."""
+    """beta (d, d) and residual (d,) of `Forecast`, and the prompts' means (P, d), all of
+    standardised scores."""
     d = z.x.shape[1]
     beta, residual, means = np.zeros((d, d)), np.empty(d), np.zeros((int(z.prompt[-1]) + 1, d))
     for j in range(d):
@@ -156,7 +170,10 @@ def _chain(z: Logs, prior: Prior | None) -> tuple[FloatArray, FloatArray, FloatA
         centred = (z.x[:, : j + 1] - mean[z.prompt]) * there[:, None]
         products, freedom = centred.T @ centred, float(np.maximum(count - 1, 0).sum())
         if prior is not None:
-            products, freedom = products + prior.seeds * prior.sigma[: j + 1, : j + 1], freedom + prior.seeds
+            products, freedom = (
+                products + prior.seeds * prior.sigma[: j + 1, : j + 1],
+                freedom + prior.seeds,
+            )
         sigma = products / max(freedom, 1.0)
         early = np.arange(min(j + 1, d - 1))
         sigma[early, early] *= 1 + RIDGE
@@ -190,8 +207,11 @@ def _between(means: FloatArray, variance: float, prior: Prior | None) -> FloatAr
     return np.asarray((1 + 1 / n) * cov)  # the mean is an estimate itself
 
 
-def _spreads(means: FloatArray, log: FloatArray, prior: Prior | None) -> tuple[FloatArray, tuple[float, float], float]:
-    """`spread`, `spread_range` and `spread_count` of `Forecast`, from the prompts' mean rewards and log s^2, (P,)."""
+def _spreads(
+    means: FloatArray, log: FloatArray, prior: Prior | None
+) -> tuple[FloatArray, tuple[float, float], float]:
+    """`spread`, `spread_range` and `spread_count` of `Forecast`, from the prompts' mean rewards and
+    log s^2, (P,)."""
     degree, n = (2 if len(log) >= 50 else 0), len(log)
     found = np.polynomial.polynomial.polyfit(means, log, degree)
     variance = float((log - np.polynomial.polynomial.polyval(means, found)).var())
@@ -201,10 +221,16 @@ def _spreads(means: FloatArray, log: FloatArray, prior: Prior | None) -> tuple[F
         if n < 50:  # what the few prompts so far did not show
             reach = 2 * float(np.sqrt(variance))
             low, high = min(low, log.mean() - reach), max(high, log.mean() + reach)
-    return np.pad(found, (0, 2 - degree)), (low, high), float(np.clip(2 / max(variance, 1e-9), 2, 50))
+    return (
+        np.pad(found, (0, 2 - degree)),
+        (low, high),
+        float(np.clip(2 / max(variance, 1e-9), 2, 50)),
+    )
 
 
-def _drawn(z: Logs, means: FloatArray, beta: FloatArray, residual: FloatArray, prior: Prior | None) -> FloatArray:
+def _drawn(
+    z: Logs, means: FloatArray, beta: FloatArray, residual: FloatArray, prior: Prior | None
+) -> FloatArray:
     """`Completed.z`."""
     rng, d = np.random.default_rng(0), len(residual)
     there = np.arange(d) < z.reached[:, None]

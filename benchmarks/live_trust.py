@@ -3,17 +3,20 @@
     python benchmarks/live_trust.py --prompt-seed 15 --recordings FOLDER --json trust.json
     python benchmarks/live_trust.py --data FOLDER
 
-The forecast's regression of each check on the ones before it is scaled by a trust of its own, 1 on average. A prompt's
-trust t_j at check j is Gaussian about 1, with the variance that the prompts fitted to show between them (moments, as
-in a meta-analysis), and every score of a candidate that was looked at before is an observation of it: an exact
-conjugate update, given the prompt's mean and spread. Which candidates go on to check j depends on earlier checks only,
-so that choosing them does not bias t_j, as it would bias a correlation with the images that were finished. The forecast
-of the finished reward follows from the scaled regressions; reservation values stay those of the fitted forecast.
+The forecast's regression of each check on the ones before it is scaled by a trust of its own, 1 on
+average. A prompt's trust t_j at check j is Gaussian about 1, with the variance that the prompts
+fitted to show between them (moments, as in a meta-analysis), and every score of a candidate that
+was looked at before is an observation of it: an exact conjugate update, given the prompt's mean and
+spread. Which candidates go on to check j depends on earlier checks only, so that choosing them does
+not bias t_j, as it would bias a correlation with the images that were finished. The forecast of the
+finished reward follows from the scaled regressions; reservation values stay those of the fitted
+forecast.
 
-Rows: the policy as it is; learning trust; told the trust that each prompt's recorded seeds show (shrunk alike), which
-nobody knows; and, with own budgets, a forecast of its own for each prompt, fitted to the very seeds that it searches.
-With --recordings the embedded model with drafts, as benchmarks/prompt_difficulty.py records it; with --data the
-published trajectories, as benchmarks/reward_tensors.py splits them. Differences are paired, errors over prompts.
+Rows: the policy as it is; learning trust; told the trust that each prompt's recorded seeds show
+(shrunk alike), which nobody knows; and, with own budgets, a forecast of its own for each prompt,
+fitted to the very seeds that it searches. With --recordings the embedded model with drafts, as
+benchmarks/prompt_difficulty.py records it; with --data the published trajectories, as
+benchmarks/reward_tensors.py splits them. Differences are paired, errors over prompts.
 """
 
 from __future__ import annotations
@@ -44,14 +47,17 @@ from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.simulate import best_of_n_curve, compare, curve, lead
 
 TrustState = NamedTuple(
-    "TrustState", [*PriceOfComputeState.__annotations__.items(), ("worth", FloatArray), ("pull", FloatArray)]
+    "TrustState",
+    [*PriceOfComputeState.__annotations__.items(), ("worth", FloatArray), ("pull", FloatArray)],
 )
-"""The same beliefs, and of each trust (B, d): its precision, and precision times how far it is from 1."""
+"""The same beliefs, and of each trust (B, d): its precision, and precision times how far it is from
+1."""
 SURE = 1e12
 
 
 class Trusting(PriceOfCompute):
-    """variance (d,) of each trust between prompts; known (P, d): what to take each prompt's for, None to learn it."""
+    """variance (d,) of each trust between prompts; known (P, d): what to take each prompt's for,
+    None to learn it."""
 
     variance: FloatArray
     known: FloatArray | None = None
@@ -60,14 +66,18 @@ class Trusting(PriceOfCompute):
         wide = (shape[0], len(self.variance))
         worth, pull = np.broadcast_to(1 / self.variance, wide).copy(), np.zeros(wide)
         if self.known is not None:
-            worth, pull = np.full(wide, SURE), SURE * (self.known[np.arange(shape[0]) % len(self.known)] - 1)
+            worth, pull = (
+                np.full(wide, SURE),
+                SURE * (self.known[np.arange(shape[0]) % len(self.known)] - 1),
+            )
         return TrustState(*super()._begin(state, shape), worth, pull)
 
     def _learn(self, state: PriceOfComputeState, particles: Particles) -> PriceOfComputeState:
         f, rows = self.forecast, np.arange(len(state.stage))
         uid = particles.moved[:, 0]
         j = np.clip(state.stage[rows, uid], 0, len(f.checks) - 1)
-        x = particles.selection.values(particles.scores[:, :, f.steps])  # (B, n, d), nan where not looked at
+        # (B, n, d), nan where not looked at
+        x = particles.selection.values(particles.scores[:, :, f.steps])
         after = super()._learn(state, particles)
         if self.known is None:
             seen = np.nan_to_num(x[rows, uid] - after.mean)
@@ -78,14 +88,18 @@ class Trusting(PriceOfCompute):
             after.pull[rows, j] += np.where(new, said * (seen[rows, j] - said) / noise, 0.0)
         gammas = forecasts(f.beta, 1 + after.pull / after.worth)
         last = np.clip(after.stage - 1, 0, len(f.checks) - 1)
-        known = np.where(np.arange(len(f.checks)) <= last[..., None], np.nan_to_num(x - after.mean[:, None]), 0.0)
+        known = np.where(
+            np.arange(len(f.checks)) <= last[..., None], np.nan_to_num(x - after.mean[:, None]), 0.0
+        )
         told = (gammas[rows[:, None], last] * known).sum(-1)
-        fitted = np.einsum("bnk,bk->bn", f.gamma[last], after.mean)  # which the policy takes off again
+        # which the policy takes off again
+        fitted = np.einsum("bnk,bk->bn", f.gamma[last], after.mean)
         return after._replace(evidence=np.where(after.stage > 0, told + fitted, -np.inf))
 
 
 def forecasts(beta: FloatArray, trust: FloatArray) -> FloatArray:
-    """(B, d, d) rows forecast z_d from z_<=j, where each regression beta_j (d,) is scaled by its trust (B, d)."""
+    """(B, d, d) rows forecast z_d from z_<=j, where each regression beta_j (d,) is scaled by its
+    trust (B, d)."""
     b, d = trust.shape
     gammas, row = np.zeros((b, d, d)), np.tile(np.eye(d)[-1], (b, 1))
     gammas[:, -1] = row
@@ -97,7 +111,8 @@ def forecasts(beta: FloatArray, trust: FloatArray) -> FloatArray:
 
 
 def trusts(recording: Recording, f: Forecast, utility: Utility) -> tuple[FloatArray, FloatArray]:
-    """(P, d) the trust in each check that a prompt's seeds show, 1 where nothing varies, and its standard error."""
+    """(P, d) the trust in each check that a prompt's seeds show, 1 where nothing varies, and its
+    standard error."""
     x = deviations(recording, f, utility)
     said = np.einsum("jk,psk->psj", f.beta, x)
     power = (said**2).sum(1)
@@ -114,25 +129,36 @@ def deviations(recording: Recording, f: Forecast, utility: Utility) -> FloatArra
 
 
 def between(slope: FloatArray, error: FloatArray) -> FloatArray:
-    """(d,) variance of trust between prompts, by moments (DerSimonian and Laird 1986); at least 1e-4."""
+    """(d,) variance of trust between prompts, by moments (DerSimonian and Laird 1986); at least
+    1e-4."""
     weight = 1 / (error**2 + 0.02)
     total = weight.sum(0)
     total = np.where(total > 0, total, 1.0)
     mean = (weight * slope).sum(0) / total
     noise = np.where(np.isfinite(error), error, 0.0) ** 2
-    spread = (weight * (slope - mean) ** 2).sum(0) - (weight * noise).sum(0) + (weight**2 * noise).sum(0) / total
+    spread = (
+        (weight * (slope - mean) ** 2).sum(0)
+        - (weight * noise).sum(0)
+        + (weight**2 * noise).sum(0) / total
+    )
     scale = total - (weight**2).sum(0) / total
-    return np.asarray(np.where(scale > 0, np.maximum(spread / np.where(scale > 0, scale, 1.0), 1e-4), 1e-4))
+    return np.asarray(
+        np.where(scale > 0, np.maximum(spread / np.where(scale > 0, scale, 1.0), 1e-4), 1e-4)
+    )
 
 
-def variants(test: Recording, fit: Recording, f: Forecast, utility: Utility) -> dict[str, PriceOfCompute]:
+def variants(
+    test: Recording, fit: Recording, f: Forecast, utility: Utility
+) -> dict[str, PriceOfCompute]:
     """The policies that are compared, by name."""
     slope, error = trusts(test, f, utility)
     there = between(slope, error)
     shrunk = 1 + (slope - 1) * there / (there + error**2)
     learning = {"variance": between(*trusts(fit, f, utility))}
     named = zip((f"{check}" for check in f.checks), learning["variance"], there, strict=True)
-    print("variance of trust, fit and test: " + ", ".join(f"{c} {v:.3f} {t:.3f}" for c, v, t in named))
+    print(
+        "variance of trust, fit and test: " + ", ".join(f"{c} {v:.3f} {t:.3f}" for c, v, t in named)
+    )
     return {
         "as it is": PriceOfCompute(f),
         "learns trust": type("Learning", (Trusting,), learning)(f),
@@ -141,13 +167,16 @@ def variants(test: Recording, fit: Recording, f: Forecast, utility: Utility) -> 
 
 
 def own_forecasts(test: Recording, f: Forecast, nfe: int, orders: Orders) -> Found:
-    """Searches with own budgets, each prompt by a forecast that was fitted to its own recorded seeds."""
+    """Searches with own budgets, each prompt by a forecast that was fitted to its own recorded
+    seeds."""
     x = deviations(test, f, SOFT)
     found = []
     for p in range(len(x)):
         spread = x[p, :, -1].std() or 1.0
         beta, residual, gamma = regressions(x[p : p + 1] / spread)
-        own = dataclasses.replace(f, beta=beta, residual=residual, gamma=gamma, paths=x[p] @ gamma.T / spread)
+        own = dataclasses.replace(
+            f, beta=beta, residual=residual, gamma=gamma, paths=x[p] @ gamma.T / spread
+        )
         mine = Orders(orders.draws[p :: len(x)])
         found.append(np.stack(run(test.select(slice(p, p + 1)), PriceOfCompute(own), nfe, mine)))
     return Found(*np.stack(found, -1).reshape(3, -1))
@@ -169,11 +198,24 @@ def published(folder: Path, repeats: int, seed: int) -> list[dict[str, object]]:
                 for name, algorithm in variants(test, few, f, utilities.mean).items()
             }
             for name, found in curves.items():
-                omega, (gain, error) = compare(found, best, test).omega, lead(found, curves["as it is"], best)
-                row = {"file": path.stem, "shared": shared, "method": name, "omega": omega, "lead": gain, "se": error}
+                omega, (gain, error) = (
+                    compare(found, best, test).omega,
+                    lead(found, curves["as it is"], best),
+                )
+                row = {
+                    "file": path.stem,
+                    "shared": shared,
+                    "method": name,
+                    "omega": omega,
+                    "lead": gain,
+                    "se": error,
+                }
                 rows.append(row)
                 budget = "shared" if shared else "own"
-                print(f"| {path.stem}, {budget} | {name} | {omega:.1f} | {gain:+.1f} ± {error:.1f} |", flush=True)
+                print(
+                    f"| {path.stem}, {budget} | {name} | {omega:.1f} | {gain:+.1f} ± {error:.1f} |",
+                    flush=True,
+                )
     return rows
 
 
@@ -188,13 +230,21 @@ def main() -> None:
         policies, rows = variants(test, fit, f, SOFT), []
         for total in a.budgets:
             for shared in (False, True):
-                found = {n: run(test, policy, total, orders, shared=shared) for n, policy in policies.items()}
+                found = {
+                    n: run(test, policy, total, orders, shared=shared)
+                    for n, policy in policies.items()
+                }
                 if not shared:
                     found["a forecast of its own"] = own_forecasts(test, f, total, orders)
                 print("\na shared pot" if shared else "\nown budgets")
-                rows += [row | {"shared": shared} for row in compared(found, "as it is", total, len(test.prompts))]
+                rows += [
+                    row | {"shared": shared}
+                    for row in compared(found, "as it is", total, len(test.prompts))
+                ]
     if a.json:
-        a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting(a), "rows": rows}, indent=1))
+        a.json.write_text(
+            json.dumps({"ttsnap": __version__, "setting": setting(a), "rows": rows}, indent=1)
+        )
 
 
 if __name__ == "__main__":

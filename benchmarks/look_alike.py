@@ -1,10 +1,12 @@
-"""A few-step model whose seeds look alike: a copy of `scenes-turbo`, trained on outputs of a single seed.
+"""A few-step model whose seeds look alike: a copy of `scenes-turbo`, trained on outputs of a single
+seed.
 
     python benchmarks/look_alike.py --out build/variety/look_alike.pt
 
-From any start the copy learns to go straight to what the model draws from seed 0 of the same caption (the loss of
-scripts/train_worlds/turbo.py). Captions are those of training. So what remains of a seed in its image is what the copy
-has not yet unlearned. Only the transformer is trained; its weights are written as a state dict of float32.
+From any start the copy learns to go straight to what the model draws from seed 0 of the same
+caption (the loss of scripts/train_worlds/turbo.py). Captions are those of training. So what remains
+of a seed in its image is what the copy has not yet unlearned. Only the transformer is trained; its
+weights are written as a state dict of float32.
 """
 
 from __future__ import annotations
@@ -39,19 +41,30 @@ def images_of(denoiser: object, captions: list[str], batch: int = 64) -> Tensor:
         for k in range(d.grid.steps):
             at = torch.full((len(some),), k)
             x, _ = d.kernel.step(
-                x, d.predict(x, at, torch.arange(len(some))), at, [(0,)] * len(some), [None] * len(some)
+                x,
+                d.predict(x, at, torch.arange(len(some))),
+                at,
+                [(0,)] * len(some),
+                [None] * len(some),
             )
         ends.append(x)
     return torch.cat(ends)
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--captions", type=int, default=512)
     p.add_argument("--steps", type=int, default=120)
     p.add_argument("--batch", type=int, default=16)
     p.add_argument("--lr", type=float, default=1e-3)
-    p.add_argument("--at-start", type=float, default=0.45, help="share of rows at the start of their trajectory")
+    p.add_argument(
+        "--at-start",
+        type=float,
+        default=0.45,
+        help="share of rows at the start of their trajectory",
+    )
     p.add_argument("--out", type=Path, default=Path("build/variety/look_alike.pt"))
     a = p.parse_args()
     pipe = load(BASE, dtype=torch.float32)
@@ -62,7 +75,9 @@ def main() -> None:
     texts = [field.detach() for field in denoiser.texts.positive]
     net = copy.deepcopy(pipe.transformer).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=a.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / 20, (a.steps - k) / 40))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda k: min(1.0, (k + 1) / 20, (a.steps - k) / 40)
+    )
     for step in range(a.steps):
         dice = seeded(1_000_003 + step)
         rows = torch.randint(len(captions), (a.batch,), generator=dice)

@@ -1,4 +1,5 @@
-"""What the search loop costs beside the network, what per-candidate scheduler steps cost, what batching saves.
+"""What the search loop costs beside the network, what per-candidate scheduler steps cost, what
+batching saves.
 
     python benchmarks/overhead.py --json overhead.json                        # medium networks; minutes on a CPU
     python benchmarks/overhead.py --size full --families sdxl flux --candidates 1 4 16 --steps 20     # on a GPU
@@ -7,8 +8,10 @@
 Parts (docs/performance.md describes the columns):
 
 loop        N unpruned candidates through the search loop against the stock pipeline's own call at the same batch, from
-            the same seeds, in turns. Networks have random weights (families.py); "embedded" is the one with weights.
-schedulers  One step of a batch of 16: the stock scheduler's, ours at one position, ours at 16 different ones.
+            the same seeds, in turns. Networks have random weights (families.py); "embedded" is the
+            one with weights.
+schedulers  One step of a batch of 16: the stock scheduler's, ours at one position, ours at 16
+different ones.
 batching    Many prompts with pruning on the embedded model: all at once against one at a time, and how full the
             denoiser's batches are.
 
@@ -52,7 +55,8 @@ EMBEDDED = "embedded"
 PARTS = ("loop", "schedulers", "batching")
 ROWS = 16
 COUNTED = ("cuda", "xpu")
-"""Kinds of devices whose memory PyTorch counts, and that have a name; ROCm's are called cuda, too."""
+"""Kinds of devices whose memory PyTorch counts, and that have a name; ROCm's are called cuda,
+too."""
 LATENTS = {"SDXL": (4, 128, 128), "FLUX.1": (4096, 64)}
 SCHEDULERS = (
     "FlowMatchEulerDiscreteScheduler",
@@ -69,7 +73,7 @@ def nothing(images: Any, prompts: Any) -> Any:
     return [0.0] * len(prompts)
 
 
-# --- clocks -------------------------------------------------------------------------------------------------------
+# --- clocks ---------------------------------------------------------------------------------------
 
 
 def settle(device: torch.device) -> None:
@@ -87,11 +91,11 @@ def timed(call: Callable[[], Any], device: torch.device) -> float:
 
 
 class NetworkClock:
-    """Seconds inside a module's calls, in every run of it. On accelerators by events in the stream, for
-    which nobody waits.
+    """Seconds inside a module's calls, in every run of it. On accelerators by events in the stream,
+    for which nobody waits.
 
-    It stands around the module's `__call__`, outside of what is compiled and of offload hooks; forward hooks would be
-    skipped by a network that is compiled whole.
+    It stands around the module's `__call__`, outside of what is compiled and of offload hooks;
+    forward hooks would be skipped by a network that is compiled whole.
     """
 
     def __init__(self, module: Any, device: torch.device) -> None:
@@ -104,7 +108,9 @@ class NetworkClock:
             clock._spans.append((begin, clock._mark()))
             return out
 
-        module.__class__ = type(plain.__name__, (plain,), {"__call__": call, "__module__": plain.__module__})
+        module.__class__ = type(
+            plain.__name__, (plain,), {"__call__": call, "__module__": plain.__module__}
+        )
 
     def _mark(self) -> Any:
         if self._device.type != "cpu":
@@ -124,7 +130,8 @@ class NetworkClock:
 
 
 class Run(NamedTuple):
-    """Wall time and the network's part of it in seconds; peak allocated memory in bytes, where PyTorch counts it."""
+    """Wall time and the network's part of it in seconds; peak allocated memory in bytes, where
+    PyTorch counts it."""
 
     seconds: float
     network: float
@@ -145,7 +152,9 @@ def measured(call: Callable[[], Any], clock: NetworkClock, device: torch.device)
     return Run(seconds, clock.take(), memory)
 
 
-def in_turns(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> Iterator[tuple[Any, Any]]:
+def in_turns(
+    first: Callable[[], Any], second: Callable[[], Any], repeats: int
+) -> Iterator[tuple[Any, Any]]:
     """Pairs of results, either one going first in turns, so that drift cancels."""
     for i in range(repeats):
         if i % 2:
@@ -159,7 +168,7 @@ def median(values: Any) -> float:
     return float(np.median(list(values)))
 
 
-# --- the loop -----------------------------------------------------------------------------------------------------
+# --- the loop -------------------------------------------------------------------------------------
 
 
 def prepared(name: str, a: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Case:
@@ -175,7 +184,9 @@ def prepared(name: str, a: argparse.Namespace, device: torch.device, dtype: torc
     if a.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif a.offload == "group":
-        pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=device.type in COUNTED)
+        pipe.enable_group_offload(
+            onload_device=device, offload_type="leaf_level", use_stream=device.type in COUNTED
+        )
     if a.attention != "sdpa":
         print(f"{name}: attention by {use_attention(pipe, a.attention)}")
     if a.compile:
@@ -191,7 +202,8 @@ def moved(value: Any, device: torch.device) -> Any:
 
 
 def rows_of(call: dict[str, Any], n: int) -> dict[str, Any]:
-    """The stock call for n pictures. Embeddings are given n times: SD3 and Lumina2 do not repeat all of them."""
+    """The stock call for n pictures. Embeddings are given n times: SD3 and Lumina2 do not repeat
+    all of them."""
     if "prompt" in call:
         return {**call, "num_images_per_prompt": n}
     repeated: dict[str, Any] = {k: v * n for k, v in call.items() if isinstance(v, list)}
@@ -199,7 +211,9 @@ def rows_of(call: dict[str, Any], n: int) -> dict[str, Any]:
     return {**call, **repeated}
 
 
-def compare(case: Case, n: int, clock: NetworkClock, a: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def compare(
+    case: Case, n: int, clock: NetworkClock, a: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
     """The same n pictures by the stock call and by the search loop."""
     pipe, call = case.pipe, case.call
     texts = {} if "prompt" in call else {"reward_prompts": ""}
@@ -209,12 +223,22 @@ def compare(case: Case, n: int, clock: NetworkClock, a: argparse.Namespace, devi
         return pipe(generator=generators, **rows_of(call, n)).images
 
     def ours() -> Any:
-        options = {"search": BestOfN(n), "reward": nothing, "seed": 0, "num_images_per_prompt": n, **texts}
+        options = {
+            "search": BestOfN(n),
+            "reward": nothing,
+            "seed": 0,
+            "num_images_per_prompt": n,
+            **texts,
+        }
         return pipe(**options, batch_size=n, decode_batch_size=n, **call).images
 
     # Once each beforehand: kernels are chosen, networks compiled, FLOPs counted.
     difference = float((stock().cpu().float() - ours().cpu().float()).abs().max())
-    pairs = list(in_turns(lambda: measured(stock, clock, device), lambda: measured(ours, clock, device), a.repeats))
+    pairs = list(
+        in_turns(
+            lambda: measured(stock, clock, device), lambda: measured(ours, clock, device), a.repeats
+        )
+    )
     ratios = [o.seconds / s.seconds for s, o in pairs]
     seconds = median(s.seconds for s, _ in pairs)
     beside = [median(run.beside for run in runs) for runs in zip(*pairs, strict=True)]
@@ -232,11 +256,18 @@ def compare(case: Case, n: int, clock: NetworkClock, a: argparse.Namespace, devi
     }
     if pairs[0][0].memory is not None:
         peaks = [max(run.memory for run in runs) for runs in zip(*pairs, strict=True)]
-        row |= {"memory_stock": peaks[0], "memory_ours": peaks[1], "memory_ratio": peaks[1] / peaks[0]}
+        row |= {
+            "memory_stock": peaks[0],
+            "memory_ours": peaks[1],
+            "memory_ratio": peaks[1] / peaks[0],
+        }
     return row
 
 
-HEAD = f"{'family':<13} {'N':>3} {'GFLOP':>8} {'stock s':>8} {'ratio':>6} {'min':>6} {'max':>6} {'network':>8} "
+HEAD = (
+    f"{'family':<13} {'N':>3} {'GFLOP':>8} {'stock s':>8} {'ratio':>6} {'min':>6} {'max':>6}"
+    f" {'network':>8} "
+)
 HEAD += f"{'beside ms':>15} {'added':>7} {'count s':>8} {'differ':>8} {'memory':>7}"
 
 
@@ -244,13 +275,16 @@ def line(row: dict[str, Any]) -> str:
     beside = f"{1e3 * row['beside_stock_seconds']:.1f}/{1e3 * row['beside_ours_seconds']:.1f}"
     memory = f"{row['memory_ratio']:.3f}" if "memory_ratio" in row else "-"
     return (
-        f"{row['family']:<13} {row['candidates']:>3} {row['gflop']:>8.1f} {row['stock_seconds']:>8.3f} "
-        f"{row['ratio']:>6.3f} {row['ratio_min']:>6.3f} {row['ratio_max']:>6.3f} {row['network_share']:>8.1%} "
-        f"{beside:>15} {row['added']:>+7.2%} {row['counting_seconds']:>8.2f} {row['difference']:>8.1g} {memory:>7}"
+        f"{row['family']:<13} {row['candidates']:>3} {row['gflop']:>8.1f}"
+        f" {row['stock_seconds']:>8.3f} {row['ratio']:>6.3f} {row['ratio_min']:>6.3f}"
+        f" {row['ratio_max']:>6.3f} {row['network_share']:>8.1%} {beside:>15} {row['added']:>+7.2%}"
+        f" {row['counting_seconds']:>8.2f} {row['difference']:>8.1g} {memory:>7}"
     )
 
 
-def loop_costs(a: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+def loop_costs(
+    a: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> Iterator[dict[str, Any]]:
     """A row for every family and number of candidates, or one that says why there is none."""
     print(HEAD)
     for name in a.families:
@@ -278,14 +312,20 @@ def missing(name: str, size: str) -> str | None:
         return None
     if FAMILIES[name].stock not in pipelines.FAMILIES:
         return f"{FAMILIES[name].stock} has no search pipeline"
-    return f"it has no {size} configuration" if size == "full" and FAMILIES[name].full is None else None
+    return (
+        f"it has no {size} configuration"
+        if size == "full" and FAMILIES[name].full is None
+        else None
+    )
 
 
 def family_costs(
     name: str, a: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> Iterator[dict[str, Any]]:
     case = prepared(name, a, device, dtype)
-    denoiser = case.pipe.denoiser(**{k: v for k, v in case.call.items() if k not in ("prompt", "output_type")})
+    denoiser = case.pipe.denoiser(
+        **{k: v for k, v in case.call.items() if k not in ("prompt", "output_type")}
+    )
     begin = time.perf_counter()
     flops = denoiser.costs().nfe
     counting = time.perf_counter() - begin
@@ -295,12 +335,17 @@ def family_costs(
         yield {**known, **compare(case, n, clock, a, device)}
 
 
-# --- scheduler steps ----------------------------------------------------------------------------------------------
+# --- scheduler steps ------------------------------------------------------------------------------
 
 
-def step_costs(a: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+def step_costs(
+    a: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> Iterator[dict[str, Any]]:
     """Milliseconds of one step of a batch of ROWS, for every scheduler and size of latents."""
-    print(f"{'scheduler':<32} {'latents':<7} {'stock ms':>9} {'one position':>13} {'16 positions':>13}")
+    print(
+        f"{'scheduler':<32} {'latents':<7} {'stock ms':>9} {'one position':>13}"
+        f" {'16 positions':>13}"
+    )
     for name in SCHEDULERS:
         for family, shape in LATENTS.items():
             x, out = (torch.randn(ROWS, *shape, device=device).to(dtype) for _ in range(2))
@@ -313,13 +358,23 @@ def step_costs(a: argparse.Namespace, device: torch.device, dtype: torch.dtype) 
             for _ in range(3 * a.repeats + 1):
                 for how, prepare in calls.items():
                     times[how].append(1e3 * timed(prepare(), device))
-            row = {"scheduler": name, "latents": family, **{f"{k}_ms": median(v[1:]) for k, v in times.items()}}
-            print(f"{name:<32} {family:<7} {row['stock_ms']:>9.2f} {row['one_ms']:>13.2f} {row['many_ms']:>13.2f}")
+            row = {
+                "scheduler": name,
+                "latents": family,
+                **{f"{k}_ms": median(v[1:]) for k, v in times.items()},
+            }
+            print(
+                f"{name:<32} {family:<7} {row['stock_ms']:>9.2f} {row['one_ms']:>13.2f}"
+                f" {row['many_ms']:>13.2f}"
+            )
             yield row
 
 
-def stock_step(name: str, x: Tensor, out: Tensor, device: torch.device) -> Callable[[], Callable[[], Any]]:
-    """A maker of calls: one stock step in the middle of a schedule, after those that its history holds."""
+def stock_step(
+    name: str, x: Tensor, out: Tensor, device: torch.device
+) -> Callable[[], Callable[[], Any]]:
+    """A maker of calls: one stock step in the middle of a schedule, after those that its history
+    holds."""
     scheduler = getattr(stock_schedulers, name)()
     scheduler.set_timesteps(2 * ROWS, device=device)
     scheduler.is_scale_input_called = True  # Euler warns without
@@ -335,7 +390,8 @@ def stock_step(name: str, x: Tensor, out: Tensor, device: torch.device) -> Calla
 
 
 def our_step(name: str, x: Tensor, out: Tensor, k: Tensor) -> Callable[[], Callable[[], Any]]:
-    """A maker of calls: one step of our kernel, of rows that have come to their positions k (ROWS,) step by step."""
+    """A maker of calls: one step of our kernel, of rows that have come to their positions k (ROWS,)
+    step by step."""
     kernel = make_schedule(getattr(stock_schedulers, name)(), 2 * ROWS).kernel
 
     def keys(at: Tensor) -> list[rng.Key]:
@@ -352,10 +408,12 @@ def our_step(name: str, x: Tensor, out: Tensor, k: Tensor) -> Callable[[], Calla
     return lambda: lambda: kernel.step(x, Prediction(out, out), k, keys(k), state)
 
 
-# --- batching -----------------------------------------------------------------------------------------------------
+# --- batching -------------------------------------------------------------------------------------
 
 
-def batching(a: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+def batching(
+    a: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> Iterator[dict[str, Any]]:
     """Many prompts with pruning, all at once and one at a time."""
     pipe = pipelines.load(dtype=dtype).to(device)
     call = {**pipelines.defaults(), "num_inference_steps": a.batching_steps}
@@ -363,7 +421,11 @@ def batching(a: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
 
     def engine() -> LiveEngine:
         rewards = make_rewards("scenes", device=device)
-        return LiveEngine(pipe.denoiser(**call), rewards, EngineOptions(a.batch_size, decode_batch_size=a.batch_size))
+        return LiveEngine(
+            pipe.denoiser(**call),
+            rewards,
+            EngineOptions(a.batch_size, decode_batch_size=a.batch_size),
+        )
 
     def apart(own: LiveEngine) -> None:
         for prompt in prompts:
@@ -379,16 +441,21 @@ def batching(a: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
         own = engine()
         seconds.append(timed(functools.partial(run, own), device))
         share = own.stats["nfe"] / own.room
-        print(f"{how}: {seconds[-1]:.1f} s, {own.stats['batches']} batches, occupancy {share:.0%}", flush=True)
+        print(
+            f"{how}: {seconds[-1]:.1f} s, {own.stats['batches']} batches, occupancy {share:.0%}",
+            flush=True,
+        )
         yield {"how": how, "seconds": seconds[-1], "occupancy": share, **dict(own.stats)}
     print(f"one at a time / all at once: {seconds[1] / seconds[0]:.2f}")
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def arguments() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     known = [EMBEDDED, *FAMILIES]
     p.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     p.add_argument("--repeats", type=int, default=7, help="pairs of runs (default 7)")
@@ -396,17 +463,34 @@ def arguments() -> argparse.Namespace:
     p.add_argument(
         "--dtype",
         default="auto",
-        help="auto (bfloat16; float32 on a CPU without its instructions), float32, bfloat16, float16",
+        help=(
+            "auto (bfloat16; float32 on a CPU without its instructions), float32, bfloat16, float16"
+        ),
     )
     p.add_argument("--json", type=Path, metavar="OUT", help="write all figures there")
     loop = p.add_argument_group("loop")
-    loop.add_argument("--families", nargs="+", choices=known, help="default: all that have the size")
+    loop.add_argument(
+        "--families", nargs="+", choices=known, help="default: all that have the size"
+    )
     loop.add_argument("--size", choices=("tiny", "medium", "full"), default="medium")
-    loop.add_argument("--candidates", type=int, nargs="+", default=[4], metavar="N", help="batch sizes (default 4)")
+    loop.add_argument(
+        "--candidates",
+        type=int,
+        nargs="+",
+        default=[4],
+        metavar="N",
+        help="batch sizes (default 4)",
+    )
     loop.add_argument("--steps", type=int, help="default 4, of full networks 20")
     loop.add_argument("--compile", action="store_true", help="compile the denoiser, for both calls")
-    loop.add_argument("--attention", default="sdpa", help="attention kernels, for both calls: sdpa, xformers, flash")
-    loop.add_argument("--offload", choices=("none", "model", "group"), default="none", help="for both calls")
+    loop.add_argument(
+        "--attention",
+        default="sdpa",
+        help="attention kernels, for both calls: sdpa, xformers, flash",
+    )
+    loop.add_argument(
+        "--offload", choices=("none", "model", "group"), default="none", help="for both calls"
+    )
     b = p.add_argument_group("batching")
     b.add_argument("--prompts", type=int, default=16)
     b.add_argument("--seeds", type=int, default=24, help="per prompt")
@@ -414,7 +498,9 @@ def arguments() -> argparse.Namespace:
     b.add_argument("--batching-steps", type=int, default=20)
     b.add_argument("--prompt-seed", type=int, default=0)
     a = p.parse_args()
-    a.families = a.families or [n for n in known if a.size != "full" or (n in FAMILIES and FAMILIES[n].full)]
+    a.families = a.families or [
+        n for n in known if a.size != "full" or (n in FAMILIES and FAMILIES[n].full)
+    ]
     a.steps = a.steps or (20 if a.size == "full" else 4)
     return a
 
@@ -422,7 +508,11 @@ def arguments() -> argparse.Namespace:
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What the figures hold for."""
     return {
-        "device": torch.get_device_module(device).get_device_name(device) if device.type in COUNTED else device.type,
+        "device": (
+            torch.get_device_module(device).get_device_name(device)
+            if device.type in COUNTED
+            else device.type
+        ),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -436,7 +526,9 @@ def main() -> None:
     a = arguments()
     device, dtype = placement(a.device, a.dtype)
     if a.offload != "none" and device.type == "cpu":
-        raise SystemExit(f"--offload {a.offload} moves parts between a GPU and RAM, but the device is {device}")
+        raise SystemExit(
+            f"--offload {a.offload} moves parts between a GPU and RAM, but the device is {device}"
+        )
     diffusers.utils.logging.set_verbosity_error()
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()

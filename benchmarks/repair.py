@@ -1,16 +1,19 @@
-"""Repair against pruning with drafts, at equal evaluations: is it better to mend an image than to draw another?
+"""Repair against pruning with drafts, at equal evaluations: is it better to mend an image than to
+draw another?
 
     python benchmarks/repair.py --prompt-seed 0 1 --json repair.json
 
-Both searches begin alike: pruning with drafts for half of the budget. One goes on with pruning. The other takes the two
-images that the first half finished, asks the exact checker what is right in each, and draws the rest again: children
-start at step --start, what is kept is imposed at its noise level until step --until, and then runs free, so that both
-parts agree. Children are pruned by their estimates at step --look as seeds are. In the next round a better child is a
-parent. Captions are held out, of kinds that the embedded model never saw.
+Both searches begin alike: pruning with drafts for half of the budget. One goes on with pruning. The
+other takes the two images that the first half finished, asks the exact checker what is right in
+each, and draws the rest again: children start at step --start, what is kept is imposed at its noise
+level until step --until, and then runs free, so that both parts agree. Children are pruned by their
+estimates at step --look as seeds are. In the next round a better child is a parent. Captions are
+held out, of kinds that the embedded model never saw.
 
-What is kept of an image is drawn by chance: all but the faults and a place for what is missing, or nothing but the
-right objects (--wide, its probability); a right object may go, too (--let-go). Where all objects are right, those of
-one group go. With --resample R each step between --start and --until is made R times (RePaint, arXiv 2201.09865).
+What is kept of an image is drawn by chance: all but the faults and a place for what is missing, or
+nothing but the right objects (--wide, its probability); a right object may go, too (--let-go).
+Where all objects are right, those of one group go. With --resample R each step between --start and
+--until is made R times (RePaint, arXiv 2201.09865).
 """
 
 from __future__ import annotations
@@ -39,16 +42,24 @@ CELLS, PIXELS = 8, 4
 """Cells of a latent along a side, and pixels of a cell."""
 REACH = 5.5
 """Pixels from its centre that an object is taken to reach, of 3.5 to 6.4."""
-METHODS = {"pruning with drafts": SeedPruning(), "pruning": SeedPruning(draft_share=0), "best-of-n": BestOfN()}
+METHODS = {
+    "pruning with drafts": SeedPruning(),
+    "pruning": SeedPruning(draft_share=0),
+    "best-of-n": BestOfN(),
+}
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--prompts", type=int, default=24, help="captions of each prompt seed")
     p.add_argument("--prompt-seed", type=int, nargs="+", default=[0, 1])
     p.add_argument("--budget", type=int, default=200, help="NFE per prompt")
     p.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 5000, 10000, 15000], help="of searches")
+    p.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 5000, 10000, 15000], help="of searches"
+    )
     p.add_argument("--start", type=int, default=2, help="of children, a step of 20")
     p.add_argument("--until", type=int, default=8)
     p.add_argument("--look", type=int, default=6)
@@ -64,7 +75,9 @@ def main() -> None:
     pipe = load(dtype=getattr(torch, a.dtype))
     pipe.set_progress_bar_config(disable=True)
     engine = pipe.engine(["scenes", "scenes-strict"], batch_size=64, draft="embedded", **defaults())
-    prompts = [text for seed in a.prompt_seed for text in sample_prompts(a.prompts, seed, UNSEEN_KINDS)]
+    prompts = [
+        text for seed in a.prompt_seed for text in sample_prompts(a.prompts, seed, UNSEEN_KINDS)
+    ]
     right: dict[str, list[np.ndarray]] = {}
     children: list[np.ndarray] = []
     for seed in a.seeds:
@@ -76,7 +89,9 @@ def main() -> None:
             selection=Selection(utility=SOFT, keep=2),
             seed=seed,
         )
-        right.setdefault("the first half", []).append(np.array([r.best.scores["scenes-strict"] for r in half]))
+        right.setdefault("the first half", []).append(
+            np.array([r.best.scores["scenes-strict"] for r in half])
+        )
         images = [[image.seed for image in r.images] for r in half]
         spent = np.array([engine.price.evaluations(r.spent.cost) for r in half])
         found, verdicts = Repair(pipe, prompts, a).run(images, a.budget - spent, seed)
@@ -84,9 +99,16 @@ def main() -> None:
         children.append(verdicts)
         for name in a.methods:
             whole = search(
-                prompts, METHODS[name], engine, Budget(nfe=a.budget), selection=Selection(utility=SOFT), seed=seed
+                prompts,
+                METHODS[name],
+                engine,
+                Budget(nfe=a.budget),
+                selection=Selection(utility=SOFT),
+                seed=seed,
             )
-            right.setdefault(name, []).append(np.array([r.best.scores["scenes-strict"] for r in whole]))
+            right.setdefault(name, []).append(
+                np.array([r.best.scores["scenes-strict"] for r in whole])
+            )
         report(a, right, np.concatenate(children))
 
 
@@ -97,8 +119,13 @@ def report(a: argparse.Namespace, right: dict[str, list[np.ndarray]], children: 
     rows = []
     for name, x in each.items():
         lead = each["repair"] - x
-        rows.append([name, f"{x.mean():.3f} ± {x.std(ddof=1) * error:.3f}",
-                     f"{lead.mean():+.3f} ± {lead.std(ddof=1) * error:.3f}"])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{x.mean():.3f} ± {x.std(ddof=1) * error:.3f}",
+                f"{lead.mean():+.3f} ± {lead.std(ddof=1) * error:.3f}",
+            ]
+        )
     failed = np.array(right["the first half"]) < 1
     later = {name: float(np.array(found)[failed].mean()) for name, found in right.items()}
     print(markdown(["method", "strictly right", "repair's lead"], rows))
@@ -106,12 +133,21 @@ def report(a: argparse.Namespace, right: dict[str, list[np.ndarray]], children: 
     print(f"{len(children)} finished children, {children.mean():.3f} of them right", flush=True)
     if a.json:
         setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items()}
-        a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting, "right": {
-            name: np.array(found).tolist() for name, found in right.items()}, "later": later,
-            "children": float(children.mean())}, indent=1))  # fmt: skip
+        a.json.write_text(
+            json.dumps(
+                {
+                    "ttsnap": __version__,
+                    "setting": setting,
+                    "right": {name: np.array(found).tolist() for name, found in right.items()},
+                    "later": later,
+                    "children": float(children.mean()),
+                },
+                indent=1,
+            )
+        )
 
 
-# --- what is kept -------------------------------------------------------------------------------------------------
+# --- what is kept ---------------------------------------------------------------------------------
 
 
 class Seen(NamedTuple):
@@ -162,13 +198,16 @@ def kept(of: Seen, spec: Spec, rng: np.random.Generator, wide: float, let_go: fl
     opened = cells(of.centres[wrong + gone], REACH + PIXELS / 2)
     for _ in range(of.missing):
         places = [(i, j) for i in range(1, CELLS - 1) for j in range(1, CELLS - 1)]
-        taken = [(held | opened)[i - 1 : i + 2, j - 1 : j + 2].sum() + 1.5 * rng.random() for i, j in places]
+        taken = [
+            (held | opened)[i - 1 : i + 2, j - 1 : j + 2].sum() + 1.5 * rng.random()
+            for i, j in places
+        ]
         i, j = places[int(np.argmin(taken))]
         opened[i - 1 : i + 2, j - 1 : j + 2] = True
     return held | ~opened
 
 
-# --- drawing again ------------------------------------------------------------------------------------------------
+# --- drawing again --------------------------------------------------------------------------------
 
 
 class Repair:
@@ -178,32 +217,53 @@ class Repair:
         self.pipe, self.prompts, self.a = pipe, prompts, a
         self.specs = [parse(text) for text in prompts]
         self.call = defaults()
-        self.texts = pipe.encode_prompt(prompts, None, None, max_sequence_length=self.call["max_sequence_length"])
+        self.texts = pipe.encode_prompt(
+            prompts, None, None, max_sequence_length=self.call["max_sequence_length"]
+        )
         pipe.scheduler.set_timesteps(self.call["num_inference_steps"])
         self.sigmas = pipe.scheduler.sigmas.tolist()
         self.steps = len(self.sigmas) - 1
 
     @torch.no_grad()
-    def run(self, seeds: list[list[int]], budgets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """(P,) whether the best image of each prompt is strictly right, and (M,) that of each finished child.
+    def run(
+        self, seeds: list[list[int]], budgets: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(P,) whether the best image of each prompt is strictly right, and (M,) that of each
+        finished child.
 
         seeds: of the images to begin with. budgets: (P,) evaluations. seed: of children."""
         rng, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
         of = np.array([p for p, mine in enumerate(seeds) for _ in mine])
         draws = [torch.Generator().manual_seed(s) for mine in seeds for s in mine]
         texts = [self.prompts[p] for p in of]
-        latents = torch.cat([self.pipe(texts[i : i + 64], generator=draws[i : i + 64], output_type="latent",
-                                       **self.call).images.float() for i in range(0, len(texts), 64)])  # fmt: skip
+        latents = torch.cat(
+            [
+                self.pipe(
+                    texts[i : i + 64],
+                    generator=draws[i : i + 64],
+                    output_type="latent",
+                    **self.call,
+                ).images.float()
+                for i in range(0, len(texts), 64)
+            ]
+        )
         pool = Pool(of, latents, *self.judged(latents, of))
         first, left, per_round = len(of), budgets.astype(float), budgets / self.a.rounds
         for _ in range(self.a.rounds):
-            parents = np.concatenate([self.parents(pool, p, min(left[p], per_round[p])) for p in range(len(seeds))])
+            parents = np.concatenate(
+                [self.parents(pool, p, min(left[p], per_round[p])) for p in range(len(seeds))]
+            )
             children, spent = self.children(pool, parents, rng, noise)
             np.subtract.at(left, pool.of[parents], spent)
             pool = pool.joined(children)
         assert (left > -1e-9).all(), left.min()
-        print(f"repair: {(budgets - left).mean():.1f} evaluations a prompt after the first half", flush=True)
-        best = [max(np.flatnonzero(pool.of == p), key=lambda i: pool.soft[i]) for p in range(len(seeds))]
+        print(
+            f"repair: {(budgets - left).mean():.1f} evaluations a prompt after the first half",
+            flush=True,
+        )
+        best = [
+            max(np.flatnonzero(pool.of == p), key=lambda i: pool.soft[i]) for p in range(len(seeds))
+        ]
         return pool.right[best].astype(float), pool.right[first:].astype(float)
 
     def parents(self, pool: Pool, p: int, budget: float) -> np.ndarray:
@@ -217,7 +277,9 @@ class Repair:
     def cost(self, n: int) -> int:
         """Evaluations of n children."""
         again = (self.a.resample - 1) * (min(self.a.until, self.a.look) - self.a.start)
-        return n * (self.a.look + 1 - self.a.start + again) + self.finished(n) * (self.steps - self.a.look - 1)
+        return n * (self.a.look + 1 - self.a.start + again) + self.finished(n) * (
+            self.steps - self.a.look - 1
+        )
 
     def finished(self, n: int) -> int:
         """How many of n children are finished."""
@@ -230,13 +292,19 @@ class Repair:
         a, of = self.a, pool.of[parents]
         pixels = self.pixels(pool.latents)
         seen = {i: objects_of(pixels[i], self.specs[pool.of[i]]) for i in set(parents.tolist())}
-        keep = np.stack([kept(seen[i], self.specs[pool.of[i]], rng, a.wide, a.let_go) for i in parents])
+        keep = np.stack(
+            [kept(seen[i], self.specs[pool.of[i]], rng, a.wide, a.let_go) for i in parents]
+        )
         mask, known = torch.from_numpy(keep)[:, None].float(), pool.latents[parents]
         z = torch.randn(known.shape, generator=noise)
         start = self.sigmas[a.start]
         # An open cell begins from the ground of its image: the mean of the cells without objects.
-        free = torch.from_numpy(np.stack([~cells(seen[i].centres, REACH) for i in parents]))[:, None].float()
-        ground = (known * free).sum((2, 3), keepdim=True) / free.sum((2, 3), keepdim=True).clamp(min=1)
+        free = torch.from_numpy(np.stack([~cells(seen[i].centres, REACH) for i in parents]))[
+            :, None
+        ].float()
+        ground = (known * free).sum((2, 3), keepdim=True) / free.sum((2, 3), keepdim=True).clamp(
+            min=1
+        )
         x = (1 - start) * (mask * known + (1 - mask) * ground) + start * z
         spent = np.full(len(parents), 0.0)
 
@@ -253,13 +321,17 @@ class Repair:
                 y = imposed(x + (t - s) * v, k + 1, rows)
                 if again:  # noised forward to where the step began
                     share = (1 - s) / (1 - t)
-                    y = share * y + (s**2 - (share * t) ** 2) ** 0.5 * torch.randn(y.shape, generator=noise)
+                    y = share * y + (s**2 - (share * t) ** 2) ** 0.5 * torch.randn(
+                        y.shape, generator=noise
+                    )
                     y = imposed(y, k, rows)
                 x, before = y, x
             if k == a.look:
                 soft = self.judged(before - s * v, of[rows])[0]
-                best = [mine[np.argsort(-soft[mine], kind="stable")][: self.finished(len(mine))]
-                        for mine in (np.flatnonzero(of == p) for p in np.unique(of))]  # fmt: skip
+                best = [
+                    mine[np.argsort(-soft[mine], kind="stable")][: self.finished(len(mine))]
+                    for mine in (np.flatnonzero(of == p) for p in np.unique(of))
+                ]
                 rows = rows[chosen := np.concatenate(best)]
                 x = x[chosen]
         return Pool(of[rows], x, *self.judged(x, of[rows])), spent
@@ -302,8 +374,12 @@ class Pool(NamedTuple):
     right: np.ndarray
 
     def joined(self, more: Pool) -> Pool:
-        return Pool(np.concatenate([self.of, more.of]), torch.cat([self.latents, more.latents]),
-                    np.concatenate([self.soft, more.soft]), np.concatenate([self.right, more.right]))  # fmt: skip
+        return Pool(
+            np.concatenate([self.of, more.of]),
+            torch.cat([self.latents, more.latents]),
+            np.concatenate([self.soft, more.soft]),
+            np.concatenate([self.right, more.right]),
+        )
 
 
 if __name__ == "__main__":

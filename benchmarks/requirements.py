@@ -1,9 +1,11 @@
-"""What a requirement changes: winners of the embedded model that are right, wrong or missing, with and without one.
+"""What a requirement changes: winners of the embedded model that are right, wrong or missing, with
+and without one.
 
     python benchmarks/requirements.py --budgets 50nfe 100nfe
 
-Held-out hard captions are searched for by the checker's soft score. The requirement is its strict verdict, which some
-right images reach with a lower soft score than a wrong one has. Errors are standard errors over prompts.
+Held-out hard captions are searched for by the checker's soft score. The requirement is its strict
+verdict, which some right images reach with a lower soft score than a wrong one has. Errors are
+standard errors over prompts.
 """
 
 from __future__ import annotations
@@ -24,9 +26,12 @@ SEARCHES = ("best-of-n", "seed-pruning")
 
 
 def shares(results: Sequence[Sequence[Result]]) -> list[str]:
-    """The shares of right, wrong and missing images, with errors, and the mean evaluations of a search: cells of a row.
+    """The shares of right, wrong and missing images, with errors, and the mean evaluations of a
+    search: cells of a row.
     results: by seed and prompt."""
-    right = np.array([[bool(r.images) and r.best.metrics["scenes-strict"] == 1 for r in row] for row in results])
+    right = np.array(
+        [[bool(r.images) and r.best.metrics["scenes-strict"] == 1 for r in row] for row in results]
+    )
     missing = np.array([[not r.images for r in row] for row in results])
     each = [column.mean(0) for column in (right, ~right & ~missing, missing)]
     cells = [f"{one.mean():.2f} ± {one.std(ddof=1) / len(one) ** 0.5:.2f}" for one in each]
@@ -34,7 +39,9 @@ def shares(results: Sequence[Sequence[Result]]) -> list[str]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--prompts", type=int, default=30)
     p.add_argument("--seeds", type=int, default=2, help="searches of every prompt")
     p.add_argument("--prompt-seed", type=int, default=15)
@@ -48,10 +55,17 @@ def main() -> None:
         for search in SEARCHES:
             for require in (None, "scenes-strict"):
                 found = [
-                    pipe(prompts, search=search, reward="scenes", report="scenes-strict", require=require,
-                         budget=budget, seed=10_000 * seed).search
+                    pipe(
+                        prompts,
+                        search=search,
+                        reward="scenes",
+                        report="scenes-strict",
+                        require=require,
+                        budget=budget,
+                        seed=10_000 * seed,
+                    ).search
                     for seed in range(a.seeds)
-                ]  # fmt: skip
+                ]
                 rows.append([budget, search, require or "", *shares(found)])
                 print(rows[-1], flush=True)
     print(markdown(["budget", "search", "require", "right", "wrong", "none", "NFE"], rows))

@@ -1,16 +1,19 @@
-"""Pruning policies on published reward trajectories of FLUX and SDXL, with an honest ledger and the published one.
+"""Pruning policies on published reward trajectories of FLUX and SDXL, with an honest ledger and the
+published one.
 
     python benchmarks/reward_tensors.py --data FOLDER --fit-prompts 0:20 --fit-seeds 0:40 --test-prompts 50:100 \\
         --budgets 400:4000:200 --repeats 60 --json OUT
 
-FOLDER holds *.safetensors with float32 tensors `base` and `noise_aware` (prompts, seeds, 20): the reward of the x0
-estimate after each denoiser call, the last column that of the finished image; nan in `noise_aware` means that there is
-none (base is used). They were published with TTSnap (arXiv 2511.22242).
+FOLDER holds *.safetensors with float32 tensors `base` and `noise_aware` (prompts, seeds, 20): the
+reward of the x0 estimate after each denoiser call, the last column that of the finished image; nan
+in `noise_aware` means that there is none (base is used). They were published with TTSnap (arXiv
+2511.22242).
 
-Figures are omega: percent of excess area of the reward-against-budget curve over best-of-N, which is computed exactly.
-Schedules and prices are fitted on the fit prompts and seeds only. Honest ledger: a score at step s takes s + 1 calls,
-survivors are whole numbers. `--ledger published` bills the schedules as the authors' notebooks do: s calls, 19 for a
-finished image, fractional survivors, 20 calls for best-of-N; the priced policies stay honest.
+Figures are omega: percent of excess area of the reward-against-budget curve over best-of-N, which
+is computed exactly. Schedules and prices are fitted on the fit prompts and seeds only. Honest
+ledger: a score at step s takes s + 1 calls, survivors are whole numbers. `--ledger published` bills
+the schedules as the authors' notebooks do: s calls, 19 for a finished image, fractional survivors,
+20 calls for best-of-N; the priced policies stay honest.
 """
 
 from __future__ import annotations
@@ -44,12 +47,16 @@ def span(text: str) -> slice:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--data", type=Path, required=True, help="folder of *.safetensors")
     p.add_argument("--fit-prompts", type=span, default=slice(0, 20))
     p.add_argument("--fit-seeds", type=span, default=slice(0, 40))
     p.add_argument("--test-prompts", type=span, default=slice(50, 100))
-    p.add_argument("--budgets", default="400:4000:200", help="from:to:step, in TFLOPs, both ends included")
+    p.add_argument(
+        "--budgets", default="400:4000:200", help="from:to:step, in TFLOPs, both ends included"
+    )
     p.add_argument("--repeats", type=int, default=60)
     p.add_argument("--trials", type=int, default=400, help="schedules tried when tuning")
     p.add_argument("--call-cost", type=float, default=9.9, help="TFLOPs of a denoiser call")
@@ -84,11 +91,23 @@ def main() -> None:
             "price of compute, own budgets": (test, PriceOfCompute(forecast), False),
             "price of compute, shared": (test, PriceOfCompute(forecast), True),
         }
-        table.setdefault("best-of-N", {})[path.stem] = {"omega": 0.0, "se": 0.0, "curve": bon.mean.tolist()}
+        table.setdefault("best-of-N", {})[path.stem] = {
+            "omega": 0.0,
+            "se": 0.0,
+            "curve": bon.mean.tolist(),
+        }
         for name, (recording, algorithm, shared) in rows.items():
             bar.set_postfix_str(f"{path.stem}: {name}")
             ledger = a.ledger if algorithm.n is None else "honest"
-            found = curve(recording, algorithm, budgets, a.repeats, shared=shared, ledger=ledger, seed=a.seed + 1)
+            found = curve(
+                recording,
+                algorithm,
+                budgets,
+                a.repeats,
+                shared=shared,
+                ledger=ledger,
+                seed=a.seed + 1,
+            )
             versus = compare(found, bon, test)
             table.setdefault(name, {})[path.stem] = {
                 "omega": versus.omega,
@@ -98,21 +117,35 @@ def main() -> None:
                 "curve": found.mean.tolist(),
                 "spent": (found.spent * a.call_cost).tolist(),
                 "fitting_seconds": fitting,
-            } | ({"keep": algorithm.keep, "steps": algorithm.steps} if isinstance(algorithm, SeedPruning) else {})
+            } | (
+                {"keep": algorithm.keep, "steps": algorithm.steps}
+                if isinstance(algorithm, SeedPruning)
+                else {}
+            )
             bar.update()
     bar.close()
     names = [path.stem for path in files]
-    print(f"omega over best-of-N, {a.ledger} ledger, prompts {a.test_prompts.start}:{a.test_prompts.stop}")
+    print(
+        f"omega over best-of-N, {a.ledger} ledger, prompts"
+        f" {a.test_prompts.start}:{a.test_prompts.stop}"
+    )
     lines = [
-        [name, *(f"{row[n]['omega']:.1f} ± {row[n]['se']:.1f}" for n in names),
-         f"{np.mean([row[n]['omega'] for n in names]):.1f}"]
+        [
+            name,
+            *(f"{row[n]['omega']:.1f} ± {row[n]['se']:.1f}" for n in names),
+            f"{np.mean([row[n]['omega'] for n in names]):.1f}",
+        ]
         for name, row in table.items()
-    ]  # fmt: skip
+    ]
     print(markdown(["", *names, "mean"], lines))
     if a.json:
         setting = {k: str(v) for k, v in vars(a).items()}
         amounts = [b.flops / 1e12 for b in budgets if b.flops]
-        a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting, "budgets": amounts, "table": table}))
+        a.json.write_text(
+            json.dumps(
+                {"ttsnap": __version__, "setting": setting, "budgets": amounts, "table": table}
+            )
+        )
 
 
 if __name__ == "__main__":

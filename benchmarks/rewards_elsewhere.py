@@ -1,12 +1,14 @@
-"""How much faster is a search whose reward runs elsewhere, while the engine denoises other rows? On the embedded model.
+"""How much faster is a search whose reward runs elsewhere, while the engine denoises other rows? On
+the embedded model.
 
     python benchmarks/rewards_elsewhere.py
 
-The reward sleeps for 50 ms a call, of one image, as if it asked a server, and then looks at the brightness. It is asked
-in turn, and beside the network (`runs_on`), run by run; the winners are compared. What can be won is the smaller of
-what network and reward take, which stand in the table, of a run in turn; the others are medians. So steps are few: the
-network then takes about as long as the reward. The last rows of one prompt before each of its choices have none beside
-them: where there are more prompts, theirs are.
+The reward sleeps for 50 ms a call, of one image, as if it asked a server, and then looks at the
+brightness. It is asked in turn, and beside the network (`runs_on`), run by run; the winners are
+compared. What can be won is the smaller of what network and reward take, which stand in the table,
+of a run in turn; the others are medians. So steps are few: the network then takes about as long as
+the reward. The last rows of one prompt before each of its choices have none beside them: where
+there are more prompts, theirs are.
 """
 
 from __future__ import annotations
@@ -49,12 +51,16 @@ def found(results: Sequence[Result]) -> list[tuple[int, float, object]]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--seeds", type=int, default=16)
     p.add_argument("--prompts", type=int, nargs="+", default=[1, 4])
     p.add_argument("--steps", type=int, nargs="+", default=[2, 4])
     p.add_argument("--batch-size", type=int, default=2)
-    p.add_argument("--decode-batch-size", type=int, default=1, help="images of a call of the reward")
+    p.add_argument(
+        "--decode-batch-size", type=int, default=1, help="images of a call of the reward"
+    )
     p.add_argument("--seconds", type=float, default=0.05, help="that a call of the reward takes")
     p.add_argument("--runs", type=int, default=5, help="of each kind, alternated")
     a = p.parse_args()
@@ -67,8 +73,12 @@ def main() -> None:
                 for run in range(2 * a.runs):
                     beside = bool(run % 2)
                     call = {**defaults("embedded"), "num_inference_steps": steps}
-                    engine = pipe.engine(Server(a.seconds, beside=beside), batch_size=a.batch_size,
-                                         decode_batch_size=a.decode_batch_size, **call)  # fmt: skip
+                    engine = pipe.engine(
+                        Server(a.seconds, beside=beside),
+                        batch_size=a.batch_size,
+                        decode_batch_size=a.decode_batch_size,
+                        **call,
+                    )
                     begin = time.perf_counter()
                     results = search(prompts, make_algorithm(name, n=a.seeds), engine)
                     taken[beside].append(time.perf_counter() - begin)
@@ -77,13 +87,35 @@ def main() -> None:
                         timings = engine.timings
                 turn, both = (float(np.median(taken[beside])) for beside in (False, True))
                 network = timings["denoise"] + timings["decode"]
-                rows.append([
-                    name, len(prompts), steps, f"{network:.2f}", f"{timings['reward']:.2f}", f"{turn:.2f}",
-                    f"{both:.2f}", f"{turn / both:.2f}", "same" if same == same[:1] * len(same) else "others",
-                ])  # fmt: skip
+                rows.append(
+                    [
+                        name,
+                        len(prompts),
+                        steps,
+                        f"{network:.2f}",
+                        f"{timings['reward']:.2f}",
+                        f"{turn:.2f}",
+                        f"{both:.2f}",
+                        f"{turn / both:.2f}",
+                        "same" if same == same[:1] * len(same) else "others",
+                    ]
+                )
                 print(*rows[-1], sep="  ", flush=True)
-    head = ["search", "prompts", "steps", "network s", "reward s", "in turn s", "beside s", "times faster", "winners"]
-    print(f"\n{torch.get_num_threads()} threads of torch, {a.seeds} seeds, batches of {a.batch_size}\n")
+    head = [
+        "search",
+        "prompts",
+        "steps",
+        "network s",
+        "reward s",
+        "in turn s",
+        "beside s",
+        "times faster",
+        "winners",
+    ]
+    print(
+        f"\n{torch.get_num_threads()} threads of torch, {a.seeds} seeds, batches of"
+        f" {a.batch_size}\n"
+    )
     print(markdown(head, rows))
 
 

@@ -1,4 +1,5 @@
-"""What the benchmarks of searches share: runs kept in a JSON file, winners compared, cells of a table."""
+"""What the benchmarks of searches share: runs kept in a JSON file, winners compared, cells of a
+table."""
 
 from __future__ import annotations
 
@@ -22,10 +23,19 @@ SETTINGS = ("prompts", "prompt_seed", "steps", "reward", "held_out", "dtype")
 
 def parser(description: str | None, seeds: int = 3) -> argparse.ArgumentParser:
     """Arguments that the benchmarks of searches share."""
-    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--prompts", type=int, default=30)
-    p.add_argument("--seeds", type=int, default=seeds, help="searches of every prompt, from different seeds")
-    p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
+    p.add_argument(
+        "--seeds", type=int, default=seeds, help="searches of every prompt, from different seeds"
+    )
+    p.add_argument(
+        "--prompt-seed",
+        type=int,
+        default=0,
+        help="another seed, other held-out prompts of the same kinds",
+    )
     p.add_argument("--steps", type=int, default=10)
     p.add_argument("--reward", default="scenes-learned")
     p.add_argument("--held-out", nargs="+", default=["scenes", "scenes-strict"])
@@ -36,12 +46,15 @@ def parser(description: str | None, seeds: int = 3) -> argparse.ArgumentParser:
 
 
 def read(path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Runs that were made before, with the same settings; ValueError for a file of other settings."""
+    """Runs that were made before, with the same settings; ValueError for a file of other
+    settings."""
     if path is None or not path.exists():
         return {}
     found = json.loads(path.read_text())
     if found.get("settings") != settings:
-        raise ValueError(f"{path} holds runs with {found.get('settings')}, not {settings}; choose another --json")
+        raise ValueError(
+            f"{path} holds runs with {found.get('settings')}, not {settings}; choose another --json"
+        )
     return dict(found["runs"])
 
 
@@ -60,14 +73,18 @@ def flops_of(nfe: int, engine: Any) -> Budget:
 
 
 def winners(results: list[Result], metrics: Any) -> dict[str, Any]:
-    """Per prompt: the winner's first reward and metrics, what was spent, and a small copy for `diversity`."""
+    """Per prompt: the winner's first reward and metrics, what was spent, and a small copy for
+    `diversity`."""
     images = torch.stack([r.best.image for r in results]).float()
     prompts, level = [r.prompt for r in results], torch.zeros(len(results))
     small = torch.nn.functional.interpolate(images, 16, mode="area")
     return {
         "reward": [next(iter(r.best.scores.values())) for r in results],
         **{m.name: [float(v) for v in m(images, prompts, level)] for m in metrics},
-        **{k: [r.spent.to_json()[k] for r in results] for k in ("nfe", "flops", "decodes", "gradients", "finished")},
+        **{
+            k: [r.spent.to_json()[k] for r in results]
+            for k in ("nfe", "flops", "decodes", "gradients", "finished")
+        },
         "winner": (small * 255).round().int().flatten(1).tolist(),
     }
 
@@ -80,7 +97,8 @@ def cell(runs: list[dict[str, Any]], metric: str) -> str:
 
 
 def diversity(runs: list[dict[str, Any]]) -> str:
-    """Mean distance (root mean square over pixels) between the winners of a prompt's seeds; "" for one seed."""
+    """Mean distance (root mean square over pixels) between the winners of a prompt's seeds; "" for
+    one seed."""
     if len(runs) < 2:
         return ""
     seen = np.array([run["winner"] for run in runs], float) / 255  # (S, P, D)

@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py --json OUT  # two actors with a core each against one, and one against none
 
-The embedded model, 16 prompts, and 1 prompt with 32 seeds, by seed pruning; the shortest of the repeats. It
-takes two idle cores and about ten minutes.
+The embedded model, 16 prompts, and 1 prompt with 32 seeds, by seed pruning; the shortest of the
+repeats. It takes two idle cores and about ten minutes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def measured(repeats: int, steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {name: {} for name in searches}
 
     def timed(engine: Any, actors: int) -> None:
-        search(many[:1], make_algorithm("best-of-n", n=2), engine)  # the first calls of a process are slower
+        # the first calls of a process are slower
+        search(many[:1], make_algorithm("best-of-n", n=2), engine)
         for name, (prompts, n) in searches.items():
             taken = []
             for _ in range(repeats):
@@ -51,7 +52,11 @@ def measured(repeats: int, steps: int) -> dict[str, Any]:
                 results = search(prompts, make_algorithm("seed-pruning", n=n), engine)
                 taken.append(time.monotonic() - begin)
             nfe = sum(result.spent.nfe for result in results)
-            print(f"{name} on {actors or 'no'} actors: {min(taken):.1f} s", file=sys.stderr, flush=True)
+            print(
+                f"{name} on {actors or 'no'} actors: {min(taken):.1f} s",
+                file=sys.stderr,
+                flush=True,
+            )
             found[name][str(actors)] = {"seconds": min(taken), "nfe": nfe}
 
     timed(builder.build(), 0)
@@ -69,7 +74,9 @@ def measured(repeats: int, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--json", type=Path, required=True)
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--steps", type=int, default=16)

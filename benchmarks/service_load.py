@@ -1,9 +1,9 @@
-"""Rough use of `ttsnap serve` by the official openai client, on the embedded model: what service_mix.py and
-service_soak.py share, and what the slow tests run.
+"""Rough use of `ttsnap serve` by the official openai client, on the embedded model: what
+service_mix.py and service_soak.py share, and what the slow tests run.
 
-`rough`: a third of the clients goes away at random moments, some send what is no request, some ask for too much.
-service_soak.py does that for long, to a server in a process of its own. Throughput and latency are what
-`ttsnap check --url` measures.
+`rough`: a third of the clients goes away at random moments, some send what is no request, some ask
+for too much. service_soak.py does that for long, to a server in a process of its own. Throughput
+and latency are what `ttsnap check --url` measures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
 
-PROMPTS = ("two green crosses", "a red circle", "three blue squares", "a yellow triangle above a red square")
+PROMPTS = (
+    "two green crosses",
+    "a red circle",
+    "three blue squares",
+    "a yellow triangle above a red square",
+)
 ASKED = {"search": "best-of-n", "budget": "12nfe", "steps": 4}
 
 
@@ -78,13 +83,17 @@ def generate(client: OpenAI, number: int, **more: object) -> dict[str, Any]:
 def rough(
     url: str, requests: int = 200, clients: int = 50, seed: int = 0, **more: object
 ) -> tuple[Counter[str], dict[int, Any]]:
-    """So many requests, a third of which is left at a random moment, a tenth malformed, a tenth too large.
+    """So many requests, a third of which is left at a random moment, a tenth malformed, a tenth too
+    large.
 
-    more: fields of those that are well formed. Returns how often each outcome came, and the seed and reward of the
-    images that came, by the number of the request.
+    more: fields of those that are well formed. Returns how often each outcome came, and the seed
+    and reward of the images that came, by the number of the request.
     """
     rng, lock = random.Random(seed), threading.Lock()
-    kinds = [rng.choices(("whole", "left", "malformed", "large"), (7, 5, 1.5, 1.5))[0] for _ in range(requests)]
+    kinds = [
+        rng.choices(("whole", "left", "malformed", "large"), (7, 5, 1.5, 1.5))[0]
+        for _ in range(requests)
+    ]
     patience = [rng.uniform(0.01, 2.0) for _ in range(requests)]
     outcomes: Counter[str] = Counter()
     found: dict[int, Any] = {}

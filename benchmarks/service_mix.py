@@ -1,15 +1,17 @@
-"""How fifty clients who want different things share `ttsnap serve`, against one at a time: fill, latency, fairness.
+"""How fifty clients who want different things share `ttsnap serve`, against one at a time: fill,
+latency, fairness.
 
     python benchmarks/service_mix.py                              # nine kinds of requests by 50 official openai clients
     python benchmarks/service_mix.py --requests 50 --json mix.json
     python benchmarks/service_mix.py --burst                      # 50 clients at once where few places are free
 
-Requests differ in size, steps, reward, LoRA and picture (KINDS). The same requests are made one at a time, half of them
-before the crowd and half after it, so that a machine that is busy with other work slows both alike. Slowdown is the
-latency of a request in the crowd by its latency alone. Jain's index of fairness, of slowdowns, is 1 where all are
-slowed alike, and 1/50 where one is slowed alone. Seconds are those of the processor in this process, where clients and
-the server run: what else runs on the machine counts little. `--burst` counts how many clients get their image that ask
-again twice, as by default.
+Requests differ in size, steps, reward, LoRA and picture (KINDS). The same requests are made one at
+a time, half of them before the crowd and half after it, so that a machine that is busy with other
+work slows both alike. Slowdown is the latency of a request in the crowd by its latency alone.
+Jain's index of fairness, of slowdowns, is 1 where all are slowed alike, and 1/50 where one is
+slowed alone. Seconds are those of the processor in this process, where clients and the server run:
+what else runs on the machine counts little. `--burst` counts how many clients get their image that
+ask again twice, as by default.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ class Answer:
 def server_of(pipe: Any, loras: Path, limits: ServiceLimits) -> GenerationServer:
     """A server of images and edits by the embedded model, on any free port."""
     rewards = {name: make_rewards(name)[0] for name in ("scenes", "brightness")}
-    offer = ServingCatalog("embedded", tuple(rewards), recommended, edits=True, loras=LoraFolder(loras))
+    offer = ServingCatalog(
+        "embedded", tuple(rewards), recommended, edits=True, loras=LoraFolder(loras)
+    )
     where = ("127.0.0.1", 0)
     return GenerationServer(OneDevice(pipe, rewards), offer, limits, None, where)
 
@@ -77,7 +81,11 @@ def ask(client: OpenAI, number: int) -> Answer:
     kind = list(KINDS)[number % len(KINDS)]
     own = {"steps": 6, "search": "best-of-n", "seed": 100 * number, **KINDS[kind]}
     own["budget"] = f"{3 * own['steps']}nfe"
-    prompt, picture, begin = PROMPTS[number % len(PROMPTS)], own.pop("picture", None), time.process_time()
+    prompt, picture, begin = (
+        PROMPTS[number % len(PROMPTS)],
+        own.pop("picture", None),
+        time.process_time(),
+    )
     if picture is None:
         client.images.generate(prompt=prompt, extra_body=own)
     else:
@@ -88,8 +96,13 @@ def ask(client: OpenAI, number: int) -> Answer:
 
 
 def made(url: str, clients: Sequence[Sequence[int]]) -> tuple[list[list[Answer]], float, float]:
-    """Requests by number, of each client one after the other: the answers of each, batch fill, and seconds in all."""
-    nfe, places, begin = metric(url, "ttsnap_nfe_total"), metric(url, "ttsnap_batch_places_total"), time.process_time()
+    """Requests by number, of each client one after the other: the answers of each, batch fill, and
+    seconds in all."""
+    nfe, places, begin = (
+        metric(url, "ttsnap_nfe_total"),
+        metric(url, "ttsnap_batch_places_total"),
+        time.process_time(),
+    )
 
     def one(numbers: Sequence[int]) -> list[Answer]:
         with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=3600) as client:
@@ -127,14 +140,18 @@ def mixed(url: str, requests: int) -> dict[str, Any]:
     return {
         "kinds": rows,
         "fill": {"alone": (before[1] + after[1]) / 2, "crowd": crowd[1]},
-        "requests_per_second": {"alone": requests / (before[2] + after[2]), "crowd": requests / crowd[2]},
+        "requests_per_second": {
+            "alone": requests / (before[2] + after[2]),
+            "crowd": requests / crowd[2],
+        },
         "jain": float(each.sum() ** 2 / (len(each) * (each**2).sum())),
         "load": os.getloadavg()[0],
     }
 
 
 def burst(serve: Callable[[ServiceLimits], GenerationServer]) -> dict[str, float]:
-    """How many of 50 clients get their image who all come at once, where 4 searches run and 4 wait."""
+    """How many of 50 clients get their image who all come at once, where 4 searches run and 4
+    wait."""
     with serve(ServiceLimits(active=4, queue=4, per_key=100)) as server:
         with OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
             for _ in range(3):
@@ -156,8 +173,12 @@ def burst(serve: Callable[[ServiceLimits], GenerationServer]) -> dict[str, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=180, help="of the crowd; and as many one at a time")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--requests", type=int, default=180, help="of the crowd; and as many one at a time"
+    )
     parser.add_argument("--burst", action="store_true")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     a = parser.parse_args()
@@ -171,19 +192,40 @@ def main() -> None:
             found: dict[str, Any] = burst(lambda limits: server_of(pipe, Path(folder), limits))
             print(markdown(list(found), [list(found.values())]))
         else:
-            with server_of(pipe, Path(folder), ServiceLimits(per_key=100, queue=100, active=64)) as server:
+            with server_of(
+                pipe, Path(folder), ServiceLimits(per_key=100, queue=100, active=64)
+            ) as server:
                 found = mixed(server.url, a.requests)
             rows = [
-                [kind, row["requests"], *(f"{row[name]:.2f}" for name in ("alone", "p50", "p90", "p99")),
-                 *(f"{row[name]:.1f}" for name in ("slowdown", "slowdown_p99"))]
+                [
+                    kind,
+                    row["requests"],
+                    *(f"{row[name]:.2f}" for name in ("alone", "p50", "p90", "p99")),
+                    *(f"{row[name]:.1f}" for name in ("slowdown", "slowdown_p99")),
+                ]
                 for kind, row in found["kinds"].items()
-            ]  # fmt: skip
-            columns = ["kind", "requests", "alone s", "p50 s", "p90 s", "p99 s", "slowdown", "its p99"]
+            ]
+            columns = [
+                "kind",
+                "requests",
+                "alone s",
+                "p50 s",
+                "p90 s",
+                "p99 s",
+                "slowdown",
+                "its p99",
+            ]
             print(markdown(columns, rows))
             for name in ("fill", "requests_per_second"):
                 one, many = found[name]["alone"], found[name]["crowd"]
-                print(f"{name}: {one:.3g} one at a time, {many:.3g} by {CLIENTS} clients ({many / one:.2f} times)")
-            print(f"Jain's index of slowdowns: {found['jain']:.3f}; load of the machine: {found['load']:.1f}")
+                print(
+                    f"{name}: {one:.3g} one at a time, {many:.3g} by {CLIENTS} clients"
+                    f" ({many / one:.2f} times)"
+                )
+            print(
+                f"Jain's index of slowdowns: {found['jain']:.3f}; load of the machine:"
+                f" {found['load']:.1f}"
+            )
     if a.json is not None:
         a.json.write_text(json.dumps(found, indent=1))
 

@@ -1,14 +1,16 @@
-"""A `ttsnap serve` that is treated roughly for long: its memory, and what is lost or mixed up, also by SIGKILL.
+"""A `ttsnap serve` that is treated roughly for long: its memory, and what is lost or mixed up, also
+by SIGKILL.
 
     python benchmarks/service_soak.py --minutes 480     # a night
     python benchmarks/service_soak.py --minutes 30 --clients 12
 
-A third of the requests is left at a random moment; some are malformed or too large; some are jobs (`background`). Every
-image is held against what its request gave alone at the beginning: another seed, reward or prompt is `mixed`. An answer
-that does not come, an error of status 500 and a job that is not there or failed are `lost`. Guidance and LoRAs change
-more often than engines are kept, so that these come and go. In the first two thirds of the time the server is left
-alone, for its memory by minutes and requests. In the last third it is killed by SIGKILL a few times with jobs under
-way, and started again on the same folder.
+A third of the requests is left at a random moment; some are malformed or too large; some are jobs
+(`background`). Every image is held against what its request gave alone at the beginning: another
+seed, reward or prompt is `mixed`. An answer that does not come, an error of status 500 and a job
+that is not there or failed are `lost`. Guidance and LoRAs change more often than engines are kept,
+so that these come and go. In the first two thirds of the time the server is left alone, for its
+memory by minutes and requests. In the last third it is killed by SIGKILL a few times with jobs
+under way, and started again on the same folder.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ def found_in(reply: dict[str, Any]) -> list[tuple[Any, ...]]:
 def same(one: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> bool:
     """Floating point differs in the last digits between batches."""
     return len(one) == len(other) and all(
-        a[0] == b[0] and a[2] == b[2] and abs(a[1] - b[1]) < 0.005 for a, b in zip(one, other, strict=True)
+        a[0] == b[0] and a[2] == b[2] and abs(a[1] - b[1]) < 0.005
+        for a, b in zip(one, other, strict=True)
     )
 
 
@@ -93,13 +96,30 @@ class Server:
         self.down = False
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "ttsnap", "serve", "embedded", "--port", str(self.port), "--state", self.state,
-                   "--loras", str(self.loras), "--per-key", "100", "--jobs-per-key", "50",
-                   "--no-access-log"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "ttsnap",
+            "serve",
+            "embedded",
+            "--port",
+            str(self.port),
+            "--state",
+            self.state,
+            "--loras",
+            str(self.loras),
+            "--per-key",
+            "100",
+            "--jobs-per-key",
+            "50",
+            "--no-access-log",
+        ]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
         assert self.process.stdout is not None
-        if not any(re.search(r"at http://\S+/v1", line) for line in iter(self.process.stdout.readline, "")):
+        if not any(
+            re.search(r"at http://\S+/v1", line) for line in iter(self.process.stdout.readline, "")
+        ):
             raise RuntimeError("the service did not start; see above")
 
     def kill(self) -> None:
@@ -142,7 +162,10 @@ class Soak:
     def check(self, kind: str, number: int, reply: dict[str, Any]) -> None:
         found = found_in(reply)
         good = same(found, self.alone[number])
-        self.note(f"{kind} done" if good else "mixed", "" if good else f"{number}: {found} for {self.alone[number]}")
+        self.note(
+            f"{kind} done" if good else "mixed",
+            "" if good else f"{number}: {found} for {self.alone[number]}",
+        )
 
     def client(self, seed: int) -> None:
         """One caller after the other, until it is over."""
@@ -166,7 +189,9 @@ class Soak:
     def one(self, kind: str, number: int, patience: float, client: OpenAI) -> None:
         own, url = request_of(number), f"{self.server.url}/v1/images/generations"
         if kind == "whole":
-            reply = client.images.generate(prompt=own.pop("prompt"), n=own.pop("n"), extra_body=own, timeout=WAIT)
+            reply = client.images.generate(
+                prompt=own.pop("prompt"), n=own.pop("n"), extra_body=own, timeout=WAIT
+            )
             self.check("request", number, reply.to_dict())
         elif kind == "job":
             job = begun(client, own)
@@ -174,7 +199,11 @@ class Soak:
                 self.jobs[job] = number
         elif kind == "left":
             try:
-                httpx.post(url, json={**own, "budget": "120nfe"}, timeout=httpx.Timeout(WAIT, read=patience))
+                httpx.post(
+                    url,
+                    json={**own, "budget": "120nfe"},
+                    timeout=httpx.Timeout(WAIT, read=patience),
+                )
                 self.note("done before it was left")
             except httpx.ReadTimeout:
                 self.note("left")
@@ -196,7 +225,9 @@ class Soak:
             except psutil.Error:
                 continue
             requests = self.outcomes.total() + len(self.jobs) - self.outcomes["cut off by SIGKILL"]
-            self.memory.append(((time.monotonic() - begin) / 60, len(self.server.killed), requests, mib))
+            self.memory.append(
+                ((time.monotonic() - begin) / 60, len(self.server.killed), requests, mib)
+            )
             if len(self.memory) % 6 == 0:
                 print("{:6.1f}  {:5}  {:8}  {:6.1f}".format(*self.memory[-1]), flush=True)
 
@@ -224,17 +255,26 @@ class Soak:
 def begun(client: OpenAI, own: dict[str, Any]) -> str:
     """The id of a new job."""
     own = dict(own)
-    reply = client.images.generate(prompt=own.pop("prompt"), n=own.pop("n"), extra_body={**own, "background": True})
+    reply = client.images.generate(
+        prompt=own.pop("prompt"), n=own.pop("n"), extra_body={**own, "background": True}
+    )
     return str(reply.to_dict()["id"])
 
 
 def status_of(client: OpenAI, job: str) -> dict[str, Any]:
-    return dict(httpx.get(f"{client.base_url}images/generations/{job}", timeout=WAIT).raise_for_status().json())
+    return dict(
+        httpx.get(f"{client.base_url}images/generations/{job}", timeout=WAIT)
+        .raise_for_status()
+        .json()
+    )
 
 
 def ended(client: OpenAI, job: str) -> dict[str, Any]:
     end = time.monotonic() + WAIT
-    while (told := status_of(client, job))["status"] in ("queued", "in_progress") and time.monotonic() < end:
+    while (told := status_of(client, job))["status"] in (
+        "queued",
+        "in_progress",
+    ) and time.monotonic() < end:
         time.sleep(0.5)
     return told
 
@@ -247,7 +287,9 @@ def soak(minutes: float, clients: int, kills: int, different: int) -> tuple[Soak
         try:
             with client_of(server.url) as client:
                 for own in map(request_of, range(different)):
-                    reply = client.images.generate(prompt=own.pop("prompt"), n=own.pop("n"), extra_body=own)
+                    reply = client.images.generate(
+                        prompt=own.pop("prompt"), n=own.pop("n"), extra_body=own
+                    )
                     run.alone.append(found_in(reply.to_dict()))
             begin, interrupted = time.monotonic(), dict[str, int]()
             watching = threading.Thread(target=run.watch, args=(begin,))
@@ -267,14 +309,24 @@ def soak(minutes: float, clients: int, kills: int, different: int) -> tuple[Soak
             with client_of(server.url) as client:
                 for job, number in interrupted.items():
                     own, told = {**request_of(number), "budget": LONG}, ended(client, job)
-                    again = client.images.generate(prompt=own.pop("prompt"), n=own.pop("n"), extra_body=own).to_dict()
+                    again = client.images.generate(
+                        prompt=own.pop("prompt"), n=own.pop("n"), extra_body=own
+                    ).to_dict()
                     good = told["status"] == "completed" and same(found_in(told), found_in(again))
-                    run.note("interrupted job done" if good else "lost", "" if good else f"job {job}: {told['status']}")
+                    run.note(
+                        "interrupted job done" if good else "lost",
+                        "" if good else f"job {job}: {told['status']}",
+                    )
             left = {name: metric(server.url, f"ttsnap_{name}") for name in ("active", "queue")}
         finally:
             server.process.terminate()
             server.process.wait()
-    return run, {"minutes": minutes, "clients": clients, "kills": len(server.killed), "still there": left}
+    return run, {
+        "minutes": minutes,
+        "clients": clients,
+        "kills": len(server.killed),
+        "still there": left,
+    }
 
 
 def told(run: Soak) -> list[str]:
@@ -284,14 +336,19 @@ def told(run: Soak) -> list[str]:
         if len(rows) > 3:
             requests, mib = rows[:, 2:].T
             (slope, _), cov = np.polyfit(requests / 1000, mib, 1, cov=True)
-            lines.append(f"{half} half before the first kill, {np.ptp(requests):.0f} requests: {mib.mean():.1f} MiB")
+            lines.append(
+                f"{half} half before the first kill, {np.ptp(requests):.0f} requests:"
+                f" {mib.mean():.1f} MiB"
+            )
             lines[-1] += f", {slope:+.1f} ± {cov[0, 0] ** 0.5:.1f} MiB in 1,000 requests"
     lines.append(", ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()))
     return [*lines, f"{outcomes['lost']} lost, {outcomes['mixed']} mixed of {outcomes.total()}"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--kills", type=int, default=4)

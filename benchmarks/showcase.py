@@ -3,15 +3,16 @@
     python benchmarks/showcase.py --json showcase.json
     python benchmarks/showcase.py --model signs --plot signs.png  # needs the extras ocr and plot
 
-Seeds of the prompt of a packaged model's showcase (ttsnap/pipelines/packaged.py) are recorded: every seed to the end,
-with the score by which searches choose at some steps, and the score that says whether an image is right; and again
-from its draft, where the model has a drafter whose drafts are finished. Then each search plays its recording again and
-again, each time with the recorded seeds in another random order, the same for all. Printed are the shares of searches
-whose winner is right, and how the winners of best-of-N and of the shown search compare. The draws share one recording,
-so that more of them do not make the figures better than its seeds are: the standard errors are over bootstraps of the
-recorded seeds. At last come the first seeds from which only the
-shown search finds a right image, and what the searches find from the showcase's own seed. With --plot, a picture of
-these two; below a word stands what the OCR reads.
+Seeds of the prompt of a packaged model's showcase (ttsnap/pipelines/packaged.py) are recorded:
+every seed to the end, with the score by which searches choose at some steps, and the score that
+says whether an image is right; and again from its draft, where the model has a drafter whose drafts
+are finished. Then each search plays its recording again and again, each time with the recorded
+seeds in another random order, the same for all. Printed are the shares of searches whose winner is
+right, and how the winners of best-of-N and of the shown search compare. The draws share one
+recording, so that more of them do not make the figures better than its seeds are: the standard
+errors are over bootstraps of the recorded seeds. At last come the first seeds from which only the
+shown search finds a right image, and what the searches find from the showcase's own seed. With
+--plot, a picture of these two; below a word stands what the OCR reads.
 """
 
 from __future__ import annotations
@@ -54,24 +55,43 @@ Sized = Mapping[str, tuple[Task, Algorithm]]
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--model", default="embedded", help="a packaged model with a showcase")
     p.add_argument("--prompt", help="another than the showcase's")
     p.add_argument("--budget", help="another than the showcase's")
     p.add_argument("--draft", help="the model's own by default")
     p.add_argument("--seeds", type=int, default=1000, help="recorded, from seed 0 on")
-    p.add_argument("--repeats", type=int, default=20_000, help="draws of seeds from the recording, for all algorithms")
-    p.add_argument("--bootstraps", type=int, default=50, help="of the recorded seeds, for the standard errors")
-    p.add_argument("--score-steps", type=int, nargs="+", default=[8], help="where seed pruning looks at estimates")
+    p.add_argument(
+        "--repeats",
+        type=int,
+        default=20_000,
+        help="draws of seeds from the recording, for all algorithms",
+    )
+    p.add_argument(
+        "--bootstraps", type=int, default=50, help="of the recorded seeds, for the standard errors"
+    )
+    p.add_argument(
+        "--score-steps",
+        type=int,
+        nargs="+",
+        default=[8],
+        help="where seed pruning looks at estimates",
+    )
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--dtype", default="float32", help="as `make demo` runs it")
-    p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
+    p.add_argument(
+        "--recordings", type=Path, help="folder to keep the recording in, and to go on from"
+    )
     p.add_argument("--json", type=Path)
     p.add_argument("--plot", type=Path, help="a picture of both searches from the showcase's seed")
     a = p.parse_args()
     ours, own = MODELS[a.model], recommended(a.model)
     shown = ours.showcase or p.error(f"{a.model} has no showcase")
-    given = {name: value for name in ("prompt", "budget") if (value := getattr(a, name)) is not None}
+    given = {
+        name: value for name in ("prompt", "budget") if (value := getattr(a, name)) is not None
+    }
     shown, draft = dataclasses.replace(shown, **given), a.draft or own.draft
     rewards = [ours.rewards[0], *([] if ours.report is None else [ours.report])]
     pipe, finish = load(a.model, dtype=getattr(torch, a.dtype)), read_draft(ours.draft).finish
@@ -81,13 +101,24 @@ def main() -> None:
         for way, how in ways.items():
             engine = pipe.engine(rewards, batch_size=a.batch_size, **how, **own.call)
             folder = (a.recordings or Path(temporary)) / f"showcase-{way.replace(':', '-')}"
-            options = RecordOptions(a.seeds, steps=a.score_steps if way == "noise" else [engine.grid.steps])
-            made[way] = record(engine, [shown.prompt], folder, options, info={**own.call, **how}, progress_bar=True)
+            options = RecordOptions(
+                a.seeds, steps=a.score_steps if way == "noise" else [engine.grid.steps]
+            )
+            made[way] = record(
+                engine, [shown.prompt], folder, options, info={**own.call, **how}, progress_bar=True
+            )
     searches = arms(draft is not None)
-    recordings = {name: made[finish if name == list(searches)[-1] and draft else "noise"] for name in searches}
-    sized = {name: sized_for(recordings[name], each, Budget.parse(shown.budget)) for name, each in searches.items()}
+    recordings = {
+        name: made[finish if name == list(searches)[-1] and draft else "noise"] for name in searches
+    }
+    sized = {
+        name: sized_for(recordings[name], each, Budget.parse(shown.budget))
+        for name, each in searches.items()
+    }
     plain = recordings[PLAIN]
-    found = shares(recordings, ours, Orders.drawn(plain, a.repeats, np.random.default_rng(0)), sized)
+    found = shares(
+        recordings, ours, Orders.drawn(plain, a.repeats, np.random.default_rng(0)), sized
+    )
     errors = standard_errors(recordings, ours, sized, a.repeats, a.bootstraps)
     print(f"{shown.prompt!r}, {shown.budget}: {a.repeats} draws from {plain.seeds} recorded seeds")
     for name, share in found.items():
@@ -96,13 +127,24 @@ def main() -> None:
     best = list(sized)[-1]
     told = [s for s, e in enumerate(each) if e[f"{best} right"] > e[f"{PLAIN} right"]]
     print(f"of the first seeds 0 to 99 the difference shows from {told}")
-    print(f"from seed {shown.seed}: {', '.join(name for name, share in each[shown.seed].items() if share == 1)}")
+    print(
+        f"from seed {shown.seed}:"
+        f" {', '.join(name for name, share in each[shown.seed].items() if share == 1)}"
+    )
     if a.plot:
         odds = {name: (found[f"{name} right"], errors[f"{name} right"]) for name in (PLAIN, best)}
         plot(engine, ours, shown, searches, odds, a.plot)
     if a.json:
-        settings = {"model": a.model, "prompt": shown.prompt, "budget": shown.budget, "seeds": a.seeds,
-                    "repeats": a.repeats, "dtype": a.dtype, "draft": draft, "call": own.call}  # fmt: skip
+        settings = {
+            "model": a.model,
+            "prompt": shown.prompt,
+            "budget": shown.budget,
+            "seeds": a.seeds,
+            "repeats": a.repeats,
+            "dtype": a.dtype,
+            "draft": draft,
+            "call": own.call,
+        }
         noted = {"ttsnap": __version__, "settings": settings, "shares": found, "errors": errors}
         a.json.write_text(json.dumps({**noted, "from seed": each[shown.seed]}, indent=1))
 
@@ -128,8 +170,11 @@ def right(recording: Recording, ours: Packaged) -> np.ndarray[Any, np.dtype[np.b
     return ours.right.met(recording.final[0, :, -1])
 
 
-def shares(recordings: Recordings, ours: Packaged, orders: Orders, sized: Sized) -> dict[str, float]:
-    """Shares in [0, 1]: of the recorded seeds that are right, then of searches in these orders by what holds."""
+def shares(
+    recordings: Recordings, ours: Packaged, orders: Orders, sized: Sized
+) -> dict[str, float]:
+    """Shares in [0, 1]: of the recorded seeds that are right, then of searches in these orders by
+    what holds."""
     reward, winner, holds = {}, {}, {}
     for name, (task, algorithm) in sized.items():
         recording = recordings[name]
@@ -150,7 +195,9 @@ def shares(recordings: Recordings, ours: Packaged, orders: Orders, sized: Sized)
     return {
         "recorded seeds right": float(holds[PLAIN].mean()),
         **{f"{name} right": float(holds[name][winner[name]].mean()) for name in sized},
-        f"lead of {best}": float(holds[best][winner[best]].mean() - holds[PLAIN][winner[PLAIN]].mean()),
+        f"lead of {best}": float(
+            holds[best][winner[best]].mean() - holds[PLAIN][winner[PLAIN]].mean()
+        ),
         f"{best} of higher reward": float((reward[best] > reward[PLAIN]).mean()),
         f"{best} of lower reward": float((reward[best] < reward[PLAIN]).mean()),
         "same seed": float((winner[best] == winner[PLAIN]).mean()),
@@ -159,8 +206,9 @@ def shares(recordings: Recordings, ours: Packaged, orders: Orders, sized: Sized)
 
 def standard_errors(
     recordings: Recordings, ours: Packaged, sized: Sized, repeats: int, bootstraps: int
-) -> dict[str, float]:  # fmt: skip
-    """Of `shares`: their spread where the recorded seeds are resampled and other orders are drawn."""
+) -> dict[str, float]:
+    """Of `shares`: their spread where the recorded seeds are resampled and other orders are
+    drawn."""
     rng, found = np.random.default_rng(1), []
     for _ in range(bootstraps):
         rows = rng.integers(recordings[PLAIN].seeds, size=recordings[PLAIN].seeds)
@@ -182,10 +230,15 @@ def from_seed(recording: Recording, seed: int) -> Orders:
 
 
 def plot(
-    engine: LiveEngine, ours: Packaged, shown: Showcase, named: Mapping[str, Algorithm],
-    odds: Mapping[str, tuple[float, float]], file: Path,
-) -> None:  # fmt: skip
-    """Draw what best-of-N and the shown search finish from the showcase's seed: live searches, best images first."""
+    engine: LiveEngine,
+    ours: Packaged,
+    shown: Showcase,
+    named: Mapping[str, Algorithm],
+    odds: Mapping[str, tuple[float, float]],
+    file: Path,
+) -> None:
+    """Draw what best-of-N and the shown search finish from the showcase's seed: live searches, best
+    images first."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -209,7 +262,9 @@ def plot(
             on_event=listen,
         )
         winner = found.best.uid
-        rows.append((name, found.spent, sorted(finished, key=lambda e: (e.uids[0] != winner, -e.scores[0]))))
+        rows.append(
+            (name, found.spent, sorted(finished, key=lambda e: (e.uids[0] != winner, -e.scores[0])))
+        )
     images = [[still(event.image) for event in finished] for _, _, finished in rows]
     read = getattr(engine.rewards[0], "read", None)  # the OCR's
     width, height = images[0][0].size
@@ -227,14 +282,25 @@ def plot(
         write(9.0 - gap, 0.22, "below each: what the OCR reads", 9.5, ha="right", color="#555555")
     for line, (name, spent, finished) in enumerate(rows):
         top, (share, error) = 0.42 + line * (0.58 + tall), odds[name]
-        looked = f"{spent.seeds} seeds started, {spent.finished} finished" if spent.seeds > spent.finished else (
-            f"{spent.seeds} seeds")  # fmt: skip
+        looked = (
+            f"{spent.seeds} seeds started, {spent.finished} finished"
+            if spent.seeds > spent.finished
+            else (f"{spent.seeds} seeds")
+        )
         write(gap, top + 0.16, f"{name}: {looked}", 9.5)
-        write(9.0 - gap, top + 0.16, f"right from {100 * share:.0f} ± {100 * error:.0f} % of first seeds", 9.5,
-              ha="right", color="#555555")  # fmt: skip
+        write(
+            9.0 - gap,
+            top + 0.16,
+            f"right from {100 * share:.0f} ± {100 * error:.0f} % of first seeds",
+            9.5,
+            ha="right",
+            color="#555555",
+        )
         for place, event in enumerate(finished):
             x = gap + place * (cell + gap)
-            axis = fig.add_axes((x / 9.0, 1 - (top + 0.32 + tall) / total, cell / 9.0, tall / total))
+            axis = fig.add_axes(
+                (x / 9.0, 1 - (top + 0.32 + tall) / total, cell / 9.0, tall / total)
+            )
             axis.imshow(images[line][place], interpolation="nearest", aspect="auto")
             axis.set(xticks=[], yticks=[])
             good = bool(ours.right.met(np.array(event.scores[-1])))
@@ -242,9 +308,18 @@ def plot(
             axis.spines[:].set(visible=place == 0, color=colour, linewidth=3)
             said = f"{'winner, ' if place == 0 else ''}{'right' if good else 'wrong'}"
             if read is not None and event.image is not None:
-                said += f": {' '.join(part.text for part in read(event.image[None])[0]) or 'nothing'}"
-            write(x + cell / 2, top + 0.44 + tall, said, 8, ha="center", color=colour if place == 0 else "#777777",
-                  weight="bold" if place == 0 else "normal")  # fmt: skip
+                said += (
+                    f": {' '.join(part.text for part in read(event.image[None])[0]) or 'nothing'}"
+                )
+            write(
+                x + cell / 2,
+                top + 0.44 + tall,
+                said,
+                8,
+                ha="center",
+                color=colour if place == 0 else "#777777",
+                weight="bold" if place == 0 else "normal",
+            )
     fig.savefig(file)
 
 

@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/simulation_speed.py --json OUT
 
-Synthetic trajectories of 20 steps that settle on the finished reward; every search sees the recorded seeds in an order
-of its own, drawn beforehand. Drawing it is part of what is timed, as `ttsnap simulate` does it for every search.
-Seed pruning is the authors' schedule (arXiv 2511.22242: steps 2, 6, 11, keep .4, .4, .5). The best of the repeats
-counts: the others were disturbed. One thread, where numpy is told so.
+Synthetic trajectories of 20 steps that settle on the finished reward; every search sees the
+recorded seeds in an order of its own, drawn beforehand. Drawing it is part of what is timed, as
+`ttsnap simulate` does it for every search. Seed pruning is the authors' schedule (arXiv 2511.22242:
+steps 2, 6, 11, keep .4, .4, .5). The best of the repeats counts: the others were disturbed. One
+thread, where numpy is told so.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def trajectories(prompts: int, seeds: int, seed: int) -> Recording:
     known = np.linspace(0.1, 1, 21)
     final, noise = rng.normal(size=(prompts, seeds, 1)), rng.normal(size=(prompts, seeds, 21))
     scores = rng.normal(size=(prompts, 1, 1)) + known * final + np.sqrt(1 - known**2) * noise
-    return Recording(tuple(f"prompt {i}" for i in range(prompts)), scores[..., None], GRID, ("reward",))
+    return Recording(
+        tuple(f"prompt {i}" for i in range(prompts)), scores[..., None], GRID, ("reward",)
+    )
 
 
 def fastest(call: Callable[[], int], repeats: int) -> float:
@@ -51,19 +54,26 @@ def fastest(call: Callable[[], int], repeats: int) -> float:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--prompts", type=int, default=100)
     p.add_argument("--recorded", type=int, default=200, help="seeds per prompt")
     p.add_argument("--searches", type=int, default=20, help="per prompt, in lockstep")
-    p.add_argument("--images", type=float, default=10.0, help="budget of price-of-compute, in whole images")
+    p.add_argument(
+        "--images", type=float, default=10.0, help="budget of price-of-compute, in whole images"
+    )
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--json", type=Path)
     a = p.parse_args()
     recording = trajectories(a.prompts, a.recorded, 0)
-    forecast = fit(trajectories(40, 40, 1).scores[..., 0], GRID.levels, estimates(*default_checks(20)))
+    forecast = fit(
+        trajectories(40, 40, 1).scores[..., 0], GRID.levels, estimates(*default_checks(20))
+    )
     allowance = 20 * a.images
     cases: dict[str, tuple[Any, int | None, bool]] = {
-        f"seed pruning, {n} seeds": (SeedPruning(n, (0.4, 0.4, 0.5), steps=(2, 6, 11)), None, False) for n in (38, 100)
+        f"seed pruning, {n} seeds": (SeedPruning(n, (0.4, 0.4, 0.5), steps=(2, 6, 11)), None, False)
+        for n in (38, 100)
     }
     priced = PriceOfCompute(forecast, price=0.01)
     cases[f"price of compute, {a.images:g} images, own budgets"] = (priced, None, False)
@@ -71,7 +81,9 @@ def main() -> None:
     table = {}
     for name, (algorithm, pot, shared) in cases.items():
         task = Task(GRID, 1, allowance if pot or algorithm is priced else np.inf, 0.0, shared)
-        sized = PriceOfCompute(forecast, n=a.recorded, price=0.01) if algorithm is priced else algorithm
+        sized = (
+            PriceOfCompute(forecast, n=a.recorded, price=0.01) if algorithm is priced else algorithm
+        )
 
         def together(sized: Any = sized, task: Task = task, pot: int | None = pot) -> int:
             orders = Orders.drawn(recording, a.searches, np.random.default_rng(0))
@@ -80,17 +92,22 @@ def main() -> None:
 
         def alone(sized: Any = sized, algorithm: Any = algorithm, shared: bool = shared) -> int:
             budget = f"{int(allowance)}nfe" if algorithm is priced else None
-            return len(search(recording.prompts, sized, ReplayEngine(recording), budget, shared=shared))
+            return len(
+                search(recording.prompts, sized, ReplayEngine(recording), budget, shared=shared)
+            )
 
         together()  # tables of reservation values are made once and kept
         table[name] = {"lockstep": fastest(together, a.repeats), "loop": fastest(alone, 1)}
         print(
-            f"{name}: {table[name]['lockstep']:,.0f} searches/s in lockstep, {table[name]['loop']:,.0f} one at a time"
+            f"{name}: {table[name]['lockstep']:,.0f} searches/s in lockstep,"
+            f" {table[name]['loop']:,.0f} one at a time"
         )
     if a.json:
         setting = {k: v if isinstance(v, int | float) else str(v) for k, v in vars(a).items()}
         a.json.write_text(
-            json.dumps({"ttsnap": __version__, "setting": setting, "searches_per_second": table}, indent=1)
+            json.dumps(
+                {"ttsnap": __version__, "setting": setting, "searches_per_second": table}, indent=1
+            )
         )
 
 

@@ -1,4 +1,5 @@
-"""Ways from noises to images that leave out a part of the model's evaluations, on the embedded model (caches.py)."""
+"""Ways from noises to images that leave out a part of the model's evaluations, on the embedded
+model (caches.py)."""
 
 from __future__ import annotations
 
@@ -26,15 +27,20 @@ class Sampler:
     """The model's own call, and ways around its evaluations."""
 
     def __init__(self, dtype: torch.dtype, steps: int) -> None:
-        self.dtype, self.call = dtype, {"num_inference_steps": steps, "guidance_scale": 4.0, "max_sequence_length": 1}
+        self.dtype, self.call = (
+            dtype,
+            {"num_inference_steps": steps, "guidance_scale": 4.0, "max_sequence_length": 1},
+        )
         self.model = load(dtype=dtype).denoiser(**self.call)
         net = self.model.net
-        net.__class__ = type("Cached", (CacheMixin, type(net)), {})  # this one's class is without, though its blocks do
+        # this one's class is without, though its blocks do
+        net.__class__ = type("Cached", (CacheMixin, type(net)), {})
         self.steps, self.ratios = steps, list[float]()
         use_drafter(self.model, "embedded")
 
     def own(self, x: Tensor, cond: Tensor, seen: list[Tensor] | None = None) -> Tensor:
-        """The model's own steps: latents (N, ...) of images of noises x, of prompts cond (N,). seen: gets estimates."""
+        """The model's own steps: latents (N, ...) of images of noises x, of prompts cond (N,).
+        seen: gets estimates."""
         for k in range(self.steps):
             at = torch.full([len(x)], k)
             prediction = self.model.predict(x, at, cond)
@@ -57,7 +63,7 @@ class Sampler:
         model.guidance = replace(model.guidance, **changes)
         return model.guided(model.schedule.scaled(x, at), model.schedule.timesteps[at], at, cond)
 
-    # --- ways ----------------------------------------------------------------------------------------------------
+    # --- ways -------------------------------------------------------------------------------------
 
     def way(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
         """(noises (N, ...), prompts (N,)) -> latents of images, by this way."""
@@ -76,14 +82,19 @@ class Sampler:
     def _dpm(self, calls: float, x: Tensor, cond: Tensor) -> Tensor:
         pipe = copy.copy(self.model.pipe)
         pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
-            {"num_train_timesteps": 1000}, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0
+            {"num_train_timesteps": 1000},
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=1.0,
         )
         model = type(self.model)(pipe, **self.call | {"num_inference_steps": int(calls)})
         model.texts = self.model.texts
         state: Any = [model.kernel.init(row, (0, 0), seeded(0)) for row in x]
         for k in range(model.grid.steps):
             at = torch.full([len(x)], k)
-            x, state = model.kernel.step(x, model.predict(x, at, cond), at, [(0, 0)] * len(x), state)
+            x, state = model.kernel.step(
+                x, model.predict(x, at, cond), at, [(0, 0)] * len(x), state
+            )
         return x
 
     def _draft(self, calls: float, x: Tensor, cond: Tensor) -> Tensor:
@@ -125,15 +136,21 @@ class Sampler:
 
     def calibrate(self, x: Tensor, cond: Tensor) -> None:
         """Find MagCache's ratios of this model, on these noises."""
-        with self._cache(diffusers.hooks.MagCacheConfig(num_inference_steps=self.steps + 1, calibrate=True)):
+        with self._cache(
+            diffusers.hooks.MagCacheConfig(num_inference_steps=self.steps + 1, calibrate=True)
+        ):
             self.own(x, cond)
             for part in self.model.net.modules():
                 for hook in getattr(getattr(part, "_diffusers_hook", None), "hooks", {}).values():
-                    for state in getattr(getattr(hook, "state_manager", None), "_state_cache", {}).values():
+                    for state in getattr(
+                        getattr(hook, "state_manager", None), "_state_cache", {}
+                    ).values():
                         self.ratios = list(state.calibration_ratios)
 
     def _attention(self, every: float, x: Tensor, cond: Tensor) -> Tensor:
-        config = diffusers.TaylorSeerCacheConfig(cache_interval=int(every), taylor_factors_dtype=torch.float32)
+        config = diffusers.TaylorSeerCacheConfig(
+            cache_interval=int(every), taylor_factors_dtype=torch.float32
+        )
         return self._cached(config, x, cond)
 
     def _pab(self, every: float, x: Tensor, cond: Tensor) -> Tensor:
@@ -158,7 +175,9 @@ class Sampler:
     def _first_block_shared(self, threshold: float, x: Tensor, cond: Tensor) -> Tensor:
         return self._first_block(threshold, x, cond, shared=True)
 
-    def _first_block(self, threshold: float, x: Tensor, cond: Tensor, shared: bool = False) -> Tensor:
+    def _first_block(
+        self, threshold: float, x: Tensor, cond: Tensor, shared: bool = False
+    ) -> Tensor:
         with first_block_cache(self.model.net.transformer_blocks, threshold, shared=shared):
             return self.own(x, cond)
 
@@ -168,11 +187,12 @@ def evaluated(k: int, every: float, warm: float) -> bool:
     return k < warm or (k - int(warm) - 1) % int(every) == 0
 
 
-# --- First Block Cache, decided for each row ----------------------------------------------------------------------
+# --- First Block Cache, decided for each row ------------------------------------------------------
 
 
 class RowCache:
-    """What rows (N, ...) of one sequence of calls keep: changes made by the first block, and by the rest."""
+    """What rows (N, ...) of one sequence of calls keep: changes made by the first block, and by the
+    rest."""
 
     def __init__(self, threshold: float, *, shared: bool) -> None:
         self.threshold, self.shared = threshold, shared
@@ -211,10 +231,14 @@ class LaterBlock(ModelHook):
         super().__init__()
         self.cache, self.last = cache, last
 
-    def new_forward(self, module: Any, *, hidden_states: Tensor, temb: Tensor, **rest: Any) -> tuple[Any, Tensor]:
+    def new_forward(
+        self, module: Any, *, hidden_states: Tensor, temb: Tensor, **rest: Any
+    ) -> tuple[Any, Tensor]:
         cache, texts, out = self.cache, rest["encoder_hidden_states"], hidden_states
         if len(out):
-            texts, out = self.fn_ref.original_forward(hidden_states=out, temb=temb[cache.todo], **rest)
+            texts, out = self.fn_ref.original_forward(
+                hidden_states=out, temb=temb[cache.todo], **rest
+            )
         if not self.last:
             return texts, out
         if not len(cache.rest):
@@ -226,9 +250,13 @@ class LaterBlock(ModelHook):
 
 @contextmanager
 def first_block_cache(blocks: Any, threshold: float, *, shared: bool) -> Iterator[None]:
-    """diffusers' First Block Cache fails on SD3's last block, which returns no texts, and decides for whole batches."""
+    """diffusers' First Block Cache fails on SD3's last block, which returns no texts, and decides
+    for whole batches."""
     cache = RowCache(threshold, shared=shared)
-    hooks = [FirstBlock(cache), *(LaterBlock(cache, last=block is blocks[-1]) for block in blocks[1:])]
+    hooks = [
+        FirstBlock(cache),
+        *(LaterBlock(cache, last=block is blocks[-1]) for block in blocks[1:]),
+    ]
     for block, hook in zip(blocks, hooks, strict=True):
         HookRegistry.check_if_exists_or_initialize(block).register_hook(hook, "rows")
     try:

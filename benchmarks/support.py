@@ -1,9 +1,11 @@
-"""What a search does with every pipeline class of diffusers: one on tiny parts, beside the stock call of its seed.
+"""What a search does with every pipeline class of diffusers: one on tiny parts, beside the stock
+call of its seed.
 
     python benchmarks/support.py        # all of them, the newest models first, into docs/reference/support.csv
     python benchmarks/support.py Krea2Pipeline Flux2Pipeline    # the lines of these
 
-A class is supported where the winner is the image that the stock call makes of the winner's seed. The columns:
+A class is supported where the winner is the image that the stock call makes of the winner's seed.
+The columns:
 
 search       equal; refused, in the product's own words; not measured, where the stock call of these parts fails
 difference   the largest between the two, of values in [0, 1]
@@ -12,8 +14,8 @@ moved        the same difference where each step of a search went on in another 
              network; nothing where a condition is a seed's own, which no other call can take
 scheduler    the one of the parts, which the class names first
 
-Parts are those of support_parts.py. Classes that make sound, text or meshes are left out, and those that diffusers
-has deprecated. All of them take about half an hour of one core.
+Parts are those of support_parts.py. Classes that make sound, text or meshes are left out, and those
+that diffusers has deprecated. All of them take about half an hour of one core.
 """
 
 from __future__ import annotations
@@ -52,7 +54,16 @@ from ttsnap.sampling.rng import seeded
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "support.csv"
 NEWEST = (
-    *("Krea2", "QwenImage21", "Anima", "ErnieImage", "Ideogram4", "HunyuanVideo15", "LTX25", "LTX2"),
+    *(
+        "Krea2",
+        "QwenImage21",
+        "Anima",
+        "ErnieImage",
+        "Ideogram4",
+        "HunyuanVideo15",
+        "LTX25",
+        "LTX2",
+    ),
     *(
         "MiniMaxH3",
         "Flux3",
@@ -66,8 +77,28 @@ NEWEST = (
         "Cosmos3",
         "Cosmos2_5",
     ),
-    *("CogVideoX", "Mochi", "SkyReels", "AnimateDiff", "SanaVideo", "SanaImageToVideo", "SanaSprint", "BriaFibo2"),
-    *("Bria", "Flux2", "ZImage", "QwenImage", "HunyuanImage", "Helios", "MotifVideo", "SanaWM", "Wan", "Cosmos"),
+    *(
+        "CogVideoX",
+        "Mochi",
+        "SkyReels",
+        "AnimateDiff",
+        "SanaVideo",
+        "SanaImageToVideo",
+        "SanaSprint",
+        "BriaFibo2",
+    ),
+    *(
+        "Bria",
+        "Flux2",
+        "ZImage",
+        "QwenImage",
+        "HunyuanImage",
+        "Helios",
+        "MotifVideo",
+        "SanaWM",
+        "Wan",
+        "Cosmos",
+    ),
     "Sana",
 )
 """Beginnings of names, of the models that came last; the others follow by their names."""
@@ -75,7 +106,8 @@ OTHERS = re.compile(
     "AceStep|Audio|MusicLDM|MiniMaxMusic|StableAudio|LongCatAudio|LLaDA|DiffusionGemma|RFD4|ShapE|DanceDiff|Onnx|Auto|.*Prior|"
     ".*LatentUpsample|LTX2VideoDiffusionDecode|LTX2DFRTemporalRefine|MarigoldDepth|Kandinsky6SR"
 )
-"""Names of classes that make no picture of noise: sound, text, proteins, meshes, depth, embeddings, larger latents."""
+"""Names of classes that make no picture of noise: sound, text, proteins, meshes, depth, embeddings,
+larger latents."""
 PROMPT = "a red fox"
 LIMIT = 150
 """Seconds of a core for a class."""
@@ -103,7 +135,9 @@ def _is_one(name: str) -> bool:
     both = (diffusers.DiffusionPipeline, diffusers.ModularPipeline)
     if not isinstance(kind, type) or not issubclass(kind, both) or kind in both:
         return False
-    return ".deprecated." not in kind.__module__ and not any("Deprecated" in base.__name__ for base in kind.__mro__)
+    return ".deprecated." not in kind.__module__ and not any(
+        "Deprecated" in base.__name__ for base in kind.__mro__
+    )
 
 
 def place(name: str) -> tuple[int, str]:
@@ -112,7 +146,8 @@ def place(name: str) -> tuple[int, str]:
 
 
 def measure(name: str) -> Measured:
-    """One class: its parts, the stock call, a search, and a search whose frames are all led to where they go on."""
+    """One class: its parts, the stock call, a search, and a search whose frames are all led to
+    where they go on."""
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -140,7 +175,9 @@ def _measured(name: str, case: Case) -> Measured:
     except ValueError as error:
         return Measured(name, f"refused: {_sentence(error)}", scheduler=scheduler)
     except Exception as error:
-        return Measured(name, f"fails: {type(error).__name__}: {_sentence(error)}", scheduler=scheduler)
+        return Measured(
+            name, f"fails: {type(error).__name__}: {_sentence(error)}", scheduler=scheduler
+        )
 
 
 def _searched(name: str, case: Case) -> Measured:
@@ -150,19 +187,25 @@ def _searched(name: str, case: Case) -> Measured:
     denoiser = engine.denoiser
     if not isinstance(denoiser, CallsDenoiser):
         return found._replace(rows="together")
-    found = found._replace(rows="one by one" if denoiser.hub.apart & denoiser.hub.networks else "together")
+    found = found._replace(
+        rows="one by one" if denoiser.hub.apart & denoiser.hub.networks else "together"
+    )
     if denoiser.rehearsed.by_seed:
         return found
     try:
         with led():
-            return found._replace(moved=f"{_difference(engine, case, 'best-of-n', Budget(images=1)):.0e}")
+            return found._replace(
+                moved=f"{_difference(engine, case, 'best-of-n', Budget(images=1)):.0e}"
+            )
     except RuntimeError as error:
         return found._replace(moved=f"fails: {_sentence(error)}")
 
 
 def _difference(engine: LiveEngine, case: Case, algorithm: str, budget: Budget) -> float:
     """Between a search's winner and what the stock call makes of its seed."""
-    (result,) = search([case.call.get("prompt", PROMPT)], make_algorithm(algorithm), engine, budget, seed=3)
+    (result,) = search(
+        [case.call.get("prompt", PROMPT)], make_algorithm(algorithm), engine, budget, seed=3
+    )
     image = torch.as_tensor(result.best.image).float()
     return float((image - _alone(case, result.best.seed).float()).abs().max())
 
@@ -176,7 +219,9 @@ def _alone(case: Case, seed: int) -> Tensor:
     with torch.no_grad():
         made = copy.copy(case.pipe)(**arguments)
     if modular:
-        made = SimpleNamespace(**{name: made.get(name) for name in FIELDS if made.get(name) is not None})
+        made = SimpleNamespace(
+            **{name: made.get(name) for name in FIELDS if made.get(name) is not None}
+        )
     return images_of(made)
 
 
@@ -186,7 +231,8 @@ def _arguments(case: Case) -> dict[str, Any]:
 
 @contextmanager
 def led() -> Iterator[None]:
-    """No frame waits for another row: each step of a search goes on in a stock call that was led there."""
+    """No frame waits for another row: each step of a search goes on in a stock call that was led
+    there."""
     with patch.object(FramePool, "keep", lambda pool, condition, frame: frame.close()):
         yield
 
@@ -218,10 +264,14 @@ def _late(*_: Any) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="classes; all of them where none is named")
     parser.add_argument("--print", action="store_true", help="print, and leave the page as it is")
-    parser.add_argument("--file", type=Path, default=PAGE, help="where the table goes, by a line as it is measured")
+    parser.add_argument(
+        "--file", type=Path, default=PAGE, help="where the table goes, by a line as it is measured"
+    )
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)

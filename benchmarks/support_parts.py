@@ -1,7 +1,9 @@
-"""Tiny parts of diffusers' pipeline classes, made offline of tables: `stock("FluxPipeline")` is one with a small call.
+"""Tiny parts of diffusers' pipeline classes, made offline of tables: `stock("FluxPipeline")` is one
+with a small call.
 
-A part is made of its class's own defaults, with what SMALL says of its parameters, what OF_CLASS says of its class, and
-what PIPELINES says of it in one pipeline. Text encoders are 32 wide, tokenizers have a token for each character.
+A part is made of its class's own defaults, with what SMALL says of its parameters, what OF_CLASS
+says of its class, and what PIPELINES says of it in one pipeline. Text encoders are 32 wide,
+tokenizers have a token for each character.
 """
 
 from __future__ import annotations
@@ -31,11 +33,21 @@ SIZE = (32, 48)
 AXES = (4, 4, 8)
 """Of rotary embeddings, whose sum is the width of a head."""
 SMALL: dict[str, Any] = {
-    **dict.fromkeys(("num_attention_heads", "n_heads", "num_heads", "n_kv_heads", "num_kv_heads"), 2),
-    **dict.fromkeys(("num_key_value_heads", "num_layers", "n_layers", "num_hidden_layers", "depth"), 2),
-    **dict.fromkeys(("num_single_layers", "num_refiner_layers", "n_refiner_layers", "num_res_blocks"), 1),
-    **dict.fromkeys(("layers_per_block", "num_text_blocks", "num_visual_blocks", "motion_layers_per_block"), 1),
-    **dict.fromkeys(("attention_head_dim", "head_dim", "freq_dim", "condition_dim", "time_embedding_dim"), 16),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_heads", "num_heads", "n_kv_heads", "num_kv_heads"), 2
+    ),
+    **dict.fromkeys(
+        ("num_key_value_heads", "num_layers", "n_layers", "num_hidden_layers", "depth"), 2
+    ),
+    **dict.fromkeys(
+        ("num_single_layers", "num_refiner_layers", "n_refiner_layers", "num_res_blocks"), 1
+    ),
+    **dict.fromkeys(
+        ("layers_per_block", "num_text_blocks", "num_visual_blocks", "motion_layers_per_block"), 1
+    ),
+    **dict.fromkeys(
+        ("attention_head_dim", "head_dim", "freq_dim", "condition_dim", "time_embedding_dim"), 16
+    ),
     **dict.fromkeys(
         ("joint_attention_dim", "pooled_projection_dim", "cross_attention_dim", "caption_channels"),
         WIDTH,
@@ -52,8 +64,12 @@ SMALL: dict[str, Any] = {
         ("in_text_dim", "in_text_dim2", "text_encoder_dim", "image_embed_dim", "image_proj_dim"),
         WIDTH,
     ),
-    **dict.fromkeys(("hidden_size", "dim", "model_dim", "intermediate_size", "ffn_dim", "ff_dim"), WIDTH),
-    **dict.fromkeys(("ffn_hidden_size", "time_embed_dim", "time_dim", "adaln_dim", "adaln_lora_dim"), WIDTH),
+    **dict.fromkeys(
+        ("hidden_size", "dim", "model_dim", "intermediate_size", "ffn_dim", "ff_dim"), WIDTH
+    ),
+    **dict.fromkeys(
+        ("ffn_hidden_size", "time_embed_dim", "time_dim", "adaln_dim", "adaln_lora_dim"), WIDTH
+    ),
     **dict.fromkeys(
         (
             "axes_dims_rope",
@@ -502,7 +518,9 @@ OF_CLASS: dict[str, dict[str, Any]] = {
 }
 """What SMALL does not say, or says otherwise."""
 ENCODERS: dict[str, Any] = {
-    **dict.fromkeys(("hidden_size", "intermediate_size", "d_model", "d_ff", "projection_dim"), WIDTH),
+    **dict.fromkeys(
+        ("hidden_size", "intermediate_size", "d_model", "d_ff", "projection_dim"), WIDTH
+    ),
     **dict.fromkeys(
         (
             "num_hidden_layers",
@@ -533,7 +551,9 @@ LANGUAGE = {
     "rope_theta": 1e6,
 }
 SEES = {
-    **dict.fromkeys(("hidden_size", "intermediate_size", "out_hidden_size", "projection_dim"), WIDTH),
+    **dict.fromkeys(
+        ("hidden_size", "intermediate_size", "out_hidden_size", "projection_dim"), WIDTH
+    ),
     **dict.fromkeys(("depth", "num_heads", "num_hidden_layers", "num_attention_heads"), 2),
     "image_size": 32,
     "patch_size": 16,
@@ -606,12 +626,15 @@ FROM_NOISE = dict.fromkeys(("image", "mask_image", "control_image", "strength", 
 
 @contextmanager
 def small_pictures() -> Iterator[None]:
-    """Pictures that classes make a megapixel large by themselves are small here, as long as their modules are there."""
+    """Pictures that classes make a megapixel large by themselves are small here, as long as their
+    modules are there."""
     loaded = [module for name, module in sys.modules.items() if name.startswith("diffusers.")]
     with ExitStack() as changed:
         for module in loaded:
             if real := vars(module).get(RESIZING):
-                changed.enter_context(patch.object(module, RESIZING, functools.partial(_smaller, real)))
+                changed.enter_context(
+                    patch.object(module, RESIZING, functools.partial(_smaller, real))
+                )
         yield
 
 
@@ -627,29 +650,42 @@ class Case(NamedTuple):
 
 
 def stock(name: str) -> Case:
-    """A pipeline of this class. ValueError, or what diffusers raises, where its parts cannot be made."""
+    """A pipeline of this class. ValueError, or what diffusers raises, where its parts cannot be
+    made."""
     kind = getattr(diffusers, name)
     parts, call, settings = _asked(name)
     if issubclass(kind, diffusers.ModularPipeline):
         pipe = kind()
         specs = pipe._component_specs.items()
-        pretrained = {part: spec for part, spec in specs if spec.default_creation_method == "from_pretrained"}
-        made = {part: part_of(spec.type_hint, parts.get(part, {})) for part, spec in pretrained.items()}
+        pretrained = {
+            part: spec for part, spec in specs if spec.default_creation_method == "from_pretrained"
+        }
+        made = {
+            part: part_of(spec.type_hint, parts.get(part, {})) for part, spec in pretrained.items()
+        }
         values = {name: parts[name] for name in pipe._config_specs if name in parts}
         pipe.update_components(**made, **values)
         takes = set(pipe.blocks.input_names)
     else:
         given = dict(inspect.signature(kind.__init__).parameters)
         del given["self"]
-        wanted = {part: each for part, each in given.items() if part in parts or each.default is each.empty}
-        pipe = kind(**{part: part_of(each.annotation, parts.get(part, {})) for part, each in wanted.items()})
+        wanted = {
+            part: each
+            for part, each in given.items()
+            if part in parts or each.default is each.empty
+        }
+        pipe = kind(
+            **{part: part_of(each.annotation, parts.get(part, {})) for part, each in wanted.items()}
+        )
         takes = set(inspect.signature(kind.__call__).parameters)
     pipe.set_progress_bar_config(disable=True)
     for key, value in settings.items():
         owner, _, attribute = key.rpartition(".")
         setattr(getattr(pipe, owner) if owner else pipe, attribute, value)
     _shorten_templates(pipe)
-    return Case(pipe, {key: value for key, value in call.items() if key in takes and value is not LEFT_OUT})
+    return Case(
+        pipe, {key: value for key, value in call.items() if key in takes and value is not LEFT_OUT}
+    )
 
 
 def _asked(name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -683,10 +719,17 @@ def _shorten_templates(pipe: Any) -> None:
 
 
 def part_of(annotation: Any, given: Any) -> Any:
-    """A part: `given` is its class's name, what its configuration says otherwise, both, or the part itself."""
+    """A part: `given` is its class's name, what its configuration says otherwise, both, or the part
+    itself."""
     if not isinstance(given, dict | str | tuple):
         return given
-    name, own = given if isinstance(given, tuple) else (given, {}) if isinstance(given, str) else ("", given)
+    name, own = (
+        given
+        if isinstance(given, tuple)
+        else (given, {})
+        if isinstance(given, str)
+        else ("", given)
+    )
     kinds = [found_class(name)] if name else classes_in(annotation)
     for kind in kinds:
         if (made := made_of(kind, own)) is not None:
@@ -700,7 +743,9 @@ def classes_in(annotation: Any) -> list[Any]:
     """The classes that an annotation names, in order."""
     named = annotation.split(" | ") if isinstance(annotation, str) and " | " in annotation else ()
     inside = [kind for each in named or typing.get_args(annotation) for kind in classes_in(each)]
-    return inside or [annotation if isinstance(annotation, type) else found_class(str(annotation).split(".")[-1])]
+    return inside or [
+        annotation if isinstance(annotation, type) else found_class(str(annotation).split(".")[-1])
+    ]
 
 
 def found_class(name: str) -> Any:
@@ -836,7 +881,8 @@ class Repeating(transformers.PreTrainedModel):
 
 
 def jitter(model: nn.Module) -> nn.Module:
-    """Zero-initialised output layers would make the network trivial: move every parameter a little."""
+    """Zero-initialised output layers would make the network trivial: move every parameter a
+    little."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -876,19 +922,24 @@ SPECIAL = (
 )
 IMAGE_MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 CHAT = (
-    "{% for m in messages %}<|im_start|>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif 'text' in c %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+    "{% for m in messages %}<|im_start|>{% if m['content'] is string %}{{ m['content'] }}{% else"
+    " %}{% for c in m['content'] %}{% if c['type'] == 'image'"
+    " %}<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in c %}{{ c['text'] }}{% endif"
+    " %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
 )
 
 
 def character_tokenizer() -> Any:
     """One token per character, for T5 and language models, with a template of chats."""
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *map(chr, range(32, 127)), "\n"])}
+    vocabulary = {
+        word: number for number, word in enumerate([*SPECIAL, *map(chr, range(32, 127)), "\n"])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(""), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     words = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -979,7 +1030,9 @@ KANDINSKY: dict[str, Any] = {
     "encoder_hid_dim": WIDTH,
     "resnet_time_scale_shift": "scale_shift",
 }
-IMAGE_EMBEDS = {name: torch.linspace(-1, 1, WIDTH)[None] for name in ("image_embeds", "negative_image_embeds")}
+IMAGE_EMBEDS = {
+    name: torch.linspace(-1, 1, WIDTH)[None] for name in ("image_embeds", "negative_image_embeds")
+}
 EIGHT = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -1069,7 +1122,12 @@ PIPELINES: list[Any] = [
         "EasyAnimateInpaint",
         {"transformer": {"in_channels": 33}},
         {
-            "video": torch.stack([torch.as_tensor(np.array(each)) for each in FRAMES]).movedim(-1, 0)[None] / 255,
+            "video": (
+                torch.stack([torch.as_tensor(np.array(each)) for each in FRAMES]).movedim(-1, 0)[
+                    None
+                ]
+                / 255
+            ),
             "mask_video": torch.ones(1, 1, 5, *SIZE),
         },
     ),
@@ -1353,4 +1411,5 @@ PIPELINES: list[Any] = [
     ),
     ("ZImage.*", {"text_encoder": "Qwen3Model"}, {}),
 ]
-"""Pipelines by patterns of their names without `Pipeline`, in order: parts, arguments of a call, and attributes."""
+"""Pipelines by patterns of their names without `Pipeline`, in order: parts, arguments of a call,
+and attributes."""

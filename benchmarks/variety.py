@@ -3,22 +3,25 @@
     python benchmarks/look_alike.py
     python benchmarks/variety.py
 
-Models: the embedded one at its own guidance and at a strong one, its few-step version, a copy of that whose seeds look
-alike (look_alike.py), and `signs`. Methods are wrappers of the denoiser:
+Models: the embedded one at its own guidance and at a strong one, its few-step version, a copy of
+that whose seeds look alike (look_alike.py), and `signs`. Methods are wrappers of the denoiser:
 
 - `repel`: groups of seeds push each other apart at high noise levels (ttsnap.sampling.repel).
-- `interval`: guidance only where the noise level is in (low, high] (arXiv 2404.07724). Elsewhere the pass without the
-  prompt is saved, and the saved FLOPs are spent on more seeds.
-- `scale`: another guidance scale at all levels, to tell what a limited interval is worth beside that.
+- `interval`: guidance only where the noise level is in (low, high] (arXiv 2404.07724). Elsewhere
+  the pass without the prompt is saved, and the saved FLOPs are spent on more seeds.
+- `scale`: another guidance scale at all levels, to tell what a limited interval is worth beside
+  that.
 
-Every seed of a prompt is denoised once; its x0 estimate at the check of seed pruning is scored, and its image. Of that:
-the mean distance between two seeds of a prompt, in features that no search sees (`scenes-learned`) and in pixels; the
-share of right images; and how often the winner of best-of-N (exact) and of seed pruning (searches of the recorded
-scores) is right, at the FLOPs of --images images of the plain model, passes, decodes and checks counted.
+Every seed of a prompt is denoised once; its x0 estimate at the check of seed pruning is scored, and
+its image. Of that: the mean distance between two seeds of a prompt, in features that no search sees
+(`scenes-learned`) and in pixels; the share of right images; and how often the winner of best-of-N
+(exact) and of seed pruning (searches of the recorded scores) is right, at the FLOPs of --images
+images of the plain model, passes, decodes and checks counted.
 
-A method's setting is the one whose pruning is right most often on prompts of its own; the figures are of other prompts.
-Brackets hold the 95 % interval of a bootstrap over prompts; differences to the plain model are paired by prompt.
-Denoised images are kept in --folder, and an interrupted run goes on from there.
+A method's setting is the one whose pruning is right most often on prompts of its own; the figures
+are of other prompts. Brackets hold the 95 % interval of a bootstrap over prompts; differences to
+the plain model are paired by prompt. Denoised images are kept in --folder, and an interrupted run
+goes on from there.
 """
 
 from __future__ import annotations
@@ -88,7 +91,8 @@ class Sampled(NamedTuple):
     final: FloatArray
     """(P, S, 2) the same of the image."""
     features: FloatArray
-    """(P,) mean distance between two seeds' features, each of length 1; nan where no packaged reward has some."""
+    """(P,) mean distance between two seeds' features, each of length 1; nan where no packaged
+    reward has some."""
     pixels: FloatArray
     """(P,) the same of pixels, root mean square."""
 
@@ -96,16 +100,25 @@ class Sampled(NamedTuple):
 class Bench:
     """One model, and what is sampled of it."""
 
-    def __init__(self, name: str, folder: Path, dtype: torch.dtype, choose: int, tell: int, seed: int) -> None:
+    def __init__(
+        self, name: str, folder: Path, dtype: torch.dtype, choose: int, tell: int, seed: int
+    ) -> None:
         model = MODELS[name]
-        self.name, self.folder, self.signs, self.shared = name, folder, model.name == "signs", model.shared
+        self.name, self.folder, self.signs, self.shared = (
+            name,
+            folder,
+            model.name == "signs",
+            model.shared,
+        )
         n, kinds = choose + tell, (*HARD_KINDS, *UNSEEN_KINDS)
         every = signs_prompts(n, seed) if self.signs else scenes_prompts(n, seed, kinds)
         self.sizes = f"{choose}+{tell}" + ("" if seed == SEED else f"of{seed}")
         self.prompts = {"choose": every[:choose], "tell": every[choose:]}
         self.pipe = load(model.name, dtype=dtype)
         if model.weights is not None:
-            self.pipe.transformer.load_state_dict(torch.load(folder / model.weights, weights_only=True))
+            self.pipe.transformer.load_state_dict(
+                torch.load(folder / model.weights, weights_only=True)
+            )
         self.call = {**defaults(model.name), **model.call}
         plain = self.denoiser(Plain())
         self.grid, self.guided, self.scale = plain.grid, plain.guidance.guided, plain.guidance.scale
@@ -123,7 +136,9 @@ class Bench:
 
     def scored(self, images: Tensor, prompts: Sequence[str]) -> FloatArray:
         """(N, 2) soft score and whether it is right."""
-        columns = [np.asarray(r(images, prompts, torch.zeros(len(images))), float) for r in self.rewards]
+        columns = [
+            np.asarray(r(images, prompts, torch.zeros(len(images))), float) for r in self.rewards
+        ]
         return np.stack([columns[0], columns[0] == 1.0 if self.signs else columns[1]], -1)
 
     @torch.no_grad()
@@ -150,7 +165,9 @@ class Bench:
                 else apart(torch.nn.functional.normalize(self.likeness(images).flatten(1).double()))
             )
             pixels = images.double().flatten(1)
-            rows.append((early, self.scored(images, names), seen, apart(pixels) / pixels.shape[1] ** 0.5))
+            rows.append(
+                (early, self.scored(images, names), seen, apart(pixels) / pixels.shape[1] ** 0.5)
+            )
             print(".", end="", flush=True)
         return Sampled(*(np.array(column) for column in zip(*rows, strict=True)))
 
@@ -163,12 +180,17 @@ class Bench:
         found = np.load(file)
         return Sampled(*(found[name] for name in Sampled._fields))
 
-    def measured(self, method: Plain, found: Sampled, images: int, repeats: int) -> dict[str, FloatArray]:
-        """Figures of each prompt (P,) of these samples, with searches at the FLOPs of so many plain images."""
+    def measured(
+        self, method: Plain, found: Sampled, images: int, repeats: int
+    ) -> dict[str, FloatArray]:
+        """Figures of each prompt (P,) of these samples, with searches at the FLOPs of so many plain
+        images."""
         steps, guidance = self.grid.steps, self.denoiser(method).guidance
         plain = [2 if self.guided else 1] * steps
         evals = plain if guidance.at is None else [1 + at for at in guidance.at]
-        budget = Budget(flops=images * (sum(plain) * self.flops.nfe + self.flops.decodes) * (1 + 1e-9))
+        budget = Budget(
+            flops=images * (sum(plain) * self.flops.nfe + self.flops.decodes) * (1 + 1e-9)
+        )
         scores = np.full((*found.final.shape[:2], steps + 1, 2), np.nan)
         scores[:, :, self.check], scores[:, :, -1] = found.early, found.final
         recording = Recording(
@@ -203,20 +225,34 @@ def interval(values: FloatArray, draws: int = 4000) -> str:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    p.add_argument("--methods", nargs="+", help="of those that there are, beside none; all by default")
     p.add_argument(
-        "--choose", type=int, default=10, help="prompts on which settings are chosen; 0: the first are taken"
+        "--methods", nargs="+", help="of those that there are, beside none; all by default"
+    )
+    p.add_argument(
+        "--choose",
+        type=int,
+        default=10,
+        help="prompts on which settings are chosen; 0: the first are taken",
     )
     p.add_argument("--prompts", type=int, default=40, help="prompts of the figures")
     p.add_argument(
-        "--prompt-seed", type=int, default=SEED, help="another seed, other held-out prompts of the same kinds"
+        "--prompt-seed",
+        type=int,
+        default=SEED,
+        help="another seed, other held-out prompts of the same kinds",
     )
     p.add_argument("--seeds", type=int, default=16, help="of each prompt; no search can start more")
-    p.add_argument("--images", type=int, default=8, help="of the plain model, whose FLOPs a search may take")
+    p.add_argument(
+        "--images", type=int, default=8, help="of the plain model, whose FLOPs a search may take"
+    )
     p.add_argument("--repeats", type=int, default=40, help="searches per prompt")
-    p.add_argument("--folder", type=Path, default=Path("build/variety"), help="where samples are kept")
+    p.add_argument(
+        "--folder", type=Path, default=Path("build/variety"), help="where samples are kept"
+    )
     add_dtype(p)
     a = p.parse_args()
     a.folder.mkdir(parents=True, exist_ok=True)
@@ -236,7 +272,9 @@ def main() -> None:
             best[kind] = settings[int(np.argmax(means))]
             for method, found in zip(settings, tried, strict=False):
                 print(
-                    f"{method}: " + ", ".join(f"{key} {values.mean():.3f}" for key, values in found.items()), flush=True
+                    f"{method}: "
+                    + ", ".join(f"{key} {values.mean():.3f}" for key, values in found.items()),
+                    flush=True,
                 )
         told = {kind: figures(method, "tell") for kind, method in best.items()}
         print(table(told, best), flush=True)
@@ -246,9 +284,16 @@ def table(told: dict[str, dict[str, FloatArray]], best: dict[str, Plain]) -> str
     """Markdown: a line for each method, then one with its differences to none."""
     lines = []
     for kind, found in told.items():
-        lines.append([kind if kind == "none" else str(best[kind]), *(interval(values) for values in found.values())])
+        lines.append(
+            [
+                kind if kind == "none" else str(best[kind]),
+                *(interval(values) for values in found.values()),
+            ]
+        )
         if kind != "none":
-            lines.append(["less none", *(interval(found[key] - told["none"][key]) for key in found)])
+            lines.append(
+                ["less none", *(interval(found[key] - told["none"][key]) for key in found)]
+            )
     return markdown(["method", *told["none"]], lines)
 
 

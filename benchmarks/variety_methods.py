@@ -1,4 +1,5 @@
-"""Methods that make seeds of a prompt differ more, as wrappers of a denoiser (benchmarks/variety.py compares them)."""
+"""Methods that make seeds of a prompt differ more, as wrappers of a denoiser (benchmarks/variety.py
+compares them)."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ class Interval(Plain):
 
 @dataclass(frozen=True)
 class Repelled(Plain):
-    """Groups of seeds that push each other apart down to noise level `level`, as `variety="repel"` does."""
+    """Groups of seeds that push each other apart down to noise level `level`, as `variety="repel"`
+    does."""
 
     level: float = Repel().level
     factor: float = Repel().factor
@@ -73,5 +75,9 @@ def methods(guided: bool, scale: float) -> dict[str, list[Plain]]:
     """The settings of each method that one is chosen from."""
     found: dict[str, list[Plain]] = {"none": [Plain()], "repel": [Repelled(), Repelled(0.6)]}
     if guided:
-        found["interval"] = [Interval(0.0, 0.8), Interval(0.2, 0.8), Interval(0.2, 0.8, 1.5 * scale)]
+        found["interval"] = [
+            Interval(0.0, 0.8),
+            Interval(0.2, 0.8),
+            Interval(0.2, 0.8, 1.5 * scale),
+        ]
     return found

@@ -1,13 +1,15 @@
-"""What videos of Wan 2.1 and LTX-Video take in memory, worked out without a GPU and without their weights.
+"""What videos of Wan 2.1 and LTX-Video take in memory, worked out without a GPU and without their
+weights.
 
     python benchmarks/videos_on_paper.py                      # a minute on a CPU
     python benchmarks/videos_on_paper.py --models ltx --height 512 --width 704 --frames 121 --json ltx.json
 
-Networks and VAEs are the published ones, on the meta device, which holds shapes and no numbers. An evaluation of one
-row and a decode of one video run there, and a dispatch mode adds up the storages that live at a time: their most is
-what is needed beside the weights, in bfloat16, as far as PyTorch's operators allocate it. A GPU's allocator takes more
-than that (fragments, workspaces of cuDNN), and kernels may take less. Under guidance the blocks of these models run one
-pass after the other, so that a row is one pass. Text encoders are not in these figures; they can be offloaded once
+Networks and VAEs are the published ones, on the meta device, which holds shapes and no numbers. An
+evaluation of one row and a decode of one video run there, and a dispatch mode adds up the storages
+that live at a time: their most is what is needed beside the weights, in bfloat16, as far as
+PyTorch's operators allocate it. A GPU's allocator takes more than that (fragments, workspaces of
+cuDNN), and kernels may take less. Under guidance the blocks of these models run one pass after the
+other, so that a row is one pass. Text encoders are not in these figures; they can be offloaded once
 texts are encoded.
 """
 
@@ -51,8 +53,10 @@ class Size(NamedTuple):
 
 
 class Model(NamedTuple):
-    """name: for people. network, vae: make the published ones. latent: shape (C, T, h, w) of a video's latents.
-    call: arguments of an evaluation of one row. tiny: makes the VAE for previews, where one is published."""
+    """name: for people. network, vae: make the published ones. latent: shape (C, T, h, w) of a
+    video's latents.
+    call: arguments of an evaluation of one row. tiny: makes the VAE for previews, where one is
+        published."""
 
     name: str
     network: Callable[[], Any]
@@ -72,9 +76,19 @@ def _ltx_call(latent: tuple[int, ...]) -> dict[str, Any]:
     channels, frames, height, width = latent
     x = torch.zeros(1, frames * height * width, channels, dtype=torch.bfloat16)
     text, mask = torch.zeros(1, 128, 4096, dtype=torch.bfloat16), torch.ones(1, 128)
-    told = {"num_frames": frames, "height": height, "width": width, "rope_interpolation_scale": (1.0, 32.0, 32.0)}
-    return {"hidden_states": x, "timestep": torch.zeros(1), "encoder_hidden_states": text,
-            "encoder_attention_mask": mask, **told}  # fmt: skip
+    told = {
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+        "rope_interpolation_scale": (1.0, 32.0, 32.0),
+    }
+    return {
+        "hidden_states": x,
+        "timestep": torch.zeros(1),
+        "encoder_hidden_states": text,
+        "encoder_attention_mask": mask,
+        **told,
+    }
 
 
 def _wan_latent(size: Size) -> tuple[int, ...]:
@@ -95,15 +109,25 @@ MODELS = {
         _wan_call,
         TinyVideoVAE,
     ),
-    "wan-14b": Model("Wan 2.1 14B", WanTransformer3DModel, AutoencoderKLWan, _wan_latent, _wan_call, TinyVideoVAE),
-    "ltx": Model("LTX-Video 2B", LTXVideoTransformer3DModel, AutoencoderKLLTXVideo, _ltx_latent, _ltx_call, None),
+    "wan-14b": Model(
+        "Wan 2.1 14B", WanTransformer3DModel, AutoencoderKLWan, _wan_latent, _wan_call, TinyVideoVAE
+    ),
+    "ltx": Model(
+        "LTX-Video 2B",
+        LTXVideoTransformer3DModel,
+        AutoencoderKLLTXVideo,
+        _ltx_latent,
+        _ltx_call,
+        None,
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Paper:
-    """What one model takes, in bytes. weights: network and VAE in bfloat16. latent: of a candidate that waits, in
-    float32. row: an evaluation of one row, beside the weights. decode, tiled, preview: of one video, likewise.
+    """What one model takes, in bytes. weights: network and VAE in bfloat16. latent: of a candidate
+    that waits, in float32. row: an evaluation of one row, beside the weights. decode, tiled,
+    preview: of one video, likewise.
     video: one that is finished, in float32."""
 
     model: str
@@ -116,7 +140,8 @@ class Paper:
     video: int
 
     def fit(self, each: int, gib: int) -> int:
-        """How many of `each` fit beside the weights into so many GiB, of the share that a search plans with."""
+        """How many of `each` fit beside the weights into so many GiB, of the share that a search
+        plans with."""
         return max(0, int((SHARE * gib * GIB - self.weights) // each))
 
 
@@ -142,7 +167,8 @@ def worked_out(model: Model, size: Size) -> Paper:
 
 @functools.cache
 def decodes(make: Callable[[], Any], latent: tuple[int, ...]) -> tuple[int, int, int]:
-    """Of a VAE: its weights, a decode of one video, and one in tiles, if it has those; else the same again."""
+    """Of a VAE: its weights, a decode of one video, and one in tiles, if it has those; else the
+    same again."""
     with torch.device("meta"):
         vae, z = make().to(torch.bfloat16).eval(), torch.zeros(1, *latent, dtype=torch.bfloat16)
         whole = tiled = peak(lambda: vae.decode(z))
@@ -167,13 +193,17 @@ def table(papers: list[Paper], gpus: tuple[int, ...] = GPUS) -> str:
         line = [paper.model, *("no" if size is None else f"{size / GIB:.2f}" for size in sizes)]
         line += [f"{paper.latent / 2**20:.1f}", f"{paper.video / 2**20:.0f}"]
         each = (paper.row, paper.decode, paper.tiled)
-        lines.append(line + [" / ".join(str(paper.fit(size, gpu)) for size in each) for gpu in gpus])
+        lines.append(
+            line + [" / ".join(str(paper.fit(size, gpu)) for size in each) for gpu in gpus]
+        )
     return markdown(head, lines)
 
 
 def main() -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)  # of dtypes, which cost nothing here
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     p.add_argument("--frames", type=int, default=81)
     p.add_argument("--height", type=int, default=480)

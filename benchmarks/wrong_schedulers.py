@@ -1,11 +1,13 @@
-"""What the rung "denoising" of `ttsnap check` finds of schedulers that fit a network, and of those that do not.
+"""What the rung "denoising" of `ttsnap check` finds of schedulers that fit a network, and of those
+that do not.
 
     python benchmarks/wrong_schedulers.py              # the embedded model; minutes on a CPU
     python benchmarks/wrong_schedulers.py --steps 20
 
-The embedded model is a flow. `Diffusion` makes of it a network that was trained for Stable Diffusion's noise schedule
-and tells the noise, or v: the same estimates at the same ratio of signal to noise. Each row is a scheduler over such a
-network; the columns are shares of noise at two levels, and whether it fits.
+The embedded model is a flow. `Diffusion` makes of it a network that was trained for Stable
+Diffusion's noise schedule and tells the noise, or v: the same estimates at the same ratio of signal
+to noise. Each row is a scheduler over such a network; the columns are shares of noise at two
+levels, and whether it fits.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ V = {"prediction_type": "v_prediction"}
 
 
 class Diffusion(torch.nn.Module):
-    """A flow as a network of a diffusion model: told a timestep, it tells the noise or v at the same ratio of signal to
-    noise."""
+    """A flow as a network of a diffusion model: told a timestep, it tells the noise or v at the
+    same ratio of signal to noise."""
 
     def __init__(self, flow: Any, kind: str) -> None:
         super().__init__()
@@ -54,7 +56,9 @@ class Diffusion(torch.nn.Module):
         x, level = hidden_states / (alpha + sigma), sigma / (alpha + sigma)
         velocity = self.flow(x, timestep=1000 * level.flatten(), **more)[0]
         noise = x + (1 - level) * velocity
-        return (noise if self.kind == "epsilon" else alpha * noise - sigma * (x - level * velocity),)
+        return (
+            noise if self.kind == "epsilon" else alpha * noise - sigma * (x - level * velocity),
+        )
 
 
 def ddim(**config: Any) -> Any:
@@ -79,11 +83,14 @@ CASES: dict[str, tuple[str | None, Any, bool]] = {
 
 
 def measured(pipe: Any, kind: str | None, scheduler: Any, steps: int) -> Rung:
-    """What the rung finds of the embedded model's pipeline with such a network, and this scheduler."""
+    """What the rung finds of the embedded model's pipeline with such a network, and this
+    scheduler."""
     flow, own = pipe.transformer, pipe.scheduler
     pipe.transformer, pipe.scheduler = flow if kind is None else Diffusion(flow, kind), scheduler
     call = {**defaults("embedded"), "num_inference_steps": steps}
-    spec = EngineSpec(None, make_rewards("brightness"), SamplerOptions(), EngineOptions(batch_size=8), call)
+    spec = EngineSpec(
+        None, make_rewards("brightness"), SamplerOptions(), EngineOptions(batch_size=8), call
+    )
     prompts = tuple(map(Prompt, sample_prompts(8, 3)))
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +100,9 @@ def measured(pipe: Any, kind: str | None, scheduler: Any, steps: int) -> Rung:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=10)
     a = parser.parse_args()
     torch.set_num_threads(1)
@@ -107,7 +116,9 @@ def main() -> None:
         figures += [""] * (6 - len(figures))  # where one step is nearest to both levels
         rows.append([title, *figures, "fits" if fits else "does not", found])
         print(title, *figures, found, flush=True)
-    heads = [f"{what} at {level}" for level in ("0.6", "0.4") for what in ("removed %", "found", "meant")]
+    heads = [
+        f"{what} at {level}" for level in ("0.6", "0.4") for what in ("removed %", "found", "meant")
+    ]
     print(markdown(["network and scheduler", *heads, "truth", "found"], rows))
 
 

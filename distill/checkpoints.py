@@ -22,17 +22,23 @@ ABOUT = "state.json"
 logger = logging.getLogger(__name__)
 
 
-def save(folder: Path, step: int, write: Callable[[Path], object], about: Mapping[str, Json]) -> Path:
-    """Write the state after `step` optimiser steps to folder/{step:08d}, and remove all but the last two.
+def save(
+    folder: Path, step: int, write: Callable[[Path], object], about: Mapping[str, Json]
+) -> Path:
+    """Write the state after `step` optimiser steps to folder/{step:08d}, and remove all but the
+    last two.
 
-    write: writes the files of the state into a folder. about: what must be the same to resume, JSON-ready. OSError
-    where the disk is full; earlier checkpoints stay.
+    write: writes the files of the state into a folder. about: what must be the same to resume,
+    JSON-ready. OSError where the disk is full; earlier checkpoints stay.
     """
     target = folder / f"{step:08d}"
     with whole_folder(target) as temporary:
         try:
             write(temporary)
-        except (SafetensorError, RuntimeError) as error:  # how safetensors and torch report a full disk
+        except (
+            SafetensorError,
+            RuntimeError,
+        ) as error:  # how safetensors and torch report a full disk
             raise OSError(str(error)) from error
         digests = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         text = json.dumps({"step": step, "files": digests, "about": about}, indent=1)
@@ -48,8 +54,8 @@ def save(folder: Path, step: int, write: Callable[[Path], object], about: Mappin
 def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, Path] | None:
     """(step, folder of its files) of the last checkpoint that is not damaged; None without one.
 
-    A damaged checkpoint is skipped with a warning. ValueError, which names the settings that differ, for a checkpoint
-    whose settings are not those in `about`.
+    A damaged checkpoint is skipped with a warning. ValueError, which names the settings that
+    differ, for a checkpoint whose settings are not those in `about`.
     """
     for path in reversed(_all(folder)):
         try:
@@ -64,22 +70,24 @@ def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, Path] | None:
         mismatches = differences(there, json.loads(json.dumps(about)))
         if mismatches:
             raise ValueError(
-                f"{path} is of a run with other settings: {'; '.join(mismatches[:4])}; use the same ones to "
-                "resume it, or choose another folder"
+                f"{path} is of a run with other settings: {'; '.join(mismatches[:4])}; use the same"
+                " ones to resume it, or choose another folder"
             )
         return step, path
     return None
 
 
 def steps_done(folder: Path) -> int:
-    """The step of the last checkpoint by its name, 0 without one. For messages only, as it may be damaged."""
+    """The step of the last checkpoint by its name, 0 without one. For messages only, as it may be
+    damaged."""
     there = _all(folder)
     return int(there[-1].name) if there else 0
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to write to, which replaces `folder` at the end; where writing fails, `folder` stays."""
+    """A temporary folder to write to, which replaces `folder` at the end; where writing fails,
+    `folder` stays."""
     temporary = part_of(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

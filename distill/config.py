@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ttsnap.files.settings import Count, Decay, Json, Natural, NotNegative, Positive, Settings, Share
+from ttsnap.files.settings import (
+    Count,
+    Decay,
+    Json,
+    Natural,
+    NotNegative,
+    Positive,
+    Settings,
+    Share,
+)
 from ttsnap.files.writing import CHECKPOINT_SECONDS
 from ttsnap.options.option import option
 from ttsnap.reward_models.noise_aware import KINDS
@@ -21,31 +30,50 @@ PRESETS = Path(__file__).parent / "presets"
 class StudentConfig(Settings):
     """The network that is trained."""
 
-    kind: str = option("lora", f"{', '.join(KINDS)}, or a class of yours as file.py:Class or module:Class", common=True)
+    kind: str = option(
+        "lora",
+        f"{', '.join(KINDS)}, or a class of yours as file.py:Class or module:Class",
+        common=True,
+    )
     space: Literal["pixels", "latents"] = option(
-        "pixels", "what it reads: pixels; a class of yours may read latents, recorded with --latents"
+        "pixels",
+        "what it reads: pixels; a class of yours may read latents, recorded with --latents",
     )
     network: str = option(
-        "", "the reward whose network is trained, as clip, where the base has none that can be: a judge, an OCR, a "
-        "detector, code of yours (default: the base)", common=True
-    )  # fmt: skip
-    per_level: bool = option(False, "kind full: a network for each noise level, as per-level has a LoRA for each")
+        "",
+        "the reward whose network is trained, as clip, where the base has none that can be: a"
+        " judge, an OCR, a detector, code of yours (default: the base)",
+        common=True,
+    )
+    per_level: bool = option(
+        False, "kind full: a network for each noise level, as per-level has a LoRA for each"
+    )
     rank: Count = option(16, "rank of a LoRA or DoRA")
     level_embedding: bool = option(True, "tell the network the noise level")
-    options: Mapping[str, Json] | None = option(None, "more arguments of its class, as a dictionary")
+    options: Mapping[str, Json] | None = option(
+        None, "more arguments of its class, as a dictionary"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kind not in KINDS and ":" not in self.kind:
-            raise ValueError(f"unknown student.kind {self.kind!r}; choose {', '.join(KINDS)}, or write file.py:Class")
+            raise ValueError(
+                f"unknown student.kind {self.kind!r}; choose {', '.join(KINDS)}, or write"
+                " file.py:Class"
+            )
         if self.kind in KINDS and self.space != "pixels":
-            raise ValueError(f"student.kind {self.kind!r} reads pixels, not {self.space}; a class of yours may")
+            raise ValueError(
+                f"student.kind {self.kind!r} reads pixels, not {self.space}; a class of yours may"
+            )
         if self.per_level and self.kind != "full":
-            raise ValueError(f"student.per_level is for student.kind full; {self.kind!r} has one or no part a level")
+            raise ValueError(
+                f"student.per_level is for student.kind full; {self.kind!r} has one or no part a"
+                " level"
+            )
         if self.network and (self.kind not in KINDS or self.network not in REWARDS):
             raise ValueError(
-                f"student.network {self.network!r} is trained by student.kind {', '.join(KINDS)}, and is a reward's "
-                f"name, with its published weights: one of {', '.join(REWARDS)}"
+                f"student.network {self.network!r} is trained by student.kind {', '.join(KINDS)},"
+                f" and is a reward's name, with its published weights: one of {', '.join(REWARDS)}"
             )
 
 
@@ -55,7 +83,9 @@ class LossConfig(Settings):
 
     name: Literal["mse", "pairwise"] = option("mse", "mse or pairwise")
     centred: bool = option(True, "mse: compare seeds of a prompt only, less their mean")
-    plain: NotNegative = option(0.1, "weight of the plain mean squared error, which is added to keep the scores' scale")
+    plain: NotNegative = option(
+        0.1, "weight of the plain mean squared error, which is added to keep the scores' scale"
+    )
     temperature: Positive = option(1.0, "pairwise: what scores are divided by to be compared")
 
 
@@ -76,57 +106,98 @@ class DistillConfig(Settings):
         determines=False,
         common=True,
     )
-    reward: str = option("", "the base reward, whose score of the finished image is to be learnt", common=True)
+    reward: str = option(
+        "", "the base reward, whose score of the finished image is to be learnt", common=True
+    )
     student: StudentConfig = field(default_factory=StudentConfig)
     steps: tuple[int, ...] | None = option(
         None, "recorded steps to train on (default: all that were scored)", common=True
     )
-    levels: tuple[float, ...] | None = option(None, "in place of steps: noise levels to train on, to three digits")
+    levels: tuple[float, ...] | None = option(
+        None, "in place of steps: noise levels to train on, to three digits"
+    )
     order: Literal["clean-to-noisy", "uniform", "noisy-to-clean"] = option(
-        "clean-to-noisy", "in which order levels are trained: clean-to-noisy, uniform, noisy-to-clean"
+        "clean-to-noisy",
+        "in which order levels are trained: clean-to-noisy, uniform, noisy-to-clean",
     )
     steps_per_level: Count | tuple[Count, ...] = option(
-        200, "optimiser steps per noise level, or a list, one for each in the order of training", common=True
+        200,
+        "optimiser steps per noise level, or a list, one for each in the order of training",
+        common=True,
     )
-    earlier: Share = option(0.5, "share of a batch that comes from the levels before, so that they are not forgotten")
+    earlier: Share = option(
+        0.5, "share of a batch that comes from the levels before, so that they are not forgotten"
+    )
     loss: LossConfig = field(default_factory=LossConfig)
     groups: Count = option(8, "prompts per optimiser step, each at one noise level")
     group_size: Count = option(8, "seeds per prompt of a batch, compared with each other")
-    lr: Positive | tuple[Positive, ...] = option(1e-4, "AdamW's learning rate, or a list, likewise", common=True)
+    lr: Positive | tuple[Positive, ...] = option(
+        1e-4, "AdamW's learning rate, or a list, likewise", common=True
+    )
     schedule: Literal["linear", "rex"] = option("rex", "how the learning rate falls: linear or rex")
     final_lr: Share = option(0.05, "the share of the learning rate that is left at the end")
     warmup: Natural = option(20, "steps over which the learning rate rises")
     span: Literal["run", "level"] = option(
         "run", "what the schedule runs over: run, or level (it starts anew with each level)"
     )
-    weight_decay: NotNegative = option(0.01, "AdamW's weight decay, of matrices; vectors are not decayed")
-    clip: NotNegative = option(1.0, "gradients with a larger norm are scaled down to it; 0 for no limit")
-    ema: Decay = option(0.99, "decay of the running average of the weights, which is exported; 0 for none")
+    weight_decay: NotNegative = option(
+        0.01, "AdamW's weight decay, of matrices; vectors are not decayed"
+    )
+    clip: NotNegative = option(
+        1.0, "gradients with a larger norm are scaled down to it; 0 for no limit"
+    )
+    ema: Decay = option(
+        0.99, "decay of the running average of the weights, which is exported; 0 for none"
+    )
     precision: Literal["no", "bf16"] = option("no", "mixed precision: no or bf16")
-    accumulation: Count = option(1, "in how many parts a batch is computed, one after the other, to save memory")
-    seed: Natural = option(0, "decides the first weights, the batches and which prompts are held out")
+    accumulation: Count = option(
+        1, "in how many parts a batch is computed, one after the other, to save memory"
+    )
+    seed: Natural = option(
+        0, "decides the first weights, the batches and which prompts are held out"
+    )
     validation: Decay = option(0.1, "share of the prompts that is held out and evaluated")
     batch_size: Count = option(64, "images per call when scoring and evaluating", determines=False)
-    checkpoint_every: NotNegative = option(CHECKPOINT_SECONDS, "seconds between checkpoints", determines=False)
+    checkpoint_every: NotNegative = option(
+        CHECKPOINT_SECONDS, "seconds between checkpoints", determines=False
+    )
     workers: Natural = option(0, "processes that read images", determines=False)
-    cache: Natural = option(256, "megabytes of compressed images to keep in memory", determines=False)
-    device: Literal["auto", "cpu"] = option("auto", "auto (as accelerate finds) or cpu", determines=False, common=True)
+    cache: Natural = option(
+        256, "megabytes of compressed images to keep in memory", determines=False
+    )
+    device: Literal["auto", "cpu"] = option(
+        "auto", "auto (as accelerate finds) or cpu", determines=False, common=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.reward:
-            raise ValueError("reward is missing: name the base reward, as imagereward or my_reward.py:score")
+            raise ValueError(
+                "reward is missing: name the base reward, as imagereward or my_reward.py:score"
+            )
         if not self.recordings and self.record is None:
-            raise ValueError("no data: give recordings (folders), or a record section, options of ttsnap record")
+            raise ValueError(
+                "no data: give recordings (folders), or a record section, options of ttsnap record"
+            )
         if self.steps is not None and self.levels is not None:
             raise ValueError("give steps or levels, not both")
         for name, numbers in (("steps", self.steps), ("levels", self.levels)):
             if numbers is not None and (not numbers or len(set(numbers)) < len(numbers)):
-                raise ValueError(f"{name} must be different numbers, at least one, got {list(numbers)}")
+                raise ValueError(
+                    f"{name} must be different numbers, at least one, got {list(numbers)}"
+                )
         if isinstance(self.lr, tuple) and self.order == "uniform":
-            raise ValueError(f"lr is a list, {list(self.lr)}, and order uniform trains all levels at once; give one")
+            raise ValueError(
+                f"lr is a list, {list(self.lr)}, and order uniform trains all levels at once;"
+                " give one"
+            )
         if self.groups % self.accumulation:
-            raise ValueError(f"groups ({self.groups}) must be a multiple of accumulation ({self.accumulation})")
+            raise ValueError(
+                f"groups ({self.groups}) must be a multiple of accumulation ({self.accumulation})"
+            )
         compares = self.loss.name == "pairwise" or self.loss.centred
         if compares and self.group_size < 2:
-            raise ValueError(f"loss {self.loss.name!r} compares the seeds of a group: group_size must be 2 or more")
+            raise ValueError(
+                f"loss {self.loss.name!r} compares the seeds of a group: group_size must be 2 or"
+                " more"
+            )

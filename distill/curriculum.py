@@ -1,4 +1,5 @@
-"""Which estimates a step trains on: pure functions of seed and optimiser step, so that a run resumes without state."""
+"""Which estimates a step trains on: pure functions of seed and optimiser step, so that a run
+resumes without state."""
 
 from __future__ import annotations
 
@@ -34,8 +35,11 @@ class ComparedSeeds:
     """Positions in the recording."""
 
 
-def stages(steps: Sequence[int], order: str, steps_per_level: int | Sequence[int]) -> tuple[Stage, ...]:
-    """One stage per recorded step in this order, or one for all ("uniform"). Later steps have cleaner estimates.
+def stages(
+    steps: Sequence[int], order: str, steps_per_level: int | Sequence[int]
+) -> tuple[Stage, ...]:
+    """One stage per recorded step in this order, or one for all ("uniform"). Later steps have
+    cleaner estimates.
 
     steps_per_level: of each, or in this order.
     """
@@ -51,10 +55,14 @@ def stages(steps: Sequence[int], order: str, steps_per_level: int | Sequence[int
 
 
 def per_level(name: str, value: N | Sequence[N], levels: int) -> Sequence[N]:
-    """The values of a setting for each level, which has one for all, or one for each. ValueError for another number."""
+    """The values of a setting for each level, which has one for all, or one for each. ValueError
+    for another number."""
     values = value if isinstance(value, Sequence) else [value] * levels
     if len(values) != levels:
-        raise ValueError(f"{name} has {len(values)} values, {list(values)}, for {levels} noise levels; give as many")
+        raise ValueError(
+            f"{name} has {len(values)} values, {list(values)}, for {levels} noise levels; give as"
+            " many"
+        )
     return values
 
 
@@ -64,13 +72,21 @@ def stage_at(plan: Sequence[Stage], step: int) -> Stage:
 
 
 def draw(
-    step: int, stage: Stage, prompts: Sequence[int], seeds: Sequence[int], *, groups: int, group_size: int,
-    earlier: float, seed: int,
-) -> list[ComparedSeeds]:  # fmt: skip
+    step: int,
+    stage: Stage,
+    prompts: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    groups: int,
+    group_size: int,
+    earlier: float,
+    seed: int,
+) -> list[ComparedSeeds]:
     """The groups of an optimiser step, the same for the same seed and data.
 
-    prompts: those to train on, which differ within a batch where there are enough. seeds: how many each of them has.
-    round(earlier * groups) groups, at random places, are at random steps of the earlier stages.
+    prompts: those to train on, which differ within a batch where there are enough. seeds: how many
+    each of them has. round(earlier * groups) groups, at random places, are at random steps of the
+    earlier stages.
     """
     rng = np.random.default_rng((seed, step))
     rows = rng.choice(len(prompts), groups, replace=groups > len(prompts))
@@ -79,7 +95,9 @@ def draw(
     at += [] if stage.at is None else [stage.at] * (groups - old)
     order = rng.permutation(groups)
     return [
-        ComparedSeeds(prompts[row], at[k], tuple(rng.choice(seeds[row], group_size, replace=False).tolist()))
+        ComparedSeeds(
+            prompts[row], at[k], tuple(rng.choice(seeds[row], group_size, replace=False).tolist())
+        )
         for row, k in zip(rows, order, strict=True)
     ]
 
@@ -87,13 +105,18 @@ def draw(
 def held_out(texts: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Prompts to train on and prompts to evaluate, by number. Equal texts are on the same side.
 
-    At least one text is held out where share > 0. ValueError where no text would be left to train on.
+    At least one text is held out where share > 0. ValueError where no text would be left to train
+    on.
     """
     unique = list(dict.fromkeys(texts))
     count = max(1, round(share * len(unique))) if share > 0 else 0
     if count >= len(unique):
-        raise ValueError(f"validation {share} of {len(unique)} different prompts leaves none to train on")
+        raise ValueError(
+            f"validation {share} of {len(unique)} different prompts leaves none to train on"
+        )
     # Another stream than the batches', which are keyed by (seed, step).
     chosen = np.random.default_rng((seed, 0, 1)).permutation(len(unique))[:count]
     out = {unique[i] for i in chosen}
-    return [i for i, t in enumerate(texts) if t not in out], [i for i, t in enumerate(texts) if t in out]
+    return [i for i, t in enumerate(texts) if t not in out], [
+        i for i, t in enumerate(texts) if t in out
+    ]

@@ -1,6 +1,7 @@
 """Random access to recorded estimates: images and latents in uncompressed tars.
 
-Memory holds offsets and sizes only, about 20 bytes per entry; a batch reads and decodes its own entries.
+Memory holds offsets and sizes only, about 20 bytes per entry; a batch reads and decodes its own
+entries.
 """
 
 from __future__ import annotations
@@ -70,44 +71,62 @@ class Frames:
         cache: bytes of entries to keep in memory.
 
     Raises:
-        ValueError: for no recording, for one that is unfinished, damaged or without images, and for different levels.
+        ValueError: for no recording, for one that is unfinished, damaged or without images, and for
+            different levels.
     """
 
     def __init__(
-        self, folders: Sequence[str | Path], *, verified: Path | None = None, check: bool = True, cache: int = 0
+        self,
+        folders: Sequence[str | Path],
+        *,
+        verified: Path | None = None,
+        check: bool = True,
+        cache: int = 0,
     ) -> None:
         if not folders:
-            raise ValueError("there are no recordings to read; give at least one folder of ttsnap record --images")
+            raise ValueError(
+                "there are no recordings to read; give at least one folder of ttsnap record"
+                " --images"
+            )
         for folder in map(Path, folders):
             if not folder.is_dir():
-                raise ValueError(f"no such recording: {folder}; a recording with images is a folder")
+                raise ValueError(
+                    f"no such recording: {folder}; a recording with images is a folder"
+                )
         self._parts = [_Part(Path(folder), *load_shards(folder)) for folder in folders]
         first = self._parts[0].header
         for part in self._parts[1:]:
             if part.header.levels != first.levels:
                 raise ValueError(
-                    f"{part.folder} has other noise levels than {self._parts[0].folder}; join recordings of the same "
-                    f"model, sampler and number of steps ({len(part.header.levels)} levels and {len(first.levels)})"
+                    f"{part.folder} has other noise levels than {self._parts[0].folder}; join"
+                    " recordings of the same model, sampler and number of steps"
+                    f" ({len(part.header.levels)} levels and {len(first.levels)})"
                 )
         if check:
             _verify(self._parts, verified)
         for part in self._parts:
             _index(part)
         self.prompts = tuple(prompt for part in self._parts for prompt in part.header.prompts)
-        self.seeds = np.array([part.header.seeds for part in self._parts for _ in part.header.prompts])
+        self.seeds = np.array(
+            [part.header.seeds for part in self._parts for _ in part.header.prompts]
+        )
         self.levels = first.levels
         self.last = len(first.levels) - 1
         common = set.intersection(*(set(part.header.steps) for part in self._parts))
         self.steps = tuple(sorted(common - {self.last}))
         of = [(part.header, [shard.sha256 for shard in part.shards]) for part in self._parts]
-        about = [[h.prompts, h.seeds, h.first_seed, h.levels, h.steps, digests] for h, digests in of]
+        about = [
+            [h.prompts, h.seeds, h.first_seed, h.levels, h.steps, digests] for h, digests in of
+        ]
         self.identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         self.info = [dict(p.header.info) for p in self._parts]
         self._where = [(p, i) for p in self._parts for i in range(len(p.header.prompts))]
         self._cache: dict[tuple[FrameAt, str], bytes] = {}
         self._left = cache
 
-    def select(self, steps: Sequence[int] | None = None, levels: Sequence[float] | None = None) -> tuple[int, ...]:
+    def select(
+        self, steps: Sequence[int] | None = None, levels: Sequence[float] | None = None
+    ) -> tuple[int, ...]:
         """Recorded steps, rising, from step numbers or noise levels; all by default.
 
         ValueError, with what was recorded, for others.
@@ -116,9 +135,13 @@ class Frames:
             steps = [self._step_of(level) for level in levels]
         chosen = self.steps if steps is None else tuple(sorted(set(steps)))
         if missing := set(chosen) - set(self.steps):
-            raise ValueError(f"step {min(missing)} was not recorded; these were: {list(self.steps)}")
+            raise ValueError(
+                f"step {min(missing)} was not recorded; these were: {list(self.steps)}"
+            )
         if not chosen:
-            raise ValueError("the recordings hold no estimate before the final image; record with --score-steps")
+            raise ValueError(
+                "the recordings hold no estimate before the final image; record with --score-steps"
+            )
         return chosen
 
     def _step_of(self, level: float) -> int:
@@ -134,13 +157,17 @@ class Frames:
         for part in self._parts:
             places = part.places.get(extension)
             if places is None:
-                raise ValueError(f"{part.folder} holds no {space}; record into another folder with --{FLAGS[space]}")
+                raise ValueError(
+                    f"{part.folder} holds no {space}; record into another folder with"
+                    f" --{FLAGS[space]}"
+                )
             missing = np.argwhere(places["file"][:, :, list(steps)] < 0)
             if len(missing):
                 p, s, k = missing[0]
                 raise ValueError(
-                    f"{part.folder} is damaged: it lacks the {space} of prompt {p} ({part.header.prompts[p]!r}), "
-                    f"seed {part.header.first_seed + s}, step {list(steps)[k]}, and {len(missing) - 1} others"
+                    f"{part.folder} is damaged: it lacks the {space} of prompt {p}"
+                    f" ({part.header.prompts[p]!r}), seed {part.header.first_seed + s}, step"
+                    f" {list(steps)[k]}, and {len(missing) - 1} others"
                 )
 
     def named(self, entry: FrameAt) -> str:
@@ -159,7 +186,9 @@ class Frames:
             file.seek(offset)
             data: bytes = file.read(size)
         if len(data) != size:
-            raise ValueError(f"the images {path} were cut off while they were in use; restore the file")
+            raise ValueError(
+                f"the images {path} were cut off while they were in use; restore the file"
+            )
         if size <= self._left:
             self._cache[entry, extension] = data
             self._left -= size
@@ -170,7 +199,10 @@ class Frames:
         rows = [decode(self.read(entry, EXTENSIONS[space]), space) for entry in entries]
         shapes = {tuple(row.shape) for row in rows}
         if len(shapes) > 1:
-            raise ValueError(f"the recordings hold {space} of different shapes {sorted(shapes)}; train on one size")
+            raise ValueError(
+                f"the recordings hold {space} of different shapes {sorted(shapes)}; train on one"
+                " size"
+            )
         return torch.stack(rows)
 
 
@@ -184,7 +216,8 @@ def decode(data: bytes, space: str) -> Tensor:
 
 
 def _verify(parts: Sequence[_Part], verified: Path | None) -> None:
-    """ValueError unless every tar has its recorded size and SHA-256. Tars that `verified` knows are not read again."""
+    """ValueError unless every tar has its recorded size and SHA-256. Tars that `verified` knows are
+    not read again."""
     known: dict[str, Json] = {}
     if verified is not None and verified.is_file():
         with contextlib.suppress(ValueError):
@@ -194,13 +227,17 @@ def _verify(parts: Sequence[_Part], verified: Path | None) -> None:
         for shard in part.shards:
             path = part.folder / IMAGES / shard.name
             if not path.is_file():
-                raise ValueError(f"the images {path} are missing; record again, or restore the file")
+                raise ValueError(
+                    f"the images {path} are missing; record again, or restore the file"
+                )
             stat = path.stat()
             mark: Json = [stat.st_size, stat.st_mtime_ns, shard.sha256]
             if known.get(str(path.resolve())) == mark:
                 continue
             if stat.st_size != shard.size or sha256(path) != shard.sha256:
-                raise ValueError(f"the images {path} are damaged: size or SHA-256 differ from what was written")
+                raise ValueError(
+                    f"the images {path} are damaged: size or SHA-256 differ from what was written"
+                )
             known[str(path.resolve())] = mark
     if verified is not None and known != before:
         write_text(verified, json.dumps(known))
@@ -214,7 +251,11 @@ def _index(part: _Part) -> None:
         path = part.folder / IMAGES / shard.name
         for name, offset, size in _entries(path):
             match = NAME.fullmatch(name)
-            at = (int(match[1]), int(match[2]) - header.first_seed, int(match[3])) if match else (-1, -1, -1)
+            at = (
+                (int(match[1]), int(match[2]) - header.first_seed, int(match[3]))
+                if match
+                else (-1, -1, -1)
+            )
             if match is None or not all(0 <= i < n for i, n in zip(at, shape, strict=True)):
                 raise ValueError(f"{path} holds {name!r}, which is no name of a recorded estimate")
             if match[4] not in part.places:
@@ -223,7 +264,8 @@ def _index(part: _Part) -> None:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, first byte, bytes) of each file in an uncompressed tar; tarfile takes ten times as long."""
+    """(name, first byte, bytes) of each file in an uncompressed tar; tarfile takes ten times as
+    long."""
     at, end = 0, path.stat().st_size
     with path.open("rb", buffering=2**15) as file:  # many small entries come in one read
         while at + 512 <= end:
@@ -234,9 +276,12 @@ def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
             try:
                 size = int(head[124:136].rstrip(b" \0") or b"0", 8)
                 name = head[:100].rstrip(b"\0").decode()
-                if not 0 <= size <= files.PICTURE_BYTES:  # another size would loop for ever, or fill the memory
+                # another size would loop for ever, or fill the memory
+                if not 0 <= size <= files.PICTURE_BYTES:
                     raise ValueError(size)
             except ValueError:
-                raise ValueError(f"the images {path} are damaged: no tar entry at byte {at}") from None
+                raise ValueError(
+                    f"the images {path} are damaged: no tar entry at byte {at}"
+                ) from None
             yield name, at + 512, size
             at += 512 + (size + 511) // 512 * 512

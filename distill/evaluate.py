@@ -1,4 +1,5 @@
-"""How well a reward's scores of estimates predict the final reward at each noise level: ranks, cuts, calibration."""
+"""How well a reward's scores of estimates predict the final reward at each noise level: ranks,
+cuts, calibration."""
 
 from __future__ import annotations
 
@@ -31,16 +32,24 @@ def measure(prediction: FloatArray, final: FloatArray) -> dict[str, float]:
 
     spearman, kendall: rank correlation within a prompt, mean over prompts.
     top_accuracy, top_regret: of a cut to the best quarter (metrics.top_fraction).
-    slope, intercept: of the pooled regression of the final reward on the prediction; 1 and 0 when calibrated.
+    slope, intercept: of the pooled regression of the final reward on the prediction; 1 and 0 when
+        calibrated.
     r2: 1 - (squared error) / (variance), both within prompts; below 0 where a constant is better.
     rmse: root of the mean squared error.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy and numpy warn of prompts whose rewards are all equal; these are nan
-        spearman, kendall = (rank_correlation(prediction, final, kind=kind) for kind in ("spearman", "kendall"))
+        # scipy and numpy warn of prompts whose rewards are all equal; these are nan
+        warnings.simplefilter("ignore")
+        spearman, kendall = (
+            rank_correlation(prediction, final, kind=kind) for kind in ("spearman", "kendall")
+        )
     accuracy, regret = top_fraction(prediction, final, FRACTION)
     spread = float(np.var(prediction))
-    slope = float(np.cov(prediction.ravel(), final.ravel(), bias=True)[0, 1] / spread) if spread > 0 else math.nan
+    slope = (
+        float(np.cov(prediction.ravel(), final.ravel(), bias=True)[0, 1] / spread)
+        if spread > 0
+        else math.nan
+    )
     error, varied = (x - x.mean(1, keepdims=True) for x in (prediction - final, final))
     total = float(np.square(varied).sum())
     return {
@@ -66,32 +75,47 @@ class Evaluation(Settings):
     held_out: bool | None = None
     """Whether training saw none of the prompts."""
     base_below: float | None = None
-    """The level up to which an exported student leaves estimates to its base, None where that is not known."""
+    """The level up to which an exported student leaves estimates to its base, None where that is
+    not known."""
     rows: tuple[dict[str, Any], ...] = ()
     """{"step", "level", NAME: measures}, cleanest first."""
 
     def to_json(self) -> dict[str, Json]:
         """JSON-ready: nan as null, rows as "levels"."""
-        return {"levels" if key == "rows" else key: plain(value) for key, value in vars(self).items()}
+        return {
+            "levels" if key == "rows" else key: plain(value) for key, value in vars(self).items()
+        }
 
     @classmethod
     def read(cls, path: Path) -> Evaluation:
         """What `to_json` gave to a file. ValueError where the file is damaged."""
         try:
             data = files.read_object(path, nan=True)
-            return build(cls, {"rows" if key == "levels" else key: value for key, value in data.items()})
+            return build(
+                cls, {"rows" if key == "levels" else key: value for key, value in data.items()}
+            )
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}; remove it, and the run is evaluated again") from None
+            raise ValueError(
+                f"{path} is damaged: {error}; remove it, and the run is evaluated again"
+            ) from None
 
 
 def evaluate(
-    rewards: Mapping[str, Reward], finals: Sequence[FloatArray], frames: Frames, prompts: Sequence[int],
-    steps: Sequence[int], *, batch_size: int = 64, member: Member = ALONE, held_out: bool | None = None,
-) -> Evaluation:  # fmt: skip
-    """Measure rewards, by name, on the estimates at `steps` against final rewards, (S,) for each of `prompts`.
+    rewards: Mapping[str, Reward],
+    finals: Sequence[FloatArray],
+    frames: Frames,
+    prompts: Sequence[int],
+    steps: Sequence[int],
+    *,
+    batch_size: int = 64,
+    member: Member = ALONE,
+    held_out: bool | None = None,
+) -> Evaluation:
+    """Measure rewards, by name, on the estimates at `steps` against final rewards, (S,) for each of
+    `prompts`.
 
-    Of every prompt as many seeds are measured as the prompt with the fewest has. ValueError for fewer than 2, and for
-    a reward whose scores are not finite.
+    Of every prompt as many seeds are measured as the prompt with the fewest has. ValueError for
+    fewer than 2, and for a reward whose scores are not finite.
     """
     if not prompts:
         raise ValueError("there are no prompts to evaluate")
@@ -105,11 +129,23 @@ def evaluate(
     with progress(len(entries) * len(rewards), "evaluate", "image", member.shown) as bar:
         for name, given in rewards.items():
             reward = make_reward(given)
-            score, space = (reward if reward.estimates == "pixels" else reward.score_estimates), reward.estimates
+            score, space = (
+                (reward if reward.estimates == "pixels" else reward.score_estimates),
+                reward.estimates,
+            )
             frames.check_stored(space, ordered)
             scores = score_entries(
-                score, frames, entries, space, batch_size=batch_size, member=member, bar=bar, name=name
+                score,
+                frames,
+                entries,
+                space,
+                batch_size=batch_size,
+                member=member,
+                bar=bar,
+                name=name,
             )
-            for row, step_scores in zip(rows, scores.reshape(len(rows), len(prompts), seeds), strict=True):
+            for row, step_scores in zip(
+                rows, scores.reshape(len(rows), len(prompts), seeds), strict=True
+            ):
                 row[name] = measure(step_scores, final)
     return Evaluation(tuple(rewards), len(prompts), seeds, held_out, rows=tuple(rows))

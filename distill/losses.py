@@ -1,4 +1,5 @@
-"""Losses of predictions and targets (P, G): P groups of G seeds, each group of one prompt at one noise level."""
+"""Losses of predictions and targets (P, G): P groups of G seeds, each group of one prompt at one
+noise level."""
 
 from __future__ import annotations
 
@@ -20,9 +21,11 @@ def mse(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def pairwise(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
-    """Bradley-Terry: mean cross-entropy over the pairs of a group, under soft labels sigmoid((t_i - t_j) / T).
+    """Bradley-Terry: mean cross-entropy over the pairs of a group, under soft labels sigmoid((t_i -
+    t_j) / T).
 
-    T divides predictions, too, so that the loss is smallest where differences of predictions equal those of targets.
+    T divides predictions, too, so that the loss is smallest where differences of predictions equal
+    those of targets.
     """
     i, j = torch.triu_indices(target.shape[1], target.shape[1], 1, device=target.device)
     label = torch.sigmoid((target[:, i] - target[:, j]) / temperature)
@@ -31,7 +34,8 @@ def pairwise(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Te
 
 
 def group_loss(prediction: Tensor, target: Tensor, loss: LossConfig) -> Tensor:
-    """The configured loss, plus `loss.plain` times the mean squared error of the uncentred scores."""
+    """The configured loss, plus `loss.plain` times the mean squared error of the uncentred
+    scores."""
     if loss.name == "pairwise":
         configured = pairwise(prediction, target, loss.temperature)
     elif loss.centred:

@@ -1,4 +1,5 @@
-"""The processes of a run under a launcher: how they join, what they exchange, and what one of them does for all."""
+"""The processes of a run under a launcher: how they join, what they exchange, and what one of them
+does for all."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Member:
         return bool(self.gather(torch.tensor([float(asked)])).any())
 
     def gather(self, values: Tensor) -> Tensor:
-        """Values (N,) of all processes, one after the other, on the CPU in the dtype of `values`."""
+        """Values (N,) of all processes, one after the other, on the CPU in the dtype of
+        `values`."""
         if self.count == 1:
             return values
         from accelerate.utils import gather
@@ -60,7 +62,8 @@ class Member:
             PartialState().destroy_process_group()
 
     def alone(self, part: Callable[[], object]) -> None:
-        """Let the first process do a part while the others wait. Where it raises, all end; only the first says why."""
+        """Let the first process do a part while the others wait. Where it raises, all end; only the
+        first says why."""
         from accelerate.utils import broadcast_object_list
 
         failed: BaseException | None = None
@@ -83,21 +86,27 @@ ALONE = Member()
 def start(command: str, *, cpu: bool, shown: bool = False, announced: bool = False) -> Member:
     """Join the processes of `ttsnap COMMAND`.
 
-    cpu: whether to leave GPUs alone. shown: whether the first process shows progress. announced: whether it prints how
-    many processes there are, and where. ValueError under `accelerate launch` with several processes of which it started
-    only one: it does so on CPUs and with a single GPU, and says nothing.
+    cpu: whether to leave GPUs alone. shown: whether the first process shows progress. announced:
+    whether it prints how many processes there are, and where. ValueError under `accelerate launch`
+    with several processes of which it started only one: it does so on CPUs and with a single GPU,
+    and says nothing.
     """
     from accelerate import PartialState
 
-    # With cpu=True accelerate joins processes on CPUs; otherwise each would run alone. The time limit is long, as the
-    # others wait while the first one records.
+    # With cpu=True accelerate joins processes on CPUs; otherwise each would run alone. The time
+    # limit is long, as the others wait while the first one records.
     state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=timedelta(days=7))
     main, count = state.is_main_process, state.num_processes
-    if count == 1 and "RANK" not in os.environ and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys():
+    if (
+        count == 1
+        and "RANK" not in os.environ
+        and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+    ):
         raise ValueError(
-            "accelerate launch was asked for several processes and started only this one, as it does with --cpu and "
-            "with a single GPU; add --multi_gpu, which starts them on CPUs, too: "
-            f"accelerate launch --multi_gpu --num_processes 2 -m ttsnap {command} ... --device cpu"
+            "accelerate launch was asked for several processes and started only this one, as it"
+            " does with --cpu and with a single GPU; add --multi_gpu, which starts them on CPUs,"
+            f" too: accelerate launch --multi_gpu --num_processes 2 -m ttsnap {command} ..."
+            " --device cpu"
         )
     if announced and main:
         print(f"{count} process{'es' if count > 1 else ''} on {state.device.type}", flush=True)

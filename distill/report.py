@@ -24,19 +24,27 @@ def table(evaluation: Evaluation) -> str:
     """A Markdown table with a row for each noise level and reward."""
     head = ["noise", "step", "reward", *COLUMNS.values()]
     body = [
-        [f"{row['level']:.3f}", str(row["step"]), name, *(_number(row[name][key]) for key in COLUMNS)]
+        [
+            f"{row['level']:.3f}",
+            str(row["step"]),
+            name,
+            *(_number(row[name][key]) for key in COLUMNS),
+        ]
         for row in evaluation.rows
         for name in evaluation.names
     ]
     lines = markdown(head, body, left=(2,))
-    kind = {True: "held-out prompts", False: "of the prompts trained on", None: "prompts"}[evaluation.held_out]
+    kind = {True: "held-out prompts", False: "of the prompts trained on", None: "prompts"}[
+        evaluation.held_out
+    ]
     count = f"{evaluation.prompts} {kind} x {evaluation.seeds} seeds"
     note = f"{count}; ranks within a prompt; best kept, regret: of a cut to the best quarter"
     return f"{lines}\n\n{note}"
 
 
 def usage(evaluation: Evaluation) -> str:
-    """A sentence: at which noise levels the exported reward uses the trained network, and why not at others.
+    """A sentence: at which noise levels the exported reward uses the trained network, and why not
+    at others.
 
     Empty where the evaluation does not know.
     """
@@ -46,19 +54,28 @@ def usage(evaluation: Evaluation) -> str:
     base, student = evaluation.names
     left = [row for row in evaluation.rows if row["level"] <= below]
     if not left:
-        why = "" if evaluation.held_out else ", as no prompt was held out to compare it with the base on"
+        why = (
+            ""
+            if evaluation.held_out
+            else ", as no prompt was held out to compare it with the base on"
+        )
         return f"{student} uses what was trained at every noise level{why}"
     last = max(left, key=lambda row: float(row["level"]))
-    ranks = f"at {last['level']:.3f}: {_number(last[base]['spearman'])}, against {_number(last['unused']['spearman'])}"
+    ranks = (
+        f"at {last['level']:.3f}: {_number(last[base]['spearman'])}, against"
+        f" {_number(last['unused']['spearman'])}"
+    )
     if len(left) == len(evaluation.rows):
         return (
-            f"{student} uses what was trained at no noise level, and scores as {base} does: {base} ranks the held-out "
-            f"estimates as well or better at every level measured (Spearman {ranks} of what was trained). Train on "
-            "more prompts, for longer, or with another student"
+            f"{student} uses what was trained at no noise level, and scores as {base} does: {base}"
+            " ranks the held-out estimates as well or better at every level measured (Spearman"
+            f" {ranks} of what was trained). Train on more prompts, for longer, or with another"
+            " student"
         )
     return (
-        f"{student} uses what was trained above noise {below:.3f}. Up to there it scores as {base} does, which ranks "
-        f"the held-out estimates as well or better (Spearman {ranks} of what was trained)"
+        f"{student} uses what was trained above noise {below:.3f}. Up to there it scores as {base}"
+        f" does, which ranks the held-out estimates as well or better (Spearman {ranks} of what was"
+        " trained)"
     )
 
 
@@ -67,7 +84,8 @@ def _number(value: float | None) -> str:
 
 
 def plot(evaluation: Evaluation, path: Path) -> None:
-    """Plot Spearman against the noise level, a line for each reward. ValueError where matplotlib is not installed."""
+    """Plot Spearman against the noise level, a line for each reward. ValueError where matplotlib is
+    not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -77,7 +95,9 @@ def plot(evaluation: Evaluation, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     levels = [row["level"] for row in evaluation.rows]
-    for name, style in zip(evaluation.names, ("o--", "o-", "s-", "^-", *["x-"] * len(evaluation.names)), strict=False):
+    for name, style in zip(
+        evaluation.names, ("o--", "o-", "s-", "^-", *["x-"] * len(evaluation.names)), strict=False
+    ):
         axes.plot(levels, [row[name]["spearman"] for row in evaluation.rows], style, label=name)
     axes.set_xlabel("noise level")
     axes.set_ylabel("rank correlation with the final reward")

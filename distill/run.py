@@ -1,4 +1,5 @@
-"""A distillation: recording, targets, training, evaluation, export. Each part resumes where it stopped."""
+"""A distillation: recording, targets, training, evaluation, export. Each part resumes where it
+stopped."""
 
 from __future__ import annotations
 
@@ -31,38 +32,48 @@ from ttsnap.reward_models.registry import make_reward, refuse_credentials
 from ttsnap.rewards.scoring import Shown
 from ttsnap.version import versions
 
-CONFIG, REWARD, EVALUATION, PLOT, RECORDING = "config.yaml", "reward", "evaluation.json", "spearman.png", "recording"
+CONFIG, REWARD, EVALUATION, PLOT, RECORDING = (
+    "config.yaml",
+    "reward",
+    "evaluation.json",
+    "spearman.png",
+    "recording",
+)
 MATCHED = 128
 """Prompts by whose images the units of a student's network are found."""
 Recorder = Callable[[dict[str, Json]], None]
 """Records with options of `ttsnap record`, or resumes a recording."""
 
 
-def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None = None, bar: bool = False) -> Evaluation:
-    """Train a noise-aware reward, export it to out/reward, and evaluate the exported reward on held-out prompts.
+def distill(
+    config: DistillConfig, out: str | Path, *, record: Recorder | None = None, bar: bool = False
+) -> Evaluation:
+    """Train a noise-aware reward, export it to out/reward, and evaluate the exported reward on
+    held-out prompts.
 
-    The same call resumes an interrupted run: recordings after their last unit, targets after the last batch that was
-    saved, training after its last checkpoint; an evaluation is made anew. Ctrl-C and SIGTERM wait until the batch at
-    hand is done.
-    A finished run returns its evaluation. docs/distill.md lists the files. Under a launcher every process calls this,
-    and gets the result.
+    The same call resumes an interrupted run: recordings after their last unit, targets after the
+    last batch that was saved, training after its last checkpoint; an evaluation is made anew.
+    Ctrl-C and SIGTERM wait until the batch at hand is done. A finished run returns its evaluation.
+    docs/distill.md lists the files. Under a launcher every process calls this, and gets the result.
 
     Args:
         config: the settings.
         out: folder of the run.
-        record: carries out the record section, where the configuration has one; the command line gives it.
+        record: carries out the record section, where the configuration has one; the command line
+            gives it.
         bar: whether to print the number of processes and show progress.
 
     Raises:
-        ValueError: where `out` is in use, holds other files or a run with other settings, or settings or data misfit.
+        ValueError: where `out` is in use, holds other files or a run with other settings, or
+            settings or data misfit.
         OSError: where the disk is full; files that were there stay.
     """
     out = Path(out)
     refuse_credentials(config.reward)  # before it is written into a file
     if config.record is not None and record is None:
         raise ValueError(
-            "the configuration has a record section, which `ttsnap distill` carries out; in Python, record first and "
-            "name the folder in `recordings`, or give record="
+            "the configuration has a record section, which `ttsnap distill` carries out; in Python,"
+            " record first and name the folder in `recordings`, or give record="
         )
     check_out(config, out)
     member = processes.start("distill", cpu=config.device == "cpu", shown=bar, announced=bar)
@@ -91,22 +102,34 @@ def _distill(config: DistillConfig, out: Path, member: Member) -> Evaluation:
     kept, tested = curriculum.held_out(frames.prompts, config.validation, config.seed)
     fewest = int(frames.seeds.min())
     if config.group_size > fewest:
-        raise ValueError(f"group_size is {config.group_size}, but a prompt has {fewest} seeds; lower it or record more")
+        raise ValueError(
+            f"group_size is {config.group_size}, but a prompt has {fewest} seeds; lower it or"
+            " record more"
+        )
 
     torch.manual_seed(config.seed)
     base = make_reward(config.reward, device=member.device, dtype=torch.float32)
     Shown().check([base])
     student = make_student(
-        base, config.student, spec=config.reward, levels=[frames.levels[step] for step in steps],
+        base,
+        config.student,
+        spec=config.reward,
+        levels=[frames.levels[step] for step in steps],
         seed=config.seed,
-        channels=frames.load([FrameAt(0, 0, steps[0])], space).shape[1], batch_size=config.batch_size,
+        channels=frames.load([FrameAt(0, 0, steps[0])], space).shape[1],
+        batch_size=config.batch_size,
         device=member.device,
-    )  # fmt: skip
-    targets = final_scores(frames, student.base, config.reward, out, batch_size=config.batch_size, member=member)
+    )
+    targets = final_scores(
+        frames, student.base, config.reward, out, batch_size=config.batch_size, member=member
+    )
     if isinstance(student, NoiseAware) and student.scores_estimates_apart:
         _match(student, frames, kept, targets, config.batch_size, member)
     plan = Curriculum(
-        curriculum.stages(steps, config.order, config.steps_per_level), tuple(kept), targets, spread(targets, kept)
+        curriculum.stages(steps, config.order, config.steps_per_level),
+        tuple(kept),
+        targets,
+        spread(targets, kept),
     )
     train(student, frames, plan, config, out, member)
 
@@ -114,9 +137,15 @@ def _distill(config: DistillConfig, out: Path, member: Member) -> Evaluation:
     other = student.name if student.name != base.name else f"{student.name}-na"
     rewards = {base.name: student.base, other: StudentReward(student)}
     evaluation = evaluate(
-        rewards, [targets[p] for p in measured], frames, measured, steps,
-        batch_size=config.batch_size, member=member, held_out=bool(tested),
-    )  # fmt: skip
+        rewards,
+        [targets[p] for p in measured],
+        frames,
+        measured,
+        steps,
+        batch_size=config.batch_size,
+        member=member,
+        held_out=bool(tested),
+    )
     below = 0.0
     if isinstance(student, DefersToBase) and evaluation.held_out:
         below = student.base_below = base_below(evaluation)
@@ -127,23 +156,41 @@ def _distill(config: DistillConfig, out: Path, member: Member) -> Evaluation:
 
 
 def _match(
-    student: NoiseAware, frames: Frames, prompts: list[int], targets: list[FloatArray], batch_size: int, member: Member
+    student: NoiseAware,
+    frames: Frames,
+    prompts: list[int],
+    targets: list[FloatArray],
+    batch_size: int,
+    member: Member,
 ) -> None:
-    """Bring the scorer's scores to the targets' units, by two finished images of each of the first prompts."""
-    entries = [FrameAt(p, s, frames.last) for p in prompts[:MATCHED] for s in range(min(2, len(targets[p])))]
+    """Bring the scorer's scores to the targets' units, by two finished images of each of the first
+    prompts."""
+    entries = [
+        FrameAt(p, s, frames.last)
+        for p in prompts[:MATCHED]
+        for s in range(min(2, len(targets[p])))
+    ]
     scores = score_entries(
-        lambda x, texts, level: student.scorer(x, texts), frames, entries, "pixels", batch_size=batch_size,
+        lambda x, texts, level: student.scorer(x, texts),
+        frames,
+        entries,
+        "pixels",
+        batch_size=batch_size,
         member=member,
-    )  # fmt: skip
+    )
     student.match(scores, np.array([targets[e.prompt][e.seed] for e in entries]))
 
 
 def check_out(config: DistillConfig, out: Path) -> None:
-    """ValueError unless `out` is free, or holds a run without targets yet, or one with the same settings."""
+    """ValueError unless `out` is free, or holds a run without targets yet, or one with the same
+    settings."""
 
     def differing() -> list[str]:
-        mismatches = differences(determining(load_settings(DistillConfig, out / CONFIG)), determining(config))
-        return mismatches if (out / TARGETS).exists() else []  # nothing was computed: settings may be corrected
+        mismatches = differences(
+            determining(load_settings(DistillConfig, out / CONFIG)), determining(config)
+        )
+        # nothing was computed: settings may be corrected
+        return mismatches if (out / TARGETS).exists() else []
 
     check_same(out, CONFIG, differing, "run")
 
@@ -155,14 +202,21 @@ def open_frames(config: DistillConfig, out: Path, member: Member) -> Frames:
         folders.append(str(config.record.get("out", out / RECORDING)))
     if not member.is_main:
         member.wait()  # the first process checks first
-    frames = Frames(folders, check=member.is_main, verified=out / "verified.json", cache=config.cache * 2**20)
+    frames = Frames(
+        folders, check=member.is_main, verified=out / "verified.json", cache=config.cache * 2**20
+    )
     if member.is_main:
         member.wait()
     return frames
 
 
 def export(
-    student: Student, evaluation: Evaluation, config: DistillConfig, frames: Frames, plan: Curriculum, out: Path
+    student: Student,
+    evaluation: Evaluation,
+    config: DistillConfig,
+    frames: Frames,
+    plan: Curriculum,
+    out: Path,
 ) -> None:
     """Write the reward to out/reward, a plot where matplotlib is installed, and evaluation.json.
 
@@ -188,11 +242,13 @@ def export(
 
 
 def base_below(found: Evaluation) -> float:
-    """The noise level up to which the base reward ranks at least as well as the student, by Spearman correlation.
+    """The noise level up to which the base reward ranks at least as well as the student, by
+    Spearman correlation.
 
-    The highest measured level such that the base is no worse there and at every level below. 0: the student is better
-    at the lowest level already. 1: the student is better at no level, so that nothing speaks for it at noisier ones
-    either. nan, the rank correlation of scores that do not vary, is worse than any number.
+    The highest measured level such that the base is no worse there and at every level below. 0: the
+    student is better at the lowest level already. 1: the student is better at no level, so that
+    nothing speaks for it at noisier ones either. nan, the rank correlation of scores that do not
+    vary, is worse than any number.
     """
     level = 0.0
     for row in sorted(found.rows, key=lambda row: float(row["level"])):
@@ -206,8 +262,8 @@ def base_below(found: Evaluation) -> float:
 def exported(found: Evaluation, below: float) -> Evaluation:
     """The evaluation of the exported reward, from that of the trained network alone.
 
-    Up to noise level `below` the exported reward is the base, so that these rows get the base's measures. The network's
-    stay in the row as "unused".
+    Up to noise level `below` the exported reward is the base, so that these rows get the base's
+    measures. The network's stay in the row as "unused".
     """
     base, student = found.names
     rows = []
@@ -219,10 +275,14 @@ def exported(found: Evaluation, below: float) -> Evaluation:
 
 
 def held_out_prompts(path: Path, texts: tuple[str, ...]) -> list[int]:
-    """Numbers of the prompts that a run with this config.yaml held out, if these are the prompts of its recordings."""
+    """Numbers of the prompts that a run with this config.yaml held out, if these are the prompts of
+    its recordings."""
     data = read_yaml(path, "configuration")
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r:.80}")
-    told = {name: data[name] for name in ("validation", "seed") if name in data}  # others may be of earlier versions
+        raise ValueError(
+            f"{path} holds no configuration: expected keys and values, got {data!r:.80}"
+        )
+    # others may be of earlier versions
+    told = {name: data[name] for name in ("validation", "seed") if name in data}
     config = build(DistillConfig, {"reward": "any", "recordings": ["any"], **told})
     return curriculum.held_out(texts, config.validation, config.seed)[1]

@@ -23,7 +23,8 @@ NOISE_AWARE = "ttsnap.reward_models.noise_aware.student:NoiseAware"
 
 
 class Student(Protocol):
-    """A noise-aware reward that can be trained, as `ttsnap.reward_models.noise_aware.student.NoiseAware`."""
+    """A noise-aware reward that can be trained, as
+    `ttsnap.reward_models.noise_aware.student.NoiseAware`."""
 
     name: str
     base: Reward
@@ -34,7 +35,8 @@ class Student(Protocol):
     """Holds all parameters, frozen and trainable."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None) -> Scores:
-        """As a Reward (core.Reward): images (N, 3, H, W), N prompts, levels (N,), 0 for finished images -> (N,)."""
+        """As a Reward (core.Reward): images (N, 3, H, W), N prompts, levels (N,), 0 for finished
+        images -> (N,)."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters to optimise, average and checkpoint, by names that stay the same."""
@@ -60,24 +62,40 @@ class StudentReward(RewardModel):
     """A student as a reward, which is given estimates in the student's space."""
 
     def __init__(self, student: Student) -> None:
-        self.name, self.base, self.estimates, self._student = student.name, student.base, student.space, student
+        self.name, self.base, self.estimates, self._student = (
+            student.name,
+            student.base,
+            student.space,
+            student,
+        )
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Scores:
         return self._student(images, prompts, level)
 
-    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+    def score_estimates(
+        self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
         level = torch.zeros(len(x), device=x.device) if level is None else level
         return self._student.predict(x, prompts, level)
 
 
 def make_student(
-    base: RewardModel, config: StudentConfig, *, spec: str, levels: Sequence[float], channels: int, seed: int = 0,
-    batch_size: int = 64, device: torch.device | str = "cpu",
-) -> Student:  # fmt: skip
+    base: RewardModel,
+    config: StudentConfig,
+    *,
+    spec: str,
+    levels: Sequence[float],
+    channels: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> Student:
     """A new student of `base`, which make_reward made from `spec`.
 
-    A class of your own is called as Class(base, **student.options), and with those of the arguments here that it takes.
-    ValueError for a base or options that do not fit.
+    A class of your own is called as Class(base, **student.options), and with those of the arguments
+    here that it takes. ValueError for a base or options that do not fit.
 
     Args:
         base: the teacher.
@@ -99,13 +117,23 @@ def make_student(
     if config.kind in KINDS:
         if config.network:
             offered["scorer"] = make_reward(config.network, device=device, dtype=torch.float32)
-        offered |= {"kind": config.kind, "rank": config.rank, "level_embedding": config.level_embedding}
+        offered |= {
+            "kind": config.kind,
+            "rank": config.rank,
+            "level_embedding": config.level_embedding,
+        }
         offered["levels"] = tuple(levels) if config.kind == "per-level" or config.per_level else ()
-    options = {key: value for key, value in offered.items() if key in takes} | dict(config.options or {})
+    options = {key: value for key, value in offered.items() if key in takes} | dict(
+        config.options or {}
+    )
     unknown = [key for key in options if key not in takes]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        raise ValueError(f"student {config.kind!r} takes no {', '.join(unknown)}; it takes {', '.join(takes)}")
+        raise ValueError(
+            f"student {config.kind!r} takes no {', '.join(unknown)}; it takes {', '.join(takes)}"
+        )
     student: Student = made(base, **options)
     if student.space != config.space:
-        raise ValueError(f"the student reads {student.space}, but student.space is {config.space!r}")
+        raise ValueError(
+            f"the student reads {student.space}, but student.space is {config.space!r}"
+        )
     return student

@@ -49,9 +49,12 @@ class Curriculum:
 
 
 class Batches(Dataset[Part]):
-    """The parts of a run. Part i is this process's share of part i % accumulation of step i // accumulation."""
+    """The parts of a run. Part i is this process's share of part i % accumulation of step i //
+    accumulation."""
 
-    def __init__(self, frames: Frames, plan: Curriculum, config: DistillConfig, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, frames: Frames, plan: Curriculum, config: DistillConfig, rank: int = 0, world: int = 1
+    ) -> None:
         self._frames, self._plan, self._config = frames, plan, config
         self._rank, self._world = rank, world
 
@@ -63,9 +66,15 @@ class Batches(Dataset[Part]):
         c, plan = self._config, self._plan
         step, part = divmod(index, c.accumulation)
         groups = curriculum.draw(
-            step, curriculum.stage_at(plan.stages, step), plan.prompts, [len(plan.targets[p]) for p in plan.prompts],
-            groups=c.groups, group_size=c.group_size, earlier=c.earlier, seed=c.seed,
-        )  # fmt: skip
+            step,
+            curriculum.stage_at(plan.stages, step),
+            plan.prompts,
+            [len(plan.targets[p]) for p in plan.prompts],
+            groups=c.groups,
+            group_size=c.group_size,
+            earlier=c.earlier,
+            seed=c.seed,
+        )
         return groups[part * self._world + self._rank :: self._world * c.accumulation]
 
     def __getitem__(self, index: int) -> Part:
@@ -74,16 +83,27 @@ class Batches(Dataset[Part]):
         x = self._frames.load(entries, self._config.student.space)
         level = torch.tensor([self._frames.levels[e.step] for e in entries], dtype=torch.float32)
         target = np.stack([self._plan.targets[g.prompt][list(g.seeds)] for g in groups])
-        return x, [self._frames.prompts[e.prompt] for e in entries], level, torch.from_numpy(target).float()
+        return (
+            x,
+            [self._frames.prompts[e.prompt] for e in entries],
+            level,
+            torch.from_numpy(target).float(),
+        )
 
 
 def train(
-    student: Student, frames: Frames, plan: Curriculum, config: DistillConfig, out: Path, member: Member = ALONE
+    student: Student,
+    frames: Frames,
+    plan: Curriculum,
+    config: DistillConfig,
+    out: Path,
+    member: Member = ALONE,
 ) -> None:
     """Train to the end, from the last checkpoint in out/checkpoints where there is one.
 
-    The student then holds the averaged weights. On a CPU a resumed run ends with the same bits as an undisturbed one.
-    ValueError for a checkpoint of another run, and for a loss that is not finite; OSError where the disk is full.
+    The student then holds the averaged weights. On a CPU a resumed run ends with the same bits as
+    an undisturbed one. ValueError for a checkpoint of another run, and for a loss that is not
+    finite; OSError where the disk is full.
     """
     if config.groups % (config.accumulation * member.count):
         raise ValueError(
@@ -95,7 +115,10 @@ def train(
     if not parameters:
         raise ValueError("the student has nothing to train: its trainable() is empty")
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": config.weight_decay},
+        {
+            "params": [p for p in parameters.values() if p.ndim > 1],
+            "weight_decay": config.weight_decay,
+        },
         {"params": [p for p in parameters.values() if p.ndim <= 1]},
     ]
     filled = [group for group in groups if group["params"]]
@@ -104,9 +127,18 @@ def train(
     weights = Weights(parameters)
     about: dict[str, Json] = {"config": determining(config), "data": frames.identity}
     loop = Loop(
-        weights, optimizer, out, about, plan.steps, config.ema, config.clip, config.checkpoint_every, member,
-        parts=config.accumulation, unused=True,
-    )  # fmt: skip
+        weights,
+        optimizer,
+        out,
+        about,
+        plan.steps,
+        config.ema,
+        config.clip,
+        config.checkpoint_every,
+        member,
+        parts=config.accumulation,
+        unused=True,
+    )
 
     def begin_earlier(first: int) -> None:
         for stage in plan.stages:
@@ -115,18 +147,28 @@ def train(
 
     first = loop.resume(begin_earlier)
     batches = Batches(frames, plan, config, member.rank, member.count)
-    # A generator of its own: making an iterator draws a number, which must not depend on where a run was resumed.
-    parts = iter(DataLoader(
-        batches, batch_size=None, sampler=range(first * config.accumulation, len(batches)), num_workers=config.workers,
-        generator=torch.Generator().manual_seed(0), persistent_workers=False, worker_init_fn=_ignore_ctrl_c,
-    ))  # fmt: skip
+    # A generator of its own: making an iterator draws a number, which must not depend on where a
+    # run was resumed.
+    parts = iter(
+        DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(first * config.accumulation, len(batches)),
+            num_workers=config.workers,
+            generator=torch.Generator().manual_seed(0),
+            persistent_workers=False,
+            worker_init_fn=_ignore_ctrl_c,
+        )
+    )
     began = time.perf_counter()
 
     def factor(step: int) -> float:
         stage = curriculum.stage_at(plan.stages, step)
         share = rates[plan.stages.index(stage)] / rates[0]
         at, of = (step - stage.first, stage.count) if config.span == "level" else (step, plan.steps)
-        return share * scheduled(at, of, schedule=config.schedule, final=config.final_lr, warmup=config.warmup)
+        return share * scheduled(
+            at, of, schedule=config.schedule, final=config.final_lr, warmup=config.warmup
+        )
 
     def loss() -> Tensor:
         x, prompts, level, target = next(parts)
@@ -140,8 +182,11 @@ def train(
         began, stage = time.perf_counter(), curriculum.stage_at(plan.stages, step)
         if step == stage.first and stage.at is not None:
             _begin(student, frames.levels[stage.at], weights)
-        # Dropout follows from the step, so that a resumed run draws the same without a stored state.
-        drawn = np.random.SeedSequence((config.seed, step, member.rank, 2)).generate_state(1, np.uint64)[0]
+        # Dropout follows from the step, so that a resumed run draws the same without a stored
+        # state.
+        drawn = np.random.SeedSequence((config.seed, step, member.rank, 2)).generate_state(
+            1, np.uint64
+        )[0]
         torch.manual_seed(int(drawn >> np.uint64(1)))
         return [loss] * config.accumulation
 
@@ -168,8 +213,11 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 rex: high for long, then steep, for fixed budgets (arXiv 2107.04197)."""
 
 
-def scheduled(step: int, steps: int, *, schedule: str, final: float = 0.0, warmup: int = 0) -> float:
-    """The factor of step 0..steps-1: it rises over `warmup` steps, and falls from 1 to `final` after the last step."""
+def scheduled(
+    step: int, steps: int, *, schedule: str, final: float = 0.0, warmup: int = 0
+) -> float:
+    """The factor of step 0..steps-1: it rises over `warmup` steps, and falls from 1 to `final`
+    after the last step."""
     rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return rising * (final + (1 - final) * SCHEDULES[schedule](step / steps))
 

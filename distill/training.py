@@ -1,4 +1,5 @@
-"""What the trainings of rewards and drafts share: averaged weights, and the loop of steps, checkpoints and metrics."""
+"""What the trainings of rewards and drafts share: averaged weights, and the loop of steps,
+checkpoints and metrics."""
 
 from __future__ import annotations
 
@@ -26,9 +27,11 @@ METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
 class Weights(nn.Module):
-    """Parameters by name, and their running average, which begins as they are now: all that checkpoints hold.
+    """Parameters by name, and their running average, which begins as they are now: all that
+    checkpoints hold.
 
-    Called with a function that computes a loss, as accelerate averages the gradients of what a module is called with.
+    Called with a function that computes a loss, as accelerate averages the gradients of what a
+    module is called with.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -36,7 +39,9 @@ class Weights(nn.Module):
         # Names of a module hold no dots.
         named = [(name.replace(".", "/"), p) for name, p in parameters.items()]
         self.parameter = nn.ParameterDict(named)
-        self.average = nn.ParameterDict([(name, nn.Parameter(p.detach().clone(), False)) for name, p in named])
+        self.average = nn.ParameterDict(
+            [(name, nn.Parameter(p.detach().clone(), False)) for name, p in named]
+        )
 
     def forward(self, loss: Callable[[], Tensor]) -> Tensor:
         return loss()
@@ -97,23 +102,30 @@ class Loop:
             gradient_accumulation_steps=self.parts,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=self.unused)],
         )
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]  # a checkpoint's are those of its step
-        # All processes get the weights of the first one, as devices may draw initial weights differently.
+        # a checkpoint's are those of its step
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        # All processes get the weights of the first one, as devices may draw initial weights
+        # differently.
         self.trained, self.optimizer = self.accelerator.prepare(self.weights, self.optimizer)
         self.accelerator.register_save_state_pre_hook(self._save_alike)
         self.accelerator.register_load_state_pre_hook(self._load_alike)
 
-    def _save_alike(self, models: list[nn.Module], states: list[dict[str, Tensor]], folder: str) -> None:
-        """Save by the names that parameters have in one process, so that any number of processes may resume."""
+    def _save_alike(
+        self, models: list[nn.Module], states: list[dict[str, Tensor]], folder: str
+    ) -> None:
+        """Save by the names that parameters have in one process, so that any number of processes
+        may resume."""
         states[:] = [self.weights.state_dict()]
 
     def _load_alike(self, models: list[nn.Module], folder: str) -> None:
         models[:] = [self.weights]
 
     def resume(self, before: Callable[[int], None] = lambda first: None) -> int:
-        """The step to begin with: 0, or that of the last checkpoint, whose weights are put in place.
+        """The step to begin with: 0, or that of the last checkpoint, whose weights are put in
+        place.
 
-        before: called with the checkpoint's step before that. ValueError where the checkpoint is another student's.
+        before: called with the checkpoint's step before that. ValueError where the checkpoint is
+            another student's.
         """
         if (checkpoint := checkpoints.latest(self.out / CHECKPOINTS, self.about)) is None:
             return 0
@@ -138,13 +150,21 @@ class Loop:
     ) -> None:
         """Train from step `first` to the end, and put the averaged weights in place.
 
-        factor: of the learning rates at a step. losses: of the parts of this process's share of a batch. measure:
-        figures to log after so many steps, given the last loss. ValueError for a loss that is not finite;
-        KeyboardInterrupt, after a checkpoint, where a process got a signal.
+        factor: of the learning rates at a step. losses: of the parts of this process's share of a
+        batch. measure: figures to log after so many steps, given the last loss. ValueError for a
+        loss that is not finite; KeyboardInterrupt, after a checkpoint, where a process got a
+        signal.
         """
         rates, main, silent = self.rates, self.member.is_main, not self.member.shown
         saved = time.monotonic()
-        bar = tqdm(total=self.steps, initial=first, desc="train", unit="step", disable=silent, dynamic_ncols=True)
+        bar = tqdm(
+            total=self.steps,
+            initial=first,
+            desc="train",
+            unit="step",
+            disable=silent,
+            dynamic_ncols=True,
+        )
         logged = MetricsFile(self.out / METRICS, first) if main else contextlib.nullcontext()
         with bar, logged as metrics, Unbroken() as asked:
             for step in range(first, self.steps):
@@ -153,19 +173,25 @@ class Loop:
                 loss, done = self.step(losses(step)), step + 1
                 if not math.isfinite(loss):
                     raise ValueError(
-                        f"the loss is {loss} at step {done}: lower {self.prefix}lr (now {rates[0]:g}) or "
-                        f"{self.prefix}clip, and start again in another folder"
+                        f"the loss is {loss} at step {done}: lower {self.prefix}lr (now"
+                        f" {rates[0]:g}) or {self.prefix}clip, and start again in another folder"
                     )
                 if self.ema:
                     self.weights.follow(min(self.ema, (1 + step) / (10 + step)))
                 figures = measure(done, loss)
-                numbers = {k: v for k, v in (figures or {"loss": loss}).items() if isinstance(v, float)}
+                numbers = {
+                    k: v for k, v in (figures or {"loss": loss}).items() if isinstance(v, float)
+                }
                 bar.set_postfix(numbers, refresh=False)
                 bar.update()
                 stopping = self.member.any(asked())
                 if metrics is not None and figures is not None:
                     metrics.add({"step": done, **figures})
-                due = stopping or done == self.steps or time.monotonic() - saved >= self.checkpoint_every
+                due = (
+                    stopping
+                    or done == self.steps
+                    or time.monotonic() - saved >= self.checkpoint_every
+                )
                 if metrics is not None and due:
                     metrics.sync()
                     checkpoints.save(self.out / CHECKPOINTS, done, self.save, self.about)
@@ -177,7 +203,8 @@ class Loop:
             self.weights.use(self.weights.average.values())
 
     def step(self, losses: Sequence[Callable[[], Tensor]]) -> float:
-        """One optimiser step of all processes together; its loss. A loss that is not finite changes nothing."""
+        """One optimiser step of all processes together; its loss. A loss that is not finite changes
+        nothing."""
         total = torch.zeros((), device=next(self.weights.parameters()).device)
         for part in losses:
             with self.accelerator.accumulate(self.trained):
@@ -218,7 +245,8 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Json]]:
-    """The lines of a metrics file, without those that are no JSON objects, as one cut off by a crash."""
+    """The lines of a metrics file, without those that are no JSON objects, as one cut off by a
+    crash."""
     lines = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):

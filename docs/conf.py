@@ -40,7 +40,9 @@ nb_execution_mode = "off"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {n: f"ttsnap.core.{n}" for n in ("FloatArray", "IntArray", "BoolArray", "Utility")}
+autodoc_type_aliases = {
+    n: f"ttsnap.core.{n}" for n in ("FloatArray", "IntArray", "BoolArray", "Utility")
+}
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
@@ -67,11 +69,13 @@ nitpick_ignore_regex = [
         r"rng\.Key|Device|Command|KernelState|CallState|Count|Share|Positive|Name|Steps|Scale|Quality|Format|Annotated\[.*|re\.compile.*|re\.Pattern|None\.Pattern\..*|WIDTH_HEIGHT.*",
     ),
     (r"py:class", r"inf|[\d.]+(e\+\d+)?"),
-    (r"py:class", r"ObjectRef|ObjectRefGenerator|DiffusionPipeline"),  # imported for type checks alone
+    # imported for type checks alone
+    (r"py:class", r"ObjectRef|ObjectRefGenerator|DiffusionPipeline"),
+    # of fields that pydantic checks, in a type
     (
         r"py:class",
         r"FieldInfo|NoneType|MaxLen|Interval|Len|Ge|Gt|_PydanticGeneralMetadata",
-    ),  # of fields that pydantic checks, in a type
+    ),
 ]
 
 html_theme = "furo"

@@ -3,7 +3,8 @@
     python notebooks/execute.py                                   # all of them
     python notebooks/execute.py notebooks/01_quick_start.ipynb
 
-Cells that are tagged `needs-weights` are not run. Notebooks run in an empty folder, so what they write is gone after.
+Cells that are tagged `needs-weights` are not run. Notebooks run in an empty folder, so what they
+write is gone after.
 """
 
 from __future__ import annotations
@@ -25,8 +26,14 @@ from nbclient import NotebookClient
 HERE = Path(__file__).resolve().parent
 SKIPPED = "needs-weights"
 MOST_BYTES = 1_000_000
-# Bars and warnings go to stderr, which is not kept; what they would print in vain is not made at all.
-QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+# Bars and warnings go to stderr, which is not kept; what they would print in vain is not made at
+# all.
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -47,7 +54,8 @@ def notebooks() -> list[Path]:
 
 
 def executed(notebook: Any, threads: int | None = None) -> Any:
-    """A copy with the outputs of a new kernel. Raises nbclient's CellExecutionError where a cell fails."""
+    """A copy with the outputs of a new kernel. Raises nbclient's CellExecutionError where a cell
+    fails."""
     found = copy.deepcopy(notebook)
     environment = {**os.environ, **QUIET}
     if threads is not None:
@@ -72,23 +80,32 @@ def sources(notebook: Any) -> list[str]:
 
 
 def cleaned(notebook: Any) -> Any:
-    """A copy without what differs from run to run or machine to machine; ids and sources stay as they are."""
+    """A copy without what differs from run to run or machine to machine; ids and sources stay as
+    they are."""
     found, count = copy.deepcopy(notebook), 0
     found.metadata = nbformat.from_dict({**METADATA, "ttsnap": {"executed": fingerprint(found)}})
     for cell in found.cells:
-        cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in sorted(KEPT & set(cell.metadata))})
+        cell.metadata = nbformat.from_dict(
+            {key: cell.metadata[key] for key in sorted(KEPT & set(cell.metadata))}
+        )
         if cell.cell_type != "code":
             continue
         skipped = SKIPPED in cell.metadata.get("tags", ())
         count += not skipped
         cell.execution_count = None if skipped else count
-        cell.outputs = [] if skipped else [_cleaned(output, count) for output in cell.outputs if _shown(output)]
+        cell.outputs = (
+            []
+            if skipped
+            else [_cleaned(output, count) for output in cell.outputs if _shown(output)]
+        )
     return found
 
 
 def _shown(output: Any) -> bool:
     """Not a stream of errors (bars, warnings), nor a widget, which a file does not show."""
-    return output.get("name") != "stderr" and not any("widget" in kind for kind in output.get("data", {}))
+    return output.get("name") != "stderr" and not any(
+        "widget" in kind for kind in output.get("data", {})
+    )
 
 
 def _cleaned(output: Any, count: int) -> Any:
@@ -110,7 +127,11 @@ def problems(path: Path) -> list[str]:
     """What is wrong with a committed notebook; nothing where `make notebooks` has just run."""
     notebook = nbformat.read(path, nbformat.NO_CONVERT)
     nbformat.validate(notebook)
-    found = [] if path.stat().st_size < MOST_BYTES else [f"{path.stat().st_size} bytes: at most {MOST_BYTES}"]
+    found = (
+        []
+        if path.stat().st_size < MOST_BYTES
+        else [f"{path.stat().st_size} bytes: at most {MOST_BYTES}"]
+    )
     if notebook.metadata.get("ttsnap", {}).get("executed") != fingerprint(notebook):
         found.append("its code has changed since it ran")
     elif notebook != cleaned(notebook):
@@ -122,7 +143,9 @@ def problems(path: Path) -> list[str]:
         for output in cell.outputs:
             text = output.get("text", "") + output.get("data", {}).get("text/plain", "")
             found += [
-                f"cell {cell.id} prints {what}: {text[:80]!r}" for what, seen in NOISE.items() if seen.search(text)
+                f"cell {cell.id} prints {what}: {text[:80]!r}"
+                for what, seen in NOISE.items()
+                if seen.search(text)
             ]
             if output.output_type == "error":
                 found.append(f"cell {cell.id} shows an error")
@@ -130,7 +153,9 @@ def problems(path: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("notebooks", nargs="*", type=Path, help="all of them by default")
     for path in parser.parse_args().notebooks or notebooks():
         began = time.monotonic()

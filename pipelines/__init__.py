@@ -1,4 +1,5 @@
-"""Diffusers pipelines open to search: what all families share, and `families/`, one short file for each.
+"""Diffusers pipelines open to search: what all families share, and `families/`, one short file for
+each.
 
 It imports the engine and what lies below it, and algorithms and rewards by name.
 """
@@ -29,10 +30,16 @@ Stock = TypeVar("Stock")
 """The class of the stock pipeline."""
 # Stock class: its search twin.
 FAMILIES: dict[str, str] = {
-    "StableDiffusionPipeline": "ttsnap.pipelines.families.stable_diffusion:SearchStableDiffusionPipeline",
-    "StableDiffusionXLPipeline": "ttsnap.pipelines.families.stable_diffusion_xl:SearchStableDiffusionXLPipeline",
+    "StableDiffusionPipeline": (
+        "ttsnap.pipelines.families.stable_diffusion:SearchStableDiffusionPipeline"
+    ),
+    "StableDiffusionXLPipeline": (
+        "ttsnap.pipelines.families.stable_diffusion_xl:SearchStableDiffusionXLPipeline"
+    ),
     "PixArtSigmaPipeline": "ttsnap.pipelines.families.pixart_sigma:SearchPixArtSigmaPipeline",
-    "StableDiffusion3Pipeline": "ttsnap.pipelines.families.stable_diffusion_3:SearchStableDiffusion3Pipeline",
+    "StableDiffusion3Pipeline": (
+        "ttsnap.pipelines.families.stable_diffusion_3:SearchStableDiffusion3Pipeline"
+    ),
     "FluxPipeline": "ttsnap.pipelines.families.flux:SearchFluxPipeline",
     "Flux2KleinPipeline": "ttsnap.pipelines.families.flux2_klein:SearchFlux2KleinPipeline",
     "QwenImagePipeline": "ttsnap.pipelines.families.qwen_image:SearchQwenImagePipeline",
@@ -45,17 +52,19 @@ SEARCH = "ttsnap.pipelines.mixin:SearchMixin"
 CALLS = "ttsnap.pipelines.calls.pipeline:calls_search_class"
 CALLS_MIXIN = "ttsnap.pipelines.calls.pipeline:SearchCallsMixin"
 CLASS_FOR = "ttsnap.pipelines.calls.tasks:class_for"
-"""What makes search twins of pipelines that are of no family. Like the families, it is imported when it is needed,
-since it imports what loads pipelines."""
+"""What makes search twins of pipelines that are of no family. Like the families, it is imported
+when it is needed, since it imports what loads pipelines."""
 SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
 """How the names of single files of weights end."""
 
 
 def upgrade(pipe: Stock) -> SearchPipeline[Stock]:
-    """The search twin of a loaded stock pipeline: same weights, hooks and settings; the original stays as it is.
+    """The search twin of a loaded stock pipeline: same weights, hooks and settings; the original
+    stays as it is.
 
-    Ten families are known. The stock call of any other pipeline is suspended where it calls its network and steps its
-    scheduler (ttsnap.pipelines.calls). ValueError for one that cannot be suspended.
+    Ten families are known. The stock call of any other pipeline is suspended where it calls its
+    network and steps its scheduler (ttsnap.pipelines.calls). ValueError for one that cannot be
+    suspended.
     """
     stock: Any = type(pipe)
     cls = search_class(stock)
@@ -67,22 +76,33 @@ def upgrade(pipe: Stock) -> SearchPipeline[Stock]:
 
 
 def downgrade(pipe: SearchPipeline[Stock]) -> Stock:
-    """The stock pipeline that shares the weights of a search pipeline, for code that checks the name of the class."""
+    """The stock pipeline that shares the weights of a search pipeline, for code that checks the
+    name of the class."""
     from ttsnap.pipelines.pipeline_copy import copied
 
-    return cast(Stock, copied(pipe, type(pipe).stock_class()) if isinstance(pipe, load_object(SEARCH)) else pipe)
+    return cast(
+        Stock,
+        copied(pipe, type(pipe).stock_class()) if isinstance(pipe, load_object(SEARCH)) else pipe,
+    )
 
 
 @functools.cache
 def search_class(cls: Any) -> Any:
     """The search pipeline's class for a pipeline class; the same class where it searches already.
 
-    Classes that no family knows, and those with a `__call__` of their own, are searched by suspending that call.
-    ValueError for one that cannot be suspended.
+    Classes that no family knows, and those with a `__call__` of their own, are searched by
+    suspending that call. ValueError for one that cannot be suspended.
     """
     if issubclass(cls, load_object(SEARCH)):
         return cls
-    base = next((b for b in cls.__mro__ if b.__name__ in FAMILIES and b.__module__.startswith("diffusers.")), None)
+    base = next(
+        (
+            b
+            for b in cls.__mro__
+            if b.__name__ in FAMILIES and b.__module__.startswith("diffusers.")
+        ),
+        None,
+    )
     if base is None or cls.__call__ is not base.__call__:
         return load_object(CALLS)(cls)
     family_class = load_object(FAMILIES[base.__name__])
@@ -105,13 +125,15 @@ def twin_class(stock: Any, base: Any, **members: Any) -> Any:
 
 
 def _restore(stock: Any, base: Any) -> Any:
-    suspends = issubclass(base, load_object(CALLS_MIXIN))  # which classes may have that another twin has, too
+    # which classes may have that another twin has, too
+    suspends = issubclass(base, load_object(CALLS_MIXIN))
     twin = load_object(CALLS)(stock) if suspends else search_class(stock)
     return twin.__new__(twin)
 
 
 def custom_pipeline(family: str) -> str:
-    """Path of the file with a family's search pipeline, which diffusers loads by `custom_pipeline=`.
+    """Path of the file with a family's search pipeline, which diffusers loads by
+    `custom_pipeline=`.
 
     family: a stock class ("FluxPipeline") or its module here ("flux"); ValueError for others.
     """
@@ -122,26 +144,36 @@ def custom_pipeline(family: str) -> str:
     return str(Path(__file__).parent / "families" / f"{module}.py")
 
 
-def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: Any) -> SearchPipeline[DiffusionPipeline]:
-    """A search pipeline from a packaged model's name, a diffusers folder or a hub id. Options go to from_pretrained.
+def load(
+    model: str | Path = EMBEDDED, *, task: str | None = None, **options: Any
+) -> SearchPipeline[DiffusionPipeline]:
+    """A search pipeline from a packaged model's name, a diffusers folder or a hub id. Options go to
+    from_pretrained.
 
-    task: what it is to do, where that is not to make images from text: "image-to-image", "inpainting", "editing", ...
-    (ttsnap.options.model.TASKS), by diffusers' class for it over the model's parts.
-    Weights are read from safetensors only, unless `use_safetensors` says otherwise, and no code that comes with a model
-    runs without `trust_remote_code=True`. Raises ValueError that says what is wrong when there is no such folder or the
-    family is not supported.
+    task: what it is to do, where that is not to make images from text: "image-to-image",
+    "inpainting", "editing", ... (ttsnap.options.model.TASKS), by diffusers' class for it over the
+    model's parts. Weights are read from safetensors only, unless `use_safetensors` says otherwise,
+    and no code that comes with a model runs without `trust_remote_code=True`. Raises ValueError
+    that says what is wrong when there is no such folder or the family is not supported.
     """
     import diffusers
     from diffusers import DiffusionPipeline
 
     where, ours = located(model), _packaged(model)
-    if where is not None:  # diffusers asks for every part, also for those that were saved as absent (SD3 without T5)
+    # diffusers asks for every part, also for those that were saved as absent (SD3 without T5)
+    if where is not None:
         index = index_of(where, set(options), trusted=bool(options.get("trust_remote_code")))
-        if (kind := index.get("_class_name")) in dir(diffusers) and "custom_pipeline" not in options:
+        if (kind := index.get("_class_name")) in dir(
+            diffusers
+        ) and "custom_pipeline" not in options:
             # What searches do not support is refused before anything is loaded.
             _search_class_for(getattr(diffusers, kind), task)
-        options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
-    # A packaged model loads at once, and needs no advice to install torchvision: it has no image processor.
+        options = {
+            **{name: None for name, kind in index.items() if kind == [None, None]},
+            **options,
+        }
+    # A packaged model loads at once, and needs no advice to install torchvision: it has no image
+    # processor.
     silent = nullcontext() if ours is None else quiet("transformers")
     with foreign(f"cannot load model {model}"), silent:
         if where is None:
@@ -160,35 +192,45 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
 
 
 def _search_class_for(stock: Any, task: str | None) -> Any:
-    """The search twin that does a task with the parts of a stock class. ValueError where there is none."""
+    """The search twin that does a task with the parts of a stock class. ValueError where there is
+    none."""
     if task in (None, TEXT):
         return search_class(stock)
     return load_object(CALLS)(load_object(CLASS_FOR)(stock, task))
 
 
 def index_of(folder: Path, given: Collection[str], trusted: bool) -> dict[str, Any]:
-    """model_index.json: the parts of a model. ValueError for a part, not `given`, from a library other than usual.
+    """model_index.json: the parts of a model. ValueError for a part, not `given`, from a library
+    other than usual.
 
     diffusers imports the library by the name in the file, which may lie in the working directory.
     """
     import diffusers.pipelines
 
-    index, known = read_json(folder / "model_index.json"), {"diffusers", "transformers", *dir(diffusers.pipelines)}
+    index, known = (
+        read_json(folder / "model_index.json"),
+        {"diffusers", "transformers", *dir(diffusers.pipelines)},
+    )
     if not isinstance(index, dict):
-        raise ValueError(f"{folder / 'model_index.json'} must hold an object, got {str(index)[:60]}")
+        raise ValueError(
+            f"{folder / 'model_index.json'} must hold an object, got {str(index)[:60]}"
+        )
     for name, kind in index.items():
-        part = isinstance(kind, list) and bool(kind) and isinstance(kind[0], str) and name not in given
+        part = (
+            isinstance(kind, list) and bool(kind) and isinstance(kind[0], str) and name not in given
+        )
         if part and kind[0] not in known and not trusted:
             raise ValueError(
-                f"the {name} of model {folder} is code from {kind[0]!r:.60}: nothing but diffusers and transformers is "
-                "imported because a model names it. Load that part yourself and pass it to load(), or pass "
-                "trust_remote_code=True where you trust the model"
+                f"the {name} of model {folder} is code from {kind[0]!r:.60}: nothing but diffusers"
+                " and transformers is imported because a model names it. Load that part yourself"
+                " and pass it to load(), or pass trust_remote_code=True where you trust the model"
             )
     return index
 
 
 def makes_videos(model: str | Path) -> bool:
-    """Whether the model in a folder makes videos, by the name of its class: nothing is loaded. False for a hub id."""
+    """Whether the model in a folder makes videos, by the name of its class: nothing is loaded.
+    False for a hub id."""
     import diffusers
     from diffusers import DiffusionPipeline
 
@@ -199,26 +241,29 @@ def makes_videos(model: str | Path) -> bool:
 
 
 def located(model: str | Path) -> Path | None:
-    """The folder of a model, None for a hub id. Nothing is loaded. ValueError where there is no such folder, and for a
-    single file of weights."""
+    """The folder of a model, None for a hub id. Nothing is loaded. ValueError where there is no
+    such folder, and for a single file of weights."""
     where, name = _folder(model), str(model)
     if not where.exists() and not name.startswith((".", "/", "~")) and name.count("/") == 1:
         return None
     if where.suffix in SINGLE_FILES:
         raise ValueError(
-            f"{name} is one file of weights, and load() takes a diffusers folder or a hub id; load the file by its "
-            f"class, as StableDiffusionXLPipeline.from_single_file({name!r}), and upgrade() what comes back"
+            f"{name} is one file of weights, and load() takes a diffusers folder or a hub id; load"
+            f" the file by its class, as StableDiffusionXLPipeline.from_single_file({name!r}), and"
+            " upgrade() what comes back"
         )
     if not (where / "model_index.json").is_file():
         meant = did_you_mean(name, PACKAGED)
         raise ValueError(
-            f"no diffusers pipeline at {name}: expected a folder with model_index.json, or a hub id{meant}"
+            f"no diffusers pipeline at {name}: expected a folder with model_index.json, or a hub"
+            f" id{meant}"
         )
     return where
 
 
 def defaults(model: str | Path = EMBEDDED) -> dict[str, Any]:
-    """The call arguments that a model recommends in its folder's ttsnap.json; {} where there is none.
+    """The call arguments that a model recommends in its folder's ttsnap.json; {} where there is
+    none.
 
     A search takes them by itself; they are of use for a call without `search=`.
     """
@@ -226,7 +271,8 @@ def defaults(model: str | Path = EMBEDDED) -> dict[str, Any]:
 
 
 def recommended(model: str | Path) -> ModelDefaults:
-    """All that a model recommends: arguments of its call, a reward, a drafter. ValueError for a damaged ttsnap.json."""
+    """All that a model recommends: arguments of its call, a reward, a drafter. ValueError for a
+    damaged ttsnap.json."""
     found, ours = defaults_in(_folder(model)), _packaged(model)
     return found if ours is None else replace(found, canonical=ours.canonical)
 

@@ -1,4 +1,5 @@
-"""Arguments of a search call: what each one means, what cannot be honoured and is refused, and the first seed."""
+"""Arguments of a search call: what each one means, what cannot be honoured and is refused, and the
+first seed."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class SearchArguments(NamedTuple):
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> SearchArguments:
-        """From the arguments of a call, out of which they are taken; those that are not there at their defaults."""
+        """From the arguments of a call, out of which they are taken; those that are not there at
+        their defaults."""
         how = taken(SearchOptions, given), taken(SamplerOptions, given), taken(BatchOptions, given)
         return cls(*how, taken(DeviceOptions, given), taken(SelectionOptions, given))
 
@@ -55,7 +57,9 @@ DECLARED = [option for kind in KINDS for option in options_of(kind)]
 
 def _explained(option: Option) -> str:
     text = f"{option.name}: {option.documented}"
-    return textwrap.fill(text, 120, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
+    return textwrap.fill(
+        text, 120, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False
+    )
 
 
 SEARCH_ARGUMENTS = f"""
@@ -66,20 +70,33 @@ not finish as many: `.search[i].images` are those of prompt i. The output is the
 `.search`, the list of ttsnap.core.results.Result, one per prompt; with return_dict=False it is (images, results). With
 output_type="latent" its images are the winners' final latents.
 """
-_SKIP_LAYER = ("guidance_layers", "layer_guidance_scale", "layer_guidance_stop", "layer_guidance_start")
+_SKIP_LAYER = (
+    "guidance_layers",
+    "layer_guidance_scale",
+    "layer_guidance_stop",
+    "layer_guidance_start",
+)
 # What to do instead, where a family's search does not take an argument of the stock call.
 INSTEAD: dict[str, str] = {
     "latents": "every candidate draws its own from its seed",
     "audio_latents": "every candidate draws its own from its seed",
     **dict.fromkeys(
-        ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "callback", "callback_steps"), "use on_event"
+        (
+            "callback_on_step_end",
+            "callback_on_step_end_tensor_inputs",
+            "callback",
+            "callback_steps",
+        ),
+        "use on_event",
     ),
     "prompt_embeds": "pass prompts",
     "negative_prompt_embeds": "pass negative_prompt",
     "pooled_prompt_embeds": "pass prompts",
     "negative_pooled_prompt_embeds": "pass negative_prompt",
     **dict.fromkeys(("prompt_embeds_mask", "prompt_attention_mask"), "pass prompts"),
-    **dict.fromkeys(("negative_prompt_embeds_mask", "negative_prompt_attention_mask"), "pass negative_prompt"),
+    **dict.fromkeys(
+        ("negative_prompt_embeds_mask", "negative_prompt_attention_mask"), "pass negative_prompt"
+    ),
     **{
         f"{sign}ip_adapter_image{form}": "image prompts are not supported"
         for sign in ("", "negative_")
@@ -110,9 +127,15 @@ ALIASES = {**dict(_SAME), **{there: here for here, there in _SAME}}
 
 
 def signature(stock: Mapping[str, inspect.Parameter]) -> inspect.Signature:
-    """A stock signature and the search arguments, by keyword only, which take the place of stock ones of their name."""
-    added = {o.name: inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default) for o in DECLARED}
-    return inspect.Signature(sorted({**stock, **added}.values(), key=lambda parameter: parameter.kind))
+    """A stock signature and the search arguments, by keyword only, which take the place of stock
+    ones of their name."""
+    added = {
+        o.name: inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default)
+        for o in DECLARED
+    }
+    return inspect.Signature(
+        sorted({**stock, **added}.values(), key=lambda parameter: parameter.kind)
+    )
 
 
 def with_prompt(stock: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
@@ -141,21 +164,28 @@ def bound(
 
 
 def returned(call: dict[str, Any], known: Mapping[str, inspect.Parameter]) -> tuple[int, str, bool]:
-    """How many images, or videos, of each prompt are returned, in which form (output_type), and whether in an output
-    object (return_dict): taken out of the call, at the stock call's defaults."""
+    """How many images, or videos, of each prompt are returned, in which form (output_type), and
+    whether in an output object (return_dict): taken out of the call, at the stock call's
+    defaults."""
     asked = [call.pop(name, None) for name in ("num_images_per_prompt", "num_videos_per_prompt")]
     keep = next((number for number in asked if number is not None), 1)
     form = known["output_type"].default if "output_type" in known else "pil"
     return keep, call.pop("output_type", form), call.pop("return_dict", True)
 
 
-def refuse_unknown(call: Mapping[str, Any], known: Mapping[str, inspect.Parameter], takes: Any, who: str) -> None:
-    """ValueError for arguments, other than at their defaults, that the family's denoiser does not take, and for texts
-    in the place of numbers."""
+def refuse_unknown(
+    call: Mapping[str, Any], known: Mapping[str, inspect.Parameter], takes: Any, who: str
+) -> None:
+    """ValueError for arguments, other than at their defaults, that the family's denoiser does not
+    take, and for texts in the place of numbers."""
     for name, value in call.items():
         if isinstance(value, str) and name in CALL and str not in kinds_of(CALL[name].hint):
             check(name, value, CALL[name].hint)
-    refused = [n for n, v in call.items() if n not in takes and not (n in known and same(v, known[n].default))]
+    refused = [
+        n
+        for n, v in call.items()
+        if n not in takes and not (n in known and same(v, known[n].default))
+    ]
     for name in refused:
         if ALIASES.get(name) in takes and "negative_prompt" in takes:
             raise ValueError(f"{name}= cannot be used with search=: use {ALIASES[name]}")
@@ -172,17 +202,24 @@ def _meant(name: str, known: Iterable[str]) -> str:
 
 
 def refuse_step_caches(parts: Mapping[str, Any]) -> None:
-    """ValueError when a module reuses results of earlier steps: they belong to the rows of an earlier batch."""
+    """ValueError when a module reuses results of earlier steps: they belong to the rows of an
+    earlier batch."""
     for name, part in parts.items():
         if not isinstance(part, nn.Module):
             continue
         hooks = [hook for module in part.modules() for hook in registered(module)]
-        stateful = sorted({type(hook).__name__ for hook in hooks if getattr(hook, "_is_stateful", False)})
+        stateful = sorted(
+            {type(hook).__name__ for hook in hooks if getattr(hook, "_is_stateful", False)}
+        )
         if stateful or getattr(part, "is_cache_enabled", False):
-            instead = f"call {name}.disable_cache()" if hasattr(part, "disable_cache") else "load one without it"
+            instead = (
+                f"call {name}.disable_cache()"
+                if hasattr(part, "disable_cache")
+                else "load one without it"
+            )
             raise ValueError(
-                f"{name} has a step cache ({', '.join(stateful) or 'enable_cache'}), whose rows would be mixed up when "
-                f"candidates are pruned; {instead} before a search"
+                f"{name} has a step cache ({', '.join(stateful) or 'enable_cache'}), whose rows"
+                f" would be mixed up when candidates are pruned; {instead} before a search"
             )
 
 
@@ -194,16 +231,22 @@ def prompts_in(prompt: Any) -> list[Any]:
 
 
 def prompts_of(call: dict[str, Any], reward_prompts: Any) -> list[Prompt]:
-    """What is searched for: what the model encodes, and what the rewards read. Takes `prompt` out of the call.
+    """What is searched for: what the model encodes, and what the rewards read. Takes `prompt` out
+    of the call.
 
-    Raises ValueError unless every argument named like a prompt and given as a list or tensor has one entry a prompt.
+    Raises ValueError unless every argument named like a prompt and given as a list or tensor has
+    one entry a prompt.
     """
     prompt, embeds = call.pop("prompt", None), call.get("prompt_embeds")
     if prompt is not None and embeds is not None:
-        raise ValueError("give prompt= or prompt_embeds=, not both; reward_prompts= says what the rewards read")
+        raise ValueError(
+            "give prompt= or prompt_embeds=, not both; reward_prompts= says what the rewards read"
+        )
     if prompt is None and embeds is not None:
         if reward_prompts is None:
-            raise ValueError("with prompt_embeds= and no prompt=, reward_prompts= must say what the rewards read")
+            raise ValueError(
+                "with prompt_embeds= and no prompt=, reward_prompts= must say what the rewards read"
+            )
         given, n = None, len(embeds)
     else:
         given = prompts_in(prompt)
@@ -212,20 +255,29 @@ def prompts_of(call: dict[str, Any], reward_prompts: Any) -> list[Prompt]:
             raise ValueError(f"search needs a prompt or a list of prompts, got {prompt!r}")
     for name, value in call.items():
         if "prompt" in name and isinstance(value, list | tuple | Tensor) and len(value) != n:
-            raise ValueError(f"{name} has {len(value)} entries, but there are {n} prompts; give one entry a prompt")
+            raise ValueError(
+                f"{name} has {len(value)} entries, but there are {n} prompts; give one entry a"
+                " prompt"
+            )
     read = [reward_prompts] * n if isinstance(reward_prompts, str) else list(reward_prompts or ())
-    if reward_prompts is not None and (len(read) != n or not all(isinstance(text, str) for text in read)):
-        raise ValueError(f"reward_prompts has {len(read)} entries, but there are {n} prompts; give a text for each")
+    if reward_prompts is not None and (
+        len(read) != n or not all(isinstance(text, str) for text in read)
+    ):
+        raise ValueError(
+            f"reward_prompts has {len(read)} entries, but there are {n} prompts; give a text for"
+            " each"
+        )
     prompts = [Prompt.of(each) for each in (read if given is None else given)]
     if given is None or not read:
         return prompts
     return [replace(each, reward_text=text) for each, text in zip(prompts, read, strict=True)]
 
 
-# --- the first seed -----------------------------------------------------------------------------------------------
+# --- the first seed -------------------------------------------------------------------------------
 
 DRAWN = 2**32
-"""How many seeds differ in torch's generator on the CPU, which draws the noise. Other tools read no larger ones."""
+"""How many seeds differ in torch's generator on the CPU, which draws the noise. Other tools read no
+larger ones."""
 
 
 def source_of(
@@ -233,28 +285,33 @@ def source_of(
 ) -> int | torch.Generator:
     """The seed or generator of a call that returns so many images; nothing is drawn yet.
 
-    A list with one generator is taken for one image. ValueError for other lists, for both arguments at once, and for a
-    seed that torch does not take.
+    A list with one generator is taken for one image. ValueError for other lists, for both arguments
+    at once, and for a seed that torch does not take.
     """
     if isinstance(generator, list):
         if len(generator) != 1 or images != 1:
             raise ValueError(
-                f"generator= is a list of {len(generator)}, for {images} images: a search numbers its seeds itself; "
-                "pass seed= or one generator, not a list"
+                f"generator= is a list of {len(generator)}, for {images} images: a search numbers"
+                " its seeds itself; pass seed= or one generator, not a list"
             )
         (generator,) = generator
     if seed is not None and generator is not None:
-        raise ValueError(f"give seed= or generator=, not both: a search starts from one seed, and seed is {seed}")
+        raise ValueError(
+            f"give seed= or generator=, not both: a search starts from one seed, and seed is {seed}"
+        )
     if seed is not None:
         return checked_seed(seed)
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise ValueError(f"generator= must be a torch.Generator, got {generator!r}; seed= takes a number")
+        raise ValueError(
+            f"generator= must be a torch.Generator, got {generator!r}; seed= takes a number"
+        )
     if generator is None:
         return torch.default_generator
     if generator.device.type != "cpu":
         warnings.warn(
-            f"a search draws noise on the CPU, and takes the seed alone of a generator on {generator.device}: the "
-            "stock call makes another image of it; pass torch.Generator().manual_seed(...) to both",
+            "a search draws noise on the CPU, and takes the seed alone of a generator on"
+            f" {generator.device}: the stock call makes another image of it; pass"
+            " torch.Generator().manual_seed(...) to both",
             stacklevel=2,
         )
     return generator
@@ -263,8 +320,9 @@ def source_of(
 def first_seed(source: int | torch.Generator) -> int:
     """The number itself, or the next seed of a generator, which advances.
 
-    Before any draw that is the generator's own seed, modulo 2^32, so that candidate 0 starts from the noise of a stock
-    call: torch's generator on the CPU is the same for both. Later it is a number drawn from the generator, below 2^32.
+    Before any draw that is the generator's own seed, modulo 2^32, so that candidate 0 starts from
+    the noise of a stock call: torch's generator on the CPU is the same for both. Later it is a
+    number drawn from the generator, below 2^32.
     """
     if isinstance(source, int):
         return source
@@ -276,7 +334,8 @@ def first_seed(source: int | torch.Generator) -> int:
 
 @contextmanager
 def drawn(source: int | torch.Generator) -> Iterator[int]:
-    """The first seed, for a block: a call that is refused in it, by a ValueError, leaves the generator as it was."""
+    """The first seed, for a block: a call that is refused in it, by a ValueError, leaves the
+    generator as it was."""
     before = None if isinstance(source, int) else source.get_state()
     try:
         yield first_seed(source)

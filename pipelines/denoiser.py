@@ -33,31 +33,37 @@ logger = logging.getLogger(__name__)
 PART = 16
 """Prompts of a call of the text encoders."""
 ENCODING = threading.RLock()
-"""Held while prompts are encoded: fast tokenizers are set, by each call, to how it pads and cuts."""
+"""Held while prompts are encoded: fast tokenizers are set, by each call, to how it pads and
+cuts."""
 
 
 NO_FLOW_MAP = (
-    "draft self is for flow maps, whose network reads the time that it is to arrive at, and that of "
-    "this call reads none; draft hot takes any model"
+    "draft self is for flow maps, whose network reads the time that it is to arrive at, and that of"
+    " this call reads none; draft hot takes any model"
 )
 
 
 class PipelineDenoiser(Denoiser):
-    """One call of a pipeline, composed of a layout of latents, a schedule, a guidance and perhaps a drafter.
+    """One call of a pipeline, composed of a layout of latents, a schedule, a guidance and perhaps a
+    drafter.
 
-    A family defines `honours`, `read_call` and `call`, and overrides what it does differently from most.
+    A family defines `honours`, `read_call` and `call`, and overrides what it does differently from
+    most.
     """
 
     honours: ClassVar[str] = ""
-    """The arguments of the stock call, besides the prompt, that a search takes: names, separated by blanks."""
+    """The arguments of the stock call, besides the prompt, that a search takes: names, separated by
+    blanks."""
     network: ClassVar[str] = "transformer"
     """The pipeline's attribute that is the denoising network."""
     blocks: ClassVar[str | None] = "transformer_blocks"
     """The network's attribute that is its list of transformer blocks, if it has one."""
     halves: ClassVar[bool] = False
-    """Whether encode_prompt returns all positive fields before all negative ones. In other families they alternate."""
+    """Whether encode_prompt returns all positive fields before all negative ones. In other families
+    they alternate."""
     encodes_apart: ClassVar[bool] = False
-    """Whether a prompt's encoding is the same in any batch, as it is padded to a fixed length. Then it is kept."""
+    """Whether a prompt's encoding is the same in any batch, as it is padded to a fixed length. Then
+    it is kept."""
     shared_texts: ClassVar[int] = 0
     """How many of the text fields, which are the last, are the same for all prompts."""
     noise_dtype: ClassVar[torch.dtype | None] = None
@@ -88,33 +94,50 @@ class PipelineDenoiser(Denoiser):
 
     def __init__(self, pipe: Any, **call: Any) -> None:
         vars(pipe).setdefault("_search_memo", flops.Memo())
-        self.pipe: Any = copy.copy(pipe)  # this call's scheduler and settings must not show in the user's
+        # this call's scheduler and settings must not show in the user's
+        self.pipe: Any = copy.copy(pipe)
         self.device = self.pipe._execution_device  # read once: it walks through all modules
         self._encodings = Encodings()
         if takes := self.honours.split():
             if unknown := sorted(call.keys() - takes):
-                raise TypeError(f"{type(self).__name__} takes no {', '.join(unknown)}; it takes {', '.join(takes)}")
-            stock: Any = next(base for base in type(pipe).__mro__ if base.__module__.startswith("diffusers."))
+                raise TypeError(
+                    f"{type(self).__name__} takes no {', '.join(unknown)}; it takes"
+                    f" {', '.join(takes)}"
+                )
+            stock: Any = next(
+                base for base in type(pipe).__mro__ if base.__module__.startswith("diffusers.")
+            )
             known = inspect.signature(stock.__call__).parameters
             call = {name: known[name].default for name in takes} | call
         self.read_call(SimpleNamespace(**call))
 
     def check_inputs(self, call: SimpleNamespace, height: int, width: int, **changes: Any) -> None:
-        """Run the pipeline's own check of these arguments, with changes. ValueError for what it refuses."""
+        """Run the pipeline's own check of these arguments, with changes. ValueError for what it
+        refuses."""
         # PixArt-Sigma refuses a call without callback_steps.
-        values = {"callback_steps": 1, **vars(call), "prompt": self.inputs.checked, "height": height, "width": width}
+        values = {
+            "callback_steps": 1,
+            **vars(call),
+            "prompt": self.inputs.checked,
+            "height": height,
+            "width": width,
+        }
         values |= changes
-        self.pipe.check_inputs(**{n: values.get(n) for n in inspect.signature(self.pipe.check_inputs).parameters})
+        self.pipe.check_inputs(
+            **{n: values.get(n) for n in inspect.signature(self.pipe.check_inputs).parameters}
+        )
 
     def set_up(self, schedule: Schedule, guidance: Guidance) -> None:
         """Set the schedule and the guidance. ValueError where a network has a step cache."""
         refuse_step_caches({f"pipe.{name}": part for name, part in self.pipe.components.items()})
         self.schedule, self.guidance = schedule, guidance
-        vars(self.pipe)["scheduler"] = schedule.scheduler  # prepare_latents scales by its init_noise_sigma
+        # prepare_latents scales by its init_noise_sigma
+        vars(self.pipe)["scheduler"] = schedule.scheduler
         self.passes_per_nfe = guidance.passes
         self.grid, self.kernel = schedule.grid, schedule.kernel
         stay = getattr(self.pipe, "_exclude_from_cpu_offload", ())
-        self.offloaded = bool(getattr(self.pipe, "_all_hooks", ())) and "vae" not in stay  # enable_model_cpu_offload
+        # enable_model_cpu_offload
+        self.offloaded = bool(getattr(self.pipe, "_all_hooks", ())) and "vae" not in stay
         self.gradient_checkpointing = bool(getattr(self.net, "is_gradient_checkpointing", False))
         if schedule.path is not None and schedule.times is not None:
             self.path, self.times = schedule.path, schedule.times
@@ -134,19 +157,27 @@ class PipelineDenoiser(Denoiser):
         if can in self.cannot:
             raise ValueError(self.cannot[can])
 
-    def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
-        """Sample along another path, at other times (pipelines/latents/convert.py), with one evaluation a step."""
+    def convert(
+        self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline"
+    ) -> None:
+        """Sample along another path, at other times (pipelines/latents/convert.py), with one
+        evaluation a step."""
         self.set_up(convert(self.schedule, path, times), self.guidance)
 
     def begin_later(self, step: int, image_nfe: int) -> None:
-        """Let the grid begin at this step of what it is. image_nfe: evaluations of an image of the call from noise."""
+        """Let the grid begin at this step of what it is. image_nfe: evaluations of an image of the
+        call from noise."""
         rest, at = self.schedule.beginning_at(step), self.guidance.at
         later = None if at is None else at[int(self.grid.calls[step]) :]
-        self.set_up(replace(rest, grid=replace(rest.grid, image_nfe=image_nfe)), replace(self.guidance, at=later))
+        self.set_up(
+            replace(rest, grid=replace(rest.grid, image_nfe=image_nfe)),
+            replace(self.guidance, at=later),
+        )
 
     @property
     def image_tokens(self) -> slice:
-        """Where image tokens are in the attention of the network's blocks, some of which read text as well."""
+        """Where image tokens are in the attention of the network's blocks, some of which read text
+        as well."""
         return slice(None)
 
     @property
@@ -156,8 +187,13 @@ class PipelineDenoiser(Denoiser):
 
     @property
     def scale(self) -> float:
-        """The guidance scale of this call: the one that the network reads, or that of its two passes."""
-        return self.guidance.scale if self.embedded_scale is None or not self.embeds else self.embedded_scale
+        """The guidance scale of this call: the one that the network reads, or that of its two
+        passes."""
+        return (
+            self.guidance.scale
+            if self.embedded_scale is None or not self.embeds
+            else self.embedded_scale
+        )
 
     @property
     def embeds(self) -> bool:
@@ -169,19 +205,24 @@ class PipelineDenoiser(Denoiser):
         native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
         return height or native, width or native
 
-    # --- what a family defines or overrides -----------------------------------------------------------------------
+    # --- what a family defines or overrides -------------------------------------------------------
 
     def read_call(self, call: SimpleNamespace) -> None:
-        """Set `layout` and `inputs` from the arguments of a stock call, and `set_up` a schedule and a guidance.
-        ValueError for schedulers that search cannot use, and for what the pipeline refuses."""
+        """Set `layout` and `inputs` from the arguments of a stock call, and `set_up` a schedule and
+        a guidance. ValueError for schedulers that search cannot use, and for what the pipeline
+        refuses."""
         raise NotImplementedError
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
-        """One pass of the network at x (M, ...) and timesteps t (M,) with the encoded texts of these rows: (M, ...)."""
+        """One pass of the network at x (M, ...) and timesteps t (M,) with the encoded texts of
+        these rows: (M, ...)."""
         raise NotImplementedError
 
-    def _encode(self, inputs: EncoderInputs, prompts: Sequence[Prompt], n: int | None = None, **more: Any) -> list[Any]:
-        """What the pipeline's encode_prompt returns for these prompts and inputs. n: see EncoderInputs.arguments."""
+    def _encode(
+        self, inputs: EncoderInputs, prompts: Sequence[Prompt], n: int | None = None, **more: Any
+    ) -> list[Any]:
+        """What the pipeline's encode_prompt returns for these prompts and inputs. n: see
+        EncoderInputs.arguments."""
 
         whole = not inputs.alike or n not in (None, len(prompts))
 
@@ -195,14 +236,19 @@ class PipelineDenoiser(Denoiser):
         parts = partial(self._in_parts, encode)
         return list(self._encodings(prompts, parts) if self.encodes_apart else parts(prompts))
 
-    def _in_parts(self, encode: Callable[[Sequence[Prompt]], Any], prompts: Sequence[Prompt]) -> list[Any]:
-        """What encode(prompts) returns, for a part of them at a time. It goes to RAM where it would fill the device."""
+    def _in_parts(
+        self, encode: Callable[[Sequence[Prompt]], Any], prompts: Sequence[Prompt]
+    ) -> list[Any]:
+        """What encode(prompts) returns, for a part of them at a time. It goes to RAM where it would
+        fill the device."""
         parts: list[Any] = []
         size = at = 0
 
         def lacks(n: int, short: str) -> None:
             if n < 2:
-                raise NotEnoughMemoryError(f"encoding one prompt takes more memory than there is: {short}")
+                raise NotEnoughMemoryError(
+                    f"encoding one prompt takes more memory than there is: {short}"
+                )
             logger.warning("out of memory: prompts are encoded %d at a time", n // 2)
 
         while at < len(prompts):
@@ -226,18 +272,21 @@ class PipelineDenoiser(Denoiser):
         return latents
 
     def sound(self, latents: Tensor) -> Tensor | None:
-        """The sound (N, channels, samples) of videos with these finished latents (N, ...), if they have any."""
+        """The sound (N, channels, samples) of videos with these finished latents (N, ...), if they
+        have any."""
         return None
 
     def by(self, net: Any, **more: Any) -> Self:
-        """A copy, with the encoded prompts, whose network is another. more: other attributes of it."""
+        """A copy, with the encoded prompts, whose network is another. more: other attributes of
+        it."""
         twin = copy.copy(self)
         vars(twin).update(pipe=copy.copy(self.pipe), **more)
         vars(twin.pipe)[self.network] = net
         return twin
 
     def by_drafter(self, net: Any, scale: float | None, *, arrives: bool = False) -> Self:
-        """A copy, as of `by`, which evaluates as drafters do: by this network, guided at this scale.
+        """A copy, as of `by`, which evaluates as drafters do: by this network, guided at this
+        scale.
 
         None: without guidance, or at the call's scale where the network reads one. arrives: whether
         the network, a flow map, is told to arrive at the end, guided as the call is. ValueError for
@@ -249,8 +298,10 @@ class PipelineDenoiser(Denoiser):
         if scale is not None and twin.embeds:
             twin.embedded_scale, scale = scale, None
         if scale is not None and not own.guided:
-            raise ValueError(f"this draft is made at guidance {scale:g}, for which this call of "
-                             f"{type(twin).__name__} encodes no negative prompt; guide by more than 1")  # fmt: skip
+            raise ValueError(
+                f"this draft is made at guidance {scale:g}, for which this call of "
+                f"{type(twin).__name__} encodes no negative prompt; guide by more than 1"
+            )
         own_scale = own.scale if scale is None else scale
         twin.guidance = replace(own, guided=scale is not None, scale=own_scale)
         twin.passes_per_nfe = twin.guidance.passes
@@ -265,17 +316,21 @@ class PipelineDenoiser(Denoiser):
         twin: Self = flops.meta_twin(self)
         return twin
 
-    # --- what families build on -----------------------------------------------------------------------------------
+    # --- what families build on -------------------------------------------------------------------
 
     def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         """The network's guided output (N, ...), as the scheduler wants it.
 
-        x (N, ...), scaled for the network, and t (N,), the scheduler's timesteps, are on the device. step (N,),
-        positions in the schedule, and at (N,), rows of the encoded prompts, are on the CPU.
+        x (N, ...), scaled for the network, and t (N,), the scheduler's timesteps, are on the
+        device. step (N,), positions in the schedule, and at (N,), rows of the encoded prompts, are
+        on the CPU.
         """
         texts = self.texts
         if self._in_ram:
-            texts, at = texts.each(lambda fields: on(taken(fields, at), x.device)), torch.arange(len(at))
+            texts, at = (
+                texts.each(lambda fields: on(taken(fields, at), x.device)),
+                torch.arange(len(at)),
+            )
         return self.guidance(self.call, x, t, step, texts, at)
 
     def forward(self, *inputs: Any, **more: Any) -> Tensor:
@@ -284,10 +339,13 @@ class PipelineDenoiser(Denoiser):
         return out
 
     def embedded(self, x: Tensor) -> Tensor | None:
-        """The scale (N,) float32 that a network with distilled guidance reads; None for other networks."""
+        """The scale (N,) float32 that a network with distilled guidance reads; None for other
+        networks."""
         if self.embedded_scale is None or not self.embeds:
             return None
-        return torch.full([1], self.embedded_scale, device=x.device, dtype=torch.float32).expand(len(x))
+        return torch.full([1], self.embedded_scale, device=x.device, dtype=torch.float32).expand(
+            len(x)
+        )
 
     def postprocess(self, decoded: Tensor) -> Tensor:
         """Images in [0, 1] of a VAE's output, by the pipeline's own processor."""
@@ -295,11 +353,12 @@ class PipelineDenoiser(Denoiser):
         return cast(Tensor, self.pipe.image_processor.postprocess(fitted, output_type="pt"))
 
     def settled(self, latents: Tensor, vae: Any) -> Tensor:
-        """Latents in the dtype in which steps leave them, and the stock call unscales them: finished ones are wider
-        where they share a batch with estimates. Before any prediction: the VAE's dtype."""
+        """Latents in the dtype in which steps leave them, and the stock call unscales them:
+        finished ones are wider where they share a batch with estimates. Before any prediction: the
+        VAE's dtype."""
         return latents.to(vae.dtype if self._stepped is None else self._stepped)
 
-    # --- sampling.Denoiser ----------------------------------------------------------------------------------------
+    # --- sampling.Denoiser ------------------------------------------------------------------------
 
     def forget_prompts(self) -> None:
         self._encodings = Encodings()
@@ -310,11 +369,15 @@ class PipelineDenoiser(Denoiser):
         if self.negative_inputs is not None:
             positive = self._encode(self.inputs, all_prompts)
             n = len(positive[0])
-            self.texts = Texts(positive, self._encode(self.negative_inputs, all_prompts, n) if guided else None)
+            self.texts = Texts(
+                positive, self._encode(self.negative_inputs, all_prompts, n) if guided else None
+            )
             return
         parts = self._encode(self.inputs, all_prompts, do_classifier_free_guidance=guided)
         half = len(parts) // 2
-        positive, negative = (parts[:half], parts[half:]) if self.halves else (parts[::2], parts[1::2])
+        positive, negative = (
+            (parts[:half], parts[half:]) if self.halves else (parts[::2], parts[1::2])
+        )
         self.texts = Texts(positive, negative if guided else None)
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
@@ -327,7 +390,8 @@ class PipelineDenoiser(Denoiser):
             self.device,
             list(generators),
         )
-        latents: Tensor = made[0] if isinstance(made, tuple) else made  # packed latents come with their ids
+        # packed latents come with their ids
+        latents: Tensor = made[0] if isinstance(made, tuple) else made
         return latents
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
@@ -366,7 +430,11 @@ class PipelineDenoiser(Denoiser):
         for name in ["vae", *[self.network] * (through == "denoiser")]:
             quantizer = getattr(getattr(self.pipe, name), "hf_quantizer", None)
             if quantizer is not None and not quantizer.is_trainable:
-                raise ValueError(f"{name} is quantised by {type(quantizer).__name__}, which carries no gradients; "
-                                 "load it in bfloat16, or guide through x0 alone")  # fmt: skip
-        networks = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
+                raise ValueError(
+                    f"{name} is quantised by {type(quantizer).__name__}, which carries no"
+                    " gradients; load it in bfloat16, or guide through x0 alone"
+                )
+        networks = [
+            part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)
+        ]
         return [parameter for network in networks for parameter in network.parameters()]

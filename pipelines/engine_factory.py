@@ -1,4 +1,5 @@
-"""Engines of a spec: on the device of a pipeline that is there, or on many, whose processes load the pipeline."""
+"""Engines of a spec: on the device of a pipeline that is there, or on many, whose processes load
+the pipeline."""
 
 from __future__ import annotations
 
@@ -25,18 +26,24 @@ from ttsnap.sampling.denoiser import Capability
 
 @contextmanager
 def open_engine(spec: EngineSpec, where: DeviceOptions, pipe: Any) -> Iterator[tuple[Engine, Any]]:
-    """The engine of a spec, and a denoiser in this process, which runs on one device only if the search does.
+    """The engine of a spec, and a denoiser in this process, which runs on one device only if the
+    search does.
 
     ValueError where other processes cannot make the same.
     """
     asked = pipe.model_options
-    kind = (pipe._execution_device if asked is None else placement(asked.device, asked.dtype)[0]).type
+    kind = (
+        pipe._execution_device if asked is None else placement(asked.device, asked.dtype)[0]
+    ).type
     if where != DeviceOptions():
         from ttsnap.cluster.devices import alone, clustered
 
         if not alone(where, kind):
             if spec.sampler.variety is not None:
-                raise ValueError(f"variety {spec.sampler.variety} keeps seeds apart on one device; leave devices out")
+                raise ValueError(
+                    f"variety {spec.sampler.variety} keeps seeds apart on one device; leave"
+                    " devices out"
+                )
             with in_ram(pipe):
                 denoiser = pipe.sampling_denoiser(spec.sampler, **spec.call)
                 there = elsewhere(spec, pipe, kind, previews=Capability.PREVIEW in denoiser.can)
@@ -64,12 +71,14 @@ def in_ram(pipe: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class EngineBuilder:
-    """Makes the engine of a spec in the process that it was sent to, so that the weights are loaded there."""
+    """Makes the engine of a spec in the process that it was sent to, so that the weights are loaded
+    there."""
 
     spec: EngineSpec
 
     def build(self) -> LiveEngine:
-        """Load the weights, here, and make the engine. ValueError where something is unknown or does not fit."""
+        """Load the weights, here, and make the engine. ValueError where something is unknown or
+        does not fit."""
         return self.engine_of(self.opened())
 
     def recording(self) -> tuple[LiveEngine, dict[str, Json]]:
@@ -94,8 +103,8 @@ class EngineBuilder:
 
 
 def recording_info(pipe: Any, engine: LiveEngine, spec: EngineSpec) -> dict[str, Json]:
-    """The `info` of a recording by the engine of a spec, of this pipeline: what must be the same to resume it.
-    Pictures of the call go by their digests."""
+    """The `info` of a recording by the engine of a spec, of this pipeline: what must be the same to
+    resume it. Pictures of the call go by their digests."""
     denoiser: Any = engine.denoiser
     model, sampler, call = spec.model, spec.sampler, spec.call
     return {
@@ -104,7 +113,9 @@ def recording_info(pipe: Any, engine: LiveEngine, spec: EngineSpec) -> dict[str,
         **({"task": model.task} if model.task != TEXT else {}),
         "sampler": type(pipe.scheduler).__name__,
         **sampler.noted(),
-        **({"draft_guidance": denoiser.scale} if sampler.drafted_by(None).draft is not None else {}),
+        **(
+            {"draft_guidance": denoiser.scale} if sampler.drafted_by(None).draft is not None else {}
+        ),
         "call": {**call, **digests(call)},
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),
@@ -112,18 +123,24 @@ def recording_info(pipe: Any, engine: LiveEngine, spec: EngineSpec) -> dict[str,
 
 
 def elsewhere(spec: EngineSpec, pipe: Any, kind: str, *, previews: bool = False) -> EngineSpec:
-    """The spec by which other processes make this pipeline and its engine. ValueError for one that they cannot make.
+    """The spec by which other processes make this pipeline and its engine. ValueError for one that
+    they cannot make.
 
-    kind: of the devices, "cuda" or "cpu". previews: whether a preview VAE decodes unfinished estimates.
+    kind: of the devices, "cuda" or "cpu". previews: whether a preview VAE decodes unfinished
+        estimates.
     """
     model = pipe.model_options
     if model is None:
         if not pipe.name_or_path:
-            raise ValueError("this pipeline was put together in Python, and other processes cannot load it; save it "
-                             "(save_pretrained), load that folder, and search with several devices then")  # fmt: skip
+            raise ValueError(
+                "this pipeline was put together in Python, and other processes cannot load it; save"
+                " it (save_pretrained), load that folder, and search with several devices then"
+            )
         if previews or _adapters(pipe):
-            raise ValueError("other processes would load this pipeline without its LoRA or preview VAE; use ttsnap "
-                             "generate with --lora and --preview-vae, or devices=1")  # fmt: skip
+            raise ValueError(
+                "other processes would load this pipeline without its LoRA or preview VAE; use"
+                " ttsnap generate with --lora and --preview-vae, or devices=1"
+            )
         name = model_name(pipe)
         local = name not in PACKAGED and Path(name).exists()
         dtype = str(pipe.dtype).removeprefix("torch.")

@@ -1,8 +1,10 @@
-"""Classifier-free guidance: how one output is made of passes with the prompt and with the negative prompt.
+"""Classifier-free guidance: how one output is made of passes with the prompt and with the negative
+prompt.
 
-A guidance is a value that a denoiser holds. It is called with one pass of the network, a `Call`, and the encoded
-prompts of both passes. Families differ in how the two passes go into calls (`Paired`, `TwoCalls`, `Joined`). They also
-differ in how outputs are combined, and in the steps that are guided.
+A guidance is a value that a denoiser holds. It is called with one pass of the network, a `Call`,
+and the encoded prompts of both passes. Families differ in how the two passes go into calls
+(`Paired`, `TwoCalls`, `Joined`). They also differ in how outputs are combined, and in the steps
+that are guided.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class Texts(NamedTuple):
 
     def each(self, change: Callable[[Fields], Fields]) -> Texts:
         """The same change of both."""
-        return Texts(change(self.positive), None if self.negative is None else change(self.negative))
+        return Texts(
+            change(self.positive), None if self.negative is None else change(self.negative)
+        )
 
 
 def classifier_free(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
@@ -64,7 +68,8 @@ class Guidance(ABC):
     combine: Combine = classifier_free
     """Of the outputs of both passes."""
     at: tuple[bool, ...] | None = None
-    """Whether each position of the schedule is guided; None: all are. Prices count two passes for all."""
+    """Whether each position of the schedule is guided; None: all are. Prices count two passes for
+    all."""
 
     @property
     def passes(self) -> int:
@@ -72,27 +77,40 @@ class Guidance(ABC):
         return 2 if self.guided else 1
 
     def followed_by(self, other: Guidance) -> Self:
-        """This guidance, for its own positions and then those of another call. ValueError where the two differ."""
+        """This guidance, for its own positions and then those of another call. ValueError where the
+        two differ."""
         if (self.guided, self.scale) != (other.guided, other.scale):
             raise ValueError("calls share a network where they agree in size and guidance")
-        return self if self.at is None or other.at is None else replace(self, at=(*self.at, *other.at))
+        return (
+            self if self.at is None or other.at is None else replace(self, at=(*self.at, *other.at))
+        )
 
-    def __call__(self, call: Call, x: Tensor, t: Tensor, step: Tensor, texts: Texts, cond: Tensor) -> Tensor:
-        """The guided output for x (N, ...) at timesteps t (N,), positions step (N,) and rows cond (N,) of the texts."""
+    def __call__(
+        self, call: Call, x: Tensor, t: Tensor, step: Tensor, texts: Texts, cond: Tensor
+    ) -> Tensor:
+        """The guided output for x (N, ...) at timesteps t (N,), positions step (N,) and rows cond
+        (N,) of the texts."""
         rows = None if self.at is None else [i for i, k in enumerate(step.tolist()) if self.at[k]]
         positive = taken(texts.positive, cond)
         if not self.guided or texts.negative is None or rows == []:
             return call(x, t, *positive)
         if rows is None:
-            conditional, unconditional = self.both(call, x, t, positive, taken(texts.negative, cond), slice(None))
+            conditional, unconditional = self.both(
+                call, x, t, positive, taken(texts.negative, cond), slice(None)
+            )
             return self.combine(unconditional, conditional, self.scale)
-        out, unconditional = self.both(call, x, t, positive, taken(texts.negative, cond[rows]), rows)
+        out, unconditional = self.both(
+            call, x, t, positive, taken(texts.negative, cond[rows]), rows
+        )
         guided = self.combine(unconditional, out[rows], self.scale)
         return out.index_copy(0, torch.tensor(rows, device=out.device), guided)
 
     @abstractmethod
-    def both(self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows) -> Outputs:
-        """The outputs with the prompts, for all rows, and with the negative prompts, for `rows` alone.
+    def both(
+        self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows
+    ) -> Outputs:
+        """The outputs with the prompts, for all rows, and with the negative prompts, for `rows`
+        alone.
 
         positive: the encoded prompts of all rows; negative: the encoded negative prompts of `rows`.
         """
@@ -101,7 +119,9 @@ class Guidance(ABC):
 class Paired(Guidance):
     """One call of twice the rows: those with the negative prompt first, as in diffusers."""
 
-    def both(self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows) -> Outputs:
+    def both(
+        self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows
+    ) -> Outputs:
         out = call(torch.cat([x[rows], x]), torch.cat([t[rows], t]), *chained(negative, positive))
         n = len(x[rows])
         return out[n:], out[:n]
@@ -110,7 +130,9 @@ class Paired(Guidance):
 class TwoCalls(Guidance):
     """A call with the prompts, then one with the negative prompts."""
 
-    def both(self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows) -> Outputs:
+    def both(
+        self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows
+    ) -> Outputs:
         return call(x, t, *positive), call(x[rows], t[rows], *negative)
 
 
@@ -125,20 +147,26 @@ class InCall(Guidance):
     def passes(self) -> int:
         return self.count
 
-    def both(self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows) -> Outputs:
+    def both(
+        self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows
+    ) -> Outputs:
         raise NotImplementedError
 
 
 class Joined(Guidance):
-    """One call: all rows with the prompts, then those whose step is guided, with the negative prompts."""
+    """One call: all rows with the prompts, then those whose step is guided, with the negative
+    prompts."""
 
-    def both(self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows) -> Outputs:
+    def both(
+        self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows
+    ) -> Outputs:
         out = call(torch.cat([x, x[rows]]), torch.cat([t, t[rows]]), *chained(positive, negative))
         return out[: len(x)], out[len(x) :]
 
 
 def take(encoded: Any, at: Tensor) -> Any:
-    """Rows `at` (N,) of encoded prompts: of a tensor (P, ...), or of a list with one tensor a prompt; None stays."""
+    """Rows `at` (N,) of encoded prompts: of a tensor (P, ...), or of a list with one tensor a
+    prompt; None stays."""
     if encoded is None:
         return None
     if isinstance(encoded, list):
@@ -153,7 +181,9 @@ def taken(fields: Fields, at: Tensor) -> list[Any]:
 
 def on(fields: Fields, device: torch.device) -> list[Any]:
     """These fields on a device."""
-    each = [[row.to(device) for row in field] if isinstance(field, list) else field for field in fields]
+    each = [
+        [row.to(device) for row in field] if isinstance(field, list) else field for field in fields
+    ]
     return [field.to(device) if isinstance(field, Tensor) else field for field in each]
 
 

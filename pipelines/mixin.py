@@ -32,20 +32,25 @@ from ttsnap.sampling.kernels import make_kernel
 
 
 class SearchMixin:
-    """First base of a search pipeline, before its stock class; `denoiser_class` is the family's PipelineDenoiser."""
+    """First base of a search pipeline, before its stock class; `denoiser_class` is the family's
+    PipelineDenoiser."""
 
     denoiser_class: ClassVar[Any]
     output_class: ClassVar[type[Any]]
-    """The stock output class; where a family does not set it, the one that the code of the stock `__call__` names."""
+    """The stock output class; where a family does not set it, the one that the code of the stock
+    `__call__` names."""
     output_types: ClassVar[tuple[str, ...]] = output.TYPES
     own_defaults: ModelDefaults | None = None
-    """What its searches take where their users say nothing, in place of what the model's folder says."""
+    """What its searches take where their users say nothing, in place of what the model's folder
+    says."""
     model_options: ModelOptions | None = None
     """What it was opened by, where that was ttsnap (pipelines/opening.py)."""
     check_prompt: Callable[[str], Any] | None = None
-    """Raises ValueError for a prompt that the model cannot read; set for models with a closed vocabulary."""
+    """Raises ValueError for a prompt that the model cannot read; set for models with a closed
+    vocabulary."""
     interrupts: int = 0
-    """How often `_interrupt` was set to True. Each search under way sees that it is more than at its beginning."""
+    """How often `_interrupt` was set to True. Each search under way sees that it is more than at
+    its beginning."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -70,7 +75,9 @@ class SearchMixin:
                         if isinstance(prompt, str):  # the call itself refuses others
                             self.check_prompt(prompt)
                 if given_names := " and ".join(asked.changed):
-                    raise ValueError(f"{given_names} given without search=; name one, as search='best-of-n'")
+                    raise ValueError(
+                        f"{given_names} given without search=; name one, as search='best-of-n'"
+                    )
                 return stock(self, *args, **kwargs)
             given.pop("self")
             return self._search(asked, parameters, given)
@@ -81,7 +88,8 @@ class SearchMixin:
 
     @property
     def _interrupt(self) -> bool:
-        """Ends what is under way; the flag of diffusers, which each stock call begins by taking back."""
+        """Ends what is under way; the flag of diffusers, which each stock call begins by taking
+        back."""
         return bool(vars(self).get("_interrupt", False))
 
     @_interrupt.setter
@@ -98,24 +106,32 @@ class SearchMixin:
     def from_pipe(cls, pipeline: Any, **changes: Any) -> Any:
         """A search pipeline of the parts of another one, with other parts or settings in `changes`.
 
-        As in diffusers the weights are shared. They are cast only when `dtype` is given, and the original keeps its
-        hooks and its scheduler. ValueError for changes that this class does not know, and for networks of another
-        family.
+        As in diffusers the weights are shared. They are cast only when `dtype` is given, and the
+        original keeps its hooks and its scheduler. ValueError for changes that this class does not
+        know, and for networks of another family.
         """
         old, dtype = changes.pop("torch_dtype", None), changes.pop("dtype", None)
         if (other := changes.pop("custom_pipeline", None)) is not None:
-            raise ValueError(f"from_pipe makes a {cls.__name__}; for {other!r} use DiffusionPipeline.from_pipe")
+            raise ValueError(
+                f"from_pipe makes a {cls.__name__}; for {other!r} use DiffusionPipeline.from_pipe"
+            )
         theirs = pipeline.stock_class() if isinstance(pipeline, SearchMixin) else type(pipeline)
         if theirs is cls.stock_class() and not changes:
             pipe = pipeline_copy.copied(pipeline, cls)
         else:
             pipe = pipeline_copy.rebuilt(pipeline, cls, changes)
-        return pipe if dtype is None and old is None else pipe.to(dtype=old if dtype is None else dtype)
+        return (
+            pipe
+            if dtype is None and old is None
+            else pipe.to(dtype=old if dtype is None else dtype)
+        )
 
     def to_json_string(self) -> str:
         """Saved under the stock class's name, so that plain diffusers can load the folder."""
         text: str = super().to_json_string()  # type: ignore[misc]
-        written, stock = (f'"_class_name": "{cls.__name__}"' for cls in (type(self), self.stock_class()))
+        written, stock = (
+            f'"_class_name": "{cls.__name__}"' for cls in (type(self), self.stock_class())
+        )
         return text.replace(written, stock)
 
     def call_arguments(self) -> Collection[str]:
@@ -128,7 +144,8 @@ class SearchMixin:
         return name
 
     def task_of(self, call: Mapping[str, object]) -> str | None:
-        """What a call with these arguments does, where that is not to make images from text alone."""
+        """What a call with these arguments does, where that is not to make images from text
+        alone."""
         return None
 
     def needs_picture(self) -> bool:
@@ -140,27 +157,34 @@ class SearchMixin:
         return None
 
     def boundary(self) -> float | None:
-        """Where the second of two networks begins, as a share of the training steps; None for models of one network."""
+        """Where the second of two networks begins, as a share of the training steps; None for
+        models of one network."""
         return None
 
     def split_prompt_inputs(
         self, prompts: Sequence[Prompt], call: Mapping[str, Any]
     ) -> tuple[list[Prompt], dict[str, Any]]:
-        """The prompts with what lists in the call give for each of them, and the call as engines take it: with blank
-        pictures of the first prompt's size, and an empty negative prompt. ValueError for lists of other lengths."""
+        """The prompts with what lists in the call give for each of them, and the call as engines
+        take it: with blank pictures of the first prompt's size, and an empty negative prompt.
+        ValueError for lists of other lengths."""
         return list(prompts), dict(call)
 
     def denoiser(self, **call: Any) -> Any:
-        """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance, negative prompt)."""
+        """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance,
+        negative prompt)."""
         return type(self).denoiser_class(self, **call)
 
-    def engine(self, reward: Any, *, network: SharedDenoiser | None = None, **given: Any) -> LiveEngine:
-        """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.recordings.record.record`.
+    def engine(
+        self, reward: Any, *, network: SharedDenoiser | None = None, **given: Any
+    ) -> LiveEngine:
+        """What a search of this pipeline runs on, for `ttsnap.search` and
+        `ttsnap.recordings.record.record`.
 
-        network: of engines whose calls differ in their steps alone, so that they share batches. given: SamplerOptions,
-        EngineOptions, and arguments of `denoiser`, for which the model has defaults; drafters are named. The pipeline's
-        `preview_vae` decodes unfinished estimates; batches of a compiled network are padded. ValueError for a kernel
-        that is unknown or does not fit.
+        network: of engines whose calls differ in their steps alone, so that they share batches.
+        given: SamplerOptions, EngineOptions, and arguments of `denoiser`, for which the model has
+        defaults; drafters are named. The pipeline's `preview_vae` decodes unfinished estimates;
+        batches of a compiled network are padded. ValueError for a kernel that is unknown or does
+        not fit.
         """
         how = taken(SamplerOptions, given), taken(EngineOptions, given)
         call = defaults_of(self).completed(given)
@@ -174,7 +198,9 @@ class SearchMixin:
             # Not self.device: an offloaded pipeline rests on the CPU or on meta.
             make_rewards(spec.rewards, device=self._execution_device),  # type: ignore[attr-defined]
             replace(
-                spec.batch, padded=getattr(self, "_search_buckets", False), preview=Capability.PREVIEW in denoiser.can
+                spec.batch,
+                padded=getattr(self, "_search_buckets", False),
+                preview=Capability.PREVIEW in denoiser.can,
             ),
             kernel=make_kernel(sampler.kernel, denoiser),
             guidance=None if sampler.guide is None else RewardGuidance.parse(sampler.guide),
@@ -182,22 +208,31 @@ class SearchMixin:
         )
 
     def sampling_denoiser(self, sampler: SamplerOptions, **call: Any) -> Any:
-        """`denoiser`, told of the sampler; no drafter where that is left open. ValueError for a path that cannot be."""
+        """`denoiser`, told of the sampler; no drafter where that is left open. ValueError for a
+        path that cannot be."""
         sampler = sampler.drafted_by(None)
         denoiser = self._sampled(sampler, call)
         if (how := sampler.repel) is not None:
             couple_seeds(denoiser, how, sampler.kernel)
         if sampler.draft is None or not sampler.finishes:
             return denoiser
-        written = denoiser.drafts.drafter.settings.finish if sampler.finish == DRAFT else sampler.finish
+        written = (
+            denoiser.drafts.drafter.settings.finish if sampler.finish == DRAFT else sampler.finish
+        )
         if not written:
-            raise ValueError(f"nothing is known of where to finish drafts of {sampler.draft}; name a noise level to "
-                             "begin from, with the steps from there, as finish 0.6:4")  # fmt: skip
+            raise ValueError(
+                f"nothing is known of where to finish drafts of {sampler.draft}; name a noise level"
+                " to begin from, with the steps from there, as finish 0.6:4"
+            )
         finish, image_nfe = Finish.parse(written), denoiser.grid.nfe
         if numbers := sized(denoiser.grid, finish):
             if given := [name for name in ("sigmas", "timesteps") if call.get(name) is not None]:
-                raise ValueError(f"{given[0]} says which steps there are; leave the steps out of finish {finish}")
-            shorter = [self._sampled(sampler, {**call, "num_inference_steps": steps}) for steps in numbers]
+                raise ValueError(
+                    f"{given[0]} says which steps there are; leave the steps out of finish {finish}"
+                )
+            shorter = [
+                self._sampled(sampler, {**call, "num_inference_steps": steps}) for steps in numbers
+            ]
             denoiser = shorter[fitting([each.grid for each in shorter], finish)]
         finish_drafts(denoiser, finish.level, image_nfe)
         return denoiser
@@ -208,8 +243,10 @@ class SearchMixin:
         if sampler.kernel != "pipeline":
             denoiser.convert(sampler.path, sampler.times)
         elif sampler.path is not None or sampler.times != "pipeline":
-            raise ValueError(f"the pipeline's own kernel keeps to its path and times, got {sampler.path!r} and "
-                             f'{sampler.times!r}; choose kernel="ode", "sde" or another')  # fmt: skip
+            raise ValueError(
+                f"the pipeline's own kernel keeps to its path and times, got {sampler.path!r} and "
+                f'{sampler.times!r}; choose kernel="ode", "sde" or another'
+            )
         if sampler.draft is not None:
             use_drafter(denoiser, sampler.draft)
         return denoiser
@@ -217,15 +254,25 @@ class SearchMixin:
     def _search(self, asked: arguments.SearchArguments, known: Any, call: dict[str, Any]) -> Any:
         wanted = asked.search
         stock_call, takes = dict(call), self.call_arguments()
-        generator, (keep, output_type, return_dict) = call.pop("generator", None), arguments.returned(call, known)
+        generator, (keep, output_type, return_dict) = (
+            call.pop("generator", None),
+            arguments.returned(call, known),
+        )
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
         prompts = arguments.prompts_of(call, wanted.reward_prompts)
         call = {name: value for name, value in call.items() if name in takes}
         if output_type not in self.output_types:
-            raise ValueError(f"output_type must be one of {self.output_types} under search, got {output_type!r}")
-        latent, sounds = output_type == "latent", "audio" in {field.name for field in fields(self.output_class)}
+            raise ValueError(
+                f"output_type must be one of {self.output_types} under search, got {output_type!r}"
+            )
+        latent, sounds = (
+            output_type == "latent",
+            "audio" in {field.name for field in fields(self.output_class)},
+        )
         batch = EngineOptions.of(asked.batches, keep=("latents",) if latent or sounds else ())
-        with arguments.drawn(arguments.source_of(wanted.seed, generator, len(prompts) * keep)) as seed:
+        with arguments.drawn(
+            arguments.source_of(wanted.seed, generator, len(prompts) * keep)
+        ) as seed:
             request = SearchRequest(
                 tuple(prompts),
                 EngineSpec(model_of(self), listed(wanted.reward), asked.sampler, batch, call),
@@ -254,4 +301,8 @@ class SearchMixin:
             output.label_images(images, results, found.record)
         output.warn_of_missing(results, keep)
         more = {"nsfw_content_detected": flags, "audio": audio}
-        return output.make_output(self.output_class, images, results, **more) if return_dict else (images, results)
+        return (
+            output.make_output(self.output_class, images, results, **more)
+            if return_dict
+            else (images, results)
+        )

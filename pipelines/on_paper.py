@@ -1,7 +1,9 @@
-"""A search pipeline without weights: its parts are made of their configurations, on torch's meta device.
+"""A search pipeline without weights: its parts are made of their configurations, on torch's meta
+device.
 
-Its calls run on the CPU. A part that is called answers with zeros of the shapes that it makes on the meta device, and
-what it takes of memory is noted. So the steps, the price and the passes of a call are those of the model's own.
+Its calls run on the CPU. A part that is called answers with zeros of the shapes that it makes on
+the meta device, and what it takes of memory is noted. So the steps, the price and the passes of a
+call are those of the model's own.
 """
 
 from __future__ import annotations
@@ -24,18 +26,27 @@ from ttsnap.pipelines import index_of, located, upgrade
 from ttsnap.pipelines.calls.values import mapped, tensors_in
 from ttsnap.profiling.on_paper import Fused, Live
 
-CONFIGS = ("model_index.json", "*/config.json", "*/scheduler_config.json", "*/tokenizer_config.json", "ttsnap.json")
+CONFIGS = (
+    "model_index.json",
+    "*/config.json",
+    "*/scheduler_config.json",
+    "*/tokenizer_config.json",
+    "ttsnap.json",
+)
 """What is read of a model."""
 METHODS = ("forward", "encode", "decode")
 """Of a part: those that answer."""
 
 
 class Answers:
-    """A part without weights. peak: the most bytes that a call of it has held since this was set to 0."""
+    """A part without weights. peak: the most bytes that a call of it has held since this was set to
+    0."""
 
     def __init__(self, part: nn.Module) -> None:
         self.peak, kind = 0, type(part)
-        methods = {name: self._answering(getattr(kind, name)) for name in METHODS if hasattr(kind, name)}
+        methods = {
+            name: self._answering(getattr(kind, name)) for name in METHODS if hasattr(kind, name)
+        }
         self.part = _here(part, methods)
 
     def _answering(self, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,13 +64,15 @@ class Answers:
 
 
 def on_paper(model: str | Path, dtype: torch.dtype) -> tuple[Any, dict[str, Answers]]:
-    """The pipeline of a folder or a hub repository, and its networks. ValueError for what cannot be made of
-    configurations alone."""
+    """The pipeline of a folder or a hub repository, and its networks. ValueError for what cannot be
+    made of configurations alone."""
     folder = configurations(model)
     index = index_of(folder, (), trusted=False)
     stock = getattr(diffusers, str(index.get("_class_name")), None)
     if stock is None:
-        raise ValueError(f"{folder} names no pipeline of diffusers, got {index.get('_class_name')!r:.60}")
+        raise ValueError(
+            f"{folder} names no pipeline of diffusers, got {index.get('_class_name')!r:.60}"
+        )
     with foreign(f"cannot make {model} of its configurations"):
         parts = {
             name: _part(folder / name, kind[0], kind[1], dtype) if isinstance(kind, list) else kind
@@ -67,13 +80,16 @@ def on_paper(model: str | Path, dtype: torch.dtype) -> tuple[Any, dict[str, Answ
             if not name.startswith("_")
         }
         pipe: Any = upgrade(stock(**parts))
-    networks = {name: Answers(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    networks = {
+        name: Answers(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)
+    }
     pipe.set_progress_bar_config(disable=True)
     return _here(pipe, {}), networks
 
 
 def _here(each: Any, methods: Mapping[str, Any]) -> Any:
-    """A pipeline or a network that says it is on the CPU, with these methods in the place of its own."""
+    """A pipeline or a network that says it is on the CPU, with these methods in the place of its
+    own."""
     kind, cpu = type(each), property(lambda self: torch.device("cpu"))
     # transformers knows classes by their whole names.
     members = {"__module__": kind.__module__, "device": cpu, "_execution_device": cpu, **methods}
@@ -82,8 +98,8 @@ def _here(each: Any, methods: Mapping[str, Any]) -> Any:
 
 
 def configurations(model: str | Path) -> Path:
-    """The folder with the configurations of a model; of a hub repository nothing else is fetched. ValueError where
-    there is none."""
+    """The folder with the configurations of a model; of a hub repository nothing else is fetched.
+    ValueError where there is none."""
     where = located(model)
     if where is not None:
         return where
@@ -95,8 +111,8 @@ def configurations(model: str | Path) -> Path:
 
 
 def _part(folder: Path, library: str | None, name: str | None, dtype: torch.dtype) -> Any:
-    """A part of a pipeline: a network without weights, a scheduler, a tokenizer. None where there is none, and for
-    what reads pictures."""
+    """A part of a pipeline: a network without weights, a scheduler, a tokenizer. None where there
+    is none, and for what reads pictures."""
     if library is None or name is None:
         return None
     kind = simple_get_class_obj(library, name)
@@ -114,7 +130,8 @@ def _part(folder: Path, library: str | None, name: str | None, dtype: torch.dtyp
     for layer in part.modules():
         if isinstance(layer, nn.BatchNorm2d):  # pipelines read its statistics
             layer.to_empty(device="cpu")
-    part = nn.Module.to(part, dtype)  # diffusers would warn of what from_pretrained keeps in float32
+    # diffusers would warn of what from_pretrained keeps in float32
+    part = nn.Module.to(part, dtype)
     return part.eval().requires_grad_(requires_grad=False)
 
 

@@ -1,4 +1,5 @@
-"""A search pipeline as ModelOptions ask for it: loaded, with its LoRA, on its device, tuned for memory or time."""
+"""A search pipeline as ModelOptions ask for it: loaded, with its LoRA, on its device, tuned for
+memory or time."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from ttsnap.profiling.memory import SHARE, gauge_of
 
 
 def opened(options: ModelOptions) -> Any:
-    """All at once. ValueError for an unknown model, device, dtype or VAE, and for a LoRA that does not fit."""
+    """All at once. ValueError for an unknown model, device, dtype or VAE, and for a LoRA that does
+    not fit."""
     place, kind = placement(options.device, options.dtype)
     pipe = placed(loaded(options.model, kind, options.loras, options.task), place, options.offload)
     prepare(pipe, options)
@@ -30,25 +32,32 @@ def opened(options: ModelOptions) -> Any:
 
 
 def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """torch's device and dtype for --device and --dtype; gpu is the machine's accelerator, cuda where it has none.
+    """torch's device and dtype for --device and --dtype; gpu is the machine's accelerator, cuda
+    where it has none.
 
-    ValueError for unknown names. Whether the device is there is for `check_here`: another machine may be meant.
+    ValueError for unknown names. Whether the device is there is for `check_here`: another machine
+    may be meant.
     """
     accelerator = _accelerator()
     if device in ("auto", "gpu"):
-        device = accelerator.type if accelerator is not None else "cpu" if device == "auto" else "cuda"
+        device = (
+            accelerator.type if accelerator is not None else "cpu" if device == "auto" else "cuda"
+        )
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in ("auto", *known):
         raise ValueError(unknown("dtype", dtype, ("auto", *known)))
     try:
         place = torch.device(device)
     except RuntimeError:  # which lists dozens of back-ends
-        raise ValueError(unknown("device", device, ("auto", "gpu", "cuda:1", *_devices(accelerator)))) from None
+        raise ValueError(
+            unknown("device", device, ("auto", "gpu", "cuda:1", *_devices(accelerator)))
+        ) from None
     return place, fast_dtype(place) if dtype == "auto" else known[dtype]
 
 
 def fast_dtype(place: torch.device) -> torch.dtype:
-    """bfloat16, or what a device without instructions for it is better at: GPUs before Ampere only emulate it."""
+    """bfloat16, or what a device without instructions for it is better at: GPUs before Ampere only
+    emulate it."""
     if place.type == "cpu":
         return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
     if place.type == "cuda" and torch.cuda.is_available():
@@ -59,9 +68,10 @@ def fast_dtype(place: torch.device) -> torch.dtype:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16, by which the embedded model takes half of float32's time or less;
-    without them it takes several times as long as float32."""
-    found = torch.cpu.get_capabilities() if "get_capabilities" in dir(torch.cpu) else {}  # older torch cannot tell
+    """Whether this CPU has instructions for bfloat16, by which the embedded model takes half of
+    float32's time or less; without them it takes several times as long as float32."""
+    # older torch cannot tell
+    found = torch.cpu.get_capabilities() if "get_capabilities" in dir(torch.cpu) else {}
     return any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
 
 
@@ -72,8 +82,8 @@ def reward_placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype
 
 
 def settled(options: ModelOptions, kind: str) -> ModelOptions:
-    """A model for processes with devices of one kind, as "cuda" or "cpu", in the dtype that fits this machine where it
-    has such devices."""
+    """A model for processes with devices of one kind, as "cuda" or "cpu", in the dtype that fits
+    this machine where it has such devices."""
     here = kind in {torch.device(name).type for name in _devices(_accelerator())}
     dtype = str(placement(kind, options.dtype)[1]).removeprefix("torch.") if here else options.dtype
     return replace(options, device=kind, dtype=dtype)
@@ -84,7 +94,9 @@ def check_here(place: torch.device) -> None:
     there = _devices(accelerator := _accelerator())
     if str(place) not in there:
         why = "" if accelerator is not None else ": torch sees no GPU"
-        raise ValueError(f"there is no device {str(place)!r} here{why}; choose {' or '.join(there)}")
+        raise ValueError(
+            f"there is no device {str(place)!r} here{why}; choose {' or '.join(there)}"
+        )
 
 
 def _accelerator() -> torch.device | None:
@@ -94,11 +106,16 @@ def _accelerator() -> torch.device | None:
 def _devices(accelerator: torch.device | None) -> list[str]:
     if accelerator is None:
         return ["cpu"]
-    return ["cpu", accelerator.type, *(f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count()))]
+    return [
+        "cpu",
+        accelerator.type,
+        *(f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())),
+    ]
 
 
 def loaded(model: str, dtype: torch.dtype, loras: Sequence[str], task: str | None = None) -> Any:
-    """The pipeline in RAM, with its LoRAs. ValueError for an unknown model, or a LoRA or a task that does not fit."""
+    """The pipeline in RAM, with its LoRAs. ValueError for an unknown model, or a LoRA or a task
+    that does not fit."""
     pipe = load(model, task=task, dtype=dtype)
     if loras:
         load_lora(pipe, *loras)
@@ -106,8 +123,8 @@ def loaded(model: str, dtype: torch.dtype, loras: Sequence[str], task: str | Non
 
 
 def placed(pipe: Any, place: torch.device, offload: str) -> Any:
-    """The pipeline on its device; what the GPU does not need just now stays in RAM, where `offload` says so.
-    ValueError for a device that is not there."""
+    """The pipeline on its device; what the GPU does not need just now stays in RAM, where `offload`
+    says so. ValueError for a device that is not there."""
     check_here(place)
     if offload == "none":
         return pipe.to(place)
@@ -115,16 +132,23 @@ def placed(pipe: Any, place: torch.device, offload: str) -> Any:
         keep_decoder(pipe, place)
         pipe.enable_model_cpu_offload(device=place)
     else:
-        pipe.enable_group_offload(onload_device=place, offload_type="leaf_level", use_stream=place.type == "cuda")
+        pipe.enable_group_offload(
+            onload_device=place, offload_type="leaf_level", use_stream=place.type == "cuda"
+        )
     return pipe
 
 
 def keep_decoder(pipe: Any, place: torch.device) -> None:
-    """Let `enable_model_cpu_offload` leave the VAE on the device where it fits beside the largest other network.
+    """Let `enable_model_cpu_offload` leave the VAE on the device where it fits beside the largest
+    other network.
 
     Each batch of decodes would move the denoiser off the device and back.
     """
-    gauge, sizes, order = gauge_of(place), weights(pipe), getattr(pipe, "model_cpu_offload_seq", None)
+    gauge, sizes, order = (
+        gauge_of(place),
+        weights(pipe),
+        getattr(pipe, "model_cpu_offload_seq", None),
+    )
     if gauge is None or order is None or "vae" not in sizes:
         return
     if sizes.pop("vae") + max(sizes.values(), default=0) <= SHARE * gauge.free():
@@ -134,7 +158,9 @@ def keep_decoder(pipe: Any, place: torch.device) -> None:
 
 def weights(pipe: Any) -> dict[str, int]:
     """Bytes of the networks of a pipeline, by name."""
-    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    networks = {
+        name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)
+    }
     return {name: sum(each.nbytes for each in part.parameters()) for name, part in networks.items()}
 
 
@@ -148,12 +174,15 @@ def moves(pipe: Any) -> str:
 
 
 def prepare(pipe: Any, options: ModelOptions) -> None:
-    """Apply --preview-vae, --attention and --compile. ValueError for a preview VAE that cannot be loaded."""
+    """Apply --preview-vae, --attention and --compile. ValueError for a preview VAE that cannot be
+    loaded."""
     from ttsnap.pipelines.memory.acceleration import compile_denoiser, use_attention
 
     pipe.model_options = options
     if options.preview_vae is not None:
-        pipe.preview_vae = _preview_vae(options.preview_vae).to(*placement(options.device, options.dtype))
+        pipe.preview_vae = _preview_vae(options.preview_vae).to(
+            *placement(options.device, options.dtype)
+        )
     if options.attention != "sdpa":
         use_attention(pipe, options.attention)
     if options.compile:
@@ -161,20 +190,26 @@ def prepare(pipe: Any, options: ModelOptions) -> None:
 
 
 def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
-    """ValueError for arguments that this pipeline's call does not take under search. task: what the pipeline was loaded
-    for; one with pictures is all that it may do."""
+    """ValueError for arguments that this pipeline's call does not take under search. task: what the
+    pipeline was loaded for; one with pictures is all that it may do."""
     takes = sorted(pipe.call_arguments())
     if set(call) - set(takes):
         strange = sorted(set(call) - set(takes))
         meant = "".join(did_you_mean(name, takes) for name in strange)
-        raise ValueError(f"unknown argument(s) {strange} for this pipeline; it takes {takes}{meant}")
+        raise ValueError(
+            f"unknown argument(s) {strange} for this pipeline; it takes {takes}{meant}"
+        )
     texts = {name for name, value in call.items() if name not in CALL and _has_text(value)}
     if texts and (named := sorted(texts & picture_arguments(pipe))):
         given, ends = call[named[0]], " or ".join(SUFFIXES)
-        raise ValueError(f"{named[0]} takes a picture, got {given!r:.80}; give a file that ends in {ends}")
+        raise ValueError(
+            f"{named[0]} takes a picture, got {given!r:.80}; give a file that ends in {ends}"
+        )
     if task != TEXT and (does := pipe.task_of(call) or TEXT) != task:
-        raise ValueError(f"the task is {task}, and a call with these pictures does {does}; give the pictures of the "
-                         "task (--image, --mask-image, --control-image, or a prompt set that names them)")  # fmt: skip
+        raise ValueError(
+            f"the task is {task}, and a call with these pictures does {does}; give the pictures of"
+            " the task (--image, --mask-image, --control-image, or a prompt set that names them)"
+        )
 
 
 def _has_text(value: object) -> bool:
@@ -185,7 +220,9 @@ def picture_arguments(pipe: Any) -> set[str]:
     """The names of arguments of a pipeline's stock call that are pictures, by its signature."""
     parameters = inspect.signature(pipe.stock_class().__call__).parameters.values()
     annotated = {each.name for each in parameters if "Image" in str(each.annotation)}
-    return annotated | {each.name for each in parameters if {"image", "video"} & set(each.name.split("_"))}
+    return annotated | {
+        each.name for each in parameters if {"image", "video"} & set(each.name.split("_"))
+    }
 
 
 def _preview_vae(name: str) -> Any:
@@ -198,4 +235,6 @@ def _preview_vae(name: str) -> Any:
         return TinyVideoVAE.from_file(where)
     with foreign(f"cannot load --preview-vae {name}"):
         require_repository(name)
-        return AutoencoderTiny.from_pretrained(where if where.is_dir() else name, use_safetensors=True)
+        return AutoencoderTiny.from_pretrained(
+            where if where.is_dir() else name, use_safetensors=True
+        )

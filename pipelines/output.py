@@ -1,4 +1,5 @@
-"""What a search pipeline returns: the family's own output class with `search`, safety-checked and in the form asked."""
+"""What a search pipeline returns: the family's own output class with `search`, safety-checked and
+in the form asked."""
 
 from __future__ import annotations
 
@@ -55,32 +56,41 @@ class FramesOutput(BaseOutput):
 
 @dataclass
 class SoundOutput(BaseOutput):
-    """That of a family whose videos have sound; audio: (N, channels, samples), or None where no video was finished."""
+    """That of a family whose videos have sound; audio: (N, channels, samples), or None where no
+    video was finished."""
 
     frames: Videos
     audio: Tensor | None
 
 
 def stock_output(call: Callable[..., Any]) -> type[Any]:
-    """The output class of images or frames that the code of a stock `__call__` names; ImagesOutput unless it names
-    exactly one."""
+    """The output class of images or frames that the code of a stock `__call__` names; ImagesOutput
+    unless it names exactly one."""
     plain: Any = inspect.unwrap(call)
     named = [plain.__globals__.get(name) for name in plain.__code__.co_names]
     kinds: list[Any] = [c for c in named if isinstance(c, type) and issubclass(c, BaseOutput)]
-    known = [kind for kind in kinds if {"images", "frames"} & {field.name for field in fields(kind)}]
+    known = [
+        kind for kind in kinds if {"images", "frames"} & {field.name for field in fields(kind)}
+    ]
     return known[0] if len(known) == 1 else ImagesOutput
 
 
 @functools.cache
 def search_output(stock: Any) -> Any:
-    """A subclass of a stock output class with one more field: `search`, a list of one Result per prompt."""
+    """A subclass of a stock output class with one more field: `search`, a list of one Result per
+    prompt."""
     made = made_field(stock)
 
-    def reduce(self: Any) -> Any:  # pickle stores the stock class, since this one has no name in a module
+    # pickle stores the stock class, since this one has no name in a module
+    def reduce(self: Any) -> Any:
         return _restore, (stock, tuple(getattr(self, field.name) for field in fields(self)))
 
     def line(self: Any) -> str:
-        more = [f"{field.name}={_short(getattr(self, field.name))}" for field in fields(stock) if field.name != made]
+        more = [
+            f"{field.name}={_short(getattr(self, field.name))}"
+            for field in fields(stock)
+            if field.name != made
+        ]
         n = len(getattr(self, made))
         count = f"{n} {'image' if made == 'images' else 'video'}{'s' * (n != 1)}"
         return f"{type(self).__name__}({', '.join([count, *more, f'search={self.search}'])})"
@@ -103,52 +113,65 @@ def _restore(stock: Any, values: Sequence[Any]) -> Any:
 
 
 def made_field(stock: Any) -> str:
-    """The field of a stock output class that holds what was made: "images", or "frames" where that is videos."""
+    """The field of a stock output class that holds what was made: "images", or "frames" where that
+    is videos."""
     return "frames" if any(field.name == "frames" for field in fields(stock)) else "images"
 
 
 def make_output(stock: Any, made: Images | Videos, results: list[Result], **known: Any) -> Any:
-    """The search output over a stock class. `known`, by the names of its fields, is kept only if it has such a field:
-    what the safety checker flagged, the sound of videos."""
-    more = {field.name: known.get(field.name) for field in fields(stock) if field.name != made_field(stock)}
+    """The search output over a stock class. `known`, by the names of its fields, is kept only if it
+    has such a field: what the safety checker flagged, the sound of videos."""
+    more = {
+        field.name: known.get(field.name)
+        for field in fields(stock)
+        if field.name != made_field(stock)
+    }
     return search_output(stock)(**{made_field(stock): made}, **more, search=results)
 
 
 def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] | None]:
-    """(results, flags): images that the safety checker flags are replaced by what it returns for them, usually black.
+    """(results, flags): images that the safety checker flags are replaced by what it returns for
+    them, usually black.
 
-    flags: one bool per image, True where it was flagged; None where the pipeline has no safety checker or there are no
-    images. Only final images are checked: to check every x0 estimate would cost much, and black ones would mislead the
-    search.
+    flags: one bool per image, True where it was flagged; None where the pipeline has no safety
+    checker or there are no images. Only final images are checked: to check every x0 estimate would
+    cost much, and black ones would mislead the search.
     """
     shown, flags = judged(pipe, [c.pixels for result in results for c in result.images])
     if flags is None:
         return results, None
     rows = iter(shown)
     censored = [
-        replace(result, images=tuple(replace(c, image=next(rows)) for c in result.images)) for result in results
+        replace(result, images=tuple(replace(c, image=next(rows)) for c in result.images))
+        for result in results
     ]
     return censored, flags
 
 
 def judged(pipe: Any, images: list[Tensor]) -> tuple[list[Tensor], list[bool] | None]:
     """(images, flags) as of `checked`, of images (3, H, W)."""
-    checks = getattr(pipe, "safety_checker", None) is not None and hasattr(pipe, "run_safety_checker")
+    checks = getattr(pipe, "safety_checker", None) is not None and hasattr(
+        pipe, "run_safety_checker"
+    )
     if not checks or not images:  # Cosmos has a checker that its own call runs
         return images, None
     dtype = getattr(pipe.safety_checker, "dtype", torch.float32)
     device = pipe._execution_device
     with torch.no_grad():
         seen, flags = pipe.run_safety_checker(2 * torch.stack(images).to(device) - 1, device, dtype)
-    # Flagged images stay as the checker returned them, as in stock pipelines, which do not map them to [0, 1] either.
+    # Flagged images stay as the checker returned them, as in stock pipelines, which do not map them
+    # to [0, 1] either.
     rows = zip(seen, images, flags, strict=True)
-    return [torch.as_tensor(new).cpu().float() if flag else old for new, old, flag in rows], [bool(f) for f in flags]
+    return [torch.as_tensor(new).cpu().float() if flag else old for new, old, flag in rows], [
+        bool(f) for f in flags
+    ]
 
 
 def sources_of(
     denoiser: PipelineDenoiser, prompts: Sequence[Prompt], metrics: Sequence[RewardModel]
 ) -> list[Tensor | None]:
-    """What each of these prompts edits, (3, h, w), where one of these metrics needs it; on the CPU, as images are."""
+    """What each of these prompts edits, (3, h, w), where one of these metrics needs it; on the CPU,
+    as images are."""
     if not any("source" in metric.needs for metric in metrics):
         return [None] * len(prompts)
     denoiser.encode(prompts)
@@ -162,10 +185,11 @@ def reported(
     source: Tensor | None = None,
     text: str | None = None,
 ) -> Result:
-    """The result, each of its images scored by each metric; a metric that fails adds a warning instead.
+    """The result, each of its images scored by each metric; a metric that fails adds a warning
+    instead.
 
-    frames: how many of a video metrics of images see; source: (3, h, w), what the prompt edits, where one needs it;
-    text: what rewards read of the prompt, where that is another text.
+    frames: how many of a video metrics of images see; source: (3, h, w), what the prompt edits,
+    where one needs it; text: what rewards read of the prompt, where that is another text.
     """
     if not metrics or not result.images:
         return result
@@ -184,10 +208,14 @@ def reported(
     return replace(result, images=tuple(scored), warnings=(*result.warnings, *failed))
 
 
-def converted(made: list[Tensor], output_type: str, dtype: torch.dtype, device: torch.device) -> Images | Videos:
-    """Images or videos as "pil", "pt" or "np", in the forms that stock pipelines return: tensors as the VAE made them.
+def converted(
+    made: list[Tensor], output_type: str, dtype: torch.dtype, device: torch.device
+) -> Images | Videos:
+    """Images or videos as "pil", "pt" or "np", in the forms that stock pipelines return: tensors as
+    the VAE made them.
 
-    Of videos these are, for "pil", a list of T pictures for each; else (N, T, H, W, 3) float32 and (N, T, 3, H, W).
+    Of videos these are, for "pil", a list of T pictures for each; else (N, T, H, W, 3) float32 and
+    (N, T, 3, H, W).
     """
     if not made:
         return []
@@ -210,7 +238,8 @@ def sound(denoiser: PipelineDenoiser, found: list[Tensor], device: torch.device)
 
 
 def latents(denoiser: PipelineDenoiser, found: list[Tensor], device: torch.device) -> Images:
-    """Final latents in the form in which the stock call returns them; a denoiser may convert by `finished`."""
+    """Final latents in the form in which the stock call returns them; a denoiser may convert by
+    `finished`."""
     if not found:
         return []
     stack = denoiser.settled(torch.stack(found).to(device), denoiser.pipe.vae)
@@ -226,19 +255,24 @@ def with_thumbnails(
     thumbnails: Mapping[int, Mapping[tuple[int, int], Image.Image]],
     flags: Sequence[bool] | None,
 ) -> list[Result]:
-    """Results with what was seen on the way, but for prompts of which the safety checker flagged an image, and for
-    candidates that are refused in the end."""
+    """Results with what was seen on the way, but for prompts of which the safety checker flagged an
+    image, and for candidates that are refused in the end."""
     kept, rest = [], iter(flags or ())
     for job, result in enumerate(results):
         flagged = list(itertools.islice(rest, len(result.images)))
         refused = result.particles.refused
-        seen = {look: picture for look, picture in thumbnails.get(job, {}).items() if not refused[look[0]]}
+        seen = {
+            look: picture
+            for look, picture in thumbnails.get(job, {}).items()
+            if not refused[look[0]]
+        }
         kept.append(result if any(flagged) else replace(result, thumbnails=seen))
     return kept
 
 
 def with_sources(results: Sequence[Result], calls: Sequence[Mapping[str, object]]) -> list[Result]:
-    """Results with a small copy of the picture that each prompt's call changes, where it changes one."""
+    """Results with a small copy of the picture that each prompt's call changes, where it changes
+    one."""
     pictures = [source_of(call) for call in calls]
     return [
         result if picture is None else replace(result, source=outputs.thumbnail(picture))
@@ -247,31 +281,42 @@ def with_sources(results: Sequence[Result], calls: Sequence[Mapping[str, object]
 
 
 def label_images(made: Images | Videos, results: Sequence[Result], record: SearchRecord) -> None:
-    """Let PIL images, and the first frame of each video, carry what made them in `info`. ttsnap.results.png_info and
-    save_video write it into files."""
-    rows = [(index, rank) for index, result in enumerate(results) for rank in range(len(result.images))]
+    """Let PIL images, and the first frame of each video, carry what made them in `info`.
+    ttsnap.results.png_info and save_video write it into files."""
+    rows = [
+        (index, rank) for index, result in enumerate(results) for rank in range(len(result.images))
+    ]
     for one, (index, rank) in zip(made, rows, strict=True):
         picture = one[0] if isinstance(one, list) else one
         record.of(results[index], rank, index).label(picture)
 
 
 def warn_of_missing(results: Sequence[Result], keep: int) -> None:
-    """A warning where a prompt has fewer images than were asked for, so that they cannot be told apart by counting."""
-    missing = {i: len(result.images) for i, result in enumerate(results) if len(result.images) < keep}
+    """A warning where a prompt has fewer images than were asked for, so that they cannot be told
+    apart by counting."""
+    missing = {
+        i: len(result.images) for i, result in enumerate(results) if len(result.images) < keep
+    }
     if missing:
         i, number = next(iter(missing.items()))
         prompts = f"{len(missing)} of {len(results)} prompts" if len(results) > 1 else "the prompt"
         warnings.warn(
-            f"{prompts} came out with fewer images than the {keep} asked for ({number} of {results[i].prompt!r}): "
-            "out.search[i].images are those of prompt i, out.search[i].warnings say why; a larger budget finishes more",
+            f"{prompts} came out with fewer images than the {keep} asked for ({number} of"
+            f" {results[i].prompt!r}): out.search[i].images are those of prompt i,"
+            " out.search[i].warnings say why; a larger budget finishes more",
             FewerImages,
             stacklevel=4,
         )
 
 
 def tell(pipe: Any, call: Mapping[str, object], known: Mapping[str, inspect.Parameter]) -> None:
-    """Leave on the pipeline what its stock call leaves there for others to read: guidance_scale, num_timesteps, ..."""
-    values = {"current_timestep": None, **{name: parameter.default for name, parameter in known.items()}, **call}
+    """Leave on the pipeline what its stock call leaves there for others to read: guidance_scale,
+    num_timesteps, ..."""
+    values = {
+        "current_timestep": None,
+        **{name: parameter.default for name, parameter in known.items()},
+        **call,
+    }
     for name, _ in inspect.getmembers(type(pipe), lambda member: isinstance(member, property)):
         if name in values:
             vars(pipe)[f"_{name}"] = values[name]

@@ -1,7 +1,7 @@
 """The models that come with ttsnap: where each lies, and the language of its prompts.
 
-A packaged model draws a small world. The world is a module that reads and writes prompts, and says which of them
-training never saw.
+A packaged model draws a small world. The world is a module that reads and writes prompts, and says
+which of them training never saw.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class World(Protocol):
 
 @dataclass(frozen=True)
 class Showcase:
-    """A prompt, a budget and a first seed at which a search visibly beats best-of-N, and how often it does."""
+    """A prompt, a budget and a first seed at which a search visibly beats best-of-N, and how often
+    it does."""
 
     prompt: str
     """Chosen because the search gains much there."""
@@ -46,16 +47,16 @@ class Showcase:
     seed: int
     """Chosen among the first seeds because the difference shows."""
     odds: Mapping[str, tuple[int, int]]
-    """By search, the percent of random first seeds whose winner is right, and its standard error, as
-    benchmarks/showcase.py measured them in float32."""
+    """By search, the percent of random first seeds whose winner is right, and its standard error,
+    as benchmarks/showcase.py measured them in float32."""
 
     @property
     def words(self) -> str:
         """A sentence on how often each search is right, to read beside one draw."""
         shares = [f"{name} {share} ± {error} %" for name, (share, error) in self.odds.items()]
         return (
-            f"This prompt and seed {self.seed} were chosen so that the difference shows. From random seeds the winner "
-            f"is right so often: {', '.join(shares)}."
+            f"This prompt and seed {self.seed} were chosen so that the difference shows. From"
+            f" random seeds the winner is right so often: {', '.join(shares)}."
         )
 
 
@@ -88,7 +89,8 @@ class Packaged:
         return None if judge == self.rewards[0] else judge
 
     def canonical(self, text: str) -> str:
-        """A prompt in the form that the model was trained on. ValueError for one that it cannot read."""
+        """A prompt in the form that the model was trained on. ValueError for one that it cannot
+        read."""
         return self.world.caption(self.world.parse(text))
 
 
@@ -99,12 +101,17 @@ _MANY_STEPS = Packaged(
     right=Requirement("scenes-strict", ">=", 1.0),
     examples=("a green cross above a red square", "two red circles and a blue square"),
     showcase=Showcase(
-        # Among 135 prompts of four objects one that few seeds get right: 14 % of 1,000. The search drafts 120 seeds and
-        # finishes 20 of the drafts; 44 of the first seeds 0 to 99 show the difference (400 recorded seeds).
+        # Among 135 prompts of four objects one that few seeds get right: 14 % of 1,000. The search
+        # drafts 120 seeds and finishes 20 of the drafts; 44 of the first seeds 0 to 99 show the
+        # difference (400 recorded seeds).
         "a green circle and three red squares",
         "6 images",
         8,
-        {"best-of-n": (57, 5), "seed-pruning without drafts": (73, 5), "seed-pruning with finished drafts": (100, 0)},
+        {
+            "best-of-n": (57, 5),
+            "seed-pruning without drafts": (73, 5),
+            "seed-pruning with finished drafts": (100, 0),
+        },
     ),
     draft=scenes.draft_path(),
 )
@@ -123,8 +130,9 @@ MODELS = {
         ),
         draft=signs.draft_path(),
         showcase=Showcase(
-            # A word of seven letters that few seeds get right: 18 % of 400. The search looks at 8 seeds and finishes 2.
-            # 14 of the first seeds 0 to 99 show the difference; to the eye it is plainest from this one.
+            # A word of seven letters that few seeds get right: 18 % of 400. The search looks at 8
+            # seeds and finishes 2. 14 of the first seeds 0 to 99 show the difference; to the eye it
+            # is plainest from this one.
             'a blue sign that says "LIBRARY" in white',
             "5 images",
             71,
@@ -135,8 +143,8 @@ MODELS = {
 
 
 def draft_folder(pipe: Any, where: str) -> Path:
-    """Where a drafter that is named may lie on disk. "embedded" is the packaged model's own, and that of the first
-    model for pipelines from another place."""
+    """Where a drafter that is named may lie on disk. "embedded" is the packaged model's own, and
+    that of the first model for pipelines from another place."""
     if where != EMBEDDED:
         return Path(where).expanduser()
     drafts = {str(ours.folder): ours.draft for ours in MODELS.values()}
@@ -144,7 +152,8 @@ def draft_folder(pipe: Any, where: str) -> Path:
 
 
 def showcase_of(search: Prepared, call: Mapping[str, object]) -> Showcase | None:
-    """The showcase that a search is, whose odds hold for it. call: the model's own, with all its defaults."""
+    """The showcase that a search is, whose odds hold for it. call: the model's own, with all its
+    defaults."""
     model = search.engine.model.model
     shown = MODELS[model].showcase if model in MODELS else None
     if shown is None or [prompt.text for prompt in search.prompts] != [shown.prompt]:

@@ -15,7 +15,8 @@ _OWN = ("_all_hooks", "_internal_dict", "_progress_bar_config")
 
 
 def copied(pipe: Any, cls: type) -> Any:
-    """The same pipeline under another class of the same parts. Hooks, settings and quantised weights stay."""
+    """The same pipeline under another class of the same parts. Hooks, settings and quantised
+    weights stay."""
     twin = copy.copy(pipe)
     twin.__class__ = cls
     for name in _OWN:
@@ -29,7 +30,8 @@ def copied(pipe: Any, cls: type) -> Any:
 def shared_copy(net: nn.Module) -> nn.Module:
     """A copy over the same parameters and buffers, with modules, adapters and settings of its own.
 
-    It is not compiled. Hooks that move or cast weights (offload) are the network's, as the weights are.
+    It is not compiled. Hooks that move or cast weights (offload) are the network's, as the weights
+    are.
     """
     net = getattr(net, "_orig_mod", net)  # torch.compile(module)
     kept: list[Any] = [*net.parameters(), *net.buffers()]
@@ -71,25 +73,40 @@ def hooked(pipe: Any) -> bool:
 def rebuilt(pipe: Any, cls: Any, changes: dict[str, Any]) -> Any:
     """A `cls` made of the parts of `pipe`, some of them or of its settings changed.
 
-    Unlike diffusers' from_pipe it casts nothing and keeps what was set on the object (hooks, progress bar). As there,
-    networks must be of the very classes that `cls` names: those of other families bear the same names. Raises
-    ValueError for changes that `cls` does not know and for parts that neither has.
+    Unlike diffusers' from_pipe it casts nothing and keeps what was set on the object (hooks,
+    progress bar). As there, networks must be of the very classes that `cls` names: those of other
+    families bear the same names. Raises ValueError for changes that `cls` does not know and for
+    parts that neither has.
     """
     parts, settings = cls._get_signature_keys(cls)
     unknown = sorted(set(changes) - {*parts, *settings})
     if unknown:
-        raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it is made of {', '.join([*parts, *settings])}")
+        raise ValueError(
+            f"{cls.__name__} has no {', '.join(unknown)}; it is made of"
+            f" {', '.join([*parts, *settings])}"
+        )
     config = {name.removeprefix("_"): value for name, value in pipe.config.items()}
     given = {name: config[name] for name in settings if name in config}
     types = cls._get_signature_types()
     theirs = {name: part for name, part in pipe.components.items() if name in parts}
-    others = {n: type(p) for n, p in theirs.items() if isinstance(p, ModelMixin) and type(p) not in types[n]}
+    others = {
+        n: type(p)
+        for n, p in theirs.items()
+        if isinstance(p, ModelMixin) and type(p) not in types[n]
+    }
     given |= {name: part for name, part in theirs.items() if name not in others} | changes
     takes = inspect.signature(cls.__init__).parameters
-    missing = sorted(name for name in parts if name not in given and takes[name].default is inspect.Parameter.empty)
+    missing = sorted(
+        name
+        for name in parts
+        if name not in given and takes[name].default is inspect.Parameter.empty
+    )
     if missing:
         wrong = "".join(f"; its {n} is {others[n].__name__}" for n in missing if n in others)
-        raise ValueError(f"{cls.__name__} needs {', '.join(missing)}, which {type(pipe).__name__} does not have{wrong}")
+        raise ValueError(
+            f"{cls.__name__} needs {', '.join(missing)}, which {type(pipe).__name__} does not"
+            f" have{wrong}"
+        )
     if "scheduler" not in changes:
         given["scheduler"] = copy.deepcopy(given["scheduler"])
     twin = cls(**given)

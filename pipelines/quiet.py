@@ -9,12 +9,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Without what the logger of this name says, and without the loading bars of diffusers and transformers."""
+    """Without what the logger of this name says, and without the loading bars of diffusers and
+    transformers."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     logger = logging.getLogger(name)
-    level, drawing = logger.level, [x for x in (diffusers_logging, transformers_logging) if x.is_progress_bar_enabled()]
+    level, drawing = (
+        logger.level,
+        [x for x in (diffusers_logging, transformers_logging) if x.is_progress_bar_enabled()],
+    )
     logger.setLevel(logging.CRITICAL)
     for library in drawing:
         library.disable_progress_bar()

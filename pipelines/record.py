@@ -1,4 +1,5 @@
-"""What is known of a search call before it finds anything: plain values that name everything else."""
+"""What is known of a search call before it finds anything: plain values that name everything
+else."""
 
 from __future__ import annotations
 
@@ -22,20 +23,26 @@ PLAIN = (bool, int, float, str)
 def record_of(pipe: Any, search: Prepared, rewards: Sequence[str]) -> SearchRecord:
     """That of a search by this pipeline, whose engine's rewards have these names.
 
-    Algorithms go by their names and options, as `make_algorithm` takes them. Arguments of the call and options that are
-    not plain are left out.
+    Algorithms go by their names and options, as `make_algorithm` takes them. Arguments of the call
+    and options that are not plain are left out.
     """
     engine, call, request = search.engine, dict(search.engine.call), search.request
     pictures: Any = [digests({**call, **prompt.inputs}) for prompt in search.prompts]
     if any(prompt.negative is not None for prompt in search.prompts):
         given = call.get("negative_prompt")
         usual = given if isinstance(given, list | tuple) else [given] * len(pictures)
-        negative = [one if p.negative is None else p.negative for one, p in zip(usual, search.prompts, strict=True)]
+        negative = [
+            one if p.negative is None else p.negative
+            for one, p in zip(usual, search.prompts, strict=True)
+        ]
         call["negative_prompt"] = negative if len(set(negative)) > 1 else negative[0]
     named: Any
     named, options = _algorithm(request.search)
     options |= request.options
-    loras: Any = [*([engine.model.lora] if engine.model.lora else adapters(pipe)), *map(str, engine.loras)]
+    loras: Any = [
+        *([engine.model.lora] if engine.model.lora else adapters(pipe)),
+        *map(str, engine.loras),
+    ]
     dtype: Any = str(pipe.dtype).removeprefix("torch.")
     measure = engine.batch.features
     return SearchRecord(
@@ -66,16 +73,21 @@ def model_of(pipe: Any) -> ModelOptions:
 
 
 def model_name(pipe: Any) -> str:
-    """By what a pipeline was loaded: the name of a packaged model, a folder or a hub id; its class where it was not."""
+    """By what a pipeline was loaded: the name of a packaged model, a folder or a hub id; its class
+    where it was not."""
     where = str(pipe.name_or_path or pipe.stock_class().__name__)
     return {str(ours.folder): name for name, ours in MODELS.items()}.get(where, where)
 
 
 def _algorithm(asked: str | Algorithm | Mapping[str, object]) -> tuple[object, dict[str, object]]:
-    """Name and options. An object goes by the name under which people know it, if that takes its options."""
+    """Name and options. An object goes by the name under which people know it, if that takes its
+    options."""
     if isinstance(asked, str):
         return asked, {}
-    given = {name: _spelled(value) for name, value in (asked if isinstance(asked, Mapping) else vars(asked)).items()}
+    given = {
+        name: _spelled(value)
+        for name, value in (asked if isinstance(asked, Mapping) else vars(asked)).items()
+    }
     if isinstance(asked, Mapping):
         return given.pop("name", ""), given
     name = name_of(asked)
@@ -85,15 +97,24 @@ def _algorithm(asked: str | Algorithm | Mapping[str, object]) -> tuple[object, d
 def _spelled(value: object) -> object:
     """An option, with the algorithms in it by name and options."""
     value = spec_of(value) if isinstance(value, Algorithm) else value
-    return {key: _spelled(inside) for key, inside in value.items()} if isinstance(value, Mapping) else value
+    return (
+        {key: _spelled(inside) for key, inside in value.items()}
+        if isinstance(value, Mapping)
+        else value
+    )
 
 
 def _is_plain(value: object) -> bool:
     if isinstance(value, Mapping):  # an algorithm, some of whose options are left open
         return all(inside is None or _is_plain(inside) for inside in value.values())
-    return isinstance(value, PLAIN) or (isinstance(value, list | tuple) and all(map(_is_plain, value)))
+    return isinstance(value, PLAIN) or (
+        isinstance(value, list | tuple) and all(map(_is_plain, value))
+    )
 
 
 def adapters(pipe: Any) -> list[str]:
-    """The names of adapters in force: without them the image cannot be made again. Without peft there are none."""
-    return pipe.get_active_adapters() if USE_PEFT_BACKEND and isinstance(pipe, LoraBaseMixin) else []
+    """The names of adapters in force: without them the image cannot be made again. Without peft
+    there are none."""
+    return (
+        pipe.get_active_adapters() if USE_PEFT_BACKEND and isinstance(pipe, LoraBaseMixin) else []
+    )

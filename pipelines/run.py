@@ -56,15 +56,20 @@ def run(
     on_event: Listener | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> SearchOutcome:
-    """Search with a search pipeline. Arguments of the call may be lists with an entry for each prompt.
+    """Search with a search pipeline. Arguments of the call may be lists with an entry for each
+    prompt.
 
-    on_event: called with every Event. should_stop: asked once per batch; when it says True, or `pipe._interrupt` is
-    set, prompts under way end with their best finished image. ValueError for what the model refuses.
+    on_event: called with every Event. should_stop: asked once per batch; when it says True, or
+    `pipe._interrupt` is set, prompts under way end with their best finished image. ValueError for
+    what the model refuses.
     """
     interrupts = pipe.interrupts
     prompts, shared = pipe.split_prompt_inputs(search.prompts, search.engine.call)
     wanted = replace(
-        search, prompts=tuple(prompts), engine=replace(search.engine, call=shared), eager=on_event is not None
+        search,
+        prompts=tuple(prompts),
+        engine=replace(search.engine, call=shared),
+        eager=on_event is not None,
     )
     if reported := search.request.selection.reported:
         wanted = wanted.reporting(make_rewards(reported, device=pipe._execution_device))
@@ -74,7 +79,8 @@ def run(
         return pipe.interrupts > interrupts or (should_stop is not None and should_stop())
 
     with open_engine(wanted.engine, devices or DeviceOptions(), pipe) as (engine, denoiser):
-        if not search.request.engine.sampler.left_open:  # the model's own is taken where it was checked
+        # the model's own is taken where it was checked
+        if not search.request.engine.sampler.left_open:
             warn_of_doubt(denoiser.drafts, model_name(pipe))
         try:
             with _progress(pipe, wanted, engine) as bar:
@@ -83,7 +89,10 @@ def run(
         finally:
             pipe.maybe_free_model_hooks()
     return replace(
-        found, results=output.with_sources(found.results, [{**shared, **prompt.inputs} for prompt in prompts])
+        found,
+        results=output.with_sources(
+            found.results, [{**shared, **prompt.inputs} for prompt in prompts]
+        ),
     )
 
 
@@ -99,8 +108,8 @@ def run_on(
 ) -> SearchOutcome:
     """Run a search on an engine that is open, and finish what it finds.
 
-    recorder: keeps thumbnails for the results; None for none. told: as of `finished`. ValueError where reports cannot
-    see what is made.
+    recorder: keeps thumbnails for the results; None for none. told: as of `finished`. ValueError
+    where reports cannot see what is made.
     """
     shown_of(denoiser, search.engine.batch.frames).check(search.request.selection.reported)
     latents = FinishedLatents(engine.grid.steps) if "latents" in search.engine.batch.keep else None
@@ -121,18 +130,28 @@ def finished(
     recorder: Recorder | None = None,
     told: Prepared | None = None,
 ) -> SearchOutcome:
-    """What a search found, as every door gives it on: past the safety checker, scored by the rewards that report.
+    """What a search found, as every door gives it on: past the safety checker, scored by the
+    rewards that report.
 
-    denoiser: encodes what is edited for rewards that need it. told: the search that the record names, where
-    that is another.
+    denoiser: encodes what is edited for rewards that need it. told: the search that the record
+    names, where that is another.
     """
     report, frames = search.request.selection.reported, search.engine.batch.frames
     results, flags = output.checked(pipe, found)
     if report:
-        sources = [None] * len(results) if denoiser is None else output.sources_of(denoiser, search.prompts, report)
+        sources = (
+            [None] * len(results)
+            if denoiser is None
+            else output.sources_of(denoiser, search.prompts, report)
+        )
         each = zip(results, search.prompts, sources, strict=True)
-        results = [output.reported(result, report, frames, source, prompt.read) for result, prompt, source in each]
-    results = output.with_thumbnails(results, {} if recorder is None else recorder.thumbnails, flags)
+        results = [
+            output.reported(result, report, frames, source, prompt.read)
+            for result, prompt, source in each
+        ]
+    results = output.with_thumbnails(
+        results, {} if recorder is None else recorder.thumbnails, flags
+    )
     record = record_of(pipe, told or search, engine.reward_names)
     return SearchOutcome(results, record, flags, denoiser)
 
@@ -142,7 +161,12 @@ def _progress(pipe: Any, search: Prepared, engine: Engine) -> Iterator[Listener]
     """A listener that moves a progress bar styled as the pipeline's, which counts evaluations."""
     nfe = search.budget.on(engine.grid).nfe
     total = nfe * len(search.prompts) if nfe else None
-    style = {"total": total, "unit": "nfe", "desc": "search", **getattr(pipe, "_progress_bar_config", {})}
+    style = {
+        "total": total,
+        "unit": "nfe",
+        "desc": "search",
+        **getattr(pipe, "_progress_bar_config", {}),
+    }
     bar: Any = None
 
     def listen(event: Event) -> None:

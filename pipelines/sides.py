@@ -1,4 +1,5 @@
-"""The largest pictures that a model draws, known from its config files before anything is loaded."""
+"""The largest pictures that a model draws, known from its config files before anything is
+loaded."""
 
 from __future__ import annotations
 
@@ -10,19 +11,31 @@ from ttsnap.files.reading import read_object
 
 
 def check_sides(config: Mapping[str, Any], scale: int, height: int, width: int) -> None:
-    """ValueError for an image, in pixels, that is larger than the network's table of positions, if it has one.
+    """ValueError for an image, in pixels, that is larger than the network's table of positions, if
+    it has one.
 
     config: the network's. scale: pixels of a latent's side.
     """
     most, patch = config.get("pos_embed_max_size"), config.get("patch_size")
-    if isinstance(most, int) and isinstance(patch, int) and max(height, width) > (pixels := most * patch * scale):
-        raise ValueError(f"this model draws at most {pixels} x {pixels} pixels, got width {width} and height {height}")
+    if (
+        isinstance(most, int)
+        and isinstance(patch, int)
+        and max(height, width) > (pixels := most * patch * scale)
+    ):
+        raise ValueError(
+            f"this model draws at most {pixels} x {pixels} pixels, got width {width} and height"
+            f" {height}"
+        )
 
 
 def check_call_sides(folder: Path, call: Mapping[str, Any]) -> None:
     """The same for the call of a model in a folder."""
     net, vae = folder / "transformer" / "config.json", folder / "vae" / "config.json"
-    if net.is_file() and vae.is_file() and isinstance(blocks := read_object(vae).get("block_out_channels"), list):
+    if (
+        net.is_file()
+        and vae.is_file()
+        and isinstance(blocks := read_object(vae).get("block_out_channels"), list)
+    ):
         config, scale = read_object(net), 2 ** (len(blocks) - 1)
         own = size * scale if isinstance(size := config.get("sample_size"), int) else 0
         check_sides(config, scale, *(call.get(name) or own for name in ("height", "width")))

@@ -27,20 +27,26 @@ from ttsnap.sampling.repel import coupled
 
 
 def couple_seeds(denoiser: PipelineDenoiser, how: Repel, kernel: Spec) -> None:
-    """Let particles begin where groups of them have taken the call's steps of noise levels from `how.level` on.
+    """Let particles begin where groups of them have taken the call's steps of noise levels from
+    `how.level` on.
 
-    kernel: by name, for all steps. ValueError for a model, a kernel or a schedule that does not allow for it.
+    kernel: by name, for all steps. ValueError for a model, a kernel or a schedule that does not
+        allow for it.
     """
     denoiser.must(Capability.COUPLE)
     if not isinstance(kernel, str):
-        raise ValueError(f"variety repel steps by a kernel of its name, and {type(kernel).__name__} is an object; "
-                         "name one, as kernel='ode'")  # fmt: skip
+        raise ValueError(
+            f"variety repel steps by a kernel of its name, and {type(kernel).__name__} is an"
+            " object; name one, as kernel='ode'"
+        )
     grid = denoiser.grid
     steps = sum(level >= how.level - 1e-6 for level in grid.levels)
     if not 0 < steps < grid.steps:
-        raise ValueError(f"variety repel couples the steps of noise levels from {how.level:g} on, which are {steps} of "
-                         f"{grid.steps} here, and leaves at least one free; set the level, as in "
-                         f"repel:{how.size}:{floor(100 * grid.levels[0]) / 100:g}")  # fmt: skip
+        raise ValueError(
+            f"variety repel couples the steps of noise levels from {how.level:g} on, which are"
+            f" {steps} of {grid.steps} here, and leaves at least one free; set the level, as in"
+            f" repel:{how.size}:{floor(100 * grid.levels[0]) / 100:g}"
+        )
     groups = CoupledStart(
         proxy(denoiser),
         shared_copy(denoiser.net),
@@ -83,11 +89,17 @@ class CoupledStart:
 
     @torch.no_grad()
     def begin(
-        self, noise: Tensor, cond: Tensor, keys: Sequence[rng.Key], generators: Sequence[torch.Generator]
+        self,
+        noise: Tensor,
+        cond: Tensor,
+        keys: Sequence[rng.Key],
+        generators: Sequence[torch.Generator],
     ) -> tuple[Tensor, Sequence[KernelState]]:
         twin = self.denoiser.by(self.net, schedule=self.whole, guidance=self.guidance)
         x = noise
-        states: Sequence[KernelState] = [self.kernel.init(*each) for each in zip(noise, keys, generators, strict=True)]
+        states: Sequence[KernelState] = [
+            self.kernel.init(*each) for each in zip(noise, keys, generators, strict=True)
+        ]
         for position in range(self.nfe):
             at = torch.full((len(x),), position)
             with self._coupled(twin, (keys[0][0], position)) if len(noise) > 1 else nullcontext():

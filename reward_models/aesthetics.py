@@ -1,4 +1,5 @@
-"""LAION aesthetics predictor v2: a linear stack on CLIP ViT-L/14 (christophschuhmann/improved-aesthetic-predictor)."""
+"""LAION aesthetics predictor v2: a linear stack on CLIP ViT-L/14
+(christophschuhmann/improved-aesthetic-predictor)."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ FILES = ("aesthetic-model.safetensors", "aesthetic-model.pth", "sac+logos+ava1-l
 
 
 def linear_stack(width: int) -> nn.Sequential:
-    """width-1024-128-64-16-1 as published, without non-linearities; the gaps are its dropouts, which keep the names."""
+    """width-1024-128-64-16-1 as published, without non-linearities; the gaps are its dropouts,
+    which keep the names."""
     sizes = (width, 1024, 128, 64, 16, 1)
     layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
     gap = nn.Identity
@@ -37,14 +39,18 @@ class Aesthetics(Scorer):
     level_sites = rf"clip\.{VISION_SITES}"
 
     def __init__(self, clip: Any, head: nn.Module, *, batch_size: int = 32) -> None:
-        # The stack is small and its outputs are compared in the second decimal: it stays in float32.
+        # The stack is small and its outputs are compared in the second decimal: it stays in
+        # float32.
         network = nn.ModuleDict({"clip": clip, "head": head.float()})
         preprocess = Preprocess(clip.config.image_size, rules="transformers")
         super().__init__(network, preprocess, batch_size=batch_size)
 
     @classmethod
-    def load(cls, source: str, dtype: torch.dtype, *, clip: str | Path | None = None, **options: Any) -> Self:
-        """clip: the image tower; by default from beside the stack, where a config.json is, or openai's ViT-L/14."""
+    def load(
+        cls, source: str, dtype: torch.dtype, *, clip: str | Path | None = None, **options: Any
+    ) -> Self:
+        """clip: the image tower; by default from beside the stack, where a config.json is, or
+        openai's ViT-L/14."""
         from transformers import CLIPVisionModelWithProjection
 
         path = locate(source, FILES)
@@ -59,5 +65,7 @@ class Aesthetics(Scorer):
         return embeds
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        scores: Tensor = self.network["head"](normalize(self.embed_images(images).float(), dim=-1))[:, 0]
+        scores: Tensor = self.network["head"](normalize(self.embed_images(images).float(), dim=-1))[
+            :, 0
+        ]
         return scores

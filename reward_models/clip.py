@@ -1,6 +1,8 @@
-"""Image-text models with two towers, and CLIPScore: by transformers' CLIP or by any model of open_clip.
+"""Image-text models with two towers, and CLIPScore: by transformers' CLIP or by any model of
+open_clip.
 
-Source of CLIPScore: Hessel et al. (arXiv 2104.08718), in the form that torchmetrics reports: max(100 cos, 0).
+Source of CLIPScore: Hessel et al. (arXiv 2104.08718), in the form that torchmetrics reports:
+max(100 cos, 0).
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class TwoTowers(Scorer):
         return self.cosine(images, prompts)
 
     def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(N,) float32 in [-1, 1]. Each prompt is encoded once: a search scores many images of it."""
+        """(N,) float32 in [-1, 1]. Each prompt is encoded once: a search scores many images of
+        it."""
         unique = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         texts = normalize(self.embed_texts(list(unique)).float(), dim=-1)
         rows = torch.tensor([unique[prompt] for prompt in prompts], device=texts.device)
@@ -75,9 +78,14 @@ class HFTowers(TwoTowers):
         return _pooled(self.network.get_image_features(pixel_values=self.pixels(images)))
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
-        # The towers are causal and read the embedding at the end token: the length of the padding does not matter.
+        # The towers are causal and read the embedding at the end token: the length of the padding
+        # does not matter.
         tokens = self.tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            list(prompts),
+            padding=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
         )
         ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
         return _pooled(self.network.get_text_features(input_ids=ids, attention_mask=mask))
@@ -100,13 +108,16 @@ class CLIPScore(HFTowers):
 
 
 class OpenClipTowers(TwoTowers):
-    """An open_clip model with its tokenizer. Only open_clip's own vision transformers can be made noise-aware."""
+    """An open_clip model with its tokenizer. Only open_clip's own vision transformers can be made
+    noise-aware."""
 
     adapted = r"visual\.conv1|visual\.transformer\.resblocks\.\d+\.(attn\.in_proj|attn\.out_proj|mlp\.c_fc|mlp\.c_proj)"
     trained = r"visual\..*"
     level_sites = r"visual\.(conv1|transformer\.resblocks\.\d+\.ln_[12])"
 
-    def __init__(self, network: nn.Module, tokenizer: Any, preprocess: Preprocess, *, batch_size: int = 32) -> None:
+    def __init__(
+        self, network: nn.Module, tokenizer: Any, preprocess: Preprocess, *, batch_size: int = 32
+    ) -> None:
         super().__init__(network, preprocess, batch_size=batch_size)
         self.tokenizer = tokenizer
         self.max_tokens = int(tokenizer.context_length)
@@ -139,10 +150,19 @@ class OpenClipScore(OpenClipTowers):
         schema = source.startswith(("hf-hub:", "local-dir:"))
         architecture, _, weights = (source, "", "") if schema else source.partition(":")
         if not schema and not weights:
-            raise ValueError(f"open_clip weights are named ARCHITECTURE:TAG or ARCHITECTURE:FILE, got {source!r}")
-        network = explained(lambda: open_clip.create_model(architecture, pretrained=weights or None), source)
+            raise ValueError(
+                f"open_clip weights are named ARCHITECTURE:TAG or ARCHITECTURE:FILE, got {source!r}"
+            )
+        network = explained(
+            lambda: open_clip.create_model(architecture, pretrained=weights or None), source
+        )
         tokenizer = explained(lambda: open_clip.get_tokenizer(architecture), source)
-        return cls(network.to(dtype=dtype), tokenizer, _preprocess(network.visual.preprocess_cfg, source), **options)
+        return cls(
+            network.to(dtype=dtype),
+            tokenizer,
+            _preprocess(network.visual.preprocess_cfg, source),
+            **options,
+        )
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return (100 * self.cosine(images, prompts)).clamp(min=0)
@@ -153,7 +173,11 @@ def _preprocess(cfg: dict[str, Any], source: str) -> Preprocess:
     size, mode = cfg["size"], cfg["interpolation"]
     fit = {"shortest": "crop", "squash": "squash"}.get(str(cfg["resize_mode"]))
     side = size if isinstance(size, int) else size[0]
-    if size not in (side, (side, side), [side, side]) or fit is None or mode not in ("bicubic", "bilinear"):
+    if (
+        size not in (side, (side, side), [side, side])
+        or fit is None
+        or mode not in ("bicubic", "bilinear")
+    ):
         raise ValueError(f"{source} preprocesses images in a way that is not supported here: {cfg}")
     return Preprocess(side, tuple(cfg["mean"]), tuple(cfg["std"]), fit, mode)  # type: ignore[arg-type]
 

@@ -1,4 +1,5 @@
-"""Rewards without weights, (N,) float32: JPEG size, brightness, colourfulness, place. They do not read the prompt."""
+"""Rewards without weights, (N,) float32: JPEG size, brightness, colourfulness, place. They do not
+read the prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from ttsnap.rewards.reward_model import RewardModel
 
 
 def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
-    """Size of each image as JPEG in units of 1000 bytes, (N,) float32; as in DDPO (arXiv 2305.13301), quality 95."""
+    """Size of each image as JPEG in units of 1000 bytes, (N,) float32; as in DDPO (arXiv
+    2305.13301), quality 95."""
     check_images(images)
     sizes = []
     for picture in to_pictures(images):
@@ -29,7 +31,9 @@ class Incompressibility(RewardModel):
 
     name = "incompressibility"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
         return jpeg_kilobytes(images)
 
 
@@ -38,7 +42,9 @@ class Compressibility(RewardModel):
 
     name = "compressibility"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
         return -jpeg_kilobytes(images)
 
 
@@ -47,18 +53,23 @@ class Brightness(RewardModel):
 
     name = "brightness"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
         check_images(images)
         weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
         return torch.einsum("nchw,c->nhw", images.float(), weights).mean((1, 2))
 
 
 class Colourfulness(RewardModel):
-    """Hasler and Suesstrunk's M (Measuring colourfulness in natural images, 2003): 0 for grey, above 80 for vivid."""
+    """Hasler and Suesstrunk's M (Measuring colourfulness in natural images, 2003): 0 for grey,
+    above 80 for vivid."""
 
     name = "colourfulness"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
         check_images(images)
         r, g, b = (images.float() * 255).unbind(1)
         axes = torch.stack([r - g, (r + g) / 2 - b], 1).flatten(2)
@@ -68,16 +79,25 @@ class Colourfulness(RewardModel):
 
 
 class Place(RewardModel):
-    """The share of the coloured pixels that an edit and its source have in common, in [0, 1], whatever their hues."""
+    """The share of the coloured pixels that an edit and its source have in common, in [0, 1],
+    whatever their hues."""
 
     name = "place"
     needs = frozenset({"source"})
 
     def __call__(
-        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, source: Tensor | None = None
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        level: Tensor | None = None,
+        source: Tensor | None = None,
     ) -> Tensor:
         check_images(images)
         assert source is not None  # as `needs` says
-        before = interpolate(source.to(images.float()), images.shape[-2:], mode="bilinear", antialias=True)
+        before = interpolate(
+            source.to(images.float()), images.shape[-2:], mode="bilinear", antialias=True
+        )
         old, new = (x.amax(1) - x.amin(1) for x in (before, images.float()))
-        return torch.minimum(old, new).sum((1, 2)) / torch.maximum(old, new).sum((1, 2)).clamp(min=1e-6)
+        return torch.minimum(old, new).sum((1, 2)) / torch.maximum(old, new).sum((1, 2)).clamp(
+            min=1e-6
+        )

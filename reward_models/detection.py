@@ -1,7 +1,8 @@
-"""Counting by open-vocabulary detection: minus the sum of squared differences from the numbers that a prompt asks for.
+"""Counting by open-vocabulary detection: minus the sum of squared differences from the numbers that
+a prompt asks for.
 
-The negative residual sum of squares of detected counts, as searches for counting use it. It is not comparable with
-GenEval, which detects with another model.
+The negative residual sum of squares of detected counts, as searches for counting use it. It is not
+comparable with GenEval, which detects with another model.
 """
 
 from __future__ import annotations
@@ -26,11 +27,16 @@ _END = re.compile(rf"[,.;:]|\b(?:{_PREPOSITIONS})\b", re.IGNORECASE)
 
 
 def parse_counts(prompt: str) -> dict[str, int]:
-    """ "two red apples on a table" -> {"red apples": 2, "table": 1}. A thing named twice is added up; 0 to 99 count."""
+    """ "two red apples on a table" -> {"red apples": 2, "table": 1}. A thing named twice is added
+    up; 0 to 99 count."""
     counts: dict[str, int] = {}
     parts = list(_NUMBER.finditer(prompt))
     for part, after in zip(parts, [*parts[1:], None], strict=False):
-        phrase = _END.split(prompt[part.end() : after.start() if after else len(prompt)])[0].strip().lower()
+        phrase = (
+            _END.split(prompt[part.end() : after.start() if after else len(prompt)])[0]
+            .strip()
+            .lower()
+        )
         word = part.group(1).lower()
         n = NUMBERS[word] if word in NUMBERS else int(word)
         if phrase and n < 100:
@@ -39,10 +45,11 @@ def parse_counts(prompt: str) -> dict[str, int]:
 
 
 class CountReward(NetworkReward):
-    """-sum (detected - wanted)^2 over the things a prompt counts; 0 is perfect, nan where a prompt counts nothing.
+    """-sum (detected - wanted)^2 over the things a prompt counts; 0 is perfect, nan where a prompt
+    counts nothing.
 
-    network and processor: a transformers zero-shot detector (Grounding DINO, OWLv2); threshold: least score of a
-    detection; counts: how to read a prompt, {phrase: number}.
+    network and processor: a transformers zero-shot detector (Grounding DINO, OWLv2); threshold:
+    least score of a detection; counts: how to read a prompt, {phrase: number}.
     """
 
     name = "counting"
@@ -70,25 +77,36 @@ class CountReward(NetworkReward):
         return cls(network, pretrained(AutoProcessor, source), **options)
 
     def check(self, prompts: Sequence[str]) -> None:
-        """ValueError for a prompt that counts nothing. An empty prompt passes: it measures the time of a call."""
+        """ValueError for a prompt that counts nothing. An empty prompt passes: it measures the time
+        of a call."""
         for prompt in prompts:
             if prompt and not self.counts(prompt):
-                raise ValueError(f"prompt {prompt!r} counts nothing; write numbers, as in 'two apples and a pear'")
+                raise ValueError(
+                    f"prompt {prompt!r} counts nothing; write numbers, as in 'two apples and a"
+                    " pear'"
+                )
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         pictures = zip(to_pictures(images), map(self.counts, prompts), strict=True)
-        return torch.tensor([self._one(*one) for one in pictures], dtype=torch.float32, device=self.device)
+        return torch.tensor(
+            [self._one(*one) for one in pictures], dtype=torch.float32, device=self.device
+        )
 
     def _one(self, picture: Image.Image, wanted: dict[str, int]) -> float:
         """The score of one picture; wanted: how many of each phrase. nan where `wanted` is empty.
 
-        The detector gets one phrase at a time: of several, it gives each box to one only, and their number varies.
+        The detector gets one phrase at a time: of several, it gives each box to one only, and their
+        number varies.
         """
         total = 0.0
         for phrase, n in wanted.items():
-            inputs = self.processor(images=picture, text=[[phrase]], return_tensors="pt").to(self.device)
+            inputs = self.processor(images=picture, text=[[phrase]], return_tensors="pt").to(
+                self.device
+            )
             detections = self.processor.post_process_grounded_object_detection(
-                self.network(**inputs), threshold=self.threshold, target_sizes=[(picture.height, picture.width)]
+                self.network(**inputs),
+                threshold=self.threshold,
+                target_sizes=[(picture.height, picture.width)],
             )
             total += (len(detections[0]["scores"]) - n) ** 2
         return -total if wanted else float("nan")

@@ -1,9 +1,9 @@
 """A reward in another process or on another machine: the client, and the protocol.
 
-POST URL with JSON {"prompts": [N], "levels": [N], "images": [N PNGs, base64]}; the reply is {"scores": [N]}, null where
-a score failed, or {"error": TEXT} with a status of 400 or more. GET URL replies {"name": NAME, "max_images": N}.
-serve.py is one such server. The environment's TTSNAP_REWARD_KEY authorizes requests: NAME:PASSWORD as Basic, anything
-else as Bearer.
+POST URL with JSON {"prompts": [N], "levels": [N], "images": [N PNGs, base64]}; the reply is
+{"scores": [N]}, null where a score failed, or {"error": TEXT} with a status of 400 or more. GET URL
+replies {"name": NAME, "max_images": N}. serve.py is one such server. The environment's
+TTSNAP_REWARD_KEY authorizes requests: NAME:PASSWORD as Basic, anything else as Bearer.
 """
 
 from __future__ import annotations
@@ -41,32 +41,44 @@ REPLY_BYTES, SCORE_BYTES = 2**20, 64
 FLOAT32_MAX = torch.finfo(torch.float32).max
 HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 KEY = "TTSNAP_REWARD_KEY"
-"""The environment's variable with the key of reward servers. Where it is set, no message quotes a server: a reply may
-repeat the key."""
+"""The environment's variable with the key of reward servers. Where it is set, no message quotes a
+server: a reply may repeat the key."""
 
 
 class HttpReward(RewardModel):
     """Scores by a server at `url` (http:// or https://).
 
-    timeout: seconds for each batch, from connecting to the last byte of the reply, retries included; batch_size: most
-    images per request, or fewer by the server's max_images. ValueError where no reward server answers at the start.
-    Later failures raise RuntimeError, and a search loses the scores of that batch. Redirects are not followed.
+    timeout: seconds for each batch, from connecting to the last byte of the reply, retries
+    included; batch_size: most images per request, or fewer by the server's max_images. ValueError
+    where no reward server answers at the start. Later failures raise RuntimeError, and a search
+    loses the scores of that batch. Redirects are not followed.
     """
 
     runs_on = ELSEWHERE
 
-    def __init__(self, url: str, *, name: str | None = None, timeout: float = 120.0, batch_size: int = 16) -> None:
+    def __init__(
+        self, url: str, *, name: str | None = None, timeout: float = 120.0, batch_size: int = 16
+    ) -> None:
         refuse_credentials(url)
         try:
             where = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise ValueError(f"{without_queries(url)!r} is no address: {error}") from None
         read_key(KEY)  # refused at the start, if at all
-        if where.scheme not in ("http", "https") or not where.host or not 0 < (where.port or 80) < 2**16:
+        if (
+            where.scheme not in ("http", "https")
+            or not where.host
+            or not 0 < (where.port or 80) < 2**16
+        ):
             got = without_queries(url)
-            raise ValueError(f"a reward's address starts with http:// or https:// and a host, got {got!r}")
+            raise ValueError(
+                f"a reward's address starts with http:// or https:// and a host, got {got!r}"
+            )
         if not timeout > 0 or batch_size < 1:
-            raise ValueError(f"timeout must be positive and batch_size at least 1, got {timeout} and {batch_size}")
+            raise ValueError(
+                f"timeout must be positive and batch_size at least 1, got {timeout} and"
+                f" {batch_size}"
+            )
         self.url, self.timeout = url, timeout
         self.shown = str(where.copy_with(query=None, fragment=None))
         try:
@@ -84,27 +96,39 @@ class HttpReward(RewardModel):
             raise ValueError(f"the server at {self.shown} {wrong}")
         self.name, self.batch_size = name or label, min(batch_size, most)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """images (N, 3, H, W) in [0, 1], N prompts, level (N,) -> (N,) float32 on the CPU, nan where a score failed."""
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
+        """images (N, 3, H, W) in [0, 1], N prompts, level (N,) -> (N,) float32 on the CPU, nan
+        where a score failed."""
         check_images(images)
         levels = [0.0] * len(images) if level is None else [float(x) for x in level]
         scores: list[Tensor] = []
         for i in range(0, len(images), self.batch_size):
             rows = slice(i, i + self.batch_size)
             pictures = encode_images(images[rows])
-            body: dict[str, Json] = {"prompts": list(prompts[rows]), "levels": levels[rows], "images": pictures}
+            body: dict[str, Json] = {
+                "prompts": list(prompts[rows]),
+                "levels": levels[rows],
+                "images": pictures,
+            }
             reply = self._ask(body, len(pictures)).get("scores")
             scores.append(self._read(reply, len(pictures)))
         return torch.cat(scores) if scores else torch.zeros(0)
 
     def _read(self, reply: Json, n: int) -> Tensor:
-        """(n,) float32 of the scores in a reply. RuntimeError unless they are n finite numbers or nulls."""
+        """(n,) float32 of the scores in a reply. RuntimeError unless they are n finite numbers or
+        nulls."""
         if not isinstance(reply, list) or len(reply) != n:
             raise RuntimeError(f"{self.shown} must reply {n} scores{_got(reply)}")
         for score in reply:
             if score is not None and (type(score) not in (int, float) or abs(score) > FLOAT32_MAX):
-                raise RuntimeError(f"{self.shown} must reply finite numbers or null as scores{_got(score)}")
-        return torch.tensor([float("nan") if score is None else score for score in reply], dtype=torch.float32)
+                raise RuntimeError(
+                    f"{self.shown} must reply finite numbers or null as scores{_got(score)}"
+                )
+        return torch.tensor(
+            [float("nan") if score is None else score for score in reply], dtype=torch.float32
+        )
 
     def _ask(self, body: Mapping[str, Json] | None, scores: int) -> dict[str, Json]:
         """The JSON object of the server's reply. RuntimeError says what came instead."""
@@ -139,22 +163,30 @@ class HttpReward(RewardModel):
                         await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                     return await self._attempt(client, data, most)
         except TimeoutError:
-            raise RuntimeError(f"{self.shown} did not answer within {self.timeout:g} s{trouble}") from None
+            raise RuntimeError(
+                f"{self.shown} did not answer within {self.timeout:g} s{trouble}"
+            ) from None
         except httpx.ConnectError as error:
             raise RuntimeError(f"cannot connect to {self.shown}: {reason(error)}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             broke = f"the connection to {self.shown} broke before its reply was whole"
             raise RuntimeError(f"{broke}{_told(error)}") from None
 
-    async def _attempt(self, client: httpx.AsyncClient, data: bytes | None, most: int) -> tuple[int, bytes]:
+    async def _attempt(
+        self, client: httpx.AsyncClient, data: bytes | None, most: int
+    ) -> tuple[int, bytes]:
         method = "GET" if data is None else "POST"
         try:
-            return await read_reply(client.stream(method, self.url, content=data, headers=HEADERS), most)
+            return await read_reply(
+                client.stream(method, self.url, content=data, headers=HEADERS), most
+            )
         except ValueError as error:
             raise RuntimeError(f"{self.shown} {error}") from None
 
 
-async def read_reply(asked: AbstractAsyncContextManager[httpx.Response], most: int) -> tuple[int, bytes]:
+async def read_reply(
+    asked: AbstractAsyncContextManager[httpx.Response], most: int
+) -> tuple[int, bytes]:
     """Status and body of a reply, as it was sent. ValueError for more bytes than `most`."""
     text = bytearray()
     async with asked as reply:
@@ -168,11 +200,15 @@ async def read_reply(asked: AbstractAsyncContextManager[httpx.Response], most: i
 def read_key(variable: str) -> str:
     """The key in a variable of the environment, stripped; "" without one.
 
-    ValueError for a key that no HTTP header can hold, without the key, which a library's error would show.
+    ValueError for a key that no HTTP header can hold, without the key, which a library's error
+    would show.
     """
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ValueError(f"{variable} holds white space or characters that no key has; set it again, from its source")
+        raise ValueError(
+            f"{variable} holds white space or characters that no key has; set it again, from its"
+            " source"
+        )
     return key
 
 
@@ -186,10 +222,13 @@ def read_proxies() -> Iterator[None]:
         yield
     except OSError:  # of certificates, which hold no secret
         raise
-    except Exception:  # of httpx and whatever the openai package has in its place; which ones, they do not say
+    except Exception:
+        # Of httpx and whatever the openai package has in its place; which ones, they do not say.
         named = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY"
-        raise ValueError(f"{named} holds no address that can be read, as http://HOST:PORT; characters such as / and @ "
-                         "in a name or a password are written %2F and %40") from None  # fmt: skip
+        raise ValueError(
+            f"{named} holds no address that can be read, as http://HOST:PORT; characters such as /"
+            " and @ in a name or a password are written %2F and %40"
+        ) from None
 
 
 def _authorized(request: httpx.Request) -> httpx.Request:
@@ -233,8 +272,8 @@ def finished(work: Coroutine[None, None, T]) -> T:
 def _loop() -> asyncio.AbstractEventLoop:
     """The event loop of all clients, in a thread of its own.
 
-    There a deadline interrupts any wait, even for a reply that comes byte by byte, and clients work beside another
-    loop, as in a notebook.
+    There a deadline interrupts any wait, even for a reply that comes byte by byte, and clients work
+    beside another loop, as in a notebook.
     """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="reward clients", daemon=True).start()
@@ -242,7 +281,8 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_loop.cache_clear)  # A forked process has the loop, but not its thread.
+    # A forked process has the loop, but not its thread.
+    os.register_at_fork(after_in_child=_loop.cache_clear)
 
 
 @lru_cache(maxsize=1)

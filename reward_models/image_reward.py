@@ -1,7 +1,9 @@
-"""ImageReward: a BLIP text encoder that attends to the image, and a linear stack (Xu et al., arXiv 2304.05977).
+"""ImageReward: a BLIP text encoder that attends to the image, and a linear stack (Xu et al., arXiv
+2304.05977).
 
-The networks are transformers' BLIP classes; NAMES translates the checkpoint's names, those of the original BLIP code.
-The weights show all sizes but the width of the attention heads, which is 64 in the published towers.
+The networks are transformers' BLIP classes; NAMES translates the checkpoint's names, those of the
+original BLIP code. The weights show all sizes but the width of the attention heads, which is 64 in
+the published towers.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ NAMES = (
 
 
 class ImageReward(Scorer):
-    """(stack(text encoder's first token) - mean) / std: about N(0, 1) on the authors' data, higher is better."""
+    """(stack(text encoder's first token) - mean) / std: about N(0, 1) on the authors' data, higher
+    is better."""
 
     name = "imagereward"
     weights = "THUDM/ImageReward"
@@ -57,7 +60,9 @@ class ImageReward(Scorer):
         r"|text\.(embeddings|encoder\.layer\.\d+\.attention\.output)\.LayerNorm"
     )
 
-    def __init__(self, vision: Any, text: Any, head: nn.Module, tokenizer: Any, *, batch_size: int = 32) -> None:
+    def __init__(
+        self, vision: Any, text: Any, head: nn.Module, tokenizer: Any, *, batch_size: int = 32
+    ) -> None:
         # As published, the stack runs in float32, whatever the towers' dtype.
         network = nn.ModuleDict({"vision": vision, "text": text, "head": head.float()})
         super().__init__(network, Preprocess(vision.config.image_size), batch_size=batch_size)
@@ -73,14 +78,17 @@ class ImageReward(Scorer):
         head_width: int = 64,
         **options: Any,
     ) -> Self:
-        """tokenizer: by default from beside the checkpoint, where a vocab.txt is, or bert-base-uncased.
+        """tokenizer: by default from beside the checkpoint, where a vocab.txt is, or
+        bert-base-uncased.
 
         head_width: of both towers' attention, 64 as published.
         """
         from transformers import BertTokenizer
 
         path = locate(source, FILES)
-        words = pretrained(BertTokenizer, str(tokenizer or beside(path, ("vocab.txt",), "bert-base-uncased")))
+        words = pretrained(
+            BertTokenizer, str(tokenizer or beside(path, ("vocab.txt",), "bert-base-uncased"))
+        )
         words.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
         given = read_state(path, unused=UNUSED)
         state = {renamed(name, NAMES): tensor for name, tensor in given.items()}
@@ -93,7 +101,11 @@ class ImageReward(Scorer):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=MAX_TOKENS,
+            return_tensors="pt",
         )
         seen = self.network["vision"](pixel_values=self.pixels(images)).last_hidden_state
         read = self.network["text"](
@@ -106,7 +118,8 @@ class ImageReward(Scorer):
 
 
 def _towers(state: Mapping[str, Tensor], source: Path, head_width: int) -> tuple[Any, Any]:
-    """Both towers, their sizes from the weights' shapes. ValueError where these are not ImageReward's."""
+    """Both towers, their sizes from the weights' shapes. ValueError where these are not
+    ImageReward's."""
     from transformers import BlipTextConfig, BlipVisionConfig
     from transformers.models.blip.modeling_blip import BlipVisionModel
     from transformers.models.blip.modeling_blip_text import BlipTextModel
@@ -119,11 +132,13 @@ def _towers(state: Mapping[str, Tensor], source: Path, head_width: int) -> tuple
         wide = len(state["vision.encoder.layers.0.mlp.fc1.weight"])
         between = len(state["text.encoder.layer.0.intermediate.dense.weight"])
     except KeyError as error:
-        raise ValueError(f"the weights in {source} are for another model: no {error.args[0]}") from None
+        raise ValueError(
+            f"the weights in {source} are for another model: no {error.args[0]}"
+        ) from None
     if head_width < 1 or len(patch) % head_width or hidden % head_width:
         raise ValueError(
-            f"the weights in {source} are {len(patch)} (image) and {hidden} (text) wide, not whole attention heads of "
-            f"{head_width}; give the width of theirs as head_width, in Python"
+            f"the weights in {source} are {len(patch)} (image) and {hidden} (text) wide, not whole"
+            f" attention heads of {head_width}; give the width of theirs as head_width, in Python"
         )
     vision = BlipVisionConfig(
         hidden_size=len(patch),
@@ -149,10 +164,13 @@ def _towers(state: Mapping[str, Tensor], source: Path, head_width: int) -> tuple
         bos_token_id=None,
         eos_token_id=None,
         sep_token_id=None,
-        is_decoder=True,  # This gives the layers their cross attention; the attention itself stays bidirectional.
+        # This gives the layers their cross attention; the attention itself stays bidirectional.
+        is_decoder=True,
     )
     return BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False)
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    return 1 + max((int(m.group(1)) for name in state if (m := re.match(pattern, name))), default=-1)
+    return 1 + max(
+        (int(m.group(1)) for name in state if (m := re.match(pattern, name))), default=-1
+    )

@@ -1,4 +1,5 @@
-"""Measures of likeness: features of images, which are the more alike the smaller their angle (core/diversity.py)."""
+"""Measures of likeness: features of images, which are the more alike the smaller their angle
+(core/diversity.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ttsnap.core.names import unknown
 from ttsnap.profiling.flops import count_flops
 from ttsnap.reward_models.preprocess import Preprocess
-from ttsnap.reward_models.registry import AUTO, DINO, LIKENESSES, PIXELS, REWARD, REWARDS, make_reward
+from ttsnap.reward_models.registry import (
+    AUTO,
+    DINO,
+    LIKENESSES,
+    PIXELS,
+    REWARD,
+    REWARDS,
+    make_reward,
+)
 from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.weights import pretrained
 from ttsnap.rewards.reward_model import RewardModel
@@ -67,27 +76,38 @@ class Dino(Scorer):
 def make_likeness(
     spec: str | Features | None, rewards: Sequence[RewardModel], device: torch.device | str = "cpu"
 ) -> Likeness | None:
-    """The measure that a spec means: None, PIXELS, DINO, REWARD, the name of a reward with features, a function.
+    """The measure that a spec means: None, PIXELS, DINO, REWARD, the name of a reward with
+    features, a function.
 
-    REWARD takes the features of the first of the search's rewards that has some, AUTO those or pixels. ValueError for a
-    spec that means none.
+    REWARD takes the features of the first of the search's rewards that has some, AUTO those or
+    pixels. ValueError for a spec that means none.
     """
     if spec is None or not isinstance(spec, str):
         return None if spec is None else Likeness(getattr(spec, "__name__", "function"), spec)
     name, _, weights = spec.partition(":")
-    own = [reward for reward in rewards if reward.embed_images is not None and (spec in (AUTO, REWARD, reward.name))]
+    own = [
+        reward
+        for reward in rewards
+        if reward.embed_images is not None and (spec in (AUTO, REWARD, reward.name))
+    ]
     if spec == PIXELS or (spec == AUTO and not own):
         return Likeness(PIXELS, _cells)
     if name == DINO:
         own = [Dino.from_pretrained(weights or None, device=device)]
     elif not own and name in REWARDS:
-        own = [reward for reward in [make_reward(spec, device=device)] if reward.embed_images is not None]
+        own = [
+            reward
+            for reward in [make_reward(spec, device=device)]
+            if reward.embed_images is not None
+        ]
     elif not own and spec != REWARD:
         raise ValueError(unknown("likeness", spec, (*LIKENESSES, *REWARDS)))
     if not own:
         which = "none of the rewards has" if spec == REWARD else f"reward {spec!r} does not have"
-        raise ValueError(f"{which} features by which images can be compared; name another likeness: {PIXELS}, {DINO}, "
-                         "or a reward with two towers, as clip")  # fmt: skip
+        raise ValueError(
+            f"{which} features by which images can be compared; name another likeness: {PIXELS},"
+            f" {DINO}, or a reward with two towers, as clip"
+        )
     return Likeness(own[0].name, partial(_in_parts, own[0]), own[0].trial_image())
 
 

@@ -1,13 +1,13 @@
 """How well the text in an image is the text that its prompt quotes: 1 - edits / letters, in [0, 1].
 
-The measure is that of Flow-GRPO's OCR reward (Liu et al., arXiv 2505.05470): case and blanks do not count, and edits
-are at most the letters asked for. It differs in two respects. Flow-GRPO takes the first quoted text only; here all
-count. There a text is right wherever it is contained, HELLOO being HELLO, and else is compared with all text in the
-image, so that a second sign spoils the score. Here the most similar part counts, and letters that run on cost an edit
-on each side.
+The measure is that of Flow-GRPO's OCR reward (Liu et al., arXiv 2505.05470): case and blanks do not
+count, and edits are at most the letters asked for. It differs in two respects. Flow-GRPO takes the
+first quoted text only; here all count. There a text is right wherever it is contained, HELLOO being
+HELLO, and else is compared with all text in the image, so that a second sign spoils the score. Here
+the most similar part counts, and letters that run on cost an edit on each side.
 
-The reader is rapidocr. Its wheel holds the weights (PP-OCR, Apache-2.0). They are given to it as files, so that it
-never downloads any.
+The reader is rapidocr. Its wheel holds the weights (PP-OCR, Apache-2.0). They are given to it as
+files, so that it never downloads any.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from ttsnap.rewards.reward_model import RewardModel
 
 _DOUBLE = re.compile('["“”„]([^"“”„]*)["“”„]|[«»]([^«»]*)[«»]|「([^「」]*)」')
 _SINGLE = re.compile(r"(?<!\w)['‘‚]([^'‘’‚]*(?:(?<=\w)['’]\w[^'‘’‚]*)*)['’‘](?!\w)")
-"""Texts in single quotes. An apostrophe stands within a word or after one, where no such quote begins or ends."""
+"""Texts in single quotes. An apostrophe stands within a word or after one, where no such quote
+begins or ends."""
 _READS = ("picture", "line")
 _LINE, _PICTURE = (48, 320), 736
-"""What rapidocr brings images to: height and width of a line, which is wider where the text is longer; and the shorter
-side of a picture at least."""
+"""What rapidocr brings images to: height and width of a line, which is wider where the text is
+longer; and the shorter side of a picture at least."""
 
 
 class TextLine(NamedTuple):
@@ -47,7 +48,8 @@ class TextLine(NamedTuple):
 
 
 def quoted(prompt: str) -> list[str]:
-    """The texts that a prompt quotes: in double quotes of any kind, and where there are none, in single ones."""
+    """The texts that a prompt quotes: in double quotes of any kind, and where there are none, in
+    single ones."""
     found = ["".join(groups) for groups in _DOUBLE.findall(prompt)] or _SINGLE.findall(prompt)
     return [text for text in (one.strip(" ,") for one in found) if _plain(text)]
 
@@ -55,7 +57,8 @@ def quoted(prompt: str) -> list[str]:
 def similarity(wanted: Sequence[str], words: Sequence[str], *, whole: bool = False) -> float:
     """1 - edits / letters, in [0, 1], of the texts `wanted` in the words that were read.
 
-    Each text is compared with the part of the words that is most like it; with `whole`, all texts with all words.
+    Each text is compared with the part of the words that is most like it; with `whole`, all texts
+    with all words.
     """
     texts = [_plain(text) for text in wanted]
     read = [_plain(word) for word in words]
@@ -71,7 +74,8 @@ def _plain(text: str) -> str:
 
 
 def _edits(wanted: str, words: Sequence[str], whole: bool) -> int:
-    """The fewest edits between a text and a part of the words, or all of them (Sellers' algorithm)."""
+    """The fewest edits between a text and a part of the words, or all of them (Sellers'
+    algorithm)."""
     letters = np.array([ord(letter) for word in words for letter in word], dtype=np.int64)
     at = np.arange(len(letters) + 1)
     outside = np.isin(at, [0, *accumulate(map(len, words))], invert=True).astype(np.int64)
@@ -84,10 +88,11 @@ def _edits(wanted: str, words: Sequence[str], whole: bool) -> int:
 
 
 class OCR(RewardModel):
-    """The similarity of the text that is read in an image with the text that its prompt quotes, in [0, 1].
+    """The similarity of the text that is read in an image with the text that its prompt quotes, in
+    [0, 1].
 
-    reads: "picture" finds lines of text and reads each, "line" reads the whole image as one line. Images are read on
-    the processor, one after the other, by as many threads as torch has.
+    reads: "picture" finds lines of text and reads each, "line" reads the whole image as one line.
+    Images are read on the processor, one after the other, by as many threads as torch has.
     """
 
     name = "ocr"
@@ -96,7 +101,10 @@ class OCR(RewardModel):
 
     def __init__(self, reads: str = "picture") -> None:
         if reads not in _READS:
-            raise ValueError(f"reward 'ocr' reads a {' or a '.join(_READS)}, got {reads!r}; write 'ocr' or 'ocr:line'")
+            raise ValueError(
+                f"reward 'ocr' reads a {' or a '.join(_READS)}, got {reads!r}; write 'ocr' or"
+                " 'ocr:line'"
+            )
         try:
             import rapidocr
         except ImportError as error:
@@ -104,25 +112,38 @@ class OCR(RewardModel):
         self.reads, self._folder = reads, Path(rapidocr.__file__).parent / "models"
 
     @classmethod
-    def from_pretrained(cls, reads: str = "picture", *, device: Any = None, dtype: Any = None) -> Self:
-        """`ocr:line`: what is read takes the place of weights. The reader runs on the processor, in float32."""
+    def from_pretrained(
+        cls, reads: str = "picture", *, device: Any = None, dtype: Any = None
+    ) -> Self:
+        """`ocr:line`: what is read takes the place of weights. The reader runs on the processor, in
+        float32."""
         return cls(reads)
 
     def check(self, prompts: Sequence[str]) -> None:
-        """ValueError for a prompt that quotes nothing. An empty prompt passes: it measures the time of a call."""
+        """ValueError for a prompt that quotes nothing. An empty prompt passes: it measures the time
+        of a call."""
         for prompt in prompts:
             if prompt and not quoted(prompt):
                 raise ValueError(
-                    f"prompt {prompt!r} quotes no text for ocr to look for; quote it, as in {self.example!r}"
+                    f"prompt {prompt!r} quotes no text for ocr to look for; quote it, as in"
+                    f" {self.example!r}"
                 )
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
         """images (N, 3, H, W) in [0, 1] -> (N,) float32; nan where a prompt quotes nothing."""
         check_images(images, prompts)
         scores = [
-            similarity(wanted, [word for line in lines for word in line.text.split()], whole=self.reads == "line")
-            if (wanted := quoted(prompt))
-            else float("nan")
+            (
+                similarity(
+                    wanted,
+                    [word for line in lines for word in line.text.split()],
+                    whole=self.reads == "line",
+                )
+                if (wanted := quoted(prompt))
+                else float("nan")
+            )
             for lines, prompt in zip(self.read(images), prompts, strict=True)
         ]
         return torch.tensor(scores, dtype=torch.float32)
@@ -130,20 +151,25 @@ class OCR(RewardModel):
     def read(self, images: Tensor) -> list[list[TextLine]]:
         """images (N, 3, H, W) in [0, 1] -> the lines of text in each, from top to bottom."""
         check_images(images)
-        colours = to_levels(images.flip(1)).byte().permute(0, 2, 3, 1).cpu().numpy()  # blue first, as OpenCV
+        # blue first, as OpenCV
+        colours = to_levels(images.flip(1)).byte().permute(0, 2, 3, 1).cpu().numpy()
         return [self._lines(picture) for picture in colours]
 
     @cached_property
     def flops(self) -> float:
-        """Of a line that is at most 20/3 times as wide as high; or of a square picture of up to 736 pixels a side, with
-        such a line in it. What rapidocr computes besides its networks is not counted."""
+        """Of a line that is at most 20/3 times as wide as high; or of a square picture of up to 736
+        pixels a side, with such a line in it. What rapidocr computes besides its networks is not
+        counted."""
         line = count_onnx(Path(self._weights("rec")), (1, 3, *_LINE))
         small = 192  # the FLOPs of the network that finds lines are by pixels
-        found = count_onnx(Path(self._weights("det")), (1, 3, small, small)) * (_PICTURE / small) ** 2
+        found = (
+            count_onnx(Path(self._weights("det")), (1, 3, small, small)) * (_PICTURE / small) ** 2
+        )
         return line if self.reads == "line" else line + found
 
     def _lines(self, picture: Any) -> list[TextLine]:
-        """The lines in levels (H, W, 3). Detection misses a text that fills the picture: it is read as a line then."""
+        """The lines in levels (H, W, 3). Detection misses a text that fills the picture: it is read
+        as a line then."""
         found = self._reader(picture) if self.reads == "picture" else None
         if found is not None and found.txts:
             corners = [(*box.min(0).tolist(), *box.max(0).tolist()) for box in found.boxes]
@@ -175,5 +201,8 @@ class OCR(RewardModel):
         """The file of the wheel's network for a task. Without it, rapidocr would download one."""
         files = sorted(self._folder.glob(f"*_{task}_*.onnx"))
         if len(files) != 1:
-            raise ValueError(f"rapidocr has {len(files)} networks {task!r} in {self._folder}, not 1; install it again")
+            raise ValueError(
+                f"rapidocr has {len(files)} networks {task!r} in {self._folder}, not 1; install it"
+                " again"
+            )
         return str(files[0])

@@ -10,7 +10,8 @@ from ttsnap.reward_models.clip import HFTowers
 
 
 class PickScore(HFTowers):
-    """exp(logit_scale) x cosine, about 18 to 24. Differences of two scores are log-odds that users prefer one."""
+    """exp(logit_scale) x cosine, about 18 to 24. Differences of two scores are log-odds that users
+    prefer one."""
 
     name = "pickscore"
     weights = "yuvalkirstain/PickScore_v1"

@@ -1,13 +1,15 @@
-"""From decoded images to a network's input: rounded to 8 bits, resized, cropped or padded, normalised.
+"""From decoded images to a network's input: rounded to 8 bits, resized, cropped or padded,
+normalised.
 
-Rounding makes images those of an 8-bit PNG, so that saving an image does not change its score. Published rewards resize
-with PIL, which filters columns, then rows, and rounds to 8 bits after each. The code here does so in PIL's fixed-point
-arithmetic on the images' device, equal to the bit. A float kernel (torch's, antialiased) differs by 1 of 255 in some
-pixels, which moves scores by up to 1e-3 of their size. Pillow 13 filters rows first where the height shrinks more than
-the width; the published rewards predate it.
+Rounding makes images those of an 8-bit PNG, so that saving an image does not change its score.
+Published rewards resize with PIL, which filters columns, then rows, and rounds to 8 bits after
+each. The code here does so in PIL's fixed-point arithmetic on the images' device, equal to the bit.
+A float kernel (torch's, antialiased) differs by 1 of 255 in some pixels, which moves scores by up
+to 1e-3 of their size. Pillow 13 filters rows first where the height shrinks more than the width;
+the published rewards predate it.
 
-Sources of the geometry: torchvision's Resize and CenterCrop or transformers' CLIPImageProcessor for "crop", hpsv2's
-ResizeMaxSize for "pad", and Pillow's Resample.c and Convert.c for the arithmetic.
+Sources of the geometry: torchvision's Resize and CenterCrop or transformers' CLIPImageProcessor for
+"crop", hpsv2's ResizeMaxSize for "pad", and Pillow's Resample.c and Convert.c for the arithmetic.
 """
 
 from __future__ import annotations
@@ -36,14 +38,17 @@ PRECISION = 22
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Images (N, 3, H, W) in [0, 1], of any size -> (N, 3, size, size) float32, normalised, on the same device.
+    """Images (N, 3, H, W) in [0, 1], of any size -> (N, 3, size, size) float32, normalised, on the
+    same device.
 
-    fit: "crop" resizes the shorter side to `size` and crops the centre; "pad" resizes the longer side and pads with
-    black, without PIL's rounding, since hpsv2 resizes tensors; "squash" ignores the aspect ratio.
-    rules: of "crop" and "squash", where libraries differ. "transformers" rounds half of an odd margin down, and drops
-    an alpha channel first. "torchvision" rounds to the nearest even number, and its users (OpenAI's CLIP, open_clip,
-    ImageReward) drop alpha last.
-    exact: rounded as by an 8-bit file and PIL, without a gradient; else by torch's filters without rounding.
+    fit: "crop" resizes the shorter side to `size` and crops the centre; "pad" resizes the longer
+    side and pads with black, without PIL's rounding, since hpsv2 resizes tensors; "squash" ignores
+    the aspect ratio.
+    rules: of "crop" and "squash", where libraries differ. "transformers" rounds half of an odd
+    margin down, and drops an alpha channel first. "torchvision" rounds to the nearest even number,
+    and its users (OpenAI's CLIP, open_clip, ImageReward) drop alpha last.
+    exact: rounded as by an 8-bit file and PIL, without a gradient; else by torch's filters without
+        rounding.
     """
 
     size: int
@@ -68,7 +73,8 @@ class Preprocess:
     def without_alpha(self, images: Tensor) -> Tensor:
         """(N, 4, H, W) in [0, 1] -> (N, 3, h, w) for a call: the colours that the reference sees.
 
-        Where alpha is dropped last, PIL has resized colours weighted by alpha: the result is resized and cropped.
+        Where alpha is dropped last, PIL has resized colours weighted by alpha: the result is
+        resized and cropped.
         """
         if self.rules == "transformers" or self.fit == "pad":
             return images[:, :3]
@@ -86,11 +92,12 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Sight:
-    """Images and videos for Qwen2-VL and Qwen2.5-VL: resized to whole patches, normalised, and cut into patches.
+    """Images and videos for Qwen2-VL and Qwen2.5-VL: resized to whole patches, normalised, and cut
+    into patches.
 
-    patch: pixels of a patch's side; merge: patches of a token's side; frames: of a patch; pixels: fewest and most of an
-    image or frame; exact: as in Preprocess. Source: arXiv 2409.12191; the order of patches is that of transformers'
-    Qwen2VLImageProcessor.
+    patch: pixels of a patch's side; merge: patches of a token's side; frames: of a patch; pixels:
+    fewest and most of an image or frame; exact: as in Preprocess. Source: arXiv 2409.12191; the
+    order of patches is that of transformers' Qwen2VLImageProcessor.
     """
 
     patch: int
@@ -103,17 +110,26 @@ class Sight:
     def of(cls, config: Any, pixels: tuple[int, int]) -> Sight:
         """From a transformers configuration."""
         seen = config.vision_config
-        return cls(int(seen.patch_size), int(seen.spatial_merge_size), int(seen.temporal_patch_size), pixels)
+        return cls(
+            int(seen.patch_size),
+            int(seen.spatial_merge_size),
+            int(seen.temporal_patch_size),
+            pixels,
+        )
 
     def image(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] -> (N, 1, 3, h, w) levels 0..255, resized as by PIL where `exact`."""
+        """(N, 3, H, W) in [0, 1] -> (N, 1, 3, h, w) levels 0..255, resized as by PIL where
+        `exact`."""
         resize = resize_like_pil if self.exact else resize_smoothly
         return resize(self._levels(images), self._size(images))[:, None]
 
     def video(self, videos: Tensor) -> Tensor:
-        """(N, T, 3, H, W) in [0, 1] -> (N, T, 3, h, w) levels, resized as torchvision does frames."""
+        """(N, T, 3, H, W) in [0, 1] -> (N, T, 3, h, w) levels, resized as torchvision does
+        frames."""
         x = self._levels(videos.flatten(0, 1))
-        frames: Tensor = functional.interpolate(x, size=self._size(videos), mode="bicubic", antialias=True)
+        frames: Tensor = functional.interpolate(
+            x, size=self._size(videos), mode="bicubic", antialias=True
+        )
         frames = frames.clamp(0, 255)
         return (frames.round() if self.exact else frames).view(*videos.shape[:2], *frames.shape[1:])
 
@@ -121,16 +137,26 @@ class Sight:
         return to_levels(images) if self.exact else images.clamp(0, 1) * 255
 
     def patches(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, 3, h, w) levels -> patches (P, 3 * frames * patch^2) and their grid (3,), over time, height and width.
+        """(T, 3, h, w) levels -> patches (P, 3 * frames * patch^2) and their grid (3,), over time,
+        height and width.
 
         The last frame is repeated up to a multiple of `frames`: an image is two equal frames.
         """
-        mean, std = (torch.tensor(v, device=levels.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+        mean, std = (
+            torch.tensor(v, device=levels.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD)
+        )
         x = (levels / 255 - mean) / std
         x = torch.cat([x, x[-1:].expand(-len(x) % self.frames, -1, -1, -1)])
         time, _, height, width = x.shape
         grid = (time // self.frames, height // self.patch, width // self.patch)
-        cells = (grid[1] // self.merge, self.merge, self.patch, grid[2] // self.merge, self.merge, self.patch)
+        cells = (
+            grid[1] // self.merge,
+            self.merge,
+            self.patch,
+            grid[2] // self.merge,
+            self.merge,
+            self.patch,
+        )
         x = x.reshape(grid[0], self.frames, 3, *cells).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
         return x.reshape(grid[0] * grid[1] * grid[2], -1), torch.tensor(grid, device=levels.device)
 
@@ -154,11 +180,13 @@ def check_images(images: Tensor, prompts: Sequence[str] | None = None) -> None:
     """ValueError unless images are (N, 3, H, W) floats, and prompts, where given, as many."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
-            f"images must be (N, 3, H, W) floats in [0, 1], got {tuple(images.shape)} {images.dtype}; "
-            "convert uint8 by / 255, and drop an alpha channel"
+            f"images must be (N, 3, H, W) floats in [0, 1], got {tuple(images.shape)}"
+            f" {images.dtype}; convert uint8 by / 255, and drop an alpha channel"
         )
     if prompts is not None and len(prompts) != len(images):
-        raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
+        raise ValueError(
+            f"{len(prompts)} prompts for {len(images)} images; give one prompt per image"
+        )
 
 
 def to_levels(images: Tensor) -> Tensor:
@@ -168,17 +196,26 @@ def to_levels(images: Tensor) -> Tensor:
 
 def to_pictures(images: Tensor) -> list[Image.Image]:
     """(N, 3, H, W) in [0, 1] -> N pictures of 8 bits."""
-    return [Image.fromarray(array) for array in to_levels(images).byte().permute(0, 2, 3, 1).cpu().numpy()]
+    return [
+        Image.fromarray(array)
+        for array in to_levels(images).byte().permute(0, 2, 3, 1).cpu().numpy()
+    ]
 
 
 def shorter_side(x: Tensor, size: int) -> tuple[int, int]:
-    """The height and width with a shorter side of `size`; the longer side is rounded down, as in torchvision."""
+    """The height and width with a shorter side of `size`; the longer side is rounded down, as in
+    torchvision."""
     height, width = x.shape[-2:]
-    return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+    return (
+        (size, int(size * width / height))
+        if height <= width
+        else (int(size * height / width), size)
+    )
 
 
 def resize_like_pil(x: Tensor, to: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """Levels 0..255 (N, 3, H, W) -> levels (N, 3, *to) float32, equal to PIL.Image.resize of each image."""
+    """Levels 0..255 (N, 3, H, W) -> levels (N, 3, *to) float32, equal to PIL.Image.resize of each
+    image."""
     levels = x.int()
     for dim in (-1, -2):
         if levels.shape[dim] != to[dim]:
@@ -187,7 +224,8 @@ def resize_like_pil(x: Tensor, to: tuple[int, int], mode: str = "bicubic") -> Te
 
 
 def weight_by_alpha(levels: Tensor) -> Tensor:
-    """Levels 0..255 (N, 4, H, W) -> levels with colours times alpha: PIL's RGBa, in which PIL resizes RGBA."""
+    """Levels 0..255 (N, 4, H, W) -> levels with colours times alpha: PIL's RGBa, in which PIL
+    resizes RGBA."""
     x = levels.int()
     product = x[:, :3] * x[:, 3:] + 128
     return torch.cat([(product + (product >> 8)) >> 8, x[:, 3:]], 1).float()
@@ -208,18 +246,23 @@ def resize_smoothly(x: Tensor, to: tuple[int, int], mode: str = "bicubic") -> Te
 
 
 def _filter(levels: Tensor, dim: int, size: int, mode: str) -> Tensor:
-    """One pass over int32 levels along a dimension. Sums stay below 2^31 as in PIL: integers are exact."""
-    index, weight = (torch.from_numpy(a).to(levels.device) for a in _taps(levels.shape[dim], size, mode))
+    """One pass over int32 levels along a dimension. Sums stay below 2^31 as in PIL: integers are
+    exact."""
+    index, weight = (
+        torch.from_numpy(a).to(levels.device) for a in _taps(levels.shape[dim], size, mode)
+    )
     shape = (size, 1) if dim == -2 else (size,)
     total = torch.full_like(levels.index_select(dim, index[0]), 1 << (PRECISION - 1))
-    for column, factor in zip(index, weight, strict=True):  # few taps; their product with the image would be large
+    # few taps; their product with the image would be large
+    for column, factor in zip(index, weight, strict=True):
         total += levels.index_select(dim, column) * factor.view(shape)
     return (total >> PRECISION).clamp(0, 255)
 
 
 @lru_cache(maxsize=64)
 def _taps(n: int, size: int, mode: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """The inputs, of n, of each of `size` outputs, and their weights x 2^22: two arrays (taps, size)."""
+    """The inputs, of n, of each of `size` outputs, and their weights x 2^22: two arrays (taps,
+    size)."""
     scale = n / size
     stretch = max(scale, 1.0)
     support = (2.0 if mode == "bicubic" else 1.0) * stretch
@@ -243,20 +286,27 @@ def _kernel(x: NDArray[np.float64], mode: str) -> NDArray[np.float64]:
 
 
 def resize_longer_side(x: Tensor, size: int, mode: str = "bicubic") -> Tensor:
-    """(N, 3, H, W) -> a longer side of `size`; values may overshoot a little, as in torchvision on float tensors."""
+    """(N, 3, H, W) -> a longer side of `size`; values may overshoot a little, as in torchvision on
+    float tensors."""
     height, width = x.shape[-2:]
     scale = size / max(height, width)
     to = (max(1, round(height * scale)), max(1, round(width * scale)))
-    return x if to == (height, width) else functional.interpolate(x, size=to, mode=mode, antialias=True)
+    return (
+        x
+        if to == (height, width)
+        else functional.interpolate(x, size=to, mode=mode, antialias=True)
+    )
 
 
 def centre_crop(x: Tensor, size: int, whole: Callable[[float], int]) -> Tensor:
-    """(N, C, H, W) with sides of at least `size` -> (N, C, size, size). whole: rounds half of an odd margin."""
+    """(N, C, H, W) with sides of at least `size` -> (N, C, size, size). whole: rounds half of an
+    odd margin."""
     top, left = (whole((side - size) / 2) for side in x.shape[-2:])
     return x[..., top : top + size, left : left + size]
 
 
 def pad_to_square(x: Tensor, size: int) -> Tensor:
-    """(N, 3, H, W) with sides of at most `size` -> (N, 3, size, size) on black; an odd pixel goes right, down."""
+    """(N, 3, H, W) with sides of at most `size` -> (N, 3, size, size) on black; an odd pixel goes
+    right, down."""
     down, right = (size - side for side in x.shape[-2:])
     return functional.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))

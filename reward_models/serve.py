@@ -1,7 +1,8 @@
 """A server for any reward, by the protocol of http.py: FastAPI on uvicorn.
 
-It has no authentication, and uvicorn waits for slow clients: it is for trusted networks, or behind a proxy. Memory
-holds at most HELD requests of Limits.max_bytes. One request at a time is decoded, BATCH_PIXELS at a time, and scored.
+It has no authentication, and uvicorn waits for slow clients: it is for trusted networks, or behind
+a proxy. Memory holds at most HELD requests of Limits.max_bytes. One request at a time is decoded,
+BATCH_PIXELS at a time, and scored.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from ttsnap.rewards.scoring import Shown, score_in_parts
 
 logger = logging.getLogger(__name__)
 HELD, GRACE, BACKLOG = 4, 5, 512
-"""Requests in memory at a time; seconds for running requests at the end; connections that wait to be accepted."""
+"""Requests in memory at a time; seconds for running requests at the end; connections that wait to
+be accepted."""
 BATCH_PIXELS = 4096 * 4096
 """Most pixels decoded at a time, and so most of one image. In float32 that is 201 MB."""
 PROMPT_LENGTH = 20_000
@@ -60,7 +62,9 @@ class Limits(Settings):
 class Asked(BaseModel):
     """The body of a request: N prompts, N PNGs in base64, and N noise levels."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, val_json_bytes="base64", allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, val_json_bytes="base64", allow_inf_nan=False
+    )
     prompts: list[Annotated[str, Field(max_length=PROMPT_LENGTH)]] = Field(fail_fast=True)
     images: list[bytes] = Field(fail_fast=True)
     levels: list[float] = Field([], fail_fast=True)
@@ -79,7 +83,8 @@ class SocketServer:
         server: Callable[[uvicorn.Config], uvicorn.Server] = uvicorn.Server,
         **options: Any,
     ) -> None:
-        """address: host and port, of which 0 takes any free one. connections: as of Limits. options: of uvicorn.
+        """address: host and port, of which 0 takes any free one. connections: as of Limits.
+        options: of uvicorn.
 
         OSError or OverflowError where it cannot listen.
         """
@@ -95,7 +100,8 @@ class SocketServer:
             lifespan="off",
             loop="asyncio",
             log_config=None,
-            log_level="critical",  # The application logs failures; malformed requests are their senders' business.
+            # The application logs failures; malformed requests are their senders' business.
+            log_level="critical",
             access_log=False,
             proxy_headers=False,
             backlog=BACKLOG,
@@ -120,7 +126,8 @@ class SocketServer:
 
 
 class RewardServer(SocketServer):
-    """Serves one reward. Running requests get seconds to end; a running call of the reward is awaited.
+    """Serves one reward. Running requests get seconds to end; a running call of the reward is
+    awaited.
 
     device: of the images that the reward gets.
     """
@@ -135,11 +142,14 @@ class RewardServer(SocketServer):
     ) -> None:
         limits = limits or Limits()
         app = make_app(reward, limits, device)
-        super().__init__(app, (host, port), connections=limits.connections, timeout_graceful_shutdown=GRACE)
+        super().__init__(
+            app, (host, port), connections=limits.connections, timeout_graceful_shutdown=GRACE
+        )
 
 
 def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu") -> FastAPI:
-    """The web application: GET describes the reward, POST scores images. Errors are JSON with a sentence."""
+    """The web application: GET describes the reward, POST scores images. Errors are JSON with a
+    sentence."""
     Shown().check([adapted(reward)])
     app, room, turn = FastAPI(openapi_url=None), asyncio.Semaphore(HELD), asyncio.Lock()
 
@@ -151,7 +161,9 @@ def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu")
     async def answer(request: Request) -> Response:
         try:
             async with room:
-                body = b"".join([part async for part in parts_of(request, limits.max_bytes, limits.seconds)])
+                body = b"".join(
+                    [part async for part in parts_of(request, limits.max_bytes, limits.seconds)]
+                )
                 async with turn:
                     if await request.is_disconnected():  # its client did not wait for its turn
                         return Response()
@@ -181,12 +193,15 @@ def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu")
 
 
 async def parts_of(request: Request, most: int, seconds: float) -> AsyncIterator[bytes]:
-    """The body of a request as it arrives. HTTPException for more than `most` bytes, or where it takes longer."""
+    """The body of a request as it arrives. HTTPException for more than `most` bytes, or where it
+    takes longer."""
     size, read, stream = int(request.headers.get("content-length", 0)), 0, request.stream()
     end = asyncio.get_running_loop().time() + seconds
     while True:
         if max(size, read) > most:
-            raise HTTPException(413, f"a request of {max(size, read)} bytes or more; at most {most}")
+            raise HTTPException(
+                413, f"a request of {max(size, read)} bytes or more; at most {most}"
+            )
         try:
             async with asyncio.timeout_at(end):
                 part = await anext(stream, None)
@@ -200,9 +215,11 @@ async def parts_of(request: Request, most: int, seconds: float) -> AsyncIterator
 
 
 def parse(body: bytes, limits: Limits) -> Asked:
-    """The request in a body, its images not decoded yet. HTTPException for what is malformed or beyond the limits."""
+    """The request in a body, its images not decoded yet. HTTPException for what is malformed or
+    beyond the limits."""
     most = limits.max_images * PROMPT_LENGTH
-    if sum(map(body.count, (b"[", b"{", b",", b":"))) > most:  # counted before values are made, which take memory
+    # counted before values are made, which take memory
+    if sum(map(body.count, (b"[", b"{", b",", b":"))) > most:
         raise HTTPException(413, f"a request of more than {most:,} brackets, commas and colons")
     try:
         asked = Asked.model_validate_json(body)
@@ -214,13 +231,19 @@ def parse(body: bytes, limits: Limits) -> Asked:
     asked.levels = asked.levels or [0.0] * len(asked.images)
     if not len(asked.prompts) == len(asked.images) == len(asked.levels):
         lengths = f"{len(asked.prompts)}, {len(asked.levels)} and {len(asked.images)}"
-        raise HTTPException(400, f"prompts, levels and images must be lists of one length, got {lengths}")
+        raise HTTPException(
+            400, f"prompts, levels and images must be lists of one length, got {lengths}"
+        )
     if len(asked.images) > limits.max_images:
-        raise HTTPException(413, f"{len(asked.images)} images in one request; at most {limits.max_images}")
+        raise HTTPException(
+            413, f"{len(asked.images)} images in one request; at most {limits.max_images}"
+        )
     return asked
 
 
-def score(reward: Reward, asked: Asked, limits: Limits, device: torch.device | str = "cpu") -> list[float | None]:
+def score(
+    reward: Reward, asked: Asked, limits: Limits, device: torch.device | str = "cpu"
+) -> list[float | None]:
     """Scores of the images, on this device; None where one failed.
 
     HTTPException for images that are damaged or too large, and where the reward fails.
@@ -236,9 +259,13 @@ def score(reward: Reward, asked: Asked, limits: Limits, device: torch.device | s
         images = torch.empty(len(rows), 3, height, width)
         for image, row in zip(images, rows, strict=True):
             with no_png():
-                image.copy_(torch.from_numpy(picture_pixels(asked.images[row], "it")).permute(2, 0, 1))
+                image.copy_(
+                    torch.from_numpy(picture_pixels(asked.images[row], "it")).permute(2, 0, 1)
+                )
         images, prompts = images.to(device).div_(255), [asked.prompts[row] for row in rows]
-        scores[rows], reason = score_in_parts(reward, images, prompts, levels[rows].to(device), reward.name)
+        scores[rows], reason = score_in_parts(
+            reward, images, prompts, levels[rows].to(device), reward.name
+        )
         if reason is not None:  # it may hold addresses and paths of this machine
             logger.warning("%s", reason)
             raise HTTPException(500, "the reward failed; the server's log says why")
@@ -246,7 +273,8 @@ def score(reward: Reward, asked: Asked, limits: Limits, device: torch.device | s
 
 
 def png_size(data: bytes) -> tuple[int, int]:
-    """Width and height in the header of a PNG, without decoding. HTTPException for anything else."""
+    """Width and height in the header of a PNG, without decoding. HTTPException for anything
+    else."""
     with no_png(), opened_picture(data, "it", ("PNG",), 2 * PIXELS) as picture:
         return picture.size
 

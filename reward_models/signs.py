@@ -1,7 +1,8 @@
-"""A noise-aware reward of the world that writes: a small network reads latents and predicts what an OCR will say.
+"""A noise-aware reward of the world that writes: a small network reads latents and predicts what an
+OCR will say.
 
-The OCR is the teacher (`ttsnap distill --reward ocr:line`), and scores finished images. Estimates are read as latents:
-neither a decode nor the OCR is run for them.
+The OCR is the teacher (`ttsnap distill --reward ocr:line`), and scores finished images. Estimates
+are read as latents: neither a decode nor the OCR is run for them.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ WIDTH = 64
 
 
 class SignReader(nn.Module):
-    """Latents (N, 8, 8, 24) and words (N, 8) -> a logit for each letter, whether it will be right in its place.
+    """Latents (N, 8, 8, 24) and words (N, 8) -> a logit for each letter, whether it will be right
+    in its place.
 
-    Every cell is named as a letter or as the plate. A letter of the word begins with how likely it is in each column,
-    and looks at the other letters and the cells.
+    Every cell is named as a letter or as the plate. A letter of the word begins with how likely it
+    is in each column, and looks at the other letters and the cells.
     """
 
     def __init__(self) -> None:
@@ -53,10 +55,14 @@ class SignReader(nn.Module):
         self.letters = nn.Embedding(1 + len(LETTERS), WIDTH)
         self.places = nn.Embedding(MAX_LETTERS, WIDTH)
         self.lengths = nn.Embedding(1 + MAX_LETTERS, WIDTH)
-        self.looks = nn.ModuleList([
-            nn.TransformerDecoderLayer(WIDTH, 4, 2 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
-            for _ in range(2)
-        ])  # fmt: skip
+        self.looks = nn.ModuleList(
+            [
+                nn.TransformerDecoderLayer(
+                    WIDTH, 4, 2 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True
+                )
+                for _ in range(2)
+            ]
+        )
         self.head = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 1))
 
     def see(self, latents: Tensor) -> Tensor:
@@ -68,7 +74,12 @@ class SignReader(nn.Module):
         seen, there = self.see(latents), words > 0
         likely = self.names(seen).log_softmax(1).amax(2)  # (N, 27, columns)
         columns = likely.gather(1, words[..., None].expand(-1, -1, COLUMNS))
-        asked = self.columns(columns) + self.letters(words) + self.places.weight + self.lengths(there.sum(1))[:, None]
+        asked = (
+            self.columns(columns)
+            + self.letters(words)
+            + self.places.weight
+            + self.lengths(there.sum(1))[:, None]
+        )
         cells = (seen + self.cells).flatten(2).transpose(1, 2)
         for look in self.looks:
             asked = look(asked, cells, tgt_key_padding_mask=~there)
@@ -77,7 +88,8 @@ class SignReader(nn.Module):
 
 
 def letter_ids(prompts: Sequence[str]) -> Tensor:
-    """(N, 8) long: 1 for A to 26 for Z, 0 after the word's last letter. ValueError for a prompt outside the grammar."""
+    """(N, 8) long: 1 for A to 26 for Z, 0 after the word's last letter. ValueError for a prompt
+    outside the grammar."""
     ids = torch.zeros(len(prompts), MAX_LETTERS, dtype=torch.long)
     for row, prompt in zip(ids, prompts, strict=True):
         word = parse(prompt).word
@@ -86,9 +98,11 @@ def letter_ids(prompts: Sequence[str]) -> Tensor:
 
 
 class SignsNoiseAware(RewardModel):
-    """What the OCR will say of the finished image: the share of the word's letters that will be right.
+    """What the OCR will say of the finished image: the share of the word's letters that will be
+    right.
 
-    A student (distill.student.Student) for `--student.kind ttsnap.reward_models.signs:SignsNoiseAware`.
+    A student (distill.student.Student) for `--student.kind
+    ttsnap.reward_models.signs:SignsNoiseAware`.
 
     Args:
         base: the OCR, or another reward of the same world.
@@ -122,12 +136,16 @@ class SignsNoiseAware(RewardModel):
         """ValueError for a prompt outside the grammar."""
         letter_ids(prompts)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Scores:
         """Finished images, by the base."""
         return self.base(images, prompts)
 
     @torch.no_grad()
-    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+    def score_estimates(
+        self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
         return self.predict(x, prompts, torch.zeros(len(x)) if level is None else level)
 
     def predict(self, x: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
@@ -155,14 +173,23 @@ class SignsNoiseAware(RewardModel):
 
     def save_pretrained(self, folder: str | Path, info: Mapping[str, Json] | None = None) -> None:
         """Write adapter.safetensors and adapter.json (noise_aware/files.py)."""
-        write_adapter(Path(folder), {"kind": KIND, "base": "ocr:line", "info": dict(info or {})}, self.trainable())
+        write_adapter(
+            Path(folder),
+            {"kind": KIND, "base": "ocr:line", "info": dict(info or {})},
+            self.trainable(),
+        )
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path | None = None, *, base: Reward | None = None, device: torch.device | str = "cpu",
+        cls,
+        folder: str | Path | None = None,
+        *,
+        base: Reward | None = None,
+        device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-    ) -> Self:  # fmt: skip
-        """What `save_pretrained` wrote, the packaged one by default. ValueError where it is damaged."""
+    ) -> Self:
+        """What `save_pretrained` wrote, the packaged one by default. ValueError where it is
+        damaged."""
         folder = folder or noise_aware_path()
         header = read_header(folder, (KIND,))
         made = cls(base)

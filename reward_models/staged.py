@@ -15,8 +15,8 @@ from ttsnap.rewards.reward_model import RewardModel, adapted
 class Staged(RewardModel):
     """One reward for x0 estimates (level > 0), another for finished images (level 0).
 
-    The two scales need not agree: pruning compares estimates of one step, and the winner is chosen among finished
-    images. Algorithms that compare estimates with finished images do not fit.
+    The two scales need not agree: pruning compares estimates of one step, and the winner is chosen
+    among finished images. Algorithms that compare estimates with finished images do not fit.
     """
 
     def __init__(self, early: Reward, final: Reward) -> None:
@@ -25,7 +25,9 @@ class Staged(RewardModel):
         self.tokens = max(self.early.tokens, self.final.tokens)
         self.needs = self.early.needs | self.final.needs
         if ("video" in self.early.needs) != ("video" in self.final.needs):
-            raise ValueError(f"{self.name}: one scores videos and the other single frames; take two of one kind")
+            raise ValueError(
+                f"{self.name}: one scores videos and the other single frames; take two of one kind"
+            )
         self.estimates, self.embed_images = self.early.estimates, self.final.embed_images
         self.example = self.final.example
 
@@ -44,7 +46,8 @@ class Staged(RewardModel):
 
     @cached_property
     def base_flops(self) -> float:
-        """Where the final reward is the cheaper one, its images are priced as estimates are: an upper bound."""
+        """Where the final reward is the cheaper one, its images are priced as estimates are: an
+        upper bound."""
         return max(0.0, self.final.flops - self.early.flops)
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -53,9 +56,14 @@ class Staged(RewardModel):
         self.final.check(prompts)
 
     def __call__(
-        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, source: Tensor | None = None
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        level: Tensor | None = None,
+        source: Tensor | None = None,
     ) -> Tensor:
-        """images (N, 3, H, W), N prompts, level (N,) or None for finished images -> (N,) float32 on the CPU.
+        """images (N, 3, H, W), N prompts, level (N,) or None for finished images -> (N,) float32 on
+        the CPU.
 
         source: the images that were edited, for the reward that needs them.
         """
@@ -70,21 +78,33 @@ class Staged(RewardModel):
                 sources = None if source is None else source[index.to(source.device)]
                 given = {"source": sources} if "source" in reward.needs else {}
                 try:
-                    part = score(images[index.to(images.device)], chosen, levels[index].to(images.device), **given)
+                    part = score(
+                        images[index.to(images.device)],
+                        chosen,
+                        levels[index].to(images.device),
+                        **given,
+                    )
                 finally:  # a failed call has taken tokens, too
                     for i, tokens in zip(index.tolist(), reward.tokens_taken, strict=False):
                         taken[i] = tokens
                 scores[index] = torch.as_tensor(part).float().cpu()
         return scores
 
-    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
-        """As a call, with a graph back to the images, for rows that are all estimates or all finished."""
+    def differentiable(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Scores:
+        """As a call, with a graph back to the images, for rows that are all estimates or all
+        finished."""
         levels = torch.zeros(len(images)) if level is None else torch.as_tensor(level).cpu().float()
         if bool((levels <= 0).any()) and bool((levels > 0).any()):
-            raise ValueError(f"{self.name}: gradients of estimates and of finished images are taken apart")
+            raise ValueError(
+                f"{self.name}: gradients of estimates and of finished images are taken apart"
+            )
         reward = self.final if bool((levels <= 0).all()) else self.early
         return reward.differentiable(images, prompts, level)
 
-    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
+    def score_estimates(
+        self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Scores:
         """By the early reward, where that reads latents."""
         return self.early.score_estimates(x, prompts, level)

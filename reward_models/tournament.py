@@ -1,8 +1,9 @@
 """Pairwise judges: a tournament with a budget, and Bradley-Terry strengths from its results.
 
-A judge of two images (a VLM, a person, any function) orders images with equal pointwise scores. Model (Bradley and
-Terry, Biometrika 1952): P(i beats j) = 1 / (1 + exp(s_j - s_i)). A tie is half a win for each. A normal prior of width
-`prior` on s keeps unbeaten images finite: strengths are a MAP estimate.
+A judge of two images (a VLM, a person, any function) orders images with equal pointwise scores.
+Model (Bradley and Terry, Biometrika 1952): P(i beats j) = 1 / (1 + exp(s_j - s_i)). A tie is half a
+win for each. A normal prior of width `prior` on s keeps unbeaten images finite: strengths are a MAP
+estimate.
 """
 
 from __future__ import annotations
@@ -26,16 +27,25 @@ Compare = Callable[[int, int], float]
 
 
 def bradley_terry(wins: Floats, prior: float = 2.0) -> Floats:
-    """Strengths (N,) of N items in log-odds, with mean 0, from comparisons: the maximum a posteriori estimate.
+    """Strengths (N,) of N items in log-odds, with mean 0, from comparisons: the maximum a
+    posteriori estimate.
 
-    wins: (N, N), wins[i, j] is how often i beat j, a tie being 0.5 for each. prior: standard deviation of the normal
-    prior on strengths. ValueError unless wins is a square matrix of finite counts >= 0 and prior > 0.
+    wins: (N, N), wins[i, j] is how often i beat j, a tie being 0.5 for each. prior: standard
+    deviation of the normal prior on strengths. ValueError unless wins is a square matrix of finite
+    counts >= 0 and prior > 0.
     """
     from scipy.optimize import minimize  # imported late: it is slow to start
 
     wins = np.asarray(wins, float)
-    if wins.ndim != 2 or wins.shape[0] != wins.shape[1] or not np.isfinite(wins).all() or (wins < 0).any():
-        raise ValueError(f"wins must be a square matrix of finite counts of at least 0, got shape {wins.shape}")
+    if (
+        wins.ndim != 2
+        or wins.shape[0] != wins.shape[1]
+        or not np.isfinite(wins).all()
+        or (wins < 0).any()
+    ):
+        raise ValueError(
+            f"wins must be a square matrix of finite counts of at least 0, got shape {wins.shape}"
+        )
     if not prior > 0:
         raise ValueError(f"prior must be positive, got {prior}")
 
@@ -45,21 +55,31 @@ def bradley_terry(wins: Floats, prior: float = 2.0) -> Floats:
         gradient = -(wins * upset).sum(1) + (wins * upset).sum(0) + s / prior**2
         return float((wins * np.logaddexp(0, -gap)).sum() + (s @ s) / (2 * prior**2)), gradient
 
-    optimum = minimize(loss, np.zeros(len(wins)), jac=True, method="L-BFGS-B", options={"gtol": 1e-9, "ftol": 1e-14})
+    optimum = minimize(
+        loss,
+        np.zeros(len(wins)),
+        jac=True,
+        method="L-BFGS-B",
+        options={"gtol": 1e-9, "ftol": 1e-14},
+    )
     strengths: Floats = optimum.x - optimum.x.mean()
     return strengths
 
 
-def tournament(n: int, compare: Compare, budget: int, *, seed: int = 0, prior: float = 2.0) -> Floats:
+def tournament(
+    n: int, compare: Compare, budget: int, *, seed: int = 0, prior: float = 2.0
+) -> Floats:
     """Strengths (n,) of n items after `budget` comparisons.
 
-    The first comparisons join all items in a random ring, or as many as the budget allows: every strength is known a
-    little. Each further one goes to the pair whose result is least certain, discounted by its earlier meetings.
-    Strengths are fitted once a round of n. The first item of a pair is the one that was first less often: judges tend
-    to favour a place.
+    The first comparisons join all items in a random ring, or as many as the budget allows: every
+    strength is known a little. Each further one goes to the pair whose result is least certain,
+    discounted by its earlier meetings. Strengths are fitted once a round of n. The first item of a
+    pair is the one that was first less often: judges tend to favour a place.
     """
     if n < 1 or budget < 0:
-        raise ValueError(f"a tournament needs at least 1 item and a budget of at least 0, got {n} and {budget}")
+        raise ValueError(
+            f"a tournament needs at least 1 item and a budget of at least 0, got {n} and {budget}"
+        )
     rng = np.random.default_rng(seed)
     wins, met, firsts, strengths = np.zeros((n, n)), np.zeros((n, n)), np.zeros(n), np.zeros(n)
     order = rng.permutation(n)
@@ -73,7 +93,9 @@ def tournament(n: int, compare: Compare, budget: int, *, seed: int = 0, prior: f
         firsts[i] += 1
         result = float(compare(i, j))
         if not 0 <= result <= 1:
-            raise ValueError(f"a judge answers between 0 (the second is better) and 1 (the first), got {result}")
+            raise ValueError(
+                f"a judge answers between 0 (the second is better) and 1 (the first), got {result}"
+            )
         wins[i, j] += result
         wins[j, i] += 1 - result
         met[i, j] += 1
@@ -90,10 +112,12 @@ def _least_certain(strengths: Floats, met: Floats, rng: np.random.Generator) -> 
 
 
 class TournamentReward(RewardModel):
-    """Strengths of the images of each prompt, from a judge of two images. Comparable within one call only.
+    """Strengths of the images of each prompt, from a judge of two images. Comparable within one
+    call only.
 
-    judge(image_a, image_b, prompt) -> 1, 0, 0.5 or between, images (3, H, W) in [0, 1]; rounds: comparisons per image.
-    Meant for the last choice among finished images, `ttsnap score` and `report=`, not for pruning across batches.
+    judge(image_a, image_b, prompt) -> 1, 0, 0.5 or between, images (3, H, W) in [0, 1]; rounds:
+    comparisons per image. Meant for the last choice among finished images, `ttsnap score` and
+    `report=`, not for pruning across batches.
     """
 
     def __init__(self, judge: Judge, rounds: float = 4.0, name: str | None = None) -> None:
@@ -102,7 +126,9 @@ class TournamentReward(RewardModel):
         self.name = name or f"tournament-{getattr(judge, '__name__', 'judge')}"
         self.judge, self.rounds = judge, rounds
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> NDArray[np.float32]:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> NDArray[np.float32]:
         """images (N, 3, H, W) in [0, 1], N prompts -> (N,) float32, mean 0 for each prompt."""
         scores = np.zeros(len(prompts), np.float32)
         for prompt in dict.fromkeys(prompts):

@@ -1,7 +1,7 @@
 """Weights of rewards: located (a local file or folder, or a hub id), read, renamed, and loaded.
 
-Formats: safetensors, or pickles without code. A checkpoint has the names of its authors' code; a table of patterns
-translates them.
+Formats: safetensors, or pickles without code. A checkpoint has the names of its authors' code; a
+table of patterns translates them.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ NUMBERS = (
 
 
 def locate(name_or_path: str | Path, files: Sequence[str]) -> Path:
-    """The path of a file of weights: `name_or_path`, where that is a file, or the first of `files` in it.
+    """The path of a file of weights: `name_or_path`, where that is a file, or the first of `files`
+    in it.
 
-    name_or_path: a file, a folder or the id of a hub repository. ValueError where it holds none of `files`.
+    name_or_path: a file, a folder or the id of a hub repository. ValueError where it holds none of
+        `files`.
     """
     path = Path(name_or_path).expanduser()
     if path.is_file():
@@ -65,20 +67,24 @@ def _downloaded(repo: str, name: str) -> Path | None:
 
 
 def beside(weights: Path, files: Sequence[str], other: str | Path) -> str:
-    """The folder of weights (a file or a folder) where it holds one of `files`, such as a tokenizer's; else `other`."""
+    """The folder of weights (a file or a folder) where it holds one of `files`, such as a
+    tokenizer's; else `other`."""
     folder = weights.parent if weights.is_file() else weights
     return str(folder if any((folder / name).is_file() for name in files) else other)
 
 
 def pretrained(kind: Any, source: str, **options: Any) -> Any:
-    """What a class of transformers loads from a folder or a hub id. ValueError where it cannot be loaded."""
+    """What a class of transformers loads from a folder or a hub id. ValueError where it cannot be
+    loaded."""
     return explained(lambda: kind.from_pretrained(source, **options), source)
 
 
 def explained(load: Callable[[], T], source: str) -> T:
-    """The result of a library's `load`; any error as a ValueError that names the source and says what to give instead.
+    """The result of a library's `load`; any error as a ValueError that names the source and says
+    what to give instead.
 
-    Every exception counts, as in ttsnap.files.reading.foreign: each library raises others for damaged files.
+    Every exception counts, as in ttsnap.files.reading.foreign: each library raises others for
+    damaged files.
     """
     try:
         require_repository(source)
@@ -86,8 +92,8 @@ def explained(load: Callable[[], T], source: str) -> T:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"cannot load {source!r}: {reason}; give a local folder or file, or the id of a hub repository that can "
-            "be reached"
+            f"cannot load {source!r}: {reason}; give a local folder or file, or the id of a hub"
+            " repository that can be reached"
         ) from error
 
 
@@ -105,7 +111,8 @@ def renamed(name: str, names: Names) -> str:
 def read_state(path: Path, names: Names = (), unused: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """Dense tensors by name, unwrapped from "state_dict" or "model". ValueError for other files.
 
-    names: from published names to the network's; unused: beginnings of published names to leave out.
+    names: from published names to the network's; unused: beginnings of published names to leave
+        out.
     """
     from safetensors.torch import load_file
 
@@ -117,13 +124,15 @@ def read_state(path: Path, names: Names = (), unused: tuple[str, ...] = ()) -> d
             safe = path.suffix == ".safetensors"
             if not safe:
                 _check_unpacked(path)
-            state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+            state = (
+                load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+            )
     except ValueError as error:
         if not isinstance(error.__cause__, pickle.UnpicklingError):
             raise
         raise ValueError(
-            f"{path} is damaged, or holds more than tensors, which could run code; convert it to safetensors: "
-            f"{reason(error.__cause__)}"
+            f"{path} is damaged, or holds more than tensors, which could run code; convert it to"
+            f" safetensors: {reason(error.__cause__)}"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -132,7 +141,9 @@ def read_state(path: Path, names: Names = (), unused: tuple[str, ...] = ()) -> d
     if not named or not all(map(_plain, state.values())):
         raise ValueError(f"{path} does not hold plain tensors by name; is it a checkpoint?")
     plain = {name.removeprefix("module."): value for name, value in state.items()}
-    return {renamed(name, names): value for name, value in plain.items() if not name.startswith(unused)}
+    return {
+        renamed(name, names): value for name, value in plain.items() if not name.startswith(unused)
+    }
 
 
 def _check_unpacked(path: Path) -> None:
@@ -143,7 +154,8 @@ def _check_unpacked(path: Path) -> None:
     with zipfile.ZipFile(path) as packed:
         entries = packed.infolist()
     unpacked = sum(entry.file_size for entry in entries)
-    moved = min(entry.header_offset for entry in entries) > 0  # torch reads another table of entries
+    # torch reads another table of entries
+    moved = min(entry.header_offset for entry in entries) > 0
     if moved or unpacked > path.stat().st_size:
         raise ValueError("it would unpack to more than its size; save it again by torch.save")
 
@@ -156,9 +168,11 @@ def _plain(value: object) -> bool:
 
 
 def read_weights(name_or_path: str | Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint in safetensors, by their published names. ValueError for pickles and other files.
+    """The tensors of a checkpoint in safetensors, by their published names. ValueError for pickles
+    and other files.
 
-    name_or_path: a file, or a folder or hub id with one of `names`, or with INDEX and the files that it lists.
+    name_or_path: a file, or a folder or hub id with one of `names`, or with INDEX and the files
+        that it lists.
     """
     path = locate(name_or_path, [*names, INDEX])
     if path.name.endswith(".index.json"):
@@ -172,23 +186,38 @@ def read_weights(name_or_path: str | Path, names: Sequence[str]) -> dict[str, Te
         paths = [path]
     wrong = next((path for path in paths if path.suffix != ".safetensors"), None)
     if wrong is not None:
-        raise ValueError(f"{wrong} is no safetensors file; docs/rewards.md shows how to convert a checkpoint to one")
+        raise ValueError(
+            f"{wrong} is no safetensors file; docs/rewards.md shows how to convert a checkpoint"
+            " to one"
+        )
     return {name: value for path in paths for name, value in read_state(path).items()}
 
 
 def merge_adapters(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Weights plus peft's low-rank adapters, if any: W + scale * B @ A, in float32. Names lose peft's additions.
+    """Weights plus peft's low-rank adapters, if any: W + scale * B @ A, in float32. Names lose
+    peft's additions.
 
-    scale: the adapters' alpha / rank. ValueError for half an adapter, or an adapter without a weight of its shape.
+    scale: the adapters' alpha / rank. ValueError for half an adapter, or an adapter without a
+        weight of its shape.
     """
     plain = {name.removeprefix("base_model.model."): value for name, value in state.items()}
-    out = {name.replace(".base_layer.", "."): value for name, value in plain.items() if ".lora_" not in name}
+    out = {
+        name.replace(".base_layer.", "."): value
+        for name, value in plain.items()
+        if ".lora_" not in name
+    }
     for name, down in plain.items():
         if ".lora_A." in name:
             target = f"{name.partition('.lora_A.')[0]}.weight"
             up, weight = plain.get(name.replace(".lora_A.", ".lora_B.")), out.get(target)
-            if up is None or weight is None or weight.flatten(1).shape != (len(up), down.flatten(1).shape[-1]):
-                raise ValueError(f"the adapter {name} needs a lora_B, and {target} of its shape, beside it")
+            if (
+                up is None
+                or weight is None
+                or weight.flatten(1).shape != (len(up), down.flatten(1).shape[-1])
+            ):
+                raise ValueError(
+                    f"the adapter {name} needs a lora_B, and {target} of its shape, beside it"
+                )
             product = (up.flatten(1).float() @ down.flatten(1).float()).view(weight.shape)
             out[target] = (weight.float() + scale * product).to(weight.dtype)
     return out
@@ -200,11 +229,13 @@ def adapter_scale(settings: Mapping[str, Any], rank: str = "r") -> float:
     return alpha / (r**0.5 if settings.get("use_rslora") else r)
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path, *, assign: bool = False) -> None:
+def load_into(
+    module: nn.Module, state: Mapping[str, Tensor], source: str | Path, *, assign: bool = False
+) -> None:
     """Load `state` into every parameter and buffer of `module`.
 
-    source: of the state, for messages. assign: for modules on the meta device, take the tensors with their dtype, not
-    copies. ValueError where names or shapes are not the module's.
+    source: of the state, for messages. assign: for modules on the meta device, take the tensors
+    with their dtype, not copies. ValueError where names or shapes are not the module's.
     """
     wanted = module.state_dict()
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
@@ -212,7 +243,11 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path
     if missing or extra or shapes:
         mismatches = [
             f"{len(names)} {what} (such as {names[0]})"
-            for names, what in ((missing, "missing"), (extra, "unknown"), (sorted(shapes), "of another shape"))
+            for names, what in (
+                (missing, "missing"),
+                (extra, "unknown"),
+                (sorted(shapes), "of another shape"),
+            )
             if names
         ]
         raise ValueError(f"the weights in {source} are for another model: {'; '.join(mismatches)}")

@@ -3,8 +3,8 @@
     python scripts/draw_cluster.py          # rewrites docs/cluster.svg
     python scripts/draw_cluster.py --check  # fails where the drawing is not what this script draws
 
-The numbers are those of the list in docs/architecture.md. Thick arrows carry images, thin ones rows and scores
-alone.
+The numbers are those of the list in docs/architecture.md. Thick arrows carry images, thin ones rows
+and scores alone.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ def box(x: float, y: float, width: float, height: float, text: str, fill: str = 
     lines = text.split("\n")
     first = y + height / 2 + 5 - 9 * (len(lines) - 1)
     words = "".join(
-        f'<tspan x="{x + width / 2:g}" y="{first + 18 * i:g}">{escape(line)}</tspan>' for i, line in enumerate(lines)
+        f'<tspan x="{x + width / 2:g}" y="{first + 18 * i:g}">{escape(line)}</tspan>'
+        for i, line in enumerate(lines)
     )
     return (
-        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="6" fill="{fill}" stroke="{EDGE}"/>'
-        f'<text font-size="14" text-anchor="middle" fill="{INK}">{words}</text>'
+        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="6" fill="{fill}"'
+        f' stroke="{EDGE}"/><text font-size="14" text-anchor="middle" fill="{INK}">{words}</text>'
     )
 
 
 def frame(x: float, y: float, width: float, height: float, title: str) -> str:
     """A process, with its title above what it holds."""
     return (
-        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="8" fill="{DARK}" stroke="{EDGE}"/>'
-        f'<text x="{x + 12:g}" y="{y + 22:g}" font-size="14" font-weight="bold" fill="{INK}">{escape(title)}</text>'
+        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="8" fill="{DARK}"'
+        f' stroke="{EDGE}"/><text x="{x + 12:g}" y="{y + 22:g}" font-size="14" font-weight="bold"'
+        f' fill="{INK}">{escape(title)}</text>'
     )
 
 
@@ -52,17 +54,17 @@ def arrow(points: str, kind: str = "rows") -> str:
 def mark(x: float, y: float, number: int) -> str:
     """A number on an arrow."""
     return (
-        f'<circle cx="{x:g}" cy="{y:g}" r="10" fill="#ffffff" stroke="{EDGE}"/>'
-        f'<text x="{x:g}" y="{y + 4.5:g}" font-size="12" text-anchor="middle" fill="{INK}">{number}</text>'
+        f'<circle cx="{x:g}" cy="{y:g}" r="10" fill="#ffffff" stroke="{EDGE}"/><text x="{x:g}"'
+        f' y="{y + 4.5:g}" font-size="12" text-anchor="middle" fill="{INK}">{number}</text>'
     )
 
 
 def head(name: str, color: str, size: float) -> str:
     """The head of an arrow."""
     return (
-        f'<marker id="{name}" markerUnits="userSpaceOnUse" markerWidth="{size:g}" markerHeight="{size:g}" '
-        f'refX="{size - 1:g}" refY="{size / 2:g}" orient="auto">'
-        f'<path d="M0,0 L{size:g},{size / 2:g} L0,{size:g} z" fill="{color}"/></marker>'
+        f'<marker id="{name}" markerUnits="userSpaceOnUse" markerWidth="{size:g}"'
+        f' markerHeight="{size:g}" refX="{size - 1:g}" refY="{size / 2:g}" orient="auto"><path'
+        f' d="M0,0 L{size:g},{size / 2:g} L0,{size:g} z" fill="{color}"/></marker>'
     )
 
 
@@ -101,7 +103,10 @@ def draw() -> str:
     ]
     return "\n".join(
         [
-            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 820 510" font-family="sans-serif">',
+            (
+                '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 820 510"'
+                ' font-family="sans-serif">'
+            ),
             "<title>How a row travels when a search runs on several devices</title>",
             f"<defs>{head('rows', ARROW, 9)}{head('images', IMAGES, 12)}</defs>",
             '<rect width="820" height="510" rx="8" fill="#ffffff"/>',

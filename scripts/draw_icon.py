@@ -1,4 +1,5 @@
-"""Draws comfyui/icon.png, which ComfyUI's registry shows: seeds that begin, most of them dropped, and the image."""
+"""Draws comfyui/icon.png, which ComfyUI's registry shows: seeds that begin, most of them dropped,
+and the image."""
 
 from __future__ import annotations
 
@@ -25,7 +26,11 @@ def drawn() -> Image.Image:
             draw.circle((x * FINER, y * FINER), 12 * FINER, colour)
     draw.rounded_rectangle([265 * FINER, 140 * FINER, 365 * FINER, 260 * FINER], 18 * FINER, BRIGHT)
     draw.polygon(
-        [(x * FINER, y * FINER) for x, y in ((280, 242), (312, 190), (329, 218), (337, 208), (352, 242))], BACK
+        [
+            (x * FINER, y * FINER)
+            for x, y in ((280, 242), (312, 190), (329, 218), (337, 208), (352, 242))
+        ],
+        BACK,
     )
     draw.circle((338 * FINER, 172 * FINER), 12 * FINER, BACK)
     return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)

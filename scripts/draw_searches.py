@@ -1,11 +1,13 @@
-"""Draws docs/searches/GROUP.png: what each group of algorithms does, as real searches of a model in one dimension.
+"""Draws docs/searches/GROUP.png: what each group of algorithms does, as real searches of a model in
+one dimension.
 
     python scripts/draw_searches.py              # all groups
     python scripts/draw_searches.py seeds trees  # some
 
-The model is a mixture of three Gaussians with its exact score, and the reward is highest in a band beside the
-smallest of them. Every line is a candidate's latent on its way from noise, left, to an image, right: grey where it was
-dropped, green where an image was finished, thick for the winner. What is drawn is what the search computed.
+The model is a mixture of three Gaussians with its exact score, and the reward is highest in a band
+beside the smallest of them. Every line is a candidate's latent on its way from noise, left, to an
+image, right: grey where it was dropped, green where an image was finished, thick for the winner.
+What is drawn is what the search computed.
 """
 
 from __future__ import annotations
@@ -32,13 +34,14 @@ STEPS = 12
 TARGET, WIDTH = 2.0, 0.35
 """The reward of an image at y is exp(-((y - TARGET) / WIDTH)^2 / 2)."""
 PICKED = 1332
-"""The first seed of searches over seeds: one from which more seeds find more. From seed 0 all find the same."""
+"""The first seed of searches over seeds: one from which more seeds find more. From seed 0 all find
+the same."""
 DROPPED, FINISHED, WINNER = "#b8bec6", "#1a7f37", "#0b4f1e"
 
 
 class Panel(NamedTuple):
-    """A search to draw: its name in the catalogue, with options; whether steps draw noise; the budget in NFE; the first
-    seed."""
+    """A search to draw: its name in the catalogue, with options; whether steps draw noise; the
+    budget in NFE; the first seed."""
 
     title: str
     algorithm: dict[str, Any]
@@ -50,7 +53,13 @@ class Panel(NamedTuple):
 GROUPS: dict[str, tuple[Panel, ...]] = {
     "seeds": (
         Panel("best-of-n: finish every seed", {"name": "best-of-n"}, False, 144, PICKED),
-        Panel("seed-pruning: score, drop, finish the best", {"name": "seed-pruning"}, False, 144, PICKED),
+        Panel(
+            "seed-pruning: score, drop, finish the best",
+            {"name": "seed-pruning"},
+            False,
+            144,
+            PICKED,
+        ),
         Panel("ttsnap: several checks, early", {"name": "ttsnap"}, False, 144, PICKED),
     ),
     "steps": (
@@ -66,7 +75,12 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
     "trees": (
         Panel("best-first: extend the best part of a tree", {"name": "best-first"}, True, 144),
         Panel("depth-first: go back where it looks bad", {"name": "depth-first"}, True, 144),
-        Panel("search-over-paths: add noise, denoise, repeat", {"name": "search-over-paths"}, False, 144),
+        Panel(
+            "search-over-paths: add noise, denoise, repeat",
+            {"name": "search-over-paths"},
+            False,
+            144,
+        ),
     ),
     "noise": (
         Panel("zero-order: noises near the best image's", {"name": "zero-order"}, False, 144),
@@ -97,7 +111,9 @@ class Traced:
     def init(self, noise: Any, key: Any, generator: torch.Generator) -> Any:
         return self.kernel.init(noise, key, generator)
 
-    def step(self, x: Tensor, prediction: Any, k: Tensor, keys: Any, state: Any) -> tuple[Tensor, Any]:
+    def step(
+        self, x: Tensor, prediction: Any, k: Tensor, keys: Any, state: Any
+    ) -> tuple[Tensor, Any]:
         after, states = self.kernel.step(x, prediction, k, keys, state)
         self.steps += list(zip(k.tolist(), x, after, strict=True))
         return after, states
@@ -111,7 +127,9 @@ class Band:
 
     name = "band"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: object = None) -> np.ndarray[Any, Any]:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: object = None
+    ) -> np.ndarray[Any, Any]:
         y = torch.logit(images[:, 0, 0, 0].double(), eps=1e-9)
         return torch.exp(-(((y - TARGET) / WIDTH) ** 2) / 2).numpy()
 
@@ -119,18 +137,26 @@ class Band:
 def searched(panel: Panel) -> tuple[Result, Traced]:
     """The search, and the steps that it computed."""
     means = torch.tensor([[-2.0, 0, 0], [0.2, 0, 0], [2.1, 0, 0]])
-    denoiser = MixtureDenoiser(means, torch.tensor([0.35, 0.3, 0.25]), torch.tensor([4.0, 4.0, 1.5]), steps=STEPS)
+    denoiser = MixtureDenoiser(
+        means, torch.tensor([0.35, 0.3, 0.25]), torch.tensor([4.0, 4.0, 1.5]), steps=STEPS
+    )
     traced = Traced(Sde(denoiser.path, denoiser.times) if panel.noisy else denoiser.kernel)
     denoiser.kernel = traced
     engine = LiveEngine(denoiser, [Band()])
-    return search(["a"], make_algorithm(panel.algorithm), engine, f"{panel.nfe}nfe", seed=panel.seed)[0], traced
+    return search(
+        ["a"], make_algorithm(panel.algorithm), engine, f"{panel.nfe}nfe", seed=panel.seed
+    )[0], traced
 
 
 def ways(traced: Traced) -> list[tuple[int, float, float, bytes, bytes]]:
-    """Each step once, as (step, y before, y after, and the latents themselves to find what follows)."""
+    """Each step once, as (step, y before, y after, and the latents themselves to find what
+    follows)."""
     found = {}
     for step, before, after in traced.steps:
-        found[step, before.numpy().tobytes(), after.numpy().tobytes()] = (float(before[0]), float(after[0]))
+        found[step, before.numpy().tobytes(), after.numpy().tobytes()] = (
+            float(before[0]),
+            float(after[0]),
+        )
     return [(step, *ys, before, after) for (step, before, after), ys in found.items()]
 
 
@@ -141,7 +167,12 @@ def draw(group: str, path: Path) -> None:
 
     panels = GROUPS[group]
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.1 * len(panels), 2.9), sharey=True, squeeze=False, constrained_layout=True
+        1,
+        len(panels),
+        figsize=(4.1 * len(panels), 2.9),
+        sharey=True,
+        squeeze=False,
+        constrained_layout=True,
     )
     for axis, panel in zip(axes[0], panels, strict=True):
         result, traced = searched(panel)
@@ -154,12 +185,21 @@ def draw(group: str, path: Path) -> None:
         for at, (step, y, y_after, _, _) in enumerate(steps):
             color = WINNER if at in won else FINISHED if at in kept else DROPPED
             axis.plot(
-                (step, step + 1), (y, y_after), color=color, linewidth=2.6 if at in won else 1, zorder=2 + (at in kept)
+                (step, step + 1),
+                (y, y_after),
+                color=color,
+                linewidth=2.6 if at in won else 1,
+                zorder=2 + (at in kept),
             )
-        for check in sorted({stop for move in result.trace for stop in move["stop"] if stop < STEPS}):
+        for check in sorted(
+            {stop for move in result.trace for stop in move["stop"] if stop < STEPS}
+        ):
             axis.axvline(check, color="#8c959f", linewidth=0.6, linestyle=":", zorder=1)
         seeds = f"{result.spent.seeds} seed{'s' * (result.spent.seeds != 1)}"
-        axis.set(title=panel.title, xlabel=f"{result.spent.nfe:g} NFE, {seeds}, {result.spent.finished} finished")
+        axis.set(
+            title=panel.title,
+            xlabel=f"{result.spent.nfe:g} NFE, {seeds}, {result.spent.finished} finished",
+        )
         axis.title.set_fontsize(10)
         axis.set_xticks((0, STEPS), ("noise", "image"))
         axis.set(ylim=(-3, 3), yticks=[])
@@ -182,7 +222,9 @@ def leading(steps: list[tuple[int, float, float, bytes, bytes]], ends: set[bytes
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("groups", nargs="*", default=list(GROUPS), help=", ".join(GROUPS))
     FOLDER.mkdir(exist_ok=True)
     for group in p.parse_args().groups:

@@ -1,4 +1,5 @@
-"""Write docs/evidence.md, the table of model x device, from the evidence files of `ttsnap check` in docs/evidence/.
+"""Write docs/evidence.md, the table of model x device, from the evidence files of `ttsnap check` in
+docs/evidence/.
 
 python scripts/evidence.py            # with --check: exit with 1 where the page is another one
 """
@@ -66,25 +67,44 @@ evidence/*
 
 
 def compare(files: dict[str, Any]) -> str:
-    """The table of model x device of evidence files by their names: the verdict, and what tells most."""
+    """The table of model x device of evidence files by their names: the verdict, and what tells
+    most."""
     rows = []
     for stem, whole in sorted(files.items()):
         rungs = {name: build(Rung, data) for name, data in whole["rungs"].items()}
         cost, signal = (rungs.get(name, Rung(name)).figures for name in ("cost", "signal"))
         leads = {title: figure for title, figure in signal.items() if title.startswith("lead of ")}
         lead = max(leads.items(), key=lambda each: each[1].low or 0.0, default=None)
-        rows.append((
-            f"[{shown(whole['model'])}](evidence/{stem}.md)", whole["device"], whole["date"], whole["verdict"],
-            "" if lead is None else f"{lead[0].removeprefix('lead of ').partition(' over')[0]} {lead[1]}",
-            str(cost.get("an evaluation in it", "")),
-            str(cost.get("share that is neither the model's nor a reward's", "")),
-        ))  # fmt: skip
-    head = ("model", "device", "date", "verdict", "lead over best-of-N", "an evaluation", "the loop's share")
+        rows.append(
+            (
+                f"[{shown(whole['model'])}](evidence/{stem}.md)",
+                whole["device"],
+                whole["date"],
+                whole["verdict"],
+                (
+                    ""
+                    if lead is None
+                    else f"{lead[0].removeprefix('lead of ').partition(' over')[0]} {lead[1]}"
+                ),
+                str(cost.get("an evaluation in it", "")),
+                str(cost.get("share that is neither the model's nor a reward's", "")),
+            )
+        )
+    head = (
+        "model",
+        "device",
+        "date",
+        "verdict",
+        "lead over best-of-N",
+        "an evaluation",
+        "the loop's share",
+    )
     return markdown(head, rows, range(len(head)))
 
 
 def wanted(files: dict[str, Any]) -> str:
-    """The table of models that people run x cards: the verdict of a file, or that nobody has measured it."""
+    """The table of models that people run x cards: the verdict of a file, or that nobody has
+    measured it."""
     rows = []
     for name, model in MODELS.items():
         cells = [_cell(files, model or name, card) for card in CARDS]
@@ -95,15 +115,21 @@ def wanted(files: dict[str, Any]) -> str:
 
 def _cell(files: dict[str, Any], model: str, card: str) -> str:
     for stem, whole in sorted(files.items()):
-        if whole["model"] in (model, model.rpartition("/")[2]) and card.lower() in whole["device"].lower():
+        if (
+            whole["model"] in (model, model.rpartition("/")[2])
+            and card.lower() in whole["device"].lower()
+        ):
             return f"[{whole['verdict']}](evidence/{stem}.md)"
     return "open"
 
 
 def main() -> int:
     """0; 1 where --check finds another page."""
-    files = {path.stem: read_object(path, what="evidence") for path in DOCS.glob("evidence/*.json")
-             if not path.name.endswith(".schedule.json")}  # fmt: skip
+    files = {
+        path.stem: read_object(path, what="evidence")
+        for path in DOCS.glob("evidence/*.json")
+        if not path.name.endswith(".schedule.json")
+    }
     page, text = DOCS / "evidence.md", HEAD + compare(files) + WANTED + wanted(files) + CLAIM + TAIL
     if "--check" in sys.argv:
         return int(page.read_text(encoding="utf-8") != text)

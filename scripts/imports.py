@@ -1,7 +1,9 @@
-"""What the code imports, read from its text: nothing is run. For the test of layers, measure.py, draw_architecture.py.
+"""What the code imports, read from its text: nothing is run. For the test of layers, measure.py,
+draw_architecture.py.
 
-A module is named as it is imported ("ttsnap.pipelines.mixin"). An arrow leads from a module
-to each module that it imports: inside functions too, for type checkers too, and by name, as in load_object("a.b:c").
+A module is named as it is imported ("ttsnap.pipelines.mixin"). An arrow leads from a module to each
+module that it imports: inside functions too, for type checkers too, and by name, as in
+load_object("a.b:c").
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 APART = ("pipelines", "reward_models", "distill")
 """Rooms that have folders of their own beside ttsnap/, to which links lead from there."""
 NAME = re.compile(r"(ttsnap(?:\.\w+)+)\.?(?::[\w.]+)?")
-"""A text that names a module of ours, or something in it, as registries do; the start of one in an f-string."""
+"""A text that names a module of ours, or something in it, as registries do; the start of one in an
+f-string."""
 
 
 @functools.cache
@@ -25,12 +28,15 @@ def modules() -> dict[str, Path]:
     found = {}
     for folder in ("", *APART):  # rglob follows no links
         for path in sorted((ROOT / "ttsnap" / folder).rglob("*.py")):
-            found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
+            found[
+                ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            ] = path
     return found
 
 
 def module_of(name: str) -> str:
-    """The module that a dotted name lies in: itself, or what it is taken from; "ttsnap" or nothing for other names."""
+    """The module that a dotted name lies in: itself, or what it is taken from; "ttsnap" or nothing
+    for other names."""
     while name and name not in modules():
         name = name.rpartition(".")[0]
     return name
@@ -65,7 +71,12 @@ def imported(path: Path, *, run: bool = False) -> tuple[str, ...]:
     for node in nodes:
         if isinstance(node, ast.Import) and node not in typing:
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level and node not in typing:
+        elif (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and not node.level
+            and node not in typing
+        ):
             found += [f"{node.module}.{alias.name}" for alias in node.names]
     return tuple(found)
 
@@ -79,16 +90,21 @@ def named(path: Path) -> tuple[str, ...]:
 
 
 def arrows(without: Collection[str] = ()) -> dict[str, set[str]]:
-    """Of every module those that it imports. without: modules whose texts do not count, as they are registries."""
+    """Of every module those that it imports. without: modules whose texts do not count, as they are
+    registries."""
     return {
-        module: {module_of(name) for name in (*imported(path), *(() if module in without else named(path)))}
+        module: {
+            module_of(name)
+            for name in (*imported(path), *(() if module in without else named(path)))
+        }
         - {"", "ttsnap", module}
         for module, path in modules().items()
     }
 
 
 def between_rooms(arrows: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
-    """The same between rooms, the command line and other packages; modules that stand in no room are left out."""
+    """The same between rooms, the command line and other packages; modules that stand in no room
+    are left out."""
     rooms = {room_of(module) for module in arrows if module.count(".") > 1}
     found: dict[str, set[str]] = {room: set() for room in sorted(rooms)}
     for module, targets in arrows.items():
@@ -109,5 +125,9 @@ def circles(arrows: Mapping[str, Collection[str]]) -> list[list[str]]:
         return found
 
     ways = {node: reach(node) for node in arrows}
-    groups = {frozenset(other for other in ways[node] if node in ways[other]) for node in arrows if node in ways[node]}
+    groups = {
+        frozenset(other for other in ways[node] if node in ways[other])
+        for node in arrows
+        if node in ways[node]
+    }
     return sorted(sorted(group) for group in groups)

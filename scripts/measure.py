@@ -1,4 +1,5 @@
-"""Counts signs of how simple the code is, and prints them as a table. They are signs, not the aim: it should read well.
+"""Counts signs of how simple the code is, and prints them as a table. They are signs, not the aim:
+it should read well.
 
 python scripts/measure.py            # or: make measure
 python scripts/measure.py --trace    # and what a live search enters (trace_search.py), in half a minute
@@ -23,9 +24,12 @@ CORE = ("core", "loop", "algorithms", "engine", "sampling")
 PROGRAMS = ("scenes", "demo", "cli")
 """Rooms that are left out of the counts of probes: the embedded world and what people run."""
 DOORS = ("cli", "service", "demo", "cluster", "comfyui")
-"""Rooms by which people come in: they hold how users type, a listener, and how a result is shown."""
+"""Rooms by which people come in: they hold how users type, a listener, and how a result is
+shown."""
 REACH = {
-    "finish": "finish finishes Finish finish_drafts DraftStart FromDrafts begin_calls begin_nfe image_nfe",
+    "finish": (
+        "finish finishes Finish finish_drafts DraftStart FromDrafts begin_calls begin_nfe image_nfe"
+    ),
     "variety": "variety repel Repel SeedGroups GroupStart CoupledStart couple_seeds coupled COUPLE",
     "require": "require Requirement Gate gate",
     "diverse": "diverse diversity likeness Likeness make_likeness",
@@ -70,7 +74,8 @@ def lines(path: Path) -> int:
 
 
 def reads(*wanted: str) -> Callable[[ast.AST], bool]:
-    """Whether a node reads one of these names: `Any` in an annotation counts once each time that it is written."""
+    """Whether a node reads one of these names: `Any` in an annotation counts once each time that it
+    is written."""
     return lambda node: isinstance(node, ast.Name) and node.id in wanted
 
 
@@ -156,13 +161,21 @@ def longest_entry() -> int:
 
 
 def long_sentences(page: str) -> int:
-    """Sentences of a page's paragraphs and lists with more than MOST_WORDS words; a piece of code counts as one."""
-    text = re.sub(r"^( *)(`{3,}|:{3,}).*?^\1\2 *$|!\[[^\]]*\]\([^)]*\)", "", page, flags=re.M | re.S)
+    """Sentences of a page's paragraphs and lists with more than MOST_WORDS words; a piece of code
+    counts as one."""
+    text = re.sub(
+        r"^( *)(`{3,}|:{3,}).*?^\1\2 *$|!\[[^\]]*\]\([^)]*\)", "", page, flags=re.M | re.S
+    )
     text = re.sub(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\([^)]*\)", r"\1", text)  # links: their texts
     blocks = re.split(r"\n\s*\n|\n(?= *(?:[-*]|\d+\.) )", text)
     prose = [" ".join(block.split()) for block in blocks if not re.match(r"\s*[#|]|    ", block)]
-    sentences = [part for block in prose for part in re.split(r"(?<=[.!?])[\"*)]* +(?=[A-Z`\"*(\[])", block)]
-    return sum(len(re.findall(r"\w[\w'’.-]*", re.sub(r"`[^`]*`", "code", part))) > MOST_WORDS for part in sentences)
+    sentences = [
+        part for block in prose for part in re.split(r"(?<=[.!?])[\"*)]* +(?=[A-Z`\"*(\[])", block)
+    ]
+    return sum(
+        len(re.findall(r"\w[\w'’.-]*", re.sub(r"`[^`]*`", "code", part))) > MOST_WORDS
+        for part in sentences
+    )
 
 
 def measures() -> dict[str, float]:
@@ -173,7 +186,9 @@ def measures() -> dict[str, float]:
     asking = [path for module, path in FILES.items() if room_of(module) != "request"]
     checked = [path for path in own if not set(path.relative_to(ROOT).parts) & set(PROGRAMS)]
     doors = [path for path in own if set(path.relative_to(ROOT).parts) & set(DOORS)]
-    families = [path for path in every if path.parent.name == "families" and path.stem != "__init__"]
+    families = [
+        path for path in every if path.parent.name == "families" and path.stem != "__init__"
+    ]
     tests = sorted((ROOT / "tests").rglob("*.py"))
     docs = set((ROOT / "docs").rglob("*.md"))
     made = set((ROOT / "docs" / "reference" / "commands").glob("*.md"))  # by the build of the site
@@ -200,13 +215,23 @@ def measures() -> dict[str, float]:
         f"functions in ttsnap/ with more than {MOST_PARAMETERS} parameters": count(
             own, lambda node: parameters(node) > MOST_PARAMETERS
         ),
-        "places where a test matches four words or more": sum(len(SENTENCE.findall(text_of(path))) for path in tests),
+        "places where a test matches four words or more": sum(
+            len(SENTENCE.findall(text_of(path))) for path in tests
+        ),
         "words of README and docs": sum(len(text_of(path).split()) for path in prose),
-        f"sentences there of more than {MOST_WORDS} words": sum(long_sentences(text_of(path)) for path in prose),
-        "words of the journal and the evidence": sum(len(text_of(path).split()) for path in journal),
+        f"sentences there of more than {MOST_WORDS} words": sum(
+            long_sentences(text_of(path)) for path in prose
+        ),
+        "words of the journal and the evidence": sum(
+            len(text_of(path).split()) for path in journal
+        ),
         "lines of the longest entry of the changelog": longest_entry(),
-        "import circles between rooms, imports by name included": len(circles(between_rooms(arrows()))),
-        "getattr and hasattr in ttsnap/, outside scenes, demo and cli": count(checked, reads("getattr", "hasattr")),
+        "import circles between rooms, imports by name included": len(
+            circles(between_rooms(arrows()))
+        ),
+        "getattr and hasattr in ttsnap/, outside scenes, demo and cli": count(
+            checked, reads("getattr", "hasattr")
+        ),
         "uses of Any in ttsnap/, outside scenes, demo and cli": count(checked, reads("Any")),
         f"uses of Any in {', '.join(CORE)}": count(core, reads("Any")),
         "type: ignore": sum(len(re.findall(r"#\s*type:\s*ignore", line)) for line in texts),
@@ -217,4 +242,6 @@ if __name__ == "__main__":
     for what, number in measures().items():
         print(f"{number:>9,}  {what}")
     if "--trace" in sys.argv[1:]:
-        subprocess.run([sys.executable, str(Path(__file__).with_name("trace_search.py"))], check=True)
+        subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("trace_search.py"))], check=True
+        )

@@ -5,10 +5,11 @@
     python scripts/mutants.py --sample 40 --room cli  # 40 in one room
     python scripts/mutants.py --tier all --before build/old.jsonl --out build/new.jsonl   # after a change of the tests
 
-Which faults are planted follows from the code alone. Functions are in the order of a hash of their names, and in each
-the fault with the lowest number, a hash of the expression that it changes. Moved code keeps its faults, rewritten code
-gets others. Results are kept in --out, one line a fault, and a run that was stopped goes on there. After tests changed,
---before makes each fault meet the file of tests that found it first.
+Which faults are planted follows from the code alone. Functions are in the order of a hash of their
+names, and in each the fault with the lowest number, a hash of the expression that it changes. Moved
+code keeps its faults, rewritten code gets others. Results are kept in --out, one line a fault, and
+a run that was stopped goes on there. After tests changed, --before makes each fault meet the file
+of tests that found it first.
 """
 
 from __future__ import annotations
@@ -38,8 +39,21 @@ TESTS: dict[str, tuple[str, ...]] = {
         *("core", "loop", "algorithms", "recordings/test_replay.py", "sampling/test_guidance.py"),
         "results/test_shown.py",
     ),
-    "loop": ("loop", "core", "algorithms/test_contract.py", "engine", "gpu/test_engine.py", "cluster/test_cluster.py"),
-    "engine": ("engine", "loop", "gpu/test_engine.py", "sampling/test_guidance.py", "pipelines/test_parity.py"),
+    "loop": (
+        "loop",
+        "core",
+        "algorithms/test_contract.py",
+        "engine",
+        "gpu/test_engine.py",
+        "cluster/test_cluster.py",
+    ),
+    "engine": (
+        "engine",
+        "loop",
+        "gpu/test_engine.py",
+        "sampling/test_guidance.py",
+        "pipelines/test_parity.py",
+    ),
     "sampling": ("sampling", "engine", "pipelines/test_schedule.py", "algorithms"),
     "algorithms": ("algorithms", "loop", "simulation"),
     "pipelines": ("pipelines", "gpu", "sampling/test_drafts.py"),
@@ -64,18 +78,35 @@ TESTS: dict[str, tuple[str, ...]] = {
     "profiling": ("profiling", "pipelines/test_flops.py"),
 }
 """Rooms of ttsnap/ that get faults, and the tests that are asked about them."""
-SELECTED = {"fast": "not slow and not gpu and not system", "system": "system and not slow and not gpu and not browser"}
+SELECTED = {
+    "fast": "not slow and not gpu and not system",
+    "system": "system and not slow and not gpu and not browser",
+}
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
-}  # fmt: skip
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+}
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A change of one node: `number` chooses faults and names them, `place` finds the node in its file again."""
+    """A change of one node: `number` chooses faults and names them, `place` finds the node in its
+    file again."""
 
     number: str
     file: str
@@ -112,10 +143,15 @@ def changed(node: ast.AST) -> ast.AST | None:
 
 
 def statements(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, str]]:
-    """Every node within functions, with the qualified name of its function; annotations are left out."""
+    """Every node within functions, with the qualified name of its function; annotations are left
+    out."""
     for name, value in ast.iter_fields(tree):
         for child in value if isinstance(value, list) else [value]:
-            if not isinstance(child, ast.AST) or name in ("annotation", "returns", "decorator_list"):
+            if not isinstance(child, ast.AST) or name in (
+                "annotation",
+                "returns",
+                "decorator_list",
+            ):
                 continue
             inner = function
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -135,13 +171,19 @@ def faults(tree: Path) -> list[Fault]:
     for room in TESTS:
         for path in sorted((tree / "ttsnap" / room).rglob("*.py")):
             same: Counter[tuple[str, str]] = Counter()
-            for place, (node, function) in enumerate(statements(ast.parse(path.read_text(encoding="utf-8")))):
+            for place, (node, function) in enumerate(
+                statements(ast.parse(path.read_text(encoding="utf-8")))
+            ):
                 if (new := changed(node)) is None:
                     continue
-                before, after = (ast.unparse(ast.fix_missing_locations(x)).split("\n")[0] for x in (node, new))
+                before, after = (
+                    ast.unparse(ast.fix_missing_locations(x)).split("\n")[0] for x in (node, new)
+                )
                 key = (function, f"{before}  ->  {after}")
                 same[key] += 1
-                fault = Fault(digest(key, same[key]), path.relative_to(tree).as_posix(), *key, place)
+                fault = Fault(
+                    digest(key, same[key]), path.relative_to(tree).as_posix(), *key, place
+                )
                 name = digest(path.stem, function)
                 found[name] = min(found.get(name, fault), fault, key=lambda fault: fault.number)
     return [found[name] for name in sorted(found)]
@@ -176,8 +218,9 @@ class Finder:
 
 
 def outcome(tree: Path, tests: list[str], marked: str, seconds: float) -> tuple[str, float, str]:
-    """What pytest says of these tests in a child of this process, which has imported what does not change; the seconds
-    that it took, and the file of tests that found the fault ("" where none did).
+    """What pytest says of these tests in a child of this process, which has imported what does not
+    change; the seconds that it took, and the file of tests that found the fault ("" where none
+    did).
     """
     begun = time.monotonic()
     note = tree.parent / "found"
@@ -208,38 +251,60 @@ def outcome(tree: Path, tests: list[str], marked: str, seconds: float) -> tuple[
 
 def copied(to: Path) -> Path:
     """A copy of the checkout."""
-    left_out = shutil.ignore_patterns(".git", ".venv", "build", "dist", "outputs", ".*_cache", ".hypothesis")
+    left_out = shutil.ignore_patterns(
+        ".git", ".venv", "build", "dist", "outputs", ".*_cache", ".hypothesis"
+    )
     shutil.copytree(ROOT, to, symlinks=True, ignore=left_out)
     return to
 
 
 def asked(tree: Path, room: str, changed: Path, first: str = "") -> list[str]:
-    """Files of tests: `first`, those of the room that have the name of the changed file in them, its others, and those
-    of other rooms that import the file."""
+    """Files of tests: `first`, those of the room that have the name of the changed file in them,
+    its others, and those of other rooms that import the file."""
     folders = [tree / "tests" / name for name in TESTS[room]]
-    files = [file for path in folders for file in (sorted(path.rglob("test_*.py")) if path.is_dir() else [path])]
+    files = [
+        file
+        for path in folders
+        for file in (sorted(path.rglob("test_*.py")) if path.is_dir() else [path])
+    ]
     *package, stem = changed.with_suffix("").parts
     named, folder = re.compile(rf"\b{stem}\b"), r"\.".join(package)
     imported = re.compile(rf"\b{folder}(\.| import .*\b){stem}\b")
     files.sort(key=lambda file: named.search(file.read_text(encoding="utf-8")) is None)
     every = sorted((tree / "tests").rglob("test_*.py"))
-    files += [file for file in every if file not in files and imported.search(file.read_text(encoding="utf-8"))]
+    files += [
+        file
+        for file in every
+        if file not in files and imported.search(file.read_text(encoding="utf-8"))
+    ]
     return sorted((str(file.relative_to(tree)) for file in files), key=lambda file: file != first)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tier", choices=("fast", "system", "all"), default="fast")
     parser.add_argument("--sample", type=int, default=200, help="how many faults")
     parser.add_argument("--room", choices=TESTS, help="faults in this room only")
-    parser.add_argument("--part", default="1/1", metavar="K/N", help="of N parts of the faults, the K-th")
-    parser.add_argument("--timeout", type=float, default=900, help="seconds for the tests of one fault")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants.jsonl", help="results, kept and read")
-    parser.add_argument("--before", type=Path, help="results of an earlier run: what found a fault is asked first")
+    parser.add_argument(
+        "--part", default="1/1", metavar="K/N", help="of N parts of the faults, the K-th"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=900, help="seconds for the tests of one fault"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "mutants.jsonl", help="results, kept and read"
+    )
+    parser.add_argument(
+        "--before", type=Path, help="results of an earlier run: what found a fault is asked first"
+    )
     parser.add_argument("--list", action="store_true", help="print the faults and plant none")
     a = parser.parse_args()
     part, parts = map(int, a.part.split("/"))
-    chosen = [fault for fault in faults(ROOT) if a.room in (None, room_of(fault))][: a.sample][part - 1 :: parts]
+    chosen = [fault for fault in faults(ROOT) if a.room in (None, room_of(fault))][: a.sample][
+        part - 1 :: parts
+    ]
     if a.list:
         for fault in chosen:
             print(f"{fault.number}  {fault.file}  {fault.function}  {fault.change}")
@@ -253,18 +318,24 @@ def main() -> None:
     import transformers  # noqa: F401
 
     a.out.parent.mkdir(parents=True, exist_ok=True)
-    lines, old = (list(map(json.loads, path.read_text().splitlines())) if path and path.exists() else []
-                  for path in (a.out, a.before))  # fmt: skip
-    known: dict[tuple[str, str], str] = {(line["number"], line["tier"]): line["outcome"] for line in lines}
+    lines, old = (
+        list(map(json.loads, path.read_text().splitlines())) if path and path.exists() else []
+        for path in (a.out, a.before)
+    )
+    known: dict[tuple[str, str], str] = {
+        (line["number"], line["tier"]): line["outcome"] for line in lines
+    }
     finders = {line["number"]: line["by"] for line in old}
     tiers = ("fast", "system") if a.tier == "all" else (a.tier,)
-    is_system = runpy.run_path(str(ROOT / "tests/conftest.py"))["is_system"]  # not kept: a child imports its tree's
+    # not kept: a child imports its tree's
+    is_system = runpy.run_path(str(ROOT / "tests/conftest.py"))["is_system"]
     own = {room: is_system(ROOT / "tests" / tests[0]) for room, tests in TESTS.items()}
     with tempfile.TemporaryDirectory() as folder:
         tree = copied(Path(folder) / "tree")
 
         def tried(number: str, tier: str, room: str, fault: Fault | None = None) -> str:
-            """What the tests say of a fault, or of the room without one, now or in an earlier run."""
+            """What the tests say of a fault, or of the room without one, now or in an earlier
+            run."""
             if (number, tier) not in known:
                 name = Path(fault.file if fault else "ttsnap/__init__.py")
                 path = tree / name
@@ -274,10 +345,20 @@ def main() -> None:
                 said, seconds, by = outcome(tree, tests, SELECTED[tier], a.timeout)
                 path.write_text(source, encoding="utf-8")
                 known[number, tier] = said
-                line = {"number": number, "tier": tier, "outcome": said, "seconds": round(seconds), "by": by}
+                line = {
+                    "number": number,
+                    "tier": tier,
+                    "outcome": said,
+                    "seconds": round(seconds),
+                    "by": by,
+                }
                 with a.out.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(line | (vars(fault) if fault else {})) + "\n")
-                change = f"{fault.file} {fault.function}: {fault.change}" if fault else f"{room}: no fault"
+                change = (
+                    f"{fault.file} {fault.function}: {fault.change}"
+                    if fault
+                    else f"{room}: no fault"
+                )
                 print(f"{said:15}{tier:8}{seconds:5.0f} s  {change}", flush=True)
             return known[number, tier]
 
@@ -285,10 +366,16 @@ def main() -> None:
             room = room_of(fault)
             for tier in reversed(tiers) if own[room] else tiers:
                 if (fault.number, tier) not in known and tried(room, tier, room) != "survived":
-                    parser.error(f"tests of {room} fail in the tier {tier} without a fault; see this line in {a.out}")
+                    parser.error(
+                        f"tests of {room} fail in the tier {tier} without a fault; see this line in"
+                        f" {a.out}"
+                    )
                 if tried(fault.number, tier, room, fault) != "survived":
                     break
-    found = sum(any(known.get((fault.number, tier), "survived") != "survived" for tier in tiers) for fault in chosen)
+    found = sum(
+        any(known.get((fault.number, tier), "survived") != "survived" for tier in tiers)
+        for fault in chosen
+    )
     print(f"{found} of {len(chosen)} faults found")
 
 

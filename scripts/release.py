@@ -1,4 +1,5 @@
-"""Cuts a release: the version, its section of the changelog, a commit and a tag. Pushing the tag publishes it.
+"""Cuts a release: the version, its section of the changelog, a commit and a tag. Pushing the tag
+publishes it.
 
 python scripts/release.py 0.2.0           # or make release VERSION=0.2.0
 python scripts/release.py 0.2.0 --notes   # prints the section of the changelog, for the page of the release
@@ -46,14 +47,21 @@ def dated(changelog: str, version: str, day: datetime.date) -> str:
 
 
 def filled(pack: str, version: str, repository: str, publisher: str) -> str:
-    """The pack's pyproject.toml, as ComfyUI's registry takes it. repository: its OWNER/NAME on GitHub, where the tag of
-    this version has the icon. publisher: the name there, which cannot be changed later."""
+    """The pack's pyproject.toml, as ComfyUI's registry takes it. repository: its OWNER/NAME on
+    GitHub, where the tag of this version has the icon. publisher: the name there, which cannot be
+    changed later."""
     icon = f"https://raw.githubusercontent.com/{repository}/v{version}/comfyui/icon.png"
-    fields = {"Repository": f"https://github.com/{repository}", "PublisherId": publisher, "Icon": icon}
+    fields = {
+        "Repository": f"https://github.com/{repository}",
+        "PublisherId": publisher,
+        "Icon": icon,
+    }
     for field, value in fields.items():
         pack, found = re.subn(rf'(?m)^{field} = ".*"$', f'{field} = "{value}"', pack)
         if not value or found != 1:
-            raise ValueError(f"{field} = {value!r} cannot be filled in: it stands {found} times in {PACK.name}")
+            raise ValueError(
+                f"{field} = {value!r} cannot be filled in: it stands {found} times in {PACK.name}"
+            )
     return pack
 
 
@@ -64,38 +72,58 @@ def following(version: str) -> str:
 
 
 def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *words], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def _commit(version: str, message: str) -> None:
     for path, now in ((VERSION, version), (PACK, version.partition(".dev")[0])):
         text = path.read_text(encoding="utf-8")
-        path.write_text(re.sub(r'(?m)^((?:__)?version(?:__)? = ").*"$', rf'\g<1>{now}"', text), encoding="utf-8")
+        path.write_text(
+            re.sub(r'(?m)^((?:__)?version(?:__)? = ").*"$', rf'\g<1>{now}"', text), encoding="utf-8"
+        )
     _git("commit", "-q", "-m", message, str(VERSION), str(PACK), str(CHANGELOG))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("version", help="such as 0.2.0")
-    parser.add_argument("--notes", action="store_true", help="print its section of the changelog and change nothing")
-    parser.add_argument("--pack", nargs=2, metavar=("OWNER/NAME", "PUBLISHER"), help="fill in the pack and do no more")
+    parser.add_argument(
+        "--notes", action="store_true", help="print its section of the changelog and change nothing"
+    )
+    parser.add_argument(
+        "--pack",
+        nargs=2,
+        metavar=("OWNER/NAME", "PUBLISHER"),
+        help="fill in the pack and do no more",
+    )
     a = parser.parse_args()
     changelog = CHANGELOG.read_text(encoding="utf-8")
     if a.notes:
         print(notes(changelog, a.version))
         return
     if a.pack:
-        PACK.write_text(filled(PACK.read_text(encoding="utf-8"), a.version, *a.pack), encoding="utf-8")
+        PACK.write_text(
+            filled(PACK.read_text(encoding="utf-8"), a.version, *a.pack), encoding="utf-8"
+        )
         return
     if not re.fullmatch(r"\d+\.\d+\.\d+", a.version):
         parser.error(f"a version is three numbers such as 0.2.0, not {a.version!r}")
     if _git("status", "--porcelain"):
         parser.error("there are changes that are not committed")
-    CHANGELOG.write_text(dated(changelog, a.version, datetime.datetime.now(datetime.UTC).date()), encoding="utf-8")
+    CHANGELOG.write_text(
+        dated(changelog, a.version, datetime.datetime.now(datetime.UTC).date()), encoding="utf-8"
+    )
     _commit(a.version, f"Release {a.version}")
     _git("tag", "-a", f"v{a.version}", "-m", f"ttsnap {a.version}")
     _commit(following(a.version), f"Begin {following(a.version)}")
-    print(f"tagged v{a.version}; `git push --follow-tags` publishes it (.github/workflows/release.yml)")
+    print(
+        f"tagged v{a.version}; `git push --follow-tags` publishes it"
+        " (.github/workflows/release.yml)"
+    )
 
 
 if __name__ == "__main__":

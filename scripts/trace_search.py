@@ -1,10 +1,11 @@
-"""Counts the code that one live search of the embedded model enters, once everything is imported and has run before.
+"""Counts the code that one live search of the embedded model enters, once everything is imported
+and has run before.
 
 python scripts/trace_search.py          # the figures
 python scripts/trace_search.py --list   # and each file with its functions and lines that ran
 
-A file, a function or a line counts once, however often it runs; a file's lines are all that it has. What a search
-reads to be understood is about as much.
+A file, a function or a line counts once, however often it runs; a file's lines are all that it has.
+What a search reads to be understood is about as much.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def searched() -> None:
 
 
 class Trace:
-    """The functions of these files that ran in this thread while it was on, and the lines in them."""
+    """The functions of these files that ran in this thread while it was on, and the lines in
+    them."""
 
     def __init__(self, files: set[str]) -> None:
         self.files = files
@@ -53,7 +55,8 @@ class Trace:
 
     def _called(self, frame: FrameType, event: str, arg: object) -> Callable[..., object] | None:
         code = frame.f_code
-        # Bodies of modules and classes have no local variables of their own, and belong to an import.
+        # Bodies of modules and classes have no local variables of their own, and belong to an
+        # import.
         if code.co_filename not in self.files or not code.co_flags & inspect.CO_OPTIMIZED:
             return None
         if not code.co_name.startswith("<"):
@@ -82,14 +85,21 @@ def traced() -> dict[str, tuple[int, int, int]]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--list", action="store_true", help="every file with its functions and lines that ran")
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--list", action="store_true", help="every file with its functions and lines that ran"
+    )
     found = traced()
     functions, ran, lines = (sum(column) for column in zip(*found.values(), strict=True))
     if p.parse_args().list:
         for file, (of_file, ran_there, of_all) in found.items():
             print(f"{of_file:>5} functions {ran_there:>5} of {of_all:>5} lines  {file}")
-    print(f"{len(found)} files, {functions} functions, {ran} lines that ran, {lines} lines in these files")
+    print(
+        f"{len(found)} files, {functions} functions, {ran} lines that ran, {lines} lines in these"
+        " files"
+    )
 
 
 if __name__ == "__main__":

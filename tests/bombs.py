@@ -24,12 +24,21 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int = 2, height: int = 2, *between: bytes, pixels: bytes | None = None, mode: int = 2) -> bytes:
-    """An RGB PNG, whose header may lie about its size; mode 0: a grey one. between: chunks before the pixels."""
+def png(
+    width: int = 2, height: int = 2, *between: bytes, pixels: bytes | None = None, mode: int = 2
+) -> bytes:
+    """An RGB PNG, whose header may lie about its size; mode 0: a grey one. between: chunks before
+    the pixels."""
     line = bytes(1 + (3 if mode else 1) * width)
     pixels = zlib.compress(line * height) if pixels is None else pixels
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, mode, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(between) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + b"".join(between)
+        + chunk(b"IDAT", pixels)
+        + chunk(b"IEND", b"")
+    )
 
 
 def animated_png(frames: int, side: int, **more: Any) -> bytes:
@@ -82,7 +91,10 @@ def gif(side: int, inner: int) -> bytes:
 def mp4(frames: int, side: int) -> bytes:
     import av
 
-    file, black = io.BytesIO(), av.VideoFrame.from_image(Image.new("RGB", (side, side))).reformat(format="yuv420p")
+    file, black = (
+        io.BytesIO(),
+        av.VideoFrame.from_image(Image.new("RGB", (side, side))).reformat(format="yuv420p"),
+    )
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=8, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
@@ -121,16 +133,69 @@ PICTURES: Mapping[str, Callable[[], bytes]] = {
 }
 """What is no picture, and no video, that is read."""
 JSON = (
-    *("[" * 100_000, '{"a":' * 100 + "1" + "}" * 100, '{"a": 1, "b": 2, "a": 3}', "[NaN]", "[-Infinity]", "[1e999]"),
-    *("[" + "9" * 400 + "]", "[" + "9" * 5000 + "]", "[18446744073709551616]", '["\\ud800"]', "", b"\xff\xfe\xff", "{"),
-    *("3", '{"a": 1e999}', '{"a": NaN}', "{" + ",".join(f'"{i}":0' for i in range(200_000)) + ',"199999":0}'),
+    *(
+        "[" * 100_000,
+        '{"a":' * 100 + "1" + "}" * 100,
+        '{"a": 1, "b": 2, "a": 3}',
+        "[NaN]",
+        "[-Infinity]",
+        "[1e999]",
+    ),
+    *(
+        "[" + "9" * 400 + "]",
+        "[" + "9" * 5000 + "]",
+        "[18446744073709551616]",
+        '["\\ud800"]',
+        "",
+        b"\xff\xfe\xff",
+        "{",
+    ),
+    *(
+        "3",
+        '{"a": 1e999}',
+        '{"a": NaN}',
+        "{" + ",".join(f'"{i}":0' for i in range(200_000)) + ',"199999":0}',
+    ),
 )
 YAML = (
-    *("a: &x [1]\nb: *x", "a: !!python/object/apply:os.system ['true']", "a:\n  !!set {b: null}", "a: !!omap [b: 1]"),
-    *("a: !!pairs [b: 1]", "a: !!binary aGk=", "a: !!timestamp 2001-01-01", "a: {<<: {b: 1}}", "a: =", "a: !mine 1"),
-    *("a: !!str {b: 1}", "a: !!map [1]", "a: !!bool maybe", "a: .inf", "a: .NaN", "a: 1e999", "1: 2", "a: b: c"),
-    *("a: 18446744073709551616", "a: " + "9" * 400, "a: " + "9" * 5000, "a: 1\nb: 2\na: 3", "? [a]\n: 1"),
-    *('a: "\\ud800"', "--- 1\n--- 2", "[" * 5000 + "]" * 5000, "a: [" + "[" * 100 + "]" * 100 + "]", b"\xff\xfe\xff"),
+    *(
+        "a: &x [1]\nb: *x",
+        "a: !!python/object/apply:os.system ['true']",
+        "a:\n  !!set {b: null}",
+        "a: !!omap [b: 1]",
+    ),
+    *(
+        "a: !!pairs [b: 1]",
+        "a: !!binary aGk=",
+        "a: !!timestamp 2001-01-01",
+        "a: {<<: {b: 1}}",
+        "a: =",
+        "a: !mine 1",
+    ),
+    *(
+        "a: !!str {b: 1}",
+        "a: !!map [1]",
+        "a: !!bool maybe",
+        "a: .inf",
+        "a: .NaN",
+        "a: 1e999",
+        "1: 2",
+        "a: b: c",
+    ),
+    *(
+        "a: 18446744073709551616",
+        "a: " + "9" * 400,
+        "a: " + "9" * 5000,
+        "a: 1\nb: 2\na: 3",
+        "? [a]\n: 1",
+    ),
+    *(
+        'a: "\\ud800"',
+        "--- 1\n--- 2",
+        "[" * 5000 + "]" * 5000,
+        "a: [" + "[" * 100 + "]" * 100 + "]",
+        b"\xff\xfe\xff",
+    ),
     "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]),
 )
 """Texts that stand for no plain value, of which the last would be a billion."""
@@ -150,8 +215,18 @@ def bad_tensors(ran: Path) -> tuple[bytes, ...]:
     """What is no safetensors. ran: a file that one of them makes where it is trusted."""
     head = b'{"a":{"dtype":"F64","shape":[%d],"data_offsets":[0,%d]}}'
     return (
-        *(b"", bytes(8), pickle.dumps(Runs(ran)), b"PK\3\4" + bytes(64), struct.pack("<Q", 2**62), b"\xff" * 64),
-        *(struct.pack("<Q", len(h)) + h for h in (b"{" * 90_000, b"[]", head % (2**50, 2**53), head % (-1, 8), b"3")),
+        *(
+            b"",
+            bytes(8),
+            pickle.dumps(Runs(ran)),
+            b"PK\3\4" + bytes(64),
+            struct.pack("<Q", 2**62),
+            b"\xff" * 64,
+        ),
+        *(
+            struct.pack("<Q", len(h)) + h
+            for h in (b"{" * 90_000, b"[]", head % (2**50, 2**53), head % (-1, 8), b"3")
+        ),
     )
 
 
@@ -167,7 +242,9 @@ def repacked(data: bytes) -> bytes:
 def npy_header(numbers: int) -> bytes:
     """Of an array of so many, which are not there."""
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": (numbers,)})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "<f2", "fortran_order": False, "shape": (numbers,)}
+    )
     return file.getvalue()
 
 

@@ -10,18 +10,30 @@ from typing import Any
 
 import pytest
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """This machine's. Where there is none, the test is skipped, or fails with TTSNAP_BROWSER_TESTS=1."""
+    """This machine's. Where there is none, the test is skipped, or fails with
+    TTSNAP_BROWSER_TESTS=1."""
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     must = os.environ.get("TTSNAP_BROWSER_TESTS") == "1"
     if path is None and not must:
-        pytest.skip("no Chromium on this machine; install it, or set TTSNAP_BROWSER_TESTS=1 to fail without it")
+        pytest.skip(
+            "no Chromium on this machine; install it, or set TTSNAP_BROWSER_TESTS=1 to fail"
+            " without it"
+        )
     assert path is not None, "TTSNAP_BROWSER_TESTS=1, but there is no Chromium"
     from playwright.sync_api import sync_playwright
 

@@ -1,4 +1,5 @@
-"""A toy model of videos, and of edits: a Gaussian mixture whose latents are (3, T, 1, 1), a colour for each frame."""
+"""A toy model of videos, and of edits: a Gaussian mixture whose latents are (3, T, 1, 1), a colour
+for each frame."""
 
 from __future__ import annotations
 
@@ -12,17 +13,26 @@ from ttsnap.sampling.mixture import MixtureDenoiser
 
 
 class Clips(MixtureDenoiser):
-    """Videos of T frames of `size` (H, W), each of one colour, with a bar at the left that grows from frame to frame.
+    """Videos of T frames of `size` (H, W), each of one colour, with a bar at the left that grows
+    from frame to frame.
 
     `decodes` counts videos. sources: (prompts, 3, h, w) where prompts edit images.
     """
 
-    def __init__(self, frames: int = 5, *, steps: int = 6, size: Any = (4, 6), sources: Tensor | None = None) -> None:
+    def __init__(
+        self, frames: int = 5, *, steps: int = 6, size: Any = (4, 6), sources: Tensor | None = None
+    ) -> None:
         means = torch.randn(4, 3 * frames, generator=torch.Generator().manual_seed(1))
         offsets = torch.randn(3, 3 * frames, generator=torch.Generator().manual_seed(2))
         weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
         super().__init__(2 * means, torch.full((4,), 0.5), weights, steps=steps, by_prompt=offsets)
-        self.frames, self.size, self.given, self.decodes, self.previewed = frames, size, sources, 0, 0
+        self.frames, self.size, self.given, self.decodes, self.previewed = (
+            frames,
+            size,
+            sources,
+            0,
+            0,
+        )
         if sources is not None:
             self.can |= {Capability.EDIT}
 
@@ -31,7 +41,9 @@ class Clips(MixtureDenoiser):
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Any:
         prediction = super().predict(x.flatten(1), step, cond)
-        return prediction._replace(out=prediction.out.reshape(x.shape), x0=prediction.x0.reshape(x.shape))
+        return prediction._replace(
+            out=prediction.out.reshape(x.shape), x0=prediction.x0.reshape(x.shape)
+        )
 
     def decode(self, x0: Tensor) -> Tensor:
         self.decodes += len(x0)
@@ -80,7 +92,9 @@ class Near(Mean):
 
     name, needs = "near", frozenset({"source"})
 
-    def __call__(self, images: Tensor, prompts: Any, level: Any, source: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, prompts: Any, level: Any, source: Tensor | None = None
+    ) -> Tensor:
         assert source is not None
         assert len(source) == len(images)
         super().__call__(images, prompts, level)

@@ -1,6 +1,7 @@
 """The tiers of tests, what every test is held to, and fixtures that many tests share.
 
-No import here loads torch: the process that hands tests to others, with `-n`, reads this file and nothing else.
+No import here loads torch: the process that hands tests to others, with `-n`, reads this file and
+nothing else.
 """
 
 from __future__ import annotations
@@ -21,35 +22,60 @@ if TYPE_CHECKING:
     from tests.counted import Counted
     from ttsnap.engine.live import LiveEngine
 
-# The tests' tensors are tiny, and threads that wait for each other are slow on busy machines. Read by torch as it is
-# imported, here and in processes that are started from here: xdist's and those of tests.
+# The tests' tensors are tiny, and threads that wait for each other are slow on busy machines. Read
+# by torch as it is imported, here and in processes that are started from here: xdist's and those of
+# tests.
 os.environ["OMP_NUM_THREADS"] = "1"
-# glibc gives large tensors back to the system when they go, which zeroes each new one page by page: a sixth of the time
-# of a small model on a CPU. Read by processes that are started from here, too.
+# glibc gives large tensors back to the system when they go, which zeroes each new one page by page:
+# a sixth of the time of a small model on a CPU. Read by processes that are started from here, too.
 os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 
 TESTS = Path(__file__).parent
-sys.path.append(str(TESTS.parent / "scripts"))  # for train_worlds, what trains and measures the embedded models
+# for train_worlds, what trains and measures the embedded models
+sys.path.append(str(TESTS.parent / "scripts"))
 SYSTEM = (
     # A browser, servers, Ray.
     *("demo", "service", "cluster", "reward_models/test_serve.py"),
     # The documentation, run: notebooks, the site, how-tos in a copy of the package.
-    *("test_notebooks.py", "test_docs_site.py", "algorithms/test_new_algorithm.py", "engine/test_new_parts.py"),
-    *("options/test_new_option.py", "pipelines/test_new_family.py", "test_docs_run.py::test_a_page_runs_as_pasted"),
-    *("request/test_new_door.py", "rewards/test_how_to.py", "pipelines/test_dropin.py::test_the_documentation_runs"),
+    *(
+        "test_notebooks.py",
+        "test_docs_site.py",
+        "algorithms/test_new_algorithm.py",
+        "engine/test_new_parts.py",
+    ),
+    *(
+        "options/test_new_option.py",
+        "pipelines/test_new_family.py",
+        "test_docs_run.py::test_a_page_runs_as_pasted",
+    ),
+    *(
+        "request/test_new_door.py",
+        "rewards/test_how_to.py",
+        "pipelines/test_dropin.py::test_the_documentation_runs",
+    ),
     # Whole programs, also those that are interrupted, killed, and go on.
     *("test_wheel.py", "bench/test_bench.py", "cli/test_cli_record.py", "cli/test_cli_simulate.py"),
-    *("distill/test_run.py", "distill/test_cli.py", "distill/draft/test_run.py", "distill/draft/test_cli.py"),
+    *(
+        "distill/test_run.py",
+        "distill/test_cli.py",
+        "distill/draft/test_run.py",
+        "distill/draft/test_cli.py",
+    ),
     *("distill/draft/test_on_paper.py", "simulation/test_processes.py"),
     "bench/test_presets.py::test_parts_have_their_budgets_and_the_table_has_the_papers_layout",
     *("check", "cli/test_cli_pictures.py"),
     "pipelines/test_model_defaults.py::test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafter_is_loaded",
     "cli/test_own_algorithm.py::test_simulate_takes_it_to_its_workers",
     # The packaged models, and what trains them.
-    *("scenes/test_packaged.py", "scenes/test_training.py", "pipelines/test_lora.py::test_generate_record_and_replay"),
+    *(
+        "scenes/test_packaged.py",
+        "scenes/test_training.py",
+        "pipelines/test_lora.py::test_generate_record_and_replay",
+    ),
     "signs/test_noise_aware.py::test_the_packaged_one_knows_the_words_of_finished_latents",
     "signs/test_noise_aware.py::test_one_command_trains_the_reader_and_a_student_begins_with_it",
-    # Networks that torch compiles, and files from strangers, at each place of which something is forged.
+    # Networks that torch compiles, and files from strangers, at each place of which something is
+    # forged.
     "pipelines/test_compilation.py",
     "test_strangers.py::test_what_is_no_data_is_refused_in_little_memory",
     "test_strangers.py::test_nothing_that_a_file_names_is_run_fetched_or_opened",
@@ -57,8 +83,9 @@ SYSTEM = (
     "test_strangers.py::test_damaged_files_are_one_sentence_or_read",
     # ComfyUI itself, where COMFYUI_PATH names a checkout.
     *(f"comfyui/test_real_{name}.py" for name in ("examples", "nodes", "search")),
-    # What fast tests hold in one case, here in many: classic pipelines over modular blocks, all workflows of those,
-    # more schedulers, texts of any length, a CPU in the place of a GPU, requirements, prices.
+    # What fast tests hold in one case, here in many: classic pipelines over modular blocks, all
+    # workflows of those, more schedulers, texts of any length, a CPU in the place of a GPU,
+    # requirements, prices.
     *("pipelines/modular/test_classic.py", "gpu/test_pipelines.py"),
     "pipelines/calls/test_calls.py::test_winners_are_what_the_stock_call_makes_of_their_seeds",
     "pipelines/calls/test_ledger.py::test_20_mixed_searches_from_4_threads_on_one_pipe_are_what_each_is_alone",
@@ -82,13 +109,16 @@ SYSTEM = (
     "reward_models/test_noise_aware.py::test_a_network_of_another_reward_is_trained_for_a_black_box",
     "signs/test_noise_aware.py::test_it_is_distilled_saved_and_loaded",
 )
-"""Folders, files and tests of the tier `system`. All others are of the fast tier, but those that are marked `slow`."""
+"""Folders, files and tests of the tier `system`. All others are of the fast tier, but those that
+are marked `slow`."""
 FIRST = ("tests/test_notebooks.py", "tests/demo/", "tests/cluster/", "tests/service/")
 """What takes longest begins first, so that no process is left alone with it at the end."""
 TOGETHER = ("tests/demo", "tests/cluster", "tests/service", "tests/comfyui")
 """Folders whose modules share a server or Ray, which would otherwise be begun in each process."""
 WHOLE = {TESTS / name for name in SYSTEM if "::" not in name}
-SINGLE = {(TESTS / file, test) for file, _, test in (name.partition("::") for name in SYSTEM) if test}
+SINGLE = {
+    (TESTS / file, test) for file, _, test in (name.partition("::") for name in SYSTEM) if test
+}
 
 
 @functools.cache
@@ -102,7 +132,8 @@ def is_system(path: Path, test: str = "") -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Files of the other tier are not even imported: `make test` needs no gradio, and loads none."""
+    """Files of the other tier are not even imported: `make test` needs no gradio, and loads
+    none."""
     marked, whole = config.getoption("markexpr"), is_system(collection_path)
     if "not system" in marked:
         return whole or None
@@ -120,8 +151,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected stays. A garbage collector that walks through it again and again takes a sixth of
-    the time, so it leaves that out, and begins less often."""
+    """What is imported and collected stays. A garbage collector that walks through it again and
+    again takes a sixth of the time, so it leaves that out, and begins less often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
@@ -129,14 +160,16 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """`pytest -n 2` hands out whole modules, whose tests share fixtures, unless it is told another `--dist`."""
+    """`pytest -n 2` hands out whole modules, whose tests share fixtures, unless it is told another
+    `--dist`."""
     if config.getoption("numprocesses", None) and config.getoption("dist") == "no":
         config.option.dist = "loadscope"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadscope`: modules are handed out in the order of the tests, not by how many tests they hold."""
+    """With `--dist loadscope`: modules are handed out in the order of the tests, not by how many
+    tests they hold."""
     if config.getoption("dist") != "loadscope":
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -152,7 +185,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True, scope="session")
 def _float32_on_every_cpu() -> Iterator[None]:
-    """--dtype auto is float32 in tests, whatever the CPU can do, so that they see the same images on every machine."""
+    """--dtype auto is float32 in tests, whatever the CPU can do, so that they see the same images
+    on every machine."""
     import torch
 
     with pytest.MonkeyPatch.context() as patch:
@@ -162,7 +196,8 @@ def _float32_on_every_cpu() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """A test that leaves torch more threads fails: all tests after it take many times as long in that process."""
+    """A test that leaves torch more threads fails: all tests after it take many times as long in
+    that process."""
     import torch
 
     yield
@@ -173,7 +208,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, as on a terminal; under nohup, and in a background of scripts, it is ignored."""
+    """SIGINT raises KeyboardInterrupt, as on a terminal; under nohup, and in a background of
+    scripts, it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -181,8 +217,8 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """Ray on two cores of this machine, once for all tests of a run, as it takes about ten seconds. Workers import this
-    repository's tests, too, where a test sends them some."""
+    """Ray on two cores of this machine, once for all tests of a run, as it takes about ten seconds.
+    Workers import this repository's tests, too, where a test sends them some."""
     ray = pytest.importorskip("ray")
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
@@ -193,7 +229,8 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture
 def shallow_model(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The embedded model is loaded as `shallow` says, but for tests with Ray, whose processes load the whole one."""
+    """The embedded model is loaded as `shallow` says, but for tests with Ray, whose processes load
+    the whole one."""
     from tests.shallow import shallow
 
     with nullcontext() if "ray_session" in request.fixturenames else shallow():
@@ -207,14 +244,18 @@ def real_flops() -> None:
 
 @pytest.fixture
 def any_flops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FLOPs of pipelines are not counted, which takes several times as long as a search with a tiny one."""
+    """FLOPs of pipelines are not counted, which takes several times as long as a search with a tiny
+    one."""
     if "real_flops" not in request.fixturenames:
-        monkeypatch.setattr("ttsnap.pipelines.memory.flops.count", lambda *_, rows=1, **__: (1e6 * rows, 1e5))
+        monkeypatch.setattr(
+            "ttsnap.pipelines.memory.flops.count", lambda *_, rows=1, **__: (1e6 * rows, 1e5)
+        )
 
 
 @pytest.fixture
 def few_prices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ttsnap calibrate` finds the prices of two budgets on 30 seeds, not of seven on 200, for other tests."""
+    """`ttsnap calibrate` finds the prices of two budgets on 30 seeds, not of seven on 200, for
+    other tests."""
     from ttsnap.simulation.calibrate import calibrate
 
     quick = functools.partial(calibrate, images=(3, 8), seeds=30)
@@ -232,7 +273,9 @@ def counted() -> Callable[..., Counted]:
         means = torch.randn(4, 3, generator=generator)
         offsets = torch.randn(prompts, 3, generator=generator)
         weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
-        return Counted(means, torch.full((4,), 0.3), weights, steps=steps, by_prompt=offsets, **kwargs)
+        return Counted(
+            means, torch.full((4,), 0.3), weights, steps=steps, by_prompt=offsets, **kwargs
+        )
 
     return make
 
@@ -245,8 +288,15 @@ def engine(counted: Callable[..., Counted]) -> Callable[..., LiveEngine]:
     from ttsnap.options.option import taken
     from ttsnap.sampling.kernels import make_kernel
 
-    def make(steps: int = 8, rewards: Any = None, batch_size: int = 4, prompts: int = 3, *,
-             kernel: Any = None, **kwargs: Any) -> LiveEngine:  # fmt: skip
+    def make(
+        steps: int = 8,
+        rewards: Any = None,
+        batch_size: int = 4,
+        prompts: int = 3,
+        *,
+        kernel: Any = None,
+        **kwargs: Any,
+    ) -> LiveEngine:
         given, denoiser = {"batch_size": batch_size, **kwargs}, counted(steps, prompts)
         options = taken(EngineOptions, given)
         sampler = make_kernel(kernel or "pipeline", denoiser)

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def copy_package(to: Path) -> None:
-    """Lay a copy of ttsnap, whole but for weights, into this folder. Files that are as they were when
-    Python compiled them are not compiled again."""
+    """Lay a copy of ttsnap, whole but for weights, into this folder. Files that are as they were
+    when Python compiled them are not compiled again."""
     left_out = shutil.ignore_patterns("*.safetensors", "*.json", "*.png")
     shutil.copytree(Path(ttsnap.__file__).parent, to / "ttsnap", ignore=left_out)
 
@@ -29,12 +29,18 @@ def recipe(title: str) -> str:
 
 
 def change_package(to: Path, diff: str) -> list[str]:
-    """Make the changes of a diff, or of a file of tests/recipes, in the copy; the names of the files, in order.
+    """Make the changes of a diff, or of a file of tests/recipes, in the copy; the names of the
+    files, in order.
 
-    A diff names a file ("+++ ttsnap/core/looks.py") and has parts that begin with "@@". What a part shows as there must
-    be in the file once; a part that shows nothing as there is added at the end, or is the whole of a new file.
+    A diff names a file ("+++ ttsnap/core/looks.py") and has parts that begin with "@@". What a part
+    shows as there must be in the file once; a part that shows nothing as there is added at the end,
+    or is the whole of a new file.
     """
-    text = (ROOT / "tests" / "recipes" / diff).read_text(encoding="utf-8") if diff.endswith(".diff") else diff
+    text = (
+        (ROOT / "tests" / "recipes" / diff).read_text(encoding="utf-8")
+        if diff.endswith(".diff")
+        else diff
+    )
     touched: list[str] = []
     for change in re.split(r"^\+\+\+ ", text, flags=re.M)[1:]:
         name, *lines = change.splitlines()
@@ -43,9 +49,14 @@ def change_package(to: Path, diff: str) -> list[str]:
         found = path.read_text(encoding="utf-8") if path.exists() else ""
         for part in "\n".join(lines).split("@@")[1:]:
             rows = part.splitlines()[1:]
-            old, new = ("".join(f"{row[1:]}\n" for row in rows if row[:1] in (" ", sign) or not row) for sign in "-+")
+            old, new = (
+                "".join(f"{row[1:]}\n" for row in rows if row[:1] in (" ", sign) or not row)
+                for sign in "-+"
+            )
             if old:
-                assert found.count(old) == 1, f"{name} has this {found.count(old)} times, not once:\n{old}"
+                assert found.count(old) == 1, (
+                    f"{name} has this {found.count(old)} times, not once:\n{old}"
+                )
                 found = found.replace(old, new)
             else:
                 found += new
@@ -54,11 +65,16 @@ def change_package(to: Path, diff: str) -> list[str]:
 
 
 def run_trial(trial: str, where: Path) -> str:
-    """Run this program on the copy in a process of its own; what it printed. It may import `tests`, too."""
+    """Run this program on the copy in a process of its own; what it printed. It may import `tests`,
+    too."""
     (where / "trial.py").write_text(trial, encoding="utf-8")
     ran = subprocess.run(
-        [sys.executable, "trial.py"], cwd=where, env=os.environ | {"PYTHONPATH": f"{where}{os.pathsep}{ROOT}"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "trial.py"],
+        cwd=where,
+        env=os.environ | {"PYTHONPATH": f"{where}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout

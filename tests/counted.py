@@ -11,7 +11,8 @@ from ttsnap.sampling.mixture import MixtureDenoiser
 
 
 class Counted(MixtureDenoiser):
-    """Counts what runs, row by row, independently of the engine and the ledger. Tests may set what it says it has."""
+    """Counts what runs, row by row, independently of the engine and the ledger. Tests may set what
+    it says it has."""
 
     frames: Any = None
 
@@ -29,22 +30,37 @@ class Counted(MixtureDenoiser):
         images = super().decode(x0)
         if self.frames is None:
             return images
-        return images[:, None] * torch.linspace(0.5, 1, self.frames)[:, None, None, None]  # each frame lighter
+        # each frame lighter
+        return images[:, None] * torch.linspace(0.5, 1, self.frames)[:, None, None, None]
 
 
 class Brightness:
-    """Mean pixel value; fails (raises or gives nan) on a share of its calls, decided by the pixels alone.
+    """Mean pixel value; fails (raises or gives nan) on a share of its calls, decided by the pixels
+    alone.
 
-    `spared`: the first call never fails, so that the failures do not end the search at once. `times`: images of one
-    score, where they are frames of a video.
+    `spared`: the first call never fails, so that the failures do not end the search at once.
+    `times`: images of one score, where they are frames of a video.
     """
 
     def __init__(
-        self, name: str = "brightness", nan: float = 0, broken: float = 0, spared: bool = False, times: int = 1
+        self,
+        name: str = "brightness",
+        nan: float = 0,
+        broken: float = 0,
+        spared: bool = False,
+        times: int = 1,
     ):
-        self.name, self.nan, self.broken, self.spared, self.times, self.images = name, nan, broken, spared, times, 0
+        self.name, self.nan, self.broken, self.spared, self.times, self.images = (
+            name,
+            nan,
+            broken,
+            spared,
+            times,
+            0,
+        )
         self.hopeless: bool | None = None
-        """Whether it failed on all of the first images (an exception, or eight nan); None before that is told."""
+        """Whether it failed on all of the first images (an exception, or eight nan); None before
+        that is told."""
 
     def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
         self.images += len(images)
@@ -56,7 +72,9 @@ class Brightness:
         scores[draw < self.nan + self.broken] = float("nan")
         if self.hopeless is None:
             scored = not down and not bool(scores.reshape(-1, self.times).isnan().any(1).all())
-            self.hopeless = False if scored else True if down or self.images >= 8 * self.times else None
+            self.hopeless = (
+                False if scored else True if down or self.images >= 8 * self.times else None
+            )
         if down:
             raise RuntimeError("the scorer is down")
         return scores

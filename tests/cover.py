@@ -10,7 +10,8 @@ import pytest
 
 
 def each_once(rows: Sequence[Any], columns: Sequence[Any]) -> list[Any]:
-    """All pairs as parameters of a test; slow but for a diagonal, on which every row and every column stands."""
+    """All pairs as parameters of a test; slow but for a diagonal, on which every row and every
+    column stands."""
     rounds = max(len(rows), len(columns))
     fast = {(i % len(rows), i % len(columns)) for i in range(rounds)}
     return [

@@ -1,5 +1,5 @@
-"""An engine whose scores follow a rule, for algorithms that are held against their papers' pseudocode; and an algorithm
-that plays a list of moves, for engines and the loop."""
+"""An engine whose scores follow a rule, for algorithms that are held against their papers'
+pseudocode; and an algorithm that plays a list of moves, for engines and the loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ Score = Callable[[int, int], float]
 class Scripted(DryEngine):
     """Scores particles by their uids; `plans` keeps what was submitted."""
 
-    def __init__(self, score: Score, steps: int = 8, *, grid: Grid | None = None, stochastic: bool = True) -> None:
+    def __init__(
+        self, score: Score, steps: int = 8, *, grid: Grid | None = None, stochastic: bool = True
+    ) -> None:
         offers = frozenset(Need) - (set() if stochastic else {Need.BRANCH})
         super().__init__(grid or Grid(tuple(np.linspace(1, 0, steps + 1))), ("r",), offers=offers)
         self.score, self.plans = score, list[Plan]()
@@ -35,7 +37,9 @@ class Scripted(DryEngine):
         super().submit(job, dataclasses.replace(plan, seed=plan.uid))
 
     def scores(self, job: int, seeds: IntArray, steps: IntArray, look: Estimator) -> FloatArray:
-        found = [self.score(uid, step) for uid, step in zip(seeds.tolist(), steps.tolist(), strict=True)]
+        found = [
+            self.score(uid, step) for uid, step in zip(seeds.tolist(), steps.tolist(), strict=True)
+        ]
         return np.array(found, float).reshape(-1, 1)
 
 
@@ -73,4 +77,6 @@ class Played:
         return 0
 
     def step(self, state: int, particles: Any, rng: Any) -> Any:
-        return (self.moves[state](particles), state + 1) if state < len(self.moves) else (None, state)
+        return (
+            (self.moves[state](particles), state + 1) if state < len(self.moves) else (None, state)
+        )

@@ -1,4 +1,5 @@
-"""The embedded model in a quarter of the time, for tests that do not mind what its images look like."""
+"""The embedded model in a quarter of the time, for tests that do not mind what its images look
+like."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ import pytest
 
 @contextmanager
 def shallow() -> Iterator[None]:
-    """Transformers of Stable Diffusion 3 that are loaded in here, in this process, run the last of their blocks alone.
-    The others stay, so that drafts and adapters fit, and hand on what they are given."""
+    """Transformers of Stable Diffusion 3 that are loaded in here, in this process, run the last of
+    their blocks alone. The others stay, so that drafts and adapters fit, and hand on what they are
+    given."""
     whole = diffusers.SD3Transformer2DModel.from_pretrained
 
     def loaded(*args: Any, **kwargs: Any) -> Any:

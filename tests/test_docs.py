@@ -23,9 +23,13 @@ from ttsnap.reward_models.registry import JUDGE, REWARDS
 from ttsnap.sampling.kernels import KERNELS
 
 ROOT = Path(__file__).parents[1]
-MADE = (ROOT / "docs" / "notebooks", ROOT / "docs" / "reference" / "commands")  # by the build of the site
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md",
-         *sorted(p for p in ROOT.glob("docs/**/*.md") if not set(MADE) & set(p.parents))]  # fmt: skip
+# by the build of the site
+MADE = (ROOT / "docs" / "notebooks", ROOT / "docs" / "reference" / "commands")
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(p for p in ROOT.glob("docs/**/*.md") if not set(MADE) & set(p.parents)),
+]
 FENCE = re.compile(r"^ *(?P<fence>`{3,}|:{3,})(?P<info>.*)$")
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(<?([^()\s>]+)>?\)")
 OF_OTHERS = {"--mirrored", "--preview-method", "--recipe"}
@@ -36,13 +40,15 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_
 
 @cache
 def split(page: Path) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """A page's prose, and its blocks of code as (language, text); indented ones have no language."""
+    """A page's prose, and its blocks of code as (language, text); indented ones have no
+    language."""
     prose: list[str] = []
     blocks: list[tuple[str, str]] = []
     inside: list[str] | None = None
     indented: list[str] = []
     fence = info = ""
-    for line in [*page.read_text(encoding="utf-8").splitlines(), "", "."]:  # which ends an indented block
+    # which ends an indented block
+    for line in [*page.read_text(encoding="utf-8").splitlines(), "", "."]:
         match = FENCE.match(line)
         if inside is not None:
             if match and match["fence"].startswith(fence) and not match["info"].strip():
@@ -52,7 +58,11 @@ def split(page: Path) -> tuple[str, tuple[tuple[str, str], ...]]:
                 inside.append(line)
             continue
         opens = match is not None and match["fence"][0] == "`"
-        if not opens and line.startswith("    ") and (indented or not prose or not prose[-1].strip()):
+        if (
+            not opens
+            and line.startswith("    ")
+            and (indented or not prose or not prose[-1].strip())
+        ):
             indented.append(line[4:])
             continue
         if indented and line.strip():
@@ -78,14 +88,19 @@ help_of = cache(lambda command: COMMANDS[command].parser().format_help())
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Command lines in blocks of code, as words, without comments and the virtual environment's folder."""
+    """Command lines in blocks of code, as words, without comments and the virtual environment's
+    folder."""
     for language, text in split(page)[1]:
         if language not in ("", "text", "bash", "console"):
             continue
         for line in text.replace("\\\n", " ").splitlines():
             if re.match(r"(\$ )?(\.venv/bin/)?(ttsnap|python|make|accelerate) ", line.strip()):
                 words = shlex.split(line, comments=True)
-                yield [words[0].removeprefix(".venv/bin/"), *words[1:]] if words[0] != "$" else words[1:]
+                yield (
+                    [words[0].removeprefix(".venv/bin/"), *words[1:]]
+                    if words[0] != "$"
+                    else words[1:]
+                )
 
 
 def refusal(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -107,7 +122,9 @@ def test_links_lead_somewhere(page: Path) -> None:
         found = (page.parent / path).resolve() if path else page
         assert found.exists(), f"{page.name} links to {target}, which is not there"
         if anchor:
-            assert anchor in anchors(found), f"{page.name} links to {target}; {found.name} has {sorted(anchors(found))}"
+            assert anchor in anchors(found), (
+                f"{page.name} links to {target}; {found.name} has {sorted(anchors(found))}"
+            )
 
 
 @each_page
@@ -126,7 +143,10 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
         if program == "make":
             wrong = not re.search(rf"^{given[0]}:", makefile, re.M)
         elif program == "ttsnap":
-            if "--config" in given and not (ROOT / given[(at := given.index("--config")) + 1]).is_file():
+            if (
+                "--config" in given
+                and not (ROOT / given[(at := given.index("--config")) + 1]).is_file()
+            ):
                 del given[at : at + 2]  # a file that the reader makes
             wrong = refusal(given, capsys)
         elif program == "python" and given[0] == "-m":
@@ -146,7 +166,9 @@ def test_options_in_prose_exist(page: Path) -> None:
         if not told and (not span.startswith("--") or of_scripts or words[0] in OF_OTHERS):
             continue
         for option in re.findall(r"(?<!\S)--[a-z-]+", span):
-            assert option in (help_of(words[1]) if told else every), f"{page.name}: no {option} ({span!r})"
+            assert option in (help_of(words[1]) if told else every), (
+                f"{page.name}: no {option} ({span!r})"
+            )
 
 
 @each_page
@@ -162,20 +184,32 @@ def test_python_compiles_and_imports_what_is_there(page: Path) -> None:
 
 
 def named(page: str, *sections: str) -> set[str]:
-    """What lines of tables and lists begin with, in these sections ("": what stands before the first), or in all."""
+    """What lines of tables and lists begin with, in these sections ("": what stands before the
+    first), or in all."""
     text = re.sub(r"\n  +", " ", (ROOT / "docs" / page).read_text(encoding="utf-8"))
-    under = {part.partition("\n")[0]: part for part in re.split(r"^## ", re.sub(r"^# .*", "", text), flags=re.M)}
+    under = {
+        part.partition("\n")[0]: part
+        for part in re.split(r"^## ", re.sub(r"^# .*", "", text), flags=re.M)
+    }
     lines = [line for section in sections or under for line in under[section].splitlines()]
-    begins = [match[1] for line in lines if (match := re.match(r"(?:- |\| )((?:`[^`]+`(?:, )?)+)", line))]
+    begins = [
+        match[1] for line in lines if (match := re.match(r"(?:- |\| )((?:`[^`]+`(?:, )?)+)", line))
+    ]
     return {name.partition(":")[0] for begin in begins for name in re.findall(r"`([^`]+)`", begin)}
 
 
 def variables() -> set[str]:
     """Those that modules name which read the environment."""
     rooms = ("ttsnap", "pipelines", "reward_models", "distill")
-    texts = [path.read_text(encoding="utf-8") for room in rooms for path in (ROOT / room).rglob("*.py")]
+    texts = [
+        path.read_text(encoding="utf-8") for room in rooms for path in (ROOT / room).rglob("*.py")
+    ]
     nodes = [node for text in texts if "os.environ" in text for node in ast.walk(ast.parse(text))]
-    constants = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    constants = {
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
     return set(filter(re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+").fullmatch, constants))
 
 
@@ -192,14 +226,25 @@ def addresses() -> set[str]:
 
 def fields() -> set[str]:
     """Of all bodies, other servers' names for them, and those that change nothing."""
-    bodies = [way["requestBody"]["content"] for ways in api().values() for way in ways.values() if "requestBody" in way]
-    ours = {name for body in bodies for kind in body.values() for name in kind["schema"]["properties"]}
-    body, files = (importlib.import_module(f"ttsnap.service.{name}") for name in ("requests", "bodies"))
+    bodies = [
+        way["requestBody"]["content"]
+        for ways in api().values()
+        for way in ways.values()
+        if "requestBody" in way
+    ]
+    ours = {
+        name for body in bodies for kind in body.values() for name in kind["schema"]["properties"]
+    }
+    body, files = (
+        importlib.import_module(f"ttsnap.service.{name}") for name in ("requests", "bodies")
+    )
     return ours | {*body.ALIASES, *body.UNUSED, *body.OFF, files.REFERENCE, "width", "height"}
 
 
 def asked() -> set[str]:
-    return set(pytest.importorskip("ttsnap.reward_models.serve", reason="needs fastapi").Asked.model_fields)
+    return set(
+        pytest.importorskip("ttsnap.reward_models.serve", reason="needs fastapi").Asked.model_fields
+    )
 
 
 @cache
@@ -207,7 +252,10 @@ def nodes() -> dict[str, set[str]]:
     with nodes_of_comfyui():
         made = importlib.import_module("ttsnap.comfyui.nodes").nodes_of(Path("none"))
         schemas = [node.define_schema() for node in made]
-    return {schema.node_id.removeprefix("Ttsnap"): {given.id for given in schema.inputs} for schema in schemas}
+    return {
+        schema.node_id.removeprefix("Ttsnap"): {given.id for given in schema.inputs}
+        for schema in schemas
+    }
 
 
 IN_HTTP = ("Fields of OpenAI's API", "Our fields", "Fields of vLLM-Omni and SGLang")
@@ -215,15 +263,19 @@ NODES = ("Search Sampler", "Reward", "Reward by Node", "Budget", "Drafter", "Pic
 CONTRACT: dict[str, tuple[Callable[[], set[str]], str, tuple[str, ...]]] = {
     "algorithms": (lambda: set(ALGORITHMS), "algorithms.md", ("All of them",)),
     "rewards": (lambda: {*REWARDS, JUDGE, "http"}, "rewards.md", ("",)),
-    "options of a judge": (lambda: set(JudgeOptions.__dataclass_fields__), "howto/judge.md", ("Options",)),
+    "options of a judge": (
+        lambda: set(JudgeOptions.__dataclass_fields__),
+        "howto/judge.md",
+        ("Options",),
+    ),
     "kernels": (lambda: set(KERNELS), "howto/kernels_and_paths.md", ("",)),
     "variables": (variables, "reference/environment.md", ()),
     "addresses": (addresses, "reference/http.md", ("Addresses",)),
     "fields": (fields, "reference/http.md", IN_HTTP),
     "fields of a reward server": (asked, "reference/http.md", ("A reward server",)),
 }
-"""What there is of each kind, and the page and sections that have a line for each. Options of commands and algorithms
-get theirs by the build (tests/test_docs_site.py)."""
+"""What there is of each kind, and the page and sections that have a line for each. Options of
+commands and algorithms get theirs by the build (tests/test_docs_site.py)."""
 
 
 def same(told: set[str], there: set[str]) -> None:
@@ -244,7 +296,9 @@ def test_the_inputs_of_a_node(node: str) -> None:
 
 def test_each_command_is_shown_somewhere() -> None:
     spans = [span for page in PAGES for span in re.findall(r"`([^`]+)`", split(page)[0])]
-    lines = [line.strip() for page in PAGES for _, text in split(page)[1] for line in text.splitlines()]
+    lines = [
+        line.strip() for page in PAGES for _, text in split(page)[1] for line in text.splitlines()
+    ]
     found = [re.match(r"(?:\.venv/bin/)?ttsnap ([a-z][a-z-]+)", text) for text in spans + lines]
     same({match[1] for match in found if match}, set(COMMANDS))
 

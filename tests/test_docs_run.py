@@ -1,8 +1,9 @@
-"""Commands of README, tour, tutorials and how-tos, carried out as pasted, a page from top to bottom in an empty folder.
+"""Commands of README, tour, tutorials and how-tos, carried out as pasted, a page from top to bottom
+in an empty folder.
 
-A block whose first line is a comment that names a file (`# my_reward.py`) is that file, or goes on with it. A command
-that a page shows twice is run where it stands last. Python that begins with the embedded model is run as one program.
-Blocks marked `sh` are for another program's environment.
+A block whose first line is a comment that names a file (`# my_reward.py`) is that file, or goes on
+with it. A command that a page shows twice is run where it stands last. Python that begins with the
+embedded model is run as one program. Blocks marked `sh` are for another program's environment.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ QUICK = ("docs/howto/low_memory.md",)
 NOT_HERE = {
     "an installation": r"(\S*pip|make|ln|python3? -m (pip|venv)) ",
     "a cluster": r"(ray|serve) |.* --ray-address ",
-    "released weights": r".*(--model| check| serve| serve-reward) (\w+:)?([\w.-]+/[\w.-]+|MODEL)( |$)",
+    "released weights": (
+        r".*(--model| check| serve| serve-reward) (\w+:)?([\w.-]+/[\w.-]+|MODEL)( |$)"
+    ),
 }
 """What a command needs that is not here, and how such a command is written. All others are run."""
 MOST = {"an installation": 12, "a cluster": 6, "released weights": 20}
@@ -47,7 +50,9 @@ def read(page: str) -> tuple[list[str], dict[str, str]]:
         if match := FILE.match(text):
             files[match[1]] = f"{files.get(match[1], '')}{text}\n\n"
         elif language in ("", "bash", "console"):
-            commands += [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+            commands += [
+                line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()
+            ]
         elif language == "python":
             program.append(text)
     own = program if program and OWN.search(program[0]) else list(filter(OWN.search, program))
@@ -65,7 +70,9 @@ def test_what_cannot_run_here_is_counted() -> None:
 
 
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("page", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PAGES])
+@pytest.mark.parametrize(
+    "page", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PAGES]
+)
 def test_a_page_runs_as_pasted(page: str, tmp_path: Path) -> None:
     commands, files = read(page)
     for name, text in files.items():
@@ -73,18 +80,25 @@ def test_a_page_runs_as_pasted(page: str, tmp_path: Path) -> None:
     venv = Path(sys.executable).parent
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/bin").symlink_to(venv)
-    environment = os.environ | {"PATH": f"{venv}{os.pathsep}{os.environ['PATH']}", "XDG_STATE_HOME": str(tmp_path)}
+    environment = os.environ | {
+        "PATH": f"{venv}{os.pathsep}{os.environ['PATH']}",
+        "XDG_STATE_HOME": str(tmp_path),
+    }
     servers = []
     try:
         for command in filter(lambda command: not needs(command), commands):
             where = {"cwd": tmp_path, "env": environment}
             if re.match(r"\S*ttsnap (serve|serve-reward|demo)\b", command):
                 servers.append(subprocess.Popen(["bash", "-euc", f"exec {command}"], **where))
-                port = re.search(r"--port (\d+)", f"{command} --port {7860 if ' demo' in command else 8000}")
+                port = re.search(
+                    r"--port (\d+)", f"{command} --port {7860 if ' demo' in command else 8000}"
+                )
                 wait_for(servers[-1], int(port[1]))
                 continue
             ran = subprocess.run(["bash", "-euc", command], **where, capture_output=True, text=True)
-            assert ran.returncode == 0, f"{page}: {command}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+            assert ran.returncode == 0, (
+                f"{page}: {command}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+            )
     finally:
         for server in servers:
             server.terminate()

@@ -31,14 +31,21 @@ def test_a_commands_page_has_every_option_of_its_help(extension: Any, name: str)
     for action in COMMANDS[name].parser()._actions:
         for option in action.option_strings:
             if option.startswith("--"):
-                assert sum(option in term.replace(",", " ").split() for term in terms) == 1, (name, option)
+                assert sum(option in term.replace(",", " ").split() for term in terms) == 1, (
+                    name,
+                    option,
+                )
     assert found.usage.startswith(f"ttsnap {name}")
     assert found.prose
-    assert all(line.startswith(("ttsnap ", "accelerate ", "    ")) for line in found.examples.splitlines())
+    assert all(
+        line.startswith(("ttsnap ", "accelerate ", "    ")) for line in found.examples.splitlines()
+    )
     assert all(entry.text for options in found.sections.values() for entry in options)
 
 
-def test_every_command_gets_a_page_and_those_that_are_gone_lose_theirs(extension: Any, tmp_path: Path) -> None:
+def test_every_command_gets_a_page_and_those_that_are_gone_lose_theirs(
+    extension: Any, tmp_path: Path
+) -> None:
     made = extension("command_line")
     folder = tmp_path / made.PAGES
     folder.mkdir(parents=True)
@@ -77,7 +84,13 @@ def test_dark_plots_keep_hues_and_turn_lightness_round(dark: Any, picture: Any) 
 def test_options_in_docstrings_become_a_list(extension: Any) -> None:
     listed = extension("plain_docstrings").listed
     block = ["n: seeds; None for", "    as many as fit.", "keep: shares."]
-    assert listed(block, ("n", "keep")) == ["`n`", "   seeds; None for", "   as many as fit.", "`keep`", "   shares."]
+    assert listed(block, ("n", "keep")) == [
+        "`n`",
+        "   seeds; None for",
+        "   as many as fit.",
+        "`keep`",
+        "   shares.",
+    ]
     for other in (["n: seeds", "and more."], ["n: seeds."], ["Note: none.", "Other: none."]):
         assert listed(other, ("n",)) == []
 
@@ -87,7 +100,9 @@ def test_every_algorithm_has_its_options_in_one_table(extension: Any) -> None:
     from ttsnap.algorithms.options import options_of
 
     made = extension("algorithm_options")
-    text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "algorithms").glob("*.md"))
+    text = "\n".join(
+        page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "algorithms").glob("*.md")
+    )
     tables = [found.split() for found in re.findall(r"^```{algorithm-options} (.*)$", text, re.M)]
     assert sorted(name for names in tables for name in names) == sorted(ALGORITHMS)
     for names in tables:
@@ -102,9 +117,18 @@ def test_every_algorithm_has_its_options_in_one_table(extension: Any) -> None:
 def test_what_differs_between_algorithms_is_said(extension: Any) -> None:
     made = extension("algorithm_options")
     smc = {line.name: line for line in made.lines_of(["smc", "fk-steering"])}
-    assert [made.by_algorithm(smc[name].defaults) for name in ("n", "lam")] == ["fk-steering: `4`", "`10.0`"]
+    assert [made.by_algorithm(smc[name].defaults) for name in ("n", "lam")] == [
+        "fk-steering: `4`",
+        "`10.0`",
+    ]
     linked = made.linked("as in arXiv 2505.23614")
-    assert (linked.astext(), linked.children[1]["refuri"][-10:]) == ("as in arXiv 2505.23614", "2505.23614")
-    assert made.of_which(made.lines_of(["code", "svdd"])[-1], ["code", "svdd"]).astext() == "alpha (svdd)"
+    assert (linked.astext(), linked.children[1]["refuri"][-10:]) == (
+        "as in arXiv 2505.23614",
+        "2505.23614",
+    )
+    assert (
+        made.of_which(made.lines_of(["code", "svdd"])[-1], ["code", "svdd"]).astext()
+        == "alpha (svdd)"
+    )
     with pytest.raises(ValueError, match="unknown algorithm 'sdd'"):
         made.lines_of(["sdd"])

@@ -1,4 +1,5 @@
-"""Who may import whom, and that light rooms stay light (docs/architecture.md shows it), and so the fast tests."""
+"""Who may import whom, and that light rooms stay light (docs/architecture.md shows it), and so the
+fast tests."""
 
 from __future__ import annotations
 
@@ -17,38 +18,61 @@ from scripts import imports
 from scripts.imports import APART, arrows, circles, imported, modules, named, room_of, tree_of
 from tests.conftest import SYSTEM, TESTS, is_system
 
-MAY_IMPORT = {room: set(others.split()) for room, others in {
-    "files": "core",
-    "core": "",
-    "options": "core files",
-    "profiling": "core",
-    "algorithms": "core files",
-    "loop": "core algorithms",
-    "request": "core files options algorithms loop",
-    "sampling": "core files options",
-    "rewards": "core",
-    "engine": "core options sampling rewards reward_models profiling",
-    "cluster": "request core files options engine profiling recordings",
-    "results": "core files options rewards reward_models",
-    "recordings": "core files options algorithms loop results rewards",
-    "simulation": "core files algorithms loop recordings",
-    "bench": "core files options algorithms loop results recordings",
-    "scenes": "files",
-    "signs": "core",
-    "pipelines": "core files options algorithms loop sampling rewards engine profiling results scenes signs "
-                 "cluster request reward_models",
-    "reward_models": "core files rewards profiling scenes signs",
-    "distill": "core files options rewards reward_models recordings results sampling pipelines engine scenes "
-               "simulation",
-    "check": "core files options algorithms loop results recordings simulation sampling engine pipelines request "
-             "reward_models profiling",
-    "service": "core files options algorithms loop engine results pipelines reward_models cluster rewards "
-               "sampling scenes request",
-    "comfyui": "core files options loop results pipelines reward_models rewards request",
-}.items()}  # fmt: skip
-"""Every room, and the rooms that it may import. The demo and the command line stand on top and may import all."""
-LIGHT = ("files", "core", "options", "algorithms", "loop", "recordings", "simulation", "bench", "request")
-"""Rooms without torch: what decides, prices, records and simulates must run where there is none, and start at once."""
+MAY_IMPORT = {
+    room: set(others.split())
+    for room, others in {
+        "files": "core",
+        "core": "",
+        "options": "core files",
+        "profiling": "core",
+        "algorithms": "core files",
+        "loop": "core algorithms",
+        "request": "core files options algorithms loop",
+        "sampling": "core files options",
+        "rewards": "core",
+        "engine": "core options sampling rewards reward_models profiling",
+        "cluster": "request core files options engine profiling recordings",
+        "results": "core files options rewards reward_models",
+        "recordings": "core files options algorithms loop results rewards",
+        "simulation": "core files algorithms loop recordings",
+        "bench": "core files options algorithms loop results recordings",
+        "scenes": "files",
+        "signs": "core",
+        "pipelines": (
+            "core files options algorithms loop sampling rewards engine profiling results scenes"
+            " signs cluster request reward_models"
+        ),
+        "reward_models": "core files rewards profiling scenes signs",
+        "distill": (
+            "core files options rewards reward_models recordings results sampling pipelines engine"
+            " scenes simulation"
+        ),
+        "check": (
+            "core files options algorithms loop results recordings simulation sampling engine"
+            " pipelines request reward_models profiling"
+        ),
+        "service": (
+            "core files options algorithms loop engine results pipelines reward_models cluster"
+            " rewards sampling scenes request"
+        ),
+        "comfyui": "core files options loop results pipelines reward_models rewards request",
+    }.items()
+}
+"""Every room, and the rooms that it may import. The demo and the command line stand on top and may
+import all."""
+LIGHT = (
+    "files",
+    "core",
+    "options",
+    "algorithms",
+    "loop",
+    "recordings",
+    "simulation",
+    "bench",
+    "request",
+)
+"""Rooms without torch: what decides, prices, records and simulates must run where there is none,
+and start at once."""
 FLAT = {"__init__", "__main__", "extras", "version"}
 """Modules that stand in no room; any room may import them."""
 REGISTRIES: dict[str, set[str]] = {
@@ -56,8 +80,9 @@ REGISTRIES: dict[str, set[str]] = {
     "ttsnap.pipelines": {"pipelines"},
     "ttsnap.reward_models.registry": {"reward_models"},
 }
-"""Modules that name others in texts, which are imported when they are needed, and the rooms of those. Their own room
-need not be allowed to import these rooms, and such an arrow may close a circle."""
+"""Modules that name others in texts, which are imported when they are needed, and the rooms of
+those. Their own room need not be allowed to import these rooms, and such an arrow may close a
+circle."""
 MODULES = modules()
 ROOT = Path(ttsnap.__file__).parent
 
@@ -72,7 +97,9 @@ def test_a_room_imports_only_what_it_may_and_says_what_it_holds(room: str) -> No
     public = set(ttsnap.__all__)  # from ttsnap import search
     for module, path in files(room).items():
         names = [*imported(path), *(() if module in REGISTRIES else named(path))]
-        assert not {name.split(".")[0] for name in names} & set(APART), f"{path} imports a room by a second name"
+        assert not {name.split(".")[0] for name in names} & set(APART), (
+            f"{path} imports a room by a second name"
+        )
         rooms = {room_of(name) for name in names if name.startswith("ttsnap.")}
         assert rooms - {room} - FLAT - public <= MAY_IMPORT[room], path
         if room in LIGHT:
@@ -95,7 +122,9 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_a_name_in_a_text_is_an_arrow_and_two_arrows_may_be_a_circle(tmp_path: Path) -> None:
     path = tmp_path / "planted.py"
-    path.write_text('load_object("ttsnap.loop.search:search")\nx = f"ttsnap.core.{x}"\ny = "ttsnap.json"')
+    path.write_text(
+        'load_object("ttsnap.loop.search:search")\nx = f"ttsnap.core.{x}"\ny = "ttsnap.json"'
+    )
     assert list(named(path)) == ["ttsnap.loop.search", "ttsnap.core"]
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
 
@@ -128,7 +157,10 @@ def test_every_folder_with_code_is_installed() -> None:
     """An editable installation finds them all, so that no other test misses one."""
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
     listed = set(project["tool"]["setuptools"]["packages"])
-    found = {module if path.stem == "__init__" else module.rpartition(".")[0] for module, path in MODULES.items()}
+    found = {
+        module if path.stem == "__init__" else module.rpartition(".")[0]
+        for module, path in MODULES.items()
+    }
     assert found <= listed, f"list {sorted(found - listed)} in pyproject.toml"
 
 

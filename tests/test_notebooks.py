@@ -57,8 +57,11 @@ def test_committed_outputs_are_fresh_and_without_noise(execute: Any, name: str) 
 )
 @pytest.mark.timeout(900)  # on a busy machine
 @pytest.mark.usefixtures("shallow_model")
-def test_cells_run(execute: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, which has imported the libraries already; as they are, they run in kernels of their own."""
+def test_cells_run(
+    execute: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, which has imported the libraries already; as they are, they run in kernels
+    of their own."""
     import IPython.display
     import matplotlib
     import matplotlib.pyplot as plt
@@ -86,11 +89,16 @@ def test_cells_run(execute: Any, name: str, tmp_path: Path, monkeypatch: pytest.
     assert shown
 
 
-def test_executing_runs_all_cells_in_an_empty_folder_but_those_that_need_weights(execute: Any, tmp_path: Path) -> None:
+def test_executing_runs_all_cells_in_an_empty_folder_but_those_that_need_weights(
+    execute: Any, tmp_path: Path
+) -> None:
     import nbformat
     from nbformat import v4
 
-    first = "import os, sys\nimport matplotlib.pyplot as plt\nprint(os.listdir(), os.environ['OMP_NUM_THREADS'])"
+    first = (
+        "import os, sys\nimport matplotlib.pyplot as plt\nprint(os.listdir(),"
+        " os.environ['OMP_NUM_THREADS'])"
+    )
     cells = [
         v4.new_code_cell(first),
         v4.new_code_cell("raise SystemError", metadata={"tags": [execute.SKIPPED]}),
@@ -105,12 +113,15 @@ def test_executing_runs_all_cells_in_an_empty_folder_but_those_that_need_weights
     assert execute.problems(path) == []
 
 
-@pytest.mark.parametrize("outputs", [
-    [{"output_type": "stream", "name": "stderr", "text": "loading"}],
-    [{"output_type": "stream", "name": "stdout", "text": "saved to /home/someone/file"}],
-    [{"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": ["no"]}],
-    [],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        [{"output_type": "stream", "name": "stderr", "text": "loading"}],
+        [{"output_type": "stream", "name": "stdout", "text": "saved to /home/someone/file"}],
+        [{"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": ["no"]}],
+        [],
+    ],
+)
 def test_noise_is_seen(execute: Any, tmp_path: Path, outputs: list[dict[str, Any]]) -> None:
     import nbformat
 

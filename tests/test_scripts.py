@@ -1,4 +1,5 @@
-"""What scripts keep as it should be: versions and the changelog, the pack for ComfyUI, pictures of searches."""
+"""What scripts keep as it should be: versions and the changelog, the pack for ComfyUI, pictures of
+searches."""
 
 from __future__ import annotations
 
@@ -39,13 +40,20 @@ def test_the_version_is_the_changelogs_newest_or_the_one_that_comes(release: Any
 
 
 def test_a_release_dates_what_was_unreleased(release: Any) -> None:
-    before = "# Changelog\n\n## Unreleased\n\n### Added\n- New.\n\n## 0.1.0 - 2026-01-02\n\n- Old.\n"
+    before = (
+        "# Changelog\n\n## Unreleased\n\n### Added\n- New.\n\n## 0.1.0 - 2026-01-02\n\n- Old.\n"
+    )
     after = release.dated(before, "0.2.0", datetime.date(2026, 2, 3))
     assert release.sections(after) == {
-        "Unreleased": "", "0.2.0 - 2026-02-03": "### Added\n- New.", "0.1.0 - 2026-01-02": "- Old."
-    }  # fmt: skip
+        "Unreleased": "",
+        "0.2.0 - 2026-02-03": "### Added\n- New.",
+        "0.1.0 - 2026-01-02": "- Old.",
+    }
     assert release.notes(after, "0.2.0") == "### Added\n- New."
-    for text, version, said in ((after, "0.3.0", "nothing"), (before, "0.1.0", r"a section for 0\.1\.0 already")):
+    for text, version, said in (
+        (after, "0.3.0", "nothing"),
+        (before, "0.1.0", r"a section for 0\.1\.0 already"),
+    ):
         with pytest.raises(ValueError, match=said):
             release.dated(text, version, datetime.date(2026, 2, 4))
     with pytest.raises(ValueError, match=r"no section for 0\.2"):
@@ -76,5 +84,13 @@ def test_the_icon_is_what_its_script_draws() -> None:
 def test_each_group_of_the_catalogue_is_drawn() -> None:
     drawing = importlib.import_module("draw_searches")
     groups = {entry.group for entry in ALGORITHMS.values()} - {"study"}
-    assert set(drawing.GROUPS) == groups == {path.stem for path in (ROOT / "docs" / "searches").glob("*.png")}
-    assert all(ALGORITHMS[p.algorithm["name"]].group == g for g, panels in drawing.GROUPS.items() for p in panels)
+    assert (
+        set(drawing.GROUPS)
+        == groups
+        == {path.stem for path in (ROOT / "docs" / "searches").glob("*.png")}
+    )
+    assert all(
+        ALGORITHMS[p.algorithm["name"]].group == g
+        for g, panels in drawing.GROUPS.items()
+        for p in panels
+    )

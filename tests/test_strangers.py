@@ -1,8 +1,10 @@
-"""Forged files for every reader: none of them imports, fetches, starts or opens anything because of what a file says.
+"""Forged files for every reader: none of them imports, fetches, starts or opens anything because of
+what a file says.
 
-The interpreter itself is watched (audit hooks), and so are the functions by which Python code is found. Every reader
-gets files that name code, addresses, models and other files in every place, files with anything anywhere, files that
-are cut, changed and no files, and what is no data in their format. It answers in one line of bounded size, soon.
+The interpreter itself is watched (audit hooks), and so are the functions by which Python code is
+found. Every reader gets files that name code, addresses, models and other files in every place,
+files with anything anywhere, files that are cut, changed and no files, and what is no data in their
+format. It answers in one line of bounded size, soon.
 """
 
 from __future__ import annotations
@@ -104,12 +106,13 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return planted(tmp_path.parent / f"{tmp_path.name}-outside", monkeypatch)
 
 
-# --- the readers --------------------------------------------------------------------------------------------------
+# --- the readers ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Reader:
-    """doc: what a whole file says. write: puts such a file into a folder. read: what the toolkit does with it."""
+    """doc: what a whole file says. write: puts such a file into a folder. read: what the toolkit
+    does with it."""
 
     doc: Any
     write: Callable[[Path, Any], None]
@@ -130,27 +133,84 @@ def as_json(name: str) -> Callable[[Path, Any], None]:
 
 def as_bytes(name: str, make: Callable[[], bytes]) -> Callable[[Path, Any], None]:
     """Of files that hold no document."""
-    return lambda folder, doc: (folder / name).write_bytes(doc if isinstance(doc, Raw) else make()) and None
+    return lambda folder, doc: (
+        (folder / name).write_bytes(doc if isinstance(doc, Raw) else make()) and None
+    )
 
 
-PNG = {"ttsnap": "0.1.0", "model": "embedded", "sampler": "S", "kernel": "pipeline", "seed": 7,
-       "prompt": "a red circle", "call": {"num_inference_steps": 4, "guidance_scale": 4.5, "sigmas": [1.0, 0.5]},
-       "lora": None, "path": None, "times": "pipeline", "noises": "independent", "branched": False,
-       "draft": "someone/draft:2",
-       "search": {"algorithm": "best-of-n", "options": {}, "budget": "8nfe", "reward": 0.5, "place": 2}}  # fmt: skip
+PNG = {
+    "ttsnap": "0.1.0",
+    "model": "embedded",
+    "sampler": "S",
+    "kernel": "pipeline",
+    "seed": 7,
+    "prompt": "a red circle",
+    "call": {"num_inference_steps": 4, "guidance_scale": 4.5, "sigmas": [1.0, 0.5]},
+    "lora": None,
+    "path": None,
+    "times": "pipeline",
+    "noises": "independent",
+    "branched": False,
+    "draft": "someone/draft:2",
+    "search": {
+        "algorithm": "best-of-n",
+        "options": {},
+        "budget": "8nfe",
+        "reward": 0.5,
+        "place": 2,
+    },
+}
 VIDEO = {**PNG, "fps": 12.5}
-CONFIG = {"prompts": ["a red circle"], "model": "embedded", "reward": ["scenes"], "report": "scenes-strict",
-          "algorithm": "best-of-n", "options": {"n": 2}, "call": {"clip_skip": 1}, "budget": "8nfe"}  # fmt: skip
-DISTILL = {"reward": "scenes-learned", "student": {"kind": "lora", "options": {"a": 1}},
-           "record": {"model": "embedded", "reward": "scenes", "call": {}}, "steps": [1]}  # fmt: skip
-FORECAST = Forecast((1.0, 0.5, 0.0), (EstimatorAt("draft:1", 0), *estimates(2)), np.zeros(2), np.eye(2),
-                    np.zeros((2, 2)), np.ones(2), np.eye(2), np.zeros(3), (-1.0, 1.0), 5.0, np.zeros((1, 2)),
-                    np.ones((1, 2)))  # fmt: skip
-NESTED = {"name": "nested", "first": {"name": "top-noises", "n": 4, "keep": 2}, "second": {"name": "code", "n": 2}}
-EVALUATION = {"levels": [{"level": 0.5, "scenes": {"spearman": 0.5}}], "names": ["scenes"], "prompts": 1, "seeds": 2,
-              "held_out": True}  # fmt: skip
+CONFIG = {
+    "prompts": ["a red circle"],
+    "model": "embedded",
+    "reward": ["scenes"],
+    "report": "scenes-strict",
+    "algorithm": "best-of-n",
+    "options": {"n": 2},
+    "call": {"clip_skip": 1},
+    "budget": "8nfe",
+}
+DISTILL = {
+    "reward": "scenes-learned",
+    "student": {"kind": "lora", "options": {"a": 1}},
+    "record": {"model": "embedded", "reward": "scenes", "call": {}},
+    "steps": [1],
+}
+FORECAST = Forecast(
+    (1.0, 0.5, 0.0),
+    (EstimatorAt("draft:1", 0), *estimates(2)),
+    np.zeros(2),
+    np.eye(2),
+    np.zeros((2, 2)),
+    np.ones(2),
+    np.eye(2),
+    np.zeros(3),
+    (-1.0, 1.0),
+    5.0,
+    np.zeros((1, 2)),
+    np.ones((1, 2)),
+)
+NESTED = {
+    "name": "nested",
+    "first": {"name": "top-noises", "n": 4, "keep": 2},
+    "second": {"name": "code", "n": 2},
+}
+EVALUATION = {
+    "levels": [{"level": 0.5, "scenes": {"spearman": 0.5}}],
+    "names": ["scenes"],
+    "prompts": 1,
+    "seeds": 2,
+    "held_out": True,
+}
 CHECKED = {"model": "embedded", "steps": 20, "guidance_scale": 4, "figures": {"spearman": 0.4}}
-DRAFT = {"format": 1, "first_time": 0.87, "guidance": None, "trained_for": {"steps": 20}, "checked": [CHECKED]}
+DRAFT = {
+    "format": 1,
+    "first_time": 0.87,
+    "guidance": None,
+    "trained_for": {"steps": 20},
+    "checked": [CHECKED],
+}
 CHECKPOINT = {"step": 3, "files": {"model.safetensors": sha256().hexdigest()}, "about": {"lr": 1}}
 SCORES = np.random.default_rng(0).random((2, 2, 3, 1))
 RECORDING = Recording(("a", "b"), SCORES, Grid((1.0, 0.5, 0.0)), ("r",), info={"model": "embedded"})
@@ -165,8 +225,13 @@ def found(prepared: Prepared, pipe: Any) -> Any:
     assert request.engine.rewards == (replay._no_reward,)
     call = request.engine.call
     assert set(call) <= set(pipe.call_arguments())
-    assert all(isinstance(value, int | float | str | list | None) for value in [*call.values(), request.seed])
-    made = SimpleNamespace(pixels=torch.zeros(*pipe.frames, 3, 2, 2), seed=request.seed + request.search.place)
+    assert all(
+        isinstance(value, int | float | str | list | None)
+        for value in [*call.values(), request.seed]
+    )
+    made = SimpleNamespace(
+        pixels=torch.zeros(*pipe.frames, 3, 2, 2), seed=request.seed + request.search.place
+    )
     return SimpleNamespace(results=[SimpleNamespace(images=[made])])
 
 
@@ -215,7 +280,9 @@ def parsed(command: str, folder: Path, *words: str) -> Any:
 
 def read_distill(folder: Path) -> None:
     given = parsed("distill", folder, "--out", "x").nested()
-    config = build(DistillConfig, {k: given[k] for k in given.keys() - {"trust", "out", "preset", "export"}})
+    config = build(
+        DistillConfig, {k: given[k] for k in given.keys() - {"trust", "out", "preset", "export"}}
+    )
     assert config == load_settings(DistillConfig, folder / "x.yaml")
     assert config.reward in REWARDS
     assert ":" not in config.student.kind
@@ -225,7 +292,9 @@ def write_scores(folder: Path, doc: Any) -> None:
     """A finished recording whose header is forged, with the checksum of the forged header."""
     doc = {**(doc if isinstance(doc, dict) else {}), "crc32": zlib.crc32(SCORES.tobytes())}
     doc[HEADER_CRC] = checksum(doc)
-    (folder / "scores.safetensors").write_bytes(save({"scores": SCORES}, {"recording": json.dumps(doc)}))
+    (folder / "scores.safetensors").write_bytes(
+        save({"scores": SCORES}, {"recording": json.dumps(doc)})
+    )
     (folder / "recording.json").write_text(json.dumps(doc))
 
 
@@ -291,7 +360,12 @@ def write_bench(folder: Path, doc: Any) -> None:
 def read_bench(folder: Path) -> None:
     with OpenBench(folder, {}) as there:
         assert not there.has("best-of-n", 0, 0)
-        summarize(read_arms(["best-of-n"], SamplerOptions()), [PromptRecord(0, {"prompt": "a"})], there.found, True)
+        summarize(
+            read_arms(["best-of-n"], SamplerOptions()),
+            [PromptRecord(0, {"prompt": "a"})],
+            there.found,
+            True,
+        )
 
 
 KEYS = b"alice a-long-secret-key-1\nbob another-secret-key\n"
@@ -325,7 +399,12 @@ def read_body(folder: Path) -> None:
 
 def read_picture(folder: Path) -> None:
     data, said = read_bytes(folder / "x.png", 2**20), []
-    for read, limit in ((picture_pixels, 10**6), (texts_in, None), (is_video, None), (video_pixels, 10**6)):
+    for read, limit in (
+        (picture_pixels, 10**6),
+        (texts_in, None),
+        (is_video, None),
+        (video_pixels, 10**6),
+    ):
         try:
             read(data, "x", formats=("PNG", "WEBP"), **({"most": limit} if limit else {}))
         except ValueError as error:
@@ -391,48 +470,118 @@ PARSERS = {"generate": generate.parser(), "replay": replay.parser(), "distill": 
 READERS: dict[str, Reader] = {
     "PNG": Reader(PNG, write_png, read_png),
     "WebP": Reader(VIDEO, write_video("webp"), lambda folder: read_png(folder, "x.webp")),
-    **({"mp4": Reader(VIDEO, write_video("mp4"), lambda folder: read_png(folder, "x.mp4"))} if av is not None else {}),
-    "tuned": Reader({"name": "seed-pruning", "n": 4, "keep": [0.5], "levels": [0.4]}, as_json("x.json"),
-                    lambda folder: make_algorithm(str(folder / "x.json"))),
-    "nested": Reader(NESTED, as_json("x.json"), lambda folder: make_algorithm(str(folder / "x.json"))),
-    "priced": Reader({"name": "price-of-compute", "forecast": FORECAST.to_json()}, as_json("x.json"),
-                     lambda folder: make_algorithm(str(folder / "x.json"))),
+    **(
+        {"mp4": Reader(VIDEO, write_video("mp4"), lambda folder: read_png(folder, "x.mp4"))}
+        if av is not None
+        else {}
+    ),
+    "tuned": Reader(
+        {"name": "seed-pruning", "n": 4, "keep": [0.5], "levels": [0.4]},
+        as_json("x.json"),
+        lambda folder: make_algorithm(str(folder / "x.json")),
+    ),
+    "nested": Reader(
+        NESTED, as_json("x.json"), lambda folder: make_algorithm(str(folder / "x.json"))
+    ),
+    "priced": Reader(
+        {"name": "price-of-compute", "forecast": FORECAST.to_json()},
+        as_json("x.json"),
+        lambda folder: make_algorithm(str(folder / "x.json")),
+    ),
     "config": Reader(CONFIG, as_json("x.yaml"), read_config),
     "distill config": Reader(DISTILL, as_json("x.yaml"), read_distill),
     "header": Reader({**HEADER, "shards": []}, write_scores, read_recording),
-    "shards": Reader({**HEADER, "shards": [{"name": "unit-00000.tar", "size": 0, "sha256": "0"}]}, write_scores,
-                     read_shards),
+    "shards": Reader(
+        {**HEADER, "shards": [{"name": "unit-00000.tar", "size": 0, "sha256": "0"}]},
+        write_scores,
+        read_shards,
+    ),
     "settings": Reader(HEADER, as_json("recording.json"), progress),
-    "unit": Reader({"shard": {"name": "unit-00000.tar", "size": 0, "sha256": "0"}}, write_unit, read_unit),
-    "reward": Reader(json.loads((FOLDER / "noise_aware" / "adapter.json").read_text()) | {"info": {}}, write_reward,
-                     lambda folder: NoiseAware.from_pretrained(folder)),
+    "unit": Reader(
+        {"shard": {"name": "unit-00000.tar", "size": 0, "sha256": "0"}}, write_unit, read_unit
+    ),
+    "reward": Reader(
+        json.loads((FOLDER / "noise_aware" / "adapter.json").read_text()) | {"info": {}},
+        write_reward,
+        lambda folder: NoiseAware.from_pretrained(folder),
+    ),
     "draft": Reader(DRAFT, as_json("draft.json"), read_draft),
-    "checkpoint": Reader(CHECKPOINT, write_checkpoint, lambda folder: checkpoints.latest(folder, {"lr": 1})),
-    "evaluation": Reader(EVALUATION, as_json("x.json"), lambda folder: Evaluation.read(folder / "x.json")),
-    "prompt set": Reader([{"prompt": "a cup", "tag": "x", "tags": {"y": [1]}}], as_json("x.json"), read_prompts),
-    "benchmark": Reader({"arm": "best-of-n", "repeat": 0, "index": 0, "image_bytes": 3, "seed": 4, "reward": 0.5,
-                         "scores": {"r": 0.5}, "metrics": {}, "spent": {"nfe": 3}, "warnings": ["w"]},
-                        write_bench, read_bench),
-    "form": Reader(FIELDS, as_json("x.json"),
-                   lambda folder: read_form(read_object(folder / "x.json", most=2**20), OFFER, DemoLimits())),
-    **({"body": Reader({"prompt": "a cup", "n": 2, "search": {"name": "svdd"}}, as_json("x.json"), read_body)}
-       if importlib.util.find_spec("starlette") else {}),
+    "checkpoint": Reader(
+        CHECKPOINT, write_checkpoint, lambda folder: checkpoints.latest(folder, {"lr": 1})
+    ),
+    "evaluation": Reader(
+        EVALUATION, as_json("x.json"), lambda folder: Evaluation.read(folder / "x.json")
+    ),
+    "prompt set": Reader(
+        [{"prompt": "a cup", "tag": "x", "tags": {"y": [1]}}], as_json("x.json"), read_prompts
+    ),
+    "benchmark": Reader(
+        {
+            "arm": "best-of-n",
+            "repeat": 0,
+            "index": 0,
+            "image_bytes": 3,
+            "seed": 4,
+            "reward": 0.5,
+            "scores": {"r": 0.5},
+            "metrics": {},
+            "spent": {"nfe": 3},
+            "warnings": ["w"],
+        },
+        write_bench,
+        read_bench,
+    ),
+    "form": Reader(
+        FIELDS,
+        as_json("x.json"),
+        lambda folder: read_form(read_object(folder / "x.json", most=2**20), OFFER, DemoLimits()),
+    ),
+    **(
+        {
+            "body": Reader(
+                {"prompt": "a cup", "n": 2, "search": {"name": "svdd"}},
+                as_json("x.json"),
+                read_body,
+            )
+        }
+        if importlib.util.find_spec("starlette")
+        else {}
+    ),
     "any JSON": Reader({"a": [1]}, as_json("x.json"), lambda folder: read_json(folder / "x.json")),
     "any YAML": Reader({"a": [1]}, as_json("x.yaml"), lambda folder: read_yaml(folder / "x.yaml")),
     "keys": Reader(None, as_bytes("keys", lambda: KEYS), read_keys),
     "picture": Reader(None, as_bytes("x.png", bombs.png), read_picture),
-    "tensors": Reader(None, as_bytes("x.safetensors", lambda: save({"a": np.zeros((2, 3))}, {"k": "v"})),
-                      lambda folder: read_tensors(folder / "x.safetensors")),
-    "weights": Reader(None, as_bytes("x.pt", checkpoint), lambda folder: read_state(folder / "x.pt")),
-    "latents": Reader(None, as_bytes("x.npy", npy),
-                      lambda folder: data.decode(read_bytes(folder / "x.npy", 10**6), "latents")),
+    "tensors": Reader(
+        None,
+        as_bytes("x.safetensors", lambda: save({"a": np.zeros((2, 3))}, {"k": "v"})),
+        lambda folder: read_tensors(folder / "x.safetensors"),
+    ),
+    "weights": Reader(
+        None, as_bytes("x.pt", checkpoint), lambda folder: read_state(folder / "x.pt")
+    ),
+    "latents": Reader(
+        None,
+        as_bytes("x.npy", npy),
+        lambda folder: data.decode(read_bytes(folder / "x.npy", 10**6), "latents"),
+    ),
     "shard": Reader(None, as_bytes("unit-00000.tar", shard), read_tar),
-    "targets": Reader(None, as_bytes("x", lambda: packed(np.arange(4.0), "targets", {})),
-                      lambda folder: KeptNumbers(folder / "x", "targets", {}, 4)),
+    "targets": Reader(
+        None,
+        as_bytes("x", lambda: packed(np.arange(4.0), "targets", {})),
+        lambda folder: KeptNumbers(folder / "x", "targets", {}, 4),
+    ),
     "LoRA": Reader(None, as_bytes("x.safetensors", lora), read_lora),
-    "model": Reader({"_class_name": "StableDiffusion3Pipeline", "vae": ["diffusers", "AutoencoderKL"],
-                     "image_encoder": [None, None], "call": {"num_inference_steps": 4}}, write_model, read_model),
-}  # fmt: skip
+    "model": Reader(
+        {
+            "_class_name": "StableDiffusion3Pipeline",
+            "vae": ["diffusers", "AutoencoderKL"],
+            "image_encoder": [None, None],
+            "call": {"num_inference_steps": 4},
+        },
+        write_model,
+        read_model,
+    ),
+}
 
 
 @functools.cache
@@ -448,18 +597,25 @@ def _inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-# --- forging ------------------------------------------------------------------------------------------------------
+# --- forging --------------------------------------------------------------------------------------
 
 
 def places(doc: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path to everything in a document; of long lists, the first entries."""
     yield path
-    for key, value in doc.items() if isinstance(doc, dict) else enumerate(doc[:2]) if isinstance(doc, list) else ():
+    for key, value in (
+        doc.items()
+        if isinstance(doc, dict)
+        else enumerate(doc[:2])
+        if isinstance(doc, list)
+        else ()
+    ):
         yield from places(value, (*path, key))
 
 
 def changed(doc: Any, path: tuple[Any, ...], value: Any, add: str | None = None) -> Any:
-    """A copy with another value there; with `add`, the value goes under that new key of the object there instead."""
+    """A copy with another value there; with `add`, the value goes under that new key of the object
+    there instead."""
     made = copy.deepcopy({"": doc})
     at: Any = made
     for key in ("", *path)[:-1]:
@@ -488,8 +644,11 @@ def soon() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def read_quietly(name: str, folder: Path, doc: Any = None, damage: Callable[[], object] = lambda: None) -> str | None:
-    """What the reader says of a forged file. The test fails where it does more than read, or raises anything else."""
+def read_quietly(
+    name: str, folder: Path, doc: Any = None, damage: Callable[[], object] = lambda: None
+) -> str | None:
+    """What the reader says of a forged file. The test fails where it does more than read, or raises
+    anything else."""
     READERS[name].write(folder, doc)
     damage()
     said = None
@@ -506,7 +665,8 @@ def read_quietly(name: str, folder: Path, doc: Any = None, damage: Callable[[], 
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Of a reader, which has read a whole file before: what it imports then is not because of a file."""
+    """Of a reader, which has read a whole file before: what it imports then is not because of a
+    file."""
     if request.param not in WARM:
         reader, folder = READERS[request.param], tmp_path_factory.mktemp("warm")
         reader.write(folder, reader.doc)
@@ -528,7 +688,9 @@ def test_whole_files_are_read(name: str, tmp_path: Path) -> None:
 
 
 @every_reader
-def test_nothing_that_a_file_names_is_run_fetched_or_opened(name: str, tmp_path: Path, names: list[Any]) -> None:
+def test_nothing_that_a_file_names_is_run_fetched_or_opened(
+    name: str, tmp_path: Path, names: list[Any]
+) -> None:
     doc = READERS[name].doc
     for path in places(doc):
         for value in names:
@@ -538,46 +700,78 @@ def test_nothing_that_a_file_names_is_run_fetched_or_opened(name: str, tmp_path:
 
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=20)
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats()
+    | st.text(max_size=20)
     | st.sampled_from([10**400, -1, 0, 2**63, 1e308, "1e999", "nan", "x" * 10_000]),
-    lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=9), v, max_size=4), max_leaves=8,
-)  # fmt: skip
+    lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=9), v, max_size=4),
+    max_leaves=8,
+)
 
 
 @every_reader
-@settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
-def test_anything_anywhere_in_a_file_is_one_sentence_or_read(name: str, tmp_path: Path, data: st.DataObject) -> None:
+def test_anything_anywhere_in_a_file_is_one_sentence_or_read(
+    name: str, tmp_path: Path, data: st.DataObject
+) -> None:
     doc = READERS[name].doc
     for _ in range(data.draw(st.integers(1, 2))):
         path = data.draw(st.sampled_from(list(places(doc))))
-        doc = changed(doc, path, data.draw(anything), data.draw(st.sampled_from([None, None, "new"])))
+        doc = changed(
+            doc, path, data.draw(anything), data.draw(st.sampled_from([None, None, "new"]))
+        )
     read_quietly(name, tmp_path, doc)
 
 
 KINDS = ("cut", "changed", "other", "folder", "holes", "pipe", "endless")
-"""Of damage. A configuration may be a pipe, as the user names it, and a checkpoint's files as large as they like."""
-BY_USERS = {"config": ("pipe", "endless"), "distill config": ("pipe", "endless"), "checkpoint": ("holes",)}
+"""Of damage. A configuration may be a pipe, as the user names it, and a checkpoint's files as large
+as they like."""
+BY_USERS = {
+    "config": ("pipe", "endless"),
+    "distill config": ("pipe", "endless"),
+    "checkpoint": ("holes",),
+}
 
 
 @every_reader
-@settings(max_examples=15, derandomize=True, deadline=None, phases=[Phase.generate],
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@settings(
+    max_examples=15,
+    derandomize=True,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
-def test_damaged_files_are_one_sentence_or_read(name: str, tmp_path: Path, data: st.DataObject) -> None:
+def test_damaged_files_are_one_sentence_or_read(
+    name: str, tmp_path: Path, data: st.DataObject
+) -> None:
     """Cut, changed, of another kind, or no files at all."""
     folder, doc = Path(tempfile.mkdtemp(dir=tmp_path)), READERS[name].doc
     READERS[name].write(folder, doc)
-    path = data.draw(st.sampled_from([path for path in sorted(folder.rglob("*")) if path.is_file()]))
+    path = data.draw(
+        st.sampled_from([path for path in sorted(folder.rglob("*")) if path.is_file()])
+    )
     whole = bytearray(path.read_bytes())
-    kind = data.draw(st.sampled_from([kind for kind in KINDS if kind not in BY_USERS.get(name, ())]))
+    kind = data.draw(
+        st.sampled_from([kind for kind in KINDS if kind not in BY_USERS.get(name, ())])
+    )
     if kind == "changed":
         for _ in range(data.draw(st.integers(1, 3)) if whole else 0):
             whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     elif kind == "cut":
         whole = whole[: data.draw(st.integers(0, len(whole)))]
     elif kind == "other":
-        whole = bytearray(data.draw(st.sampled_from(bombs.bad_tensors(Path("ran"))) | st.binary(max_size=200)))
+        whole = bytearray(
+            data.draw(st.sampled_from(bombs.bad_tensors(Path("ran"))) | st.binary(max_size=200))
+        )
 
     def damage() -> None:
         path.unlink()
@@ -587,13 +781,28 @@ def test_damaged_files_are_one_sentence_or_read(name: str, tmp_path: Path, data:
             with path.open("wb") as file:
                 file.truncate(2**40)
         else:
-            {"pipe": os.mkfifo, "folder": Path.mkdir, "endless": lambda path: path.symlink_to("/dev/zero")}[kind](path)
+            {
+                "pipe": os.mkfifo,
+                "folder": Path.mkdir,
+                "endless": lambda path: path.symlink_to("/dev/zero"),
+            }[kind](path)
 
     read_quietly(name, folder, doc, damage)
     assert not Path("ran").exists()
 
 
-WRAPPED = ("WebP", "mp4", "header", "shards", "settings", "unit", "shard", "checkpoint", "benchmark", "model")
+WRAPPED = (
+    "WebP",
+    "mp4",
+    "header",
+    "shards",
+    "settings",
+    "unit",
+    "shard",
+    "checkpoint",
+    "benchmark",
+    "model",
+)
 """Their documents are in what only a whole document makes."""
 FORBIDDEN = {
     **{name: bombs.JSON[:-1] for name in READERS if name not in WRAPPED},
@@ -603,7 +812,14 @@ FORBIDDEN = {
     **dict.fromkeys(("tensors", "LoRA"), bombs.bad_tensors(Path("ran"))),
     "weights": (*bombs.bad_tensors(Path("ran")), bombs.repacked(checkpoint())),
     "picture": tuple(make() for make in bombs.PICTURES.values()),
-    "keys": (b"alice", b"alice short", KEYS + b"carol a-long-secret-key-1 2", b"# nobody", b"", b"\xff"),
+    "keys": (
+        b"alice",
+        b"alice short",
+        KEYS + b"carol a-long-secret-key-1 2",
+        b"# nobody",
+        b"",
+        b"\xff",
+    ),
     "shard": bombs.bad_tars(),
     "latents": (b"", b"PK", b"\x93NUMPY\x01\x00\xff\xff{", bombs.npy_header(10**13)),
 }
@@ -621,5 +837,6 @@ def test_what_is_no_data_is_refused_in_little_memory(name: str, tmp_path: Path) 
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert said, bad[:60]
-        assert most < 60 * len(bad) + 2**29 or name == "latents", bad[:60]  # numpy asks for all, and gets it unfilled
+        # numpy asks for all, and gets it unfilled
+        assert most < 60 * len(bad) + 2**29 or name == "latents", bad[:60]
     assert not (tmp_path / "ran").exists()

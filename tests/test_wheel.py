@@ -1,4 +1,5 @@
-"""The package as it is built and installed: whole, alone, editable, and of a checkout without links."""
+"""The package as it is built and installed: whole, alone, editable, and of a checkout without
+links."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ reward: int = make_reward  # wrong
 def in_the_tree() -> set[str]:
     """What the wheel should hold, by its name there."""
     folders = {"ttsnap": "ttsnap", **{room: f"ttsnap/{room}" for room in ROOMS}}
-    found = [(ROOT / here, there, path) for here, there in folders.items() for path in (ROOT / here).rglob("*")]
+    found = [
+        (ROOT / here, there, path)
+        for here, there in folders.items()
+        for path in (ROOT / here).rglob("*")
+    ]
     return {
         f"{there}/{path.relative_to(here).as_posix()}"
         for here, there, path in found
@@ -52,9 +57,12 @@ def in_the_tree() -> set[str]:
 
 
 def build(kind: str, source: Path, to: Path) -> Path:
-    """Build an sdist, a wheel or an editable of the project in this folder, by the backend that it names."""
+    """Build an sdist, a wheel or an editable of the project in this folder, by the backend that it
+    names."""
     hook = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(to)!r}))"
-    built = subprocess.run([sys.executable, "-c", hook], cwd=source, capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        [sys.executable, "-c", hook], cwd=source, capture_output=True, text=True, check=False
+    )
     assert built.returncode == 0, built.stderr
     return to / built.stdout.split()[-1]
 
@@ -62,12 +70,22 @@ def build(kind: str, source: Path, to: Path) -> Path:
 def installed(wheel: Path, alone: Path) -> Path:
     """Install a wheel in an environment of its own; its Python.
 
-    Its dependencies are those of the tests. The checkout, which is installed beside them as editable, is not found
-    there: no .pth file is read in a folder that a .pth file names.
+    Its dependencies are those of the tests. The checkout, which is installed beside them as
+    editable, is not found there: no .pth file is read in a folder that a .pth file names.
     """
     venv.create(alone)
     python = next(alone.glob("*/python"), None) or next(alone.glob("*/python.exe"))
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--no-deps",
+        "--no-index",
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True)
     site = next(path for path in map(Path, sys.path) if (path / "torch").is_dir())
     (next(alone.rglob("site-packages")) / "dependencies.pth").write_text(f"{site}\n")
@@ -75,10 +93,13 @@ def installed(wheel: Path, alone: Path) -> Path:
 
 
 def checkout(to: Path, *, links: bool) -> Path:
-    """The project's folder as git lays it out, with links or with the small files that stand for them."""
+    """The project's folder as git lays it out, with links or with the small files that stand for
+    them."""
     (to / "ttsnap").mkdir(parents=True)
-    for path in (*(ROOT / name for name in ("README.md", "LICENSE", "pyproject.toml", "setup.py", *ROOMS)),
-                 *(path for path in (ROOT / "ttsnap").iterdir() if not path.is_symlink())):  # fmt: skip
+    for path in (
+        *(ROOT / name for name in ("README.md", "LICENSE", "pyproject.toml", "setup.py", *ROOMS)),
+        *(path for path in (ROOT / "ttsnap").iterdir() if not path.is_symlink()),
+    ):
         (to / path.relative_to(ROOT)).symlink_to(path)
     for link in (path for path in (ROOT / "ttsnap").iterdir() if path.is_symlink()):
         here = to / link.relative_to(ROOT)
@@ -87,7 +108,9 @@ def checkout(to: Path, *, links: bool) -> Path:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_wheel_of_the_sdist_holds_the_packages_whole_and_runs_alone(links: bool, tmp_path: Path) -> None:
+def test_a_wheel_of_the_sdist_holds_the_packages_whole_and_runs_alone(
+    links: bool, tmp_path: Path
+) -> None:
     dist = tmp_path / "dist"
     sdist = build("sdist", checkout(tmp_path / "source", links=links), dist)
     with tarfile.open(sdist) as archive:
@@ -96,14 +119,28 @@ def test_a_wheel_of_the_sdist_holds_the_packages_whole_and_runs_alone(links: boo
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == in_the_tree()
-    assert not [name for name in held if "train_worlds" in name]  # what trains the packaged models is not packaged
+    # what trains the packaged models is not packaged
+    assert not [name for name in held if "train_worlds" in name]
     if not links:
         return  # the same files
 
     python = installed(wheel, alone := tmp_path / "alone")
-    command = ["-m", "ttsnap", "generate", "a red circle", "--budget", "2images", "--steps", "4", "--out", "made"]
+    command = [
+        "-m",
+        "ttsnap",
+        "generate",
+        "a red circle",
+        "--budget",
+        "2images",
+        "--steps",
+        "4",
+        "--out",
+        "made",
+    ]
     for words in (["-c", "import ttsnap; print(ttsnap.__file__)"], command):
-        ran = subprocess.run([python, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        ran = subprocess.run(
+            [python, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert ran.returncode == 0, ran.stderr
         assert str(alone) in ran.stdout or words is command
     assert list((tmp_path / "made").rglob("*.png"))
@@ -113,25 +150,38 @@ def test_a_wheel_of_the_sdist_holds_the_packages_whole_and_runs_alone(links: boo
 def test_an_editable_install_finds_every_room_once(links: bool, tmp_path: Path) -> None:
     source = checkout(tmp_path / "source", links=links)
     python = installed(build("editable", source, tmp_path), tmp_path / "alone")
-    code = "import sys; from ttsnap import pipelines, reward_models, distill; print(*sorted(sys.modules))"
-    ran = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    code = (
+        "import sys; from ttsnap import pipelines, reward_models, distill;"
+        " print(*sorted(sys.modules))"
+    )
+    ran = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     found = {name for name in ran.stdout.split() if name.endswith(ROOMS)}
     assert found == {f"ttsnap.{room}" for room in ROOMS}, ran.stderr
 
 
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
-def test_type_checkers_find_misspelt_arguments_after_an_editable_install(checker: str, tmp_path: Path) -> None:
+def test_type_checkers_find_misspelt_arguments_after_an_editable_install(
+    checker: str, tmp_path: Path
+) -> None:
     pytest.importorskip(checker)
     if checker == "pyright" and shutil.which("node") is None:
         pytest.skip("pyright runs on Node, which is not here; without it, it would download it")
-    python = installed(build("editable", checkout(tmp_path / "source", links=True), tmp_path), tmp_path / "alone")
+    python = installed(
+        build("editable", checkout(tmp_path / "source", links=True), tmp_path), tmp_path / "alone"
+    )
     (tmp_path / "user.py").write_text(MISSPELT)
-    (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-torch.*,diffusers.*,transformers.*]\nfollow_imports = skip\n")
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\n[mypy-torch.*,diffusers.*,transformers.*]\nfollow_imports = skip\n"
+    )
     command = {
         "mypy": ["--python-executable", str(python), "--cache-dir", "cache", "user.py"],
         "pyright": ["--pythonpath", str(python), "user.py"],
     }[checker]
-    ran = subprocess.run([sys.executable, "-m", checker, *command], cwd=tmp_path, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-m", checker, *command], cwd=tmp_path, capture_output=True, text=True
+    )
     wrong = [number for number, line in enumerate(MISSPELT.splitlines(), 1) if "# wrong" in line]
     found = re.findall(r"user\.py:(\d+):.*error", ran.stdout)
     assert [int(number) for number in found] == wrong, ran.stdout + ran.stderr

@@ -1,4 +1,5 @@
-"""The interpreter watched: what is imported, opened, started and asked; and code and files that nothing may touch."""
+"""The interpreter watched: what is imported, opened, started and asked; and code and files that
+nothing may touch."""
 
 from __future__ import annotations
 
@@ -18,9 +19,28 @@ from PIL import Image
 import ttsnap
 
 MODULE = "ttsnap_canary"
-PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.startfile")
-OURS = tuple(os.path.realpath(p) for p in (Path(ttsnap.__file__).parents[1], sys.prefix, sys.base_prefix,
-             *sysconfig.get_paths().values(), *filter(None, sys.path), "/proc", "/sys", "/dev/null"))  # fmt: skip
+PROGRAMS = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.startfile",
+)
+OURS = tuple(
+    os.path.realpath(p)
+    for p in (
+        Path(ttsnap.__file__).parents[1],
+        sys.prefix,
+        sys.base_prefix,
+        *sysconfig.get_paths().values(),
+        *filter(None, sys.path),
+        "/proc",
+        "/sys",
+        "/dev/null",
+    )
+)
 
 
 @dataclass
@@ -56,9 +76,12 @@ def watched(folder: Path) -> Iterator[Watch]:
 
 
 def planted(outside: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What strangers name: code, addresses, models, and files in a folder `outside`; all of it is there to be found."""
+    """What strangers name: code, addresses, models, and files in a folder `outside`; all of it is
+    there to be found."""
     outside.mkdir()
-    (outside / f"{MODULE}.py").write_text("def score(*_, **__):\n    return [0.0]\nclass Thing: ...\n")
+    (outside / f"{MODULE}.py").write_text(
+        "def score(*_, **__):\n    return [0.0]\nclass Thing: ...\n"
+    )
     (outside / "secret.json").write_text('{"name": "best-of-n", "n": 1}')
     Image.new("RGB", (2, 2)).save(outside / "secret.png")
     monkeypatch.chdir(outside)
@@ -72,7 +95,12 @@ def planted(outside: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(importlib, "import_module", recorded)
     return [
-        f"{MODULE}:score", f"brightness then {outside}/{MODULE}.py:score", "http://127.0.0.1:9/score", "someone/model",
-        f"clip:{outside}", str(outside / "secret.json"), f"../{outside.name}/secret.json",
+        f"{MODULE}:score",
+        f"brightness then {outside}/{MODULE}.py:score",
+        "http://127.0.0.1:9/score",
+        "someone/model",
+        f"clip:{outside}",
+        str(outside / "secret.json"),
+        f"../{outside.name}/secret.json",
         {"class_path": f"{MODULE}.Thing"},
-    ]  # fmt: skip
+    ]

@@ -1,4 +1,5 @@
-"""ttsnap: better images from frozen text-to-image models, by spending inference compute on purpose."""
+"""ttsnap: better images from frozen text-to-image models, by spending inference compute on
+purpose."""
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.best_of_n import BestOfN
@@ -30,7 +31,8 @@ __all__ = [
 
 
 def _page(result: Result) -> str:
-    from ttsnap.results.sheet import page_of  # with PIL, which takes longer to import than all of the above
+    # with PIL, which takes longer to import than all of the above
+    from ttsnap.results.sheet import page_of
 
     return page_of(result)
 

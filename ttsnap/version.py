@@ -1,4 +1,5 @@
-"""The version of ttsnap, readable without importing anything else, and those of the packages that it ran with."""
+"""The version of ttsnap, readable without importing anything else, and those of the packages that
+it ran with."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ __version__ = "0.2.0.dev0"
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """Versions of ttsnap and of these packages by name, for what is to be repeated; None for one not installed."""
+    """Versions of ttsnap and of these packages by name, for what is to be repeated; None for one
+    not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     by_name: dict[str, str | None] = {"ttsnap": __version__}

@@ -1,4 +1,5 @@
-"""The prompts that trajectories are made of: captions of the embedded world, or the lines of a file."""
+"""The prompts that trajectories are made of: captions of the embedded world, or the lines of a
+file."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class Prompts(Protocol):
 
 @dataclass(frozen=True)
 class SceneCaptions:
-    """Captions of the embedded world, three quarters of them of hard kinds, none of them held out for evaluation."""
+    """Captions of the embedded world, three quarters of them of hard kinds, none of them held out
+    for evaluation."""
 
     seed: int
 
@@ -60,4 +62,7 @@ class Listed:
 
     @property
     def identity(self) -> Json:
-        return {"sha256": hashlib.sha256(json.dumps(list(self.texts)).encode()).hexdigest(), "count": len(self.texts)}
+        return {
+            "sha256": hashlib.sha256(json.dumps(list(self.texts)).encode()).hexdigest(),
+            "count": len(self.texts),
+        }

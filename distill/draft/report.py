@@ -20,18 +20,26 @@ from ttsnap.version import __version__
 
 DRAFT = "draft"
 """The folder of the exported draft, in the folder of the run."""
-LOOKS = tuple(EstimatorAt(Draft(calls).name, step) for calls, step in ((1, 0), (2, 0), (1, 2), (1, 4)))
+LOOKS = tuple(
+    EstimatorAt(Draft(calls).name, step) for calls, step in ((1, 0), (2, 0), (1, 2), (1, 4))
+)
 """Drafts that are measured: one and two calls from noise, and one call from later states."""
 
 
 def evaluate(
-    engine: LiveEngine, prompts: Sequence[str], config: DraftConfig, purpose: TrainedFor, folder: Path,
-    *, bar: bool = False,
-) -> tuple[list[RankedLook], Checked]:  # fmt: skip
-    """How each look ranks the seeds of these prompts, the cheapest look first, and the figures for draft.json.
+    engine: LiveEngine,
+    prompts: Sequence[str],
+    config: DraftConfig,
+    purpose: TrainedFor,
+    folder: Path,
+    *,
+    bar: bool = False,
+) -> tuple[list[RankedLook], Checked]:
+    """How each look ranks the seeds of these prompts, the cheapest look first, and the figures for
+    draft.json.
 
-    engine: drafts by the exported draft. folder: of the recording of the seeds, which is resumed. ValueError where the
-    reward fails, and where the folder holds a recording of another draft.
+    engine: drafts by the exported draft. folder: of the recording of the seeds, which is resumed.
+    ValueError where the reward fails, and where the folder holds a recording of another draft.
     """
     measured, steps, draft = config.evaluation, engine.grid.steps, folder.parent / DRAFT
     options = RecordOptions(
@@ -39,7 +47,11 @@ def evaluate(
         steps=[step for step in measured.steps if step < steps],
         looks=[str(seen) for seen in LOOKS if seen.step < min(steps, config.trajectories.states)],
     )
-    info: dict[str, Json] = {"model": config.model, "call": config.call, "weights": sha256(draft / WEIGHTS)}
+    info: dict[str, Json] = {
+        "model": config.model,
+        "call": config.call,
+        "weights": sha256(draft / WEIGHTS),
+    }
     info |= {"draft": str(draft.resolve()), "draft_guidance": purpose.guidance_scale}
     recording = record(engine, prompts, folder, options, info=info, progress_bar=bar)
     looks = ranked(recording)
@@ -49,7 +61,10 @@ def evaluate(
 
 def table(looks: Sequence[RankedLook]) -> str:
     """A Markdown table with a row for each look."""
-    rows = [(_name(look.seen), f"{look.nfe:.3g}", f"{look.mean:.3f} +- {look.error:.3f}") for look in looks]
+    rows = [
+        (_name(look.seen), f"{look.nfe:.3g}", f"{look.mean:.3f} +- {look.error:.3f}")
+        for look in looks
+    ]
     return markdown(("look", "NFE", "Spearman"), rows, left=(0, 2))
 
 
@@ -58,13 +73,23 @@ def _name(seen: EstimatorAt) -> str:
     kind, _, calls = seen.look.partition(":")
     if kind != "draft":
         return f"x0 estimate at step {seen.step}"
-    return f"draft, {calls} call{'s' * (calls != '1')}" + (f", from step {seen.step}" if seen.step else "")
+    return f"draft, {calls} call{'s' * (calls != '1')}" + (
+        f", from step {seen.step}" if seen.step else ""
+    )
 
 
-def card(config: DraftConfig, purpose: TrainedFor, validation: dict[str, float], looks: Sequence[RankedLook]) -> str:
-    """The card in Markdown. validation: errors on held-back trajectories. looks: empty before evaluation."""
+def card(
+    config: DraftConfig,
+    purpose: TrainedFor,
+    validation: dict[str, float],
+    looks: Sequence[RankedLook],
+) -> str:
+    """The card in Markdown. validation: errors on held-back trajectories. looks: empty before
+    evaluation."""
     data, training, measured = config.trajectories, config.training, config.evaluation
-    scale = "no guidance" if purpose.guidance_scale is None else f"guidance {purpose.guidance_scale:g}"
+    scale = (
+        "no guidance" if purpose.guidance_scale is None else f"guidance {purpose.guidance_scale:g}"
+    )
     made = math.ceil(data.count / data.shard) * data.shard  # in whole files
     skipped = len(data.skipped)
     shortened = f"; {skipped} late steps were jumped over to save evaluations" if skipped else ""
@@ -95,7 +120,9 @@ the sampler ends elsewhere. It is told {training.first_time:g} of the true time 
 """
     if validation:
         errors = ", ".join(
-            f"{name} {value:.3f}" for name, value in validation.items() if name not in ("step", "loss", "seconds")
+            f"{name} {value:.3f}"
+            for name, value in validation.items()
+            if name not in ("step", "loss", "seconds")
         )
         head += f"- mean squared error of the guesses on the held-back trajectories: {errors}\n"
     if looks:

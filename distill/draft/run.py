@@ -1,4 +1,5 @@
-"""From a model to its draft: trajectories, training, export, evaluation. Each part resumes where it stopped."""
+"""From a model to its draft: trajectories, training, export, evaluation. Each part resumes where it
+stopped."""
 
 from __future__ import annotations
 
@@ -37,21 +38,29 @@ CONFIG, TRAJECTORIES, EVALUATION = "config.yaml", "trajectories", "evaluation"
 
 @dataclass(frozen=True)
 class Measured:
-    """What a draft is measured on: prompts that it was not trained on, and the reward that ranks their seeds."""
+    """What a draft is measured on: prompts that it was not trained on, and the reward that ranks
+    their seeds."""
 
     prompts: tuple[str, ...]
     reward: RewardModel
 
 
 def distill_draft(
-    pipe: Any, config: DraftConfig, prompts: Prompts, out: Path, *, measured: Measured | None = None, bar: bool = False
+    pipe: Any,
+    config: DraftConfig,
+    prompts: Prompts,
+    out: Path,
+    *,
+    measured: Measured | None = None,
+    bar: bool = False,
 ) -> Sequence[RankedLook]:
-    """Make a draft of a search pipeline in out/draft, and return how each look ranks seeds; nothing without `measured`.
+    """Make a draft of a search pipeline in out/draft, and return how each look ranks seeds; nothing
+    without `measured`.
 
-    The same call resumes an interrupted run: trajectories and training after their last checkpoint, evaluation after
-    its last unit. Ctrl-C and SIGTERM wait until the batch at hand is saved. Under a launcher every process calls this,
-    with the pipeline on its own device. The processes divide trajectories and training; the first one measures, and the
-    others return nothing.
+    The same call resumes an interrupted run: trajectories and training after their last checkpoint,
+    evaluation after its last unit. Ctrl-C and SIGTERM wait until the batch at hand is saved. Under
+    a launcher every process calls this, with the pipeline on its own device. The processes divide
+    trajectories and training; the first one measures, and the others return nothing.
 
     Args:
         pipe: the search pipeline.
@@ -62,19 +71,23 @@ def distill_draft(
         bar: whether to show progress.
 
     Raises:
-        ValueError: where `out` is in use, holds other files or a run with other settings, or settings misfit.
+        ValueError: where `out` is in use, holds other files or a run with other settings, or
+            settings misfit.
         OSError: where the disk is full.
     """
     member = processes.start(COMMAND, cpu=pipe.device.type == "cpu", shown=bar)
     if member.count > 1 and pipe.device != member.device:
         raise ValueError(
-            f"this process of {member.count} computes on {member.device}, and the model is on {pipe.device}; use "
-            f"pipe.to({str(member.device)!r}), or --device auto on the command line"
+            f"this process of {member.count} computes on {member.device}, and the model is on"
+            f" {pipe.device}; use pipe.to({str(member.device)!r}), or --device auto on the command"
+            " line"
         )
     call, looks = dict(config.call or {}), list[RankedLook]()
     denoiser = pipe.denoiser(**call)
     purpose = TrainedFor(config.model, denoiser.grid.steps, float(denoiser.scale))
-    settings = trajectories.settings_of(config.trajectories, config.model, call, prompts, pipe.dtype)
+    settings = trajectories.settings_of(
+        config.trajectories, config.model, call, prompts, pipe.dtype
+    )
     folder, draft = out / TRAJECTORIES, out / DRAFT
     with ExitStack() as held:
         member.alone(lambda: _begin(config, settings, out, held))
@@ -83,16 +96,28 @@ def distill_draft(
             check_training(config.training, len(files) * config.trajectories.shard, member)
             if config.trajectories.compile and not all(path.exists() for path in files):
                 compile_denoiser(pipe)
-            trajectories.make(pipe.denoiser(**call), prompts, config.trajectories, settings, folder, member)
-            student = _train(pipe, config, Trajectories.read(files, settings), settings, out, member)
+            trajectories.make(
+                pipe.denoiser(**call), prompts, config.trajectories, settings, folder, member
+            )
+            student = _train(
+                pipe, config, Trajectories.read(files, settings), settings, out, member
+            )
             about = DraftSettings(first_time=config.training.first_time, trained_for=purpose)
-            member.alone(lambda: export(student, pipe, about, card(config, purpose, last_validation(out), []), draft))
+            member.alone(
+                lambda: export(
+                    student, pipe, about, card(config, purpose, last_validation(out), []), draft
+                )
+            )
 
         def measure() -> None:
             if measured is None:  # as in all processes but the first, which wait
                 return
-            engine = pipe.engine(measured.reward, draft=str(draft), batch_size=config.trajectories.batch, **call)
-            found, checked = evaluate(engine, measured.prompts, config, purpose, out / EVALUATION, bar=member.shown)
+            engine = pipe.engine(
+                measured.reward, draft=str(draft), batch_size=config.trajectories.batch, **call
+            )
+            found, checked = evaluate(
+                engine, measured.prompts, config, purpose, out / EVALUATION, bar=member.shown
+            )
             note_check(draft, checked)
             write_text(draft / CARD, card(config, purpose, last_validation(out), found))
             looks.extend(found)
@@ -112,12 +137,21 @@ def _begin(config: DraftConfig, settings: Mapping[str, Json], out: Path, held: E
 
 
 def _train(
-    pipe: Any, config: DraftConfig, data: Trajectories, settings: Mapping[str, Json], out: Path, member: Member
+    pipe: Any,
+    config: DraftConfig,
+    data: Trajectories,
+    settings: Mapping[str, Json],
+    out: Path,
+    member: Member,
 ) -> DraftStudent:
     training = config.training
     torch.manual_seed(training.seed)  # the LoRA's first weights
     student = DraftStudent(
-        pipe, config.call or {}, states=config.trajectories.states, first_time=training.first_time, rank=training.rank
+        pipe,
+        config.call or {},
+        states=config.trajectories.states,
+        first_time=training.first_time,
+        rank=training.rank,
     )
     if training.start:
         start_from(student, Path(training.start))
@@ -130,10 +164,14 @@ def _train(
 
 
 def check_out(config: DraftConfig, out: Path) -> None:
-    """ValueError unless `out` is free, or holds a run with the same settings as far as they were used."""
+    """ValueError unless `out` is free, or holds a run with the same settings as far as they were
+    used."""
 
     def differing() -> list[str]:
-        there, begun = load_settings(DraftConfig, out / CONFIG), any((out / TRAJECTORIES).glob("*.safetensors"))
+        there, begun = (
+            load_settings(DraftConfig, out / CONFIG),
+            any((out / TRAJECTORIES).glob("*.safetensors")),
+        )
         trained = (out / CHECKPOINTS).exists() or (out / DRAFT).exists()
         return differences(_settled(there, begun, trained), _settled(config, begun, trained))
 
@@ -141,10 +179,18 @@ def check_out(config: DraftConfig, out: Path) -> None:
 
 
 def _settled(config: DraftConfig, begun: bool, trained: bool) -> dict[str, Json]:
-    """The settings that are fixed once trajectories were made (`begun`), and once training began (`trained`)."""
+    """The settings that are fixed once trajectories were made (`begun`), and once training began
+    (`trained`)."""
     settled: dict[str, Json] = {}
     if begun:
-        settled |= {"model": config.model, "call": config.call, "trajectories": determining(config.trajectories)}
+        settled |= {
+            "model": config.model,
+            "call": config.call,
+            "trajectories": determining(config.trajectories),
+        }
     if trained:
-        settled |= {"trajectories.count": config.trajectories.count, "training": determining(config.training)}
+        settled |= {
+            "trajectories.count": config.trajectories.count,
+            "training": determining(config.training),
+        }
     return {name: plain(value) for name, value in settled.items()}

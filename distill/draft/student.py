@@ -1,4 +1,5 @@
-"""The network that learns to draft: the model's own with a LoRA, called without guidance at a conditioning time.
+"""The network that learns to draft: the model's own with a LoRA, called without guidance at a
+conditioning time.
 
 The LoRA is exported as a folder that plain diffusers loads with `pipe.load_lora_weights(folder)`.
 """
@@ -40,14 +41,18 @@ class DraftStudent:
     rank: of the LoRA.
     """
 
-    def __init__(self, pipe: Any, call: Mapping[str, Json], *, states: int, first_time: float, rank: int) -> None:
+    def __init__(
+        self, pipe: Any, call: Mapping[str, Json], *, states: int, first_time: float, rank: int
+    ) -> None:
         denoiser = pipe.denoiser(**call)
         schedule = denoiser.schedule
         self.path: Interpolant = own_path(schedule)
         alpha, sigma = schedule.alpha[:states].double(), schedule.sigma[:states].double()
         self.times = self.path.inverse_ratio(alpha / sigma)
         """Times of the states on the model's own path, (S,) float64."""
-        size = torch.hypot(alpha, sigma) / torch.hypot(self.path.alpha(self.times), self.path.sigma(self.times))
+        size = torch.hypot(alpha, sigma) / torch.hypot(
+            self.path.alpha(self.times), self.path.sigma(self.times)
+        )
         self._scale = size.float()
         self.first_time, self.network, self.device = first_time, denoiser.network, denoiser.device
         self.second_time = float(self.times[0]) / 2
@@ -60,7 +65,8 @@ class DraftStudent:
         self._denoiser.convert(None, torch.cat([self._given, torch.zeros(1, dtype=torch.float64)]))
 
     def checkpoint(self) -> None:
-        """Compute the blocks again in the backward pass, to save memory. ValueError for a network that cannot."""
+        """Compute the blocks again in the backward pass, to save memory. ValueError for a network
+        that cannot."""
         with foreign(f"training.checkpointing does not work with a {type(self.net).__name__}"):
             self.net.enable_gradient_checkpointing()
 
@@ -77,11 +83,13 @@ class DraftStudent:
             self._denoiser.encode(prompts)
 
     def on_path(self, x: Tensor, step: Tensor) -> Tensor:
-        """Points of the model's own path, from states x (N, ...) in the sampler's scaling at grid steps (N,)."""
+        """Points of the model's own path, from states x (N, ...) in the sampler's scaling at grid
+        steps (N,)."""
         return x / rows(self._scale[step], x)
 
     def estimate(self, x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
-        """x0 estimates (N, ...) at points x (N, ...) of the path, conditioning times (N,), of prompts cond (N,).
+        """x0 estimates (N, ...) at points x (N, ...) of the path, conditioning times (N,), of
+        prompts cond (N,).
 
         Possible times: first_time times the time of a state, and second_time.
         """
@@ -90,23 +98,34 @@ class DraftStudent:
 
 
 def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]:
-    """Put a LoRA in float32, which changes nothing yet, on every linear layer of the blocks; its parameters by name.
+    """Put a LoRA in float32, which changes nothing yet, on every linear layer of the blocks; its
+    parameters by name.
 
-    blocks: the network's attribute that lists blocks; None stands for all linear layers. With several lists of blocks
-    (FLUX has double and single ones, Lumina refiners) all of them get it. ValueError for a network that carries a LoRA.
+    blocks: the network's attribute that lists blocks; None stands for all linear layers. With
+    several lists of blocks (FLUX has double and single ones, Lumina refiners) all of them get it.
+    ValueError for a network that carries a LoRA.
     """
     from peft import LoraConfig
 
     if net._hf_peft_config_loaded:
         raise ValueError(
-            "the model carries a LoRA already, and a draft needs a model without one: merge it into the weights "
-            "(pipe.fuse_lora(), pipe.unload_lora_weights()), and save that as the model"
+            "the model carries a LoRA already, and a draft needs a model without one: merge it into"
+            " the weights (pipe.fuse_lora(), pipe.unload_lora_weights()), and save that as the"
+            " model"
         )
-    lists = tuple(f"{name}." for name, part in net.named_children() if isinstance(part, nn.ModuleList))
+    lists = tuple(
+        f"{name}." for name, part in net.named_children() if isinstance(part, nn.ModuleList)
+    )
     within = "" if blocks is None else lists
-    linear = [name for name, part in net.named_modules() if isinstance(part, nn.Linear) and name.startswith(within)]
+    linear = [
+        name
+        for name, part in net.named_modules()
+        if isinstance(part, nn.Linear) and name.startswith(within)
+    ]
     net.requires_grad_(False)
-    net.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=linear, init_lora_weights="gaussian"))
+    net.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=linear, init_lora_weights="gaussian")
+    )
     trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
     for p in trained.values():
         p.data = p.data.float()
@@ -115,7 +134,8 @@ def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]
 
 @torch.no_grad()
 def start_from(student: DraftStudent, folder: Path) -> None:
-    """Copy the weights of an earlier draft into the student's LoRA. ValueError where they do not fit."""
+    """Copy the weights of an earlier draft into the student's LoRA. ValueError where they do not
+    fit."""
     with foreign(f"training.start: cannot read {folder / WEIGHTS}"):
         tensors = load_file(folder / WEIGHTS)
     prefix = f"{student.network}."
@@ -123,23 +143,38 @@ def start_from(student: DraftStudent, folder: Path) -> None:
         value = tensors.get(prefix + name.replace(".default.", "."))
         if value is None or value.shape != p.shape:
             there = "missing" if value is None else tuple(value.shape)
-            raise ValueError(f"training.start {folder} does not fit: {name} is {there} there, here {tuple(p.shape)}")
+            raise ValueError(
+                f"training.start {folder} does not fit: {name} is {there} there, here"
+                f" {tuple(p.shape)}"
+            )
         p.copy_(value)
 
 
-def export(student: DraftStudent, pipe: Any, settings: DraftSettings, card: str, folder: Path) -> None:
-    """Write the LoRA in bfloat16, with its adapter's configuration, draft.json and a card; whole or not at all."""
+def export(
+    student: DraftStudent, pipe: Any, settings: DraftSettings, card: str, folder: Path
+) -> None:
+    """Write the LoRA in bfloat16, with its adapter's configuration, draft.json and a card; whole or
+    not at all."""
     from peft import get_peft_model_state_dict
 
     tensors = get_peft_model_state_dict(student.net)
-    layers = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in tensors.items()}
+    layers = {
+        name: value.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, value in tensors.items()
+    }
 
     def save(named: dict[str, Tensor], path: str) -> None:
-        # One key, since safetensors writes several in any order and the bytes should be the same every time.
-        write_whole(Path(path), lambda file: file.write(serialized(named, {LORA_ADAPTER_METADATA_KEY: about(student)})))
+        # One key, since safetensors writes several in any order and the bytes should be the same
+        # every time.
+        write_whole(
+            Path(path),
+            lambda file: file.write(serialized(named, {LORA_ADAPTER_METADATA_KEY: about(student)})),
+        )
 
     with whole_folder(folder) as temporary:
-        type(pipe).save_lora_weights(temporary, **{f"{student.network}_lora_layers": layers}, save_function=save)
+        type(pipe).save_lora_weights(
+            temporary, **{f"{student.network}_lora_layers": layers}, save_function=save
+        )
         write_draft(temporary, settings)
         write_text(temporary / CARD, card)
 
@@ -152,5 +187,11 @@ def about(student: DraftStudent) -> str:
     """
     config = student.net.peft_config["default"]
     # The order of a set differs between processes.
-    told = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
-    return json.dumps({f"{student.network}.{key}": value for key, value in told.items()}, sort_keys=True)
+    told = {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "target_modules": sorted(config.target_modules),
+    }
+    return json.dumps(
+        {f"{student.network}.{key}": value for key, value in told.items()}, sort_keys=True
+    )

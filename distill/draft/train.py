@@ -1,4 +1,5 @@
-"""Training of a draft: rows of a step, their loss, AdamW on the LoRA, and errors on held-back trajectories."""
+"""Training of a draft: rows of a step, their loss, AdamW on the LoRA, and errors on held-back
+trajectories."""
 
 from __future__ import annotations
 
@@ -32,28 +33,44 @@ CALLS = (1, 2)
 
 
 def train(
-    student: DraftStudent, data: Trajectories, config: TrainingConfig, settings: Mapping[str, Json], out: Path,
+    student: DraftStudent,
+    data: Trajectories,
+    config: TrainingConfig,
+    settings: Mapping[str, Json],
+    out: Path,
     member: Member = ALONE,
-) -> None:  # fmt: skip
+) -> None:
     """Train to the end, from the last checkpoint in out/checkpoints where there is one.
 
-    The student then holds the averaged weights. Each process takes its share of every batch; the first one validates
-    and writes. On a CPU a run that is resumed by as many processes ends with the same bits as an undisturbed one;
-    another number of processes differs by rounding only.
+    The student then holds the averaged weights. Each process takes its share of every batch; the
+    first one validates and writes. On a CPU a run that is resumed by as many processes ends with
+    the same bits as an undisturbed one; another number of processes differs by rounding only.
 
-    settings: what else the result depends on, JSON-ready. ValueError for what `check_training` refuses, a checkpoint of
-    another run, and a loss that is not finite; OSError where the disk is full.
+    settings: what else the result depends on, JSON-ready. ValueError for what `check_training`
+    refuses, a checkpoint of another run, and a loss that is not finite; OSError where the disk is
+    full.
     """
     check_training(config, len(data), member)
     held, trained = data.part(0, config.validation), data.part(config.validation, len(data))
-    adam = torch.optim.AdamW(student.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    adam = torch.optim.AdamW(
+        student.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0
+    )
     weights = Weights(student.parameters)
     about: dict[str, Json] = {"training": determining(config), "count": len(data), **settings}
     every = config.checkpoint_every
     loop = Loop(
-        weights, adam, out, about, config.steps, config.ema, config.clip, every, member,
-        parts=config.parts, prefix="training.",
-    )  # fmt: skip
+        weights,
+        adam,
+        out,
+        about,
+        config.steps,
+        config.ema,
+        config.clip,
+        every,
+        member,
+        parts=config.parts,
+        prefix="training.",
+    )
     first, began = loop.resume(), perf_counter()
 
     def measure(done: int, value: float) -> dict[str, Json] | None:
@@ -64,7 +81,10 @@ def train(
         return {"loss": value, "seconds": perf_counter() - began, **errors}
 
     loop.run(
-        first, lambda step: factor(step, config), lambda step: losses(student, trained, step, config, member), measure
+        first,
+        lambda step: factor(step, config),
+        lambda step: losses(student, trained, step, config, member),
+        measure,
     )
 
 
@@ -72,8 +92,8 @@ def check_training(config: TrainingConfig, trajectories: int, member: Member) ->
     """ValueError where training cannot begin; called before hours go into the trajectories."""
     if trajectories <= config.validation:
         raise ValueError(
-            f"training.validation is {config.validation}, but there are only {trajectories} trajectories: hold back "
-            "fewer, or raise trajectories.count"
+            f"training.validation is {config.validation}, but there are only {trajectories}"
+            " trajectories: hold back fewer, or raise trajectories.count"
         )
     if config.batch % (config.parts * member.count):
         raise ValueError(
@@ -81,18 +101,25 @@ def check_training(config: TrainingConfig, trajectories: int, member: Member) ->
             f"({config.parts} x {member.count})"
         )
     if config.start and not (Path(config.start) / WEIGHTS).is_file():
-        raise ValueError(f"training.start {config.start} is no draft's folder: there is no {WEIGHTS} in it")
+        raise ValueError(
+            f"training.start {config.start} is no draft's folder: there is no {WEIGHTS} in it"
+        )
 
 
 def factor(step: int, config: TrainingConfig) -> float:
-    """The factor of the learning rate: it rises, stays, and falls linearly over the last part of the steps."""
+    """The factor of the learning rate: it rises, stays, and falls linearly over the last part of
+    the steps."""
     rising = (step + 1) / config.warmup if config.warmup else 1.0
     falling = (1 - step / config.steps) / config.decay if config.decay else 1.0
     return min(1.0, rising, max(config.final_lr, falling))
 
 
 def losses(
-    student: DraftStudent, data: Trajectories, step: int, config: TrainingConfig, member: Member = ALONE
+    student: DraftStudent,
+    data: Trajectories,
+    step: int,
+    config: TrainingConfig,
+    member: Member = ALONE,
 ) -> list[Callable[[], Tensor]]:
     """The losses of the parts of this process's share of an optimiser step."""
     drawn, every = draw(step, len(data), data.states.shape[1], config), config.parts * member.count
@@ -114,11 +141,14 @@ class DrawnRows:
     def part(self, index: int, parts: int) -> DrawnRows:
         """Every so many rows, from row `index` on."""
         chosen = slice(index, None, parts)
-        return DrawnRows(self.trajectories[chosen], self.steps[chosen], len(range(index, self.second, parts)))
+        return DrawnRows(
+            self.trajectories[chosen], self.steps[chosen], len(range(index, self.second, parts))
+        )
 
 
 def draw(step: int, count: int, states: int, config: TrainingConfig) -> DrawnRows:
-    """The rows of optimiser step `step`, from `count` trajectories with `states` states; a function of seed and step.
+    """The rows of optimiser step `step`, from `count` trajectories with `states` states; a function
+    of seed and step.
 
     Every trajectory comes once before any comes again. Each batch has as many rows of each kind.
     """
@@ -130,7 +160,9 @@ def draw(step: int, count: int, states: int, config: TrainingConfig) -> DrawnRow
         chosen[at // count == epoch] = order[at[at // count == epoch] % count]
     second, noise = round(config.second * config.batch), round(config.from_noise * config.batch)
     rng = np.random.default_rng((config.seed, 1, step))
-    steps = rng.integers(1, states, config.batch) if states > 1 else np.zeros(config.batch, np.int64)
+    steps = (
+        rng.integers(1, states, config.batch) if states > 1 else np.zeros(config.batch, np.int64)
+    )
     steps[: second + noise] = 0
     return DrawnRows(chosen, steps, second)
 
@@ -148,7 +180,9 @@ class DraftBatch(NamedTuple):
     """Ends to guess, (N, ...)."""
 
 
-def batch_of(student: DraftStudent, data: Trajectories, drawn: DrawnRows, config: TrainingConfig) -> DraftBatch:
+def batch_of(
+    student: DraftStudent, data: Trajectories, drawn: DrawnRows, config: TrainingConfig
+) -> DraftBatch:
     """These rows, with the network's own first guesses where second calls begin."""
     at, k, n = torch.from_numpy(drawn.trajectories), torch.from_numpy(drawn.steps), drawn.second
     texts = [data.prompts[int(i)] for i in drawn.trajectories]
@@ -161,33 +195,46 @@ def batch_of(student: DraftStudent, data: Trajectories, drawn: DrawnRows, config
     if n:
         with _autocast(student, config):
             half = second_calls(
-                student.path, student.estimate, x[:n], cond[:n], float(student.times[0]), student.first_time
+                student.path,
+                student.estimate,
+                x[:n],
+                cond[:n],
+                float(student.times[0]),
+                student.first_time,
             )
-        x, time = torch.cat([half, x[n:]]), torch.cat([torch.full((n,), student.second_time).double(), time[n:]])
+        x, time = (
+            torch.cat([half, x[n:]]),
+            torch.cat([torch.full((n,), student.second_time).double(), time[n:]]),
+        )
     return DraftBatch(x, time, cond, end)
 
 
-def second_calls(path: Interpolant, estimate: Estimate, x: Tensor, cond: Tensor, t: float, first_time: float) -> Tensor:
-    """Points (N, ...) where second calls are made: half of the way from x (N, ...) at time t to the network's first
-    guess, along the same noise."""
+def second_calls(
+    path: Interpolant, estimate: Estimate, x: Tensor, cond: Tensor, t: float, first_time: float
+) -> Tensor:
+    """Points (N, ...) where second calls are made: half of the way from x (N, ...) at time t to the
+    network's first guess, along the same noise."""
     times = torch.full((len(x),), t, dtype=torch.float64)
     with torch.no_grad():
         return carried(path, x, estimate(x, times * first_time, cond), times, times / 2)
 
 
 def loss(path: Interpolant, guess: Tensor, end: Tensor, time: Tensor, floor: float) -> Tensor:
-    """Mean squared error of guesses (N, ...) of ends (N, ...), each row's divided by its squared noise level.
+    """Mean squared error of guesses (N, ...) of ends (N, ...), each row's divided by its squared
+    noise level.
 
     time: conditioning times (N,), which decide the level.
 
-    An error of x0 is about the level times an error of the network's output. A level below `floor` counts as `floor`,
-    so that second calls do not outweigh first ones.
+    An error of x0 is about the level times an error of the network's output. A level below `floor`
+    counts as `floor`, so that second calls do not outweigh first ones.
     """
     weight = level(path, time).clamp(min=floor)
     return ((guess - end) / rows(weight, guess)).pow(2).flatten(1).mean(1).mean()
 
 
-def rows_loss(student: DraftStudent, data: Trajectories, drawn: DrawnRows, config: TrainingConfig) -> Tensor:
+def rows_loss(
+    student: DraftStudent, data: Trajectories, drawn: DrawnRows, config: TrainingConfig
+) -> Tensor:
     """The loss of these rows, differentiable."""
     batch = batch_of(student, data, drawn, config)
     with _autocast(student, config):
@@ -197,9 +244,12 @@ def rows_loss(student: DraftStudent, data: Trajectories, drawn: DrawnRows, confi
 
 @torch.no_grad()
 def validate(student: DraftStudent, data: Trajectories, config: TrainingConfig) -> dict[str, float]:
-    """Mean squared errors of guesses of the end: from noise in one call and in two, from later states in one."""
+    """Mean squared errors of guesses of the end: from noise in one call and in two, from later
+    states in one."""
     later = [k for k in (2, 4) if k < data.states.shape[1]]
-    cases = [(f"calls {calls}", 0, calls) for calls in CALLS] + [(f"state {k}", k, 1) for k in later]
+    cases = [(f"calls {calls}", 0, calls) for calls in CALLS] + [
+        (f"state {k}", k, 1) for k in later
+    ]
     errors: dict[str, list[float]] = {name: [] for name, _, _ in cases}
     for i in range(0, len(data) - config.batch + 1, config.batch) or range(1):
         part = data.part(i, i + config.batch)
@@ -210,7 +260,9 @@ def validate(student: DraftStudent, data: Trajectories, config: TrainingConfig) 
             at = torch.full((len(part),), k)
             x = student.on_path(part.states[:, k].to(student.device, torch.float32), at)
             with _autocast(student, config):
-                found = guess(student.path, estimate, x, student.times[at], calls, student.first_time)
+                found = guess(
+                    student.path, estimate, x, student.times[at], calls, student.first_time
+                )
             errors[name].append(float((found.float() - end).pow(2).mean()))
     return {name: round(float(np.mean(values)), 5) for name, values in errors.items()}
 

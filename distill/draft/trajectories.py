@@ -1,6 +1,8 @@
-"""Trajectories of the model: from noise along its deterministic sampler to the end, in files on disk.
+"""Trajectories of the model: from noise along its deterministic sampler to the end, in files on
+disk.
 
-A file holds some hundreds of trajectories as safetensors, with a digest of the settings that made them.
+A file holds some hundreds of trajectories as safetensors, with a digest of the settings that made
+them.
 """
 
 from __future__ import annotations
@@ -60,15 +62,23 @@ class Trajectories:
 
     @classmethod
     def read(cls, paths: Sequence[Path], settings: Mapping[str, Json]) -> Trajectories:
-        """All of several files, in order. ValueError for a file that is missing, damaged, or of other settings."""
+        """All of several files, in order. ValueError for a file that is missing, damaged, or of
+        other settings."""
         parts = [read_shard(path, settings) for path in paths]
-        states, ends = torch.cat([part.states for part in parts]), torch.cat([part.ends for part in parts])
-        return cls([text for part in parts for text in part.prompts], parts[0].first_seed, states, ends)
+        states, ends = (
+            torch.cat([part.states for part in parts]),
+            torch.cat([part.ends for part in parts]),
+        )
+        return cls(
+            [text for part in parts for text in part.prompts], parts[0].first_seed, states, ends
+        )
 
     def part(self, first: int, last: int) -> Trajectories:
         """Trajectories first..last - 1."""
         at = slice(first, last)
-        return Trajectories(self.prompts[at], self.first_seed + first, self.states[at], self.ends[at])
+        return Trajectories(
+            self.prompts[at], self.first_seed + first, self.states[at], self.ends[at]
+        )
 
 
 @dataclass(frozen=True)
@@ -85,11 +95,19 @@ class ShardInfo(Settings):
 
 
 def settings_of(
-    config: TrajectoryConfig, model: str, call: Mapping[str, Json], prompts: Prompts, dtype: torch.dtype
+    config: TrajectoryConfig,
+    model: str,
+    call: Mapping[str, Json],
+    prompts: Prompts,
+    dtype: torch.dtype,
 ) -> dict[str, Json]:
     """All that trajectories depend on, JSON-ready. dtype: of the model's weights."""
     about: dict[str, Json] = {"model": model, "call": dict(call), "prompts": prompts.identity}
-    return {"trajectories": determining(config), **about, "dtype": str(dtype).removeprefix("torch.")}
+    return {
+        "trajectories": determining(config),
+        **about,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 def check_trajectories(denoiser: Denoiser, config: TrajectoryConfig) -> None:
@@ -97,35 +115,48 @@ def check_trajectories(denoiser: Denoiser, config: TrajectoryConfig) -> None:
     grid, kernel = denoiser.grid, denoiser.kernel
     if kernel.stochastic:
         raise ValueError(
-            f"the sampler ({type(kernel).__name__}) draws noise at every step, so that noise does not decide where a "
-            "trajectory ends: a draft needs a deterministic one, as Euler, DDIM or DPM-Solver++"
+            f"the sampler ({type(kernel).__name__}) draws noise at every step, so that noise does"
+            " not decide where a trajectory ends: a draft needs a deterministic one, as Euler,"
+            " DDIM or DPM-Solver++"
         )
     if grid.nfe != grid.steps:
-        raise ValueError("the sampler takes several evaluations in a step; choose one that takes one (Euler, DDIM)")
+        raise ValueError(
+            "the sampler takes several evaluations in a step; choose one that takes one (Euler,"
+            " DDIM)"
+        )
     if config.states > grid.steps:
-        raise ValueError(f"trajectories.states is {config.states}, but there are {grid.steps} steps before the end")
+        raise ValueError(
+            f"trajectories.states is {config.states}, but there are {grid.steps} steps before"
+            " the end"
+        )
     if config.skipped and config.skipped[-1] >= grid.steps:
-        raise ValueError(f"trajectories.skipped must be below {grid.steps}, the end, got {list(config.skipped)}")
+        raise ValueError(
+            f"trajectories.skipped must be below {grid.steps}, the end, got {list(config.skipped)}"
+        )
     if config.skipped and (kernel.keeps_history or Capability.PATH not in denoiser.can):
         raise ValueError(
-            f"trajectories.skipped jumps along a straight line, and {type(kernel).__name__} goes otherwise: leave it "
-            "out, or choose a flow model with the Euler scheduler"
+            f"trajectories.skipped jumps along a straight line, and {type(kernel).__name__} goes"
+            " otherwise: leave it out, or choose a flow model with the Euler scheduler"
         )
 
 
 def make(
-    denoiser: Denoiser, prompts: Prompts, config: TrajectoryConfig, settings: Mapping[str, Json], folder: Path,
+    denoiser: Denoiser,
+    prompts: Prompts,
+    config: TrajectoryConfig,
+    settings: Mapping[str, Json],
+    folder: Path,
     member: Member = ALONE,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Make the shards that are missing in `folder`; the paths of all shards that `config` asks for.
 
-    Processes divide the shards and wait for each other. A shard does not depend on the process that makes it, so that
-    another number of processes may resume. It is written whole or not at all. A run that was killed resumes within the
-    shard at hand, from a checkpoint every half a minute. The bytes are the same where the network gives equal numbers
-    for equal batches.
+    Processes divide the shards and wait for each other. A shard does not depend on the process that
+    makes it, so that another number of processes may resume. It is written whole or not at all. A
+    run that was killed resumes within the shard at hand, from a checkpoint every half a minute. The
+    bytes are the same where the network gives equal numbers for equal batches.
 
-    ValueError for what `check_trajectories` refuses, and for a shard that is damaged or of other settings. OSError
-    where the disk is full. Ctrl-C and SIGTERM wait for a checkpoint.
+    ValueError for what `check_trajectories` refuses, and for a shard that is damaged or of other
+    settings. OSError where the disk is full. Ctrl-C and SIGTERM wait for a checkpoint.
     """
     check_trajectories(denoiser, config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +165,9 @@ def make(
     for path in there[:1]:
         read_shard(path, settings)  # refuses other settings before hours are spent
     total, initial = len(paths) * config.shard, len(there) * config.shard
-    with tqdm(total=total, initial=initial, desc="trajectories", unit="traj", disable=not member.shown) as shown:
+    with tqdm(
+        total=total, initial=initial, desc="trajectories", unit="traj", disable=not member.shown
+    ) as shown:
         for number in range(member.rank, len(paths), member.count):
             begun = paths[number].with_suffix("")
             if not paths[number].exists():
@@ -156,16 +189,25 @@ def _keep(tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 def expected(config: TrajectoryConfig, folder: Path) -> list[Path]:
-    """The files of all trajectories; a name has the numbers of the first and the last trajectory in the file."""
+    """The files of all trajectories; a name has the numbers of the first and the last trajectory in
+    the file."""
     firsts, size = range(0, config.count, config.shard), config.shard
-    return [folder / f"trajectories-{first:07d}-{first + size - 1:07d}.safetensors" for first in firsts]
+    return [
+        folder / f"trajectories-{first:07d}-{first + size - 1:07d}.safetensors" for first in firsts
+    ]
 
 
 def _shard(
-    denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: TrajectoryConfig, begun: Path,
-    settings: Mapping[str, Json], stopping: Callable[[], bool],
-) -> Trajectories:  # fmt: skip
-    """A shard. What there is of it is kept in the folder `begun` from time to time, and where a signal comes."""
+    denoiser: Denoiser,
+    texts: Sequence[str],
+    first_seed: int,
+    config: TrajectoryConfig,
+    begun: Path,
+    settings: Mapping[str, Json],
+    stopping: Callable[[], bool],
+) -> Trajectories:
+    """A shard. What there is of it is kept in the folder `begun` from time to time, and where a
+    signal comes."""
     steps, (done, folder) = denoiser.grid.steps, checkpoints.latest(begun, settings) or (0, None)
     there = load_file(folder / UNDER_WAY) if folder is not None else {}
     first, step = divmod(done, steps)
@@ -194,13 +236,18 @@ def _shard(
 
 @torch.no_grad()
 def trajectories(
-    denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: TrajectoryConfig,
-    under_way: tuple[int, Tensor, Tensor] | None = None, pause: Callable[..., None] = lambda step, **tensors: None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """States (N, S, ...) at grid steps 0..S-1 and ends (N, ...) of N prompts and seeds, float16 on the CPU.
+    denoiser: Denoiser,
+    texts: Sequence[str],
+    first_seed: int,
+    config: TrajectoryConfig,
+    under_way: tuple[int, Tensor, Tensor] | None = None,
+    pause: Callable[..., None] = lambda step, **tensors: None,
+) -> tuple[Tensor, Tensor]:
+    """States (N, S, ...) at grid steps 0..S-1 and ends (N, ...) of N prompts and seeds, float16 on
+    the CPU.
 
-    pause: called with a step, x (N, ...) there and the states so far, from which they can be gone on with: `under_way`.
-    Not where the kernel keeps a history."""
+    pause: called with a step, x (N, ...) there and the states so far, from which they can be gone
+    on with: `under_way`. Not where the kernel keeps a history."""
     wanted = list(dict.fromkeys(texts))
     denoiser.forget_prompts()  # so that bytes do not depend on what was encoded before
     denoiser.encode([Prompt(text) for text in wanted])
@@ -211,7 +258,9 @@ def trajectories(
     kept, last, begun = list[Tensor](), denoiser.grid.steps, 0
     if under_way is not None:
         begun, x, kept = under_way[0], under_way[1].to(x.device), [*under_way[2].unbind(1)]
-    for now, after in pairwise(step for step in range(begun, last + 1) if step not in config.skipped):
+    for now, after in pairwise(
+        step for step in range(begun, last + 1) if step not in config.skipped
+    ):
         if now < config.states:
             kept.append(x.to("cpu", torch.float16))
         k, to = torch.full((len(texts),), now), torch.full((len(texts),), after)
@@ -230,11 +279,14 @@ def begin(denoiser: Denoiser, seeds: Sequence[int]) -> tuple[Tensor, Sequence[Ke
     generators = [rng.seeded(seed) for seed in seeds]
     x = denoiser.init_latents(generators)
     return x, [
-        denoiser.kernel.init(noise, (seed, 0), made) for noise, seed, made in zip(x, seeds, generators, strict=True)
+        denoiser.kernel.init(noise, (seed, 0), made)
+        for noise, seed, made in zip(x, seeds, generators, strict=True)
     ]
 
 
-def predict(denoiser: Denoiser, x: Tensor, step: Tensor, cond: Tensor, precision: str) -> Prediction:
+def predict(
+    denoiser: Denoiser, x: Tensor, step: Tensor, cond: Tensor, precision: str
+) -> Prediction:
     """One evaluation, under autocast where precision is "bf16".
 
     The output is widened to the dtype of the latents, as a step would otherwise round the latents.
@@ -253,8 +305,10 @@ def write_shard(path: Path, shard: Trajectories, settings: Mapping[str, Json]) -
     """Write a shard, whole or not at all. ValueError for numbers that are not finite in float16."""
     tensors = {"states": shard.states.contiguous(), "ends": shard.ends.contiguous()}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise ValueError(f"trajectories from seed {shard.first_seed} on have numbers that are not finite in float16; "
-                         "give the model another --dtype, as float32, or a lower guidance")  # fmt: skip
+        raise ValueError(
+            f"trajectories from seed {shard.first_seed} on have numbers that are not finite in"
+            " float16; give the model another --dtype, as float32, or a lower guidance"
+        )
     crc32 = _checksum(shard.states, shard.ends)
     about = ShardInfo(FORMAT, digest(settings), shard.first_seed, tuple(shard.prompts), crc32)
     data = save(tensors, {"trajectories": json.dumps(to_json(about))})
@@ -269,17 +323,22 @@ def read_shard(path: Path, settings: Mapping[str, Json]) -> Trajectories:
         about = build(ShardInfo, header)
         if about.digest != digest(settings):
             raise ValueError(
-                "it was made with other settings (model, dtype, call, prompts or trajectories.*); use the same "
-                "to resume, or choose another folder"
+                "it was made with other settings (model, dtype, call, prompts or trajectories.*);"
+                " use the same to resume, or choose another folder"
             )
         states, ends = (_half(tensors, name) for name in ("states", "ends"))
         count = len(about.prompts)
         if len(states) != count or len(ends) != count or states.shape[2:] != ends.shape[1:]:
-            raise ValueError(f"it holds states {tuple(states.shape)} and ends {tuple(ends.shape)} of {count} prompts")
+            raise ValueError(
+                f"it holds states {tuple(states.shape)} and ends {tuple(ends.shape)} of {count}"
+                " prompts"
+            )
         if _checksum(states, ends) != about.crc32:
             raise ValueError("its numbers are not those that were written")
     except ValueError as error:
-        raise ValueError(f"cannot use {path}: {error}. A file that is removed is made again") from None
+        raise ValueError(
+            f"cannot use {path}: {error}. A file that is removed is made again"
+        ) from None
     return Trajectories(about.prompts, about.first_seed, states, ends)
 
 
@@ -288,9 +347,13 @@ def _half(tensors: Mapping[str, files.Tensor], name: str) -> Tensor:
     if array is None:
         raise ValueError(f"it has no {name}")
     if array.dtype != np.float16 or array.ndim < 2 or not np.isfinite(array).all():
-        raise ValueError(f"its {name} must be finite float16 numbers, got {array.dtype} of shape {array.shape}")
+        raise ValueError(
+            f"its {name} must be finite float16 numbers, got {array.dtype} of shape {array.shape}"
+        )
     return torch.from_numpy(np.array(array))
 
 
 def _checksum(states: Tensor, ends: Tensor) -> int:
-    return zlib.crc32(ends.contiguous().numpy().tobytes(), zlib.crc32(states.contiguous().numpy().tobytes()))
+    return zlib.crc32(
+        ends.contiguous().numpy().tobytes(), zlib.crc32(states.contiguous().numpy().tobytes())
+    )

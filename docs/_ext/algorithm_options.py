@@ -1,7 +1,8 @@
-"""`{algorithm-options} NAME ...`: the options of algorithms, from the docstrings below their fields, as a table.
+"""`{algorithm-options} NAME ...`: the options of algorithms, from the docstrings below their
+fields, as a table.
 
-`ttsnap algorithms NAME` prints the same text. Of the second algorithm and those after it, the table has what differs
-from the first: options that the first lacks, and other defaults.
+`ttsnap algorithms NAME` prints the same text. Of the second algorithm and those after it, the table
+has what differs from the first: options that the first lacks, and other defaults.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 
 
 class Line(NamedTuple):
-    """An option with its default and its source in each algorithm that has it under the same explanation."""
+    """An option with its default and its source in each algorithm that has it under the same
+    explanation."""
 
     name: str
     text: str
@@ -35,7 +37,9 @@ def lines_of(names: list[str]) -> list[Line]:
     found: dict[tuple[str, str], Line] = {}
     for name in names:
         for option in options_of(name):
-            line = found.setdefault((option.name, option.text), Line(option.name, option.text, {}, {}))
+            line = found.setdefault(
+                (option.name, option.text), Line(option.name, option.text, {}, {})
+            )
             line.defaults[name] = default_of(option)
             line.sources[name] = re.sub(r"^ours\b", "our choice", option.source)
     return list(found.values())
@@ -52,7 +56,9 @@ def by_algorithm(values: dict[str, str]) -> str:
     """The first algorithm's value, and those of others that differ from it."""
     first, *rest = values.items()
     found = [first[1]] if first[1] else []
-    return "; ".join([*found, *(f"{name}: {value}" for name, value in rest if value not in ("", first[1]))])
+    return "; ".join(
+        [*found, *(f"{name}: {value}" for name, value in rest if value not in ("", first[1]))]
+    )
 
 
 class AlgorithmOptions(SphinxDirective):
@@ -63,7 +69,12 @@ class AlgorithmOptions(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         names = self.arguments[0].split()
-        table, group, head, body = nodes.table(), nodes.tgroup(cols=len(HEAD)), nodes.thead(), nodes.tbody()
+        table, group, head, body = (
+            nodes.table(),
+            nodes.tgroup(cols=len(HEAD)),
+            nodes.thead(),
+            nodes.tbody(),
+        )
         group += [nodes.colspec(colwidth=width) for width in (12, 50, 16, 22)]
         head += row([nodes.paragraph(text=title) for title in HEAD])
         for line in lines_of(names):
@@ -98,7 +109,9 @@ def linked(text: str) -> nodes.paragraph:
     made = nodes.paragraph()
     for i, part in enumerate(ARXIV.split(text)):
         made += (
-            nodes.reference(text=f"arXiv {part}", refuri=f"https://arxiv.org/abs/{part}") if i % 2 else nodes.Text(part)
+            nodes.reference(text=f"arXiv {part}", refuri=f"https://arxiv.org/abs/{part}")
+            if i % 2
+            else nodes.Text(part)
         )
     return made
 

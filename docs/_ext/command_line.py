@@ -1,7 +1,8 @@
 """A page for every command, from its own --help, asked of the parsers as the site is built.
 
-`{ttsnap-commands}` lists all commands with links; `{ttsnap-command} NAME` is what a page consists of. The pages are
-written to docs/reference/commands/, which git ignores, so that a new command gets one by itself.
+`{ttsnap-commands}` lists all commands with links; `{ttsnap-command} NAME` is what a page consists
+of. The pages are written to docs/reference/commands/, which git ignores, so that a new command gets
+one by itself.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Entry(NamedTuple):
 
 
 class Help(NamedTuple):
-    """A command's --help, taken apart: prose has one string a paragraph, sections their entries by title."""
+    """A command's --help, taken apart: prose has one string a paragraph, sections their entries by
+    title."""
 
     usage: str
     prose: list[str]
@@ -55,7 +57,8 @@ def help_of(name: str) -> str:
 
 
 def read(text: str) -> Help:
-    """Take a help text apart. A section is a line that ends in a colon and the lines below it that are indented."""
+    """Take a help text apart. A section is a line that ends in a colon and the lines below it that
+    are indented."""
     found = Help("", [], "", {})
     usage, _, rest = text.partition("\n\n")
     found = found._replace(usage=usage.removeprefix("usage: "))
@@ -71,7 +74,8 @@ def read(text: str) -> Help:
 
 
 def entries(body: str) -> list[Entry]:
-    """The options of a section. What they do begins two spaces or more behind them, or on the next line."""
+    """The options of a section. What they do begins two spaces or more behind them, or on the next
+    line."""
     found: list[Entry] = []
     for line in body.splitlines():
         start = re.match(r"  (\S.*?)(?:\s{2,}(\S.*))?$", line)
@@ -84,7 +88,8 @@ def entries(body: str) -> list[Entry]:
 
 
 class Command(SphinxDirective):
-    """The help of one command: usage, prose, examples, and a section with a list for every group of options."""
+    """The help of one command: usage, prose, examples, and a section with a list for every group of
+    options."""
 
     required_arguments = 1
 
@@ -96,12 +101,16 @@ class Command(SphinxDirective):
             literal = nodes.literal_block(text=paragraph, language="text")
             made.append(literal if aligned else paragraph_of(paragraph))
         if text.examples:
-            made.append(_section("Examples", nodes.literal_block(text=text.examples, language="text")))
+            made.append(
+                _section("Examples", nodes.literal_block(text=text.examples, language="text"))
+            )
         for title, options in text.sections.items():
             listed = nodes.definition_list(classes=["options"])
             for term, what in options:
                 name = nodes.term("", "", nodes.literal(text=term))
-                listed += nodes.definition_list_item("", name, nodes.definition("", paragraph_of(what)))
+                listed += nodes.definition_list_item(
+                    "", name, nodes.definition("", paragraph_of(what))
+                )
             made.append(_section(title.capitalize(), listed))
         return made
 
@@ -112,10 +121,19 @@ class Commands(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         listed = nodes.bullet_list()
         for name, command in COMMANDS.items():
-            link = addnodes.pending_xref("", refdomain="std", reftype="doc", reftarget=f"/{PAGES}/{name}",
-                                         refexplicit=True, refdoc=self.env.docname, refwarn=True)  # fmt: skip
+            link = addnodes.pending_xref(
+                "",
+                refdomain="std",
+                reftype="doc",
+                reftarget=f"/{PAGES}/{name}",
+                refexplicit=True,
+                refdoc=self.env.docname,
+                refwarn=True,
+            )
             link += nodes.literal(text=f"ttsnap {name}")
-            listed += nodes.list_item("", nodes.paragraph("", "", link, nodes.Text(f": {command.help}")))
+            listed += nodes.list_item(
+                "", nodes.paragraph("", "", link, nodes.Text(f": {command.help}"))
+            )
         return [listed]
 
 
@@ -128,7 +146,9 @@ def paragraph_of(text: str) -> nodes.paragraph:
 
 
 def _section(title: str, *inside: nodes.Node) -> nodes.section:
-    return nodes.section("", nodes.title(text=title), *inside, ids=[nodes.make_id(title)], names=[title.lower()])
+    return nodes.section(
+        "", nodes.title(text=title), *inside, ids=[nodes.make_id(title)], names=[title.lower()]
+    )
 
 
 def write_pages(app: Sphinx) -> None:

@@ -1,9 +1,11 @@
-"""Figures in dark colours beside the ones for paper; the site shows the one that fits (only-light, only-dark of furo).
+"""Figures in dark colours beside the ones for paper; the site shows the one that fits (only-light,
+only-dark of furo).
 
-Plots are drawn on white, as a README needs them. Their dark twins are made as the site is built: every pixel keeps its
-hue and its colourfulness, its lightness is turned round, and black to white becomes the site's dark background to its
-text. Nothing is drawn again, so the two show the same. The pictures inside a contact sheet stay as they are; those of
-dropped candidates, which are faded to white there, are faded to the background.
+Plots are drawn on white, as a README needs them. Their dark twins are made as the site is built:
+every pixel keeps its hue and its colourfulness, its lightness is turned round, and black to white
+becomes the site's dark background to its text. Nothing is drawn again, so the two show the same.
+The pictures inside a contact sheet stay as they are; those of dropped candidates, which are faded
+to white there, are faded to the background.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from ttsnap.results.sheet import TEXT as TEXT_HEIGHT
 FOLDER = "_dark"
 BACKGROUND, TEXT = np.array([19.0, 20, 22]), np.array([230.0, 232, 235])
 FIRST, PITCH = (HEAD, LEFT), (CELL + TEXT_HEIGHT + GAP, CELL + MARGIN)
-"""Of a contact sheet with pictures of full size: where the first one begins (y, x), and how far apart they are."""
+"""Of a contact sheet with pictures of full size: where the first one begins (y, x), and how far
+apart they are."""
 FADED = 0.65
 """The share of white in a faded picture."""
 
@@ -58,14 +61,17 @@ FIGURES: dict[str, Callable[[Pixels], Pixels]] = {
     "drafts_curve.png": dark_plot,
     "embedded_curve.png": dark_plot,
     "sheet.png": dark_sheet,
-    **{f"searches/{name}.png": dark_plot for name in ("seeds", "steps", "particles", "trees", "noise", "combined")},
+    **{
+        f"searches/{name}.png": dark_plot
+        for name in ("seeds", "steps", "particles", "trees", "noise", "combined")
+    },
 }
 """By their path below docs/."""
 
 
 def darken_of(name: str, page: str, paper: Pixels) -> Callable[[Pixels], Pixels] | None:
-    """How to darken a figure, named by its path below docs/; None where it keeps a white card. Of notebooks plots are
-    darkened, and pictures not."""
+    """How to darken a figure, named by its path below docs/; None where it keeps a white card. Of
+    notebooks plots are darkened, and pictures not."""
     if name in FIGURES:
         return FIGURES[name]
     white, colours = (paper.min(-1) >= 250).mean(), len(np.unique(paper.reshape(-1, 3), axis=0))
@@ -81,14 +87,19 @@ def show_twins(app: Sphinx, tree: nodes.document) -> None:
             continue
         paper = np.asarray(Image.open(source).convert("RGB"))
         inside = source.is_relative_to(root)
-        darken = darken_of(source.relative_to(root).as_posix() if inside else source.name, page, paper)
+        darken = darken_of(
+            source.relative_to(root).as_posix() if inside else source.name, page, paper
+        )
         if darken is None:
             continue
         twin = root / FOLDER / source.name
         twin.parent.mkdir(exist_ok=True)
         Image.fromarray(darken(paper)).save(twin)
         dark = image.copy()
-        dark["classes"], dark["uri"] = [*image["classes"], "only-dark"], os.path.relpath(twin, (root / page).parent)
+        dark["classes"], dark["uri"] = (
+            [*image["classes"], "only-dark"],
+            os.path.relpath(twin, (root / page).parent),
+        )
         image["classes"] = [*image["classes"], "only-light"]
         image.parent.insert(image.parent.index(image) + 1, dark)
 

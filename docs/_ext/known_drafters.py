@@ -28,7 +28,14 @@ def markdown() -> str:
     rows = [HEAD, ("---",) * len(HEAD)]
     for name, k in KNOWN.items():
         guidance = "none" if k.guidance is None else f"{k.guidance:g}"
-        numbers = (f"{k.steps}", f"{k.scale:g}", f"{k.calls}", f"{k.first_time:g}", guidance, f"{k.level:g}")
+        numbers = (
+            f"{k.steps}",
+            f"{k.scale:g}",
+            f"{k.calls}",
+            f"{k.first_time:g}",
+            guidance,
+            f"{k.level:g}",
+        )
         rows.append((f"`{name}`", k.base, f"`{k.where}`", *numbers, k.card))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -38,7 +45,9 @@ class KnownDrafters(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         made = nodes.container()
-        self.state.nested_parse(StringList(markdown().splitlines(), "known-drafters"), self.content_offset, made)
+        self.state.nested_parse(
+            StringList(markdown().splitlines(), "known-drafters"), self.content_offset, made
+        )
         return made.children
 
 

@@ -1,7 +1,9 @@
-"""Docstrings here are plain text with `code` in single backticks, not reStructuredText: say so to Sphinx.
+"""Docstrings here are plain text with `code` in single backticks, not reStructuredText: say so to
+Sphinx.
 
-What reStructuredText would read as markup (emphasis, substitutions, references by a trailing underscore) is escaped,
-and links from signatures find a type alias, which Sphinx files as data and looks up as a class.
+What reStructuredText would read as markup (emphasis, substitutions, references by a trailing
+underscore) is escaped, and links from signatures find a type alias, which Sphinx files as data and
+looks up as a class.
 """
 
 from __future__ import annotations
@@ -21,13 +23,18 @@ MARKUP = re.compile(r"([*|\\]|(?<=\w)_(?!\w))")
 
 
 def escape(line: str) -> str:
-    """The line with reStructuredText's inline markup escaped outside of backticks, and code in double ones."""
+    """The line with reStructuredText's inline markup escaped outside of backticks, and code in
+    double ones."""
     parts = CODE.split(line)
-    return "".join(f"``{part.strip('`')}``" if i % 2 else MARKUP.sub(r"\\\1", part) for i, part in enumerate(parts))
+    return "".join(
+        f"``{part.strip('`')}``" if i % 2 else MARKUP.sub(r"\\\1", part)
+        for i, part in enumerate(parts)
+    )
 
 
 def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Escape a docstring in place, as autodoc-process-docstring asks for. A block that is set off is literal."""
+    """Escape a docstring in place, as autodoc-process-docstring asks for. A block that is set off
+    is literal."""
     names = parameters(obj)
     lines[:] = [line for block in blocks(lines) for line in (listed(block, names) or block)]
     out: list[str] = []
@@ -55,7 +62,8 @@ def blocks(lines: list[str]) -> list[list[str]]:
 
 
 def listed(block: list[str], names: tuple[str, ...]) -> list[str]:
-    """A definition list of lines `name: what it is`, each of which may go on in indented lines; else nothing."""
+    """A definition list of lines `name: what it is`, each of which may go on in indented lines;
+    else nothing."""
     entries: list[list[str]] = []
     for line in block:
         match = ENTRY.fullmatch(line)
@@ -77,24 +85,31 @@ def parameters(obj: Any) -> tuple[str, ...]:
 
 
 def embolden(line: str, names: tuple[str, ...]) -> str:
-    """Parameters are explained in running text, as `name: what it is.`; their names stand out in bold."""
+    """Parameters are explained in running text, as `name: what it is.`; their names stand out in
+    bold."""
     if not names or line.startswith("    "):
         return line
     found = "|".join(map(re.escape, names))
     return re.sub(rf"(^|(?<=[.;] ))({found})(?=(, \w+)?: )", r"**\2**", line)
 
 
-def shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: Any, returns: Any) -> Any:
-    """Signatures without what Sphinx stumbles over: defaults made by a function, aliases inside other types."""
+def shorten(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: Any, returns: Any
+) -> Any:
+    """Signatures without what Sphinx stumbles over: defaults made by a function, aliases inside
+    other types."""
 
     def plain(text: str | None) -> str | None:
-        return text and re.sub(r"TypeAliasForwardRef\('([\w.]+)'\)", r"\1", re.sub(r"<[^<>]*>", "...", text))
+        return text and re.sub(
+            r"TypeAliasForwardRef\('([\w.]+)'\)", r"\1", re.sub(r"<[^<>]*>", "...", text)
+        )
 
     return plain(signature), plain(returns)
 
 
 def resolve_alias(app: Sphinx, env: Any, node: Any, contnode: Any) -> nodes.Node | None:
-    """What signatures name as a class and is none: a link where it is documented, else the bare name."""
+    """What signatures name as a class and is none: a link where it is documented, else the bare
+    name."""
     if node.get("refdomain") != "py":
         return None
     target: str = node["reftarget"]
@@ -102,12 +117,15 @@ def resolve_alias(app: Sphinx, env: Any, node: Any, contnode: Any) -> nodes.Node
     for name in (target, f"ttsnap.core.{target.rpartition('.')[2]}"):
         if name in domain.objects:
             found = domain.objects[name]
-            return make_refnode(app.builder, node["refdoc"], found.docname, found.node_id, contnode, target)
+            return make_refnode(
+                app.builder, node["refdoc"], found.docname, found.node_id, contnode, target
+            )
     return contnode if is_alias(target) else None
 
 
 def is_alias(target: str) -> bool:
-    """Whether one of our modules has a type alias or a type variable of this (perhaps shortened) name."""
+    """Whether one of our modules has a type alias or a type variable of this (perhaps shortened)
+    name."""
     where, _, name = target.rpartition(".")
     for module in (where, f"ttsnap.{where}"):
         if module.startswith("ttsnap."):
@@ -119,8 +137,11 @@ def is_alias(target: str) -> bool:
     return False
 
 
-def skip_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Fields of named tuples are in their signature, and Python's docstrings of them say nothing."""
+def skip_fields(
+    app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+    """Fields of named tuples are in their signature, and Python's docstrings of them say
+    nothing."""
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 

@@ -1,4 +1,5 @@
-"""`{search-arguments}`: what a search adds to a pipeline's call, from the declarations in ttsnap/options/."""
+"""`{search-arguments}`: what a search adds to a pipeline's call, from the declarations in
+ttsnap/options/."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from ttsnap.pipelines.arguments import DECLARED
 
 
 class SearchArguments(SphinxDirective):
-    """A definition list: the argument, its option of `ttsnap generate` where it has one, and what it does."""
+    """A definition list: the argument, its option of `ttsnap generate` where it has one, and what
+    it does."""
 
     def run(self) -> list[nodes.Node]:
         listed = nodes.definition_list()

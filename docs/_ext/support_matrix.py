@@ -14,7 +14,9 @@ class SupportMatrix(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         made = nodes.container()
-        self.state.nested_parse(StringList(markdown().splitlines(), "support-matrix"), self.content_offset, made)
+        self.state.nested_parse(
+            StringList(markdown().splitlines(), "support-matrix"), self.content_offset, made
+        )
         return made.children
 
 

@@ -1,4 +1,5 @@
-"""What a search can do with each family of models, as a table in Markdown: read off the registry, for the pages."""
+"""What a search can do with each family of models, as a table in Markdown: read off the registry,
+for the pages."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ MODELS: dict[str, str] = {
     "ZImage": "Z-Image",
     "Lumina2": "Lumina-Image 2.0",
 }
-"""What people call a model, by the beginning of its pipeline's name; others are called by that beginning."""
+"""What people call a model, by the beginning of its pipeline's name; others are called by that
+beginning."""
 PREVIEWED = frozenset(FAMILIES) - {"QwenImagePipeline"}
-"""Pipelines whose unfinished estimates an AutoencoderTiny can decode (`preview_vae`); tests try all of them."""
+"""Pipelines whose unfinished estimates an AutoencoderTiny can decode (`preview_vae`); tests try all
+of them."""
 PREVIEWED_BY_VIDEO_VAES = frozenset({"QwenImagePipeline"})
 """The same of a TinyVideoVAE, for whose latents there is a published file; tests try it."""
 
@@ -43,7 +46,9 @@ ABILITIES: dict[str, Callable[[str], bool]] = {
 
 def families() -> dict[str, str]:
     """The pipeline class of each model by name."""
-    starts = {pipeline_class: pipeline_class.removesuffix("Pipeline") for pipeline_class in FAMILIES}
+    starts = {
+        pipeline_class: pipeline_class.removesuffix("Pipeline") for pipeline_class in FAMILIES
+    }
     return {MODELS.get(start, start): pipeline_class for pipeline_class, start in starts.items()}
 
 

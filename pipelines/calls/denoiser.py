@@ -244,14 +244,11 @@ class CallsDenoiser(PipelineDenoiser):
 
     def tried(self) -> Cost:
         rows, self.hub.tried = self.hub.tried, Counter()
-        most = Counter[
-            str
-        ]()  # of parts that one evaluation or decode calls, that with the most rows
+        # Of parts that one evaluation or decode calls, that with the most rows.
+        most: Counter[str] = Counter()
         for (part, instead), n in rows.items():
-            if part in self.rehearsed.networks:
-                kind = "nfe"
-            else:
-                kind = "previews" if instead else "decodes"
+            decoded = "previews" if instead else "decodes"
+            kind = "nfe" if part in self.rehearsed.networks else decoded
             most[kind] = max(most[kind], n)
         return Cost(**{**most, "nfe": math.ceil(most["nfe"] / self.rehearsed.passes)})
 
@@ -327,9 +324,8 @@ class CallsDenoiser(PipelineDenoiser):
         return found.flops / found.passes
 
     def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
-        assert (
-            self._draft is not None
-        )  # as a drafter, in whose frames each row is told its timestep
+        # as a drafter, in whose frames each row is told its timestep
+        assert self._draft is not None
         scheduler, rows = self.rehearsed.scheduler, list[DraftRow]()
         for index, timestep, number in zip(
             self._indices(step), t.tolist(), at.tolist(), strict=True

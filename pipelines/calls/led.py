@@ -49,10 +49,8 @@ class Led:
 
     def _called(self, call: PartCall) -> Any:
         stock = self.stock
-        if self.index < self.to:
-            does_without = stock.networks
-        else:
-            does_without = stock.asleep if self.index else frozenset()
+        later = stock.asleep if self.index else frozenset()
+        does_without = stock.networks if self.index < self.to else later
         if call.part in does_without:
             return stock.dummies.of(stock.real(call, self.parts), call)
         return self.ask(call._replace(begun=self.index > 0))

@@ -1,4 +1,5 @@
-"""Drafts by a second guider: another MODEL, the same with a distilled LoRA, or the model told of less noise."""
+"""Drafts by a second guider: another MODEL, the same with a distilled LoRA, or the model told of
+less noise."""
 
 from __future__ import annotations
 
@@ -49,13 +50,18 @@ class GuiderDrafts:
         return self.guessed(*self.denoiser.in_model(x, step), noise, cond, calls)
 
     def guessed(self, x: Tensor, sigma: Tensor, noise: Tensor, cond: Tensor, calls: int) -> Tensor:
-        """The guess from latents (N, ...) as guiders take them, at noise levels (N,), of initial noise (N, ...)."""
+        """The guess from latents (N, ...) as guiders take them, at noise levels (N,), of initial
+        noise (N, ...)."""
 
         def estimate(at: Tensor, time: Tensor) -> Tensor:
             told = self.path.sigma(time).to(at.device, torch.float32)
-            return self.denoiser.ask(self.drafter, self.drafter.painted, cond, at.float(), told, noise)
+            return self.denoiser.ask(
+                self.drafter, self.drafter.painted, cond, at.float(), told, noise
+            )
 
-        return guess(self.path, estimate, x, times_of(sigma, flow=self.drafter.flow), calls, self.first_time)
+        return guess(
+            self.path, estimate, x, times_of(sigma, flow=self.drafter.flow), calls, self.first_time
+        )
 
     def level(self, step: int, calls: int) -> float:
         _, sigma = self.denoiser.in_model(self.denoiser.guided.latent, torch.tensor([step]))
@@ -82,7 +88,8 @@ class Unscaled(LinearVP):
 
 @dataclass(frozen=True)
 class FromDrafts:
-    """Particles begin from their drafts (ttsnap.sampling.denoiser.DraftStart), as in ComfyUI's image-to-image."""
+    """Particles begin from their drafts (ttsnap.sampling.denoiser.DraftStart), as in ComfyUI's
+    image-to-image."""
 
     drafts: GuiderDrafts
 
@@ -99,11 +106,15 @@ class FromDrafts:
         return guess, drafts.denoiser.begin_from(guess, noise, cond)
 
 
-def finishing_sigmas(finish: Finish, schedule: Callable[[int], Tensor], steps: int, model: Any) -> tuple[int, Tensor]:
-    """Where drafts are finished: a number of steps N, and the sigmas (R+1,) at the end of this schedule of so many.
+def finishing_sigmas(
+    finish: Finish, schedule: Callable[[int], Tensor], steps: int, model: Any
+) -> tuple[int, Tensor]:
+    """Where drafts are finished: a number of steps N, and the sigmas (R+1,) at the end of this
+    schedule of so many.
 
-    N is `steps` or, where `finish` says how many are left, one that leaves as many. ValueError where
-    none does, and where nothing of a draft would be left. schedule: the sigmas of a number of steps.
+    N is `steps` or, where `finish` says how many are left, one that leaves as many. ValueError
+    where none does, and where nothing of a draft would be left. schedule: the sigmas of a number of
+    steps.
     model: a BaseModel.
     """
     flow = is_flow(model)

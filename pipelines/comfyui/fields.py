@@ -1,7 +1,7 @@
 """Nested latents of ComfyUI, which have several fields: a video and its sound.
 
-Inside `guider.sample` the fields are joined flat, one after the other, in one tensor (N, 1, L). So is a candidate of a
-search. Other latents are one field.
+Inside `guider.sample` the fields are joined flat, one after the other, in one tensor (N, 1, L). So
+is a candidate of a search. Other latents are one field.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def fields_of(latent: Any) -> list[Tensor]:
 
 
 def nested(fields: Sequence[Tensor]) -> Any:
-    """The latent of these fields (N, C, ...) as nodes take it: a NestedTensor where there are several."""
+    """The latent of these fields (N, C, ...) as nodes take it: a NestedTensor where there are
+    several."""
     if len(fields) == 1:
         return fields[0]
     from comfy.nested_tensor import NestedTensor

@@ -1,4 +1,5 @@
-"""The denoiser over ComfyUI's guider, inside one `guider.sample`: what stock samplers and ttsnap's kernels share."""
+"""The denoiser over ComfyUI's guider, inside one `guider.sample`: what stock samplers and ttsnap's
+kernels share."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class GuidedCall:
-    """What ComfyUI hands a SAMPLER in the middle of `guider.sample`. Latents are in the network's scale."""
+    """What ComfyUI hands a SAMPLER in the middle of `guider.sample`. Latents are in the network's
+    scale."""
 
     guider: Any
     """A CFGGuider, with its model loaded and its conditioning processed."""
@@ -49,8 +51,12 @@ class GuidedCall:
         """What samplers begin with: latents (N, ...) of initial noise and what is redrawn."""
         from comfy.samplers import Sampler
 
-        scaling, most = self.guider.inner_model.model_sampling, Sampler().max_denoise(self.guider, self.sigmas)
-        x: Tensor = scaling.noise_scaling(self.sigmas[0], noise.clone(), latent, most)  # some add the latent in place
+        scaling, most = (
+            self.guider.inner_model.model_sampling,
+            Sampler().max_denoise(self.guider, self.sigmas),
+        )
+        # some add the latent in place
+        x: Tensor = scaling.noise_scaling(self.sigmas[0], noise.clone(), latent, most)
         return x
 
     def told(self, seed: int, call: Callable[..., Tensor], *columns: Tensor) -> Tensor:
@@ -62,8 +68,8 @@ class GuidedCall:
             self.guider.conds = usual
 
     def painted(self, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        """x0 estimates of latents (N, ...) at noise levels (N,), with the latent where the mask keeps it; that is
-        noised by initial noise (N, ...)."""
+        """x0 estimates of latents (N, ...) at noise levels (N,), with the latent where the mask
+        keeps it; that is noised by initial noise (N, ...)."""
         from comfy.samplers import KSamplerX0Inpaint
 
         model, mask = KSamplerX0Inpaint(self.guider, self.sigmas), self.mask
@@ -74,20 +80,27 @@ class GuidedCall:
         return made
 
     def noise(self, generator: torch.Generator) -> Tensor:
-        """Initial noise (1, ...), as comfy.sample.prepare_noise draws it from torch's global generator."""
+        """Initial noise (1, ...), as comfy.sample.prepare_noise draws it from torch's global
+        generator."""
         shapes = self.shapes or (self.latent.shape,)
         return joined([torch.randn(shape, generator=generator) for shape in shapes])
 
     def pictures(self, latents: Tensor) -> Tensor:
-        """What VAEs decode of latents (N, ...): all, or the video of those with sound, which is their first field."""
+        """What VAEs decode of latents (N, ...): all, or the video of those with sound, which is
+        their first field."""
         return split(latents, self.shapes)[0]
 
     def conds(self, seed: int) -> dict[str, list[Any]]:
-        """What the guider tells its model, as for an image of this seed: some models noise what they are given."""
+        """What the guider tells its model, as for an image of this seed: some models noise what
+        they are given."""
         from comfy.samplers import encode_model_conds
 
         model, noise = self.guider.inner_model, torch.zeros_like(self.latent)
-        given: dict[str, Any] = {"latent_image": self.latent, "denoise_mask": self.mask, "seed": seed}
+        given: dict[str, Any] = {
+            "latent_image": self.latent,
+            "denoise_mask": self.mask,
+            "seed": seed,
+        }
         if self.shapes:
             given["latent_shapes"] = self.shapes
         how: Any = (noise, noise.device)
@@ -97,23 +110,28 @@ class GuidedCall:
         }
 
     def corner(self) -> GuidedCall:
-        """The same call for a small corner of the latent; for all of a nested one, which models take apart."""
+        """The same call for a small corner of the latent; for all of a nested one, which models
+        take apart."""
         if self.shapes:
             return self
         mask = None if self.mask is None else self.mask[..., :4, :4]
         return replace(self, latent=self.latent[..., :4, :4], mask=mask)
 
     def passes(self, *, hooked: bool) -> int:
-        """Forward passes of one evaluation, by the rule of ComfyUI's guider: no negative one at a scale of 1.
+        """Forward passes of one evaluation, by the rule of ComfyUI's guider: no negative one at a
+        scale of 1.
 
         hooked: whether the sampler reads the negative pass, which is then always made.
         """
-        spared = math.isclose(self.guider.cfg, 1.0) and not self.options.get("disable_cfg1_optimization", False)
+        spared = math.isclose(self.guider.cfg, 1.0) and not self.options.get(
+            "disable_cfg1_optimization", False
+        )
         return 2 if self.guider.conds.get("negative") is not None and (hooked or not spared) else 1
 
 
 def is_flow(model: Any) -> bool:
-    """Whether a BaseModel has x = (1 - sigma) x0 + sigma eps. All others of ComfyUI have x = x0 + sigma eps."""
+    """Whether a BaseModel has x = (1 - sigma) x0 + sigma eps. All others of ComfyUI have x = x0 +
+    sigma eps."""
     from comfy.model_sampling import CONST
 
     return isinstance(model.model_sampling, CONST)
@@ -148,7 +166,8 @@ class Residency:
         """Whether a user who cancels ends calls."""
 
     def need(self, guider: Any, x: Tensor) -> None:
-        """Load the networks of a guider for a call with latents x (N, ...), where something else came in between.
+        """Load the networks of a guider for a call with latents x (N, ...), where something else
+        came in between.
 
         Raises ComfyUI's InterruptProcessingException where the user has cancelled.
         """
@@ -158,17 +177,22 @@ class Residency:
             model_management.throw_exception_if_processing_interrupted()
         if self.here is not guider:
             needed = guider.model_patcher.model.memory_required([2 * len(x), *x.shape[1:]])
-            model_management.load_models_gpu([guider.model_patcher, *guider.loaded_models], memory_required=needed)
+            model_management.load_models_gpu(
+                [guider.model_patcher, *guider.loaded_models], memory_required=needed
+            )
             self.here = guider
 
 
 class GuidedDenoiser(Denoiser):
-    """A denoiser over a guider, whose conditioning is the only prompt. Its latents are in the network's scale.
+    """A denoiser over a guider, whose conditioning is the only prompt. Its latents are in the
+    network's scale.
 
     Subclasses set `grid` and `kernel`, and define `begin_from` and `predict`.
     """
 
-    def __init__(self, guided: GuidedCall, vae: Any, previewer: Any, *, hooked: bool = False) -> None:
+    def __init__(
+        self, guided: GuidedCall, vae: Any, previewer: Any, *, hooked: bool = False
+    ) -> None:
         self.guided, self.vae, self.previewer, self.residency = guided, vae, previewer, Residency()
         self.device, self.passes_per_nfe = guided.latent.device, guided.passes(hooked=hooked)
         self.can = frozenset({Capability.PREVIEW} if previewer is not None else ())
@@ -181,36 +205,50 @@ class GuidedDenoiser(Denoiser):
         self._lone: set[int] = set()
         """Guiders that take one latent a call, by their ids."""
 
-    def ask(self, guided: GuidedCall, call: Callable[..., Tensor], cond: Tensor, *columns: Tensor) -> Tensor:
-        """call(*columns) of columns with N rows each, of these conditions (N,), with the networks of a guider.
+    def ask(
+        self, guided: GuidedCall, call: Callable[..., Tensor], cond: Tensor, *columns: Tensor
+    ) -> Tensor:
+        """call(*columns) of columns with N rows each, of these conditions (N,), with the networks
+        of a guider.
 
-        It is made row by row where the model takes no batch, as MiniMax-H3, which packs one sequence; that is tried.
-        And where it is told other things for each seed.
+        It is made row by row where the model takes no batch, as MiniMax-H3, which packs one
+        sequence; that is tried. And where it is told other things for each seed.
         """
         guider, key = guided.guider, id(guided.guider)
         self.residency.need(guider, columns[0])
         if key not in self._seeded:
             self._seeded[key] = not alike(guided.conds(0), guided.conds(1))
         if len(cond) == 1:
-            return guided.told(self.seeds_of(cond)[0], call, *columns) if self._seeded[key] else call(*columns)
+            return (
+                guided.told(self.seeds_of(cond)[0], call, *columns)
+                if self._seeded[key]
+                else call(*columns)
+            )
         if not self._seeded[key] and key not in self._lone:
             try:
                 return call(*columns)
             except (ValueError, RuntimeError) as why:
                 if isinstance(why, torch.OutOfMemoryError) or "out of memory" in str(why):
                     raise
-                logger.info("rows go through the model one by one, as it does not take several: %s", why)
+                logger.info(
+                    "rows go through the model one by one, as it does not take several: %s", why
+                )
                 self._lone.add(key)
         rows = zip(*(column.split(1) for column in (cond, *columns)), strict=True)
         return torch.cat([self.ask(guided, call, *row) for row in rows])
 
     def by_level(
-        self, call: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, cond: Tensor
+        self,
+        call: Callable[[Tensor, Tensor, Tensor], Tensor],
+        x: Tensor,
+        sigma: Tensor,
+        cond: Tensor,
     ) -> Tensor:
-        """call(rows of x, their sigmas, their conditions) of latents x (N, ...) at noise levels (N,), in one call a
-        level.
+        """call(rows of x, their sigmas, their conditions) of latents x (N, ...) at noise levels
+        (N,), in one call a level.
 
-        Ranges of conditioning, ControlNets and hooks read the noise level of a call's first row alone.
+        Ranges of conditioning, ControlNets and hooks read the noise level of a call's first row
+        alone.
         """
         out: Tensor | None = None
         for level in sorted(set(sigma.tolist()), reverse=True):
@@ -228,7 +266,8 @@ class GuidedDenoiser(Denoiser):
 
     @abstractmethod
     def in_model(self, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents x (N, ...) at grid steps (N,) before the last, as the guider takes them, and its sigmas (N,)."""
+        """Latents x (N, ...) at grid steps (N,) before the last, as the guider takes them, and its
+        sigmas (N,)."""
 
     @abstractmethod
     def begin_from(self, latent: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
@@ -247,14 +286,18 @@ class GuidedDenoiser(Denoiser):
         made: Tensor = self.guided.guider.inner_model.process_latent_out(latents.float())
         return made
 
-    # --- sampling.Denoiser ------------------------------------------------------------------------------------------
+    # --- sampling.Denoiser ------------------------------------------------------------------------
 
     def encode(self, prompts: Sequence[Prompt]) -> None:
         if len(prompts) > 1:
-            raise ValueError(f"a guider of ComfyUI holds one prompt, got {len(prompts)}; search for them in turn")
+            raise ValueError(
+                f"a guider of ComfyUI holds one prompt, got {len(prompts)}; search for them in turn"
+            )
 
     def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
-        return torch.tensor([self._conditions.setdefault(seed, len(self._conditions)) for seed in seeds])
+        return torch.tensor(
+            [self._conditions.setdefault(seed, len(self._conditions)) for seed in seeds]
+        )
 
     def seeds_of(self, cond: Tensor) -> list[int]:
         """The seeds of these conditions (N,)."""
@@ -288,14 +331,16 @@ class GuidedDenoiser(Denoiser):
         return made.movedim(-1, -3).to(self.device, torch.float32)
 
     def _previewed(self, x0: Tensor) -> Tensor:
-        """The picture (H, W, 3) in [0, 1] of one estimate (1, C, ...), or frames (T, H, W, 3) of a video: all where
-        ComfyUI has a small VAE of videos for the model (TAEHV), else the first."""
+        """The picture (H, W, 3) in [0, 1] of one estimate (1, C, ...), or frames (T, H, W, 3) of a
+        video: all where ComfyUI has a small VAE of videos for the model (TAEHV), else the first."""
         small: Any = getattr(self.previewer, "taesd", None)
-        if self.frames is not None and hasattr(small, "first_stage_model"):  # TAESD, of images, is no VAE of ComfyUI
+        # TAESD, of images, is no VAE of ComfyUI
+        if self.frames is not None and hasattr(small, "first_stage_model"):
             frames: Tensor = small.decode(x0)[0, ..., :3]
             return frames.clamp(0, 1)
         picture = torch.from_numpy(np.array(self.previewer.decode_latent_to_preview(x0))) / 255
         return picture if self.frames is None else picture[None]
 
     def costs(self) -> Costs:
-        return Costs(0.0, 0.0)  # ComfyUI's networks are not counted in FLOPs; latents.py refuses budgets in these
+        # ComfyUI's networks are not counted in FLOPs; latents.py refuses budgets in these
+        return Costs(0.0, 0.0)

@@ -33,15 +33,18 @@ BudgetListener = Callable[[Event, Budget], object]
 
 
 class GuiderDrafter(NamedTuple):
-    """A drafter, as a user of ComfyUI gives it: another guider, whose conditioning is of the same prompt."""
+    """A drafter, as a user of ComfyUI gives it: another guider, whose conditioning is of the same
+    prompt."""
 
     guider: Any
     calls: int = 1
     """Of one guess."""
     first_time: float = 1.0
-    """What it is told at its first call, as a share of the true time; below 1 for the model as its own drafter."""
+    """What it is told at its first call, as a share of the true time; below 1 for the model as its
+    own drafter."""
     finish: Finish | None = None
-    """From where a guess is denoised in place of noise (`drafts.finishing_sigmas`); None: nowhere."""
+    """From where a guess is denoised in place of noise (`drafts.finishing_sigmas`); None:
+    nowhere."""
 
 
 class Inside(NamedTuple):
@@ -52,9 +55,16 @@ class Inside(NamedTuple):
     """As of GuidedCall."""
 
     def sample(
-        self, guider: Any, sigmas: Tensor, args: Any, callback: object, noise: Tensor, latent: Tensor,
-        mask: Tensor | None = None, disable_pbar: bool = False,
-    ) -> Tensor:  # fmt: skip
+        self,
+        guider: Any,
+        sigmas: Tensor,
+        args: Any,
+        callback: object,
+        noise: Tensor,
+        latent: Tensor,
+        mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
         mask = None if mask is None else mask[:1]
         self.work(GuidedCall(guider, sigmas, args["model_options"], latent[:1], mask, self.shapes))
         return latent[:1]
@@ -72,8 +82,8 @@ class FoundLatents(NamedTuple):
 class LatentSearch:
     """One search over a guider of ComfyUI.
 
-    Initial noise, steps and images of a seed are those of ComfyUI's own KSampler, where the request's kernel is
-    "pipeline". It is then `sampler` that steps.
+    Initial noise, steps and images of a seed are those of ComfyUI's own KSampler, where the
+    request's kernel is "pipeline". It is then `sampler` that steps.
     """
 
     request: Prepared
@@ -85,39 +95,56 @@ class LatentSearch:
     sigmas: Tensor
     """(K+1,) falling to 0."""
     latent: Any
-    """(1, C, ...) in the VAE's scale; zeros for an image from noise alone. ComfyUI's NestedTensor where it has several
-    fields, whose first is the video."""
+    """(1, C, ...) in the VAE's scale; zeros for an image from noise alone. ComfyUI's NestedTensor
+    where it has several fields, whose first is the video."""
     vae: Any
-    """ComfyUI's: `decode` makes latents (N, C, ...) in its scale images (N, H, W, 3), or videos, in [0, 1]."""
+    """ComfyUI's: `decode` makes latents (N, C, ...) in its scale images (N, H, W, 3), or videos, in
+    [0, 1]."""
     mask: Any = None
     """(1, 1, H, W) 1 where the latent is painted anew; nested as that."""
     drafter: GuiderDrafter | None = None
     rest: Tensor | None = None
-    """(R+1,) falling to 0: the sigmas of an image from its draft; None where images are made from noise."""
+    """(R+1,) falling to 0: the sigmas of an image from its draft; None where images are made from
+    noise."""
     previewer: Any = None
-    """What decodes unfinished estimates for rewards, in place of the VAE: ComfyUI's for its previews, or None."""
+    """What decodes unfinished estimates for rewards, in place of the VAE: ComfyUI's for its
+    previews, or None."""
 
     def __post_init__(self) -> None:
         if self.latent.shape[0] != 1:
-            raise ValueError(f"a search makes candidates of one latent, got a batch of {self.latent.shape[0]}; give a "
-                             "latent of batch size 1")  # fmt: skip
+            raise ValueError(
+                f"a search makes candidates of one latent, got a batch of {self.latent.shape[0]};"
+                " give a latent of batch size 1"
+            )
         if self.request.budget.flops is not None:
-            raise ValueError("networks of ComfyUI are not counted in FLOPs; cap evaluations, decodes or seconds")
+            raise ValueError(
+                "networks of ComfyUI are not counted in FLOPs; cap evaluations, decodes or seconds"
+            )
         if {"path", "times", "guide", "variety"} & {*changed(self.request.engine.sampler)}:
-            raise ValueError("steps inside ComfyUI keep to the model's path, follow no gradient of rewards, and couple "
-                             "no seeds; leave path, times, guide and variety out")  # fmt: skip
+            raise ValueError(
+                "steps inside ComfyUI keep to the model's path, follow no gradient of rewards, and"
+                " couple no seeds; leave path, times, guide and variety out"
+            )
         if len(self.sigmas) < 2 or float(self.sigmas[-1]) != 0:
-            got = f"{len(self.sigmas)} that end at {float(self.sigmas[-1]):g}" if len(self.sigmas) else "none"
-            raise ValueError(f"a search finishes images, so that its sigmas must end at 0, got {got}; give a whole "
-                             "schedule, and denoise more than 0")  # fmt: skip
+            got = (
+                f"{len(self.sigmas)} that end at {float(self.sigmas[-1]):g}"
+                if len(self.sigmas)
+                else "none"
+            )
+            raise ValueError(
+                f"a search finishes images, so that its sigmas must end at 0, got {got}; give a"
+                " whole schedule, and denoise more than 0"
+            )
 
     def run(
         self, listener: BudgetListener | None = None, should_stop: Callable[[], bool] | None = None
     ) -> FoundLatents:
-        """Search. ComfyUI's InterruptProcessingException where the user cancels; nothing stays under way.
+        """Search. ComfyUI's InterruptProcessingException where the user cancels; nothing stays
+        under way.
 
-        should_stop: asked once a batch; when it says True, the search ends with its best finished image. Only this then
-        hears whether the user has cancelled. ValueError for what does not fit the model or the sampler.
+        should_stop: asked once a batch; when it says True, the search ends with its best finished
+        image. Only this then hears whether the user has cancelled. ValueError for what does not fit
+        the model or the sampler.
         """
         found: list[FoundLatents] = []
 
@@ -149,7 +176,13 @@ class LatentSearch:
         noise = [torch.zeros_like(field) for field in latent]
         inside = Inside(work, tuple(field.shape for field in fields) if len(fields) > 1 else ())
         guider.sample(
-            nested(noise), nested(latent), inside, sigmas, self.mask, disable_pbar=True, seed=self.request.seed
+            nested(noise),
+            nested(latent),
+            inside,
+            sigmas,
+            self.mask,
+            disable_pbar=True,
+            seed=self.request.seed,
         )
 
     def _denoiser(self, guided: GuidedCall, drafter: GuidedCall | None = None) -> GuidedDenoiser:
@@ -164,7 +197,10 @@ class LatentSearch:
         return made
 
     def _searched(
-        self, denoiser: GuidedDenoiser, listener: BudgetListener | None, should_stop: Callable[[], bool] | None
+        self,
+        denoiser: GuidedDenoiser,
+        listener: BudgetListener | None,
+        should_stop: Callable[[], bool] | None,
     ) -> FoundLatents:
         from comfy.model_management import intermediate_device
 
@@ -172,10 +208,15 @@ class LatentSearch:
         engine = LiveEngine(
             denoiser,
             make_rewards(request.engine.rewards, device=denoiser.device),
-            replace(batch, batch_size=rows, decode_batch_size=batch.decode_batch_size or rows, keep=("latents",),
-                    preview=self.previewer is not None),
+            replace(
+                batch,
+                batch_size=rows,
+                decode_batch_size=batch.decode_batch_size or rows,
+                keep=("latents",),
+                preview=self.previewer is not None,
+            ),
             kernel=make_kernel(request.engine.sampler.kernel, denoiser),
-        )  # fmt: skip
+        )
         kept, cap = FinishedLatents(engine.grid.steps), request.budget.on(engine.grid)
 
         def listen(event: Event) -> None:
@@ -184,13 +225,16 @@ class LatentSearch:
 
         results = searched(request.prompts, request, engine, (kept, listen), should_stop)
         latents = kept.of(results)
-        made = denoiser.unscaled(torch.stack(latents) if latents else denoiser.guided.latent[:0].cpu())
+        made = denoiser.unscaled(
+            torch.stack(latents) if latents else denoiser.guided.latent[:0].cpu()
+        )
         fields = split(made.to(intermediate_device()), denoiser.guided.shapes)
         return FoundLatents(results[0], nested(fields))
 
 
 def rows_that_fit(patcher: Any, latent: Tensor) -> int:
-    """The rows of a batch, from 1 to MOST_ROWS, for which ComfyUI expects memory beside the model's weights.
+    """The rows of a batch, from 1 to MOST_ROWS, for which ComfyUI expects memory beside the model's
+    weights.
 
     ComfyUI makes the two passes of guidance in one call where 1.5 times their memory is free.
     """

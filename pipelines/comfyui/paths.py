@@ -1,4 +1,5 @@
-"""A guider under ttsnap's own kernels: steps that branch, draw noise by key, or go back, for particle methods."""
+"""A guider under ttsnap's own kernels: steps that branch, draw noise by key, or go back, for
+particle methods."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from ttsnap.sampling.kernels import Ode, Prediction
 class PathDenoiser(GuidedDenoiser):
     """A guider along the path of its model, one evaluation a step. x is scaled as on the path.
 
-    ComfyUI's models have x = (1 - sigma) x0 + sigma eps, the linear path, or x = x0 + sigma eps, which is a
-    variance-preserving path after division by sqrt(1 + sigma^2).
+    ComfyUI's models have x = (1 - sigma) x0 + sigma eps, the linear path, or x = x0 + sigma eps,
+    which is a variance-preserving path after division by sqrt(1 + sigma^2).
     """
 
     def __init__(self, guided: GuidedCall, vae: Any, previewer: Any = None) -> None:
@@ -38,14 +39,17 @@ class PathDenoiser(GuidedDenoiser):
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         def call(x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
-            return self.guided.painted(x, sigma, x if self.guided.mask is None else self.noise_of(cond))
+            return self.guided.painted(
+                x, sigma, x if self.guided.mask is None else self.noise_of(cond)
+            )
 
         x0 = self.by_level(call, *self.in_model(x, step), cond)
         return Prediction(x0, x0)
 
 
 def own_path(guided: GuidedCall) -> Interpolant:
-    """The path of a guider's model: for models that keep x0 unscaled, with t = sigma / sqrt(1 + sigma^2)."""
+    """The path of a guider's model: for models that keep x0 unscaled, with t = sigma / sqrt(1 +
+    sigma^2)."""
     return Linear() if guided.flow else LinearVP()
 
 

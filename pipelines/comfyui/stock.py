@@ -1,4 +1,5 @@
-"""A guider under ComfyUI's own samplers: each candidate's image is that of the stock KSampler at its seed."""
+"""A guider under ComfyUI's own samplers: each candidate's image is that of the stock KSampler at
+its seed."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ class StockKernel:
     ) -> tuple[Tensor, Sequence[SuspendedSampler]]:
         moved = [
             candidate.go_on(out, sigma)
-            for candidate, out, sigma in zip(state, prediction.out, self.sigmas[k].tolist(), strict=True)
+            for candidate, out, sigma in zip(
+                state, prediction.out, self.sigmas[k].tolist(), strict=True
+            )
         ]
         return torch.stack(moved), state
 
@@ -64,22 +67,30 @@ class StockDenoiser(GuidedDenoiser):
         self.sigmas = self.rehearsal.sigmas
         starts = self.rehearsal.starts
         evals = tuple(b - a for a, b in zip(starts, [*starts[1:], len(self.sigmas)], strict=True))
-        self.grid = Grid((*levels(self.sigmas[starts], flow=guided.flow), 0.0), None if set(evals) == {1} else evals)
+        self.grid = Grid(
+            (*levels(self.sigmas[starts], flow=guided.flow), 0.0),
+            None if set(evals) == {1} else evals,
+        )
         self.kernel = StockKernel(self.stock, self.sigmas)
 
     def begin_from(self, latent: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
         begun = zip(latent, noise, self.seeds_of(cond), strict=True)
-        return torch.cat([self.stock.redrawing(each).first_input(one[None], seed) for each, one, seed in begun])
+        return torch.cat(
+            [self.stock.redrawing(each).first_input(one[None], seed) for each, one, seed in begun]
+        )
 
     def in_model(self, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         return x, self.sigmas[torch.from_numpy(self.grid.calls)[step]]
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         out = self.by_level(self._call, x, self.sigmas[step], cond)
-        return Prediction(out, self.kept(out[:, READ.index("denoised")] if self.rehearsal.hooked else out))
+        return Prediction(
+            out, self.kept(out[:, READ.index("denoised")] if self.rehearsal.hooked else out)
+        )
 
     def _call(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
-        """What a call answers: x0 estimates (n, ...) or, for samplers that read both passes, (n, 3, ...) as READ."""
+        """What a call answers: x0 estimates (n, ...) or, for samplers that read both passes, (n, 3,
+        ...) as READ."""
         guided = self.guided
         if not self.rehearsal.hooked:
             made: Tensor = guided.guider(x, sigma, model_options=guided.options, seed=None)
@@ -92,7 +103,9 @@ class StockDenoiser(GuidedDenoiser):
             seen.append(torch.stack([values[name] for name in READ], 1))
             return values["denoised"]
 
-        options = set_model_options_post_cfg_function(dict(guided.options), read, disable_cfg1_optimization=True)
+        options = set_model_options_post_cfg_function(
+            dict(guided.options), read, disable_cfg1_optimization=True
+        )
         guided.guider(x, sigma, model_options=options, seed=None)
         return seen[0]
 

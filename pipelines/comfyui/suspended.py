@@ -1,8 +1,9 @@
 """ComfyUI's own samplers, one for each candidate, which stop at every call of the model.
 
-A sampler function is a loop that calls `model(x, sigma)`. Here it runs alone, for one candidate, suspended at every
-call (pipelines/suspended.py). The engine gathers the calls of all candidates in one batch, and each goes on with its
-row of the answer. So every sampler is exact, with its history and its noise.
+A sampler function is a loop that calls `model(x, sigma)`. Here it runs alone, for one candidate,
+suspended at every call (pipelines/suspended.py). The engine gathers the calls of all candidates in
+one batch, and each goes on with its row of the answer. So every sampler is exact, with its history
+and its noise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ttsnap.pipelines.comfyui.guided import GuidedCall, Options
 from ttsnap.pipelines.suspended import Ask, Returned, Suspended
 
 HOOKS = "sampler_post_cfg_function"
-"""Where model_options list the functions that see both passes of an evaluation; some samplers add one."""
+"""Where model_options list the functions that see both passes of an evaluation; some samplers add
+one."""
 READ = ("denoised", "uncond_denoised", "cond_denoised")
 """What these functions get of an evaluation, besides its input."""
 
@@ -43,7 +45,13 @@ class StandIn:
     def __init__(self, guider: Any, answer: Callable[[ModelCall], Tensor]) -> None:
         self._guider, self._answer = guider, answer
 
-    def __call__(self, x: Tensor, sigma: Tensor, model_options: Options = {}, seed: int | None = None) -> Tensor:  # noqa: B006
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        model_options: Options = {},  # noqa: B006
+        seed: int | None = None,
+    ) -> Tensor:
         return self._answer(ModelCall(x, sigma, model_options))
 
     def __getattr__(self, name: str) -> Any:
@@ -64,7 +72,8 @@ class StockSampler:
         answer: Callable[[ModelCall], Tensor],
         on_step: Callable[..., None] | None = None,
     ) -> Tensor:
-        """The finished latent (1, ...) of initial noise (1, ...), with the model's answers by `answer`."""
+        """The finished latent (1, ...) of initial noise (1, ...), with the model's answers by
+        `answer`."""
         call = self.guided
         made: Tensor = self.sampler.sample(
             StandIn(call.guider, answer),
@@ -90,18 +99,26 @@ class StockSampler:
         return asked
 
     def answered(self, call: ModelCall, out: Tensor) -> Tensor:
-        """The x0 estimate (1, ...) that a call gets, of `out` (1, ...) or (1, 3, ...) as StockDenoiser.predict gives
-        it. Functions that the sampler has added to the options see both passes, as in ComfyUI."""
+        """The x0 estimate (1, ...) that a call gets, of `out` (1, ...) or (1, 3, ...) as
+        StockDenoiser.predict gives it. Functions that the sampler has added to the options see both
+        passes, as in ComfyUI."""
         own = call.options.get(HOOKS, [])[len(self.guided.options.get(HOOKS, [])) :]
         if not own:
             return out
         guider, seen = self.guided.guider, dict(zip(READ, out.unbind(1), strict=True))
         for hook in own:
-            seen["denoised"] = hook({
-                **seen, "sigma": call.sigma, "input": call.x, "model": guider.inner_model, "cond_scale": guider.cfg,
-                "cond": guider.conds.get("positive"), "uncond": guider.conds.get("negative"),
-                "model_options": call.options,
-            })  # fmt: skip
+            seen["denoised"] = hook(
+                {
+                    **seen,
+                    "sigma": call.sigma,
+                    "input": call.x,
+                    "model": guider.inner_model,
+                    "cond_scale": guider.cfg,
+                    "cond": guider.conds.get("positive"),
+                    "uncond": guider.conds.get("negative"),
+                    "model_options": call.options,
+                }
+            )
         return seen["denoised"]
 
 
@@ -119,37 +136,50 @@ class SamplerCalls(NamedTuple):
 def rehearse(stock: StockSampler) -> SamplerCalls:
     """Run a sampler without the model, on a corner of the latent, to see when it calls that.
 
-    ValueError for a sampler that draws noise from torch's global generator, and for one that chooses its noise levels
-    by what the model answers.
+    ValueError for a sampler that draws noise from torch's global generator, and for one that
+    chooses its noise levels by what the model answers.
     """
     stock = replace(stock, guided=stock.guided.corner())
     calls, starts = _rehearsed(stock)
     (drawn, _), (moved, _) = _rehearsed(stock, state=2), _rehearsed(stock, most=1.0)
     levels = [call.level for call in calls]
     if levels != [call.level for call in moved]:
-        raise ValueError("this sampler chooses its steps by the image (dpm_adaptive), so that candidates have no "
-                         "common steps; choose another one")  # fmt: skip
+        raise ValueError(
+            "this sampler chooses its steps by the image (dpm_adaptive), so that candidates have no"
+            " common steps; choose another one"
+        )
     if any(not torch.equal(a.x, b.x) for a, b in zip(calls, drawn, strict=True)):
-        raise ValueError("this sampler draws noise that no seed makes again, from torch's global generator; set its "
-                         "s_churn to 0, or choose another one")  # fmt: skip
+        raise ValueError(
+            "this sampler draws noise that no seed makes again, from torch's global generator; set"
+            " its s_churn to 0, or choose another one"
+        )
     hooks = len(stock.guided.options.get(HOOKS, []))
     hooked = any(len(call.options.get(HOOKS, [])) > hooks for call in calls)
     return SamplerCalls(torch.tensor(levels), starts, hooked)
 
 
-def _rehearsed(stock: StockSampler, most: float = 0.0, state: int = 1) -> tuple[list[ModelCall], list[int]]:
-    """The calls of a sampler, and those whose estimates its steps report, on estimates that rise from 0 to `most`.
+def _rehearsed(
+    stock: StockSampler, most: float = 0.0, state: int = 1
+) -> tuple[list[ModelCall], list[int]]:
+    """The calls of a sampler, and those whose estimates its steps report, on estimates that rise
+    from 0 to `most`.
 
-    state: the seed of torch's global generator on the CPU. Those of other devices are not reset: two runs of a sampler
-        that draws from one differ even so.
+    state: the seed of torch's global generator on the CPU. Those of other devices are not reset:
+        two runs of a sampler that draws from one differ even so.
     """
     calls: list[ModelCall] = []
     starts: list[int] = []
 
     def answer(call: ModelCall) -> Tensor:
         calls.append(call._replace(x=call.x.clone()))
-        made = torch.linspace(0, most, call.x.numel(), dtype=call.x.dtype, device=call.x.device).view_as(call.x)
-        return stock.answered(call, torch.stack([made] * len(READ), 1)) if call.options.get(HOOKS) else made
+        made = torch.linspace(
+            0, most, call.x.numel(), dtype=call.x.dtype, device=call.x.device
+        ).view_as(call.x)
+        return (
+            stock.answered(call, torch.stack([made] * len(READ), 1))
+            if call.options.get(HOOKS)
+            else made
+        )
 
     def report(*_: object) -> None:
         begun = len(calls) - 1
@@ -163,7 +193,8 @@ def _rehearsed(stock: StockSampler, most: float = 0.0, state: int = 1) -> tuple[
 
 
 class SuspendedSampler:
-    """A sampler under way for one candidate. It ends with the last reference to it, and its thread with it."""
+    """A sampler under way for one candidate. It ends with the last reference to it, and its thread
+    with it."""
 
     def __init__(self, stock: StockSampler, noise: Tensor, seed: int) -> None:
         self._stock, self._run = stock, partial(_sampled, stock, noise, seed)
@@ -171,14 +202,16 @@ class SuspendedSampler:
         """None before its first answer."""
 
     def go_on(self, out: Tensor, sigma: float) -> Tensor:
-        """Answer the present call, at this noise level, by `out` (...): the input (...) of the next one, or the
-        finished latent."""
+        """Answer the present call, at this noise level, by `out` (...): the input (...) of the next
+        one, or the finished latent."""
         if self._call is None:
             self._call = Suspended(self._run)
         call = self._call.question
         if not isinstance(call, ModelCall) or call.level != sigma:
-            raise ValueError("this sampler calls the model at other noise levels for one seed than for another, so "
-                             "that candidates have no common steps; choose another one")  # fmt: skip
+            raise ValueError(
+                "this sampler calls the model at other noise levels for one seed than for another,"
+                " so that candidates have no common steps; choose another one"
+            )
         self._call.answer(self._stock.answered(call, out[None]))
         come = self._call.question
         made: Tensor = come.value if isinstance(come, Returned) else come.x

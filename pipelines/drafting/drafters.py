@@ -1,7 +1,8 @@
 """Drafters of a pipeline: networks that guess finished images, found by name.
 
-A drafter is a network object of its own, so that it cannot leak into the model's evaluations. It is never an adapter
-that is switched on and off. A drafter made by a LoRA shares weights of the model's network.
+A drafter is a network object of its own, so that it cannot leak into the model's evaluations. It is
+never an adapter that is switched on and off. A drafter made by a LoRA shares weights of the model's
+network.
 """
 
 from __future__ import annotations
@@ -26,18 +27,32 @@ from ttsnap.pipelines.lora import LOADING, hub_file, tuned_layers, under_lora
 from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
-from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, HOT_SETTINGS, DraftSettings, read_draft, read_hot
+from ttsnap.sampling.drafts import (
+    DRAFT_FILE,
+    HOT_FILE,
+    HOT_SETTINGS,
+    DraftSettings,
+    read_draft,
+    read_hot,
+)
 
 logger = logging.getLogger(__name__)
 _ADAPTER = "ttsnap_draft"
 _MEETS = (
-    *("in_channels", "out_channels", "patch_size", "cross_attention_dim", "encoder_hid_dim", "addition_embed_type"),
+    *(
+        "in_channels",
+        "out_channels",
+        "patch_size",
+        "cross_attention_dim",
+        "encoder_hid_dim",
+        "addition_embed_type",
+    ),
     *("joint_attention_dim", "pooled_projection_dim", "caption_channels", "cap_feat_dim"),
-)  # fmt: skip
+)
 """Settings of networks that decide which latents and texts they read, and their output."""
 MOST_MERGED = 2**30
-"""Most bytes of layers that are copied to merge a LoRA into them; on CUDA devices a quarter of the free memory, if that
-is more."""
+"""Most bytes of layers that are copied to merge a LoRA into them; on CUDA devices a quarter of the
+free memory, if that is more."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +76,18 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     """The drafter of a spec, for the network of this name ("unet", "transformer") of a pipeline.
 
     spec is one of these. ":CALLS" after a text says how many calls a guess takes.
-    - a name of known_drafters.KNOWN: published few-step weights, which say their number of calls, too.
-    - "hot": the model itself, at a lower noise level than the latents have; or a .json file with its settings.
+    - a name of known_drafters.KNOWN: published few-step weights, which say their number of calls,
+      too.
+    - "hot": the model itself, at a lower noise level than the latents have; or a .json file with
+      its settings.
     - "self": the model itself, which has to be a flow map, from any step to the end.
     - "embedded": the packaged model's own draft.
     - a LoRA: a folder, a .safetensors file, a hub id, or owner/name/file.safetensors.
     - a network: a folder or a hub id, also of a whole pipeline.
     - a network object, or a Drafter.
 
-    What was loaded is kept with the pipeline. ValueError where there is none, or it does not fit the model.
+    What was loaded is kept with the pipeline. ValueError where there is none, or it does not fit
+    the model.
     """
     base = _bare(getattr(pipe, network))
     if isinstance(spec, Drafter):
@@ -101,47 +119,65 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
 
 
 def _loaded(pipe: Any, network: str, where: str, known: KnownDrafter | None) -> Drafter:
-    """The drafter at a path or on the hub. known: what is known of it, in the place of its draft.json."""
+    """The drafter at a path or on the hub. known: what is known of it, in the place of its
+    draft.json."""
     said, base = f"draft {where}", _bare(getattr(pipe, network))
     if not Path(where).exists():
         if "/" not in where:
             names = (HOT, SELF, EMBEDDED, *names_for(base))
-            raise ValueError(unknown("draft", where, names, ", or the path of a folder or a file, or a hub id"))
+            raise ValueError(
+                unknown("draft", where, names, ", or the path of a folder or a file, or a hub id")
+            )
         repository = hub_file(where, said)[0]
         with foreign(f"{said}: cannot load it"):
             require_repository(repository)
     settings = _settings(where) if known is None else known.settings
     config, subfolder = _config(base, where, network)
     if config is None:
-        return Drafter(_under_lora(pipe, network, where, said, 1.0 if known is None else known.scale), settings)
+        return Drafter(
+            _under_lora(pipe, network, where, said, 1.0 if known is None else known.scale), settings
+        )
     if config["_class_name"] != type(base).__name__:
-        raise ValueError(f"{said}: it is a {config['_class_name']}, but the model's network is a {type(base).__name__}")
+        raise ValueError(
+            f"{said}: it is a {config['_class_name']}, but the model's network is a"
+            f" {type(base).__name__}"
+        )
     place = next(base.parameters())
     with foreign(f"{said}: cannot load it"):
-        net = type(base).from_pretrained(where, subfolder=subfolder, torch_dtype=place.dtype, use_safetensors=True)
+        net = type(base).from_pretrained(
+            where, subfolder=subfolder, torch_dtype=place.dtype, use_safetensors=True
+        )
     frozen = _fitting(base, net, said).to(pipe._execution_device).eval().requires_grad_(False)
     return Drafter(frozen, settings)
 
 
-# --- a network under a LoRA ---------------------------------------------------------------------------------------
+# --- a network under a LoRA -----------------------------------------------------------------------
 
 
 def _under_lora(pipe: Any, network: str, where: str, said: str, scale: float) -> nn.Module:
-    """A copy of the network that shares its weights, with the LoRA at a scale besides the active adapters."""
+    """A copy of the network that shares its weights, with the LoRA at a scale besides the active
+    adapters."""
     if hooked(pipe):
-        raise ValueError(f"{said}: a LoRA for drafts shares the weights of the model's network, which offloading and "
-                         "other hooks of this pipeline move or cast; do without them, or use draft='hot'")  # fmt: skip
-    # Drafts read prompts as the model encoded them, so that layers for text encoders are not loaded.
-    net: nn.Module = getattr(under_lora(pipe, (network,), where, _ADAPTER, said, scale).pipe, network)
+        raise ValueError(
+            f"{said}: a LoRA for drafts shares the weights of the model's network, which offloading"
+            " and other hooks of this pipeline move or cast; do without them, or use draft='hot'"
+        )
+    # Drafts read prompts as the model encoded them, so that layers for text encoders are not
+    # loaded.
+    net: nn.Module = getattr(
+        under_lora(pipe, (network,), where, _ADAPTER, said, scale).pipe, network
+    )
     if not tuned_layers(_bare(getattr(pipe, network))):  # whose adapters may change between calls
         _merge(net)
     return net
 
 
 def _merge(net: nn.Module) -> None:
-    """Merge the LoRA of a network into copies of the layers that it changes, where there is room for these.
+    """Merge the LoRA of a network into copies of the layers that it changes, where there is room
+    for these.
 
-    The layers may share their weights with another network, which stay as they are. Quantised weights are not merged.
+    The layers may share their weights with another network, which stay as they are. Quantised
+    weights are not merged.
     """
     layers = [layer.get_base_layer() for _, layer in tuned_layers(net)]
     weights = [p for layer in layers for p in layer.parameters()]
@@ -159,17 +195,33 @@ def _merge(net: nn.Module) -> None:
 
 
 def _state(net: nn.Module) -> Hashable:
-    """What a drafter made of a network depends on: its weights, their device and dtype, and the active adapters.
+    """What a drafter made of a network depends on: its weights, their device and dtype, and the
+    active adapters.
 
-    Weights go by id and by some of their numbers, since a merged drafter keeps no weights whose ids would stay theirs.
+    Weights go by id and by some of their numbers, since a merged drafter keeps no weights whose ids
+    would stay theirs.
     """
     tensors: list[Tensor] = [*net.parameters(), *net.buffers()]
     adapters = [
-        (name, tuple(layer.active_adapters), tuple(layer.scaling.items()), layer.disable_adapters, layer.merged)
+        (
+            name,
+            tuple(layer.active_adapters),
+            tuple(layer.scaling.items()),
+            layer.disable_adapters,
+            layer.merged,
+        )
         for name, layer in tuned_layers(net)
     ]
-    numbers = [_sample(t) for t in tensors if type(t) in (nn.Parameter, Tensor) and t.device.type != "meta"]
-    return tensors[0].dtype, tensors[0].device, tuple(map(id, tensors)), tuple(numbers), tuple(adapters)
+    numbers = [
+        _sample(t) for t in tensors if type(t) in (nn.Parameter, Tensor) and t.device.type != "meta"
+    ]
+    return (
+        tensors[0].dtype,
+        tensors[0].device,
+        tuple(map(id, tensors)),
+        tuple(numbers),
+        tuple(adapters),
+    )
 
 
 def _sample(tensor: Tensor) -> float:
@@ -177,11 +229,12 @@ def _sample(tensor: Tensor) -> float:
     return float(numbers[:: max(1, len(numbers) // 64)].double().sum())
 
 
-# --- another network ----------------------------------------------------------------------------------------------
+# --- another network ------------------------------------------------------------------------------
 
 
 def _config(base: Any, where: str, network: str) -> tuple[dict[str, Any] | None, str | None]:
-    """The configuration of a network in a folder or on the hub, and its subfolder; None for a LoRA."""
+    """The configuration of a network in a folder or on the hub, and its subfolder; None for a
+    LoRA."""
     path = Path(where)
     if path.is_file() or (not path.exists() and hub_file(where, f"draft {where}")[1] is not None):
         return None, None
@@ -197,20 +250,28 @@ def _config(base: Any, where: str, network: str) -> tuple[dict[str, Any] | None,
 
 def _stamps(path: Path) -> Hashable:
     """The times and sizes of the weights of a drafter on disk, which may be replaced."""
-    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
+    files = (
+        [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
+    )
     return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 def _fitting(base: Any, net: Any, said: str) -> nn.Module:
-    """The network, if it has the model's class and reads the same latents and texts. ValueError for others."""
+    """The network, if it has the model's class and reads the same latents and texts. ValueError for
+    others."""
     bare = _bare(net)
     if not isinstance(bare, type(base)):
-        raise ValueError(f"{said}: it is a {type(bare).__name__}, but the model's network is a {type(base).__name__}")
+        raise ValueError(
+            f"{said}: it is a {type(bare).__name__}, but the model's network is a"
+            f" {type(base).__name__}"
+        )
     for name in _MEETS:
         mine, theirs = _plain(base.config.get(name)), _plain(bare.config.get(name))
         if mine != theirs:
-            raise ValueError(f"{said}: its {name} is {theirs}, that of the model's network {mine}; a drafter must read "
-                             "the same latents and texts")  # fmt: skip
+            raise ValueError(
+                f"{said}: its {name} is {theirs}, that of the model's network {mine}; a drafter"
+                " must read the same latents and texts"
+            )
     refuse_step_caches({said: bare})
     fitting: nn.Module = net
     return fitting
@@ -226,11 +287,12 @@ def _bare(net: Any) -> Any:
     return getattr(net, "_orig_mod", net)
 
 
-# --- draft.json ---------------------------------------------------------------------------------------------------
+# --- draft.json -----------------------------------------------------------------------------------
 
 
 def _settings(where: str) -> DraftSettings:
-    """The draft.json beside a drafter's weights, in a folder or on the hub; defaults where there is none."""
+    """The draft.json beside a drafter's weights, in a folder or on the hub; defaults where there is
+    none."""
     path, said = Path(where), f"draft {where}"
     if path.exists():
         return read_draft(path.parent if path.is_file() else path)
@@ -242,7 +304,9 @@ def _settings(where: str) -> DraftSettings:
             return read_draft(Path(hf_hub_download(hub_file(where, said)[0], DRAFT_FILE)).parent)
     except ValueError as error:
         if isinstance(error.__cause__, LocalEntryNotFoundError):
-            logger.warning("%s: the hub cannot be asked for its %s, whose defaults are taken", said, DRAFT_FILE)
+            logger.warning(
+                "%s: the hub cannot be asked for its %s, whose defaults are taken", said, DRAFT_FILE
+            )
         elif not isinstance(error.__cause__, EntryNotFoundError):
             raise
         return DraftSettings()

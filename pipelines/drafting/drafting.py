@@ -1,4 +1,5 @@
-"""Drafts of a denoiser: the same call with the drafter's network, at times that may differ from the sampler's."""
+"""Drafts of a denoiser: the same call with the drafter's network, at times that may differ from the
+sampler's."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ logger = logging.getLogger(__name__)
 def use_drafter(denoiser: PipelineDenoiser, spec: DraftSpec) -> Drafting:
     """Set the drafter of a denoiser (drafters.make_drafter). ValueError where it cannot draft."""
     denoiser.must(Capability.DRAFT)
-    # Its denoiser is held weakly, so that one that is dropped goes at once, and its networks with it.
+    # Its denoiser is held weakly, so that one that is dropped goes at once, and its networks with
+    # it.
     drafts = Drafting(proxy(denoiser), make_drafter(denoiser.pipe, denoiser.network, spec))
     drafts.twin()  # refuses guidance that this call cannot make
     denoiser.drafts = drafts
@@ -36,10 +38,12 @@ def use_drafter(denoiser: PipelineDenoiser, spec: DraftSpec) -> Drafting:
 
 
 def finish_drafts(denoiser: PipelineDenoiser, level: float, image_nfe: int) -> None:
-    """Let particles begin from their drafts, at the grid step whose noise level is nearest to `level`; at step 0 they
-    begin as noise. image_nfe: evaluations of an image of the call from noise.
+    """Let particles begin from their drafts, at the grid step whose noise level is nearest to
+    `level`; at step 0 they begin as noise. image_nfe: evaluations of an image of the call from
+    noise.
 
-    That is image-to-image, with the draft for the image and the seed's own noise: x = alpha guess + sigma noise.
+    That is image-to-image, with the draft for the image and the seed's own noise: x = alpha guess +
+    sigma noise.
     """
     step, whole, drafts = denoiser.grid.nearest(level), denoiser.schedule, denoiser.drafts
     if (why := begins_as_noise(denoiser.grid, Finish(level))) is not None:
@@ -52,7 +56,8 @@ def finish_drafts(denoiser: PipelineDenoiser, level: float, image_nfe: int) -> N
 
 @dataclass(frozen=True)
 class Drafting:
-    """Guesses finished images of a denoiser's call by a drafter (ttsnap.sampling.denoiser.Drafts)."""
+    """Guesses finished images of a denoiser's call by a drafter
+    (ttsnap.sampling.denoiser.Drafts)."""
 
     denoiser: PipelineDenoiser
     drafter: Drafter
@@ -68,14 +73,19 @@ class Drafting:
 
     @torch.no_grad()
     def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
-        return self.guessed(self.denoiser.schedule, x, torch.from_numpy(self.denoiser.grid.calls)[step], cond, calls)
+        return self.guessed(
+            self.denoiser.schedule, x, torch.from_numpy(self.denoiser.grid.calls)[step], cond, calls
+        )
 
-    def guessed(self, schedule: Schedule, x: Tensor, position: Tensor, cond: Tensor, calls: int) -> Tensor:
+    def guessed(
+        self, schedule: Schedule, x: Tensor, position: Tensor, cond: Tensor, calls: int
+    ) -> Tensor:
         """The guess from x (N, ...) at positions (N,) of this schedule."""
         twin, path = self.twin(), own_path(schedule)
         twin.schedule = schedule  # to which positions belong
         alpha, sigma = schedule.alpha[position].double(), schedule.sigma[position].double()
-        # Onto the path that the network was trained on, at equal signal-to-noise ratio. Most models are there already.
+        # Onto the path that the network was trained on, at equal signal-to-noise ratio. Most models
+        # are there already.
         t = path.inverse_ratio(alpha / sigma)
         scale = torch.hypot(alpha, sigma) / torch.hypot(path.alpha(t), path.sigma(t))
         wide = x if x.dtype == torch.float64 else x.float()
@@ -87,36 +97,46 @@ class Drafting:
             there = replace(schedule, alpha=path.alpha(time), sigma=path.sigma(time), scale=None)
             return there.x0(at, out, each)
 
-        return guess(path, estimate, wide / rows(scale, wide), t, calls, self.drafter.settings.first_time)
+        return guess(
+            path, estimate, wide / rows(scale, wide), t, calls, self.drafter.settings.first_time
+        )
 
     def level(self, step: int, calls: int) -> float:
         return self.level_told(self.denoiser.schedule, int(self.denoiser.grid.calls[step]), calls)
 
     def level_told(self, schedule: Schedule, position: int, calls: int) -> float:
-        """The noise level that the last call of a guess is told from a position of this schedule."""
+        """The noise level that the last call of a guess is told from a position of this
+        schedule."""
         path = own_path(schedule)
-        t = path.inverse_ratio(schedule.alpha[position].double() / schedule.sigma[position].double())
+        t = path.inverse_ratio(
+            schedule.alpha[position].double() / schedule.sigma[position].double()
+        )
         return float(level(path, call_times(t, calls, self.drafter.settings.first_time)[-1][1]))
 
     def flops(self) -> float:
         return self.denoiser.draft_flops(self.twin)
 
     def doubt(self, model: str) -> str | None:
-        """A warning where the drafter was not checked for this model (by its name), number of steps and guidance."""
+        """A warning where the drafter was not checked for this model (by its name), number of steps
+        and guidance."""
         steps = self.denoiser.grid.image_nfe or self.denoiser.grid.steps
         return unchecked(self.drafter.settings, model, steps, self.denoiser.scale)
 
     def twin(self) -> PipelineDenoiser:
-        """A copy of the present denoiser, with its encoded prompts, which evaluates by the drafter."""
+        """A copy of the present denoiser, with its encoded prompts, which evaluates by the
+        drafter."""
         how = self.drafter
         return self.denoiser.by_drafter(how.net, how.settings.guidance, arrives=how.arrives)
 
 
-def stock_lines(denoiser: PipelineDenoiser, prompt: str, call: Mapping[str, Any], seed: int) -> list[str]:
-    """Lines by which stock diffusers makes a finished draft of a seed again; none where it took several calls, or where
-    no family knows the pipeline, and so not what redraws.
+def stock_lines(
+    denoiser: PipelineDenoiser, prompt: str, call: Mapping[str, Any], seed: int
+) -> list[str]:
+    """Lines by which stock diffusers makes a finished draft of a seed again; none where it took
+    several calls, or where no family knows the pipeline, and so not what redraws.
 
-    `drafter` in them is the pipeline with the drafter's network, `redraw` the family's image-to-image pipeline.
+    `drafter` in them is the pipeline with the drafter's network, `redraw` the family's
+    image-to-image pipeline.
     """
     drafts = denoiser.drafts
     if not isinstance(drafts, Drafting) or drafts.start is None or drafts.calls > 1:
@@ -135,13 +155,23 @@ def stock_lines(denoiser: PipelineDenoiser, prompt: str, call: Mapping[str, Any]
         redrawn = {name: value for name, value in redrawn.items() if name not in sides}
     steps, latent = whole.grid.steps, "draft"
     if isinstance(layout := denoiser.layout, Packed):
-        latent = f"redraw._unpack_latents(draft, {layout.height}, {layout.width}, redraw.vae_scale_factor)"
+        latent = (
+            f"redraw._unpack_latents(draft, {layout.height}, {layout.width},"
+            " redraw.vae_scale_factor)"
+        )
     of_seed = f"generator=torch.Generator().manual_seed({seed})"
 
     def written(**given: Any) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in given.items())
 
-    draft = written(prompt=prompt, num_inference_steps=1, guidance_scale=scale, **first, **drawn, output_type="latent")
+    draft = written(
+        prompt=prompt,
+        num_inference_steps=1,
+        guidance_scale=scale,
+        **first,
+        **drawn,
+        output_type="latent",
+    )
     rest = written(num_inference_steps=steps, strength=denoiser.grid.steps / steps, **redrawn)
     return [
         f"draft = drafter({draft}, {of_seed}).images",

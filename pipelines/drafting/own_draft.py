@@ -1,7 +1,7 @@
 """The drafter that a model's folder names, and the searches that take it by default.
 
-A draft guesses where one sampler of one model ends, and was measured for one schedule of pruning. Other searches leave
-it out: without drafts they are as good, and cost more.
+A draft guesses where one sampler of one model ends, and was measured for one schedule of pruning.
+Other searches leave it out: without drafts they are as good, and cost more.
 """
 
 from __future__ import annotations
@@ -46,11 +46,14 @@ class OwnDraft:
     call: Mapping[str, Any]
     """The model's default arguments, with its native size."""
 
-    def suits(self, algorithm: Algorithm, sampler: SamplerOptions, rewards: Spec, call: Mapping[str, Any]) -> bool:
+    def suits(
+        self, algorithm: Algorithm, sampler: SamplerOptions, rewards: Spec, call: Mapping[str, Any]
+    ) -> bool:
         """Whether a search takes it by default. call: complete, with the model's defaults.
 
-        The algorithm is the default pruning or needs drafts, and the sampler is the pipeline's own. By draft.json the
-        draft pays at these steps and this guidance. Other arguments have the model's defaults.
+        The algorithm is the default pruning or needs drafts, and the sampler is the pipeline's own.
+        By draft.json the draft pays at these steps and this guidance. Other arguments have the
+        model's defaults.
         """
         if not (_drafts(algorithm) and sampler.stock and suits_drafts(rewards)):
             return False
@@ -62,30 +65,39 @@ class OwnDraft:
     def drafted(
         self, algorithm: Algorithm, sampler: SamplerOptions, rewards: Spec, call: Mapping[str, Any]
     ) -> SamplerOptions:
-        """A sampler without a drafter, with this one where it `suits` or its drafts are to be finished."""
+        """A sampler without a drafter, with this one where it `suits` or its drafts are to be
+        finished."""
         if not sampler.finishes and not self.suits(algorithm, sampler, rewards, call):
             return sampler
         drafted = replace(sampler, draft=self.name)
-        return finishing(drafted, self.settings, call) if sampler.finish in (AUTO, DRAFT) else drafted
+        return (
+            finishing(drafted, self.settings, call) if sampler.finish in (AUTO, DRAFT) else drafted
+        )
 
     def _has(self, name: str, value: object) -> bool:
-        """Whether an argument has the model's default. None and "" are no value, and a size of None is native."""
+        """Whether an argument has the model's default. None and "" are no value, and a size of None
+        is native."""
         default = self.call.get(name)
-        nothing = (None,) if name in ("height", "width") else (None, "") if default in (None, "") else ()
+        nothing = (
+            (None,) if name in ("height", "width") else (None, "") if default in (None, "") else ()
+        )
         return same(value, default) or value in nothing
 
 
 def checked_at(settings: DraftSettings, call: Mapping[str, Any]) -> Checked | None:
     """What was measured of a drafter at the steps and the guidance of a call."""
     steps, scale = call.get(_STEPS), next((call[name] for name in SCALES if name in call), None)
-    return next((c for c in settings.checked if (c.steps, c.guidance_scale) == (steps, scale)), None)
+    return next(
+        (c for c in settings.checked if (c.steps, c.guidance_scale) == (steps, scale)), None
+    )
 
 
 def drafting(
     pipe: Any, algorithm: Algorithm, sampler: SamplerOptions, rewards: Spec, call: Mapping[str, Any]
 ) -> SamplerOptions:
-    """The sampler of a search with its drafter, and what of a draft is finished. A drafter that was left open is the
-    model's own, where it `suits` or its drafts are to be finished, or None. call: of the pipeline, complete.
+    """The sampler of a search with its drafter, and what of a draft is finished. A drafter that was
+    left open is the model's own, where it `suits` or its drafts are to be finished, or None. call:
+    of the pipeline, complete.
 
     ValueError where drafts are to be finished and there is no drafter.
     """
@@ -93,17 +105,24 @@ def drafting(
         sampler = own.drafted(algorithm, sampler.drafted_by(None), rewards, call)
     sampler = sampler.drafted_by(None)
     if sampler.draft is None and sampler.finishes:
-        raise ValueError(f"finish {sampler.finish} is for drafts, and there is no drafter; name one: --draft FOLDER, "
-                         "draft='FOLDER'")  # fmt: skip
+        raise ValueError(
+            f"finish {sampler.finish} is for drafts, and there is no drafter; name one: --draft"
+            " FOLDER, draft='FOLDER'"
+        )
     if not isinstance(sampler.draft, str) or sampler.finish not in (AUTO, DRAFT):
         return sampler
     if (why := pipe.denoiser_class.cannot.get(Capability.DRAFT)) is not None:
         raise ValueError(why)
-    return finishing(sampler, make_drafter(pipe, pipe.denoising_network(), sampler.draft).settings, call)
+    return finishing(
+        sampler, make_drafter(pipe, pipe.denoising_network(), sampler.draft).settings, call
+    )
 
 
-def finishing(sampler: SamplerOptions, settings: DraftSettings, call: Mapping[str, Any]) -> SamplerOptions:
-    """The sampler with the level to finish from, by the settings of its drafter, where that was left to them."""
+def finishing(
+    sampler: SamplerOptions, settings: DraftSettings, call: Mapping[str, Any]
+) -> SamplerOptions:
+    """The sampler with the level to finish from, by the settings of its drafter, where that was
+    left to them."""
     if sampler.finish == DRAFT:
         return replace(sampler, finish=settings.finish or DRAFT)
     there = checked_at(settings, call)
@@ -117,16 +136,27 @@ def warn_of_doubt(drafts: Any, model: str) -> None:
 
 
 def own_draft(pipe: Any) -> OwnDraft | None:
-    """The drafter that the pipeline's folder names. None for a pipeline that differs from its folder: with a LoRA,
-    another class, network or scheduler, or offloading. ValueError for a damaged draft.json."""
+    """The drafter that the pipeline's folder names. None for a pipeline that differs from its
+    folder: with a LoRA, another class, network or scheduler, or offloading. ValueError for a
+    damaged draft.json."""
     defaults = defaults_of(pipe)
-    if defaults.draft is None or Capability.DRAFT in pipe.denoiser_class.cannot or not pipe.name_or_path:
+    if (
+        defaults.draft is None
+        or Capability.DRAFT in pipe.denoiser_class.cannot
+        or not pipe.name_or_path
+    ):
         return None
     folder = Path(pipe.name_or_path)
     network = getattr(pipe, pipe.denoising_network())
-    own = Path(str(network.config.get("_name_or_path"))).parent == folder and _own_scheduler(pipe.scheduler, folder)
+    own = Path(str(network.config.get("_name_or_path"))).parent == folder and _own_scheduler(
+        pipe.scheduler, folder
+    )
     fused = isinstance(pipe, LoraBaseMixin) and pipe.num_fused_loras > 0
-    own = own and read_object(folder / "model_index.json").get("_class_name") == pipe.stock_class().__name__
+    own = (
+        own
+        and read_object(folder / "model_index.json").get("_class_name")
+        == pipe.stock_class().__name__
+    )
     if not own or fused or adapters(pipe) or hooked(pipe):
         return None
     where, _ = calls_of(defaults.draft)
@@ -141,12 +171,17 @@ def _drafts(algorithm: Algorithm) -> bool:
         return True
     if not isinstance(algorithm, SeedPruning) or algorithm.draft_share == 0:
         return False
-    return SeedPruning(draft_share=algorithm.draft_share, draft_calls=algorithm.draft_calls) == algorithm
+    return (
+        SeedPruning(draft_share=algorithm.draft_share, draft_calls=algorithm.draft_calls)
+        == algorithm
+    )
 
 
 def _own_scheduler(scheduler: Any, folder: Path) -> bool:
     file = folder / "scheduler" / "scheduler_config.json"
     saved = read_object(file) if file.is_file() else {}
     plain = {name: value for name, value in saved.items() if not name.startswith("_")}
-    now = {name: list(v) if isinstance(v := scheduler.config.get(name), tuple) else v for name in plain}
+    now = {
+        name: list(v) if isinstance(v := scheduler.config.get(name), tuple) else v for name in plain
+    }
     return saved.get("_class_name") == type(scheduler).__name__ and now == plain

@@ -1,1 +1,2 @@
-"""One file for each diffusers family: how it encodes prompts, draws latents, calls its network and decodes."""
+"""One file for each diffusers family: how it encodes prompts, draws latents, calls its network and
+decodes."""

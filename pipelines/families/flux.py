@@ -26,9 +26,10 @@ class FluxDenoiser(PipelineDenoiser):
     shared_texts = 1
     reads_scale = "guidance_embeds"
     honours = (
-        "height width num_inference_steps sigmas guidance_scale true_cfg_scale prompt_2 negative_prompt "
-        "negative_prompt_2 prompt_embeds pooled_prompt_embeds negative_prompt_embeds negative_pooled_prompt_embeds "
-        "joint_attention_kwargs max_sequence_length"
+        "height width num_inference_steps sigmas guidance_scale true_cfg_scale prompt_2"
+        " negative_prompt negative_prompt_2 prompt_embeds pooled_prompt_embeds"
+        " negative_prompt_embeds negative_pooled_prompt_embeds joint_attention_kwargs"
+        " max_sequence_length"
     )
 
     def read_call(self, call: SimpleNamespace) -> None:
@@ -44,9 +45,15 @@ class FluxDenoiser(PipelineDenoiser):
         self.check_inputs(call, *size)
         has_negative = call.negative_prompt is not None or call.negative_prompt_embeds is not None
         guided = call.true_cfg_scale > 1 and has_negative
-        shapes = {tuple(e.shape) for e in (call.prompt_embeds, call.negative_prompt_embeds) if e is not None}
+        shapes = {
+            tuple(e.shape)
+            for e in (call.prompt_embeds, call.negative_prompt_embeds)
+            if e is not None
+        }
         if guided and len(shapes) > 1:
-            raise ValueError(f"prompt_embeds and negative_prompt_embeds must have the same shape, got {shapes}")
+            raise ValueError(
+                f"prompt_embeds and negative_prompt_embeds must have the same shape, got {shapes}"
+            )
         given = (tokens(call.prompt_embeds), tokens(call.negative_prompt_embeds))
         self.text_length = (call.max_sequence_length, *given)
         mu = token_shift(self.pipe.scheduler, self.layout.tokens)
@@ -80,7 +87,9 @@ class FluxDenoiser(PipelineDenoiser):
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         size = (self.layout.height, self.layout.width, self.pipe.vae_scale_factor)
         latents = unscaled(vae, self.pipe._unpack_latents(self.settled(x0, vae), *size))
-        return self.postprocess(vae.decode(latents.to(get_module_execution_device(vae)), return_dict=False)[0])
+        return self.postprocess(
+            vae.decode(latents.to(get_module_execution_device(vae)), return_dict=False)[0]
+        )
 
 
 def _by_prompt(text: Tensor, pooled: Tensor, text_ids: Tensor) -> list[Tensor]:

@@ -28,8 +28,8 @@ class Flux2KleinDenoiser(PipelineDenoiser):
     _begins: Tensor = torch.zeros(1, dtype=torch.long)
     """The positions at which grids begin: 0, and that of every call that was merged."""
     honours = (
-        "height width num_inference_steps sigmas guidance_scale prompt_embeds negative_prompt_embeds attention_kwargs "
-        "max_sequence_length text_encoder_out_layers"
+        "height width num_inference_steps sigmas guidance_scale prompt_embeds"
+        " negative_prompt_embeds attention_kwargs max_sequence_length text_encoder_out_layers"
     )
 
     def read_call(self, call: SimpleNamespace) -> None:
@@ -40,7 +40,8 @@ class Flux2KleinDenoiser(PipelineDenoiser):
             "max_sequence_length": call.max_sequence_length,
             "text_encoder_out_layers": call.text_encoder_out_layers,
         }
-        nothing = {"negative_prompt": "" if call.negative_prompt_embeds is None else None}  # the call has none
+        # the call has none
+        nothing = {"negative_prompt": "" if call.negative_prompt_embeds is None else None}
         self.inputs, self.negative_inputs = EncoderInputs.both({**vars(call), **nothing}, **options)
         self.check_inputs(call, *size)
         self._attention_kwargs = call.attention_kwargs
@@ -67,8 +68,8 @@ class Flux2KleinDenoiser(PipelineDenoiser):
         return start
 
     def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
-        # Times in the precision of the stock call's latents, which steps may have narrowed. A batch that holds initial
-        # noise is wide, and the network reads wide times as they are.
+        # Times in the precision of the stock call's latents, which steps may have narrowed. A batch
+        # that holds initial noise is wide, and the network reads wide times as they are.
         time = t.to(x.dtype) / 1000
         if self._stepped not in (None, x.dtype):
             begun = torch.isin(step, self._begins, invert=True).to(t.device)
@@ -93,12 +94,16 @@ class Flux2KleinDenoiser(PipelineDenoiser):
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         latents = self._unpacked(vae, self.settled(x0, vae))
-        return self.postprocess(vae.decode(latents.to(get_module_execution_device(vae)), return_dict=False)[0])
+        return self.postprocess(
+            vae.decode(latents.to(get_module_execution_device(vae)), return_dict=False)[0]
+        )
 
     def _unpacked(self, vae: Any, tokens: Tensor) -> Tensor:
         """Latents (N, C, H, W) of packed tokens, in the scale of this VAE."""
         ids = self._picture_ids.expand(len(tokens), -1, -1)
-        latents = self.pipe._unpack_latents_with_ids(tokens, ids, self.layout.rows, self.layout.columns)
+        latents = self.pipe._unpack_latents_with_ids(
+            tokens, ids, self.layout.rows, self.layout.columns
+        )
         norm = getattr(vae, "bn", None)  # preview VAEs decode the denoiser's own scale
         if norm is not None:
             mean = norm.running_mean.view(1, -1, 1, 1).to(latents.device, latents.dtype)

@@ -25,15 +25,18 @@ class Lumina2Denoiser(PipelineDenoiser):
     blocks = "layers"
     halves = True
     honours = (
-        "width height num_inference_steps guidance_scale negative_prompt sigmas prompt_embeds negative_prompt_embeds "
-        "prompt_attention_mask negative_prompt_attention_mask attention_kwargs system_prompt cfg_trunc_ratio "
-        "cfg_normalization max_sequence_length"
+        "width height num_inference_steps guidance_scale negative_prompt sigmas prompt_embeds"
+        " negative_prompt_embeds prompt_attention_mask negative_prompt_attention_mask"
+        " attention_kwargs system_prompt cfg_trunc_ratio cfg_normalization max_sequence_length"
     )
 
     def read_call(self, call: SimpleNamespace) -> None:
         size = self.native_size(call.height, call.width)
         self.layout = Plain(*size)
-        options = {"system_prompt": call.system_prompt, "max_sequence_length": call.max_sequence_length}
+        options = {
+            "system_prompt": call.system_prompt,
+            "max_sequence_length": call.max_sequence_length,
+        }
         self.inputs = EncoderInputs.of(vars(call), **options)
         self.check_inputs(call, *size)
         self._attention_kwargs = call.attention_kwargs
@@ -44,21 +47,29 @@ class Lumina2Denoiser(PipelineDenoiser):
         mu = token_shift(self.pipe.scheduler, self.layout.channels(self.net))
         schedule = flow_schedule(self.pipe.scheduler, call, mu)
         steps = len(schedule.timesteps)
-        at = tuple(call.guidance_scale > 1 and (k + 1) / steps <= call.cfg_trunc_ratio for k in range(steps))
+        at = tuple(
+            call.guidance_scale > 1 and (k + 1) / steps <= call.cfg_trunc_ratio
+            for k in range(steps)
+        )
         combine = as_long if call.cfg_normalization else classifier_free
         self.set_up(schedule, TwoCalls(call.guidance_scale, any(at), combine, at))
 
     @property
     def image_tokens(self) -> slice:
         patch, scale = self.net.config.patch_size, self.pipe.vae_scale_factor
-        return slice(-(self.layout.height // scale // patch) * (self.layout.width // scale // patch), None)
+        return slice(
+            -(self.layout.height // scale // patch) * (self.layout.width // scale // patch), None
+        )
 
     def meta_twin(self) -> Self:
-        # The network reads the lengths of texts from their masks, which therefore keep their values.
+        # The network reads the lengths of texts from their masks, which therefore keep their
+        # values.
         twin = super().meta_twin()
         twin.texts = self.texts.each(lambda side: [side[0].to("meta"), side[1]])
         for block in twin.net.context_refiner:
-            block.register_forward_pre_hook(lambda _, arguments: tuple(a.to("meta") for a in arguments))
+            block.register_forward_pre_hook(
+                lambda _, arguments: tuple(a.to("meta") for a in arguments)
+            )
         return twin
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
@@ -73,7 +84,9 @@ class Lumina2Denoiser(PipelineDenoiser):
         return -out
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        return self.postprocess(vae.decode(unscaled(vae, self.settled(x0, vae)).to(vae.dtype), return_dict=False)[0])
+        return self.postprocess(
+            vae.decode(unscaled(vae, self.settled(x0, vae)).to(vae.dtype), return_dict=False)[0]
+        )
 
 
 class SearchLumina2Pipeline(SearchMixin, Lumina2Pipeline):

@@ -1,4 +1,5 @@
-"""PixArt-Sigma (diffusers' PixArtSigmaPipeline): a transformer with masked T5 text and sizes in bins."""
+"""PixArt-Sigma (diffusers' PixArtSigmaPipeline): a transformer with masked T5 text and sizes in
+bins."""
 
 from __future__ import annotations
 
@@ -21,7 +22,12 @@ from ttsnap.pipelines.latents.layouts import Binned, without_variance
 from ttsnap.pipelines.latents.schedule import call_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
-BINS = {256: ASPECT_RATIO_2048_BIN, 128: ASPECT_RATIO_1024_BIN, 64: ASPECT_RATIO_512_BIN, 32: ASPECT_RATIO_256_BIN}
+BINS = {
+    256: ASPECT_RATIO_2048_BIN,
+    128: ASPECT_RATIO_1024_BIN,
+    64: ASPECT_RATIO_512_BIN,
+    32: ASPECT_RATIO_256_BIN,
+}
 
 
 class PixArtSigmaDenoiser(PipelineDenoiser):
@@ -31,20 +37,27 @@ class PixArtSigmaDenoiser(PipelineDenoiser):
     halves = True
     encodes_apart = True
     honours = (
-        "negative_prompt num_inference_steps timesteps sigmas guidance_scale height width eta prompt_embeds "
-        "prompt_attention_mask negative_prompt_embeds negative_prompt_attention_mask clean_caption "
-        "use_resolution_binning max_sequence_length"
+        "negative_prompt num_inference_steps timesteps sigmas guidance_scale height width eta"
+        " prompt_embeds prompt_attention_mask negative_prompt_embeds negative_prompt_attention_mask"
+        " clean_caption use_resolution_binning max_sequence_length"
     )
 
     def read_call(self, call: SimpleNamespace) -> None:
         wanted = self.native_size(call.height, call.width)
-        self.layout = Binned.of(*wanted, self.pipe, self.bins if call.use_resolution_binning else None)
+        self.layout = Binned.of(
+            *wanted, self.pipe, self.bins if call.use_resolution_binning else None
+        )
         self.text_length = tokens(call.prompt_embeds) or call.max_sequence_length
         options = {"clean_caption": call.clean_caption, "max_sequence_length": self.text_length}
         texts = {**vars(call), "negative_prompt": call.negative_prompt or ""}
         self.inputs = EncoderInputs.of(texts, **options)
         # The stock default, "", counts as given there, which would refuse all negative embeddings.
-        self.check_inputs(call, self.layout.height, self.layout.width, negative_prompt=call.negative_prompt or None)
+        self.check_inputs(
+            call,
+            self.layout.height,
+            self.layout.width,
+            negative_prompt=call.negative_prompt or None,
+        )
         guidance = Paired(call.guidance_scale, call.guidance_scale > 1)
         self.set_up(call_schedule(self.pipe.scheduler, call), guidance)
 

@@ -23,8 +23,9 @@ class QwenImageDenoiser(PipelineDenoiser):
     layout: Packed
     reads_scale = "guidance_embeds"
     honours = (
-        "height width num_inference_steps sigmas guidance_scale true_cfg_scale negative_prompt prompt_embeds "
-        "prompt_embeds_mask negative_prompt_embeds negative_prompt_embeds_mask attention_kwargs max_sequence_length"
+        "height width num_inference_steps sigmas guidance_scale true_cfg_scale negative_prompt"
+        " prompt_embeds prompt_embeds_mask negative_prompt_embeds negative_prompt_embeds_mask"
+        " attention_kwargs max_sequence_length"
     )
 
     def read_call(self, call: SimpleNamespace) -> None:
@@ -38,7 +39,11 @@ class QwenImageDenoiser(PipelineDenoiser):
             raise ValueError("guidance_scale is required for guidance-distilled model.")
         self._attention_kwargs = call.attention_kwargs or {}
         given = (tokens(call.prompt_embeds), tokens(call.negative_prompt_embeds))
-        self.text_length = (call.max_sequence_length, *(texts(call.negative_prompt, 1) or ()), *given)
+        self.text_length = (
+            call.max_sequence_length,
+            *(texts(call.negative_prompt, 1) or ()),
+            *given,
+        )
         has_negative = call.negative_prompt is not None or call.negative_prompt_embeds is not None
         guidance = TwoCalls(call.true_cfg_scale, call.true_cfg_scale > 1 and has_negative, as_long)
         mu = token_shift(self.pipe.scheduler, self.layout.tokens)
@@ -59,15 +64,21 @@ class QwenImageDenoiser(PipelineDenoiser):
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         c = vae.config
         if "latents_mean" not in c:
-            raise ValueError(f"{type(vae).__name__} cannot decode Qwen-Image's latents; use an AutoencoderKLQwenImage")
+            raise ValueError(
+                f"{type(vae).__name__} cannot decode Qwen-Image's latents; use an"
+                " AutoencoderKLQwenImage"
+            )
         size = (self.layout.height, self.layout.width, self.pipe.vae_scale_factor)
-        latents = self.pipe._unpack_latents(x0, *size).to(vae.dtype)  # (N, C, 1, h, w): a film of one picture
+        # (N, C, 1, h, w): a film of one picture
+        latents = self.pipe._unpack_latents(x0, *size).to(vae.dtype)
         mean, std = (
             torch.tensor(v).view(1, c.z_dim, 1, 1, 1).to(latents.device, latents.dtype)
             for v in (c.latents_mean, c.latents_std)
         )
         # 1 / (1 / std) rounds as the pipeline does.
-        return self.postprocess(vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0][:, :, 0])
+        return self.postprocess(
+            vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0][:, :, 0]
+        )
 
 
 class SearchQwenImagePipeline(SearchMixin, QwenImagePipeline):

@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from diffusers import SanaPipeline
-from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import ASPECT_RATIO_512_BIN, ASPECT_RATIO_1024_BIN
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import (
+    ASPECT_RATIO_512_BIN,
+    ASPECT_RATIO_1024_BIN,
+)
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
 from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 from torch import Tensor
@@ -20,7 +23,12 @@ from ttsnap.pipelines.latents.schedule import call_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
 # By the transformer's sample_size.
-BINS = {16: ASPECT_RATIO_512_BIN, 32: ASPECT_RATIO_1024_BIN, 64: ASPECT_RATIO_2048_BIN, 128: ASPECT_RATIO_4096_BIN}
+BINS = {
+    16: ASPECT_RATIO_512_BIN,
+    32: ASPECT_RATIO_1024_BIN,
+    64: ASPECT_RATIO_2048_BIN,
+    128: ASPECT_RATIO_4096_BIN,
+}
 
 
 class SanaDenoiser(PipelineDenoiser):
@@ -30,9 +38,10 @@ class SanaDenoiser(PipelineDenoiser):
     encodes_apart = True
     noise_dtype = torch.float32
     honours = (
-        "negative_prompt num_inference_steps timesteps sigmas guidance_scale height width eta prompt_embeds "
-        "prompt_attention_mask negative_prompt_embeds negative_prompt_attention_mask clean_caption "
-        "use_resolution_binning attention_kwargs max_sequence_length complex_human_instruction"
+        "negative_prompt num_inference_steps timesteps sigmas guidance_scale height width eta"
+        " prompt_embeds prompt_attention_mask negative_prompt_embeds negative_prompt_attention_mask"
+        " clean_caption use_resolution_binning attention_kwargs max_sequence_length"
+        " complex_human_instruction"
     )
 
     def read_call(self, call: SimpleNamespace) -> None:
@@ -48,7 +57,12 @@ class SanaDenoiser(PipelineDenoiser):
         texts = {**vars(call), "negative_prompt": call.negative_prompt or ""}
         self.inputs = EncoderInputs.of(texts, **options)
         # The stock default, "", counts as given there, which would refuse all negative embeddings.
-        self.check_inputs(call, self.layout.height, self.layout.width, negative_prompt=call.negative_prompt or None)
+        self.check_inputs(
+            call,
+            self.layout.height,
+            self.layout.width,
+            negative_prompt=call.negative_prompt or None,
+        )
         self.text_length = (call.max_sequence_length, tokens(call.prompt_embeds))
         guidance = Paired(call.guidance_scale, call.guidance_scale > 1)
         self.set_up(call_schedule(self.pipe.scheduler, call, scaled=False), guidance)

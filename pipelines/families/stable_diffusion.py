@@ -23,10 +23,14 @@ READS_SCALE = "time_cond_proj_dim"
 
 
 def apply_settings(denoiser: PipelineDenoiser, call: SimpleNamespace) -> dict[str, Any]:
-    """Set what properties of the pipeline read of a call. Returns the options of its encode_prompt."""
+    """Set what properties of the pipeline read of a call. Returns the options of its
+    encode_prompt."""
     denoiser.embedded_scale = denoiser.pipe._guidance_scale = call.guidance_scale
     denoiser.pipe._guidance_rescale = call.guidance_rescale
-    denoiser.pipe._clip_skip, denoiser.pipe._cross_attention_kwargs = call.clip_skip, call.cross_attention_kwargs
+    denoiser.pipe._clip_skip, denoiser.pipe._cross_attention_kwargs = (
+        call.clip_skip,
+        call.cross_attention_kwargs,
+    )
     scale = (call.cross_attention_kwargs or {}).get("scale")
     return {"num_images_per_prompt": 1, "lora_scale": scale, "clip_skip": call.clip_skip}
 
@@ -38,12 +42,16 @@ def guidance_of(pipe: Any) -> Paired:
     return Paired(pipe.guidance_scale, pipe.do_classifier_free_guidance, combine)
 
 
-def unet_pass(denoiser: PipelineDenoiser, x: Tensor, t: Tensor, text: Tensor, added: Any = None) -> Tensor:
+def unet_pass(
+    denoiser: PipelineDenoiser, x: Tensor, t: Tensor, text: Tensor, added: Any = None
+) -> Tensor:
     """One pass of the U-Net. added: further conditions."""
     embedded, size = None, denoiser.net.config.time_cond_proj_dim
     if size is not None and denoiser.embedded_scale is not None:
         scales = torch.tensor(denoiser.embedded_scale - 1).repeat(len(x))
-        embedded = denoiser.pipe.get_guidance_scale_embedding(scales, embedding_dim=size).to(x.device, x.dtype)
+        embedded = denoiser.pipe.get_guidance_scale_embedding(scales, embedding_dim=size).to(
+            x.device, x.dtype
+        )
     return denoiser.forward(
         x,
         t,
@@ -68,8 +76,8 @@ class StableDiffusionDenoiser(PipelineDenoiser):
     encodes_apart = True
     reads_scale = READS_SCALE
     honours = (
-        "height width num_inference_steps timesteps sigmas guidance_scale negative_prompt eta prompt_embeds "
-        "negative_prompt_embeds cross_attention_kwargs guidance_rescale clip_skip"
+        "height width num_inference_steps timesteps sigmas guidance_scale negative_prompt eta"
+        " prompt_embeds negative_prompt_embeds cross_attention_kwargs guidance_rescale clip_skip"
     )
 
     def read_call(self, call: SimpleNamespace) -> None:

@@ -28,27 +28,39 @@ class ZImageDenoiser(PipelineDenoiser):
     blocks = "layers"
     noise_dtype = torch.float32
     honours = (
-        "height width num_inference_steps sigmas guidance_scale cfg_normalization cfg_truncation negative_prompt "
-        "prompt_embeds negative_prompt_embeds joint_attention_kwargs max_sequence_length"
+        "height width num_inference_steps sigmas guidance_scale cfg_normalization cfg_truncation"
+        " negative_prompt prompt_embeds negative_prompt_embeds joint_attention_kwargs"
+        " max_sequence_length"
     )
 
     def read_call(self, call: SimpleNamespace) -> None:
         height, width = call.height or 1024, call.width or 1024
         multiple = self.pipe.vae_scale_factor * 2
         if height % multiple or width % multiple:
-            raise ValueError(f"height and width must be divisible by {multiple}, got {height} and {width}")
+            raise ValueError(
+                f"height and width must be divisible by {multiple}, got {height} and {width}"
+            )
         self.layout = Plain(height, width)
         # encode_prompt counts prompts, also where there are embeddings.
         counted = {} if call.prompt_embeds is None else {"prompt": ""}
-        self.inputs = EncoderInputs.of({**vars(call), **counted}, max_sequence_length=call.max_sequence_length)
+        self.inputs = EncoderInputs.of(
+            {**vars(call), **counted}, max_sequence_length=call.max_sequence_length
+        )
         self._joint_attention_kwargs = call.joint_attention_kwargs
         given = (tokens(call.prompt_embeds), tokens(call.negative_prompt_embeds))
-        self.text_length = (call.max_sequence_length, *(texts(call.negative_prompt, 1) or ()), *given)
+        self.text_length = (
+            call.max_sequence_length,
+            *(texts(call.negative_prompt, 1) or ()),
+            *given,
+        )
         scale = call.guidance_scale
         if call.prompt_embeds is not None and call.negative_prompt_embeds is None and scale > 0:
-            raise ValueError("prompt_embeds need negative_prompt_embeds for classifier-free guidance")
+            raise ValueError(
+                "prompt_embeds need negative_prompt_embeds for classifier-free guidance"
+            )
         if call.sigmas is None:
-            call.sigmas = get_default_z_image_sigmas(max(1, call.num_inference_steps))  # make_schedule refuses fewer
+            # make_schedule refuses fewer
+            call.sigmas = get_default_z_image_sigmas(max(1, call.num_inference_steps))
         self._tokens = (height // multiple) * (width // multiple)
         mu = token_shift(self.pipe.scheduler, self._tokens)
         schedule = flow_schedule(self.pipe.scheduler, call, mu)
@@ -75,10 +87,14 @@ class ZImageDenoiser(PipelineDenoiser):
 
 
 def limited(limit: float, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-    """conditional + scale * (conditional - unconditional), each row at most `limit` times the norm of the conditional
-    row. 0 is no limit."""
+    """conditional + scale * (conditional - unconditional), each row at most `limit` times the norm
+    of the conditional row. 0 is no limit."""
     guided = conditional + scale * (conditional - unconditional)
-    return guided if limit <= 0 else torch.stack([_cut(*rows, limit) for rows in zip(guided, conditional, strict=True)])
+    return (
+        guided
+        if limit <= 0
+        else torch.stack([_cut(*rows, limit) for rows in zip(guided, conditional, strict=True)])
+    )
 
 
 def _cut(guided: Tensor, conditional: Tensor, limit: float) -> Tensor:

@@ -1,7 +1,8 @@
 """Layouts of latents: their shape for pictures of a size in pixels.
 
-`Plain` latents are maps. `Packed` latents are tokens (FLUX.1, FLUX.2, Qwen-Image). `Binned` latents are maps of the
-nearest size that the network was trained on, whose pictures are resized afterwards (PixArt-Sigma, Sana).
+`Plain` latents are maps. `Packed` latents are tokens (FLUX.1, FLUX.2, Qwen-Image). `Binned` latents
+are maps of the nearest size that the network was trained on, whose pictures are resized afterwards
+(PixArt-Sigma, Sana).
 """
 
 from __future__ import annotations
@@ -63,17 +64,21 @@ class Binned(Plain):
     def of(cls, height: int, width: int, pipe: Any, bins: Mapping[int, Any] | None) -> Self:
         """The bin of this shape, or the size itself without bins.
 
-        bins: sizes by aspect ratio, for each `sample_size` of a transformer. ValueError for another sample_size.
+        bins: sizes by aspect ratio, for each `sample_size` of a transformer. ValueError for another
+            sample_size.
         """
         wanted = (height, width)
         if bins is not None:
             native = pipe.transformer.config.sample_size
             if native not in bins:
                 raise ValueError(
-                    f"no resolution bins for sample_size {native}; they need a transformer of sample size "
-                    f"{', '.join(map(str, bins))}, this one has {native}; set use_resolution_binning=False"
+                    f"no resolution bins for sample_size {native}; they need a transformer of"
+                    f" sample size {', '.join(map(str, bins))}, this one has {native}; set"
+                    " use_resolution_binning=False"
                 )
-            height, width = pipe.image_processor.classify_height_width_bin(height, width, ratios=bins[native])
+            height, width = pipe.image_processor.classify_height_width_bin(
+                height, width, ratios=bins[native]
+            )
         return cls(height, width, wanted)
 
     def fitted(self, processor: Any, images: Tensor) -> Tensor:
@@ -85,7 +90,8 @@ class Binned(Plain):
 
 
 def without_variance(out: Tensor, latents: Tensor, network: Any) -> Tensor:
-    """A network's output without the variance that some checkpoints predict, which no sampler reads."""
+    """A network's output without the variance that some checkpoints predict, which no sampler
+    reads."""
     learned = network.config.out_channels // 2 == latents.shape[1]
     return out.chunk(2, dim=1)[0] if learned else out
 

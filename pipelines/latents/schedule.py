@@ -1,7 +1,9 @@
-"""A diffusers scheduler, laid open: noise levels, x0 estimates and steps for rows that sit at different steps.
+"""A diffusers scheduler, laid open: noise levels, x0 estimates and steps for rows that sit at
+different steps.
 
-A position p = 0, 1, ... is an evaluation of the denoiser. Most schedulers make one evaluation a step. Heun and KDPM2
-make two, the second at an intermediate point, and PNDM makes two in its first step.
+A position p = 0, 1, ... is an evaluation of the denoiser. Most schedulers make one evaluation a
+step. Heun and KDPM2 make two, the second at an intermediate point, and PNDM makes two in its first
+step.
 """
 
 from __future__ import annotations
@@ -29,37 +31,68 @@ from ttsnap.sampling.kernels import Kernel
 FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 # One evaluation a step, and no history.
 MEMORYLESS = {
-    "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler",
-    "TCDScheduler", "FlowMatchLCMScheduler",
-}  # fmt: skip
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+    "FlowMatchLCMScheduler",
+}
 # These keep earlier predictions, or the start of a step of several evaluations.
 HISTORY = {
-    "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
-    "SASolverScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler", "FlowMatchHeunDiscreteScheduler",
-}  # fmt: skip
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "SASolverScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+}
 SUPPORTED = {FLOW_EULER} | MEMORYLESS | HISTORY
 # The network sees x / sqrt(sigma^2 + 1).
 SCALED = {
-    "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler",
-    "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
-}  # fmt: skip
-STOCHASTIC = {
-    "DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "FlowMatchLCMScheduler", "SASolverScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
-}  # fmt: skip
-# A step leaves latents in the dtype of the network's output. Other schedulers keep that of the latents, if it is wider.
+}
+STOCHASTIC = {
+    "DDPMScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "LCMScheduler",
+    "FlowMatchLCMScheduler",
+    "SASolverScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+}
+# A step leaves latents in the dtype of the network's output. Other schedulers keep that of the
+# latents, if it is wider.
 NARROWING = {
-    FLOW_EULER, "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler", "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler", "FlowMapEulerDiscreteScheduler",
-}  # fmt: skip
+    FLOW_EULER,
+    "FlowMatchLCMScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "FlowMapEulerDiscreteScheduler",
+}
 FLOW_MAP = "FlowMap"
 """How the names of schedulers of flow maps begin."""
 TRIGFLOW = "trigflow"
-"""What schedulers predict whose timesteps are angles between data and noise, as those of Sana-Sprint."""
+"""What schedulers predict whose timesteps are angles between data and noise, as those of
+Sana-Sprint."""
 FLOWS = ("FlowMatch", FLOW_MAP)
 """How those begin whose networks predict velocities, or means of them."""
-WHY_NOT = {"DPMSolverSDEScheduler": "it draws its noise apart from the generator, so no seed makes a winner again"}
+WHY_NOT = {
+    "DPMSolverSDEScheduler": (
+        "it draws its noise apart from the generator, so no seed makes a winner again"
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -68,14 +101,16 @@ class Schedule:
 
     scheduler: Any
     timesteps: Tensor
-    """(P,) as the network reads them; all of a schedule is on the CPU, wherever its scheduler is."""
+    """(P,) as the network reads them; all of a schedule is on the CPU, wherever its scheduler
+    is."""
     alpha: Tensor
     """(P,) float32, with x = alpha x0 + sigma eps in the scheduler's own scaling."""
     sigma: Tensor
     scale: Tensor | None
     """(P,) by which the network's input is divided, if it is."""
     prediction: str
-    """The network's output: "epsilon", "v_prediction", "sample", "flow" or, from noise to data, "reverse_flow"."""
+    """The network's output: "epsilon", "v_prediction", "sample", "flow" or, from noise to data,
+    "reverse_flow"."""
     grid: Grid
     path: Interpolant | None
     """None but for flows: other schedules have no continuous path."""
@@ -85,8 +120,8 @@ class Schedule:
     narrows: bool
     """Whether a step leaves x in the dtype of the network's output, even if that is narrower."""
     measured: tuple[Tensor, Tensor] | None = None
-    """(P,) and (P,): x0 estimates are the first times x plus the second times the output, whatever that is. None: they
-    are what `prediction` says."""
+    """(P,) and (P,): x0 estimates are the first times x plus the second times the output, whatever
+    that is. None: they are what `prediction` says."""
 
     def beginning_at(self, step: int) -> Schedule:
         """This schedule from a grid step on."""
@@ -98,27 +133,36 @@ class Schedule:
             sigma=self.sigma[p:],
             scale=None if self.scale is None else self.scale[p:],
             grid=Grid(self.grid.levels[step:], None if evals is None else evals[step:]),
-            measured=None if self.measured is None else (self.measured[0][p:], self.measured[1][p:]),
+            measured=(
+                None if self.measured is None else (self.measured[0][p:], self.measured[1][p:])
+            ),
             times=None if self.times is None else self.times[step:],
             kernel=begun_later(self.kernel, p),
         )
 
     def followed_by(self, other: Schedule) -> Schedule:
-        """This schedule with the positions of another after its own, for `scaled` and `x0`. Grid, path, times and
-        kernel stay. ValueError where the two differ in more than their positions."""
+        """This schedule with the positions of another after its own, for `scaled` and `x0`. Grid,
+        path, times and kernel stay. ValueError where the two differ in more than their
+        positions."""
         if self.prediction != other.prediction or (self.scale is None) != (other.scale is None):
-            raise ValueError("calls share a network where they follow one scheduler, path and prediction type")
+            raise ValueError(
+                "calls share a network where they follow one scheduler, path and prediction type"
+            )
         return replace(
             self,
             timesteps=torch.cat([self.timesteps, other.timesteps]),
             alpha=torch.cat([self.alpha, other.alpha]),
             sigma=torch.cat([self.sigma, other.sigma]),
-            scale=None if self.scale is None or other.scale is None else torch.cat([self.scale, other.scale]),
+            scale=(
+                None
+                if self.scale is None or other.scale is None
+                else torch.cat([self.scale, other.scale])
+            ),
         )
 
     def stepped(self, noise: torch.dtype, out: torch.dtype) -> torch.dtype:
-        """The dtype of latents after a step, by those of initial noise and of the network's output, which differ under
-        autocast."""
+        """The dtype of latents after a step, by those of initial noise and of the network's output,
+        which differ under autocast."""
         return out if self.narrows else torch.promote_types(noise, out)
 
     def scaled(self, x: Tensor, step: Tensor) -> Tensor:
@@ -128,14 +172,17 @@ class Schedule:
         return (x.float() / rows(self.scale[step], x.float())).to(x.dtype)
 
     def x0(self, x: Tensor, out: Tensor, step: Tensor) -> Tensor:
-        """The x0 (Tweedie) estimate of the network's output at x, in float32, or float64 for float64."""
+        """The x0 (Tweedie) estimate of the network's output at x, in float32, or float64 for
+        float64."""
         wide, out = (v if v.dtype == torch.float64 else v.float() for v in (x, out))
         alpha, sigma = rows(self.alpha[step], wide), rows(self.sigma[step], wide)
         if self.measured is not None:
             of_x, of_out = (rows(values[step], wide) for values in self.measured)
             return of_x * wide + of_out * out
         if self.prediction == "flow":  # out = eps - x0; alpha + sigma is 1 on the model's own path
-            return wide - sigma * out if self.scale is None else (wide - sigma * out) / (alpha + sigma)
+            return (
+                wide - sigma * out if self.scale is None else (wide - sigma * out) / (alpha + sigma)
+            )
         if self.prediction == "reverse_flow":  # out = x0 - eps
             return wide + sigma * out
         if self.prediction == "epsilon":
@@ -159,22 +206,27 @@ def make_schedule(
 ) -> Schedule:
     """The schedule of one call, with a copy of the scheduler.
 
-    timesteps, sigmas: as in the pipeline's call. extra: for set_timesteps (mu). step_arguments: for the scheduler's
-    step (eta). scaled: whether the pipeline calls the scheduler's scale_model_input, which most flow pipelines do not.
-    ValueError for a scheduler that is not supported or cannot be set up with these arguments.
+    timesteps, sigmas: as in the pipeline's call. extra: for set_timesteps (mu). step_arguments: for
+    the scheduler's step (eta). scaled: whether the pipeline calls the scheduler's
+    scale_model_input, which most flow pipelines do not. ValueError for a scheduler that is not
+    supported or cannot be set up with these arguments.
     """
     check_scheduler(scheduler)
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
     name, scheduler = type(scheduler).__name__, copy.deepcopy(scheduler)
     count = None if timesteps is not None or sigmas is not None else num_inference_steps
-    given: dict[str, Any] = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
+    given: dict[str, Any] = {
+        k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None
+    }
     try:
         with np.errstate(invalid="ignore"):  # laid_open refuses what is no number
             retrieve_timesteps(scheduler, count, "cpu", **given, **extra)
     except (TypeError, AssertionError) as error:  # the stock pipeline fails with these, too
         passed = ", ".join([*given, *extra]) or "a number of steps"
-        raise ValueError(f"{name} cannot be set up with {passed}, which the pipeline passes: {error}") from error
+        raise ValueError(
+            f"{name} cannot be set up with {passed}, which the pipeline passes: {error}"
+        ) from error
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     return laid_open(scheduler, scaled=scaled, step_arguments=step_arguments)
@@ -187,7 +239,9 @@ def check_scheduler(scheduler: Any) -> None:
         why = WHY_NOT.get(name, f"supported are {', '.join(sorted(SUPPORTED))}")
         raise ValueError(f"search cannot use {name}: {why}; set pipe.scheduler to another one")
     if name == "PNDMScheduler" and not scheduler.config.skip_prk_steps:
-        raise ValueError("search cannot use PNDMScheduler with skip_prk_steps=False; set it to True")
+        raise ValueError(
+            "search cannot use PNDMScheduler with skip_prk_steps=False; set it to True"
+        )
 
 
 def laid_open(
@@ -198,9 +252,11 @@ def laid_open(
     scaled: bool = True,
     step_arguments: Mapping[str, Any] | None = None,
 ) -> Schedule:
-    """The schedule of a scheduler whose timesteps are set, from position `begin` on, as where an image is redrawn.
+    """The schedule of a scheduler whose timesteps are set, from position `begin` on, as where an
+    image is redrawn.
 
-    count: of its positions; None: all of them, though some schedulers list where the last step arrives.
+    count: of its positions; None: all of them, though some schedulers list where the last step
+        arrives.
     scaled, step_arguments: see make_schedule. ValueError for a scheduler that cannot begin there.
     """
     name = type(scheduler).__name__
@@ -211,17 +267,19 @@ def laid_open(
     alpha, sigma = (values[begin:end] for values in _coefficients(scheduler, end))
     prediction = _prediction(scheduler)
     levels = (sigma.double() / (alpha.double() + sigma.double()))[full]
-    if not bool(levels.isfinite().all()):  # one step, say, that `shift_terminal` would end in two places
+    # one step, say, that `shift_terminal` would end in two places
+    if not bool(levels.isfinite().all()):
         raise ValueError(
-            f"{name} knows no noise level for {len(at)} steps, got {levels.tolist()}, nor does the stock "
-            "call; take more steps"
+            f"{name} knows no noise level for {len(at)} steps, got {levels.tolist()}, nor does the"
+            " stock call; take more steps"
         )
     ends = [*full, len(at)]
     evals = tuple(b - a for a, b in pairwise(ends))
     grid = Grid((*levels.tolist(), 0.0), None if set(evals) == {1} else evals)
     flow = prediction == "flow"
     scale = torch.sqrt(sigma**2 + 1) if scaled and name in SCALED else None
-    if scale is not None and name.startswith("KDPM2"):  # its intermediate points are scaled by their own noise
+    # its intermediate points are scaled by their own noise
+    if scale is not None and name.startswith("KDPM2"):
         between = torch.as_tensor(scheduler.sigmas_interpol).cpu()[begin : begin + len(at)].float()
         if "Ancestral" in name:  # it keeps that noise with the point where the step began
             between = between.roll(1)
@@ -229,17 +287,23 @@ def laid_open(
     kernel = _kernel(scheduler, dict(step_arguments or {}), begin)
     times = torch.cat([sigma.double()[full], torch.zeros(1, dtype=torch.float64)]) if flow else None
     path = Linear() if flow else None
-    return Schedule(scheduler, at, alpha, sigma, scale, prediction, grid, path, times, kernel, name in NARROWING)
+    return Schedule(
+        scheduler, at, alpha, sigma, scale, prediction, grid, path, times, kernel, name in NARROWING
+    )
 
 
 def call_schedule(scheduler: Any, call: SimpleNamespace, *, scaled: bool = True) -> Schedule:
     """The schedule by the steps, timesteps, sigmas and eta of a stock call.
 
-    scaled: whether the scheduler scales initial noise and the network's input. ValueError for one that cannot.
+    scaled: whether the scheduler scales initial noise and the network's input. ValueError for one
+        that cannot.
     """
     if scaled and not hasattr(scheduler, "init_noise_sigma"):
         name = type(scheduler).__name__
-        raise ValueError(f"{name} cannot be used with this pipeline, nor in its stock call: it has no init_noise_sigma")
+        raise ValueError(
+            f"{name} cannot be used with this pipeline, nor in its stock call: it has no"
+            " init_noise_sigma"
+        )
     return make_schedule(
         scheduler,
         call.num_inference_steps,
@@ -250,8 +314,11 @@ def call_schedule(scheduler: Any, call: SimpleNamespace, *, scaled: bool = True)
     )
 
 
-def flow_schedule(scheduler: Any, call: SimpleNamespace, mu: float, *, own_sigmas: bool = False) -> Schedule:
-    """The schedule of a flow by the steps and sigmas of a stock call, by default evenly spaced from 1.
+def flow_schedule(
+    scheduler: Any, call: SimpleNamespace, mu: float, *, own_sigmas: bool = False
+) -> Schedule:
+    """The schedule of a flow by the steps and sigmas of a stock call, by default evenly spaced from
+    1.
 
     own_sigmas: whether schedulers with `use_flow_sigmas` keep their own.
     """
@@ -262,14 +329,18 @@ def flow_schedule(scheduler: Any, call: SimpleNamespace, mu: float, *, own_sigma
 
 
 def token_shift(scheduler: Any, tokens: int, most: float = 1.15) -> float:
-    """mu for a picture of so many tokens, as in Flux. most: max_shift, where the scheduler has none."""
+    """mu for a picture of so many tokens, as in Flux. most: max_shift, where the scheduler has
+    none."""
     c = scheduler.config
     limits = (c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096))
-    return float(calculate_shift(tokens, *limits, c.get("base_shift", 0.5), c.get("max_shift", most)))
+    return float(
+        calculate_shift(tokens, *limits, c.get("base_shift", 0.5), c.get("max_shift", most))
+    )
 
 
 def _full(scheduler: Any, positions: int) -> list[int]:
-    """Positions where a step begins. At the others x is an intermediate point, whose estimate serves no other step."""
+    """Positions where a step begins. At the others x is an intermediate point, whose estimate
+    serves no other step."""
     if getattr(scheduler, "order", 1) == 2:
         return list(range(0, positions, 2))
     if type(scheduler).__name__ == "PNDMScheduler" and positions > 1:
@@ -285,7 +356,8 @@ def _coefficients(scheduler: Any, positions: int) -> tuple[Tensor, Tensor]:
             if scheduler.config.get("invert_sigmas"):  # Mochi's and OmniGen's: shares of the image
                 return sigma, 1 - sigma
             return (torch.ones_like(sigma) if _grows(scheduler) else 1 - sigma), sigma
-        if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # the DPM-Solver kin keep x at unit variance
+        # the DPM-Solver kin keep x at unit variance
+        if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
             alpha, scaled = scheduler._sigma_to_alpha_sigma_t(sigma)
             return torch.as_tensor(alpha).float().expand_as(sigma), torch.as_tensor(scaled).float()
         return torch.ones_like(sigma), sigma
@@ -297,8 +369,8 @@ def _coefficients(scheduler: Any, positions: int) -> tuple[Tensor, Tensor]:
 
 
 def _grows(scheduler: Any) -> bool:
-    """Whether noise is added to an image that is not scaled down, as in Cosmos 2: its steps read noise in place of
-    velocities."""
+    """Whether noise is added to an image that is not scaled down, as in Cosmos 2: its steps read
+    noise in place of velocities."""
     return float(torch.as_tensor(scheduler.sigmas).max()) > 1
 
 
@@ -316,7 +388,9 @@ def _prediction(scheduler: Any) -> str:
         TRIGFLOW: "v_prediction",
     }
     if kind not in known:
-        raise ValueError(f"search cannot use prediction_type {kind!r}; known are {', '.join(known)}")
+        raise ValueError(
+            f"search cannot use prediction_type {kind!r}; known are {', '.join(known)}"
+        )
     return known[kind]
 
 
@@ -331,9 +405,13 @@ def _kernel(scheduler: Any, arguments: dict[str, Any], begin: int) -> Kernel:
         raise ValueError(f"{name} takes no {', '.join(unknown)}")
     arguments = {k: v for k, v in arguments.items() if k in takes}
     eta = arguments.get("eta", takes["eta"].default if "eta" in takes else 0.0)
-    # Most flow pipelines pass no generator to the step, so that stock noise comes from torch's global state, which no
-    # seed reproduces. Here it always comes from the candidate's generator.
-    sde = str(config.get("algorithm_type", "")).startswith("sde") or config.get("stochastic_sampling", False)
+    # Most flow pipelines pass no generator to the step, so that stock noise comes from torch's
+    # global state, which no seed reproduces. Here it always comes from the candidate's generator.
+    sde = str(config.get("algorithm_type", "")).startswith("sde") or config.get(
+        "stochastic_sampling", False
+    )
     draws = name in STOCHASTIC or (name not in SUPPORTED and "generator" in takes)
     kept, known = name not in MEMORYLESS, name in SUPPORTED
-    return SchedulerKernel(scheduler, draws or bool(sde or eta), arguments, begin, copied=kept, apart=not known)
+    return SchedulerKernel(
+        scheduler, draws or bool(sde or eta), arguments, begin, copied=kept, apart=not known
+    )

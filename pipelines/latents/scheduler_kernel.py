@@ -1,9 +1,11 @@
-"""Steps by a diffusers scheduler's own `step`, for rows at different positions, exact under pruning and branching.
+"""Steps by a diffusers scheduler's own `step`, for rows at different positions, exact under pruning
+and branching.
 
-Stock schedulers step one batch at one position, and keep earlier predictions and the position of that batch. Here rows
-of one position step together. Where schedulers have a history, each group of rows has a copy, and rows of equal history
-join one. The noise of a candidate comes from the generator that drew its initial noise, as in diffusers. So its seed
-alone reproduces its image. A branch gets a generator of its own.
+Stock schedulers step one batch at one position, and keep earlier predictions and the position of
+that batch. Here rows of one position step together. Where schedulers have a history, each group of
+rows has a copy, and rows of equal history join one. The noise of a candidate comes from the
+generator that drew its initial noise, as in diffusers. So its seed alone reproduces its image. A
+branch gets a generator of its own.
 """
 
 from __future__ import annotations
@@ -36,20 +38,25 @@ class Memory(NamedTuple):
     """Which of them it is."""
 
     def at(self, key: rng.Source) -> tuple[rng.Key, torch.Generator]:
-        """The candidate that takes the step of this key (seed, branch, step), and the generator of its noise.
+        """The candidate that takes the step of this key (seed, branch, step), and the generator of
+        its noise.
 
-        That is a copy of the candidate's own generator, or a new one for a branch. TypeError for mixed noise.
+        That is a copy of the candidate's own generator, or a new one for a branch. TypeError for
+        mixed noise.
         """
         if isinstance(key, rng.Mixture):
-            raise TypeError("a diffusers scheduler draws its noise from a generator and cannot mix it with other "
-                            "noise; choose a kernel that draws noise by key (sde, ddim)")  # fmt: skip
+            raise TypeError(
+                "a diffusers scheduler draws its noise from a generator and cannot mix it with"
+                " other noise; choose a kernel that draws noise by key (sde, ddim)"
+            )
         owner = key[:-1]
         return owner, self.generator.clone_state() if owner == self.owner else rng.generator(key)
 
 
 @dataclass(frozen=True)
 class FlowEuler(Stateless):
-    """diffusers' FlowMatchEulerDiscreteScheduler.step, exactly, with a step of its own for every row.
+    """diffusers' FlowMatchEulerDiscreteScheduler.step, exactly, with a step of its own for every
+    row.
 
     Its `stochastic_sampling` is a SchedulerKernel.
     """
@@ -59,7 +66,12 @@ class FlowEuler(Stateless):
     stochastic: bool = False
 
     def step(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[KernelState]
+        self,
+        x: Tensor,
+        prediction: Prediction,
+        k: Tensor,
+        keys: Sequence[rng.Source],
+        state: Sequence[KernelState],
     ) -> tuple[Tensor, Sequence[KernelState]]:
         out, wide = prediction.out, x.float()
         now, after = rows(self.sigmas[k], wide), rows(self.sigmas[k + 1], wide)
@@ -79,12 +91,14 @@ class SchedulerKernel:
     begin: int = 0
     """The scheduler's position where the call begins: a later one where an image is redrawn."""
     copied: bool = False
-    """Whether candidates have copies of the scheduler with their history (DPM-Solver++, UniPC, Heun). The others make
-    one evaluation a step, and keep nothing but the generator of their noise (DDIM, Euler ancestral)."""
+    """Whether candidates have copies of the scheduler with their history (DPM-Solver++, UniPC,
+    Heun). The others make one evaluation a step, and keep nothing but the generator of their noise
+    (DDIM, Euler ancestral)."""
     apart: bool = False
     """Whether rows step one by one, by copies of a scheduler of which little is known."""
     overwritten: bool = False
-    """Whether a step's latents become what it makes of them, also where the scheduler keeps them, as in SkyReels V2."""
+    """Whether a step's latents become what it makes of them, also where the scheduler keeps them,
+    as in SkyReels V2."""
 
     @property
     def keeps_history(self) -> bool:
@@ -93,10 +107,19 @@ class SchedulerKernel:
     def init(
         self, noise: Tensor, key: rng.Key, generator: torch.Generator, guess: Tensor | None = None
     ) -> Memory | None:
-        return Memory(key, generator, self.scheduler if self.copied else None) if self.keeps_history else None
+        return (
+            Memory(key, generator, self.scheduler if self.copied else None)
+            if self.keeps_history
+            else None
+        )
 
     def step(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[Any]
+        self,
+        x: Tensor,
+        prediction: Prediction,
+        k: Tensor,
+        keys: Sequence[rng.Source],
+        state: Sequence[Any],
     ) -> tuple[Tensor, Sequence[Memory | None]]:
         out, k = prediction.out, k + self.begin
         if not self.keeps_history:
@@ -109,7 +132,8 @@ class SchedulerKernel:
     def _with_histories(
         self, x: Tensor, out: Tensor, k: Tensor, before: Sequence[Memory], after: list[Memory]
     ) -> tuple[Tensor, list[Memory]]:
-        """One call of a copy's step for all rows of equal position and history; what they remember then."""
+        """One call of a copy's step for all rows of equal position and history; what they remember
+        then."""
         apart = self.apart or len(before) == 1
         kinds = {} if apart else {id(memory.scheduler): _kind(memory) for memory in before}
         groups: dict[Any, list[int]] = {}
@@ -128,7 +152,9 @@ class SchedulerKernel:
             moved.update(zip(here, part.unbind(), strict=True))
         return torch.stack([moved[i] for i in range(len(x))]), after
 
-    def _by_position(self, x: Tensor, out: Tensor, k: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
+    def _by_position(
+        self, x: Tensor, out: Tensor, k: Tensor, generators: Sequence[torch.Generator] | None
+    ) -> Tensor:
         """One call of scheduler.step for all rows of each position."""
         positions, moved = sorted(set(k.tolist())), list(x)
         for position in positions:
@@ -143,7 +169,12 @@ class SchedulerKernel:
         return torch.stack(moved)
 
     def _step(
-        self, scheduler: Any, x: Tensor, out: Tensor, position: int, generators: Sequence[torch.Generator] | None
+        self,
+        scheduler: Any,
+        x: Tensor,
+        out: Tensor,
+        position: int,
+        generators: Sequence[torch.Generator] | None,
     ) -> Tensor:
         if hasattr(scheduler, "is_scale_input_called"):  # Schedule.scaled scaled the input
             scheduler.is_scale_input_called = True
@@ -151,21 +182,29 @@ class SchedulerKernel:
         if generators is not None and "generator" in inspect.signature(scheduler.step).parameters:
             more["generator"] = list(generators) if len(generators) > 1 else generators[0]
         kept = x.clone() if self.overwritten else x
-        moved: Tensor = scheduler.step(out, scheduler.timesteps[position], kept, return_dict=False, **more)[0]
+        moved: Tensor = scheduler.step(
+            out, scheduler.timesteps[position], kept, return_dict=False, **more
+        )[0]
         if self.overwritten:
             kept.copy_(moved)
         return moved
 
 
 def begun_later(kernel: Kernel, position: int) -> Kernel:
-    """A call's own kernel for particles that begin at a later position. ValueError for one that cannot."""
+    """A call's own kernel for particles that begin at a later position. ValueError for one that
+    cannot."""
     if isinstance(kernel, FlowEuler):
         return replace(kernel, sigmas=kernel.sigmas[position:])
     if isinstance(kernel, Ode):
         return replace(kernel, times=kernel.times[position:])
-    if not isinstance(kernel, SchedulerKernel) or type(kernel.scheduler).__name__ == "PNDMScheduler":
+    if (
+        not isinstance(kernel, SchedulerKernel)
+        or type(kernel.scheduler).__name__ == "PNDMScheduler"
+    ):
         name = type(getattr(kernel, "scheduler", kernel)).__name__
-        raise ValueError(f"search cannot use {name} from a later step on; set pipe.scheduler to another one")
+        raise ValueError(
+            f"search cannot use {name} from a later step on; set pipe.scheduler to another one"
+        )
     scheduler, begin = copy.deepcopy(kernel.scheduler), kernel.begin + position
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
@@ -181,10 +220,12 @@ def _taken(x: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def _gathered(memories: Sequence[Memory]) -> Any:
-    """A scheduler with the history of these candidates, which are of one kind. Tensors are shared, since schedulers
-    replace them, where these are all rows of one."""
+    """A scheduler with the history of these candidates, which are of one kind. Tensors are shared,
+    since schedulers replace them, where these are all rows of one."""
     first, rows = memories[0], [memory.row for memory in memories]
-    whole = rows == list(range(first.rows)) and all(memory.scheduler is first.scheduler for memory in memories)
+    whole = rows == list(range(first.rows)) and all(
+        memory.scheduler is first.scheduler for memory in memories
+    )
     own = copy.copy(first.scheduler)
 
     def joined(values: Sequence[Any]) -> Any:
@@ -194,7 +235,11 @@ def _gathered(memories: Sequence[Memory]) -> Any:
 
     for name, value in vars(own).items():
         each = [vars(memory.scheduler)[name] for memory in memories]
-        setattr(own, name, list(map(joined, zip(*each, strict=True))) if isinstance(value, list) else joined(each))
+        setattr(
+            own,
+            name,
+            list(map(joined, zip(*each, strict=True))) if isinstance(value, list) else joined(each),
+        )
     return own
 
 
@@ -213,5 +258,6 @@ def _kind(memory: Memory) -> Hashable:
 
 
 def _by_row(value: Any, rows: int) -> bool:
-    """Whether part of a history is a tensor with a row for each candidate; numbers are for all of them."""
+    """Whether part of a history is a tensor with a row for each candidate; numbers are for all of
+    them."""
     return isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows

@@ -1,8 +1,10 @@
-"""Tiny autoencoders of video latents, as published under the name TAEHV, for previews of unfinished estimates.
+"""Tiny autoencoders of video latents, as published under the name TAEHV, for previews of unfinished
+estimates.
 
-Diffusers has `AutoencoderTiny` for images, and none for videos. The files are in the folder `safetensors` of
-github.com/madebyollin/taehv: `taew2_1` for Wan 2.1, Wan 2.2 A14B and Qwen-Image, `taeltx_2` for LTX-2. The names and
-shapes of their convolutions give all sizes. Only the decoder is read.
+Diffusers has `AutoencoderTiny` for images, and none for videos. The files are in the folder
+`safetensors` of github.com/madebyollin/taehv: `taew2_1` for Wan 2.1, Wan 2.2 A14B and Qwen-Image,
+`taeltx_2` for LTX-2. The names and shapes of their convolutions give all sizes. Only the decoder is
+read.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch.nn import functional
 from ttsnap.files.reading import foreign
 
 STAGES = (3, 9, 15)
-"""The first layers of the three stages: three blocks with a memory, then more pixels, more frames, fewer channels."""
+"""The first layers of the three stages: three blocks with a memory, then more pixels, more frames,
+fewer channels."""
 BOUND = 3.0
 """Latents are softly clamped to plus and minus this."""
 
@@ -31,11 +34,18 @@ class _Remembering(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        steps = [_local(2 * width, width), nn.ReLU(), _local(width, width), nn.ReLU(), _local(width, width)]
+        steps = [
+            _local(2 * width, width),
+            nn.ReLU(),
+            _local(width, width),
+            nn.ReLU(),
+            _local(width, width),
+        ]
         self.conv = nn.Sequential(*steps)
 
     def forward(self, frames: Tensor, before: Tensor) -> Tensor:
-        """frames (N, T, C, h, w) -> the same shape. before (N, 1, C, h, w): the frame that precedes them."""
+        """frames (N, T, C, h, w) -> the same shape. before (N, 1, C, h, w): the frame that precedes
+        them."""
         seen = torch.cat([frames, torch.cat([before, frames[:, :-1]], dim=1)], dim=2)
         made: Tensor = functional.relu(frames + _each(self.conv, seen))
         return made
@@ -58,8 +68,9 @@ class _MoreFrames(nn.Module):
 class TinyVideoVAE(nn.Module):
     """The decoder of a TAEHV, for previews: `pipe.preview_vae = TinyVideoVAE.from_file(FILE)`.
 
-    z_dim: channels of latents. widths: of the three stages and of the last layers. times: how many frames each stage
-    makes of one. patch_size: the side of the square of pixels that the last layer makes of each position.
+    z_dim: channels of latents. widths: of the three stages and of the last layers. times: how many
+    frames each stage makes of one. patch_size: the side of the square of pixels that the last layer
+    makes of each position.
 
     It reads latents in the diffusion model's scale, so that its own mean is 0 and its deviation 1.
     """
@@ -75,15 +86,31 @@ class TinyVideoVAE(nn.Module):
         layers: list[nn.Module] = [nn.Identity(), _local(z_dim, widths[0]), nn.ReLU()]
         for width, after, more in zip(widths[:-1], widths[1:], times, strict=True):
             layers += [_Remembering(width) for _ in range(3)]
-            layers += [nn.Upsample(scale_factor=2), _MoreFrames(width, more), _local(width, after, bias=False)]
+            layers += [
+                nn.Upsample(scale_factor=2),
+                _MoreFrames(width, more),
+                _local(width, after, bias=False),
+            ]
         self.decoder = nn.ModuleList([*layers, nn.ReLU(), _local(widths[-1], 3 * patch_size**2)])
         self.z_dim, self.patch_size = z_dim, patch_size
         # What blocks and pipelines read of a VAE's config.
-        unscaled = {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim, "scaling_factor": 1.0}
-        sizes = {"z_dim": z_dim, "widths": tuple(widths), "times": tuple(times), "patch_size": patch_size}
+        unscaled = {
+            "latents_mean": [0.0] * z_dim,
+            "latents_std": [1.0] * z_dim,
+            "scaling_factor": 1.0,
+        }
+        sizes = {
+            "z_dim": z_dim,
+            "widths": tuple(widths),
+            "times": tuple(times),
+            "patch_size": patch_size,
+        }
         self.config: Any = FrozenDict({**sizes, **unscaled, "timestep_conditioning": False})
         self.temperal_downsample = [more > 1 for more in reversed(times)]
-        self.temporal_compression_ratio, self.spatial_compression_ratio = math.prod(times), 8 * patch_size
+        self.temporal_compression_ratio, self.spatial_compression_ratio = (
+            math.prod(times),
+            8 * patch_size,
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,11 +132,15 @@ class TinyVideoVAE(nn.Module):
         wrong = f"cannot load a tiny video VAE from {path}"
         with foreign(wrong):
             tensors = load_file(path)
-        state = {name: value.float() for name, value in tensors.items() if name.startswith("decoder.")}
+        state = {
+            name: value.float() for name, value in tensors.items() if name.startswith("decoder.")
+        }
         sizes = _sizes(state)
         if sizes is None:
-            raise ValueError(f"{wrong}: its tensors are not those of the decoder of a TAEHV, which has three stages of "
-                             "blocks, from decoder.1.weight to decoder.22.weight")  # fmt: skip
+            raise ValueError(
+                f"{wrong}: its tensors are not those of the decoder of a TAEHV, which has three"
+                " stages of blocks, from decoder.1.weight to decoder.22.weight"
+            )
         with foreign(wrong):
             with torch.device("meta"):  # a file that claims large sizes takes no memory
                 vae = cls(**sizes)
@@ -118,20 +149,24 @@ class TinyVideoVAE(nn.Module):
         return vae
 
     def decode(self, z: Tensor, timestep: Any = None, return_dict: bool = True) -> tuple[Tensor]:
-        """Videos (N, 3, T', 8 p h, 8 p w) in [-1, 1], in a tuple, of latents z (N, C, T, h, w), frame after frame.
+        """Videos (N, 3, T', 8 p h, 8 p w) in [-1, 1], in a tuple, of latents z (N, C, T, h, w),
+        frame after frame.
 
-        T' is times * (T - 1) + 1. ValueError for latents of another shape. timestep, return_dict: as other VAEs have
-        them, and not read.
+        T' is times * (T - 1) + 1. ValueError for latents of another shape. timestep, return_dict:
+        as other VAEs have them, and not read.
         """
         if z.ndim != 5 or z.shape[1] != self.z_dim:
-            raise ValueError(f"this preview VAE decodes videos of latents (N, {self.z_dim}, T, h, w), "
-                             f"and got {tuple(z.shape)}")  # fmt: skip
+            raise ValueError(
+                f"this preview VAE decodes videos of latents (N, {self.z_dim}, T, h, w), "
+                f"and got {tuple(z.shape)}"
+            )
         memory: dict[int, Tensor] = {}
         clips = [self._clip(latent, memory) for latent in z.transpose(1, 2).split(1, dim=1)]
         return (torch.cat(clips, dim=1)[:, self.temporal_compression_ratio - 1 :].transpose(1, 2),)
 
     def _clip(self, latent: Tensor, memory: dict[int, Tensor]) -> Tensor:
-        """Frames (N, times, 3, H, W) of one latent frame (N, 1, C, h, w). memory: the last frame of each block."""
+        """Frames (N, times, 3, H, W) of one latent frame (N, 1, C, h, w). memory: the last frame of
+        each block."""
         frames = BOUND * torch.tanh(latent / BOUND)
         for i, layer in enumerate(self.decoder):
             if isinstance(layer, _Remembering):
@@ -154,8 +189,11 @@ def _each(layer: nn.Module, frames: Tensor) -> Tensor:
 
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments of a TinyVideoVAE with these tensors; None where tensors that give its sizes are missing."""
-    first, *others, last = (f"decoder.{i}.weight" for i in (1, *(start + 5 for start in STAGES), 22))
+    """The arguments of a TinyVideoVAE with these tensors; None where tensors that give its sizes
+    are missing."""
+    first, *others, last = (
+        f"decoder.{i}.weight" for i in (1, *(start + 5 for start in STAGES), 22)
+    )
     growing = [f"decoder.{start + 4}.conv.weight" for start in STAGES]
     needed = [state.get(name) for name in (first, *others, last, *growing)]
     if any(tensor is None or tensor.ndim != 4 or not tensor.numel() for tensor in needed):

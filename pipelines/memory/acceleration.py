@@ -23,8 +23,8 @@ from ttsnap.extras import install
 
 SDPA = "sdpa"
 # Processors whose counterpart for xformers computes the same. diffusers' own method,
-# enable_xformers_memory_efficient_attention(), replaces all processors, which changes some models: Sana's linear
-# attention would become softmax, and Lumina2 would lose its rotary embedding.
+# enable_xformers_memory_efficient_attention(), replaces all processors, which changes some models:
+# Sana's linear attention would become softmax, and Lumina2 would lose its rotary embedding.
 TWINS: dict[type, type] = {
     processors.AttnProcessor: processors.XFormersAttnProcessor,
     processors.AttnProcessor2_0: processors.XFormersAttnProcessor,
@@ -37,10 +37,11 @@ BACK: dict[type, type] = {
 # Denoisers that mask the padding of shorter prompts inside their attention.
 MASKING = ("PixArtTransformer2DModel", "QwenImageTransformer2DModel", "ZImageTransformer2DModel")
 MOST_ERROR = 0.1
-"""The largest relative error against SDPA at which a kernel is accepted. Kernels that quantise are below it; a kernel
-that misreads the mask is far above it."""
+"""The largest relative error against SDPA at which a kernel is accepted. Kernels that quantise are
+below it; a kernel that misreads the mask is far above it."""
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(query, key, value (B, L, heads, D), mask (B, L), True where a key is attended to) -> (B, L, heads, D)."""
+"""(query, key, value (B, L, heads, D), mask (B, L), True where a key is attended to) -> (B, L,
+heads, D)."""
 
 
 class _UnfitError(Exception):
@@ -48,7 +49,8 @@ class _UnfitError(Exception):
 
 
 def network(pipe: Any) -> Any:
-    """The transformer or U-Net of a pipeline, without the wrapper of torch.compile. ValueError where it has neither."""
+    """The transformer or U-Net of a pipeline, without the wrapper of torch.compile. ValueError
+    where it has neither."""
     model = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     if model is None:
         raise ValueError(f"{type(pipe).__name__} has neither a transformer nor a unet")
@@ -56,13 +58,15 @@ def network(pipe: Any) -> Any:
 
 
 def use_attention(pipe: Any, backend: str = SDPA) -> str:
-    """Run the denoiser's attention on `backend` and return what is in force: that, or "sdpa" with a warning why not.
+    """Run the denoiser's attention on `backend` and return what is in force: that, or "sdpa" with a
+    warning why not.
 
-    backend: "sdpa", "xformers", or another name of diffusers' AttentionBackendName ("flash", "sage", ...). It is tried
-    on the pipeline's device, dtype and head sizes before it is used: move the pipeline first. ValueError for an unknown
-    name. Pipelines that share the network share the change. Where diffusers dispatches attention (Flux, Flux.2,
-    Qwen-Image, Z-Image) it sets the backend for the whole process. Other models of these families that were not given
-    one get it, too. Switch before compile_denoiser.
+    backend: "sdpa", "xformers", or another name of diffusers' AttentionBackendName ("flash",
+    "sage", ...). It is tried on the pipeline's device, dtype and head sizes before it is used: move
+    the pipeline first. ValueError for an unknown name. Pipelines that share the network share the
+    change. Where diffusers dispatches attention (Flux, Flux.2, Qwen-Image, Z-Image) it sets the
+    backend for the whole process. Other models of these families that were not given one get it,
+    too. Switch before compile_denoiser.
     """
     name, model = backend.lower(), network(pipe)
     known = [SDPA, *(b.value for b in AttentionBackendName)]
@@ -81,16 +85,22 @@ def use_attention(pipe: Any, backend: str = SDPA) -> str:
 
 
 def dispatches(model: Any) -> bool:
-    """Whether set_attention_backend reaches this model's attention. Elsewhere it silently does nothing."""
+    """Whether set_attention_backend reaches this model's attention. Elsewhere it silently does
+    nothing."""
     return any(hasattr(module.processor, "_attention_backend") for module in _attention(model))
 
 
 def _attention(model: Any) -> Iterator[Any]:
-    return (m for m in model.modules() if hasattr(m, "set_processor") and getattr(m, "processor", None) is not None)
+    return (
+        m
+        for m in model.modules()
+        if hasattr(m, "set_processor") and getattr(m, "processor", None) is not None
+    )
 
 
 def _native(model: Any) -> None:
-    """Return to SDPA. diffusers' disable_xformers_... would give SD3 a processor that ignores the prompt."""
+    """Return to SDPA. diffusers' disable_xformers_... would give SD3 a processor that ignores the
+    prompt."""
     for module in _attention(model):
         if type(module.processor) in BACK:
             module.set_processor(BACK[type(module.processor)]())
@@ -105,17 +115,27 @@ def _switch(pipe: Any, model: Any, name: str) -> None:
     if dispatches(model):
         try:
             model.set_attention_backend(name)
-        except Exception as error:  # a package or a device is missing, or a kernel could not be downloaded
+        except (
+            Exception
+        ) as error:  # a package or a device is missing, or a kernel could not be downloaded
             raise _UnfitError(f"{name} cannot be used: {_first_line(error)}") from error
         _try(pipe, model, name, _dispatched(name))
         return
     if name != "xformers":
-        raise _UnfitError(f"diffusers cannot switch the attention of {type(model).__name__} to {name}")
+        raise _UnfitError(
+            f"diffusers cannot switch the attention of {type(model).__name__} to {name}"
+        )
     modules = list(_attention(model))
     alone = {type(m.processor).__name__ for m in modules if type(m.processor) not in TWINS}
-    alone |= {"query norms" for m in modules if type(m.processor) in _PLAIN and getattr(m, "norm_q", None) is not None}
+    alone |= {
+        "query norms"
+        for m in modules
+        if type(m.processor) in _PLAIN and getattr(m, "norm_q", None) is not None
+    }
     if alone or not modules:
-        raise _UnfitError(f"xformers has no counterpart of {', '.join(sorted(alone))} of {type(model).__name__}")
+        raise _UnfitError(
+            f"xformers has no counterpart of {', '.join(sorted(alone))} of {type(model).__name__}"
+        )
     _try(pipe, model, name, _memory_efficient)
     for module in modules:
         module.set_processor(TWINS[type(module.processor)]())
@@ -125,17 +145,21 @@ _PLAIN = (processors.AttnProcessor, processors.AttnProcessor2_0)
 
 
 def _dispatched(name: str) -> Kernel:
-    """The backend `name`, called as the attention processors of Flux do: with a boolean mask (B, 1, 1, L)."""
+    """The backend `name`, called as the attention processors of Flux do: with a boolean mask (B, 1,
+    1, L)."""
 
     def kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         seen = None if mask is None else mask[:, None, None, :]
-        return dispatch_attention_fn(query, key, value, attn_mask=seen, backend=AttentionBackendName(name))
+        return dispatch_attention_fn(
+            query, key, value, attn_mask=seen, backend=AttentionBackendName(name)
+        )
 
     return kernel
 
 
 def _memory_efficient(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """xformers, called as XFormersAttnProcessor does: tensors (B * heads, L, D), the mask as a bias on the logits."""
+    """xformers, called as XFormersAttnProcessor does: tensors (B * heads, L, D), the mask as a bias
+    on the logits."""
     batch, length, heads, _ = query.shape
     q, k, v = (t.transpose(1, 2).flatten(0, 1).contiguous() for t in (query, key, value))
     bias = None
@@ -147,17 +171,21 @@ def _memory_efficient(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
 
 
 def _try(pipe: Any, model: Any, name: str, kernel: Kernel) -> None:
-    """Compare the kernel with SDPA on random tensors, on the pipeline's device, in the model's dtype and head sizes.
+    """Compare the kernel with SDPA on random tensors, on the pipeline's device, in the model's
+    dtype and head sizes.
 
     _UnfitError where it fails, or its relative error is not below MOST_ERROR.
     """
     device, dtype = pipe._execution_device, model.dtype
     where = f"{str(dtype).removeprefix('torch.')} on {device.type}"
-    length, generator = 300, torch.Generator().manual_seed(0)  # 300: some kernels want multiples of 8 of a mask
+    # 300: some kernels want multiples of 8 of a mask
+    length, generator = 300, torch.Generator().manual_seed(0)
     mask = torch.ones(2, length, dtype=torch.bool, device=device)
     mask[1, length // 3 :] = False
     for size in sorted({m.inner_dim // m.heads for m in _attention(model)}):
-        q, k, v = (torch.randn(2, length, 2, size, generator=generator).to(device, dtype) for _ in range(3))
+        q, k, v = (
+            torch.randn(2, length, 2, size, generator=generator).to(device, dtype) for _ in range(3)
+        )
         for seen in (None, mask) if type(model).__name__ in MASKING else (None,):
             task = f"heads of {size}, {where}"
             task += "" if seen is None else ", masking the padding of shorter prompts"
@@ -166,13 +194,18 @@ def _try(pipe: Any, model: Any, name: str, kernel: Kernel) -> None:
                     error = _error(kernel(q, k, v, seen), q, k, v, seen)
             except Exception as failure:
                 hint = "; move the pipeline to a CUDA device first" if device.type == "cpu" else ""
-                raise _UnfitError(f"{name} failed on {task}: {_first_line(failure)}{hint}") from failure
+                raise _UnfitError(
+                    f"{name} failed on {task}: {_first_line(failure)}{hint}"
+                ) from failure
             if not error < MOST_ERROR:
-                raise _UnfitError(f"{name} computes something else than SDPA ({task}): relative error {error:.2g}")
+                raise _UnfitError(
+                    f"{name} computes something else than SDPA ({task}): relative error {error:.2g}"
+                )
 
 
 def _error(found: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> float:
-    """Relative L2 error of a kernel's output (B, L, heads, D) against SDPA of the same query, key, value and mask."""
+    """Relative L2 error of a kernel's output (B, L, heads, D) against SDPA of the same query, key,
+    value and mask."""
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     seen = None if mask is None else mask[:, None, None, :]
     expected = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).float()
@@ -184,24 +217,36 @@ def _first_line(error: Exception) -> str:
 
 
 RECOMPILE_LIMIT = 64
-"""Kinds of blocks times batch sizes. PyTorch's limit of 8 would be an error in searches with larger batches."""
+"""Kinds of blocks times batch sizes. PyTorch's limit of 8 would be an error in searches with larger
+batches."""
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
 def compile_denoiser(
-    pipe: Any, *, mode: str | None = None, regional: bool = True, dynamic: bool | None = False, **options: Any
+    pipe: Any,
+    *,
+    mode: str | None = None,
+    regional: bool = True,
+    dynamic: bool | None = False,
+    **options: Any,
 ) -> None:
-    """Compile the denoising network in place, at its first calls; the weights and the module stay the same.
+    """Compile the denoising network in place, at its first calls; the weights and the module stay
+    the same.
 
-    mode: of torch.compile, as "max-autotune-no-cudagraphs". ValueError for those with CUDA graphs, which reuse the
-    memory of outputs that a search keeps. regional: only the repeated blocks, as full graphs, where diffusers names
-    them (U-Nets, Flux, Flux.2, Qwen-Image, Z-Image): quicker to compile; elsewhere the whole network is compiled.
-    dynamic: False compiles once per batch size, and `pipe._search_buckets = True` makes `SearchMixin.engine` fill
-    batches up to a few sizes (ttsnap/engine/batch_sizes.py); True compiles for any size, and batches stay as they are.
+    mode: of torch.compile, as "max-autotune-no-cudagraphs". ValueError for those with CUDA graphs,
+    which reuse the memory of outputs that a search keeps. regional: only the repeated blocks, as
+    full graphs, where diffusers names them (U-Nets, Flux, Flux.2, Qwen-Image, Z-Image): quicker to
+    compile; elsewhere the whole network is compiled.
+    dynamic: False compiles once per batch size, and `pipe._search_buckets = True` makes
+    `SearchMixin.engine` fill batches up to a few sizes (ttsnap/engine/batch_sizes.py); True
+    compiles for any size, and batches stay as they are.
     options: more arguments of torch.compile.
     """
     if mode in CUDA_GRAPHS:
-        raise ValueError(f"mode {mode!r} reuses the memory of outputs; choose 'max-autotune-no-cudagraphs' or None")
+        raise ValueError(
+            f"mode {mode!r} reuses the memory of outputs; choose 'max-autotune-no-cudagraphs' or"
+            " None"
+        )
     model = network(pipe)
     settings: dict[str, Any] = {"mode": mode, "dynamic": dynamic, **_limit(), **options}
     if regional and getattr(model, "_repeated_blocks", None):
@@ -212,7 +257,8 @@ def compile_denoiser(
 
 
 def _limit() -> dict[str, int]:
-    """The limit of compilations: an option of torch.compile, or in older versions set for the process."""
+    """The limit of compilations: an option of torch.compile, or in older versions set for the
+    process."""
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         return {"recompile_limit": RECOMPILE_LIMIT}
     config: Any = importlib.import_module("torch._dynamo.config")

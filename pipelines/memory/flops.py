@@ -1,4 +1,5 @@
-"""FLOPs of a family's denoiser: counted on copies of its networks without memory, or on a real call."""
+"""FLOPs of a family's denoiser: counted on copies of its networks without memory, or on a real
+call."""
 
 from __future__ import annotations
 
@@ -23,10 +24,12 @@ _TYPICAL = "a red circle and a blue square"
 
 
 class Memo(dict[tuple[Hashable, ...], Any]):
-    """Measurements of a pipeline (FLOPs, batch sizes) by their setting, which holds weak references to networks.
+    """Measurements of a pipeline (FLOPs, batch sizes) by their setting, which holds weak references
+    to networks.
 
-    Entries of networks that are gone are dropped. An `id` in place of a reference could become another network's. Deep
-    copies and pickles of a pipeline have other networks, and begin with an empty memo.
+    Entries of networks that are gone are dropped. An `id` in place of a reference could become
+    another network's. Deep copies and pickles of a pipeline have other networks, and begin with an
+    empty memo.
     """
 
     def __setitem__(self, key: tuple[Hashable, ...], value: Any) -> None:
@@ -44,16 +47,24 @@ class Memo(dict[tuple[Hashable, ...], Any]):
 
     def of_copies(self, nets: Mapping[Any, Any]) -> Memo:
         """The same measurements of copies of networks, which cost what these cost."""
-        copies: dict[Hashable, Hashable] = {weakref.ref(net): weakref.ref(copied) for net, copied in nets.items()}
-        return Memo({tuple(copies.get(part, part) for part in key): dict(value) for key, value in list(self.items())
-                     if not copies.keys().isdisjoint(key)})  # fmt: skip
+        copies: dict[Hashable, Hashable] = {
+            weakref.ref(net): weakref.ref(copied) for net, copied in nets.items()
+        }
+        return Memo(
+            {
+                tuple(copies.get(part, part) for part in key): dict(value)
+                for key, value in list(self.items())
+                if not copies.keys().isdisjoint(key)
+            }
+        )
 
     def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
         return Memo, ()
 
 
 def counted(denoiser: Any, decoder: str) -> tuple[float, float]:
-    """FLOPs of a guided evaluation and of the decoder, "decode" or "preview"; kept with the pipeline by setting."""
+    """FLOPs of a guided evaluation and of the decoder, "decode" or "preview"; kept with the
+    pipeline by setting."""
     memo = denoiser.memo(decoder)
     if "flops" not in memo:
         memo["flops"] = count(denoiser, lambda: denoiser, decoder)
@@ -62,7 +73,8 @@ def counted(denoiser: Any, decoder: str) -> tuple[float, float]:
 
 
 def counted_draft(denoiser: Any, twin: Callable[[], Any]) -> float:
-    """FLOPs of one forward pass of a drafter, kept in the same way. twin: copies the denoiser for the drafter."""
+    """FLOPs of one forward pass of a drafter, kept in the same way. twin: copies the denoiser for
+    the drafter."""
     memo = twin().memo()
     if "draft" not in memo:
         memo["draft"] = count(denoiser, twin)[0] / twin().passes_per_nfe
@@ -71,9 +83,13 @@ def counted_draft(denoiser: Any, twin: Callable[[], Any]) -> float:
 
 
 def counted_coupled(
-    denoiser: Any, size: int, twin: Callable[[], Any], within: Callable[[Any], AbstractContextManager[None]]
+    denoiser: Any,
+    size: int,
+    twin: Callable[[], Any],
+    within: Callable[[Any], AbstractContextManager[None]],
 ) -> float:
-    """FLOPs that coupling a seed with the others of a group takes beside its evaluation, kept in the same way."""
+    """FLOPs that coupling a seed with the others of a group takes beside its evaluation, kept in
+    the same way."""
     memo = denoiser.memo()
     if ("coupled", size) not in memo:
         memo["coupled", size] = count(denoiser, twin, rows=size, within=within)[0] / size
@@ -88,22 +104,31 @@ def count(
     rows: int = 1,
     within: Callable[[Any], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[float, ...]:
-    """FLOPs of a guided evaluation of so many rows by `caller()`, the denoiser or a copy, and of its decoders.
+    """FLOPs of a guided evaluation of so many rows by `caller()`, the denoiser or a copy, and of
+    its decoders.
 
-    within: in which the copy that is counted is called. The denoiser encodes a prompt of typical length, so that its
-    own are to be encoded afterwards.
+    within: in which the copy that is counted is called. The denoiser encodes a prompt of typical
+    length, so that its own are to be encoded afterwards.
     """
     denoiser.encode([_TYPICAL])
-    own, x, zero = caller(), denoiser.init_latents([seeded(0)] * rows), torch.zeros(rows, dtype=torch.long)
+    own, x, zero = (
+        caller(),
+        denoiser.init_latents([seeded(0)] * rows),
+        torch.zeros(rows, dtype=torch.long),
+    )
 
     def made(by: Any, latents: Tensor) -> tuple[float, ...]:
-        calls = [partial(by.predict, latents, zero, zero), *(partial(getattr(by, name), latents) for name in decoders)]
+        calls = [
+            partial(by.predict, latents, zero, zero),
+            *(partial(getattr(by, name), latents) for name in decoders),
+        ]
         with within(by):
             return tuple(map(count_flops, calls))
 
     try:
         return made(own.meta_twin(), x.to("meta"))
-    except Exception:  # what depends on values (masks) or cannot leave its device (quantised weights)
+    except Exception:
+        # What depends on values (masks) or cannot leave its device (quantised weights).
         logger.debug("FLOPs are counted by a real call", exc_info=True)
     return made(own.by(shared_copy(own.net)) if _compiled(own.net) else own, x)
 
@@ -115,7 +140,8 @@ def _compiled(net: Any) -> bool:
 
 
 def meta_twin(denoiser: Any) -> Any:
-    """The denoiser of a pipeline with its network, decoders and encoded prompts on the meta device."""
+    """The denoiser of a pipeline with its network, decoders and encoded prompts on the meta
+    device."""
     twin = copy.copy(denoiser)
     vars(twin).update({name: values_on_meta(value) for name, value in vars(denoiser).items()})
     twin.pipe = copy.copy(denoiser.pipe)
@@ -140,12 +166,18 @@ def values_on_meta(value: Any) -> Any:
 def setting_of(denoiser: Any, decoder: str) -> tuple[Hashable, ...]:
     """What the cost and the memory of a row depend on: networks, size, passes, length of texts."""
     parts = (denoiser.net, denoiser.pipe.vae if decoder == "decode" else denoiser.pipe.preview_vae)
-    call = (denoiser.layout.height, denoiser.layout.width, denoiser.passes_per_nfe, denoiser.text_length)
+    call = (
+        denoiser.layout.height,
+        denoiser.layout.width,
+        denoiser.passes_per_nfe,
+        denoiser.text_length,
+    )
     return (*(weakref.ref(part) for part in parts), *map(filling, parts), *call)
 
 
 def filling(part: Any) -> tuple[Any, ...]:
-    """What may change within a network: the number of weights, and the names of active LoRA adapters."""
+    """What may change within a network: the number of weights, and the names of active LoRA
+    adapters."""
     size = sum(parameter.numel() for parameter in part.parameters())
     try:
         return (size, *part.active_adapters()) if getattr(part, "peft_config", None) else (size,)

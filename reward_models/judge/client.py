@@ -1,4 +1,5 @@
-"""The client of a judge: questions to an OpenAI-compatible server in parallel, and a cache of scores."""
+"""The client of a judge: questions to an OpenAI-compatible server in parallel, and a cache of
+scores."""
 
 from __future__ import annotations
 
@@ -34,13 +35,18 @@ MEANT = {
     401: f": the key is not accepted; check {KEY}",
     403: f": the key may not ask this model; check {KEY} and {MODEL}",
     404: f": there is no such model or address; check {MODEL} and {BASE_URL}",
-    429: ": too many questions, or no credit left; lower concurrency, raise retries, or look at your account",
+    429: (
+        ": too many questions, or no credit left; lower concurrency, raise retries, or look at your"
+        " account"
+    ),
 }
-"""What a status means for a judge. No message quotes a server: it may repeat the key that it was sent."""
+"""What a status means for a judge. No message quotes a server: it may repeat the key that it was
+sent."""
 
 
 class Judgement(NamedTuple):
-    """The answer to one question. score: nan where it failed; tokens: that it took; error: why it failed."""
+    """The answer to one question. score: nan where it failed; tokens: that it took; error: why it
+    failed."""
 
     score: float
     tokens: int
@@ -64,7 +70,8 @@ class Usage:
 
 
 class Client:
-    """A client of the server and the model that the options name, or the environment (`JudgeOptions.filled`)."""
+    """A client of the server and the model that the options name, or the environment
+    (`JudgeOptions.filled`)."""
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options.filled()
@@ -83,7 +90,11 @@ class Client:
         keys = [key_of(body, o.base_url) for body in bodies]
         found: dict[str, Judgement] = {}
         for key, question in zip(keys, questions, strict=True):
-            score = self.cache.get(key, question.answer.low, question.answer.high) if self.cache else None
+            score = (
+                self.cache.get(key, question.answer.low, question.answer.high)
+                if self.cache
+                else None
+            )
             if score is not None:
                 found[key] = Judgement(score, 0)
         self.usage.known += sum(key in found for key in keys)
@@ -91,21 +102,31 @@ class Client:
         for at, key in enumerate(keys):
             if key not in found:
                 new.setdefault(key, at)
-        verdicts = finished(self._all([(questions[at], bodies[at]) for at in new.values()])) if new else []
+        verdicts = (
+            finished(self._all([(questions[at], bodies[at]) for at in new.values()])) if new else []
+        )
         for key, verdict in zip(new, verdicts, strict=True):
             found[key] = verdict
             if self.cache and verdict.error is None:
                 self.cache.put(key, verdict.score)
-        return [found[key] if new.get(key, at) == at else found[key]._replace(tokens=0) for at, key in enumerate(keys)]
+        return [
+            found[key] if new.get(key, at) == at else found[key]._replace(tokens=0)
+            for at, key in enumerate(keys)
+        ]
 
     async def _all(self, questions: Sequence[tuple[Question, dict[str, Json]]]) -> list[Judgement]:
         o = self.options
         turns = asyncio.Semaphore(o.concurrency)
         with read_proxies():
-            http = openai.DefaultAsyncHttpxClient(follow_redirects=False)  # images go to the user's server only
+            # images go to the user's server only
+            http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
         key = read_key(KEY) or "none"  # the package wants one, servers of one's own mostly do not
         async with openai.AsyncOpenAI(
-            api_key=key, base_url=o.base_url, timeout=o.timeout, max_retries=o.retries, http_client=http
+            api_key=key,
+            base_url=o.base_url,
+            timeout=o.timeout,
+            max_retries=o.retries,
+            http_client=http,
         ) as client:
 
             async def one(question: Question, body: dict[str, Json]) -> Judgement:
@@ -114,7 +135,9 @@ class Client:
 
             return await asyncio.gather(*(one(question, body) for question, body in questions))
 
-    async def _one(self, client: openai.AsyncOpenAI, question: Question, body: dict[str, Json]) -> Judgement:
+    async def _one(
+        self, client: openai.AsyncOpenAI, question: Question, body: dict[str, Json]
+    ) -> Judgement:
         """One question, and further attempts where the openai package makes some."""
         text = b""
         try:
@@ -123,11 +146,17 @@ class Client:
         except TimeoutError:
             return self._failed(f"gave no answer within {self.options.timeout:g} s", 0)
         except openai.APIStatusError as error:
-            return self._failed(f"refused with status {error.status_code}{MEANT.get(error.status_code, '')}", 0)
-        except Exception as error:  # whatever the package or the connection raises costs this score only
+            return self._failed(
+                f"refused with status {error.status_code}{MEANT.get(error.status_code, '')}", 0
+            )
+        except (
+            Exception
+        ) as error:  # whatever the package or the connection raises costs this score only
             # By its type alone: its words may quote the server, or a header.
             what = type(error.__cause__ or error).__name__
-            return self._failed(f"could not be asked ({what}); is there a server at {self.options.base_url}?", 0)
+            return self._failed(
+                f"could not be asked ({what}); is there a server at {self.options.base_url}?", 0
+            )
         tokens = most = self.options.image_tokens * len(question.images)
         if len(text) > REPLY_BYTES:
             return self._failed(f"replied more than {REPLY_BYTES:,} bytes", 0)
@@ -139,11 +168,17 @@ class Client:
                 tokens, (question_tokens, answer_tokens) = sum(counted), counted
                 self.usage.question_tokens += question_tokens
                 self.usage.answer_tokens += answer_tokens
-                money = question_tokens * self.options.price_in + answer_tokens * self.options.price_out
+                money = (
+                    question_tokens * self.options.price_in + answer_tokens * self.options.price_out
+                )
                 self.usage.money += money / 1e6
             if tokens > most:
-                logger.warning("%s took %d tokens for a question, above image_tokens=%d an image; raise it",
-                               self.options.model, tokens, self.options.image_tokens)  # fmt: skip
+                logger.warning(
+                    "%s took %d tokens for a question, above image_tokens=%d an image; raise it",
+                    self.options.model,
+                    tokens,
+                    self.options.image_tokens,
+                )
             return Judgement(read_reply(reply, question.answer), tokens)
         except ValueError as error:
             return self._failed(f"gave an answer that cannot be used: {error}", tokens)
@@ -155,7 +190,8 @@ class Client:
 
 
 async def _reply(client: openai.AsyncOpenAI, body: dict[str, Json]) -> bytes:
-    """The bytes of a successful reply, one more than REPLY_BYTES at least where there are too many."""
+    """The bytes of a successful reply, one more than REPLY_BYTES at least where there are too
+    many."""
     text = bytearray()
     asking = client.chat.completions.with_streaming_response
     async with asking.create(model="", messages=[], extra_body=body) as reply:
@@ -174,8 +210,8 @@ def key_of(body: Mapping[str, Json], server: str) -> str:
 class Cache:
     """At most `most` scores in a folder, a small file for each; the oldest are removed first.
 
-    Several processes may share a folder. Entries that cannot be read or written are ignored: a cache must not cost a
-    score.
+    Several processes may share a folder. Entries that cannot be read or written are ignored: a
+    cache must not cost a score.
     """
 
     def __init__(self, folder: Path, most: int) -> None:
@@ -186,7 +222,11 @@ class Cache:
         """The score under a key, if there is one between `low` and `high`."""
         with contextlib.suppress(ValueError, OSError):
             score = read_object(self._path(key), most=ENTRY_BYTES).get("score")
-            if isinstance(score, int | float) and not isinstance(score, bool) and low <= score <= high:
+            if (
+                isinstance(score, int | float)
+                and not isinstance(score, bool)
+                and low <= score <= high
+            ):
                 return float(score)
         return None
 
@@ -213,7 +253,11 @@ class Cache:
     def _entries(self) -> list[Path]:
         """The entries alone: a folder may hold other files, and links to other places."""
         folders = [folder for folder in self.folder.glob(2 * "[0-9a-f]") if not folder.is_symlink()]
-        paths = [path for folder in folders for path in folder.glob(f"{folder.name}{62 * '[0-9a-f]'}.json")]
+        paths = [
+            path
+            for folder in folders
+            for path in folder.glob(f"{folder.name}{62 * '[0-9a-f]'}.json")
+        ]
         return [path for path in paths if path.is_symlink() or path.is_file()]
 
     def _path(self, key: str) -> Path:

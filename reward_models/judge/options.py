@@ -21,7 +21,11 @@ OPENAI = "https://api.openai.com/v1"
 
 
 Printable = Annotated[
-    str, Rule("a printable text of at most 300 characters", lambda text: len(text) <= 300 and text.isprintable())
+    str,
+    Rule(
+        "a printable text of at most 300 characters",
+        lambda text: len(text) <= 300 and text.isprintable(),
+    ),
 ]
 
 
@@ -29,14 +33,16 @@ Printable = Annotated[
 class JudgeOptions(Settings):
     """Which model judges, and how. ValueError for values out of bounds.
 
-    model, base_url: "" for TTSNAP_JUDGE_MODEL and OPENAI_BASE_URL. concurrency: most questions in parallel. timeout:
-    seconds for a question with its retries, without the wait for its turn. retries: of a question, with the pauses of
-    the openai package, where the server is full or fails. detail: of images, as the API has it. temperature,
-    answer_tokens: of answers in words (a rubric's); some models allow a temperature of 1 only, and those that think
-    first need thousands of tokens. image_tokens: most tokens of a question for each of its images, text and answer
-    included: a budget in tokens charges this much beforehand. cache: folder of known scores, "" for the user's own,
-    "none" for none; cache_entries: most scores in it. price_in, price_out: per million tokens of questions and of
-    answers, for `usage`. rounds: comparisons for each image of a tournament.
+    model, base_url: "" for TTSNAP_JUDGE_MODEL and OPENAI_BASE_URL. concurrency: most questions in
+    parallel. timeout: seconds for a question with its retries, without the wait for its turn.
+    retries: of a question, with the pauses of the openai package, where the server is full or
+    fails. detail: of images, as the API has it. temperature, answer_tokens: of answers in words (a
+    rubric's); some models allow a temperature of 1 only, and those that think first need thousands
+    of tokens. image_tokens: most tokens of a question for each of its images, text and answer
+    included: a budget in tokens charges this much beforehand. cache: folder of known scores, "" for
+    the user's own, "none" for none; cache_entries: most scores in it. price_in, price_out: per
+    million tokens of questions and of answers, for `usage`. rounds: comparisons for each image of a
+    tournament.
     """
 
     model: Printable = ""
@@ -66,25 +72,39 @@ class JudgeOptions(Settings):
         for part in filter(None, text.split(",")):
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if "key" in name.lower() or name.lower() == "token":
-                raise ValueError(f"a key is no option of a judge, as options are written to files; set {KEY} instead")
+                raise ValueError(
+                    f"a key is no option of a judge, as options are written to files; set {KEY}"
+                    " instead"
+                )
             if not equals or name in values:
                 shown = "" if "@" in text else f" {text!r:.200}"  # that may be part of a password
-                raise ValueError(f"cannot read the judge's options{shown}; write them as model=NAME,retries=4")
+                raise ValueError(
+                    f"cannot read the judge's options{shown}; write them as model=NAME,retries=4"
+                )
             values[name] = _plain(value)
         return build(cls, values, "judge.")
 
     def filled(self) -> JudgeOptions:
         """With the environment's model and server where these options name none.
 
-        ValueError where no model is named, OpenAI's own server lacks a key, or the key cannot be one.
+        ValueError where no model is named, OpenAI's own server lacks a key, or the key cannot be
+        one.
         """
-        model, base_url = self.model or os.environ.get(MODEL, ""), self.base_url or os.environ.get(BASE_URL, "")
+        model, base_url = (
+            self.model or os.environ.get(MODEL, ""),
+            self.base_url or os.environ.get(BASE_URL, ""),
+        )
         if not model:
-            raise ValueError(f"a judge needs the name of a model: set {MODEL}, or write judge:yes:model=NAME")
+            raise ValueError(
+                f"a judge needs the name of a model: set {MODEL}, or write judge:yes:model=NAME"
+            )
         if base_url:
             _check_address(BASE_URL, base_url)
         if not read_key(KEY) and not base_url:
-            raise ValueError(f"{OPENAI} wants a key: set {KEY}, or {BASE_URL} where another server is to be asked")
+            raise ValueError(
+                f"{OPENAI} wants a key: set {KEY}, or {BASE_URL} where another server is to be"
+                " asked"
+            )
         return dataclasses.replace(self, model=model, base_url=base_url or OPENAI)
 
     @property
@@ -97,16 +117,24 @@ class JudgeOptions(Settings):
 
 
 def _check_address(name: str, url: str) -> None:
-    """ValueError unless it is the http address of a server, without a name, password or key in it."""
+    """ValueError unless it is the http address of a server, without a name, password or key in
+    it."""
     if "@" in url or "?" in url:
-        raise ValueError(f"{name} holds a name, a password or a query, which would show in messages; set {KEY} instead")
+        raise ValueError(
+            f"{name} holds a name, a password or a query, which would show in messages; set {KEY}"
+            " instead"
+        )
     try:
         parts = urlsplit(url)
         fits = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 80) > 0
     except ValueError:
-        raise ValueError(f"{name} is no address that can be read; write it like http://localhost:8000/v1") from None
+        raise ValueError(
+            f"{name} is no address that can be read; write it like http://localhost:8000/v1"
+        ) from None
     if not fits:
-        raise ValueError(f"{name} starts with http:// or https:// and a host, as {OPENAI}, got {url!r:.80}")
+        raise ValueError(
+            f"{name} starts with http:// or https:// and a host, as {OPENAI}, got {url!r:.80}"
+        )
 
 
 def _plain(text: str) -> str | int | float:

@@ -1,9 +1,10 @@
-"""Questions to a judge, and scores in its answers. An answer is untrusted data: checked, and never quoted in a message,
-since a server may repeat the key that it was sent, whole, in parts or encoded.
+"""Questions to a judge, and scores in its answers. An answer is untrusted data: checked, and never
+quoted in a message, since a server may repeat the key that it was sent, whole, in parts or encoded.
 
-The question of "yes" is VQAScore's (Lin et al., arXiv 2404.01291, `QUESTION` in vqa.py). VQAScore is P("Yes") over the
-whole vocabulary. An API shows the likeliest tokens only, so the score here is P(Yes) / (P(Yes) + P(No)), over all ways
-to write them. The rubric and the question about two images are ttsnap's own.
+The question of "yes" is VQAScore's (Lin et al., arXiv 2404.01291, `QUESTION` in vqa.py). VQAScore
+is P("Yes") over the whole vocabulary. An API shows the likeliest tokens only, so the score here is
+P(Yes) / (P(Yes) + P(No)), over all ways to write them. The rubric and the question about two images
+are ttsnap's own.
 """
 
 from __future__ import annotations
@@ -16,48 +17,57 @@ from ttsnap.files.reading import parse_object
 from ttsnap.files.settings import Json
 
 TOP = 20
-"""Likeliest first tokens of an answer with their log-probabilities: the most that common servers give."""
+"""Likeliest first tokens of an answer with their log-probabilities: the most that common servers
+give."""
 ROUNDED = 1e-3
 """A log-probability exceeds 0 by this at most: servers round."""
 MOST = 10
 """The best mark of a rubric; the worst is 0."""
 CRITERIA = {
     "objects": "everything that the prompt names is there, and nothing that it excludes",
-    "attributes": "colours, materials, sizes and styles are those of the prompt, each on the right object",
+    "attributes": (
+        "colours, materials, sizes and styles are those of the prompt, each on the right object"
+    ),
     "counts": "there are as many of each object as the prompt says",
     "relations": "positions, actions and relations are those of the prompt",
     "quality": "the image is free of artefacts, broken shapes and unreadable text",
 }
 """The criteria of the rubric, and how each is explained to the judge."""
 RUBRIC = (
-    "Judge how well this image fits the prompt below. Give a whole number from 0 (not at all) to {most} (perfectly) "
-    "for each of these criteria, and be strict:\n{criteria}\nThe prompt: {prompt}"
+    "Judge how well this image fits the prompt below. Give a whole number from 0 (not at all) to"
+    " {most} (perfectly) for each of these criteria, and be strict:\n{criteria}\nThe prompt:"
+    " {prompt}"
 )
 PAIR = (
-    'Which of these two images shows "{prompt}" better? Please answer with a single letter: A for the first image, B '
-    "for the second."
+    'Which of these two images shows "{prompt}" better? Please answer with a single letter: A for'
+    " the first image, B for the second."
 )
 
 
 @dataclass(frozen=True)
 class Either:
-    """The probability of one word against another as the first token: p(first) / (p(first) + p(second)), in float64."""
+    """The probability of one word against another as the first token: p(first) / (p(first) +
+    p(second)), in float64."""
 
     first: str = "yes"
     second: str = "no"
     low, high = 0.0, 1.0
 
     def fields(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
-        """Most tokens of the answer, given those allowed for words, and further fields of the request."""
+        """Most tokens of the answer, given those allowed for words, and further fields of the
+        request."""
         return 1, {"logprobs": True, "top_logprobs": TOP}
 
     def read(self, choice: Mapping[str, Json]) -> float:
-        """The score in an entry of the reply's `choices`. ValueError says what is wrong with the entry."""
+        """The score in an entry of the reply's `choices`. ValueError says what is wrong with the
+        entry."""
         content = _mapping(choice, "logprobs").get("content")
         first = content[0] if isinstance(content, list) and content else None
         likely = first.get("top_logprobs") if isinstance(first, dict) else None
         if not isinstance(likely, list) or not likely:
-            raise ValueError("there are no logprobs in it; where a server does not tell them, ask by a rubric")
+            raise ValueError(
+                "there are no logprobs in it; where a server does not tell them, ask by a rubric"
+            )
         p = {self.first: 0.0, self.second: 0.0}
         for entry in likely:
             token, logprob = _token(entry)
@@ -66,7 +76,9 @@ class Either:
                 p[word] += math.exp(logprob)
         both = p[self.first] + p[self.second]
         if not both > 0:
-            raise ValueError(f"neither {self.first} nor {self.second} is among its likeliest first tokens")
+            raise ValueError(
+                f"neither {self.first} nor {self.second} is among its likeliest first tokens"
+            )
         return p[self.first] / both
 
 
@@ -120,16 +132,28 @@ class Question:
     text: str
     answer: Answer
 
-    def body(self, model: str, detail: str, temperature: float, tokens: tuple[str, int]) -> dict[str, Json]:
-        """The request's body. tokens: the API's name for the most tokens of an answer, and that number for words."""
+    def body(
+        self, model: str, detail: str, temperature: float, tokens: tuple[str, int]
+    ) -> dict[str, Json]:
+        """The request's body. tokens: the API's name for the most tokens of an answer, and that
+        number for words."""
         name, most = tokens
         most, more = self.answer.fields(most)
         shown: list[Json] = [
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}", "detail": detail}}
+            {
+                "type": "image_url",
+                "image_url": {"url": f"data:image/png;base64,{image}", "detail": detail},
+            }
             for image in self.images
         ]
         message: Json = {"role": "user", "content": [*shown, {"type": "text", "text": self.text}]}
-        return {"model": model, "messages": [message], "temperature": temperature, name: most, **more}
+        return {
+            "model": model,
+            "messages": [message],
+            "temperature": temperature,
+            name: most,
+            **more,
+        }
 
 
 def rubric(prompt: str, criteria: Mapping[str, str]) -> str:
@@ -139,11 +163,14 @@ def rubric(prompt: str, criteria: Mapping[str, str]) -> str:
 
 
 def parse_answer(text: str | bytes, what: str) -> dict[str, Json]:
-    """The JSON object in an answer; `what` names it. ValueError where it holds none that can be read."""
+    """The JSON object in an answer; `what` names it. ValueError where it holds none that can be
+    read."""
     try:
         return parse_object(text, what)
     except ValueError:  # whose words quote it
-        raise ValueError(f"{what} must be a JSON object, whole and without a key that stands twice") from None
+        raise ValueError(
+            f"{what} must be a JSON object, whole and without a key that stands twice"
+        ) from None
 
 
 def read_reply(reply: Mapping[str, Json], answer: Answer) -> float:
@@ -156,9 +183,14 @@ def read_reply(reply: Mapping[str, Json], answer: Answer) -> float:
 
 
 def read_usage(reply: Mapping[str, Json]) -> tuple[int, int] | None:
-    """Tokens of the question and of the answer by the server's count; None where the reply has none."""
+    """Tokens of the question and of the answer by the server's count; None where the reply has
+    none."""
     usage = reply.get("usage")
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
+    counts = (
+        [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        if isinstance(usage, dict)
+        else []
+    )
     whole = [count for count in counts if type(count) is int and 0 <= count < 10**9]
     return (whole[0], whole[1]) if len(whole) == 2 else None
 

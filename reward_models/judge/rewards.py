@@ -27,40 +27,59 @@ logger = logging.getLogger(__name__)
 
 
 class Judge(RewardModel):
-    """Scores by a vision-language model behind an OpenAI-compatible API (questions.py has the questions).
+    """Scores by a vision-language model behind an OpenAI-compatible API (questions.py has the
+    questions).
 
-    kind: "yes" for the probability of Yes against No, in [0, 1]; "rubric" for the mean of marks from 0 to 10, one for
-    each of `criteria` (name -> meaning). An image whose question fails gets nan and a warning in the log; where all
-    fail, RuntimeError says why, and a search loses the scores of that batch. `usage` adds up tokens and money.
-    ValueError where no model is named or a key is missing.
+    kind: "yes" for the probability of Yes against No, in [0, 1]; "rubric" for the mean of marks
+    from 0 to 10, one for each of `criteria` (name -> meaning). An image whose question fails gets
+    nan and a warning in the log; where all fail, RuntimeError says why, and a search loses the
+    scores of that batch. `usage` adds up tokens and money. ValueError where no model is named or a
+    key is missing.
     """
 
     runs_on = ELSEWHERE
 
     def __init__(
-        self, kind: str = "yes", options: JudgeOptions | None = None, criteria: Mapping[str, str] = CRITERIA
+        self,
+        kind: str = "yes",
+        options: JudgeOptions | None = None,
+        criteria: Mapping[str, str] = CRITERIA,
     ) -> None:
         check("kind of judge", kind, Literal["yes", "rubric"])
         if not criteria:
             raise ValueError("a rubric needs at least one criterion")
         self.kind, self.criteria = kind, dict(criteria)
         self.client = Client(options or JudgeOptions())
-        self.name, self.tokens = f"judge:{kind} {self.client.options.model}", self.client.options.image_tokens
+        self.name, self.tokens = (
+            f"judge:{kind} {self.client.options.model}",
+            self.client.options.image_tokens,
+        )
         self.usage = self.client.usage
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float64 on the CPU, nan where a question failed."""
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
+        """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float64 on the CPU, nan where a
+        question failed."""
         self.tokens_taken = ()
         check_images(images, prompts)
         pictures = encode_images(images)
-        questions = [self._question(image, prompt) for image, prompt in zip(pictures, prompts, strict=True)]
+        questions = [
+            self._question(image, prompt) for image, prompt in zip(pictures, prompts, strict=True)
+        ]
         verdicts = self.client.ask(questions)
         self.tokens_taken = [verdict.tokens for verdict in verdicts]
         errors = [verdict.error for verdict in verdicts if verdict.error is not None]
         if errors and len(errors) == len(verdicts):
             raise RuntimeError(errors[0])
         if errors:
-            logger.warning("%s: %d of %d images got no score: %s", self.name, len(errors), len(verdicts), errors[0])
+            logger.warning(
+                "%s: %d of %d images got no score: %s",
+                self.name,
+                len(errors),
+                len(verdicts),
+                errors[0],
+            )
         return torch.tensor([verdict.score for verdict in verdicts], dtype=torch.float64)
 
     def _question(self, image: str, prompt: str) -> Question:
@@ -81,24 +100,33 @@ class PairJudge(TournamentReward):
         self.client = Client(options or JudgeOptions())
         rounds, model = self.client.options.rounds, self.client.options.model
         super().__init__(self._prefer, rounds, f"judge:pairs {model}")
-        self.tokens = 2 * math.ceil(rounds + 0.5) * self.client.options.image_tokens  # of each pair, two images
+        # of each pair, two images
+        self.tokens = 2 * math.ceil(rounds + 0.5) * self.client.options.image_tokens
         self.usage = self.client.usage
         self._taken: Counter[str] = Counter()
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> NDArray[np.float32]:
-        """As TournamentReward; the images of a prompt share the tokens that their comparisons take."""
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> NDArray[np.float32]:
+        """As TournamentReward; the images of a prompt share the tokens that their comparisons
+        take."""
         self._taken.clear()
         try:
             return super().__call__(images, prompts, level)
         finally:
-            share = {prompt: divmod(taken, prompts.count(prompt)) for prompt, taken in self._taken.items()}
+            share = {
+                prompt: divmod(taken, prompts.count(prompt))
+                for prompt, taken in self._taken.items()
+            }
             whole = [share.get(prompt, (0, 0))[0] for prompt in prompts]
             for prompt, (_, rest) in share.items():
                 whole[prompts.index(prompt)] += rest
             self.tokens_taken = whole
 
     def _prefer(self, a: Tensor, b: Tensor, prompt: str) -> float:
-        pair = Question(tuple(encode_images(torch.stack([a, b]))), PAIR.format(prompt=prompt), Either("a", "b"))
+        pair = Question(
+            tuple(encode_images(torch.stack([a, b]))), PAIR.format(prompt=prompt), Either("a", "b")
+        )
         (verdict,) = self.client.ask([pair])
         self._taken[prompt] += verdict.tokens
         if verdict.error is not None:
@@ -107,7 +135,8 @@ class PairJudge(TournamentReward):
 
 
 def from_spec(spec: str) -> RewardModel:
-    """Read "judge", "judge:rubric", "judge:yes:model=NAME,concurrency=4". ValueError for what cannot be read."""
+    """Read "judge", "judge:rubric", "judge:yes:model=NAME,concurrency=4". ValueError for what
+    cannot be read."""
     _, _, rest = spec.partition(":")
     kind, _, text = rest.partition(":")
     check("kind of judge", kind or "yes", Literal["yes", "rubric", "pairs"])

@@ -4,4 +4,5 @@ It imports no torch itself, so that configurations of distillations can be check
 """
 
 KINDS = ("lora", "dora", "per-level", "full")
-"""The kinds of student that `student.kind` and adapter.json may name: settings of student.NoiseAware."""
+"""The kinds of student that `student.kind` and adapter.json may name: settings of
+student.NoiseAware."""

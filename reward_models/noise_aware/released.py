@@ -1,9 +1,10 @@
 """Rewards with whole weights for some noise levels, as the authors of DOG-Trim release them.
 
-Source: arXiv 2511.22242, its later version; weights TerryYu/DOGTrim. A folder holds step{N}.pt: a state dict of the
-reward's whole network, for x0 estimates after N of 35 steps of FLUX.1 dev at 512 x 512 pixels. Names of tensors are
-those of the published reward, with or without the trainer's prefix "model.". What N means elsewhere stands in the
-spec (`FOLDER@28`: of 28 steps), or in levels.json beside the files, which `export` writes.
+Source: arXiv 2511.22242, its later version; weights TerryYu/DOGTrim. A folder holds step{N}.pt: a
+state dict of the reward's whole network, for x0 estimates after N of 35 steps of FLUX.1 dev at 512
+x 512 pixels. Names of tensors are those of the published reward, with or without the trainer's
+prefix "model.". What N means elsewhere stands in the spec (`FOLDER@28`: of 28 steps), or in
+levels.json beside the files, which `export` writes.
 """
 
 from __future__ import annotations
@@ -44,18 +45,22 @@ MATCHED = 0.99
 
 
 class ReleasedNoiseAware(RewardModel):
-    """Scores an x0 estimate by the weights of the nearest noise level, and a finished image by the base's own.
+    """Scores an x0 estimate by the weights of the nearest noise level, and a finished image by the
+    base's own.
 
-    scorer: the published reward, on its device; its network's tensors are exchanged from now on, so that it must not be
-    called by others. weights: by level in (0, 1], the tensors in which the network differs, on the CPU. The weights of
-    one level are on the device at a time. Its own count as level 0: nearly clean estimates are scored by them.
+    scorer: the published reward, on its device; its network's tensors are exchanged from now on, so
+    that it must not be called by others. weights: by level in (0, 1], the tensors in which the
+    network differs, on the CPU. The weights of one level are on the device at a time. Its own count
+    as level 0: nearly clean estimates are scored by them.
     """
 
     heavy = True
 
     def __init__(self, scorer: Scorer, weights: Mapping[float, Mapping[str, Tensor]]) -> None:
         if not weights or not all(0 < level <= 1 for level in weights):
-            raise ValueError(f"weights are for noise levels in (0, 1], at least one; got levels {list(weights)}")
+            raise ValueError(
+                f"weights are for noise levels in (0, 1], at least one; got levels {list(weights)}"
+            )
         self.name, self.scorer, self.example = f"{scorer.name}-na", scorer, scorer.example
         self.network, self.embed_images = scorer.network, scorer.embed_images
         tensors = scorer.network.state_dict()
@@ -65,16 +70,23 @@ class ReleasedNoiseAware(RewardModel):
         self._lock, self._at = RLock(), 0.0
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None) -> Tensor:
-        """images (N, 3, H, W) in [0, 1], N prompts, levels (N,) in [0, 1] or None for finished images -> (N,)."""
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None
+    ) -> Tensor:
+        """images (N, 3, H, W) in [0, 1], N prompts, levels (N,) in [0, 1] or None for finished
+        images -> (N,)."""
         check_images(images, prompts)
         return self._scored(self.scorer, images, prompts, level)
 
-    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None) -> Scores:
+    def differentiable(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None
+    ) -> Scores:
         """As a call, with a graph back to the images, which keeps the weights of its level."""
         return self._scored(self.scorer.differentiable, images, prompts, level)
 
-    def _scored(self, score: Any, images: Tensor, prompts: Sequence[str], level: Tensor | float | None) -> Tensor:
+    def _scored(
+        self, score: Any, images: Tensor, prompts: Sequence[str], level: Tensor | float | None
+    ) -> Tensor:
         """One call of `score` for each level, so that weights are exchanged once for each."""
         levels = level_of_rows(level, len(images)).tolist()
         nearest = [min(self.weights, key=lambda known: abs(known - value)) for value in levels]
@@ -83,9 +95,13 @@ class ReleasedNoiseAware(RewardModel):
             for at in sorted(set(nearest), key=lambda known: known != self._at):
                 self._load(at)
                 rows = torch.tensor([i for i, of in enumerate(nearest) if of == at])
-                parts.append(score(images[rows.to(images.device)], [prompts[i] for i in rows.tolist()]))
+                parts.append(
+                    score(images[rows.to(images.device)], [prompts[i] for i in rows.tolist()])
+                )
                 order = torch.cat([order, rows])
-        return torch.cat([part.to(parts[-1]) for part in parts])[order.argsort().to(parts[-1].device)]
+        return torch.cat([part.to(parts[-1]) for part in parts])[
+            order.argsort().to(parts[-1].device)
+        ]
 
     def _load(self, level: float) -> None:
         if level != self._at:
@@ -94,7 +110,9 @@ class ReleasedNoiseAware(RewardModel):
                 place = self.scorer.network.get_submodule(module)
                 # Another tensor, not other values in the old one, which a graph may still need.
                 there = value.to(getattr(place, leaf).device)
-                setattr(place, leaf, nn.Parameter(there, False) if leaf in place._parameters else there)
+                setattr(
+                    place, leaf, nn.Parameter(there, False) if leaf in place._parameters else there
+                )
             self._at = level
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -123,25 +141,32 @@ class ReleasedNoiseAware(RewardModel):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """A folder of step{N}.pt, or OWNER/NAME/FOLDER of the hub; with @STEPS, N counts steps of so many.
+        """A folder of step{N}.pt, or OWNER/NAME/FOLDER of the hub; with @STEPS, N counts steps of
+        so many.
 
-        Also one file of weights after N of so many steps, as FILE@N/STEPS. ValueError where a file is damaged, or is
-        for another network than the base's.
+        Also one file of weights after N of so many steps, as FILE@N/STEPS. ValueError where a file
+        is damaged, or is for another network than the base's.
         """
         plain, one, total = AT.fullmatch(source).groups()  # type: ignore[union-attr]  # it matches any text
         steps = int(total or STEPS)
         path = folder_of(plain)
-        notes = read_object(path / NOTES, what="notes on noise levels") if (path / NOTES).is_file() else {}
+        notes = (
+            read_object(path / NOTES, what="notes on noise levels")
+            if (path / NOTES).is_file()
+            else {}
+        )
         files = {path: level_of(int(one), steps)} if one else levels_of(path, steps, notes)
         known = base or notes.get("base", BASES.get(path.name))
         if known is None or (base is None and known not in CHOSEN):
             raise ValueError(
-                f"{source} does not say whose weights it continues; write 'noise-aware:{source} on REWARD', such as "
-                f"{', '.join(BASES.values())}"
+                f"{source} does not say whose weights it continues; write 'noise-aware:{source} on"
+                f" REWARD', such as {', '.join(BASES.values())}"
             )
         scorer = adapted(base) if base else make_reward(str(known), device=device, dtype=dtype)
         if not isinstance(scorer, Scorer):
-            raise ValueError(f"{source} continues the weights of a network, and {scorer.name!r} has none")
+            raise ValueError(
+                f"{source} continues the weights of a network, and {scorer.name!r} has none"
+            )
         return cls(scorer, {level: differing(file, scorer) for file, level in files.items()})
 
 
@@ -151,7 +176,9 @@ class Own(RewardModel):
     def __init__(self, of: ReleasedNoiseAware) -> None:
         self.of, self.name, self.example = of, of.scorer.name, of.scorer.example
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
         return self.of(images, prompts)
 
     @cached_property
@@ -161,15 +188,23 @@ class Own(RewardModel):
 
 def levels_of(folder: Path, steps: int, notes: Mapping[str, Any]) -> dict[Path, float]:
     """The noise level of each released file. ValueError for a folder without any."""
-    files = {path: found for path in sorted(folder.glob("*")) if (found := FILE.fullmatch(path.name))}
+    files = {
+        path: found for path in sorted(folder.glob("*")) if (found := FILE.fullmatch(path.name))
+    }
     if not files:
-        raise ValueError(f"{folder} holds no adapter.json of a noise-aware reward, and no released step7.pt or alike")
+        raise ValueError(
+            f"{folder} holds no adapter.json of a noise-aware reward, and no released step7.pt or"
+            " alike"
+        )
     said = check("levels", notes.get("levels", {}), dict[str, Share])
-    return {path: said.get(path.name, level_of(int(found[1]), steps)) for path, found in files.items()}
+    return {
+        path: said.get(path.name, level_of(int(found[1]), steps)) for path, found in files.items()
+    }
 
 
 def differing(path: Path, scorer: Scorer) -> dict[str, Tensor]:
-    """The tensors of a file that are not the network's own, by the network's names and in its dtypes.
+    """The tensors of a file that are not the network's own, by the network's names and in its
+    dtypes.
 
     ValueError unless the file holds nearly all tensors of the network, each in its shape.
     """
@@ -177,41 +212,60 @@ def differing(path: Path, scorer: Scorer) -> dict[str, Tensor]:
     given = {name.removeprefix("model."): tensor for name, tensor in read_state(path).items()}
     state = {own.get(name, name): tensor for name, tensor in given.items()}
     tensors = scorer.network.state_dict()
-    odd = [name for name in tensors.keys() & state.keys() if tensors[name].shape != state[name].shape]
+    odd = [
+        name for name in tensors.keys() & state.keys() if tensors[name].shape != state[name].shape
+    ]
     matched = len(tensors.keys() & state.keys()) - len(odd)
     if odd or matched < MATCHED * len(tensors):
         example = min(odd or tensors.keys() - state.keys())
         raise ValueError(
-            f"{path} is for another network than {scorer.name}'s: {matched} of {len(tensors)} tensors fit; {example}, "
-            f"say, {'has another shape' if odd else 'is missing'}"
+            f"{path} is for another network than {scorer.name}'s: {matched} of {len(tensors)}"
+            f" tensors fit; {example}, say, {'has another shape' if odd else 'is missing'}"
         )
     cast = {name: state[name].to(tensor.dtype) for name, tensor in tensors.items() if name in state}
-    return {name: value for name, value in cast.items() if not torch.equal(value, tensors[name].cpu())}
+    return {
+        name: value for name, value in cast.items() if not torch.equal(value, tensors[name].cpu())
+    }
 
 
 def export(student: NoiseAware, folder: str | Path, steps: int = STEPS) -> dict[Path, float]:
-    """Write a reward that was distilled here as the authors' loader reads it: step{N}.pt for each of its levels.
+    """Write a reward that was distilled here as the authors' loader reads it: step{N}.pt for each
+    of its levels.
 
-    Gives the files with their levels, which levels.json notes. Levels up to base_below get the base's own weights, as
-    the student scores by. ValueError for a student that is no whole network a level: one without levels, or of a
-    network of another reward.
+    Gives the files with their levels, which levels.json notes. Levels up to base_below get the
+    base's own weights, as the student scores by. ValueError for a student that is no whole network
+    a level: one without levels, or of a network of another reward.
     """
     if not student.levels or student.scores_estimates_apart:
         raise ValueError(
-            f"only students with levels (per-level, or full with per_level) on their own base's network are whole "
-            f"networks for noise levels; this one is {student.kind} on {student.scorer.name}"
+            "only students with levels (per-level, or full with per_level) on their own base's"
+            f" network are whole networks for noise levels; this one is {student.kind} on"
+            f" {student.scorer.name}"
         )
-    named = {min(range(1, steps + 1), key=lambda n: abs(level_of(n, steps) - level)): level for level in student.levels}
+    named = {
+        min(range(1, steps + 1), key=lambda n: abs(level_of(n, steps) - level)): level
+        for level in student.levels
+    }
     if len(named) < len(student.levels):
-        raise ValueError(f"levels {student.levels} are nearer to each other than {steps} steps of FLUX.1 dev")
+        raise ValueError(
+            f"levels {student.levels} are nearer to each other than {steps} steps of FLUX.1 dev"
+        )
     scorer, out = student.scorer, Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     files = {out / f"step{n}.pt": level for n, level in named.items()}
-    for copy, path in zip(student.network.copies, (out / f"step{n}.pt" for n in named), strict=True):
+    for copy, path in zip(
+        student.network.copies, (out / f"step{n}.pt" for n in named), strict=True
+    ):
         network = scorer.network if files[path] <= student.base_below + 1e-6 else copy
         merged = merge_adapters(network.state_dict(), scale=1.0)
         plain = {name.replace(".in_proj.", ".in_proj_"): value for name, value in merged.items()}
-        state = {scorer.published.get(name, name): plain[name].contiguous() for name in scorer.network.state_dict()}
+        state = {
+            scorer.published.get(name, name): plain[name].contiguous()
+            for name in scorer.network.state_dict()
+        }
         write_whole(path, partial(torch.save, state))
-    write_json(out / NOTES, {"base": student.spec, "levels": {path.name: level for path, level in files.items()}})
+    write_json(
+        out / NOTES,
+        {"base": student.spec, "levels": {path.name: level for path, level in files.items()}},
+    )
     return files

@@ -1,8 +1,10 @@
-"""EditScore (arXiv 2509.23909): how well an image was edited, in words, by Qwen2.5-VL-7B with low-rank adapters.
+"""EditScore (arXiv 2509.23909): how well an image was edited, in words, by Qwen2.5-VL-7B with
+low-rank adapters.
 
-Source: the package editscore 0.2, class EditScore with the backbone "qwen25vl". Two questions give two marks from 0 to
-25 each: success and restraint of the edit, from the source and the result; naturalness and freedom from artefacts, from
-the result. The score is the square root of the product of the lower mark of each, from 0 to 10.
+Source: the package editscore 0.2, class EditScore with the backbone "qwen25vl". Two questions give
+two marks from 0 to 25 each: success and restraint of the edit, from the source and the result;
+naturalness and freedom from artefacts, from the result. The score is the square root of the product
+of the lower mark of each, from 0 to 10.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ NAN = float("nan")
 
 
 class EditScore(SpokenVLM):
-    """sqrt(lower mark of the edit x lower mark of the image), in [0, 10]. The prompt is the instruction.
+    """sqrt(lower mark of the edit x lower mark of the image), in [0, 10]. The prompt is the
+    instruction.
 
-    temperature: 0.7, of the 20 likeliest tokens and a nucleus of 0.9, is the authors' setting; 0 gives the same answers
-    each time, in batches. Several `passes` are better, by the authors.
+    temperature: 0.7, of the 20 likeliest tokens and a nucleus of 0.9, is the authors' setting; 0
+    gives the same answers each time, in batches. Several `passes` are better, by the authors.
     """
 
     name = "editscore"
@@ -41,18 +44,24 @@ class EditScore(SpokenVLM):
     pixels = (4 * 28 * 28, 16384 * 28 * 28)
     """Fewest and most of an image: those of the package qwen-vl-utils."""
 
-    def __init__(self, network: Any, processor: Any, *, temperature: float = 0.7, **options: Any) -> None:
+    def __init__(
+        self, network: Any, processor: Any, *, temperature: float = 0.7, **options: Any
+    ) -> None:
         super().__init__(network, processor, temperature=temperature, **options)
         self.sight = Sight.of(network.config, self.pixels)
 
     def show(self, question: int, images: Tensor, source: Tensor | None) -> list[Tensor]:
         """The source and the result to the first question, the result to the second."""
         assert source is not None
-        return [self.sight.image(x)[:, 0] for x in ((source, images) if question == 0 else (images,))]
+        return [
+            self.sight.image(x)[:, 0] for x in ((source, images) if question == 0 else (images,))
+        ]
 
     def layout(self, text: str, shown: int, kind: str = "image") -> str:
         """The package's own layout: it numbers images, which the model's template does not."""
-        seen = "".join(f"<img{i + 1}>: <|vision_start|><|image_pad|><|vision_end|>" for i in range(shown))
+        seen = "".join(
+            f"<img{i + 1}>: <|vision_start|><|image_pad|><|vision_end|>" for i in range(shown)
+        )
         start = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         return f"{start}{seen}{text}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -65,9 +74,11 @@ class EditScore(SpokenVLM):
 
 
 def marks(answer: str) -> list[float]:
-    """The numbers of "score" in an answer (a JSON object, or a list alone); none where there are none.
+    """The numbers of "score" in an answer (a JSON object, or a list alone); none where there are
+    none.
 
-    In a damaged object the list behind "score" counts. The package repairs more, and guesses at random where it fails.
+    In a damaged object the list behind "score" counts. The package repairs more, and guesses at
+    random where it fails.
     """
     text = answer.translate(QUOTES).replace("\n", "")
     whole = WHOLE.search(text)
@@ -82,5 +93,7 @@ def marks(answer: str) -> list[float]:
         return []
     value = value.get("score", []) if isinstance(value, dict) else value
     numbers = value if isinstance(value, list) else [value]
-    plain = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    plain = all(
+        isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers
+    )
     return [float(n) for n in numbers] if plain else []

@@ -1,8 +1,9 @@
-"""HPSv3 (Ma et al., arXiv 2508.03789): human preference for images of a prompt, by Qwen2-VL-7B with a RankNet head.
+"""HPSv3 (Ma et al., arXiv 2508.03789): human preference for images of a prompt, by Qwen2-VL-7B with
+a RankNet head.
 
-Source: the package hpsv3 1.0.0, HPSv3RewardInferencer. Its `reward` takes images first and prompts second, about which
-callers have erred (Tencent-Hunyuan/UniRL, pull request 143). It returns the mean mu and the spread sigma of a normal
-distribution. The score is mu, as in its own examples.
+Source: the package hpsv3 1.0.0, HPSv3RewardInferencer. Its `reward` takes images first and prompts
+second, about which callers have erred (Tencent-Hunyuan/UniRL, pull request 143). It returns the
+mean mu and the spread sigma of a normal distribution. The score is mu, as in its own examples.
 """
 
 from __future__ import annotations

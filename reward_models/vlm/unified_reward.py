@@ -1,8 +1,9 @@
-"""UnifiedReward 2.0 (arXiv 2503.05236): alignment, coherence and style of an image, each from 1 to 5, in words.
+"""UnifiedReward 2.0 (arXiv 2503.05236): alignment, coherence and style of an image, each from 1 to
+5, in words.
 
-Source: github.com/CodeGoat24/UnifiedReward, inference_qwen/UnifiedReward-2.0-inference. Its authors report the three
-by themselves; the score here is their mean, or that of some. They send images as JPEG to a server; here the model sees
-them as they are.
+Source: github.com/CodeGoat24/UnifiedReward, inference_qwen/UnifiedReward-2.0-inference. Its authors
+report the three by themselves; the score here is their mean, or that of some. They send images as
+JPEG to a server; here the model sees them as they are.
 """
 
 from __future__ import annotations
@@ -18,14 +19,21 @@ SCORE = re.compile(r"(\w+) Score \(1-5\):\s*(\d(?:\.\d+)?)(?![\d.])")
 
 
 class UnifiedReward(SpokenVLM):
-    """The mean of the scores on `axes`, in [1, 5]. Any size of UnifiedReward-2.0 that transformers loads will do."""
+    """The mean of the scores on `axes`, in [1, 5]. Any size of UnifiedReward-2.0 that transformers
+    loads will do."""
 
     name = "unifiedreward"
     weights = "CodeGoat24/UnifiedReward-2.0-qwen-7b"
     questions = ("unified_reward",)
 
     def __init__(
-        self, network: Any, processor: Any, *, axes: Sequence[str] = AXES, answer_tokens: int = 128, **options: Any
+        self,
+        network: Any,
+        processor: Any,
+        *,
+        axes: Sequence[str] = AXES,
+        answer_tokens: int = 128,
+        **options: Any,
     ) -> None:
         super().__init__(network, processor, answer_tokens=answer_tokens, **options)
         if not axes or not set(axes) <= set(AXES):

@@ -1,7 +1,9 @@
-"""VideoReward of VideoAlign (Liu et al., arXiv 2501.13918): visual quality, motion and text alignment of a video.
+"""VideoReward of VideoAlign (Liu et al., arXiv 2501.13918): visual quality, motion and text
+alignment of a video.
 
-Source: github.com/KlingAIResearch/VideoAlign, VideoVLMRewardInference. A Qwen2-VL-2B reads three marks in one question,
-one for each criterion. Each value is normalised by a mean and a deviation, and the score is their sum (`Overall`).
+Source: github.com/KlingAIResearch/VideoAlign, VideoVLMRewardInference. A Qwen2-VL-2B reads three
+marks in one question, one for each criterion. Each value is normalised by a mean and a deviation,
+and the score is their sum (`Overall`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ CRITERIA = ("VQ", "MQ", "TA")
 """Visual quality, motion quality, text alignment."""
 MEAN = (3.6757, 1.1646, 2.8105)
 STD = (2.2476, 1.3811, 2.5121)
-"""Of the three, in the published model_config.json; also given in MindSpeed-MM's examples/videoalign."""
+"""Of the three, in the published model_config.json; also given in MindSpeed-MM's
+examples/videoalign."""
 SETTINGS = "model_config.json"
 """What VideoAlign writes beside its weights."""
 SCALE = 128 / 64
@@ -32,8 +35,8 @@ SCALE = 128 / 64
 class VideoAlign(HeadedVLM):
     """The sum of three normalised criteria.
 
-    frames: most frames that the model sees, evenly from the first to the last. Its authors show two a second; a tensor
-    has no duration, and 10 frames are five seconds.
+    frames: most frames that the model sees, evenly from the first to the last. Its authors show two
+    a second; a tensor has no duration, and 10 frames are five seconds.
     """
 
     name = "videoalign"
@@ -61,7 +64,8 @@ class VideoAlign(HeadedVLM):
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
-        """As HeadedVLM's. A model_config.json beside the weights gives the normalisation and the adapters' factor."""
+        """As HeadedVLM's. A model_config.json beside the weights gives the normalisation and the
+        adapters' factor."""
         settings = _settings(source)
         normal, lora = settings.get("inference_config"), settings.get("peft_lora_config")
         if isinstance(normal, Mapping):
@@ -86,7 +90,9 @@ class VideoAlign(HeadedVLM):
 
         Three outputs are one for each mark; a single output is read at each mark.
         """
-        raw = values.diagonal(dim1=1, dim2=2) if values.shape[-1] == len(CRITERIA) else values[..., 0]
+        raw = (
+            values.diagonal(dim1=1, dim2=2) if values.shape[-1] == len(CRITERIA) else values[..., 0]
+        )
         mean, std = (torch.tensor(v, device=raw.device) for v in (self.mean, self.std))
         return (raw - mean) / std
 

@@ -4,5 +4,6 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parents[1])  # so that this folder's modules have their package's name
+# so that this folder's modules have their package's name
+sys.path[0] = str(Path(__file__).parents[1])
 import_module("train_worlds.commands").main()

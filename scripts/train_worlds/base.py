@@ -1,6 +1,7 @@
 """A world's base model: data, autoencoder, latents, generator, export, evaluation.
 
-`Recipe` and `SCENES` are those of the scenes (about 25 minutes on two idle cores); `signs.py` has those of the signs.
+`Recipe` and `SCENES` are those of the scenes (about 25 minutes on two idle cores); `signs.py` has
+those of the signs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from tqdm import tqdm
 
 from train_worlds.evaluate import accuracy_table, evaluate
 from train_worlds.export import finish
-from train_worlds.generator import Examples, Generator, GeneratorRecipe, GeneratorTrainer, build_pipeline, finished
+from train_worlds.generator import (
+    Examples,
+    Generator,
+    GeneratorRecipe,
+    GeneratorTrainer,
+    build_pipeline,
+    finished,
+)
 from train_worlds.model import build_tokenizer, tokenize
 from train_worlds.recipes import Call
 from train_worlds.stored import kept, training_specs
@@ -37,7 +45,8 @@ SEED = 1000
 
 @dataclass(frozen=True)
 class Probe(Settings):
-    """How often the model's pictures are checked on the way: every so many steps, `per_kind` captions of each kind.
+    """How often the model's pictures are checked on the way: every so many steps, `per_kind`
+    captions of each kind.
 
     final_per_kind: captions of each kind for the table at the end; 0 for none.
     """
@@ -82,7 +91,8 @@ class World:
         tokenizer: makes the tokenizer of its captions.
         num_labels: labels of its label maps, 0 for the background.
         draw: n pictures: images (n, 3, H, W) uint8, label maps (n, H, W) and captions.
-        look: lines on how well a pipeline draws, by (pipe, call, pictures of each kind, seed, PNG to write).
+        look: lines on how well a pipeline draws, by (pipe, call, pictures of each kind, seed, PNG
+            to write).
         weights: the packaged folder.
         reward: by which searches with the model choose.
         finished: a copy of the generator as it will load.
@@ -114,21 +124,30 @@ def make_data(data: Data, world: World) -> dict[str, Any]:
 
 
 def pool_labels(maps: np.ndarray, cell: int, num_labels: int) -> np.ndarray:
-    """Label maps (N, H, W) coarsened to cells: a cell takes its most common object if that fills a quarter of it."""
+    """Label maps (N, H, W) coarsened to cells: a cell takes its most common object if that fills a
+    quarter of it."""
     n, h, w = maps.shape
-    cells = maps.reshape(n, h // cell, cell, w // cell, cell).transpose(0, 1, 3, 2, 4).reshape(-1, cell * cell)
+    cells = (
+        maps.reshape(n, h // cell, cell, w // cell, cell)
+        .transpose(0, 1, 3, 2, 4)
+        .reshape(-1, cell * cell)
+    )
     counts = np.stack([(cells == label).sum(1) for label in range(num_labels)], 1)
     best = counts[:, 1:].argmax(1) + 1
     out = np.where(counts[np.arange(len(cells)), best] * 4 >= cell * cell, best, 0)
     return out.reshape(n, h // cell, w // cell).astype(np.uint8)
 
 
-def prepare(recipe: Recipe, world: World, out: Path, tokenizer: Any, device: torch.device) -> tuple[Any, Examples]:
+def prepare(
+    recipe: Recipe, world: World, out: Path, tokenizer: Any, device: torch.device
+) -> tuple[Any, Examples]:
     """The autoencoder and what the generator learns from, each made once."""
     made_by: dict[str, Any] = {"data": to_json(recipe.data)}
     data = kept(out / "data.pt", made_by, lambda: make_data(recipe.data, world))
     if not (out / "vae").exists():
-        trained = train_vae(recipe.vae, data["images"], data["labels"], world.num_labels, recipe.seed, device)
+        trained = train_vae(
+            recipe.vae, data["images"], data["labels"], world.num_labels, recipe.seed, device
+        )
         trained.save_pretrained(out / "vae.new")
         os.replace(out / "vae.new", out / "vae")
     vae: Any = AutoencoderKL.from_pretrained(out / "vae").to(device).eval()
@@ -150,7 +169,8 @@ def run(
     install: bool = False,
     world: World | None = None,
 ) -> None:
-    """Run what is left of the recipe: what the folder already holds is skipped. world: the scenes by default."""
+    """Run what is left of the recipe: what the folder already holds is skipped. world: the scenes
+    by default."""
     world = world or SCENES
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", to_json(recipe))
@@ -165,7 +185,9 @@ def run(
             said = world.look(pipe, recipe.defaults, recipe.probe.per_kind, 0, grid)
             print(f"\nstep {trainer.step}:\n{said}", flush=True)
 
-    trainer.run("generator", out / "generator.pt", recipe.save_every, decay_now=decay_now, look=look)
+    trainer.run(
+        "generator", out / "generator.pt", recipe.save_every, decay_now=decay_now, look=look
+    )
     pipe = build_pipeline(world.finished(trainer.ema, tokenizer), vae, tokenizer, recipe.shift)
     per_kind, grid = recipe.probe.final_per_kind, out / "samples_final.png"
     said = (lambda: world.look(pipe, recipe.defaults, per_kind, SEED, grid)) if per_kind else None
@@ -183,4 +205,6 @@ def _look_at_scenes(pipe: Any, call: Call, per_kind: int, seed: int, grid: Path)
     return accuracy_table(evaluate(pipe, call, per_kind, seed=seed, grid=grid))
 
 
-SCENES = World(build_tokenizer, NUM_LABELS, _draw_scenes, _look_at_scenes, weights_path, "scenes", finished)
+SCENES = World(
+    build_tokenizer, NUM_LABELS, _draw_scenes, _look_at_scenes, weights_path, "scenes", finished
+)

@@ -1,7 +1,8 @@
-"""Trains the models of the embedded world, and measures them. The same command resumes an interrupted run.
+"""Trains the models of the embedded world, and measures them. The same command resumes an
+interrupted run.
 
-A recipe is trained as the packaged models were, unless --recipe names a YAML file with what differs, such as
-"generator: {steps: 100}". docs/journal says what came out.
+A recipe is trained as the packaged models were, unless --recipe names a YAML file with what
+differs, such as "generator: {steps: 100}". docs/journal says what came out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from typing import Any, TypeAlias
 from train_worlds.recipes import Call, read
 
 Option: TypeAlias = dict[str, Any]
-DECAY_NOW: Option = {"type": int, "metavar": "M", "help": "finish early: decay from here over M steps"}
+DECAY_NOW: Option = {
+    "type": int,
+    "metavar": "M",
+    "help": "finish early: decay from here over M steps",
+}
 INSTALL: Option = {"action": "store_true", "help": "copy the result over the packaged weights"}
 TRAINERS: dict[str, tuple[str, str, dict[str, Option]]] = {
     "base": (
@@ -36,7 +41,13 @@ TRAINERS: dict[str, tuple[str, str, dict[str, Option]]] = {
     "reward": (
         "the learned reward, which learns what the exact checker says",
         "data, phases, config.json and model.safetensors",
-        {"--recording": {"type": Path, "required": True, "help": "folder of a finished recording with images"}},
+        {
+            "--recording": {
+                "type": Path,
+                "required": True,
+                "help": "folder of a finished recording with images",
+            }
+        },
     ),
     "sign_reader": (
         "the reader of words in latents, from which the noise-aware reward of signs is distilled",
@@ -44,11 +55,13 @@ TRAINERS: dict[str, tuple[str, str, dict[str, Option]]] = {
         {},
     ),
 }
-"""By command, which is the name of the trainer's module: help, what it puts into --out, and keywords of its `run`."""
+"""By command, which is the name of the trainer's module: help, what it puts into --out, and
+keywords of its `run`."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """ValueError for a recipe that does not fit. A trainer's module, with its `Recipe`, is imported when it is run."""
+    """ValueError for a recipe that does not fit. A trainer's module, with its `Recipe`, is imported
+    when it is run."""
     parser = argparse.ArgumentParser(
         prog="python scripts/train_worlds",
         description=__doc__,
@@ -57,7 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (text, out, options) in TRAINERS.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--recipe", type=Path, metavar="FILE", help="YAML with what differs from the packaged one")
+        command.add_argument(
+            "--recipe",
+            type=Path,
+            metavar="FILE",
+            help="YAML with what differs from the packaged one",
+        )
         command.add_argument("--seed", type=int, help="in place of the recipe's")
         command.add_argument("--out", type=Path, required=True, help=f"folder for {out}")
         for flag, option in options.items():
@@ -76,17 +94,33 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _add_evaluate(commands: Any) -> None:
     text = "the accuracy of a base model on held-out captions"
     command = commands.add_parser("evaluate", help=text, description=text)
-    command.add_argument("folder", nargs="?", type=Path, help="diffusers folder (default: the packaged weights)")
+    command.add_argument(
+        "folder", nargs="?", type=Path, help="diffusers folder (default: the packaged weights)"
+    )
     command.add_argument("--steps", type=int, default=20)
     command.add_argument("--guidance", type=float, default=4.0)
-    command.add_argument("--max-sequence-length", type=int, default=1, help="zero tokens of the stock call (1 to 256)")
+    command.add_argument(
+        "--max-sequence-length",
+        type=int,
+        default=1,
+        help="zero tokens of the stock call (1 to 256)",
+    )
     command.add_argument("--per-kind", type=int, default=32, help="captions of each kind")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--trained-captions", action="store_true", help="captions seen in training, not held-out ones")
+    command.add_argument(
+        "--trained-captions",
+        action="store_true",
+        help="captions seen in training, not held-out ones",
+    )
     command.add_argument("--grid", type=Path, help="PNG to write, one row per kind")
 
     def measure(
-        folder: Path, steps: int, guidance: float, max_sequence_length: int, trained_captions: bool, **how: Any
+        folder: Path,
+        steps: int,
+        guidance: float,
+        max_sequence_length: int,
+        trained_captions: bool,
+        **how: Any,
     ) -> str:
         from train_worlds.evaluate import accuracy_table, evaluate, load
 
@@ -99,8 +133,14 @@ def _add_evaluate(commands: Any) -> None:
 def _add_evaluate_reward(commands: Any) -> None:
     text = "how often a reward prefers a picture's own caption to one with a single thing changed"
     command = commands.add_parser("evaluate-reward", help=text, description=text)
-    command.add_argument("reward", nargs="?", default="scenes-learned", help="any, as --reward of ttsnap takes it")
-    command.add_argument("--recording", type=Path, help="folder of a recording with images: those that are right count")
+    command.add_argument(
+        "reward", nargs="?", default="scenes-learned", help="any, as --reward of ttsnap takes it"
+    )
+    command.add_argument(
+        "--recording",
+        type=Path,
+        help="folder of a recording with images: those that are right count",
+    )
     command.add_argument("--pictures", type=int, default=2000)
     command.add_argument("--seed", type=int, default=0)
 

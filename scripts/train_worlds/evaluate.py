@@ -1,4 +1,5 @@
-"""Accuracy of a base model on captions, held out or not, through the stock `StableDiffusion3Pipeline`."""
+"""Accuracy of a base model on captions, held out or not, through the stock
+`StableDiffusion3Pipeline`."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _COLUMNS = 12
 
 
 class Accuracy(NamedTuple):
-    """Of `pictures`: the share that is strictly right, the mean soft verdict, and their standard errors."""
+    """Of `pictures`: the share that is strictly right, the mean soft verdict, and their standard
+    errors."""
 
     strict: float
     strict_error: float
@@ -56,8 +58,11 @@ def prompts_of_kind(kind: str, n: int, seed: int, held_out: bool = True) -> list
     return [texts[i % len(texts)] for i in range(n)]
 
 
-def generate(pipe: Any, prompts: Sequence[str], call: Call, *, seed: int = 0, batch: int = 64) -> NDArray[np.float32]:
-    """Images (N, 3, 32, 32) in [0, 1] from a stock pipeline; image i has its own generator, seeded seed + i."""
+def generate(
+    pipe: Any, prompts: Sequence[str], call: Call, *, seed: int = 0, batch: int = 64
+) -> NDArray[np.float32]:
+    """Images (N, 3, 32, 32) in [0, 1] from a stock pipeline; image i has its own generator, seeded
+    seed + i."""
     parts = []
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
@@ -67,7 +72,9 @@ def generate(pipe: Any, prompts: Sequence[str], call: Call, *, seed: int = 0, ba
     return np.concatenate(parts)
 
 
-def accuracy(images: NDArray[np.float32], prompts: Sequence[str], kinds: Sequence[str]) -> dict[str, Accuracy]:
+def accuracy(
+    images: NDArray[np.float32], prompts: Sequence[str], kinds: Sequence[str]
+) -> dict[str, Accuracy]:
     """For each kind of caption, and for all but single objects together ("hard")."""
     soft, strict = check(images, [parse(p) for p in prompts])
     given = np.array(kinds)
@@ -80,7 +87,9 @@ def _row(strict: BoolArray, soft: FloatArray, where: BoolArray) -> Accuracy:
     if n == 0:
         return Accuracy(math.nan, math.nan, math.nan, math.nan, 0)
     share, mean = float(strict[where].mean()), float(soft[where].mean())
-    return Accuracy(share, math.sqrt(share * (1 - share) / n), mean, float(soft[where].std()) / math.sqrt(n), n)
+    return Accuracy(
+        share, math.sqrt(share * (1 - share) / n), mean, float(soft[where].std()) / math.sqrt(n), n
+    )
 
 
 def accuracy_table(rows: dict[str, Accuracy]) -> str:
@@ -98,18 +107,31 @@ def save_grid(images: NDArray[np.float32], columns: int, path: Path, scale: int 
     rows = n // columns
     grid = images[: rows * columns].reshape(rows, columns, 3, h, w).transpose(0, 3, 1, 4, 2)
     pixels = np.rint(np.clip(grid.reshape(rows * h, columns * w, 3), 0, 1) * 255).astype(np.uint8)
-    Image.fromarray(pixels).resize((columns * w * scale, rows * h * scale), Image.Resampling.NEAREST).save(path)
+    Image.fromarray(pixels).resize(
+        (columns * w * scale, rows * h * scale), Image.Resampling.NEAREST
+    ).save(path)
 
 
 def evaluate(
-    pipe: Any, call: Call, per_kind: int, *, seed: int = 0, held_out: bool = True, grid: Path | None = None
+    pipe: Any,
+    call: Call,
+    per_kind: int,
+    *,
+    seed: int = 0,
+    held_out: bool = True,
+    grid: Path | None = None,
 ) -> dict[str, Accuracy]:
-    """Generate `per_kind` captions of each kind and check them; optionally save a grid, one row per kind."""
+    """Generate `per_kind` captions of each kind and check them; optionally save a grid, one row per
+    kind."""
     kinds = [kind for kind in KINDS for _ in range(per_kind)]
-    prompts = [text for kind in KINDS for text in prompts_of_kind(kind, per_kind, seed + 1, held_out)]
+    prompts = [
+        text for kind in KINDS for text in prompts_of_kind(kind, per_kind, seed + 1, held_out)
+    ]
     images = generate(pipe, prompts, call, seed=seed)
     if grid is not None:
         columns = min(per_kind, _COLUMNS)
-        shown = np.concatenate([images[i * per_kind : i * per_kind + columns] for i in range(len(KINDS))])
+        shown = np.concatenate(
+            [images[i * per_kind : i * per_kind + columns] for i in range(len(KINDS))]
+        )
         save_grid(shown, columns, grid)
     return accuracy(images, prompts, kinds)

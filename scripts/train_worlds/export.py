@@ -1,4 +1,5 @@
-"""Trained parts as a stock `StableDiffusion3Pipeline`: its folder, its accuracy, and the packaged folder's place."""
+"""Trained parts as a stock `StableDiffusion3Pipeline`: its folder, its accuracy, and the packaged
+folder's place."""
 
 from __future__ import annotations
 
@@ -21,7 +22,11 @@ _PARTS = (*_TEXT, "transformer", "vae")
 
 
 def finish(
-    pipe: Any, out: Path, defaults: Mapping[str, Any], said: Callable[[], str] | None, install: Path | None
+    pipe: Any,
+    out: Path,
+    defaults: Mapping[str, Any],
+    said: Callable[[], str] | None,
+    install: Path | None,
 ) -> None:
     """Write the pipeline to out/pipeline, and what is said of it to out/accuracy.md.
 
@@ -45,7 +50,8 @@ def finish(
 
 
 def export(pipe: Any, folder: Path, defaults: Mapping[str, Any]) -> None:
-    """Write the pipeline with weights in half precision and configs that load as fp32; the folder is swapped in whole.
+    """Write the pipeline with weights in half precision and configs that load as fp32; the folder
+    is swapped in whole.
 
     `defaults` of searches go to `ttsnap.json`, which stock diffusers ignores.
     """
@@ -62,7 +68,10 @@ def export(pipe: Any, folder: Path, defaults: Mapping[str, Any]) -> None:
     for path in temporary.rglob("*.safetensors"):
         path.chmod(0o644)
     fast = [n for n in _TOKENIZERS if not isinstance(pipe.components[n], CLIPTokenizer)]
-    _edit(temporary / "model_index.json", {name: ["transformers", "PreTrainedTokenizerFast"] for name in fast})
+    _edit(
+        temporary / "model_index.json",
+        {name: ["transformers", "PreTrainedTokenizerFast"] for name in fast},
+    )
     for name in _PARTS:  # transformers loads in the dtype that the config names
         _edit(temporary / name / "config.json", {"dtype": "float32"} if name in _TEXT else {})
     (temporary / DEFAULTS_FILE).write_text(json.dumps(defaults, indent=2) + "\n")
@@ -71,7 +80,11 @@ def export(pipe: Any, folder: Path, defaults: Mapping[str, Any]) -> None:
 
 def _edit(path: Path, changes: dict[str, Any]) -> None:
     """Set keys of a JSON file; what names the machine or another dtype goes."""
-    kept = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("_name_or_path", "torch_dtype")}
+    kept = {
+        k: v
+        for k, v in json.loads(path.read_text()).items()
+        if k not in ("_name_or_path", "torch_dtype")
+    }
     path.write_text(json.dumps(kept | changes, indent=2, sort_keys=True) + "\n")
 
 

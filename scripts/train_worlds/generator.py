@@ -1,8 +1,9 @@
-"""The base model's text encoders and transformer, trained together by flow matching with a reading task on the way.
+"""The base model's text encoders and transformer, trained together by flow matching with a reading
+task on the way.
 
-The reading task: a small head on the image tokens of one block names the object (colour and shape) that the clean
-picture has in that cell. It tells the network what its text is for long before the flow loss would, and is thrown away
-afterwards.
+The reading task: a small head on the image tokens of one block names the object (colour and shape)
+that the clean picture has in that cell. It tells the network what its text is for long before the
+flow loss would, and is thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -68,18 +69,24 @@ class GeneratorRecipe(FlowRecipe):
 
 
 class Generator(nn.Module):
-    """The trained parts: two CLIP text encoders and the SD3 transformer, called as the stock pipeline calls them."""
+    """The trained parts: two CLIP text encoders and the SD3 transformer, called as the stock
+    pipeline calls them."""
 
-    def __init__(self, recipe: GeneratorRecipe, tokenizer: Any, latent_channels: int, latent_size: int):
+    def __init__(
+        self, recipe: GeneratorRecipe, tokenizer: Any, latent_channels: int, latent_size: int
+    ):
         super().__init__()
-        self.text, self.text_2 = (build_text_encoder(tokenizer, **vars(size)) for size in (recipe.text, recipe.text_2))
+        self.text, self.text_2 = (
+            build_text_encoder(tokenizer, **vars(size)) for size in (recipe.text, recipe.text_2)
+        )
         self.transformer = build_transformer(
             latent_size=latent_size,
             latent_channels=latent_channels,
             **vars(recipe.transformer),
             text_dim=recipe.text.width + recipe.text_2.width,
         )
-        for block in self.transformer.transformer_blocks:  # adaLN-zero: every block starts as the identity
+        # adaLN-zero: every block starts as the identity
+        for block in self.transformer.transformer_blocks:
             for norm in (block.norm1, block.norm1_context):
                 nn.init.zeros_(norm.linear.weight)
                 nn.init.zeros_(norm.linear.bias)
@@ -110,7 +117,8 @@ class Generator(nn.Module):
 
 
 def encode_text(encoders: tuple[Any, Any], ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Text tokens with one zero token (B, MAX_TOKENS + 1, D) and the pooled text (B, D), as the stock call."""
+    """Text tokens with one zero token (B, MAX_TOKENS + 1, D) and the pooled text (B, D), as the
+    stock call."""
     outs = [encoder(ids, output_hidden_states=True) for encoder in encoders]
     tokens = torch.cat([out.hidden_states[-2] for out in outs], -1)
     return nn.functional.pad(tokens, (0, 0, 0, 1)), torch.cat([out.text_embeds for out in outs], -1)
@@ -153,7 +161,12 @@ class GeneratorTrainer(Trainer[Generator]):
     """
 
     def __init__(
-        self, recipe: GeneratorRecipe, tokenizer: Any, examples: Examples, seed: int, device: torch.device
+        self,
+        recipe: GeneratorRecipe,
+        tokenizer: Any,
+        examples: Examples,
+        seed: int,
+        device: torch.device,
     ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.examples, self.seed, self.device = recipe, examples, seed, device
@@ -161,12 +174,16 @@ class GeneratorTrainer(Trainer[Generator]):
         model = Generator(recipe, tokenizer, channels, max(sides)).to(device)
         size = recipe.transformer
         width, read = size.heads * size.head_dim, size.patch**2 * examples.num_labels
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, read)).to(
-            device
+        self.head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, read)
+        ).to(device)
+        optimizers = muon_and_adam(
+            [*model.named_parameters(), *self.head.named_parameters()], recipe
         )
-        optimizers = muon_and_adam([*model.named_parameters(), *self.head.named_parameters()], recipe)
         super().__init__(model, optimizers, heads={"head": self.head}, **recipe.loop())
-        self.attention = ZeroTokenAttention(model.transformer, recipe.batch, compiled=recipe.compile)
+        self.attention = ZeroTokenAttention(
+            model.transformer, recipe.batch, compiled=recipe.compile
+        )
 
     def loss(self) -> tuple[Tensor, dict[str, Tensor]]:
         recipe, batch, given = self.recipe, self.recipe.batch, self.examples
@@ -209,7 +226,8 @@ def build_pipeline(model: Generator, vae: Any, tokenizer: Any, shift: float) -> 
 
 
 def finished(model: Generator, tokenizer: CLIPTokenizer) -> Generator:
-    """A copy as it will load: weights rounded to half precision, held in fp32, and 'one' taken for 'a'.
+    """A copy as it will load: weights rounded to half precision, held in fp32, and 'one' taken for
+    'a'.
 
     (Training captions never say 'one'; it gets the embeddings of 'a'.)
     """

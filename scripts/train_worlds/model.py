@@ -25,7 +25,8 @@ _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def _byte_pairs(words: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Symbols and merges that make every word one symbol, the most frequent pair first, ties by spelling.
+    """Symbols and merges that make every word one symbol, the most frequent pair first, ties by
+    spelling.
 
     (The trainer of `tokenizers` breaks ties by hash order, differently in every run.)
     """
@@ -46,7 +47,8 @@ def _byte_pairs(words: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges make each word of `WORDS` (and the comma) one token."""
+    """A CLIP tokenizer whose byte-pair merges make each word of `WORDS` (and the comma) one
+    token."""
     symbols, merges = _byte_pairs((*WORDS, ","))
     vocab = {symbol: i for i, symbol in enumerate((*symbols, _BOS, _EOS))}
     kind: Any = CLIPTokenizer  # its annotations are narrower than what it takes
@@ -62,7 +64,9 @@ def build_tokenizer() -> CLIPTokenizer:
     return tokenizer
 
 
-def build_letter_tokenizer(words: Sequence[str], letters: str, longest: int) -> PreTrainedTokenizerFast:
+def build_letter_tokenizer(
+    words: Sequence[str], letters: str, longest: int
+) -> PreTrainedTokenizerFast:
     """A tokenizer to which each lower-case word is a token, and each capital letter and quote.
 
     longest: words and letters of the longest prompt.
@@ -83,7 +87,9 @@ def build_letter_tokenizer(words: Sequence[str], letters: str, longest: int) -> 
     )
 
 
-def build_text_encoder(tokenizer: Any, *, width: int, layers: int, heads: int) -> CLIPTextModelWithProjection:
+def build_text_encoder(
+    tokenizer: Any, *, width: int, layers: int, heads: int
+) -> CLIPTextModelWithProjection:
     """A CLIP text encoder with random weights."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -98,7 +104,8 @@ def build_text_encoder(tokenizer: Any, *, width: int, layers: int, heads: int) -
         pad_token_id=tokenizer.pad_token_id,
     )
     encoder = CLIPTextModelWithProjection(config)
-    encoder.set_attn_implementation("eager")  # as fast as SDPA for so few tokens, and faster to train on CPUs
+    # as fast as SDPA for so few tokens, and faster to train on CPUs
+    encoder.set_attn_implementation("eager")
     return encoder
 
 
@@ -106,7 +113,9 @@ def build_blank_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that reads every text as empty, for `build_blank_t5`."""
     blank = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>"))
     blank.normalizer = normalizers.Replace(Regex(r"[\s\S]+"), "")
-    blank.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    blank.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=blank, pad_token="<pad>", eos_token="</s>", model_max_length=MAX_TOKENS
     )
@@ -115,17 +124,22 @@ def build_blank_tokenizer() -> PreTrainedTokenizerFast:
 def build_blank_t5(width: int) -> T5EncoderModel:
     """A T5 encoder whose every output is exactly zero.
 
-    The SD3 pipeline runs without T5 (it then appends zero tokens), but diffusers cannot load a folder that leaves it
-    out unless `text_encoder_3=None, tokenizer_3=None` are passed. This stub gives the same zeros with no argument.
+    The SD3 pipeline runs without T5 (it then appends zero tokens), but diffusers cannot load a
+    folder that leaves it out unless `text_encoder_3=None, tokenizer_3=None` are passed. This stub
+    gives the same zeros with no argument.
     """
-    encoder = T5EncoderModel(T5Config(vocab_size=2, d_model=width, d_kv=1, d_ff=1, num_layers=1, num_heads=1))
+    encoder = T5EncoderModel(
+        T5Config(vocab_size=2, d_model=width, d_kv=1, d_ff=1, num_layers=1, num_heads=1)
+    )
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.zero_()
     return encoder
 
 
-def build_vae(*, image_size: int, latent_channels: int, channels: Sequence[int], layers: int, groups: int) -> Any:
+def build_vae(
+    *, image_size: int, latent_channels: int, channels: Sequence[int], layers: int, groups: int
+) -> Any:
     """A narrow convolutional autoencoder with random weights."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -183,6 +197,10 @@ def build_scheduler(shift: float) -> FlowMatchEulerDiscreteScheduler:
 def tokenize(tokenizer: Any, captions: list[str]) -> torch.Tensor:
     """Token ids (N, MAX_TOKENS) as the stock pipeline makes them."""
     ids: torch.Tensor = tokenizer(
-        captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        captions,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
     ).input_ids
     return ids

@@ -9,7 +9,16 @@ from typing import Annotated, Any, TypeVar
 from annotated_types import Interval
 
 from ttsnap.files.plain_yaml import read_yaml
-from ttsnap.files.settings import Count, Decay, Natural, NotNegative, Positive, Settings, Share, build
+from ttsnap.files.settings import (
+    Count,
+    Decay,
+    Natural,
+    NotNegative,
+    Positive,
+    Settings,
+    Share,
+    build,
+)
 
 Naturals = tuple[Natural, ...]
 Counts = tuple[Count, ...]
@@ -26,7 +35,8 @@ def read(kind: type[R], path: Path | None, seed: int | None) -> R:
 
 @dataclass(frozen=True)
 class Call(Settings):
-    """Arguments of the pipeline call; those of a recipe are recommended in the folder's ttsnap.json.
+    """Arguments of the pipeline call; those of a recipe are recommended in the folder's
+    ttsnap.json.
 
     max_sequence_length: zero tokens that the stock call appends to the text, 1 to 256.
     """
@@ -38,7 +48,8 @@ class Call(Settings):
 
 @dataclass(frozen=True)
 class NoiseLevels(Settings):
-    """Which noise levels training sees: the sigmoid of a normal variable, and a uniform share besides.
+    """Which noise levels training sees: the sigmoid of a normal variable, and a uniform share
+    besides.
 
     A mean above 0 leans to high noise, where the layout of a picture is decided.
     """
@@ -55,7 +66,8 @@ class FlowRecipe(Settings):
     batch: rows in a step.
     warmup: steps over which the learning rate rises.
     decay_steps: steps at the end over which it falls to 0.
-    adam_lr, muon_lr: learning rates of AdamW, and of Muon for the matrices inside blocks; 0 for AdamW alone.
+    adam_lr, muon_lr: learning rates of AdamW, and of Muon for the matrices inside blocks; 0 for
+        AdamW alone.
     muon_ns_steps: Newton-Schulz iterations in a step of Muon.
     ema: what the running average keeps of itself in a step.
     zero_tokens: for how many zero tokens the last one may stand; drawn at random per row.

@@ -1,7 +1,7 @@
 """The learned reward: what the exact checker says, learned by a network.
 
-The exact checker judges any picture with any caption, so there is no end of labelled pairs: renders and generated
-pictures, each with its own caption and others that differ in a thing or two.
+The exact checker judges any picture with any caption, so there is no end of labelled pairs: renders
+and generated pictures, each with its own caption and others that differ in a thing or two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from train_worlds.near_captions import TRAINED, other_caption
 from train_worlds.stored import join, kept, training_specs
 from train_worlds.training import Trainer
 from ttsnap.core.arrays import IntArray
-from ttsnap.files.settings import Count, Decay, Json, Natural, NotNegative, Positive, Settings, Share, to_json
+from ttsnap.files.settings import (
+    Count,
+    Decay,
+    Json,
+    Natural,
+    NotNegative,
+    Positive,
+    Settings,
+    Share,
+    to_json,
+)
 from ttsnap.recordings.folder import load_recording, read_images
 from ttsnap.scenes.checker import Objects, detect, judge
 from ttsnap.scenes.grammar import RELATIONS, SHAPES, Spec, caption, is_held_out, parse
@@ -98,9 +108,36 @@ class Recipe(Settings):
     ema: Decay = 0.998
     bf16: bool = True
     phases: tuple[Phase, ...] = (
-        Phase(3000, 2e-3, recorded=0.4, relations=0.0, centres=0.3, ranking=0.0, compare=1.0, frozen=("compare",)),
-        Phase(800, 1e-3, recorded=0.0, relations=1.0, centres=0.0, ranking=2.0, compare=4.0, frozen=_SEE),
-        Phase(800, 5e-4, recorded=0.4, relations=0.3, centres=0.0, ranking=1.0, compare=1.0, frozen=_SEE),
+        Phase(
+            3000,
+            2e-3,
+            recorded=0.4,
+            relations=0.0,
+            centres=0.3,
+            ranking=0.0,
+            compare=1.0,
+            frozen=("compare",),
+        ),
+        Phase(
+            800,
+            1e-3,
+            recorded=0.0,
+            relations=1.0,
+            centres=0.0,
+            ranking=2.0,
+            compare=4.0,
+            frozen=_SEE,
+        ),
+        Phase(
+            800,
+            5e-4,
+            recorded=0.4,
+            relations=0.3,
+            centres=0.0,
+            ranking=1.0,
+            compare=1.0,
+            frozen=_SEE,
+        ),
     )
 
 
@@ -108,8 +145,9 @@ class Recipe(Settings):
 class Pairs:
     """N pictures with K captions each.
 
-    images (N, 3, 32, 32) uint8; centres (N, 8, 8) uint8, the label (render.NUM_LABELS) of the object whose centre lies
-    in a cell; ids (N, K, MAX_WORDS) uint8; soft (N, K) float32, the checker's verdict in [0, 1].
+    images (N, 3, 32, 32) uint8; centres (N, 8, 8) uint8, the label (render.NUM_LABELS) of the
+    object whose centre lies in a cell; ids (N, K, MAX_WORDS) uint8; soft (N, K) float32, the
+    checker's verdict in [0, 1].
     """
 
     images: Tensor
@@ -118,19 +156,28 @@ class Pairs:
     soft: Tensor
 
 
-def pairs(images: NDArray[np.uint8], specs: Sequence[Spec], captions: int, rng: np.random.Generator) -> Pairs:
-    """Judge pictures (N, 3, 32, 32), made for these specifications, with their own caption and captions - 1 others.
+def pairs(
+    images: NDArray[np.uint8], specs: Sequence[Spec], captions: int, rng: np.random.Generator
+) -> Pairs:
+    """Judge pictures (N, 3, 32, 32), made for these specifications, with their own caption and
+    captions - 1 others.
 
-    The others have one or two things changed, or say what is in the picture. None of them is held out.
+    The others have one or two things changed, or say what is in the picture. None of them is held
+    out.
     """
     objects = detect(images.astype(np.float32) / 255)
     soft, texts = np.zeros((len(images), captions), np.float32), []
     for i, spec in enumerate(specs):
-        options = [spec, *(other_caption(objects, i, spec, rng, first=k == 0) for k in range(captions - 1))]
+        options = [
+            spec,
+            *(other_caption(objects, i, spec, rng, first=k == 0) for k in range(captions - 1)),
+        ]
         soft[i] = [judge(objects, i, option)[0] for option in options]
         texts += [caption(option) for option in options]
     ids = word_ids(texts).to(torch.uint8).view(len(images), captions, MAX_WORDS)
-    return Pairs(torch.from_numpy(images), _centres(objects, len(images)), ids, torch.from_numpy(soft))
+    return Pairs(
+        torch.from_numpy(images), _centres(objects, len(images)), ids, torch.from_numpy(soft)
+    )
 
 
 def rendered(n: int, captions: int, rng: np.random.Generator) -> Pairs:
@@ -138,14 +185,18 @@ def rendered(n: int, captions: int, rng: np.random.Generator) -> Pairs:
     parts = []
     for start in tqdm(range(0, n, _CHUNK), desc="renders", unit_scale=_CHUNK, unit="img"):
         specs = training_specs(min(_CHUNK, n - start), rng, TRAINED)
-        parts.append(pairs(np.rint(render(specs, rng) * 255).astype(np.uint8), specs, captions, rng))
+        parts.append(
+            pairs(np.rint(render(specs, rng) * 255).astype(np.uint8), specs, captions, rng)
+        )
     return join(parts)
 
 
 def recorded(folder: Path, wanted: RewardData, rng: np.random.Generator) -> Pairs:
-    """The pictures of a recording (`ttsnap record --images`): the first prompts, estimates from a step on.
+    """The pictures of a recording (`ttsnap record --images`): the first prompts, estimates from a
+    step on.
 
-    Each is judged by what it shows itself, so a late estimate is one more picture. ValueError for a held-out prompt.
+    Each is judged by what it shows itself, so a late estimate is one more picture. ValueError for a
+    held-out prompt.
     """
     specs = [parse(prompt) for prompt in load_recording(folder).prompts[: wanted.prompts]]
     held = [caption(spec) for spec in specs if is_held_out(caption(spec))]
@@ -157,7 +208,12 @@ def recorded(folder: Path, wanted: RewardData, rng: np.random.Generator) -> Pair
         if picture.prompt < wanted.prompts and picture.step >= wanted.first_step
     ]
     chunks = [shown[start : start + _CHUNK] for start in range(0, len(shown), _CHUNK)]
-    return join([pairs(np.stack([p for p, _ in c]), [s for _, s in c], wanted.captions, rng) for c in chunks])
+    return join(
+        [
+            pairs(np.stack([p for p, _ in c]), [s for _, s in c], wanted.captions, rng)
+            for c in chunks
+        ]
+    )
 
 
 def _centres(found: Objects, n: int) -> Tensor:
@@ -179,21 +235,37 @@ class PhaseTrainer(Trainer[SceneReader]):
         renders: so many of `data`, the first ones, are ground truth.
     """
 
-    def __init__(self, model: SceneReader, recipe: Recipe, number: int, data: Pairs, renders: int) -> None:
+    def __init__(
+        self, model: SceneReader, recipe: Recipe, number: int, data: Pairs, renders: int
+    ) -> None:
         torch.manual_seed(recipe.seed + number)
-        self.recipe, self.phase, self.data, self.renders = recipe, recipe.phases[number], data, renders
+        self.recipe, self.phase, self.data, self.renders = (
+            recipe,
+            recipe.phases[number],
+            data,
+            renders,
+        )
         self.rng = np.random.default_rng([recipe.seed, number, 1])
-        self.relations = np.flatnonzero(np.isin(data.ids[:renders, 0].numpy(), _RELATION_IDS).any(1))
+        self.relations = np.flatnonzero(
+            np.isin(data.ids[:renders, 0].numpy(), _RELATION_IDS).any(1)
+        )
         model = model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        groups: list[dict[str, Any]] = [{"params": [], "rate": 1.0}, {"params": [], "rate": self.phase.compare}]
+        groups: list[dict[str, Any]] = [
+            {"params": [], "rate": 1.0},
+            {"params": [], "rate": self.phase.compare},
+        ]
         for name, parameter in model.named_parameters():
             part = name.partition(".")[0]
             parameter.requires_grad_(part not in self.phase.frozen)
             if parameter.requires_grad:
                 groups[part == "compare"]["params"].append(parameter)
         groups = [group for group in groups if group["params"]]
-        adam = torch.optim.AdamW(groups, self.phase.lr, (0.9, 0.98), weight_decay=recipe.weight_decay)
-        super().__init__(model, [adam], steps=self.phase.steps, warmup=recipe.warmup, ema=recipe.ema)
+        adam = torch.optim.AdamW(
+            groups, self.phase.lr, (0.9, 0.98), weight_decay=recipe.weight_decay
+        )
+        super().__init__(
+            model, [adam], steps=self.phase.steps, warmup=recipe.warmup, ema=recipe.ema
+        )
 
     def learning_rate(self, peak: float) -> float:
         """Of step number `step`: warm-up, and a fall to 0 that gets steeper."""
@@ -204,7 +276,9 @@ class PhaseTrainer(Trainer[SceneReader]):
         batch, renders = self.recipe.batch, self.renders
         made, related = round(batch * self.phase.recorded), round(batch * self.phase.relations)
         parts = [
-            self.relations[self.rng.integers(len(self.relations), size=related)] if related else np.empty(0, int),
+            self.relations[self.rng.integers(len(self.relations), size=related)]
+            if related
+            else np.empty(0, int),
             self.rng.integers(renders, size=batch - made - related),
             self.rng.integers(renders, len(self.data.ids), size=made),
         ]
@@ -217,24 +291,34 @@ class PhaseTrainer(Trainer[SceneReader]):
         ids = data.ids[rows].long().flatten(0, 1)
         soft = data.soft[rows].flatten()
         # The CPU's fused attention takes longer backward than the plain one.
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16), sdpa_kernel(SDPBackend.MATH):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
             cells = self.net.see(x)
             labels = self.net.centres(cells)
             repeated = cells.repeat_interleave(captions, 0)
             logits = self.net.match(repeated, *self.net.read(ids))
         pair = nn.functional.binary_cross_entropy_with_logits(logits, soft)
         centres = data.centres[rows].long()
-        centre = nn.functional.cross_entropy(labels.float(), centres, reduction="none").sum((1, 2)).mean()
-        # Its own and the first other caption only: of a relation that is the relation turned around.
+        centre = (
+            nn.functional.cross_entropy(labels.float(), centres, reduction="none")
+            .sum((1, 2))
+            .mean()
+        )
+        # Its own and the first other caption only: of a relation that is the relation turned
+        # around.
         rank = ranking(logits.view(-1, captions)[:, :2], soft.view(-1, captions)[:, :2])
         loss = pair + self.phase.ranking * rank + self.phase.centres * centre
         return loss, {"pair": pair, "rank": rank, "centre": centre}
 
 
 def ranking(logits: Tensor, soft: Tensor) -> Tensor:
-    """Bradley-Terry on the captions of a picture, (N, K) each: -log sigmoid of the better one's lead, mean over pairs.
+    """Bradley-Terry on the captions of a picture, (N, K) each: -log sigmoid of the better one's
+    lead, mean over pairs.
 
-    What is told apart already adds little here, so that what is hardest, relations, gets the gradient.
+    What is told apart already adds little here, so that what is hardest, relations, gets the
+    gradient.
     """
     lead = logits.unsqueeze(2) - logits.unsqueeze(1)
     better = (soft.unsqueeze(2) - soft.unsqueeze(1) > 0.05).float()
@@ -244,7 +328,8 @@ def ranking(logits: Tensor, soft: Tensor) -> Tensor:
 def train(recipe: Recipe, renders: Pairs, recorded: Pairs, out: Path) -> SceneReader:
     """The trained network (its average over the last steps), in evaluation mode.
 
-    Phase after phase; each begins with what the one before left in out/phase-N, so that a run may stop in between.
+    Phase after phase; each begins with what the one before left in out/phase-N, so that a run may
+    stop in between.
     """
     data = join([renders, recorded])
     torch.manual_seed(recipe.seed)
@@ -255,15 +340,21 @@ def train(recipe: Recipe, renders: Pairs, recorded: Pairs, out: Path) -> SceneRe
             folder.mkdir(parents=True, exist_ok=True)
             trainer = PhaseTrainer(model, recipe, number, data, len(renders.ids))
             trainer.run(f"phase {number}")
-            save_reader(trainer.ema.to(memory_format=torch.contiguous_format), to_json(recipe), folder)  # type: ignore[call-overload]
+            save_reader(
+                trainer.ema.to(memory_format=torch.contiguous_format), to_json(recipe), folder
+            )  # type: ignore[call-overload]
         model = load_reader(folder)
     return model
 
 
 def save_reader(model: SceneReader, recipe: Mapping[str, Json], folder: Path) -> None:
-    """Write config.json (the whole recipe, with the reader's size as "model") and model.safetensors (float16)."""
+    """Write config.json (the whole recipe, with the reader's size as "model") and model.safetensors
+    (float16)."""
     (folder / CONFIG).write_text(json.dumps(recipe, indent=2) + "\n")
-    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+    save_file(
+        {name: value.half().contiguous() for name, value in model.state_dict().items()},
+        folder / WEIGHTS,
+    )
 
 
 def run(recipe: Recipe, out: Path, recording: Path) -> None:

@@ -1,7 +1,9 @@
-"""The reader of words in latents, from rendered pictures: where the noise-aware reward of signs begins.
+"""The reader of words in latents, from rendered pictures: where the noise-aware reward of signs
+begins.
 
-It names the letter of each cell, and learns which letters of a word are in the picture: of its own word, or of one that
-is changed in a letter or more. Distillation (`ttsnap distill`) then tells it of the OCR and of unfinished pictures.
+It names the letter of each cell, and learns which letters of a word are in the picture: of its own
+word, or of one that is changed in a letter or more. Distillation (`ttsnap distill`) then tells it
+of the OCR and of unfinished pictures.
 """
 
 from __future__ import annotations
@@ -51,16 +53,23 @@ class Recipe(Settings):
 
 
 def rendered(n: int, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Latents (N, 8, 8, 24) float16, labels of cells (N, 4, 24) uint8 and letters (N, 8) uint8 of n pictures."""
+    """Latents (N, 8, 8, 24) float16, labels of cells (N, 4, 24) uint8 and letters (N, 8) uint8 of n
+    pictures."""
     vae = load("signs", dtype=torch.float32).vae
     parts: list[tuple[Tensor, ...]] = []
     for start in tqdm(range(0, n, _CHUNK), desc="renders", unit_scale=_CHUNK, unit="img"):
         signs = training_signs(min(_CHUNK, n - start), rng)
         images, maps = render(signs, rng)
         with torch.no_grad():
-            latents = vae.encode(torch.from_numpy(images).float().div(127.5).sub(1)).latent_dist.mode()
-        pooled = torch.from_numpy(pool_labels(maps, 4, NUM_LABELS)).unflatten(1, (ROWS // 2, 2)).amax(2)
-        parts.append((latents.half(), pooled, letter_ids([caption(sign) for sign in signs]).to(torch.uint8)))
+            latents = vae.encode(
+                torch.from_numpy(images).float().div(127.5).sub(1)
+            ).latent_dist.mode()
+        pooled = (
+            torch.from_numpy(pool_labels(maps, 4, NUM_LABELS)).unflatten(1, (ROWS // 2, 2)).amax(2)
+        )
+        parts.append(
+            (latents.half(), pooled, letter_ids([caption(sign) for sign in signs]).to(torch.uint8))
+        )
     columns = map(torch.cat, zip(*parts, strict=True))
     return dict(zip(("latents", "labels", "words"), columns, strict=True))
 
@@ -74,12 +83,15 @@ def changed(word: str, rng: np.random.Generator) -> str:
         letters.insert(int(rng.integers(len(word) + 1)), str(rng.choice(list(LETTERS))))
     if kind > 0.4:
         share = 0.8 * rng.random()
-        letters = [str(rng.choice(list(LETTERS))) if rng.random() < share else letter for letter in letters]
+        letters = [
+            str(rng.choice(list(LETTERS))) if rng.random() < share else letter for letter in letters
+        ]
     return "".join(letters)
 
 
 def right(shown: str, asked: str) -> Tensor:
-    """(8,) 1 for letters of `asked` that are in `shown` in their place, by the longest common parts."""
+    """(8,) 1 for letters of `asked` that are in `shown` in their place, by the longest common
+    parts."""
     found = torch.zeros(MAX_LETTERS)
     for part in SequenceMatcher(None, shown, asked, autojunk=False).get_matching_blocks():
         found[part.b : part.b + part.size] = 1
@@ -99,7 +111,9 @@ class ReaderTrainer(Trainer[SignReader]):
         self.recipe, self.data, self.rng = recipe, data, np.random.default_rng([recipe.seed, 1])
         net = SignReader()
         net.names.register_forward_hook(self._note)
-        adam = torch.optim.AdamW(net.parameters(), recipe.lr, (0.9, 0.98), weight_decay=recipe.weight_decay)
+        adam = torch.optim.AdamW(
+            net.parameters(), recipe.lr, (0.9, 0.98), weight_decay=recipe.weight_decay
+        )
         super().__init__(net, [adam], steps=recipe.steps, warmup=recipe.warmup, ema=recipe.ema)
 
     def _note(self, module: nn.Module, given: Any, names: Tensor) -> None:
@@ -112,8 +126,13 @@ class ReaderTrainer(Trainer[SignReader]):
     def loss(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the names of cells, and of the letters."""
         rows = self.rng.integers(len(self.data["words"]), size=self.recipe.batch)
-        shown = ["".join(LETTERS[i - 1] for i in word if i) for word in self.data["words"][rows].tolist()]
-        asked = [word if self.rng.random() < self.recipe.own else changed(word, self.rng) for word in shown]
+        shown = [
+            "".join(LETTERS[i - 1] for i in word if i) for word in self.data["words"][rows].tolist()
+        ]
+        asked = [
+            word if self.rng.random() < self.recipe.own else changed(word, self.rng)
+            for word in shown
+        ]
         words = letter_ids([caption(Sign(word, "red")) for word in asked])
         there = words > 0
         truth = torch.stack([right(a, b) for a, b in zip(shown, asked, strict=True)])
@@ -134,5 +153,6 @@ def run(recipe: Recipe, out: Path) -> None:
     trainer = ReaderTrainer(recipe, data)
     trainer.run("reader", out / "training.pt", 100)
     save_file(
-        {name: value.contiguous() for name, value in trainer.ema.state_dict().items()}, out / "reader.safetensors"
+        {name: value.contiguous() for name, value in trainer.ema.state_dict().items()},
+        out / "reader.safetensors",
     )

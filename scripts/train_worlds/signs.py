@@ -42,7 +42,9 @@ class Recipe(base.Recipe):
     defaults: SignCall = SignCall()
     probe: base.Probe = base.Probe(every=1000, per_kind=12, final_per_kind=24)
     data: base.Data = base.Data(images=60_000)
-    vae: VaeRecipe = VaeRecipe(model=VaeSize(channels=(16, 32, 48)), batch=12, steps=1500, noise=0.2)
+    vae: VaeRecipe = VaeRecipe(
+        model=VaeSize(channels=(16, 32, 48)), batch=12, steps=1500, noise=0.2
+    )
     generator: GeneratorRecipe = GeneratorRecipe(
         text=TextSize(width=96, layers=2, heads=3),
         transformer=TransformerSize(layers=5, heads=4, head_dim=32, patch=2),
@@ -59,13 +61,16 @@ def build_tokenizer() -> Any:
     return build_letter_tokenizer((*TEMPLATE, *COLORS), LETTERS, longest)
 
 
-def _draw(n: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[str]]:
+def _draw(
+    n: int, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[str]]:
     signs = training_signs(n, rng)
     return *render(signs, rng), [caption(sign) for sign in signs]
 
 
 def _look(pipe: Any, call: Call, per_kind: int, seed: int, grid: Path) -> str:
-    """How often words are right by an OCR, for each kind; without the extra `ocr` only the pictures."""
+    """How often words are right by an OCR, for each kind; without the extra `ocr` only the
+    pictures."""
     prompts = sample_prompts(per_kind * len(KINDS), seed)
     images = generate(pipe, prompts, call, seed=seed)
     save_grid(images, len(KINDS), grid)
@@ -76,7 +81,8 @@ def _look(pipe: Any, call: Call, per_kind: int, seed: int, grid: Path) -> str:
     right = (scores == 1).astype(float)
     columns = {**dict(zip(KINDS, right.T, strict=True)), "all": right.ravel()}
     cells = (
-        (kind, f"{x.mean():.3f} ± {(x.mean() * (1 - x.mean()) / x.size) ** 0.5:.3f}") for kind, x in columns.items()
+        (kind, f"{x.mean():.3f} ± {(x.mean() * (1 - x.mean()) / x.size) ** 0.5:.3f}")
+        for kind, x in columns.items()
     )
     return markdown(("words", "right"), cells)
 
@@ -88,6 +94,12 @@ def _finished(model: Generator, tokenizer: Any) -> Generator:
 SIGNS = base.World(build_tokenizer, NUM_LABELS, _draw, _look, weights_path, "ocr:line", _finished)
 
 
-def run(recipe: Recipe, out: Path, device: str = "cpu", decay_now: int | None = None, install: bool = False) -> None:
+def run(
+    recipe: Recipe,
+    out: Path,
+    device: str = "cpu",
+    decay_now: int | None = None,
+    install: bool = False,
+) -> None:
     """As `base.run`."""
     base.run(recipe, out, device, decay_now, install, SIGNS)

@@ -16,8 +16,11 @@ from ttsnap.scenes.grammar import Spec, caption, is_held_out, sample_spec
 D = TypeVar("D", bound=Any)
 
 
-def kept(path: Path, made_by: Mapping[str, Any], make: Callable[..., Mapping[str, Any]], *given: Any) -> dict[str, Any]:
-    """What the file holds, by name; where there is none, what `make(*given)` gives, written whole or not at all.
+def kept(
+    path: Path, made_by: Mapping[str, Any], make: Callable[..., Mapping[str, Any]], *given: Any
+) -> dict[str, Any]:
+    """What the file holds, by name; where there is none, what `make(*given)` gives, written whole
+    or not at all.
 
     made_by: what it depends on, plain values. ValueError for a file that something else made.
     """
@@ -35,12 +38,17 @@ def kept(path: Path, made_by: Mapping[str, Any], make: Callable[..., Mapping[str
 def join(parts: Sequence[D]) -> D:
     """Rows of dataclasses of tensors and tuples, one after the other."""
     columns = zip(*(vars(part).values() for part in parts), strict=True)
-    joined = (torch.cat(c) if isinstance(c[0], Tensor) else tuple(x for part in c for x in part) for c in columns)
+    joined = (
+        torch.cat(c) if isinstance(c[0], Tensor) else tuple(x for part in c for x in part)
+        for c in columns
+    )
     whole: D = type(parts[0])(*joined)
     return whole
 
 
-def training_specs(n: int, rng: np.random.Generator, kinds: Sequence[str] | None = None) -> list[Spec]:
+def training_specs(
+    n: int, rng: np.random.Generator, kinds: Sequence[str] | None = None
+) -> list[Spec]:
     """`n` random specifications whose captions are not held out. kinds: drawn evenly."""
     specs: list[Spec] = []
     while len(specs) < n:

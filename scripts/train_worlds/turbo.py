@@ -1,9 +1,11 @@
-"""The few-step model: the base model and its guidance, straightened so that a few calls without guidance are enough.
+"""The few-step model: the base model and its guidance, straightened so that a few calls without
+guidance are enough.
 
-It learns to go straight from a start, a noisy latent, to where the teacher's guided sampler ends from there (arXiv
-2209.03003). Most pairs start from pure noise, as the sampler does. The others start from rendered pictures under fresh
-noise, so that the few-step model also knows states that a stochastic sampler puts it in, off its own trajectories. Only
-the transformer is trained; the text encoders and the autoencoder stay as they are.
+It learns to go straight from a start, a noisy latent, to where the teacher's guided sampler ends
+from there (arXiv 2209.03003). Most pairs start from pure noise, as the sampler does. The others
+start from rendered pictures under fresh noise, so that the few-step model also knows states that a
+stochastic sampler puts it in, off its own trajectories. Only the transformer is trained; the text
+encoders and the autoencoder stay as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +34,16 @@ from train_worlds.stored import join, kept, training_specs
 from train_worlds.training import Trainer, muon_and_adam
 from train_worlds.vae import scaled
 from train_worlds.zero_tokens import ZeroTokenAttention
-from ttsnap.files.settings import Count, Decay, Natural, NotNegative, Positive, Settings, Share, to_json
+from ttsnap.files.settings import (
+    Count,
+    Decay,
+    Natural,
+    NotNegative,
+    Positive,
+    Settings,
+    Share,
+    to_json,
+)
 from ttsnap.files.writing import write_json
 from ttsnap.scenes import turbo_path
 from ttsnap.scenes.grammar import caption
@@ -67,7 +78,8 @@ class PairsRecipe(Settings):
 
 @dataclass(frozen=True)
 class Recipe(FlowRecipe):
-    """How the base model is distilled: guidance and steps at once, by rectified flow on the teacher's own pairs.
+    """How the base model is distilled: guidance and steps at once, by rectified flow on the
+    teacher's own pairs.
 
     teacher: the guided call whose results are learned.
     defaults: the call that is recommended for the result; its scheduler ends at 1 / steps.
@@ -97,7 +109,8 @@ class Recipe(FlowRecipe):
 
 @dataclass(frozen=True)
 class Pairs:
-    """N trajectories: captions, noise levels (N,) float32 of their starts, starts and ends (N, C, H, W) float16."""
+    """N trajectories: captions, noise levels (N,) float32 of their starts, starts and ends (N, C,
+    H, W) float16."""
 
     captions: tuple[str, ...]
     levels: Tensor
@@ -127,7 +140,8 @@ class Teacher:
                 block.compile(dynamic=False)
 
     def velocity(self, x: Tensor, sigma: float, text: Tensor, pooled: Tensor) -> Tensor:
-        """The guided velocity (N, ...) at x (N, ...); text (2N, L, D) and pooled (2N, D), those without text first."""
+        """The guided velocity (N, ...) at x (N, ...); text (2N, L, D) and pooled (2N, D), those
+        without text first."""
         times = torch.full((2 * len(x),), sigma * 1000)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             out = self.pipe.transformer(torch.cat([x, x]), text, pooled, times).sample.float()
@@ -150,7 +164,8 @@ def guided(out: Tensor, scale: float) -> Tensor:
 
 
 def make(pipe: Any, recipe: Recipe, folder: Path) -> Pairs:
-    """The pairs of a recipe, those from noise first, in files of `folder`, each kept when it is done.
+    """The pairs of a recipe, those from noise first, in files of `folder`, each kept when it is
+    done.
 
     ValueError for a file that another recipe made; how many pairs there are does not matter.
     """
@@ -189,7 +204,9 @@ def _shard(teacher: Teacher, recipe: PairsRecipe, kind: str, number: int) -> dic
                 clean = scaled(vae, vae.encode(pictures).latent_dist.mean)
             start = (1 - level) * clean + level * noise
         end = teacher.ends(start, step, captions)
-        parts.append(Pairs(tuple(captions), torch.full((len(specs),), level), start.half(), end.half()))
+        parts.append(
+            Pairs(tuple(captions), torch.full((len(specs),), level), start.half(), end.half())
+        )
     return vars(join(parts))
 
 
@@ -202,7 +219,8 @@ def on_the_way(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
 
 
 def straight_velocity(start: Tensor, end: Tensor, level: Tensor) -> Tensor:
-    """The velocity (N, C, H, W) along these lines, per noise level (N,); x - level * velocity is the end all along."""
+    """The velocity (N, C, H, W) along these lines, per noise level (N,); x - level * velocity is
+    the end all along."""
     return (start - end) / level.view(-1, 1, 1, 1)
 
 
@@ -220,7 +238,9 @@ class TurboTrainer(Trainer[Any]):
         captions = list(dict.fromkeys(pairs.captions))
         rows = {text: i for i, text in enumerate(captions)}
         self.rows = torch.tensor([rows[text] for text in pairs.captions])
-        parts = [encode_captions(pipe, captions[i : i + _TEXTS]) for i in range(0, len(captions), _TEXTS)]
+        parts = [
+            encode_captions(pipe, captions[i : i + _TEXTS]) for i in range(0, len(captions), _TEXTS)
+        ]
         self.text, self.pooled = (torch.cat(column).half() for column in zip(*parts, strict=True))
         net = copy.deepcopy(pipe.transformer).train()
         super().__init__(net, muon_and_adam(net.named_parameters(), recipe), **recipe.loop())
@@ -237,14 +257,19 @@ class TurboTrainer(Trainer[Any]):
         level, text = self.pairs.levels[chosen], self.rows[chosen]
         x = on_the_way(start, end, share)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            out = self.net(x, self.text[text].float(), self.pooled[text].float(), level * share * 1000).sample
+            out = self.net(
+                x, self.text[text].float(), self.pooled[text].float(), level * share * 1000
+            ).sample
         loss = (out.float() - straight_velocity(start, end, level)).pow(2).mean()
         return loss, {"loss": loss}
 
 
 @torch.no_grad()
-def errors(pipe: Any, net: Any, pairs: Pairs, calls: Sequence[int], *, bf16: bool) -> dict[int, float]:
-    """Mean squared error of the ends that n calls in equal steps reach from the starts of these pairs, for each n."""
+def errors(
+    pipe: Any, net: Any, pairs: Pairs, calls: Sequence[int], *, bf16: bool
+) -> dict[int, float]:
+    """Mean squared error of the ends that n calls in equal steps reach from the starts of these
+    pairs, for each n."""
     found = {}
     text, pooled = encode_captions(pipe, list(pairs.captions))
     for n in calls:
@@ -259,15 +284,20 @@ def errors(pipe: Any, net: Any, pairs: Pairs, calls: Sequence[int], *, bf16: boo
 
 
 def assembled(pipe: Any, net: Any, recipe: Recipe) -> Any:
-    """The base pipeline with this network, rounded to half precision, and a scheduler for few steps.
+    """The base pipeline with this network, rounded to half precision, and a scheduler for few
+    steps.
 
-    Without `shift_terminal` the stock scheduler's last call is at a noise level of 0.001, where nothing is left to do.
+    Without `shift_terminal` the stock scheduler's last call is at a noise level of 0.001, where
+    nothing is left to do.
     """
     pipe.transformer = net.half().float()
-    pipe.tokenizer = pipe.tokenizer_2 = build_tokenizer()  # as new: one that was used saves its padding
+    # as new: one that was used saves its padding
+    pipe.tokenizer = pipe.tokenizer_2 = build_tokenizer()
     pipe.tokenizer_3 = build_blank_tokenizer()
     terminal = 1 / recipe.defaults.num_inference_steps
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift_terminal=terminal)
+    pipe.scheduler = type(pipe.scheduler).from_config(
+        pipe.scheduler.config, shift_terminal=terminal
+    )
     return pipe
 
 
@@ -284,7 +314,11 @@ def run(recipe: Recipe, out: Path, decay_now: int | None = None, install: bool =
         if trainer.step % recipe.look_every == 0 or trainer.step == trainer.steps:
             found = errors(pipe, trainer.ema, held, _CALLS, bf16=recipe.bf16)
             seconds = round(time.perf_counter() - began)
-            line = {"step": trainer.step, "loss": round(trainer.figures["loss"], 5), "seconds": seconds}
+            line = {
+                "step": trainer.step,
+                "loss": round(trainer.figures["loss"], 5),
+                "seconds": seconds,
+            }
             with (out / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({**line, "errors": found}) + "\n")
 
@@ -293,6 +327,8 @@ def run(recipe: Recipe, out: Path, decay_now: int | None = None, install: bool =
     turbo = assembled(pipe, trainer.ema, recipe)
     per_kind, grid = recipe.final_per_kind, out / "samples.png"
     said = (
-        (lambda: accuracy_table(evaluate(turbo, recipe.defaults, per_kind, seed=SEED, grid=grid))) if per_kind else None
+        (lambda: accuracy_table(evaluate(turbo, recipe.defaults, per_kind, seed=SEED, grid=grid)))
+        if per_kind
+        else None
     )
     finish(turbo, out, {**to_json(recipe.defaults), "reward": "scenes"}, said, over)

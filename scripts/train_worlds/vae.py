@@ -1,8 +1,10 @@
-"""The base model's autoencoder: 32x32 pictures to an 8x8 latent that is smooth, unit-scale and easy to read.
+"""The base model's autoencoder: 32x32 pictures to an 8x8 latent that is smooth, unit-scale and easy
+to read.
 
-Three choices make the latent easy for the generator. The decoder sees latents with noise of a random level, so that
-small errors of the generator do not show. Each channel is held near zero mean and unit variance by a penalty, in place
-of a KL term. A small head, thrown away afterwards, reads the object class of every cell from the noisy latent.
+Three choices make the latent easy for the generator. The decoder sees latents with noise of a
+random level, so that small errors of the generator do not show. Each channel is held near zero mean
+and unit variance by a penalty, in place of a KL term. A small head, thrown away afterwards, reads
+the object class of every cell from the noisy latent.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from ttsnap.files.settings import Count, NotNegative, Positive, Settings
 
 @dataclass(frozen=True)
 class VaeSize(Settings):
-    """The autoencoder: channels of each stage (every one after the first halves the picture), layers in each, and
-    groups of the group norms."""
+    """The autoencoder: channels of each stage (every one after the first halves the picture),
+    layers in each, and groups of the group norms."""
 
     latent_channels: Count = 8
     channels: Counts = (16, 32, 64)
@@ -65,19 +67,26 @@ class VaeTrainer(Trainer[Any]):
     """
 
     def __init__(
-        self, recipe: VaeRecipe, images: Tensor, labels: Tensor, num_labels: int, device: torch.device
+        self,
+        recipe: VaeRecipe,
+        images: Tensor,
+        labels: Tensor,
+        num_labels: int,
+        device: torch.device,
     ) -> None:
         self.recipe, self.images, self.labels, self.device = recipe, images, labels, device
         size = recipe.model
         vae = build_vae(image_size=max(images.shape[-2:]), **vars(size))
-        self.head = nn.Sequential(nn.Conv2d(size.latent_channels, 64, 1), nn.SiLU(), nn.Conv2d(64, num_labels, 1)).to(
-            device
-        )
+        self.head = nn.Sequential(
+            nn.Conv2d(size.latent_channels, 64, 1), nn.SiLU(), nn.Conv2d(64, num_labels, 1)
+        ).to(device)
         vae = vae.to(device)
         params = [*vae.parameters(), *self.head.parameters()]
         adam = torch.optim.AdamW(params, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.0)
         vae.to(memory_format=torch.channels_last)
-        super().__init__(vae, [adam], steps=recipe.steps, warmup=100, decay_steps=0.5 * recipe.steps, floor=0.01)
+        super().__init__(
+            vae, [adam], steps=recipe.steps, warmup=100, decay_steps=0.5 * recipe.steps, floor=0.01
+        )
 
     def loss(self) -> tuple[Tensor, dict[str, Tensor]]:
         recipe, batch, device = self.recipe, self.recipe.batch, self.device
@@ -101,7 +110,12 @@ class VaeTrainer(Trainer[Any]):
 
 
 def train_vae(
-    recipe: VaeRecipe, images: Tensor, labels: Tensor, num_labels: int, seed: int, device: torch.device
+    recipe: VaeRecipe,
+    images: Tensor,
+    labels: Tensor,
+    num_labels: int,
+    seed: int,
+    device: torch.device,
 ) -> Any:
     """A trained autoencoder in fp32, its scaling and shift set from the data (see `VaeTrainer`).
 
@@ -117,7 +131,9 @@ def train_vae(
         conv.weight[half:] = 0
         conv.bias[half:] = 2 * math.log(recipe.posterior_std)
     latents = encode(vae, images[:4096], device).float()
-    vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
+    vae.register_to_config(
+        scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean())
+    )
     return vae
 
 
@@ -148,5 +164,8 @@ def scaled(vae: Any, latents: Tensor) -> Tensor:
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor, batch: int) -> Tensor:
     """Images (N, 3, H, W) in [0, 1] of the denoiser's latents, as the pipeline decodes them."""
-    parts = [vae.decode(z / vae.config.scaling_factor + vae.config.shift_factor).sample for z in latents.split(batch)]
+    parts = [
+        vae.decode(z / vae.config.scaling_factor + vae.config.shift_factor).sample
+        for z in latents.split(batch)
+    ]
     return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)

@@ -1,9 +1,10 @@
 """Training-time attention: many equal zero tokens as one, and a form that is fast on CPUs.
 
-Without its T5 encoder the stock SD3 pipeline appends `max_sequence_length` zero tokens to the text. They carry no
-position, so they are equal on entry and stay equal through every block, and n of them are one token whose attention
-logit gets log(n) added. Training with one token and a random n per sample therefore makes a model that works for any
-`max_sequence_length`, at the cost of a single token.
+Without its T5 encoder the stock SD3 pipeline appends `max_sequence_length` zero tokens to the text.
+They carry no position, so they are equal on entry and stay equal through every block, and n of them
+are one token whose attention logit gets log(n) added. Training with one token and a random n per
+sample therefore makes a model that works for any `max_sequence_length`, at the cost of a single
+token.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 
 class ZeroTokenAttention:
-    """Joint attention of SD3 as plain matrix products, with a bias on the last key (the zero token).
+    """Joint attention of SD3 as plain matrix products, with a bias on the last key (the zero
+    token).
 
     Args:
         transformer: an SD3 transformer, whose blocks get this attention.
@@ -39,7 +41,11 @@ class ZeroTokenAttention:
     def draw_repeats(self, lengths: Sequence[int], dice: torch.Generator) -> None:
         """One of these lengths for each sample."""
         choices = torch.tensor(lengths, dtype=torch.float32)
-        self.set_repeats(choices[torch.randint(len(choices), (len(self.bias),), generator=dice)].to(self.bias.device))
+        self.set_repeats(
+            choices[torch.randint(len(choices), (len(self.bias),), generator=dice)].to(
+                self.bias.device
+            )
+        )
 
     def __call__(
         self,
@@ -56,8 +62,14 @@ class ZeroTokenAttention:
             return x if norm is None else norm(x)
 
         text = encoder_hidden_states
-        q = [split(attn.to_q(hidden_states), attn.norm_q), split(attn.add_q_proj(text), attn.norm_added_q)]
-        k = [split(attn.to_k(hidden_states), attn.norm_k), split(attn.add_k_proj(text), attn.norm_added_k)]
+        q = [
+            split(attn.to_q(hidden_states), attn.norm_q),
+            split(attn.add_q_proj(text), attn.norm_added_q),
+        ]
+        k = [
+            split(attn.to_k(hidden_states), attn.norm_k),
+            split(attn.add_k_proj(text), attn.norm_added_k),
+        ]
         v = [split(attn.to_v(hidden_states), None), split(attn.add_v_proj(text), None)]
         query, key, value = (torch.cat(parts, 2) for parts in (q, k, v))
         logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)

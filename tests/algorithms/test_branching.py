@@ -1,4 +1,5 @@
-"""Algorithms that branch on the path, against transcriptions of their papers' pseudocode in plain Python."""
+"""Algorithms that branch on the path, against transcriptions of their papers' pseudocode in plain
+Python."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from ttsnap.core.selection import Selection
 from ..scripted import Played, Score, Scripted, noisy, ranked  # noqa: TID252
 
 
-def code_by_hand(score: Score, n: int, streams: int, block: int, temperature: float, steps: int) -> Any:
+def code_by_hand(
+    score: Score, n: int, streams: int, block: int, temperature: float, steps: int
+) -> Any:
     """Parents by uid, evaluations, and what was finished."""
     value = ranked(score)
     rng = np.random.default_rng([0, zlib.crc32(b"")])
@@ -52,9 +55,12 @@ def code_by_hand(score: Score, n: int, streams: int, block: int, temperature: fl
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 @pytest.mark.parametrize(
-    ("n", "streams", "block", "steps"), [(3, 2, 1, 6), (4, 1, 2, 8), (2, 3, 3, 7), (1, 2, 2, 5), (3, 2, 9, 4)]
+    ("n", "streams", "block", "steps"),
+    [(3, 2, 1, 6), (4, 1, 2, 8), (2, 3, 3, 7), (1, 2, 2, 5), (3, 2, 9, 4)],
 )
-def test_code_is_the_papers_loop(seed: int, temperature: float, n: int, streams: int, block: int, steps: int) -> None:
+def test_code_is_the_papers_loop(
+    seed: int, temperature: float, n: int, streams: int, block: int, steps: int
+) -> None:
     score = noisy(seed, fail=0.2 * (seed % 2))
     svdd = make_algorithm("svdd", n=n, streams=streams, alpha=temperature)
     algorithm = svdd if block == 1 else CoDe(n, streams, block, temperature)
@@ -67,20 +73,30 @@ def test_code_is_the_papers_loop(seed: int, temperature: float, n: int, streams:
 
 
 def rbf_by_hand(
-    score: Score, streams: int, initial: int, steps: int, allowance: int, finish: str, bars: Any = None
+    score: Score,
+    streams: int,
+    initial: int,
+    steps: int,
+    allowance: int,
+    finish: str,
+    bars: Any = None,
 ) -> tuple[list[int], int, list[int]]:
-    """Algorithm 1 with quotas Q by step: Q[k + 1] += Q[k] - j when candidate j of step k is accepted. Parents,
-    evaluations, and what was finished."""
+    """Algorithm 1 with quotas Q by step: Q[k + 1] += Q[k] - j when candidate j of step k is
+    accepted. Parents, evaluations, and what was finished."""
     value = ranked(score)
     noises = max(1, min(streams * initial, allowance - (steps - 1)))
     parent, where, calls = [-1] * noises, [0] * noises, noises
-    heads = [max(range(i, noises, streams), key=lambda u: value(u, 0)) for i in range(min(streams, noises))]
+    heads = [
+        max(range(i, noises, streams), key=lambda u: value(u, 0))
+        for i in range(min(streams, noises))
+    ]
     base = (allowance - calls) // (steps * len(heads))
     if bars == "quantiles":
         good = [value(u, 0) for u in range(noises) if value(u, 0) > -np.inf]
         bars = [np.quantile(good, q) if good else -np.inf for q in np.linspace(0.5, 1.0, steps - 1)]
     paths: list[dict[str, Any]] = [
-        {"at": u, "step": 0, "best": value(u, 0), "Q": [base] * steps, "j": 0, "seen": []} for u in heads
+        {"at": u, "step": 0, "best": value(u, 0), "Q": [base] * steps, "j": 0, "seen": []}
+        for u in heads
     ]
     best = max(heads, key=lambda u: value(u, 0))
 
@@ -109,20 +125,30 @@ def rbf_by_hand(
                 best = uid
             if bars is None and k == steps - 2:
                 continue
-            accepted = value(uid, k + 1) > p["best"] if bars is None else value(uid, k + 1) >= max(bars[k], -1e300)
+            accepted = (
+                value(uid, k + 1) > p["best"]
+                if bars is None
+                else value(uid, k + 1) >= max(bars[k], -1e300)
+            )
             if accepted:
                 p["Q"][k + 1] += max(0, p["Q"][k] - p["j"])
                 p.update(at=uid, step=k + 1, best=value(uid, k + 1), j=0, seen=[])
             elif p["j"] >= p["Q"][k]:
                 p.update(at=present(p), step=k + 1, j=0, seen=[])
-    chosen = best if finish == "best" else max((present(p) for p in paths), key=lambda u: value(u, where[u]))
+    chosen = (
+        best
+        if finish == "best"
+        else max((present(p) for p in paths), key=lambda u: value(u, where[u]))
+    )
     calls += steps - 1 - where[chosen]
     return parent, calls, [chosen]
 
 
 def as_by_hand(algorithm: RBF, allowance: int, score: Score, steps: int, bars: Any = None) -> Any:
     (result,) = search([""], algorithm, Scripted(score, steps), f"{allowance}nfe")
-    by_hand = rbf_by_hand(score, algorithm.streams, algorithm.initial, steps, allowance, algorithm.finish, bars)
+    by_hand = rbf_by_hand(
+        score, algorithm.streams, algorithm.initial, steps, allowance, algorithm.finish, bars
+    )
     finished = np.flatnonzero(result.particles.finished).tolist()
     assert (result.particles.parent.tolist(), result.spent.nfe, finished) == by_hand
     assert result.spent.nfe <= allowance
@@ -142,9 +168,13 @@ def test_rbf_is_algorithm_1(finish: Any, fail: float, allowance: int) -> None:
 @pytest.mark.parametrize("bars", [None, (0.5, 0.8, 1.0, 1.5, 3.0)])
 def test_verifier_threshold_accepts_by_threshold(allowance: int, bars: Any) -> None:
     algorithm = VerifierThreshold(2, 4, thresholds=bars)
-    found = [as_by_hand(algorithm, allowance, noisy(seed, fail=0.1), 6, bars or "quantiles") for seed in range(5)]
+    found = [
+        as_by_hand(algorithm, allowance, noisy(seed, fail=0.1), 6, bars or "quantiles")
+        for seed in range(5)
+    ]
     spent = min(result.spent.nfe for result in found)
-    assert allowance < 200 or bars is not None or spent < allowance / 2  # it stops where all is passed
+    # it stops where all is passed
+    assert allowance < 200 or bars is not None or spent < allowance / 2
 
 
 @pytest.mark.parametrize("algorithm", [RBF(2, 8), RBF(2, 8, "published"), VerifierThreshold(2, 8)])
@@ -157,8 +187,9 @@ def test_memory_stays_small(algorithm: Any) -> None:
 
 
 def test_scoring_and_finishing_are_planned_for() -> None:
-    """A decode with its reward takes 2 evaluations, a check 1: noises cost 2 each, candidates 2, an image 8 + 2 - 1.
-    The first noise stays the best: 9 are held back for it, so 40 - 8 - 9 pay for 11 candidates."""
+    """A decode with its reward takes 2 evaluations, a check 1: noises cost 2 each, candidates 2, an
+    image 8 + 2 - 1. The first noise stays the best: 9 are held back for it, so 40 - 8 - 9 pay for
+    11 candidates."""
     engine = Scripted(lambda uid, step: -float(uid))
     engine.price = Price(Rates(1.0, 1.0, 1.0), estimates="preview")
     (result,) = search([""], RBF(1, 4), engine, "40flop")
@@ -185,20 +216,31 @@ def test_nested_fits_and_is_built_from_json() -> None:
 def test_nested_takes_any_search_of_noises() -> None:
     """One that tries a neighbour of the best noise once, then leaves the best."""
     score = noisy(6)
-    first = Played((lambda p: fresh(4, 0), lambda p: perturb(p.ranked()[:1], 0.9, 0)), frozenset({Need.MIX}))
+    first = Played(
+        (lambda p: fresh(4, 0), lambda p: perturb(p.ranked()[:1], 0.9, 0)), frozenset({Need.MIX})
+    )
     nested = Nested(first, CoDe(n=2, streams=1, block=4))
     assert nested.needs == {Need.MIX, Need.BRANCH}
     (result,) = search([""], nested, Scripted(score))
     assert result.trace[2]["parents"] == [max(range(5), key=lambda u: score(u, 0))] * 2
 
 
-@pytest.mark.parametrize(("build", "said"), [
-    (lambda: search([""], Nested(BestOfN(3), CoDe(n=2)), Scripted(noisy(0))), "best-of-n takes"),
-    (lambda: Nested(TopNoises(), BestOfN(3)), "best-of-n cannot"),
-    (lambda: Nested(BestOfN(), CoDe(n=2)), "number of seeds"),
-    (lambda: Nested(SeedPruning(), CoDe(block=1), share=0.5), "set its n"),
-    (lambda: search([""], Nested(SeedPruning(), CoDe(2), share=0.5), Scripted(noisy(0))), "budget needs one"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (
+            lambda: search([""], Nested(BestOfN(3), CoDe(n=2)), Scripted(noisy(0))),
+            "best-of-n takes",
+        ),
+        (lambda: Nested(TopNoises(), BestOfN(3)), "best-of-n cannot"),
+        (lambda: Nested(BestOfN(), CoDe(n=2)), "number of seeds"),
+        (lambda: Nested(SeedPruning(), CoDe(block=1), share=0.5), "set its n"),
+        (
+            lambda: search([""], Nested(SeedPruning(), CoDe(2), share=0.5), Scripted(noisy(0))),
+            "budget needs one",
+        ),
+    ],
+)
 def test_parts_that_do_not_fit_are_refused(build: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         build()

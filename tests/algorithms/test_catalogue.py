@@ -37,7 +37,8 @@ def test_entries_are_whole(name: str) -> None:
     assert 20 <= len(entry.summary) <= 56  # one line of a terminal
     assert not entry.summary.endswith(".")
     for number in re.findall(r"\d{4}\.\d{5}", entry.source):
-        # What the module says it is from: an arXiv number that only the catalogue knew would be a slip.
+        # What the module says it is from: an arXiv number that only the catalogue knew would be a
+        # slip.
         assert number in (importlib.import_module(module).__doc__ or "") + options.about(name)
 
 
@@ -46,7 +47,9 @@ def test_every_option_is_explained(name: str) -> None:
     options = options_of(name)
     fields, entry = [field.name for field in dataclasses.fields(class_of(name))], ALGORITHMS[name]
     assert {entry.renamed.get(o.name, o.name).split(".")[0] for o in options} <= set(fields)
-    assert set(fields) - set(entry.fixed) - {"n"} <= {entry.renamed.get(o.name, o.name) for o in options}
+    assert set(fields) - set(entry.fixed) - {"n"} <= {
+        entry.renamed.get(o.name, o.name) for o in options
+    }
     for option in options:
         assert len(option.text) > 5
         assert "[" not in option.source
@@ -59,7 +62,10 @@ def test_every_option_is_explained(name: str) -> None:
 def test_options_come_with_their_own_texts_and_sources() -> None:
     found = {o.name: o for o in options_of("svdd")}
     assert list(found) == ["n", "streams", "alpha"]
-    assert (found["streams"].default, found["streams"].source) == (2, "as compared in arXiv 2503.19385")
+    assert (found["streams"].default, found["streams"].source) == (
+        2,
+        "as compared in arXiv 2503.19385",
+    )
     assert found["streams"].text.startswith("Particles")
     assert "exp(score / alpha)" in found["alpha"].text
     assert {o.name: o.default for o in options_of("funnel")}["shrink"] == 0.25
@@ -69,7 +75,9 @@ def test_a_preset_sets_fields_of_its_class_and_refuses_what_it_fixes() -> None:
     assert make_algorithm("svdd", alpha=0.1) == CoDe(block=1, temperature=0.1)
     assert make_algorithm("fk-steering") == SMC(4, temper="constant", resampler="multinomial")
     pruning = SeedPruning(None, (0.5, 0.4), (0.9, 0.7))
-    assert make_algorithm("ttsnap-rbf", keep=(0.5, 0.4), streams=3) == Nested(pruning, RBF(3), share=0.5)
+    assert make_algorithm("ttsnap-rbf", keep=(0.5, 0.4), streams=3) == Nested(
+        pruning, RBF(3), share=0.5
+    )
     assert spec_of(CoDe(block=1)) == {"name": "code", "block": 1}
     with pytest.raises(ValueError, match=r"\['n', 'streams', 'alpha'\]"):
         make_algorithm("svdd", block=3)
@@ -78,7 +86,9 @@ def test_a_preset_sets_fields_of_its_class_and_refuses_what_it_fixes() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in NEED_MORE])
-def test_an_algorithm_is_called_what_people_asked_for_and_says_what_kernel_it_needs(name: str) -> None:
+def test_an_algorithm_is_called_what_people_asked_for_and_says_what_kernel_it_needs(
+    name: str,
+) -> None:
     made = make_algorithm(name)
     assert (Need.BRANCH in made.needs) == ("draws noise" in ALGORITHMS[name].needs)
     assert name_of(made) == name

@@ -1,7 +1,8 @@
-"""What every algorithm of the registry promises: any budget, any batch, rewards that fail, a stop at any time.
+"""What every algorithm of the registry promises: any budget, any batch, rewards that fail, a stop
+at any time.
 
-An algorithm that is added to ALGORITHMS is tested here without further ado; one that cannot run with its defaults says
-what it needs in SETTINGS.
+An algorithm that is added to ALGORITHMS is tested here without further ado; one that cannot run
+with its defaults says what it needs in SETTINGS.
 """
 
 from __future__ import annotations
@@ -42,12 +43,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "price-of-compute": {"forecast": fit(WALKS, LEVELS, estimates(2, 4, STEPS)), "price": 1.0}
 }
 some, few = (
-    settings(max_examples=n, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]) for n in (8, 3)
+    settings(
+        max_examples=n, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    for n in (8, 3)
 )
 
 
 class Coarse(Brightness):
-    """Brightness of rounded pixels, so that the last digits, which the batch's shape may change, decide nothing."""
+    """Brightness of rounded pixels, so that the last digits, which the batch's shape may change,
+    decide nothing."""
 
     def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
         return super().__call__((images * 2**12).round() / 2**12, prompts, level)
@@ -71,22 +76,42 @@ def moves(result: Result) -> list[Any]:
 
 
 def played(
-    engine: Any, algorithm: Algorithm, rewards: list[Any], budget: Budget, *, prompts: int, batch: int, shared: bool,
-    after: int | None, **more: Any,
-) -> tuple[list[Result], list[int]]:  # fmt: skip
-    """The results of a search that is stopped after so many ticks, held to its books, and the prompts that began."""
+    engine: Any,
+    algorithm: Algorithm,
+    rewards: list[Any],
+    budget: Budget,
+    *,
+    prompts: int,
+    batch: int,
+    shared: bool,
+    after: int | None,
+    **more: Any,
+) -> tuple[list[Result], list[int]]:
+    """The results of a search that is stopped after so many ticks, held to its books, and the
+    prompts that began."""
     live, ticks, started = fitting(engine, algorithm, rewards, batch), list[int](), list[int]()
 
     def watch(event: Any) -> None:
         ticks.extend([1] if event.kind == "tick" else [])
         started.extend([event.job] if event.kind == "start" else [])
 
-    results = search(PROMPTS[:prompts], algorithm, live, budget, shared=shared, on_event=watch,
-                     should_stop=lambda: after is not None and len(ticks) > after, **more)  # fmt: skip
-    spent = np.array([(r.spent.nfe, r.spent.cost.decodes, r.spent.cost.reward_calls) for r in results])
+    results = search(
+        PROMPTS[:prompts],
+        algorithm,
+        live,
+        budget,
+        shared=shared,
+        on_event=watch,
+        should_stop=lambda: after is not None and len(ticks) > after,
+        **more,
+    )
+    spent = np.array(
+        [(r.spent.nfe, r.spent.cost.decodes, r.spent.cost.reward_calls) for r in results]
+    )
     denoiser: Any = live.denoiser
     scored = rewards[0].images + rewards[1].images
-    pulled = sum(r.spent.cost.gradients for r in results)  # each asks both rewards, by `differentiable`
+    # each asks both rewards, by `differentiable`
+    pulled = sum(r.spent.cost.gradients for r in results)
     assert tuple(spent.sum(0)) == (denoiser.calls, denoiser.decodes, scored + 2 * pulled)
     caps = [cap or np.inf for cap in (budget.nfe, budget.decodes, budget.reward_calls)]
     for used, times in [(spent.sum(0), prompts)] if shared else [(row, 1) for row in spent]:
@@ -112,17 +137,36 @@ def played(
     after=st.one_of(st.none(), st.integers(0, 20)),
 )
 def test_books_balance_and_the_best_that_meet_a_requirement_are_returned(
-    engine: Any, name: str, budget: Budget, shared: bool, prompts: int, least: float | None, nan: float, broken: float,
-    keep: int, after: int | None, **how: Any,
-) -> None:  # fmt: skip
+    engine: Any,
+    name: str,
+    budget: Budget,
+    shared: bool,
+    prompts: int,
+    least: float | None,
+    nan: float,
+    broken: float,
+    keep: int,
+    after: int | None,
+    **how: Any,
+) -> None:
     if (least is None and budget.reward_calls) or (least is not None and budget.decodes):
         budget = Budget(nfe=budget.nfe)
-    rewards = [Coarse("one", nan if least is None else 0, broken if least is None else 0, spared=True),
-               Brightness("two", 0 if least is None else min(nan, 0.3), spared=True)]  # fmt: skip
+    rewards = [
+        Coarse("one", nan if least is None else 0, broken if least is None else 0, spared=True),
+        Brightness("two", 0 if least is None else min(nan, 0.3), spared=True),
+    ]
     gate = None if least is None else Gate.of([f"two>={least}"], ["one", "two"], counted=1)
     selection = Selection(keep=keep, gate=gate)
     results, started = played(
-        engine, build(name), rewards, budget, shared=shared, prompts=prompts, after=after, selection=selection, **how
+        engine,
+        build(name),
+        rewards,
+        budget,
+        shared=shared,
+        prompts=prompts,
+        after=after,
+        selection=selection,
+        **how,
     )
     assert started
     assert after is not None or len(started) == prompts
@@ -133,9 +177,13 @@ def test_books_balance_and_the_best_that_meet_a_requirement_are_returned(
         assert sum(move["cost"]["nfe"] for move in result.trace) - refunds == result.spent.nfe
         if least is not None:
             check_required(result, name, least, keep)
-            if after is None and not result.images and not shared:  # the budget does not pay for another image
+            # the budget does not pay for another image
+            if after is None and not result.images and not shared:
                 calls = budget.reward_calls or np.inf
-                assert result.spent.nfe + STEPS > budget.nfe or result.spent.cost.reward_calls + 2 > calls
+                assert (
+                    result.spent.nfe + STEPS > budget.nfe
+                    or result.spent.cost.reward_calls + 2 > calls
+                )
 
 
 def check_required(result: Result, name: str, least: float, keep: int) -> None:
@@ -144,29 +192,51 @@ def check_required(result: Result, name: str, least: float, keep: int) -> None:
     done, found = result.particles.finished, [candidate.uid for candidate in result.images]
     passed = np.flatnonzero(done & (two >= least))
     assert set(found) <= set(passed.tolist())
-    if name != "noise-ascent" and len(passed):  # what that makes may be rejected by a held-out reward
-        best = passed[np.argsort(-np.where(np.isnan(one[passed]), -np.inf, one[passed]), kind="stable")]
+    # what that makes may be rejected by a held-out reward
+    if name != "noise-ascent" and len(passed):
+        best = passed[
+            np.argsort(-np.where(np.isnan(one[passed]), -np.inf, one[passed]), kind="stable")
+        ]
         assert found == best[:keep].tolist()
         assert result.best.reward == one[found[0]]
     assert len(passed) == 0 or found
     failed = int((done & ~(two >= least)).sum())
     assert result.spent.refused == {f"two>={least:.12g}": failed}
-    assert any(f"{failed} of {done.sum()} finished" in said for said in result.warnings) == (failed > 0)
-    assert any("no image meets what" in said for said in result.warnings) == (failed > 0 and not found)
+    assert any(f"{failed} of {done.sum()} finished" in said for said in result.warnings) == (
+        failed > 0
+    )
+    assert any("no image meets what" in said for said in result.warnings) == (
+        failed > 0 and not found
+    )
 
 
 VARIANTS: list[Algorithm] = [
     *(CoDe(n=6, streams=3, block=3), RBF(2, 3), RBF(2, 3, "published"), VerifierThreshold(2, 3)),
-    *(Nested(TopNoises(12, 4), second) for second in (CoDe(n=4, streams=3, block=3), RBF(2), VerifierThreshold(3))),
+    *(
+        Nested(TopNoises(12, 4), second)
+        for second in (CoDe(n=4, streams=3, block=3), RBF(2), VerifierThreshold(3))
+    ),
     *(EpsilonGreedy(20, streams=2), SearchOverPaths(5), ZeroOrder(check=0.5)),
 ]
-LEAVE_SOME = {"top-noises", "fk-steering", "svdd", "code", "verifier-threshold", "epsilon-greedy", "smc", "evolution",
-              "search-over-paths", "nested"}  # fmt: skip
+LEAVE_SOME = {
+    "top-noises",
+    "fk-steering",
+    "svdd",
+    "code",
+    "verifier-threshold",
+    "epsilon-greedy",
+    "smc",
+    "evolution",
+    "search-over-paths",
+    "nested",
+}
 """One candidate more of theirs costs more than an image, or they have a number of their own."""
 FINISH_FEW = {"rbf-published", "depth-first", "price-of-compute"}
 
 
-@pytest.mark.parametrize("algorithm", [*map(build, ALGORITHMS), *VARIANTS], ids=lambda each: name_of(each))
+@pytest.mark.parametrize(
+    "algorithm", [*map(build, ALGORITHMS), *VARIANTS], ids=lambda each: name_of(each)
+)
 @settings(max_examples=12, deadline=None)
 @given(
     nfe=st.integers(STEPS, 120),
@@ -179,7 +249,11 @@ def test_any_cut_leaves_images_within_the_budget_and_little_of_it(
 ) -> None:
     """On an engine of scores alone, which makes each search in a millisecond or a few."""
     (result,) = search(
-        [""], algorithm, Scripted(noisy(nfe, fail), STEPS), f"{nfe}nfe{cap}", selection=Selection(keep=keep)
+        [""],
+        algorithm,
+        Scripted(noisy(nfe, fail), STEPS),
+        f"{nfe}nfe{cap}",
+        selection=Selection(keep=keep),
     )
     assert 1 <= len(result.images) <= keep
     assert STEPS <= result.spent.nfe <= nfe
@@ -216,11 +290,18 @@ def test_batch_and_company_change_nothing(
         live = fitting(engine, algorithm, [Coarse(nan=nan)], size)
         denoiser: Any = live.denoiser
         denoiser._by_prompt = denoiser._by_prompt[[PROMPTS.index(p) for p in prompts]]
-        return search(prompts, algorithm, live, Budget(nfe=nfe), selection=Selection(keep=keep), seed=seed)
+        return search(
+            prompts, algorithm, live, Budget(nfe=nfe), selection=Selection(keep=keep), seed=seed
+        )
 
     try:
-        together, again, alone = run(PROMPTS[:2], batch), run(PROMPTS[:2], batch), run(PROMPTS[1:2], 1)
-    except RewardError:  # nothing but nan from the start, as where first estimates are all alike, ends a search
+        together, again, alone = (
+            run(PROMPTS[:2], batch),
+            run(PROMPTS[:2], batch),
+            run(PROMPTS[1:2], 1),
+        )
+    except RewardError:
+        # Nothing but nan from the start, as where first estimates are all alike, ends a search.
         assert nan
         reject()
     assert [r.trace for r in together] == [r.trace for r in again] or nan
@@ -232,16 +313,31 @@ def test_batch_and_company_change_nothing(
 
 
 @pytest.mark.parametrize(("name", "shared"), each_once(list(ALGORITHMS), [False, True]))
-def test_a_requirement_that_all_images_meet_changes_nothing(engine: Any, name: str, shared: bool) -> None:
+def test_a_requirement_that_all_images_meet_changes_nothing(
+    engine: Any, name: str, shared: bool
+) -> None:
     def run(gate: Gate | None, rewards: list[Any]) -> list[Result]:
         live = fitting(engine, build(name), rewards, 4)
-        return search(PROMPTS, build(name), live, Budget(nfe=60), selection=Selection(keep=2, gate=gate), shared=shared)
+        return search(
+            PROMPTS,
+            build(name),
+            live,
+            Budget(nfe=60),
+            selection=Selection(keep=2, gate=gate),
+            shared=shared,
+        )
 
     one = Coarse("one")
     plain, same = run(None, [one]), run(Gate.of(["one>=-9"], ["one"]), [one])
     more = run(Gate.of(["two<9"], ["one", "two"], counted=1), [one, Brightness("two")])
     assert [moves(r) for r in same] == [moves(r) for r in plain]
     for x, y in zip([*same, *more], [*plain, *plain], strict=True):
-        assert [(c.uid, c.seed, c.reward) for c in x.images] == [(c.uid, c.seed, c.reward) for c in y.images]
+        assert [(c.uid, c.seed, c.reward) for c in x.images] == [
+            (c.uid, c.seed, c.reward) for c in y.images
+        ]
         assert all(torch.equal(a.image, b.image) for a, b in zip(x.images, y.images, strict=True))
-        assert (x.spent.nfe, x.warnings, set(x.spent.refused.values())) == (y.spent.nfe, y.warnings, {0})
+        assert (x.spent.nfe, x.warnings, set(x.spent.refused.values())) == (
+            y.spent.nfe,
+            y.warnings,
+            {0},
+        )

@@ -30,14 +30,24 @@ class Watched(Sde):
 
     seen: list[Tensor] = field(default_factory=list)
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Any, state: Any) -> tuple[Tensor, Any]:
+    def step(
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Any, state: Any
+    ) -> tuple[Tensor, Any]:
         moved, state = super().step(x, prediction, k, keys, state)
         mean, std = self.moments(x, prediction, k)
         self.seen.extend((moved - mean) / std[:, None])
         return moved, state
 
 
-def beside(near: list[int], at: int, mix: float = 0.8, parent: int = 0, *, wait: bool = False, **changes: Any) -> Any:
+def beside(
+    near: list[int],
+    at: int,
+    mix: float = 0.8,
+    parent: int = 0,
+    *,
+    wait: bool = False,
+    **changes: Any,
+) -> Any:
     """One child of `parent` at step `at` for each of `near` (-1: plain); the parent waits."""
 
     def move(particles: Particles) -> Move:
@@ -45,8 +55,14 @@ def beside(near: list[int], at: int, mix: float = 0.8, parent: int = 0, *, wait:
         near_ = np.array([-1] * w + near)
         stop = np.array([at] * w + [at + 1] * n)
         plain = near_ == -1
-        rows = Rows(np.where(plain, Kind.CONTINUE, Kind.NEAR), np.where(plain, parent, near_), np.full(n + w, at), stop,
-                    stop > at, np.where(plain, 1.0, mix))  # fmt: skip
+        rows = Rows(
+            np.where(plain, Kind.CONTINUE, Kind.NEAR),
+            np.where(plain, parent, near_),
+            np.full(n + w, at),
+            stop,
+            stop > at,
+            np.where(plain, 1.0, mix),
+        )
         return Move(rows._replace(**changes))
 
     return move
@@ -55,13 +71,15 @@ def beside(near: list[int], at: int, mix: float = 0.8, parent: int = 0, *, wait:
 @pytest.mark.parametrize("at", [0, 3])
 def test_near_noise_is_a_mixture_with_that_of_a_sibling(engine: Any, at: int) -> None:
     """Also from step 0, where mixing could be taken for that of initial noise, and in a chain."""
-    script = Played((
-        lambda p: fresh(1, at),
-        beside([-1], at, wait=True),  # uid 1
-        beside([1, -1, 1], at, wait=True),  # 2 near 1, 3 plain, 4 near 1
-        beside([2], at, mix=0.6, wait=True),  # 5 near 2
-        lambda p: advance(p, [5, 0, 1], 8),
-    ))  # fmt: skip
+    script = Played(
+        (
+            lambda p: fresh(1, at),
+            beside([-1], at, wait=True),  # uid 1
+            beside([1, -1, 1], at, wait=True),  # 2 near 1, 3 plain, 4 near 1
+            beside([2], at, mix=0.6, wait=True),  # 5 near 2
+            lambda p: advance(p, [5, 0, 1], 8),
+        )
+    )
     found = []
     for batch in (1, 16):
         denoiser = engine().denoiser
@@ -76,27 +94,39 @@ def test_near_noise_is_a_mixture_with_that_of_a_sibling(engine: Any, at: int) ->
         drawn = {u: rng.noise([(7, u + 1, at)], made[1][None])[0] for u in made}
         assert made[1].dtype == torch.float64
         for uid, near, mix in ((2, 1, 0.8), (4, 1, 0.8), (5, 2, 0.6)):
-            torch.testing.assert_close(made[uid], mix * made[near] + math.sqrt(1 - mix**2) * drawn[uid])
+            torch.testing.assert_close(
+                made[uid], mix * made[near] + math.sqrt(1 - mix**2) * drawn[uid]
+            )
         for uid in (1, 3):
             torch.testing.assert_close(made[uid], drawn[uid])
     torch.testing.assert_close(found[1], found[0])
 
 
-@pytest.mark.parametrize("move", [
-    beside([1], 2, wait=True, stop=np.array([2, 4])), beside([3], 2, wait=True, start=np.array([2, 1])),
-    beside([9], 2, wait=True), beside([-2], 2, wait=True),
-    beside([2], 2, wait=True), beside([1], 2, wait=True),  # the child of another, and one two steps away
-    beside([3], 4, parent=2, wait=True), beside([3], 0, parent=-1, wait=True),
-    beside([3], 2),  # no plain row before it
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "move",
+    [
+        beside([1], 2, wait=True, stop=np.array([2, 4])),
+        beside([3], 2, wait=True, start=np.array([2, 1])),
+        beside([9], 2, wait=True),
+        beside([-2], 2, wait=True),
+        # the child of another, and one two steps away
+        beside([2], 2, wait=True),
+        beside([1], 2, wait=True),
+        beside([3], 4, parent=2, wait=True),
+        beside([3], 0, parent=-1, wait=True),
+        beside([3], 2),  # no plain row before it
+    ],
+)
 def test_rows_that_cannot_be_near_others_are_refused(engine: Any, move: Any) -> None:
-    script = Played((
-        lambda p: fresh(1, 2),
-        beside([-1], 2, wait=True),  # 1
-        lambda p: advance(p, [1, 1], 4),  # 1 goes on, 2 is its child
-        beside([-1], 2, wait=True),  # 3
-        move,
-    ))  # fmt: skip
+    script = Played(
+        (
+            lambda p: fresh(1, 2),
+            beside([-1], 2, wait=True),  # 1
+            lambda p: advance(p, [1, 1], 4),  # 1 goes on, 2 is its child
+            beside([-1], 2, wait=True),  # 3
+            move,
+        )
+    )
     with pytest.raises(ValueError, match=r"one step|outside 0\.\."):
         search(["a"], script, engine(kernel="sde"))
     good = Played((*script.moves[:-1], beside([3], 2, wait=True)))
@@ -104,12 +134,18 @@ def test_rows_that_cannot_be_near_others_are_refused(engine: Any, move: Any) -> 
 
 
 def test_noise_of_other_steps_and_other_samplers_is_not_near(engine: Any) -> None:
-    """A child that was made from mixed initial noise is where a step would have brought it, but no step did."""
-    script = Played((lambda p: fresh(1, 0), lambda p: perturb([0], 0.5, 1), beside([1], 0, wait=True)))
+    """A child that was made from mixed initial noise is where a step would have brought it, but no
+    step did."""
+    script = Played(
+        (lambda p: fresh(1, 0), lambda p: perturb([0], 0.5, 1), beside([1], 0, wait=True))
+    )
     with pytest.raises(ValueError, match=r"particle 1 .* 0 is"):
         search(["a"], script, engine(kernel="sde"))
     moves = (lambda p: fresh(1, 2), beside([-1], 2, wait=True), beside([1], 2, wait=True))
-    for need, kernel, said in ((Need.NEAR, "pipeline", "history"), (Need.BRANCH, "sde", "Need.NEAR")):
+    for need, kernel, said in (
+        (Need.NEAR, "pipeline", "history"),
+        (Need.BRANCH, "sde", "Need.NEAR"),
+    ):
         with pytest.raises(ValueError, match=said):
             search(["a"], Played(moves, frozenset({need})), engine(kernel=kernel))
     live = engine(kernel="sde")
@@ -161,7 +197,8 @@ def test_how_often_and_how_near_it_draws() -> None:
     angle = np.sqrt(1 / mix[near >= 0] ** 2 - 1)
     assert angle.max() <= 0.5
     assert abs(angle.mean() - 0.25) < 4 * 0.5 / math.sqrt(12 * len(angle))
-    for eps, pivots in ((0.0, [0, 4, 4]), (1.0, [0, 0, 0])):  # the first round of a step has no pivot
+    # the first round of a step has no pivot
+    for eps, pivots in ((0.0, [0, 4, 4]), (1.0, [0, 0, 0])):
         engine = known(0, 8)
         search([""], EpsilonGreedy(12, 4, eps=eps), engine)
         assert [int((p.near >= 0).sum()) for p in engine.plans[1:-1]] == pivots * 7

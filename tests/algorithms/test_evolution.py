@@ -1,4 +1,5 @@
-"""Evolution of noises: against a plain transcription of what it says, and on the mixture, where the answer is known."""
+"""Evolution of noises: against a plain transcription of what it says, and on the mixture, where the
+answer is known."""
 
 from __future__ import annotations
 
@@ -35,15 +36,19 @@ def test_children_descend_from_the_best_so_far(draft_share: float) -> None:
 
 def test_one_generation_is_seed_pruning() -> None:
     algorithms = Evolution(40, 1, draft_share=0.2), SeedPruning(40, draft_share=0.2)
-    one, plain = (search(["a", "b"], algorithm, made(error=1.0), "200nfe") for algorithm in algorithms)
+    one, plain = (
+        search(["a", "b"], algorithm, made(error=1.0), "200nfe") for algorithm in algorithms
+    )
     assert [r.trace for r in one] == [r.trace for r in plain]
 
 
 def test_children_have_the_known_distribution() -> None:
-    """Of a single Gaussian around 0 the end is linear in the noise, so that a child's is normal around mix times its
-    parent's, with sqrt(1 - mix^2) of the spread of fresh seeds."""
+    """Of a single Gaussian around 0 the end is linear in the noise, so that a child's is normal
+    around mix times its parent's, with sqrt(1 - mix^2) of the spread of fresh seeds."""
     mix, n = 0.8, 400
-    reward = FunctionReward(lambda images, prompts: torch.logit(images.double())[:, 0, 0, 0], "first")
+    reward = FunctionReward(
+        lambda images, prompts: torch.logit(images.double())[:, 0, 0, 0], "first"
+    )
     gaussian = MixtureDenoiser(torch.zeros(1, 3), torch.full((1,), 0.5), torch.ones(1), steps=8)
     live = LiveEngine(gaussian, [reward], EngineOptions(64))
     (result,) = search(["a"], Evolution(n, 2, parents=1 / n, mix=mix, keep=(), levels=()), live)

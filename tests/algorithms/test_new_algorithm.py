@@ -1,4 +1,5 @@
-"""An algorithm that is added: the change that the how-to shows, in a copy of the package, against an answer by hand."""
+"""An algorithm that is added: the change that the how-to shows, in a copy of the package, against
+an answer by hand."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ assert search(["a"], make_algorithm("halving"), engine, "14nfe")[0].spent.seeds 
 
 def test_a_new_algorithm_is_the_change_of_the_how_to(tmp_path: Path) -> None:
     copy_package(tmp_path)
-    (code,) = re.findall(r"^```python\n(# halving.py\n.*?)^```", recipe("An algorithm"), re.S | re.M)
+    (code,) = re.findall(
+        r"^```python\n(# halving.py\n.*?)^```", recipe("An algorithm"), re.S | re.M
+    )
     (tmp_path / "ttsnap" / "algorithms" / "halving.py").write_text(code, encoding="utf-8")
     (entry,) = re.findall(r"^```diff\n(.*?)^```", recipe("An algorithm"), re.S | re.M)
     assert change_package(tmp_path, entry) == ["ttsnap/algorithms/catalogue.py"]

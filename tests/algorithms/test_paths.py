@@ -1,4 +1,5 @@
-"""Search over paths, zero-order, best-first and depth-first against plain transcriptions of their pseudocode."""
+"""Search over paths, zero-order, best-first and depth-first against plain transcriptions of their
+pseudocode."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def finished(result: Any) -> list[int]:
 def paths_by_hand(
     engine: Scripted, streams: int, n: int, start: int, back: int, ahead: int
 ) -> tuple[Any, list[int], int]:
-    """Parents of each round's candidates, finished uids and evaluations; everything in grid steps."""
+    """Parents of each round's candidates, finished uids and evaluations; everything in grid
+    steps."""
     at, born, paid, rounds = start, streams, streams * start, []
     alive = list(range(streams))
     while at < K:
@@ -69,7 +71,8 @@ def test_search_over_paths_is_the_papers_loop(seed: int) -> None:
 
 
 def test_search_over_paths_in_steps() -> None:
-    """As DOG-Trim: 10 evaluations, then five legs of 10 by each of 4, but for one not asked for at first."""
+    """As DOG-Trim: 10 evaluations, then five legs of 10 by each of 4, but for one not asked for at
+    first."""
     of_35 = Scripted(noisy(0), grid=Grid(tuple(np.linspace(1, 0, 36))))
     assert run(SearchOverPaths(4, 1, legs=(10, 5)), of_35).spent.nfe == 9 + 5 * 4 * 10
 
@@ -80,7 +83,9 @@ def test_search_over_paths_keeps_as_many_streams_as_images(engine: Any) -> None:
     assert len({c.reward for c in result.images}) == 5
 
 
-def climb_by_hand(engine: Scripted, n: int, rounds: int, check: int | None, keep: float, restart: bool) -> list[int]:
+def climb_by_hand(
+    engine: Scripted, n: int, rounds: int, check: int | None, keep: float, restart: bool
+) -> list[int]:
     """The pivots, one for each round."""
     born, pivots = 1, [0]
     pivot: int | None = 0
@@ -91,7 +96,9 @@ def climb_by_hand(engine: Scripted, n: int, rounds: int, check: int | None, keep
         pool = list(range(born, born + n))
         born += n
         if check is not None:
-            pool = sorted(pool, key=lambda u: -ranked(engine.score)(u, check))[: max(1, int(keep * n + 0.5))]
+            pool = sorted(pool, key=lambda u: -ranked(engine.score)(u, check))[
+                : max(1, int(keep * n + 0.5))
+            ]
         best = max([pivot, *pool], key=lambda u: ranked(engine.score)(u, K))
         pivot = None if best == pivot and restart else best
         pivots.append(best)
@@ -138,7 +145,9 @@ def tree_by_hand(engine: Scripted, a: BestFirst, budget: int) -> tuple[list[tupl
         found: dict[int, float] = {}
         for depth in sorted({step for _, step in nodes}):
             group = [u for u, (_, step) in enumerate(nodes) if step == depth]
-            scores = {u: engine.score(u, depth) for u in group if not math.isnan(engine.score(u, depth))}
+            scores = {
+                u: engine.score(u, depth) for u in group if not math.isnan(engine.score(u, depth))
+            }
             credit = np.mean([found.get(nodes[u][0], 0.0) for u in scores]) if scores else 0.0
             deviation = np.std(list(scores.values())) if scores else 0.0
             for u, s in scores.items():
@@ -155,7 +164,9 @@ def tree_by_hand(engine: Scripted, a: BestFirst, budget: int) -> tuple[list[tupl
                 tries = sum(parent == u for parent, _ in everyone)
                 tree = sum(parent >= 0 and root(parent) == root(u) for parent, _ in everyone)
                 if at < K - 1 or (at == K - 1 and not tries):
-                    options.append((worth[u] - a.bonus * (math.log(1 + tries) + math.log(1 + tree)), u, at))
+                    options.append(
+                        (worth[u] - a.bonus * (math.log(1 + tries) + math.log(1 + tree)), u, at)
+                    )
             if a.reseed or not nodes:
                 options.append((0.0, -1, 0))
             left, affordable = budget - spent, []
@@ -180,7 +191,9 @@ def tree_by_hand(engine: Scripted, a: BestFirst, budget: int) -> tuple[list[tupl
 def test_best_first_is_its_pseudocode(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n, width, block = (int(rng.integers(1, high)) for high in (6, 5, 6))
-    algorithm = BestFirst(n, width, block, temperature=float(rng.uniform(0, 1)), reseed=bool(seed % 2))
+    algorithm = BestFirst(
+        n, width, block, temperature=float(rng.uniform(0, 1)), reseed=bool(seed % 2)
+    )
     engine, budget = known(seed, failing=0.2 * (seed % 3 == 0)), int(rng.integers(K, 150))
     result = run(algorithm, engine, f"{budget}nfe")
     nodes, spent = tree_by_hand(engine, algorithm, budget)
@@ -189,12 +202,16 @@ def test_best_first_is_its_pseudocode(seed: int) -> None:
     closed = [u for move in result.trace if move["closing"] for u in move["uids"]]
     assert len(particles) == len(nodes)
     steps = [(int(p), int(s)) for p, s in zip(particles.parent, particles.step, strict=True)]
-    assert [x for u, x in enumerate(steps) if u not in closed] == [x for u, x in enumerate(nodes) if u not in closed]
+    assert [x for u, x in enumerate(steps) if u not in closed] == [
+        x for u, x in enumerate(nodes) if u not in closed
+    ]
     assert closed or result.spent.nfe == spent
     assert result.images
 
 
-def descent_by_hand(engine: Scripted, checks: list[int], least: list[float], back: int, tries: int) -> tuple[int, int]:
+def descent_by_hand(
+    engine: Scripted, checks: list[int], least: list[float], back: int, tries: int
+) -> tuple[int, int]:
     """The finished uid and evaluations."""
     where: dict[int, list[int]] = {}  # uids that rest at a check
     uid, born, j, paid = 0, 1, 0, checks[0] + 1
@@ -229,7 +246,10 @@ def test_an_edge_of_best_first_is_a_fifth_of_the_grid(steps: int, block: int) ->
 @seeds
 def test_depth_first_is_the_papers_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    checks = [*sorted(rng.choice(np.arange(1, K), int(rng.integers(1, 4)), replace=False).tolist()), K]
+    checks = [
+        *sorted(rng.choice(np.arange(1, K), int(rng.integers(1, 4)), replace=False).tolist()),
+        K,
+    ]
     least = [s / 3 + float(rng.uniform(-0.5, 1)) for s in checks]
     back, tries = int(rng.integers(1, K)), int(rng.integers(0, 12))
     engine = known(seed, failing=0.3 * (seed % 3 == 0))

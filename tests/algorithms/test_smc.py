@@ -1,7 +1,8 @@
 """Sequential Monte Carlo against answers in closed form, and resampling against its bounds.
 
-With n particles the sum of the final weights is an unbiased estimate of Z = E[exp(lam r)], and sum_i w_i f(x_i) one of
-E[f exp(lam r)], for any potential, resampler, threshold and temper, adaptive ones included: so z-tests are exact.
+With n particles the sum of the final weights is an unbiased estimate of Z = E[exp(lam r)], and
+sum_i w_i f(x_i) one of E[f exp(lam r)], for any potential, resampler, threshold and temper,
+adaptive ones included: so z-tests are exact.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ GRID = Grid(tuple(np.linspace(1, 0, 7)))
 everywhere: dict[str, Any] = {"every": 1, "first": 1.0, "last": 0.0}
 
 
-# --- weights and resampling ---------------------------------------------------------------------------------------
+# --- weights and resampling -----------------------------------------------------------------------
 
 
 def test_weights_survive_any_size() -> None:
@@ -51,7 +52,9 @@ def test_temperature_stops_where_the_sample_thins() -> None:
     assert temper_by_ess(lambda lam: lam * r, 0.0, 0.1, 25.0) == 0.1
 
 
-weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 10)), min_size=1, max_size=20).filter(any)
+weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 10)), min_size=1, max_size=20).filter(
+    any
+)
 
 
 def test_a_position_that_rounds_to_one_is_the_last() -> None:
@@ -62,7 +65,9 @@ def test_a_position_that_rounds_to_one_is_the_last() -> None:
 @pytest.mark.parametrize("name", RESAMPLERS)
 @settings(max_examples=100, deadline=None)
 @given(weights=weights, m=st.integers(1, 40), seed=st.integers(0, 10**6))
-def test_counts_stay_within_the_bounds_of_their_scheme(name: str, weights: list[float], m: int, seed: int) -> None:
+def test_counts_stay_within_the_bounds_of_their_scheme(
+    name: str, weights: list[float], m: int, seed: int
+) -> None:
     w = np.array(weights)
     found = RESAMPLERS[name](w, m, np.random.default_rng(seed))
     assert found.shape == (m,)
@@ -82,17 +87,22 @@ def test_counts_stay_within_the_bounds_of_their_scheme(name: str, weights: list[
 def test_expected_counts_are_the_weights_or_even_where_there_are_none(name: str, m: int) -> None:
     rng, uneven = np.random.default_rng(0), np.array([0.31, 0.0, 0.02, 0.17, 0.24, 0.05, 0.21])
     for some, w in ((uneven, uneven), (np.zeros(7), np.full(7, 1 / 7))):
-        counts = np.stack([np.bincount(RESAMPLERS[name](some, m, rng), minlength=7) for _ in range(3000)])
+        counts = np.stack(
+            [np.bincount(RESAMPLERS[name](some, m, rng), minlength=7) for _ in range(3000)]
+        )
         z = (counts.mean(0) - m * w) / np.maximum(counts.std(0), 1e-9) * np.sqrt(len(counts))
         assert np.abs(z[counts.std(0) > 0]).max() < 4
-        np.testing.assert_allclose(counts.mean(0)[counts.std(0) == 0], (m * w)[counts.std(0) == 0], atol=1e-9)
+        np.testing.assert_allclose(
+            counts.mean(0)[counts.std(0) == 0], (m * w)[counts.std(0) == 0], atol=1e-9
+        )
 
 
-# --- a Markov chain without discretisation error ------------------------------------------------------------------
+# --- a Markov chain without discretisation error --------------------------------------------------
 
 
 class Chain(DryEngine):
-    """x_0 ~ N(0, 1), x_{k+1} = A x_k + B xi. Scores: r(E[x_K | x_k]), and that mean, for the test to read."""
+    """x_0 ~ N(0, 1), x_{k+1} = A x_k + B xi. Scores: r(E[x_K | x_k]), and that mean, for the test
+    to read."""
 
     A, B = 0.9, 0.6
     variance = A**12 + B**2 * (1 - A**12) / (1 - A**2)
@@ -105,11 +115,15 @@ class Chain(DryEngine):
 
     def submit(self, job: int, plan: Plan) -> None:
         uids, rows = plan.uid, plan.rows
-        old = [self.x[job, p] if p >= 0 else self._rng.standard_normal() for p in rows.parent.tolist()]
+        old = [
+            self.x[job, p] if p >= 0 else self._rng.standard_normal() for p in rows.parent.tolist()
+        ]
         x, steps = np.array(old), rows.stop - rows.start
         for k in range(int(steps.max(initial=0))):
             x = np.where(steps > k, self.A * x + self.B * self._rng.standard_normal(len(x)), x)
-        self.x.update({(job, uid): value for uid, value in zip(uids.tolist(), x.tolist(), strict=True)})
+        self.x.update(
+            {(job, uid): value for uid, value in zip(uids.tolist(), x.tolist(), strict=True)}
+        )
         end = self.A ** (GRID.steps - rows.stop) * x
         scores = np.stack([self.reward(end), end], 1)
         ahead = rows.stop < GRID.steps
@@ -137,26 +151,41 @@ def linear(x: Any) -> Any:
     return 0.5 * x
 
 
-POTENTIALS, TEMPERS = ("difference", "max", "sum", "current"), ("constant", "linear", "increase", "adaptive")
+POTENTIALS, TEMPERS = (
+    ("difference", "max", "sum", "current"),
+    ("constant", "linear", "increase", "adaptive"),
+)
 RUNS = [
-    pytest.param(p, t, tuple(RESAMPLERS)[(i + j) % 5], (0.5, 1.0, 0.0, 0.8)[(i + 2 * j) % 4], (1.0, 0.4)[(i + j) % 2],
-                 marks=[pytest.mark.slow] if (j - i) % 4 > 1 else [])
+    pytest.param(
+        p,
+        t,
+        tuple(RESAMPLERS)[(i + j) % 5],
+        (0.5, 1.0, 0.0, 0.8)[(i + 2 * j) % 4],
+        (1.0, 0.4)[(i + j) % 2],
+        marks=[pytest.mark.slow] if (j - i) % 4 > 1 else [],
+    )
     for i, p in enumerate(POTENTIALS)
     for j, t in enumerate(TEMPERS)
-]  # fmt: skip
-"""Each potential with two ways to temper, and each of those with two potentials, all resamplers and thresholds among
-them; the rest is slow."""
+]
+"""Each potential with two ways to temper, and each of those with two potentials, all resamplers and
+thresholds among them; the rest is slow."""
 
 
 @pytest.mark.parametrize(("potential", "temper", "resampler", "threshold", "shrink"), RUNS)
-def test_estimates_are_unbiased(potential: str, temper: str, resampler: str, threshold: float, shrink: float) -> None:
+def test_estimates_are_unbiased(
+    potential: str, temper: str, resampler: str, threshold: float, shrink: float
+) -> None:
     """Of Z and of E[x exp(lam r)], x ~ N(0, v) at the end of the chain, r = 2 - .3 (x - 1)^2."""
     if temper == "adaptive":
         threshold = min(threshold or 0.5, 0.8)
     lam = 0.4 if potential == "sum" else 1.0  # the sum's weights have heavy tails
-    algorithm = Watched(12, lam, potential, temper, None, resampler, threshold, shrink=shrink, **everywhere)
+    algorithm = Watched(
+        12, lam, potential, temper, None, resampler, threshold, shrink=shrink, **everywhere
+    )
     chain, runs = Chain(lambda x: 2.0 - 0.3 * (x - 1) ** 2), 300
-    search([f"{i}" for i in range(runs)], algorithm, chain, selection=Selection(utility=first_reward))
+    search(
+        [f"{i}" for i in range(runs)], algorithm, chain, selection=Selection(utility=first_reward)
+    )
     assert len(algorithm.seen) == runs
     c = 0.6 * lam  # exp(2 lam - c (x - 1)^2 / 2)
     precision = 1 / chain.variance + c
@@ -169,7 +198,9 @@ def test_estimates_are_unbiased(potential: str, temper: str, resampler: str, thr
 
 @pytest.mark.parametrize("potential", POTENTIALS)
 @pytest.mark.parametrize("temper", TEMPERS)
-def test_without_resampling_weights_are_those_of_the_finished_reward(potential: str, temper: str) -> None:
+def test_without_resampling_weights_are_those_of_the_finished_reward(
+    potential: str, temper: str
+) -> None:
     algorithm = Watched(7, 3.0, potential, temper, ess=0.0, **everywhere)
     search(["a"], algorithm, Chain(lambda x: x - 40), selection=Selection(utility=first_reward))
     ((state, scores),) = algorithm.seen
@@ -183,8 +214,15 @@ def test_adding_to_all_rewards_changes_nothing_else(potential: str, temper: str)
     found = []
     for shift in (0.0, 1e4, -1e4):
         algorithm = Watched(16, 2.0, potential, temper, **everywhere)
-        (result,) = search(["a"], algorithm, Chain(lambda x, c=shift: x + c), selection=Selection(utility=first_reward))
-        found.append((algorithm.seen[0][0], [(m["parents"], m["uids"], m["drop"]) for m in result.trace]))
+        (result,) = search(
+            ["a"],
+            algorithm,
+            Chain(lambda x, c=shift: x + c),
+            selection=Selection(utility=first_reward),
+        )
+        found.append(
+            (algorithm.seen[0][0], [(m["parents"], m["uids"], m["drop"]) for m in result.trace])
+        )
     for (state, moves), shift in zip(found[1:], (1e4, -1e4), strict=True):
         assert moves == found[0][1]
         np.testing.assert_allclose(normalised(state.logw), normalised(found[0][0].logw), atol=1e-6)
@@ -199,7 +237,7 @@ def test_copies_come_apart(engine: Any) -> None:
     assert len(torch.unique(torch.stack([c.image for c in result.images]), dim=0)) == 6
 
 
-# --- moves --------------------------------------------------------------------------------------------------------
+# --- moves ----------------------------------------------------------------------------------------
 
 
 class Failing(Chain):
@@ -216,7 +254,9 @@ class Failing(Chain):
 
 @pytest.mark.parametrize("potential", POTENTIALS)
 @pytest.mark.parametrize("temper", ["increase", "adaptive"])
-@pytest.mark.parametrize("rule", ["some", "all at first", "all in the middle", "all but one", "at the end", "always"])
+@pytest.mark.parametrize(
+    "rule", ["some", "all at first", "all in the middle", "all but one", "at the end", "always"]
+)
 def test_missing_scores_weigh_nothing(potential: str, temper: str, rule: str) -> None:
     missing = {
         "some": lambda uids, stop: uids % 3 == 1,
@@ -227,7 +267,9 @@ def test_missing_scores_weigh_nothing(potential: str, temper: str, rule: str) ->
         "always": lambda uids, stop: stop >= 0,
     }[rule]
     algorithm = Watched(8, 1.0, potential, temper, **everywhere)
-    (result,) = search(["a"], algorithm, Failing(missing), selection=Selection(utility=first_reward, keep=2))
+    (result,) = search(
+        ["a"], algorithm, Failing(missing), selection=Selection(utility=first_reward, keep=2)
+    )
     state, _ = algorithm.seen[0]
     assert result.images
     assert not np.isnan(state.logw).any()
@@ -260,7 +302,8 @@ def test_checks_are_where_the_published_code_has_them() -> None:
 
 @pytest.mark.parametrize(("lam", "left"), [(1e-9, 10), (1e9, 1)])
 def test_without_noise_resampling_is_pruning(lam: float, left: int) -> None:
-    """Equal weights keep everybody, uneven ones the best, once; checks are where they are asked for."""
+    """Equal weights keep everybody, uneven ones the best, once; checks are where they are asked
+    for."""
     grid = Grid(tuple(np.linspace(1, 0, 36)))
     algorithm = SMC(10, lam=lam, ess=1.0, steps=(6, 13, 20, 27), unique=True)
     result = search([""], algorithm, DryEngine(grid, ("r",), offers=frozenset()))[0]

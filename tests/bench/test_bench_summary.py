@@ -20,7 +20,14 @@ PROMPTS = [PromptRecord(7 + i, {"prompt": f"p{i}", "tag": "ab"[i % 2]}) for i in
 
 
 def found(arm: str, index: int, repeat: int, score: float | None, other: float = 0.5) -> Found:
-    spent = {"nfe": 10 * (repeat + 1), "decodes": 2, "reward_calls": 3, "flops": 2e12, "seconds": 1.5, "previews": 0}
+    spent = {
+        "nfe": 10 * (repeat + 1),
+        "decodes": 2,
+        "reward_calls": 3,
+        "flops": 2e12,
+        "seconds": 1.5,
+        "previews": 0,
+    }
     return Found(arm, repeat, index, 1, 0, score, {"r": score}, {"m": other}, spent)
 
 
@@ -36,13 +43,21 @@ def test_means_errors_and_differences_prompt_by_prompt() -> None:
     mean = first.scores["r"]
     # By prompt 2, 4, 1: mean 7/3, and the standard deviation of three numbers over the root of 3.
     assert (mean.mean, mean.prompts) == (pytest.approx(7 / 3), 3)
-    assert mean.error == pytest.approx(math.sqrt(((2 - 7 / 3) ** 2 + (4 - 7 / 3) ** 2 + (1 - 7 / 3) ** 2) / 2 / 3))
+    assert mean.error == pytest.approx(
+        math.sqrt(((2 - 7 / 3) ** 2 + (4 - 7 / 3) ** 2 + (1 - 7 / 3) ** 2) / 2 / 3)
+    )
     # A score that failed leaves its prompt out: differences 1 and 4.
     gain = second.differences["r"]
     assert (gain.mean, gain.error, gain.prompts) == (2.5, pytest.approx(1.5), 2)
     assert (first.failed, second.failed) == (0, 1)
     assert second.scores["m"].mean == 0.5
-    assert first.costs == {"NFE": 15.0, "decodes": 2.0, "reward calls": 3.0, "TFLOPs": 2.0, "seconds": 1.5}
+    assert first.costs == {
+        "NFE": 15.0,
+        "decodes": 2.0,
+        "reward calls": 3.0,
+        "TFLOPs": 2.0,
+        "seconds": 1.5,
+    }
     assert first.by_category["r"]["a"].mean == 1.5
     alone = first.by_category["r"]["b"]
     assert (alone.mean, alone.prompts) == (4.0, 1)

@@ -33,15 +33,24 @@ COUPLED = 7
 
 def planned(arm: Arm, budget: Budget, began: int = 0) -> Any:
     groups = SeedGroups(arm.sampler.repel.size, began) if began and arm.sampler.repel else None
-    engine = DryEngine(Grid(tuple(np.linspace(1, 0, 36)[began:])), ("a", "b", "c"), price=Price(groups=groups))
+    engine = DryEngine(
+        Grid(tuple(np.linspace(1, 0, 36)[began:])), ("a", "b", "c"), price=Price(groups=groups)
+    )
     return foreseen(prepared(LoopSearch(arm.made, budget), engine), engine)[0]
 
 
 @pytest.mark.parametrize(
     ("n", "kept", "nfe"),
-    [(5, [2, 1, 1, 1], 70), (10, [5, 2, 1, 1], 133), (15, [8, 4, 2, 1], 210), (20, [10, 5, 2, 1], 266)],
+    [
+        (5, [2, 1, 1, 1], 70),
+        (10, [5, 2, 1, 1], 133),
+        (15, [8, 4, 2, 1], 210),
+        (20, [10, 5, 2, 1], 266),
+    ],
 )
-def test_dogtrim_halves_as_its_authors_and_no_baseline_gets_more(n: int, kept: list[int], nfe: int) -> None:
+def test_dogtrim_halves_as_its_authors_and_no_baseline_gets_more(
+    n: int, kept: list[int], nfe: int
+) -> None:
     """max(1, round(n / 2)) with Python's `round`, every 7 of 35 steps."""
     left, halves = n, []
     for _ in kept:
@@ -57,9 +66,12 @@ def test_dogtrim_halves_as_its_authors_and_no_baseline_gets_more(n: int, kept: l
 
 
 def test_parts_have_their_budgets_and_the_table_has_the_papers_layout(
-    shallow_model: None, any_flops: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    shallow_model: None,
+    any_flops: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     others = ("best-of-n name='best of n'", "svdd kernel=sde")
     few = {
@@ -88,11 +100,17 @@ def test_parts_have_their_budgets_and_the_table_has_the_papers_layout(
     summary = Path("b/summary.md").read_text()
     head, _, *rows = summary.splitlines()
     assert [cell.strip() for cell in head.split("|")[1:-1]] == [
-        "algorithm", "n=4: scenes", "n=4: brightness", "n=6: scenes", "n=6: brightness",
-    ]  # fmt: skip
+        "algorithm",
+        "n=4: scenes",
+        "n=4: brightness",
+        "n=6: scenes",
+        "n=6: brightness",
+    ]
     assert [row.split("|")[1].strip() for row in rows] == ["trim", "best of n", "svdd kernel=sde"]
     for part in few:
-        found = [json.loads(line) for line in Path("b", part, "results.jsonl").read_text().splitlines()]
+        found = [
+            json.loads(line) for line in Path("b", part, "results.jsonl").read_text().splitlines()
+        ]
         assert {row["spent"]["nfe"] <= int(few[part]["budget"][:-3]) for row in found} == {True}
         assert len({row["index"] for row in found}) == 2
     assert main(argv) == 0  # nothing is left to do
@@ -100,7 +118,8 @@ def test_parts_have_their_budgets_and_the_table_has_the_papers_layout(
 
 
 def test_looks_stay_where_they_are_when_seeds_begin_together() -> None:
-    """Of 35 steps five are taken in groups of 8: 15 seeds take those of 16, and are looked at after as many in all."""
+    """Of 35 steps five are taken in groups of 8: 15 seeds take those of 16, and are looked at after
+    as many in all."""
     (trim,) = (arm.made for arm in read_arms(PARTS["n=15"]["algorithms"][:1], SamplerOptions()))
     whole = Grid(tuple(np.linspace(1, 0, 36)))
     found = {}

@@ -1,4 +1,5 @@
-"""`ttsnap check`: the ladder on tiny models, what it says of models made worse on purpose, and what it writes."""
+"""`ttsnap check`: the ladder on tiny models, what it says of models made worse on purpose, and what
+it writes."""
 
 from __future__ import annotations
 
@@ -48,8 +49,11 @@ Make = Callable[..., Setup]
 def setup(tmp_path: Path) -> Make:
     def make(reward: Any = "brightness", pipe: Any = None, call: Any = STEPS, **more: Any) -> Setup:
         pipe = quiet(upgrade(sd3())) if pipe is None else pipe
-        spec = EngineSpec(None, make_rewards((reward,)), SamplerOptions(), EngineOptions(batch_size=8), call)
-        (tmp_path / "plan.json").write_text('{"prompts": 5, "seeds": 16}')  # however fast this machine is
+        spec = EngineSpec(
+            None, make_rewards((reward,)), SamplerOptions(), EngineOptions(batch_size=8), call
+        )
+        # however fast this machine is
+        (tmp_path / "plan.json").write_text('{"prompts": 5, "seeds": 16}')
         prompts = tuple(Prompt(text) for text in sample_prompts(5, 0))
         return Setup(pipe, spec, prompts, tmp_path, say=lambda _: None, **more)
 
@@ -63,18 +67,25 @@ def climbed(setup: Setup, *names: str) -> dict[str, Rung]:
 
 
 def noise(images: Tensor, prompts: Any) -> Tensor:
-    """A reward that is shuffled: of every image a number that says nothing of another one, however near."""
+    """A reward that is shuffled: of every image a number that says nothing of another one, however
+    near."""
     return torch.tensor([crc32(image.numpy().tobytes()) / 2**32 for image in images])
 
 
-def test_a_model_whose_scores_tell_gets_go_and_the_same_check_goes_on(setup: Make, tmp_path: Path) -> None:
+def test_a_model_whose_scores_tell_gets_go_and_the_same_check_goes_on(
+    setup: Make, tmp_path: Path
+) -> None:
     made = setup()
     found = climbed(made)
     assert [rung.missing.get(name) for name, rung in found.items()] == [None] * 3
     assert found["parity"].holds
     assert found["parity"].figures[STOCK].value < 0.1
     assert min(found["cost"].more["seconds"][name] for name in ("nfe", "decodes")) > 0
-    ranks = [figure for name, figure in found["signal"].figures.items() if name.startswith("rank correlation")]
+    ranks = [
+        figure
+        for name, figure in found["signal"].figures.items()
+        if name.startswith("rank correlation")
+    ]
     assert all(figure.low is not None and figure.low <= figure.value for figure in ranks)
     judged = verdict(found)
     assert judged.word == GO, judged.why
@@ -91,7 +102,9 @@ def test_a_reward_that_is_shuffled_gets_no_go(setup: Make) -> None:
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_a_search_by_another_scheduler_than_the_models_gets_no_go(setup: Make, monkeypatch: Any) -> None:
+def test_a_search_by_another_scheduler_than_the_models_gets_no_go(
+    setup: Make, monkeypatch: Any
+) -> None:
     made = setup(pipe=quiet(load("embedded", dtype=torch.float32)), call={"num_inference_steps": 4})
     right, engine_of = made.pipe.scheduler, type(made.pipe).engine_of
 
@@ -108,21 +121,31 @@ def test_a_search_by_another_scheduler_than_the_models_gets_no_go(setup: Make, m
     assert "another picture" in judged.why[0]
 
 
-MISFITS = "noise taken for v", "v taken for noise", "noise, diffusers' default betas", "v, cosine betas"
+MISFITS = (
+    "noise taken for v",
+    "v taken for noise",
+    "noise, diffusers' default betas",
+    "v, cosine betas",
+)
 
 
 @pytest.mark.parametrize("case", ["flow, shift 10", "noise", *MISFITS])
-def test_a_scheduler_that_does_not_fit_the_network_gets_no_go(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_does_not_fit_the_network_gets_no_go(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     schedulers: Any = importlib.import_module("wrong_schedulers")
     kind, scheduler, fits = schedulers.CASES[case]
     found = schedulers.measured(quiet(load("embedded", dtype=torch.float32)), kind, scheduler, 8)
     assert found.holds is fits, found.lines()
-    assert verdict({"denoising": found}).word == (UNDECIDED if fits else NO_GO)  # without its other rungs
+    # without its other rungs
+    assert verdict({"denoising": found}).word == (UNDECIDED if fits else NO_GO)
 
 
 @pytest.mark.parametrize("make", [sd3, sdxl])
-def test_a_network_that_is_not_trained_is_told_from_a_wrong_scheduler(setup: Make, make: Any) -> None:
+def test_a_network_that_is_not_trained_is_told_from_a_wrong_scheduler(
+    setup: Make, make: Any
+) -> None:
     made = setup(pipe=quiet(upgrade(make())), call={"num_inference_steps": 8, **SIZE})
     assert climbed(made, "denoising")["denoising"].holds is None
     judged = verdict(made.found)
@@ -141,7 +164,8 @@ def test_what_could_not_run_says_why_and_the_verdict_knows(setup: Make, tmp_path
     made.climb("cost", cost, 0)  # done, so that it is kept
     (tmp_path / "cost.json").unlink()
     assert "a search" in made.climb("cost", cost, 0).missing
-    assert "give more --minutes" in made.climb("signal", signal, 0).missing["signal"]  # and nothing is recorded
+    # and nothing is recorded
+    assert "give more --minutes" in made.climb("signal", signal, 0).missing["signal"]
     assert "do not fit" in made.climb("parity", parity, 0).missing["parity"]
 
     def broken(_: Setup) -> Rung:
@@ -152,7 +176,9 @@ def test_what_could_not_run_says_why_and_the_verdict_knows(setup: Make, tmp_path
 
 def test_an_interval_holds_the_mean_of_most_draws_and_needs_prompts() -> None:
     rng = torch.Generator().manual_seed(0)
-    found: list[Any] = [Figure.over_prompts(torch.randn(12, generator=rng).numpy()) for _ in range(100)]
+    found: list[Any] = [
+        Figure.over_prompts(torch.randn(12, generator=rng).numpy()) for _ in range(100)
+    ]
     assert 88 <= sum(figure.low <= 0 <= figure.high for figure in found) <= 99
     assert Figure.over_prompts([1.0]) is None
     assert Figure.over_prompts([1.0, 2.0], [0.0, 0.0]) is None
@@ -169,9 +195,20 @@ TOLD = {
         "no route to ADDRESS, ADDRESS, ADDRESS or ADDRESS"
     ),
     "ask Ada@lab.org or root@gpu8": "ask ADDRESS or ADDRESS",
-    "status 401: Bearer s3cretkey, hf_0123456789abcdefghij, a-key-of-ours": "status 401: Bearer ***, ***, ***",
+    "status 401: Bearer s3cretkey, hf_0123456789abcdefghij, a-key-of-ours": (
+        "status 401: Bearer ***, ***, ***"
+    ),
 }
-KEPT = ("org/model", "org/model/step7.pt@28", "1/255", "adam", "0.6:12", "draft:1@0", "sde:0.3:1", "torch 2.13.0+cpu")
+KEPT = (
+    "org/model",
+    "org/model/step7.pt@28",
+    "1/255",
+    "adam",
+    "0.6:12",
+    "draft:1@0",
+    "sde:0.3:1",
+    "torch 2.13.0+cpu",
+)
 
 
 def test_evidence_names_no_path_host_user_or_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +224,16 @@ def test_evidence_shows_the_words_of_a_service_and_no_file_elsewhere(tmp_path: P
     out, secret = tmp_path / "out", tmp_path / "secret"
     secret.write_text("secret")
     (tmp_path / "sheet.png").symlink_to(secret)
-    about = {"model": f"m {words}", "device": "d", "date": "2026-12-01", "dtype": "", "versions": {}}
-    found = {"service": Rung("service", said=[words], missing={"a request": f"status 400: {words}"})}
+    about = {
+        "model": f"m {words}",
+        "device": "d",
+        "date": "2026-12-01",
+        "dtype": "",
+        "versions": {},
+    }
+    found = {
+        "service": Rung("service", said=[words], missing={"a request": f"status 400: {words}"})
+    }
     judged = of_service(found["service"])
     made = write(out, {**about, "command": "c", "use": ""}, found, judged, tmp_path / "sheet.png")
     plain = re.sub(r"`[^`]*`", "", made.read_text())
@@ -197,13 +242,17 @@ def test_evidence_shows_the_words_of_a_service_and_no_file_elsewhere(tmp_path: P
     assert {path.suffix for path in out.iterdir()} == {".json", ".md"}
 
 
-def test_without_a_model_it_says_what_is_here_and_what_a_minute_buys(capsys: Any, monkeypatch: Any) -> None:
+def test_without_a_model_it_says_what_is_here_and_what_a_minute_buys(
+    capsys: Any, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(environment, "SEEDS", 2)
     assert main(["check", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     told = dict(re.findall(r"^(\w[\w, ]*?)  +(.*)$", out, re.M))
     assert told.keys() >= {"versions", "device", "extras", "attention", "search"}
-    found = re.search(r"a minute buys about ([\d,]+) evaluations \(nfe\): ([\d,]+) images of 20 steps", out)
+    found = re.search(
+        r"a minute buys about ([\d,]+) evaluations \(nfe\): ([\d,]+) images of 20 steps", out
+    )
     assert found is not None, out
     evaluations, images = (int(text.replace(",", "")) for text in found.groups())
     assert evaluations == pytest.approx(20 * images, rel=0.2)
@@ -226,8 +275,11 @@ def test_what_is_broken_is_a_line_and_the_exit_status_is_1(capsys: Any, monkeypa
 EVIDENCE = sorted(ROOT.glob("docs/evidence/*_*-*-*[0-9].json"))
 
 
-def test_evidence_files_are_what_their_figures_say_and_their_table_is_current(monkeypatch: Any) -> None:
-    """The embedded model gets GO; the page and the table are made of the figures alone, and name nobody."""
+def test_evidence_files_are_what_their_figures_say_and_their_table_is_current(
+    monkeypatch: Any,
+) -> None:
+    """The embedded model gets GO; the page and the table are made of the figures alone, and name
+    nobody."""
     for path in EVIDENCE:
         whole = json.loads(path.read_text())
         judged = verdict({name: build(Rung, data) for name, data in whole["rungs"].items()})
@@ -242,8 +294,21 @@ def test_evidence_files_are_what_their_figures_say_and_their_table_is_current(mo
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_the_command_writes_evidence_and_refuses_another_check_in_its_folder(tmp_path: Path, capsys: Any) -> None:
-    words = ["check", "embedded", "--minutes", "0.02", "--steps", "3", "--batch-size", "4", "--out", str(tmp_path)]
+def test_the_command_writes_evidence_and_refuses_another_check_in_its_folder(
+    tmp_path: Path, capsys: Any
+) -> None:
+    words = [
+        "check",
+        "embedded",
+        "--minutes",
+        "0.02",
+        "--steps",
+        "3",
+        "--batch-size",
+        "4",
+        "--out",
+        str(tmp_path),
+    ]
     assert main(words) in (0, 1)
     assert re.search(r"^(GO|NO-GO|undecided): ", capsys.readouterr().out, re.M)
     (path,) = (path for path in tmp_path.glob("embedded_*.json") if ".schedule" not in path.name)
@@ -252,4 +317,7 @@ def test_the_command_writes_evidence_and_refuses_another_check_in_its_folder(tmp
     assert list(whole["rungs"]) == ["parity", "cost", "denoising", "signal"]
     assert str(tmp_path) not in path.read_text() + path.with_suffix(".md").read_text()
     assert main([*words, "--steps", "4"]) == 2
-    assert "holds a check with other settings: call.num_inference_steps is 3, not 4" in capsys.readouterr().err
+    assert (
+        "holds a check with other settings: call.num_inference_steps is 3, not 4"
+        in capsys.readouterr().err
+    )

@@ -41,7 +41,9 @@ def configurations(pipe: Any, folder: Path) -> Path:
 def on_paper(stock: Any, folder: Path, call: Mapping[str, Any]) -> Paper:
     """The model on paper. It gets the tokenizers of paper, so that texts are as long."""
     pipe, networks = made(configurations(stock, folder), torch.float32)
-    stock.register_modules(**{name: part for name, part in pipe.components.items() if "tokenizer" in name})
+    stock.register_modules(
+        **{name: part for name, part in pipe.components.items() if "tokenizer" in name}
+    )
     if hasattr(pipe, "prompt_template_encode"):
         stock.prompt_template_encode = pipe.prompt_template_encode
     spec = EngineSpec(ModelOptions(str(folder)), ("brightness",), call=call)
@@ -70,8 +72,12 @@ def test_a_model_takes_on_paper_what_it_takes_with_its_weights(name: str, tmp_pa
     if name not in FAMILIES:
         stock = StableDiffusionPAGPipeline(**stock.components)
     paper = on_paper(stock, tmp_path, call)
-    networks = {part: net for part, net in stock.components.items() if isinstance(net, torch.nn.Module)}
-    assert paper.weights == {part: sum(p.nbytes for p in net.parameters()) for part, net in networks.items()}
+    networks = {
+        part: net for part, net in stock.components.items() if isinstance(net, torch.nn.Module)
+    }
+    assert paper.weights == {
+        part: sum(p.nbytes for p in net.parameters()) for part, net in networks.items()
+    }
     (network,) = paper.denoisers
     denoiser = upgrade(stock).denoiser(**call)
     # A network that leaves padding out takes less: on paper texts are as long as their mask.
@@ -88,20 +94,55 @@ def test_a_model_takes_on_paper_what_it_takes_with_its_weights(name: str, tmp_pa
 def test_a_card_holds_what_fits() -> None:
     row, decode = Batch(GIB, GIB // 2), Batch(2 * GIB, 2 * GIB)
     weights = {"transformer": 10 * GIB, "vae": GIB, "text_encoder": 8 * GIB}
-    paper = Paper("m", "bfloat16", 8, 8, 4, 2, weights, ("transformer",), GIB // 4, {"text_encoder": GIB}, row, decode,
-                  {}, "best-of-n")  # fmt: skip
+    paper = Paper(
+        "m",
+        "bfloat16",
+        8,
+        8,
+        4,
+        2,
+        weights,
+        ("transformer",),
+        GIB // 4,
+        {"text_encoder": GIB},
+        row,
+        decode,
+        {},
+        "best-of-n",
+    )
     assert [paper.on(gb).offload for gb in (2, 8, 16, 24)] == [None, "group", "model", "none"]
     assert [card.gb for card in paper.cards()] == list(CARDS)
-    assert all(1 <= paper.on(gb).decodes <= paper.on(gb).rows <= 64 for gb in (8, 12, 16, 24, 48, 80))
+    assert all(
+        1 <= paper.on(gb).decodes <= paper.on(gb).rows <= 64 for gb in (8, 12, 16, 24, 48, 80)
+    )
 
 
-def test_the_command_needs_nothing_but_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, file = configurations(FAMILIES["sdxl"].build(), tmp_path / "model"), tmp_path / "paper.json"
+def test_the_command_needs_nothing_but_configurations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = (
+        configurations(FAMILIES["sdxl"].build(), tmp_path / "model"),
+        tmp_path / "paper.json",
+    )
     size = ["--steps", "4", "--height", "16", "--width", "24"]
-    words = ["check", str(folder), "--dry-run", "--reward", "imagereward", "--json", str(file), *size]
+    words = [
+        "check",
+        str(folder),
+        "--dry-run",
+        "--reward",
+        "imagereward",
+        "--json",
+        str(file),
+        *size,
+    ]
     assert main(words) == 0
     said, found = capsys.readouterr().out, json.loads(file.read_text())
-    assert (found["dtype"], found["height"], found["width"], found["steps"]) == ("bfloat16", 16, 24, 4)
+    assert (found["dtype"], found["height"], found["width"], found["steps"]) == (
+        "bfloat16",
+        16,
+        24,
+        4,
+    )
     assert [card["offload"] for card in found["cards"]] == ["none"] * len(CARDS)
     assert "--reward imagereward --height 16 --width 24 --steps 4" in said
     assert "--dry-run" not in said

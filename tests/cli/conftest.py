@@ -1,4 +1,5 @@
-"""The command line runs on the embedded model, whose images and FLOPs matter in none of these tests."""
+"""The command line runs on the embedded model, whose images and FLOPs matter in none of these
+tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Arguments of a stock call that no option names, of a class that no family knows: given, printed, replayed."""
+"""Arguments of a stock call that no option names, of a class that no family knows: given, printed,
+replayed."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ def test_numbers_and_pictures_are_checked_written_and_replayed(
     asked += ["--budget", "2images", "--out", "o"]
     given = ["--call.image", "red.png", "--call.controlnet_conditioning_scale", "0.5"]
     for wrong, said in (
-        (["--call.controlnet_condtioning_scale", "1"], "did you mean controlnet_conditioning_scale"),
+        (
+            ["--call.controlnet_condtioning_scale", "1"],
+            "did you mean controlnet_conditioning_scale",
+        ),
         (["--call", "eta=0.5"], "write it as --call.eta 0.5"),
         (["--call.image", "gone.png"], "gone.png"),
         (["--call.image", "red"], "image takes a picture"),

@@ -59,14 +59,30 @@ def test_generate_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["replay", str(images[0])]) == 0
     assert "largest difference" in capsys.readouterr().out
     replayed = images[0].parent / "replays" / images[0].name
-    assert abs(np.asarray(Image.open(replayed), int) - np.asarray(Image.open(images[0]), int)).max() <= 1
+    assert (
+        abs(np.asarray(Image.open(replayed), int) - np.asarray(Image.open(images[0]), int)).max()
+        <= 1
+    )
     assert main(["replay", str(images[0])]) == 2
     assert "exists" in capsys.readouterr().err
 
 
-def test_images_that_fail_a_requirement_are_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["generate", PROMPT, "--budget", "60nfe", "--keep", "10", "--algorithm", "best-of-n", *QUICK,
-             "--reward", "brightness"]  # fmt: skip
+def test_images_that_fail_a_requirement_are_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "generate",
+        PROMPT,
+        "--budget",
+        "60nfe",
+        "--keep",
+        "10",
+        "--algorithm",
+        "best-of-n",
+        *QUICK,
+        "--reward",
+        "brightness",
+    ]
     assert main([*words, "--out", "all"]) == 0
     table = json.loads(Path("all/trace.json").read_text())["results"][0]["images"]
     scores = sorted(image["scores"]["brightness"] for image in table)
@@ -81,7 +97,10 @@ def test_images_that_fail_a_requirement_are_not_written(tmp_path: Path, capsys: 
         assert [image["scores"]["brightness"] for image in result["images"]] == scores[:-4:-1]
         assert result["spent"]["refused"][f"brightness>{middle:.12g}"] == len(scores) - 3
         assert trace["settings"]["reward"] == ["brightness"]
-        assert f"{len(scores) - 3} of {len(scores)} finished images were refused" in capsys.readouterr().out
+        assert (
+            f"{len(scores) - 3} of {len(scores)} finished images were refused"
+            in capsys.readouterr().out
+        )
     image = next(Path("some0").glob("0*1.png"))
     assert read_record(image).require == [f"brightness>{middle:.12g}", "colourfulness<999"]
     assert main(["replay", str(image)]) == 0
@@ -94,10 +113,24 @@ def test_images_that_fail_a_requirement_are_not_written(tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize("variety", [[], ["--variety", "repel:2"]])
 def test_half_precision_and_seeds_beyond_2_63(
-    variety: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+    variety: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     half = ["--device", "cpu", "--dtype", "bfloat16"]
-    more = ["--steps", "3", "--algorithm", "best-of-n", "--budget", "7nfe", "--keep", "3", "--seed", str(2**64 - 1)]
+    more = [
+        "--steps",
+        "3",
+        "--algorithm",
+        "best-of-n",
+        "--budget",
+        "7nfe",
+        "--keep",
+        "3",
+        "--seed",
+        str(2**64 - 1),
+    ]
     assert main(["generate", "a red circle", *more, *half, *variety]) == 0
     assert "2 of the 3 images asked for were finished" in capsys.readouterr().out
     assert not [w for w in recwarn if "fewer images" in str(w.message)]  # it was said
@@ -111,9 +144,23 @@ def test_half_precision_and_seeds_beyond_2_63(
 
 def test_config_file_prompts_file_own_reward_and_options() -> None:
     Path("prompts.txt").write_text("# two prompts\na red circle\n\na blue square\n")
-    Path("run.yaml").write_text("prompts_file: prompts.txt\nbudget: 32nfe\nsteps: 6\nout: there\nkernel: sde\n")
-    Path("mine.py").write_text("def redness(images, prompts):\n    return images[:, 0].mean((1, 2))\n")
-    argv = ["generate", "--config", "run.yaml", "--seed", "3", "--reward", "mine.py:redness", "--options.n", "4"]
+    Path("run.yaml").write_text(
+        "prompts_file: prompts.txt\nbudget: 32nfe\nsteps: 6\nout: there\nkernel: sde\n"
+    )
+    Path("mine.py").write_text(
+        "def redness(images, prompts):\n    return images[:, 0].mean((1, 2))\n"
+    )
+    argv = [
+        "generate",
+        "--config",
+        "run.yaml",
+        "--seed",
+        "3",
+        "--reward",
+        "mine.py:redness",
+        "--options.n",
+        "4",
+    ]
     assert main([*argv, "--options.steps", "[2]", "--options.keep", "[0.5]"]) == 0
     sheets = sorted(path.name for path in Path("there").glob("*sheet.png"))
     assert sheets == ["000-a-red-circle-sheet.png", "001-a-blue-square-sheet.png"]
@@ -129,13 +176,17 @@ def test_auto_is_what_the_cpu_multiplies_and_a_png_is_made_again_in_its_own_dtyp
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
     assert placement("cpu", "auto")[1] == torch.bfloat16
     assert reward_placement("cpu", "auto")[1] == torch.float32, "scores differ by little"
-    assert settled(ModelOptions(), "cpu") == ModelOptions(device="cpu", dtype="bfloat16"), "on other machines, too"
+    assert settled(ModelOptions(), "cpu") == ModelOptions(device="cpu", dtype="bfloat16"), (
+        "on other machines, too"
+    )
     assert settled(ModelOptions(), "cuda").dtype == "auto"
     with monkeypatch.context() as patch:
         patch.setattr("torch.cuda.is_available", lambda: True)
         patch.setattr("torch.cuda.device", lambda place: nullcontext())
         for emulates, kind in ((True, torch.float16), (False, torch.bfloat16)):
-            there = partial(lambda emulates, including_emulation: including_emulation or not emulates, emulates)
+            there = partial(
+                lambda emulates, including_emulation: including_emulation or not emulates, emulates
+            )
             patch.setattr("torch.cuda.is_bf16_supported", there)
             assert placement("cuda:1", "auto") == (torch.device("cuda:1"), kind)
     assert main(["generate", PROMPT, "--budget", "12nfe", *QUICK]) == 0
@@ -149,9 +200,20 @@ def test_auto_is_what_the_cpu_multiplies_and_a_png_is_made_again_in_its_own_dtyp
     assert f"from {image.name}: 0 of 255" in out
 
 
-def test_a_finished_draft_is_made_again_in_the_batch_of_its_search(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_draft_is_made_again_in_the_batch_of_its_search(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Alone its last digits differ in bfloat16, and that is said."""
-    drafted = ["--draft", "embedded", "--finish", "0.4:3", "--dtype", "bfloat16", "--budget", "40nfe"]
+    drafted = [
+        "--draft",
+        "embedded",
+        "--finish",
+        "0.4:3",
+        "--dtype",
+        "bfloat16",
+        "--budget",
+        "40nfe",
+    ]
     assert main(["generate", PROMPT, *drafted, "--out", "found"]) == 0
     capsys.readouterr()
     (image,) = Path("found").glob("01-*.png")
@@ -166,7 +228,11 @@ def test_a_finished_draft_is_made_again_in_the_batch_of_its_search(capsys: pytes
 
 @pytest.mark.parametrize(
     ("budget", "stop", "end"),
-    [("24nfe", False, ""), ("23nfe", False, "; 23 NFE were used up"), ("24nfe", True, "; stopped by you")],
+    [
+        ("24nfe", False, ""),
+        ("23nfe", False, "; 23 NFE were used up"),
+        ("24nfe", True, "; stopped by you"),
+    ],
 )
 def test_the_cap_that_ended_a_search_stands_in_the_closing_line(
     engine: Any, budget: str, stop: bool, end: str, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,5 @@
-"""`generate --compare`: another algorithm at the same budget; copies of small images for the eye; `make demo`."""
+"""`generate --compare`: another algorithm at the same budget; copies of small images for the eye;
+`make demo`."""
 
 from __future__ import annotations
 
@@ -31,31 +32,56 @@ def test_another_algorithm_searches_with_the_same_budget_and_seeds(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     prompts = ["a red circle", "a blue square"]
-    argv = ["generate", *prompts, "--seed", "7", "--compare", "best-of-n", "--options.keep", "[0.5]", *QUICK]
+    argv = [
+        "generate",
+        *prompts,
+        "--seed",
+        "7",
+        "--compare",
+        "best-of-n",
+        "--options.keep",
+        "[0.5]",
+        *QUICK,
+    ]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    main_trace, other = (json.loads(Path(p).read_text()) for p in ("o/trace.json", "o/best-of-n/trace.json"))
+    main_trace, other = (
+        json.loads(Path(p).read_text()) for p in ("o/trace.json", "o/best-of-n/trace.json")
+    )
     for key in ("budget", "reward", "seed", "call", "kernel"):
         assert main_trace["settings"][key] == other["settings"][key]
-    assert (main_trace["settings"]["algorithm"], other["settings"]["algorithm"]) == ("seed-pruning", "best-of-n")
+    assert (main_trace["settings"]["algorithm"], other["settings"]["algorithm"]) == (
+        "seed-pruning",
+        "best-of-n",
+    )
     assert other["settings"]["options"] == {}
     assert other["results"][0]["spent"]["finished"] == 6
-    assert {seed for move in other["results"][0]["moves"] for seed in move["seeds"]} == set(range(7, 13))
+    assert {seed for move in other["results"][0]["moves"] for seed in move["seeds"]} == set(
+        range(7, 13)
+    )
     for stem in ("000-a-red-circle", "001-a-blue-square"):
         assert Path(f"o/best-of-n/{stem}-sheet.png").exists()
         (image,) = Path("o/best-of-n").glob(f"{stem}-01-seed*.png")
         assert read_record(image).algorithm == "best-of-n"
         reward = f"{read_record(image).image.reward:.4g}"
-        assert re.search(rf"24nfe:\n    seed-pruning  scenes .*\n    best-of-n     scenes {reward}.*{image}", out)
+        assert re.search(
+            rf"24nfe:\n    seed-pruning  scenes .*\n    best-of-n     scenes {reward}.*{image}", out
+        )
         assert f"contact sheet: o/{stem}-sheet.png" in out
     (image,) = Path("o").glob("000-a-red-circle-01-seed*.png")
     large = Path("o/000-a-red-circle-best-8x.png")
     assert f"the best, 8 times as large: {large}" in out
     assert np.array_equal(np.asarray(Image.open(large))[::8, ::8], np.asarray(Image.open(image)))
     assert Image.open(large).size == (256, 256)
-    assert not [path for path in find_images(Path("o")) if "8x" in path.name], "a copy is not another image"
+    assert not [path for path in find_images(Path("o")) if "8x" in path.name], (
+        "a copy is not another image"
+    )
     for width in (128, 127):  # large images get none
-        assert write_enlarged(Path("x.png"), np.zeros((3, 64, width))) == Path("x.png").exists() == (width < 128)
+        assert (
+            write_enlarged(Path("x.png"), np.zeros((3, 64, width)))
+            == Path("x.png").exists()
+            == (width < 128)
+        )
     assert Image.open("x.png").size == (127 * 8, 64 * 8)
 
 
@@ -73,16 +99,24 @@ def test_make_demo_shows_what_was_measured() -> None:
 def test_the_odds_are_told_of_the_showcase_alone(model: str) -> None:
     shown = MODELS[model].showcase
     assert shown is not None
-    assert all(f"{name} {share} ± {error} %" in shown.words for name, (share, error) in shown.odds.items())
+    assert all(
+        f"{name} {share} ± {error} %" in shown.words for name, (share, error) in shown.odds.items()
+    )
     call = defaults(model)
     engine = EngineSpec(ModelOptions(model), ("scenes",), call=call)
-    asked = SearchRequest((Prompt(shown.prompt),), engine, "seed-pruning", Budget.parse(shown.budget), shown.seed)
+    asked = SearchRequest(
+        (Prompt(shown.prompt),), engine, "seed-pruning", Budget.parse(shown.budget), shown.seed
+    )
     search = prepare(asked, ModelDefaults())
     assert showcase_of(search, call) is shown
     engines = (
         replace(engine, call={**call, "num_inference_steps": 7}),
         replace(engine, model=ModelOptions("scenes-turbo")),
     )
-    others: list[dict[str, Any]] = [{"seed": shown.seed + 1}, {"budget": Budget(nfe=7)}, {"prompts": (Prompt("b"),)}]
+    others: list[dict[str, Any]] = [
+        {"seed": shown.seed + 1},
+        {"budget": Budget(nfe=7)},
+        {"prompts": (Prompt("b"),)},
+    ]
     others += [{"engine": other} for other in engines]
     assert [showcase_of(replace(search, **other), call) for other in others] == [None] * len(others)

@@ -1,4 +1,5 @@
-"""What a newcomer reads: help that fits a terminal, algorithms and their options, settings that come back whole."""
+"""What a newcomer reads: help that fits a terminal, algorithms and their options, settings that
+come back whole."""
 
 from __future__ import annotations
 
@@ -37,12 +38,16 @@ def printed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_is_a_page_that_fits_a_terminal_and_all_of_it_is_free_of_noise(command: str, capsys: Any) -> None:
+def test_help_is_a_page_that_fits_a_terminal_and_all_of_it_is_free_of_noise(
+    command: str, capsys: Any
+) -> None:
     page, whole = printed([command, "--help"], capsys), printed([command, "--help-all"], capsys)
     assert len(page.splitlines()) <= 30
     for text in (page, whole, printed(["--help"], capsys)):
         assert max(map(len, text.splitlines())) <= 80
-        assert not re.search(r"type: |default: (null|None|False|\[\]|\{\})|default: \)|==SUPPRESS==", text)
+        assert not re.search(
+            r"type: |default: (null|None|False|\[\]|\{\})|default: \)|==SUPPRESS==", text
+        )
         assert len(text.split("\n\n")[0].splitlines()) <= 2, "the usage is a line or two"
     assert f"ttsnap {command} --help-all" in page
     options = re.findall(r"^  (--[\w.-]+)", page, re.M)
@@ -53,7 +58,17 @@ def test_help_is_a_page_that_fits_a_terminal_and_all_of_it_is_free_of_noise(comm
 
 def test_options_of_generate_come_in_groups_the_ones_most_people_need_first(capsys: Any) -> None:
     page = printed(["generate", "--help"], capsys)
-    for option in ("PROMPT", "--budget", "--algorithm", "--reward", "--model", "--keep", "--seed", "--device", "--out"):
+    for option in (
+        "PROMPT",
+        "--budget",
+        "--algorithm",
+        "--reward",
+        "--model",
+        "--keep",
+        "--seed",
+        "--device",
+        "--out",
+    ):
         assert f"\n  {option} " in page
     assert "--decode-batch-size" not in page
     assert re.search(r"^  --budget .*400nfe.*20images.*30s.*pflop", page, re.M)
@@ -62,24 +77,34 @@ def test_options_of_generate_come_in_groups_the_ones_most_people_need_first(caps
     places = [text.index(f"\n{title}\n") for title in titles]
     assert places == sorted(places)
     parts = dict(zip(titles, re.split("\n(?:" + "|".join(titles) + ")\n", text)[1:], strict=True))
-    for title, option in zip(titles, ["--prompts-file", "--budget", "--kernel", "--offload", "--out"], strict=False):
+    for title, option in zip(
+        titles, ["--prompts-file", "--budget", "--kernel", "--offload", "--out"], strict=False
+    ):
         assert f"\n  {option} " in f"\n{parts[title]}"
     assert "(default: 0)" in parts["what to make:"]
     for name, entry in ALGORITHMS.items():
         assert re.search(rf"^  {name} +{re.escape(entry.summary)}$", parts["algorithms:"], re.M)
 
 
-def test_algorithms_are_listed_by_group_and_told_about_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_algorithms_are_listed_by_group_and_told_about_one_by_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     text = printed(["algorithms"], capsys)
     assert all(f"  {name} " in text for name in ALGORITHMS)
     assert all(title[:30] in text for title in GROUPS.values())
     text = printed(["algorithms", "svdd"], capsys)
     flat = " ".join(text.split())
-    assert "streams Particles, at least as many as images are asked for. Default: 2 (as compared in arXiv" in flat
+    assert (
+        "streams Particles, at least as many as images are asked for. Default: 2 (as compared in"
+        " arXiv" in flat
+    )
     assert "needs: a kernel that draws noise" in flat
     assert "source: arXiv 2408.08252" in flat
     assert main(["algorithms", "svd"]) == 2
-    assert "unknown algorithm 'svd'; did you mean svdd? Choose one of best-of-n" in capsys.readouterr().err
+    assert (
+        "unknown algorithm 'svd'; did you mean svdd? Choose one of best-of-n"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -120,7 +145,10 @@ def test_prompts_of_a_config_file_are_read_and_what_is_typed_wins_wherever_it_st
         ("[a red circle]", ["a green cross"], ["a green cross"]),
     ):
         Path("run.yaml").write_text(f"prompts: {written}\nseed: 5\nkeep: 2\n")
-        for argv in ([*typed, "--config", "run.yaml", "--seed", "3"], ["--seed=3", "--config=run.yaml", *typed]):
+        for argv in (
+            [*typed, "--config", "run.yaml", "--seed", "3"],
+            ["--seed=3", "--config=run.yaml", *typed],
+        ):
             a = parse(["generate", *argv])[1]
             assert [prompt.text for prompt in read_prompts(a, "generate")] == expected
             assert (a.seed, a.keep) == (3, 2)
@@ -132,7 +160,15 @@ def test_prompts_of_a_config_file_are_read_and_what_is_typed_wins_wherever_it_st
 def test_what_is_said_about_installing_works() -> None:
     assert re.fullmatch(r"pip install 'gradio>=[\d.]+'", install("demo"))
     assert re.fullmatch(r"pip install 'xformers>=[\d.]+'", install("xformers"))
-    rooms = [ROOT / name for name in ("ttsnap", "pipelines", "docs", "notebooks", "benchmarks", "scripts")]
-    files = [path for room in rooms for path in room.rglob("*") if path.suffix in (".py", ".md", ".ipynb")]
+    rooms = [
+        ROOT / name
+        for name in ("ttsnap", "pipelines", "docs", "notebooks", "benchmarks", "scripts")
+    ]
+    files = [
+        path
+        for room in rooms
+        for path in room.rglob("*")
+        if path.suffix in (".py", ".md", ".ipynb")
+    ]
     for path in (ROOT / "README.md", *files):
         assert not re.search(r"pip install [^`\n]*ttsnap\[", path.read_text(encoding="utf-8")), path

@@ -19,7 +19,18 @@ from ttsnap.recordings.folder import load_recording
 from ttsnap.results.record import read_record
 
 COLOURS = ("red", "blue")
-HOW = ["--task", "image-to-image", "--strength", "0.5", "--negative-prompt", "", "--steps", "2", "--device", "cpu"]
+HOW = [
+    "--task",
+    "image-to-image",
+    "--strength",
+    "0.5",
+    "--negative-prompt",
+    "",
+    "--steps",
+    "2",
+    "--device",
+    "cpu",
+]
 KEEPS = """
 def keeps(images, prompts, *, source):
     return -(images.mean((2, 3)) - source.mean((2, 3))).abs().mean(1)
@@ -30,7 +41,8 @@ LOADED: dict[str, Any] = {}
 
 @pytest.fixture(autouse=True)
 def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder with two pictures, a set of edits of both by the same words, and a reward that sees the source."""
+    """In a folder with two pictures, a set of edits of both by the same words, and a reward that
+    sees the source."""
 
     def once(*what: Any, **more: Any) -> Any:
         if str((what, more)) not in LOADED:
@@ -51,8 +63,20 @@ def a_set(*names: str) -> None:
     Path("edits.jsonl").write_text("\n".join(map(json.dumps, entries)))
 
 
-def test_a_picture_is_changed_and_the_image_made_again_from_it(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["generate", "a red circle", "--image", "red.png", *HOW, "--algorithm", "best-of-n", "--budget", "3nfe"]
+def test_a_picture_is_changed_and_the_image_made_again_from_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = [
+        "generate",
+        "a red circle",
+        "--image",
+        "red.png",
+        *HOW,
+        "--algorithm",
+        "best-of-n",
+        "--budget",
+        "3nfe",
+    ]
     assert main([*argv, "--out", "o"]) == 0
     (found,) = Path("o").glob("01-*.png")
     payload = read_record(found).to_json()
@@ -60,11 +84,15 @@ def test_a_picture_is_changed_and_the_image_made_again_from_it(capsys: pytest.Ca
     assert "image" not in payload["call"]
     red, blue = (digest_of(Image.open(f"{name}.png")) for name in COLOURS)
     assert payload["pictures"] == {"image": red}
-    assert "in plain diffusers" not in capsys.readouterr().out  # stock text to image does not make it
+    # stock text to image does not make it
+    assert "in plain diffusers" not in capsys.readouterr().out
     replay = ["replay", str(found), "--device", "cpu"]
     for more, said in (
         ([], f"with the digest {red}; give it by --image"),
-        (["--image", "blue.png"], f"--image has the digest {blue}, that which was changed had {red}"),
+        (
+            ["--image", "blue.png"],
+            f"--image has the digest {blue}, that which was changed had {red}",
+        ),
         (["--image", "red.png", "--mask-image", "red.png"], "no picture for --mask-image"),
     ):
         assert main([*replay, *more]) == 2
@@ -75,14 +103,35 @@ def test_a_picture_is_changed_and_the_image_made_again_from_it(capsys: pytest.Ca
 
 
 def test_a_recording_knows_the_picture_of_each_prompt(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["record", "--prompts-file", "edits.jsonl", *HOW, "--reward", "keep.py:keeps", "--seeds", "2", "--out", "r"]
+    argv = [
+        "record",
+        "--prompts-file",
+        "edits.jsonl",
+        *HOW,
+        "--reward",
+        "keep.py:keeps",
+        "--seeds",
+        "2",
+        "--out",
+        "r",
+    ]
     assert main(argv) == 0
     recording = load_recording("r")
     assert recording.prompts == ("a red circle",) * 2
     pipe = next(pipe for name, pipe in LOADED.items() if "image-to-image" in name)
     for name, scores in zip(COLOURS, recording.final[..., 0], strict=True):
-        given = {"image": Image.open(f"{name}.png"), "strength": 0.5, "num_inference_steps": 2, "negative_prompt": ""}
-        how = {"search": BestOfN(2), "reward": "keep.py:keeps", "num_images_per_prompt": 2, "seed": 0}
+        given = {
+            "image": Image.open(f"{name}.png"),
+            "strength": 0.5,
+            "num_inference_steps": 2,
+            "negative_prompt": "",
+        }
+        how = {
+            "search": BestOfN(2),
+            "reward": "keep.py:keeps",
+            "num_images_per_prompt": 2,
+            "seed": 0,
+        }
         out = pipe(prompt="a red circle", **how, **defaults() | given)
         by_seed = sorted((image.seed, image.reward) for image in out.search[0].images)
         np.testing.assert_allclose([reward for _, reward in by_seed], scores, atol=2e-6)
@@ -96,14 +145,28 @@ def test_a_recording_knows_the_picture_of_each_prompt(capsys: pytest.CaptureFixt
     assert f'info.pictures[1].image is "{digest["blue"][:50]}' in capsys.readouterr().err
 
 
-def test_edits_are_compared_by_what_they_keep_of_their_pictures(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["bench", "--prompts-file", "edits.jsonl", *HOW, "--reward", "brightness", "--report", "keep.py:keeps"]
+def test_edits_are_compared_by_what_they_keep_of_their_pictures(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = [
+        "bench",
+        "--prompts-file",
+        "edits.jsonl",
+        *HOW,
+        "--reward",
+        "brightness",
+        "--report",
+        "keep.py:keeps",
+    ]
     argv += ["--budget", "2nfe", "--algorithms", "best-of-n", "--out", "b"]
     assert main(argv) == 0
     rows = [json.loads(line) for line in Path("b", "results.jsonl").read_text().splitlines()]
     for name, row in zip(COLOURS, rows, strict=True):
         path = Path("b", row["image"])
-        result, source = (np.asarray(Image.open(p).convert("RGB")).mean((0, 1)) / 255 for p in (path, f"{name}.png"))
+        result, source = (
+            np.asarray(Image.open(p).convert("RGB")).mean((0, 1)) / 255
+            for p in (path, f"{name}.png")
+        )
         assert row["metrics"]["keeps"] == pytest.approx(-abs(result - source).mean(), abs=1 / 255)
         assert read_record(path).pictures == {"image": digest_of(Image.open(f"{name}.png"))}
     Image.new("RGB", (32, 32), "green").save("blue.png")
@@ -112,8 +175,19 @@ def test_edits_are_compared_by_what_they_keep_of_their_pictures(capsys: pytest.C
     assert "prompts.pictures_sha256 is" in capsys.readouterr().err
 
 
-def test_several_prompts_end_in_one_table_in_a_folder_named_for_their_set(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["generate", "--prompts-file", "edits.jsonl", *HOW, "--algorithm", "best-of-n", "--budget", "3nfe"]
+def test_several_prompts_end_in_one_table_in_a_folder_named_for_their_set(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = [
+        "generate",
+        "--prompts-file",
+        "edits.jsonl",
+        *HOW,
+        "--algorithm",
+        "best-of-n",
+        "--budget",
+        "3nfe",
+    ]
     assert main([*argv, "--keep", "2", "--compare", "keep-all"]) == 0
     said = capsys.readouterr().out
     assert "2 prompts, best-of-n:" in said

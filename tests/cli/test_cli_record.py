@@ -1,4 +1,5 @@
-"""`ttsnap record` as a new user meets it, on the embedded model, and its recordings replayed against live searches."""
+"""`ttsnap record` as a new user meets it, on the embedded model, and its recordings replayed
+against live searches."""
 
 from __future__ import annotations
 
@@ -83,7 +84,9 @@ def test_interrupted_resumed_and_replayed(tmp_path: Path, capsys: Any, monkeypat
 
 
 @pytest.mark.parametrize(("gpus", "dtype"), [(True, "auto"), (False, "bfloat16")])
-def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(gpus: bool, dtype: str, monkeypatch: Any) -> None:
+def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(
+    gpus: bool, dtype: str, monkeypatch: Any
+) -> None:
     asked: list[Any] = []
 
     def record(builder: Any, *_: Any, **__: Any) -> None:
@@ -98,7 +101,9 @@ def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(gpus: bool, 
     assert asked == [dtype]
 
 
-def test_settings_that_differ_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_differ_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = ["record", PROMPTS[0], "--seeds", "2", "--steps", "2", "--device", "cpu", "--out", "r"]
     assert main([*argv, "--score-steps", "[1]"]) == 0
     assert load_recording("r").scored == (False, True, True)
@@ -107,9 +112,15 @@ def test_settings_that_differ_are_refused(tmp_path: Path, capsys: pytest.Capture
     for extra, message in [
         ([], "steps has 2 entries, not 3"),
         (["--seed", "4"], "first_seed is 0, not 4"),
-        (["--score-steps", "[1]", "--guidance", "3"], r"info\.call\.guidance_scale is 4\.0, not 3\.0"),
+        (
+            ["--score-steps", "[1]", "--guidance", "3"],
+            r"info\.call\.guidance_scale is 4\.0, not 3\.0",
+        ),
         (["--score-steps", "[1]", "--kernel", "sde"], 'info.kernel is "pipeline", not "sde"'),
-        (["--score-steps", "[1]", "--dtype", "bfloat16"], 'info.dtype is "float32", not "bfloat16"'),
+        (
+            ["--score-steps", "[1]", "--dtype", "bfloat16"],
+            'info.dtype is "float32", not "bfloat16"',
+        ),
     ]:
         assert main([*argv, *extra]) == 2
         error = capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""`ttsnap simulate`, `tune` and `calibrate` as a new user meets them, and what they write in use."""
+"""`ttsnap simulate`, `tune` and `calibrate` as a new user meets them, and what they write in
+use."""
 
 from __future__ import annotations
 
@@ -27,15 +28,23 @@ FEW = ["--budgets", "8nfe", "16nfe", "40nfe"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recording of 12 prompts x 20 seeds on the embedded model's grid of four steps, with random scores."""
+    """A recording of 12 prompts x 20 seeds on the embedded model's grid of four steps, with random
+    scores."""
     from ttsnap.pipelines import defaults, load
 
     grid: Grid = load().denoiser(**{**defaults(), "num_inference_steps": 4}).grid
     rng = np.random.default_rng(0)
     known, final = np.array([0.1, 0.6, 0.8, 0.9, 1.0]), rng.normal(size=(12, 20, 1))
-    scores = rng.normal(size=(12, 1, 1)) + known * final + np.sqrt(1 - known**2) * rng.normal(size=(12, 20, 5))
+    scores = (
+        rng.normal(size=(12, 1, 1))
+        + known * final
+        + np.sqrt(1 - known**2) * rng.normal(size=(12, 20, 5))
+    )
     out = tmp_path_factory.mktemp("recordings") / "r"
-    save_recording(Recording(tuple(f"prompt {i}" for i in range(12)), scores[..., None], grid, ("scenes",)), out)
+    save_recording(
+        Recording(tuple(f"prompt {i}" for i in range(12)), scores[..., None], grid, ("scenes",)),
+        out,
+    )
     return out
 
 
@@ -46,32 +55,67 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str
 
 
 @pytest.mark.usefixtures("few_prices")
-def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_recording_to_images(
+    inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["tune", inside, "--trials", "5", "--checks", "2", *FEW]) == 0
     out = capsys.readouterr().out
     assert re.search(r"checks at steps \[.*\] \(noise levels \[.*\]\), keeping \[", out)
-    assert re.search(r"than seed pruning as it is by default: its omega is [\d.]+ ± [\d.]+ (higher|lower)", out), out
+    assert re.search(
+        r"than seed pruning as it is by default: its omega is [\d.]+ ± [\d.]+ (higher|lower)", out
+    ), out
     # What it prints of the prompts kept out is what `simulate` prints of them, to the last digit.
-    assert "the prompts that were kept out of the fit, 9:12 of the recording:\n3 prompts x 20 seeds" in out
-    assert main(["simulate", inside, "--prompts", "9:12", "--algorithms", "seed-pruning", "tuned.json", *FEW]) == 0
+    assert (
+        "the prompts that were kept out of the fit, 9:12 of the recording:\n3 prompts x 20 seeds"
+        in out
+    )
+    assert (
+        main(
+            [
+                "simulate",
+                inside,
+                "--prompts",
+                "9:12",
+                "--algorithms",
+                "seed-pruning",
+                "tuned.json",
+                *FEW,
+            ]
+        )
+        == 0
+    )
     table = capsys.readouterr().out
     assert len(table.splitlines()) == 8
     assert table in out
     assert main(["calibrate", inside, "--checks", "[1, 2, 4]"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"explain, within a prompt: step 1: \d+%, step 2: \d+%, step 4: 100%", out), out
+    assert re.search(r"explain, within a prompt: step 1: \d+%, step 2: \d+%, step 4: 100%", out), (
+        out
+    )
     assert "counts as 0 evaluations" in out
     assert isinstance(make_algorithm("tuned.json"), SeedPruning)
     priced: Any = make_algorithm("priced.json", width=4)
     assert priced.forecast.checks == estimates(1, 2, 4)
 
-    Path("best-of-n.json").write_text('{"name": "seed-pruning", "n": 16, "keep": [0.5], "levels": [0.5]}')
+    Path("best-of-n.json").write_text(
+        '{"name": "seed-pruning", "n": 16, "keep": [0.5], "levels": [0.5]}'
+    )
     assert main(["simulate", inside, "--algorithms", "best-of-n.json", "--repeats", "2", *FEW]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[1].split() == ["budget", "best-of-n", "best-of-n.json"]
     assert "does not pay for the 16 seeds that best-of-n.json was given" in out
 
-    argv = ["simulate", inside, "--algorithms", "best-of-n", "tuned.json", "priced.json", "--repeats", "4", *FEW]
+    argv = [
+        "simulate",
+        inside,
+        "--algorithms",
+        "best-of-n",
+        "tuned.json",
+        "priced.json",
+        "--repeats",
+        "4",
+        *FEW,
+    ]
     for shared in ([], ["--shared"]):
         assert main([*argv, *shared, "--out", f"curves{len(shared)}"]) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -83,7 +127,9 @@ def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.
         assert re.match(r"equals best-of-n at 40nfe from ", lines[7])
         with Path(f"curves{len(shared)}/curves.csv").open() as file:
             table = list(csv.DictReader(file))
-        assert [row["algorithm"] for row in table] == ["best-of-n"] * 3 + ["tuned"] * 3 + ["priced"] * 3
+        assert [row["algorithm"] for row in table] == ["best-of-n"] * 3 + ["tuned"] * 3 + [
+            "priced"
+        ] * 3
         assert all(float(row["spent_mean"]) <= float(row["budget"][:-3]) for row in table)
         assert Path(f"curves{len(shared)}/curves.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -102,7 +148,9 @@ def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.usefixtures("few_prices")
-def test_nothing_is_overwritten_unless_asked(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_overwritten_unless_asked(
+    inside: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     commands: list[tuple[list[str], str]] = [
         (["tune", inside, "--trials", "2", *FEW], "tuned.json"),
         (["calibrate", inside], "priced.json"),
@@ -122,9 +170,21 @@ def test_published_tensors_and_levels(inside: str, capsys: pytest.CaptureFixture
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(0)
-    save_file({k: rng.normal(size=(5, 30, 20)).astype(np.float32) for k in ("base", "noise_aware")}, "t.safetensors")
+    save_file(
+        {k: rng.normal(size=(5, 30, 20)).astype(np.float32) for k in ("base", "noise_aware")},
+        "t.safetensors",
+    )
     Path("steps.json").write_text(json.dumps({"name": "seed-pruning", "keep": [0.5], "steps": [4]}))
-    argv = ["simulate", "t.safetensors", "--budgets", "400:1200:400tflop", "--repeats", "2", "--ledger", "published"]
+    argv = [
+        "simulate",
+        "t.safetensors",
+        "--budgets",
+        "400:1200:400tflop",
+        "--repeats",
+        "2",
+        "--ledger",
+        "published",
+    ]
     assert main([*argv, "--algorithms", "steps.json", "--prompts", "1:5", "--scores", "base"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("4 prompts x 30 seeds, published ledger")
@@ -155,11 +215,14 @@ REFUSED = [
     ("tune R --checks 0", "checks must be at least 1, got 0"),
     ("tune R --holdout 1", "holdout 1.0 of 12 prompts leaves 0"),
     ("tune R --out no/t.json", "no folder no to write t.json to"),
-    ("calibrate R --checks '[1, 3]'", r"checks must rise and end at the last grid step 4, got \[1, 3\]"),
+    (
+        "calibrate R --checks '[1, 3]'",
+        r"checks must rise and end at the last grid step 4, got \[1, 3\]",
+    ),
     ("calibrate R --score-cost -1", "--score-cost must be at least 0, got -1"),
     ("calibrate R --prompts 0:2", "at least 3 prompts of 5 seeds to calibrate, got 2 of 20"),
     ("calibrate R --utility rank_sum", "rank_sum scores no image by itself"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("words", "said"), REFUSED)
@@ -185,7 +248,9 @@ def test_recordings_that_are_unfinished_do_not_vary_or_failed(inside: str, capsy
     save_recording(dataclasses.replace(whole, scores=half), "half")
     assert main(["tune", "half", "--trials", "2", *FEW]) == 0
     assert "do not vary within any prompt that was kept out" in capsys.readouterr().out
-    assert main(["tune", "half", "--trials", "2", "--holdout", "0", "--out", "whole.json", *FEW]) == 0
+    assert (
+        main(["tune", "half", "--trials", "2", "--holdout", "0", "--out", "whole.json", *FEW]) == 0
+    )
     assert "no prompt was kept out" in capsys.readouterr().out
     assert isinstance(make_algorithm("tuned.json"), SeedPruning)
 
@@ -199,12 +264,25 @@ def test_one_prompt_budgets_that_buy_the_same_and_names_that_meet(inside: str, c
     assert main(["simulate", inside, "--budgets", "8nfe", "9nfe", "10nfe"]) == 0
     out = capsys.readouterr()
     assert re.search(r"omega, % +- +-\n", out.out), out.out
-    assert "omega is not defined: best-of-n gains nothing from the smallest budget to the largest" in out.out
+    assert (
+        "omega is not defined: best-of-n gains nothing from the smallest budget to the largest"
+        in out.out
+    )
     for name, keep in (("a", 0.5), ("b", 0.2)):  # names that meet are told apart
         Path(name).mkdir()
-        Path(name, "t.json").write_text(json.dumps({"name": "seed-pruning", "keep": [keep], "levels": [0.6]}))
-    assert main(["simulate", inside, "--algorithms", "a/t.json", "b/t.json", "--repeats", "1", *FEW]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["budget", "best-of-n", "a/t.json", "b/t.json"]
+        Path(name, "t.json").write_text(
+            json.dumps({"name": "seed-pruning", "keep": [keep], "levels": [0.6]})
+        )
+    assert (
+        main(["simulate", inside, "--algorithms", "a/t.json", "b/t.json", "--repeats", "1", *FEW])
+        == 0
+    )
+    assert capsys.readouterr().out.splitlines()[1].split() == [
+        "budget",
+        "best-of-n",
+        "a/t.json",
+        "b/t.json",
+    ]
     assert main(["tune", inside, "--holdout", "0.1", "--trials", "2", *FEW]) == 0
     assert "a single prompt gives no error; record more prompts" in capsys.readouterr().out
 

@@ -20,7 +20,9 @@ MODULE = "ttsnap_evil"
 def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / f"{MODULE}.py").write_text("class Thing: ...\ndef score(images, prompts):\n    return [0.0]\n")
+    (tmp_path / f"{MODULE}.py").write_text(
+        "class Thing: ...\ndef score(images, prompts):\n    return [0.0]\n"
+    )
 
 
 def config(**values: Any) -> list[str]:
@@ -29,7 +31,11 @@ def config(**values: Any) -> list[str]:
 
 
 PARSERS = {name: command.parser() for name, command in COMMANDS.items()}
-WORDS = {"record": ["--out", "x"], "bench": ["--out", "x", "--prompts-file", "x"], "distill": ["--out", "x"]}
+WORDS = {
+    "record": ["--out", "x"],
+    "bench": ["--out", "x", "--prompts-file", "x"],
+    "distill": ["--out", "x"],
+}
 
 
 def parsed(argv: list[str]) -> Any:
@@ -39,31 +45,60 @@ def parsed(argv: list[str]) -> Any:
 
 SCORE = f"{MODULE}.py:score"
 NAMED: list[tuple[str, dict[str, Any], str]] = [
-    *(("generate", {name: value}, f"{name.replace('-', '_')} {value!r}") for name, value in [
-        ("reward", SCORE), ("algorithm", "/etc/tuned.json"), ("reward", f"scenes then {MODULE}:score"),
-        ("report", "http://127.0.0.1:9"), ("reward", "clip:someone/model"), ("require", SCORE),
-        ("model", "someone/model"), ("model", "hot"), ("lora", "someone/lora:0.5"), ("draft", "someone/draft:2"),
-        ("draft", "embedded:evil"), ("draft", "embedded:2:2"), ("draft", "hot:x.json"), ("draft", "hot:\u00b2"),
-        ("draft", "auto:2"), ("draft", "none:2"),
-        ("preview_vae", "someone/vae"), ("preview-vae", "someone/vae"), ("attention", "flash_hub"),
-        ("algorithm", f"{MODULE}.py:Thing"), ("compare", f"{MODULE}.py:Thing"), ("prompts_file", "../secret.txt"),
-        ("prompts_file", "~/secret.txt"), ("ray_address", "elsewhere:6379"),
-    ]),
+    *(
+        ("generate", {name: value}, f"{name.replace('-', '_')} {value!r}")
+        for name, value in [
+            ("reward", SCORE),
+            ("algorithm", "/etc/tuned.json"),
+            ("reward", f"scenes then {MODULE}:score"),
+            ("report", "http://127.0.0.1:9"),
+            ("reward", "clip:someone/model"),
+            ("require", SCORE),
+            ("model", "someone/model"),
+            ("model", "hot"),
+            ("lora", "someone/lora:0.5"),
+            ("draft", "someone/draft:2"),
+            ("draft", "embedded:evil"),
+            ("draft", "embedded:2:2"),
+            ("draft", "hot:x.json"),
+            ("draft", "hot:\u00b2"),
+            ("draft", "auto:2"),
+            ("draft", "none:2"),
+            ("preview_vae", "someone/vae"),
+            ("preview-vae", "someone/vae"),
+            ("attention", "flash_hub"),
+            ("algorithm", f"{MODULE}.py:Thing"),
+            ("compare", f"{MODULE}.py:Thing"),
+            ("prompts_file", "../secret.txt"),
+            ("prompts_file", "~/secret.txt"),
+            ("ray_address", "elsewhere:6379"),
+        ]
+    ),
     ("generate", {"reward": [SCORE, "scenes"]}, f"reward {SCORE!r}"),
     ("generate", {"require": ["scenes>=0.5", f"{SCORE}>=1"]}, SCORE),
     ("generate", {"require": ["scenes>=0.5", f"scenes then {MODULE}:score > 0.5"]}, MODULE),
     ("distill", {"record": {"model": "someone/model"}}, "record.model 'someone/model'"),
     ("distill", {"student": {"kind": SCORE}}, SCORE),
     ("record", {"ray_address": "elsewhere:6379"}, "ray_address"),
-    *(("bench", {"algorithms": [f"{text} n=4"]}, "algorithms")
-      for text in ("ttsnap_evil.p'y:Thing'", " /etc/x.json", "'../x.json'", r"\/etc/x.json",
-                   "nested first=~/x.json", r"""nested 'first="\x2fx.json"'""")),
-]  # fmt: skip
+    *(
+        ("bench", {"algorithms": [f"{text} n=4"]}, "algorithms")
+        for text in (
+            "ttsnap_evil.p'y:Thing'",
+            " /etc/x.json",
+            "'../x.json'",
+            r"\/etc/x.json",
+            "nested first=~/x.json",
+            r"""nested 'first="\x2fx.json"'""",
+        )
+    ),
+]
 """Settings that load or open something, also later."""
 
 
 @pytest.mark.parametrize(("command", "values", "named"), NAMED, ids=str)
-def test_what_a_configuration_names_must_be_confirmed(command: str, values: dict[str, Any], named: str) -> None:
+def test_what_a_configuration_names_must_be_confirmed(
+    command: str, values: dict[str, Any], named: str
+) -> None:
     config(**values)
     argv = [command, *WORDS.get(command, ["a"]), "--config", "c.yaml"]
     with pytest.raises(ValueError, match="configuration says") as caught:
@@ -71,7 +106,8 @@ def test_what_a_configuration_names_must_be_confirmed(command: str, values: dict
     assert named in str(caught.value)
     parsed([*argv, "--trust"])
     if command == "generate":
-        for words in (config(**values, trust=True), [*argv, "--", "--trust"]):  # the last one is a prompt
+        # the last one is a prompt
+        for words in (config(**values, trust=True), [*argv, "--", "--trust"]):
             with pytest.raises(ValueError, match="names"):
                 parsed(words)
     assert MODULE not in sys.modules
@@ -79,13 +115,22 @@ def test_what_a_configuration_names_must_be_confirmed(command: str, values: dict
 
 def test_plain_settings_need_no_word() -> None:
     rewards = ["scenes", "clip then imagereward"]
-    parsed(config(prompts=["/a red circle", "~ ../x"], model="embedded", reward=rewards, budget="5nfe"))
+    parsed(
+        config(prompts=["/a red circle", "~ ../x"], model="embedded", reward=rewards, budget="5nfe")
+    )
     for draft in ("hot", "hot:2", "embedded:2"):
         parsed(config(draft=draft))
     Path("embedded:2").mkdir()  # which would be opened
     with pytest.raises(ValueError, match="names draft 'embedded:2'"):
         parsed(config(draft="embedded:2"))
-    parsed(config(algorithm="tuned.json", prompts_file="prompts.txt", call={"a": "../x"}, ray_address="auto"))
+    parsed(
+        config(
+            algorithm="tuned.json",
+            prompts_file="prompts.txt",
+            call={"a": "../x"},
+            ray_address="auto",
+        )
+    )
     parsed(config(require=["scenes>=0.5", "brightness"]))
     assert parsed(config(**{"negative-prompt": "a circle"})).negative_prompt == "a circle"
     config(algorithms=["nested first=x.json", "best-of-n n=4"])
@@ -94,22 +139,43 @@ def test_plain_settings_need_no_word() -> None:
 
 BILLION = "seed: '{a: &a [x, x], b: [*a, *a]}'"
 REFUSED = [
-    *(("generate", f"seed: {quote}{':'.join(['1'] * 2**16)}{quote}", "number, got '1:1:1") for quote in ("", "'")),
-    *(("generate", text, "expected keys") for text in ("3", "[1, 2]", "words", '"' + "x" * 10_000 + '"')),
+    *(
+        ("generate", f"seed: {quote}{':'.join(['1'] * 2**16)}{quote}", "number, got '1:1:1")
+        for quote in ("", "'")
+    ),
+    *(
+        ("generate", text, "expected keys")
+        for text in ("3", "[1, 2]", "words", '"' + "x" * 10_000 + '"')
+    ),
     ("generate", "kep: 2", r"c\.yaml: .* 'kep'; did you mean keep\? Choose one of .*budget"),
     ("generate", "generate: {keep: 2}", r"c\.yaml: unknown option 'generate'; choose one of"),
     ("generate", "help: true", r"c\.yaml: unknown option 'help'"),
     ("generate", "config: d.yaml", "unknown option 'config'"),
     ("generate", f"require: scenes>{SCORE}>=1", "cannot read requirement"),
     ("distill", "recrod: {seeds: 2}", r"c\.yaml: unknown option 'recrod'; did you mean record\?"),
-    *(("generate", text, r"c\.yaml: ") for text in (f"reward+: [{SCORE}]", f"record: {{reward+: [{SCORE}]}}", BILLION)),
-    *((command, f"reward: !!set {{{SCORE}: null}}", "with the tag")
-      for command in ("generate", "record", "bench", "simulate", "evaluate", "distill", "distill-draft")),
+    *(
+        ("generate", text, r"c\.yaml: ")
+        for text in (f"reward+: [{SCORE}]", f"record: {{reward+: [{SCORE}]}}", BILLION)
+    ),
+    *(
+        (command, f"reward: !!set {{{SCORE}: null}}", "with the tag")
+        for command in (
+            "generate",
+            "record",
+            "bench",
+            "simulate",
+            "evaluate",
+            "distill",
+            "distill-draft",
+        )
+    ),
     ("generate", f"call: '{{class_path: {MODULE}.Thing}}'", "values, got '"),
     ("distill", "record: '{model: someone/model}'", "values, got '"),
-    *(("generate", f"{name}: null", f"{name} is null")
-      for name in ("options", "call", "seed", "keep", "kernel", "model", "algorithm")),
-]  # fmt: skip
+    *(
+        ("generate", f"{name}: null", f"{name} is null")
+        for name in ("options", "call", "seed", "keep", "kernel", "model", "algorithm")
+    ),
+]
 
 
 @pytest.mark.parametrize(("command", "text", "said"), REFUSED, ids=range(len(REFUSED)))
@@ -125,7 +191,14 @@ def test_text_in_a_configuration_stays_text_and_classes_data() -> None:
     """What is typed is read as YAML: so read, a text could name what nobody has looked at."""
     named = {"class_path": f"{MODULE}.Thing"}
     hidden = f"{{class_path: {MODULE}.Thing}}"
-    texts = {"a": hidden, "b": "photo: a cat", "c": [hidden], "d": {"e": hidden}, "f": [{"g": {**named}}], **named}
+    texts = {
+        "a": hidden,
+        "b": "photo: a cat",
+        "c": [hidden],
+        "d": {"e": hidden},
+        "f": [{"g": {**named}}],
+        **named,
+    }
     for name in ("call", "options"):
         given = parsed([*config(**{name: texts, "negative_prompt": hidden}), "--trust"])
         assert (given[name], given.negative_prompt) == (texts, hidden)
@@ -138,7 +211,9 @@ def test_what_is_typed_is_read_as_yaml_once() -> None:
     typed = ["--call.b", "2", "--call.c", "[1, 0.5]", "--call.d", "words", "--call.e=true"]
     given = parsed([*config(call={"a": 1}), *typed])
     assert given.call == {"a": 1, "b": 2, "c": [1, 0.5], "d": "words", "e": True}
-    assert parsed([*config(), "--call", "{a: {class_path: os.path}}"]).call == {"a": {"class_path": "os.path"}}
+    assert parsed([*config(), "--call", "{a: {class_path: os.path}}"]).call == {
+        "a": {"class_path": "os.path"}
+    }
 
 
 @pytest.mark.parametrize("kind", ["pipe", "standard input", "fifo"])
@@ -169,7 +244,10 @@ def test_what_can_be_read_once_is_checked_and_used(kind: str) -> None:
     [
         ("{seed: 1}", r"no such configuration file: \{seed: 1\}"),
         (".", r"cannot read \.: Is a directory"),
-        ("/dev/zero", "/dev/zero is too large: at most 1,048,576 bytes are read of a configuration file"),
+        (
+            "/dev/zero",
+            "/dev/zero is too large: at most 1,048,576 bytes are read of a configuration file",
+        ),
     ],
 )
 def test_a_configuration_is_a_file(path: str, said: str) -> None:
@@ -177,7 +255,9 @@ def test_a_configuration_is_a_file(path: str, said: str) -> None:
         parsed(["generate", "a", "--config", path])
 
 
-def test_neither_the_environment_nor_a_prompt_gives_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_the_environment_nor_a_prompt_gives_a_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
     monkeypatch.setenv("TTSNAP_GENERATE__SEED", "5")
     monkeypatch.setenv("TTSNAP_GENERATE__CONFIG", "absent.yaml")
@@ -194,19 +274,27 @@ def test_neither_the_environment_nor_a_prompt_gives_a_configuration(monkeypatch:
     ("error", "said"),
     [
         (ValueError("bad\x1b[2J"), "bad\\x1b[2J"),
-        (OSError(28, "No space left on device", "x.png"), "[Errno 28] No space left on device: 'x.png'"),
+        (
+            OSError(28, "No space left on device", "x.png"),
+            "[Errno 28] No space left on device: 'x.png'",
+        ),
         (MemoryError(), "not enough memory"),
         (MemoryError("Unable to allocate 8 EiB"), "not enough memory: Unable to allocate 8 EiB"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(error: Exception, said: str, monkeypatch: Any, capsys: Any) -> None:
+def test_what_cannot_be_done_is_one_sentence(
+    error: Exception, said: str, monkeypatch: Any, capsys: Any
+) -> None:
     def fail(_: Any) -> int:
         raise error
 
     monkeypatch.setattr(generate, "run", fail)
     assert main(["generate", "a"]) == 2
     assert capsys.readouterr().err == f"ttsnap: error: {said}\n"
-    for short in (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. Of"), NotEnoughMemoryError("2.00 GiB")):
+    for short in (
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. Of"),
+        NotEnoughMemoryError("2.00 GiB"),
+    ):
         error = short
         assert main(["generate", "a", "--offload", "model", "--decode-batch-size", "1"]) == 2
         told = capsys.readouterr().err

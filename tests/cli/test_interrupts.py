@@ -1,4 +1,5 @@
-"""Commands that take long, really interrupted: by Ctrl-C, by a scheduler, and killed; each then ends its work."""
+"""Commands that take long, really interrupted: by Ctrl-C, by a scheduler, and killed; each then
+ends its work."""
 
 from __future__ import annotations
 
@@ -19,8 +20,12 @@ from ttsnap.recordings.folder import load_recording
 
 pytestmark = pytest.mark.slow
 WORLD = Path(__file__).parents[1] / "distill" / "world.py"
-PROMPTS = [f"{count} {colour} {shapes}" for count in ("two", "three") for colour in ("red", "green", "blue")
-           for shapes in ("circles", "crosses", "squares")]  # fmt: skip
+PROMPTS = [
+    f"{count} {colour} {shapes}"
+    for count in ("two", "three")
+    for colour in ("red", "green", "blue")
+    for shapes in ("circles", "crosses", "squares")
+]
 ENDS = ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL))
 DRAFT = """
 call: {num_inference_steps: 6}
@@ -36,7 +41,8 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def interrupted(inside: Path, argv: list[str], progress: Callable[[], int]) -> str:
-    """What the command prints in the end that is interrupted thrice, each time after some progress, and resumed.
+    """What the command prints in the end that is interrupted thrice, each time after some progress,
+    and resumed.
 
     progress: how much is done, by what lies in the folder. What is said to be safe is there."""
     said, env = inside / "said.txt", {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -44,13 +50,22 @@ def interrupted(inside: Path, argv: list[str], progress: Callable[[], int]) -> s
     def start() -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "ttsnap", *argv]
         with said.open("w") as file:
-            return subprocess.Popen(command, cwd=inside, stdout=subprocess.PIPE, stderr=file, text=True, env=env,
-                                    start_new_session=True)  # fmt: skip
+            return subprocess.Popen(
+                command,
+                cwd=inside,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                env=env,
+                start_new_session=True,
+            )
 
     for number, status in ENDS:
         there, process, begun = progress(), start(), time.monotonic()
         while progress() <= there:
-            assert process.poll() is None, f"it ended before it was interrupted:\n{said.read_text()}"
+            assert process.poll() is None, (
+                f"it ended before it was interrupted:\n{said.read_text()}"
+            )
             assert time.monotonic() - begun < 300
             time.sleep(0.01)
         at = progress()
@@ -63,7 +78,9 @@ def interrupted(inside: Path, argv: list[str], progress: Callable[[], int]) -> s
         assert progress() >= at
         if number != signal.SIGKILL:
             last = said.read_text().strip().splitlines()[-1]
-            assert re.fullmatch(r"interrupted; .* safe in .*; run the same command again to resume", last), last
+            assert re.fullmatch(
+                r"interrupted; .* safe in .*; run the same command again to resume", last
+            ), last
     process = start()
     out, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said.read_text()
@@ -89,13 +106,22 @@ def test_record(recording: Path) -> None:
 
 def test_distill(inside: Path, recording: Path) -> None:
     settings = {
-        "recordings": [str(recording)], "reward": "scenes", "student": {"kind": f"{WORLD}:TinyStudent"},
-        "steps_per_level": 60, "groups": 2, "group_size": 4, "checkpoint_every": 0, "workers": 1, "device": "cpu",
-    }  # fmt: skip
+        "recordings": [str(recording)],
+        "reward": "scenes",
+        "student": {"kind": f"{WORLD}:TinyStudent"},
+        "steps_per_level": 60,
+        "groups": 2,
+        "group_size": 4,
+        "checkpoint_every": 0,
+        "workers": 1,
+        "device": "cpu",
+    }
     (inside / "recipe.json").write_text(json.dumps(settings))
     metrics = inside / "aware" / "metrics.jsonl"
     argv = ["distill", "--config", "recipe.json", "--trust", "--out", "aware"]
-    out = interrupted(inside, argv, lambda: metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
+    out = interrupted(
+        inside, argv, lambda: metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+    )
     assert "the reward is in aware/reward" in out
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
@@ -108,16 +134,32 @@ def test_distill_draft(inside: Path) -> None:
     def progress() -> int:
         """Trajectories that are kept, then optimiser steps."""
         kept = [path for path in folder.glob("checkpoints/*") if path.name.isdigit()]
-        return len(list(folder.glob("trajectories/t*"))) + max((int(path.name) for path in kept), default=0)
+        return len(list(folder.glob("trajectories/t*"))) + max(
+            (int(path.name) for path in kept), default=0
+        )
 
-    out = interrupted(inside, ["distill-draft", "--config", "draft.yaml", "--out", "mine"], progress)
+    out = interrupted(
+        inside, ["distill-draft", "--config", "draft.yaml", "--out", "mine"], progress
+    )
     assert "the draft is in mine/draft" in out
 
 
 def test_bench(inside: Path) -> None:
     (inside / "set.txt").write_text("\n".join(PROMPTS[:9]))
-    argv = ["bench", "--prompts-file", "set.txt", "--budget", "24nfe", "--steps", "6", "--device", "cpu"]
-    out = interrupted(inside, [*argv, "--out", "bench"], files(inside / "bench", "*/*/samples/*.png"))
+    argv = [
+        "bench",
+        "--prompts-file",
+        "set.txt",
+        "--budget",
+        "24nfe",
+        "--steps",
+        "6",
+        "--device",
+        "cpu",
+    ]
+    out = interrupted(
+        inside, [*argv, "--out", "bench"], files(inside / "bench", "*/*/samples/*.png")
+    )
     assert "9 prompts x 1 image" in out
 
 
@@ -130,6 +172,8 @@ def test_tune(inside: Path, recording: Path) -> None:
         return max(map(int, shown), default=0)
 
     said.unlink(missing_ok=True)
-    interrupted(inside, ["tune", str(recording), "--trials", "80", "--budgets", "12:48:12nfe"], progress)
+    interrupted(
+        inside, ["tune", str(recording), "--trials", "80", "--budgets", "12:48:12nfe"], progress
+    )
     assert make_algorithm(str(inside / "tuned.json")).n is None
     assert not tried.exists()

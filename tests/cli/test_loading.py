@@ -11,7 +11,9 @@ from ttsnap.cli.loading import CLOCK, loading
 
 
 @pytest.mark.parametrize("bars", [False, True])
-def test_loading_is_said_before_it_happens_and_counted(bars: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loading_is_said_before_it_happens_and_counted(
+    bars: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     CLOCK.start()
     with loading("the model big", bars=bars):
         assert capsys.readouterr().err == "loading the model big ..." + "\n" * bars

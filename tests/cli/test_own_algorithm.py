@@ -30,7 +30,9 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "halving", raising=False)
-    (code,) = re.findall(r"^```python\n(# halving.py\n.*?)^```", recipe("An algorithm"), re.S | re.M)
+    (code,) = re.findall(
+        r"^```python\n(# halving.py\n.*?)^```", recipe("An algorithm"), re.S | re.M
+    )
     Path("halving.py").write_text(f"from __future__ import annotations\n{code}", encoding="utf-8")
     Path("evil.py").write_text("open('ran', 'w')\nclass Evil: ...\n")
 
@@ -44,9 +46,21 @@ def test_generate_and_compare_take_it_with_options() -> None:
     assert list(Path("c/halving").glob("01-*.png"))
 
 
-def test_bench_takes_it_and_resumes_with_the_same_file_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_takes_it_and_resumes_with_the_same_file_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     Path("p.txt").write_text("a red circle\n")
-    argv = ["bench", "--prompts-file", "p.txt", "--algorithms", "best-of-n", f"{OWN} level=0.8", *FEW, "--out", "b"]
+    argv = [
+        "bench",
+        "--prompts-file",
+        "p.txt",
+        "--algorithms",
+        "best-of-n",
+        f"{OWN} level=0.8",
+        *FEW,
+        "--out",
+        "b",
+    ]
     assert main(argv) == 0
     assert f"{OWN} level=0.8" in capsys.readouterr().out
     Path("halving.py").write_text(Path("halving.py").read_text() + "# changed\n")
@@ -55,15 +69,38 @@ def test_bench_takes_it_and_resumes_with_the_same_file_alone(capsys: pytest.Capt
 
 
 def test_simulate_takes_it_to_its_workers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["record", "a red circle", "a blue square", "--seeds", "8", "--steps", "4", "--out", "r"]) == 0
-    assert main(["simulate", "r", "--algorithms", OWN, "--budgets", "8nfe", "12nfe", "--workers", "2"]) == 0
+    assert (
+        main(
+            [
+                "record",
+                "a red circle",
+                "a blue square",
+                "--seeds",
+                "8",
+                "--steps",
+                "4",
+                "--out",
+                "r",
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(["simulate", "r", "--algorithms", OWN, "--budgets", "8nfe", "12nfe", "--workers", "2"])
+        == 0
+    )
     assert "halving" in capsys.readouterr().out
 
 
 def test_no_request_file_or_graph_runs_code() -> None:
     Path("a.json").write_text('{"name": "nested", "first": "evil.py:Evil"}')
     Path("b.json").write_text('{"name": "evil.py:Evil"}')
-    asked = (Prompt("x"),), EngineSpec(ModelOptions(), ("scenes",)), "evil.py:Evil", Budget.parse("20nfe")
+    asked = (
+        (Prompt("x"),),
+        EngineSpec(ModelOptions(), ("scenes",)),
+        "evil.py:Evil",
+        Budget.parse("20nfe"),
+    )
     for refused in (
         lambda: make_algorithm("evil.py:Evil"),
         lambda: make_algorithm({"name": "evil.py:Evil"}),

@@ -1,4 +1,5 @@
-"""What commands say of what cannot be: at once, a sentence with what was probably meant; nothing is left behind."""
+"""What commands say of what cannot be: at once, a sentence with what was probably meant; nothing is
+left behind."""
 
 from __future__ import annotations
 
@@ -34,9 +35,15 @@ UNREAD = [
     ("generate x --budget 50 nfe", "argument nfe; a number and its unit are one word, as 50nfe"),
     ("generate x --buget 5nfe", "unknown arguments --buget 5nfe; did you mean --budget?"),
     ("generate x --num-inference-steps 4", "--num-inference-steps 4; it is --steps here"),
-    ("generate x --offload modell", r"--offload 'modell'; did you mean model\? Choose one of none, "),
+    (
+        "generate x --offload modell",
+        r"--offload 'modell'; did you mean model\? Choose one of none, ",
+    ),
     ("generate x --steps a", "--steps must be a whole number, got 'a'"),
-    ("generate x --call 5", "--call must be keys and values, got 5; write it as --call.clip_skip 1"),
+    (
+        "generate x --call 5",
+        "--call must be keys and values, got 5; write it as --call.clip_skip 1",
+    ),
     ("generate x --keep", "--keep: a value has to follow"),
     ("generate x --budget --seed 3", r"begins with - as --option=-VALUE \(ttsnap generate --help"),
     ("generate x --seed " + "9" * 23, r"whole number in \[-2\^63, 2\^64\), .*, got 9{23}"),
@@ -45,17 +52,23 @@ UNREAD = [
     ("record x --out o --seed -3", "seed must be at least 0, got -3"),
     ("tune r --seed -3", "--seed must be at least 0, got -3"),
     ("serve embedded --port 99999", "--port must be at most 65535, got 99999"),
-]  # fmt: skip
+]
 """Command lines that are no command's."""
 UNLOADED = [
-    (f"{A} --budget 19nfe --finish noise", "19nfe is too small for one image, which takes 20 NFE at 20"),
+    (
+        f"{A} --budget 19nfe --finish noise",
+        "19nfe is too small for one image, which takes 20 NFE at 20",
+    ),
     (f"{A} --budget 9nfe,1h --steps 10", "takes 10 NFE at 10 steps; raise the"),
     (f"{A} --budget -50nfe", "budget nfe must be a positive finite number up to .*, got -50"),
     (f"{A} --budget 0.5images", "too small for one image; give 1images or more"),
     (f"{A} --budget 20", "does not say of what; write 20nfe .* or 20images"),
     ("bench --prompts-file p.txt --out o --budget 5nfe", "too small for one image, which takes 20"),
     ("generate x --model embeded", "no diffusers pipeline at embeded: .*; did you mean embedded?"),
-    ("generate x --model x.safetensors", r"StableDiffusionXLPipeline.from_single_file\('x.safetensors'\)"),
+    (
+        "generate x --model x.safetensors",
+        r"StableDiffusionXLPipeline.from_single_file\('x.safetensors'\)",
+    ),
     ("serve scene-turbo", "did you mean scenes-turbo?"),
     ("generate x --task img2img", "unknown task 'img2img'; did you mean image-to-image?"),
     ("generate x --algorithm prunning", "did you mean seed-pruning?"),
@@ -66,7 +79,10 @@ UNLOADED = [
     ("score . --reward gone.py:score", "cannot load reward 'gone.py:score': no such file: gone.py"),
     ("score . --reward halving.py:Halvin", "halving.py has no Halvin; did you mean Halving?"),
     ("score . --reward pikscore:folder", "no module named 'pikscore'; did you mean pickscore?"),
-    ("serve embedded --rewards best=pikscore", "unknown reward 'pikscore'; did you mean pickscore?"),
+    (
+        "serve embedded --rewards best=pikscore",
+        "unknown reward 'pikscore'; did you mean pickscore?",
+    ),
     ("bench --preset dogtrim --dry-run", "PROMPTS_FILE must be given"),
     ("tune p.txt", "p.txt is no recording"),
     ("demo --reward brightnes", "did you mean brightness?"),
@@ -74,10 +90,13 @@ UNLOADED = [
     ("evaluate --recordings r --reward scenes --base scens", "did you mean scenes?"),
     (f"{A} --image gone.png", "no such picture: gone.png"),
     (f"{A} --height 64", "draws at most 32 x 32 pixels, got width 32 and height 64"),
-    ("""generate 'a red sign that says "EXIT"' --model signs --width 104""", "at most 96 x 96 pixels"),
+    (
+        """generate 'a red sign that says "EXIT"' --model signs --width 104""",
+        "at most 96 x 96 pixels",
+    ),
     (f"{A} --require 'scene>0.5'", "unknown reward 'scene'; did you mean scenes?"),
     (f"{A} --compare seed-pruning", "--compare seed-pruning is the algorithm itself; name another"),
-]  # fmt: skip
+]
 """What is refused before anything is loaded."""
 BENCH = "bench --prompts-file set.jsonl --budget 4nfe --steps 2 --device cpu --out b"
 RECORD = "record 'a red circle' --device cpu --out r"
@@ -96,24 +115,46 @@ REFUSED = [
     ("record --device cpu --out r", 'no prompt: ttsnap record "a red circle"'),
     (f"{RECORD} --seeds 0", "seeds must be at least 1, got 0"),
     (f"{RECORD} --steps 4 --score-steps [9]", "do not fit a grid of 4 steps"),
-    (f"{RECORD} --model some/model", "some/model"),  # needs a reward, and here has no hub to come from
+    # needs a reward, and here has no hub to come from
+    (f"{RECORD} --model some/model", "some/model"),
     (f"{A} --image red.png", "--image: say by --task what is done with it"),
     (f"{EDIT} image-to-image --strength 1.5", "strength must be at most 1, got 1.5"),
-    (f"{EDIT} editing --image red.png", "no pipeline class of diffusers does editing with the parts of a"),
+    (
+        f"{EDIT} editing --image red.png",
+        "no pipeline class of diffusers does editing with the parts of a",
+    ),
     (f"{EDIT} image-to-image --image p.txt", "cannot read"),
-    (f"{BENCH} --algorithms 'svdd magic=3'", r"svdd: unknown .*\['magic'\].*; of the sampler, .* kernel, path"),
+    (
+        f"{BENCH} --algorithms 'svdd magic=3'",
+        r"svdd: unknown .*\['magic'\].*; of the sampler, .* kernel, path",
+    ),
     (f"{BENCH} --algorithms 'best-of-n n=two'", "best-of-n: n must be a whole number, got 'two'"),
-    (f"{BENCH} --algorithms 'best-of-n n'", "cannot read 'n' in .* 'best-of-n n'; write NAME OPTION=VALUE"),
-    (f"{BENCH} --algorithms best-of-n svdd best-of-n", "best-of-n and best-of-n would go to the same folder"),
-    (f"{BENCH} --algorithms 'best-of-n kernel=sde' svdd", "svdd .* deterministic .* choose a kernel that draws noise"),
+    (
+        f"{BENCH} --algorithms 'best-of-n n'",
+        "cannot read 'n' in .* 'best-of-n n'; write NAME OPTION=VALUE",
+    ),
+    (
+        f"{BENCH} --algorithms best-of-n svdd best-of-n",
+        "best-of-n and best-of-n would go to the same folder",
+    ),
+    (
+        f"{BENCH} --algorithms 'best-of-n kernel=sde' svdd",
+        "svdd .* deterministic .* choose a kernel that draws noise",
+    ),
     (f"{BENCH} --prompts 5:9", "--prompts 5:9 leaves none of the 2 prompts of set.jsonl"),
     (f"{BENCH} --effort low", "give a budget or an effort, not both"),
     (f"{A} --algorithm gone.py:Mine", "no such file: gone.py"),
     (f"{A} --algorithm halving.py:Halvin", "halving.py has no Halvin; did you mean Halving?"),
     (f"{A} --algorithm json.py:Mine", "another module has the name json; rename json.py"),
-    (f"{A} --algorithm halving.py:Odd", "Odd must be a dataclass with n, needs, lockstep, init and step"),
-    (f"{A} --algorithm halving.py:Halving --options.levle 1", r"\['levle'\].*\['n', 'level'\]; did you mean level?"),
-]  # fmt: skip
+    (
+        f"{A} --algorithm halving.py:Odd",
+        "Odd must be a dataclass with n, needs, lockstep, init and step",
+    ),
+    (
+        f"{A} --algorithm halving.py:Halving --options.levle 1",
+        r"\['levle'\].*\['n', 'level'\]; did you mean level?",
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -126,9 +167,9 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (32, 32), "red").save("red.png")
     Path("json.py").write_text("class Mine: ...\n")
     Path("halving.py").write_text(
-        "from dataclasses import dataclass\nclass Odd:\n    n, needs, lockstep = None, frozenset(), False\n"
-        "    def init(self): ...\n    def step(self, state): ...\n"
-        "@dataclass\nclass Halving(Odd):\n    n: int | None = None\n    level: float = 0.5\n"
+        "from dataclasses import dataclass\nclass Odd:\n    n, needs, lockstep = None, frozenset(),"
+        " False\n    def init(self): ...\n    def step(self, state): ...\n@dataclass\nclass"
+        " Halving(Odd):\n    n: int | None = None\n    level: float = 0.5\n"
     )
 
 
@@ -163,17 +204,23 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize(("words", "said"), REFUSED)
-def test_what_cannot_be_is_one_sentence(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_is_one_sentence(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     error = said_of(words, capsys)
     assert "\nttsnap: error: " in f"\n{error}"
     assert re.search(said, error, re.DOTALL), error
 
 
-@pytest.mark.parametrize(("device", "said"), [("cuda", "'cuda'"), ("gpu", "'cuda'"), ("cuda:3", "'cuda:3'")])
+@pytest.mark.parametrize(
+    ("device", "said"), [("cuda", "'cuda'"), ("gpu", "'cuda'"), ("cuda:3", "'cuda:3'")]
+)
 def test_a_device_that_is_not_there(device: str, said: str, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     for command in (A, RECORD, "serve-reward scenes"):
-        assert f"there is no device {said} here: torch sees no GPU" in said_of(f"{command} --device {device}", capsys)
+        assert f"there is no device {said} here: torch sees no GPU" in said_of(
+            f"{command} --device {device}", capsys
+        )
 
 
 def test_a_misspelt_hub_id_is_said_before_the_reward_that_is_missing(
@@ -186,7 +233,10 @@ def test_a_misspelt_hub_id_is_said_before_the_reward_that_is_missing(
     (tmp_path / "models--some--diffusion-model").mkdir()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unknown)
-    said = "the hub has no some/difusion-model, or none that HF_TOKEN may see; did you mean some/diffusion-model?"
+    said = (
+        "the hub has no some/difusion-model, or none that HF_TOKEN may see; did you mean"
+        " some/diffusion-model?"
+    )
     assert said in said_of(f"{A} --model some/difusion-model", capsys)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, name, **how: None)
     assert "model some/model needs a --reward" in said_of(f"{A} --model some/model", capsys)
@@ -196,27 +246,44 @@ def test_a_misspelt_hub_id_is_said_before_the_reward_that_is_missing(
     ("names", "more", "words"),
     [
         (["red.png", None], "", "some prompts have image and others no picture"),
-        (["red.png"], "--image red.png", "['image'] for all prompts, and one of its own for each in edits.jsonl"),
-        ([None], "", "the task is image-to-image, and a call with these pictures does text-to-image"),
+        (
+            ["red.png"],
+            "--image red.png",
+            "['image'] for all prompts, and one of its own for each in edits.jsonl",
+        ),
+        (
+            [None],
+            "",
+            "the task is image-to-image, and a call with these pictures does text-to-image",
+        ),
         (["../x.png"], "", "image of entry 1 of the prompt set is '../x.png', which leads out of"),
     ],
 )
-def test_sets_of_pictures_that_do_not_fit(names: list[Any], more: str, words: str, capsys: Any) -> None:
+def test_sets_of_pictures_that_do_not_fit(
+    names: list[Any], more: str, words: str, capsys: Any
+) -> None:
     entries = [{"prompt": "a red circle", "image": name} for name in names]
     Path("edits.jsonl").write_text("\n".join(map(json.dumps, entries)))
-    how = f"--prompts-file edits.jsonl --task image-to-image --strength 0.5 --steps 2 --device cpu {more} --out out"
+    how = (
+        "--prompts-file edits.jsonl --task image-to-image --strength 0.5 --steps 2 --device cpu"
+        f" {more} --out out"
+    )
     for command in ("record --seeds 2", "bench --budget 2nfe"):
         assert words in said_of(f"{command} {how}", capsys)
 
 
 def test_the_address_of_an_offered_reward_may_hold_an_equals_sign() -> None:
     common.check_names(Arguments(rewards=["mine=http://127.0.0.1:9/?kind=theirs", "clip"]))
-    assert named("mine=http://127.0.0.1:9/?kind=theirs") == ("mine", "http://127.0.0.1:9/?kind=theirs")
+    assert named("mine=http://127.0.0.1:9/?kind=theirs") == (
+        "mine",
+        "http://127.0.0.1:9/?kind=theirs",
+    )
     assert named("a/b=c.py:score") == ("a/b=c.py:score", "a/b=c.py:score")
 
 
 def test_budgets_that_may_pay_for_an_image_pass() -> None:
-    """Fewer steps are taken than named where a picture is redrawn, and where the call gives the points itself."""
+    """Fewer steps are taken than named where a picture is redrawn, and where the call gives the
+    points itself."""
     five = Budget(nfe=5)
 
     def asked(budget: Budget, call: dict[str, Any], **how: Any) -> Prepared:
@@ -236,7 +303,11 @@ def test_gpu_is_the_accelerator_that_there_is(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("mps"))
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
-    assert placement("gpu", "auto") == placement("auto", "auto") == (torch.device("mps"), torch.bfloat16)
+    assert (
+        placement("gpu", "auto")
+        == placement("auto", "auto")
+        == (torch.device("mps"), torch.bfloat16)
+    )
     check_here(torch.device("mps:0"))
     with pytest.raises(ValueError, match="device 'mps:1'"):
         check_here(torch.device("mps:1"))

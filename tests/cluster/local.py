@@ -1,5 +1,5 @@
-"""Actors without processes: what a ClusterEngine does with them is the same, and takes no time to start. And engines
-that load in no time, for those with processes."""
+"""Actors without processes: what a ClusterEngine does with them is the same, and takes no time to
+start. And engines that load in no time, for those with processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from ttsnap.sampling.mixture import MixtureDenoiser
 
 @dataclass(frozen=True)
 class Shelf:
-    """The place of an image in the store of a LocalPool, which outlives its actors. What is fetched is counted."""
+    """The place of an image in the store of a LocalPool, which outlives its actors. What is fetched
+    is counted."""
 
     number: int
     images: ClassVar[dict[int, bytes]] = {}
@@ -51,15 +52,24 @@ class Shelf:
 
 
 class LocalPool:
-    """Runs what an actor is sent when somebody waits for it; of several that are ready, a random one is told first.
+    """Runs what an actor is sent when somebody waits for it; of several that are ready, a random
+    one is told first.
 
-    actor: makes one of `make`. kills: how often one dies, by chance (`often` of its calls), before or after it has
-    carried out what it was sent, once ticks or units have begun; never three times in a row. All that travels is
-    pickled: actors share nothing; `heard` counts the bytes of their answers, and Shelf those of images.
+    actor: makes one of `make`. kills: how often one dies, by chance (`often` of its calls), before
+    or after it has carried out what it was sent, once ticks or units have begun; never three times
+    in a row. All that travels is pickled: actors share nothing; `heard` counts the bytes of their
+    answers, and Shelf those of images.
     """
 
     def __init__(
-        self, make: Any, actors: int, *, seed: int = 0, kills: int = 0, often: float = 0.1, actor: Any = EngineActor
+        self,
+        make: Any,
+        actors: int,
+        *,
+        seed: int = 0,
+        kills: int = 0,
+        often: float = 0.1,
+        actor: Any = EngineActor,
     ) -> None:
         self.rng, self.kills, self.often = random.Random(seed), kills, often
         self.make = partial(actor, make)
@@ -90,7 +100,9 @@ class LocalPool:
             return
         calls = pickle.loads(data)
         self.ticks += any(call.name in ("tick", "make") for call in calls)
-        doomed = self.kills and self.ticks > 2 and self.row[actor] < 2 and self.rng.random() < self.often
+        doomed = (
+            self.kills and self.ticks > 2 and self.row[actor] < 2 and self.rng.random() < self.often
+        )
         if (self.hopeless and actor == 0) or (doomed and self.rng.random() < 0.5):
             self._kill(actor, ticket)
             return
@@ -138,8 +150,9 @@ class LocalPool:
 
 
 class Deadly:
-    """Mean pixel values. Where `folder` holds a file `deadly` it takes it away and kills the process, at its tenth
-    call; where it holds `interrupt`, that call is interrupted as by Ctrl-C."""
+    """Mean pixel values. Where `folder` holds a file `deadly` it takes it away and kills the
+    process, at its tenth call; where it holds `interrupt`, that call is interrupted as by
+    Ctrl-C."""
 
     name = "deadly"
 
@@ -192,7 +205,9 @@ class ToyBuilder(EngineBuilder):
     """A Gaussian mixture in place of a pipeline; the reward is the folder of a Deadly one."""
 
     def opened(self) -> Any:
-        return SimpleNamespace(scheduler=None, device=torch.device("cpu"), dtype=torch.float32, call_arguments=tuple)
+        return SimpleNamespace(
+            scheduler=None, device=torch.device("cpu"), dtype=torch.float32, call_arguments=tuple
+        )
 
     def engine_of(self, pipe: Any) -> LiveEngine:
         torch.set_num_threads(1)

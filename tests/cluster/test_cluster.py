@@ -1,4 +1,5 @@
-"""A search on many engines finds what it finds on one, whatever happens to them, and its books are the same."""
+"""A search on many engines finds what it finds on one, whatever happens to them, and its books are
+the same."""
 
 from __future__ import annotations
 
@@ -40,17 +41,25 @@ from .local import LocalPool, Shelf
 def mixture(counted: Any) -> Any:
     """Makes engines of the Gaussian mixture for an algorithm."""
 
-    def make(algorithm: Algorithm, kind: type[ByText] = ByText, guide: str = "", **options: Any) -> LiveEngine:
+    def make(
+        algorithm: Algorithm, kind: type[ByText] = ByText, guide: str = "", **options: Any
+    ) -> LiveEngine:
         denoiser = counted(STEPS)
         denoiser.__class__ = kind
-        kernel = KERNELS["sde" if guide or algorithm.needs & {Need.BRANCH, Need.RENOISE} else "pipeline"](denoiser)
+        kernel = KERNELS[
+            "sde" if guide or algorithm.needs & {Need.BRANCH, Need.RENOISE} else "pipeline"
+        ](denoiser)
         guidance = RewardGuidance.parse(guide) if guide else None
-        return LiveEngine(denoiser, [Coarse()], EngineOptions(3, **options), kernel=kernel, guidance=guidance)
+        return LiveEngine(
+            denoiser, [Coarse()], EngineOptions(3, **options), kernel=kernel, guidance=guidance
+        )
 
     return make
 
 
-def on_actors(mixture: Any, algorithm: Algorithm, actors: int = 2, **how: Any) -> tuple[ClusterEngine, LocalPool]:
+def on_actors(
+    mixture: Any, algorithm: Algorithm, actors: int = 2, **how: Any
+) -> tuple[ClusterEngine, LocalPool]:
     pool = LocalPool(lambda: mixture(algorithm), actors, **how)
     return ClusterEngine(pool), pool
 
@@ -71,8 +80,11 @@ def spent(results: list[Result]) -> Cost:
     return Cost().plus(*(result.spent.cost for result in results))
 
 
-def search_again(alone: list[Result], algorithm: Algorithm, cluster: ClusterEngine, **how: Any) -> list[Result]:
-    """A search on a cluster, which must find what was found `alone` and pay for all that ran and was not lost."""
+def search_again(
+    alone: list[Result], algorithm: Algorithm, cluster: ClusterEngine, **how: Any
+) -> list[Result]:
+    """A search on a cluster, which must find what was found `alone` and pay for all that ran and
+    was not lost."""
     found = search([result.prompt for result in alone], algorithm, cluster, **how)
     same(alone, found)
     assert cluster.group.ran - cluster.lost == spent(found)
@@ -80,12 +92,17 @@ def search_again(alone: list[Result], algorithm: Algorithm, cluster: ClusterEngi
     return found
 
 
-DEATHS = [(2, 1), *(pytest.param(n, kills, marks=pytest.mark.slow) for n in (1, 2, 3) for kills in (0, 20))]
+DEATHS = [
+    (2, 1),
+    *(pytest.param(n, kills, marks=pytest.mark.slow) for n in (1, 2, 3) for kills in (0, 20)),
+]
 
 
 @pytest.mark.parametrize(("actors", "kills"), DEATHS)
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_finds_the_same_on_engines_that_die(mixture: Any, name: str, actors: int, kills: int) -> None:
+def test_every_algorithm_finds_the_same_on_engines_that_die(
+    mixture: Any, name: str, actors: int, kills: int
+) -> None:
     algorithm = build(name)
     how: dict[str, Any] = {"budget": Budget(nfe=60), "selection": Selection(keep=2)}
     alone = search(PROMPTS[:2], algorithm, mixture(algorithm), **how)
@@ -99,10 +116,19 @@ def test_every_algorithm_finds_the_same_on_engines_that_die(mixture: Any, name: 
 
 
 @pytest.mark.parametrize("kills", [0, 2])
-@pytest.mark.parametrize(("kind", "name"), [("drafts", "best-of-n"), ("drafts", "seed-pruning"),
-                                            ("gradients", "svdd"), ("gradients", "seed-pruning"),
-                                            ("features", "seed-pruning")])  # fmt: skip
-def test_so_do_drafts_gradients_and_images_that_differ(mixture: Any, kind: str, name: str, kills: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("drafts", "best-of-n"),
+        ("drafts", "seed-pruning"),
+        ("gradients", "svdd"),
+        ("gradients", "seed-pruning"),
+        ("features", "seed-pruning"),
+    ],
+)
+def test_so_do_drafts_gradients_and_images_that_differ(
+    mixture: Any, kind: str, name: str, kills: int
+) -> None:
     algorithm = build(name)
     selection = Selection(keep=3, diversity=2.0 if kind == "features" else 0.0)
     how: dict[str, Any] = {"budget": Budget(nfe=60), "selection": selection}
@@ -128,9 +154,13 @@ def test_a_search_that_is_stopped_keeps_what_is_finished_and_pays_what_ran(
         monkeypatch.setattr(Coarse, "runs_on", "elsewhere", raising=False)
     (cluster, _), events = on_actors(mixture, build(name), seed=after, kills=kills), list[str]()
     results = search(
-        PROMPTS, build(name), cluster, Budget(nfe=80), should_stop=lambda: events.count("tick") > after,
+        PROMPTS,
+        build(name),
+        cluster,
+        Budget(nfe=80),
+        should_stop=lambda: events.count("tick") > after,
         on_event=lambda event: events.append(event.kind),
-    )  # fmt: skip
+    )
     assert all(result.images or not result.trace for result in results)
     assert all(result.spent.nfe <= 80 for result in results)
     assert kills or cluster.group.ran == spent(results)
@@ -148,7 +178,9 @@ def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture: 
     assert "ended with what was found" in found.warnings[0]
 
 
-def test_a_device_without_memory_for_a_row_ends_the_search_with_what_was_found(mixture: Any) -> None:
+def test_a_device_without_memory_for_a_row_ends_the_search_with_what_was_found(
+    mixture: Any,
+) -> None:
     made: list[LiveEngine] = []
 
     def cramped() -> LiveEngine:
@@ -164,7 +196,9 @@ def test_a_device_without_memory_for_a_row_ends_the_search_with_what_was_found(m
         return live
 
     cluster = ClusterEngine(LocalPool(cramped, 2))
-    (found,) = search(PROMPTS[:1], build("best-of-n"), cluster, Budget(nfe=200), selection=Selection(keep=99))
+    (found,) = search(
+        PROMPTS[:1], build("best-of-n"), cluster, Budget(nfe=200), selection=Selection(keep=99)
+    )
     assert 3 <= len(found.images) < 200 // STEPS
     assert all(np.isfinite(candidate.reward) for candidate in found.images)
     assert "memory ran out" in " ".join(found.warnings)
@@ -186,7 +220,9 @@ def requests_on(cluster: ClusterEngine, *budgets: int) -> tuple[Run, list[Runnin
     return run, found
 
 
-def test_an_actor_that_dies_for_good_while_a_search_is_cancelled_ends_all_with_what_they_have(mixture: Any) -> None:
+def test_an_actor_that_dies_for_good_while_a_search_is_cancelled_ends_all_with_what_they_have(
+    mixture: Any,
+) -> None:
     cluster, pool = on_actors(mixture, build("best-of-n"))
     run, (first, second) = requests_on(cluster, 200, 200)
     pool.hopeless = True
@@ -196,7 +232,9 @@ def test_an_actor_that_dies_for_good_while_a_search_is_cancelled_ends_all_with_w
 
 
 @pytest.mark.parametrize("fair", [True, False])
-def test_a_large_request_keeps_a_small_one_waiting_only_where_jobs_take_no_turns(mixture: Any, fair: bool) -> None:
+def test_a_large_request_keeps_a_small_one_waiting_only_where_jobs_take_no_turns(
+    mixture: Any, fair: bool
+) -> None:
     cluster, _ = on_actors(partial(mixture, fair=fair), build("best-of-n"))
     run, (large,) = requests_on(cluster, 1200)
     before = cluster.nfe
@@ -240,7 +278,10 @@ def test_the_seeds_of_one_prompt_run_on_all_engines(mixture: Any) -> None:
 def test_what_an_engine_refuses_is_refused_as_it_would_be(mixture: Any, counted: Any) -> None:
     algorithm = build("best-of-n")
     cluster, _ = on_actors(mixture, algorithm)
-    for prompt, name, why in (("a", "svdd", "noise-ascent|deterministic"), ("unknown", "best-of-n", "in list")):
+    for prompt, name, why in (
+        ("a", "svdd", "noise-ascent|deterministic"),
+        ("unknown", "best-of-n", "in list"),
+    ):
         with pytest.raises(ValueError, match=why):
             search([prompt], build(name), cluster, Budget(nfe=60))
     assert search(["a"], algorithm, cluster, Budget(nfe=60))[0].images
@@ -250,14 +291,21 @@ def test_what_an_engine_refuses_is_refused_as_it_would_be(mixture: Any, counted:
 
 
 @pytest.mark.parametrize(("second", "together"), [(3.0, 5.0), (None, None)])
-def test_actors_use_energy_together_and_memory_each(second: float | None, together: float | None) -> None:
+def test_actors_use_energy_together_and_memory_each(
+    second: float | None, together: float | None
+) -> None:
     meter = ClusterMeter([])  # type: ignore[arg-type]
-    meter.parts = [{"energy_joules": 2.0, "peak_memory_bytes": 9}, {"energy_joules": second, "peak_memory_bytes": 7}]
+    meter.parts = [
+        {"energy_joules": 2.0, "peak_memory_bytes": 9},
+        {"energy_joules": second, "peak_memory_bytes": 7},
+    ]
     assert meter.summary() == {"energy_joules": together, "peak_memory_bytes": 9}
 
 
 @pytest.mark.parametrize("everywhere", [True, False])
-def test_a_prompt_that_actors_cannot_encode_changes_nothing_for_later_ones(mixture: Any, everywhere: bool) -> None:
+def test_a_prompt_that_actors_cannot_encode_changes_nothing_for_later_ones(
+    mixture: Any, everywhere: bool
+) -> None:
     cluster, pool = on_actors(mixture, build("best-of-n"))
     if not everywhere:
         pool.actors[0].engine.denoiser.encode = lambda prompts: None
@@ -266,7 +314,9 @@ def test_a_prompt_that_actors_cannot_encode_changes_nothing_for_later_ones(mixtu
     with pytest.raises(ValueError, match="in list"):
         cluster.admit([Prompt("unknown"), Prompt("b")])
     cluster.admit([Prompt("c")])
-    assert [actor.engine.executor.prompts._prompts for actor in pool.actors] == [{0: Prompt("a"), 1: Prompt("c")}] * 2
+    assert [actor.engine.executor.prompts._prompts for actor in pool.actors] == [
+        {0: Prompt("a"), 1: Prompt("c")}
+    ] * 2
     assert not cluster.group.busy
 
 
@@ -295,6 +345,12 @@ def test_an_image_that_is_lost_with_its_machine_gives_way_to_the_next_best(mixtu
         if event.kind == "score" and event.uids[0] == plain.best.uid:
             Shelf.images[event.picture.place.number] = b""
 
-    found = search(["a"], algorithm, on_actors(mixture, algorithm)[0], selection=Selection(keep=1), on_event=lose)[0]
+    found = search(
+        ["a"],
+        algorithm,
+        on_actors(mixture, algorithm)[0],
+        selection=Selection(keep=1),
+        on_event=lose,
+    )[0]
     assert found.best.uid == plain.images[1].uid
     assert f"the image of seed {plain.best.seed} is lost" in found.warnings[0]

@@ -1,4 +1,5 @@
-"""`devices=` and `--devices`: the same images from several devices, and Ray only where it is needed."""
+"""`devices=` and `--devices`: the same images from several devices, and Ray only where it is
+needed."""
 
 from __future__ import annotations
 
@@ -21,8 +22,14 @@ from ttsnap.request.request import EngineSpec
 
 from .local import LocalPool
 
-HOW: dict[str, Any] = {"search": "best-of-n", "reward": "scenes", "budget": "8nfe", "num_inference_steps": 4,
-                       "batch_size": 1, "seed": 3}  # fmt: skip
+HOW: dict[str, Any] = {
+    "search": "best-of-n",
+    "reward": "scenes",
+    "budget": "8nfe",
+    "num_inference_steps": 4,
+    "batch_size": 1,
+    "seed": 3,
+}
 
 
 def loaded(**how: Any) -> Any:
@@ -41,7 +48,9 @@ def local(monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices are actors without processes."""
 
     @contextmanager
-    def clustered(spec: EngineSpec, builder: Any, options: DeviceOptions) -> Iterator[ClusterEngine]:
+    def clustered(
+        spec: EngineSpec, builder: Any, options: DeviceOptions
+    ) -> Iterator[ClusterEngine]:
         yield ClusterEngine(LocalPool(builder(spec), int(options.devices)))
 
     monkeypatch.setattr("ttsnap.cluster.devices.clustered", clustered)
@@ -61,7 +70,14 @@ def test_a_call_on_two_devices_finds_what_it_finds_on_one(pipe: Any) -> None:
 def test_a_class_that_no_family_knows_takes_its_drafter_and_arguments_along(tmp_path: Path) -> None:
     stock("StableDiffusionPAGPipeline").save_pretrained(tmp_path)
     pipe, size = loaded(model=tmp_path), {"height": 16, "width": 24}
-    how = {**HOW, **size, "search": "ttsnap", "reward": "brightness", "budget": "12nfe", "pag_scale": 2.0}
+    how = {
+        **HOW,
+        **size,
+        "search": "ttsnap",
+        "reward": "brightness",
+        "budget": "12nfe",
+        "pag_scale": 2.0,
+    }
     how |= {"draft": "hot", "finish": 0.5, "kernel": "ode", "output_type": "pt"}
     one, two = (pipe("a red circle", devices=n, **how) for n in (1, 2))
     assert one.search[0].spent.cost == two.search[0].spent.cost
@@ -86,16 +102,30 @@ def test_edits_take_their_pictures_to_the_devices() -> None:
         return -(images.mean((2, 3)) - source.mean((2, 3))).abs().mean(1)
 
     keeps.needs = {"source"}  # type: ignore[attr-defined]
-    edits = {"image": [Image.new("RGB", (32, 32), name) for name in ("red", "blue")], "strength": 0.5}
-    how = {**HOW, **defaults(), "num_inference_steps": 2, "negative_prompt": "", "reward": keeps, "budget": "3nfe"}
+    edits = {
+        "image": [Image.new("RGB", (32, 32), name) for name in ("red", "blue")],
+        "strength": 0.5,
+    }
+    how = {
+        **HOW,
+        **defaults(),
+        "num_inference_steps": 2,
+        "negative_prompt": "",
+        "reward": keeps,
+        "budget": "3nfe",
+    }
     editor = loaded(task="image-to-image")
-    one, two = (editor(prompt=["a red circle"] * 2, devices=n, **how, **edits).search for n in (1, 2))
+    one, two = (
+        editor(prompt=["a red circle"] * 2, devices=n, **how, **edits).search for n in (1, 2)
+    )
     assert [r.best.seed for r in one] == [r.best.seed for r in two]
     assert [r.best.reward for r in one] == pytest.approx([r.best.reward for r in two], abs=1e-5)
     assert abs(one[0].best.reward - one[1].best.reward) > 0.01
 
 
-def test_one_device_needs_no_ray_and_several_say_so(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_device_needs_no_ray_and_several_say_so(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -105,7 +135,9 @@ def test_one_device_needs_no_ray_and_several_say_so(pipe: Any, monkeypatch: pyte
         pipe("a red circle", devices=2, **HOW)
 
 
-def test_what_other_processes_cannot_make_is_refused(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_other_processes_cannot_make_is_refused(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pipe, "preview_vae", object(), raising=False)
     with pytest.raises(ValueError, match="preview VAE"):
         pipe("a red circle", devices=2, **HOW)
@@ -122,7 +154,10 @@ def test_how_many_devices_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     several = [(2, "cpu"), ("all", "cpu"), ("all", "cuda"), ("auto", "cuda"), ("auto", "xpu")]
     assert not any(alone(DeviceOptions(devices), kind) for devices, kind in several)
-    assert all(alone(DeviceOptions(devices), kind) for devices, kind in [(1, "cuda"), ("auto", "cpu"), ("all", "mps")])
+    assert all(
+        alone(DeviceOptions(devices), kind)
+        for devices, kind in [(1, "cuda"), ("auto", "cpu"), ("all", "mps")]
+    )
     assert not alone(DeviceOptions(1, "auto"), "cpu")
     for wrong in (0, -1, "both", True, "2"):
         with pytest.raises(ValueError, match=f"devices must be .*got {wrong!r}"):

@@ -1,4 +1,5 @@
-"""The same with actors that are processes of Ray: what travels, who dies, and what is left when the driver dies."""
+"""The same with actors that are processes of Ray: what travels, who dies, and what is left when the
+driver dies."""
 
 from __future__ import annotations
 
@@ -40,8 +41,12 @@ def pids(pool: Any) -> list[int]:
     return ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in pool.actors])
 
 
-@pytest.mark.parametrize("name", ["seed-pruning", pytest.param("zero-order", marks=pytest.mark.slow)])
-def test_two_processes_find_what_one_does_and_so_they_do_when_both_are_killed(pool: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["seed-pruning", pytest.param("zero-order", marks=pytest.mark.slow)]
+)
+def test_two_processes_find_what_one_does_and_so_they_do_when_both_are_killed(
+    pool: Any, name: str
+) -> None:
     algorithm, cluster, events = make_algorithm(name, n=8), ClusterEngine(pool), list[Event]()
     alone = search(PROMPTS, algorithm, tiny(), "60nfe")
     moments = dict(zip(random.Random(0).sample(range(1, 12), 2), pids(pool), strict=True))
@@ -64,7 +69,9 @@ def test_two_processes_find_what_one_does_and_so_they_do_when_both_are_killed(po
     assert not set(moments.values()) & set(pids(pool))
 
 
-def test_what_an_actor_refuses_is_said_here_and_more_actors_than_there_is_room_for_are_refused(pool: Any) -> None:
+def test_what_an_actor_refuses_is_said_here_and_more_actors_than_there_is_room_for_are_refused(
+    pool: Any,
+) -> None:
     from ttsnap.cluster.ray_pool import Hosts
 
     with pytest.raises(ValueError, match="empty prompt"):
@@ -85,12 +92,14 @@ def test_actors_that_do_not_start_are_waited_for_with_a_word_and_not_for_ever(
     assert "starting 1 actors" in capsys.readouterr().err
 
 
-# --- what the documentation shows ------------------------------------------------------------------------------------
+# --- what the documentation shows -----------------------------------------------------------------
 
 
 def test_the_picture_of_a_cluster_is_what_its_script_draws() -> None:
     script = ROOT / "scripts" / "draw_cluster.py"
-    checked = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    checked = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True
+    )
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
@@ -99,6 +108,8 @@ def test_ray_accepts_the_cluster_of_the_how_to() -> None:
     text = (ROOT / "docs" / "howto" / "cluster.md").read_text(encoding="utf-8")
     cluster = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
     # Ray's own schema of such files, which `ray up` checks them by.
-    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(
+        (Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8")
+    )
     jsonschema.validate(cluster, schema)
     assert cluster["head_node_type"] in cluster["available_node_types"]

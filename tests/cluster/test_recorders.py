@@ -64,8 +64,14 @@ def test_what_one_process_began_two_go_on_with_and_one_of_them_is_killed(tmp_pat
 
 
 @pytest.mark.usefixtures("ray_session", "ctrl_c")
-def test_a_signal_waits_for_the_units_of_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (builder, whole), add, added = recorded_alone(tmp_path / "whole"), OpenRecording.add, list[int]()
+def test_a_signal_waits_for_the_units_of_all_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (builder, whole), add, added = (
+        recorded_alone(tmp_path / "whole"),
+        OpenRecording.add,
+        list[int](),
+    )
 
     def signalled(self: OpenRecording, unit: Unit, *made: Any) -> None:
         if not added:
@@ -103,11 +109,14 @@ def test_what_workers_cannot_do_gets_one_line(
 
 
 def test_one_process_takes_no_ray() -> None:
-    code = "import sys, ttsnap.cli.record, ttsnap.pipelines.engine_factory; sys.exit('ray' in sys.modules)"
+    code = (
+        "import sys, ttsnap.cli.record, ttsnap.pipelines.engine_factory; sys.exit('ray' in"
+        " sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# --- without processes: losses at random, and the units all the same --------------------------------------------------
+# --- without processes: losses at random, and the units all the same ------------------------------
 
 
 HEADER = Header.of(Recording(("a",), np.zeros((1, 20, 2, 1)), Grid((1.0, 0.0)), ("r",)))
@@ -115,9 +124,12 @@ UNITS = [Unit(index, range(1), range(index, index + 1)) for index in range(20)]
 
 
 class Worker(Actor):
-    """Makes a unit of its number. Units that are `deadly` end it; it cannot make those of a disk that is `full`."""
+    """Makes a unit of its number. Units that are `deadly` end it; it cannot make those of a disk
+    that is `full`."""
 
-    def __init__(self, begun: list[int], deadly: int = -1, full: int = -1, loads: bool = True) -> None:
+    def __init__(
+        self, begun: list[int], deadly: int = -1, full: int = -1, loads: bool = True
+    ) -> None:
         self.begun, self.deadly, self.full, self.loads = begun, deadly, full, loads
 
     def load(self) -> None:
@@ -141,14 +153,19 @@ class Worker(Actor):
         return RecordedUnit(np.full(1, float(unit.index)), None)
 
 
-def made_by(workers: int, units: list[Unit] = UNITS, seed: int = 0, kills: int = 0, **how: Any) -> Any:
+def made_by(
+    workers: int, units: list[Unit] = UNITS, seed: int = 0, kills: int = 0, **how: Any
+) -> Any:
     """The units that were begun by workers, of which some are killed, and how often one was."""
     begun: list[int] = []
     make = partial(Worker, begun, **how)
     pool = LocalPool(make, workers, seed=seed, kills=kills, often=0.2, actor=lambda make: make())
     spent: list[float] = []
     setup, making = recorders.recorded_by(pool, [Prompt("a")], Path("r"), RecordOptions(20))
-    found = [(unit.index, float(made.scores[0])) for unit, made in making(units, spent.append, lambda: False)]
+    found = [
+        (unit.index, float(made.scores[0]))
+        for unit, made in making(units, spent.append, lambda: False)
+    ]
     assert sorted(found) == [(unit.index, unit.index) for unit in units]
     assert sum(spent) == setup.nfe * len(found)
     return begun, pool.deaths

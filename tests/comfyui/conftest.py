@@ -1,4 +1,5 @@
-"""`comfy` for tests that use ComfyUI itself, and a server: both are skipped where COMFYUI_PATH names no checkout."""
+"""`comfy` for tests that use ComfyUI itself, and a server: both are skipped where COMFYUI_PATH
+names no checkout."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from tests.comfyui.server import ComfyServer, checkout, serving
 
 @pytest.fixture(scope="session")
 def comfy() -> None:
-    """`comfy` can be imported from here on, for the CPU. It reads the process's arguments once, as it is imported."""
+    """`comfy` can be imported from here on, for the CPU. It reads the process's arguments once, as
+    it is imported."""
     sys.path.append(str(checkout()))  # last, since it has a package `tests`, too
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["main.py", "--cpu"])
@@ -25,6 +27,7 @@ def comfy() -> None:
 
 @pytest.fixture(scope="session")
 def server(comfy: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """ComfyUI with this repository's nodes, and the embedded model. Its cache knows what ran before."""
+    """ComfyUI with this repository's nodes, and the embedded model. Its cache knows what ran
+    before."""
     with serving(tmp_path_factory.mktemp("comfyui")) as running:
         yield running

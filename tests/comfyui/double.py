@@ -1,7 +1,8 @@
-"""A double of what a search calls of ComfyUI: a guider with `sample`, samplers as loops, models of closed form.
+"""A double of what a search calls of ComfyUI: a guider with `sample`, samplers as loops, models of
+closed form.
 
-Written from ComfyUI's documented contract; tests/comfyui/test_real_search.py holds the same searches to ComfyUI itself.
-The model's images are Gaussian, so that its x0 estimates are exact.
+Written from ComfyUI's documented contract; tests/comfyui/test_real_search.py holds the same
+searches to ComfyUI itself. The model's images are Gaussian, so that its x0 estimates are exact.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Const:
 
     sigma_max = 1.0
 
-    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor, max_denoise: bool = False) -> Tensor:
+    def noise_scaling(
+        self, sigma: Tensor, noise: Tensor, latent: Tensor, max_denoise: bool = False
+    ) -> Tensor:
         return sigma * noise + (1 - sigma) * latent
 
     def inverse_noise_scaling(self, sigma: Tensor, latent: Tensor) -> Tensor:
@@ -44,7 +47,9 @@ class Exploding:
 
     sigma_max = 10.0
 
-    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor, max_denoise: bool = False) -> Tensor:
+    def noise_scaling(
+        self, sigma: Tensor, noise: Tensor, latent: Tensor, max_denoise: bool = False
+    ) -> Tensor:
         noise *= torch.sqrt(1 + sigma**2) if max_denoise else sigma
         noise += latent
         return noise
@@ -70,7 +75,9 @@ class Inpaint:
     def __init__(self, model: Any, sigmas: Tensor) -> None:
         self.inner_model = model
 
-    def __call__(self, x: Tensor, sigma: Tensor, denoise_mask: Tensor | None, **more: Any) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: Tensor, denoise_mask: Tensor | None, **more: Any
+    ) -> Tensor:
         if denoise_mask is None:
             made: Tensor = self.inner_model(x, sigma, **more)
             return made
@@ -91,14 +98,27 @@ class Stock(Sampler):
     loop: Loop
 
     def sample(
-        self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
-        latent_image: Tensor, denoise_mask: Tensor | None = None, disable_pbar: bool = False,
-    ) -> Tensor:  # fmt: skip
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
         model = Inpaint(model_wrap, sigmas)
         model.latent_image, model.noise = latent_image, noise
         sampling = model_wrap.inner_model.model_sampling
-        x = sampling.noise_scaling(sigmas[0], noise.clone(), latent_image, self.max_denoise(model_wrap, sigmas))
-        step = (lambda i, x0: None) if callback is None else (lambda i, x0: callback(i, x0, x, len(sigmas) - 1))
+        x = sampling.noise_scaling(
+            sigmas[0], noise.clone(), latent_image, self.max_denoise(model_wrap, sigmas)
+        )
+        step = (
+            (lambda i, x0: None)
+            if callback is None
+            else (lambda i, x0: callback(i, x0, x, len(sigmas) - 1))
+        )
         done = self.loop(model, x, sigmas, {**extra_args, "denoise_mask": denoise_mask}, step)
         made: Tensor = sampling.inverse_noise_scaling(sigmas[-1], done)
         return made
@@ -183,7 +203,8 @@ EVALUATIONS = {"euler": 1, "heun": 2, "ancestral": 1, "unguided": 1}
 
 @dataclass
 class Model:
-    """A BaseModel. Images are N(centre, spread^2) under the positive text, and around 0 under the negative one."""
+    """A BaseModel. Images are N(centre, spread^2) under the positive text, and around 0 under the
+    negative one."""
 
     model_sampling: Any
     centre: float = 0.5
@@ -240,7 +261,9 @@ def encode_model_conds(
     extra_conds: Any, conds: list[Any], noise: Tensor, device: Any, prompt_type: str, **more: Any
 ) -> list[Any]:
     """comfy.samplers.encode_model_conds."""
-    return [{**each, "model_conds": {**each["model_conds"], **extra_conds(**more)}} for each in conds]
+    return [
+        {**each, "model_conds": {**each["model_conds"], **extra_conds(**more)}} for each in conds
+    ]
 
 
 class Guider:
@@ -256,20 +279,32 @@ class Guider:
         self.cfg = cfg
 
     def sample(
-        self, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, denoise_mask: Tensor | None = None,
-        callback: Any = None, disable_pbar: bool = False, seed: int | None = None,
-    ) -> Any:  # fmt: skip
+        self,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        callback: Any = None,
+        disable_pbar: bool = False,
+        seed: int | None = None,
+    ) -> Any:
         self.inner_model, self.loaded_models = self.model_patcher.model, []
         self.conds = {
-            name: encode_model_conds(self.inner_model.extra_conds, [{"model_conds": {}}], noise, None, name, seed=seed)
+            name: encode_model_conds(
+                self.inner_model.extra_conds, [{"model_conds": {}}], noise, None, name, seed=seed
+            )
             for name in ("positive", "negative")
         }
         if latent_image.is_nested:
             shapes = [field.shape for field in latent_image.unbind()]
             latent_image, noise, denoise_mask = (
-                each and pack_latents(each.unbind())[0] for each in (latent_image, noise, denoise_mask)
+                each and pack_latents(each.unbind())[0]
+                for each in (latent_image, noise, denoise_mask)
             )
-            made = self.sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+            made = self.sample(
+                noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed
+            )
             return NestedTensor(unpack_latents(made, shapes))
         if torch.count_nonzero(latent_image):
             latent_image = self.inner_model.process_latent_in(latent_image)
@@ -278,7 +313,9 @@ class Guider:
         made = sampler.sample(self, sigmas, args, callback, noise, latent_image, mask, disable_pbar)
         return self.inner_model.process_latent_out(made.float())
 
-    def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None
+    ) -> Tensor:
         model = self.inner_model
         if model.most_rows is not None and len(x) > model.most_rows:
             raise ValueError(f"this model supports batch size {model.most_rows}")
@@ -289,7 +326,9 @@ class Guider:
         model.rows.append(len(x) * (1 if spared else 2))
         x0 = positive if spared else negative + self.cfg * (positive - negative)
         for hook in model_options.get(HOOKS, []):
-            x0 = hook({"denoised": x0, "uncond_denoised": negative, "cond_denoised": positive, "input": x})
+            x0 = hook(
+                {"denoised": x0, "uncond_denoised": negative, "cond_denoised": positive, "input": x}
+            )
         return x0
 
 
@@ -314,7 +353,9 @@ class NestedTensor:
 
 def pack_latents(fields: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
     """comfy.utils.pack_latents."""
-    return torch.cat([field.flatten(1)[:, None] for field in fields], -1), [field.shape for field in fields]
+    return torch.cat([field.flatten(1)[:, None] for field in fields], -1), [
+        field.shape for field in fields
+    ]
 
 
 def unpack_latents(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
@@ -327,7 +368,11 @@ class Vae:
     """A VAE whose images are the first latent channel, tripled."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        return (latents[:, :1].movedim(1, -1) / 2 + 0.5).clamp(0, 1).expand(*latents.shape[:1], *latents.shape[2:], 3)
+        return (
+            (latents[:, :1].movedim(1, -1) / 2 + 0.5)
+            .clamp(0, 1)
+            .expand(*latents.shape[:1], *latents.shape[2:], 3)
+        )
 
 
 class Management(ModuleType):
@@ -366,7 +411,9 @@ class Management(ModuleType):
     intermediate_device = get_torch_device
 
 
-def _with_hook(options: dict[str, Any], hook: Any, disable_cfg1_optimization: bool = False) -> dict[str, Any]:
+def _with_hook(
+    options: dict[str, Any], hook: Any, disable_cfg1_optimization: bool = False
+) -> dict[str, Any]:
     """comfy.model_patcher.set_model_options_post_cfg_function."""
     options[HOOKS] = [*options.get(HOOKS, []), hook]
     if disable_cfg1_optimization:
@@ -392,13 +439,20 @@ def comfyui() -> Iterator[Management]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in sys.modules if name.split(".")[0] == "comfy"]:
             patch.delitem(sys.modules, name)
-        installed(patch, {
-            "comfy": {}, "comfy.model_management": management, "comfy.model_sampling": {"CONST": Const},
-            "comfy.samplers": {
-                "Sampler": Sampler, "KSamplerX0Inpaint": Inpaint, "encode_model_conds": encode_model_conds,
+        installed(
+            patch,
+            {
+                "comfy": {},
+                "comfy.model_management": management,
+                "comfy.model_sampling": {"CONST": Const},
+                "comfy.samplers": {
+                    "Sampler": Sampler,
+                    "KSamplerX0Inpaint": Inpaint,
+                    "encode_model_conds": encode_model_conds,
+                },
+                "comfy.model_patcher": {"set_model_options_post_cfg_function": _with_hook},
+                "comfy.nested_tensor": {"NestedTensor": NestedTensor},
+                "comfy.utils": {"pack_latents": pack_latents, "unpack_latents": unpack_latents},
             },
-            "comfy.model_patcher": {"set_model_options_post_cfg_function": _with_hook},
-            "comfy.nested_tensor": {"NestedTensor": NestedTensor},
-            "comfy.utils": {"pack_latents": pack_latents, "unpack_latents": unpack_latents},
-        })  # fmt: skip
+        )
         yield management

@@ -1,4 +1,5 @@
-"""A double of what the nodes import of ComfyUI beside double.py: how nodes are declared, and the node KSampler."""
+"""A double of what the nodes import of ComfyUI beside double.py: how nodes are declared, and the
+node KSampler."""
 
 from __future__ import annotations
 
@@ -13,7 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.comfyui.double import LOOPS, SHAPE, Const, Guider, Management, Model, Patcher, Stock, Vae, comfyui, installed
+from tests.comfyui.double import (
+    LOOPS,
+    SHAPE,
+    Const,
+    Guider,
+    Management,
+    Model,
+    Patcher,
+    Stock,
+    Vae,
+    comfyui,
+    installed,
+)
 
 TYPES = ("Model", "Conditioning", "Latent", "Vae", "Image", "Int", "Float", "String", "Combo")
 
@@ -32,8 +45,13 @@ def kind(io_type: str) -> Any:
     """A type of comfy_api's io: its inputs and outputs hold what they are declared with."""
 
     def declared(id: str = "", options: Any = None, optional: bool = False, **more: Any) -> Any:
-        return SimpleNamespace(**{"min": None, "max": None, **more}, id=id, io_type=IoType(io_type), optional=optional,
-                               **({} if options is None else {"options": options}))  # fmt: skip
+        return SimpleNamespace(
+            **{"min": None, "max": None, **more},
+            id=id,
+            io_type=IoType(io_type),
+            optional=optional,
+            **({} if options is None else {"options": options}),
+        )
 
     return SimpleNamespace(Input=declared, Output=declared, io_type=io_type)
 
@@ -43,7 +61,8 @@ def schema(node_id: str, name: str, category: str, inputs: Any, outputs: Any, **
 
 
 class KSampler:
-    """comfy.samplers.KSampler: its steps are evenly spaced; and the inputs of the node of that name."""
+    """comfy.samplers.KSampler: its steps are evenly spaced; and the inputs of the node of that
+    name."""
 
     SAMPLERS, SCHEDULERS = [*LOOPS, "dpm_adaptive"], ["simple", "karras"]
 
@@ -52,18 +71,22 @@ class KSampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> Any:  # noqa: N802
-        return {"required": {
-            **{name: ("CONDITIONING", {}) for name in ("positive", "negative")},
-            "model": ("MODEL", {}), "latent_image": ("LATENT", {}),
-            "seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1}),
-            "steps": ("INT", {"default": 2, "min": 1, "max": 10000}),
-            "cfg": ("FLOAT", {"default": 2.0, "min": 0.0, "max": 100.0}),
-            "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0}),
-        }}  # fmt: skip
+        return {
+            "required": {
+                **{name: ("CONDITIONING", {}) for name in ("positive", "negative")},
+                "model": ("MODEL", {}),
+                "latent_image": ("LATENT", {}),
+                "seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1}),
+                "steps": ("INT", {"default": 2, "min": 1, "max": 10000}),
+                "cfg": ("FLOAT", {"default": 2.0, "min": 0.0, "max": 100.0}),
+                "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0}),
+            }
+        }
 
 
 class Scorer:
-    """A node of somebody else that takes an image and a model, and opens what is named in the model's place."""
+    """A node of somebody else that takes an image and a model, and opens what is named in the
+    model's place."""
 
     RETURN_TYPES, FUNCTION = ("FLOAT",), "score"
 
@@ -80,19 +103,35 @@ class Scorer:
 def objects() -> dict[str, Any]:
     """What links of ComfyUI's own types carry, by type."""
     conditioning = [[torch.zeros(1, 1, 4), {}]]
-    return {"MODEL": Patcher(Model(Const())), "CONDITIONING": conditioning, "VAE": Vae(),
-            "LATENT": {"samples": torch.zeros(SHAPE)}, "IMAGE": torch.rand(2, 8, 8, 3), "*": object()}  # fmt: skip
+    return {
+        "MODEL": Patcher(Model(Const())),
+        "CONDITIONING": conditioning,
+        "VAE": Vae(),
+        "LATENT": {"samples": torch.zeros(SHAPE)},
+        "IMAGE": torch.rand(2, 8, 8, 3),
+        "*": object(),
+    }
 
 
 @contextmanager
 def nodes_of_comfyui() -> Iterator[Management]:
-    """`ttsnap.comfyui.nodes` can be imported, with ComfyUI's node KSampler, and one of somebody else, "Scorer"."""
+    """`ttsnap.comfyui.nodes` can be imported, with ComfyUI's node KSampler, and one of somebody
+    else, "Scorer"."""
     types = {name: kind(name.upper()) for name in TYPES}
-    io = SimpleNamespace(ComfyNode=object, Schema=schema, NodeOutput=lambda *made: SimpleNamespace(result=made),
-                         Custom=kind, AnyType=kind("*"), **types)  # fmt: skip
+    io = SimpleNamespace(
+        ComfyNode=object,
+        Schema=schema,
+        NodeOutput=lambda *made: SimpleNamespace(result=made),
+        Custom=kind,
+        AnyType=kind("*"),
+        **types,
+    )
     ours = "ttsnap.comfyui.nodes"
     with comfyui() as management, pytest.MonkeyPatch.context() as patch:
-        sampling = {"CFGGuider": lambda of: Guider(of.model), "sampler_object": lambda name: Stock(LOOPS[name])}
+        sampling = {
+            "CFGGuider": lambda of: Guider(of.model),
+            "sampler_object": lambda name: Stock(LOOPS[name]),
+        }
         vars(sys.modules["comfy.samplers"]).update(sampling, KSampler=KSampler)
 
         def update(*told: Any) -> None:
@@ -100,14 +139,23 @@ def nodes_of_comfyui() -> Iterator[Management]:
             if management.bars_hear:
                 management.throw_exception_if_processing_interrupted()
 
-        vars(sys.modules["comfy.utils"]).update(ProgressBar=lambda total: SimpleNamespace(update_absolute=update))
-        installed(patch, {
-            "comfy.sample": {"fix_empty_latent_channels": lambda model, latent, **_: latent},
-            "latent_preview": {"get_previewer": lambda *_: None}, "comfy_api": {},
-            "nodes": {"KSampler": KSampler, "NODE_CLASS_MAPPINGS": {"Scorer": Scorer},
-                      "NODE_DISPLAY_NAME_MAPPINGS": {}},
-            "comfy_api.latest": {"ComfyExtension": object, "io": io},
-        })  # fmt: skip
+        vars(sys.modules["comfy.utils"]).update(
+            ProgressBar=lambda total: SimpleNamespace(update_absolute=update)
+        )
+        installed(
+            patch,
+            {
+                "comfy.sample": {"fix_empty_latent_channels": lambda model, latent, **_: latent},
+                "latent_preview": {"get_previewer": lambda *_: None},
+                "comfy_api": {},
+                "nodes": {
+                    "KSampler": KSampler,
+                    "NODE_CLASS_MAPPINGS": {"Scorer": Scorer},
+                    "NODE_DISPLAY_NAME_MAPPINGS": {},
+                },
+                "comfy_api.latest": {"ComfyExtension": object, "io": io},
+            },
+        )
         patch.setitem(sys.modules, ours, ModuleType(ours))
         del sys.modules[ours]  # it is read anew, and again afterwards
         importlib.import_module(ours)

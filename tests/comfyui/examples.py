@@ -1,4 +1,5 @@
-"""The example workflows of the pack, which ComfyUI's page saved, and what takes their pictures, and docs/comfyui.jpg:
+"""The example workflows of the pack, which ComfyUI's page saved, and what takes their pictures, and
+docs/comfyui.jpg:
 
 COMFYUI_PATH=/path/to/ComfyUI python -m tests.comfyui.examples
 """
@@ -36,11 +37,16 @@ PLACES = {
 
 
 def under_way() -> dict[str, Any]:
-    """The first example on the embedded model, which the pack of the tests brings, with room for a picture."""
+    """The first example on the embedded model, which the pack of the tests brings, with room for a
+    picture."""
     workflow = json.loads(json.dumps(WORKFLOWS["best_of_20_at_the_price_of_8"]))
     workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] != "MarkdownNote"]
-    values = {"CheckpointLoaderSimple": ["eps"], "EmptyLatentImage": [64, 64, 1], "TtsnapReward": ["scenes", 1, "auto"],
-              "PrimitiveStringMultiline": ["three green crosses and a red circle"]}  # fmt: skip
+    values = {
+        "CheckpointLoaderSimple": ["eps"],
+        "EmptyLatentImage": [64, 64, 1],
+        "TtsnapReward": ["scenes", 1, "auto"],
+        "PrimitiveStringMultiline": ["three green crosses and a red circle"],
+    }
     for node in workflow["nodes"]:
         node["widgets_values"] = values.get(node["type"], node["widgets_values"])
         if node["type"] == "CheckpointLoaderSimple":
@@ -53,7 +59,11 @@ def under_way() -> dict[str, Any]:
 def picture(page: ComfyPage, path: Path) -> None:
     """The nodes of the workflow, as JPEG."""
     box = page.page.evaluate(WHERE)
-    shot = Image.open(io.BytesIO(page.page.locator("canvas#graph-canvas").screenshot())).convert("RGB").crop(box)
+    shot = (
+        Image.open(io.BytesIO(page.page.locator("canvas#graph-canvas").screenshot()))
+        .convert("RGB")
+        .crop(box)
+    )
     shot.save(path, "JPEG", quality=80, optimize=True)
 
 
@@ -69,7 +79,10 @@ def main() -> None:
             picture(page, FOLDER / f"{name}.jpg")
             print(name, page.troubles())
         page.load(under_way())
-        page.page.evaluate("app.api.addEventListener('progress', e => { window.done = e.detail.value / e.detail.max })")
+        page.page.evaluate(
+            "app.api.addEventListener('progress', e => { window.done = e.detail.value /"
+            " e.detail.max })"
+        )
         page.page.evaluate("window.app.queuePrompt(0, 1)")
         page.page.wait_for_function("window.done >= 0.8")
         page.page.wait_for_timeout(300)

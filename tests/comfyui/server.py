@@ -1,6 +1,8 @@
-"""A headless ComfyUI in a folder of its own, spoken to over HTTP as its page does, from the checkout at COMFYUI_PATH.
+"""A headless ComfyUI in a folder of its own, spoken to over HTTP as its page does, from the
+checkout at COMFYUI_PATH.
 
-It is on no package index, and under the GPL: tests import it, and nothing of it is in this repository.
+It is on no package index, and under the GPL: tests import it, and nothing of it is in this
+repository.
 """
 
 from __future__ import annotations
@@ -45,7 +47,10 @@ class Graph:
     def add(self, node: str, outputs: int = 1, /, **inputs: Any) -> Any:
         """A node of that class, and what of its outputs others take: one, or a list."""
         key = str(len(self.nodes) + 1)
-        given = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
+        given = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in inputs.items()
+        }
         self.nodes[key] = {"class_type": node, "inputs": given}
         found = [(key, slot) for slot in range(outputs)]
         return found[0] if outputs == 1 else found
@@ -72,12 +77,18 @@ class ComfyServer:
                 outputs: dict[str, Any] = done["outputs"]
                 return outputs
             time.sleep(0.05)
-        raise TimeoutError(f"no result after {WAIT:g} s; the log ends in {self.log.read_text()[-2000:]}")
+        raise TimeoutError(
+            f"no result after {WAIT:g} s; the log ends in {self.log.read_text()[-2000:]}"
+        )
 
     def images(self, outputs: dict[str, Any], node: Output) -> list[Image.Image]:
         """What a node saved."""
-        named = [file for files in outputs[node[0]].values() for file in files if "filename" in file]
-        return [Image.open(io.BytesIO(self.client.get("/view", params=file).read())) for file in named]
+        named = [
+            file for files in outputs[node[0]].values() for file in files if "filename" in file
+        ]
+        return [
+            Image.open(io.BytesIO(self.client.get("/view", params=file).read())) for file in named
+        ]
 
 
 def checkout() -> Path:
@@ -85,25 +96,47 @@ def checkout() -> Path:
     if not os.environ.get("COMFYUI_PATH"):
         pytest.skip("COMFYUI_PATH names no checkout of ComfyUI")
     path = Path(os.environ["COMFYUI_PATH"]).resolve()
-    assert (path / "comfy/samplers.py").exists(), f"COMFYUI_PATH is {path}, which is no checkout of ComfyUI"
+    assert (path / "comfy/samplers.py").exists(), (
+        f"COMFYUI_PATH is {path}, which is no checkout of ComfyUI"
+    )
     return path
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[ComfyServer]:
-    """ComfyUI on a port of its own, with this repository's nodes, and no others but ComfyUI's. Previews are shown."""
+    """ComfyUI on a port of its own, with this repository's nodes, and no others but ComfyUI's.
+    Previews are shown."""
     path, log = checkout(), folder / "log.txt"
     for name, pack in PACKS.items():
-        shutil.copytree(pack, folder / "custom_nodes" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            pack, folder / "custom_nodes" / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
-    command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *PACKS, "--disable-api-nodes"]
-    command += ["--base-directory", str(folder), "--database-url", "sqlite:///:memory:", "--preview-method", "auto"]
+    command += [
+        "--disable-all-custom-nodes",
+        "--whitelist-custom-nodes",
+        *PACKS,
+        "--disable-api-nodes",
+    ]
+    command += [
+        "--base-directory",
+        str(folder),
+        "--database-url",
+        "sqlite:///:memory:",
+        "--preview-method",
+        "auto",
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with log.open("w") as told, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        process = subprocess.Popen(command, cwd=path, env=environment, stdout=told, stderr=subprocess.STDOUT)
+    with (
+        log.open("w") as told,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        process = subprocess.Popen(
+            command, cwd=path, env=environment, stdout=told, stderr=subprocess.STDOUT
+        )
         try:
             _wait_for(client, process, log)
             assert f"Cannot import {folder}" not in log.read_text(), log.read_text()
@@ -139,21 +172,34 @@ class ComfyPage:
 
     def prompt(self) -> dict[str, Any]:
         """What the page would send to the server."""
-        sent: dict[str, Any] = self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+        sent: dict[str, Any] = self.page.evaluate(
+            "async () => (await window.app.graphToPrompt()).output"
+        )
         return sent
 
     def troubles(self) -> list[str]:
         """Errors, alerts, and nodes that the page does not know or has marked."""
-        marked = "node => node.has_errors || !(node.constructor.nodeData || node.isVirtualNode)"  # notes are virtual
-        nodes: list[str] = self.page.evaluate(f"window.app.graph.nodes.filter({marked}).map(node => node.type)")
-        return self.errors + nodes + self.page.locator(".p-toast-message, .p-dialog").all_inner_texts()
+        # notes are virtual
+        marked = "node => node.has_errors || !(node.constructor.nodeData || node.isVirtualNode)"
+        nodes: list[str] = self.page.evaluate(
+            f"window.app.graph.nodes.filter({marked}).map(node => node.type)"
+        )
+        return (
+            self.errors + nodes + self.page.locator(".p-toast-message, .p-dialog").all_inner_texts()
+        )
 
 
 @contextmanager
-def opened(server: ComfyServer, browser: Any, width: int = 1440, height: int = 900) -> Iterator[ComfyPage]:
+def opened(
+    server: ComfyServer, browser: Any, width: int = 1440, height: int = 900
+) -> Iterator[ComfyPage]:
     """The page, without the greeting and the map that a first visit has."""
     # The stock page throws an error while it sets up a mode of navigation, but not for "custom".
-    settings = {"TutorialCompleted": True, "Minimap.Visible": False, "Canvas.NavigationMode": "custom"}
+    settings = {
+        "TutorialCompleted": True,
+        "Minimap.Visible": False,
+        "Canvas.NavigationMode": "custom",
+    }
     for name, value in settings.items():
         server.client.post(f"/api/settings/Comfy.{name}", json=value).raise_for_status()
     errors: list[str] = []

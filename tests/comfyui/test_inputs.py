@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from ttsnap.algorithms import name_of
-from ttsnap.comfyui.inputs import KERNELS, OFFERED, USUAL, NodeReward, Weighted, frames, search_by, values_of
+from ttsnap.comfyui.inputs import (
+    KERNELS,
+    OFFERED,
+    USUAL,
+    NodeReward,
+    Weighted,
+    frames,
+    search_by,
+    values_of,
+)
 from ttsnap.core.results import Candidate
 from ttsnap.loop.budget import Budget
 from ttsnap.reward_models.registry import REWARDS, make_reward
@@ -19,15 +28,31 @@ BRIGHT = Weighted(make_reward("brightness"), 1.0)
 
 
 def request(**given: Any) -> Any:
-    how = {"sampler": "euler", "algorithm": "seed-pruning", "options": "", "budget": None, "seed": 3, "keep": 1}
-    return search_by(**{"prompt": "a red circle", "rewards": [BRIGHT], "batch_size": 0, **how, **given})
+    how = {
+        "sampler": "euler",
+        "algorithm": "seed-pruning",
+        "options": "",
+        "budget": None,
+        "seed": 3,
+        "keep": 1,
+    }
+    return search_by(
+        **{"prompt": "a red circle", "rewards": [BRIGHT], "batch_size": 0, **how, **given}
+    )
 
 
 def test_a_request_says_what_the_node_was_given() -> None:
     grey = Weighted(make_reward("colourfulness"), -0.5)
-    made = request(rewards=[BRIGHT, grey], budget=Budget(nfe=40), seed=2**64 - 1, keep=2, batch_size=4)
+    made = request(
+        rewards=[BRIGHT, grey], budget=Budget(nfe=40), seed=2**64 - 1, keep=2, batch_size=4
+    )
     assert made.prompt.read == "a red circle"
-    assert (made.seed, made.selection.keep, made.budget.nfe, made.engine.batch.batch_size) == (2**64 - 1, 2, 40, 4)
+    assert (made.seed, made.selection.keep, made.budget.nfe, made.engine.batch.batch_size) == (
+        2**64 - 1,
+        2,
+        40,
+        4,
+    )
     assert made.selection.values(np.array([[1.0, 2.0], [3.0, 10.0]])).tolist() == [0.0, -2.0]
     assert made.engine.sampler.kernel == "pipeline"
     assert request().budget == USUAL
@@ -63,7 +88,9 @@ def test_ttsnaps_own_samplers_are_its_kernels() -> None:
 
 def test_rewards_are_names_that_need_no_file() -> None:
     assert set(OFFERED) < REWARDS.keys()
-    assert not [name for name in OFFERED if ":" in name or "/" in name or "." in name.replace("v2.1", "")]
+    assert not [
+        name for name in OFFERED if ":" in name or "/" in name or "." in name.replace("v2.1", "")
+    ]
     assert [OFFERED[0], OFFERED[-1][:6]] == ["aesthetics", "scenes"]
 
 
@@ -99,9 +126,17 @@ class Scorer:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         mode = (["mean", "max"],)
-        return {"required": {"picture": ("IMAGE",), "scorer": ("SCORER",), "text": ("STRING", {}), "mode": mode,
-                             "gain": ("FLOAT", {"default": 2.0}), "how": ("COMBO", {"options": ["fast"]})},
-                "optional": {"mask": ("MASK",)}}  # fmt: skip
+        return {
+            "required": {
+                "picture": ("IMAGE",),
+                "scorer": ("SCORER",),
+                "text": ("STRING", {}),
+                "mode": mode,
+                "gain": ("FLOAT", {"default": 2.0}),
+                "how": ("COMBO", {"options": ["fast"]}),
+            },
+            "optional": {"mask": ("MASK",)},
+        }
 
     def score(self, picture: Any, scorer: Any, text: str, mode: str, gain: float, how: str) -> Any:
         assert picture.shape == (1, 4, 6, 3)
@@ -117,7 +152,9 @@ def test_a_node_scores_by_its_first_number_with_defaults_and_the_prompt() -> Non
     images = torch.rand(2, 3, 4, 6)
     expected = [float(image.mean()) * 2 * 10 + 3 + 1 for image in images]
     for kind in (Scorer, Wrapped):
-        assert NodeReward("Scorer", kind, also=10)(images, ["abc", "abc"]) == pytest.approx(expected)
+        assert NodeReward("Scorer", kind, also=10)(images, ["abc", "abc"]) == pytest.approx(
+            expected
+        )
     with pytest.raises(ValueError, match="`also`"):
         NodeReward("Scorer", Scorer)
     with pytest.raises(ValueError, match="Nothing"):

@@ -1,5 +1,5 @@
-"""The pack and its nodes over a double of ComfyUI: what a stranger's workflow may give them, what an operator offers
-beyond, and whether the example workflows fit."""
+"""The pack and its nodes over a double of ComfyUI: what a stranger's workflow may give them, what
+an operator offers beyond, and whether the example workflows fit."""
 
 from __future__ import annotations
 
@@ -46,24 +46,39 @@ def offered(folder: Path, rewards: Any = None) -> dict[str, Any]:
     """The nodes of a copy of the pack, by id, beside which the operator named rewards."""
     shutil.copy(PACK / "__init__.py", folder)
     if rewards is not None:
-        (folder / "rewards.json").write_text(rewards if isinstance(rewards, str) else json.dumps(rewards))
-    return {node.define_schema().node_id: node for node in asyncio.run(entered(folder).get_node_list())}
+        (folder / "rewards.json").write_text(
+            rewards if isinstance(rewards, str) else json.dumps(rewards)
+        )
+    return {
+        node.define_schema().node_id: node for node in asyncio.run(entered(folder).get_node_list())
+    }
 
 
 def linked(nodes: dict[str, Any]) -> dict[str, Any]:
     """What links carry, by type."""
     reward = nodes["TtsnapReward"].execute(name="brightness", weight=1.0, device="cpu").result[0]
-    budget = nodes["TtsnapBudget"].execute(images=1.0, evaluations=0, decodes=0, seconds=0.0).result[0]
+    budget = (
+        nodes["TtsnapBudget"].execute(images=1.0, evaluations=0, decodes=0, seconds=0.0).result[0]
+    )
     found = {**double_nodes.objects(), "TTSNAP_REWARD": reward, "TTSNAP_BUDGET": budget}
-    drafter = nodes["TtsnapDrafter"].execute(model=found["MODEL"], cfg=1.0, calls=1, first_time=1.0).result[0]
+    drafter = (
+        nodes["TtsnapDrafter"]
+        .execute(model=found["MODEL"], cfg=1.0, calls=1, first_time=1.0)
+        .result[0]
+    )
     return {**found, "TTSNAP_DRAFTER": drafter}
 
 
-KEYS = [f"Ttsnap{name}" for name in ("SearchSampler", "Reward", "RewardbyNode", "Budget", "Drafter", "PickBest")]
+KEYS = [
+    f"Ttsnap{name}"
+    for name in ("SearchSampler", "Reward", "RewardbyNode", "Budget", "Drafter", "PickBest")
+]
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_no_link_imports_opens_or_asks_anything(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_link_imports_opens_or_asks_anything(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outside, nodes = tmp_path / "outside", offered(tmp_path)
     named = planted(outside, monkeypatch)
     assert list(nodes) == KEYS
@@ -94,7 +109,9 @@ def test_no_link_imports_opens_or_asks_anything(key: str, tmp_path: Path, monkey
         ("TtsnapPickBest", {"latent": {"samples": torch.zeros(3, 2, 4, 4)}}, "3 latents of 2"),
     ],
 )
-def test_what_does_not_fit_is_said_in_a_sentence(key: str, given: dict[str, Any], why: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_said_in_a_sentence(
+    key: str, given: dict[str, Any], why: str, tmp_path: Path
+) -> None:
     nodes = offered(tmp_path)
     with pytest.raises(ValueError, match=why):
         nodes[key].execute(**{**hostile.given_to(nodes[key], linked(nodes)), **given})
@@ -102,13 +119,29 @@ def test_what_does_not_fit_is_said_in_a_sentence(key: str, given: dict[str, Any]
 
 def test_the_best_images_come_with_their_latents(tmp_path: Path) -> None:
     nodes = offered(tmp_path)
-    images, latent = torch.tensor([0.2, 0.9, 0.4]).view(3, 1, 1, 1).expand(3, 8, 8, 3), {"samples": torch.arange(3.0)}
+    images, latent = (
+        torch.tensor([0.2, 0.9, 0.4]).view(3, 1, 1, 1).expand(3, 8, 8, 3),
+        {"samples": torch.arange(3.0)},
+    )
     links = linked(nodes)
     dark = {"name": "brightness", "weight": -3.0, "device": "cpu", "more": links["TTSNAP_REWARD"]}
-    for reward, best in ((links["TTSNAP_REWARD"], [1, 2]), (nodes["TtsnapReward"].execute(**dark).result[0], [0, 2])):
-        given = {**hostile.given_to(nodes["TtsnapPickBest"], links), "images": images, "keep": 2, "reward": reward}
-        found, kept, scores, report = nodes["TtsnapPickBest"].execute(**given | {"latent": latent}).result
-        assert (found["samples"].tolist(), kept[:, 0, 0, 0].tolist()) == (best, images[best, 0, 0, 0].tolist())
+    for reward, best in (
+        (links["TTSNAP_REWARD"], [1, 2]),
+        (nodes["TtsnapReward"].execute(**dark).result[0], [0, 2]),
+    ):
+        given = {
+            **hostile.given_to(nodes["TtsnapPickBest"], links),
+            "images": images,
+            "keep": 2,
+            "reward": reward,
+        }
+        found, kept, scores, report = (
+            nodes["TtsnapPickBest"].execute(**given | {"latent": latent}).result
+        )
+        assert (found["samples"].tolist(), kept[:, 0, 0, 0].tolist()) == (
+            best,
+            images[best, 0, 0, 0].tolist(),
+        )
         assert scores == sorted(scores, reverse=True)
         assert len(report.splitlines()) == 3
     assert nodes["TtsnapPickBest"].execute(**given | {"latent": None}).result[0] is None
@@ -119,7 +152,10 @@ def test_a_mask_goes_on_with_the_latents_and_a_row_of_a_batch_does_not(tmp_path:
     links, reports = linked(nodes) | {"TTSNAP_BUDGET": Budget(images=8)}, list[bool]()
     for index in ({}, {"batch_index": [3]}):
         latent = {**links["LATENT"], "noise_mask": torch.ones(1, 1, 4, 4), **index}
-        given = hostile.given_to(nodes["TtsnapSearchSampler"], links) | {"latent_image": latent, "keep": 2}
+        given = hostile.given_to(nodes["TtsnapSearchSampler"], links) | {
+            "latent_image": latent,
+            "keep": 2,
+        }
         found, images, seeds, scores, report = nodes["TtsnapSearchSampler"].execute(**given).result
         assert found.keys() == {"samples", "noise_mask"}
         assert len(found["samples"]) == len(images) == len(seeds) == 2
@@ -130,19 +166,34 @@ def test_a_mask_goes_on_with_the_latents_and_a_row_of_a_batch_does_not(tmp_path:
 
 def test_videos_with_sound_go_in_and_come_out_nested(tmp_path: Path) -> None:
     nodes = offered(tmp_path)
-    links, latent = linked(nodes), double.NestedTensor([torch.zeros(1, 2, 3, 4, 4), torch.zeros(1, 3, 5)])
-    given = hostile.given_to(nodes["TtsnapSearchSampler"], links) | {"keep": 2, "latent_image": {"samples": latent}}
-    found, images, *_ = nodes["TtsnapSearchSampler"].execute(**given | {"budget": Budget(images=8)}).result
+    links, latent = (
+        linked(nodes),
+        double.NestedTensor([torch.zeros(1, 2, 3, 4, 4), torch.zeros(1, 3, 5)]),
+    )
+    given = hostile.given_to(nodes["TtsnapSearchSampler"], links) | {
+        "keep": 2,
+        "latent_image": {"samples": latent},
+    }
+    found, images, *_ = (
+        nodes["TtsnapSearchSampler"].execute(**given | {"budget": Budget(images=8)}).result
+    )
     video, sound = found["samples"].unbind()
     assert (video.shape, sound.shape, images.shape) == ((2, 2, 3, 4, 4), (2, 3, 5), (6, 4, 4, 3))
-    given = hostile.given_to(nodes["TtsnapPickBest"], links) | {"images": torch.rand(2, 8, 8, 3), "keep": 1}
-    assert nodes["TtsnapPickBest"].execute(**given | {"latent": found}).result[0]["samples"].shape == (1, 2, 3, 4, 4)
+    given = hostile.given_to(nodes["TtsnapPickBest"], links) | {
+        "images": torch.rand(2, 8, 8, 3),
+        "keep": 1,
+    }
+    assert nodes["TtsnapPickBest"].execute(**given | {"latent": found}).result[0][
+        "samples"
+    ].shape == (1, 2, 3, 4, 4)
 
 
 CANCELS = pytest.mark.parametrize(("returns", "times"), [(False, 1), (True, 1), (True, 2)])
 
 
-def cancelled(node: Any, links: dict[str, Any], on_call: Callable[[Any], None], returns: bool, times: int) -> None:
+def cancelled(
+    node: Any, links: dict[str, Any], on_call: Callable[[Any], None], returns: bool, times: int
+) -> None:
     """Cancels a search at a call of the model. The second time ends also what would return."""
     from comfy import model_management
 
@@ -154,7 +205,12 @@ def cancelled(node: Any, links: dict[str, Any], on_call: Callable[[Any], None], 
             model_management.interrupt_current_processing()
 
     on_call(cancel)
-    given = hostile.given_to(node, links) | {"algorithm": "best-of-n", "batch_size": 4, "keep": 2, "steps": 8}
+    given = hostile.given_to(node, links) | {
+        "algorithm": "best-of-n",
+        "batch_size": 4,
+        "keep": 2,
+        "steps": 8,
+    }
     given["on_cancel"] = "return the best so far" if returns else "stop"
     with torch.inference_mode():
         if returns and times == 1:
@@ -182,7 +238,9 @@ def test_cancelling_leaves_no_thread_and_no_flag(
     cancelled(nodes["TtsnapSearchSampler"], links, on_call, returns, times)
 
 
-def test_every_candidate_is_seen_and_the_budget_is_the_measure(tmp_path: Path, comfyui: double.Management) -> None:
+def test_every_candidate_is_seen_and_the_budget_is_the_measure(
+    tmp_path: Path, comfyui: double.Management
+) -> None:
     nodes = offered(tmp_path)
     links = linked(nodes) | {"TTSNAP_BUDGET": Budget(images=8), "TTSNAP_DRAFTER": None}
     given = hostile.given_to(nodes["TtsnapSearchSampler"], links)
@@ -198,13 +256,20 @@ def test_every_candidate_is_seen_and_the_budget_is_the_measure(tmp_path: Path, c
     assert max(sizes) <= 768
 
 
-def test_an_operator_offers_rewards_of_their_own_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operator_offers_rewards_of_their_own_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outside = tmp_path / "outside"
     planted(outside, monkeypatch)
-    rewards = {"mine": f"{outside}/{MODULE}.py:score", "house": "http://127.0.0.1:9", "taste": "judge:rubric:model=m"}
+    rewards = {
+        "mine": f"{outside}/{MODULE}.py:score",
+        "house": "http://127.0.0.1:9",
+        "taste": "judge:rubric:model=m",
+    }
     with watched(tmp_path / "inside") as watch:
         node = offered(tmp_path, rewards)["TtsnapReward"]
-    ran = [seen for seen in watch.seen if not seen.startswith("opened")]  # its text is read, to see what it defines
+    # its text is read, to see what it defines
+    ran = [seen for seen in watch.seen if not seen.startswith("opened")]
     assert not [seen for seen in ran if MODULE in seen or "connect" in seen]
     names = next(one for one in node.define_schema().inputs if one.id == "name").options
     assert names == [*inputs.OFFERED, *rewards]
@@ -225,7 +290,9 @@ def test_an_operator_offers_rewards_of_their_own_by_name(tmp_path: Path, monkeyp
         ("[1]", "rewards.json"),
     ],
 )
-def test_a_file_of_rewards_that_cannot_be_is_refused_as_comfyui_starts(rewards: Any, why: str, tmp_path: Path) -> None:
+def test_a_file_of_rewards_that_cannot_be_is_refused_as_comfyui_starts(
+    rewards: Any, why: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=why) as error:
         offered(tmp_path, rewards)
     assert "secret" not in str(error.value)
@@ -256,17 +323,21 @@ def test_it_keeps_the_registrys_conventions() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_fits_the_nodes_that_there_are(path: Path, tmp_path: Path) -> None:
-    """Each value stands at the place of its input: one more input of a node, and all workflows must be saved anew."""
+    """Each value stands at the place of its input: one more input of a node, and all workflows must
+    be saved anew."""
     schemas = {key: node.define_schema().inputs for key, node in offered(tmp_path).items()}
     read = json.loads(path.read_text())
     by_id, by_type = ({node[key]: node for node in read["nodes"]} for key in ("id", "type"))
     assert {"TtsnapSearchSampler", "TtsnapReward", "TtsnapBudget"} <= by_type.keys()
     for node in read["nodes"]:
-        needed = [one for one in node["inputs"] if "widget" not in one and one.get("shape") != 7]  # 7: optional
+        # 7: optional
+        needed = [one for one in node["inputs"] if "widget" not in one and one.get("shape") != 7]
         assert all(one["link"] for one in needed), node["type"]
         if node["type"].startswith("Ttsnap"):
             widgets = [one["name"] for one in node["inputs"] if "widget" in one]
-            assert widgets == [one.id for one in schemas[node["type"]] if str(one.io_type) in WRITTEN]
+            assert widgets == [
+                one.id for one in schemas[node["type"]] if str(one.io_type) in WRITTEN
+            ]
     for link, source, slot, target, place, kind in read["links"]:
         assert link in by_id[source]["outputs"][slot]["links"]
         assert by_id[target]["inputs"][place]["link"] == link

@@ -1,4 +1,5 @@
-"""The example workflows in ComfyUI: as its page offers and loads them, and run with the embedded model."""
+"""The example workflows in ComfyUI: as its page offers and loads them, and run with the embedded
+model."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ from tests.comfyui.examples import FOLDER, WORKFLOWS
 from tests.comfyui.server import ComfyPage, ComfyServer, Graph, opened
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.browser]
-LOADERS = {"CheckpointLoaderSimple": (0, 1, 2), "UNETLoader": (0,), "CLIPLoader": (1,), "VAELoader": (2,)}
+LOADERS = {
+    "CheckpointLoaderSimple": (0, 1, 2),
+    "UNETLoader": (0,),
+    "CLIPLoader": (1,),
+    "VAELoader": (2,),
+}
 """What each output of a loader is among those of the Toy Checkpoint."""
 FOLDERS = {
     "CheckpointLoaderSimple": "checkpoints",
@@ -38,9 +44,18 @@ def page(server: ComfyServer) -> Iterator[ComfyPage]:
     inputs = server.folder / "input"
     inputs.mkdir(exist_ok=True)
     ground = Image.new("RGBA", (PICTURE, PICTURE), "white")
-    ground.putalpha(Image.linear_gradient("L").resize((PICTURE, PICTURE)).point(lambda value: 255 * (value < 128)))
+    ground.putalpha(
+        Image.linear_gradient("L")
+        .resize((PICTURE, PICTURE))
+        .point(lambda value: 255 * (value < 128))
+    )
     ground.save(inputs / "example.png")  # the lower half is to be painted anew
-    for node in (node for workflow in WORKFLOWS.values() for node in workflow["nodes"] if node["type"] in FOLDERS):
+    for node in (
+        node
+        for workflow in WORKFLOWS.values()
+        for node in workflow["nodes"]
+        if node["type"] in FOLDERS
+    ):
         weights = server.folder / "models" / FOLDERS[node["type"]] / node["widgets_values"][0]
         weights.parent.mkdir(parents=True, exist_ok=True)
         weights.touch()  # newer pages mark a loader whose file is not there
@@ -49,13 +64,21 @@ def page(server: ComfyServer) -> Iterator[ComfyPage]:
 
 
 def on_the_embedded_model(prompt: dict[str, Any], parametrisation: str) -> Graph:
-    """What the page would send, with the embedded model for the loaders, and all else as small as that."""
+    """What the page would send, with the embedded model for the loaders, and all else as small as
+    that."""
     links = {}
     for key in [key for key, node in prompt.items() if node["class_type"] in LOADERS]:
-        links |= {(key, slot): ["toy", to] for slot, to in enumerate(LOADERS[prompt.pop(key)["class_type"]])}
+        links |= {
+            (key, slot): ["toy", to]
+            for slot, to in enumerate(LOADERS[prompt.pop(key)["class_type"]])
+        }
     for node in prompt.values():
         given = node["inputs"]
-        given |= {name: links.get(tuple(value), value) for name, value in given.items() if isinstance(value, list)}
+        given |= {
+            name: links.get(tuple(value), value)
+            for name, value in given.items()
+            if isinstance(value, list)
+        }
         given |= CHANGED.get(node["class_type"], {})
         if node["class_type"] == "EmptyHunyuanLatentVideo":
             node["class_type"] = "EmptySD3LatentImage"  # the embedded model makes no videos
@@ -66,7 +89,11 @@ def on_the_embedded_model(prompt: dict[str, Any], parametrisation: str) -> Graph
 
 @pytest.mark.parametrize(
     ("name", "parametrisation", "images", "spent"),
-    [("best_of_20_at_the_price_of_8", "eps", 1, 232), ("inpainting", "eps", 3, 0), ("video", "flow", 0, 120)],
+    [
+        ("best_of_20_at_the_price_of_8", "eps", 1, 232),
+        ("inpainting", "eps", 3, 0),
+        ("video", "flow", 0, 120),
+    ],
 )
 def test_the_page_loads_it_and_it_spends_what_its_note_says(
     server: ComfyServer, page: ComfyPage, name: str, parametrisation: str, images: int, spent: int
@@ -77,7 +104,11 @@ def test_the_page_loads_it_and_it_spends_what_its_note_says(
     page.load(server.client.get(f"{offered}.json").json())
     sent = page.prompt()
     assert not page.troubles()
-    of_page = {str(node["id"]): node["type"] for node in WORKFLOWS[name]["nodes"] if node["type"] != "MarkdownNote"}
+    of_page = {
+        str(node["id"]): node["type"]
+        for node in WORKFLOWS[name]["nodes"]
+        if node["type"] != "MarkdownNote"
+    }
     assert {key: node["class_type"] for key, node in sent.items()} == of_page
     graph = on_the_embedded_model(sent, parametrisation)
     keys = {node["class_type"]: (key, 0) for key, node in graph.nodes.items()}

@@ -27,11 +27,19 @@ class Workflow(Graph):
 
     def __init__(self, parametrisation: str = "flow") -> None:
         super().__init__()
-        self.model, self.clip, self.vae = self.add("ToyCheckpoint", 3, parametrisation=parametrisation)
+        self.model, self.clip, self.vae = self.add(
+            "ToyCheckpoint", 3, parametrisation=parametrisation
+        )
         texts = [self.add("CLIPTextEncode", clip=self.clip, text=text) for text in (PROMPT, "")]
         latent = self.add("EmptySD3LatentImage", width=64, height=64, batch_size=1)
         self.how: dict[str, Any] = dict(zip(("positive", "negative"), texts, strict=True))
-        self.how |= {"model": self.model, "latent_image": latent, "steps": 8, "cfg": 4.0, "denoise": 1.0}
+        self.how |= {
+            "model": self.model,
+            "latent_image": latent,
+            "steps": 8,
+            "cfg": 4.0,
+            "denoise": 1.0,
+        }
         self.how |= {"sampler_name": "euler", "scheduler": "simple"}
 
     def reward(self, name: str) -> Any:
@@ -39,7 +47,14 @@ class Workflow(Graph):
 
     def search(self, **given: Any) -> list[Output]:
         """latent, images, seeds, scores, report."""
-        how = {"prompt": PROMPT, "algorithm": "seed-pruning", "keep": 1, "seed": 5, "vae": self.vae, **self.how}
+        how = {
+            "prompt": PROMPT,
+            "algorithm": "seed-pruning",
+            "keep": 1,
+            "seed": 5,
+            "vae": self.vae,
+            **self.how,
+        }
         reward = {} if "reward" in given else {"reward": self.reward("scenes")}
         made: list[Output] = self.add("TtsnapSearchSampler", 5, **{**how, **reward, **given})
         return made
@@ -64,13 +79,19 @@ def apart(a: Image.Image, b: Image.Image) -> int:
 def test_the_winner_is_ksamplers_image_at_the_seed_that_is_reported(server: ComfyServer) -> None:
     graph = Workflow()
     _, images, seeds, scores, report = graph.search(selection=Selection(keep=2))
-    saved, seeds_read, scores_read, report_read = graph.save(images), *map(graph.read, (seeds, scores, report))
+    saved, seeds_read, scores_read, report_read = (
+        graph.save(images),
+        *map(graph.read, (seeds, scores, report)),
+    )
     outputs = server.run(graph)
     found = server.images(outputs, saved)
     again = Workflow()
     stock = [again.save(again.stock(int(seed))) for seed in outputs[seeds_read[0]]["text"]]
     made = server.run(again)
-    assert max(apart(one, *server.images(made, node)) for one, node in zip(found, stock, strict=True)) <= 1
+    assert (
+        max(apart(one, *server.images(made, node)) for one, node in zip(found, stock, strict=True))
+        <= 1
+    )
     values = [float(score) for score in outputs[scores_read[0]]["text"]]
     assert len(values) == 2
     assert values == sorted(values, reverse=True)
@@ -93,8 +114,15 @@ def test_stock_nodes_make_a_finished_draft_again(server: ComfyServer) -> None:
     draft = again.add("KSampler", **again.how | {"seed": int(seed), "steps": 1, "cfg": 2.0})
     how = {**again.how, "latent_image": draft}
     del how["denoise"]
-    how |= {"noise_seed": int(seed), "steps": int(told[2]), "start_at_step": int(told[3]), "end_at_step": 10000}
-    latent = again.add("KSamplerAdvanced", **how, add_noise="enable", return_with_leftover_noise="disable")
+    how |= {
+        "noise_seed": int(seed),
+        "steps": int(told[2]),
+        "start_at_step": int(told[3]),
+        "end_at_step": 10000,
+    }
+    latent = again.add(
+        "KSamplerAdvanced", **how, add_noise="enable", return_with_leftover_noise="disable"
+    )
     made = again.save(again.add("VAEDecode", samples=latent, vae=again.vae))
     assert apart(*server.images(outputs, saved), *server.images(server.run(again), made)) <= 1
 
@@ -102,7 +130,12 @@ def test_stock_nodes_make_a_finished_draft_again(server: ComfyServer) -> None:
 def test_particles_and_another_nodes_reward(server: ComfyServer) -> None:
     graph = Workflow("eps")
     by_node = graph.add("TtsnapRewardbyNode", node="Toy Redness", weight=1.0)
-    how = {"algorithm": "smc", "sampler_name": "ttsnap: sde", "previews": "previewer", "batch_size": 3}
+    how = {
+        "algorithm": "smc",
+        "sampler_name": "ttsnap: sde",
+        "previews": "previewer",
+        "batch_size": 3,
+    }
     report = graph.read(graph.search(reward=by_node, **how)[4])
     [text] = server.run(graph)[report[0]]["text"]
     assert "(Toy Redness 0." in text
@@ -110,7 +143,9 @@ def test_particles_and_another_nodes_reward(server: ComfyServer) -> None:
 
 
 @CANCELS
-def test_cancelling_leaves_no_thread_and_no_flag(returns: bool, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelling_leaves_no_thread_and_no_flag(
+    returns: bool, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In this process, by the hook of ComfyUI's server."""
     import comfy.utils
     from comfy import model_management
@@ -130,6 +165,12 @@ def test_cancelling_leaves_no_thread_and_no_flag(returns: bool, times: int, monk
 
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
     model, reward = embedded_model(), (Weighted(make_reward("brightness"), 1.0),)
-    links = {"MODEL": model, "CONDITIONING": conditioning(PROMPT), "VAE": embedded_vae(), "TTSNAP_REWARD": reward,
-             "LATENT": {"samples": torch.zeros(LATENT)}, "TTSNAP_BUDGET": Budget(images=8)}  # fmt: skip
+    links = {
+        "MODEL": model,
+        "CONDITIONING": conditioning(PROMPT),
+        "VAE": embedded_vae(),
+        "TTSNAP_REWARD": reward,
+        "LATENT": {"samples": torch.zeros(LATENT)},
+        "TTSNAP_BUDGET": Budget(images=8),
+    }
     cancelled(search_sampler, links, on_call, returns, times)

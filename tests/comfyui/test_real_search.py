@@ -1,4 +1,5 @@
-"""Searches over ComfyUI's own objects: the winner is the stock KSampler's image at that seed, with every sampler."""
+"""Searches over ComfyUI's own objects: the winner is the stock KSampler's image at that seed, with
+every sampler."""
 
 from __future__ import annotations
 
@@ -61,7 +62,9 @@ def guider(model: Any, cfg: float) -> Any:
     return made
 
 
-def searching(model: Any, how: Any, name: str = "euler", cfg: float = 4.0, denoise: float = 1.0, **more: Any) -> Any:
+def searching(
+    model: Any, how: Any, name: str = "euler", cfg: float = 4.0, denoise: float = 1.0, **more: Any
+) -> Any:
     from comfy.samplers import KSampler, sampler_object
 
     from tests.comfyui.toy_nodes.embedded import embedded_vae
@@ -99,7 +102,9 @@ def counted(model: Any) -> tuple[Any, list[int]]:
 
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
-def test_the_winner_is_the_stock_samplers_image_with_every_sampler(model: Any, cfg: float, samplers: list[str]) -> None:
+def test_the_winner_is_the_stock_samplers_image_with_every_sampler(
+    model: Any, cfg: float, samplers: list[str]
+) -> None:
     wrong, threads = {}, threading.active_count()
     for name in samplers:
         clone, rows = counted(model)
@@ -115,7 +120,10 @@ def test_the_winner_is_the_stock_samplers_image_with_every_sampler(model: Any, c
 def half_masked() -> dict[str, Tensor]:
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 3:] = 1
-    return {"latent": torch.randn(LATENT, generator=torch.Generator().manual_seed(3)), "noise_mask": mask}
+    return {
+        "latent": torch.randn(LATENT, generator=torch.Generator().manual_seed(3)),
+        "noise_mask": mask,
+    }
 
 
 def test_a_part_of_an_image_is_painted_anew_as_the_stock_sampler_does(model: Any) -> None:
@@ -133,14 +141,19 @@ def test_a_finished_draft_is_comfyuis_image_to_image_of_its_latent(
 ) -> None:
     from ttsnap.pipelines.comfyui.latents import GuiderDrafter
 
-    for name in ("process_latent_in", "process_latent_out"):  # whose rounding the model would make more of
+    # whose rounding the model would make more of
+    for name in ("process_latent_in", "process_latent_out"):
         monkeypatch.setattr(model.model, name, lambda latent: latent)
     wrong, estimates, how = {}, list[Tensor](), half_masked() if masked else {}
     request, (drafts, drafted) = wanted(1, search={"name": "best-of-n", "n": 2}), counted(model)
     for name in ("euler", "ddim", "dpmpp_2m", "dpmpp_sde") if masked else samplers:
         clone, rows = counted(model)
-        search = searching(clone, request, name, latent=how.get("latent", EMPTY), mask=how.get("noise_mask"))
-        found = replace(search, drafter=GuiderDrafter(guider(drafts, 1.0)), rest=search.sigmas[7:]).run()
+        search = searching(
+            clone, request, name, latent=how.get("latent", EMPTY), mask=how.get("noise_mask")
+        )
+        found = replace(
+            search, drafter=GuiderDrafter(guider(drafts, 1.0)), rest=search.sigmas[7:]
+        ).run()
         spent, seed = found.result.spent, found.result.best.seed
         assert (sum(rows), sum(drafted)) == (2 * spent.cost.nfe, spent.cost.draft_calls), name
         drafted.clear()
@@ -159,12 +172,24 @@ def test_the_winner_is_that_of_the_pipeline(comfy: None) -> None:
     how = {"name": "seed-pruning", "n": 12, "keep": [0.25], "levels": [0.7]}
     with torch.inference_mode(False):
         pipe = load("embedded", dtype=torch.float32)
-        made = pipe(TEXT, search=how, reward="scenes", seed=5, guidance_scale=4.0,
-                    num_inference_steps=STEPS, batch_size=12, draft=None, output_type="pt")  # fmt: skip
+        made = pipe(
+            TEXT,
+            search=how,
+            reward="scenes",
+            seed=5,
+            guidance_scale=4.0,
+            num_inference_steps=STEPS,
+            batch_size=12,
+            draft=None,
+            output_type="pt",
+        )
     spec = EngineSpec(ModelOptions(), ("scenes",), batch=EngineOptions(batch_size=12))
     request = prepare(SearchRequest((Prompt(TEXT),), spec, how, Budget(), seed=5), ModelDefaults())
     pipe.scheduler.set_timesteps(STEPS)
-    theirs, ours = made.search[0], searching(embedded_model(), request, sigmas=pipe.scheduler.sigmas).run().result
+    theirs, ours = (
+        made.search[0],
+        searching(embedded_model(), request, sigmas=pipe.scheduler.sigmas).run().result,
+    )
     assert ours.best.seed == theirs.best.seed
     assert ours.spent.cost == theirs.spent.cost
     assert ours.best.reward == pytest.approx(theirs.best.reward, abs=1e-3)

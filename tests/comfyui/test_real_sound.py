@@ -1,4 +1,5 @@
-"""Searches for videos with sound over ComfyUI's own networks of LTX-2 and MiniMax-H3, tiny and with random weights."""
+"""Searches for videos with sound over ComfyUI's own networks of LTX-2 and MiniMax-H3, tiny and with
+random weights."""
 
 from __future__ import annotations
 
@@ -19,16 +20,34 @@ pytestmark = pytest.mark.usefixtures("comfy")
 CPU, STEPS, CFG = torch.device("cpu"), 8, 3.0
 SAMPLERS = ("euler", "heun", "uni_pc", "euler_ancestral", "dpmpp_sde", "euler_cfg_pp")
 LTX2 = {
-    "image_model": "ltxav", "in_channels": 128, "num_layers": 1, "caption_channels": 16, "cross_attention_dim": 32,
-    "audio_cross_attention_dim": 32, "attention_head_dim": 16, "audio_attention_head_dim": 16,
-    "num_attention_heads": 2, "audio_num_attention_heads": 2, "connector_attention_head_dim": 8,
-    "connector_num_attention_heads": 2, "connector_num_layers": 1,
-}  # fmt: skip
+    "image_model": "ltxav",
+    "in_channels": 128,
+    "num_layers": 1,
+    "caption_channels": 16,
+    "cross_attention_dim": 32,
+    "audio_cross_attention_dim": 32,
+    "attention_head_dim": 16,
+    "audio_attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "audio_num_attention_heads": 2,
+    "connector_attention_head_dim": 8,
+    "connector_num_attention_heads": 2,
+    "connector_num_layers": 1,
+}
 H3 = {
-    "image_model": "minimax_h3", "hidden_size": 32, "num_layers": 1, "token_refiner_num_layers": 1,
-    "num_attention_heads": 2, "attention_head_dim": 16, "ffn_hidden_size": 32, "text_dim": 16,
-    "timestep_input_dim": 16, "time_embed_hidden_size": 16, "time_embed_dim": 16, "rope_inv_freq_len": 2,
-}  # fmt: skip
+    "image_model": "minimax_h3",
+    "hidden_size": 32,
+    "num_layers": 1,
+    "token_refiner_num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "ffn_hidden_size": 32,
+    "text_dim": 16,
+    "timestep_input_dim": 16,
+    "time_embed_hidden_size": 16,
+    "time_embed_dim": 16,
+    "rope_inv_freq_len": 2,
+}
 
 
 class Kind(NamedTuple):
@@ -59,7 +78,12 @@ class Sounding(NamedTuple):
     def latent(self, *values: float) -> Any:
         from comfy.nested_tensor import NestedTensor
 
-        return NestedTensor([torch.full(shape, float(value)) for shape, value in zip(self.shapes, values, strict=True)])
+        return NestedTensor(
+            [
+                torch.full(shape, float(value))
+                for shape, value in zip(self.shapes, values, strict=True)
+            ]
+        )
 
     def guider(self, cfg: float) -> Any:
         from comfy.samplers import CFGGuider
@@ -76,7 +100,9 @@ class Sounding(NamedTuple):
         given = {"sigmas": sigmas, "latent": self.latent(0, 0), "vae": Channels(), **more}
         return LatentSearch(how, self.guider(CFG), sampler_object(name), **given)
 
-    def stock(self, seed: int, name: str = "euler", cfg: float = CFG, latent: Any = None, **more: Any) -> Any:
+    def stock(
+        self, seed: int, name: str = "euler", cfg: float = CFG, latent: Any = None, **more: Any
+    ) -> Any:
         import comfy.sample
 
         latent, steps = self.latent(0, 0) if latent is None else latent, more.pop("steps", STEPS)
@@ -126,7 +152,9 @@ def sounding(request: pytest.FixtureRequest, comfy: None, inference: None) -> So
 
 def apart(a: Any, b: Any) -> float:
     """The largest difference of two nested latents."""
-    return max(float((one - other).abs().max()) for one, other in zip(a.unbind(), b.unbind(), strict=True))
+    return max(
+        float((one - other).abs().max()) for one, other in zip(a.unbind(), b.unbind(), strict=True)
+    )
 
 
 def check(found: FoundLatents, same: Any) -> None:
@@ -166,7 +194,10 @@ def test_the_sound_that_a_mask_keeps_stays(sounding: Sounding) -> None:
 
 
 def test_a_finished_draft_is_comfyuis_video_to_video(sounding: Sounding) -> None:
-    whole, drafter = sounding.search(wanted(budget=Budget(images=4))), GuiderDrafter(sounding.guider(1.0))
+    whole, drafter = (
+        sounding.search(wanted(budget=Budget(images=4))),
+        GuiderDrafter(sounding.guider(1.0)),
+    )
     found = replace(whole, drafter=drafter, rest=whole.sigmas[4:]).run()
     seed = found.result.best.seed
     draft = sounding.stock(seed, cfg=1.0, steps=1)
@@ -192,9 +223,25 @@ def test_the_node_gives_latents_that_stock_nodes_take_apart(sounding: Sounding) 
 
     positive, negative = sounding.texts
     latent = {"samples": sounding.latent(0, 0)}
-    given = {"reward": (Weighted(make_reward("brightness"), 1.0),), "prompt": "", "seed": 5, "budget": Budget(images=4)}
-    given |= {"model": sounding.model, "positive": positive, "negative": negative, "latent_image": latent}
-    given |= {"vae": Channels(), "steps": STEPS, "cfg": CFG, "sampler_name": "euler", "scheduler": "simple"}
+    given = {
+        "reward": (Weighted(make_reward("brightness"), 1.0),),
+        "prompt": "",
+        "seed": 5,
+        "budget": Budget(images=4),
+    }
+    given |= {
+        "model": sounding.model,
+        "positive": positive,
+        "negative": negative,
+        "latent_image": latent,
+    }
+    given |= {
+        "vae": Channels(),
+        "steps": STEPS,
+        "cfg": CFG,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+    }
     given |= {"denoise": 1.0, "algorithm": "seed-pruning", "keep": 2}
     found, images, seeds, _, report = search_sampler.execute(**given).result
     video, sound = (each["samples"] for each in LTXVSeparateAVLatent.execute(found).result)

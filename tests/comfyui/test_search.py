@@ -16,7 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from tests.comfyui import double
-from tests.comfyui.double import EVALUATIONS, LOOPS, SHAPE, Const, Exploding, Guider, Model, NestedTensor, Stock, Vae
+from tests.comfyui.double import (
+    EVALUATIONS,
+    LOOPS,
+    SHAPE,
+    Const,
+    Exploding,
+    Guider,
+    Model,
+    NestedTensor,
+    Stock,
+    Vae,
+)
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
@@ -50,13 +61,22 @@ def sigmas(model: Model, steps: int = STEPS) -> Tensor:
     return falling if isinstance(model.model_sampling, Const) else 10 * falling**2
 
 
-def wanted(batch: int | None = SEEDS, sampler: SamplerOptions | None = None, **more: Any) -> Prepared:
-    spec = EngineSpec(ModelOptions(), ("brightness",), sampler or SamplerOptions(), EngineOptions(batch_size=batch))
+def wanted(
+    batch: int | None = SEEDS, sampler: SamplerOptions | None = None, **more: Any
+) -> Prepared:
+    spec = EngineSpec(
+        ModelOptions(),
+        ("brightness",),
+        sampler or SamplerOptions(),
+        EngineOptions(batch_size=batch),
+    )
     given = {"search": PRUNED, "budget": Budget(), "seed": 11, **more}
     return prepare(SearchRequest((Prompt("a red circle"),), spec, **given), ModelDefaults())
 
 
-def searching(model: Model, how: Prepared, name: Any = "euler", cfg: float = 2.0, **more: Any) -> LatentSearch:
+def searching(
+    model: Model, how: Prepared, name: Any = "euler", cfg: float = 2.0, **more: Any
+) -> LatentSearch:
     given = {"sigmas": sigmas(model), "latent": EMPTY, "vae": Vae(), **more}
     return LatentSearch(how, Guider(model, cfg), Stock(LOOPS.get(name, name)), **given)
 
@@ -68,7 +88,13 @@ def half_masked() -> tuple[Tensor, Tensor]:
 
 
 def alone(
-    model: Model, seed: int, name: str, cfg: float, latent: Any = EMPTY, mask: Any = None, at: Tensor | None = None
+    model: Model,
+    seed: int,
+    name: str,
+    cfg: float,
+    latent: Any = EMPTY,
+    mask: Any = None,
+    at: Tensor | None = None,
 ) -> Any:
     """What the sampler makes of a seed without a search, at these sigmas."""
     generator, at = torch.Generator().manual_seed(seed), sigmas(model) if at is None else at
@@ -79,7 +105,9 @@ def alone(
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
 @pytest.mark.parametrize("name", LOOPS)
-def test_the_winner_is_what_the_sampler_makes_of_its_seed(model: Model, name: str, cfg: float) -> None:
+def test_the_winner_is_what_the_sampler_makes_of_its_seed(
+    model: Model, name: str, cfg: float
+) -> None:
     found = searching(model, wanted(), name, cfg).run()
     made, spent = sum(model.rows), found.result.spent
     winner = found.result.best.seed
@@ -107,7 +135,9 @@ def test_a_masked_latent_is_painted_anew_as_the_sampler_does_alone(model: Model)
     latent, mask = half_masked()
     for name in LOOPS:
         found = searching(model, wanted(), name, latent=latent, mask=mask).run()
-        assert torch.allclose(alone(model, found.result.best.seed, name, 2.0, latent, mask), found.latents, atol=1e-5)
+        assert torch.allclose(
+            alone(model, found.result.best.seed, name, 2.0, latent, mask), found.latents, atol=1e-5
+        )
     how = wanted(sampler=SamplerOptions("sde"), search="smc", budget=Budget(nfe=40))
     found = searching(model, how, latent=latent, mask=mask).run()
     assert torch.allclose(found.latents[..., :2], latent[..., :2], atol=1e-6)
@@ -116,7 +146,9 @@ def test_a_masked_latent_is_painted_anew_as_the_sampler_does_alone(model: Model)
 
 def test_ttsnaps_ode_is_euler_and_all_its_kernels_end_where_the_model_does(model: Model) -> None:
     found = searching(model, wanted(sampler=SamplerOptions("ode"))).run()
-    assert torch.allclose(alone(model, found.result.best.seed, "euler", 2.0), found.latents, atol=1e-4)
+    assert torch.allclose(
+        alone(model, found.result.best.seed, "euler", 2.0), found.latents, atol=1e-4
+    )
     model.spread = 1e-4  # it has one image only
     for kernel in ("ode", "sde", "ddim:0.5"):
         model.rows.clear()
@@ -139,7 +171,9 @@ def test_a_draft_of_a_model_without_spread_is_its_image(model: Model) -> None:
     search = searching(model, how, drafter=GuiderDrafter(Guider(drafts, 1.0), 2, 0.9))
     calls = search.run(lambda event, _: events.append(event)).result.spent.cost.draft_calls
     assert sum(drafts.rows) == calls >= 40
-    drafted = [event for event in events if event.kind == "score" and event.look.startswith("draft")]
+    drafted = [
+        event for event in events if event.kind == "score" and event.look.startswith("draft")
+    ]
     assert len(drafted) == calls / 2
     assert all(torch.allclose(event.image, torch.tensor(0.625), atol=1e-2) for event in drafted)
 
@@ -152,7 +186,11 @@ def test_networks_are_loaded_again_after_each_decode_and_for_each_other(
     management.loads.clear()
     model.rows.clear()
     how = wanted(search={"name": "seed-pruning", "n": 20})  # with the model as its own drafter
-    spent = searching(model, how, cfg=1.0, drafter=GuiderDrafter(Guider(model, 1.0), 1, 0.87)).run().result.spent
+    spent = (
+        searching(model, how, cfg=1.0, drafter=GuiderDrafter(Guider(model, 1.0), 1, 0.87))
+        .run()
+        .result.spent
+    )
     assert sum(model.rows) == spent.cost.nfe + spent.cost.draft_calls
     assert spent.cost.draft_calls > 0
     assert len(management.loads) >= 4
@@ -160,13 +198,24 @@ def test_networks_are_loaded_again_after_each_decode_and_for_each_other(
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", [*LOOPS, "ode"])
-def test_a_finished_draft_is_what_the_sampler_makes_of_its_latent(model: Model, name: str, masked: bool) -> None:
-    """The draft is a step of the drafter from noise to the end, and its finish image-to-image with the same noise."""
+def test_a_finished_draft_is_what_the_sampler_makes_of_its_latent(
+    model: Model, name: str, masked: bool
+) -> None:
+    """The draft is a step of the drafter from noise to the end, and its finish image-to-image with
+    the same noise."""
     latent, mask = half_masked()
     how = {"latent": latent, "mask": mask} if masked else {}
-    drafts, rest, loop = Model(model.model_sampling, 0.9, 0.5), sigmas(model)[5:], "euler" if name == "ode" else name
-    pruned = wanted(sampler=SamplerOptions("ode" if name == "ode" else "pipeline"), budget=Budget(images=4))
-    found = searching(model, pruned, loop, drafter=GuiderDrafter(Guider(drafts, 1.0)), rest=rest, **how).run()
+    drafts, rest, loop = (
+        Model(model.model_sampling, 0.9, 0.5),
+        sigmas(model)[5:],
+        "euler" if name == "ode" else name,
+    )
+    pruned = wanted(
+        sampler=SamplerOptions("ode" if name == "ode" else "pipeline"), budget=Budget(images=4)
+    )
+    found = searching(
+        model, pruned, loop, drafter=GuiderDrafter(Guider(drafts, 1.0)), rest=rest, **how
+    ).run()
     spent, seed = found.result.spent, found.result.best.seed
     assert (sum(model.rows), sum(drafts.rows)) == (2 * spent.cost.nfe, spent.cost.draft_calls)
     assert spent.cost.draft_calls == SEEDS
@@ -189,7 +238,9 @@ def test_mixed_noise_begins_from_its_own_draft(model: Model) -> None:
 
 
 def test_where_drafts_are_finished(model: Model) -> None:
-    levels = sigmas(model, 12) / (1 if isinstance(model.model_sampling, Const) else 1 + sigmas(model, 12))
+    levels = sigmas(model, 12) / (
+        1 if isinstance(model.model_sampling, Const) else 1 + sigmas(model, 12)
+    )
     for level in (0.1, 0.5, 0.9):
         steps, rest = finishing_sigmas(Finish(level), partial(sigmas, model), 12, model)
         assert (steps, rest[0]) == (12, sigmas(model, 12)[(levels[:-1] - level).abs().argmin()])
@@ -200,7 +251,10 @@ def test_where_drafts_are_finished(model: Model) -> None:
         with pytest.raises(ValueError, match=f"{nothing}.*as 0\\.[0-9]+"):
             finishing_sigmas(nothing, partial(sigmas, model), 12, model)
     drafter = GuiderDrafter(Guider(Model(model.model_sampling), 1.0))
-    plain, begun = (searching(model, wanted(), drafter=drafter, rest=rest).run() for rest in (None, sigmas(model)))
+    plain, begun = (
+        searching(model, wanted(), drafter=drafter, rest=rest).run()
+        for rest in (None, sigmas(model))
+    )
     assert torch.equal(plain.latents, begun.latents)  # from pure noise: a draft changes nothing
     assert plain.result.spent.cost == begun.result.spent.cost
 
@@ -237,7 +291,9 @@ def test_a_fault_in_a_sampler_is_the_searchs(model: Model) -> None:
         ({"search": "smc", "budget": Budget(nfe=40)}, {}, "sampler"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_before_the_model_runs(how: Any, more: Any, why: str) -> None:
+def test_what_cannot_be_searched_is_refused_before_the_model_runs(
+    how: Any, more: Any, why: str
+) -> None:
     model = Model(Exploding())
     with pytest.raises(ValueError, match=why):
         searching(model, wanted(**how), **more).run()
@@ -266,13 +322,16 @@ def with_sound(video: float = 0.0, sound: float = 0.0) -> NestedTensor:
 
 
 def nested_apart(a: Any, b: Any) -> float:
-    return max(float((one - other).abs().max()) for one, other in zip(a.unbind(), b.unbind(), strict=True))
+    return max(
+        float((one - other).abs().max()) for one, other in zip(a.unbind(), b.unbind(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("most_rows", [None, 1])
 @pytest.mark.parametrize("name", [*LOOPS, "ode"])
 def test_videos_with_sound_are_the_samplers(model: Model, name: str, most_rows: int | None) -> None:
-    """Where they begin from noise, from a latent that is half painted anew, and from drafts, by a model of one row."""
+    """Where they begin from noise, from a latent that is half painted anew, and from drafts, by a
+    model of one row."""
     kernel, loop = ("ode", "euler") if name == "ode" else ("pipeline", name)
     how, model.most_rows = wanted(sampler=SamplerOptions(kernel), keep=2), most_rows
     mask = with_sound(1.0, 0.0)
@@ -285,8 +344,12 @@ def test_videos_with_sound_are_the_samplers(model: Model, name: str, most_rows: 
         assert max(model.rows) == 2 * (most_rows or SEEDS)
         assert found.latents.shape[0] == len(found.result.images) == 2
         made = alone(model, best.seed, loop, 2.0, **given)
-        assert nested_apart(made, NestedTensor([field[:1] for field in found.latents.unbind()])) < 1e-4
-        assert torch.allclose(best.pixels.movedim(1, -1), Vae().decode(made.unbind()[0])[0], atol=1e-4)
+        assert (
+            nested_apart(made, NestedTensor([field[:1] for field in found.latents.unbind()])) < 1e-4
+        )
+        assert torch.allclose(
+            best.pixels.movedim(1, -1), Vae().decode(made.unbind()[0])[0], atol=1e-4
+        )
         assert spent.cost.reward_calls == 3 * spent.cost.decodes
     drafts = Model(model.model_sampling, 0.9, 0.5, most_rows=most_rows)
     drafter, rest = GuiderDrafter(Guider(drafts, 1.0)), sigmas(model)[5:]
@@ -309,7 +372,9 @@ def test_what_is_noised_by_the_seed_is_so_for_each_candidate(model: Model, name:
     drafts, rest = Model(model.model_sampling, 0.9, 0.5, noised=True), sigmas(model)[5:]
     found = searching(model, how, loop, drafter=GuiderDrafter(Guider(drafts, 1.0)), rest=rest).run()
     draft = alone(drafts, found.result.best.seed, "euler", 1.0, at=sigmas(model)[[0, -1]])
-    assert torch.allclose(alone(model, found.result.best.seed, loop, 2.0, draft, at=rest), found.latents, atol=1e-4)
+    assert torch.allclose(
+        alone(model, found.result.best.seed, loop, 2.0, draft, at=rest), found.latents, atol=1e-4
+    )
 
 
 def test_particles_of_videos_with_sound_end_where_the_model_does(model: Model) -> None:
@@ -331,7 +396,10 @@ def test_rewards_see_frames_of_previews(latent: Any) -> None:
         return Image.new("RGB", (4, 4))
 
     small = SimpleNamespace(decode=Vae().decode, first_stage_model=None)
-    for previewer, frames in ((Mock(decode_latent_to_preview=first, taesd=None), 1), (Mock(taesd=small), 3)):
+    for previewer, frames in (
+        (Mock(decode_latent_to_preview=first, taesd=None), 1),
+        (Mock(taesd=small), 3),
+    ):
         events = list[Any]()
         search = searching(Model(Const()), wanted(), latent=latent, previewer=previewer)
         search.run(lambda event, _, events=events: events.append(event))  # type: ignore[misc]

@@ -15,27 +15,58 @@ from ttsnap.loop.ledger import Ledger
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 
 
-@pytest.mark.parametrize(("text", "budget"), [
-    ("400nfe", Budget(nfe=400)), ("1_000 NFE", Budget(nfe=1000)), ("2pflop", Budget(flops=2e15)),
-    ("1.5TFLOPs", Budget(flops=1.5e12)), ("30s", Budget(seconds=30)), ("5min", Budget(seconds=300)),
-    ("400nfe,30s", Budget(nfe=400, seconds=30)), ("12decodes, 20rewards", Budget(decodes=12, reward_calls=20)),
-    ("2.5 images,30s", Budget(images=2.5, seconds=30)), ("high", Budget(images=80)), (None, Budget()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("400nfe", Budget(nfe=400)),
+        ("1_000 NFE", Budget(nfe=1000)),
+        ("2pflop", Budget(flops=2e15)),
+        ("1.5TFLOPs", Budget(flops=1.5e12)),
+        ("30s", Budget(seconds=30)),
+        ("5min", Budget(seconds=300)),
+        ("400nfe,30s", Budget(nfe=400, seconds=30)),
+        ("12decodes, 20rewards", Budget(decodes=12, reward_calls=20)),
+        ("2.5 images,30s", Budget(images=2.5, seconds=30)),
+        ("high", Budget(images=80)),
+        (None, Budget()),
+    ],
+)
 def test_parse(text: str | None, budget: Budget) -> None:
     assert Budget.parse(text) == budget
     if budget != Budget():
         assert Budget.parse(str(budget)) == budget
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("100nef", "did you mean 100nfe"), ("5mn", "did you mean 5min"), ("3 pflpo", "did you mean 3pflop"),
-    ("1decods", "did you mean 1decode"),
-    ("5", "write 5nfe .* or 5images"), (5, "write 5nfe"), (" 1_000 ", "write 1000nfe"), ("400,30s", "write 400nfe"),
-    ("1e3", "write 1e3nfe"),
-    *[(text, "budget") for text in ("", "nfe", "-5nfe", "0nfe", "4.5nfe", "10 parsecs", "3nfe,4nfe", "nan s")],
-    *[(text, "budget") for text in ("1e308nfe", "1e308images", "1e308flop", "1e300min", "1e999s", "1e16decodes")],
-    ("9" * 400, "budget"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("100nef", "did you mean 100nfe"),
+        ("5mn", "did you mean 5min"),
+        ("3 pflpo", "did you mean 3pflop"),
+        ("1decods", "did you mean 1decode"),
+        ("5", "write 5nfe .* or 5images"),
+        (5, "write 5nfe"),
+        (" 1_000 ", "write 1000nfe"),
+        ("400,30s", "write 400nfe"),
+        ("1e3", "write 1e3nfe"),
+        *[
+            (text, "budget")
+            for text in ("", "nfe", "-5nfe", "0nfe", "4.5nfe", "10 parsecs", "3nfe,4nfe", "nan s")
+        ],
+        *[
+            (text, "budget")
+            for text in (
+                "1e308nfe",
+                "1e308images",
+                "1e308flop",
+                "1e300min",
+                "1e999s",
+                "1e16decodes",
+            )
+        ],
+        ("9" * 400, "budget"),
+    ],
+)
 def test_bad_budgets_are_shown_with_what_was_meant(text: str | int, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         Budget.parse(text)
@@ -60,7 +91,9 @@ def test_the_task_counts_the_tightest_cap_in_evaluations() -> None:
     engine.price = Price(Rates(nfe=10.0, decodes=2.0, reward_calls=4.0), Rates(nfe=0.5))
     assert task_of(Budget(nfe=100), engine) == Task(GRID, 1, 100.0, 0.0)
     assert task_of(Budget(nfe=100, flops=1000), engine, keep=3) == Task(GRID, 3, 100.0, 1.0)
-    assert task_of(Budget(seconds=10, nfe=100), engine, shared=True) == Task(GRID, 1, 20.0, 0.0, True)
+    assert task_of(Budget(seconds=10, nfe=100), engine, shared=True) == Task(
+        GRID, 1, 20.0, 0.0, True
+    )
     assert task_of(Budget(decodes=10), engine).allowance == np.inf
 
 
@@ -72,7 +105,15 @@ def table(*moves: Move) -> ParticleTable:
         for scored in (True, False):
             r = plan.rows.take(plan.rows.score == scored)
             uids = plan.uid[plan.rows.score == scored]
-            t.record(Outcome(0, uids, r.stop, r.score & (r.stop < GRID.steps), np.zeros((1, 1)) if scored else None))
+            t.record(
+                Outcome(
+                    0,
+                    uids,
+                    r.stop,
+                    r.score & (r.stop < GRID.steps),
+                    np.zeros((1, 1)) if scored else None,
+                )
+            )
     return t
 
 

@@ -1,4 +1,5 @@
-"""Every kind of cost is summed, priced, capped, read and printed; and a new one is, by its line alone."""
+"""Every kind of cost is summed, priced, capped, read and printed; and a new one is, by its line
+alone."""
 
 from __future__ import annotations
 
@@ -24,12 +25,20 @@ def only(kind: CostKind, amount: int) -> Cost:
 
 @each
 def test_it_is_summed_and_priced(kind: CostKind) -> None:
-    assert only(kind, 3).plus(only(kind, 4), only(kind, 5)) == only(kind, 12) == only(kind, 3) + only(kind, 9)
+    assert (
+        only(kind, 3).plus(only(kind, 4), only(kind, 5))
+        == only(kind, 12)
+        == only(kind, 3) + only(kind, 9)
+    )
     assert only(kind, 3) - only(kind, 4) == only(kind, -1)
-    assert (OTHERS + only(kind, 10)).named() == OTHERS.named() | {kind.name: OTHERS.named()[kind.name] + 10}
+    assert (OTHERS + only(kind, 10)).named() == OTHERS.named() | {
+        kind.name: OTHERS.named()[kind.name] + 10
+    }
     rates = Rates(**{kind.name: 2.5}, call=1e9)
     assert rates.of(OTHERS) == 2.5 * OTHERS.named()[kind.name]
-    assert rates.by_phase(only(kind, 4)) == {phase: 10.0 if phase == kind.phase else 0.0 for phase in PHASES}
+    assert rates.by_phase(only(kind, 4)) == {
+        phase: 10.0 if phase == kind.phase else 0.0 for phase in PHASES
+    }
     price = Price(rates)
     summary = Spent(only(kind, 4), price, "").to_json()
     assert summary["flops"] == summary[f"flops_{kind.phase}"] == 10.0
@@ -62,10 +71,27 @@ def test_it_is_capped_and_its_cap_read_and_written(kind: CostKind) -> None:
 
 def test_files_have_the_keys_that_they_always_had() -> None:
     assert list(Spent(Cost(), Price(), "").to_json())[:12] == [
-        "nfe", "forward_passes", "decodes", "previews", "reward_calls",
-        "flops", "flops_denoise", "flops_decode", "flops_reward", "gradients", "flops_gradient", "budget",
-    ]  # fmt: skip
-    assert list(OTHERS.counts()) == ["nfe", "decodes", "reward_calls", "previews", "gradients", "backwards"]
+        "nfe",
+        "forward_passes",
+        "decodes",
+        "previews",
+        "reward_calls",
+        "flops",
+        "flops_denoise",
+        "flops_decode",
+        "flops_reward",
+        "gradients",
+        "flops_gradient",
+        "budget",
+    ]
+    assert list(OTHERS.counts()) == [
+        "nfe",
+        "decodes",
+        "reward_calls",
+        "previews",
+        "gradients",
+        "backwards",
+    ]
     assert list(Cost().counts()) == ["nfe", "decodes", "reward_calls"]
     caps = Budget(1, 2, 3, 4, 5, 6, flops=7e15, seconds=8, images=9)
     assert str(caps) == "1nfe,2decodes,3rewards,4previews,5gradients,6backwards,8s,9images,7pflop"
@@ -111,6 +137,10 @@ def test_a_new_kind_is_the_line_of_the_how_to(tmp_path: Path) -> None:
     assert found is not None
     copy_package(tmp_path)
     table = tmp_path / "ttsnap" / "core" / "cost.py"
-    last = [line for line in table.read_text().splitlines(keepends=True) if re.match(r"    \w+: N = kind\(", line)][-1]
+    last = [
+        line
+        for line in table.read_text().splitlines(keepends=True)
+        if re.match(r"    \w+: N = kind\(", line)
+    ][-1]
     table.write_text(table.read_text().replace(last, f"{last}    {found.group()}"))
     run_trial(TRIAL, tmp_path)

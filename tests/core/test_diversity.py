@@ -1,4 +1,5 @@
-"""Groups of images that are good and unlike each other, against brute force and by cases whose answer is known."""
+"""Groups of images that are good and unlike each other, against brute force and by cases whose
+answer is known."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def test_greedy_against_brute_force(weight: float, k: int) -> None:
         group = diverse(values, features, k, weight)
         assert len(set(group.tolist())) == k
         assert group[0] == values.argmax()
-        shares.append(objective(values, features, group, weight) / best(values, features, k, weight))
+        shares.append(
+            objective(values, features, group, weight) / best(values, features, k, weight)
+        )
     assert min(shares) >= 0.5  # for a metric, as was proven
     assert max(shares) <= 1 + 1e-9
     assert np.mean(shares) > (0.98 if weight <= 1 else 0.9)
@@ -53,15 +56,30 @@ def test_of_images_that_are_alike_the_best_are_kept(error: float) -> None:
 INF, NAN = np.inf, np.nan
 
 
-@pytest.mark.parametrize(("values", "features", "weight", "group"), [
-    ([3.0, 2.9, 1.0, 0.9, 0.0], np.eye(3)[[0, 0, 1, 1, 2]], 2.0, {0, 2}),  # of twins one
-    ([3.0, 2.9, 1.0, 0.9, 0.0], np.eye(3)[[0, 0, 1, 1, 2]], 4.0, {0, 2, 4}),
-    ([3.0, 2.9, 1.0, 0.9, 0.0], np.eye(3)[[0, 0, 1, 1, 2]], 0.01, {0, 1}),
-    ([7.0] * 4, np.eye(4)[[0, 0, 1, 2]], 1.0, {0, 2, 3}),  # nothing to divide by
-    ([-INF, 1.0, -INF, 0.5, 0.2], [[0.0, -1], [1, 0], [NAN, NAN], [1, 0.1], [0, 1]], 9.0, {1, 4}),
-    ([-INF, 1.0, -INF, 0.5, 0.2], [[0.0, -1], [1, 0], [NAN, NAN], [1, 0.1], [0, 1]], 9.0, {1, 3, 4, 0}),
-])  # fmt: skip
-def test_known_groups(values: list[float], features: np.ndarray, weight: float, group: set[int]) -> None:
+@pytest.mark.parametrize(
+    ("values", "features", "weight", "group"),
+    [
+        ([3.0, 2.9, 1.0, 0.9, 0.0], np.eye(3)[[0, 0, 1, 1, 2]], 2.0, {0, 2}),  # of twins one
+        ([3.0, 2.9, 1.0, 0.9, 0.0], np.eye(3)[[0, 0, 1, 1, 2]], 4.0, {0, 2, 4}),
+        ([3.0, 2.9, 1.0, 0.9, 0.0], np.eye(3)[[0, 0, 1, 1, 2]], 0.01, {0, 1}),
+        ([7.0] * 4, np.eye(4)[[0, 0, 1, 2]], 1.0, {0, 2, 3}),  # nothing to divide by
+        (
+            [-INF, 1.0, -INF, 0.5, 0.2],
+            [[0.0, -1], [1, 0], [NAN, NAN], [1, 0.1], [0, 1]],
+            9.0,
+            {1, 4},
+        ),
+        (
+            [-INF, 1.0, -INF, 0.5, 0.2],
+            [[0.0, -1], [1, 0], [NAN, NAN], [1, 0.1], [0, 1]],
+            9.0,
+            {1, 3, 4, 0},
+        ),
+    ],
+)
+def test_known_groups(
+    values: list[float], features: np.ndarray, weight: float, group: set[int]
+) -> None:
     assert set(diverse(np.array(values), np.array(features), len(group), weight).tolist()) == group
 
 
@@ -70,7 +88,9 @@ def test_values_and_features_of_any_scale_give_the_same_group() -> None:
     values, features = rng.normal(size=15), rng.normal(size=(15, 4))
     group = diverse(values, features, 5, 1.0)
     np.testing.assert_array_equal(group, diverse(1e4 * values - 7e5, features, 5, 1.0))
-    np.testing.assert_array_equal(group, diverse(values, features * rng.uniform(0.01, 9, (15, 1)), 5, 1.0))
+    np.testing.assert_array_equal(
+        group, diverse(values, features * rng.uniform(0.01, 9, (15, 1)), 5, 1.0)
+    )
 
 
 def test_distances_are_a_metric_of_mean_one() -> None:

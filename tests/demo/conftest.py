@@ -15,10 +15,22 @@ from ttsnap.demo.form import DemoLimits
 
 PROMPT = "two red circles and a blue square"
 FIELDS: dict[str, Any] = {
-    "prompt": PROMPT, "algorithm": "seed-pruning", "rewards": ["scenes"], "budget": "60nfe", "steps": 10, "seed": 3,
-    "keep": 1, "size": 0, "model": "embedded", "negative": "", "guidance": None, "draft": False, "picture": None,
-    "strength": 0.7, "diverse": False,
-}  # fmt: skip
+    "prompt": PROMPT,
+    "algorithm": "seed-pruning",
+    "rewards": ["scenes"],
+    "budget": "60nfe",
+    "steps": 10,
+    "seed": 3,
+    "keep": 1,
+    "size": 0,
+    "model": "embedded",
+    "negative": "",
+    "guidance": None,
+    "draft": False,
+    "picture": None,
+    "strength": 0.7,
+    "diverse": False,
+}
 
 
 @pytest.fixture(scope="session")

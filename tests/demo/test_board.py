@@ -64,7 +64,9 @@ class Well(HTMLParser):
 def searched(name: str, budget: str = "100nfe", **options: Any) -> tuple[list[Event], Result]:
     events: list[Event] = []
     engine = DryEngine(GRID, ("reward",))
-    [result] = search(["p"], make_algorithm(name, **options), engine, budget, on_event=events.append)
+    [result] = search(
+        ["p"], make_algorithm(name, **options), engine, budget, on_event=events.append
+    )
     return events, result
 
 
@@ -76,16 +78,24 @@ def begun(candidates: int = 3, levels: tuple[float, ...] = (1.0, 0.5, 0.0)) -> B
 
 
 def moved(board: Board, uids: list[int], parents: list[int], step: int, drop: Any = ()) -> None:
-    rows = {"start": [step] * len(uids), "stop": [step + 1] * len(uids), "seeds": [5 + uid for uid in uids]}
+    rows = {
+        "start": [step] * len(uids),
+        "stop": [step + 1] * len(uids),
+        "seeds": [5 + uid for uid in uids],
+    }
     board.move({"uids": uids, "parents": parents, **rows, "drop": [*drop]})
 
 
-def scored(board: Board, uid: int, step: int, score: float, nfe: int, right: bool | None = None) -> None:
+def scored(
+    board: Board, uid: int, step: int, score: float, nfe: int, right: bool | None = None
+) -> None:
     board.spent = Cost(nfe=nfe)
     board.score(uid, step, [score], right=right)
 
 
-@pytest.mark.parametrize("name", ["best-of-n", "seed-pruning", "ttsnap", "code", "svdd", "best-first", "depth-first"])
+@pytest.mark.parametrize(
+    "name", ["best-of-n", "seed-pruning", "ttsnap", "code", "svdd", "best-first", "depth-first"]
+)
 def test_events_and_trace_tell_the_same(name: str) -> None:
     events, result = searched(name)
     live = Board(GRID.levels)
@@ -96,17 +106,24 @@ def test_events_and_trace_tell_the_same(name: str) -> None:
     assert live.best is not None
     assert live.best.uid == result.best.uid
     assert live.best.value == result.best.reward
-    assert (live.spent.decodes, live.spent.reward_calls) == (result.spent.cost.decodes, result.spent.cost.reward_calls)
+    assert (live.spent.decodes, live.spent.reward_calls) == (
+        result.spent.cost.decodes,
+        result.spent.cost.reward_calls,
+    )
     assert {u: lane.parent for u, lane in live.lanes.items()} == dict(enumerate(p.parent.tolist()))
     assert {u: lane.seed for u, lane in live.lanes.items()} == dict(enumerate(p.seed.tolist()))
-    assert {u for u, lane in live.lanes.items() if lane.state == "finished"} == set(np.flatnonzero(p.finished).tolist())
+    assert {u for u, lane in live.lanes.items() if lane.state == "finished"} == set(
+        np.flatnonzero(p.finished).tolist()
+    )
     told = Board(GRID.levels)
     for move in result.trace:
         told.move(move)
         for uid, scores in move["scores"].items():
             told.score(uid, dict(zip(move["uids"], move["stop"], strict=True))[uid], scores)
     told.end()
-    assert {u: lane.scores for u, lane in told.lanes.items()} == {u: lane.scores for u, lane in live.lanes.items()}
+    assert {u: lane.scores for u, lane in told.lanes.items()} == {
+        u: lane.scores for u, lane in live.lanes.items()
+    }
 
 
 def test_ties_go_to_the_first_and_failures_never_win() -> None:
@@ -121,7 +138,9 @@ def test_ties_go_to_the_first_and_failures_never_win() -> None:
     assert 99 not in board.lanes
 
 
-@pytest.mark.parametrize("name", ["best-of-n", "seed-pruning", "svdd", "code", "best-first", "zero-order"])
+@pytest.mark.parametrize(
+    "name", ["best-of-n", "seed-pruning", "svdd", "code", "best-first", "zero-order"]
+)
 def test_every_moment_is_drawn_with_all_that_it_came_of_and_families_stay(name: str) -> None:
     twice = {"keep": (0.5, 0.5), "levels": (0.9, 0.7)} if name == "seed-pruning" else {}
     events, result = searched(name, "400nfe", **twice)
@@ -133,7 +152,11 @@ def test_every_moment_is_drawn_with_all_that_it_came_of_and_families_stay(name: 
         assert board.over == (event.kind == "end")
         shown, columns = board.placed()
         assert all(origin is None or origin in shown for origin in shown.values())
-        assert len({(column, look.step) for look, column in columns.items()}) == len(shown) == len(columns)
+        assert (
+            len({(column, look.step) for look, column in columns.items()})
+            == len(shown)
+            == len(columns)
+        )
         assert not shown or max(columns.values()) < COLUMNS
         html = render_stage("p", [View(name, board, Budget(nfe=400), 10.0)])
         Well(html)
@@ -142,13 +165,17 @@ def test_every_moment_is_drawn_with_all_that_it_came_of_and_families_stay(name: 
         now = list(board.seeds)
         for old, new in zip(before, now, strict=False):
             assert old == new or old not in now, "who is shown stays where the visitor's pointer is"
-        roots = [look.uid for look in sorted(shown, key=lambda look: columns[look]) if look.step < 0]
+        roots = [
+            look.uid for look in sorted(shown, key=lambda look: columns[look]) if look.step < 0
+        ]
         assert roots == [uid for uid in now if uid in roots]
         before = now
     best, uid = result.best, result.best.uid
     assert CandidateAtStep(uid, len(GRID.levels) - 1) in shown
-    assert board.lanes[min(columns, key=lambda look: columns[look]).uid].seed == best.seed  # the winner's is the first
-    own = f"{best.seed}" if result.particles.parent[uid] < 0 else f"{best.seed} ↳{uid}"  # branches share seeds
+    # the winner's is the first
+    assert board.lanes[min(columns, key=lambda look: columns[look]).uid].seed == best.seed
+    # branches share seeds
+    own = f"{best.seed}" if result.particles.parent[uid] < 0 else f"{best.seed} ↳{uid}"
     assert f"seed {own}, step 10" in html
     assert f"best: seed {own}, reward" in html
     assert html.count("tt-winner") == 1
@@ -185,7 +212,18 @@ def test_a_page_makes_room_for_the_shape_of_images() -> None:
 
 
 def test_the_pure_parts_need_neither_gradio_nor_torch() -> None:
-    names = ["board", "board_html", "panels", "chart", "form", "html", "snippet", "worker", "live", "stream"]
+    names = [
+        "board",
+        "board_html",
+        "panels",
+        "chart",
+        "form",
+        "html",
+        "snippet",
+        "worker",
+        "live",
+        "stream",
+    ]
     code = f"import sys\nfor n in {names!r}: __import__('ttsnap.demo.' + n)\n"
     code += "sys.exit(any(m in sys.modules for m in ('torch', 'gradio', 'diffusers')))"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -200,8 +238,12 @@ def test_the_best_so_far_is_a_step_line_of_estimates_and_then_of_finished_images
     scored(board, 2, 2, 0.4, 40, right=False)
     board.end()
     assert [(m.nfe, m.score, m.finished) for m in board.curve] == [
-        (10, 0.3, False), (20, 0.9, False), (30, 0.8, True), (40, 0.8, True), (40, 0.8, True)
-    ]  # fmt: skip
+        (10, 0.3, False),
+        (20, 0.9, False),
+        (30, 0.8, True),
+        (40, 0.8, True),
+        (40, 0.8, True),
+    ]
     html = render_chart([("Seed pruning", board)], 40)
     Well(html)
     assert LEGEND_RIGHT in html
@@ -222,21 +264,32 @@ def test_two_searches_are_drawn_on_one_scale_within_the_plot() -> None:
     Well(html)
     assert "Best-of-N <b>.700</b>" in html
     assert "Seed pruning <b>.900</b>" in html
-    # The dot at the end of a line means what the legend says: hollow where the image is wrong, full where it is right.
+    # The dot at the end of a line means what the legend says: hollow where the image is wrong, full
+    # where it is right.
     assert re.findall(r'class="tt-end (tt-\w+)', html) == ["tt-hollow", "tt-full"]
     hoped = begun(1)
     hoped.score(0, 1, [0.5])
-    assert re.findall(r'class="tt-end (tt-\w+)', render_chart([("Search", hoped)], 120)) == ["tt-faint"]
-    points = [(float(x), float(y)) for x, y in re.findall(r'tt-end tt-\w+ tt-c\d" d="M([\d.]+) ([\d.]+)h0', html)]
+    assert re.findall(r'class="tt-end (tt-\w+)', render_chart([("Search", hoped)], 120)) == [
+        "tt-faint"
+    ]
+    points = [
+        (float(x), float(y))
+        for x, y in re.findall(r'tt-end tt-\w+ tt-c\d" d="M([\d.]+) ([\d.]+)h0', html)
+    ]
     assert len(points) == 2
     assert all(1 < x < 99 and 3 < y < 97 for x, y in points)
 
 
 @pytest.mark.parametrize(
     ("low", "high", "found"),
-    [(0, 120, [0, 20, 40, 60, 80, 100, 120]), (0.61, 0.87, [0.6, 0.7, 0.8, 0.9]), (0.5, 0.5, [0.4, 0.6]),
-     (0, 0, [0, 0.25]), (-3, 1e6, [-500_000, 0, 500_000, 1_000_000])],
-)  # fmt: skip
+    [
+        (0, 120, [0, 20, 40, 60, 80, 100, 120]),
+        (0.61, 0.87, [0.6, 0.7, 0.8, 0.9]),
+        (0.5, 0.5, [0.4, 0.6]),
+        (0, 0, [0, 0.25]),
+        (-3, 1e6, [-500_000, 0, 500_000, 1_000_000]),
+    ],
+)
 def test_ticks_are_round(low: float, high: float, found: list[float]) -> None:
     values = ticks(low, high, 6 if high == 120 else 4)
     assert values[0] <= low
@@ -271,7 +324,9 @@ def test_what_is_left_of_a_budget_is_explained() -> None:
     assert text.startswith(f"SVDD ended after {result.spent.nfe} of 90 evaluations")
     assert sizes[1] == sizes[0] + 1
     assert int(text.rstrip(".").split()[-1]) > 90
-    assert why_unspent(asked_for("best-of-n", 100), GRID, replace(result.spent, cost=Cost(100))) == ""
+    assert (
+        why_unspent(asked_for("best-of-n", 100), GRID, replace(result.spent, cost=Cost(100))) == ""
+    )
     few = replace(result.spent, cost=Cost(40))
     assert "runs with n = 4" in why_unspent(asked_for("fk-steering", 100), GRID, few)
     for cap in ("3s", "10decodes"):  # another cap held, about which the search itself says enough

@@ -26,16 +26,25 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any, server: tuple[str, Path]) -> Iterator[Opener]:
-    """Opens the page; when the test ends, the console must be clean and nothing fetched from elsewhere."""
+    """Opens the page; when the test ends, the console must be clean and nothing fetched from
+    elsewhere."""
     troubles, contexts, own = list[str](), list[Any](), (server[0], "data:", "blob:")
 
     def visit(width: int = 1440, height: int = 900, scheme: str = "light") -> Any:
-        contexts.append(browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme))
+        contexts.append(
+            browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        )
         page = contexts[-1].new_page()
         page.set_default_timeout(60_000)
-        page.on("console", lambda message: troubles.append(message.text if message.type == "error" else ""))
+        page.on(
+            "console",
+            lambda message: troubles.append(message.text if message.type == "error" else ""),
+        )
         page.on("pageerror", lambda error: troubles.append(str(error) or "an error"))
-        page.on("request", lambda request: troubles.append("" if request.url.startswith(own) else request.url))
+        page.on(
+            "request",
+            lambda request: troubles.append("" if request.url.startswith(own) else request.url),
+        )
         page.goto(server[0])
         page.wait_for_selector("#search")
         return page
@@ -47,7 +56,10 @@ def visit(browser: Any, server: tuple[str, Path]) -> Iterator[Opener]:
 
 
 def choose(page: Any, budget: str, steps: int = 10) -> None:
-    for field, value in (("#budget input, #budget textarea", budget), ("#steps input[type=number]", str(steps))):
+    for field, value in (
+        ("#budget input, #budget textarea", budget),
+        ("#steps input[type=number]", str(steps)),
+    ):
         page.fill(field, value)
         page.press(field, "Tab")
 
@@ -93,7 +105,9 @@ def test_search_streams_and_gives_an_image(visit: Opener, tmp_path: Path) -> Non
     no_sideways_scroll(page)
 
 
-def test_an_error_clears_the_page_and_stop_is_active_only_while_something_runs(visit: Opener) -> None:
+def test_an_error_clears_the_page_and_stop_is_active_only_while_something_runs(
+    visit: Opener,
+) -> None:
     page = visit()
     assert page.is_disabled("#stop")
     choose(page, "5images")
@@ -124,8 +138,13 @@ def test_the_form(visit: Opener) -> None:
     assert page.locator(".form:has(#negative) #draft").count() == 0  # it has a frame of its own
     page.click("#algorithm input")
     group = page.wait_for_selector("#algorithm li[data-index='0']")
-    assert "Choose among seeds" in page.evaluate("e => getComputedStyle(e, '::before').content", group)
-    assert page.locator("#algorithm ul").bounding_box()["y"] >= page.locator(".tt-header").bounding_box()["height"]
+    assert "Choose among seeds" in page.evaluate(
+        "e => getComputedStyle(e, '::before').content", group
+    )
+    assert (
+        page.locator("#algorithm ul").bounding_box()["y"]
+        >= page.locator(".tt-header").bounding_box()["height"]
+    )
     page.click("#algorithm li[aria-label^='SVDD']")
     wait_for(page, ".tt-hint", "Adds noise at every step")
 
@@ -160,9 +179,13 @@ def test_stopping_and_comparing_with_pictures_that_are_large_and_open_larger(vis
     assert page.locator("#stage .tt-best img").count() == 2
     assert page.locator("#stage .tt-plot .tt-end").count() == 2
     wait_for(page, "#status", "done")
-    small = page.evaluate("[...document.querySelectorAll('#stage .tt-cell img')].map(image => image.clientWidth)")
+    small = page.evaluate(
+        "[...document.querySelectorAll('#stage .tt-cell img')].map(image => image.clientWidth)"
+    )
     assert min(small) >= 70
-    large = page.evaluate("[...document.querySelectorAll('#stage .tt-best img')].map(image => image.clientWidth)")
+    large = page.evaluate(
+        "[...document.querySelectorAll('#stage .tt-best img')].map(image => image.clientWidth)"
+    )
     assert min(large) >= 240
     marks = page.evaluate(
         """() => { const plot = document.querySelector('.tt-curve').getBoundingClientRect();
@@ -199,7 +222,9 @@ def test_a_candidate_is_finished_by_hand_and_the_search_ended_with_it(visit: Ope
     page.wait_for_selector("#stage [data-verb]")
     hand = page.locator("#stage .tt-hand").nth(1)
     name = hand.evaluate("hand => hand.parentElement.title.match(/seed (\\d+)/)[1]")
-    click = "hand => { hand.querySelector('[data-verb=finish]').click(); return hand.dataset.asked; }"
+    click = (
+        "hand => { hand.querySelector('[data-verb=finish]').click(); return hand.dataset.asked; }"
+    )
     assert hand.evaluate(click) == "finish"  # at once
     page.wait_for_function(
         """name => [...document.querySelectorAll('#stage .tt-cell')].some(
@@ -211,7 +236,9 @@ def test_a_candidate_is_finished_by_hand_and_the_search_ended_with_it(visit: Ope
     assert "2 wishes by hand" in page.inner_text("#stage .tt-note")
 
 
-def test_a_picture_is_changed_with_a_wipe_between_before_and_after(visit: Opener, tmp_path: Path) -> None:
+def test_a_picture_is_changed_with_a_wipe_between_before_and_after(
+    visit: Opener, tmp_path: Path
+) -> None:
     page = visit()
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     choose(page, "24nfe", 8)

@@ -1,4 +1,5 @@
-"""What visitors ask for: good fields are read, everything else is refused with a message, and nothing runs."""
+"""What visitors ask for: good fields are read, everything else is refused with a message, and
+nothing runs."""
 
 from __future__ import annotations
 
@@ -30,20 +31,75 @@ OFFER = ServingCatalog("embedded", REWARDS, lambda model: ModelDefaults({"guidan
 PICTURE = bytes(bombs.saved("PNG"))
 BOMBS = (*list(bombs.PICTURES.values())[7:], bombs.STILLS["png"], bombs.STILLS["gif"])
 HOSTILE: list[dict[str, Any]] = [
-    *({"prompt": p} for p in ("", "   ", None, 5, ["a"], "a" * 401, "a\0b", "\x1b[31mred", "\ud800", "x\u0085\ue000")),
-    *({"algorithm": a} for a in ("keep-all", "../x.json", "/etc/passwd.json", None, {"name": "smc"})),
-    *({"rewards": r} for r in ([], None, 3, ["os:system"], ["a.py:f"], ["http://169.254.169.254"], ["scenes"] * 4)),
-    *({"budget": b} for b in ("", None, "-5nfe", "0", "nan", "inf", "1e999nfe", "1e99images", "2001nfe", "5000images",
-                              "9" * 100, "1;ls", True, ["5nfe"], "high,3000s", "121s", "1e400", float("nan"))),
-    *({"steps": s} for s in (-1, 0, 1, 101, 1e9, float("nan"), float("inf"), "ten", None, 3.5, True, [10])),
+    *(
+        {"prompt": p}
+        for p in (
+            "",
+            "   ",
+            None,
+            5,
+            ["a"],
+            "a" * 401,
+            "a\0b",
+            "\x1b[31mred",
+            "\ud800",
+            "x\u0085\ue000",
+        )
+    ),
+    *(
+        {"algorithm": a}
+        for a in ("keep-all", "../x.json", "/etc/passwd.json", None, {"name": "smc"})
+    ),
+    *(
+        {"rewards": r}
+        for r in (
+            [],
+            None,
+            3,
+            ["os:system"],
+            ["a.py:f"],
+            ["http://169.254.169.254"],
+            ["scenes"] * 4,
+        )
+    ),
+    *(
+        {"budget": b}
+        for b in (
+            "",
+            None,
+            "-5nfe",
+            "0",
+            "nan",
+            "inf",
+            "1e999nfe",
+            "1e99images",
+            "2001nfe",
+            "5000images",
+            "9" * 100,
+            "1;ls",
+            True,
+            ["5nfe"],
+            "high,3000s",
+            "121s",
+            "1e400",
+            float("nan"),
+        )
+    ),
+    *(
+        {"steps": s}
+        for s in (-1, 0, 1, 101, 1e9, float("nan"), float("inf"), "ten", None, 3.5, True, [10])
+    ),
     *({"seed": s} for s in (-1, 2**31, 1e300, float("nan"), "0; DROP", None, 0.5)),
     *({"keep": k} for k in (0, -3, 9, 1e9, None, "1")),
     *({"size": s} for s in (-32, 8, 1025, 1e9, "big", float("nan"))),
     *({"negative": n} for n in (5, ["a"], "a" * 401, "a\0b", "\ud800")),
     *({"picture": p} for p in (*BOMBS, "x.png", 5, [PICTURE])),
-    *({"picture": PICTURE, "strength": s} for s in (0, -1, 1.1, float("nan"), None, "0.5", True, [1])),
+    *(
+        {"picture": PICTURE, "strength": s}
+        for s in (0, -1, 1.1, float("nan"), None, "0.5", True, [1])
+    ),
     *({"guidance": g} for g in (-1, 31, 1e300, float("nan"), float("inf"), "4; DROP", True, [4])),
-]  # fmt: skip
+]
 
 
 def none(model: str) -> ModelDefaults:
@@ -61,7 +117,10 @@ def asked(offer: ServingCatalog = OFFER, **changes: Any) -> Prepared:
 
 @pytest.mark.parametrize("changes", HOSTILE)
 def test_hostile_fields_are_refused(changes: dict[str, Any]) -> None:
-    begin, made = time.monotonic(), {name: value() if callable(value) else value for name, value in changes.items()}
+    begin, made = (
+        time.monotonic(),
+        {name: value() if callable(value) else value for name, value in changes.items()},
+    )
     with pytest.raises(ValueError, match=r"\w{3}") as caught:
         asked(**made)
     assert len(str(caught.value)) < 1000
@@ -70,7 +129,11 @@ def test_hostile_fields_are_refused(changes: dict[str, Any]) -> None:
 
 def test_good_fields_are_read() -> None:
     found = asked(prompt=" a  red\ncircle ", rewards=["scenes", "brightness", "scenes"], seed=7.0)
-    assert (found.prompt.text, found.engine.rewards, found.seed) == ("a red circle", ("scenes", "brightness"), 7)
+    assert (found.prompt.text, found.engine.rewards, found.seed) == (
+        "a red circle",
+        ("scenes", "brightness"),
+        7,
+    )
     assert found.call == {"guidance_scale": 4.0, "num_inference_steps": 10}
     assert str(found.budget) == "60nfe"
     assert str(asked(budget="medium").budget) == "20images"
@@ -82,13 +145,19 @@ def test_good_fields_are_read() -> None:
 
 
 def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafter() -> None:
-    offer = ServingCatalog("embedded", ("scenes", "brightness"), none, draft="my_draft:2", any_model=True)
+    offer = ServingCatalog(
+        "embedded", ("scenes", "brightness"), none, draft="my_draft:2", any_model=True
+    )
     found = wanted(offer, draft=True)
     assert found.engine.sampler.draft == "my_draft:2"
     assert baseline(found).engine.sampler.draft is None
     assert wanted(offer).engine.sampler.draft is None
     assert wanted(offer, draft=True, algorithm="best-of-n").engine.sampler.draft is None
-    for changes in ({"draft": "evil/weights"}, {"draft": [1]}, {"draft": True, "model": "some/model"}):
+    for changes in (
+        {"draft": "evil/weights"},
+        {"draft": [1]},
+        {"draft": True, "model": "some/model"},
+    ):
         with pytest.raises(ValueError, match=r"drafter|true or false"):
             wanted(offer, rewards=["brightness"], **changes)
     with pytest.raises(ValueError, match="no drafter"):
@@ -96,7 +165,9 @@ def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafte
 
 
 def test_the_models_own_draft_is_preset_and_left_to_the_model() -> None:
-    offer = ServingCatalog("embedded", REWARDS[:2], none, draft="embedded", drafts_first=True, any_model=True)
+    offer = ServingCatalog(
+        "embedded", REWARDS[:2], none, draft="embedded", drafts_first=True, any_model=True
+    )
     assert wanted(offer, draft=True).engine.sampler.draft == "auto"
     left_out = asked(offer, draft=False)
     assert left_out.engine.sampler.draft is None
@@ -126,7 +197,9 @@ def offered(*words: str) -> ServingCatalog:
     return found
 
 
-@pytest.mark.parametrize("words", ["", "--share", "--host 0.0.0.0", "--model embedded", "--share --any-model"])
+@pytest.mark.parametrize(
+    "words", ["", "--share", "--host 0.0.0.0", "--model embedded", "--share --any-model"]
+)
 def test_strangers_do_not_choose_models_by_default(words: str) -> None:
     assert offered(*words.split()).any_model is (words in ("", "--share --any-model"))
 
@@ -142,7 +215,9 @@ def test_a_page_that_may_take_any_model_begins_with_each_packaged_one() -> None:
         assert MODELS[found.model].canonical(found.prompt.text) == found.prompt.text
     assert {example["model"] for example in examples(offered("--share"))} == {"embedded"}
     assert {example["model"] for example in examples(offered("--model", "signs"))} == {"signs"}
-    assert [set(example) for example in examples(ServingCatalog("some/model", ("clip",), none))] == [{"prompt"}] * 3
+    assert [
+        set(example) for example in examples(ServingCatalog("some/model", ("clip",), none))
+    ] == [{"prompt"}] * 3
 
 
 def test_images_of_packaged_models_are_right_by_what_the_table_says() -> None:
@@ -161,7 +236,9 @@ def test_images_of_packaged_models_are_right_by_what_the_table_says() -> None:
 
 
 def test_the_operator_chooses_rewards_and_limits() -> None:
-    a = demo.parser().parse_args(["--reward", "brightness", "scenes", "--max-budget", "50", "--max-seconds", "5"])
+    a = demo.parser().parse_args(
+        ["--reward", "brightness", "scenes", "--max-budget", "50", "--max-seconds", "5"]
+    )
     assert demo.offered(a).rewards == ("brightness", "scenes")
     limits = arguments.read(DemoLimits, a)
     assert (limits.nfe, limits.seconds, limits.side) == (50, 5.0, 1024)
@@ -201,11 +278,23 @@ def test_algorithms_are_grouped_with_a_hint_on_each() -> None:
 
 @pytest.mark.parametrize("prompt", ["a red circle", "--help", 'it\'s "quoted" $(rm -rf) `x` \\ ;'])
 def test_lines_to_repeat_a_search_say_what_was_asked(prompt: str) -> None:
-    search = asked(prompt=prompt, algorithm="svdd", rewards=["scenes", "brightness"], keep=3, size=64,
-                   guidance=2.5, negative="it's \"blurred\"")  # fmt: skip
+    search = asked(
+        prompt=prompt,
+        algorithm="svdd",
+        rewards=["scenes", "brightness"],
+        keep=3,
+        size=64,
+        guidance=2.5,
+        negative='it\'s "blurred"',
+    )
     line = shlex.split(command_line(search))
     a = parse(line[1:])[1]
-    assert (a.prompts, a.algorithm, a.kernel, a.reward) == ([prompt], "svdd", "sde", ["scenes", "brightness"])
+    assert (a.prompts, a.algorithm, a.kernel, a.reward) == (
+        [prompt],
+        "svdd",
+        "sde",
+        ["scenes", "brightness"],
+    )
     assert (a.budget, a.steps, a.seed, a.keep, a.height, a.width) == ("60nfe", 10, 3, 3, 64, 64)
     assert (a.guidance, a.negative_prompt) == (2.5, 'it\'s "blurred"')
     code = compile(python_lines(search, "cuda:0", "bfloat16"), "snippet", "exec")

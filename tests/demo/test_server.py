@@ -1,4 +1,5 @@
-"""The running server: strangers, many visitors at once, stopping, and files that come from the visitor's own search."""
+"""The running server: strangers, many visitors at once, stopping, and files that come from the
+visitor's own search."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def _temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def connect(address: str, folder: Path) -> Any:
-    return gradio_client.Client(address, verbose=False, download_files=folder, analytics_enabled=False)
+    return gradio_client.Client(
+        address, verbose=False, download_files=folder, analytics_enabled=False
+    )
 
 
 def ask(client: Any, api: str = "/search", **changes: Any) -> Any:
@@ -63,7 +66,9 @@ def files_of(answer: Any) -> dict[str, Path]:
 
 
 def winner_of(files: dict[str, Path]) -> dict[str, Any]:
-    return read_record(next(path for name, path in files.items() if name.startswith("01-seed"))).to_json()
+    return read_record(
+        next(path for name, path in files.items() if name.startswith("01-seed"))
+    ).to_json()
 
 
 def test_the_snippet_finds_the_same_winner(
@@ -90,7 +95,9 @@ def test_the_snippet_finds_the_same_winner(
             assert "Steps: 10" in picture.info["parameters"]
 
 
-def test_the_documented_call_of_the_api_runs(server: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documented_call_of_the_api_runs(
+    server: tuple[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     page = (Path(__file__).parents[2] / "docs" / "demo.md").read_text()
     code = page.split("```python\n")[1].split("```")[0]
     assert "http://127.0.0.1:7860" in code
@@ -98,7 +105,9 @@ def test_the_documented_call_of_the_api_runs(server: tuple[str, Path], capsys: p
     spent, name, command = capsys.readouterr().out.strip().splitlines()
     assert 0 < int(spent.split()[0]) <= 120
     assert name.startswith("01-seed")
-    assert command.startswith("ttsnap generate 'a green circle and three red squares' --algorithm seed-pruning")
+    assert command.startswith(
+        "ttsnap generate 'a green circle and three red squares' --algorithm seed-pruning"
+    )
 
 
 def test_eight_visitors_at_once_get_their_own(server: tuple[str, Path], tmp_path: Path) -> None:
@@ -136,7 +145,12 @@ def test_stop_keeps_an_image(client: Any) -> None:
 HOSTILE: list[dict[str, Any]] = [
     *({"prompt": p} for p in ("<img src=x onerror=alert(1)>", "a red\0circle", "a" * 100_000)),
     *({"budget": b} for b in ("9999nfe", [1])),
-    *({"seed": 10**30}, {"size": 10**6}, {"rewards": ["os:system"]}, {"algorithm": "/etc/passwd.json"}),
+    *(
+        {"seed": 10**30},
+        {"size": 10**6},
+        {"rewards": ["os:system"]},
+        {"algorithm": "/etc/passwd.json"},
+    ),
 ]
 
 
@@ -149,14 +163,23 @@ def test_hostile_searches_are_refused_and_the_server_lives(client: Any) -> None:
     assert [Path(name).name for name in files].count("trace.json") == 2
 
 
-def test_strangers_get_no_files_skip_no_queue_and_upload_nothing_large(server: tuple[str, Path]) -> None:
+def test_strangers_get_no_files_skip_no_queue_and_upload_nothing_large(
+    server: tuple[str, Path],
+) -> None:
     address = server[0]
     config = httpx.get(f"{address}config").json()
     assert config["analytics_enabled"] is False
     public = [d["api_name"] for d in config["dependencies"] if d["api_visibility"] == "public"]
     assert sorted(public) == ["compare", "search", "stop"]
-    for path in ("/etc/passwd", "../../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", "http://example.com",
-                 "https%3A//example.com", ".", str(Path(__file__))):  # fmt: skip
+    for path in (
+        "/etc/passwd",
+        "../../../etc/passwd",
+        "%2e%2e/%2e%2e/etc/passwd",
+        "http://example.com",
+        "https%3A//example.com",
+        ".",
+        str(Path(__file__)),
+    ):
         answer = httpx.get(f"{address}gradio_api/file={path}")
         assert answer.status_code in (403, 404)
         assert "root:" not in answer.text
@@ -167,10 +190,19 @@ def test_strangers_get_no_files_skip_no_queue_and_upload_nothing_large(server: t
     assert big.status_code == 413
 
 
-def test_a_picture_of_another_visitor_or_of_the_machine_is_refused(server: tuple[str, Path]) -> None:
+def test_a_picture_of_another_visitor_or_of_the_machine_is_refused(
+    server: tuple[str, Path],
+) -> None:
     """Only files in the server's own cache are read, whatever the page is told the picture is."""
     calls = f"{server[0]}gradio_api/call/search"
-    for path in ("/etc/passwd", str(Path(__file__)), str(server[1]), "http://127.0.0.1:9/x.png", "\0", "a" * 5000):
+    for path in (
+        "/etc/passwd",
+        str(Path(__file__)),
+        str(server[1]),
+        "http://127.0.0.1:9/x.png",
+        "\0",
+        "a" * 5000,
+    ):
         values = [*{**FIELDS, "budget": "20nfe", "picture": {"path": path}}.values()]
         answer = httpx.post(calls, json={"data": values}, timeout=30)
         if answer.status_code == 200:
@@ -180,7 +212,8 @@ def test_a_picture_of_another_visitor_or_of_the_machine_is_refused(server: tuple
 
 
 def known(**changes: Any) -> tuple[Any, Models]:
-    """What was asked for, and a server's models with a judge to whom every second image is right."""
+    """What was asked for, and a server's models with a judge to whom every second image is
+    right."""
     verdicts = itertools.cycle((True, False))
     models = Models(load, lambda prompt, name: lambda image: next(verdicts))
     offer = ServingCatalog("embedded", ("scenes", "brightness"), recommended)
@@ -219,9 +252,21 @@ def test_both_searches_of_a_comparison_are_there_at_once_and_spend_alike(tmp_pat
     traces = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/trace.json"))]
     assert [trace["settings"]["algorithm"] for trace in traces] == ["best-of-n", "seed-pruning"]
     assert all(0 < trace["results"][0]["spent"]["seconds"] < 60 for trace in traces)
-    for changes, why in (({"budget": "5s"}, "equal evaluations"), ({"algorithm": "best-of-n"}, "choose another")):
+    for changes, why in (
+        ({"budget": "5s"}, "equal evaluations"),
+        ({"algorithm": "best-of-n"}, "choose another"),
+    ):
         with pytest.raises(ValueError, match=why):
-            next(stream(known(**changes)[0], models, DemoLimits(), threading.Event(), tmp_path, compare=True))
+            next(
+                stream(
+                    known(**changes)[0],
+                    models,
+                    DemoLimits(),
+                    threading.Event(),
+                    tmp_path,
+                    compare=True,
+                )
+            )
 
 
 def test_a_comparison_that_is_stopped_gives_both_images(tmp_path: Path) -> None:
@@ -241,20 +286,26 @@ def test_the_stop_button_works_while_a_search_runs(tmp_path: Path) -> None:
     assert [_shown(frame)[-1].get("interactive") for frame in frames] == [True, None, False]
 
 
-def test_wishes_by_hand_are_carried_out_and_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wishes_by_hand_are_carried_out_and_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked, models = known(budget="60nfe", steps=10, rewards=["brightness"])
     wishes: list[UserCommand] = []
     spend, wished = Turns.spend, threading.Event()
 
     def spend_and_wait(turns: Turns, place: int, nfe: int) -> None:
         spend(turns, place, nfe)
-        if turns._spent[place] > 20:  # the board is there; a fast search would end before the visitor's wishes
+        # the board is there; a fast search would end before the visitor's wishes
+        if turns._spent[place] > 20:
             assert wished.wait(60)
 
     monkeypatch.setattr(Turns, "spend", spend_and_wait)
     for frame in stream(asked, models, DemoLimits(), threading.Event(), tmp_path, wishes=wishes):
         if "tt-grid" in frame.stage and not wishes:
-            wishes += [read_wish("drop", 3, None, DemoLimits()), read_wish("best", None, 2, DemoLimits())]
+            wishes += [
+                read_wish("drop", 3, None, DemoLimits()),
+                read_wish("best", None, 2, DemoLimits()),
+            ]
             wished.set()
     trace = json.loads((tmp_path / "trace.json").read_text())
     noted = trace["settings"]["by_hand"]
@@ -279,7 +330,9 @@ def test_stop_finishes_the_best_and_ends_at_once_where_it_is_said_again(tmp_path
 
 
 def test_a_click_on_the_board_is_a_wish_and_anything_else_a_refusal(tmp_path: Path) -> None:
-    handlers = Handlers(ServingCatalog("embedded", ("scenes",), recommended), DemoLimits(), known()[1], tmp_path)
+    handlers = Handlers(
+        ServingCatalog("embedded", ("scenes",), recommended), DemoLimits(), known()[1], tmp_path
+    )
     request: Any = SimpleNamespace(session_hash="a")
     wishes: list[UserCommand] = []
     handlers.running["a"] = Running(wishes)
@@ -289,8 +342,20 @@ def test_a_click_on_the_board_is_a_wish_and_anything_else_a_refusal(tmp_path: Pa
     wanted = [UserCommand("drop", 12), UserCommand("finish", 40), UserCommand("best", number=3)]
     assert wishes == wanted
     bad = (None, "", "x", "3", "12 ↳", -1, ["3"], 10**30, True, {"a": 1}, 0.5)
-    clicks = (None, [], "drop", {}, {"verb": "drop"}, {"verb": "best", "uid": 3}, {"verb": ["drop"], "uid": 3})
-    for asked in (*clicks, *({"verb": "drop", "uid": uid} for uid in bad), *({"verb": v, "uid": 3} for v in bad)):
+    clicks = (
+        None,
+        [],
+        "drop",
+        {},
+        {"verb": "drop"},
+        {"verb": "best", "uid": 3},
+        {"verb": ["drop"], "uid": 3},
+    )
+    for asked in (
+        *clicks,
+        *({"verb": "drop", "uid": uid} for uid in bad),
+        *({"verb": v, "uid": 3} for v in bad),
+    ):
         with pytest.raises(gr.Error):
             handlers.lead(request, gr.EventData(None, asked))
     for number in bad:
@@ -304,10 +369,15 @@ def test_a_picture_is_changed_and_shown_before_and_after(
 ) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "picture.png")
     picture = (tmp_path / "picture.png").read_bytes()
-    asked, models = known(prompt="a blue circle", picture=picture, strength=0.5, steps=4, budget="12nfe")
+    asked, models = known(
+        prompt="a blue circle", picture=picture, strength=0.5, steps=4, budget="12nfe"
+    )
     assert asked.engine.sampler.draft is None
-    assert "negative_prompt" not in asked.engine.call, "which FLUX does not take; Stable Diffusion 3 fills it in"
-    monkeypatch.setattr("ttsnap.demo.stream.PERIOD", 0)  # a frame for each event, however fast the search is
+    assert "negative_prompt" not in asked.engine.call, (
+        "which FLUX does not take; Stable Diffusion 3 fills it in"
+    )
+    # a frame for each event, however fast the search is
+    monkeypatch.setattr("ttsnap.demo.stream.PERIOD", 0)
     frames = list(stream(asked, models, DemoLimits(), threading.Event(), tmp_path))
     assert frames[1].stage.count("tt-wipe") == 1
     assert "tt-after" not in frames[1].stage
@@ -325,7 +395,8 @@ def test_a_picture_is_changed_and_shown_before_and_after(
 
 
 def test_a_full_queue_refuses_and_serves_on(server: tuple[str, Path]) -> None:
-    """Twice as many calls as may wait: some are refused with a sentence, nothing is lost for those that listen."""
+    """Twice as many calls as may wait: some are refused with a sentence, nothing is lost for those
+    that listen."""
     calls = f"{server[0]}gradio_api/call/search"
 
     def begin(i: int) -> httpx.Response:

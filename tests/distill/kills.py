@@ -1,4 +1,5 @@
-"""Work that ends early: by SIGKILL, as when the power fails, when it touches a file; or by an error of a function."""
+"""Work that ends early: by SIGKILL, as when the power fails, when it touches a file; or by an error
+of a function."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtr
 
 
 def ended(work: Callable[[], object], folder: Path, seed: int) -> int:
-    """Do this again and again, each time killed at a moment drawn from the seed, later ones as it goes on, until it
-    ends; how often it was killed."""
+    """Do this again and again, each time killed at a moment drawn from the seed, later ones as it
+    goes on, until it ends; how often it was killed."""
     dice = random.Random(seed)
     for kills in itertools.count():
         if not killed(work, folder, dice.randint(2, 20 + 10 * kills)):
@@ -29,8 +30,8 @@ def ended(work: Callable[[], object], folder: Path, seed: int) -> int:
 
 
 def killed(work: Callable[[], object], folder: Path, moment: int) -> bool:
-    """Do this in a forked process, which is killed just before it touches files in `folder` for the time `moment`,
-    counted from 1; whether it was, as it may have ended before."""
+    """Do this in a forked process, which is killed just before it touches files in `folder` for the
+    time `moment`, counted from 1; whether it was, as it may have ended before."""
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
@@ -43,7 +44,9 @@ def killed(work: Callable[[], object], folder: Path, moment: int) -> bool:
         def listen(event: str, arguments: tuple[object, ...]) -> None:
             nonlocal left
             # What lies in a folder that is removed goes by its name alone.
-            if event in EVENTS and (str(arguments[0]).startswith(str(folder)) or event in ("os.remove", "os.rmdir")):
+            if event in EVENTS and (
+                str(arguments[0]).startswith(str(folder)) or event in ("os.remove", "os.rmdir")
+            ):
                 left -= 1
                 if left == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -58,11 +61,14 @@ def killed(work: Callable[[], object], folder: Path, moment: int) -> bool:
 
 @contextmanager
 def calls(
-    of: Any, name: str, fails: int = 0, error: type[BaseException] = KeyboardInterrupt,
+    of: Any,
+    name: str,
+    fails: int = 0,
+    error: type[BaseException] = KeyboardInterrupt,
     meanwhile: Callable[[], object] = lambda: None,
-) -> Iterator[list[Any]]:  # fmt: skip
-    """The arguments of each call of this function. Call number `fails`, from 1, raises an error instead; right after
-    the first one something else happens."""
+) -> Iterator[list[Any]]:
+    """The arguments of each call of this function. Call number `fails`, from 1, raises an error
+    instead; right after the first one something else happens."""
     function, seen = getattr(of, name), list[Any]()
 
     def counted(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,5 @@
-"""`ttsnap distill` and `ttsnap evaluate` as a new user meets them, on a recording of the embedded model."""
+"""`ttsnap distill` and `ttsnap evaluate` as a new user meets them, on a recording of the embedded
+model."""
 
 from __future__ import annotations
 
@@ -25,7 +26,12 @@ from ..said import error_of  # noqa: TID252
 from .kills import calls
 from .world import WORLD, settings, write_recording
 
-PROMPTS = ["two red circles", "a green cross above a yellow triangle", "a blue square", "three yellow crosses"]
+PROMPTS = [
+    "two red circles",
+    "a green cross above a yellow triangle",
+    "a blue square",
+    "three yellow crosses",
+]
 RECIPE = f"""
 record: {{prompts_file: prompts.txt, seeds: 4, steps: 4, score_steps: [0, 2], device: cpu}}
 reward: scenes
@@ -57,22 +63,34 @@ def losses(out: str) -> list[float]:
     return [line["loss"] for line in lines]
 
 
-def test_recorded_interrupted_resumed_exported_and_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recorded_interrupted_resumed_exported_and_evaluated(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     Path("prompts.txt").write_text("\n".join(PROMPTS))
     Path("recipe.yaml").write_text(RECIPE)
     command = "distill --config recipe.yaml --trust --out out"
     with calls(Weights, "follow", fails=8):
         assert ttsnap(command) == 130
-    assert "interrupted; 7 optimiser steps are safe in out; run the same command" in capsys.readouterr().err
+    assert (
+        "interrupted; 7 optimiser steps are safe in out; run the same command"
+        in capsys.readouterr().err
+    )
     assert ttsnap(command) == 0
     out = capsys.readouterr().out
     assert "| noise | step | reward" in out.replace("  ", " ")
     assert "2 held-out prompts x 4 seeds" in out
     assert "ttsnap generate PROMPT --reward noise-aware:out/reward" in out
     assert sorted(p.name for p in Path("out").iterdir()) == [
-        "checkpoints", "config.yaml", "evaluation.json", "metrics.jsonl", "recording", "reward",
-        "spearman.png", "targets.safetensors", "verified.json",
-    ]  # fmt: skip
+        "checkpoints",
+        "config.yaml",
+        "evaluation.json",
+        "metrics.jsonl",
+        "recording",
+        "reward",
+        "spearman.png",
+        "targets.safetensors",
+        "verified.json",
+    ]
     # The configuration that was written repeats the run, and does not record again.
     again = "distill --config out/config.yaml --record.out out/recording --out again"
     assert ttsnap(again) == 2
@@ -83,12 +101,24 @@ def test_recorded_interrupted_resumed_exported_and_evaluated(capsys: pytest.Capt
     assert ttsnap(command, "--lr", "1") == 2
     assert "out holds a run with other settings: lr is 0.001, not 1.0" in capsys.readouterr().err
 
-    evaluate = "evaluate --reward brightness --base scenes --recordings out/recording --device cpu --prompts"
-    Path("old.yaml").write_text(f"{Path('out/config.yaml').read_text()}trackers: []\n")  # as of ttsnap 0.1.0
+    evaluate = (
+        "evaluate --reward brightness --base scenes --recordings out/recording --device cpu"
+        " --prompts"
+    )
+    # as of ttsnap 0.1.0
+    Path("old.yaml").write_text(f"{Path('out/config.yaml').read_text()}trackers: []\n")
     assert ttsnap(evaluate, "old.yaml", "--json", "e.json", "--plot", "e.png") == 0
-    found, trained = (json.loads(Path(name).read_text()) for name in ("e.json", "out/evaluation.json"))
-    assert (found["names"], found["held_out"], found["prompts"]) == (["scenes", "brightness"], True, 2)
-    assert [row["scenes"] for row in found["levels"]] == [row["scenes"] for row in trained["levels"]]
+    found, trained = (
+        json.loads(Path(name).read_text()) for name in ("e.json", "out/evaluation.json")
+    )
+    assert (found["names"], found["held_out"], found["prompts"]) == (
+        ["scenes", "brightness"],
+        True,
+        2,
+    )
+    assert [row["scenes"] for row in found["levels"]] == [
+        row["scenes"] for row in trained["levels"]
+    ]
     assert Path("e.png").read_bytes()[:4] == b"\x89PNG"
     # The base's scores of the estimates are those that were recorded.
     assert ttsnap(evaluate, ":", "--json", "all.json") == 0
@@ -98,7 +128,9 @@ def test_recorded_interrupted_resumed_exported_and_evaluated(capsys: pytest.Capt
         assert row["scenes"]["rmse"] == pytest.approx(expected["rmse"], abs=0.01)  # of 8-bit images
 
 
-def test_noise_aware_clip_from_training_to_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_noise_aware_clip_from_training_to_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("peft")
     (tmp_path / "clip").mkdir()
     tiny.write_clip(tmp_path / "clip", json.loads(tiny.VALUES.read_text())["clip"]["shapes"])
@@ -115,13 +147,21 @@ def test_noise_aware_clip_from_training_to_evaluation(tmp_path: Path, capsys: py
         assert about["base"] == "clip:clip"
         assert about["info"]["config"]["steps_per_level"] == 3
         # Three steps teach nothing: the base scores everything, and that is what the table is of.
-        assert "clip-na uses what was trained at no noise level, and scores as clip does" in capsys.readouterr().out
+        assert (
+            "clip-na uses what was trained at no noise level, and scores as clip does"
+            in capsys.readouterr().out
+        )
         assert about["base_below"] == about["info"]["evaluation"]["base_below"] == 1.0
-        evaluate = f"evaluate --recordings r --json {kind}.json --prompts {kind}/config.yaml --device cpu --reward"
+        evaluate = (
+            f"evaluate --recordings r --json {kind}.json --prompts {kind}/config.yaml --device cpu"
+            " --reward"
+        )
         assert ttsnap(evaluate, f"noise-aware:{kind}/reward") == 2
         assert f"write 'noise-aware:{kind}/reward on clip:clip'" in capsys.readouterr().err
         assert ttsnap(evaluate, f"noise-aware:{kind}/reward on clip:clip") == 0
-        again, trained = (json.loads(Path(p).read_text()) for p in (f"{kind}.json", f"{kind}/evaluation.json"))
+        again, trained = (
+            json.loads(Path(p).read_text()) for p in (f"{kind}.json", f"{kind}/evaluation.json")
+        )
         assert again["names"] == trained["names"]
         for a, b in zip(again["levels"], trained["levels"], strict=True):
             for name in again["names"]:
@@ -136,10 +176,18 @@ def test_the_dogtrim_preset_trains_each_level_and_exports_what_it_trained(
     tiny.write_clip(tmp_path / "clip", shapes)
     levels = (1.0, *(level_of(n) for n in (7, 14, 21)), 0.0)
     write_recording(Path("r"), prompts=4, seeds=4, steps=(1, 2, 3, 4), levels=levels)
-    command = "distill --preset dogtrim-pickscore --recordings r --reward pickscore:clip --groups 4 --validation 0 "
-    command += "--device cpu --checkpoint-every 0 --steps-per-level [1,2,3] --lr [1e-2,5e-3,2e-3] --out "
+    command = (
+        "distill --preset dogtrim-pickscore --recordings r --reward pickscore:clip --groups 4"
+        " --validation 0 "
+    )
+    command += (
+        "--device cpu --checkpoint-every 0 --steps-per-level [1,2,3] --lr [1e-2,5e-3,2e-3] --out "
+    )
     for wrong, said in (
-        ("none --student.kind lora --student.per-level false --export e", "a network for each noise level"),
+        (
+            "none --student.kind lora --student.per-level false --export e",
+            "a network for each noise level",
+        ),
         ("none --student.network clip --export e", "one of the two"),
         (f"none --export {__file__}", "is a file"),
     ):
@@ -148,7 +196,9 @@ def test_the_dogtrim_preset_trains_each_level_and_exports_what_it_trained(
     assert ttsnap(command + "whole --export theirs") == 0
     assert "theirs has step21.pt, step14.pt, step7.pt" in capsys.readouterr().out
     lines = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()]
-    assert [line["level"] for line in lines] == pytest.approx([levels[3]] + 2 * [levels[2]] + 3 * [levels[1]], abs=1e-3)
+    assert [line["level"] for line in lines] == pytest.approx(
+        [levels[3]] + 2 * [levels[2]] + 3 * [levels[1]], abs=1e-3
+    )
     fall = [1e-2, 5e-3, 5e-3 * 0.75, *(2e-3 * (1 - 0.5 * i / 3) for i in range(3))]
     assert [line["lr"] for line in lines] == pytest.approx(fall)
 
@@ -156,28 +206,42 @@ def test_the_dogtrim_preset_trains_each_level_and_exports_what_it_trained(
         assert ttsnap(command + "part") == 130
     assert ttsnap(command + "part --export again") == 0
     for n in (7, 14, 21):
-        mine, other = (torch.load(f"{folder}/step{n}.pt", weights_only=True) for folder in ("theirs", "again"))
+        mine, other = (
+            torch.load(f"{folder}/step{n}.pt", weights_only=True) for folder in ("theirs", "again")
+        )
         assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
 
-    images, prompts = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), ["a cat"] * 4
+    images, prompts = (
+        torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        ["a cat"] * 4,
+    )
     at = torch.tensor([*levels[1:]])
-    ours, exported = (make_reward(f"noise-aware:{name} on pickscore:clip") for name in ("whole/reward", "theirs"))
+    ours, exported = (
+        make_reward(f"noise-aware:{name} on pickscore:clip") for name in ("whole/reward", "theirs")
+    )
     scores, base = ours(images, prompts, at), make_reward("pickscore:clip")(images, prompts)
     torch.testing.assert_close(exported(images, prompts, at), scores, rtol=1e-6, atol=1e-6)
     assert ((scores - base).abs() > 1e-3).tolist() == [True, True, True, False]
     # A level begins from the one before, and goes on from there alone.
     first, *later = (torch.load(f"theirs/step{n}.pt", weights_only=True) for n in (21, 14, 7))
-    moved = [max(float((first[name] - other[name]).abs().max()) for name in first) for other in later]
+    moved = [
+        max(float((first[name] - other[name]).abs().max()) for name in first) for other in later
+    ]
     assert 0 < moved[0] < moved[1]
 
 
-def test_a_black_box_is_learned_by_another_rewards_network(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_black_box_is_learned_by_another_rewards_network(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     pytest.importorskip("peft")
     from ttsnap.pipelines import load
 
     texts = ["a red circle", "two green crosses", "a blue square", "three red circles"]
     write_recording(Path("r"), seeds=4, texts=texts)
-    command = "distill --recordings r --reward brightness --steps-per-level 8 --group-size 4 --groups 3 --lr 3e-3"
+    command = (
+        "distill --recordings r --reward brightness --steps-per-level 8 --group-size 4 --groups 3"
+        " --lr 3e-3"
+    )
     command += " --warmup 2 --validation 0.25 --device cpu --out out"
     assert ttsnap(command) == 2
     assert "student.network" in capsys.readouterr().err
@@ -192,7 +256,9 @@ def test_a_black_box_is_learned_by_another_rewards_network(capsys: pytest.Captur
     assert sum(losses_of[-8:]) < sum(losses_of[:8])
 
     plain, found = (
-        load()("two green crosses", search="seed-pruning", reward=reward, budget="30nfe", seed=3).search[0]
+        load()(
+            "two green crosses", search="seed-pruning", reward=reward, budget="30nfe", seed=3
+        ).search[0]
         for reward in ("brightness", "noise-aware:out/reward")
     )
     assert found.spent.cost == plain.spent.cost
@@ -201,10 +267,15 @@ def test_a_black_box_is_learned_by_another_rewards_network(capsys: pytest.Captur
 
 
 def test_a_full_disk_gets_a_clear_message(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("c.json").write_text(json.dumps(settings(write_recording(Path("r"), prompts=4, seeds=4), checkpoint_every=0)))
+    Path("c.json").write_text(
+        json.dumps(settings(write_recording(Path("r"), prompts=4, seeds=4), checkpoint_every=0))
+    )
     with calls(Weights, "follow", fails=30, error=OSError):
         assert ttsnap("distill --config c.json --trust --out out") == 2
-    assert "cannot write to out: No space left on device; what was there is safe" in capsys.readouterr().err
+    assert (
+        "cannot write to out: No space left on device; what was there is safe"
+        in capsys.readouterr().err
+    )
     assert sorted(p.name for p in Path("out/checkpoints").iterdir()) == ["00000028", "00000029"]
 
 
@@ -245,21 +316,31 @@ def test_two_processes_train_as_one(precision: str) -> None:
     """Half of the groups each: the same losses but for rounding."""
     recording, loss = write_recording(Path("r"), prompts=8, seeds=4), {"name": "pairwise"}
     student = {"kind": f"{WORLD}:TinyStudent", "options": {"drop": 0.0}}
-    changes = settings(recording, student=student, loss=loss, steps_per_level=10, precision=precision)
+    changes = settings(
+        recording, student=student, loss=loss, steps_per_level=10, precision=precision
+    )
     Path("c.json").write_text(json.dumps(changes))
     for count, launcher in (
         ("1 process", "torch.distributed.run --standalone --nproc-per-node 1"),
-        ("2 processes", "accelerate.commands.launch --multi_gpu --num_processes 2"),  # which needs no GPU
+        # which needs no GPU
+        ("2 processes", "accelerate.commands.launch --multi_gpu --num_processes 2"),
     ):
-        command = f"{launcher} -m ttsnap distill --config c.json --trust --device auto --out out{count[0]}"
+        command = (
+            f"{launcher} -m ttsnap distill --config c.json --trust --device auto --out"
+            f" out{count[0]}"
+        )
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
         options = {"capture_output": True, "text": True, "timeout": 250, "env": environment}
         done = subprocess.run([sys.executable, "-m", *command.split()], **options)
         assert done.returncode == 0, done.stderr
-        assert [line for line in done.stdout.splitlines() if "process" in line] == [f"{count} on cpu"]
+        assert [line for line in done.stdout.splitlines() if "process" in line] == [
+            f"{count} on cpu"
+        ]
         assert done.stdout.count("| noise |") == 1
     assert len(losses("out1")) == 40
-    np.testing.assert_allclose(losses("out2"), losses("out1"), rtol=1e-3 if precision == "no" else 0.05, atol=0.005)
+    np.testing.assert_allclose(
+        losses("out2"), losses("out1"), rtol=1e-3 if precision == "no" else 0.05, atol=0.005
+    )
     one, two = (json.loads(Path(f"out{n}/evaluation.json").read_text())["levels"] for n in (1, 2))
     for a, b in zip(one, two, strict=True):
         assert a["brightness"]["spearman"] == pytest.approx(b["brightness"]["spearman"], abs=0.02)

@@ -34,7 +34,9 @@ def test_entries_are_what_was_written(recording: Path, cache: int) -> None:
     entries = [FrameAt(5, 0, 2), FrameAt(0, 2, 4), FrameAt(3, 1, 0), FrameAt(4, 1, 0)]
     for _ in range(2):
         pixels = frames.load(entries, "pixels")
-        torch.testing.assert_close(pixels, torch.stack([rounded(*e) for e in entries]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            pixels, torch.stack([rounded(*e) for e in entries]), rtol=0, atol=1e-6
+        )
         latents = frames.load(entries, "latents")
         expected = np.stack([2 * estimate(*e)[:2] - 1 for e in entries])
         torch.testing.assert_close(latents, torch.from_numpy(expected).float(), rtol=0, atol=1e-3)
@@ -66,7 +68,9 @@ def test_recordings_are_joined_and_told_apart(recording: Path, tmp_path: Path) -
     assert joined.prompts[-2:] == ("prompt 20", "prompt 21")
     assert joined.seeds.tolist() == [3] * 6 + [2] * 2
     assert joined.steps == (0, 2)  # what both have
-    torch.testing.assert_close(joined.load([FrameAt(7, 1, 2)], "pixels")[0], rounded(21, 1, 2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        joined.load([FrameAt(7, 1, 2)], "pixels")[0], rounded(21, 1, 2), rtol=0, atol=1e-6
+    )
     with pytest.raises(ValueError, match=r"more .*latents"):
         joined.check_stored("latents", [0])
     copy = write_recording(tmp_path / "moved", prompts=6, seeds=3, steps=(0, 2, 4), latents=True)
@@ -77,7 +81,10 @@ def test_recordings_are_joined_and_told_apart(recording: Path, tmp_path: Path) -
 
 
 def test_damaged_shards_are_named_and_left_as_they_are(tmp_path: Path) -> None:
-    folder, verified = write_recording(tmp_path / "r", prompts=5, seeds=2, steps=(1, 4)), tmp_path / "verified.json"
+    folder, verified = (
+        write_recording(tmp_path / "r", prompts=5, seeds=2, steps=(1, 4)),
+        tmp_path / "verified.json",
+    )
     with calls(data, "sha256") as hashed:
         for _ in range(2):  # each is checked once
             Frames([folder], verified=verified)

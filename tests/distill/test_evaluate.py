@@ -22,13 +22,23 @@ NAN = float("nan")
 def test_measures_of_known_predictions() -> None:
     final = np.random.default_rng(0).normal(size=(5, 16))
     perfect = measure(final, final)
-    ranks = ("spearman", "kendall", "top_accuracy", "top_regret", "slope", "intercept", "r2", "rmse")
+    ranks = (
+        "spearman",
+        "kendall",
+        "top_accuracy",
+        "top_regret",
+        "slope",
+        "intercept",
+        "r2",
+        "rmse",
+    )
     assert [perfect[key] for key in ranks] == pytest.approx([1, 1, 1, 0, 1, 0, 1, 0], abs=1e-12)
     shrunk = measure(0.5 * final + 3, final)  # right order, other scale
     assert [shrunk[key] for key in ranks[:7]] == pytest.approx([1, 1, 1, 0, 2, -6, 0.75], abs=1e-9)
     backwards = measure(-final, final)
     assert (backwards["spearman"], backwards["r2"]) == pytest.approx((-1, -3))
-    offset = measure(final + np.arange(5)[:, None], final)  # a prompt's mean does not matter within it
+    # a prompt's mean does not matter within it
+    offset = measure(final + np.arange(5)[:, None], final)
     assert (offset["spearman"], offset["r2"]) == pytest.approx((1, 1))
     assert offset["rmse"] == pytest.approx(math.sqrt(np.mean(np.arange(5) ** 2)))
     constant = measure(np.zeros((5, 16)), final)
@@ -49,7 +59,9 @@ def test_rewards_on_recorded_estimates(tmp_path: Path) -> None:
         assert level.shape == (len(images),)
         return torch.tensor([answers[i.numpy().tobytes()] for i in images])
 
-    found = evaluate({"brightness": Brightness(), "knows": knows}, finals, frames, [1, 3], [0, 2], batch_size=5)
+    found = evaluate(
+        {"brightness": Brightness(), "knows": knows}, finals, frames, [1, 3], [0, 2], batch_size=5
+    )
     assert [row["level"] for row in found.rows] == [0.5, 1.0]
     for row in found.rows:
         assert row["knows"]["spearman"] == pytest.approx(1)
@@ -62,7 +74,11 @@ def test_rewards_on_recorded_estimates(tmp_path: Path) -> None:
     report.plot(found, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 1000
     for reward, prompts, said in (
-        (lambda x, *_: torch.full((len(x),), NAN), [1, 3], r"'r' gave nan for prompt 'prompt 1', seed 5, step 2"),
+        (
+            lambda x, *_: torch.full((len(x),), NAN),
+            [1, 3],
+            r"'r' gave nan for prompt 'prompt 1', seed 5, step 2",
+        ),
         (lambda *_: torch.zeros(1), [1, 3], r"scores of shape \(1,\) for 12 images"),
         (None, [], "no prompts"),
     ):
@@ -79,14 +95,19 @@ def ranked(base: list[float], student: list[float], held_out: bool = True) -> Ev
     return Evaluation(("base", "na"), 4, 4, held_out, rows=tuple(rows))
 
 
-@pytest.mark.parametrize(("base", "student", "level"), [
-    ([0.9, 0.8, 0.2], [0.8, 0.8, 0.5], 0.4),
-    ([0.9, 0.8, 0.2], [0.95, 0.7, 0.1], 0.0),
-    ([0.9] * 3, [0.1] * 3, 1.0),  # at noisier levels than were measured, too
-    ([0.2, -0.8, NAN], [NAN, NAN, 0.1], 0.4),  # a collapsed student ranks nothing
-    ([0.2, NAN, NAN], [NAN, NAN, NAN], 1.0),
-])  # fmt: skip
-def test_the_base_keeps_the_levels_that_it_ranks_as_well(base: list[float], student: list[float], level: float) -> None:
+@pytest.mark.parametrize(
+    ("base", "student", "level"),
+    [
+        ([0.9, 0.8, 0.2], [0.8, 0.8, 0.5], 0.4),
+        ([0.9, 0.8, 0.2], [0.95, 0.7, 0.1], 0.0),
+        ([0.9] * 3, [0.1] * 3, 1.0),  # at noisier levels than were measured, too
+        ([0.2, -0.8, NAN], [NAN, NAN, 0.1], 0.4),  # a collapsed student ranks nothing
+        ([0.2, NAN, NAN], [NAN, NAN, NAN], 1.0),
+    ],
+)
+def test_the_base_keeps_the_levels_that_it_ranks_as_well(
+    base: list[float], student: list[float], level: float
+) -> None:
     assert base_below(ranked(base, student)) == level
 
 
@@ -102,7 +123,11 @@ def test_what_is_exported_is_told_from_what_was_trained() -> None:
     blind = ranked([0.9] * 3, [0.1] * 3, held_out=False)
     for evaluation, *said in (
         (found, "above noise 0.400", "(Spearman at 0.400: 0.800, against 0.600 "),
-        (exported(nowhere, base_below(nowhere)), "at no noise level", "(Spearman at 0.800: 0.200, against - "),
+        (
+            exported(nowhere, base_below(nowhere)),
+            "at no noise level",
+            "(Spearman at 0.800: 0.200, against - ",
+        ),
         (exported(raw, 0.0), "na uses what was trained at every noise level"),
         (exported(blind, 0.0), "at every noise level, as no prompt was held out"),
     ):

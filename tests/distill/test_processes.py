@@ -20,8 +20,11 @@ from .world import settings, write_recording
 
 
 def test_a_launcher_that_started_one_of_several_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`accelerate launch --cpu --num_processes 2` leaves these two, and no number of the process."""
-    alone = SimpleNamespace(device=torch.device("cpu", 0), is_main_process=True, process_index=0, num_processes=1)
+    """`accelerate launch --cpu --num_processes 2` leaves these two, and no number of the
+    process."""
+    alone = SimpleNamespace(
+        device=torch.device("cpu", 0), is_main_process=True, process_index=0, num_processes=1
+    )
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(accelerate, "PartialState", lambda **_: alone)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
@@ -32,9 +35,13 @@ def test_a_launcher_that_started_one_of_several_is_named(monkeypatch: pytest.Mon
     assert not processes.start("distill", cpu=False).shown
 
 
-def test_what_fails_in_one_process_ends_all_and_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_one_process_ends_all_and_is_said_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     told: list[bool] = []
-    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda values: told.extend(values) or told[-1:])
+    monkeypatch.setattr(
+        "accelerate.utils.broadcast_object_list", lambda values: told.extend(values) or told[-1:]
+    )
 
     def fails() -> None:
         raise ValueError("the folder is in use")

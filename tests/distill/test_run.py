@@ -1,5 +1,5 @@
-"""Distillation on a synthetic recording with a known answer: gone on with after any interruption to the same bits, and
-refusals that say what to do."""
+"""Distillation on a synthetic recording with a known answer: gone on with after any interruption to
+the same bits, and refusals that say what to do."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def undisturbed(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def quick(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DistillConfig, dict[str, Any]]:
+def quick(
+    recording: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[DistillConfig, dict[str, Any]]:
     """A run of eight steps, and what it leaves undisturbed."""
     config = make(recording, steps_per_level=2, checkpoint_every=0, warmup=1, group_size=2)
     distill(config, out := tmp_path_factory.mktemp("quick") / "out")
@@ -74,10 +76,18 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def left_by(out: Path) -> dict[str, Any]:
-    """Every file of a run: its bytes, of the metrics all but the seconds. Of checkpoints the last, as others may be
-    left where there was no time to remove them."""
-    unlike = (*sorted((out / "checkpoints").iterdir())[:-1], out / "spearman.png", out / "config.yaml")
-    paths = [p for p in out.rglob("*") if p.is_file() and not {p, p.parent} & {*unlike, out / "metrics.jsonl"}]
+    """Every file of a run: its bytes, of the metrics all but the seconds. Of checkpoints the last,
+    as others may be left where there was no time to remove them."""
+    unlike = (
+        *sorted((out / "checkpoints").iterdir())[:-1],
+        out / "spearman.png",
+        out / "config.yaml",
+    )
+    paths = [
+        p
+        for p in out.rglob("*")
+        if p.is_file() and not {p, p.parent} & {*unlike, out / "metrics.jsonl"}
+    ]
     return {**{str(p.relative_to(out)): p.read_bytes() for p in paths}, "metrics": metrics(out)}
 
 
@@ -87,7 +97,11 @@ def test_ranks_of_noisy_estimates_rise_well_above_the_base(
     config = make(recording, **UNLIKE, workers=1)
     monkeypatch.setattr(run, "train", None)
     found = distill(config, undisturbed)  # which is finished
-    assert (found.rows[-1]["level"], found.names, found.held_out) == (1.0, ("brightness", "tiny"), True)
+    assert (found.rows[-1]["level"], found.names, found.held_out) == (
+        1.0,
+        ("brightness", "tiny"),
+        True,
+    )
     for row in found.rows[1:]:
         assert row["tiny"]["spearman"] > row["brightness"]["spearman"] + 0.15, row
         assert row["tiny"]["spearman"] > 0.85
@@ -105,7 +119,9 @@ def test_ranks_of_noisy_estimates_rise_well_above_the_base(
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(quick: Any, tmp_path: Path, seed: int) -> None:
+def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(
+    quick: Any, tmp_path: Path, seed: int
+) -> None:
     config, expected = quick
     assert ended(lambda: distill(config, tmp_path / "out"), tmp_path, seed) >= 2
     assert left_by(tmp_path / "out") == expected
@@ -123,7 +139,9 @@ def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(quick: Any, tmp_p
     assert moment > 40
 
 
-def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(quick: Any, tmp_path: Path) -> None:
+def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(
+    quick: Any, tmp_path: Path
+) -> None:
     (config, expected), out = quick, tmp_path / "out"
 
     def another() -> None:
@@ -147,9 +165,14 @@ def test_two_starts_at_once_do_not_mix_their_settings(recording: Path, tmp_path:
 
 
 def test_signals_wait_until_all_is_saved(
-    recording: Path, undisturbed: Path, tmp_path: Path, ctrl_c: None, monkeypatch: pytest.MonkeyPatch
+    recording: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    ctrl_c: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In targets and training, which are gone on with where they were, and in the evaluation, which is made anew."""
+    """In targets and training, which are gone on with where they were, and in the evaluation, which
+    is made anew."""
     asked, polls, ends, ask = Counter[str](), 0, Counter[str](), Unbroken.__call__
 
     def signalled(self: Unbroken) -> bool:
@@ -167,7 +190,9 @@ def test_signals_wait_until_all_is_saved(
         with contextlib.suppress(KeyboardInterrupt):
             distill(config, tmp_path / "out")
             break
-        lines = len(metrics(tmp_path / "out")) if (tmp_path / "out" / "metrics.jsonl").exists() else 0
+        lines = (
+            len(metrics(tmp_path / "out")) if (tmp_path / "out" / "metrics.jsonl").exists() else 0
+        )
         assert checkpoints.steps_done(tmp_path / "out" / "checkpoints") == lines
     assert left_by(tmp_path / "out") == left_by(undisturbed)
     assert asked["run"] == 160, "no step is made twice"
@@ -175,7 +200,9 @@ def test_signals_wait_until_all_is_saved(
     assert ends["score_entries"] > 3
 
 
-def test_checkpoints_are_written_by_the_clock(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_written_by_the_clock(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = itertools.count(0, 7)
     monkeypatch.setattr("ttsnap.distill.training.time.monotonic", lambda: next(clock))
     with calls(checkpoints, "save") as saved:
@@ -183,12 +210,19 @@ def test_checkpoints_are_written_by_the_clock(recording: Path, tmp_path: Path, m
     assert [step for _, step, *_ in saved] == [5, 10, 15, 20], "30 s are five steps of 7 s"
 
 
-def test_readers_in_other_processes_change_nothing(recording: Path, quick: Any, tmp_path: Path) -> None:
-    distill(make(recording, steps_per_level=2, warmup=1, group_size=2, workers=1, cache=0), tmp_path / "out")
+def test_readers_in_other_processes_change_nothing(
+    recording: Path, quick: Any, tmp_path: Path
+) -> None:
+    distill(
+        make(recording, steps_per_level=2, warmup=1, group_size=2, workers=1, cache=0),
+        tmp_path / "out",
+    )
     assert left_by(tmp_path / "out") == quick[1]
 
 
-def test_other_settings_are_refused_and_nothing_is_changed(recording: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_other_settings_are_refused_and_nothing_is_changed(
+    recording: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     before = {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
     for changes, message in (
         ({**UNLIKE, "seed": 1}, "seed is 0, not 1"),
@@ -204,7 +238,10 @@ def test_other_settings_are_refused_and_nothing_is_changed(recording: Path, undi
     # A run that failed before it began may be mended.
     with pytest.raises(ValueError, match="magic"):
         distill(make(recording, reward="magic"), tmp_path / "mended")
-    assert distill(make(recording, steps_per_level=1), tmp_path / "mended").names == ("brightness", "tiny")
+    assert distill(make(recording, steps_per_level=1), tmp_path / "mended").names == (
+        "brightness",
+        "tiny",
+    )
     # A checkpoint carried over from another run.
     out = tmp_path / "out"
     shutil.copytree(undisturbed / "checkpoints", out / "checkpoints")
@@ -213,7 +250,9 @@ def test_other_settings_are_refused_and_nothing_is_changed(recording: Path, undi
         distill(make(recording), out)
 
 
-def test_damaged_checkpoints_fall_back(quick: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_checkpoints_fall_back(
+    quick: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (config, expected), out = quick, tmp_path / "out"
     with calls(Weights, "follow", fails=7), pytest.raises(KeyboardInterrupt):
         distill(config, out)
@@ -225,7 +264,9 @@ def test_damaged_checkpoints_fall_back(quick: Any, tmp_path: Path, caplog: pytes
     assert left_by(out) == expected
 
 
-def test_all_checkpoints_damaged_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_checkpoints_damaged_starts_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for step in (10, 20, 30):
         checkpoints.save(tmp_path, step, lambda folder: (folder / "a").write_text("some"), {"k": 1})
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["00000020", "00000030"]
@@ -244,7 +285,9 @@ def test_a_checkpoint_runs_nothing(recording: Path, tmp_path: Path) -> None:
     (out / "evaluation.json").unlink()
     about = json.loads((path := out / "checkpoints" / "00000004" / "state.json").read_text())
     torch.save(Runs(tmp_path / "ran"), path.with_name("optimizer.bin"))
-    path.write_text(json.dumps({**about, "files": {"optimizer.bin": sha256(path.with_name("optimizer.bin"))}}))
+    path.write_text(
+        json.dumps({**about, "files": {"optimizer.bin": sha256(path.with_name("optimizer.bin"))}})
+    )
     with pytest.raises(ValueError, match=r"cannot resume from .*00000004"):
         distill(config, out)
     assert not (tmp_path / "ran").exists()
@@ -265,17 +308,26 @@ def test_targets_are_kept_and_a_nan_is_named(recording: Path, tmp_path: Path) ->
     assert (out / "targets.safetensors").stat().st_size == kept
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"group_size": 9}, "group_size is 9, but a prompt has 8 seeds"),
-    ({"steps": [1, 7]}, r"step 7 was not recorded; these were: \[0, 1, 2, 3\]"),
-    ({"student": {"kind": "nowhere.py:Student"}}, "no such file: nowhere.py"),
-    (student("Nothing"), "cannot load student .*Nothing"),
-    (student("TinyStudent", options={"depth": 3}), "takes no depth; it takes base, "),
-    (student("Diverging") | {"loss": {"centred": False}}, "the loss is inf at step 1: lower lr"),
-    ({"reward": "magic"}, "unknown reward 'magic'"),
-    ({"validation": 0.99}, "leaves none"),
-], ids=str)  # fmt: skip
-def test_bad_input_is_refused(recording: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_size": 9}, "group_size is 9, but a prompt has 8 seeds"),
+        ({"steps": [1, 7]}, r"step 7 was not recorded; these were: \[0, 1, 2, 3\]"),
+        ({"student": {"kind": "nowhere.py:Student"}}, "no such file: nowhere.py"),
+        (student("Nothing"), "cannot load student .*Nothing"),
+        (student("TinyStudent", options={"depth": 3}), "takes no depth; it takes base, "),
+        (
+            student("Diverging") | {"loss": {"centred": False}},
+            "the loss is inf at step 1: lower lr",
+        ),
+        ({"reward": "magic"}, "unknown reward 'magic'"),
+        ({"validation": 0.99}, "leaves none"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused(
+    recording: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         distill(make(recording, **changes), tmp_path / "out")
 
@@ -285,13 +337,21 @@ def test_parts_and_processes_share_a_step_between_them(recording: Path) -> None:
     whole, parts = make(recording), make(recording, accumulation=2)
     targets = [np.random.default_rng(p).normal(size=n) for p, n in enumerate(frames.seeds)]
     kept, _ = held_out(frames.prompts, whole.validation, whole.seed)
-    plan = Curriculum(stages(frames.steps, whole.order, whole.steps_per_level), tuple(kept), targets, 1.0)
+    plan = Curriculum(
+        stages(frames.steps, whole.order, whole.steps_per_level), tuple(kept), targets, 1.0
+    )
     for step in (0, 70, 159):
         everything = Batches(frames, plan, whole).groups(step)
         assert len(everything) == 4
-        shares = [Batches(frames, plan, parts, rank, 2).groups(2 * step + part) for rank in (0, 1) for part in (0, 1)]
+        shares = [
+            Batches(frames, plan, parts, rank, 2).groups(2 * step + part)
+            for rank in (0, 1)
+            for part in (0, 1)
+        ]
         assert [len(share) for share in shares] == [1, 1, 1, 1]
-        assert sorted((g for share in shares for g in share), key=str) == sorted(everything, key=str)
+        assert sorted((g for share in shares for g in share), key=str) == sorted(
+            everything, key=str
+        )
     x, prompts, level, target = Batches(frames, plan, whole)[70]
     group = Batches(frames, plan, whole).groups(70)[1]
     assert (x.shape, target.shape) == ((16, 3, 6, 6), (4, 4))
@@ -311,13 +371,19 @@ def test_students_hear_of_stages_also_after_a_restart(recording: Path, tmp_path:
         assert [level for _, level in told] == levels
 
 
-@pytest.mark.parametrize("changes", [
-    {"order": "uniform"},
-    {"order": "noisy-to-clean", "schedule": "linear", "ema": 0},
-    {"loss": {"name": "pairwise", "temperature": 0.5}, "accumulation": 2},
-    {"loss": {"centred": False, "plain": 0.0}, **student("TinyStudent", space="latents")},
-], ids=str)  # fmt: skip
-def test_every_order_and_loss_learns(recording: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"order": "uniform"},
+        {"order": "noisy-to-clean", "schedule": "linear", "ema": 0},
+        {"loss": {"name": "pairwise", "temperature": 0.5}, "accumulation": 2},
+        {"loss": {"centred": False, "plain": 0.0}, **student("TinyStudent", space="latents")},
+    ],
+    ids=str,
+)
+def test_every_order_and_loss_learns(
+    recording: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     found = distill(make(recording, **changes), tmp_path / "out")
     for row in found.rows[1:]:
         assert row["tiny"]["spearman"] > row["brightness"]["spearman"] + 0.1, row

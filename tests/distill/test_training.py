@@ -1,4 +1,5 @@
-"""Settings; what a step trains on, its loss and its learning rate, against closed forms; the split of the prompts."""
+"""Settings; what a step trains on, its loss and its learning rate, against closed forms; the split
+of the prompts."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ STEPS = (0, 3, 6)
 
 def groups(step: int, order: str = "clean-to-noisy", **changes: Any) -> Any:
     options: dict[str, Any] = {"groups": 6, "group_size": 3, "earlier": 0.5, "seed": 1, **changes}
-    return draw(step, stage_at(stages(STEPS, order, 10), step), [2, 3, 5, 7, 11, 13, 17], [4] * 7, **options)
+    return draw(
+        step, stage_at(stages(STEPS, order, 10), step), [2, 3, 5, 7, 11, 13, 17], [4] * 7, **options
+    )
 
 
 def test_orders() -> None:
@@ -56,10 +59,14 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
 def test_share_of_earlier_levels(earlier: float, old: int) -> None:
     drawn = [[g.step for g in groups(step, earlier=earlier)] for step in range(20, 30)]
     assert all(found.count(0) == 6 - old for found in drawn)
-    assert {k for found in drawn for k in found} == ({0} if old < 6 else set()) | ({3, 6} if old else set())
+    assert {k for found in drawn for k in found} == ({0} if old < 6 else set()) | (
+        {3, 6} if old else set()
+    )
     assert {g.step for g in groups(3, earlier=earlier)} == {6}  # the first stage has none before it
     # At random places, so that processes and parts get alike shares.
-    assert {i for found in drawn for i, step in enumerate(found) if step} == (set(range(6)) if old else set())
+    assert {i for found in drawn for i, step in enumerate(found) if step} == (
+        set(range(6)) if old else set()
+    )
 
 
 def test_uniform_draws_all_levels_alike() -> None:
@@ -92,7 +99,9 @@ def batch() -> tuple[Tensor, Tensor]:
 def test_mse_centred_and_plain() -> None:
     p = torch.tensor([[1.0, 3.0], [0.0, 0.0]])
     t = torch.tensor([[0.0, 0.0], [5.0, 5.0]])
-    assert group_loss(p, t, LossConfig("mse", centred=False, plain=0.0)) == pytest.approx((1 + 9 + 25 + 25) / 4)
+    assert group_loss(p, t, LossConfig("mse", centred=False, plain=0.0)) == pytest.approx(
+        (1 + 9 + 25 + 25) / 4
+    )
     # Less the groups' means only the first group errs, by -1 and 1.
     assert group_loss(p, t, LossConfig("mse", plain=0.0)) == pytest.approx(0.5)
     assert group_loss(p, t, LossConfig("mse", plain=0.1)) == pytest.approx(0.5 + 0.1 * 15)
@@ -149,37 +158,46 @@ GOOD: dict[str, Any] = {"recordings": ["r"], "reward": "brightness"}
 
 def test_round_trip_and_what_determines(tmp_path: Path) -> None:
     student = {"kind": "dora", "options": {"a": 1}}
-    config = build(DistillConfig, {**GOOD, "levels": [1.0, 0.5], "student": student, "loss": {"name": "pairwise"}})
+    config = build(
+        DistillConfig,
+        {**GOOD, "levels": [1.0, 0.5], "student": student, "loss": {"name": "pairwise"}},
+    )
     save_settings(config, tmp_path / "c.yaml")
     assert load_settings(DistillConfig, tmp_path / "c.yaml") == config
     moved = build(DistillConfig, {**to_json(config), "recordings": ["elsewhere"], "workers": 2})
     assert determining(moved) == determining(config)
     assert determining(build(DistillConfig, {**to_json(config), "seed": 1})) != determining(config)
-    (tmp_path / "c.yaml").write_text("recordings: [r]\nreward: brightness\nlr: 1e-4\nvalidation: 0\n")
+    (tmp_path / "c.yaml").write_text(
+        "recordings: [r]\nreward: brightness\nlr: 1e-4\nvalidation: 0\n"
+    )
     config = load_settings(DistillConfig, tmp_path / "c.yaml")
     assert (config.lr, config.validation) == (1e-4, 0.0)  # YAML reads the first as a text
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"reward": ""}, "reward is missing"),
-    ({"recordings": []}, "no data"),
-    ({"order": "random"}, "unknown order 'random'"),
-    ({"loss": {"name": "l1"}}, "unknown loss.name 'l1'"),
-    ({"loss": {"temperature": 0}}, "loss.temperature must be above 0, got 0"),
-    ({"student": {"kind": "head"}}, "unknown student.kind 'head'"),
-    ({"student": {"space": "latents"}}, "reads pixels, not latents"),
-    ({"student": {"per_level": True}}, "student.per_level"),
-    ({"order": "uniform", "lr": [1.0, 0.5]}, "order uniform"),
-    ({"student": {"rank": 0}}, "student.rank must be at least 1, got 0"),
-    ({"earlier": 1.5}, "earlier must be at most 1, got 1.5"),
-    ({"validation": 1}, "validation must be below 1, got 1"),
-    ({"steps": []}, "at least one, got []"),
-    ({"steps": [1, 1]}, "got [1, 1]"),
-    ({"steps": [1], "levels": [0.5]}, "steps or levels"),
-    ({"groups": 3, "accumulation": 2}, "groups (3) must be a multiple of accumulation (2)"),
-    ({"group_size": 1}, "group_size must be 2"),
-    ({"schedule": "cosine"}, "unknown schedule 'cosine'"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": ""}, "reward is missing"),
+        ({"recordings": []}, "no data"),
+        ({"order": "random"}, "unknown order 'random'"),
+        ({"loss": {"name": "l1"}}, "unknown loss.name 'l1'"),
+        ({"loss": {"temperature": 0}}, "loss.temperature must be above 0, got 0"),
+        ({"student": {"kind": "head"}}, "unknown student.kind 'head'"),
+        ({"student": {"space": "latents"}}, "reads pixels, not latents"),
+        ({"student": {"per_level": True}}, "student.per_level"),
+        ({"order": "uniform", "lr": [1.0, 0.5]}, "order uniform"),
+        ({"student": {"rank": 0}}, "student.rank must be at least 1, got 0"),
+        ({"earlier": 1.5}, "earlier must be at most 1, got 1.5"),
+        ({"validation": 1}, "validation must be below 1, got 1"),
+        ({"steps": []}, "at least one, got []"),
+        ({"steps": [1, 1]}, "got [1, 1]"),
+        ({"steps": [1], "levels": [0.5]}, "steps or levels"),
+        ({"groups": 3, "accumulation": 2}, "groups (3) must be a multiple of accumulation (2)"),
+        ({"group_size": 1}, "group_size must be 2"),
+        ({"schedule": "cosine"}, "unknown schedule 'cosine'"),
+    ],
+    ids=str,
+)
 def test_bad_values_are_refused_with_the_value(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         build(DistillConfig, {**GOOD, **changes})

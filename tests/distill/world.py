@@ -1,8 +1,9 @@
-"""A synthetic recording with a known answer, and a student that is small enough to train in a second.
+"""A synthetic recording with a known answer, and a student that is small enough to train in a
+second.
 
-Every trajectory ends in an image of one brightness b, that is the base reward. Its estimates show b in the red channel
-only, shrunk towards the middle and under noise; green and blue are a louder distraction. So the base reward of an
-estimate ranks badly, and a network that reads red ranks well.
+Every trajectory ends in an image of one brightness b, that is the base reward. Its estimates show b
+in the red channel only, shrunk towards the middle and under noise; green and blue are a louder
+distraction. So the base reward of an estimate ranks badly, and a network that reads red ranks well.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Brightness:
         return images.mean((1, 2, 3))
 
 
-def estimate(prompt: int, seed: int, step: int, levels: Sequence[float] = LEVELS) -> np.ndarray[Any, Any]:
+def estimate(
+    prompt: int, seed: int, step: int, levels: Sequence[float] = LEVELS
+) -> np.ndarray[Any, Any]:
     """(3, SIZE, SIZE) in [0, 1]."""
     bright = np.random.default_rng((prompt, seed)).uniform(0.2, 0.8)
     rng = np.random.default_rng((prompt, seed, step, 1))
@@ -49,10 +52,18 @@ def estimate(prompt: int, seed: int, step: int, levels: Sequence[float] = LEVELS
 
 
 def write_recording(
-    folder: Path, *, prompts: int = 12, seeds: int = 8, steps: Sequence[int] = (0, 1, 2, 3, 4), first_seed: int = 5,
-    levels: Sequence[float] = LEVELS, images: bool = True, latents: bool = False, offset: int = 0,
+    folder: Path,
+    *,
+    prompts: int = 12,
+    seeds: int = 8,
+    steps: Sequence[int] = (0, 1, 2, 3, 4),
+    first_seed: int = 5,
+    levels: Sequence[float] = LEVELS,
+    images: bool = True,
+    latents: bool = False,
+    offset: int = 0,
     texts: Sequence[str] | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """A finished recording of this world, in units of 4 prompts."""
     named = tuple(texts or (f"prompt {p + offset}" for p in range(prompts)))
     prompts = len(named)
@@ -69,7 +80,13 @@ def write_recording(
                 shard = ShardWriter(file)
                 for p, s, k in product(unit.prompts, unit.seeds, steps):
                     image = estimate(p + offset, s, k, levels)
-                    shard.add(p, first_seed + s, k, image, {"latent": 2 * image[:2] - 1} if latents else None)
+                    shard.add(
+                        p,
+                        first_seed + s,
+                        k,
+                        image,
+                        {"latent": 2 * image[:2] - 1} if latents else None,
+                    )
                 shard.close()
 
             path = shard_path(folder, unit)
@@ -81,16 +98,25 @@ def write_recording(
 
 
 class TinyStudent:
-    """A convolution, the means of its channels and the level, two linear layers. Starts at random, not at the base."""
+    """A convolution, the means of its channels and the level, two linear layers. Starts at random,
+    not at the base."""
 
     def __init__(
-        self, base: Any, channels: int = 3, seed: int = 0, space: str = "pixels", width: int = 16, drop: float = 0.05
+        self,
+        base: Any,
+        channels: int = 3,
+        seed: int = 0,
+        space: str = "pixels",
+        width: int = 16,
+        drop: float = 0.05,
     ) -> None:
         self.name, self.base, self.space = "tiny", base, space
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             parts = {"first": nn.Conv2d(channels, width, 3), "second": nn.Linear(width + 1, width)}
-            self.network: Any = nn.ModuleDict({**parts, "drop": nn.Dropout(drop), "last": nn.Linear(width, 1)})
+            self.network: Any = nn.ModuleDict(
+                {**parts, "drop": nn.Dropout(drop), "last": nn.Linear(width, 1)}
+            )
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self.network.named_parameters())
@@ -108,11 +134,18 @@ class TinyStudent:
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Any) -> Tensor:
         level = torch.as_tensor(level).expand(len(images))
-        return torch.where(level > 0, self.predict(images, prompts, level), torch.as_tensor(self.base(images, prompts)))
+        return torch.where(
+            level > 0,
+            self.predict(images, prompts, level),
+            torch.as_tensor(self.base(images, prompts)),
+        )
 
     def save_pretrained(self, folder: Path, info: Mapping[str, Any]) -> None:
         folder.mkdir(exist_ok=True)
-        save_file({name: p.detach().clone() for name, p in self.trainable().items()}, folder / "adapter.safetensors")
+        save_file(
+            {name: p.detach().clone() for name, p in self.trainable().items()},
+            folder / "adapter.safetensors",
+        )
 
     @classmethod
     def load(cls, folder: Path) -> TinyStudent:
@@ -150,7 +183,20 @@ WORLD = str(Path(__file__).resolve())
 def settings(recording: Path | str, **changes: Any) -> dict[str, Any]:
     """A configuration of this world, as a dictionary."""
     student = {"kind": f"{WORLD}:TinyStudent"}
-    training = {"steps_per_level": 40, "groups": 4, "group_size": 4, "lr": 0.01, "warmup": 5, "ema": 0.9}
+    training = {
+        "steps_per_level": 40,
+        "groups": 4,
+        "group_size": 4,
+        "lr": 0.01,
+        "warmup": 5,
+        "ema": 0.9,
+    }
     more = {"validation": 0.3, "checkpoint_every": 60, "device": "cpu"}
-    return {"recordings": [str(recording)], "reward": f"{WORLD}:Brightness", "student": student,
-            **training, **more, **changes}  # fmt: skip
+    return {
+        "recordings": [str(recording)],
+        "reward": f"{WORLD}:Brightness",
+        "student": student,
+        **training,
+        **more,
+        **changes,
+    }

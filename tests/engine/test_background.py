@@ -1,4 +1,5 @@
-"""Rewards that leave the denoiser's device free: asked while other rows are denoised, and nothing found changes."""
+"""Rewards that leave the denoiser's device free: asked while other rows are denoised, and nothing
+found changes."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,14 +80,22 @@ def told(results: Sequence[Result]) -> str:
     """All that a search found, to the bit."""
     return repr(
         [
-            (r.spent.cost, r.trace, r.warnings, r.particles.scores.tolist(), [(c.uid, c.image) for c in r.images])
+            (
+                r.spent.cost,
+                r.trace,
+                r.warnings,
+                r.particles.scores.tolist(),
+                [(c.uid, c.image) for c in r.images],
+            )
             for r in results
         ]
     )
 
 
 @pytest.mark.parametrize("number", range(12))
-def test_winners_ledgers_and_traces_are_those_of_rewards_that_are_waited_for(engine: Any, number: int) -> None:
+def test_winners_ledgers_and_traces_are_those_of_rewards_that_are_waited_for(
+    engine: Any, number: int
+) -> None:
     rng = np.random.default_rng(number)
     algorithm = ("best-of-n", "seed-pruning", "svdd", "smc", "evolution", "zero-order")[number % 6]
     options: dict[str, Any] = {
@@ -126,7 +135,12 @@ def test_a_reward_that_looks_at_finished_images_alone_is_left_alone_with_them(en
 def test_what_follows_gradients_or_compares_features_is_asked_in_turn(engine: Any) -> None:
     remote: Any = Remote()
     remote.embed_images = lambda images: images.flatten(1).float()
-    search(["a"], make_algorithm("best-of-n", n=4), engine(rewards=[remote], features="remote"), Budget(nfe=40))
+    search(
+        ["a"],
+        make_algorithm("best-of-n", n=4),
+        engine(rewards=[remote], features="remote"),
+        Budget(nfe=40),
+    )
     remote.runs_on = torch.device("cpu")
     search(["a"], make_algorithm("best-of-n", n=4), engine(rewards=[remote]), Budget(nfe=40))
     assert remote.threads == {"MainThread"}
@@ -152,8 +166,15 @@ def test_a_call_that_fails_in_the_background_costs_its_scores(engine: Any) -> No
 
 def test_a_reward_that_fails_from_the_start_ends_the_search(engine: Any) -> None:
     remote = Remote(broken=1.0)
-    with pytest.raises(RewardError, match="none of the first 2 images could be scored: remote: RuntimeError"):
-        search(["a"], make_algorithm("best-of-n", n=12), engine(rewards=[remote], batch_size=2), Budget(nfe=96))
+    with pytest.raises(
+        RewardError, match="none of the first 2 images could be scored: remote: RuntimeError"
+    ):
+        search(
+            ["a"],
+            make_algorithm("best-of-n", n=12),
+            engine(rewards=[remote], batch_size=2),
+            Budget(nfe=96),
+        )
     assert gone()
     assert len(remote.sizes) <= 3  # what waited is not asked
 
@@ -170,11 +191,21 @@ def test_a_lack_of_memory_in_the_background_halves_the_batch(engine: Any, lastin
     (result,) = search(["a"], make_algorithm("best-of-n", n=12), live, Budget(nfe=96))
     assert result.best.reward == max(c for c in result.particles.scores[:, -1, 0] if c == c)
     assert result.spent.cost.reward_calls == (4 if lasting else 12)
-    assert result.spent.cost.decodes == result.spent.finished < live.stats["decodes"]  # some in vain
+    # some in vain
+    assert result.spent.cost.decodes == result.spent.finished < live.stats["decodes"]
     assert live.decode_batch_size == 1
     assert ("memory ran out" in str(result.warnings)) is lasting
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises, also where whoever started the tests has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_not_kept_waiting_and_leaves_no_thread(engine: Any) -> None:
     class Hanging(Remote):
         def __call__(self, images: Tensor, prompts: Sequence[str], level: Any) -> Any:
@@ -203,7 +234,9 @@ def test_two_searches_in_two_threads_ask_one_reward_by_turns(engine: Any) -> Non
 
     def run(seed: int) -> None:
         live = engine(rewards=[remote], batch_size=2)
-        found[seed] = told(search(PROMPTS, make_algorithm("seed-pruning"), live, Budget(nfe=80), seed=seed))
+        found[seed] = told(
+            search(PROMPTS, make_algorithm("seed-pruning"), live, Budget(nfe=80), seed=seed)
+        )
 
     threads = [threading.Thread(target=run, args=(seed,)) for seed in (1, 2)]
     for thread in threads:
@@ -262,4 +295,6 @@ def test_scores_leave_the_device_together(engine: Any, monkeypatch: pytest.Monke
     assert [shape for shape in moved if len(shape) == 1] == [(12,)]  # flags, a and b
     scores = result.particles.scores[:, -1]
     np.testing.assert_array_equal(scores[:, 0], scores[:, 2])
-    np.testing.assert_allclose(scores[:, 1], np.where(scores[:, 0] > 0.5, np.nan, scores[:, 0]), rtol=0.01)
+    np.testing.assert_allclose(
+        scores[:, 1], np.where(scores[:, 0] > 0.5, np.nan, scores[:, 0]), rtol=0.01
+    )

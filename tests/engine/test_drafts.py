@@ -1,4 +1,5 @@
-"""Drafts, drafts that are finished, and seeds that begin in groups: what they cost, and known answers."""
+"""Drafts, drafts that are finished, and seeds that begin in groups: what they cost, and known
+answers."""
 
 from __future__ import annotations
 
@@ -52,19 +53,26 @@ from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.simulate import curve
 
 STEPS, AHEAD, SIZE = 8, 2, 4
-MIXTURE = torch.randn(4, 3, generator=seeded(0)), torch.full((4,), 0.3), torch.tensor([0.1, 0.2, 0.3, 0.4])
+MIXTURE = (
+    torch.randn(4, 3, generator=seeded(0)),
+    torch.full((4,), 0.3),
+    torch.tensor([0.1, 0.2, 0.3, 0.4]),
+)
 
 
 class Drafting(Counted):
-    """Its drafter knows where the sampler ends, after which it adds an error that depends on the latent; a call of it
-    takes one of the two passes of an evaluation. Counts what is drafted, row by row."""
+    """Its drafter knows where the sampler ends, after which it adds an error that depends on the
+    latent; a call of it takes one of the two passes of an evaluation. Counts what is drafted, row
+    by row."""
 
     passes_per_nfe = 2
 
     def __init__(self, *args: Any, error: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.error, self.drafted = error, 0
-        self.drafts: Any = SimpleNamespace(calls=1, passes=1, guess=self.guess, level=self.level, start=None)
+        self.drafts: Any = SimpleNamespace(
+            calls=1, passes=1, guess=self.guess, level=self.level, start=None
+        )
 
     def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
         self.drafted += calls * len(x)
@@ -84,14 +92,17 @@ class Drafting(Counted):
 
 
 class Finishing(Drafting):
-    """Begins at step `begin` of eight from the drafts of a perfect drafter with an error, put back by the noise."""
+    """Begins at step `begin` of eight from the drafts of a perfect drafter with an error, put back
+    by the noise."""
 
     def __init__(self, begin: int, error: float = 0.0, calls: int = 1) -> None:
         self.whole = Drafting(*MIXTURE, steps=STEPS, error=error)
         super().__init__(*MIXTURE, steps=self.whole.times[begin:], error=error)
         self.grid = replace(self.grid, image_nfe=STEPS)
         start = SimpleNamespace(level=0.9 / calls, begin=self.started)
-        self.drafts = SimpleNamespace(calls=calls, passes=1, guess=self.guess, level=self.level, start=start)
+        self.drafts = SimpleNamespace(
+            calls=calls, passes=1, guess=self.guess, level=self.level, start=start
+        )
 
     def encode(self, prompts: Any) -> None:
         super().encode(prompts)
@@ -99,7 +110,9 @@ class Finishing(Drafting):
 
     def started(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
         self.drafted += self.drafts.calls * len(noise)
-        guess = self.whole.guess(noise, torch.zeros(len(noise), dtype=torch.long), cond, self.drafts.calls)
+        guess = self.whole.guess(
+            noise, torch.zeros(len(noise), dtype=torch.long), cond, self.drafts.calls
+        )
         return guess, (1 - self.times[0]) * guess + self.times[0] * noise
 
 
@@ -111,21 +124,32 @@ class Grouped(Counted):
         super().__init__(*MIXTURE, steps=self.whole.times[AHEAD:])
         self.grid = replace(self.grid, image_nfe=STEPS)
         if noisy:
-            self.kernel, self.whole.kernel = Sde(self.path, self.times), Sde(self.path, self.whole.times)
-        self.groups: Any = SimpleNamespace(size=size, nfe=AHEAD, begin=self.together, flops=lambda: 0.5)
+            self.kernel, self.whole.kernel = (
+                Sde(self.path, self.times),
+                Sde(self.path, self.whole.times),
+            )
+        self.groups: Any = SimpleNamespace(
+            size=size, nfe=AHEAD, begin=self.together, flops=lambda: 0.5
+        )
 
     def encode(self, prompts: Any) -> None:
         super().encode(prompts)
         self.whole.encode(prompts)
 
     def together(
-        self, noise: Tensor, cond: Tensor, keys: Sequence[Any], generators: Sequence[torch.Generator]
+        self,
+        noise: Tensor,
+        cond: Tensor,
+        keys: Sequence[Any],
+        generators: Sequence[torch.Generator],
     ) -> tuple[Tensor, list[None]]:
         x, kernel, alone = noise, self.whole.kernel, keys[0][1] > 0
         self.sizes.append(0 if alone else len(x))
         for k in range(AHEAD):
             at = torch.full((len(x),), k)
-            x, _ = kernel.step(x, self.whole.predict(x, at, cond), at, [(*key, k) for key in keys], [None] * len(x))
+            x, _ = kernel.step(
+                x, self.whole.predict(x, at, cond), at, [(*key, k) for key in keys], [None] * len(x)
+            )
             if not alone:
                 x = x + 0.5 * (x - x.mean(0))
         return x, [None] * len(x)
@@ -170,17 +194,25 @@ def any_engine(kind: str, draw: np.random.Generator) -> LiveEngine:
 
 
 def any_algorithm(live: LiveEngine, draw: np.random.Generator) -> Any:
-    never = {"price-of-compute", "keep-all", "by-hand", "refined", "noise-ascent"}  # refuse groups, or have no budget
-    names = [name for name in sorted(set(ALGORITHMS) - never) if make_algorithm(name).needs <= live.offers]
-    name, options = str(draw.choice(names + ["seed-pruning", "evolution"] * 3)), {"n": int(draw.integers(2, 20))}
+    # refuse groups, or have no budget
+    never = {"price-of-compute", "keep-all", "by-hand", "refined", "noise-ascent"}
+    names = [
+        name
+        for name in sorted(set(ALGORITHMS) - never)
+        if make_algorithm(name).needs <= live.offers
+    ]
+    name, options = (
+        str(draw.choice(names + ["seed-pruning", "evolution"] * 3)),
+        {"n": int(draw.integers(2, 20))},
+    )
     if name in ("seed-pruning", "evolution"):
         options |= {"draft_share": draw.uniform(0.05, 0.9), "draft_calls": int(draw.integers(1, 4))}
     return make_algorithm(name, **(options if draw.random() < 0.7 else {}))
 
 
 def attack(kind: str, number: int) -> bool:
-    """A random search by any algorithm, with any budget, size of groups and batches, stopped anywhere or not at all;
-    False where that cannot be."""
+    """A random search by any algorithm, with any budget, size of groups and batches, stopped
+    anywhere or not at all; False where that cannot be."""
     draw, ticks = np.random.default_rng(number), list[Any]()
     live = any_engine(kind, draw)
     one = image_cost(live.grid, 1, live.price)
@@ -188,10 +220,15 @@ def attack(kind: str, number: int) -> bool:
     stop_after, shared = int(draw.integers(0, 30)), bool(draw.integers(2))
     try:
         results = search(
-            ["a", "b"], any_algorithm(live, draw), live, f"{most}nfe", shared=shared, seed=int(draw.integers(100)),
+            ["a", "b"],
+            any_algorithm(live, draw),
+            live,
+            f"{most}nfe",
+            shared=shared,
+            seed=int(draw.integers(100)),
             on_event=lambda event: ticks.append(event) if event.kind == "tick" else None,
             should_stop=lambda: len(ticks) > stop_after,
-        )  # fmt: skip
+        )
     except ValueError:
         paid([], live)
         return False
@@ -225,34 +262,49 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]:
-    folder, options = tmp_path_factory.mktemp("recorded"), RecordOptions(seeds=40, seed=3, block=(1, 12))
+    folder, options = (
+        tmp_path_factory.mktemp("recorded"),
+        RecordOptions(seeds=40, seed=3, block=(1, 12)),
+    )
     return {
         kind: record(make(), ["a", "b"], folder / kind, replace(options, looks=looks))
         for kind, (make, looks, _) in KINDS.items()
     }
 
 
-def replayed(kind: str, recording: Recording, algorithm: Any, budget: str, shared: bool = False) -> list[Result]:
+def replayed(
+    kind: str, recording: Recording, algorithm: Any, budget: str, shared: bool = False
+) -> list[Result]:
     """A search that finds the same live and played back."""
     engine = KINDS[kind][0]()
     playing = ReplayEngine(recording, capacity=engine.capacity)
-    live, again = (search(["a", "b"], algorithm, on, budget, shared=shared, seed=3) for on in (engine, playing))
+    live, again = (
+        search(["a", "b"], algorithm, on, budget, shared=shared, seed=3) for on in (engine, playing)
+    )
     for x, y in zip(live, again, strict=True):
         assert (x.best.seed, x.spent.cost) == (y.best.seed, y.spent.cost)
-        assert [(m["uids"], m["stop"]) for m in x.trace] == [(m["uids"], m["stop"]) for m in y.trace]
+        assert [(m["uids"], m["stop"]) for m in x.trace] == [
+            (m["uids"], m["stop"]) for m in y.trace
+        ]
     paid(live, engine)
     return live
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_replay_is_the_live_search(kind: str, recordings: dict[str, Recording], tmp_path: Path) -> None:
+def test_a_replay_is_the_live_search(
+    kind: str, recordings: dict[str, Recording], tmp_path: Path
+) -> None:
     save_recording(recordings[kind], tmp_path / "r")
     again = load_recording(tmp_path / "r")
     assert (again.grid, again.price) == (recordings[kind].grid, recordings[kind].price)
     begins = {"drafts": (0, None), "finish": (1, None), "groups": (0, SeedGroups(SIZE, AHEAD))}
     assert (again.price.begin_calls, again.price.groups) == begins[kind]
     for budget in KINDS[kind][2]:
-        for algorithm in (SeedPruning(), BestOfN(), *([SeedPruning(draft_calls=2)] if kind == "drafts" else [])):
+        for algorithm in (
+            SeedPruning(),
+            BestOfN(),
+            *([SeedPruning(draft_calls=2)] if kind == "drafts" else []),
+        ):
             live = replayed(kind, again, algorithm, budget)
             if kind == "drafts" and isinstance(algorithm, SeedPruning):
                 assert all(r.spent.cost.draft_calls for r in live)
@@ -264,29 +316,44 @@ def test_lockstep_pays_as_the_loop_does_and_priced_searches_are_refused(
 ) -> None:
     recording, (budget,) = recordings[kind], KINDS[kind][2]
     for algorithm in (SeedPruning(), BestOfN()):
-        dry = DryEngine(recording.grid, ("bright",), price=recording.price, draft_calls=int(kind == "finish"))
+        dry = DryEngine(
+            recording.grid, ("bright",), price=recording.price, draft_calls=int(kind == "finish")
+        )
         (alone,) = search(["a"], algorithm, dry, budget)
-        assert curve(recording, algorithm, [Budget.parse(budget)], 5).spent.mean() == pytest.approx(alone.spent.nfe)
+        assert curve(recording, algorithm, [Budget.parse(budget)], 5).spent.mean() == pytest.approx(
+            alone.spent.nfe
+        )
     steps = recording.grid.steps
-    forecast = fit(np.tile(recording.scores[..., 0], (2, 1, 1)), recording.grid.levels, estimates(1, steps))
+    forecast = fit(
+        np.tile(recording.scores[..., 0], (2, 1, 1)), recording.grid.levels, estimates(1, steps)
+    )
     with pytest.raises(ValueError, match="starts seeds"):
-        search(["a"], PriceOfCompute(forecast, price=0.01), ReplayEngine(recording), "25nfe", seed=3)
+        search(
+            ["a"], PriceOfCompute(forecast, price=0.01), ReplayEngine(recording), "25nfe", seed=3
+        )
 
 
 @pytest.mark.parametrize(
-    ("make", "algorithm"), [(made, SeedPruning(20)), (made, Evolution(6, mix=0.8)), (finishing, SeedPruning(20))]
+    ("make", "algorithm"),
+    [(made, SeedPruning(20)), (made, Evolution(6, mix=0.8)), (finishing, SeedPruning(20))],
 )
 def test_batches_change_nothing(make: Any, algorithm: Any) -> None:
     one, many = (search(["a", "b"], algorithm, make(error=1.0, batch=b)) for b in (1, 9))
     for x, y in zip(one, many, strict=True):
         assert (x.best.seed, x.spent.cost) == (y.best.seed, y.spent.cost)
         np.testing.assert_array_equal(x.particles.parent, y.particles.parent)
-        np.testing.assert_allclose(x.particles.scores[:, 0, 0], y.particles.scores[:, 0, 0], atol=1e-12)
+        np.testing.assert_allclose(
+            x.particles.scores[:, 0, 0], y.particles.scores[:, 0, 0], atol=1e-12
+        )
         torch.testing.assert_close(x.best.image, y.best.image, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("make", "budget", "steps"), [(made, "160nfe", 8), (partial(finishing, 5), "60nfe", 3)])
-def test_without_other_checks_the_best_drafts_are_finished(make: Any, budget: str, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("make", "budget", "steps"), [(made, "160nfe", 8), (partial(finishing, 5), "60nfe", 3)]
+)
+def test_without_other_checks_the_best_drafts_are_finished(
+    make: Any, budget: str, steps: int
+) -> None:
     algorithm, events = SeedPruning(keep=(), levels=(), draft_share=0.5), list[Any]()
     (result,) = search(["a"], algorithm, make(error=0.1), budget, on_event=events.append)
     cost = result.spent.cost
@@ -295,7 +362,7 @@ def test_without_other_checks_the_best_drafts_are_finished(make: Any, budget: st
     assert {(e.look, e.step) for e in events if e.kind == "score"} == {("draft:1", 0), ("", steps)}
 
 
-# --- drafts ----------------------------------------------------------------------------------------------------------
+# --- drafts ---------------------------------------------------------------------------------------
 
 
 def test_a_perfect_drafter_finds_the_best_of_all_it_drafted() -> None:
@@ -305,7 +372,11 @@ def test_a_perfect_drafter_finds_the_best_of_all_it_drafted() -> None:
     assert result.best.seed == every.best.seed
     assert result.best.reward == pytest.approx(every.best.reward, abs=1e-12)
     cost, told = paid([result], live), result.spent.to_json()
-    assert (told["draft_calls"], told["nfe"]) == (cost.draft_calls, cost.nfe + 15) == (30, result.spent.nfe)
+    assert (
+        (told["draft_calls"], told["nfe"])
+        == (cost.draft_calls, cost.nfe + 15)
+        == (30, result.spent.nfe)
+    )
     assert cost.nfe < 30 * 8 / 4
     assert result.spent.forward_passes == 2 * cost.nfe + 30
     assert f"{result.spent.nfe:.0f} NFE" in repr(result)
@@ -323,11 +394,15 @@ def test_drafts_take_their_share_of_the_budget(kind: Any, share: float) -> None:
 def test_a_cap_in_flops_counts_drafts_by_their_flops() -> None:
     live = made()
     rates, most = live.price.flops, 12 * 8 * live.price.flops.nfe
-    assert task_of(Budget(flops=most), live).draft_cost == pytest.approx(rates.draft_calls / rates.nfe)
+    assert task_of(Budget(flops=most), live).draft_cost == pytest.approx(
+        rates.draft_calls / rates.nfe
+    )
     (result,) = search(["a"], SeedPruning(), live, Budget(flops=most))
     cost = result.spent.cost
     assert result.spent.flops <= most
-    assert result.spent.flops_by["denoise"] == pytest.approx(cost.nfe * rates.nfe + 3.0 * cost.draft_calls)
+    assert result.spent.flops_by["denoise"] == pytest.approx(
+        cost.nfe * rates.nfe + 3.0 * cost.draft_calls
+    )
     (few,) = search(["a"], SeedPruning(), live, "200nfe,10draftcalls")
     assert few.spent.cost.draft_calls <= 10
 
@@ -339,8 +414,10 @@ def test_a_drafter_that_is_not_used_is_told_of_and_without_one_nothing_is_drafte
     assert (used.warnings, used.spent.seeds) == ((), 9)  # all that were drafted
     live = made()
     live.denoiser.drafts, live.draft_calls = None, 0
-    (without,), (shut,) = (search(["a"], SeedPruning(draft_share=share), on, "200nfe") for share, on in (
-        (0.35, live), (0, made())))  # fmt: skip
+    (without,), (shut,) = (
+        search(["a"], SeedPruning(draft_share=share), on, "200nfe")
+        for share, on in ((0.35, live), (0, made()))
+    )
     assert without.spent.cost == shut.spent.cost
     assert "draft_calls" not in without.spent.cost.counts()
 
@@ -356,7 +433,15 @@ def test_what_cannot_be_drafted_is_refused() -> None:
         made(kernel=Sde(denoiser.path, denoiser.times))
     with pytest.raises(ValueError, match="before step 8"):
         KeepAll(2, looks=("draft:1@8",)).init(Task(denoiser.grid))
-    for text in ("rollout:3@2", "draft", "estimate:2@0", "draft:0@1", "draft:1@-1", "draft:1", "glance@0"):
+    for text in (
+        "rollout:3@2",
+        "draft",
+        "estimate:2@0",
+        "draft:0@1",
+        "draft:1@-1",
+        "draft:1",
+        "glance@0",
+    ):
         with pytest.raises(ValueError, match=r"look|1 call"):
             EstimatorAt.read(text)
 
@@ -369,7 +454,9 @@ def test_a_noise_aware_reward_is_told_what_the_drafter_was_told() -> None:
             told.extend(level.tolist())
             return super().__call__(images, prompts, level)
 
-    search(["a"], SeedPruning(3, keep=(1.0,), levels=(0.6,), draft_share=0.9), made(rewards=[Levels()]))
+    search(
+        ["a"], SeedPruning(3, keep=(1.0,), levels=(0.6,), draft_share=0.9), made(rewards=[Levels()])
+    )
     assert told[:3] == pytest.approx([0.9] * 3)
     assert told[3] == 0.5  # of the first step whose level is at most 0.6
 
@@ -378,17 +465,23 @@ def test_a_noise_aware_reward_is_told_what_the_drafter_was_told() -> None:
 def test_rows_of_one_move_are_looked_at_as_is_planned_for_their_steps(stop: int) -> None:
     """One seed at a step that is drafted from, and another at one whose estimate is scored."""
     look = ByStep({stop: Draft(2)})
-    mixed = Played((
-        lambda p: fresh(2, 0, score=False),
-        lambda p: advance(p, [0, 1], np.array([stop, 3]), look=look),
-        lambda p: advance(p, [0, 1], 8),
-    ), frozenset({Need.DRAFT}))  # fmt: skip
+    mixed = Played(
+        (
+            lambda p: fresh(2, 0, score=False),
+            lambda p: advance(p, [0, 1], np.array([stop, 3]), look=look),
+            lambda p: advance(p, [0, 1], 8),
+        ),
+        frozenset({Need.DRAFT}),
+    )
     live, plain, events = made(error=1.0), made(error=1.0), list[Event]()
     (result,) = search(["a"], mixed, live, on_event=events.append)
-    (dry,) = search(["a"], mixed, DryEngine(live.grid, ("bright",), price=live.price, draft_calls=1))
+    (dry,) = search(
+        ["a"], mixed, DryEngine(live.grid, ("bright",), price=live.price, draft_calls=1)
+    )
     assert result.spent.cost == dry.spent.cost == paid([result], live)
     assert (result.spent.cost.nfe, result.spent.cost.draft_calls) == (2 * 8, 2)
-    assert sum(e.nfe for e in events if e.kind == "tick") == 2 * 8 + 1  # the progress bar goes on during drafts
+    # the progress bar goes on during drafts
+    assert sum(e.nfe for e in events if e.kind == "tick") == 2 * 8 + 1
     looks = [(e.uids, e.look, e.step) for e in events if e.kind == "score"]
     assert sorted(looks[:2]) == [((0,), "draft:2", stop), ((1,), "estimate", 3)]
     (every,) = search(["a"], KeepAll(2, looks=(f"draft:2@{stop}",), steps=(3,)), plain)
@@ -397,11 +490,14 @@ def test_rows_of_one_move_are_looked_at_as_is_planned_for_their_steps(stop: int)
 
 
 def test_a_draft_from_a_state_on_the_way_keeps_the_evaluation_that_is_paid() -> None:
-    twice = Played((
-        lambda p: fresh(3, 2),
-        lambda p: advance(p, [0, 1, 2], 2, look=Draft(2)),
-        lambda p: advance(p, [0, 1, 2], 8),
-    ), frozenset({Need.DRAFT}))  # fmt: skip
+    twice = Played(
+        (
+            lambda p: fresh(3, 2),
+            lambda p: advance(p, [0, 1, 2], 2, look=Draft(2)),
+            lambda p: advance(p, [0, 1, 2], 8),
+        ),
+        frozenset({Need.DRAFT}),
+    )
     live = made()
     (result,) = search(["a"], twice, live)
     cost = paid([result], live)
@@ -411,10 +507,17 @@ def test_a_draft_from_a_state_on_the_way_keeps_the_evaluation_that_is_paid() -> 
 def test_a_recording_holds_the_scores_of_its_looks(recordings: dict[str, Recording]) -> None:
     denoiser, r = made(error=2.0).denoiser, recordings["drafts"]
     assert tuple(map(str, r.looks)) == LOOKS
-    x, zero = denoiser.init_latents([seeded(s) for s in range(3, 43)]), torch.zeros(40, dtype=torch.long)
+    x, zero = (
+        denoiser.init_latents([seeded(s) for s in range(3, 43)]),
+        torch.zeros(40, dtype=torch.long),
+    )
     for calls in (1, 2):
-        drafts = denoiser.decode(denoiser.drafts.guess(x, zero, zero, calls)).double().mean((1, 2, 3))
-        np.testing.assert_allclose(r.looks[EstimatorAt(f"draft:{calls}", 0)][0, :, 0], drafts, atol=1e-12)
+        drafts = (
+            denoiser.decode(denoiser.drafts.guess(x, zero, zero, calls)).double().mean((1, 2, 3))
+        )
+        np.testing.assert_allclose(
+            r.looks[EstimatorAt(f"draft:{calls}", 0)][0, :, 0], drafts, atol=1e-12
+        )
     plain = denoiser.decode(denoiser.predict(x, zero, zero).x0).double().mean((1, 2, 3))
     np.testing.assert_allclose(r.scores[0, :, 0, 0], plain, atol=1e-12)
     assert (r.draft_calls, r.price.passes_per_draft, r.price.flops.draft_calls) == (1, 1, 3.0)
@@ -424,11 +527,17 @@ def test_a_recording_holds_the_scores_of_its_looks(recordings: dict[str, Recordi
         search(["a"], SeedPruning(5, draft_calls=3), ReplayEngine(r), seed=3)
 
 
-def test_coarse_rollouts_of_an_older_recording_are_left_alone(recordings: Any, tmp_path: Path) -> None:
+def test_coarse_rollouts_of_an_older_recording_are_left_alone(
+    recordings: Any, tmp_path: Path
+) -> None:
     recorded = recordings["drafts"]
     header = replace(Header.of(recorded), looks=(*LOOKS, "rollout:3@2"))
     with OpenRecording(tmp_path / "r", header) as folder:
-        folder.add(header.units()[0], np.concatenate([recorded.columns, recorded.columns[:, :, :1]], 2), None)
+        folder.add(
+            header.units()[0],
+            np.concatenate([recorded.columns, recorded.columns[:, :, :1]], 2),
+            None,
+        )
         folder.finish()
     again = load_recording(tmp_path / "r")
     np.testing.assert_array_equal(again.columns, recorded.columns)
@@ -445,7 +554,9 @@ def test_a_priced_policy_that_drafts_is_the_same_live_and_replayed(
     rng, known = np.random.default_rng(0), np.linspace(0.6, 1, 9)
     final, noise = rng.normal(size=(10, 30, 1)), rng.normal(size=(10, 30, 9))
     scores = 0.5 + 0.05 * (known * final + np.sqrt(1 - known**2) * noise)
-    forecast = fit(scores, recordings["drafts"].grid.levels, (EstimatorAt("draft:2", 0), *estimates(2, 4, 8)))
+    forecast = fit(
+        scores, recordings["drafts"].grid.levels, (EstimatorAt("draft:2", 0), *estimates(2, 4, 8))
+    )
     algorithm = PriceOfCompute(forecast, n=40, width=width, price=0.002 if shared else None)
     for budget in ("12nfe", "41nfe", "90nfe"):
         live = replayed("drafts", recordings["drafts"], algorithm, budget, shared)
@@ -454,7 +565,8 @@ def test_a_priced_policy_that_drafts_is_the_same_live_and_replayed(
 
 
 def test_drafts_then_pruning_then_branching_streams_in_one_search() -> None:
-    """TTSnap and RBF whole: drafted seeds, of which some are pruned on the way, and streams from the survivors."""
+    """TTSnap and RBF whole: drafted seeds, of which some are pruned on the way, and streams from
+    the survivors."""
     denoiser = made().denoiser
     live = made(kernel=Sde(denoiser.path, denoiser.times, begin=0.6), error=0.5)
     (result,) = search(["a"], make_algorithm("ttsnap-rbf"), live, "150nfe")
@@ -470,17 +582,21 @@ def test_drafts_then_pruning_then_branching_streams_in_one_search() -> None:
     np.testing.assert_allclose(p.scores[early, 3, 0], expected, atol=1e-12)
 
 
-# --- drafts that are finished ---------------------------------------------------------------------------------------
+# --- drafts that are finished ---------------------------------------------------------------------
 
 
 def test_a_perfect_draft_ends_as_its_seed_does() -> None:
-    """x0 estimates of a drafter without error: put back by the seed's noise, they lie on the line to its end, from
-    which few steps end near it; the nearer to the end they begin, the nearer."""
-    (plain,) = search(["a"], BestOfN(6), LiveEngine(Finishing(0).whole, [bright()]), selection=Selection(keep=6))
+    """x0 estimates of a drafter without error: put back by the seed's noise, they lie on the line
+    to its end, from which few steps end near it; the nearer to the end they begin, the nearer."""
+    (plain,) = search(
+        ["a"], BestOfN(6), LiveEngine(Finishing(0).whole, [bright()]), selection=Selection(keep=6)
+    )
     ends = {c.seed: c.pixels for c in plain.images}
     off = []
     for begin in (4, 7):
-        (finished,) = search(["a"], BestOfN(6), finishing(begin, error=0.0), selection=Selection(keep=6))
+        (finished,) = search(
+            ["a"], BestOfN(6), finishing(begin, error=0.0), selection=Selection(keep=6)
+        )
         off.append(max(float((c.pixels - ends[c.seed]).abs().max()) for c in finished.images))
     assert off[1] < off[0] < 0.1
     assert off[1] < 0.05
@@ -493,7 +609,9 @@ def test_a_perfect_draft_ends_as_its_seed_does() -> None:
         (grouped(), Cost(14, 1, 1, coupled=8), 14, "group of 4"),
     ],
 )
-def test_an_image_is_priced_with_all_that_begins_with_it(live: LiveEngine, one: Cost, least: int, why: str) -> None:
+def test_an_image_is_priced_with_all_that_begins_with_it(
+    live: LiveEngine, one: Cost, least: int, why: str
+) -> None:
     assert image_cost(live.grid, 1, live.price) == one
     assert Budget.parse("2images").on(live.grid).nfe == 2 * STEPS
     (result,) = search(["a"], BestOfN(), live, f"{least}nfe")
@@ -511,12 +629,16 @@ def test_finishes_are_read_and_written() -> None:
             SamplerOptions(draft="hot", finish=text)
 
 
-# --- groups ---------------------------------------------------------------------------------------------------------
+# --- groups ---------------------------------------------------------------------------------------
 
 
-def found(live: LiveEngine, prompts: Sequence[str] = "a", n: int = 6) -> dict[tuple[str, int], Tensor]:
+def found(
+    live: LiveEngine, prompts: Sequence[str] = "a", n: int = 6
+) -> dict[tuple[str, int], Tensor]:
     results = search(prompts, BestOfN(n), live, selection=Selection(keep=n), seed=3)
-    return {(result.prompt, image.seed): image.pixels for result in results for image in result.images}
+    return {
+        (result.prompt, image.seed): image.pixels for result in results for image in result.images
+    }
 
 
 @pytest.mark.parametrize("noisy", [False, True])
@@ -528,7 +650,9 @@ def test_a_group_of_one_is_the_model(noisy: bool) -> None:
     assert not any(torch.equal(together[key], pixels) for key, pixels in plain.items())
 
 
-def test_what_is_found_depends_on_no_other_request_no_batch_and_not_on_how_many_of_a_group_are_searched() -> None:
+def test_what_is_found_depends_on_no_other_request_no_batch_and_not_on_how_many_of_a_group_are_searched() -> (
+    None
+):
     alone = found(grouped(1), "b", 8)
     for others in (found(grouped(7), "abc", 8), found(grouped(3), "b", 6)):
         for key, pixels in others.items():
@@ -568,7 +692,8 @@ def test_recordings_hold_whole_groups_and_replays_begin_where_one_does(tmp_path:
     whole = record(grouped(2), ["a"], tmp_path / "s", RecordOptions(seeds=21, seed=3))
     parts = record(grouped(2), ["a"], tmp_path / "t", RecordOptions(seeds=21, seed=3, block=(1, 4)))
     assert np.array_equal(whole.scores, parts.scores)
-    assert describe(grouped(), [Prompt("a")], RecordOptions(seeds=2 * SIZE), {}).nfe == STEPS  # a seed
+    # a seed
+    assert describe(grouped(), [Prompt("a")], RecordOptions(seeds=2 * SIZE), {}).nfe == STEPS
     search(["a"], BestOfN(3), ReplayEngine(whole), seed=3 + SIZE)
     with pytest.raises(ValueError, match="4 begins none"):
         search(["a"], BestOfN(3), ReplayEngine(whole), seed=4)

@@ -47,7 +47,8 @@ PROMPTS = ["a red circle and a blue square", "three green crosses"]
 
 
 class Peek:
-    """Scores estimates by what it is given, finished images by their brightness, and remembers the shapes."""
+    """Scores estimates by what it is given, finished images by their brightness, and remembers the
+    shapes."""
 
     name = "peek"
     flops = 10.0
@@ -73,10 +74,16 @@ def pipe() -> Any:
         return load()
 
 
-def searched(engine: LiveEngine, prompts: Sequence[str] = PROMPTS, **more: Any) -> tuple[list[Result], Cost]:
-    results = search(prompts, make_algorithm("seed-pruning"), engine, Budget(nfe=40), seed=3, **more)
+def searched(
+    engine: LiveEngine, prompts: Sequence[str] = PROMPTS, **more: Any
+) -> tuple[list[Result], Cost]:
+    results = search(
+        prompts, make_algorithm("seed-pruning"), engine, Budget(nfe=40), seed=3, **more
+    )
     cost = Cost().plus(*(result.spent.cost for result in results))
-    assert all(engine.stats[name] == getattr(cost, name) for name in ("nfe", "decodes", "reward_calls"))
+    assert all(
+        engine.stats[name] == getattr(cost, name) for name in ("nfe", "decodes", "reward_calls")
+    )
     return results, cost
 
 
@@ -85,7 +92,9 @@ def test_no_decode_is_charged_or_made_for_estimates(pipe: Any) -> None:
     engine = pipe.engine(reward, batch_size=8, **CALL)
     results, cost = searched(engine, on_event=events.append)
     assert reward.shapes == {(8, 8, 8)}
-    assert sum(r.spent.finished for r in results) == reward.calls == cost.decodes < cost.reward_calls
+    assert (
+        sum(r.spent.finished for r in results) == reward.calls == cost.decodes < cost.reward_calls
+    )
     assert all((e.image is None) == (e.step < 6) for e in events if e.kind == "score")
     assert engine.price.estimates == "nothing"
     with pytest.raises(ValueError, match="known are pixels"):
@@ -95,21 +104,30 @@ def test_no_decode_is_charged_or_made_for_estimates(pipe: Any) -> None:
 
 
 def test_beside_a_reward_of_pixels_estimates_are_decoded(pipe: Any) -> None:
-    engine = pipe.engine([Peek(), lambda images, prompts: images.mean((1, 2, 3))], batch_size=8, **CALL)
+    engine = pipe.engine(
+        [Peek(), lambda images, prompts: images.mean((1, 2, 3))], batch_size=8, **CALL
+    )
     _, cost = searched(engine)
     assert (cost.decodes * 2, engine.price.estimates) == (cost.reward_calls, "decode")
 
 
 def test_recordings_keep_the_latents_of_which_images_are_decoded(pipe: Any, tmp_path: Path) -> None:
     engine, latents = pipe.engine("scenes", batch_size=8, keep=["latents"], **CALL), {}
-    record(engine, PROMPTS, tmp_path / "rec", RecordOptions(2, images=True, latents=True, steps=[1, 3, 6]))
+    record(
+        engine,
+        PROMPTS,
+        tmp_path / "rec",
+        RecordOptions(2, images=True, latents=True, steps=[1, 3, 6]),
+    )
     for path in (tmp_path / "rec" / "images").glob("*.tar"):
         with tarfile.open(path) as tar:
             for entry in tar:
                 name, _, kind = entry.name.partition(".")
                 if kind == "latent.npy":
                     file: Any = tar.extractfile(entry)
-                    latents[tuple(map(int, name.split("-")))] = np.load(io.BytesIO(file.read()), allow_pickle=False)
+                    latents[tuple(map(int, name.split("-")))] = np.load(
+                        io.BytesIO(file.read()), allow_pickle=False
+                    )
     images = {image[:3]: image.pixels for image in read_images(tmp_path / "rec")}
     assert len(latents) == len(images) == 2 * 2 * 3  # prompts, seeds, steps
     x0 = np.stack([latents[at] for at in images])
@@ -131,7 +149,8 @@ def test_one_reward_prunes_and_another_decides(pipe: Any, early: Any) -> None:
 
 
 class Weighed(RewardModel):
-    """The mean of an image, at a price in FLOPs and by a clock. Its first call takes long, as to load weights."""
+    """The mean of an image, at a price in FLOPs and by a clock. Its first call takes long, as to
+    load weights."""
 
     name = "weighed"
 
@@ -144,17 +163,22 @@ class Weighed(RewardModel):
 
 
 @pytest.mark.parametrize("early", [1e6, 1e9], ids=["cheap", "dear"])
-def test_a_finished_image_is_priced_as_the_last_choice_and_a_look_as_the_pruning(pipe: Any, early: float) -> None:
+def test_a_finished_image_is_priced_as_the_last_choice_and_a_look_as_the_pruning(
+    pipe: Any, early: float
+) -> None:
     engine = pipe.engine(Staged(Weighed(early, [0.0]), Weighed(1e8, [0.0])), batch_size=8, **CALL)
     (result,), cost = searched(engine, PROMPTS[:1])
     flops, finished = engine.price.flops, result.spent.finished
     assert cost.reward_calls > finished
-    assert flops.reward_calls * cost.reward_calls + flops.base_calls * cost.base_calls == pytest.approx(
-        early * (cost.reward_calls - finished) + max(early, 1e8) * finished
+    assert (
+        flops.reward_calls * cost.reward_calls + flops.base_calls * cost.base_calls
+        == pytest.approx(early * (cost.reward_calls - finished) + max(early, 1e8) * finished)
     )
 
 
-def test_what_a_reward_takes_once_is_not_in_its_seconds(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_reward_takes_once_is_not_in_its_seconds(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [0.0]
 
     def perf_counter() -> float:
@@ -162,7 +186,9 @@ def test_what_a_reward_takes_once_is_not_in_its_seconds(pipe: Any, monkeypatch: 
         return clock[0]
 
     monkeypatch.setattr(batch_sizes, "time", SimpleNamespace(perf_counter=perf_counter))
-    engine = pipe.engine(Staged(Weighed(1.0, clock), Weighed(2.0, clock, 3.0)), batch_size=8, **CALL)
+    engine = pipe.engine(
+        Staged(Weighed(1.0, clock), Weighed(2.0, clock, 3.0)), batch_size=8, **CALL
+    )
     spent = engine.calibrate()
     assert (spent.reward_calls, spent.base_calls) == (4, 2)
     seconds = engine.price.seconds
@@ -178,7 +204,7 @@ def test_checks_without_a_decode_leave_more_to_seeds(pipe: Any) -> None:
     assert sizes[1] > 1.5 * sizes[0]
 
 
-# --- engines that share a network ------------------------------------------------------------------------------------
+# --- engines that share a network -----------------------------------------------------------------
 
 
 STEPS = (2, 4, 3)
@@ -190,13 +216,20 @@ REWARDS = ("scenes", "brightness", "scenes")
 def engines_of(pipe: Any, *, shared: bool, **options: Any) -> list[LiveEngine]:
     """Of different steps and rewards, with a network each or one for all."""
     calls = [{**defaults(), "num_inference_steps": n} for n in (5, *STEPS)]
-    network = SharedDenoiser(pipe.sampling_denoiser(SamplerOptions(kernel="sde"), **calls[0])) if shared else None
+    network = (
+        SharedDenoiser(pipe.sampling_denoiser(SamplerOptions(kernel="sde"), **calls[0]))
+        if shared
+        else None
+    )
     how = {"network": network, "kernel": "sde", "batch_size": 16, "fair": True, **options}
-    return [pipe.engine(reward, **how, **call) for reward, call in zip(REWARDS, calls[1:], strict=True)]
+    return [
+        pipe.engine(reward, **how, **call) for reward, call in zip(REWARDS, calls[1:], strict=True)
+    ]
 
 
 def found(engines: Sequence[LiveEngine], turns: Sequence[int] = (0, 1, 2)) -> list[Any]:
-    """Seed, reward and evaluations of what each engine finds, when they have their turns in this order."""
+    """Seed, reward and evaluations of what each engine finds, when they have their turns in this
+    order."""
     runs = [Run(engine) for engine in engines]
     requests = []
     for i, (engine, run) in enumerate(zip(engines, runs, strict=True)):
@@ -207,8 +240,13 @@ def found(engines: Sequence[LiveEngine], turns: Sequence[int] = (0, 1, 2)) -> li
         for i in turns:
             if runs[i].busy:
                 runs[i].turn()
-    ended = [report(request, engine, RunUsage())[0] for request, engine in zip(requests, engines, strict=True)]
-    return [(one.best.seed, pytest.approx(one.best.reward, abs=1e-5), one.spent.nfe) for one in ended]
+    ended = [
+        report(request, engine, RunUsage())[0]
+        for request, engine in zip(requests, engines, strict=True)
+    ]
+    return [
+        (one.best.seed, pytest.approx(one.best.reward, abs=1e-5), one.spent.nfe) for one in ended
+    ]
 
 
 def test_each_finds_what_it_finds_alone_in_fewer_calls_whoever_is_first(pipe: Any) -> None:
@@ -216,8 +254,12 @@ def test_each_finds_what_it_finds_alone_in_fewer_calls_whoever_is_first(pipe: An
     expected = found(alone)
     assert found(together) == expected
     for one, other in zip(together, alone, strict=True):
-        assert one.nfe == other.nfe, "an evaluation counts where its row belongs, whoever's batch it was made in"
-    calls, before = (sum(engine.stats["batches"] for engine in engines) for engines in (together, alone))
+        assert one.nfe == other.nfe, (
+            "an evaluation counts where its row belongs, whoever's batch it was made in"
+        )
+    calls, before = (
+        sum(engine.stats["batches"] for engine in engines) for engines in (together, alone)
+    )
     assert calls < before * 2 / 3
     assert found(together, turns=(2, 0, 1, 1)) == expected
     network = together[0].network
@@ -234,14 +276,18 @@ def test_what_needs_a_network_of_its_own_is_refused(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_an_engine_that_is_dropped_goes_without_a_collection_of_garbage(pipe: Any, shared: bool) -> None:
+def test_an_engine_that_is_dropped_goes_without_a_collection_of_garbage(
+    pipe: Any, shared: bool
+) -> None:
     (engine,) = engines = engines_of(pipe, shared=shared)[:1]
     found(engines, turns=[0])
     drafting = pipe.sampling_denoiser(SamplerOptions(draft="embedded"), **defaults())
     gc.collect()
     gc.disable()
     try:
-        there = [ref(part) for part in (engine, engine.denoiser, engine.network, engine.scorer, drafting)]
+        there = [
+            ref(part) for part in (engine, engine.denoiser, engine.network, engine.scorer, drafting)
+        ]
         del engines, engine, drafting
         assert not any(part() for part in there)
     finally:

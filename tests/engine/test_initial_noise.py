@@ -1,4 +1,5 @@
-"""Initial noise: climbed by gradients of rewards, and mixed with another; made again from seeds and keys."""
+"""Initial noise: climbed by gradients of rewards, and mixed with another; made again from seeds and
+keys."""
 
 from __future__ import annotations
 
@@ -83,7 +84,9 @@ def stepped(denoiser: Plain, x: Tensor, begin: int = 0) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("path", "depth"), [(None, 0), (VP(), 0), (None, 2)])
-def test_direction_is_the_gradient_of_its_last_evaluations_on_the_sphere(path: Any, depth: int) -> None:
+def test_direction_is_the_gradient_of_its_last_evaluations_on_the_sphere(
+    path: Any, depth: int
+) -> None:
     denoiser = mixture(path=path)
     denoiser.encode([""])
     noise = torch.randn(1, 3, generator=torch.Generator().manual_seed(3)).double()
@@ -96,26 +99,37 @@ def test_direction_is_the_gradient_of_its_last_evaluations_on_the_sphere(path: A
     upward, cost = stepper.directions([node], noise, one_prompt(denoiser))
     assert cost == Cost(6 - begin, 1, 1, gradients=1, backwards=6 - begin)
     near = 1e-6 * torch.cat([torch.eye(3), -torch.eye(3)]).double()
-    ends = [score(stepped(denoiser, trail[begin] + h, begin)[-1][..., None, None], None) for h in near]
+    ends = [
+        score(stepped(denoiser, trail[begin] + h, begin)[-1][..., None, None], None) for h in near
+    ]
     g, x = torch.cat(ends[:3]) - torch.cat(ends[3:]), noise[0]
     g = g - (g @ x) / (x @ x) * x
     torch.testing.assert_close(upward[0], g / g.norm() * x.norm(), rtol=1e-5, atol=1e-6)
 
 
 def engine(denoiser: Any, rewards: Any, batch: int = 8) -> LiveEngine:
-    return LiveEngine(denoiser, rewards, EngineOptions(batch), kernel=Ode(denoiser.path, denoiser.times))
+    return LiveEngine(
+        denoiser, rewards, EngineOptions(batch), kernel=Ode(denoiser.path, denoiser.times)
+    )
 
 
 def test_noise_keeps_its_length_and_gradients_are_taken_once() -> None:
     seen, live = [], engine(mixture(), [FunctionReward(score, "r")])
     rest = live._rest
-    live._rest = lambda job, rows, *more: (seen.extend(row.node for row in rows), rest(job, rows, *more))[1]  # type: ignore[method-assign]
+    live._rest = lambda job, rows, *more: (
+        seen.extend(row.node for row in rows),
+        rest(job, rows, *more),
+    )[1]  # type: ignore[method-assign]
     (result,) = search(["a"], NoiseAscent(angle=1.2, rounds=8), live)
     lengths = [float(live.noise.of(node).norm()) for node in seen]
     np.testing.assert_allclose(lengths, lengths[0], rtol=1e-9)
-    assert any(move["drop"] and move["drop"][0] != result.best.uid for move in result.trace), "some climbs fail"
+    assert any(move["drop"] and move["drop"][0] != result.best.uid for move in result.trace), (
+        "some climbs fail"
+    )
     tried = {move["parents"][0] for move in result.trace[1:]}
-    assert live.stats["gradients"] == result.spent.cost.gradients == len(tried) < len(result.trace) - 1
+    assert (
+        live.stats["gradients"] == result.spent.cost.gradients == len(tried) < len(result.trace) - 1
+    )
 
 
 @pytest.mark.parametrize("cap", ["nfe", "decodes", "reward_calls", "flops"])
@@ -127,16 +141,25 @@ def test_what_climbs_take_is_counted_and_capped(cap: str) -> None:
         shown.append(len(images))
         return score(images, prompts)
 
-    live: Any = engine(mixture(), [FunctionReward(noted, "climbed"), FunctionReward(noted, "other")])
+    live: Any = engine(
+        mixture(), [FunctionReward(noted, "climbed"), FunctionReward(noted, "other")]
+    )
     most = {"nfe": 90, "flops": 200 * live.price.flops.nfe}.get(cap, 20)
-    (result,) = search(["a"], NoiseAscent(weights=(1, 0)), live, Budget(**{"nfe": 10_000, cap: most}))
+    (result,) = search(
+        ["a"], NoiseAscent(weights=(1, 0)), live, Budget(**{"nfe": 10_000, cap: most})
+    )
     cost, tried = result.spent.cost, result.spent.calibration.reward_calls
     assert tried == 1
     assert cost.gradients > 0
     assert (cost.nfe, cost.decodes, cost.reward_calls + tried) == (
-        live.denoiser.calls, live.denoiser.decodes, sum(shown))  # fmt: skip
+        live.denoiser.calls,
+        live.denoiser.decodes,
+        sum(shown),
+    )
     assert 0.7 * most <= (result.spent.flops if cap == "flops" else getattr(cost, cap)) <= most
-    assert all(live.stats[name] == getattr(cost, name) for name in ("nfe", "decodes", "reward_calls"))
+    assert all(
+        live.stats[name] == getattr(cost, name) for name in ("nfe", "decodes", "reward_calls")
+    )
 
 
 def test_it_stops_at_its_target() -> None:
@@ -186,12 +209,16 @@ def test_what_cannot_be_climbed_is_refused() -> None:
             Refined(second=second)  # type: ignore[arg-type]
 
 
-# --- after a search -----------------------------------------------------------------------------------------------
+# --- after a search -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("first", ["best-of-n", "seed-pruning"])
-@pytest.mark.parametrize("second", [NoiseAscent(rounds=3, ascends=2), ZeroOrder(n=2, rounds=3, restart=0.0)])
-def test_refinement_goes_on_from_the_best_and_stays_within_the_budget(first: str, second: Any) -> None:
+@pytest.mark.parametrize(
+    "second", [NoiseAscent(rounds=3, ascends=2), ZeroOrder(n=2, rounds=3, restart=0.0)]
+)
+def test_refinement_goes_on_from_the_best_and_stays_within_the_budget(
+    first: str, second: Any
+) -> None:
     live = engine(mixture(), [FunctionReward(score, "r")])
     (result,) = search(["a"], Refined(first, second), live, Budget(nfe=120))  # type: ignore[arg-type]
     assert 100 <= result.spent.nfe <= 120
@@ -202,7 +229,7 @@ def test_refinement_goes_on_from_the_best_and_stays_within_the_budget(first: str
     assert result.particles.scores[result.particles.parent[born], -1, 0] == best
 
 
-# --- mixed with another ----------------------------------------------------------------------------------------------
+# --- mixed with another ---------------------------------------------------------------------------
 
 
 def noise_of(size: int, init: Any = lambda x, key, generator: None) -> InitialNoise:
@@ -214,14 +241,17 @@ def noise_of(size: int, init: Any = lambda x, key, generator: None) -> InitialNo
 
 def test_a_seeds_noise_depends_on_the_seed_alone() -> None:
     begun: list[Any] = []
-    noise = noise_of(6, lambda x, key, generator: begun.append((key, torch.randn(3, generator=generator))))
+    noise = noise_of(
+        6, lambda x, key, generator: begun.append((key, torch.randn(3, generator=generator)))
+    )
     nodes = [Node(0, seed, 0) for seed in (17, 3, 8, 16)]
     noise.draw(nodes)
     for node, (key, next_drawn) in zip(nodes, begun, strict=True):
         expected = seeded(node.seed)
         assert torch.equal(node.x, torch.randn(6, generator=expected).double())
         assert key == (node.seed, 0)
-        assert torch.equal(next_drawn, torch.randn(3, generator=expected))  # what a sampler draws goes on from there
+        # what a sampler draws goes on from there
+        assert torch.equal(next_drawn, torch.randn(3, generator=expected))
     assert torch.equal(noise.of(nodes[2]), nodes[2].x)
 
 
@@ -238,9 +268,15 @@ def test_mixed_noise_is_made_again(changes: list[float], seed: int) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.8])
 def test_it_is_standard_normal_and_correlated_as_said(share: float) -> None:
     n, noise = 3000, noise_of(32)
-    pairs = [(noise.of(node := Node(0, s, 0)), noise.near(node, share, (s, 1, 99)).x) for s in range(n)]
+    pairs = [
+        (noise.of(node := Node(0, s, 0)), noise.near(node, share, (s, 1, 99)).x) for s in range(n)
+    ]
     parents, children = map(torch.stack, zip(*pairs, strict=True))
     assert all(x.mean().abs() < 4 / math.sqrt(x.numel()) for x in (parents, children))
-    for one, other, expected in ((parents, parents, 1), (children, children, 1), (parents, children, share)):
+    for one, other, expected in (
+        (parents, parents, 1),
+        (children, children, 1),
+        (parents, children, share),
+    ):
         off = one.T @ other / n - expected * torch.eye(32, dtype=torch.float64)
         assert off.abs().max() < 5.5 / math.sqrt(n)

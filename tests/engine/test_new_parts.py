@@ -1,5 +1,5 @@
-"""A look and a kind of row that are added: the changes that the how-to shows, in a copy of the package, against answers
-found by hand and known ones."""
+"""A look and a kind of row that are added: the changes that the how-to shows, in a copy of the
+package, against answers found by hand and known ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Batches: whom the scheduler serves, so that nobody waits long for a crowd, and how many rows a call takes."""
+"""Batches: whom the scheduler serves, so that nobody waits long for a crowd, and how many rows a
+call takes."""
 
 from __future__ import annotations
 
@@ -51,7 +52,11 @@ class Plain:
 
     @property
     def waiting(self) -> Point | None:
-        return self.point if not self.done and (not self.point.evaluated or self.needs_gradient) else None
+        return (
+            self.point
+            if not self.done and (not self.point.evaluated or self.needs_gradient)
+            else None
+        )
 
     @property
     def done(self) -> bool:
@@ -65,7 +70,8 @@ class Plain:
 
 @dataclass(frozen=True)
 class Arrival:
-    """Rows that are submitted together: what they need, and how many of them share their first point."""
+    """Rows that are submitted together: what they need, and how many of them share their first
+    point."""
 
     at: int
     job: int
@@ -79,27 +85,45 @@ class Arrival:
         points = [Point()] * self.shared + [Point() for _ in self.lengths]
         lanes = itertools.cycle(self.lanes)
         parts = zip(self.lengths, lanes, points, strict=False)
-        return [Plain(self.job, n, self.scored, self.guided, lane, point) for n, lane, point in parts]
+        return [
+            Plain(self.job, n, self.scored, self.guided, lane, point) for n, lane, point in parts
+        ]
 
 
 JOBS = 4
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=7).map(tuple)
 ARRIVALS = st.lists(
-    st.builds(Arrival, st.integers(0, 12), st.integers(0, JOBS - 1), LENGTHS, st.booleans(), st.booleans(),
-              st.integers(0, 4)), min_size=1, max_size=8,
-)  # fmt: skip
+    st.builds(
+        Arrival,
+        st.integers(0, 12),
+        st.integers(0, JOBS - 1),
+        LENGTHS,
+        st.booleans(),
+        st.booleans(),
+        st.integers(0, 4),
+    ),
+    min_size=1,
+    max_size=8,
+)
 DRAFTING = st.lists(
-    st.builds(Arrival, st.integers(0, 12), st.integers(0, JOBS - 1), LENGTHS,
-              lanes=st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple)), min_size=1, max_size=8,
-)  # fmt: skip
+    st.builds(
+        Arrival,
+        st.integers(0, 12),
+        st.integers(0, JOBS - 1),
+        LENGTHS,
+        lanes=st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple),
+    ),
+    min_size=1,
+    max_size=8,
+)
 SIZES = st.integers(1, 7)
 played = settings(max_examples=60, deadline=None)
 
 
 @dataclass
 class Tick:
-    """got: evaluations of each job; wanting: jobs that still waited; places: what a full batch holds; decoded: sizes of
-    the batches that were scored; going: rows left."""
+    """got: evaluations of each job; wanting: jobs that still waited; places: what a full batch
+    holds; decoded: sizes of the batches that were scored; going: rows left."""
 
     got: Counter[int]
     wanting: frozenset[int]
@@ -110,11 +134,16 @@ class Tick:
 
 
 def play(
-    arrivals: list[Arrival], batch: int, decode: int = 1, *, hold: bool = False, memory: int = 10**6,
+    arrivals: list[Arrival],
+    batch: int,
+    decode: int = 1,
+    *,
+    hold: bool = False,
+    memory: int = 10**6,
     turns: FairTurns | None = None,
-) -> Iterator[Tick]:  # fmt: skip
-    """An engine of counters instead of tensors, around the scheduler. memory: the most rows that an evaluation takes
-    before it fails and leaves the rest as it is, as the executor does."""
+) -> Iterator[Tick]:
+    """An engine of counters instead of tensors, around the scheduler. memory: the most rows that an
+    evaluation takes before it fails and leaves the rest as it is, as the executor does."""
     scheduler: Scheduler[Plain] = Scheduler(turns)
     tick = 0
     while tick <= max(arrival.at for arrival in arrivals) or len(scheduler):
@@ -123,7 +152,8 @@ def play(
         waiting = {id(row.waiting): row for row in scheduler.going if row.waiting is not None}
         places = min(batch, len(waiting))
         chosen = next_batch(scheduler.first(batch), batch)
-        served = [waiting.pop(id(point)) for point in (*chosen.gradients, *chosen.evaluations)]  # each once
+        # each once
+        served = [waiting.pop(id(point)) for point in (*chosen.gradients, *chosen.evaluations)]
         assert {row.lane for row in served} <= {chosen.lane}
         for point in chosen.gradients:
             point.evaluated = point.gradient = True
@@ -137,14 +167,21 @@ def play(
         while due:
             scheduler.finish(due[:decode])
             ended, decoded, due = ended + due[:decode], [*decoded, len(due[:decode])], due[decode:]
-        got, wanting = Counter(row.job for row in served), frozenset(row.job for row in waiting.values())
+        got, wanting = (
+            Counter(row.job for row in served),
+            frozenset(row.job for row in waiting.values()),
+        )
         yield Tick(got, wanting, places, decoded, len(scheduler.going), ended)
         tick += 1
 
 
 def all_end(arrivals: list[Arrival], ticks: list[Tick]) -> None:
     ended = [row for tick in ticks for row in tick.ended]
-    assert len({id(row) for row in ended}) == len(ended) == sum(len(arrival.lengths) for arrival in arrivals)
+    assert (
+        len({id(row) for row in ended})
+        == len(ended)
+        == sum(len(arrival.lengths) for arrival in arrivals)
+    )
     assert all(row.done for row in ended)
 
 
@@ -163,7 +200,8 @@ def test_batches_are_full_and_all_ends_after_no_more_ticks_than_the_work_takes(
         else:  # the rest, of which all but the last batch are full
             assert all(n == decode for n in tick.decoded[:-1])
     all_end(arrivals, ticks)
-    # A tick makes a full batch of evaluations, or at least one of every row that goes on, whose longest takes 5.
+    # A tick makes a full batch of evaluations, or at least one of every row that goes on, whose
+    # longest takes 5.
     work = sum(sum(arrival.lengths) for arrival in arrivals)
     assert len(ticks) <= 13 + 5 + 1 + math.ceil(work / min(batch, memory))
 
@@ -171,10 +209,12 @@ def test_batches_are_full_and_all_ends_after_no_more_ticks_than_the_work_takes(
 @settings(max_examples=30, deadline=None)
 @given(arrivals=ARRIVALS, batch=SIZES, late=st.integers(1, 12))
 def test_no_row_starves_while_others_come(arrivals: list[Arrival], batch: int, late: int) -> None:
-    """The first rows are served first: those that come after them, however many, do not delay them by one tick."""
+    """The first rows are served first: those that come after them, however many, do not delay them
+    by one tick."""
 
     def ends(more: list[Arrival]) -> list[int]:
-        """The tick at which each row of the first arrivals is done, in the order in which they end."""
+        """The tick at which each row of the first arrivals is done, in the order in which they
+        end."""
         ticks = enumerate(play([*arrivals, *more], batch))
         return [at for at, tick in ticks for row in tick.ended if row.job < JOBS]
 
@@ -184,7 +224,9 @@ def test_no_row_starves_while_others_come(arrivals: list[Arrival], batch: int, l
 
 @played
 @given(lanes=st.lists(st.integers(0, 2), min_size=1, max_size=20), size=SIZES)
-def test_a_batch_is_of_one_lane_and_drafts_go_before_evaluations(lanes: list[int], size: int) -> None:
+def test_a_batch_is_of_one_lane_and_drafts_go_before_evaluations(
+    lanes: list[int], size: int
+) -> None:
     rows = [Plain(0, 1, drafted=lane) for lane in lanes]
     chosen = next_batch(rows, size)
     assert chosen.evaluations == [row.point for row in rows if row.lane == chosen.lane][:size]
@@ -193,7 +235,11 @@ def test_a_batch_is_of_one_lane_and_drafts_go_before_evaluations(lanes: list[int
 
 def test_who_shares_a_node_with_a_row_that_needs_a_gradient_gets_its_evaluation_with_it() -> None:
     point, other = Point(), Point()
-    rows = [Plain(0, 1, point=point), Plain(0, 1, guided=True, point=point), Plain(1, 1, point=other)]
+    rows = [
+        Plain(0, 1, point=point),
+        Plain(0, 1, guided=True, point=point),
+        Plain(1, 1, point=other),
+    ]
     chosen = next_batch(rows, 5)
     assert (chosen.gradients, chosen.evaluations) == ([point], [other])
     point.evaluated = True  # before, without a graph: the gradient is still to be taken
@@ -212,11 +258,15 @@ def test_cancelled_rows_leave_and_others_stay() -> None:
     assert (scheduler.arrived, scheduler.going, len(scheduler)) == ([others[0]], [others[1]], 2)
 
 
-# --- fair turns -----------------------------------------------------------------------------------------------------
+# --- fair turns -----------------------------------------------------------------------------------
 
 
 @played
-@given(arrivals=ARRIVALS, size=SIZES, weights=st.lists(st.sampled_from([0.5, 1, 2, 3]), min_size=JOBS, max_size=JOBS))
+@given(
+    arrivals=ARRIVALS,
+    size=SIZES,
+    weights=st.lists(st.sampled_from([0.5, 1, 2, 3]), min_size=JOBS, max_size=JOBS),
+)
 def test_what_two_waiting_jobs_get_differs_by_at_most_a_turn_of_each_and_no_place_is_left_empty(
     arrivals: list[Arrival], size: int, weights: list[float]
 ) -> None:
@@ -227,7 +277,8 @@ def test_what_two_waiting_jobs_get_differs_by_at_most_a_turn_of_each_and_no_plac
     assert all(tick.got.total() == tick.places for tick in ticks)
     for a, b in itertools.combinations(range(JOBS), 2):
         bound = 1 / weights[a] + 1 / weights[b] + 1e-9
-        # The difference is a walk; within one stretch, its highest and lowest points lie no further apart than that.
+        # The difference is a walk; within one stretch, its highest and lowest points lie no further
+        # apart than that.
         walk = [0.0]
         for tick in ticks:
             if not {a, b} <= tick.wanting:
@@ -245,11 +296,16 @@ def test_with_turns_and_drafts_everything_ends(arrivals: list[Arrival], size: in
 
 @settings(max_examples=30, deadline=None)
 @given(others=st.integers(1, 6), at=st.integers(0, 5), size=SIZES, length=st.integers(1, 3))
-def test_a_small_job_does_not_wait_for_large_ones_however_large(others: int, at: int, size: int, length: int) -> None:
-    """Between two evaluations of one row, each of the others gets two turns at most, however many rows it has."""
+def test_a_small_job_does_not_wait_for_large_ones_however_large(
+    others: int, at: int, size: int, length: int
+) -> None:
+    """Between two evaluations of one row, each of the others gets two turns at most, however many
+    rows it has."""
     gap = math.ceil((2 * others + 1) / size)
     crowds = [Arrival(0, job, (1,) * (10 + 2 * gap * length * size)) for job in range(others)]
-    ticks = itertools.islice(play([*crowds, Arrival(at, 99, (length,))], size, turns=FairTurns()), at + gap * length)
+    ticks = itertools.islice(
+        play([*crowds, Arrival(at, 99, (length,))], size, turns=FairTurns()), at + gap * length
+    )
     assert sum(tick.got[99] for tick in ticks) == length
 
 
@@ -315,7 +371,7 @@ def test_a_job_that_has_nothing_going_is_not_kept_waiting_for_its_scores() -> No
     assert scheduler.due(8) == scheduler.due(8, hold=True) == [small, large[0]]
 
 
-# --- sizes -----------------------------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------
 
 
 Given = tuple[int | None, int | None]
@@ -339,7 +395,9 @@ def fits(most: int, batch: Sequence[int]) -> list[int]:
     return list(batch)
 
 
-@pytest.mark.parametrize(("asked", "found"), [((None, None), (6, 3)), ((2, None), (2, 3)), ((None, 9), (6, 9))])
+@pytest.mark.parametrize(
+    ("asked", "found"), [((None, None), (6, 3)), ((2, None), (2, 3)), ((None, 9), (6, 9))]
+)
 def test_what_was_not_given_is_found_once(asked: Given, found: tuple[int, int]) -> None:
     own, counts = sizes(*asked)
     assert not counts
@@ -365,7 +423,9 @@ def test_calls_are_halved_from_what_was_tried_and_for_good() -> None:
 
 
 @given(st.integers(1, 500), st.data())
-def test_a_bucket_is_a_power_of_two_or_the_batch_itself(batch_size: int, data: st.DataObject) -> None:
+def test_a_bucket_is_a_power_of_two_or_the_batch_itself(
+    batch_size: int, data: st.DataObject
+) -> None:
     n, sizes = data.draw(st.integers(1, batch_size)), buckets(batch_size)
     assert n <= bucket_of(n, sizes) < 2 * n
     assert set(sizes) == {batch_size, *(2**i for i in range(10) if 2**i < batch_size)}

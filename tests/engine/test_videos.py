@@ -1,4 +1,5 @@
-"""Searches of videos and of edits: what rewards see of them, what that costs, and what is refused."""
+"""Searches of videos and of edits: what rewards see of them, what that costs, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -52,10 +53,17 @@ def test_a_reward_of_images_gets_a_few_frames_and_one_of_videos_all_in_one_call_
     assert (frames.shapes, videos.shapes) == ({(3, 4, 6)}, {(9, 3, 4, 6)})
     looks = sum(result.spent.cost.decodes for result in results)
     assert (frames.images, videos.images, denoiser.decodes) == (3 * looks, looks, looks)
-    assert sum(result.spent.cost.reward_calls for result in results) == 4 * looks == live.stats["reward_calls"]
+    assert (
+        sum(result.spent.cost.reward_calls for result in results)
+        == 4 * looks
+        == live.stats["reward_calls"]
+    )
     for found in (image for result in results for image in result.images):
         pixels = found.pixels.double()
-        by_hand = {"mean": float(pixels[[1, 4, 7]].mean()), "motion": float(pixels.diff(dim=0).abs().mean())}
+        by_hand = {
+            "mean": float(pixels[[1, 4, 7]].mean()),
+            "motion": float(pixels.diff(dim=0).abs().mean()),
+        }
         assert found.scores == pytest.approx(by_hand, abs=1e-12)
         assert abs(by_hand["mean"] - float(pixels.mean())) > 1e-4  # not the mean of all frames
 
@@ -103,7 +111,9 @@ def test_a_reward_of_edits_sees_what_each_prompt_edits() -> None:
     for source, result in zip(SOURCES, results, strict=True):
         for found in result.images:
             means = found.pixels[[1, 3]].double().mean((1, 2, 3))
-            assert found.reward == pytest.approx(-float((means - source.double().mean()).abs().mean()), abs=1e-12)
+            assert found.reward == pytest.approx(
+                -float((means - source.double().mean()).abs().mean()), abs=1e-12
+            )
 
 
 def test_what_is_tried_before_a_search_is_shown_the_same() -> None:
@@ -119,14 +129,25 @@ def test_what_is_tried_before_a_search_is_shown_the_same() -> None:
 
 def test_a_recorded_search_of_videos_costs_the_same_when_played_back() -> None:
     live = engine(Clips(), Mean(), Motion(), frames=3)
-    every = Recording.from_results(search(PROMPTS, KeepAll(6), live), live.grid, live.reward_names, live.price)
+    every = Recording.from_results(
+        search(PROMPTS, KeepAll(6), live), live.grid, live.reward_names, live.price
+    )
     there, _ = Header.read(json.dumps(Header.of(every).to_json()), "there")  # type: ignore[arg-type]
     assert there.price.calls(2) == 4
     algorithm = SeedPruning(6, (0.5, 0.5), steps=(1, 4))
-    played = search(PROMPTS, algorithm, ReplayEngine(there.recording(every.columns)), selection=Selection(keep=2))
-    for one, other in zip(search(PROMPTS, algorithm, live, selection=Selection(keep=2)), played, strict=True):
+    played = search(
+        PROMPTS,
+        algorithm,
+        ReplayEngine(there.recording(every.columns)),
+        selection=Selection(keep=2),
+    )
+    for one, other in zip(
+        search(PROMPTS, algorithm, live, selection=Selection(keep=2)), played, strict=True
+    ):
         assert one.spent.cost == other.spent.cost
-        assert [(c.seed, c.scores) for c in one.images] == [(c.seed, c.scores) for c in other.images]
+        assert [(c.seed, c.scores) for c in one.images] == [
+            (c.seed, c.scores) for c in other.images
+        ]
     older = Header.of(Recording(("a",), every.scores[:1], every.grid, live.reward_names)).to_json()
     assert "more_calls" not in older["price"]  # type: ignore[operator]
     with pytest.raises(ValueError, match="0, got -1"):
@@ -146,12 +167,22 @@ class Latent(Mean):
     ("denoiser", "reward", "message"),
     [
         (Clips(), asks(Mean(), "source"), "reward 'mean' compares"),
-        (Clips(sources=SOURCES), asks(Mean(), {"sound", "source"}), r"'mean' needs \['sound'\]; .*source and video"),
-        (Counted(torch.zeros(1, 3), torch.ones(1), torch.ones(1), steps=4), Motion(), "reward 'motion' scores"),
+        (
+            Clips(sources=SOURCES),
+            asks(Mean(), {"sound", "source"}),
+            r"'mean' needs \['sound'\]; .*source and video",
+        ),
+        (
+            Counted(torch.zeros(1, 3), torch.ones(1), torch.ones(1), steps=4),
+            Motion(),
+            "reward 'motion' scores",
+        ),
         (Clips(), Latent(), "'mean' reads latents"),
     ],
-)  # fmt: skip
-def test_rewards_that_need_what_there_is_not_are_refused(denoiser: Any, reward: Any, message: str) -> None:
+)
+def test_rewards_that_need_what_there_is_not_are_refused(
+    denoiser: Any, reward: Any, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         engine(denoiser, reward)
     assert not denoiser.decodes
@@ -160,13 +191,20 @@ def test_rewards_that_need_what_there_is_not_are_refused(denoiser: Any, reward: 
 def test_a_reward_of_latents_scores_videos_whole() -> None:
     reward = asks(Latent(), {"video"})
     (result,) = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(Clips(), reward))
-    assert (result.spent.cost.reward_calls, result.spent.cost.decodes) == (reward.images, 2) == (6, 2)
+    assert (
+        (result.spent.cost.reward_calls, result.spent.cost.decodes) == (reward.images, 2) == (6, 2)
+    )
 
 
 def test_what_is_asked_of_no_such_model_is_refused(counted: Any) -> None:
     denoiser = Clips()
     with pytest.raises(ValueError, match="through videos"):
-        LiveEngine(denoiser, [make_reward(Mean())], kernel=KERNELS["sde"](denoiser), guidance=RewardGuidance())
+        LiveEngine(
+            denoiser,
+            [make_reward(Mean())],
+            kernel=KERNELS["sde"](denoiser),
+            guidance=RewardGuidance(),
+        )
     with pytest.raises(ValueError, match="edits no images"):
         counted().sources(torch.zeros(1, dtype=torch.long))
 
@@ -194,7 +232,9 @@ def test_of_two_rewards_in_turn_each_gets_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize("bound", ["MOST_SPARE", "MOST_HELD"])
-def test_of_large_videos_only_the_best_are_held(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_large_videos_only_the_best_are_held(
+    bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A search with room for three videos finds what one with room for all does."""
     held, take = list[int](), Job.take
 
@@ -211,4 +251,7 @@ def test_of_large_videos_only_the_best_are_held(bound: str, monkeypatch: pytest.
     found = search(["a"], BestOfN(9), engine(Clips(4), Mean()), selection=Selection(keep=2))[0]
     assert max(held) <= 3
     assert [c.seed for c in found.images] == [c.seed for c in wanted.images]
-    assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(wanted.images, found.images, strict=True))
+    assert all(
+        torch.equal(one.pixels, other.pixels)
+        for one, other in zip(wanted.images, found.images, strict=True)
+    )

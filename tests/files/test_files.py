@@ -1,4 +1,5 @@
-"""The border to strangers' files, and pictures: what is read, and the one sentence for everything that is not."""
+"""The border to strangers' files, and pictures: what is read, and the one sentence for everything
+that is not."""
 
 from __future__ import annotations
 
@@ -28,9 +29,16 @@ from ttsnap.files.pictured import Blank, Picture, blanks, digest_of, digests, op
 from ttsnap.files.pictures import texts_in
 from ttsnap.files.plain_yaml import parse_yaml
 
-plain = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
 texts = st.text(max_size=80)  # YAML has keys of 1024 characters at most, escapes counted
-values = st.recursive(plain | texts, lambda v: st.lists(v) | st.dictionaries(texts, v), max_leaves=20)
+values = st.recursive(
+    plain | texts, lambda v: st.lists(v) | st.dictionaries(texts, v), max_leaves=20
+)
 
 
 @given(values)
@@ -50,10 +58,14 @@ def test_nan_passes_where_it_may() -> None:
 
 def test_yaml_is_plain_values() -> None:
     text = "{a: [1, x, 2.5], b: [2001-01-01, 1e-4, 0x10, yes, ~, '5', 1E+5, a*b, 12:30, 012]}"
-    held = {"a": [1, "x", 2.5], "b": ["2001-01-01", 1e-4, 16, True, None, "5", 1e5, "a*b", "12:30", 12]}
+    held = {
+        "a": [1, "x", 2.5],
+        "b": ["2001-01-01", 1e-4, 16, True, None, "5", 1e5, "a*b", "12:30", 12],
+    }
     assert parse_yaml(text, "x") == held
     assert parse_yaml("", "x") is None
-    digits = ":".join(["1"] * 2**12)  # as one number, in base 60, a megabyte of them took ten minutes
+    # as one number, in base 60, a megabyte of them took ten minutes
+    digits = ":".join(["1"] * 2**12)
     assert parse_yaml(digits, "x") == digits
 
 
@@ -61,15 +73,24 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "device").symlink_to("/dev/zero")
     (tmp_path / "long").write_bytes(bytes(101))
-    for name, why in (("gone", "no such"), ("folder", "no such"), ("device", "no such"), ("long", "at most 100 bytes")):
+    for name, why in (
+        ("gone", "no such"),
+        ("folder", "no such"),
+        ("device", "no such"),
+        ("long", "at most 100 bytes"),
+    ):
         with pytest.raises(ValueError, match=why):
             files.read_bytes(tmp_path / name, 100)
 
 
-def test_a_hub_that_cannot_be_reached_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nothing = Mock(side_effect=LocalEntryNotFoundError("none"))
     monkeypatch.setattr("huggingface_hub.snapshot_download", nothing)
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", Mock(side_effect=ConnectionError("no route")))
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.model_info", Mock(side_effect=ConnectionError("no route"))
+    )
     with pytest.raises(ValueError, match=r"https?://\S+ cannot"):
         require_repository("a/b")
     for name in ("name", "./a", "a/b/c", "/a/b", str(tmp_path)):
@@ -92,7 +113,7 @@ def test_text_from_files_cannot_steer_a_terminal() -> None:
     assert files.reason(KeyError()) == "KeyError"
 
 
-# --- pictures of prompts ---------------------------------------------------------------------------------------------
+# --- pictures of prompts --------------------------------------------------------------------------
 
 
 def in_file(picture: Image.Image, kind: str, **how: bool) -> Picture:
@@ -108,11 +129,20 @@ def test_a_digest_is_of_what_is_shown_in_whatever_file() -> None:
     png, webp = in_file(RED, "PNG"), in_file(RED, "WEBP", lossless=True)
     assert png.data != webp.data
     assert png.digest == webp.digest == digest_of(RED)
-    assert digest_of(RED.resize((2, 4))) != digest_of(RED) != digest_of(Image.new("RGB", (4, 2), "blue"))
+    assert (
+        digest_of(RED.resize((2, 4)))
+        != digest_of(RED)
+        != digest_of(Image.new("RGB", (4, 2), "blue"))
+    )
 
 
 def test_arguments_are_opened_and_noted_by_name() -> None:
-    call = {"image": in_file(RED, "PNG"), "references": [in_file(RED, "PNG"), RED], "steps": 3, "sizes": (1, 2)}
+    call = {
+        "image": in_file(RED, "PNG"),
+        "references": [in_file(RED, "PNG"), RED],
+        "steps": 3,
+        "sizes": (1, 2),
+    }
     assert digests(call) == {"image": digest_of(RED), "references": [digest_of(RED)] * 2}
     told = opened(call)
     assert (told["steps"], told["sizes"]) == (3, (1, 2))
@@ -125,14 +155,25 @@ def test_a_prompt_takes_its_pictures_along() -> None:
         assert (same, hash(same)) == (prompt, hash(prompt))
         assert digests(same.inputs) == {"image": digest_of(RED)}
     assert Prompt.of(prompt) is prompt
-    assert [each.read for each in (prompt, replace(prompt, reward_text="blue"))] == ["make it blue", "blue"]
+    assert [each.read for each in (prompt, replace(prompt, reward_text="blue"))] == [
+        "make it blue",
+        "blue",
+    ]
 
 
 def test_an_engine_is_told_of_pictures_their_size_alone() -> None:
     for file in (in_file(each, "PNG") for each in (RED, Image.new("RGB", (4, 2), "blue"))):
-        found = blanks({"image": [file, RED], "mask_image": Picture(file.data, mask=True), "strength": 1})
-        assert found == {"image": (Blank((4, 2)),) * 2, "mask_image": Blank((4, 2), mask=True), "strength": 1}
-    assert blanks({"mask_image": Image.new("L", (2, 2))}) == {"mask_image": Blank((2, 2), mask=True)}
+        found = blanks(
+            {"image": [file, RED], "mask_image": Picture(file.data, mask=True), "strength": 1}
+        )
+        assert found == {
+            "image": (Blank((4, 2)),) * 2,
+            "mask_image": Blank((4, 2), mask=True),
+            "strength": 1,
+        }
+    assert blanks({"mask_image": Image.new("L", (2, 2))}) == {
+        "mask_image": Blank((2, 2), mask=True)
+    }
     told = opened(found)
     assert [each.size for each in told["image"]] == [(4, 2)] * 2  # type: ignore[attr-defined]
     assert np.asarray(told["mask_image"]).min() == 255
@@ -149,7 +190,10 @@ def a_set(folder: Path, **entry: object) -> Prompt:
 def test_a_set_names_pictures_beside_it(name: str, tmp_path: Path) -> None:
     found = a_set(tmp_path, **{name: "red.png", "mask_image": "red.png"})
     assert (found.text, list(digests(found.inputs))) == ("make it blue", ["image", "mask_image"])
-    assert digests(a_set(tmp_path, image=["red.png", "red.png"]).inputs)["image"] == [digest_of(RED)] * 2
+    assert (
+        digests(a_set(tmp_path, image=["red.png", "red.png"]).inputs)["image"]
+        == [digest_of(RED)] * 2
+    )
     assert a_set(tmp_path) == Prompt("make it blue")
 
 
@@ -171,7 +215,10 @@ def test_a_picture_that_many_entries_name_is_read_once_and_all_are_bounded(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        *((name, "leads out of") for name in ("../red.png", "/etc/passwd", "link.png", "sub/../red.png")),
+        *(
+            (name, "leads out of")
+            for name in ("../red.png", "/etc/passwd", "link.png", "sub/../red.png")
+        ),
         ("gone.png", "no such picture"),
         ("set.jsonl", "cannot read .* as an image"),
         (3, "got '3'"),

@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 import pytest
 from annotated_types import MaxLen
 
-from ttsnap.files.settings import Count, Decay, FieldError, Positive, Settings, Share, build, check, to_json
+from ttsnap.files.settings import (
+    Count,
+    Decay,
+    FieldError,
+    Positive,
+    Settings,
+    Share,
+    build,
+    check,
+    to_json,
+)
 
 
 @dataclass(frozen=True)
@@ -28,10 +38,18 @@ class Whole(Settings):
 
 def test_what_is_left_out_keeps_its_default() -> None:
     assert build(Whole, {}) == Whole()
-    found = build(Whole, {"rate": 1e-3, "one": {"width": 4}, "many": [{"width": 5, "shares": [0, 1]}]})
+    found = build(
+        Whole, {"rate": 1e-3, "one": {"width": 4}, "many": [{"width": 5, "shares": [0, 1]}]}
+    )
     assert found == Whole(rate=0.001, one=Part(4), many=(Part(5, (0.0, 1.0)),))
     plain = to_json(Whole(one=Part(7), many=()))
-    assert plain == {"rate": 0.1, "keep": 0.9, "share": 1.0, "one": {"width": 7, "shares": [0.5]}, "many": []}
+    assert plain == {
+        "rate": 0.1,
+        "keep": 0.9,
+        "share": 1.0,
+        "one": {"width": 7, "shares": [0.5]},
+        "many": [],
+    }
     assert build(Whole, plain) == Whole(one=Part(7), many=())
 
 
@@ -43,7 +61,10 @@ def test_what_is_left_out_keeps_its_default() -> None:
         ({"share": float("1.5")}, r"^share must be at most 1, got 1\.5$"),
         ({"rate": "nan"}, "^rate must be a number, got 'nan'"),
         ({"one": {"width": 2.5}}, r"^one\.width must be a whole number, got 2\.5$"),
-        ({"many": [{"width": 1}, {"width": 1, "shares": [0.5, 2]}]}, r"^many\[1\]\.shares\[1\] must .* 1, got 2"),
+        (
+            {"many": [{"width": 1}, {"width": 1, "shares": [0.5, 2]}]},
+            r"^many\[1\]\.shares\[1\] must .* 1, got 2",
+        ),
         ({"one": {}}, r"^missing key\(s\) one\.width$"),
         ({"one": 3}, "^one must be keys and values, got 3"),
         ({"other": 3}, r"^unknown key\(s\) other; known are rate, keep, share, one, many$"),
@@ -68,9 +89,17 @@ def test_no_item_of_a_list_that_is_too_long_is_looked_at() -> None:
     ("hint", "value", "message"),
     [
         (Count | Literal["all"], 0, "^x must be at least 1, got 0$"),
-        (Count | Literal["all"], "al", "^x must be a whole number or one of all, got 'al'; did you mean all[?]$"),
+        (
+            Count | Literal["all"],
+            "al",
+            "^x must be a whole number or one of all, got 'al'; did you mean all[?]$",
+        ),
         (str | list[float], [1, "a"], r"^x\[1\] must be a number, got 'a'$"),
-        (dict[Literal["scale"], float], {"scal": 1}, "^unknown key of x 'scal'; did you mean scale[?]"),
+        (
+            dict[Literal["scale"], float],
+            {"scal": 1},
+            "^unknown key of x 'scal'; did you mean scale[?]",
+        ),
     ],
 )
 def test_of_several_kinds_the_nearest_is_told(hint: object, value: object, message: str) -> None:

@@ -1,4 +1,5 @@
-"""Signals wait for the work at hand, then end the command with the conventional status and one line."""
+"""Signals wait for the work at hand, then end the command with the conventional status and one
+line."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from ttsnap.files.unbroken import Unbroken
 pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 
-def command(work: Callable[[list[int]], Any], monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[int]]:
+def command(
+    work: Callable[[list[int]], Any], monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, list[int]]:
     """The exit status of a command that does this work, and the units that it did."""
     done: list[int] = []
 
@@ -78,7 +81,10 @@ def test_what_is_at_hand_is_finished_unless_the_signal_comes_again(
     *first, last = capsys.readouterr().err.strip().split("\n\n")
     assert bool(first) == (work is not between)
     assert all("saved" in line for line in first)
-    assert last == f"interrupted; {units} of 5 units are safe in out; run the same command again to resume"
+    assert (
+        last
+        == f"interrupted; {units} of 5 units are safe in out; run the same command again to resume"
+    )
 
 
 def test_ctrl_c_is_heard_where_it_was_ignored(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -102,7 +108,9 @@ def test_an_error_is_not_hidden_by_a_signal(monkeypatch: pytest.MonkeyPatch, cap
     assert "on fire" in capsys.readouterr().err
 
 
-def test_what_a_part_of_the_work_says_is_said_alone(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_what_a_part_of_the_work_says_is_said_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     def work(done: list[int]) -> None:
         with resumable(Path("out/recording"), lambda: "2 of 9 units of work are"), Unbroken():
             told(signal.SIGTERM)

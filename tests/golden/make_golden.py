@@ -1,4 +1,5 @@
-"""Make golden.json: scores of tiny networks by the original packages. Run once, in an environment of its own:
+"""Make golden.json: scores of tiny networks by the original packages. Run once, in an environment
+of its own:
 
     python3.11 -m venv golden
     golden/bin/pip install torch torchvision open_clip_torch "transformers==4.46.3" ftfy clint
@@ -6,15 +7,16 @@
         simple-aesthetics-predictor==0.1.2 torchmetrics==1.9.0 lightning-utilities
     golden/bin/python tests/golden/make_golden.py
 
-What had to be bent, since the packages no longer run as they are: fairscale (image-reward imports its activation
-checkpointing, and does not use it here), turtle (hpsv2 imports it by accident) and clint are replaced by empty modules
-where they are missing; hpsv2's wheel lacks its vocabulary, which open_clip's wheel has; the sizes that ImageReward
-fixes in code are replaced by tiny ones. The scoring code itself runs unchanged. PickScore has no package: its model
-card's formula is written out below, on transformers 4.
+What had to be bent, since the packages no longer run as they are: fairscale (image-reward imports
+its activation checkpointing, and does not use it here), turtle (hpsv2 imports it by accident) and
+clint are replaced by empty modules where they are missing; hpsv2's wheel lacks its vocabulary,
+which open_clip's wheel has; the sizes that ImageReward fixes in code are replaced by tiny ones. The
+scoring code itself runs unchanged. PickScore has no package: its model card's formula is written
+out below, on transformers 4.
 
-Each package scores small pictures by a network that reads 32 x 32, and larger ones, whose crops show which library made
-them, by one that reads 224 x 224. Where it takes pictures with an alpha channel, it scores such, too: torchmetrics
-takes tensors of three channels, and hpsv2 fails on four.
+Each package scores small pictures by a network that reads 32 x 32, and larger ones, whose crops
+show which library made them, by one that reads 224 x 224. Where it takes pictures with an alpha
+channel, it scores such, too: torchmetrics takes tensors of three channels, and hpsv2 fails on four.
 """
 
 from __future__ import annotations
@@ -67,8 +69,12 @@ def clip(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     network = CLIPModel(CLIPModel.config_class.from_pretrained(folder))
     shapes = tiny.fill(network)
     processor = CLIPProcessor.from_pretrained(folder)
-    whole = [(torch.from_numpy(np.array(picture)).permute(2, 0, 1), prompt) for picture, prompt in pairs]
-    scores = [clip_score(image, prompt, lambda: (network, processor)).item() for image, prompt in whole]
+    whole = [
+        (torch.from_numpy(np.array(picture)).permute(2, 0, 1), prompt) for picture, prompt in pairs
+    ]
+    scores = [
+        clip_score(image, prompt, lambda: (network, processor)).item() for image, prompt in whole
+    ]
     return {"source": f"torchmetrics {version('torchmetrics')}", "shapes": shapes, "scores": scores}
 
 
@@ -84,9 +90,14 @@ def pickscore(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     scores = []
     for picture, prompt in pairs:
         pixels = processor(images=picture, return_tensors="pt")
-        tokens = processor(text=prompt, padding=True, truncation=True, max_length=77, return_tensors="pt")
+        tokens = processor(
+            text=prompt, padding=True, truncation=True, max_length=77, return_tensors="pt"
+        )
         image, text = network.get_image_features(**pixels), network.get_text_features(**tokens)
-        image, text = image / image.norm(dim=-1, keepdim=True), text / text.norm(dim=-1, keepdim=True)
+        image, text = (
+            image / image.norm(dim=-1, keepdim=True),
+            text / text.norm(dim=-1, keepdim=True),
+        )
         scores.append((network.logit_scale.exp() * (text @ image.T)).item())
     source = f"the model card's formula on transformers {version('transformers')}"
     return {"source": source, "shapes": shapes, "scores": scores}
@@ -108,7 +119,11 @@ def open_clip(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
         image = network.encode_image(transform(picture)[None], normalize=True)
         text = network.encode_text(tokenizer([prompt]), normalize=True)
         scores.append(max(100 * (image @ text.T).item(), 0.0))
-    return {"source": f"open_clip_torch {version('open_clip_torch')}", "shapes": shapes, "scores": scores}
+    return {
+        "source": f"open_clip_torch {version('open_clip_torch')}",
+        "shapes": shapes,
+        "scores": scores,
+    }
 
 
 def hpsv2(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
@@ -121,19 +136,31 @@ def hpsv2(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     assert spec is not None
     (root,) = spec.submodule_search_locations or ()
     vocabulary = "bpe_simple_vocab_16e6.txt.gz"
-    shutil.copy(Path(open_clip.__file__).with_name(vocabulary), Path(root) / "src" / "open_clip" / vocabulary)
+    shutil.copy(
+        Path(open_clip.__file__).with_name(vocabulary),
+        Path(root) / "src" / "open_clip" / vocabulary,
+    )
     package_without_init("hpsv2")
     img_score = importlib.import_module("hpsv2.img_score")
     factory = importlib.import_module("hpsv2.src.open_clip.factory")
     factory._MODEL_CONFIGS["ViT-H-14"] = tiny.open_clip_config(side)
     network, _, transform = factory.create_model_and_transforms(
-        "ViT-H-14", None, precision="amp", device="cpu", output_dict=True, aug_cfg={}, light_augmentation=True
+        "ViT-H-14",
+        None,
+        precision="amp",
+        device="cpu",
+        output_dict=True,
+        aug_cfg={},
+        light_augmentation=True,
     )
     shapes = tiny.fill(network)
     img_score.model_dict.update(model=network, preprocess_val=transform)
     folder.mkdir()
     torch.save({"state_dict": network.state_dict()}, folder / "HPS.pt")
-    scores = [float(img_score.score(picture, prompt, str(folder / "HPS.pt"))[0]) for picture, prompt in pairs]
+    scores = [
+        float(img_score.score(picture, prompt, str(folder / "HPS.pt"))[0])
+        for picture, prompt in pairs
+    ]
     source = f"hpsv2 {version('hpsv2')} with torchvision {version('torchvision')}"
     return {"source": source, "shapes": shapes, "scores": scores}
 
@@ -155,7 +182,9 @@ def imagereward(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     (folder / "med_config.json").write_text(json.dumps(tiny.MED_CONFIG))
     load, stack, width = BertTokenizer.from_pretrained, module.MLP, tiny.BLIP_WIDTH
     BertTokenizer.from_pretrained = lambda name: load(folder)
-    tower = vit.VisionTransformer(side, tiny.patch(side), embed_dim=width, depth=2, num_heads=width // 64)
+    tower = vit.VisionTransformer(
+        side, tiny.patch(side), embed_dim=width, depth=2, num_heads=width // 64
+    )
     pretrain.create_vit = lambda *_: (tower, width)
     module.MLP = lambda _: stack(width)
     network = module.ImageReward(med_config=folder / "med_config.json")
@@ -172,10 +201,15 @@ def aesthetics(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     from transformers import CLIPImageProcessor, CLIPVisionConfig
 
     tiny.write_clip(folder, side=side)
-    network = AestheticsPredictorV2Linear(CLIPVisionConfig(**tiny.clip_config(side)["vision_config"]))
+    network = AestheticsPredictorV2Linear(
+        CLIPVisionConfig(**tiny.clip_config(side)["vision_config"])
+    )
     shapes = tiny.fill(network)
     processor = CLIPImageProcessor.from_pretrained(folder)
-    scores = [network(**processor(images=picture, return_tensors="pt")).logits.item() for picture, _ in pairs]
+    scores = [
+        network(**processor(images=picture, return_tensors="pt")).logits.item()
+        for picture, _ in pairs
+    ]
     source = f"simple-aesthetics-predictor {version('simple-aesthetics-predictor')}"
     return {"source": source, "shapes": shapes, "scores": scores}
 
@@ -196,7 +230,10 @@ def main() -> None:
             if suffix == "-translucent" and make in (clip, hpsv2):
                 continue
             # Each in a process of its own, since they replace parts of the packages.
-            with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as process:
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                ProcessPoolExecutor(1, get_context("spawn")) as process,
+            ):
                 work = process.submit(make, Path(folder) / make.__name__, side, pairs)
                 out[make.__name__ + suffix] = work.result()
             if suffix == "-translucent":  # The network is that of the small pictures.

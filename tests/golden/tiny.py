@@ -1,6 +1,8 @@
-"""Tiny configurations whose weights, images and texts follow from formulas, the same in every environment.
+"""Tiny configurations whose weights, images and texts follow from formulas, the same in every
+environment.
 
-Used by make_golden.py, next to the original packages, and by the tests. Needs numpy, torch and safetensors only.
+Used by make_golden.py, next to the original packages, and by the tests. Needs numpy, torch and
+safetensors only.
 """
 
 from __future__ import annotations
@@ -23,23 +25,66 @@ SIZES = ((32, 32), (48, 40), (24, 64), (100, 60))
 SIDE = 32
 """What the networks read."""
 LARGE_SIZES = ((330, 201), (187, 310), (1216, 832), (832, 1216))
-"""(H, W) at which transformers and torchvision crop different columns or rows for networks that read LARGE_SIDE."""
+"""(H, W) at which transformers and torchvision crop different columns or rows for networks that
+read LARGE_SIDE."""
 LARGE_SIDE = 224
 PROMPTS = ("a red circle", "two blue squares above a green cross", "A photo of a cat!", "z")
 
-_LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_LAYERS = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 _TOKENS = {"vocab_size": 514, "bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513}
-_TEXT = {"model_type": "clip_text_model", "projection_dim": 16, "max_position_embeddings": 77, **_TOKENS, **_LAYERS}
-_VISION = {"model_type": "clip_vision_model", "projection_dim": 16, "image_size": 32, "patch_size": 8, **_LAYERS}
-CLIP_CONFIG: dict[str, Any] = {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 16}
+_TEXT = {
+    "model_type": "clip_text_model",
+    "projection_dim": 16,
+    "max_position_embeddings": 77,
+    **_TOKENS,
+    **_LAYERS,
+}
+_VISION = {
+    "model_type": "clip_vision_model",
+    "projection_dim": 16,
+    "image_size": 32,
+    "patch_size": 8,
+    **_LAYERS,
+}
+CLIP_CONFIG: dict[str, Any] = {
+    "model_type": "clip",
+    "architectures": ["CLIPModel"],
+    "projection_dim": 16,
+}
 CLIP_CONFIG |= {"logit_scale_init_value": 2.6592, "text_config": _TEXT, "vision_config": _VISION}
 OPEN_CLIP_CONFIG: dict[str, Any] = {"embed_dim": 16}
-OPEN_CLIP_CONFIG["vision_cfg"] = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
-OPEN_CLIP_CONFIG["text_cfg"] = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+OPEN_CLIP_CONFIG["vision_cfg"] = {
+    "image_size": 32,
+    "layers": 2,
+    "width": 32,
+    "head_width": 16,
+    "patch_size": 8,
+}
+OPEN_CLIP_CONFIG["text_cfg"] = {
+    "context_length": 77,
+    "vocab_size": 49408,
+    "width": 32,
+    "heads": 2,
+    "layers": 2,
+}
 BLIP_WIDTH, BLIP_LAYERS = 128, 2
-MED_CONFIG: dict[str, Any] = {"hidden_size": BLIP_WIDTH, "num_hidden_layers": BLIP_LAYERS, "encoder_width": BLIP_WIDTH}
+MED_CONFIG: dict[str, Any] = {
+    "hidden_size": BLIP_WIDTH,
+    "num_hidden_layers": BLIP_LAYERS,
+    "encoder_width": BLIP_WIDTH,
+}
 MED_CONFIG |= {"num_attention_heads": BLIP_WIDTH // 64, "intermediate_size": 256, "vocab_size": 64}
-MED_CONFIG |= {"max_position_embeddings": 40, "layer_norm_eps": 1e-12, "type_vocab_size": 2, "pad_token_id": 0}
+MED_CONFIG |= {
+    "max_position_embeddings": 40,
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+}
 MED_CONFIG |= {"add_cross_attention": True, "hidden_act": "gelu"}
 
 
@@ -50,7 +95,8 @@ def noise(name: str, n: int) -> NDArray[np.float64]:
 
 
 def weight(name: str, shape: Sequence[int]) -> Tensor:
-    """float32 weights of a usual size: matrices keep the variance, norms are near 1, biases near 0."""
+    """float32 weights of a usual size: matrices keep the variance, norms are near 1, biases near
+    0."""
     values = torch.from_numpy(noise(name, math.prod(shape))).float().view(list(shape))
     if len(shape) == 0:
         return torch.tensor(4.6)  # a logit scale: about 100
@@ -61,8 +107,12 @@ def weight(name: str, shape: Sequence[int]) -> Tensor:
 
 def fill(module: torch.nn.Module) -> dict[str, list[int]]:
     """Set a module's floating weights; their shapes by name."""
-    state = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
-    module.load_state_dict({name: weight(name, value.shape) for name, value in state.items()}, strict=False)
+    state = {
+        name: value for name, value in module.state_dict().items() if value.is_floating_point()
+    }
+    module.load_state_dict(
+        {name: weight(name, value.shape) for name, value in state.items()}, strict=False
+    )
     module.eval()
     return {name: list(value.shape) for name, value in state.items()}
 
@@ -84,9 +134,15 @@ def images(sizes: Sequence[tuple[int, int]] = SIZES) -> list[NDArray[np.uint8]]:
 
 
 def translucent() -> list[NDArray[np.uint8]]:
-    """(H, W, 4) uint8 pictures of SIZES, with alpha of every value and colours where nothing is seen."""
-    alpha = [noise(f"alpha {h}x{w}", h * w).reshape(h, w, 1) * 1.2 * 127.5 + 127.5 for h, w in SIZES]
-    return [np.concatenate([c, a.clip(0, 255).astype(np.uint8)], 2) for c, a in zip(images(), alpha, strict=True)]
+    """(H, W, 4) uint8 pictures of SIZES, with alpha of every value and colours where nothing is
+    seen."""
+    alpha = [
+        noise(f"alpha {h}x{w}", h * w).reshape(h, w, 1) * 1.2 * 127.5 + 127.5 for h, w in SIZES
+    ]
+    return [
+        np.concatenate([c, a.clip(0, 255).astype(np.uint8)], 2)
+        for c, a in zip(images(), alpha, strict=True)
+    ]
 
 
 def patch(side: int) -> int:
@@ -116,16 +172,33 @@ def letters() -> list[str]:
 
 
 def write_clip_tokenizer(folder: Path, side: int = SIDE) -> None:
-    """A byte-level CLIP tokenizer of 514 tokens, as vocab.json and merges.txt, with its image processor's settings."""
-    tokens = [*letters(), *(f"{letter}</w>" for letter in letters()), "<|startoftext|>", "<|endoftext|>"]
-    special = {"bos_token": tokens[-2], **dict.fromkeys(("eos_token", "unk_token", "pad_token"), tokens[-1])}
+    """A byte-level CLIP tokenizer of 514 tokens, as vocab.json and merges.txt, with its image
+    processor's settings."""
+    tokens = [
+        *letters(),
+        *(f"{letter}</w>" for letter in letters()),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    special = {
+        "bos_token": tokens[-2],
+        **dict.fromkeys(("eos_token", "unk_token", "pad_token"), tokens[-1]),
+    }
     sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     normal = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
     files = {
         "vocab.json": {token: i for i, token in enumerate(tokens)},
         "special_tokens_map.json": special,
-        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special},
-        "preprocessor_config.json": {"image_processor_type": "CLIPImageProcessor", **sizes, **normal},
+        "tokenizer_config.json": {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": 77,
+            **special,
+        },
+        "preprocessor_config.json": {
+            "image_processor_type": "CLIPImageProcessor",
+            **sizes,
+            **normal,
+        },
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -143,7 +216,9 @@ def write_bert_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
 
 
-def write_clip(folder: Path, shapes: Mapping[str, Sequence[int]] | None = None, side: int = SIDE) -> None:
+def write_clip(
+    folder: Path, shapes: Mapping[str, Sequence[int]] | None = None, side: int = SIDE
+) -> None:
     """A folder that transformers loads as a CLIPModel; the weights, too, where shapes are given."""
     from safetensors.torch import save_file
 

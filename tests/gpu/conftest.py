@@ -1,4 +1,5 @@
-"""Tests that run on the CPU in the fast suite, and on this machine's accelerator with `-m gpu` (`make test-gpu`)."""
+"""Tests that run on the CPU in the fast suite, and on this machine's accelerator with `-m gpu`
+(`make test-gpu`)."""
 
 from __future__ import annotations
 
@@ -40,12 +41,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def evidence(stats: dict[str, list[Any]]) -> Iterator[str]:
-    """The run as a page: the card, driver and versions, and what failed. No path, host, user or key is in it."""
+    """The run as a page: the card, driver and versions, and what failed. No path, host, user or key
+    is in it."""
     place = accelerator() or torch.device("cpu")
     counts = ", ".join(f"{len(stats.get(kind, []))} {kind}" for kind in COUNTED)
-    known = versions("torch", "diffusers", "transformers") | {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
+    known = versions("torch", "diffusers", "transformers") | {
+        "CUDA": torch.version.cuda,
+        "ROCm": torch.version.hip,
+    }
     if place.type == "cuda" and shutil.which(DRIVER[0]):
-        known["driver"] = subprocess.run(DRIVER, capture_output=True, text=True, check=False).stdout.split("\n")[0]
+        known["driver"] = subprocess.run(
+            DRIVER, capture_output=True, text=True, check=False
+        ).stdout.split("\n")[0]
     told = ", ".join(f"{name} {version}" for name, version in known.items() if version)
     yield f"# tests/gpu on {device_name(place)}: {counts}"
     yield ""

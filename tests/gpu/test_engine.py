@@ -19,7 +19,9 @@ from ttsnap.recordings.record import record
 
 from ..pipelines.tiny import FAMILIES  # noqa: TID252
 
-ONLY_GPU = pytest.mark.parametrize("device", [pytest.param("accelerator", marks=pytest.mark.gpu)], indirect=True)
+ONLY_GPU = pytest.mark.parametrize(
+    "device", [pytest.param("accelerator", marks=pytest.mark.gpu)], indirect=True
+)
 MIB = 2**20
 ROW = 64 * MIB
 """What one row of a hungry denoiser's batch takes beside what it needs."""
@@ -32,7 +34,9 @@ def bright(images: Tensor, prompts: Any) -> Tensor:
 def hungry(device: torch.device, **options: Any) -> LiveEngine:
     """An engine whose denoiser takes ROW bytes of the device for every row while it runs."""
     pipe = upgrade(FAMILIES["sd3"].build().to(device))
-    engine: LiveEngine = pipe.engine(bright, **options, **FAMILIES["sd3"].call, num_inference_steps=2)
+    engine: LiveEngine = pipe.engine(
+        bright, **options, **FAMILIES["sd3"].call, num_inference_steps=2
+    )
     predict: Any = engine.denoiser.predict
 
     def held(x: Tensor, *rest: Any) -> Any:
@@ -65,16 +69,24 @@ def test_planned_batches_fit_into_what_is_free(card: torch.device) -> None:
         del taken
         torch.accelerator.empty_cache()
     assert 0.5 * most <= engine.batch_size <= most < 64
-    assert (engine.stats["out_of_memory"], result.spent.calibration.nfe, result.spent.finished) == (0, 4, 64)
+    assert (engine.stats["out_of_memory"], result.spent.calibration.nfe, result.spent.finished) == (
+        0,
+        4,
+        64,
+    )
 
 
 @ONLY_GPU
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(card: torch.device) -> None:
-    (expected,) = search(["a cat"], BestOfN(16), hungry(card, batch_size=2), selection=Selection(keep=16))
+    (expected,) = search(
+        ["a cat"], BestOfN(16), hungry(card, batch_size=2), selection=Selection(keep=16)
+    )
     engine = hungry(card, batch_size=16)
     torch.accelerator.empty_cache()
     total = torch.cuda.get_device_properties(card).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(card) + 6.5 * ROW) / total, card)
+    torch.cuda.set_per_process_memory_fraction(
+        (torch.cuda.memory_reserved(card) + 6.5 * ROW) / total, card
+    )
     try:
         (result,) = search(["a cat"], BestOfN(16), engine, selection=Selection(keep=16))
     finally:
@@ -86,8 +98,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(card: torch.dev
     assert rewards[0] == pytest.approx(rewards[1], abs=5e-3)
 
 
-def test_a_recording_that_was_cut_off_ends_with_the_same_bytes(tmp_path: Path, device: torch.device) -> None:
-    pipe, call = upgrade(FAMILIES["sd3"].build().to(device)), {**FAMILIES["sd3"].call, "num_inference_steps": 3}
+def test_a_recording_that_was_cut_off_ends_with_the_same_bytes(
+    tmp_path: Path, device: torch.device
+) -> None:
+    pipe, call = (
+        upgrade(FAMILIES["sd3"].build().to(device)),
+        {**FAMILIES["sd3"].call, "num_inference_steps": 3},
+    )
 
     def run(folder: Path, after: int) -> None:
         """By brightness, until it has seen so many images; then the process is interrupted."""
@@ -107,5 +124,9 @@ def test_a_recording_that_was_cut_off_ends_with_the_same_bytes(tmp_path: Path, d
     with pytest.raises(KeyboardInterrupt):
         run(cut, 10)
     run(cut, 10**6)
-    files = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    assert {path.relative_to(cut): path.read_bytes() for path in cut.rglob("*") if path.is_file()} == files
+    files = {
+        path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()
+    }
+    assert {
+        path.relative_to(cut): path.read_bytes() for path in cut.rglob("*") if path.is_file()
+    } == files

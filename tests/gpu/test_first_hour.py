@@ -1,4 +1,5 @@
-"""What owners of a GPU try first: a class that is no family, offloading, a card that is too small, two cards."""
+"""What owners of a GPU try first: a class that is no family, offloading, a card that is too small,
+two cards."""
 
 from __future__ import annotations
 

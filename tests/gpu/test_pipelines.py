@@ -1,4 +1,5 @@
-"""Every family on a device in two precisions: stock's images, gradients, guidance, attention, compilation, previews."""
+"""Every family on a device in two precisions: stock's images, gradients, guidance, attention,
+compilation, previews."""
 
 from __future__ import annotations
 
@@ -26,21 +27,32 @@ from ..pipelines.tiny import FAMILIES, save_lora  # noqa: TID252
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLOSE = {"fp32": 1e-3, "bf16": 0.1}
-"""How far images of other batch sizes may be apart in the mean, as a share of their mean: kernels differ by batch."""
+"""How far images of other batch sizes may be apart in the mean, as a share of their mean: kernels
+differ by batch."""
 ON_CPU = [("flux", "bf16", "cpu"), ("sd3", "bf16", "cpu")]
-"""What the fast suite adds to tests/pipelines/test_parity.py, which compares all families in fp32."""
+"""What the fast suite adds to tests/pipelines/test_parity.py, which compares all families in
+fp32."""
 SEED = 3
 
 
 ACCELERATED = [
-    pytest.param(name, precision, "accelerator", marks=pytest.mark.gpu) for name in FAMILIES for precision in PRECISIONS
+    pytest.param(name, precision, "accelerator", marks=pytest.mark.gpu)
+    for name in FAMILIES
+    for precision in PRECISIONS
 ]
-ONLY_GPU = pytest.mark.parametrize("device", [pytest.param("accelerator", marks=pytest.mark.gpu)], indirect=True)
+ONLY_GPU = pytest.mark.parametrize(
+    "device", [pytest.param("accelerator", marks=pytest.mark.gpu)], indirect=True
+)
 
 
-def made(name: str, device: torch.device, precision: str = "fp32", **how: Any) -> tuple[Any, dict[str, Any]]:
+def made(
+    name: str, device: torch.device, precision: str = "fp32", **how: Any
+) -> tuple[Any, dict[str, Any]]:
     """A search pipeline on the device, and the arguments of its call."""
-    return upgrade(FAMILIES[name].build().to(device, PRECISIONS[precision])), {**FAMILIES[name].call, **how}
+    return upgrade(FAMILIES[name].build().to(device, PRECISIONS[precision])), {
+        **FAMILIES[name].call,
+        **how,
+    }
 
 
 def redder_left(images: Tensor, prompts: Any) -> Tensor:
@@ -55,11 +67,18 @@ def apart(ours: Tensor, expected: Tensor) -> float:
     return float((ours - expected).abs().mean() / expected.abs().mean())
 
 
-@pytest.mark.parametrize(("name", "precision", "device"), [*ACCELERATED, *ON_CPU], indirect=["device"])
-def test_a_search_makes_the_images_of_the_stock_pipeline(name: str, precision: str, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision", "device"), [*ACCELERATED, *ON_CPU], indirect=["device"]
+)
+def test_a_search_makes_the_images_of_the_stock_pipeline(
+    name: str, precision: str, device: torch.device
+) -> None:
     close, stock = CLOSE[precision], FAMILIES[name].build().to(device, PRECISIONS[precision])
     call = {**FAMILIES[name].call, "num_inference_steps": 4}
-    twin, shared = upgrade(stock), {"prompt": "a cat", "num_images_per_prompt": 3, "output_type": "pt", **call}
+    twin, shared = (
+        upgrade(stock),
+        {"prompt": "a cat", "num_images_per_prompt": 3, "output_type": "pt", **call},
+    )
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(3)]
     expected = stock(generator=generators, **shared).images
     found = twin(search=BestOfN(3), reward=redder_left, seed=SEED, batch_size=3, **shared).search[0]
@@ -68,9 +87,18 @@ def test_a_search_makes_the_images_of_the_stock_pipeline(name: str, precision: s
     assert apart(ours, expected) <= (close / 10 if device.type != "cpu" else 1e-6)
     # Pruned, rows share batches of other sizes. The winner is the image of its seed all the same.
     pruning = SeedPruning(6, (0.5,), steps=(1,))
-    best = twin(search=pruning, reward=redder_left, seed=SEED, batch_size=4, **{**shared, "num_images_per_prompt": 1})
+    best = twin(
+        search=pruning,
+        reward=redder_left,
+        seed=SEED,
+        batch_size=4,
+        **{**shared, "num_images_per_prompt": 1},
+    )
     winner = best.search[0].best
-    again = stock(generator=torch.Generator().manual_seed(winner.seed), **{**shared, "num_images_per_prompt": 1})
+    again = stock(
+        generator=torch.Generator().manual_seed(winner.seed),
+        **{**shared, "num_images_per_prompt": 1},
+    )
     assert apart(winner.image, again.images[0]) < close
 
 
@@ -79,8 +107,16 @@ def test_blocks_make_the_images_of_the_stock_pipeline(name: str, device: torch.d
     """They set schedulers of flows on the device, those of other models on the CPU."""
     stock = copy.deepcopy(modular.stock(name)).to(device)
     expected = modular.image_of(name, SEED, "a cat", stock)
-    call = {**modular.CASES[name].call, "search": BestOfN(2), "reward": redder_left, "seed": SEED, "batch_size": 2}
-    found = upgrade(stock)(prompt="a cat", output_type="pt", num_images_per_prompt=2, **call).search[0]
+    call = {
+        **modular.CASES[name].call,
+        "search": BestOfN(2),
+        "reward": redder_left,
+        "seed": SEED,
+        "batch_size": 2,
+    }
+    found = upgrade(stock)(
+        prompt="a cat", output_type="pt", num_images_per_prompt=2, **call
+    ).search[0]
     ours = next(candidate.image for candidate in found.images if candidate.seed == SEED)
     assert apart(ours, expected) < CLOSE["fp32"]
 
@@ -94,7 +130,11 @@ def test_a_draft_by_a_lora_leaves_the_models_own_evaluations_alone(
     call = {**FAMILIES[name].call, "num_inference_steps": 4}
     base = upgrade(stock.to(device, PRECISIONS[precision])).denoiser(**call)
     base.encode(["a cat"])
-    x, step, at = base.init_latents([seeded(0), seeded(1)]), torch.tensor([0, 2]), torch.zeros(2, dtype=torch.long)
+    x, step, at = (
+        base.init_latents([seeded(0), seeded(1)]),
+        torch.tensor([0, 2]),
+        torch.zeros(2, dtype=torch.long),
+    )
     with torch.no_grad():
         before = base.predict(x, step, at).out
         use_drafter(base, "hot")
@@ -102,14 +142,22 @@ def test_a_draft_by_a_lora_leaves_the_models_own_evaluations_alone(
         use_drafter(base, str(folder))
         guess = base.drafts.guess(x, step, at, 2)
         assert torch.equal(base.predict(x, step, at).out, before)
-    assert (guess.shape, guess.device.type, bool(guess.isfinite().all())) == (x.shape, device.type, True)
+    assert (guess.shape, guess.device.type, bool(guess.isfinite().all())) == (
+        x.shape,
+        device.type,
+        True,
+    )
     assert apart(guess, hot) > 1e-3
-    assert base.costs().draft == base.costs().nfe / base.passes_per_nfe  # merged: a call is one pass
+    # merged: a call is one pass
+    assert base.costs().draft == base.costs().nfe / base.passes_per_nfe
 
 
 @pytest.mark.parametrize(("name", "through"), [("sd3", "x0"), ("flux", "denoiser")])
-def test_gradients_and_log_ratios_are_those_of_the_cpu(name: str, through: str, device: torch.device) -> None:
-    """At most noise levels steps are plain here, so that sums of the device meet zeros of the CPU."""
+def test_gradients_and_log_ratios_are_those_of_the_cpu(
+    name: str, through: str, device: torch.device
+) -> None:
+    """At most noise levels steps are plain here, so that sums of the device meet zeros of the
+    CPU."""
     stock, call = FAMILIES[name].build(), {**FAMILIES[name].call, "num_inference_steps": 6}
     ratios = []
     for place, rows in ((device, 3), (torch.device("cpu"), 4)):
@@ -126,10 +174,15 @@ def test_gradients_and_log_ratios_are_those_of_the_cpu(name: str, through: str, 
 
 @ONLY_GPU  # of a CPU tests/pipelines/test_attention.py tells
 @pytest.mark.parametrize(
-    "backend", ["_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "flash", "xformers"]
+    "backend",
+    ["_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "flash", "xformers"],
 )
-def test_attention_backends_make_the_same_images_or_say_why_not(backend: str, device: torch.device) -> None:
-    pipe, call = made("flux", device, "bf16", prompt="a cat", num_inference_steps=2, output_type="pt")
+def test_attention_backends_make_the_same_images_or_say_why_not(
+    backend: str, device: torch.device
+) -> None:
+    pipe, call = made(
+        "flux", device, "bf16", prompt="a cat", num_inference_steps=2, output_type="pt"
+    )
     call |= {"search": BestOfN(2), "reward": redder_left, "batch_size": 2, "seed": SEED}
     before = pipe(**call).images
     try:
@@ -144,9 +197,15 @@ def test_attention_backends_make_the_same_images_or_say_why_not(backend: str, de
 
 @ONLY_GPU
 def test_a_compiled_network_makes_the_same_images(device: torch.device) -> None:
-    """By PyTorch's own compiler. tests/pipelines/test_compilation.py runs captured graphs on a CPU."""
+    """By PyTorch's own compiler. tests/pipelines/test_compilation.py runs captured graphs on a
+    CPU."""
     pipe, call = made("flux", device, prompt="a cat", num_inference_steps=3, output_type="pt")
-    call |= {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": redder_left, "batch_size": 4, "seed": SEED}
+    call |= {
+        "search": SeedPruning(4, (0.5,), steps=(1,)),
+        "reward": redder_left,
+        "batch_size": 4,
+        "seed": SEED,
+    }
     torch._dynamo.reset()
     try:
         before = pipe(**call).images
@@ -168,8 +227,14 @@ def test_a_preview_vae_decodes_estimates_where_the_pipeline_is(device: torch.dev
         seen.add(images.device.type)
         return redder_left(images, prompts)
 
-    out = pipe("a cat", search=SeedPruning(4, (0.5,), steps=(1,)), reward=reward, batch_size=4, **call)
-    assert (out.search[0].spent.cost.previews, out.search[0].spent.cost.decodes, seen) == (4, 2, {device.type})
+    out = pipe(
+        "a cat", search=SeedPruning(4, (0.5,), steps=(1,)), reward=reward, batch_size=4, **call
+    )
+    assert (out.search[0].spent.cost.previews, out.search[0].spent.cost.decodes, seen) == (
+        4,
+        2,
+        {device.type},
+    )
 
 
 def test_a_generator_on_the_device_gives_its_own_seed_once(device: torch.device) -> None:

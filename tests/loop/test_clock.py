@@ -1,4 +1,5 @@
-"""Budgets in seconds, by a clock that the model itself moves on: sized by what was measured, and again as it goes."""
+"""Budgets in seconds, by a clock that the model itself moves on: sized by what was measured, and
+again as it goes."""
 
 from __future__ import annotations
 
@@ -51,19 +52,25 @@ class Slow(Counted):
         return x
 
 
-def made(speed: Speed = lambda now: 1.0, *, drafts: bool = False, kernel: str = "ode") -> LiveEngine:
+def made(
+    speed: Speed = lambda now: 1.0, *, drafts: bool = False, kernel: str = "ode"
+) -> LiveEngine:
     generator = torch.Generator().manual_seed(0)
     means = torch.randn(4, 3, generator=generator)
     denoiser = Slow(means, torch.full((4,), 0.3), torch.tensor([0.1, 0.2, 0.3, 0.4]), steps=20)
     denoiser.speed = speed
     if drafts:
-        denoiser.drafts = SimpleNamespace(calls=1, passes=1, guess=denoiser.guess, level=lambda *_: 0.5, start=None)
+        denoiser.drafts = SimpleNamespace(
+            calls=1, passes=1, guess=denoiser.guess, level=lambda *_: 0.5, start=None
+        )
     live = LiveEngine(denoiser, [Brightness()], EngineOptions(16), kernel=KERNELS[kernel](denoiser))
     live._price = replace(live.price, seconds=RATES)
     return live
 
 
-def timed(name: str, budget: float, live: LiveEngine, prompts: Sequence[str] = ("a",)) -> tuple[float, list[Result]]:
+def timed(
+    name: str, budget: float, live: LiveEngine, prompts: Sequence[str] = ("a",)
+) -> tuple[float, list[Result]]:
     """The share of the time that was taken, and the results."""
     slow: Any = live.denoiser
     results = search(prompts, make_algorithm(name), live, f"{budget}s", clock=lambda: slow.now)
@@ -76,13 +83,20 @@ def meant(name: str, budget: float, live: LiveEngine) -> int:
 
 
 CASES = [
-    ("best-of-n", False, "ode"), ("seed-pruning", False, "ode"), ("seed-pruning", True, "ode"),
-    ("ttsnap", False, "ode"), ("evolution", False, "ode"), ("smc", False, "sde"), ("funnel", False, "sde"),
-]  # fmt: skip
+    ("best-of-n", False, "ode"),
+    ("seed-pruning", False, "ode"),
+    ("seed-pruning", True, "ode"),
+    ("ttsnap", False, "ode"),
+    ("evolution", False, "ode"),
+    ("smc", False, "sde"),
+    ("funnel", False, "sde"),
+]
 
 
 @pytest.mark.parametrize(("case", "budget"), each_once(CASES, [3.0, 6.0, 12.0]))
-def test_the_time_is_used_and_what_was_meant_is_finished(case: tuple[str, bool, str], budget: float) -> None:
+def test_the_time_is_used_and_what_was_meant_is_finished(
+    case: tuple[str, bool, str], budget: float
+) -> None:
     """Batches take up to twice as long as foretold, or half as long, and on average as long."""
     name, drafts, kernel = case
     for seed in range(2):
@@ -96,7 +110,9 @@ def test_the_time_is_used_and_what_was_meant_is_finished(case: tuple[str, bool, 
 
 
 @pytest.mark.parametrize(("case", "speed"), each_once(CASES, [0.6, 1.5, 2.5]))
-def test_a_search_is_sized_again_where_it_was_measured_wrongly(case: tuple[str, bool, str], speed: float) -> None:
+def test_a_search_is_sized_again_where_it_was_measured_wrongly(
+    case: tuple[str, bool, str], speed: float
+) -> None:
     name, drafts, kernel = case
     live = made(lambda now: speed, drafts=drafts, kernel=kernel)
     share, (result,) = timed(name, 12.0, live)
@@ -144,7 +160,8 @@ def test_the_cap_that_ended_a_search_is_told() -> None:
     """Never that a budget was not used up where its cap was met."""
     _, (timely,) = timed("best-of-n", 6.0, made())
     assert (timely.spent.ended, timely.warnings) == ("6 s were up", ())
-    _, (early,) = timed("best-of-n", 1.4, made())  # an image takes .5 s: there is no time for a third
+    # an image takes .5 s: there is no time for a third
+    _, (early,) = timed("best-of-n", 1.4, made())
     assert " of 1.4 s " in early.spent.ended
     (cut,) = search(["a"], BestOfN(5), made(), "60nfe")
     assert cut.spent.ended == "60 NFE were used up"
@@ -158,7 +175,9 @@ def test_the_cap_that_ended_a_search_is_told() -> None:
 def test_a_search_that_the_clock_winds_up_can_be_stopped() -> None:
     live = made(lambda now: 3.0)
     slow: Any = live.denoiser
-    results = search(["a"], BestOfN(), live, "12s", clock=lambda: slow.now, should_stop=lambda: slow.now > 8)
+    results = search(
+        ["a"], BestOfN(), live, "12s", clock=lambda: slow.now, should_stop=lambda: slow.now > 8
+    )
     assert results[0].spent.ended == "stopped"
     assert results[0].images
     assert slow.now < 11
@@ -171,6 +190,10 @@ def test_a_fifth_of_the_default_search_brings_a_picture(budget: str) -> None:
     spec = LoopSearch(make_algorithm("seed-pruning"), Budget.parse(budget), eager=True)
     slow: Any = live.denoiser
     (result,) = searched(
-        ["a"], spec, live, [lambda e: seen.append(live.nfe) if e.kind == "score" else None], clock=lambda: slow.now
+        ["a"],
+        spec,
+        live,
+        [lambda e: seen.append(live.nfe) if e.kind == "score" else None],
+        clock=lambda: slow.now,
     )
     assert seen[0] <= 0.2 * result.spent.nfe

@@ -1,4 +1,5 @@
-"""Requests that come and go while the loop runs: what each finds, what each pays, and that nothing is left behind."""
+"""Requests that come and go while the loop runs: what each finds, what each pays, and that nothing
+is left behind."""
 
 from __future__ import annotations
 
@@ -25,14 +26,19 @@ from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 
 PROMPTS = ["a", "b", "c"]
-relaxed = settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(
+    max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 class ByText(Counted):
-    """Encodes a prompt by what it says, and not by its place: the same prompt is the same in any company."""
+    """Encodes a prompt by what it says, and not by its place: the same prompt is the same in any
+    company."""
 
     def encode(self, prompts: Sequence[str | Prompt]) -> None:
-        self._offset = self._by_prompt[[PROMPTS.index(Prompt.of(prompt).text) for prompt in prompts]].double()
+        self._offset = self._by_prompt[
+            [PROMPTS.index(Prompt.of(prompt).text) for prompt in prompts]
+        ].double()
 
 
 def living(engine: Any, batch: int = 4, kernel: str = "sde") -> LiveEngine:
@@ -43,7 +49,9 @@ def living(engine: Any, batch: int = 4, kernel: str = "sde") -> LiveEngine:
 
 def ask(run: Run, prompts: Sequence[str], spec: LoopSearch, *listeners: Any) -> RunningRequest:
     watch = RequestClock(time.monotonic, 0.0)
-    return run.add([Prompt(text) for text in prompts], prepared(spec, run.engine), watch, *listeners)
+    return run.add(
+        [Prompt(text) for text in prompts], prepared(spec, run.engine), watch, *listeners
+    )
 
 
 def told(run: Run, request: RunningRequest) -> list[Result]:
@@ -62,8 +70,13 @@ specs = st.builds(
     selection=st.builds(Selection, keep=st.integers(1, 3)),
     shared=st.booleans(),
 )
-ask_for = st.tuples(specs, st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3, unique=True), st.integers(0, 12),
-                    st.sampled_from(["cancel", "stop", "", "", ""]), st.integers(0, 15))  # fmt: skip
+ask_for = st.tuples(
+    specs,
+    st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3, unique=True),
+    st.integers(0, 12),
+    st.sampled_from(["cancel", "stop", "", "", ""]),
+    st.integers(0, 15),
+)
 asks = st.lists(ask_for, min_size=1, max_size=4)
 """Each: what is asked for, the turn at which it comes, and how it ends how many turns later."""
 
@@ -133,7 +146,8 @@ def test_a_cancelled_search_says_so_and_pays_for_what_ran(engine: Any) -> None:
 
 
 def test_a_large_request_does_not_keep_a_small_one_out(engine: Any) -> None:
-    # It fills the engine many times over, and yet the other one is taken up in the same turn as it comes.
+    # It fills the engine many times over, and yet the other one is taken up in the same turn as it
+    # comes.
     live = living(engine, batch=2)
     run = Run(live)
     ask(run, ["a"], LoopSearch(BestOfN(50), Budget(nfe=400)))
@@ -150,7 +164,10 @@ def test_events_name_prompts_by_their_place_in_the_request(engine: Any) -> None:
         ask(run, prompts, spec, events.append)
     while run.busy:
         run.turn()
-    assert [{event.job for event in events if event.kind == "score"} for events in heard] == [{0}, {0, 1}]
+    assert [{event.job for event in events if event.kind == "score"} for events in heard] == [
+        {0},
+        {0, 1},
+    ]
 
 
 def test_what_is_refused_changes_nothing_for_others(engine: Any) -> None:
@@ -165,7 +182,11 @@ def test_what_is_refused_changes_nothing_for_others(engine: Any) -> None:
     run, spec = Run(live), LoopSearch(BestOfN(2))
     rbf = LoopSearch(RBF(initial=2), Budget(nfe=40))
     first = ask(run, ["a"], spec)
-    for prompt, asked, said in (("", spec, "a prompt"), ("unknown", spec, "in list"), ("a", rbf, "draws noise")):
+    for prompt, asked, said in (
+        ("", spec, "a prompt"),
+        ("unknown", spec, "in list"),
+        ("a", rbf, "draws noise"),
+    ):
         with pytest.raises(ValueError, match=said):
             ask(run, [prompt], asked)
     second = ask(run, ["b"], spec)

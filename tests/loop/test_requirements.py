@@ -27,13 +27,21 @@ from ttsnap.recordings.replay import Recording, ReplayEngine
 PROMPTS = ["a", "b", "c"]
 
 
-@pytest.mark.parametrize(("text", "reward", "sign", "bound", "written"), [
-    ("ocr>0.99", "ocr", ">", 0.99, "ocr>0.99"), (" brightness <= 6e-1 ", "brightness", "<=", 0.6, "brightness<=0.6"),
-    ("scenes>=1", "scenes", ">=", 1.0, "scenes>=1"), ("clip then my.py:f < -2", "clip then my.py:f", "<", -2.0, None),
-    ("safe", "safe", ">=", 0.5, "safe>=0.5"), ("judge:yes,model=x>=.5", "judge:yes,model=x", ">=", 0.5, None),
-    ("ocr==1", "ocr==1", ">=", 0.5, None),  # a name, which no reward has
-])  # fmt: skip
-def test_a_requirement_is_read_and_written(text: str, reward: str, sign: str, bound: float, written: Any) -> None:
+@pytest.mark.parametrize(
+    ("text", "reward", "sign", "bound", "written"),
+    [
+        ("ocr>0.99", "ocr", ">", 0.99, "ocr>0.99"),
+        (" brightness <= 6e-1 ", "brightness", "<=", 0.6, "brightness<=0.6"),
+        ("scenes>=1", "scenes", ">=", 1.0, "scenes>=1"),
+        ("clip then my.py:f < -2", "clip then my.py:f", "<", -2.0, None),
+        ("safe", "safe", ">=", 0.5, "safe>=0.5"),
+        ("judge:yes,model=x>=.5", "judge:yes,model=x", ">=", 0.5, None),
+        ("ocr==1", "ocr==1", ">=", 0.5, None),  # a name, which no reward has
+    ],
+)
+def test_a_requirement_is_read_and_written(
+    text: str, reward: str, sign: str, bound: float, written: Any
+) -> None:
     one = Requirement.parse(text)
     assert (one.reward, one.sign, one.bound, str(one)) == (reward, sign, bound, written or str(one))
     assert Requirement.parse(str(one)) == one
@@ -45,8 +53,10 @@ def test_what_is_no_requirement(text: str) -> None:
         Requirement.parse(text)
 
 
-@pytest.mark.parametrize(("sign", "met"), [(">", [0, 0, 0, 1]), (">=", [0, 1, 0, 1]), ("<", [1, 0, 0, 0]),
-                                           ("<=", [1, 1, 0, 0])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sign", "met"),
+    [(">", [0, 0, 0, 1]), (">=", [0, 1, 0, 1]), ("<", [1, 0, 0, 0]), ("<=", [1, 1, 0, 0])],
+)
 def test_a_missing_score_meets_nothing(sign: str, met: list[int]) -> None:
     assert Requirement("x", sign, 0.5).met(np.array([0.2, 0.5, np.nan, 0.9])).tolist() == met
 
@@ -79,9 +89,13 @@ class Falling(DryEngine):
 
 
 @pytest.mark.parametrize(("first", "seeds"), [(0, 4), (2, 4), (4, 5), (7, 8), (11, 10), (99, 10)])
-def test_what_is_left_of_a_budget_goes_to_further_seeds_until_one_passes(first: int, seeds: int) -> None:
+def test_what_is_left_of_a_budget_goes_to_further_seeds_until_one_passes(
+    first: int, seeds: int
+) -> None:
     dry = Falling(first)
-    (result,) = search(["x"], BestOfN(4), dry, Budget(nfe=80), selection=Selection(gate=dry.gate, keep=3))
+    (result,) = search(
+        ["x"], BestOfN(4), dry, Budget(nfe=80), selection=Selection(gate=dry.gate, keep=3)
+    )
     assert result.spent.seeds == seeds
     assert [c.seed for c in result.images] == [s for s in range(seeds) if s >= first][:3]
     assert result.spent.refused == {"late>=0.5": min(first, seeds)}
@@ -97,7 +111,14 @@ def test_a_search_without_a_budget_or_that_is_stopped_does_not_go_on() -> None:
     (result,) = search(["x"], BestOfN(4), dry, selection=Selection(gate=dry.gate))
     assert (result.spent.seeds, result.images) == (4, ())
     stop = lambda: next(ticks) > 4  # noqa: E731
-    (result,) = search(["x"], BestOfN(1), dry, Budget(nfe=400), selection=Selection(gate=dry.gate), should_stop=stop)
+    (result,) = search(
+        ["x"],
+        BestOfN(1),
+        dry,
+        Budget(nfe=400),
+        selection=Selection(gate=dry.gate),
+        should_stop=stop,
+    )
     assert 1 < result.spent.seeds < 10
 
 
@@ -108,7 +129,12 @@ def test_the_priced_policy_does_not_take_a_refused_image_for_its_best(engine: An
     for bound, best in ((9.0, [-np.inf] * 3), (0.0, None)):
         gate = Gate.of([Requirement("brightness", ">=", bound)], recording.reward_names)
         results = search(
-            PROMPTS, PriceOfCompute(forecast, 20), engine(), "80nfe", seed=40, selection=Selection(gate=gate)
+            PROMPTS,
+            PriceOfCompute(forecast, 20),
+            engine(),
+            "80nfe",
+            seed=40,
+            selection=Selection(gate=gate),
         )
         found = [float(r.state.best) for r in results]
         assert found == (best or [r.best.reward for r in results])
@@ -126,7 +152,10 @@ def test_ranks_are_those_among_the_images_that_pass(engine: Any) -> None:
     best = {}
     for name, gate in (("all", None), ("gated", Gate.of(["ok"], dry.reward_names, 2))):
         (result,) = search(
-            ["x"], BestOfN(5), dry, selection=Selection(utility=rank_sum if gate else first(rank_sum, 2), gate=gate)
+            ["x"],
+            BestOfN(5),
+            dry,
+            selection=Selection(utility=rank_sum if gate else first(rank_sum, 2), gate=gate),
         )
         best[name] = (result.best.seed, result.best.reward)
     assert best == {"all": (1, 9.0), "gated": (0, 3.0)}
@@ -143,7 +172,9 @@ def test_images_that_differ_are_chosen_among_those_that_pass() -> None:
 
     dry = Featured(3, price=Price(features=1))
     for weight, seeds in ((0.0, [3, 4]), (9.0, [3, 6])):
-        (result,) = search(["x"], BestOfN(8), dry, selection=Selection(gate=dry.gate, keep=2, diversity=weight))
+        (result,) = search(
+            ["x"], BestOfN(8), dry, selection=Selection(gate=dry.gate, keep=2, diversity=weight)
+        )
         assert [candidate.seed for candidate in result.images] == seeds
 
 
@@ -154,9 +185,21 @@ def test_a_recording_replayed_finds_what_the_live_search_finds(engine: Any, name
     middle = float(np.quantile(recording.scores[:, :, -1], 0.7))
     gate = Gate.of([Requirement("brightness", "<=", middle)], recording.reward_names)
     algorithm = make_algorithm(name)
-    live = search(PROMPTS, algorithm, engine(batch_size=5), "80nfe", seed=40, selection=Selection(keep=2, gate=gate))
+    live = search(
+        PROMPTS,
+        algorithm,
+        engine(batch_size=5),
+        "80nfe",
+        seed=40,
+        selection=Selection(keep=2, gate=gate),
+    )
     replayed = search(
-        PROMPTS, algorithm, ReplayEngine(recording), "80nfe", seed=40, selection=Selection(keep=2, gate=gate)
+        PROMPTS,
+        algorithm,
+        ReplayEngine(recording),
+        "80nfe",
+        seed=40,
+        selection=Selection(keep=2, gate=gate),
     )
     for a, b in zip(live, replayed, strict=True):
         assert [c.seed for c in a.images] == [c.seed for c in b.images]
@@ -165,4 +208,11 @@ def test_a_recording_replayed_finds_what_the_live_search_finds(engine: Any, name
         assert all(c.reward <= middle for c in a.images)
     never = Gate.of(["brightness>9"], recording.reward_names)
     with pytest.raises(ValueError, match=r"recorded are 40\.\.59"):
-        search(PROMPTS, BestOfN(20), ReplayEngine(recording), "400nfe", seed=40, selection=Selection(gate=never))
+        search(
+            PROMPTS,
+            BestOfN(20),
+            ReplayEngine(recording),
+            "400nfe",
+            seed=40,
+            selection=Selection(gate=never),
+        )

@@ -52,7 +52,9 @@ class Wild:
     def init(self, task: Any) -> tuple[int, int]:
         return task.grid.steps, self.moves
 
-    def step(self, state: tuple[int, int], particles: Any, rng: Any) -> tuple[Move | None, tuple[int, int]]:
+    def step(
+        self, state: tuple[int, int], particles: Any, rng: Any
+    ) -> tuple[Move | None, tuple[int, int]]:
         steps, left = state
         if not left:
             return None, state
@@ -60,7 +62,9 @@ class Wild:
         alive = np.flatnonzero(particles.alive)
         if not len(alive) or rng.random() < 0.4:
             stop = rng.integers(0, steps + 1)
-            return fresh(int(rng.integers(1, self.n + 1)), int(stop), score=bool(rng.random() < 0.7)), (steps, left - 1)
+            return fresh(
+                int(rng.integers(1, self.n + 1)), int(stop), score=bool(rng.random() < 0.7)
+            ), (steps, left - 1)
         rows = rng.choice(alive, size=int(rng.integers(1, self.n + 1)))
         at = particles.step[rows]
         stop = np.array([rng.integers(a, steps + 1) for a in at])
@@ -76,9 +80,13 @@ budgets = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    algorithm=st.builds(Wild, n=st.integers(1, 7), moves=st.integers(0, 8), seed=st.integers(0, 10**6)),
+    algorithm=st.builds(
+        Wild, n=st.integers(1, 7), moves=st.integers(0, 8), seed=st.integers(0, 10**6)
+    ),
     budget=budgets,
     shared=st.booleans(),
     batch=st.integers(1, 9),
@@ -89,20 +97,42 @@ budgets = st.one_of(
     after=st.one_of(st.none(), st.integers(0, 9)),
 )
 def test_ledger_equals_counter_and_no_budget_is_exceeded(
-    engine: Any, algorithm: Any, budget: Budget, shared: bool, batch: int, nan: float, broken: float, prompts: int,
-    frames: tuple[int, int] | None, after: int | None,
-) -> None:  # fmt: skip
-    """frames: of a video, and how many of these a reward of images sees; None for images. after: ticks to the stop."""
-    rewards, ticks = [Brightness("one", nan, broken, times=min(frames or (1,))), Brightness("two")], list[int]()
+    engine: Any,
+    algorithm: Any,
+    budget: Budget,
+    shared: bool,
+    batch: int,
+    nan: float,
+    broken: float,
+    prompts: int,
+    frames: tuple[int, int] | None,
+    after: int | None,
+) -> None:
+    """frames: of a video, and how many of these a reward of images sees; None for images. after:
+    ticks to the stop."""
+    rewards, ticks = (
+        [Brightness("one", nan, broken, times=min(frames or (1,))), Brightness("two")],
+        list[int](),
+    )
     live = engine(batch_size=batch)
     if frames is not None:
         live.denoiser.frames, rewards[1].needs = frames[0], {"video"}
-    live = LiveEngine(live.denoiser, rewards, EngineOptions(batch, frames=(frames or (0, 4))[1]),
-                      kernel=KERNELS["sde"](live.denoiser))  # fmt: skip
+    live = LiveEngine(
+        live.denoiser,
+        rewards,
+        EngineOptions(batch, frames=(frames or (0, 4))[1]),
+        kernel=KERNELS["sde"](live.denoiser),
+    )
     try:
-        results = search(PROMPTS[:prompts], algorithm, live, budget, shared=shared,
-                         should_stop=lambda: after is not None and len(ticks) > after,
-                         on_event=lambda e: ticks.extend([1] if e.kind == "tick" else []))  # fmt: skip
+        results = search(
+            PROMPTS[:prompts],
+            algorithm,
+            live,
+            budget,
+            shared=shared,
+            should_stop=lambda: after is not None and len(ticks) > after,
+            on_event=lambda e: ticks.extend([1] if e.kind == "tick" else []),
+        )
     except RewardError:
         assert rewards[0].hopeless
         return
@@ -120,7 +150,10 @@ def test_ledger_equals_counter_and_no_budget_is_exceeded(
         assert budget.flops is None or cost <= budget.flops * times * (1 + 1e-9)
     for result in results:
         assert result.images or (after is not None and result != results[0])
-        assert all(c.image.shape == ((3, 1, 1) if frames is None else (frames[0], 3, 1, 1)) for c in result.images)
+        assert all(
+            c.image.shape == ((3, 1, 1) if frames is None else (frames[0], 3, 1, 1))
+            for c in result.images
+        )
         refunds = sum(m.get("refund", {}).get("nfe", 0) for m in result.trace)
         assert sum(m["cost"]["nfe"] for m in result.trace) - refunds == result.spent.nfe
 
@@ -133,11 +166,15 @@ def test_best_of_n_returns_the_best_seed(engine: Any) -> None:
     live.denoiser.encode(["a"])
     for k in range(6):
         step = torch.full((7,), k)
-        x, _ = live.kernel.step(x, live.denoiser.predict(x, step, torch.zeros(7, dtype=torch.long)), step, [], [])
+        x, _ = live.kernel.step(
+            x, live.denoiser.predict(x, step, torch.zeros(7, dtype=torch.long)), step, [], []
+        )
     scores = live.denoiser.decode(x).mean((1, 2, 3))
     assert result.best.seed == 100 + int(scores.argmax())
     assert result.best.reward == pytest.approx(float(scores.max()), abs=1e-7)
-    assert [c.reward for c in result.images] == sorted((c.reward for c in result.images), reverse=True)
+    assert [c.reward for c in result.images] == sorted(
+        (c.reward for c in result.images), reverse=True
+    )
 
 
 def test_reserve_finishes_one_when_the_algorithm_never_does(engine: Any) -> None:
@@ -150,7 +187,8 @@ def test_reserve_finishes_one_when_the_algorithm_never_does(engine: Any) -> None
 
 
 def test_schedules_get_the_most_seeds_that_the_budget_pays_for() -> None:
-    """By trying every number of seeds: caps of several kinds, survivors by the handful, where costs rise in jumps."""
+    """By trying every number of seeds: caps of several kinds, survivors by the handful, where costs
+    rise in jumps."""
     rng, price = np.random.default_rng(0), Price(Rates(1.0, 0.3, 0.1))
     dry = DryEngine(Grid(tuple(np.linspace(1, 0, 9).tolist())), ("r",), price=price)
     for _ in range(6):
@@ -159,14 +197,27 @@ def test_schedules_get_the_most_seeds_that_the_budget_pays_for() -> None:
         costs = dry_costs(schedule, dry)
         for text in ("20nfe", "90nfe", "140flop", "60rewards", "25decodes,200nfe"):
             budget = Budget.parse(text)
-            affordable = [n for n in range(1, 21) if budget.shortfall(costs(n, budget), price) is None]
-            assert fit(schedule, dry, budget, most=20).n == max(affordable, default=1), (schedule, text)
-    for nfe, most, n in ((50, 4096, 6), (50, 5, 5), (10_000, 48, 48), (10_000, 1, 1), (8, 64, 1), (520, 64, 64)):
+            affordable = [
+                n for n in range(1, 21) if budget.shortfall(costs(n, budget), price) is None
+            ]
+            assert fit(schedule, dry, budget, most=20).n == max(affordable, default=1), (
+                schedule,
+                text,
+            )
+    for nfe, most, n in (
+        (50, 4096, 6),
+        (50, 5, 5),
+        (10_000, 48, 48),
+        (10_000, 1, 1),
+        (8, 64, 1),
+        (520, 64, 64),
+    ):
         assert fit(BestOfN(), dry, Budget(nfe=nfe), most=most).n == n, (nfe, most)
 
 
 def test_the_rest_of_a_budget_is_for_drafts_of_further_seeds() -> None:
-    """By trying every number of further seeds; as many survive each check as of the seeds that were fitted."""
+    """By trying every number of further seeds; as many survive each check as of the seeds that were
+    fitted."""
     price = Price(Rates(1.0, 0.3, 0.1, draft_calls=0.5), passes_per_nfe=2, passes_per_draft=1)
     dry = DryEngine(Grid(tuple(np.linspace(1, 0, 21).tolist())), ("r",), price=price, draft_calls=1)
     fewer = 0
@@ -177,10 +228,16 @@ def test_the_rest_of_a_budget_is_for_drafts_of_further_seeds() -> None:
         sized, n = fit(schedule, dry, budget, keep), max(affordable, default=1)
         assert isinstance(sized, SeedPruning)
         assert (sized.shares_of or sized.n) == n, (text, keep)
-        ends = [budget.shortfall(dry_costs(wide := SeedPruning(n).widened(m), dry, keep)(n + m, budget), price)
-                for m in range(1, 30)]  # fmt: skip
+        ends = [
+            budget.shortfall(
+                dry_costs(wide := SeedPruning(n).widened(m), dry, keep)(n + m, budget), price
+            )
+            for m in range(1, 30)
+        ]
         assert sized.n == n + next(m for m, short in enumerate(ends) if short), (text, keep, wide)
-        found, bare = (search([""], s, dry, selection=Selection(keep=keep))[0] for s in (sized, SeedPruning(n)))
+        found, bare = (
+            search([""], s, dry, selection=Selection(keep=keep))[0] for s in (sized, SeedPruning(n))
+        )
         assert [len(m["uids"]) for m in found.trace[1:]] == [len(m["uids"]) for m in bare.trace[1:]]
         fewer += sized.n > n
     assert fewer > 1
@@ -190,14 +247,21 @@ def test_the_rest_of_a_budget_is_for_drafts_of_further_seeds() -> None:
 
 
 def test_shared_budget_is_one_pot(engine: Any) -> None:
-    """A prompt is content with one image unless it is a dark one; what it leaves, the others may use."""
+    """A prompt is content with one image unless it is a dark one; what it leaves, the others may
+    use."""
     firsts = [r.best.reward for r in search(PROMPTS, BestOfN(1), engine())]
 
     def more(particles: Any) -> Any:
         first = float(particles.scores[0, -1, 0])
         return None if first > min(firsts) else dataclasses.replace(fresh(1, 8), value=1 - first)
 
-    results = search(PROMPTS, Played((lambda p: fresh(1, 8), *[more] * 99), NOTHING), engine(), "40nfe", shared=True)
+    results = search(
+        PROMPTS,
+        Played((lambda p: fresh(1, 8), *[more] * 99), NOTHING),
+        engine(),
+        "40nfe",
+        shared=True,
+    )
     spent = [r.spent.nfe for r in results]
     assert sum(spent) == 120
     assert max(spent) > 40 > min(spent)
@@ -225,7 +289,10 @@ def test_a_reward_that_fails_from_the_start_ends_the_search(engine: Any, prompts
     with pytest.raises(RewardError) as found:
         search(PROMPTS[:prompts], SeedPruning(40, (0.5,), steps=(3,)), live)
     line = Fails.__call__.__code__.co_firstlineno + 3
-    assert f"first 4 images could be scored: mine: KeyError: 'no such key' ({__file__}:{line}," in str(found.value)
+    assert (
+        f"first 4 images could be scored: mine: KeyError: 'no such key' ({__file__}:{line},"
+        in str(found.value)
+    )
     assert isinstance(found.value.__cause__, KeyError)
     assert reward.calls == 1
     assert live.denoiser.calls <= 2 * 4 * 4  # one batch to step 3, and what is under way
@@ -236,13 +303,21 @@ class Wrong(Brightness):
         return images.mean()
 
 
-@pytest.mark.parametrize(("reward", "batch", "images", "said"), [
-    (Wrong("odd"), 4, 4, "odd: ValueError: returned"),
-    (Fails("mine", lambda call: True, error=False), 1, 8, "first 8 images .* mine"),
-    (Fails("mine", lambda call: True, error=False), 4, 8, "first 8 images .* mine"),
-    # "A then B": estimates say nothing about B, which sees finished images only.
-    (Staged(Brightness("early"), Fails("late", lambda call: True)), 4, 99, "late: KeyError: 'no"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("reward", "batch", "images", "said"),
+    [
+        (Wrong("odd"), 4, 4, "odd: ValueError: returned"),
+        (Fails("mine", lambda call: True, error=False), 1, 8, "first 8 images .* mine"),
+        (Fails("mine", lambda call: True, error=False), 4, 8, "first 8 images .* mine"),
+        # "A then B": estimates say nothing about B, which sees finished images only.
+        (
+            Staged(Brightness("early"), Fails("late", lambda call: True)),
+            4,
+            99,
+            "late: KeyError: 'no",
+        ),
+    ],
+)
 def test_rewards_that_score_nothing_end_the_search(
     engine: Any, reward: Any, batch: int, images: int, said: str
 ) -> None:
@@ -260,13 +335,18 @@ def test_images_that_are_nothing_but_nan_end_the_search(engine: Any) -> None:
         search(["a"], BestOfN(40), live)
 
 
-@pytest.mark.parametrize(("when", "batch", "error"), [
-    (lambda call: call == 0, 1, False),  # one nan is no batch
-    (lambda call: call > 0, 4, True),
-    (lambda call: call > 0, 4, False),
-    (lambda call: call % 2 == 1, 1, True),
-])  # fmt: skip
-def test_a_reward_that_fails_later_costs_scores_only(engine: Any, when: Any, batch: int, error: bool) -> None:
+@pytest.mark.parametrize(
+    ("when", "batch", "error"),
+    [
+        (lambda call: call == 0, 1, False),  # one nan is no batch
+        (lambda call: call > 0, 4, True),
+        (lambda call: call > 0, 4, False),
+        (lambda call: call % 2 == 1, 1, True),
+    ],
+)
+def test_a_reward_that_fails_later_costs_scores_only(
+    engine: Any, when: Any, batch: int, error: bool
+) -> None:
     live = engine(rewards=[Fails("mine", when, error)], batch_size=batch)
     results = search(PROMPTS, BestOfN(8), live, "64nfe", selection=Selection(keep=8))
     assert any("no score for particle" in w for r in results for w in r.warnings)
@@ -278,7 +358,8 @@ def test_a_reward_that_fails_later_costs_scores_only(engine: Any, when: Any, bat
 
 
 def test_recorded_and_dry_scores_may_be_missing(engine: Any) -> None:
-    """Only a reward that runs is stopped: a recording whose first scores failed is played to its end."""
+    """Only a reward that runs is stopped: a recording whose first scores failed is played to its
+    end."""
     scores = np.full((1, 8, 9, 1), NAN)
     scores[0, -1] = 1.0
     recording = Recording(("a",), scores, engine().grid, ("r",))
@@ -299,22 +380,33 @@ def test_events_tell_the_story(engine: Any) -> None:
     assert [e for e in events if e.kind == "score"][-1].best == pytest.approx(result.best.reward)
 
 
-@pytest.mark.parametrize("wrong", [{"keep": 0}, {"keep": 1.5}, {"diversity": -1.0}, {"diversity": np.inf}])
+@pytest.mark.parametrize(
+    "wrong", [{"keep": 0}, {"keep": 1.5}, {"diversity": -1.0}, {"diversity": np.inf}]
+)
 def test_a_selection_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name} must be"):
         Selection(**wrong)
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"budget": "7nfe"}, "8 NFE of 7"), ({"prompts": []}, "no prompts"),
-    ({"algorithm": BestOfN(), "budget": None}, "20images"), ({"algorithm": Wild()}, "deterministic"),
-    ({"algorithm": SeedPruning(4, (0.5,), steps=(8,))}, "8 steps"),
-    ({"algorithm": SimpleNamespace(n=1)}, "it has no init"), ({"algorithm": BestOfN(10**12)}, "000 seeds at once"),
-    ({"seed": -1}, r"0..2\^64 - 1"), ({"seed": 2**64}, r"0..2\^64 - 1"),
-    ({"algorithm": Played((), frozenset({Need.RENOISE}))}, "noisier steps"),
-])  # fmt: skip
-def test_bad_input_is_refused_before_any_compute(engine: Any, change: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"budget": "7nfe"}, "8 NFE of 7"),
+        ({"prompts": []}, "no prompts"),
+        ({"algorithm": BestOfN(), "budget": None}, "20images"),
+        ({"algorithm": Wild()}, "deterministic"),
+        ({"algorithm": SeedPruning(4, (0.5,), steps=(8,))}, "8 steps"),
+        ({"algorithm": SimpleNamespace(n=1)}, "it has no init"),
+        ({"algorithm": BestOfN(10**12)}, "000 seeds at once"),
+        ({"seed": -1}, r"0..2\^64 - 1"),
+        ({"seed": 2**64}, r"0..2\^64 - 1"),
+        ({"algorithm": Played((), frozenset({Need.RENOISE}))}, "noisier steps"),
+    ],
+)
+def test_bad_input_is_refused_before_any_compute(
+    engine: Any, change: dict[str, Any], said: str
+) -> None:
     live = engine()
     live.denoiser.can -= {Capability.PATH}
     arguments = {"prompts": ["a"], "algorithm": BestOfN(2), "budget": "100nfe", **change}
@@ -330,7 +422,11 @@ def test_effort_and_saturation(engine: Any) -> None:
     pairs = [max(a, b) for a, b in itertools.combinations(finished, 2)]
     assert result.spent.gain_of_second_half == pytest.approx(max(finished) - np.mean(pairs))
     assert not result.saturated
-    (flat,) = search(["a"], BestOfN(8), engine(rewards=[FunctionReward(lambda images, prompts: [1.0] * len(images))]))
+    (flat,) = search(
+        ["a"],
+        BestOfN(8),
+        engine(rewards=[FunctionReward(lambda images, prompts: [1.0] * len(images))]),
+    )
     assert flat.saturated
     assert search(["a"], BestOfN(3), engine())[0].spent.gain_of_second_half is None
 
@@ -343,35 +439,53 @@ def alter(move: Move, **columns: Any) -> Move:
     return dataclasses.replace(move, rows=move.rows._replace(**columns))
 
 
-@pytest.mark.parametrize(("move", "said"), [
-    (lambda p: perturb([0], NAN, 8), r"share .* got \[nan\]"),
-    (lambda p: dataclasses.replace(fresh(1, 8), value=NAN), "value .* nan"),
-    (lambda p: alter(fresh(2, 8), share=np.zeros(1)), "share .* 2 rows"),
-    (lambda p: alter(fresh(1, 8), stop=np.array([7.5])), "stop .* got float64"),
-    (lambda p: alter(fresh(1, 8), kind=np.array([False])), "kind .* whole"),
-    (lambda p: alter(fresh(1, 8), kind=np.array([Kind.BRANCH])), r"\[-1\] outside 0..1"),
-    (lambda p: alter(advance(p, [0], 8), kind=np.array([Kind.BRANCH])), "kind 2"),
-    (lambda p: alter(advance(p, [0], 8), start=np.array([2])), r"where it is, got parents \[0\]"),
-    (lambda p: alter(fresh(1, 8), start=np.array([1])), "fresh seeds start"),
-    (lambda p: renoise([0], 3, 8), "before the parent's step"),
-    (lambda p: advance(p, [0], 2), "start to stop"),
-    (lambda p: ascend([0], 0.5, 8), "finished parents"),
-    (lambda p: advance(p, [0], 8, drop=[2]), r"drop .* 0..1, got \[2\]"),
-    (lambda p: advance(p, [0], 8, drop=[-1]), r"drop .* 0..1, got \[-1\]"),
-    (lambda p: advance(p, [0], 8, drop=[0]), r"drops particles \[0\]"),
-    (lambda p: dataclasses.replace(fresh(1, 8), reject=np.array([5])), r"reject .* got \[5\]"),
-    (lambda p: advance(p, [0], 5, drop=[1]), r"\[1\] includes"),  # again
-    (lambda p: advance(p, [0, 0], 8), "Need.BRANCH"), (lambda p: renoise([0], 1, 8), "Need.RENOISE"),
-    (lambda p: perturb([0], 0.5, 8), "Need.MIX"),
-])  # fmt: skip
-def test_moves_that_mean_nothing_or_were_not_declared_are_refused(engine: Any, move: Any, said: str) -> None:
+@pytest.mark.parametrize(
+    ("move", "said"),
+    [
+        (lambda p: perturb([0], NAN, 8), r"share .* got \[nan\]"),
+        (lambda p: dataclasses.replace(fresh(1, 8), value=NAN), "value .* nan"),
+        (lambda p: alter(fresh(2, 8), share=np.zeros(1)), "share .* 2 rows"),
+        (lambda p: alter(fresh(1, 8), stop=np.array([7.5])), "stop .* got float64"),
+        (lambda p: alter(fresh(1, 8), kind=np.array([False])), "kind .* whole"),
+        (lambda p: alter(fresh(1, 8), kind=np.array([Kind.BRANCH])), r"\[-1\] outside 0..1"),
+        (lambda p: alter(advance(p, [0], 8), kind=np.array([Kind.BRANCH])), "kind 2"),
+        (
+            lambda p: alter(advance(p, [0], 8), start=np.array([2])),
+            r"where it is, got parents \[0\]",
+        ),
+        (lambda p: alter(fresh(1, 8), start=np.array([1])), "fresh seeds start"),
+        (lambda p: renoise([0], 3, 8), "before the parent's step"),
+        (lambda p: advance(p, [0], 2), "start to stop"),
+        (lambda p: ascend([0], 0.5, 8), "finished parents"),
+        (lambda p: advance(p, [0], 8, drop=[2]), r"drop .* 0..1, got \[2\]"),
+        (lambda p: advance(p, [0], 8, drop=[-1]), r"drop .* 0..1, got \[-1\]"),
+        (lambda p: advance(p, [0], 8, drop=[0]), r"drops particles \[0\]"),
+        (lambda p: dataclasses.replace(fresh(1, 8), reject=np.array([5])), r"reject .* got \[5\]"),
+        (lambda p: advance(p, [0], 5, drop=[1]), r"\[1\] includes"),  # again
+        (lambda p: advance(p, [0, 0], 8), "Need.BRANCH"),
+        (lambda p: renoise([0], 1, 8), "Need.RENOISE"),
+        (lambda p: perturb([0], 0.5, 8), "Need.MIX"),
+    ],
+)
+def test_moves_that_mean_nothing_or_were_not_declared_are_refused(
+    engine: Any, move: Any, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
-        search(["a"], Played((lambda p: fresh(2, 3), move, move), NOTHING if "Need" in said else PLAIN), engine())
+        search(
+            ["a"],
+            Played((lambda p: fresh(2, 3), move, move), NOTHING if "Need" in said else PLAIN),
+            engine(),
+        )
 
 
-@pytest.mark.parametrize("idle", [lambda p: advance(p, [0], 3, score=False), lambda p: fresh(1, 0, score=False)])
+@pytest.mark.parametrize(
+    "idle", [lambda p: advance(p, [0], 3, score=False), lambda p: fresh(1, 0, score=False)]
+)
 def test_moves_that_cost_nothing_come_to_an_end(engine: Any, idle: Any) -> None:
-    few, many = (Played((lambda p: fresh(1, 3), *[idle] * n, lambda p: advance(p, [0], 8)), PLAIN) for n in (20, 1100))
+    few, many = (
+        Played((lambda p: fresh(1, 3), *[idle] * n, lambda p: advance(p, [0], 8)), PLAIN)
+        for n in (20, 1100)
+    )
     assert search(["a"], few, engine())[0].images
     with pytest.raises(RuntimeError, match="over 1000 moves"):
         search(["a"], many, engine(), "90nfe")
@@ -393,19 +507,34 @@ def inputs(live: LiveEngine) -> list[tuple[torch.Tensor, torch.Tensor]]:
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     denoiser: Any = live.denoiser
     predict = denoiser.predict
-    denoiser.predict = lambda x, step, cond: (seen.append((x.clone(), step)), predict(x, step, cond))[1]
+    denoiser.predict = lambda x, step, cond: (
+        seen.append((x.clone(), step)),
+        predict(x, step, cond),
+    )[1]
     return seen
 
 
 def test_what_is_under_way_holds_no_earlier_latents(engine: Any) -> None:
     live, held = engine(batch_size=1), list[list[tuple[int, int]]]()
     twice = Played((lambda p: fresh(2, 2), lambda p: advance(p, [0], 4)), PLAIN)
-    search(["a"], twice, live, on_event=lambda event: held.append(sorted(live.store)) if event.kind == "tick" else None)
+    search(
+        ["a"],
+        twice,
+        live,
+        on_event=lambda event: held.append(sorted(live.store)) if event.kind == "tick" else None,
+    )
     assert held[5:7] == [[(0, 0), (0, 1)], [(0, 1)]]  # particle 0 is on its way
 
 
 def test_perturbed_noise_is_mixed_and_paid_in_full(engine: Any) -> None:
-    whole = Played((lambda p: fresh(2, 8), lambda p: perturb([0, 0, 1], 0.8, 8), lambda p: perturb([2], 0.6, 8)), PLAIN)
+    whole = Played(
+        (
+            lambda p: fresh(2, 8),
+            lambda p: perturb([0, 0, 1], 0.8, 8),
+            lambda p: perturb([2], 0.6, 8),
+        ),
+        PLAIN,
+    )
     found = []
     for batch in (1, 16):
         live = engine(batch_size=batch)
@@ -417,17 +546,25 @@ def test_perturbed_noise_is_mixed_and_paid_in_full(engine: Any) -> None:
         assert [int(s) for s in result.particles.seed] == [5, 6, 5, 5, 6, 5]
     assert torch.equal(found[0], found[1])
     first, second, a, b, c, d = found[0]
-    fresh_part = [(a - 0.8 * first) / 0.6, (b - 0.8 * first) / 0.6, (c - 0.8 * second) / 0.6, (d - 0.6 * a) / 0.8]
+    fresh_part = [
+        (a - 0.8 * first) / 0.6,
+        (b - 0.8 * first) / 0.6,
+        (c - 0.8 * second) / 0.6,
+        (d - 0.6 * a) / 0.8,
+    ]
     assert len({tuple(f.tolist()) for f in fresh_part}) == 4
     big = engine()
     big.admit([Prompt("a")])
-    noise = torch.stack([big.noise.near(Node(0, s, 0), 0.5, (s, 1, big.grid.nfe)).x for s in range(4000)])
+    noise = torch.stack(
+        [big.noise.near(Node(0, s, 0), 0.5, (s, 1, big.grid.nfe)).x for s in range(4000)]
+    )
     assert noise.std() == pytest.approx(1.0, abs=0.03)
     assert noise.mean() == pytest.approx(0.0, abs=0.03)
 
 
 def test_renoised_particles_have_the_marginals_of_their_step(engine: Any) -> None:
-    """From step 6 back to step 2: the latents there are spread as those that came there from noise."""
+    """From step 6 back to step 2: the latents there are spread as those that came there from
+    noise."""
     latents = []
     back = (lambda p: fresh(600, 6, score=False), lambda p: renoise(np.arange(600), 2, 2))
     for moves in ((lambda p: fresh(600, 2),), back):

@@ -1,4 +1,5 @@
-"""An option that is added: the line of the how-to, in a copy of the package, is all that it takes to be offered."""
+"""An option that is added: the line of the how-to, in a copy of the package, is all that it takes
+to be offered."""
 
 from __future__ import annotations
 

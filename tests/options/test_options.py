@@ -1,4 +1,5 @@
-"""Options declared once: the call, the command line, configuration files, PNGs and recordings follow from the field."""
+"""Options declared once: the call, the command line, configuration files, PNGs and recordings
+follow from the field."""
 
 from __future__ import annotations
 
@@ -33,8 +34,12 @@ KINDS = (SearchOptions, SamplerOptions, EngineOptions, ModelOptions)
 class Toy(Settings):
     """Options as someone might add them."""
 
-    size: Annotated[int, Ge(2)] | None = option(None, "how large", unset="the model's own", metavar="N")
-    colour: Any = option("red", "which colour", python="An object is taken as it is.", shell="or blue", written=Word)
+    size: Annotated[int, Ge(2)] | None = option(
+        None, "how large", unset="the model's own", metavar="N"
+    )
+    colour: Any = option(
+        "red", "which colour", python="An object is taken as it is.", shell="or blue", written=Word
+    )
     quick: bool = option(False, "hurry")
     seen: Any = option(None, "called at the end", written=None)
 
@@ -133,7 +138,11 @@ def test_a_recording_notes_what_it_always_did() -> None:
         ({}, True, {"kernel": "pipeline"}),
         ({"draft": "hot"}, True, {"kernel": "pipeline", "draft": "hot"}),
         ({"kernel": "ode"}, False, {"kernel": "ode", "path": None, "times": "pipeline"}),
-        ({"kernel": "sde", "path": "vp", "times": "sqrt"}, False, {"kernel": "sde", "path": "vp", "times": "sqrt"}),
+        (
+            {"kernel": "sde", "path": "vp", "times": "sqrt"},
+            False,
+            {"kernel": "sde", "path": "vp", "times": "sqrt"},
+        ),
         ({"guide": "dps:1"}, False, {"kernel": "pipeline", "guide": "dps:1"}),
     ):
         sampler = SamplerOptions(**how)  # type: ignore[arg-type]
@@ -151,6 +160,9 @@ def test_arguments_of_a_call_are_split_by_what_they_are_about() -> None:
 
 
 def test_what_is_kept_beside_images_is_said_in_both_forms() -> None:
-    assert [RecordOptions(2, images=kept, latents=kept).keep for kept in (True, False)] == [("latents",), ()]
+    assert [RecordOptions(2, images=kept, latents=kept).keep for kept in (True, False)] == [
+        ("latents",),
+        (),
+    ]
     with pytest.raises(ValueError, match=r"\['latents'\]"):
         RecordOptions(latents=True)

@@ -1,4 +1,5 @@
-"""A stand-in for an accelerator: torch's meta device, of which a dispatch mode says what a real one would.
+"""A stand-in for an accelerator: torch's meta device, of which a dispatch mode says what a real one
+would.
 
 It holds shapes and no numbers. What a search reads of it is made up, and where it does is noted.
 """
@@ -31,8 +32,8 @@ Site = tuple[str, str]
 
 
 class Device(Live):
-    """Notes what leaves the device, and copies to it for which the host waits. RuntimeError, as of a real device, where
-    an operator mixes devices."""
+    """Notes what leaves the device, and copies to it for which the host waits. RuntimeError, as of
+    a real device, where an operator mixes devices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +61,9 @@ class Device(Live):
         elif name in INDEXES and on_host:
             self.copied[site()] += 1
         elif on_host:
-            raise RuntimeError(f"{name} mixes devices at {site()}: {[str(each.device) for each in given]}")
+            raise RuntimeError(
+                f"{name} mixes devices at {site()}: {[str(each.device) for each in given]}"
+            )
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _moved(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -145,5 +148,7 @@ def on_device() -> Iterator[Device]:
 def placed(pipe: Any, place: Mapping[str, torch.device]) -> Any:
     """The pipeline, which takes the one named "now" for its device."""
     here = property(lambda self: place["now"])
-    pipe.__class__ = type(type(pipe).__name__, (type(pipe),), {"device": here, "_execution_device": here})
+    pipe.__class__ = type(
+        type(pipe).__name__, (type(pipe),), {"device": here, "_execution_device": here}
+    )
     return pipe

@@ -1,4 +1,5 @@
-"""Attention backends: what is in force, what is refused, and that the numbers stay. xformers is a stand-in."""
+"""Attention backends: what is in force, what is refused, and that the numbers stay. xformers is a
+stand-in."""
 
 from __future__ import annotations
 
@@ -20,18 +21,27 @@ from . import tiny
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """xformers seems to be installed and to run on this device; returns the shapes that it was called with."""
+    """xformers seems to be installed and to run on this device; returns the shapes that it was
+    called with."""
     shapes: list[tuple[int, ...]] = []
 
     def memory_efficient_attention(
-        q: Tensor, k: Tensor, v: Tensor, attn_bias: Any = None, p: float = 0.0, scale: Any = None, op: Any = None
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_bias: Any = None,
+        p: float = 0.0,
+        scale: Any = None,
+        op: Any = None,
     ) -> Tensor:
         """As xformers': (B, L, heads, D) or (B * heads, L, D), and a bias that is added."""
         shapes.append(tuple(q.shape))
         assert attn_bias is None or attn_bias.dtype == q.dtype
         four = q.ndim == 4
         q, k, v = (t.transpose(1, 2) if four else t for t in (q, k, v))
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias, scale=scale)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=attn_bias, scale=scale
+        )
         return out.transpose(1, 2) if four else out
 
     ops = SimpleNamespace(memory_efficient_attention=memory_efficient_attention)
@@ -53,7 +63,9 @@ def global_backend() -> Iterator[None]:
 
 def sample(pipe: Any, family: str) -> Tensor:
     call = {**tiny.FAMILIES[family].call, "num_inference_steps": 2, "output_type": "latent"}
-    latents: Tensor = pipe(prompt="a cat", generator=torch.Generator().manual_seed(0), **call).images
+    latents: Tensor = pipe(
+        prompt="a cat", generator=torch.Generator().manual_seed(0), **call
+    ).images
     return latents
 
 
@@ -82,10 +94,16 @@ def test_xformers_computes_the_same(family: str, calls: list[tuple[int, ...]]) -
     assert not calls
 
 
-@pytest.mark.parametrize(("family", "why"), [
-    ("sana", "SanaAttnProcessor2_0, SanaLinearAttnProcessor2_0"), ("lumina2", "Lumina2AttnProcessor2_0"),
-    ("qwen_image", "masking the padding"), ("z_image", "masking the padding"),  # diffusers loses boolean masks there
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("sana", "SanaAttnProcessor2_0, SanaLinearAttnProcessor2_0"),
+        ("lumina2", "Lumina2AttnProcessor2_0"),
+        # diffusers loses boolean masks there
+        ("qwen_image", "masking the padding"),
+        ("z_image", "masking the padding"),
+    ],
+)
 @pytest.mark.usefixtures("calls")
 def test_models_that_xformers_would_change_stay_with_sdpa(family: str, why: str) -> None:
     stays(family, "xformers", why)
@@ -93,7 +111,9 @@ def test_models_that_xformers_would_change_stay_with_sdpa(family: str, why: str)
 
 @pytest.mark.parametrize("family", ["sd15", "sd3", "flux"])
 @pytest.mark.usefixtures("calls")
-def test_where_it_cannot_run_or_is_not_installed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_cannot_run_or_is_not_installed(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Tensor:
         raise NotImplementedError("No operator found\n with inputs: ...")
 

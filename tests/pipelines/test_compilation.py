@@ -1,4 +1,5 @@
-"""Compiled denoisers: the same numbers, and no more compilations than batch buckets. Graphs are run eagerly."""
+"""Compiled denoisers: the same numbers, and no more compilations than batch buckets. Graphs are run
+eagerly."""
 
 from __future__ import annotations
 
@@ -32,10 +33,18 @@ def graphs() -> int:
 
 def test_pruning_compiles_once_per_batch_size_and_changes_nothing() -> None:
     """Of six seeds in batches of four and two, three are left, which are filled up to four."""
-    pipe, call = tiny.sd3(), {**tiny.FAMILIES["sd3"].call, "num_inference_steps": 2, "output_type": "pt"}
+    pipe, call = (
+        tiny.sd3(),
+        {**tiny.FAMILIES["sd3"].call, "num_inference_steps": 2, "output_type": "pt"},
+    )
 
     def found() -> Any:
-        how: Any = {"search": SeedPruning(6, (0.5,), steps=(1,)), "reward": "brightness", "batch_size": 4, "seed": 0}
+        how: Any = {
+            "search": SeedPruning(6, (0.5,), steps=(1,)),
+            "reward": "brightness",
+            "batch_size": 4,
+            "seed": 0,
+        }
         return upgrade(pipe)("a cat", **how, **call).images
 
     expected, state = found(), list(network(pipe).state_dict())
@@ -57,7 +66,9 @@ def test_regions_are_compiled_where_diffusers_names_them(family: str) -> None:
 
     def run(n: int) -> Tensor:
         generators = [torch.Generator().manual_seed(i) for i in range(n)]
-        out: Tensor = pipe(prompt="a cat", num_images_per_prompt=n, generator=generators, **call).images
+        out: Tensor = pipe(
+            prompt="a cat", num_images_per_prompt=n, generator=generators, **call
+        ).images
         return out
 
     sizes = buckets(2)
@@ -68,7 +79,8 @@ def test_regions_are_compiled_where_diffusers_names_them(family: str) -> None:
         torch.testing.assert_close(run(n), expected[n], atol=1e-4, rtol=1e-3)
     modules = [m for m in network(pipe).modules() if m._compiled_call_impl is not None]
     assert {type(m).__name__ for m in modules} == set(network(pipe)._repeated_blocks)
-    assert 0 < graphs() <= (2 * len(sizes) if family == "flux" else RECOMPILE_LIMIT)  # flux has two kinds of blocks
+    # flux has two kinds of blocks
+    assert 0 < graphs() <= (2 * len(sizes) if family == "flux" else RECOMPILE_LIMIT)
 
 
 @pytest.mark.usefixtures("real_flops")

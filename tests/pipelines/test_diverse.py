@@ -20,7 +20,12 @@ from ttsnap.request.request import ModelDefaults, Prepared, prepare
 from ttsnap.results.record import read_record
 
 PROMPT = "two green crosses"
-SEARCH: dict[str, Any] = {"search": BestOfN(10), "reward": "scenes", "seed": 0, "num_inference_steps": 6}
+SEARCH: dict[str, Any] = {
+    "search": BestOfN(10),
+    "reward": "scenes",
+    "seed": 0,
+    "num_inference_steps": 6,
+}
 OFFER = ServingCatalog("embedded", ("scenes",), lambda model: ModelDefaults())
 
 
@@ -32,7 +37,9 @@ def red(images: torch.Tensor) -> torch.Tensor:
 def test_the_call() -> None:
     pipe: Any = load(dtype=torch.float32)
     plain = pipe(PROMPT, num_images_per_prompt=4, **SEARCH)
-    found = pipe(PROMPT, num_images_per_prompt=4, diverse=True, diversity=8.0, likeness=red, **SEARCH)
+    found = pipe(
+        PROMPT, num_images_per_prompt=4, diverse=True, diversity=8.0, likeness=red, **SEARCH
+    )
     seeds = [[candidate.seed for candidate in out.search[0].images] for out in (plain, found)]
     assert [len(images) for images in seeds] == [4, 4]
     assert seeds[1][0] == seeds[0][0]
@@ -52,10 +59,17 @@ def test_the_command_line_and_replay(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "10 images described" in capsys.readouterr().out
     images = sorted((tmp_path / "out").glob("0*.png"))
     search = read_record(images[2]).to_json()["search"]
-    assert (len(images), search["diversity"], search["likeness"], search["rank"]) == (4, 4.0, "pixels", 3)
+    assert (len(images), search["diversity"], search["likeness"], search["rank"]) == (
+        4,
+        4.0,
+        "pixels",
+        3,
+    )
     assert main(["replay", str(images[2])]) == 0
     again = images[2].parent / "replays" / images[2].name
-    assert abs(np.asarray(Image.open(again), int) - np.asarray(Image.open(images[2]), int)).max() <= 1
+    assert (
+        abs(np.asarray(Image.open(again), int) - np.asarray(Image.open(images[2]), int)).max() <= 1
+    )
 
 
 def test_what_strangers_may_ask_for() -> None:
@@ -64,7 +78,11 @@ def test_what_strangers_may_ask_for() -> None:
         return prepare(request_of(given, OFFER, SearchLimits()), ModelDefaults())
 
     search, plain = asked(n=4, diverse=True), asked(n=4)
-    assert (search.selection.diversity, search.request.selection.likeness, search.engine.batch.features) == (
+    assert (
+        search.selection.diversity,
+        search.request.selection.likeness,
+        search.engine.batch.features,
+    ) == (
         1.0,
         None,
         "auto",

@@ -1,5 +1,5 @@
-"""Drafters beside a pipeline's own network: what they guess, that nothing leaks, what is shared and refused; and drafts
-that are finished, as stock diffusers makes them in two calls."""
+"""Drafters beside a pipeline's own network: what they guess, that nothing leaks, what is shared and
+refused; and drafts that are finished, as stock diffusers makes them in two calls."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def denoiser(pipe: Any, name: str, **call: Any) -> Any:
 
 def unguided(pipe: Any, name: str) -> Any:
     made = denoiser(pipe, name, **UNGUIDED[name])
-    if name == "sana":  # its scheduler tells the network whole timesteps, cut off below the noise that is there
+    # its scheduler tells the network whole timesteps, cut off below the noise that is there
+    if name == "sana":
         made.schedule = replace(made.schedule, timesteps=1000 * made.schedule.sigma)
     return made
 
@@ -92,7 +93,9 @@ def lora(tmp_path: Path) -> Callable[..., str]:
 def told_the_truth(base: Any, plain: Any, *steps: int) -> None:
     use_drafter(base, Drafter(base.net, DraftSettings(first_time=1.0)))
     close(base.drafts.guess(*rows(base, *steps), 1), estimated(plain, *steps))
-    assert [base.drafts.level(k, 1) for k in steps] == pytest.approx([base.grid.levels[k] for k in steps])
+    assert [base.drafts.level(k, 1) for k in steps] == pytest.approx(
+        [base.grid.levels[k] for k in steps]
+    )
     assert base.drafts.passes == 1
 
 
@@ -101,14 +104,23 @@ def test_one_hot_call_told_the_truth_is_the_stock_estimate_without_guidance(name
     told_the_truth(denoiser(shared(name), name), unguided(shared(name), name), 0, 3, 1, 2)
 
 
-@pytest.mark.parametrize(("name", "scheduler", "convert"), [
-    ("sd15", diffusers.DDIMScheduler(**STABLE_DIFFUSION_BETAS, prediction_type="v_prediction"), None),
-    ("sd15", diffusers.DDIMScheduler(**STABLE_DIFFUSION_BETAS, prediction_type="sample"), None),
-    ("sd15", diffusers.HeunDiscreteScheduler(**STABLE_DIFFUSION_BETAS), None),
-    ("sdxl", diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION_BETAS), "linear"),
-    ("sd3", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "vp"),
-])  # fmt: skip
-def test_other_schedulers_and_paths_are_told_of_equal_noise(name: str, scheduler: Any, convert: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "scheduler", "convert"),
+    [
+        (
+            "sd15",
+            diffusers.DDIMScheduler(**STABLE_DIFFUSION_BETAS, prediction_type="v_prediction"),
+            None,
+        ),
+        ("sd15", diffusers.DDIMScheduler(**STABLE_DIFFUSION_BETAS, prediction_type="sample"), None),
+        ("sd15", diffusers.HeunDiscreteScheduler(**STABLE_DIFFUSION_BETAS), None),
+        ("sdxl", diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION_BETAS), "linear"),
+        ("sd3", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "vp"),
+    ],
+)
+def test_other_schedulers_and_paths_are_told_of_equal_noise(
+    name: str, scheduler: Any, convert: Any
+) -> None:
     pipe = FAMILIES[name].build(scheduler)
     base, plain = denoiser(pipe, name), denoiser(pipe, name, **UNGUIDED[name])
     for made in (base, plain) if convert else ():
@@ -117,7 +129,8 @@ def test_other_schedulers_and_paths_are_told_of_equal_noise(name: str, scheduler
 
 
 def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
-    """Of the network's own output at the times that the contract names: FLUX, whose times are the noise levels."""
+    """Of the network's own output at the times that the contract names: FLUX, whose times are the
+    noise levels."""
     base = denoiser(shared("flux_schnell"), "flux_schnell")
     x, steps, at = rows(base, 0, 2)
     t = base.times[steps].float().view(-1, 1, 1)
@@ -137,7 +150,9 @@ def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"pixart_sigma"}))
-def test_a_lora_drafts_as_the_stock_pipeline_estimates_under_it(name: str, lora: Callable[..., str]) -> None:
+def test_a_lora_drafts_as_the_stock_pipeline_estimates_under_it(
+    name: str, lora: Callable[..., str]
+) -> None:
     folder, under = lora(shared(name)), FAMILIES[name].build()
     under.load_lora_weights(folder)
     guess = drafted(denoiser(shared(name), name), folder)
@@ -145,12 +160,21 @@ def test_a_lora_drafts_as_the_stock_pipeline_estimates_under_it(name: str, lora:
     assert float((guess - estimated(unguided(shared(name), name))).norm() / guess.norm()) > 1e-3
 
 
-def test_nothing_leaks_into_the_model(lora: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_leaks_into_the_model(
+    lora: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
     """Of others than SD 1.5, whose LoRA has layers for its text encoder, too, tests/gpu tells."""
     pipe = FAMILIES["sd15"].build()
     base = denoiser(pipe, "sd15")
-    modules, parameters, words = list(base.net.modules()), base.net.parameters, pipe.text_encoder.state_dict().keys()
-    weights, flags = [p.detach().clone() for p in parameters()], [p.requires_grad for p in parameters()]
+    modules, parameters, words = (
+        list(base.net.modules()),
+        base.net.parameters,
+        pipe.text_encoder.state_dict().keys(),
+    )
+    weights, flags = (
+        [p.detach().clone() for p in parameters()],
+        [p.requires_grad for p in parameters()],
+    )
     given = rows(base, 0, 2)
     before = base.predict(*given)
     with caplog.at_level(logging.WARNING, "ttsnap"):
@@ -174,7 +198,9 @@ def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str
             pipe.load_lora_weights(where, adapter_name=name)
         return pipe
 
-    style, draft = (lora(shared("sd3"), name, seed=seed) for name, seed in (("style", 1), ("draft", 2)))
+    style, draft = (
+        lora(shared("sd3"), name, seed=seed) for name, seed in (("style", 1), ("draft", 2))
+    )
     pipe, together = under(style=style), under(style=style, draft=draft)
     pipe.set_adapters(["style"], [0.5])
     together.set_adapters(["style", "draft"], [0.5, 1.0])
@@ -192,7 +218,10 @@ def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str
 
 
 def test_the_settings_of_a_draft_are_beside_a_single_file_and_on_the_hub(
-    lora: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    lora: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder, base = Path(lora(shared("sd3"), "here")), denoiser(shared("sd3"), "sd3")
     write_draft(folder, HALF)
@@ -249,7 +278,9 @@ def test_a_draft_may_be_guided_where_a_network_reads_the_scale_or_the_call_prepa
     close(drafted(base, schnell), estimated(denoiser(fast, "flux")))
 
 
-def test_a_draft_beside_a_compiled_network_is_not_compiled_and_leaves_the_other_so(lora: Callable[..., str]) -> None:
+def test_a_draft_beside_a_compiled_network_is_not_compiled_and_leaves_the_other_so(
+    lora: Callable[..., str],
+) -> None:
     pipe, folder = FAMILIES["flux"].build(), lora(shared("flux"))
     compile_denoiser(pipe, backend="eager")
     base = denoiser(pipe, "flux")
@@ -260,7 +291,9 @@ def test_a_draft_beside_a_compiled_network_is_not_compiled_and_leaves_the_other_
 
 
 @pytest.mark.usefixtures("real_flops")
-def test_a_lora_that_is_not_merged_costs_more(lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lora_that_is_not_merged_costs_more(
+    lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a merged one and `hot` cost tests/gpu tells, also on the CPU."""
     monkeypatch.setattr("ttsnap.pipelines.drafting.drafters.MOST_MERGED", 0)
     base = denoiser(FAMILIES["sd3"].build(), "sd3")
@@ -270,7 +303,9 @@ def test_a_lora_that_is_not_merged_costs_more(lora: Callable[..., str], monkeypa
     assert one < base.costs().draft < 1.5 * one
 
 
-def test_a_second_call_finds_the_drafter_of_the_first(lora: Callable[..., str], tmp_path: Path) -> None:
+def test_a_second_call_finds_the_drafter_of_the_first(
+    lora: Callable[..., str], tmp_path: Path
+) -> None:
     pipe = upgrade(FAMILIES["sd3"].build())
     first, second, folder = denoiser(pipe, "sd3"), denoiser(pipe, "sd3"), lora(pipe)
 
@@ -301,7 +336,10 @@ def dark(images: Any, prompts: Any) -> Any:
 def test_a_call_takes_a_draft_and_its_winner_says_so(
     lora: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    pipe, call = upgrade(FAMILIES["sd3"].build()), {**FAMILIES["sd3"].call, "num_inference_steps": 2}
+    pipe, call = (
+        upgrade(FAMILIES["sd3"].build()),
+        {**FAMILIES["sd3"].call, "num_inference_steps": 2},
+    )
     folder = lora(pipe)
 
     def said(pipe: Any, **draft: str) -> tuple[Any, str]:
@@ -323,13 +361,17 @@ def test_a_call_takes_a_draft_and_its_winner_says_so(
         pipe("a cat", draft="hot", **call)
 
 
-def test_a_search_by_drafts_pays_for_what_runs_and_returns_the_stock_image(lora: Callable[..., str]) -> None:
+def test_a_search_by_drafts_pays_for_what_runs_and_returns_the_stock_image(
+    lora: Callable[..., str],
+) -> None:
     stock, call = FAMILIES["sd15"].build(), {**FAMILIES["sd15"].call, "num_inference_steps": 3}
     engine = upgrade(stock).engine(dark, batch_size=4, draft=f"{lora(stock)}:2", **call)
     made: Any = engine.denoiser
     seen = {"base": 0, "draft": 0}
     for who, net in (("base", made.net), ("draft", made.drafts.drafter.net)):
-        net.register_forward_hook(lambda *a, who=who: seen.update({who: seen[who] + len(a[-1][0])}), with_kwargs=True)
+        net.register_forward_hook(
+            lambda *a, who=who: seen.update({who: seen[who] + len(a[-1][0])}), with_kwargs=True
+        )
     pruning = SeedPruning(n=6, keep=(0.5,), steps=(1,), draft_share=0.4)
     result = search(["a cat"], pruning, engine, seed=7)[0]
     spent, best = result.spent.cost, result.best
@@ -338,52 +380,93 @@ def test_a_search_by_drafts_pays_for_what_runs_and_returns_the_stock_image(lora:
     drafts = result.particles.scores[:, 0].ravel()
     assert np.isfinite(drafts).all()
     assert len(set(drafts.tolist())) == 6
-    again = stock("a cat", generator=torch.Generator().manual_seed(best.seed), output_type="pt", **call).images[0]
+    again = stock(
+        "a cat", generator=torch.Generator().manual_seed(best.seed), output_type="pt", **call
+    ).images[0]
     torch.testing.assert_close(best.image, again, atol=1e-4, rtol=0)
 
 
 def test_the_untrained_drafter_takes_its_settings_from_a_file(tmp_path: Path) -> None:
     scales = {"flux": 3.5, "flux_schnell": 1.0, "sd15": 5.0, "qwen_image": 3.0, "z_image": 3.0}
-    assert {name: denoiser(shared(name), name).scale for name in scales} == scales  # which checks are made for
-    settings, file = replace(HOT_SETTINGS, first_time=0.8, checked=(Checked("m", 2, 5.0),)), tmp_path / "hot.json"
+    # which checks are made for
+    assert {name: denoiser(shared(name), name).scale for name in scales} == scales
+    settings, file = (
+        replace(HOT_SETTINGS, first_time=0.8, checked=(Checked("m", 2, 5.0),)),
+        tmp_path / "hot.json",
+    )
     write_settings(file, settings)
     made = denoiser(shared("sd3"), "sd3")
     use_drafter(made, f"{file}:2")
-    assert (made.drafts.drafter.net, made.drafts.drafter.settings, made.drafts.calls) == (made.net, settings, 2)
+    assert (made.drafts.drafter.net, made.drafts.drafter.settings, made.drafts.calls) == (
+        made.net,
+        settings,
+        2,
+    )
     with pytest.raises(ValueError, match=r"cold\.json"):
         use_drafter(made, str(tmp_path / "cold.json"))
 
 
 def latents_of(pipe: Any, call: dict[str, Any], **how: Any) -> Any:
     """Of the winner of a search by drafts, or a plain one."""
-    return pipe(prompt=PROMPTS[0], search=BestOfN(1), reward=dark, seed=3, output_type="latent", **how, **call).images
+    return pipe(
+        prompt=PROMPTS[0],
+        search=BestOfN(1),
+        reward=dark,
+        seed=3,
+        output_type="latent",
+        **how,
+        **call,
+    ).images
 
 
-@pytest.mark.parametrize(("name", "redraws", "scheduler"), [
-    ("sd3", diffusers.StableDiffusion3Img2ImgPipeline, None), ("flux", diffusers.FluxImg2ImgPipeline, None),
-    ("sdxl", diffusers.StableDiffusionXLImg2ImgPipeline, None),
-    *(("sd15", diffusers.StableDiffusionImg2ImgPipeline, getattr(diffusers, kind)(**STABLE_DIFFUSION_BETAS, **more))
-      for kind in ("DPMSolverMultistepScheduler", "HeunDiscreteScheduler")
-      for more in ({}, {"prediction_type": "v_prediction"})),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "redraws", "scheduler"),
+    [
+        ("sd3", diffusers.StableDiffusion3Img2ImgPipeline, None),
+        ("flux", diffusers.FluxImg2ImgPipeline, None),
+        ("sdxl", diffusers.StableDiffusionXLImg2ImgPipeline, None),
+        *(
+            (
+                "sd15",
+                diffusers.StableDiffusionImg2ImgPipeline,
+                getattr(diffusers, kind)(**STABLE_DIFFUSION_BETAS, **more),
+            )
+            for kind in ("DPMSolverMultistepScheduler", "HeunDiscreteScheduler")
+            for more in ({}, {"prediction_type": "v_prediction"})
+        ),
+    ],
+)
 def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, scheduler: Any) -> None:
-    """A draft is one step of the stock call with the drafter's weights, and its finish the stock image-to-image call
-    from that latent: `strength` says from which step, and the generator of the seed draws the same noise."""
+    """A draft is one step of the stock call with the drafter's weights, and its finish the stock
+    image-to-image call from that latent: `strength` says from which step, and the generator of the
+    seed draws the same noise."""
     stock, call = copy.copy(shared(name)), {**FAMILIES[name].call, "num_inference_steps": 12}
-    stock.scheduler, network = scheduler or stock.scheduler, "unet" if hasattr(stock, "unet") else "transformer"
+    stock.scheduler, network = (
+        scheduler or stock.scheduler,
+        "unet" if hasattr(stock, "unet") else "transformer",
+    )
     drafter = Drafter(jitter(copy.deepcopy(getattr(stock, network))), DraftSettings())
     found = latents_of(upgrade(stock), call, draft=drafter, finish="0.6:3")
-    denoiser = upgrade(stock).sampling_denoiser(SamplerOptions(draft=drafter, finish="0.6:3"), **call)
+    denoiser = upgrade(stock).sampling_denoiser(
+        SamplerOptions(draft=drafter, finish="0.6:3"), **call
+    )
     assert (len(denoiser.drafts.start.whole.timesteps) < 12, denoiser.grid.steps) == (True, 3)
 
     def one_of(kind: Any, **net: Any) -> Any:
         parts = {**stock.components, "scheduler": copy.deepcopy(stock.scheduler), **net}
-        return quiet(kind(**{key: parts[key] for key in inspect.signature(kind).parameters if key in parts}))
+        return quiet(
+            kind(**{key: parts[key] for key in inspect.signature(kind).parameters if key in parts})
+        )
 
     lines = stock_lines(denoiser, PROMPTS[0], call, 3)
-    names: Any = {"torch": torch, "drafter": one_of(type(stock), **{network: drafter.net}), "redraw": one_of(redraws)}
+    names: Any = {
+        "torch": torch,
+        "drafter": one_of(type(stock), **{network: drafter.net}),
+        "redraw": one_of(redraws),
+    }
     exec("\n".join([lines[0], f"image = {lines[1][:-1]}, output_type='latent').images"]), names)
-    torch.testing.assert_close(found, names["image"], rtol=2e-6, atol=5e-5)  # latents of SDXL are as large as 10
+    # latents of SDXL are as large as 10
+    torch.testing.assert_close(found, names["image"], rtol=2e-6, atol=5e-5)
     assert float(found.std()) > 0.1
 
 
@@ -400,13 +483,21 @@ def test_every_family_that_drafts_finishes_drafts(name: str) -> None:
     assert not torch.equal(latents_of(pipe, call, draft="hot", finish=0.5), plain)
 
 
-@pytest.mark.parametrize(("draft", "said"), [
-    ("", "cannot read draft ''"), ("hot:0", "draft 'hot:0'.* 1 to 16"), ("hot:17", "draft 'hot:17'"),
-    ("hot:-1", "draft 'hot:-1'"), ("nowhere", "'nowhere'; choose one of hot, self, embedded"),
-    ("embeded:2", "embedded"),
-    ("/nowhere/at/all", "no such folder"), ("a/b/c.bin", "no such folder"), (3, "got int"),
-    (torch.nn.Linear(1, 1), "Linear.* SD3Transformer2DModel"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("draft", "said"),
+    [
+        ("", "cannot read draft ''"),
+        ("hot:0", "draft 'hot:0'.* 1 to 16"),
+        ("hot:17", "draft 'hot:17'"),
+        ("hot:-1", "draft 'hot:-1'"),
+        ("nowhere", "'nowhere'; choose one of hot, self, embedded"),
+        ("embeded:2", "embedded"),
+        ("/nowhere/at/all", "no such folder"),
+        ("a/b/c.bin", "no such folder"),
+        (3, "got int"),
+        (torch.nn.Linear(1, 1), "Linear.* SD3Transformer2DModel"),
+    ],
+)
 def test_what_names_no_drafter_is_refused(draft: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         use_drafter(denoiser(shared("sd3"), "sd3"), draft)
@@ -415,7 +506,9 @@ def test_what_names_no_drafter_is_refused(draft: Any, said: str) -> None:
 def test_step_caches_and_a_peft_that_runs_what_a_file_names_are_refused(
     lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffusers.utils.import_utils.is_peft_version", lambda *asked: asked == ("<", "0.20"))
+    monkeypatch.setattr(
+        "diffusers.utils.import_utils.is_peft_version", lambda *asked: asked == ("<", "0.20")
+    )
     with pytest.raises(ValueError, match=r"peft>=0\.20"):
         use_drafter(denoiser(shared("sd3"), "sd3"), lora(shared("sd3")))
     base = denoiser(shared("flux"), "flux")
@@ -428,7 +521,9 @@ def test_step_caches_and_a_peft_that_runs_what_a_file_names_are_refused(
     use_drafter(base, cached)
 
 
-def test_networks_and_loras_of_other_models_are_refused(lora: Callable[..., str], tmp_path: Path) -> None:
+def test_networks_and_loras_of_other_models_are_refused(
+    lora: Callable[..., str], tmp_path: Path
+) -> None:
     base = denoiser(shared("sd3"), "sd3")
     wider = type(base.net).from_config({**base.net.config, "in_channels": 8, "out_channels": 8})
     wider.save_pretrained(tmp_path / "wider")
@@ -451,7 +546,9 @@ def test_networks_and_loras_of_other_models_are_refused(lora: Callable[..., str]
         use_drafter(denoiser(shared("pixart_sigma"), "pixart_sigma"), lora(shared("sd3"), "unfit"))
 
 
-def test_pipelines_with_hooks_and_fused_loras_draft_by_networks_of_their_own_only(lora: Callable[..., str]) -> None:
+def test_pipelines_with_hooks_and_fused_loras_draft_by_networks_of_their_own_only(
+    lora: Callable[..., str],
+) -> None:
     fused, folder = FAMILIES["sd3"].build(), lora(shared("sd3"))
     fused.load_lora_weights(lora(fused, "style", seed=1), adapter_name="style")
     fused.fuse_lora()
@@ -469,7 +566,11 @@ def test_drafts_that_cannot_be_finished_are_refused() -> None:
     stock = copy.copy(shared("sd15"))
     stock.scheduler = diffusers.PNDMScheduler(**STABLE_DIFFUSION_BETAS, skip_prk_steps=True)
     pipe, call = upgrade(stock), {**FAMILIES["sd15"].call, "num_inference_steps": 6}
-    refused: Any = ((0.6, "hot", "PNDMScheduler from a"), (0.6, None, "no drafter"), ("draft", "hot", "nothing is"))
+    refused: Any = (
+        (0.6, "hot", "PNDMScheduler from a"),
+        (0.6, None, "no drafter"),
+        ("draft", "hot", "nothing is"),
+    )
     for finish, draft, why in refused:
         with pytest.raises(ValueError, match=why):
             latents_of(pipe, call, draft=draft, finish=finish)

@@ -1,4 +1,5 @@
-"""Search pipelines where stock ones are expected: converting, loading, offload, arguments, outputs, refusals."""
+"""Search pipelines where stock ones are expected: converting, loading, offload, arguments, outputs,
+refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +37,16 @@ from ttsnap import BestOfN, SeedPruning
 from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.core.results import Candidate, Result
 from ttsnap.options.call import CALL as READ
-from ttsnap.pipelines import FAMILIES, custom_pipeline, defaults, downgrade, load, mixin, search_class, upgrade
+from ttsnap.pipelines import (
+    FAMILIES,
+    custom_pipeline,
+    defaults,
+    downgrade,
+    load,
+    mixin,
+    search_class,
+    upgrade,
+)
 from ttsnap.pipelines.arguments import DECLARED
 from ttsnap.pipelines.drafting import drafters
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline as Twin
@@ -57,7 +67,11 @@ def mean_red(images: Any, prompts: Any) -> Any:
     return images[:, 0].mean((1, 2))
 
 
-SEARCH: dict[str, Any] = {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": mean_red, "seed": 0}
+SEARCH: dict[str, Any] = {
+    "search": SeedPruning(4, (0.5,), steps=(1,)),
+    "reward": mean_red,
+    "seed": 0,
+}
 
 
 def generator(seed: int = 1) -> torch.Generator:
@@ -107,7 +121,9 @@ def test_upgrade_leaves_the_original_untouched(stock: Any) -> None:
     str(twin)  # diffusers writes the class's name into the configuration here
     assert type(stock) is Stock
     assert stock._all_hooks == hooks
-    assert {k: v for k, v in stock.config.items() if k[0] != "_"} == {k: v for k, v in config.items() if k[0] != "_"}
+    assert {k: v for k, v in stock.config.items() if k[0] != "_"} == {
+        k: v for k, v in config.items() if k[0] != "_"
+    }
     assert stock.config.get("_class_name") != type(twin).__name__
     assert stock._progress_bar_config is bar
     assert stock.scheduler is scheduler is not twin.scheduler
@@ -133,7 +149,10 @@ def test_from_pipe_takes_other_parts(stock: Any) -> None:
     twin = make(stock, scheduler=scheduler)
     assert (type(twin), twin.scheduler, twin.transformer) == (Twin, scheduler, stock.transformer)
     assert stock.scheduler.config.shift == 3.0
-    assert (twin._all_hooks, twin._progress_bar_config) == (stock._all_hooks, stock._progress_bar_config)
+    assert (twin._all_hooks, twin._progress_bar_config) == (
+        stock._all_hooks,
+        stock._progress_bar_config,
+    )
     assert twin._progress_bar_config is not stock._progress_bar_config
     stock.scheduler = scheduler
     assert torch.equal(plain(twin), plain(stock))
@@ -160,7 +179,8 @@ def test_from_and_to_pipelines_of_other_tasks(stock: Any) -> None:
 
 
 def test_no_pipeline_is_made_of_another_familys_parts_unless_they_are_replaced() -> None:
-    """Their networks bear the same names; stock refuses the same pairs, and nothing is loaded or cast."""
+    """Their networks bear the same names; stock refuses the same pairs, and nothing is loaded or
+    cast."""
     families = [shared(name) for name in TINY if name != "flux_schnell"]
     for other, own in itertools.permutations(families, 2):
         for cls in (type(own), search_class(type(own))):
@@ -169,7 +189,9 @@ def test_no_pipeline_is_made_of_another_familys_parts_unless_they_are_replaced()
     own, other = shared("flux"), shared("sd3")
     with pytest.raises(ValueError, match=r"transformer, .* SD3Transformer2D"):
         search_class(type(own)).from_pipe(other)
-    parts = {name: own.components[name] for name in ("transformer", "text_encoder_2", "tokenizer_2")}
+    parts = {
+        name: own.components[name] for name in ("transformer", "text_encoder_2", "tokenizer_2")
+    }
     made = search_class(type(own)).from_pipe(other, **parts)
     assert made.transformer is own.transformer
     assert made.vae is other.vae
@@ -241,7 +263,9 @@ def test_every_family_has_a_custom_pipeline() -> None:
         module, _, name = place.partition(":")
         path = Path(custom_pipeline(family))
         assert str(path) == custom_pipeline(module.rpartition(".")[2])
-        cls = dynamic_modules_utils.get_class_from_dynamic_module(path.parent, path.name, trust_remote_code=True)
+        cls = dynamic_modules_utils.get_class_from_dynamic_module(
+            path.parent, path.name, trust_remote_code=True
+        )
         assert cls.__name__ == name
         assert cls.stock_class().__name__ == family
         assert "images" in cls.output_class.__dataclass_fields__
@@ -253,10 +277,14 @@ def test_a_revision_may_be_pinned(stock: Any, monkeypatch: pytest.MonkeyPatch) -
     seen: dict[str, Any] = {}
     there: list[Any] = []
     monkeypatch.setattr("ttsnap.pipelines.require_repository", lambda *which: there.append(which))
-    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda model, **options: seen.update(options) or stock)
+    monkeypatch.setattr(
+        DiffusionPipeline, "from_pretrained", lambda model, **options: seen.update(options) or stock
+    )
     load("someone/model", revision="abc123")
     assert seen == {"use_safetensors": True, "revision": "abc123"}
-    assert there == [("someone/model", "abc123", None)], "a copy of that revision will do, of another it will not"
+    assert there == [("someone/model", "abc123", None)], (
+        "a copy of that revision will do, of another it will not"
+    )
 
 
 def truncated(path: Path) -> None:
@@ -289,14 +317,21 @@ def test_damaged_models_are_one_sentence(saved: Path) -> None:
     load(saved)
 
 
-def test_a_model_names_no_code(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers imports the library that model_index.json names, and the working directory may be on the path."""
+def test_a_model_names_no_code(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """diffusers imports the library that model_index.json names, and the working directory may be
+    on the path."""
     (tmp_path / "ttsnap_evil.py").write_text("class Thing: ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     index = json.loads((saved / "model_index.json").read_text())
     for part in ("vae", "_class_name"):
-        (saved / "model_index.json").write_text(json.dumps({**index, part: ["ttsnap_evil", "Thing"]}))
-        with pytest.raises(ValueError, match=f"{part} .*saved is code from 'ttsnap_evil'.* trust_remote_code=True"):
+        (saved / "model_index.json").write_text(
+            json.dumps({**index, part: ["ttsnap_evil", "Thing"]})
+        )
+        with pytest.raises(
+            ValueError, match=f"{part} .*saved is code from 'ttsnap_evil'.* trust_remote_code=True"
+        ):
             load(saved)
     assert "ttsnap_evil" not in sys.modules
     (saved / "ttsnap.json").write_text('{"callback": "x"}')
@@ -305,21 +340,30 @@ def test_a_model_names_no_code(saved: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def sequential(pipe: Any) -> None:
-    """As enable_sequential_cpu_offload, which on a CPU fails in accelerate: that cannot onload to "cpu:0"."""
+    """As enable_sequential_cpu_offload, which on a CPU fails in accelerate: that cannot onload to
+    "cpu:0"."""
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
-            accelerate.cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
+            accelerate.cpu_offload(
+                part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0
+            )
 
 
 OFFLOADS: dict[str, Callable[[Any], Any]] = {
     "model": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
-    "group": lambda pipe: pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level"),
+    "group": lambda pipe: pipe.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type="leaf_level"
+    ),
     "sequential": sequential,
 }
 
 
-@pytest.mark.parametrize(("offload", "before"), [("model", True), ("group", False), ("sequential", True)])
-def test_offload(stock: Any, winner: Any, offload: str, before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("offload", "before"), [("model", True), ("group", False), ("sequential", True)]
+)
+def test_offload(
+    stock: Any, winner: Any, offload: str, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rewards are made and asked where the pipeline computes."""
     seen: list[torch.device] = []
 
@@ -337,28 +381,39 @@ def test_offload(stock: Any, winner: Any, offload: str, before: bool, monkeypatc
         OFFLOADS[offload](twin)
     assert offload != "sequential" or twin.device.type == "meta"
     for _ in range(2):
-        torch.testing.assert_close(found(twin, reward=reward).images, winner.images, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            found(twin, reward=reward).images, winner.images, atol=1e-5, rtol=0
+        )
     assert {device.type for device in seen} == {"cpu"}
-    torch.testing.assert_close(plain(stock, winner.search[0].best.seed), winner.images, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        plain(stock, winner.search[0].best.seed), winner.images, atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("gib", "stays"), [(1e-6, False), (1, True)])
 def test_a_vae_that_fits_beside_the_denoiser_does_not_send_it_away(
     stock: Any, winner: Any, gib: float, stays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ttsnap.pipelines.opening.gauge_of", lambda place: SimpleNamespace(free=lambda: gib * 2**30))
+    monkeypatch.setattr(
+        "ttsnap.pipelines.opening.gauge_of", lambda place: SimpleNamespace(free=lambda: gib * 2**30)
+    )
     twin = placed(upgrade(stock), torch.device("cpu"), "model")
     for _ in range(2):  # a call ends by setting hooks anew
         torch.testing.assert_close(found(twin).images, winner.images, atol=1e-5, rtol=0)
         assert hasattr(twin.transformer, "_hf_hook")
-        assert hasattr(twin.vae, "_hf_hook") is twin.denoiser(**TINY["sd3"].call).offloaded is not stays
+        assert (
+            hasattr(twin.vae, "_hf_hook")
+            is twin.denoiser(**TINY["sd3"].call).offloaded
+            is not stays
+        )
     assert ("stay there: vae" in moves(twin)) is stays
 
 
 def test_step_caches_are_refused(stock: Any) -> None:
     twin, calls = upgrade(stock), count_calls(stock.transformer)
     config = diffusers.PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: twin.current_timestep
+        spatial_attention_block_skip_range=2,
+        current_timestep_callback=lambda: twin.current_timestep,
     )
     apply_pyramid_attention_broadcast(stock.transformer, config)
     for call in (lambda: found(twin), lambda: twin.engine(mean_red)):
@@ -384,24 +439,44 @@ def test_rewards_may_read_other_texts_than_the_model(stock: Any) -> None:
         found(twin, texts)  # which is at its end
 
 
-EMBEDDED = {"prompt": None, **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), torch.zeros(2, 85, 96))}
-EMBEDDED |= dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), torch.zeros(2, 64))
+EMBEDDED = {
+    "prompt": None,
+    **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), torch.zeros(2, 85, 96)),
+}
+EMBEDDED |= dict.fromkeys(
+    ("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), torch.zeros(2, 64)
+)
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"reward": None}, "reward="), ({"prompt": None}, "a prompt"), ({"prompt": ["a", 3]}, "list of prompts"),
-    ({"budget": "3nfe"}, "too small"), ({"budget": "1mflop"}, "FLOPs"),
-    ({"effort": "low", "budget": "9nfe"}, "not both: 9nfe and low"), ({"search": "beam"}, "'beam'"),
-    ({"search": None}, "without search="), ({"reward": "nice"}, "'nice'"), ({"kernel": "leap"}, "'leap'"),
-    ({"utility": "best"}, "'best'"), ({"batch_size": 0}, "batch_size .* got 0"),
+    ({"reward": None}, "reward="),
+    ({"prompt": None}, "a prompt"),
+    ({"prompt": ["a", 3]}, "list of prompts"),
+    ({"budget": "3nfe"}, "too small"),
+    ({"budget": "1mflop"}, "FLOPs"),
+    ({"effort": "low", "budget": "9nfe"}, "not both: 9nfe and low"),
+    ({"search": "beam"}, "'beam'"),
+    ({"search": None}, "without search="),
+    ({"reward": "nice"}, "'nice'"),
+    ({"kernel": "leap"}, "'leap'"),
+    ({"utility": "best"}, "'best'"),
+    ({"batch_size": 0}, "batch_size .* got 0"),
     ({"output_type": "jpg"}, "output_type"),
-    ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "callback_on_step_end_tensor_inputs"),
+    (
+        {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]},
+        "callback_on_step_end_tensor_inputs",
+    ),
     ({"skip_layer_guidance_scale": 1.0}, "skip_layer_guidance_scale"),
     ({"num_inference_steps": "4"}, "num_inference_steps .* got '4'"),
     ({"guidance_scale": "high"}, "guidance_scale .* got 'high'"),
     ({"num_images_per_prompt": 2.5}, "whole number, got 2.5"),
-    ({"prompt": ["a", "b"], "negative_prompt_3": ["x"] * 3}, "negative_prompt_3 has 3"), (EMBEDDED, "reward_prompts="),
-    ({**EMBEDDED, "reward_prompts": ["one"]}, "reward_prompts has 1"), ({**EMBEDDED, "prompt": PROMPTS}, "not both"),
-    ({**EMBEDDED, "pooled_prompt_embeds": torch.zeros(1, 64), "reward_prompts": "a"}, "pooled_prompt_embeds has 1"),
-]  # fmt: skip
+    ({"prompt": ["a", "b"], "negative_prompt_3": ["x"] * 3}, "negative_prompt_3 has 3"),
+    (EMBEDDED, "reward_prompts="),
+    ({**EMBEDDED, "reward_prompts": ["one"]}, "reward_prompts has 1"),
+    ({**EMBEDDED, "prompt": PROMPTS}, "not both"),
+    (
+        {**EMBEDDED, "pooled_prompt_embeds": torch.zeros(1, 64), "reward_prompts": "a"},
+        "pooled_prompt_embeds has 1",
+    ),
+]
 
 
 def test_what_cannot_be_honoured_is_refused_before_any_compute(stock: Any) -> None:
@@ -413,10 +488,16 @@ def test_what_cannot_be_honoured_is_refused_before_any_compute(stock: Any) -> No
 
 
 def test_arguments_at_their_defaults_ask_for_nothing(stock: Any, winner: Any) -> None:
-    named = {"skip_layer_guidance_scale": 2.8, "callback_on_step_end_tensor_inputs": ["latents"], "latents": None}
+    named = {
+        "skip_layer_guidance_scale": 2.8,
+        "callback_on_step_end_tensor_inputs": ["latents"],
+        "latents": None,
+    }
     assert torch.equal(found(upgrade(stock), **named).images, winner.images)
     own: dict[str, Any] = {"shared": False, "kernel": "pipeline", "utility": "mean", "seed": None}
-    assert torch.equal(upgrade(stock)("a cat", generator=generator(), **own, **CALL).images, plain(stock))
+    assert torch.equal(
+        upgrade(stock)("a cat", generator=generator(), **own, **CALL).images, plain(stock)
+    )
     for given in ({"shared": True}, {"seed": 0}, {"kernel": "ode"}):
         with pytest.raises(ValueError, match=f"{next(iter(given))}.* without search="):
             upgrade(stock)("a cat", **given, **CALL)
@@ -426,8 +507,16 @@ def test_the_call_that_type_checkers_see_is_the_call_that_pipelines_have() -> No
     parameters = inspect.signature(SearchPipeline.__call__).parameters.values()
     found = [(each.name, each.default) for each in parameters if each.kind is each.KEYWORD_ONLY]
     assert found == [(option.name, option.default) for option in DECLARED]
-    calls = [getattr(diffusers, name).__call__ for name in {*FAMILIES, *(case.kind for case in CLASSIC.values())}]
-    stock = {name for call in calls for name in inspect.signature(call).parameters if not name.startswith("_")}
+    calls = [
+        getattr(diffusers, name).__call__
+        for name in {*FAMILIES, *(case.kind for case in CLASSIC.values())}
+    ]
+    stock = {
+        name
+        for call in calls
+        for name in inspect.signature(call).parameters
+        if not name.startswith("_")
+    }
     assert set(READ) <= stock - {"self", "kwargs", "prompt"} == set(CallArguments.__annotations__)
 
 
@@ -452,14 +541,17 @@ def test_misspelt_arguments_are_recognised() -> None:
     for wrong, right in {**asked, "num_inference_step": steps, "num_steps": steps}.items():
         with pytest.raises(TypeError, match=f"'{wrong}'; did you mean {right}\\?$"):
             found(pipe, **{wrong: "100nfe"})
-    with pytest.raises(ValueError, match=r"\['budgets'\] .*; did you mean budget\?"):  # where the call takes any name
+    # where the call takes any name
+    with pytest.raises(ValueError, match=r"\['budgets'\] .*; did you mean budget\?"):
         upgrade(shared("sd15"))("a cat", budgets="100nfe", num_inference_steps=2, **SEARCH)
     with pytest.raises(TypeError, match=r"heigth; .*height, width"):
         pipe.denoiser(heigth=64)
 
 
 def test_an_empty_text_for_another_encoder_is_none() -> None:
-    image = found(upgrade(shared("sd3")), search=BestOfN(1), seed=3, prompt_2="", prompt_3="").images
+    image = found(
+        upgrade(shared("sd3")), search=BestOfN(1), seed=3, prompt_2="", prompt_3=""
+    ).images
     torch.testing.assert_close(image, plain(shared("sd3"), 3), atol=1e-5, rtol=0)
 
 
@@ -481,7 +573,9 @@ def test_fewer_images_than_asked_come_with_a_warning() -> None:
         out = pipe(PROMPTS, **two, num_images_per_prompt=3)
     assert seen[0].filename == __file__
     assert all("2 of the 3 images" in result.warnings[-1] for result in out.search)
-    returned = torch.stack([candidate.image for result in out.search for candidate in result.images])
+    returned = torch.stack(
+        [candidate.image for result in out.search for candidate in result.images]
+    )
     assert torch.equal(out.images, returned)
     assert len(out.images) == 4
     with warnings.catch_warnings():
@@ -509,10 +603,20 @@ def test_several_rewards_and_reports(stock: Any) -> None:
     def broken(images: Any, prompts: Any) -> Any:
         raise RuntimeError("no")
 
-    search = {"search": BestOfN(4), "reward": [mean_red, green], "utility": [0.0, 1.0], "num_images_per_prompt": 4}
+    search = {
+        "search": BestOfN(4),
+        "reward": [mean_red, green],
+        "utility": [0.0, 1.0],
+        "num_images_per_prompt": 4,
+    }
     (result,) = found(upgrade(stock), report=[mean_red, broken], **search).search
-    assert [c.scores["green"] for c in result.images] == sorted(c.scores["green"] for c in result.images)[::-1]
-    assert all(c.metrics["mean_red"] == pytest.approx(c.scores["mean_red"], abs=1e-6) for c in result.images)
+    assert [c.scores["green"] for c in result.images] == sorted(
+        c.scores["green"] for c in result.images
+    )[::-1]
+    assert all(
+        c.metrics["mean_red"] == pytest.approx(c.scores["mean_red"], abs=1e-6)
+        for c in result.images
+    )
     assert result.spent.cost.reward_calls == 8
     assert "broken: RuntimeError: no" in result.warnings[-1], "which loses no image"
 
@@ -541,7 +645,9 @@ def test_what_is_interrupted_stays_so_where_another_search_begins(stock: Any) ->
             inner.append(found(twin))
             plain(twin)  # stock calls begin by taking it back
 
-    (result,) = found(twin, search=BestOfN(8), batch_size=2, decode_batch_size=2, on_event=stop).search
+    (result,) = found(
+        twin, search=BestOfN(8), batch_size=2, decode_batch_size=2, on_event=stop
+    ).search
     assert (result.spent.finished, inner[0].search[0].spent.finished) == (2, 2)
     assert "stopped early" in result.warnings[0]
     assert not inner[0].search[0].warnings
@@ -562,8 +668,8 @@ VARIED: list[dict[str, Any]] = [
 def test_one_pipeline_may_be_called_from_several_threads(
     stock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each finds what it finds alone, to the digit, though all are in the network at a time, in all pairs: with each
-    other and with their like. A LoRA for drafts is loaded meanwhile, once."""
+    """Each finds what it finds alone, to the digit, though all are in the network at a time, in all
+    pairs: with each other and with their like. A LoRA for drafts is loaded meanwhile, once."""
     kinds = [{"draft": str(save_lora(stock, tmp_path)), "finish": "0.6"}, *VARIED]
     flags = [parameter.requires_grad for parameter in stock.transformer.parameters()]
     alone = [found(quiet(upgrade(stock)), **how).images for how in kinds]
@@ -602,13 +708,22 @@ def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> 
 
     def check(images: Any, clip_input: Any) -> Any:
         checked.append(images)
-        flags = [bool((image > -1).any()) for image in images]  # like a real one, not what it has made black
+        # like a real one, not what it has made black
+        flags = [bool((image > -1).any()) for image in images]
         return images * 0, flags
 
-    pipe.feature_extractor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    pipe.feature_extractor = CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
     pipe.safety_checker = check
     call: dict[str, Any] = {**TINY["sd15"].call, "num_inference_steps": 4, "output_type": "pt"}
-    how = {**SEARCH, "num_images_per_prompt": 2, "report": mean_red, "on_event": seen.append, **call}
+    how = {
+        **SEARCH,
+        "num_images_per_prompt": 2,
+        "report": mean_red,
+        "on_event": seen.append,
+        **call,
+    }
     output = upgrade(pipe)(PROMPTS, **how)
     assert [len(images) for images in checked] == [4]
     assert output.nsfw_content_detected == [True] * 4
@@ -618,12 +733,15 @@ def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> 
         assert torch.equal(image, candidate.image)
         assert not image.any()
         assert candidate.metrics["mean_red"] == 0
-    for result, other in zip(output.search, upgrade(shared("sd15"))(PROMPTS, **how).search, strict=True):
+    for result, other in zip(
+        output.search, upgrade(shared("sd15"))(PROMPTS, **how).search, strict=True
+    ):
         assert (result.best.seed, result.best.scores) == (other.best.seed, other.best.scores)
         assert result.spent.flops == other.spent.flops
     again = pipe(PROMPTS[0], generator=generator(candidates[0].seed), **call)
     assert (again.nsfw_content_detected, bool(again.images.any())) == ([True], False)
-    torch.testing.assert_close(checked[0][:1], checked[-1].clamp(-1, 1), atol=1e-4, rtol=0)  # as in the stock call
+    # as in the stock call
+    torch.testing.assert_close(checked[0][:1], checked[-1].clamp(-1, 1), atol=1e-4, rtol=0)
     latent = upgrade(pipe)("a", **{**how, "output_type": "latent"})
     assert latent.nsfw_content_detected is None  # as in stock
     assert not latent.search[0].best.image.any()
@@ -639,16 +757,25 @@ def test_a_metric_that_writes_into_its_images_changes_neither_results_nor_other_
 
 
 @pytest.mark.usefixtures("modules_cache")
-def test_the_documentation_runs(stock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block of docs/pipelines.md, in order, where the model it names is a folder with a tiny one."""
+def test_the_documentation_runs(
+    stock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block of docs/pipelines.md, in order, where the model it names is a folder with a tiny
+    one."""
     peft = pytest.importorskip("peft")
     page = Path(__file__).parents[2] / "docs" / "pipelines.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    t5 = T5EncoderModel(T5Config(vocab_size=200, d_model=96, d_kv=8, d_ff=8, num_layers=1, num_heads=2))
-    full = type(stock)(**{**stock.components, "text_encoder_3": t5.eval(), "tokenizer_3": character_tokenizer()})
+    t5 = T5EncoderModel(
+        T5Config(vocab_size=200, d_model=96, d_kv=8, d_ff=8, num_layers=1, num_heads=2)
+    )
+    full = type(stock)(
+        **{**stock.components, "text_encoder_3": t5.eval(), "tokenizer_3": character_tokenizer()}
+    )
     monkeypatch.chdir(tmp_path)
     full.save_pretrained("stabilityai/stable-diffusion-3.5-medium")
-    stock.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "a")
+    stock.transformer.add_adapter(
+        peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "a"
+    )
     layers = peft.get_peft_model_state_dict(stock.transformer, adapter_name="a")
     Stock.save_lora_weights("someone/a-style", transformer_lora_layers=layers)
     names: dict[str, Any] = {}

@@ -1,4 +1,5 @@
-"""Every family against stock diffusers: what each argument of its call does, costs, previews, and what is refused.
+"""Every family against stock diffusers: what each argument of its call does, costs, previews, and
+what is refused.
 
 tests/pipelines/test_parity.py runs them under many schedulers.
 """
@@ -17,7 +18,12 @@ import diffusers
 import peft
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+)
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,7 +35,15 @@ from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 
 from ..cover import each_once  # noqa: TID252
-from .tiny import FAMILIES, PIXART_BETAS, STABLE_DIFFUSION_BETAS, UNGUIDED, autoencoder, jitter, shared
+from .tiny import (
+    FAMILIES,
+    PIXART_BETAS,
+    STABLE_DIFFUSION_BETAS,
+    UNGUIDED,
+    autoencoder,
+    jitter,
+    shared,
+)
 
 # NumPy's, of what schedulers do with torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*")
@@ -67,7 +81,9 @@ def relative(ours: Tensor, expected: Tensor) -> float:
     return float((ours.float() - expected.float()).abs().max() / expected.float().abs().max())
 
 
-def by_stock(pipe: Any, prompts: list[str] | None, output_type: str, call: dict[str, Any]) -> Tensor:
+def by_stock(
+    pipe: Any, prompts: list[str] | None, output_type: str, call: dict[str, Any]
+) -> Tensor:
     """One image a prompt, all from the same seed."""
     n = len(call["prompt_embeds"]) if prompts is None else len(prompts)
     texts = ("negative_prompt", "prompt_2", "negative_prompt_2")
@@ -87,7 +103,8 @@ def by_search(pipe: Any, prompts: list[str] | None, call: dict[str, Any]) -> dic
 
 
 def assert_equal(pipe: Any, call: dict[str, Any]) -> Tensor:
-    """The search finds what the stock pipeline makes, to the last digit; its images are returned."""
+    """The search finds what the stock pipeline makes, to the last digit; its images are
+    returned."""
     found, expected = by_search(pipe, PROMPTS, call)["pt"], by_stock(pipe, PROMPTS, "pt", call)
     assert not expected.isnan().any()
     assert torch.equal(found, expected.float())
@@ -99,11 +116,15 @@ def unchanged(name: str) -> Tensor:
     return by_search(shared(name), PROMPTS, arguments(name))["pt"]
 
 
-def scheduled(make: Callable[..., Any] | None, edit: Callable[[Any], Any] = lambda pipe: None, **options: Any) -> Build:
+def scheduled(
+    make: Callable[..., Any] | None, edit: Callable[[Any], Any] = lambda pipe: None, **options: Any
+) -> Build:
     """A pipeline under another scheduler, or another edit."""
 
     def build(name: str) -> Any:
-        betas = {"pixart_sigma": PIXART_BETAS, **dict.fromkeys(UNETS, STABLE_DIFFUSION_BETAS)}.get(name, {})
+        betas = {"pixart_sigma": PIXART_BETAS, **dict.fromkeys(UNETS, STABLE_DIFFUSION_BETAS)}.get(
+            name, {}
+        )
         pipe = FAMILIES[name].build(None if make is None else make(**{**betas, **options}))
         edit(pipe)
         return pipe
@@ -130,7 +151,9 @@ def clip_skip(pipe: Any) -> None:
 
 def small_bins(pipe: Any) -> None:
     """The true ones are far too large for a test."""
-    pipe.image_processor.classify_height_width_bin = lambda height, width, ratios: (64, 32) if ratios else None
+    pipe.image_processor.classify_height_width_bin = lambda height, width, ratios: (
+        (64, 32) if ratios else None
+    )
 
 
 def variance(pipe: Any) -> None:
@@ -156,74 +179,128 @@ TIMES = {"timesteps": [900, 500, 200, 30]}
 DYNAMIC = scheduled(FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=True)
 BINNED = {"use_resolution_binning": True}
 BOTH: list[Case] = [
-    {"guidance_scale": 1.0}, {"guidance_scale": 0.0}, WORDS, {"height": None, "width": None},
-]  # fmt: skip
+    {"guidance_scale": 1.0},
+    {"guidance_scale": 0.0},
+    WORDS,
+    {"height": None, "width": None},
+]
 UNET: list[Case] = [
-    *BOTH, {"guidance_rescale": 0.7}, {"guidance_scale": 1.0, "guidance_rescale": 0.7},
+    *BOTH,
+    {"guidance_rescale": 0.7},
+    {"guidance_scale": 1.0, "guidance_rescale": 0.7},
     ({"clip_skip": 1, "negative_prompt": "snow"}, edited(clip_skip)),
-    ({"eta": 0.5}, scheduled(DDIMScheduler)), (TIMES, scheduled(DPMSolverMultistepScheduler)),
+    ({"eta": 0.5}, scheduled(DDIMScheduler)),
+    (TIMES, scheduled(DPMSolverMultistepScheduler)),
     ({"sigmas": [12.0, 3.0, 0.5]}, scheduled(diffusers.EulerDiscreteScheduler)),
     ({"timesteps": [999, 499]}, scheduled(LCMScheduler)),
-]  # fmt: skip
+]
 NEGATIVES = {"negative_prompt": ["bad", "dark"], "negative_prompt_2": ["ugly", "worse"]}
 CHANGES: dict[str, list[Case]] = {
     "sd15": UNET,
     "sdxl": [
         *UNET,
-        {"prompt_2": ["a dog", "a cow"], "negative_prompt": "snow", "negative_prompt_2": ["rain", "hail"]},
+        {
+            "prompt_2": ["a dog", "a cow"],
+            "negative_prompt": "snow",
+            "negative_prompt_2": ["rain", "hail"],
+        },
         {"negative_original_size": (64, 48)},  # without negative_target_size stock reads neither
         ({}, edited(vae_with_mean_and_deviation)),
     ],
     "pixart_sigma": [
-        *BOTH, {"max_sequence_length": 8}, {"clean_caption": True}, {"guidance_scale": 1.0, "max_sequence_length": 40},
+        *BOTH,
+        {"max_sequence_length": 8},
+        {"clean_caption": True},
+        {"guidance_scale": 1.0, "max_sequence_length": 40},
         (TIMES, scheduled(DPMSolverMultistepScheduler)),
     ],
     "sd3": [
-        {"guidance_scale": 1.0}, {"prompt_2": ["a dog", "a cow"], **WORDS}, {"clip_skip": 1}, (SIGMAS, DYNAMIC),
+        {"guidance_scale": 1.0},
+        {"prompt_2": ["a dog", "a cow"], **WORDS},
+        {"clip_skip": 1},
+        (SIGMAS, DYNAMIC),
         ({"height": 16, "width": 48}, DYNAMIC),
         # As the stock pipeline does, these are never asked to scale their input.
-        ({}, scheduled(diffusers.EulerDiscreteScheduler)), ({}, scheduled(diffusers.HeunDiscreteScheduler)),
-        ({}, scheduled(diffusers.KDPM2DiscreteScheduler)), ({}, scheduled(diffusers.LMSDiscreteScheduler)),
+        ({}, scheduled(diffusers.EulerDiscreteScheduler)),
+        ({}, scheduled(diffusers.HeunDiscreteScheduler)),
+        ({}, scheduled(diffusers.KDPM2DiscreteScheduler)),
+        ({}, scheduled(diffusers.LMSDiscreteScheduler)),
     ],
     "flux": [
-        {"true_cfg_scale": 2.0, "negative_prompt": "bad"}, {"true_cfg_scale": 2.0, **NEGATIVES},
-        {"true_cfg_scale": 1.0, "negative_prompt": "bad"}, {"true_cfg_scale": 2.0},
-        {"prompt_2": ["a dog", "a house"]}, {"height": 19, "width": 30}, {"height": 64, "width": 96},
+        {"true_cfg_scale": 2.0, "negative_prompt": "bad"},
+        {"true_cfg_scale": 2.0, **NEGATIVES},
+        {"true_cfg_scale": 1.0, "negative_prompt": "bad"},
+        {"true_cfg_scale": 2.0},
+        {"prompt_2": ["a dog", "a house"]},
+        {"height": 19, "width": 30},
+        {"height": 64, "width": 96},
     ],
     "flux_schnell": [{"guidance_scale": 7.0}, {"true_cfg_scale": 2.0, "negative_prompt": "bad"}],
     "qwen_image": [
-        {"true_cfg_scale": 1.0}, {"negative_prompt": None}, WORDS, {"guidance_scale": 3.0},
-        {"height": 19, "width": 30}, {"height": 64, "width": 96}, {"max_sequence_length": 3},
+        {"true_cfg_scale": 1.0},
+        {"negative_prompt": None},
+        WORDS,
+        {"guidance_scale": 3.0},
+        {"height": 19, "width": 30},
+        {"height": 64, "width": 96},
+        {"max_sequence_length": 3},
     ],
-    "flux2_klein": [{"guidance_scale": 1.0}, {"height": 19, "width": 30}, {"text_encoder_out_layers": (0,)}],
+    "flux2_klein": [
+        {"guidance_scale": 1.0},
+        {"height": 19, "width": 30},
+        {"text_encoder_out_layers": (0,)},
+    ],
     "sana": [
-        {"guidance_scale": 1.0}, WORDS, {"complex_human_instruction": ["Draw well.", "Prompt: "]},
-        {"complex_human_instruction": ...}, {"clean_caption": True}, {"max_sequence_length": 4},
+        {"guidance_scale": 1.0},
+        WORDS,
+        {"complex_human_instruction": ["Draw well.", "Prompt: "]},
+        {"complex_human_instruction": ...},
+        {"clean_caption": True},
+        {"max_sequence_length": 4},
         ({**BINNED, "height": 40, "width": 24}, edited(small_bins)),
         ({**BINNED, "height": 64, "width": 32}, edited(small_bins)),
         ({"timesteps": [900, 500, 100]}, scheduled(DPMSolverMultistepScheduler)),
         (SIGMAS, scheduled(FlowMatchEulerDiscreteScheduler)),
-        ({"eta": 0.5}, scheduled(DDIMScheduler, clip_sample=False)), ({}, scheduled(diffusers.EulerDiscreteScheduler)),
-        ({}, edited(lambda pipe: pipe.transformer.register_to_config(timestep_scale=0.5))), ({}, edited(variance)),
+        ({"eta": 0.5}, scheduled(DDIMScheduler, clip_sample=False)),
+        ({}, scheduled(diffusers.EulerDiscreteScheduler)),
+        ({}, edited(lambda pipe: pipe.transformer.register_to_config(timestep_scale=0.5))),
+        ({}, edited(variance)),
     ],
     "z_image": [
-        {"guidance_scale": 0.0}, {"guidance_scale": 1.0}, WORDS, {"cfg_truncation": 0.3, "cfg_normalization": 0.5},
-        {"cfg_truncation": None}, {"cfg_truncation": -1.0}, {"max_sequence_length": 4},
+        {"guidance_scale": 0.0},
+        {"guidance_scale": 1.0},
+        WORDS,
+        {"cfg_truncation": 0.3, "cfg_normalization": 0.5},
+        {"cfg_truncation": None},
+        {"cfg_truncation": -1.0},
+        {"max_sequence_length": 4},
         # In float32 this time is a little above 0.6.
-        ({"cfg_truncation": 0.6, "sigmas": [1.0, 0.4, 0.2]}, scheduled(FlowMatchEulerDiscreteScheduler, shift=1.0)),
+        (
+            {"cfg_truncation": 0.6, "sigmas": [1.0, 0.4, 0.2]},
+            scheduled(FlowMatchEulerDiscreteScheduler, shift=1.0),
+        ),
     ],
     "lumina2": [
-        {"guidance_scale": 1.0}, WORDS, {"cfg_trunc_ratio": 0.7, **SIGMAS}, {"cfg_trunc_ratio": 0.0},
-        {"cfg_normalization": False, "cfg_trunc_ratio": 0.25}, {"system_prompt": ..., "max_sequence_length": 200},
+        {"guidance_scale": 1.0},
+        WORDS,
+        {"cfg_trunc_ratio": 0.7, **SIGMAS},
+        {"cfg_trunc_ratio": 0.0},
+        {"cfg_normalization": False, "cfg_trunc_ratio": 0.25},
+        {"system_prompt": ..., "max_sequence_length": 200},
         {"max_sequence_length": 8},
     ],
-}  # fmt: skip
+}
 # Stock reads these only in some settings, so that the picture stays the same.
 IDLE: list[Change] = [
-    {"negative_original_size": (64, 48)}, {"clean_caption": True}, {"true_cfg_scale": 1.0, "negative_prompt": "bad"},
-    {"true_cfg_scale": 2.0}, {"guidance_scale": 3.0}, {"guidance_scale": 7.0}, {"cfg_truncation": None},
+    {"negative_original_size": (64, 48)},
+    {"clean_caption": True},
+    {"true_cfg_scale": 1.0, "negative_prompt": "bad"},
+    {"true_cfg_scale": 2.0},
+    {"guidance_scale": 3.0},
+    {"guidance_scale": 7.0},
+    {"cfg_truncation": None},
     {"height": 19, "width": 30},  # which are rounded down
-]  # fmt: skip
+]
 
 
 def each_case() -> list[Any]:
@@ -231,13 +308,20 @@ def each_case() -> list[Any]:
     for name, cases in CHANGES.items():
         for number, case in enumerate(cases):
             change, build = case if isinstance(case, tuple) else (case, shared)
-            marks = [pytest.mark.slow] if name == "sdxl" and case in UNET else []  # sd15 has the same
-            found.append(pytest.param(name, change, build, id=f"{name}-{number}-{'-'.join(change)}", marks=marks))
+            # sd15 has the same
+            marks = [pytest.mark.slow] if name == "sdxl" and case in UNET else []
+            found.append(
+                pytest.param(
+                    name, change, build, id=f"{name}-{number}-{'-'.join(change)}", marks=marks
+                )
+            )
     return found
 
 
 @pytest.mark.parametrize(("name", "change", "build"), each_case())
-def test_an_argument_does_what_it_does_in_the_stock_call(name: str, change: Change, build: Build) -> None:
+def test_an_argument_does_what_it_does_in_the_stock_call(
+    name: str, change: Change, build: Build
+) -> None:
     found = assert_equal(build(name), arguments(name, change))
     if change and change not in IDLE:
         assert found.shape != unchanged(name).shape or not torch.equal(found, unchanged(name))
@@ -245,8 +329,14 @@ def test_an_argument_does_what_it_does_in_the_stock_call(name: str, change: Chan
 
 def readable(pipe: Any, stock: Any) -> dict[str, Any]:
     """What the stock class offers as properties, where it has a value."""
-    names = {name for name, _ in inspect.getmembers(stock, lambda member: isinstance(member, property))}
-    return {name: getattr(pipe, name) for name in names - {"components", "device", "dtype"} if hasattr(pipe, name)}
+    names = {
+        name for name, _ in inspect.getmembers(stock, lambda member: isinstance(member, property))
+    }
+    return {
+        name: getattr(pipe, name)
+        for name in names - {"components", "device", "dtype"}
+        if hasattr(pipe, name)
+    }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -260,14 +350,20 @@ def test_a_call_returns_and_leaves_what_the_stock_call_does(name: str) -> None:
     left = readable(stock, kind)
     latent = twin(**best, output_type="latent")
     after = readable(twin, kind)
-    assert {name: after[name] or None for name in left} == {name: value or None for name, value in left.items()}
+    assert {name: after[name] or None for name in left} == {
+        name: value or None for name, value in left.items()
+    }
     assert left.get("num_timesteps", STEPS) >= STEPS
     assert all(seen.get("guidance_scale") == left.get("guidance_scale") for seen in during)
     if "guidance_scale" in left:  # a twin has its own
         assert "guidance_scale" not in readable(other, kind)
-    assert torch.equal(twin(**call, generator=generator(1), output_type="pt").images, expected.images)
+    assert torch.equal(
+        twin(**call, generator=generator(1), output_type="pt").images, expected.images
+    )
     assert isinstance(latent, type(expected))
-    again = stock(**call, generator=generator(latent.search[0].best.seed), output_type="latent").images
+    again = stock(
+        **call, generator=generator(latent.search[0].best.seed), output_type="latent"
+    ).images
     torch.testing.assert_close(latent.images, again, atol=1e-4, rtol=1e-4)
     twin.enable_model_cpu_offload(device="cpu")
     moved = twin(**best, output_type="pt")
@@ -286,11 +382,16 @@ def test_rounding_in_half_precision_is_the_stock_one(name: str, dtype: torch.dty
     assert name != "sdxl" or pipe.vae.config.force_upcast
 
 
-@pytest.mark.parametrize(("name", "change", "build"), [
-    *[(name, {"guidance_scale": scale}, DISTILLED) for name in UNETS for scale in (1.0, 8.0)],
-    ("flux2_klein", {}, edited(lambda pipe: pipe.register_to_config(is_distilled=True))),
-])  # fmt: skip
-def test_networks_that_were_distilled_for_guidance_take_one_pass(name: str, change: Change, build: Build) -> None:
+@pytest.mark.parametrize(
+    ("name", "change", "build"),
+    [
+        *[(name, {"guidance_scale": scale}, DISTILLED) for name in UNETS for scale in (1.0, 8.0)],
+        ("flux2_klein", {}, edited(lambda pipe: pipe.register_to_config(is_distilled=True))),
+    ],
+)
+def test_networks_that_were_distilled_for_guidance_take_one_pass(
+    name: str, change: Change, build: Build
+) -> None:
     pipe, call = build(name), arguments(name, change)
     assert upgrade(pipe).denoiser(**call).passes_per_nfe == 1
     assert_equal(pipe, call)
@@ -309,11 +410,16 @@ SCALES = {
 @pytest.mark.parametrize("name", SCALES)
 def test_the_scale_of_adapters(name: str) -> None:
     pipe, (option, others) = FAMILIES[name].build(), SCALES[name]
-    network, targets = "unet" if name in UNETS else "transformer", ["to_q", "to_v", "q_proj", "v_proj", "q", "v"]
+    network, targets = (
+        "unet" if name in UNETS else "transformer",
+        ["to_q", "to_v", "q_proj", "v_proj", "q", "v"],
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for module in (network, *others):
-            config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=targets, init_lora_weights=False)
+            config = peft.LoraConfig(
+                r=2, lora_alpha=8, target_modules=targets, init_lora_weights=False
+            )
             peft.inject_adapter_in_model(config, getattr(pipe, module))
     call = arguments(name, {option: {"scale": 0.5}})
     half, full = assert_equal(pipe, call), by_search(pipe, PROMPTS, arguments(name))["pt"]
@@ -321,27 +427,47 @@ def test_the_scale_of_adapters(name: str) -> None:
     assert call[option] == {"scale": 0.5}
 
 
-POOLED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-MASKED = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
+POOLED = (
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
+MASKED = (
+    "prompt_embeds",
+    "prompt_attention_mask",
+    "negative_prompt_embeds",
+    "negative_prompt_attention_mask",
+)
 GIVES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("sdxl", "sd3"), POOLED),
     **dict.fromkeys(("sd15", "z_image"), POOLED[:2]),
     **dict.fromkeys(("pixart_sigma", "sana", "lumina2"), MASKED),
 }
-"""What encode_prompt gives, as the call names it; that of the others is asked once for each kind of prompt."""
+"""What encode_prompt gives, as the call names it; that of the others is asked once for each kind of
+prompt."""
 BESIDE = {"flux": "{}pooled_prompt_embeds", "qwen_image": "{}prompt_embeds_mask"}
-ENCODED = ("max_sequence_length", "text_encoder_out_layers", "system_prompt", "complex_human_instruction")
+ENCODED = (
+    "max_sequence_length",
+    "text_encoder_out_layers",
+    "system_prompt",
+    "complex_human_instruction",
+)
 
 
 def embeddings(name: str, pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
-    """What the pipeline makes of the prompts and of the call's negative ones, as arguments of its call."""
+    """What the pipeline makes of the prompts and of the call's negative ones, as arguments of its
+    call."""
     options, negative = {k: call[k] for k in ENCODED if k in call}, call.get("negative_prompt")
     with torch.no_grad():
         if name in GIVES:
             first: tuple[Any, ...] = {"sd15": ("cpu", 1, True), "sd3": (None, None)}.get(name, ())
             found = pipe.encode_prompt(PROMPTS, *first, negative_prompt=negative, **options)
             return dict(zip(GIVES[name], found, strict=True))
-        given, texts = {}, {"": PROMPTS, "negative_": [""] * 2 if name == "flux2_klein" else negative}
+        given, texts = (
+            {},
+            {"": PROMPTS, "negative_": [""] * 2 if name == "flux2_klein" else negative},
+        )
         for prefix, prompts in texts.items():
             if prompts is not None:
                 found = pipe.encode_prompt(prompt=prompts, **options)
@@ -351,10 +477,17 @@ def embeddings(name: str, pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-@pytest.mark.parametrize(("name", "change"), [
-    *[(name, WORDS) for name in (*GIVES, "qwen_image")], ("qwen_image", {"negative_prompt": None}), ("flux", {}),
-    ("flux", {"true_cfg_scale": 2.0, **WORDS}), ("flux2_klein", {}),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *[(name, WORDS) for name in (*GIVES, "qwen_image")],
+        ("qwen_image", {"negative_prompt": None}),
+        ("flux", {}),
+        ("flux", {"true_cfg_scale": 2.0, **WORDS}),
+        ("flux2_klein", {}),
+    ],
+    ids=str,
+)
 def test_embeddings_stand_for_their_prompts(name: str, change: Change) -> None:
     pipe, call = shared(name), arguments(name, change)
     given = embeddings(name, pipe, call)
@@ -363,7 +496,9 @@ def test_embeddings_stand_for_their_prompts(name: str, change: Change) -> None:
     assert torch.equal(found["pt"], expected["pt"])
     stock = {"negative_prompt": None} if name == "pixart_sigma" else {}
     if name not in ("z_image", "sana", "lumina2"):
-        assert torch.equal(found["latent"], by_stock(pipe, None, "latent", {**bare, **given, **stock}))
+        assert torch.equal(
+            found["latent"], by_stock(pipe, None, "latent", {**bare, **given, **stock})
+        )
     if name in UNETS:  # where either may be given alone
         negative = {k: v for k, v in given.items() if k.startswith("negative")}
         assert torch.equal(found["pt"], by_search(pipe, PROMPTS, {**bare, **negative})["pt"])
@@ -404,8 +539,15 @@ def test_pixart_bins_sizes() -> None:
     out = twin("a cat", **ONE, output_type="pt", **call).images
     assert out.shape[2:] == (200, 264)
     assert torch.equal(out, by_stock(pipe, ["a cat"], "pt", call))
-    binned = [twin.denoiser(**{**call, "height": h, "width": w}) for h, w in ((200, 264), (256, 256), (None, None))]
-    assert [(d.layout.height, d.layout.width) for d in binned] == [(224, 288), (256, 256), (256, 256)]
+    binned = [
+        twin.denoiser(**{**call, "height": h, "width": w})
+        for h, w in ((200, 264), (256, 256), (None, None))
+    ]
+    assert [(d.layout.height, d.layout.width) for d in binned] == [
+        (224, 288),
+        (256, 256),
+        (256, 256),
+    ]
 
 
 def test_negative_sizes_belong_to_every_row() -> None:
@@ -422,22 +564,34 @@ def test_negative_sizes_belong_to_every_row() -> None:
 
 def test_the_watermark_is_on_the_picture() -> None:
     pipe, call = FAMILIES["sdxl"].build(), arguments("sdxl")
-    pipe.watermark = SimpleNamespace(apply_watermark=lambda images: (images + 0.25).clamp(-1, 1).cpu())
+    pipe.watermark = SimpleNamespace(
+        apply_watermark=lambda images: (images + 0.25).clamp(-1, 1).cpu()
+    )
     made = upgrade(pipe)(PROMPTS, **ONE, output_type="pt", **call).images
     assert torch.equal(made, by_stock(pipe, PROMPTS, "pt", call))
     assert not torch.equal(made, unchanged("sdxl"))
 
 
 EMBEDS = torch.zeros(2, 4, 32)
-SNOW, BAD_AND_EMBEDS = {"negative_prompt": "snow"}, {"negative_prompt": "bad", "negative_prompt_embeds": EMBEDS}
+SNOW, BAD_AND_EMBEDS = (
+    {"negative_prompt": "snow"},
+    {"negative_prompt": "bad", "negative_prompt_embeds": EMBEDS},
+)
 GIVEN = {"prompt_embeds": EMBEDS, "pooled_prompt_embeds": EMBEDS}
 UNMATCHED = {"negative_prompt_embeds": EMBEDS[:, 1:], "negative_pooled_prompt_embeds": EMBEDS}
 NO_MU = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True)
 NO_NEGATIVE = ("flux_schnell", "flux2_klein")
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     *[(name, {"num_inference_steps": 0}, "at least 1") for name in FAMILIES],
-    *[(name, {"negative_prompt": ["snow"]}, "1 entries") for name in FAMILIES if name not in NO_NEGATIVE],
-    *[(name, {"height": 31}, "divisible") for name in ("sd15", "sd3", "sana", "z_image", "lumina2")],
+    *[
+        (name, {"negative_prompt": ["snow"]}, "1 entries")
+        for name in FAMILIES
+        if name not in NO_NEGATIVE
+    ],
+    *[
+        (name, {"height": 31}, "divisible")
+        for name in ("sd15", "sd3", "sana", "z_image", "lumina2")
+    ],
     ("sd15", {"timesteps": [900, 100], "sigmas": [3.0, 1.0]}, "Only one"),
     *[(name, {"image": "picture"}, "image") for name in ("sd15", "flux2_klein")],
     ("sd15", {**SNOW, "negative_prompt_embeds": torch.zeros(2, 77, 32)}, "both"),
@@ -447,34 +601,62 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("pixart_sigma", BINNED, "sample size 256, 128, 64, 32"),
     ("pixart_sigma", {"prompt_embeds": torch.zeros(2, 8, 32)}, "prompt_attention_mask"),
     ("sd3", {"scheduler": diffusers.IPNDMScheduler()}, "IPNDMScheduler"),
-    ("flux", {"prompt_embeds": EMBEDS}, "pooled_prompt_embeds"), ("flux", {**GIVEN, "prompt_2": "a dog"}, "both"),
+    ("flux", {"prompt_embeds": EMBEDS}, "pooled_prompt_embeds"),
+    ("flux", {**GIVEN, "prompt_2": "a dog"}, "both"),
     ("flux", {**GIVEN, "true_cfg_scale": 2.0, **UNMATCHED}, "same shape"),
     *[(name, {"max_sequence_length": 513}, "512") for name in ("flux", "lumina2")],
     ("z_image", {"prompt_embeds": [torch.zeros(3, 16)] * 2}, "negative_prompt_embeds"),
     ("z_image", {"scheduler": NO_MU}, "sigmas, mu"),
     ("lumina2", {"prompt_embeds": torch.zeros(2, 3, 8)}, "prompt_attention_mask"),
     # The stock calls fail with these, too.
-    *[(n, {"scheduler": FlowMatchEulerDiscreteScheduler()}, "FlowMatchEuler") for n in (*UNETS, "pixart_sigma")],
-    *[(n, {"scheduler": diffusers.FlowMatchHeunDiscreteScheduler()}, "FlowMatchHeun|custom") for n in PACKED],
-]  # fmt: skip
+    *[
+        (n, {"scheduler": FlowMatchEulerDiscreteScheduler()}, "FlowMatchEuler")
+        for n in (*UNETS, "pixart_sigma")
+    ],
+    *[
+        (n, {"scheduler": diffusers.FlowMatchHeunDiscreteScheduler()}, "FlowMatchHeun|custom")
+        for n in PACKED
+    ],
+]
 
 
-@pytest.mark.parametrize(("name", "change", "said"), REFUSED, ids=lambda part: part if isinstance(part, str) else "")
+@pytest.mark.parametrize(
+    ("name", "change", "said"), REFUSED, ids=lambda part: part if isinstance(part, str) else ""
+)
 def test_what_cannot_be_honoured_is_refused_before_any_compute(
     name: str, change: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = FAMILIES[name].build(change["scheduler"]) if "scheduler" in change else shared(name)
-    monkeypatch.setattr(pipe.unet if name in UNETS else pipe.transformer, "forward", None)  # no call of it returns
+    # no call of it returns
+    monkeypatch.setattr(pipe.unet if name in UNETS else pipe.transformer, "forward", None)
     call = arguments(name, {key: value for key, value in change.items() if key != "scheduler"})
     with pytest.raises(ValueError, match=said):
         by_search(pipe, None if "prompt_embeds" in change else PROMPTS, call)
 
 
-@pytest.mark.parametrize(("name", "edit", "change", "said"), [
-    ("qwen_image", lambda pipe: setattr(pipe, "preview_vae", diffusers.AutoencoderTiny()), {}, "AutoencoderTiny"),
-    ("qwen_image", lambda pipe: pipe.transformer.register_to_config(guidance_embeds=True), {}, "guidance_scale"),
-    ("sana", lambda pipe: pipe.transformer.register_to_config(sample_size=8), BINNED, "sample_size 8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "edit", "change", "said"),
+    [
+        (
+            "qwen_image",
+            lambda pipe: setattr(pipe, "preview_vae", diffusers.AutoencoderTiny()),
+            {},
+            "AutoencoderTiny",
+        ),
+        (
+            "qwen_image",
+            lambda pipe: pipe.transformer.register_to_config(guidance_embeds=True),
+            {},
+            "guidance_scale",
+        ),
+        (
+            "sana",
+            lambda pipe: pipe.transformer.register_to_config(sample_size=8),
+            BINNED,
+            "sample_size 8",
+        ),
+    ],
+)
 @pytest.mark.usefixtures("real_flops")
 def test_parts_that_do_not_fit_are_refused(name: str, edit: Any, change: Change, said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -503,7 +685,14 @@ MANY = [" ".join(["a cat"] * n) for n in (1, 3, 2, 1, 5, 1, 1)]
 
 def fields(denoiser: Any) -> list[Any]:
     """The encoded prompts of a denoiser, flat."""
-    return [row for side in denoiser.texts if side is not None for field in side if field is not None for row in field]
+    return [
+        row
+        for side in denoiser.texts
+        if side is not None
+        for field in side
+        if field is not None
+        for row in field
+    ]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -524,14 +713,17 @@ def test_many_prompts_are_encoded_in_parts_which_are_halved_where_memory_runs_ou
 
     vars(denoiser.pipe)["encode_prompt"] = cramped
     monkeypatch.setattr("ttsnap.pipelines.denoiser.PART", 5)
-    monkeypatch.setattr("ttsnap.pipelines.denoiser.gauge_of", lambda device: SimpleNamespace(free=lambda: 1))
+    monkeypatch.setattr(
+        "ttsnap.pipelines.denoiser.gauge_of", lambda device: SimpleNamespace(free=lambda: 1)
+    )
     denoiser.forget_prompts()
     denoiser.encode(MANY)
     assert seen[:4] == [2, 2, 2, 1]
     for ours, expected in zip(fields(denoiser), whole, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
     x, at = denoiser.init_latents([generator(i) for i in range(2)]), torch.tensor([4, 1])
-    assert denoiser.predict(x, torch.zeros(2, dtype=torch.long), at).x0.isfinite().all()  # texts are in RAM
+    # texts are in RAM
+    assert denoiser.predict(x, torch.zeros(2, dtype=torch.long), at).x0.isfinite().all()
     denoiser.pipe.encode_prompt = Mock(side_effect=MemoryError)
     denoiser.forget_prompts()
     with pytest.raises(NotEnoughMemoryError):

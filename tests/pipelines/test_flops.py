@@ -1,4 +1,5 @@
-"""FLOPs are kept with the pipeline: what changes the length of the encoded texts must not find another call's."""
+"""FLOPs are kept with the pipeline: what changes the length of the encoded texts must not find
+another call's."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def _of_networks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def flops(pipe: Any, name: str = "sd3", **change: Any) -> float:
-    found: float = pipe.denoiser(**{**FAMILIES[name].call, "num_inference_steps": 2, **change}).costs().nfe
+    found: float = (
+        pipe.denoiser(**{**FAMILIES[name].call, "num_inference_steps": 2, **change}).costs().nfe
+    )
     return found
 
 
@@ -37,11 +40,18 @@ SHORTER: dict[str, list[dict[str, Any]]] = {
     **{name: [{"max_sequence_length": n} for n in (8, 40)] for name in ("flux", "lumina2")},
     "z_image": [{"negative_prompt": text, "max_sequence_length": 64} for text in WORDS],
     "lumina2 system": [{"system_prompt": text} for text in WORDS],
-    "qwen_image": [{"prompt_embeds": torch.zeros(1, n, 16), "negative_prompt": None} for n in (8, 15)],
+    "qwen_image": [
+        {"prompt_embeds": torch.zeros(1, n, 16), "negative_prompt": None} for n in (8, 15)
+    ],
 }
-SHORTER["sd3"] = [dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), torch.zeros(1, n, 96)) for n in (8, 100)]
+SHORTER["sd3"] = [
+    dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), torch.zeros(1, n, 96))
+    for n in (8, 100)
+]
 for change in SHORTER["sd3"]:
-    change |= dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), torch.zeros(1, 64))
+    change |= dict.fromkeys(
+        ("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), torch.zeros(1, 64)
+    )
 
 
 @pytest.mark.parametrize("name", SHORTER)
@@ -79,7 +89,9 @@ def transformer(layers: int) -> Any:
     return jitter(SD3Transformer2DModel.from_config(config))
 
 
-def test_a_network_that_took_anothers_place_is_counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_took_anothers_place_is_counted_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Also where it took the place in memory, and so the id; the next one often does."""
     pipe = upgrade(FAMILIES["sd3"].build())
     monkeypatch.setattr("ttsnap.pipelines.denoiser.id", lambda _: 1, raising=False)

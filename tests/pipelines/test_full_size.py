@@ -11,7 +11,8 @@ import torch
 
 PUBLISHED = {
     "sdxl": ("unet", 2_567_463_684),
-    "sd3": ("transformer", 2_243_171_520),  # of SD3.5 medium; with its table of positions a file of 4.94 GB
+    # of SD3.5 medium; with its table of positions a file of 4.94 GB
+    "sd3": ("transformer", 2_243_171_520),
     "flux": ("transformer", 11_901_408_320),
 }
 
@@ -22,6 +23,9 @@ def test_full_size_networks_are_the_published_ones(monkeypatch: pytest.MonkeyPat
     for name, (part, published) in PUBLISHED.items():
         case = families.build(name, "full", torch.device("meta"), torch.bfloat16)
         parameters = list(getattr(case.pipe, part).parameters())
-        assert (sum(p.numel() for p in parameters), {p.dtype for p in parameters}) == (published, {torch.bfloat16})
+        assert (sum(p.numel() for p in parameters), {p.dtype for p in parameters}) == (
+            published,
+            {torch.bfloat16},
+        )
         assert case.pipe.vae.use_slicing
         assert case.call["height"] == case.call["width"] == 1024

@@ -1,6 +1,8 @@
-"""Published few-step weights as drafters by name, on tiny weights in the layout in which each file was published.
+"""Published few-step weights as drafters by name, on tiny weights in the layout in which each file
+was published.
 
-Layouts are from what others say of the files; rank 64 on these layers makes the sizes that the hub shows.
+Layouts are from what others say of the files; rank 64 on these layers makes the sizes that the hub
+shows.
 """
 
 from __future__ import annotations
@@ -28,26 +30,49 @@ from .tiny import FAMILIES, shared
 FAMILY = {"SDXL": "sdxl", "SD3.5 large": "sd3", "FLUX.1 dev": "flux", "Qwen-Image": "qwen_image"}
 RANK, ALPHA = 4, 2.0
 LCM_LAYERS = (
-    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"),
+    *(
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "proj_in",
+        "proj_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "conv1",
+        "conv2",
+    ),
     *("conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
 
 
 LAYOUTS: dict[str, tuple[Callable[[str], str], Callable[[str], bool], bool]] = {
-    # As diffusers' examples/consistency_distillation/train_lcm_distill_lora_sdxl_wds.py writes the layers of LCM-LoRA.
-    "SDXL": (lambda name: "lora_unet_" + name.replace(".", "_"), lambda name: name.endswith(LCM_LAYERS), True),
-    # All linear layers, embedders and norm_out too. InvokeAI's tests list the keys and shapes of a file of Hyper-SD
-    # (flux_lora_diffusers_with_norm_out_format.py); by its issue 8415 Turbo-Alpha's has such layers, too.
+    # As diffusers' examples/consistency_distillation/train_lcm_distill_lora_sdxl_wds.py writes the
+    # layers of LCM-LoRA.
+    "SDXL": (
+        lambda name: "lora_unet_" + name.replace(".", "_"),
+        lambda name: name.endswith(LCM_LAYERS),
+        True,
+    ),
+    # All linear layers, embedders and norm_out too. InvokeAI's tests list the keys and shapes of a
+    # file of Hyper-SD (flux_lora_diffusers_with_norm_out_format.py); by its issue 8415
+    # Turbo-Alpha's has such layers, too.
     "FLUX.1 dev": (lambda name: f"transformer.{name}", lambda name: True, False),
     # diffusers' pull request 12119 loads these files.
     "Qwen-Image": (str, lambda name: "attn." in name or "_mlp." in name, True),
 }
-"""How layers are named in the file of a LoRA, which of them are in it, and whether in the older form, with an alpha."""
+"""How layers are named in the file of a LoRA, which of them are in it, and whether in the older
+form, with an alpha."""
 
 
 def published(net: Any, base: str, scale: float) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of a random LoRA, as in its file, and a copy of the network into which it is multiplied here."""
-    random, merged, tensors = torch.Generator().manual_seed(0), copy.deepcopy(net), dict[str, Tensor]()
+    """The tensors of a random LoRA, as in its file, and a copy of the network into which it is
+    multiplied here."""
+    random, merged, tensors = (
+        torch.Generator().manual_seed(0),
+        copy.deepcopy(net),
+        dict[str, Tensor](),
+    )
     named, has, alpha = LAYOUTS[base]
     for name, layer in merged.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d) and has(name):
@@ -55,8 +80,12 @@ def published(net: Any, base: str, scale: float) -> tuple[dict[str, Tensor], Any
             down = torch.randn(RANK, *rest, generator=random) / math.prod(rest) ** 0.5
             up = torch.randn(out, RANK, *[1] * (len(rest) - 1), generator=random)
             strength = scale * (ALPHA / RANK if alpha else 1.0)
-            layer.weight.data += strength * (up.flatten(1) @ down.flatten(1)).view(layer.weight.shape)
-            for kind, tensor in zip(("down", "up") if alpha else ("A", "B"), (down, up), strict=True):
+            layer.weight.data += strength * (up.flatten(1) @ down.flatten(1)).view(
+                layer.weight.shape
+            )
+            for kind, tensor in zip(
+                ("down", "up") if alpha else ("A", "B"), (down, up), strict=True
+            ):
                 tensors[f"{named(name)}.lora_{kind}.weight"] = tensor
             if alpha:
                 tensors[f"{named(name)}.alpha"] = torch.tensor(ALPHA)
@@ -69,7 +98,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
 
     The tiny SD3 counts as one of SD3.5, whose texts are wider.
     """
-    monkeypatch.setitem(BASES, "SD3.5 large", ("SD3Transformer2DModel", {"joint_attention_dim": 96}))
+    monkeypatch.setitem(
+        BASES, "SD3.5 large", ("SD3Transformer2DModel", {"joint_attention_dim": 96})
+    )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
@@ -86,7 +117,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
 
 
 def publish(name: str, net: Any, hub: Callable[[str], Path]) -> Any:
-    """Put the weights of a drafter on the hub, for the network of a tiny pipeline; the network that they make."""
+    """Put the weights of a drafter on the hub, for the network of a tiny pipeline; the network that
+    they make."""
     known = KNOWN[name]
     owner, repository, *file = known.where.split("/")
     folder = hub(f"{owner}/{repository}")
@@ -106,12 +138,24 @@ FAST = ("sdxl-lcm", "sd35-turbo", "flux-hyper-8", "flux-schnell", "qwen-image-li
 """Every layout of a file, whole networks, and a strength and a guidance of a card."""
 
 
-@pytest.mark.parametrize(("name", "room"), [
-    *(pytest.param(name, True, marks=[] if name in FAST else pytest.mark.slow) for name in KNOWN),
-    ("sdxl-lcm", False), ("flux-hyper-8", False), ("qwen-image-lightning-4", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "room"),
+    [
+        *(
+            pytest.param(name, True, marks=[] if name in FAST else pytest.mark.slow)
+            for name in KNOWN
+        ),
+        ("sdxl-lcm", False),
+        ("flux-hyper-8", False),
+        ("qwen-image-lightning-4", False),
+    ],
+)
 def test_a_published_file_drafts_as_the_network_that_it_makes(
-    name: str, room: bool, hub: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    room: bool,
+    hub: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where there is no room to merge it."""
     if not room:
@@ -131,16 +175,25 @@ def test_a_published_file_drafts_as_the_network_that_it_makes(
     close(guess, other.drafts.guess(*given))
     use_drafter(other, Drafter(base.net, known.settings))
     assert float((guess - other.drafts.guess(*given)).norm() / guess.norm()) > 1e-2
-    assert base.drafts.drafter.settings.guidance == known.guidance  # that of the card, whatever the call's
+    # that of the card, whatever the call's
+    assert base.drafts.drafter.settings.guidance == known.guidance
 
 
-@pytest.mark.parametrize(("family", "draft", "said"), [
-    ("sd3", "sdxl-lcm", "SDXL.*SD3Transformer2DModel.*: sd35-turbo"), ("sd3", "sd35-trubo:4", "sd35-turbo"),
-    ("sd15", "sdxl-hyper-1:2", "SDXL.*: none"), ("flux_schnell", "flux-turbo-alpha", r"FLUX\.1 dev.*: none"),
-    ("qwen_image", "qwen-image-lightening-4", "qwen-image-lightning-4"), ("sdxl", "sdxl-hypr-4", "sdxl-hyper-4"),
-    ("sdxl", "sdxl-lightning", "sdxl-lightning-"), ("flux", "schnell", "flux-schnell"),
-    ("sdxl", "sdxl-lightning-4", "ByteDance/SDXL-Lightning/sdxl_lightning_4step"),  # which cannot be had here
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "draft", "said"),
+    [
+        ("sd3", "sdxl-lcm", "SDXL.*SD3Transformer2DModel.*: sd35-turbo"),
+        ("sd3", "sd35-trubo:4", "sd35-turbo"),
+        ("sd15", "sdxl-hyper-1:2", "SDXL.*: none"),
+        ("flux_schnell", "flux-turbo-alpha", r"FLUX\.1 dev.*: none"),
+        ("qwen_image", "qwen-image-lightening-4", "qwen-image-lightning-4"),
+        ("sdxl", "sdxl-hypr-4", "sdxl-hyper-4"),
+        ("sdxl", "sdxl-lightning", "sdxl-lightning-"),
+        ("flux", "schnell", "flux-schnell"),
+        # which cannot be had here
+        ("sdxl", "sdxl-lightning-4", "ByteDance/SDXL-Lightning/sdxl_lightning_4step"),
+    ],
+)
 def test_names_for_other_models_misspelt_ones_and_weights_that_are_not_there_are_refused(
     family: str, draft: str, said: str
 ) -> None:
@@ -149,7 +202,8 @@ def test_names_for_other_models_misspelt_ones_and_weights_that_are_not_there_are
 
 
 SHIFTS = {"SDXL": 1.0, "SD3.5 large": 3.0, "FLUX.1 dev": math.exp(1.15), "Qwen-Image": 3.0}
-"""Of the published samplers, from whose trailing steps on they go evenly; that of FLUX is for 1024 x 1024."""
+"""Of the published samplers, from whose trailing steps on they go evenly; that of FLUX is for 1024
+x 1024."""
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -1,5 +1,5 @@
-"""LoRAs that strangers made: what their metadata asks for is held to what their tensors are, before peft reads it. And
-the option --lora: what it reads, what it refuses, and where it is noted.
+"""LoRAs that strangers made: what their metadata asks for is held to what their tensors are, before
+peft reads it. And the option --lora: what it reads, what it refuses, and where it is noted.
 """
 
 from __future__ import annotations
@@ -40,37 +40,68 @@ def pipe() -> Any:
 def tensors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = save_lora(shared("sd3"), tmp_path_factory.mktemp("made"), rank=2)
     made = load_file(folder / "pytorch_lora_weights.safetensors")
-    return {name: tensor for name, tensor in made.items() if any(f".{module}." in name for module in MODULES)}
+    return {
+        name: tensor
+        for name, tensor in made.items()
+        if any(f".{module}." in name for module in MODULES)
+    }
 
 
 def written(folder: Path, tensors: dict[str, torch.Tensor], changes: Mapping[str, Any]) -> str:
     """A LoRA as diffusers writes it, its configuration in the metadata, with these changes."""
-    config = LoraConfig(r=2, lora_alpha=4, target_modules=MODULES).to_dict() | {"target_modules": MODULES} | changes
-    about = json.dumps({f"transformer.{name}": value for name, value in config.items()}, default=list)
+    config = (
+        LoraConfig(r=2, lora_alpha=4, target_modules=MODULES).to_dict()
+        | {"target_modules": MODULES}
+        | changes
+    )
+    about = json.dumps(
+        {f"transformer.{name}": value for name, value in config.items()}, default=list
+    )
     save_file(tensors, folder / "x.safetensors", {"format": "pt", "lora_adapter_metadata": about})
     return str(folder)
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"rank_pattern": {f"^{FIRST}": 1}, "alpha_pattern": {FIRST: 8}},
-    {"target_modules": r".*\.attn\.(to_q|to_k)$"}, {"target_modules": "all-linear"},
-])  # fmt: skip
-def test_what_trainers_write_is_loaded(pipe: Any, tensors: Any, tmp_path: Path, changes: Any) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rank_pattern": {f"^{FIRST}": 1}, "alpha_pattern": {FIRST: 8}},
+        {"target_modules": r".*\.attn\.(to_q|to_k)$"},
+        {"target_modules": "all-linear"},
+    ],
+)
+def test_what_trainers_write_is_loaded(
+    pipe: Any, tensors: Any, tmp_path: Path, changes: Any
+) -> None:
     for name in tensors if "rank_pattern" in changes else ():
         if "0.attn.to_q" in name:
-            tensors[name] = (tensors[name][:1] if "lora_A" in name else tensors[name][:, :1]).contiguous()
+            tensors[name] = (
+                tensors[name][:1] if "lora_A" in name else tensors[name][:, :1]
+            ).contiguous()
     load_lora(pipe, written(tmp_path, tensors, changes))
     config = pipe.transformer.peft_config["lora"]
     assert (config.r, config.lora_alpha) == (2, 4)
 
 
-@pytest.mark.parametrize("changes", [
-    {"target_modules": FOREVER}, {"target_modules": ".*.*.*.*.*"}, {"exclude_modules": FOREVER},
-    {"target_modules": "(t|t)(r|r)(a|a)(n|n)(s|s)(f|f)(o|o)(r|r)(m|m)(e|e)(r|r)"},
-    {"layers_pattern": FOREVER, "layers_to_transform": [0]}, {"rank_pattern": {FOREVER: 2}},
-    {"alpha_pattern": {FOREVER: 2}}, {"rank_pattern": {"to_q": 10**8}}, {"r": 10**9}, {"r": -1}, {"r": "2"},
-    {"lora_alpha": float("nan")}, {"lora_alpha": 1e300}, {"alpha_pattern": {"to_q": float("inf")}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": FOREVER},
+        {"target_modules": ".*.*.*.*.*"},
+        {"exclude_modules": FOREVER},
+        {"target_modules": "(t|t)(r|r)(a|a)(n|n)(s|s)(f|f)(o|o)(r|r)(m|m)(e|e)(r|r)"},
+        {"layers_pattern": FOREVER, "layers_to_transform": [0]},
+        {"rank_pattern": {FOREVER: 2}},
+        {"alpha_pattern": {FOREVER: 2}},
+        {"rank_pattern": {"to_q": 10**8}},
+        {"r": 10**9},
+        {"r": -1},
+        {"r": "2"},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": 1e300},
+        {"alpha_pattern": {"to_q": float("inf")}},
+    ],
+)
 def test_a_configuration_that_would_take_for_ever_is_refused(
     pipe: Any, tensors: Any, tmp_path: Path, changes: Any
 ) -> None:
@@ -81,8 +112,12 @@ def test_a_configuration_that_would_take_for_ever_is_refused(
     assert "lora" not in getattr(pipe.transformer, "peft_config", {})
 
 
-def test_a_head_of_megabytes_is_not_parsed(pipe: Any, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    save_file(tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": "[]," * (HEAD_BYTES // 3)})
+def test_a_head_of_megabytes_is_not_parsed(
+    pipe: Any, tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    save_file(
+        tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": "[]," * (HEAD_BYTES // 3)}
+    )
     for where in (tmp_path, tmp_path / "x.safetensors"):
         with pytest.raises(ValueError, match=r"x.safetensors has [\d,]+ bytes .* 8,388,608"):
             load_lora(pipe, str(where))
@@ -101,7 +136,11 @@ def test_reading_the_option(tmp_path: Path) -> None:
 def test_what_is_no_lora_is_refused(pipe: Any, tmp_path: Path) -> None:
     part = "transformer.transformer_blocks.0.attn.to_q.lora"
     sizes = {f"{part}_A.weight": torch.zeros(2, 7), f"{part}_B.weight": torch.zeros(7, 2)}
-    for name, weights in (("other", {"unet.a.to_q.lora_A.weight": torch.zeros(2, 3)}), ("size", sizes), ("torn", {})):
+    for name, weights in (
+        ("other", {"unet.a.to_q.lora_A.weight": torch.zeros(2, 3)}),
+        ("size", sizes),
+        ("torn", {}),
+    ):
         (tmp_path / name).mkdir()
         save_file(weights, tmp_path / name / "pytorch_lora_weights.safetensors")
     (tmp_path / "torn" / "pytorch_lora_weights.safetensors").write_bytes(b"torn")
@@ -126,7 +165,10 @@ def test_generate_record_and_replay(tmp_path: Path, capsys: Any, monkeypatch: An
     lora = save_lora(DiffusionPipeline.from_pretrained(weights_path()), tmp_path / "lora")
     option, quick = f"{lora}:0.5", ["--steps", "4", "--device", "cpu"]
     prompt = "two red circles and a blue square"
-    assert main(["generate", prompt, "--budget", "8nfe", "--lora", option, "--out", "with", *quick]) == 0
+    assert (
+        main(["generate", prompt, "--budget", "8nfe", "--lora", option, "--out", "with", *quick])
+        == 0
+    )
     assert f"pipe.load_lora_weights('{lora}'" in capsys.readouterr().out
     image = next(Path("with").glob("*seed*.png"))
     settings = json.loads(Path("with/trace.json").read_text())["settings"]

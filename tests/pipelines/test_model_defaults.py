@@ -1,5 +1,5 @@
-"""What a model recommends is what its searches take, from any door; what a user gives wins; a stranger's file names
-no code, no address, and no file outside its folder."""
+"""What a model recommends is what its searches take, from any door; what a user gives wins; a
+stranger's file names no code, no address, and no file outside its folder."""
 
 from __future__ import annotations
 
@@ -55,10 +55,14 @@ def written(folder: Path, **told: Any) -> Path:
     return folder
 
 
-def test_a_folder_names_its_call_its_reward_and_a_draft_inside_it(folder: Path, monkeypatch: Any) -> None:
+def test_a_folder_names_its_call_its_reward_and_a_draft_inside_it(
+    folder: Path, monkeypatch: Any
+) -> None:
     assert defaults_in(folder) == ModelDefaults()
     found = defaults_in(written(folder, num_inference_steps=8, reward="clip", draft="draft:2"))
-    assert found == ModelDefaults({"num_inference_steps": 8}, "clip", f"{(folder / 'draft').resolve()}:2")
+    assert found == ModelDefaults(
+        {"num_inference_steps": 8}, "clip", f"{(folder / 'draft').resolve()}:2"
+    )
     assert defaults_in(written(folder, draft="embedded:2")).draft == "embedded:2"
     monkeypatch.chdir(folder)
     (folder / "embedded:2").symlink_to("../elsewhere")  # which would be opened from here
@@ -70,26 +74,58 @@ def test_a_folder_names_its_call_its_reward_and_a_draft_inside_it(folder: Path, 
 
 STRANGE: dict[str, list[Any]] = {
     "reward": [
-        "evil.py:score", "os:system", "http://10.0.0.1:80", "judge:yes", "clip:/etc", "clip then scenes", "", ["clip"],
-        3, {},
+        "evil.py:score",
+        "os:system",
+        "http://10.0.0.1:80",
+        "judge:yes",
+        "clip:/etc",
+        "clip then scenes",
+        "",
+        ["clip"],
+        3,
+        {},
     ],
     "draft": [
-        "../elsewhere", "/etc", "~/draft", "link", ".", "", "draft/..", "draft/../../elsewhere", "owner/name", "none",
-        "hot", "C:\\x", "draft\\..", "draft:0", "draft:17", "draft:2:2", "http://x/y", "draft\n", ["draft"], 3, {},
-        "draft:3", "embedded:evil",
+        "../elsewhere",
+        "/etc",
+        "~/draft",
+        "link",
+        ".",
+        "",
+        "draft/..",
+        "draft/../../elsewhere",
+        "owner/name",
+        "none",
+        "hot",
+        "C:\\x",
+        "draft\\..",
+        "draft:0",
+        "draft:17",
+        "draft:2:2",
+        "http://x/y",
+        "draft\n",
+        ["draft"],
+        3,
+        {},
+        "draft:3",
+        "embedded:evil",
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-def test_a_folder_names_no_reward_but_a_known_one_and_no_draft_outside_itself(folder: Path, kind: str) -> None:
+def test_a_folder_names_no_reward_but_a_known_one_and_no_draft_outside_itself(
+    folder: Path, kind: str
+) -> None:
     for value in STRANGE[kind]:
         with pytest.raises(ValueError, match=rf"the {kind} of .*ttsnap\.json must be"):
             defaults_in(written(folder, **{kind: value}))
 
 
 def test_what_is_given_wins_and_nothing_contradicts_it() -> None:
-    defaults = ModelDefaults({"num_inference_steps": 8, "negative_prompt": "blurred", "clip_skip": 1})
+    defaults = ModelDefaults(
+        {"num_inference_steps": 8, "negative_prompt": "blurred", "clip_skip": 1}
+    )
     assert defaults.completed({"num_inference_steps": 4})["num_inference_steps"] == 4
     assert "num_inference_steps" not in defaults.completed({"sigmas": [1.0, 0.5]})
     assert "negative_prompt" not in defaults.completed({"negative_prompt_embeds": None})
@@ -104,7 +140,9 @@ def test_a_search_takes_them_and_a_stock_call_does_not(pipe: Any) -> None:
     assert pipe.engine("scenes").grid.steps == 20
     stock = quiet(DiffusionPipeline.from_pretrained(weights_path()))
     call: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
-    plain, again = (each(PROMPT, generator=seeded(0), **call).images for each in (stock, upgrade(stock)))
+    plain, again = (
+        each(PROMPT, generator=seeded(0), **call).images for each in (stock, upgrade(stock))
+    )
     assert torch.equal(plain, again)
     assert defaults_of(upgrade(stock)).completed({}) == FULL
 
@@ -143,9 +181,15 @@ DRAFTED: list[dict[str, Any]] = [
     {"reward": "http://127.0.0.1:9", "call": {"negative_prompt": "", "height": 32, "width": None}},
 ]
 LEFT_OUT: list[dict[str, Any]] = [
-    *({"algorithm": SeedPruning(**own)} for own in ({"draft_share": 0}, {"n": 8}, {"keep": (0.5,)})),
+    *(
+        {"algorithm": SeedPruning(**own)}
+        for own in ({"draft_share": 0}, {"n": 8}, {"keep": (0.5,)})
+    ),
     *({"algorithm": make_algorithm(name)} for name in ("ttsnap", "best-of-n", "evolution")),
-    *({"sampler": told} for told in ({"kernel": "ode"}, {"kernel": "sde", "path": "vp"}, {"guide": "dps:1"})),
+    *(
+        {"sampler": told}
+        for told in ({"kernel": "ode"}, {"kernel": "sde", "path": "vp"}, {"guide": "dps:1"})
+    ),
     *({"reward": reward} for reward in (Judge(), "judge:yes", "brightness then judge:yes")),
     *({"call": {name: 10}} for name in ("num_inference_steps", "guidance_scale", "height")),
     *({"call": call} for call in ({"negative_prompt": "blue"}, {"sigmas": [1.0, 0.5]})),
@@ -157,7 +201,9 @@ def test_it_is_taken_where_it_was_measured_to_help(drafted: bool) -> None:
     own = OwnDraft("embedded", read_draft(draft_path()), {**FULL, "height": 32, "width": 32})
     for case in DRAFTED if drafted else LEFT_OUT:
         sampler, call = SamplerOptions(**case.get("sampler", {})), {**FULL, **case.get("call", {})}
-        found = own.suits(case.get("algorithm", SeedPruning()), sampler, case.get("reward", "scenes"), call)
+        found = own.suits(
+            case.get("algorithm", SeedPruning()), sampler, case.get("reward", "scenes"), call
+        )
         assert found is drafted, case
 
 
@@ -169,14 +215,22 @@ def test_it_is_taken_where_the_pipeline_is_as_its_folder_has_it(pipe: Any) -> No
     assert left_open.draft == AUTO
     own_way = drafting(pipe, SeedPruning(), left_open, "scenes", FULL)
     assert (own_way.draft, own_way.finish) == ("embedded", "0.4:3")
-    assert drafting(pipe, make_algorithm("svdd"), named, "scenes", {}) == replace(named, finish=NOISE)
-    asked = drafting(pipe, make_algorithm("best-of-n"), SamplerOptions(finish="0.6:4"), "scenes", FULL)
+    assert drafting(pipe, make_algorithm("svdd"), named, "scenes", {}) == replace(
+        named, finish=NOISE
+    )
+    asked = drafting(
+        pipe, make_algorithm("best-of-n"), SamplerOptions(finish="0.6:4"), "scenes", FULL
+    )
     assert (asked.draft, asked.finish) == ("embedded", "0.6:4")
 
     def other(**parts: Any) -> Any:
         return type(pipe).from_pipe(pipe, **parts)
 
-    lora, said, hooked = other(), other(), upgrade(DiffusionPipeline.from_pretrained(weights_path()))
+    lora, said, hooked = (
+        other(),
+        other(),
+        upgrade(DiffusionPipeline.from_pretrained(weights_path())),
+    )
     vars(lora)["get_active_adapters"] = lambda: ["style"]
     said.own_defaults = ModelDefaults(FULL, "scenes")
     hooked.enable_sequential_cpu_offload(device="meta")
@@ -194,9 +248,17 @@ def test_a_png_says_what_was_used_so_that_it_is_made_again_when_the_folder_has_c
     model, out = tmp_path / "model", tmp_path / "out"
     shutil.copytree(weights_path(), model)
     written(model, **{**FULL, "num_inference_steps": 3}, reward="brightness")
-    assert main(["generate", PROMPT, "--model", str(model), "--budget", "1images", "--out", str(out)]) == 0
+    assert (
+        main(["generate", PROMPT, "--model", str(model), "--budget", "1images", "--out", str(out)])
+        == 0
+    )
     (png,) = out.glob("01-*.png")
-    changed = {"num_inference_steps": 5, "guidance_scale": 1.0, "max_sequence_length": 7, "negative_prompt": "blue"}
+    changed = {
+        "num_inference_steps": 5,
+        "guidance_scale": 1.0,
+        "max_sequence_length": 7,
+        "negative_prompt": "blue",
+    }
     written(model, **changed, draft="embedded")
     capsys.readouterr()
     assert main(["replay", str(png), "--model", str(model)]) == 0
@@ -221,7 +283,10 @@ def test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafte
     assert main(["replay", str(png)]) == 0
     assert "0 of 255" in capsys.readouterr().out
     image = Image.open(png)
-    for drafter, refusal in ((None, "no drafter"), *((name, f"drafter '{name}'") for name in STRANGERS)):
+    for drafter, refusal in (
+        (None, "no drafter"),
+        *((name, f"drafter '{name}'") for name in STRANGERS),
+    ):
         info = PngInfo()
         info.add_text("ttsnap", json.dumps({**json.loads(image.info["ttsnap"]), "draft": drafter}))
         image.save(tmp_path / "theirs.png", pnginfo=info)

@@ -1,4 +1,5 @@
-"""A family that is added: the change that the how-to shows, in a copy of the package, against stock diffusers."""
+"""A family that is added: the change that the how-to shows, in a copy of the package, against stock
+diffusers."""
 
 from __future__ import annotations
 

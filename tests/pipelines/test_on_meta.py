@@ -1,4 +1,5 @@
-"""Whole searches on a stand-in for an accelerator: where values leave it, what is copied to it, and what it holds."""
+"""Whole searches on a stand-in for an accelerator: where values leave it, what is copied to it, and
+what it holds."""
 
 from __future__ import annotations
 
@@ -26,17 +27,25 @@ from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.request.request import EngineSpec
 from ttsnap.rewards.reward_model import RewardModel
 
-DECIDE: dict[Site, int] = {("rewards/scoring.py", "landed"): 3, ("engine/scoring.py", "RowScorer.begin"): 1}
-"""What is read of each of three batches: scores, and whether images are finite. Finished images go once."""
+DECIDE: dict[Site, int] = {
+    ("rewards/scoring.py", "landed"): 3,
+    ("engine/scoring.py", "RowScorer.begin"): 1,
+}
+"""What is read of each of three batches: scores, and whether images are finite. Finished images go
+once."""
 ENCODE, FORWARD = (
-    ("pipelines/denoiser.py", f"PipelineDenoiser.{name}") for name in ("_encode.<locals>.encode", "forward")
+    ("pipelines/denoiser.py", f"PipelineDenoiser.{name}")
+    for name in ("_encode.<locals>.encode", "forward")
 )
 COPIES_OF_ALL = {("pipelines/denoiser.py", "PipelineDenoiser.init_latents"), ENCODE}
 """Noise, which stock pipelines draw on the CPU, and what their encoders read."""
 REMEMBERED = {("pipelines/calls/alike.py", "Alike._same"), ("pipelines/calls/joining.py", "_near")}
 """Whether calls join is tried once."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in ("sd15", "sdxl", "pixart_sigma", "sana", "qwen_image", "z_image", "lumina2")},
+    **{
+        name: (name, {})
+        for name in ("sd15", "sdxl", "pixart_sigma", "sana", "qwen_image", "z_image", "lumina2")
+    },
     "flux2_klein": ("flux2_klein", {}),
     "suspended flux": ("suspended flux", {}),
     "drafts": ("flux", {"draft": "hot"}),
@@ -47,13 +56,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("sdxl", {"scheduler": UniPCMultistepScheduler}),
     "dpm++": ("sdxl", {"scheduler": DPMSolverMultistepScheduler}),
 }
-LEFT: dict[str, set[Site]] = {"qwen_image": {ENCODE}, "lumina2": {FORWARD}, "suspended flux": REMEMBERED}
+LEFT: dict[str, set[Site]] = {
+    "qwen_image": {ENCODE},
+    "lumina2": {FORWARD},
+    "suspended flux": REMEMBERED,
+}
 """What else is read: by networks and encoders that read lengths of texts, and by trials."""
 COPIES: dict[str, set[Site]] = {
     "sdxl": {("pipelines/families/stable_diffusion_xl.py", "StableDiffusionXLDenoiser._sized")},
     "flux": {("pipelines/families/flux.py", "FluxDenoiser.encode")},
     "flux2_klein": {("pipelines/families/flux2_klein.py", "Flux2KleinDenoiser.encode")},
-    "qwen_image": {FORWARD, ("pipelines/families/qwen_image.py", "QwenImageDenoiser.pixels.<locals>.<genexpr>")},
+    "qwen_image": {
+        FORWARD,
+        ("pipelines/families/qwen_image.py", "QwenImageDenoiser.pixels.<locals>.<genexpr>"),
+    },
     "z_image": {FORWARD},
     "lumina2": {FORWARD},
     "suspended flux": {
@@ -63,7 +79,8 @@ COPIES: dict[str, set[Site]] = {
     },
     "unipc": {("pipelines/latents/scheduler_kernel.py", "SchedulerKernel._step")},
 }
-"""What else is copied to the device with the host waiting: once a call, or in networks and schedulers of diffusers."""
+"""What else is copied to the device with the host waiting: once a call, or in networks and
+schedulers of diffusers."""
 
 
 def families() -> Any:
@@ -79,21 +96,27 @@ class Bright(RewardModel):
 
     name = "bright"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Tensor:
         assert level is not None
         return images.float().mean((1, 2, 3)) - 0 * level
 
 
 def searched(name: str, n: int = 8, *, scheduler: Any = None, **how: Any) -> tuple[Device, Any]:
-    """What the device saw of a search of n seeds, half of which are pruned. name: of a family, or of one whose stock
-    call is suspended, after "suspended ".
+    """What the device saw of a search of n seeds, half of which are pruned. name: of a family, or
+    of one whose stock call is suspended, after "suspended ".
 
     A stock call is rehearsed on the CPU, which reads what networks make.
     """
     family = name.removeprefix("suspended ")
     suspended = family != name
     if suspended:
-        place, stock, call = {"now": torch.device("cpu")}, FAMILIES[family].build(), FAMILIES[family].call
+        place, stock, call = (
+            {"now": torch.device("cpu")},
+            FAMILIES[family].build(),
+            FAMILIES[family].call,
+        )
         pipe = placed(copied(stock, calls_search_class(type(stock))), place)
     else:
         case = families().build(name, "tiny", META, torch.float32)

@@ -1,4 +1,5 @@
-"""Schedules against closed forms, solvers that evaluate twice a step, and other paths under a pretrained model."""
+"""Schedules against closed forms, solvers that evaluate twice a step, and other paths under a
+pretrained model."""
 
 from __future__ import annotations
 
@@ -57,7 +58,10 @@ def test_two_stage_steps_count_twice_and_the_scheduler_itself_stays_as_it_is(nam
     grid = schedule.grid
     assert torch.equal(own.timesteps, before)
     twice = (2, 1, 1, 1, 1, 1) if name == "PNDMScheduler" else (2, 2, 2, 2, 2, 1)
-    assert (grid.steps, grid.evals) == (6, twice if any(word in name for word in TWO_STAGES) else None)
+    assert (grid.steps, grid.evals) == (
+        6,
+        twice if any(word in name for word in TWO_STAGES) else None,
+    )
     assert grid.nfe == len(schedule.timesteps) == len(schedule.alpha) == len(schedule.sigma)
 
 
@@ -74,7 +78,8 @@ def test_a_call_whose_noise_levels_are_no_numbers_is_refused() -> None:
 def test_x0_is_recovered_from_what_the_network_puts_out(name: str, kind: str) -> None:
     kind = "flow" if name.startswith("FlowMatch") else kind
     more: dict[str, Any] = {} if kind == "flow" else {"prediction_type": kind}
-    if (name, kind) == ("DDIMScheduler", "v_prediction"):  # there is nothing but noise at the first step
+    # there is nothing but noise at the first step
+    if (name, kind) == ("DDIMScheduler", "v_prediction"):
         more |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     try:
         schedule = make_schedule(scheduler(name, **more), 6)
@@ -104,7 +109,8 @@ class Elsewhere(torch.Tensor):
 
 @pytest.mark.parametrize("name", sorted(SUPPORTED))
 def test_a_scheduler_set_on_another_device_is_laid_open_on_the_cpu(name: str) -> None:
-    """As by blocks of modular pipelines. Schedulers but those of flows bring sigmas back themselves."""
+    """As by blocks of modular pipelines. Schedulers but those of flows bring sigmas back
+    themselves."""
     own = scheduler(name)
     own.set_timesteps(4)
     expected = laid_open(copy.deepcopy(own))
@@ -120,10 +126,14 @@ def test_a_scheduler_set_on_another_device_is_laid_open_on_the_cpu(name: str) ->
     assert type(getattr(found.kernel, "sigmas", found.sigma)) is torch.Tensor
 
 
-@pytest.mark.parametrize(("name", "more", "said"), [
-    ("IPNDMScheduler", {}, "IPNDMScheduler"), ("PNDMScheduler", {"skip_prk_steps": False}, "skip_prk_steps"),
-    ("EulerDiscreteScheduler", {"prediction_type": "original"}, "'original'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("IPNDMScheduler", {}, "IPNDMScheduler"),
+        ("PNDMScheduler", {"skip_prk_steps": False}, "skip_prk_steps"),
+        ("EulerDiscreteScheduler", {"prediction_type": "original"}, "'original'"),
+    ],
+)
 def test_what_search_cannot_use_is_refused(name: str, more: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make_schedule(getattr(diffusers, name)(**more), 5)
@@ -135,7 +145,11 @@ class Solved(MixtureDenoiser):
     def __init__(self, name: str, steps: int, **options: Any) -> None:
         means, weights = torch.randn(4, 3, generator=seeded(0)), torch.tensor([0.1, 0.2, 0.3, 0.4])
         super().__init__(means, torch.full((4,), 0.3), weights, steps=steps)
-        flow = {} if name.startswith("FlowMatch") else {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        flow = (
+            {}
+            if name.startswith("FlowMatch")
+            else {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        )
         self.schedule = make_schedule(getattr(diffusers, name)(**flow, **options), steps)
         self.grid, self.kernel, self.calls = self.schedule.grid, self.schedule.kernel, 0
 
@@ -153,7 +167,11 @@ def engine(denoiser: Solved, batch: int) -> LiveEngine:
 
 @given(
     name=st.sampled_from(SOLVERS),
-    pruning=st.builds(lambda n, check: SeedPruning(n, (0.5,), steps=(check,)), st.integers(1, 9), st.integers(0, 3)),
+    pruning=st.builds(
+        lambda n, check: SeedPruning(n, (0.5,), steps=(check,)),
+        st.integers(1, 9),
+        st.integers(0, 3),
+    ),
     budget=st.integers(8, 70),
     batch=st.integers(1, 7),
     stop_after=st.none() | st.integers(0, 12),
@@ -163,20 +181,30 @@ def test_ledger_equals_counter_and_is_kept_whatever_the_solver(
     name: str, pruning: Any, budget: int, batch: int, stop_after: int | None
 ) -> None:
     denoiser, ticks = Solved(name, 4), []
-    results = search(["a", "b"], pruning, engine(denoiser, batch), f"{budget}nfe",
-                     on_event=lambda event: ticks.append(event) if event.kind == "tick" else None,
-                     should_stop=lambda: stop_after is not None and len(ticks) > stop_after)  # fmt: skip
+    results = search(
+        ["a", "b"],
+        pruning,
+        engine(denoiser, batch),
+        f"{budget}nfe",
+        on_event=lambda event: ticks.append(event) if event.kind == "tick" else None,
+        should_stop=lambda: stop_after is not None and len(ticks) > stop_after,
+    )
     assert sum(r.spent.nfe for r in results) == denoiser.calls
     assert all(r.spent.nfe <= budget for r in results)
     assert all(r.images for r in results) or stop_after is not None
 
 
-@pytest.mark.parametrize("name", ["FlowMatchLCMScheduler", "DPMSolverMultistepScheduler", "SASolverScheduler"])
+@pytest.mark.parametrize(
+    "name", ["FlowMatchLCMScheduler", "DPMSolverMultistepScheduler", "SASolverScheduler"]
+)
 def test_branches_come_apart_and_the_first_goes_on_as_if_alone(name: str) -> None:
     noisy = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPM") else {}
     (expected,) = search(["a"], BestOfN(1), engine(Solved(name, 5, **noisy), 1), seed=3)
     # One candidate to step 2, four children of it to the end.
-    twins = Played((lambda p: fresh(1, 2, score=False), lambda p: advance(p, [0] * 4, 5)), frozenset({Need.BRANCH}))
+    twins = Played(
+        (lambda p: fresh(1, 2, score=False), lambda p: advance(p, [0] * 4, 5)),
+        frozenset({Need.BRANCH}),
+    )
     found = []
     for batch in (1, 3, 8):
         live = engine(denoiser := Solved(name, 5, **noisy), batch)
@@ -194,7 +222,9 @@ class Operators(TorchDispatchMode):
 
     count = 0
 
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         self.count += 1
         return operator(*args, **(kwargs or {}))
 
@@ -205,7 +235,9 @@ def one_by_one(kernel: Any, noise: Any, outs: Any) -> list[list[Any]]:
     for i, row in enumerate(noise.split(1)):
         states, found = [kernel.init(row[0], (i, 0), seeded(i))], [*found, [row]]
         for p, out in enumerate(outs[:, i : i + 1]):
-            row, states = kernel.step(row, Prediction(out, out), torch.tensor([p]), [(i, 0, p)], states)
+            row, states = kernel.step(
+                row, Prediction(out, out), torch.tensor([p]), [(i, 0, p)], states
+            )
             found[i].append(row)
     return found
 
@@ -224,7 +256,9 @@ def test_rows_of_equal_history_step_together_to_the_bit(name: str, kind: Any) ->
         some = draw.sample(left, draw.randint(1, len(left)))
         out, k = torch.stack([outs[at[i], i] for i in some]), torch.tensor([at[i] for i in some])
         here, before = torch.stack([x[i] for i in some]), [states[i] for i in some]
-        moved, after = kernel.step(here, Prediction(out, out), k, [(i, 0, at[i]) for i in some], before)
+        moved, after = kernel.step(
+            here, Prediction(out, out), k, [(i, 0, at[i]) for i in some], before
+        )
         for i, row, state in zip(some, moved, after, strict=True):
             x[i], states[i], at[i] = row, state, at[i] + 1
             assert torch.equal(row, alone[i][at[i]][0])
@@ -246,8 +280,14 @@ def test_a_step_of_eight_rows_takes_few_more_operators_than_the_stock_step(name:
 
 
 def test_only_a_flow_goes_back_to_noisier_steps() -> None:
-    own = {name: upgrade(shared(name)).engine("brightness", **FAMILIES[name].call).offers for name in ("sd3", "sdxl")}
-    assert {name: Need.RENOISE in offers for name, offers in own.items()} == {"sd3": True, "sdxl": False}
+    own = {
+        name: upgrade(shared(name)).engine("brightness", **FAMILIES[name].call).offers
+        for name in ("sd3", "sdxl")
+    }
+    assert {name: Need.RENOISE in offers for name, offers in own.items()} == {
+        "sd3": True,
+        "sdxl": False,
+    }
 
 
 @pytest.mark.parametrize("name", sorted(SUPPORTED))
@@ -260,14 +300,18 @@ def test_the_dtype_of_stepped_latents_is_foreseen(name: str) -> None:
             out = torch.full(x.shape, 0.1, dtype=torch.bfloat16)
             x = SchedulerKernel(own, True, {})._step(own, x, out, position, [torch.Generator()])
             assert x.dtype == schedule.stepped(noise, torch.bfloat16)
-    assert not convert(schedule, "cosine").narrows  # the kernels of ttsnap keep the dtype of the noise
+    # the kernels of ttsnap keep the dtype of the noise
+    assert not convert(schedule, "cosine").narrows
 
 
 @pytest.mark.parametrize(("path", "name"), each_once(list(INTERPOLANTS), ["sd3", "sd15", "sdxl"]))
 @torch.no_grad()
 def test_converted_prediction_is_that_of_the_models_own_path(name: str, path: str) -> None:
     """At equal signal-to-noise ratio, x differs by a scale only, and the estimate not at all."""
-    own, other = (upgrade(shared(name)).denoiser(**FAMILIES[name].call, num_inference_steps=6) for _ in range(2))
+    own, other = (
+        upgrade(shared(name)).denoiser(**FAMILIES[name].call, num_inference_steps=6)
+        for _ in range(2)
+    )
     for denoiser, on in ((own, None), (other, path)):
         denoiser.convert(on)
         denoiser.encode(["a cat"])
@@ -285,34 +329,56 @@ def test_converted_prediction_is_that_of_the_models_own_path(name: str, path: st
 
 def images(twin: Any, call: dict[str, Any], **how: Any) -> torch.Tensor:
     (result,) = search(
-        ["a cat"], BestOfN(4), twin.engine("brightness", batch_size=4, **call, **how), selection=Selection(keep=4)
+        ["a cat"],
+        BestOfN(4),
+        twin.engine("brightness", batch_size=4, **call, **how),
+        selection=Selection(keep=4),
     )
     by_seed = {c.seed: c.image for c in result.images}
     return torch.stack([by_seed[s] for s in range(4)])
 
 
 def test_own_path_ode_is_the_scheduler_itself() -> None:
-    """Euler for flows, DDIM for eps-models: the ode kernel on the model's own path and times makes the same images."""
+    """Euler for flows, DDIM for eps-models: the ode kernel on the model's own path and times makes
+    the same images."""
     ddim = diffusers.DDIMScheduler(**VP, clip_sample=False, set_alpha_to_one=True)
-    for name, own in (("sd3", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)), ("sd15", ddim)):
-        twin, call = upgrade(FAMILIES[name].build(own)), {**FAMILIES[name].call, "num_inference_steps": 8}
-        torch.testing.assert_close(images(twin, call, kernel="ode"), images(twin, call), atol=2e-4, rtol=0)
+    for name, own in (
+        ("sd3", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)),
+        ("sd15", ddim),
+    ):
+        twin, call = (
+            upgrade(FAMILIES[name].build(own)),
+            {**FAMILIES[name].call, "num_inference_steps": 8},
+        )
+        torch.testing.assert_close(
+            images(twin, call, kernel="ode"), images(twin, call), atol=2e-4, rtol=0
+        )
 
 
 def test_rbf_times_stay_near_the_noise() -> None:
     """reference: RBF's 10 steps on VP, in FLUX's own times."""
-    noisier: Any = convert(make_schedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=12.0), 30), "vp").times
-    assert (noisier[0], bool((noisier.diff() < 0).all())) == (1, True)  # points noisier than the path are spread
+    noisier: Any = convert(
+        make_schedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=12.0), 30), "vp"
+    ).times
+    # points noisier than the path are spread
+    assert (noisier[0], bool((noisier.diff() < 0).all())) == (1, True)
     found = convert(make_schedule(diffusers.FlowMatchEulerDiscreteScheduler(), 10), "vp", "sqrt")
     known = [0.993, 0.993, 0.992, 0.990, 0.986, 0.978, 0.962, 0.929, 0.859, 0.709]
     assert (found.timesteps / 1000).tolist() == pytest.approx(known, abs=6e-4)
 
 
-@pytest.mark.parametrize(("how", "message"), [
-    ({"kernel": "ode", "path": "straight"}, "path 'straight'"), ({"kernel": "ode", "times": "late"}, "times 'late'"),
-    ({"kernel": "ode", "times": torch.tensor([1.0, 0.5])}, "end with 0"), ({"kernel": "walk"}, "kernel 'walk'"),
-    ({"path": "vp"}, "own kernel"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"kernel": "ode", "path": "straight"}, "path 'straight'"),
+        ({"kernel": "ode", "times": "late"}, "times 'late'"),
+        ({"kernel": "ode", "times": torch.tensor([1.0, 0.5])}, "end with 0"),
+        ({"kernel": "walk"}, "kernel 'walk'"),
+        ({"path": "vp"}, "own kernel"),
+    ],
+)
 def test_what_does_not_fit_is_refused(how: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        upgrade(shared("sd3")).engine("brightness", **FAMILIES["sd3"].call, num_inference_steps=4, **how)
+        upgrade(shared("sd3")).engine(
+            "brightness", **FAMILIES["sd3"].call, num_inference_steps=4, **how
+        )

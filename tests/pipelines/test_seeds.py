@@ -1,4 +1,5 @@
-"""Which seeds a search starts from: what `seed=`, a generator and torch.manual_seed say, and stock makes again."""
+"""Which seeds a search starts from: what `seed=`, a generator and torch.manual_seed say, and stock
+makes again."""
 
 from __future__ import annotations
 
@@ -73,12 +74,21 @@ def test_a_generator_gives_its_own_seed_once_and_then_draws_others() -> None:
     assert first_seed(copied) == first_seed(used(7))
 
 
-@pytest.mark.parametrize(("seed", "given", "images", "said"), [
-    (3, generator(4), 1, "not both.* 3"), (2**64, None, 1, str(2**64)), (-(2**63) - 1, None, 1, str(-(2**63) - 1)),
-    (1.5, None, 1, "got 1.5"), ("7", None, 1, "got '7'"), (None, 7, 1, "got 7; seed= takes"),
-    (None, ["one"], 1, "'one'"), (None, [], 1, "list of 0, for 1"), (None, [generator(1)], 2, "list of 1, for 2"),
-    (None, [generator(1), generator(2)], 2, "not a list"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seed", "given", "images", "said"),
+    [
+        (3, generator(4), 1, "not both.* 3"),
+        (2**64, None, 1, str(2**64)),
+        (-(2**63) - 1, None, 1, str(-(2**63) - 1)),
+        (1.5, None, 1, "got 1.5"),
+        ("7", None, 1, "got '7'"),
+        (None, 7, 1, "got 7; seed= takes"),
+        (None, ["one"], 1, "'one'"),
+        (None, [], 1, "list of 0, for 1"),
+        (None, [generator(1)], 2, "list of 1, for 2"),
+        (None, [generator(1), generator(2)], 2, "not a list"),
+    ],
+)
 def test_what_says_no_seed_is_refused(seed: Any, given: Any, images: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         source_of(seed, given, images)

@@ -1,4 +1,5 @@
-"""Prompts that stay are not encoded again when others come, and calls that differ in steps alone share a network."""
+"""Prompts that stay are not encoded again when others come, and calls that differ in steps alone
+share a network."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ APART = ("sd15", "sdxl", "sd3", "pixart_sigma", "sana")
 
 
 def small(name: str, **more: Any) -> Any:
-    denoiser: Any = upgrade(shared(name)).denoiser(**FAMILIES[name].call, num_inference_steps=2, **more)
+    denoiser: Any = upgrade(shared(name)).denoiser(
+        **FAMILIES[name].call, num_inference_steps=2, **more
+    )
     denoiser.pipe.encode_prompt = Mock(wraps=denoiser.pipe.encode_prompt)
     return denoiser
 
@@ -31,7 +34,9 @@ def counts(denoiser: Any) -> list[int]:
 
 def predicted(denoiser: Any, prompts: int) -> torch.Tensor:
     x = denoiser.init_latents([seeded(i) for i in range(prompts)])
-    out: torch.Tensor = denoiser.predict(x, torch.zeros(prompts, dtype=torch.long), torch.arange(prompts)).out
+    out: torch.Tensor = denoiser.predict(
+        x, torch.zeros(prompts, dtype=torch.long), torch.arange(prompts)
+    ).out
     return out
 
 
@@ -60,19 +65,29 @@ def test_texts_of_their_own_and_those_padded_to_the_longest_are_encoded_each_tim
 
 
 @torch.no_grad()
-def compare(pipe: Any, call: dict[str, Any], steps: tuple[int, int], path: str | None = None) -> None:
-    """x0 and output of rows at all positions of two calls, of the first call's denoiser and of their own."""
-    joint, *own = (upgrade(pipe).denoiser(**call, num_inference_steps=n) for n in (steps[0], *steps))
+def compare(
+    pipe: Any, call: dict[str, Any], steps: tuple[int, int], path: str | None = None
+) -> None:
+    """x0 and output of rows at all positions of two calls, of the first call's denoiser and of
+    their own."""
+    joint, *own = (
+        upgrade(pipe).denoiser(**call, num_inference_steps=n) for n in (steps[0], *steps)
+    )
     for denoiser in (joint, *own):
         if path is not None:
             denoiser.convert(path)
         denoiser.encode(PROMPTS)
     parts = [torch.arange(len(denoiser.schedule.timesteps)) for denoiser in own]
     assert joint.merge_schedule(own[1]) == len(parts[0])
-    noise = [d.init_latents([seeded(s) for s in at.tolist()]) for d, at in zip(own, parts, strict=True)]
+    noise = [
+        d.init_latents([seeded(s) for s in at.tolist()]) for d, at in zip(own, parts, strict=True)
+    ]
     expected = [d.predict(x, k, k % 2) for d, x, k in zip(own, noise, parts, strict=True)]
-    found = joint.predict(torch.cat(noise), torch.arange(sum(map(len, parts))), torch.cat(parts) % 2)
-    # An estimate differs by as much as an output, times the noise level, which some schedulers let be 15.
+    found = joint.predict(
+        torch.cat(noise), torch.arange(sum(map(len, parts))), torch.cat(parts) % 2
+    )
+    # An estimate differs by as much as an output, times the noise level, which some schedulers let
+    # be 15.
     for name, atol in (("out", 2e-5), ("x0", 5e-4)):
         wanted = torch.cat([getattr(one, name) for one in expected])
         torch.testing.assert_close(getattr(found, name), wanted, atol=atol, rtol=2e-5)
@@ -83,7 +98,9 @@ def test_calls_of_every_family_share_a_network(name: str) -> None:
     compare(shared(name), FAMILIES[name].call, (2, 3))
 
 
-def test_steps_where_guidance_ends_other_paths_and_schedulers_that_scale_and_evaluate_twice() -> None:
+def test_steps_where_guidance_ends_other_paths_and_schedulers_that_scale_and_evaluate_twice() -> (
+    None
+):
     compare(shared("lumina2"), {**FAMILIES["lumina2"].call, "cfg_trunc_ratio": 0.5}, (2, 4))
     compare(shared("sd3"), FAMILIES["sd3"].call, (3, 2), path="vp")
     for scheduler in (EulerDiscreteScheduler(), HeunDiscreteScheduler()):

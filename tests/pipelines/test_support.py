@@ -1,4 +1,5 @@
-"""What docs/reference/support.md and README.md say of what a search supports, and of what it does not."""
+"""What docs/reference/support.md and README.md say of what a search supports, and of what it does
+not."""
 
 from __future__ import annotations
 
@@ -32,9 +33,15 @@ def other(kind: str, family: str, **parts: Any) -> Any:
     return cls(**{k: v for k, v in shared(family).components.items() if k in takes}, **parts)
 
 
-def test_pipelines_that_no_family_knows_are_taken_and_a_controlnet_is_left_behind_by_from_pipe() -> None:
+def test_pipelines_that_no_family_knows_are_taken_and_a_controlnet_is_left_behind_by_from_pipe() -> (
+    None
+):
     stock = shared("sd15")
-    controlled = other("StableDiffusionControlNetPipeline", "sd15", controlnet=ControlNetModel.from_unet(stock.unet))
+    controlled = other(
+        "StableDiffusionControlNetPipeline",
+        "sd15",
+        controlnet=ControlNetModel.from_unet(stock.unet),
+    )
     for pipe in (controlled, other("FluxControlPipeline", "flux")):
         assert type(upgrade(pipe)).denoiser_class is CallsDenoiser
     assert "controlnet" not in search_class(type(stock)).from_pipe(controlled).components
@@ -47,10 +54,16 @@ def test_the_table_has_every_family_and_says_what_is_declared() -> None:
     said = " ".join((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split())
     assert [name for name in matrix.families() if name not in said] == []
     assert {*SUPPORTED} == {*matrix.families().values()}
-    head, rule, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in matrix.markdown().splitlines()]
+    head, rule, *lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in matrix.markdown().splitlines()
+    ]
     assert {len(line) for line in (head, rule, *lines)} == {len(head)}
     rows = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
-    assert (rows["SDXL"]["LoRA"], rows["SDXL"]["gradients"], rows["PixArt-Sigma"]["LoRA"]) == ("✓", "✓", "–")
+    assert (rows["SDXL"]["LoRA"], rows["SDXL"]["gradients"], rows["PixArt-Sigma"]["LoRA"]) == (
+        "✓",
+        "✓",
+        "–",
+    )
 
 
 PREVIEWED = {
@@ -70,13 +83,17 @@ def test_a_preview_vae_decodes_where_the_table_says_so(name: str) -> None:
     classic = name in FAMILIES
     assert not classic or type(shared(name)).__name__ in matrix.PREVIEWED
     pipe, call = (
-        (upgrade(shared(name)), FAMILIES[name].call) if classic else (twin(OF_CLASS[name]), CASES[OF_CLASS[name]].call)
+        (upgrade(shared(name)), FAMILIES[name].call)
+        if classic
+        else (twin(OF_CLASS[name]), CASES[OF_CLASS[name]].call)
     )
     config = pipe.vae.config
     blocks = len(config.get("block_out_channels") or config["decoder_block_out_channels"])
     widths = {f"{side}_block_out_channels": (4,) * blocks for side in ("encoder", "decoder")}
     depths = {f"num_{side}_blocks": (1,) * blocks for side in ("encoder", "decoder")}
-    pipe.preview_vae = AutoencoderTiny(latent_channels=config["latent_channels"], **widths, **depths).eval()
+    pipe.preview_vae = AutoencoderTiny(
+        latent_channels=config["latent_channels"], **widths, **depths
+    ).eval()
     denoiser = pipe.denoiser(**call)
     with torch.no_grad():
         denoiser.encode(["a cat"])
@@ -84,4 +101,6 @@ def test_a_preview_vae_decodes_where_the_table_says_so(name: str) -> None:
         preview = denoiser.preview(noise)
         assert preview.shape == denoiser.decode(noise).shape
         if classic and name not in PACKED:
-            assert torch.equal(preview, (pipe.preview_vae.decode(noise).sample / 2 + 0.5).clamp(0, 1))
+            assert torch.equal(
+                preview, (pipe.preview_vae.decode(noise).sample / 2 + 0.5).clamp(0, 1)
+            )

@@ -28,7 +28,8 @@ def no_graphs() -> Iterator[None]:
 
 
 def plain(times: tuple[int, int, int] = (1, 2, 2), patch: int = 1) -> TinyVideoVAE:
-    """One whose convolutions hand on what they get, channel by channel, and whose blocks add nothing."""
+    """One whose convolutions hand on what they get, channel by channel, and whose blocks add
+    nothing."""
     vae = TinyVideoVAE(1, (1, 1, 1, 1), times, patch)
     for name, weight in vae.named_parameters():
         weight.zero_()
@@ -66,16 +67,19 @@ def test_a_latent_is_held_softly_and_shown_by_as_many_frames_as_it_stands_for() 
 
 
 def test_groups_of_channels_are_frames_in_their_order() -> None:
-    """The two layers for more frames make 1, 1/2 and 1, 1/4 times a frame: 1, 1/4, 1/2 and 1/8 in that order."""
+    """The two layers for more frames make 1, 1/2 and 1, 1/4 times a frame: 1, 1/4, 1/2 and 1/8 in
+    that order."""
     vae = plain()
     vae.decoder[13].conv.weight[1] = 0.5
     vae.decoder[19].conv.weight[1] = 0.25
-    expected = soft(0.9) * torch.tensor([1 / 8, 1, 1 / 4, 1 / 2, 1 / 8])  # of the first latent only the last is shown
+    # of the first latent only the last is shown
+    expected = soft(0.9) * torch.tensor([1 / 8, 1, 1 / 4, 1 / 2, 1 / 8])
     torch.testing.assert_close(shown(vae, 0.9, 0.9), expected)
 
 
 def test_blocks_see_the_frame_before() -> None:
-    """A block that adds the frame before it, nothing before the first, over latent frames, too, of 1 and 1/2 each."""
+    """A block that adds the frame before it, nothing before the first, over latent frames, too, of
+    1 and 1/2 each."""
     vae = plain(times=(1, 2, 1))
     vae.decoder[13].conv.weight[1] = 0.5
     block = vae.decoder[15].conv
@@ -97,19 +101,42 @@ def test_pixels_of_a_patch_are_channels_first() -> None:
 
 
 @pytest.mark.parametrize(("z_dim", "times", "patch"), [(16, (1, 2, 2), 1), (128, (2, 2, 2), 4)])
-def test_names_and_shapes_are_those_of_the_published_files(z_dim: int, times: Any, patch: int) -> None:
-    """Of taew2_1 (Wan 2.1) and taeltx_2 (LTX-2): 64 tensors of a decoder, with these shapes in their headers."""
+def test_names_and_shapes_are_those_of_the_published_files(
+    z_dim: int, times: Any, patch: int
+) -> None:
+    """Of taew2_1 (Wan 2.1) and taeltx_2 (LTX-2): 64 tensors of a decoder, with these shapes in
+    their headers."""
     with torch.device("meta"):
         state = TinyVideoVAE(z_dim, times=times, patch_size=patch).state_dict()
     grown, last = 256 * times[0], 3 * patch**2
     shapes: dict[str, tuple[int, ...]] = {
-        "1.weight": (256, z_dim, 3, 3), "1.bias": (256,), "22.weight": (last, 64, 3, 3), "22.bias": (last,),
-        "7.conv.weight": (grown, 256, 1, 1), "13.conv.weight": (256, 128, 1, 1), "19.conv.weight": (128, 64, 1, 1),
-        "8.weight": (128, 256, 3, 3), "14.weight": (64, 128, 3, 3), "20.weight": (64, 64, 3, 3),
-    }  # fmt: skip
-    for i, width in {3: 256, 4: 256, 5: 256, 9: 128, 10: 128, 11: 128, 15: 64, 16: 64, 17: 64}.items():
+        "1.weight": (256, z_dim, 3, 3),
+        "1.bias": (256,),
+        "22.weight": (last, 64, 3, 3),
+        "22.bias": (last,),
+        "7.conv.weight": (grown, 256, 1, 1),
+        "13.conv.weight": (256, 128, 1, 1),
+        "19.conv.weight": (128, 64, 1, 1),
+        "8.weight": (128, 256, 3, 3),
+        "14.weight": (64, 128, 3, 3),
+        "20.weight": (64, 64, 3, 3),
+    }
+    for i, width in {
+        3: 256,
+        4: 256,
+        5: 256,
+        9: 128,
+        10: 128,
+        11: 128,
+        15: 64,
+        16: 64,
+        17: 64,
+    }.items():
         for layer, inputs in ((0, 2 * width), (2, width), (4, width)):
-            shapes |= {f"{i}.conv.{layer}.weight": (width, inputs, 3, 3), f"{i}.conv.{layer}.bias": (width,)}
+            shapes |= {
+                f"{i}.conv.{layer}.weight": (width, inputs, 3, 3),
+                f"{i}.conv.{layer}.bias": (width,),
+            }
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {
         f"decoder.{name}": shape for name, shape in shapes.items()
     }
@@ -118,7 +145,10 @@ def test_names_and_shapes_are_those_of_the_published_files(z_dim: int, times: An
 def test_files_are_read_by_their_shapes_or_refused(tmp_path: Path) -> None:
     vae = some(3, (6, 4, 2, 2), (2, 1, 2), 2)
     tensors = {**vae.state_dict(), "encoder.0.weight": torch.zeros(1)}
-    save_file({name: tensor.half() for name, tensor in tensors.items()}, path := tmp_path / "tae.safetensors")
+    save_file(
+        {name: tensor.half() for name, tensor in tensors.items()},
+        path := tmp_path / "tae.safetensors",
+    )
     read = _preview_vae(str(path))
     sizes = [read.config[name] for name in ("z_dim", "widths", "times", "patch_size")]
     assert sizes == [3, (6, 4, 2, 2), (2, 1, 2), 2]
@@ -130,7 +160,11 @@ def test_files_are_read_by_their_shapes_or_refused(tmp_path: Path) -> None:
         ("decoder.8.weight", None, "of a TAEHV"),
         ("decoder.7.conv.weight", torch.zeros(0, 6, 1, 1), "of a TAEHV"),
         ("decoder.3.conv.2.bias", None, "decoder.3.conv.2.bias"),
-        ("decoder.9.conv.0.weight", torch.zeros(4, 4, 3, 3), "size mismatch for decoder.9.conv.0.weight"),
+        (
+            "decoder.9.conv.0.weight",
+            torch.zeros(4, 4, 3, 3),
+            "size mismatch for decoder.9.conv.0.weight",
+        ),
     ):
         state = {key: value for key, value in vae.state_dict().items() if key != name}
         save_file(state if tensor is None else {**state, name: tensor}, path)
@@ -143,7 +177,12 @@ def test_files_are_read_by_their_shapes_or_refused(tmp_path: Path) -> None:
 
 PREVIEWED = {
     *matrix.PREVIEWED_BY_VIDEO_VAES,
-    *("QwenImageModularPipeline", "WanModularPipeline", "WanImage2VideoModularPipeline", "LTX2ModularPipeline"),
+    *(
+        "QwenImageModularPipeline",
+        "WanModularPipeline",
+        "WanImage2VideoModularPipeline",
+        "LTX2ModularPipeline",
+    ),
     *("Wan22ModularPipeline", "Wan22Image2VideoModularPipeline"),
 }
 
@@ -157,8 +196,11 @@ def test_estimates_are_decoded_where_the_table_says_so(name: str) -> None:
         case = next(case for case in CASES.values() if case.pipeline == name)
         stock, call = built(case.pipeline, case.parts), case.call
     pipe, vae = upgrade(stock), stock.vae
-    pipe.preview_vae = some(vae.config.get("z_dim") or vae.config.latent_channels, (4, 4, 4, 4), (1, 1, 2))
-    # The VAEs of these pipelines make fewer pixels of a latent than those that published files stand for.
+    pipe.preview_vae = some(
+        vae.config.get("z_dim") or vae.config.latent_channels, (4, 4, 4, 4), (1, 1, 2)
+    )
+    # The VAEs of these pipelines make fewer pixels of a latent than those that published files
+    # stand for.
     if name == "LTX2ModularPipeline":
         pipe.preview_vae.spatial_compression_ratio = vae.spatial_compression_ratio
     else:

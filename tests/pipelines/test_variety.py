@@ -1,4 +1,5 @@
-"""Groups of seeds that are coupled, in every family: by formula, and the model itself where nothing is changed."""
+"""Groups of seeds that are coupled, in every family: by formula, and the model itself where nothing
+is changed."""
 
 from __future__ import annotations
 
@@ -35,18 +36,35 @@ SEEDS = (5, 6, 7)
 STEPS = 4
 
 # By family: where attention ends, in the order of the network's modules.
-UNET = [f"{place}.transformer_blocks.{i}.attn1.to_out.0" for place in
-        ("down_blocks.1.attentions.0", "up_blocks.0.attentions.0", "up_blocks.0.attentions.1", "mid_block.attentions.0")
-        for i in (0, 1)]  # fmt: skip
+UNET = [
+    f"{place}.transformer_blocks.{i}.attn1.to_out.0"
+    for place in (
+        "down_blocks.1.attentions.0",
+        "up_blocks.0.attentions.0",
+        "up_blocks.0.attentions.1",
+        "mid_block.attentions.0",
+    )
+    for i in (0, 1)
+]
 JOINT = ["transformer_blocks.0.attn.to_out.0", "transformer_blocks.1.attn.to_out.0"]
 ENDS: dict[str, list[str]] = {
     "flux": ["transformer_blocks.0.attn.to_out.0", "single_transformer_blocks.0.attn"],
-    "flux2_klein": ["transformer_blocks.0.attn.to_out.0", "single_transformer_blocks.0.attn.to_out"],
+    "flux2_klein": [
+        "transformer_blocks.0.attn.to_out.0",
+        "single_transformer_blocks.0.attn.to_out",
+    ],
     "sd3": JOINT,
     "sdxl": UNET,
     "qwen_image": JOINT,
-    "z_image": ["noise_refiner.0.attention.to_out.0", "layers.0.attention.to_out.0", "layers.1.attention.to_out.0"],
-    "lumina2": [f"{place}.attn.to_out.0" for place in ("noise_refiner.0", "noise_refiner.1", "layers.0", "layers.1")],
+    "z_image": [
+        "noise_refiner.0.attention.to_out.0",
+        "layers.0.attention.to_out.0",
+        "layers.1.attention.to_out.0",
+    ],
+    "lumina2": [
+        f"{place}.attn.to_out.0"
+        for place in ("noise_refiner.0", "noise_refiner.1", "layers.0", "layers.1")
+    ],
 }
 
 
@@ -56,7 +74,8 @@ def dark(images: Any, prompts: Any) -> Any:
 
 def family(name: str) -> tuple[Any, dict[str, Any]]:
     pipe = upgrade(copy.copy(shared(name)))
-    if name in ("sd15", "sdxl"):  # PNDM begins at the start alone; each is at less noise than flows are
+    # PNDM begins at the start alone; each is at less noise than flows are
+    if name in ("sd15", "sdxl"):
         pipe.scheduler = diffusers.DDIMScheduler(**STABLE_DIFFUSION_BETAS)
     return pipe, {**FAMILIES[name].call, "num_inference_steps": STEPS}
 
@@ -85,21 +104,31 @@ def stepped(denoiser: Any, steps: int, seeds: Sequence[int] = SEEDS, now: Any = 
         if now is not None:
             now.append(k)
         keys = [(seed, 0, k) for seed in seeds]
-        x, states = denoiser.kernel.step(x, denoiser.predict(x, zero + k, zero), zero + k, keys, states)
+        x, states = denoiser.kernel.step(
+            x, denoiser.predict(x, zero + k, zero), zero + k, keys, states
+        )
     return x
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))
 def test_attention_is_coupled_by_formula(name: str) -> None:
-    """The call's own steps with a network whose attention is changed by hand, one pass of the network at a time."""
+    """The call's own steps with a network whose attention is changed by hand, one pass of the
+    network at a time."""
     (pipe, call), how = family(name), Repel(3, 0.75, 3.0, 0.2, 0.3)
     denoiser = sampling(pipe, "repel:3:0.75:3:0.2:0.3", call)
-    count, image, net, now = denoiser.groups.nfe, denoiser.image_tokens, copy.deepcopy(denoiser.net), list[int]()
+    count, image, net, now = (
+        denoiser.groups.nfe,
+        denoiser.image_tokens,
+        copy.deepcopy(denoiser.net),
+        list[int](),
+    )
     assert 0 < count < STEPS
 
     def change(h: Tensor, layer: int) -> Tensor:
         out, chosen = h.double().clone(), h[:, image].double()
-        kept = torch.rand(3, chosen.shape[1], generator=generator((SEEDS[0], now[-1], layer))) >= 0.3
+        kept = (
+            torch.rand(3, chosen.shape[1], generator=generator((SEEDS[0], now[-1], layer))) >= 0.3
+        )
         out[:, image] = torch.cat([by_formula(group, kept, how) for group in chosen.split(3)])
         return out.to(h.dtype)
 
@@ -116,14 +145,18 @@ def test_attention_is_coupled_by_formula(name: str) -> None:
         module.forward = wrapped(module, layer, end)
     changed, made = family(name)[0], begun(denoiser)
     setattr(changed, denoiser.network, net)
-    torch.testing.assert_close(made, stepped(sampling(changed, None, call), count, now=now), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        made, stepped(sampling(changed, None, call), count, now=now), rtol=1e-4, atol=1e-5
+    )
     assert not torch.allclose(made, stepped(sampling(pipe, None, call), count), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_nothing_coupled_is_the_model_to_the_bit(name: str) -> None:
     pipe, call = family(name)
-    plain, none, coupled = (sampling(pipe, how, call) for how in (None, "repel:3:0.75:0", "repel:3:0.75"))
+    plain, none, coupled = (
+        sampling(pipe, how, call) for how in (None, "repel:3:0.75:0", "repel:3:0.75")
+    )
     count = none.groups.nfe
     expected = stepped(plain, count)
     assert torch.equal(begun(none), expected)
@@ -134,21 +167,39 @@ def test_nothing_coupled_is_the_model_to_the_bit(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistep", "HeunDiscrete", "EulerAncestralDiscrete"])
 def test_schedulers_keep_their_history_over_the_coupled_steps(name: str) -> None:
-    """With factor 0 a search over groups finds the images of a search without, each from its own seed."""
+    """With factor 0 a search over groups finds the images of a search without, each from its own
+    seed."""
     pipe, call = family("sd15")
     pipe.scheduler = getattr(diffusers, f"{name}Scheduler")(**STABLE_DIFFUSION_BETAS)
-    how = {"search": BestOfN(4), "reward": dark, "seed": 3, "num_images_per_prompt": 4, "output_type": "latent", **call}
+    how = {
+        "search": BestOfN(4),
+        "reward": dark,
+        "seed": 3,
+        "num_images_per_prompt": 4,
+        "output_type": "latent",
+        **call,
+    }
     plain = pipe(PROMPTS[0], **how).images
-    torch.testing.assert_close(pipe(PROMPTS[0], variety="repel:3:0.75:0", **how).images, plain, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(pipe(PROMPTS[0], variety="repel:3:0.75:3:0.2", **how).images, plain, atol=1e-2)
+    torch.testing.assert_close(
+        pipe(PROMPTS[0], variety="repel:3:0.75:0", **how).images, plain, rtol=1e-4, atol=1e-4
+    )
+    assert not torch.allclose(
+        pipe(PROMPTS[0], variety="repel:3:0.75:3:0.2", **how).images, plain, atol=1e-2
+    )
 
 
 COMPILED_OR_HOOKED: dict[str, Callable[[Any], object]] = {
     "compiled": lambda pipe: pipe.transformer.compile(backend="eager"),
-    "wrapped": lambda pipe: setattr(pipe, "transformer", torch.compile(pipe.transformer, backend="eager")),
+    "wrapped": lambda pipe: setattr(
+        pipe, "transformer", torch.compile(pipe.transformer, backend="eager")
+    ),
     "model offload": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
-    "group offload": lambda pipe: pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level"),
-    "cast": lambda pipe: pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32),
+    "group offload": lambda pipe: pipe.enable_group_offload(
+        torch.device("cpu"), offload_type="leaf_level"
+    ),
+    "cast": lambda pipe: pipe.transformer.enable_layerwise_casting(
+        torch.float8_e4m3fn, torch.float32
+    ),
 }
 
 
@@ -162,7 +213,9 @@ def test_compiled_and_offloaded_networks_are_coupled(name: str) -> None:
     made = begun(sampling(pipe, "repel:3:0.75:3:0.2", call))
     assert not torch.allclose(made, expected, atol=1e-3)
     if name != "cast":  # which rounds weights
-        torch.testing.assert_close(made, begun(sampling(family("sd3")[0], "repel:3:0.75:3:0.2", call)))
+        torch.testing.assert_close(
+            made, begun(sampling(family("sd3")[0], "repel:3:0.75:3:0.2", call))
+        )
     assert not any(module._forward_pre_hooks for module in pipe.transformer.modules())
 
 
@@ -171,7 +224,9 @@ def test_an_image_says_how_and_is_made_again() -> None:
     how = {"reward": dark, "variety": variety, **call}
     out = pipe(PROMPTS, search=BestOfN(4), seed=11, num_images_per_prompt=4, batch_size=7, **how)
     plain = pipe(PROMPTS, search=BestOfN(4), seed=11, num_images_per_prompt=4, reward=dark, **call)
-    assert not {image.tobytes() for image in out.images} & {image.tobytes() for image in plain.images}
+    assert not {image.tobytes() for image in out.images} & {
+        image.tobytes() for image in plain.images
+    }
     found = []
     for image in out.images:
         image.save(file := io.BytesIO(), "PNG", pnginfo=png_info(image))
@@ -200,19 +255,24 @@ def test_what_cannot_be_is_refused() -> None:
         with pytest.raises(ValueError, match=words):
             pipe(PROMPTS[0], search=BestOfN(2), reward=dark, **{**call, "variety": "repel", **more})
     with pytest.raises(ValueError, match="keep seeds apart"):
-        pipe.engine(dark, network=SharedDenoiser(pipe.denoiser(**call)), variety="repel:2:0.75", **call)
+        pipe.engine(
+            dark, network=SharedDenoiser(pipe.denoiser(**call)), variety="repel:2:0.75", **call
+        )
     with pytest.raises(ValueError, match="couple no seeds"):
         CallsDenoiser.must(CallsDenoiser.__new__(CallsDenoiser), Capability.COUPLE)
 
 
 @pytest.mark.usefixtures("real_flops")
 def test_what_coupling_takes_is_counted() -> None:
-    """Of each token a product with every token of the group, at each attention and in both halves of guidance."""
+    """Of each token a product with every token of the group, at each attention and in both halves
+    of guidance."""
     pipe, call = upgrade(FAMILIES["sd3"].build()), FAMILIES["sd3"].call
     engine = pipe.engine(dark, variety="repel:3:0.75", **call)
     net, price, attentions, halves = engine.denoiser.net, engine.price, 2, 2
     engine.denoiser.encode(PROMPTS)
-    tokens = engine.denoiser.init_latents([seeded(0)]).shape[-2:].numel() // net.config.patch_size**2
+    tokens = (
+        engine.denoiser.init_latents([seeded(0)]).shape[-2:].numel() // net.config.patch_size**2
+    )
     width = net.get_submodule(ENDS["sd3"][0]).in_features
     assert price.flops.coupled == 2 * attentions * halves * tokens * 3 * tokens * width
     plain = pipe.engine(dark, **call).price

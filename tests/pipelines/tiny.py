@@ -1,6 +1,7 @@
 """Tiny randomly initialised stock pipelines of every family, made without a download.
 
-Parts are made once per process and copied for every pipeline, so a test may change what it was given.
+Parts are made once per process and copied for every pipeline, so a test may change what it was
+given.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ from ttsnap.pipelines import search_class
 Parts = dict[str, Any]
 
 # The noise schedules that the published checkpoints of these families were trained with.
-STABLE_DIFFUSION_BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+STABLE_DIFFUSION_BETAS: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
 PIXART_BETAS: dict[str, Any] = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 DYNAMIC_SHIFT: dict[str, Any] = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 # No picture is square, so that exchanged sides show.
@@ -38,7 +43,8 @@ SHORT, SANA = {"max_sequence_length": 32}, {"height": 32, "width": 64, "max_sequ
 
 
 def parts_once(make: Callable[[], Parts]) -> Callable[[], Parts]:
-    """Run `make` once, from a fixed seed that leaves torch's own generator alone; every call gets a copy.
+    """Run `make` once, from a fixed seed that leaves torch's own generator alone; every call gets a
+    copy.
 
     A network is mostly modules, which pickle copies in a quarter of the time that `deepcopy` takes.
     """
@@ -76,7 +82,8 @@ def quiet(pipe: Any) -> Any:
 
 
 class Family(NamedTuple):
-    """A stock pipeline: its class, what makes its parts and its own scheduler, and a small call for one prompt."""
+    """A stock pipeline: its class, what makes its parts and its own scheduler, and a small call for
+    one prompt."""
 
     pipeline: Any
     parts: Callable[[], Parts]
@@ -95,8 +102,11 @@ class Family(NamedTuple):
 FAMILIES: dict[str, Family] = {}
 
 
-def family(pipeline: Any, scheduler: Callable[[], Any], call: dict[str, Any], unguided: float = 1.0) -> Any:
-    """Enters a function that makes parts into FAMILIES, by its name, which from then on builds pipelines."""
+def family(
+    pipeline: Any, scheduler: Callable[[], Any], call: dict[str, Any], unguided: float = 1.0
+) -> Any:
+    """Enters a function that makes parts into FAMILIES, by its name, which from then on builds
+    pipelines."""
     scale = "true_cfg_scale" if "true_cfg_scale" in call else "guidance_scale"
 
     def enter(make: Callable[[], Parts]) -> Any:
@@ -112,7 +122,8 @@ def flow(**options: Any) -> Callable[[], Any]:
 
 
 def jitter(model: torch.nn.Module) -> torch.nn.Module:
-    """Zero-initialised output layers would make the network trivial: move every parameter a little."""
+    """Zero-initialised output layers would make the network trivial: move every parameter a
+    little."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -126,18 +137,30 @@ def jitter(model: torch.nn.Module) -> torch.nn.Module:
 def clip_tokenizer() -> transformers.CLIPTokenizer:
     """One token per character."""
     characters = [chr(c) for c in range(33, 127)]
-    words = ["<|startoftext|>", "<|pad|>", "<|endoftext|>", *characters, *(c + "</w>" for c in characters)]
+    words = [
+        "<|startoftext|>",
+        "<|pad|>",
+        "<|endoftext|>",
+        *characters,
+        *(c + "</w>" for c in characters),
+    ]
     vocabulary = {word: number for number, word in enumerate(words)}
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
 def character_tokenizer(chat: bool = False) -> transformers.PreTrainedTokenizerFast:
-    """One token per character, for T5 and language models; with `chat`, a template that is the message alone."""
-    vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *map(chr, range(32, 127))])}
+    """One token per character, for T5 and language models; with `chat`, a template that is the
+    message alone."""
+    vocabulary = {
+        word: number
+        for number, word in enumerate(["<pad>", "</s>", "<unk>", *map(chr, range(32, 127))])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(""), behavior="isolated")
     words = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **words)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=512, **words
+    )
     if chat:
         fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     return fast
@@ -145,21 +168,39 @@ def character_tokenizer(chat: bool = False) -> transformers.PreTrainedTokenizerF
 
 def clip(kind: Any = transformers.CLIPTextModelWithProjection) -> Any:
     config = transformers.CLIPTextConfig(
-        bos_token_id=0, eos_token_id=2, pad_token_id=1, hidden_size=32, intermediate_size=37, num_attention_heads=4,
-        num_hidden_layers=3, vocab_size=1000, projection_dim=32,
-    )  # fmt: skip
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+        hidden_size=32,
+        intermediate_size=37,
+        num_attention_heads=4,
+        num_hidden_layers=3,
+        vocab_size=1000,
+        projection_dim=32,
+    )
     return kind(config).eval()
 
 
 def t5(kind: str = "T5", layers: int = 2) -> Any:
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=1000, d_model=32, d_kv=8, d_ff=37, num_layers=layers, num_heads=4, decoder_start_token_id=0
+        vocab_size=1000,
+        d_model=32,
+        d_kv=8,
+        d_ff=37,
+        num_layers=layers,
+        num_heads=4,
+        decoder_start_token_id=0,
     )
     return getattr(transformers, f"{kind}EncoderModel")(config).eval()
 
 
 def gemma(**config: Any) -> transformers.Gemma2Model:
-    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 200}
+    sizes = {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 200,
+    }
     return transformers.Gemma2Model(transformers.Gemma2Config(**sizes, **config)).eval()
 
 
@@ -170,18 +211,31 @@ LANGUAGE: dict[str, Any] = {
 
 
 def qwen3(kind: Any) -> Any:
-    return kind(transformers.Qwen3Config(**LANGUAGE, vocab_size=200, max_position_embeddings=512)).eval()
+    return kind(
+        transformers.Qwen3Config(**LANGUAGE, vocab_size=200, max_position_embeddings=512)
+    ).eval()
 
 
 def qwen_vl() -> transformers.Qwen2_5_VLForConditionalGeneration:
     scaling = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
     text = {**LANGUAGE, "rope_scaling": scaling, "rope_theta": 1e6, "vocab_size": 1000}
     text |= {"bos_token_id": 0, "eos_token_id": 1}
-    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+    }
     config = transformers.Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, hidden_size=16, vocab_size=1000, vision_end_token_id=993,
-        vision_start_token_id=992, vision_token_id=994,
-    )  # fmt: skip
+        text_config=text,
+        vision_config=vision,
+        hidden_size=16,
+        vocab_size=1000,
+        vision_end_token_id=993,
+        vision_start_token_id=992,
+        vision_token_id=994,
+    )
     return transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
@@ -190,23 +244,40 @@ def qwen_vl() -> transformers.Qwen2_5_VLForConditionalGeneration:
 
 def unet(**config: Any) -> torch.nn.Module:
     made = diffusers.UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, **config,
-    )  # fmt: skip
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        **config,
+    )
     return jitter(made)
 
 
 def autoencoder(channels: int, **config: Any) -> diffusers.AutoencoderKL:
     """Halves the size once."""
     return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8), layers_per_block=1, latent_channels=channels, norm_num_groups=4, sample_size=32,
-        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, **config,
-    ).eval()  # fmt: skip
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=32,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        **config,
+    ).eval()
 
 
 # In the form that came with SD3.
-SHIFTED = {"use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.0609, "scaling_factor": 1.5035}
+SHIFTED = {
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "shift_factor": 0.0609,
+    "scaling_factor": 1.5035,
+}
 
 
 # Families
@@ -219,7 +290,9 @@ def with_one_encoder(transformer: Any, vae: Any, text_encoder: Any, chat: bool =
 
 @family(
     diffusers.StableDiffusionPipeline,
-    lambda: PNDMScheduler(**STABLE_DIFFUSION_BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
+    lambda: PNDMScheduler(
+        **STABLE_DIFFUSION_BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+    ),
     {"guidance_scale": 5.0},
 )
 def sd15() -> Parts:
@@ -235,15 +308,21 @@ def sd15() -> Parts:
 
 @family(
     diffusers.StableDiffusionXLPipeline,
-    lambda: EulerDiscreteScheduler(**STABLE_DIFFUSION_BETAS, steps_offset=1, timestep_spacing="leading"),
+    lambda: EulerDiscreteScheduler(
+        **STABLE_DIFFUSION_BETAS, steps_offset=1, timestep_spacing="leading"
+    ),
     {"guidance_scale": 5.0},
 )
 def sdxl() -> Parts:
     network = unet(
-        attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
-        addition_time_embed_dim=8, transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=80,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 2),
+        projection_class_embeddings_input_dim=80,
         cross_attention_dim=64,
-    )  # fmt: skip
+    )
     return {
         "unet": network,
         "vae": autoencoder(4),
@@ -255,12 +334,24 @@ def sdxl() -> Parts:
     }
 
 
-@family(diffusers.StableDiffusion3Pipeline, flow(shift=3.0), {"guidance_scale": 5.0, "max_sequence_length": 8})
+@family(
+    diffusers.StableDiffusion3Pipeline,
+    flow(shift=3.0),
+    {"guidance_scale": 5.0, "max_sequence_length": 8},
+)
 def sd3() -> Parts:
     transformer = diffusers.SD3Transformer2DModel(
-        sample_size=16, patch_size=1, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=96, pooled_projection_dim=64,
-    )  # fmt: skip
+        sample_size=16,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=96,
+        pooled_projection_dim=64,
+    )
     return {
         "transformer": jitter(transformer),
         "vae": autoencoder(4, **SHIFTED),
@@ -274,9 +365,17 @@ def sd3() -> Parts:
 
 def flux_parts(guidance: bool) -> Parts:
     transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8], guidance_embeds=guidance,
-    )  # fmt: skip
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 4, 8],
+        guidance_embeds=guidance,
+    )
     return {
         "transformer": jitter(transformer),
         "vae": autoencoder(1, **SHIFTED),
@@ -287,7 +386,9 @@ def flux_parts(guidance: bool) -> Parts:
     }
 
 
-@family(diffusers.FluxPipeline, flow(shift=3.0, **DYNAMIC_SHIFT), {"guidance_scale": 3.5, **SHORT}, 3.5)
+@family(
+    diffusers.FluxPipeline, flow(shift=3.0, **DYNAMIC_SHIFT), {"guidance_scale": 3.5, **SHORT}, 3.5
+)
 def flux() -> Parts:
     return flux_parts(guidance=True)
 
@@ -304,35 +405,72 @@ def flux_schnell() -> Parts:
 )
 def pixart_sigma() -> Parts:
     transformer = diffusers.PixArtTransformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, out_channels=8, num_layers=2, attention_head_dim=8,
-        num_attention_heads=3, cross_attention_dim=24, caption_channels=32, attention_bias=True,
-        activation_fn="gelu-approximate", num_embeds_ada_norm=1000, norm_type="ada_norm_single",
-        norm_elementwise_affine=False, norm_eps=1e-6,
-    )  # fmt: skip
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        cross_attention_dim=24,
+        caption_channels=32,
+        attention_bias=True,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+    )
     return with_one_encoder(transformer, autoencoder(4), t5())
 
 
 @family(
     diffusers.SanaPipeline,
-    lambda: DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-    {**SANA, "guidance_scale": 5.0, "complex_human_instruction": None, "use_resolution_binning": False},
+    lambda: DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    ),
+    {
+        **SANA,
+        "guidance_scale": 5.0,
+        "complex_human_instruction": None,
+        "use_resolution_binning": False,
+    },
 )
 def sana() -> Parts:
     transformer = diffusers.SanaTransformer2DModel(
-        sample_size=32, patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2,
-        attention_head_dim=4, num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8,
+        sample_size=32,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=4,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=4,
+        cross_attention_dim=8,
         caption_channels=8,
-    )  # fmt: skip
+    )
     sides: dict[str, Any] = {}
     for side, layers in (("encoder", (1, 1)), ("decoder", [1, 1])):
-        sides |= {f"{side}_block_types": ("ResBlock", "EfficientViTBlock"), f"{side}_block_out_channels": (8, 8)}
+        sides |= {
+            f"{side}_block_types": ("ResBlock", "EfficientViTBlock"),
+            f"{side}_block_out_channels": (8, 8),
+        }
         sides |= {f"{side}_qkv_multiscales": ((), (5,)), f"{side}_layers_per_block": layers}
     vae = diffusers.AutoencoderDC(
-        in_channels=3, latent_channels=4, attention_head_dim=2, downsample_block_type="conv",
-        upsample_block_type="interpolate", decoder_norm_types="rms_norm", decoder_act_fns="silu",
-        scaling_factor=0.41407, **sides,
-    )  # fmt: skip
-    text = gemma(head_dim=16, intermediate_size=64, num_hidden_layers=1, attn_implementation="eager")
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41407,
+        **sides,
+    )
+    text = gemma(
+        head_dim=16, intermediate_size=64, num_hidden_layers=1, attn_implementation="eager"
+    )
     return with_one_encoder(transformer, vae, text)
 
 
@@ -343,23 +481,47 @@ def sana() -> Parts:
 )
 def qwen_image() -> Parts:
     transformer = diffusers.QwenImageTransformer2DModel(
-        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=3,
-        joint_attention_dim=16, guidance_embeds=False, axes_dims_rope=(8, 4, 4),
-    )  # fmt: skip
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=16,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 4, 4),
+    )
     vae = diffusers.AutoencoderKLQwenImage(
-        base_dim=24, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
-        latents_mean=[0.1, -0.2, 0.0, 0.3], latents_std=[1.0, 0.8, 1.2, 0.9],
-    )  # fmt: skip
+        base_dim=24,
+        z_dim=4,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.2, 0.0, 0.3],
+        latents_std=[1.0, 0.8, 1.2, 0.9],
+    )
     return with_one_encoder(transformer, vae, qwen_vl())
 
 
 @family(diffusers.ZImagePipeline, flow(shift=3.0), {"guidance_scale": 3.0, **SHORT}, 0.0)
 def z_image() -> Parts:
     transformer = diffusers.ZImageTransformer2DModel(
-        all_patch_size=(2,), all_f_patch_size=(1,), in_channels=16, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2,
-        n_kv_heads=2, norm_eps=1e-5, qk_norm=True, cap_feat_dim=16, rope_theta=256.0, t_scale=1000.0,
-        axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
-    )  # fmt: skip
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=16,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        norm_eps=1e-5,
+        qk_norm=True,
+        cap_feat_dim=16,
+        rope_theta=256.0,
+        t_scale=1000.0,
+        axes_dims=[8, 4, 4],
+        axes_lens=[256, 32, 32],
+    )
     with torch.no_grad():  # left uninitialised by diffusers
         transformer.x_pad_token.fill_(1)
         transformer.cap_pad_token.fill_(1)
@@ -370,14 +532,30 @@ def z_image() -> Parts:
 @family(
     diffusers.Lumina2Pipeline,
     flow(shift=6.0),
-    {"height": 32, "width": 48, "guidance_scale": 3.0, "max_sequence_length": 64, "system_prompt": "draw"},
+    {
+        "height": 32,
+        "width": 48,
+        "guidance_scale": 3.0,
+        "max_sequence_length": 64,
+        "system_prompt": "draw",
+    },
 )
 def lumina2() -> Parts:
     transformer = diffusers.Lumina2Transformer2DModel(
-        sample_size=4, patch_size=2, in_channels=4, hidden_size=8, num_layers=2, num_attention_heads=1, num_kv_heads=1,
-        multiple_of=16, ffn_dim_multiplier=None, norm_eps=1e-5, scaling_factor=1.0, axes_dim_rope=[4, 2, 2],
+        sample_size=4,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=8,
+        num_layers=2,
+        num_attention_heads=1,
+        num_kv_heads=1,
+        multiple_of=16,
+        ffn_dim_multiplier=None,
+        norm_eps=1e-5,
+        scaling_factor=1.0,
+        axes_dim_rope=[4, 2, 2],
         cap_feat_dim=8,
-    )  # fmt: skip
+    )
     vae = autoencoder(4, **SHIFTED)
     text = gemma(head_dim=4, intermediate_size=8, num_hidden_layers=2, sliding_window=2)
     return with_one_encoder(transformer, vae, text)
@@ -390,15 +568,32 @@ def lumina2() -> Parts:
 )
 def flux2_klein() -> Parts:
     transformer = diffusers.Flux2Transformer2DModel(
-        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=16, timestep_guidance_channels=256, axes_dims_rope=[4, 4, 4, 4], guidance_embeds=False,
-    )  # fmt: skip
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        timestep_guidance_channels=256,
+        axes_dims_rope=[4, 4, 4, 4],
+        guidance_embeds=False,
+    )
     vae = diffusers.AutoencoderKLFlux2(
-        sample_size=32, in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",), block_out_channels=(4,), layers_per_block=1, latent_channels=1,
-        norm_num_groups=1, use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
-    vae.bn.running_mean.copy_(torch.tensor([0.1, -0.2, 0.0, 0.3]))  # statistics that do nothing would test nothing
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+        block_out_channels=(4,),
+        layers_per_block=1,
+        latent_channels=1,
+        norm_num_groups=1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    # statistics that do nothing would test nothing
+    vae.bn.running_mean.copy_(torch.tensor([0.1, -0.2, 0.0, 0.3]))
     vae.bn.running_var.copy_(torch.tensor([1.0, 0.6, 1.4, 0.8]))
     return with_one_encoder(transformer, vae, qwen3(transformers.Qwen3ForCausalLM), chat=True)
 
@@ -406,15 +601,25 @@ def flux2_klein() -> Parts:
 UNGUIDED = {name: family.unguided for name, family in FAMILIES.items()}
 
 
-def save_lora(pipe: Any, folder: Path, *, text_encoder: bool = False, seed: int = 0, rank: int = 4) -> Path:
-    """A random LoRA for the network of a pipeline, which stays as it is, saved as diffusers' pipelines save theirs."""
+def save_lora(
+    pipe: Any, folder: Path, *, text_encoder: bool = False, seed: int = 0, rank: int = 4
+) -> Path:
+    """A random LoRA for the network of a pipeline, which stays as it is, saved as diffusers'
+    pipelines save theirs."""
     import peft
 
     layers = {}
-    for part in ["unet" if hasattr(pipe, "unet") else "transformer", *["text_encoder"] * text_encoder]:
+    for part in [
+        "unet" if hasattr(pipe, "unet") else "transformer",
+        *["text_encoder"] * text_encoder,
+    ]:
         net = copy.deepcopy(getattr(pipe, part))
-        modules = ["q_proj", "v_proj"] if part == "text_encoder" else ["to_q", "to_k", "to_v", "ff.net.2"]
-        config = peft.LoraConfig(r=rank, lora_alpha=8, target_modules=modules, init_lora_weights=False)
+        modules = (
+            ["q_proj", "v_proj"] if part == "text_encoder" else ["to_q", "to_k", "to_v", "ff.net.2"]
+        )
+        config = peft.LoraConfig(
+            r=rank, lora_alpha=8, target_modules=modules, init_lora_weights=False
+        )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             peft.inject_adapter_in_model(config, net, "made")
@@ -425,8 +630,10 @@ def save_lora(pipe: Any, folder: Path, *, text_encoder: bool = False, seed: int 
 
 @functools.cache
 def shared(name: str) -> Any:
-    """One of FAMILIES that no test changes. FLOPs, which take longer than a search, are counted once for all twins."""
+    """One of FAMILIES that no test changes. FLOPs, which take longer than a search, are counted
+    once for all twins."""
     pipe = FAMILIES[name].build()
-    # Every pipeline with a denoiser keeps what was counted; twins that are made later keep it in the same place.
+    # Every pipeline with a denoiser keeps what was counted; twins that are made later keep it in
+    # the same place.
     search_class(type(pipe)).denoiser_class(pipe, **FAMILIES[name].call)
     return pipe

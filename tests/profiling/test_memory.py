@@ -1,4 +1,5 @@
-"""Batch sizes from measured memory, halving when it runs out, and what videos take, worked out without a GPU."""
+"""Batch sizes from measured memory, halving when it runs out, and what videos take, worked out
+without a GPU."""
 
 from __future__ import annotations
 
@@ -80,17 +81,25 @@ def test_planned_batch_fits_and_nearly_fills(weights: int) -> None:
 
 
 def outcome(engine: LiveEngine, prompts: tuple[str, ...] = ("a", "b")) -> Any:
-    results = search(prompts, SeedPruning(7, (0.5,), steps=(2,)), engine, selection=Selection(keep=3))
-    return [[(c.seed, round(c.reward, 6)) for c in r.images] for r in results], sum(r.spent.nfe for r in results)
+    results = search(
+        prompts, SeedPruning(7, (0.5,), steps=(2,)), engine, selection=Selection(keep=3)
+    )
+    return [[(c.seed, round(c.reward, 6)) for c in r.images] for r in results], sum(
+        r.spent.nfe for r in results
+    )
 
 
-def test_out_of_memory_halves_the_batch_and_loses_nothing(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_halves_the_batch_and_loses_nothing(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected, live = outcome(engine(batch_size=8)), engine(batch_size=8)
 
     def cramp(name: str, most: int) -> None:
         call = getattr(live.denoiser, name)
         full = Mock(side_effect=torch.OutOfMemoryError)
-        monkeypatch.setattr(live.denoiser, name, lambda x, *rest: (call if len(x) <= most else full)(x, *rest))
+        monkeypatch.setattr(
+            live.denoiser, name, lambda x, *rest: (call if len(x) <= most else full)(x, *rest)
+        )
 
     cramp("predict", 3)
     cramp("decode", 1)
@@ -101,14 +110,23 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(engine: Any, monkeypat
 
 LACKS: dict[str, Callable[[], Exception]] = {
     "cuda": lambda: torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 23.64 GiB of which 1.20 GiB is free."
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 23.64 GiB of which 1.20 GiB is"
+        " free."
     ),
-    "launch": lambda: RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
-    "cublas": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    "cudnn": lambda: RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if ..."),
-    "cpu": lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate "
-                                "memory: you tried to allocate 68719476736 bytes."),
-}  # fmt: skip
+    "launch": lambda: RuntimeError(
+        "CUDA error: out of memory\nCUDA kernel errors might be reported later"
+    ),
+    "cublas": lambda: RuntimeError(
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    ),
+    "cudnn": lambda: RuntimeError(
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if ..."
+    ),
+    "cpu": lambda: RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate "
+        "memory: you tried to allocate 68719476736 bytes."
+    ),
+}
 PLACES = ("predict", "decode", "init_latents", "reward", "guess")
 PRUNED = SeedPruning(6, (0.5,), steps=(2,))
 
@@ -116,7 +134,9 @@ PRUNED = SeedPruning(6, (0.5,), steps=(2,))
 class Cramped:
     """Raises where it gets more than `most` rows, from its call `after` on."""
 
-    def __init__(self, call: Any, error: Callable[[], Exception], most: int, after: int = 0) -> None:
+    def __init__(
+        self, call: Any, error: Callable[[], Exception], most: int, after: int = 0
+    ) -> None:
         self.call, self.error, self.most, self.after, self.made = call, error, most, after, 0
 
     def __call__(self, x: Any, *rest: Any) -> Any:
@@ -166,7 +186,9 @@ def test_one_row_too_many_ends_a_search_with_what_is_finished(place: str) -> Non
     results = search(["a", "b"], algorithm, live, selection=Selection(keep=3))
     first, second = results
     assert 0 < len(first.images) < 3
-    assert all(np.isfinite(candidate.reward) and candidate.image is not None for candidate in first.images)
+    assert all(
+        np.isfinite(candidate.reward) and candidate.image is not None for candidate in first.images
+    )
     assert "CUBLAS_STATUS_ALLOC_FAILED" in " ".join(first.warnings)
     assert (second.images, first.spent.ended) == ((), "out of memory")
     assert live.ran == first.spent.cost + second.spent.cost
@@ -184,17 +206,23 @@ def test_images_that_wait_to_be_scored_are_scored_before_a_search_ends() -> None
     assert (len(result.images), result.spent.nfe, result.spent.cost.decodes) == (2, 32, 2)
 
 
-def test_padding_asks_for_few_batch_sizes_and_counts_real_rows(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_asks_for_few_batch_sizes_and_counts_real_rows(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = outcome(engine(batch_size=9), ("a",))
     live = engine(batch_size=9, padded=True)
     seen, predict = set(), live.denoiser.predict
-    monkeypatch.setattr(live.denoiser, "predict", lambda x, *rest: (seen.add(len(x)), predict(x, *rest))[1])
+    monkeypatch.setattr(
+        live.denoiser, "predict", lambda x, *rest: (seen.add(len(x)), predict(x, *rest))[1]
+    )
     assert outcome(live, ("a",)) == expected
     assert seen <= set(buckets(9))
     assert live.nfe == expected[1] < live.denoiser.calls
 
 
-def test_batch_sizes_are_planned_where_memory_can_be_measured(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_sizes_are_planned_where_memory_can_be_measured(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert engine(batch_size=None).batch_size == 16
     asked = []
 
@@ -213,7 +241,9 @@ def test_batch_sizes_are_planned_where_memory_can_be_measured(engine: Any, monke
     assert live.denoiser.calls == result.spent.nfe + 2
 
 
-def test_a_compiled_network_is_called_with_powers_of_two_alone(engine: Any, monkeypatch: Any, caplog: Any) -> None:
+def test_a_compiled_network_is_called_with_powers_of_two_alone(
+    engine: Any, monkeypatch: Any, caplog: Any
+) -> None:
     gauge, seen = FakeGauge(1_000), set[int]()
     monkeypatch.setattr("ttsnap.engine.batch_sizes.gauge_of", lambda device: gauge)
     live = engine(batch_size=None, decode_batch_size=2, padded=True)
@@ -227,18 +257,27 @@ def test_a_compiled_network_is_called_with_powers_of_two_alone(engine: Any, monk
     monkeypatch.setattr(live.denoiser, "predict", held)
     search(["a"], SeedPruning(21, (0.5,), steps=(2,)), live)
     assert (live.batch_size, seen) == (8, {1, 4, 8})  # 13 would fit
-    assert [record.message for record in caplog.records if "compiling" in record.message][-1].endswith("2")
+    assert [record.message for record in caplog.records if "compiling" in record.message][
+        -1
+    ].endswith("2")
 
 
-def test_offloaded_networks_change_places_rarely(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Model offload: decodes wait until the denoiser has nothing left to do: here, for both prompts."""
+def test_offloaded_networks_change_places_rarely(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model offload: decodes wait until the denoiser has nothing left to do: here, for both
+    prompts."""
 
     def phases(offloaded: bool) -> list[str]:
         live, order = engine(batch_size=8, decode_batch_size=3), list[str]()
         live.denoiser.offloaded = offloaded
         predict, decode = live.denoiser.predict, live.denoiser.decode
-        monkeypatch.setattr(live.denoiser, "predict", lambda *x: (order.append("net"), predict(*x))[1])
-        monkeypatch.setattr(live.denoiser, "decode", lambda *x: (order.append("vae"), decode(*x))[1])
+        monkeypatch.setattr(
+            live.denoiser, "predict", lambda *x: (order.append("net"), predict(*x))[1]
+        )
+        monkeypatch.setattr(
+            live.denoiser, "decode", lambda *x: (order.append("vae"), decode(*x))[1]
+        )
         outcome(live)
         return [name for name, _ in itertools.groupby(order)]
 
@@ -246,7 +285,9 @@ def test_offloaded_networks_change_places_rarely(engine: Any, monkeypatch: pytes
     assert len(phases(offloaded=False)) > 4
 
 
-def test_latents_that_are_not_finite_cost_their_particle_only(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latents_that_are_not_finite_cost_their_particle_only(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     live = engine(batch_size=4)
     decode = live.denoiser.decode
     broken = torch.tensor([float("nan"), 0, 0, 0]).view(4, 1, 1, 1)  # the first of a batch
@@ -257,8 +298,11 @@ def test_latents_that_are_not_finite_cost_their_particle_only(engine: Any, monke
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_the_peak_on_paper_is_what_lives_at_a_time(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """x is given (4 KiB); 8 channels take 8 KiB, their ReLU 8 more, and 4 channels 4 once the first are gone."""
+def test_the_peak_on_paper_is_what_lives_at_a_time(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """x is given (4 KiB); 8 channels take 8 KiB, their ReLU 8 more, and 4 channels 4 once the first
+    are gone."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     paper, kib = importlib.import_module("videos_on_paper"), 1024
     with torch.device(device):
@@ -270,4 +314,5 @@ def test_the_peak_on_paper_is_what_lives_at_a_time(device: str, monkeypatch: pyt
         assert peak(lambda: [x + 1 for _ in range(3)], device) == 12 * kib
         assert peak(lambda: sum(float(0 * len(x + 1)) for _ in range(3)), device) == 4 * kib
     big = paper.Paper("big", 10 * paper.GIB, 0, paper.GIB, 3 * paper.GIB, paper.GIB, None, 0)
-    assert " 10 / 3 / 10 |" in paper.table([big], gpus=(24,))  # rows and decodes in 0.85 x 24 - 10 GiB
+    # rows and decodes in 0.85 x 24 - 10 GiB
+    assert " 10 / 3 / 10 |" in paper.table([big], gpus=(24,))

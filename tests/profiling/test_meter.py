@@ -26,7 +26,8 @@ class NVMLError(Exception):
 
 
 class FakeNVML(SimpleNamespace):
-    """Two boards; the second one is what CUDA sees. Power is constant, and the counter runs with `clock`."""
+    """Two boards; the second one is what CUDA sees. Power is constant, and the counter runs with
+    `clock`."""
 
     def __init__(self, *refuse: str, watts: float = 300.0) -> None:
         super().__init__(refuse=refuse, watts=watts, now=100.0, open=0, clock=lambda: self.now)
@@ -34,11 +35,15 @@ class FakeNVML(SimpleNamespace):
         self.nvmlInit = lambda: self.told("init", lambda: self.opened(1))
         self.nvmlShutdown = lambda: self.opened(-1)
         self.nvmlDeviceGetHandleByUUID = lambda uuid: self.told("uuid", lambda: boards[uuid])
-        self.nvmlDeviceGetHandleByPciBusId = lambda address: self.told("pci", lambda: boards[address])
+        self.nvmlDeviceGetHandleByPciBusId = lambda address: self.told(
+            "pci", lambda: boards[address]
+        )
         self.nvmlDeviceGetTotalEnergyConsumption = lambda board: self.told(
             "energy", lambda: board * int(self.watts * self.now * 1e3)
         )
-        self.nvmlDeviceGetPowerUsage = lambda board: self.told("power", lambda: board * int(self.watts * 1e3))
+        self.nvmlDeviceGetPowerUsage = lambda board: self.told(
+            "power", lambda: board * int(self.watts * 1e3)
+        )
 
     def told(self, name: str, value: Callable[[], Any]) -> Any:
         if name in self.refuse:
@@ -52,8 +57,16 @@ class FakeNVML(SimpleNamespace):
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """A CUDA device as far as the meter can see; returns how often what was called."""
-    calls, there = Counter[str](), SimpleNamespace(uuid=UUID, pci_domain_id=0, pci_bus_id=0xC1, pci_device_id=0)
-    told = {"is_available": True, "init": None, "max_memory_allocated": 5 << 30, "max_memory_reserved": 6 << 30}
+    calls, there = (
+        Counter[str](),
+        SimpleNamespace(uuid=UUID, pci_domain_id=0, pci_bus_id=0xC1, pci_device_id=0),
+    )
+    told = {
+        "is_available": True,
+        "init": None,
+        "max_memory_allocated": 5 << 30,
+        "max_memory_reserved": 6 << 30,
+    }
     told |= {"get_device_properties": there, "synchronize": None, "reset_peak_memory_stats": None}
     for name, value in told.items():
         call = lambda *_, name=name, value=value: (calls.update([name]), value)[1]  # noqa: E731
@@ -61,12 +74,16 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return calls
 
 
-def test_a_stopwatch_records_on_the_stream_of_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopwatch_records_on_the_stream_of_its_own_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     device, recorded = torch.device("cuda:1"), []
 
     def event(device: Any, enable_timing: bool) -> Any:
         return SimpleNamespace(
-            record=lambda stream: recorded.append((device, stream)), synchronize=int, elapsed_time=lambda end: 2000.0
+            record=lambda stream: recorded.append((device, stream)),
+            synchronize=int,
+            elapsed_time=lambda end: 2000.0,
         )
 
     monkeypatch.setattr(torch, "Event", event)
@@ -123,7 +140,9 @@ def test_power_is_integrated_by_trapezoids() -> None:
         ("", "", "", -50),  # one that ran backwards
     ],
 )
-def test_what_cannot_be_measured_is_unknown(gpu: Counter[str], begin: str, within: str, end: str, ahead: int) -> None:
+def test_what_cannot_be_measured_is_unknown(
+    gpu: Counter[str], begin: str, within: str, end: str, ahead: int
+) -> None:
     nvml = FakeNVML(*begin.split())
     with Meter("cuda", nvml=nvml, interval=0.01) as meter:
         nvml.refuse, nvml.now = tuple(within.split()), nvml.now + ahead
@@ -134,17 +153,23 @@ def test_what_cannot_be_measured_is_unknown(gpu: Counter[str], begin: str, withi
     assert (out["peak_memory_bytes"], nvml.open) == (5 << 30, 0)
 
 
-def test_the_package_is_imported_late_and_may_be_missing(gpu: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_is_imported_late_and_may_be_missing(
+    gpu: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)  # type: ignore[arg-type]
     assert open_energy(torch.device("cuda")) is None
     monkeypatch.setitem(sys.modules, "pynvml", FakeNVML())  # type: ignore[arg-type]
     assert open_energy(torch.device("cuda")).kind == "NVML energy counter"  # type: ignore[union-attr]
 
 
-def test_an_error_of_the_run_is_the_one_that_shows(gpu: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_run_is_the_one_that_shows(
+    gpu: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run() -> None:
         with Meter("cuda", nvml=nvml):
-            monkeypatch.setattr(torch.cuda, "synchronize", Mock(side_effect=RuntimeError("CUDA error")))
+            monkeypatch.setattr(
+                torch.cuda, "synchronize", Mock(side_effect=RuntimeError("CUDA error"))
+            )
             raise ValueError("the run")
 
     nvml = FakeNVML("energy")
@@ -170,5 +195,7 @@ def test_peak_memory_is_this_processs_own_and_not_what_its_parent_held() -> None
         "import sys, types; sys.modules['torch'] = types.ModuleType('torch')\n"
         "from ttsnap.profiling.meter import peak_rss; print(peak_rss())"
     )
-    told = int(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
+    told = int(
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout
+    )
     assert 2**24 < told < len(held) < (peak_rss() or 0)

@@ -28,7 +28,9 @@ def field(tag: int, value: int | bytes | str) -> bytes:
 
 def weights(name: str, *shape: int) -> bytes:
     dims = b"".join(field(1, size) for size in shape)
-    return field(5, dims + field(2, 1) + field(8, name) + field(9, np.ones(shape, np.float32).tobytes()))
+    return field(
+        5, dims + field(2, 1) + field(8, name) + field(9, np.ones(shape, np.float32).tobytes())
+    )
 
 
 def tensor(tag: int, name: str, *shape: int) -> bytes:
@@ -62,7 +64,9 @@ def test_the_reader_sees_images_in_the_shapes_that_are_counted() -> None:
     reward, seen, image = OCR(), set[tuple[int, ...]](), torch.full((1, 3, 64, 64), 0.4)
     reward.read(image)  # its networks are loaded late
     for part in (reward._reader.text_det, reward._reader.text_rec):
-        part.session = lambda batch, session=part.session: (seen.add(batch.shape), session(batch))[1]
+        part.session = lambda batch, session=part.session: (seen.add(batch.shape), session(batch))[
+            1
+        ]
     reward.read(image)
     assert seen == {(1, 3, _PICTURE, _PICTURE), (1, 3, *_LINE)}
     assert 1.5e9 < OCR("line").flops < 3e9

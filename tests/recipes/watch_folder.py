@@ -1,4 +1,5 @@
-"""What fox.yaml asks for becomes fox.png, or fox.txt says why not: python watch_folder.py wishes --once"""
+"""What fox.yaml asks for becomes fox.png, or fox.txt says why not: python watch_folder.py wishes
+--once"""
 
 from __future__ import annotations
 

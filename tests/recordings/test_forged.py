@@ -20,7 +20,9 @@ from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import Shard, ShardWriter, read_shard
 
-RECORDING = Recording(("a", "b"), np.random.default_rng(0).random((2, 2, 3, 1)), Grid((1.0, 0.5, 0.0)), ("r",))
+RECORDING = Recording(
+    ("a", "b"), np.random.default_rng(0).random((2, 2, 3, 1)), Grid((1.0, 0.5, 0.0)), ("r",)
+)
 HEADER = Header.of(RECORDING)
 
 
@@ -95,11 +97,19 @@ def test_a_unit_from_another_recording_or_of_another_shape_is_refused(folder: Pa
     about = {"header": HEADER.digest(), "shard": None}
     for scores, changes, said in (
         (RECORDING.columns, {"header": replace(HEADER, block=(1, 2)).digest()}, "other settings"),
-        (RECORDING.columns, {"header": replace(HEADER, info={"model": "another"}).digest()}, "other settings"),
+        (
+            RECORDING.columns,
+            {"header": replace(HEADER, info={"model": "another"}).digest()},
+            "other settings",
+        ),
         (RECORDING.columns, {"header": 3}, "other settings"),
         (RECORDING.columns[:1], {}, "of shape"),
         (RECORDING.columns.astype(np.float32), {}, "float64"),
-        (RECORDING.columns, {"shard": {"name": "../x.tar", "size": 0, "sha256": ""}}, "names '../x.tar'"),
+        (
+            RECORDING.columns,
+            {"shard": {"name": "../x.tar", "size": 0, "sha256": ""}},
+            "names '../x.tar'",
+        ),
     ):
         unit = folder / "unit-00000.safetensors"
         unit.write_bytes(forged := packed(scores, "unit", {**about, **changes}))
@@ -133,7 +143,9 @@ def test_of_two_processes_that_write_one_file_one_is_told(tmp_path: Path, ended:
     assert (there, there.read_bytes()) == (path if ended else part_of(path), b"theirs")
 
 
-@pytest.mark.parametrize("begin", [lambda at: OpenBench(at, {}), lambda at: OpenRecording(at, HEADER)])
+@pytest.mark.parametrize(
+    "begin", [lambda at: OpenBench(at, {}), lambda at: OpenRecording(at, HEADER)]
+)
 def test_one_process_or_thread_at_a_time_is_in_a_folder(begin: Any, tmp_path: Path) -> None:
     held = rf"another process is writing to .*b \(process {os.getpid()} on "
     with begin(tmp_path / "b"), pytest.raises(ValueError, match=held):

@@ -1,4 +1,5 @@
-"""Recordings on disk: whole after any interruption, the same to the last bit, and refused where something is off."""
+"""Recordings on disk: whole after any interruption, the same to the last bit, and refused where
+something is off."""
 
 from __future__ import annotations
 
@@ -30,7 +31,13 @@ from ttsnap.files.writing import locked, part_of
 from ttsnap.options.option import taken
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings import folder as recordings
-from ttsnap.recordings.folder import begun_block, load_recording, progress, read_images, save_recording
+from ttsnap.recordings.folder import (
+    begun_block,
+    load_recording,
+    progress,
+    read_images,
+    save_recording,
+)
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.record import describe, record, step_correlations
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -46,7 +53,8 @@ BLOCK = (2, 3)
 
 @pytest.fixture
 def engine(engine: Callable[..., LiveEngine]) -> Callable[..., LiveEngine]:
-    """The mixture engine, with a prompt's mixture chosen by its text: units hold some of the prompts each."""
+    """The mixture engine, with a prompt's mixture chosen by its text: units hold some of the
+    prompts each."""
 
     def make(*args: Any, **kwargs: Any) -> LiveEngine:
         made = engine(*args, **kwargs)
@@ -54,7 +62,8 @@ def engine(engine: Callable[..., LiveEngine]) -> Callable[..., LiveEngine]:
 
         def by_text(prompts: Sequence[Prompt]) -> None:
             encode(PROMPTS)
-            at = [PROMPTS.index(p.text) if p.text else 0 for p in prompts]  # a text that is timed is empty
+            # a text that is timed is empty
+            at = [PROMPTS.index(p.text) if p.text else 0 for p in prompts]
             made.denoiser._offset = made.denoiser._offset[at]  # type: ignore[attr-defined]
 
         made.denoiser.encode = by_text  # type: ignore[method-assign]
@@ -65,7 +74,9 @@ def engine(engine: Callable[..., LiveEngine]) -> Callable[..., LiveEngine]:
 
 @pytest.fixture
 def recorder(engine: Callable[..., LiveEngine]) -> Callable[..., Recording]:
-    def run(folder: Path, reward: Any = None, prompts: Any = PROMPTS, of: Any = None, **kwargs: Any) -> Recording:
+    def run(
+        folder: Path, reward: Any = None, prompts: Any = PROMPTS, of: Any = None, **kwargs: Any
+    ) -> Recording:
         made = engine(**{"steps": 4, "rewards": [reward or Brightness()], **(of or {})})
         given = {"seeds": 5, "seed": 7, "block": BLOCK, **kwargs}
         options = taken(RecordOptions, given)
@@ -106,7 +117,11 @@ def test_round_trip(recorder: Any, tmp_path: Path) -> None:
     for path in (tmp_path / "r", tmp_path / "r" / "scores.safetensors"):
         read = load_recording(path)
         np.testing.assert_array_equal(read.scores, made.scores)
-        assert (read.prompts, read.grid, read.reward_names) == (tuple(PROMPTS), made.grid, ("brightness",))
+        assert (read.prompts, read.grid, read.reward_names) == (
+            tuple(PROMPTS),
+            made.grid,
+            ("brightness",),
+        )
         assert (read.first_seed, read.price, read.info) == (7, made.price, made.info)
         assert read.scored == (True, False, True, False, True)
         assert read.info["model"] == "mixture"
@@ -137,13 +152,15 @@ def test_any_units_that_are_there_are_kept(recorder: Any, tmp_path: Path) -> Non
         shutil.copy(tmp_path / "cut" / "recording.json", folder)
         for index in there:
             (folder / names[index]).write_bytes(files[names[index]])
-        part_of(folder / names[0]).write_bytes(files[names[0]][:50])  # of a process killed while it wrote
+        # of a process killed while it wrote
+        part_of(folder / names[0]).write_bytes(files[names[0]][:50])
         before = contents(folder)
         assert progress(folder) == (len(there), 4)
         assert contents(folder) == before  # looking changes nothing
         counter = Brightness()
         recorder(folder, reward=counter)
-        assert counter.images == 75 - sum([30, 20, 15][index] for index in there)  # no unit is made twice
+        # no unit is made twice
+        assert counter.images == 75 - sum([30, 20, 15][index] for index in there)
         part_of(folder / names[0]).unlink(missing_ok=True)
         assert contents(folder) == contents(tmp_path / "whole")
 
@@ -248,7 +265,9 @@ def test_recordings_of_the_old_format_are_read_and_resumed(recorder: Any, tmp_pa
     """Prices without guidance, `decode_estimates`, a header without a checksum."""
     whole, old = recorder(tmp_path / "whole"), cut(recorder, tmp_path / "old", 60)
     settings = json.loads((old / "recording.json").read_text())
-    settings["price"] = {key: settings["price"][key] for key in ("flops", "seconds", "passes_per_nfe")}
+    settings["price"] = {
+        key: settings["price"][key] for key in ("flops", "seconds", "passes_per_nfe")
+    }
     settings["price"]["decode_estimates"] = True
     (old / "recording.json").write_text(json.dumps(settings))
     assert progress(old) == (2, 4)
@@ -257,7 +276,9 @@ def test_recordings_of_the_old_format_are_read_and_resumed(recorder: Any, tmp_pa
     assert counter.images == 25
     assert contents(old)["scores.safetensors"] == contents(tmp_path / "whole")["scores.safetensors"]
     about = {**settings, "shards": [], "crc32": zlib.crc32(whole.scores.tobytes())}
-    save_file({"scores": whole.scores}, tmp_path / "old.safetensors", {"recording": json.dumps(about)})
+    save_file(
+        {"scores": whole.scores}, tmp_path / "old.safetensors", {"recording": json.dumps(about)}
+    )
     read = load_recording(tmp_path / "old.safetensors")
     np.testing.assert_array_equal(read.scores, whole.scores)
     assert (read.price, read.info) == (whole.price, whole.info)
@@ -289,7 +310,10 @@ def test_a_guided_recording_is_resumed_and_replayed(engine: Any, tmp_path: Path)
     assert load_recording(tmp_path / "deep").price == deep.price
     header = json.loads((tmp_path / "deep" / "recording.json").read_text())
     wrong = [({name: -1}, f"{name} of a price") for name in ("passes_per_nfe", "depth", "asked")]
-    for change, said in (*wrong, ({"guided": {**header["price"]["guided"], "steps": []}}, "guidance")):
+    for change, said in (
+        *wrong,
+        ({"guided": {**header["price"]["guided"], "steps": []}}, "guidance"),
+    ):
         forged = {**header, "price": {**header["price"], **change}}
         with pytest.raises(ValueError, match=f"damaged: {said}"):
             Header.read(json.dumps(forged), tmp_path)
@@ -300,7 +324,9 @@ def test_every_flipped_bit_of_the_scores_header_is_found(tmp_path: Path) -> None
     scores = np.random.default_rng(0).random((1, 2, 2, 1))
     scores[0, 0, 0] = np.nan
     price = Price(Rates(1.5, 2, 3), Rates(0.1, 0.2, 0.3, call=0.4), 2)
-    made = Recording(("a",), scores, Grid((1.0, 0.0)), ("r",), 3, price=price, info={"call": {"steps": 1}})
+    made = Recording(
+        ("a",), scores, Grid((1.0, 0.0)), ("r",), 3, price=price, info={"call": {"steps": 1}}
+    )
     save_recording(made, tmp_path / "r")
     data = (tmp_path / "r" / "scores.safetensors").read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
@@ -348,7 +374,11 @@ def test_the_lock_keeps_others_out_and_dies_with_its_holder(recorder: Any, tmp_p
 def test_two_starts_at_once_do_not_mix_their_settings(recorder: Any, tmp_path: Path) -> None:
     """The other one begins, and is stopped again, when this one has just found the folder free."""
     with (
-        calls(recordings, "check_folder", meanwhile=lambda: cut(recorder, tmp_path, 60, info={"model": "the other"})),
+        calls(
+            recordings,
+            "check_folder",
+            meanwhile=lambda: cut(recorder, tmp_path, 60, info={"model": "the other"}),
+        ),
         pytest.raises(ValueError, match=r"settings: info\.model"),
     ):
         recorder(tmp_path, info={"model": "this"})
@@ -397,12 +427,18 @@ def test_published_reward_tensors(tmp_path: Path) -> None:
     r = load_recording(path)
     assert (r.scores.shape, r.prompts) == ((2, 3, 21, 1), ("prompt 0", "prompt 1"))
     assert r.grid.levels == tuple(np.linspace(1, 0, 21))
-    assert (r.price.flops.nfe, r.price.flops.reward_calls, r.price.flops.decodes) == (9.9e12, 1.2e12, 0.0)
+    assert (r.price.flops.nfe, r.price.flops.reward_calls, r.price.flops.decodes) == (
+        9.9e12,
+        1.2e12,
+        0.0,
+    )
     assert r.scores[0, 1, 5, 0] == base[0, 1, 5]
     assert r.scores[0, 1, 6, 0] == aware[0, 1, 6]
     for k in (19, 20):
         np.testing.assert_array_equal(r.scores[..., k, 0], base[..., 19].astype(float))
-    np.testing.assert_array_equal(load_recording(path, scores="base").scores[:, :, :20, 0], base.astype(float))
+    np.testing.assert_array_equal(
+        load_recording(path, scores="base").scores[:, :, :20, 0], base.astype(float)
+    )
     assert load_recording(path, price=Price(Rates(1.0))).price.flops.nfe == 1.0
     with pytest.raises(ValueError, match="got 'clean'"):
         load_recording(path, scores="clean")
@@ -429,7 +465,8 @@ def test_a_unit_is_a_prompt_or_so_many_of_its_seeds_as_take_half_a_minute(
     engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = RecordOptions(5, seed=7)
-    for seconds, seeds in ((0.001, 5), (10.0, 1), (100.0, 1), (2.4, 3)):  # of one evaluation; a seed takes four
+    # of one evaluation; a seed takes four
+    for seconds, seeds in ((0.001, 5), (10.0, 1), (100.0, 1), (2.4, 3)):
 
         def timed(self: LiveEngine, seconds: float = seconds) -> None:
             self._price = replace(self.price, seconds=Rates(seconds))
@@ -439,5 +476,7 @@ def test_a_unit_is_a_prompt_or_so_many_of_its_seeds_as_take_half_a_minute(
     with pytest.raises(KeyboardInterrupt):
         record(engine(steps=4, rewards=[Dies(20)]), PROMPTS, tmp_path, options)
     assert begun_block(tmp_path) == (1, 3)
-    monkeypatch.setattr(LiveEngine, "calibrate", lambda self: pytest.fail("what was begun is resumed"))
+    monkeypatch.setattr(
+        LiveEngine, "calibrate", lambda self: pytest.fail("what was begun is resumed")
+    )
     assert record(engine(steps=4), PROMPTS, tmp_path, options).final.shape == (3, 5, 1)

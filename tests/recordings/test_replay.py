@@ -1,5 +1,5 @@
-"""A recording replayed gives the decisions, winners and ledgers of the live search; and whatever the recording, the
-algorithm and the budget, what replayed searches and lockstep must never do."""
+"""A recording replayed gives the decisions, winners and ledgers of the live search; and whatever
+the recording, the algorithm and the budget, what replayed searches and lockstep must never do."""
 
 from __future__ import annotations
 
@@ -47,15 +47,24 @@ def assert_same(live: Any, replayed: Any) -> None:
         assert [c.seed for c in a.images] == [c.seed for c in b.images]
         assert [c.reward for c in a.images] == pytest.approx([c.reward for c in b.images])
         assert a.spent.cost == b.spent.cost
-        assert [(m["uids"], m["stop"]) for m in a.trace] == [(m["uids"], m["stop"]) for m in b.trace]
+        assert [(m["uids"], m["stop"]) for m in a.trace] == [
+            (m["uids"], m["stop"]) for m in b.trace
+        ]
 
 
 def test_replay_equals_live(engine: Any) -> None:
     recording = recorded(engine, PROMPTS)
-    for algorithm in (BestOfN(9), SeedPruning(12, (0.5, 0.5), steps=(1, 4)), SeedPruning(None, (0.4,), steps=(3,))):
+    for algorithm in (
+        BestOfN(9),
+        SeedPruning(12, (0.5, 0.5), steps=(1, 4)),
+        SeedPruning(None, (0.4,), steps=(3,)),
+    ):
         engines = engine(batch_size=5), ReplayEngine(recording)
         assert_same(
-            *(search(PROMPTS, algorithm, one, "80nfe", seed=40, selection=Selection(keep=2)) for one in engines)
+            *(
+                search(PROMPTS, algorithm, one, "80nfe", seed=40, selection=Selection(keep=2))
+                for one in engines
+            )
         )
 
 
@@ -69,7 +78,11 @@ def test_priced_replay_equals_live(engine: Any, width: int, shared: bool) -> Non
         live_engine = engine(batch_size=3, prompts=4)
         live, alone, together = (
             search(names, algorithm, one, budget, shared=shared, seed=40)
-            for one in (live_engine, ReplayEngine(recording), ReplayEngine(recording, capacity=live_engine.capacity))
+            for one in (
+                live_engine,
+                ReplayEngine(recording),
+                ReplayEngine(recording, capacity=live_engine.capacity),
+            )
         )
         assert_same(live, together)
         if not shared:  # other rounds are another division of the pot
@@ -77,7 +90,9 @@ def test_priced_replay_equals_live(engine: Any, width: int, shared: bool) -> Non
 
 
 def test_what_was_not_recorded_is_refused() -> None:
-    recording = Recording(("a",), np.zeros((1, 3, 3, 1)), GRID, ("r",), first_seed=5, scored=(False, True, True))
+    recording = Recording(
+        ("a",), np.zeros((1, 3, 3, 1)), GRID, ("r",), first_seed=5, scored=(False, True, True)
+    )
     assert search(["a"], BestOfN(3), ReplayEngine(recording), seed=5)[0].best.seed == 5
     for prompt, algorithm, said in (
         ("a", BestOfN(4), r"5\.\.8 of 'a':"),
@@ -101,11 +116,14 @@ def test_unpaid_columns_are_hidden() -> None:
         engine.scores(0, np.array([1]), np.array([2]), ESTIMATE)
     assert search(["a"], BestOfN(2), engine)[0].best.seed == 1
     with pytest.raises(ValueError, match="renoised or branched"):
-        engine.submit(0, dataclasses.replace(plan, rows=plan.rows._replace(kind=np.array([Kind.RENOISE]))))
+        engine.submit(
+            0, dataclasses.replace(plan, rows=plan.rows._replace(kind=np.array([Kind.RENOISE])))
+        )
 
 
 class Spy(ReplayEngine):
-    """Counts what every submitted row takes, from the steps alone, and checks every score that is read."""
+    """Counts what every submitted row takes, from the steps alone, and checks every score that is
+    read."""
 
     def __init__(self, recording: Recording, **kwargs: Any) -> None:
         super().__init__(recording, **kwargs)
@@ -114,7 +132,8 @@ class Spy(ReplayEngine):
 
     def submit(self, job: int, plan: Plan) -> None:
         rows, steps = plan.seed - self.recording.first_seed, self.grid.steps
-        reached = np.minimum(plan.rows.stop + plan.rows.score, steps)  # a look ahead is an evaluation more
+        # a look ahead is an evaluation more
+        reached = np.minimum(plan.rows.stop + plan.rows.score, steps)
         self.evaluations[job, rows] = np.maximum(self.evaluations[job, rows], reached)
         self.looks[job, rows] += plan.rows.score
         super().submit(job, plan)
@@ -141,7 +160,11 @@ def levels(steps: int) -> tuple[float, ...]:
 
 @st.composite
 def recordings(draw: Any, failures: bool) -> Recording:
-    prompts, seeds, steps = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.sampled_from([3, 6]))
+    prompts, seeds, steps = (
+        draw(st.integers(1, 4)),
+        draw(st.integers(1, 9)),
+        draw(st.sampled_from([3, 6])),
+    )
     rewards = draw(st.integers(1, 2))
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     scores = rng.normal(size=(prompts, seeds, steps + 1, rewards)).cumsum(2)
@@ -162,11 +185,19 @@ def algorithms(draw: Any, recording: Recording) -> Any:
     if kind == "best":
         return BestOfN(n)
     if kind == "prune":
-        checks = draw(st.lists(st.integers(0, steps - 1), min_size=1, max_size=3, unique=True).map(sorted))
+        checks = draw(
+            st.lists(st.integers(0, steps - 1), min_size=1, max_size=3, unique=True).map(sorted)
+        )
         keep = draw(st.lists(st.floats(0.05, 1), min_size=len(checks), max_size=len(checks)))
         return SeedPruning(n, tuple(keep), steps=tuple(checks))
-    floats = {"price": st.floats(1e-5, 10), "floor": st.sampled_from([0.0, 0.05]), "cap": st.floats(1, 4)}
-    drawn = {name: draw(values) for name, values in {**floats, "kappa": st.floats(0.005, 1)}.items()}
+    floats = {
+        "price": st.floats(1e-5, 10),
+        "floor": st.sampled_from([0.0, 0.05]),
+        "cap": st.floats(1, 4),
+    }
+    drawn = {
+        name: draw(values) for name, values in {**floats, "kappa": st.floats(0.005, 1)}.items()
+    }
     return PriceOfCompute(forecast(steps), n, draw(st.integers(1, 4)), **drawn)
 
 
@@ -204,13 +235,18 @@ def test_the_loop_and_lockstep_on_any_recording(data: Any) -> None:
     assert [s.cost.decodes for s in spent] == engine.looks.sum(1).tolist()
     share = len(results) if shared else 1
     task = task_of(budget, engine, shared=shared)
-    for cap, each in ((budget.nfe, [s.nfe for s in spent]), (budget.flops, [s.flops for s in spent])):
+    for cap, each in (
+        (budget.nfe, [s.nfe for s in spent]),
+        (budget.flops, [s.flops for s in spent]),
+    ):
         if cap is not None:
             assert sum(each) <= len(results) * cap * (1 + 1e-9)
             assert max(each) <= share * cap * (1 + 1e-9)
     if shared and isinstance(algorithm, PriceOfCompute):
         most = max(s.nfe + task.score_cost * s.cost.decodes for s in spent)
-        assert most <= max(algorithm.cap * task.allowance, task.grid.steps + task.score_cost) * (1 + 1e-9)
+        assert most <= max(algorithm.cap * task.allowance, task.grid.steps + task.score_cost) * (
+            1 + 1e-9
+        )
     for i, r in enumerate(results):
         assert 1 <= len(r.images) <= keep
         finished = r.particles.scored == task.grid.steps
@@ -222,18 +258,30 @@ def test_the_loop_and_lockstep_on_any_recording(data: Any) -> None:
         if not np.isnan(value).all():
             assert r.best.reward == np.nanmax(value)
     if priced := isinstance(algorithm, PriceOfCompute):
-        algorithm = PriceOfCompute(**{**vars(algorithm), "width": 1})  # lockstep advances one at a time
-    # With two caps, only the tighter one is in the task; where they cut differently, there is nothing to compare.
+        # lockstep advances one at a time
+        algorithm = PriceOfCompute(**{**vars(algorithm), "width": 1})
+    # With two caps, only the tighter one is in the task; where they cut differently, there is
+    # nothing to compare.
     if not failures and (not priced or budget.nfe is None or budget.flops is None):
         agree(recording, algorithm, budget, shared and priced)
 
 
-@pytest.mark.parametrize(("seed", "prompts", "seeds", "nfe"), [(0, 2, 2, 5), (2, 2, 4, 5), (5, 1, 6, 5), (0, 3, 5, 7)])
-def test_lockstep_finishes_what_only_has_to_be_decoded(seed: int, prompts: int, seeds: int, nfe: int) -> None:
-    """A pot is empty before a prompt has an image, and all that is left to do for one costs no evaluation."""
+@pytest.mark.parametrize(
+    ("seed", "prompts", "seeds", "nfe"), [(0, 2, 2, 5), (2, 2, 4, 5), (5, 1, 6, 5), (0, 3, 5, 7)]
+)
+def test_lockstep_finishes_what_only_has_to_be_decoded(
+    seed: int, prompts: int, seeds: int, nfe: int
+) -> None:
+    """A pot is empty before a prompt has an image, and all that is left to do for one costs no
+    evaluation."""
     rng = np.random.default_rng(seed)
-    scores, names = rng.normal(size=(prompts, seeds, 4, 1)).cumsum(2), tuple(map(str, range(prompts)))
-    recording = Recording(names, scores, Grid(levels(3)), ("a",), price=Price(Rates(10.0, 0.0, 3.0)))
+    scores, names = (
+        rng.normal(size=(prompts, seeds, 4, 1)).cumsum(2),
+        tuple(map(str, range(prompts))),
+    )
+    recording = Recording(
+        names, scores, Grid(levels(3)), ("a",), price=Price(Rates(10.0, 0.0, 3.0))
+    )
     algorithm = PriceOfCompute(forecast(3), seeds, price=1e-5, cap=2.0, kappa=1.0)
     agree(recording, algorithm, Budget(nfe=nfe), shared=True)
 
@@ -242,7 +290,9 @@ def agree(recording: Recording, algorithm: Any, budget: Budget, shared: bool) ->
     """Assert that lockstep and the loop pay the same, find the same, and keep to the budget."""
     engine, prompts = Spy(recording), len(recording.prompts)
     task, algorithm = sized_for(recording, algorithm, budget, shared=shared)
-    loop = search(recording.prompts, algorithm, engine, budget, shared=shared, seed=recording.first_seed)
+    loop = search(
+        recording.prompts, algorithm, engine, budget, shared=shared, seed=recording.first_seed
+    )
 
     def lookup(searches: Any, candidates: Any, steps: Any, look: Estimator) -> Any:
         found: Any = recording.scores[searches[:, None], candidates, steps]

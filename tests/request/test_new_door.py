@@ -1,4 +1,5 @@
-"""A door that is added: the file of the how-to, run as it stands, with good and hostile requests."""
+"""A door that is added: the file of the how-to, run as it stands, with good and hostile
+requests."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ PAGE = recipe("A door")
 REFUSED = {
     "prompt: a red circle\nsearch: /etc/tuned.json": "no search '/etc/tuned.json' here",
     "prompt: a red circle\nsearch: {name: nested, first: mine.json}": "no file, got 'mine.json'",
-    "prompt: a red circle\nreward: os.py:system": "unknown reward 'os.py:system'; choose one of scenes, brightness",
+    "prompt: a red circle\nreward: os.py:system": (
+        "unknown reward 'os.py:system'; choose one of scenes, brightness"
+    ),
     "prompt: a red circle\nbudget: 2001nfe": "at most 2000 evaluations",
     "prompt: a red circle\nsteps: ten": "steps must be",
     "prompt: a red circle\nn: 2": "at most 1 images",
@@ -42,10 +45,21 @@ def test_the_door_of_the_how_to_answers_what_is_asked_and_refuses_the_rest(tmp_p
     for number, text in enumerate(REFUSED):
         (folder / f"bad{number:02d}.yaml").write_text(text)
     (folder / "large.yaml").write_text("x" * 20_000)
-    command = [sys.executable, str(script), str(folder), "--rewards", "scenes", "brightness", "--once"]
+    command = [
+        sys.executable,
+        str(script),
+        str(folder),
+        "--rewards",
+        "scenes",
+        "brightness",
+        "--once",
+    ]
     subprocess.run(command, check=True, timeout=300, cwd=tmp_path)
     told = read_record(folder / "fox.png").to_json()
-    assert (told["prompt"], told["search"]["algorithm"]) == ("two red circles and a blue square", "best-of-n")
+    assert (told["prompt"], told["search"]["algorithm"]) == (
+        "two red circles and a blue square",
+        "best-of-n",
+    )
     assert told["search"]["nfe"] <= 120
     assert Image.open(folder / "fox.png").size == (32, 32)
     for number, said in enumerate(REFUSED.values()):

@@ -29,9 +29,16 @@ OFFER = ServingCatalog("embedded", ("scenes",), lambda _: ModelDefaults(CALL), T
 
 
 def prepared(
-    *rewards: str, search: Any = "best-of-n", require: tuple[Any, ...] = (), utility: Any = "mean", **how: Any
+    *rewards: str,
+    search: Any = "best-of-n",
+    require: tuple[Any, ...] = (),
+    utility: Any = "mean",
+    **how: Any,
 ) -> Prepared:
-    engine, selection = EngineSpec(ModelOptions(), rewards, **how), SelectionOptions(utility, require)
+    engine, selection = (
+        EngineSpec(ModelOptions(), rewards, **how),
+        SelectionOptions(utility, require),
+    )
     request = SearchRequest((Prompt("a"),), engine, search, Budget(nfe=100), selection=selection)
     return prepare(request, ModelDefaults(CALL, reward="scenes"))
 
@@ -41,7 +48,7 @@ def wanted(**fields: Any) -> SearchRequest:
     return request_of(SearchFields.of({"prompt": "a red circle", **fields}), OFFER, LIMITS)
 
 
-# --- requirements: which rewards an engine has, and which of them a search is for ------------------------------------
+# --- requirements: which rewards an engine has, and which of them a search is for -----------------
 
 
 def test_what_is_only_required_comes_behind_the_rewards() -> None:
@@ -51,7 +58,8 @@ def test_what_is_only_required_comes_behind_the_rewards() -> None:
     gate = search.selection.gate
     assert gate is not None
     assert (gate.columns, gate.counted, gate.scores_more) == ((2, 1, 3, 3), 2, True)
-    again = replace(search, engine=replace(search.engine, rewards=("A", "B", "C", "D")))  # as where they are loaded
+    # as where they are loaded
+    again = replace(search, engine=replace(search.engine, rewards=("A", "B", "C", "D")))
     assert (again.selection.gate, again.rewards) == (gate, ("A", "B"))
     alone = prepared(require=("ocr",))  # it waits for the reward that the model recommends
     assert (alone.engine.rewards, alone.rewards) == (("scenes", "ocr"), ("scenes",))
@@ -62,7 +70,10 @@ def test_what_does_not_fit_together_is_refused_before_anything_runs() -> None:
     for weights in ([1.0], [1.0, 2.0, 3.0]):
         with pytest.raises(ValueError, match=f"{len(weights)} weights"):
             prepared("scenes", "brightness", require=("ocr",), utility=weights)
-    guided: list[dict[str, Any]] = [{"sampler": SamplerOptions(guide="0.1")}, {"search": "noise-ascent"}]
+    guided: list[dict[str, Any]] = [
+        {"sampler": SamplerOptions(guide="0.1")},
+        {"search": "noise-ascent"},
+    ]
     for how in guided:
         assert prepared("scenes", require=("scenes>0.1",), **how)
         with pytest.raises(ValueError, match="gradients follow all"):
@@ -78,14 +89,24 @@ def test_the_call_of_a_pipeline(tmp_path: Path) -> None:
 
     pipe = load()
     pipe.set_progress_bar_config(disable=True)
-    how: dict[str, Any] = {"search": "best-of-n", "budget": "80nfe", "seed": 3, "num_inference_steps": 8, "draft": None}
+    how: dict[str, Any] = {
+        "search": "best-of-n",
+        "budget": "80nfe",
+        "seed": 3,
+        "num_inference_steps": 8,
+        "draft": None,
+    }
     how |= {"reward": "brightness", "num_images_per_prompt": 10}
     every = pipe("a red circle", **how)
     rewards = [candidate.reward for candidate in every.search[0].images]
     means = [float(middle(candidate.image[None], [])) for candidate in every.search[0].images]
     bound = float(np.median(means))
     with pytest.warns(UserWarning, match="10 asked"):
-        some = pipe("a red circle", **how, require=[f"brightness<{rewards[0]}", Requirement(middle, ">", bound)])
+        some = pipe(
+            "a red circle",
+            **how,
+            require=[f"brightness<{rewards[0]}", Requirement(middle, ">", bound)],
+        )
     passed = [i for i, value in enumerate(means) if value > bound and i]
     (result,) = some.search
     assert [c.reward for c in result.images] == [rewards[i] for i in passed]
@@ -105,15 +126,26 @@ def test_the_call_of_a_pipeline(tmp_path: Path) -> None:
             pipe("a red circle", **alone, require=wrong)
 
 
-# --- denoising steps: those that a schedule was fitted to, where nobody says others ----------------------------------
+# --- denoising steps: those that a schedule was fitted to, where nobody says others ---------------
 
 
-@pytest.mark.parametrize(("fields", "steps", "doubt"), [
-    ({}, 20, None), ({"search": "tuned"}, 6, None), ({"search": "tuned", "steps": 6}, 6, None),
-    ({"search": "tuned", "steps": 9}, 9, "tuned for 6 denoising steps, and this search takes 9"),
-    ({"search": {"name": "seed-pruning", "denoising_steps": 5}}, 5, None),
-])  # fmt: skip
-def test_the_users_then_the_schedules_then_the_models(fields: dict[str, Any], steps: int, doubt: str | None) -> None:
+@pytest.mark.parametrize(
+    ("fields", "steps", "doubt"),
+    [
+        ({}, 20, None),
+        ({"search": "tuned"}, 6, None),
+        ({"search": "tuned", "steps": 6}, 6, None),
+        (
+            {"search": "tuned", "steps": 9},
+            9,
+            "tuned for 6 denoising steps, and this search takes 9",
+        ),
+        ({"search": {"name": "seed-pruning", "denoising_steps": 5}}, 5, None),
+    ],
+)
+def test_the_users_then_the_schedules_then_the_models(
+    fields: dict[str, Any], steps: int, doubt: str | None
+) -> None:
     request = prepare(wanted(**fields), OFFER.defaults("embedded"))
     assert request.call == {**CALL, "num_inference_steps": steps}
     notes = notes_of(request, LIMITS)

@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -69,8 +68,14 @@ def test_folders_are_numbered_made_and_removed_where_nothing_came_of_them() -> N
     with reserved(None, "A red Circle!", False) as one, reserved(None, "../../etc", False) as two:
         assert (str(one), str(two)) == ("outputs/0001-a-red-circle", "outputs/0002-etc")
         (one / "x").write_text("mine")
-    assert [str(path) for path in Path("outputs").rglob("*")] == [str(one), str(one / "x")], "what is there stays"
-    refused = ((one, False, "holds files"), (one / "x", True, "is a file"), (one / "x" / "y", True, "not a folder"))
+    assert [str(path) for path in Path("outputs").rglob("*")] == [str(one), str(one / "x")], (
+        "what is there stays"
+    )
+    refused = (
+        (one, False, "holds files"),
+        (one / "x", True, "is a file"),
+        (one / "x" / "y", True, "not a folder"),
+    )
     for out, overwrite, message in refused:
         with pytest.raises(ValueError, match=message), reserved(out, "a", overwrite):
             pass
@@ -95,7 +100,9 @@ def test_runs_that_start_together_get_folders_of_their_own() -> None:
         ExitStack().enter_context(reserved(Path("there"), "a", True))
 
 
-def test_a_folder_is_tried_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_folder_is_tried_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     monkeypatch.setattr(common, "load_model", lambda *_: pytest.fail("the model was loaded"))
     monkeypatch.setattr(folders.tempfile, "TemporaryFile", full)
     for argv, where in (([*GENERATE, "--out", "a/b"], "a/b"), (GENERATE, "outputs")):
@@ -106,7 +113,9 @@ def test_a_folder_is_tried_before_the_model_is_loaded(monkeypatch: pytest.Monkey
         new_file("one.json", False)
 
 
-def test_where_nothing_can_be_written_the_seeds_are_said(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_where_nothing_can_be_written_the_seeds_are_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     monkeypatch.setattr(os, "replace", full)
     assert generate() == 1
     said = capsys.readouterr()
@@ -114,11 +123,15 @@ def test_where_nothing_can_be_written_the_seeds_are_said(monkeypatch: pytest.Mon
     assert "outputs/0001-a-red-circle: No space left on device" in said.err
 
 
-def test_a_reward_that_fails_at_once_leaves_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reward_that_fails_at_once_leaves_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert generate(first="raise KeyError('no such key')") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("ttsnap: error: none of the first ")
-    assert error.endswith(f"score: KeyError: 'no such key' ({Path('mine.py').absolute()}:8, in first)")
+    assert error.endswith(
+        f"score: KeyError: 'no such key' ({Path('mine.py').absolute()}:8, in first)"
+    )
     assert not Path("outputs").exists()
 
 
@@ -132,7 +145,10 @@ def test_what_was_found_outlives_its_folder_and_a_comparison_that_cannot_run(cap
 def handlers(ctrl_c: None) -> Any:
     """Handlers that tell when the command leaves signals to them; afterwards those from before."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    unheard: Callable[..., Any] = lambda number, _: pytest.fail(f"signal {number} was left to others")  # noqa: E731
+
+    def unheard(number: int, _: Any) -> None:
+        pytest.fail(f"signal {number} was left to others")
+
     signal.signal(signal.SIGTERM, unheard)
     yield {**before, signal.SIGTERM: unheard}
     for number, handler in before.items():
@@ -140,8 +156,13 @@ def handlers(ctrl_c: None) -> Any:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_ends_the_search_with_its_best_image(name: str, handlers: Any, capsys: Any) -> None:
-    assert generate("--out", "o", "--batch-size", "2", first=f"os.kill(os.getpid(), signal.{name})") == 0
+def test_a_signal_ends_the_search_with_its_best_image(
+    name: str, handlers: Any, capsys: Any
+) -> None:
+    assert (
+        generate("--out", "o", "--batch-size", "2", first=f"os.kill(os.getpid(), signal.{name})")
+        == 0
+    )
     said = capsys.readouterr()
     assert "stopped early; the budget was not used up" in said.out
     assert "the best finished image will be written" in said.err

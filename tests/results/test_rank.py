@@ -30,12 +30,15 @@ change.needs = {"source"}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four grey images of two sizes with infotext, one of them a JPEG without, and a truncated one."""
+    """Four grey images of two sizes with infotext, one of them a JPEG without, and a truncated
+    one."""
     where = tmp_path / "images"
     where.mkdir()
     for name, grey, size in (("b.png", 200, 8), ("a.png", 50, 8), ("d.png", 120, 12)):
         info = PngImagePlugin.PngInfo()
-        info.add_text("parameters", f"a grey\nsquare {name}\nNegative prompt: blur\nSteps: 4, Seed: 1")
+        info.add_text(
+            "parameters", f"a grey\nsquare {name}\nNegative prompt: blur\nSteps: 4, Seed: 1"
+        )
         Image.fromarray(np.full((size, size, 3), grey, np.uint8)).save(where / name, pnginfo=info)
     (where / "c.png").write_bytes((where / "d.png").read_bytes()[:120])
     (where / "notes.txt").write_text("not an image")
@@ -47,7 +50,20 @@ def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     """What `ttsnap score` says where it refuses, and writes nothing."""
 
     def refused(*more: object, where: Path = folder, reward: str = "brightness") -> str:
-        assert main(["score", str(where), "--reward", reward, "--out", str(tmp_path / "none"), *map(str, more)]) == 2
+        assert (
+            main(
+                [
+                    "score",
+                    str(where),
+                    "--reward",
+                    reward,
+                    "--out",
+                    str(tmp_path / "none"),
+                    *map(str, more),
+                ]
+            )
+            == 2
+        )
         assert not (tmp_path / "none").exists()
         return capsys.readouterr().err
 
@@ -55,7 +71,10 @@ def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def state(folder: Path) -> dict[str, tuple[str, int]]:
-    return {p.name: (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+    return {
+        p.name: (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns)
+        for p in folder.iterdir()
+    }
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -65,7 +84,10 @@ def table(out: Path) -> list[dict[str, str]]:
 
 def test_ranks_with_prompts_from_metadata_and_touches_nothing(folder: Path, tmp_path: Path) -> None:
     before, out = state(folder), tmp_path / "ranked"
-    assert main(["score", str(folder), "--reward", "brightness", "compressibility", "--out", str(out)]) == 0
+    assert (
+        main(["score", str(folder), "--reward", "brightness", "compressibility", "--out", str(out)])
+        == 0
+    )
     assert main(["score", str(folder), "--reward", "brightness", "--out", str(folder)]) == 2
     assert state(folder) == before
     rows = table(out)
@@ -76,9 +98,13 @@ def test_ranks_with_prompts_from_metadata_and_touches_nothing(folder: Path, tmp_
     assert Image.open(out / "sheet.png").width > 500
 
 
-def test_files_of_a_ranking_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_ranking_are_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as disk:
-        disk.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        disk.setattr(
+            os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+        )
         with pytest.raises(OSError, match="No space left"):
             write_ranking(tmp_path / "ranked", [], ["mean"])
     assert not list((tmp_path / "ranked").iterdir())
@@ -97,12 +123,17 @@ def test_a_reward_that_takes_one_image_and_writes_into_it_changes_no_other(folde
 
     paths, rewards = [folder / "a.png", folder / "b.png"], make_rewards([vandal, "brightness"])
     found = {r.path: r.scores for r in rank(paths, ["", ""], rewards, mean)}
-    assert found == {paths[0]: (0.0, pytest.approx(50 / 255)), paths[1]: (0.0, pytest.approx(200 / 255))}
+    assert found == {
+        paths[0]: (0.0, pytest.approx(50 / 255)),
+        paths[1]: (0.0, pytest.approx(200 / 255)),
+    }
     Image.new("RGBA", (8, 8), (200, 200, 200, 30)).save(paths[0])
     assert rank(paths[:1], [""], rewards, mean)[0].scores == (0.0, pytest.approx(200 / 255))
 
 
-def test_few_bytes_wait_for_images_of_their_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_bytes_wait_for_images_of_their_size(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder of pictures of many sizes, or of large ones, is not held in memory as a whole."""
     for size in range(20, 30):
         for copy in "xy":
@@ -116,13 +147,17 @@ def test_few_bytes_wait_for_images_of_their_size(folder: Path, monkeypatch: pyte
     found = []
     for most in (10**9, 3 * 29**2 - 1):
         monkeypatch.setattr("ttsnap.results.rank.MOST_WAITING", most)
-        found.append([r.path for r in rank(paths, [""] * len(paths), make_rewards(brightness), mean)])
+        found.append(
+            [r.path for r in rank(paths, [""] * len(paths), make_rewards(brightness), mean)]
+        )
     assert sizes[:10] == [2] * 10
     assert 1 in sizes[10:]
     assert found[0] == found[1]
 
 
-def test_edits_are_compared_with_their_source(folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_edits_are_compared_with_their_source(
+    folder: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     edit, before = tmp_path / "edit.py", tmp_path / "before.png"
     edit.write_text(EDIT)
     Image.new("RGB", (5, 4), (100, 100, 100)).save(before)
@@ -133,11 +168,15 @@ def test_edits_are_compared_with_their_source(folder: Path, tmp_path: Path, refu
     assert found == pytest.approx({"b.png": 100, "d.png": 20, "a.png": -50}, abs=1e-3)
     assert float(rows[0]["brightness"]) == pytest.approx(200 / 255)
     assert "give --source FILE" in refused(reward=f"{edit}:change")
-    assert "no such image: nowhere.png" in refused("--source", "nowhere.png", reward=f"{edit}:change")
+    assert "no such image: nowhere.png" in refused(
+        "--source", "nowhere.png", reward=f"{edit}:change"
+    )
     assert f"(brightness); leave --source {before} out" in refused("--source", before)
 
 
-def test_prompts_and_arguments_must_fit(folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_prompts_and_arguments_must_fit(
+    folder: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     Image.new("RGB", (4, 4)).save(folder / "e.jpg")
     assert "give --prompt or --prompts-file" in refused()
     prompts, out, empty = tmp_path / "prompts.txt", tmp_path / "1", tmp_path / "empty"
@@ -151,7 +190,10 @@ def test_prompts_and_arguments_must_fit(folder: Path, tmp_path: Path, refused: C
         (["--batch-size", "0", "--prompt", "x"], "batch size must be at least 1"),
     ):
         assert said in refused(*more)
-    assert main(["score", str(folder), "--reward", "brightness", "--out", str(out), "--prompt", "x"]) == 0
+    assert (
+        main(["score", str(folder), "--reward", "brightness", "--out", str(out), "--prompt", "x"])
+        == 0
+    )
     assert {r["prompt"] for r in table(out)} == {"x"}
     assert refused(where=out / "scores.csv")
     empty.mkdir()

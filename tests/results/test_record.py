@@ -1,4 +1,5 @@
-"""Pictures from strangers: what of their metadata is taken, and that nothing of it is run or loaded unasked."""
+"""Pictures from strangers: what of their metadata is taken, and that nothing of it is run or loaded
+unasked."""
 
 from __future__ import annotations
 
@@ -23,15 +24,31 @@ from ttsnap.request.request import Prepared
 from ttsnap.results.record import read_record
 
 PLAIN: dict[str, Any] = {
-    "ttsnap": "0.1.0", "model": "embedded", "sampler": "FlowMatchEulerDiscreteScheduler", "kernel": "pipeline",
-    "call": {"num_inference_steps": 4, "guidance_scale": 4.5}, "prompt": "a red circle", "seed": 7, "branched": False,
-    "search": {"algorithm": "best-of-n", "options": {}, "budget": "8nfe", "rank": 1, "reward": 0.5,
-               "scores": {"scenes": 0.5}, "metrics": {}, "nfe": 8, "seeds": 2},
-}  # fmt: skip
+    "ttsnap": "0.1.0",
+    "model": "embedded",
+    "sampler": "FlowMatchEulerDiscreteScheduler",
+    "kernel": "pipeline",
+    "call": {"num_inference_steps": 4, "guidance_scale": 4.5},
+    "prompt": "a red circle",
+    "seed": 7,
+    "branched": False,
+    "search": {
+        "algorithm": "best-of-n",
+        "options": {},
+        "budget": "8nfe",
+        "rank": 1,
+        "reward": 0.5,
+        "scores": {"scenes": 0.5},
+        "metrics": {},
+        "nfe": 8,
+        "seeds": 2,
+    },
+}
 
 
 def forged(folder: Path, text: str | None = None, picture: Any = None, **values: Any) -> Path:
-    """A PNG whose metadata is that of PLAIN, with changes: keys such as call__report, or a text in its place."""
+    """A PNG whose metadata is that of PLAIN, with changes: keys such as call__report, or a text in
+    its place."""
     found: Any = copy.deepcopy(PLAIN)
     for name, value in values.items():
         inner, _, key = name.rpartition("__")
@@ -45,26 +62,54 @@ def forged(folder: Path, text: str | None = None, picture: Any = None, **values:
 
 REFUSED: list[dict[str, Any]] = [
     {"search__place": 10**9},
-    {"call__report": "evil.py:score"}, {"call__reward": "http://host"}, {"call__search": "evil.json"},
-    {"call__callback_on_step_end": "x"}, {"call__generator": 1}, {"call__on_event": 1, "call__should_stop": 1},
-    {"report": "evil.py:score"}, {"search__reward_file": "x"}, {"call__num_inference_steps": 10**7},
-    {"call__num_inference_steps": 2.5}, {"call__num_inference_steps": True}, {"call__height": 10**6},
-    {"call__guidance_scale": "4"}, {"call__sigmas": [1.0, [0.5]]}, {"call__sigmas": [0.5] * 1001},
-    {"call__negative_prompt": "x" * 10001}, {"pictures": {"Size": "a" * 64}}, {"pictures": {"image": "a" * 63}},
-    {"pictures": {"image": []}}, {"call__negative_prompt": {"a": 1}},
-    {"call__joint_attention_kwargs": {"ip_adapter_masks": 1}}, {"prompt": "x" * 10001}, {"prompt": None}, {"seed": -1},
-    {"seed": "7"}, {"model": ["x"]}, {"model": "a\x1b[2J"}, {"noises": "orthogonal"}, {"path": "polynomial"},
+    {"call__report": "evil.py:score"},
+    {"call__reward": "http://host"},
+    {"call__search": "evil.json"},
+    {"call__callback_on_step_end": "x"},
+    {"call__generator": 1},
+    {"call__on_event": 1, "call__should_stop": 1},
+    {"report": "evil.py:score"},
+    {"search__reward_file": "x"},
+    {"call__num_inference_steps": 10**7},
+    {"call__num_inference_steps": 2.5},
+    {"call__num_inference_steps": True},
+    {"call__height": 10**6},
+    {"call__guidance_scale": "4"},
+    {"call__sigmas": [1.0, [0.5]]},
+    {"call__sigmas": [0.5] * 1001},
+    {"call__negative_prompt": "x" * 10001},
+    {"pictures": {"Size": "a" * 64}},
+    {"pictures": {"image": "a" * 63}},
+    {"pictures": {"image": []}},
+    {"call__negative_prompt": {"a": 1}},
+    {"call__joint_attention_kwargs": {"ip_adapter_masks": 1}},
+    {"prompt": "x" * 10001},
+    {"prompt": None},
+    {"seed": -1},
+    {"seed": "7"},
+    {"model": ["x"]},
+    {"model": "a\x1b[2J"},
+    {"noises": "orthogonal"},
+    {"path": "polynomial"},
     {"variety": "cads:0.1:0.6:0.9"},
-    {"kernel": "sde:tan:1"}, {"noises": ["a"]}, {"kernel": 3}, {"search__reward": "high"}, {"call": [1]},
-]  # fmt: skip
+    {"kernel": "sde:tan:1"},
+    {"noises": ["a"]},
+    {"kernel": 3},
+    {"search__reward": "high"},
+    {"call": [1]},
+]
 
 
 @pytest.mark.parametrize("values", REFUSED, ids=lambda values: str(values)[:40])
-def test_what_a_picture_may_not_say_is_refused_by_name(values: dict[str, Any], tmp_path: Path) -> None:
+def test_what_a_picture_may_not_say_is_refused_by_name(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"theirs\.png") as caught:
         read_record(forged(tmp_path, **values))
     for name, value in values.items():
-        assert any(part in str(caught.value) for part in (name.rpartition("__")[2], *str(value).split(":")))
+        assert any(
+            part in str(caught.value) for part in (name.rpartition("__")[2], *str(value).split(":"))
+        )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +119,10 @@ def test_what_a_picture_may_not_say_is_refused_by_name(values: dict[str, Any], t
         (lambda p: Image.new("RGB", (2, 2)).save(p), "no ttsnap metadata"),
         (lambda p: forged(p.parent, "{"), "damaged"),
         (lambda p: forged(p.parent, "[1]"), "lacks"),
-        (lambda p: forged(p.parent, '{"prompt": "a"}'), "'call', 'kernel', 'model', 'sampler', 'search', 'seed'"),
+        (
+            lambda p: forged(p.parent, '{"prompt": "a"}'),
+            "'call', 'kernel', 'model', 'sampler', 'search', 'seed'",
+        ),
         (lambda p: None, "no such image"),
     ],
 )
@@ -84,20 +132,38 @@ def test_foreign_and_broken_images_are_explained(make: Any, message: str, tmp_pa
         read_record(tmp_path / "theirs.png")
 
 
-def test_what_ttsnap_writes_is_read_and_every_plain_argument_of_every_family_known(tmp_path: Path) -> None:
+def test_what_ttsnap_writes_is_read_and_every_plain_argument_of_every_family_known(
+    tmp_path: Path,
+) -> None:
     assert read_record(forged(tmp_path)).to_json() == {**PLAIN, "times": "pipeline"}
-    more = {"call__height": 512, "call__sigmas": [1.0, 0.5], "call__prompt_2": None, "lora": "a/b:0.5"}
+    more = {
+        "call__height": 512,
+        "call__sigmas": [1.0, 0.5],
+        "call__prompt_2": None,
+        "lora": "a/b:0.5",
+    }
     assert read_record(forged(tmp_path, **more)).call["sigmas"] == [1.0, 0.5]
     pictures = {"image": ["a" * 64, "b" * 64], "mask_image": "0" * 64}
     assert read_record(forged(tmp_path, pictures=pictures)).pictures == pictures
     for family in FAMILIES.values():
-        takes = {name for name in pkgutil.resolve_name(family).denoiser_class.honours.split() if "embeds" not in name}
+        takes = {
+            name
+            for name in pkgutil.resolve_name(family).denoiser_class.honours.split()
+            if "embeds" not in name
+        }
         assert {name for name in takes if not name.endswith("attention_mask")} <= {*CALL}, family
 
 
-def test_arguments_that_no_option_names_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_that_no_option_names_are_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    others = {"pag_scale": 2.5, "boxes": [[0, 0.5], [1, 1]], "phrases": ["a cat", "b"], "guess_mode": True}
+    others = {
+        "pag_scale": 2.5,
+        "boxes": [[0, 0.5], [1, 1]],
+        "phrases": ["a cat", "b"],
+        "guess_mode": True,
+    }
     forged(tmp_path, **{f"call__{name}": value for name, value in others.items()})
     assert read_record(tmp_path / "theirs.png").call.items() >= others.items()
     for strange in (
@@ -148,11 +214,16 @@ def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return said
 
 
-def test_nothing_is_loaded_because_a_picture_names_it(loaded: list[Any], tmp_path: Path, said: Any) -> None:
+def test_nothing_is_loaded_because_a_picture_names_it(
+    loaded: list[Any], tmp_path: Path, said: Any
+) -> None:
     path = str(forged(tmp_path, model="someone/their model", lora="someone/lora:2"))
     error = said(path)
     assert "asks for the model 'someone/their model' and LoRA 'someone/lora:2'" in error
-    assert "add --model 'someone/their model' --lora someone/lora:2, name others, or add --trust" in error
+    assert (
+        "add --model 'someone/their model' --lora someone/lora:2, name others, or add --trust"
+        in error
+    )
     assert "asks for the LoRA 'someone/lora:2'" in said(path, "--model", "someone/mine")
     assert "asks for the model 'someone/their model';" in said(path, "--lora", "mine")
     assert not loaded
@@ -167,13 +238,24 @@ def test_nothing_is_loaded_because_a_picture_names_it(loaded: list[Any], tmp_pat
     for more in (["--lora", "f/fog", "--lora=f/ink:0.6"], ["--trust"]):
         assert main(["replay", path, *more, "--overwrite"]) == 0
     assert [loras for _, loras, _ in loaded] == [("f/fog", "f/ink:0.6"), ("ink:0.6", "fog")]
-    assert 'ttsnap LoRA: "ink:0.6, fog"' in Image.open(tmp_path / "two/replays/theirs.png").info["parameters"]
+    assert (
+        'ttsnap LoRA: "ink:0.6, fog"'
+        in Image.open(tmp_path / "two/replays/theirs.png").info["parameters"]
+    )
 
 
 def test_plain_arguments_reach_the_pipeline_and_no_drafter_which_only_chose_the_seed(
     loaded: list[Any], tmp_path: Path
 ) -> None:
-    path = str(forged(tmp_path, draft="someone/draft:2", noises="independent", estimate_guidance=2.0, search__nfe=95.5))
+    path = str(
+        forged(
+            tmp_path,
+            draft="someone/draft:2",
+            noises="independent",
+            estimate_guidance=2.0,
+            search__nfe=95.5,
+        )
+    )
     assert main(["replay", path]) == 0
     ((_, _, [request]),) = loaded
     assert request.engine.call == PLAIN["call"]
@@ -185,9 +267,15 @@ def test_plain_arguments_reach_the_pipeline_and_no_drafter_which_only_chose_the_
 @pytest.mark.parametrize(
     ("values", "advice"),
     [
-        ({"search__algorithm": "svdd"}, "run `ttsnap generate` with the settings in its trace.json"),
+        (
+            {"search__algorithm": "svdd"},
+            "run `ttsnap generate` with the settings in its trace.json",
+        ),
         ({"search__algorithm": "spectral-evolution"}, "0.1.0 was the last version with evolution"),
-        ({"search__algorithm": "svdd", "search__shared": True}, "only all of them together find it again"),
+        (
+            {"search__algorithm": "svdd", "search__shared": True},
+            "only all of them together find it again",
+        ),
     ],
 )
 def test_an_image_from_a_branch_is_made_again_by_its_search(
@@ -198,26 +286,42 @@ def test_an_image_from_a_branch_is_made_again_by_its_search(
     assert main(["replay", str(forged(tmp_path, search__shared=True))]) == 0, "its seed makes it"
 
 
-def test_a_replay_is_found_by_no_pattern_that_found_the_image(loaded: list[Any], tmp_path: Path, said: Any) -> None:
-    paths = [forged(tmp_path / name, lora=lora) for name, lora in (("a", "x:1"), ("b", "x:1"), ("c", "y:1"))]
+def test_a_replay_is_found_by_no_pattern_that_found_the_image(
+    loaded: list[Any], tmp_path: Path, said: Any
+) -> None:
+    paths = [
+        forged(tmp_path / name, lora=lora)
+        for name, lora in (("a", "x:1"), ("b", "x:1"), ("c", "y:1"))
+    ]
     assert main(["replay", *map(str, paths), "--trust"]) == 0
-    assert [loras for _, loras, _ in loaded] == [("x:1",), ("y:1",)], "once for files that follow each other"
+    assert [loras for _, loras, _ in loaded] == [("x:1",), ("y:1",)], (
+        "once for files that follow each other"
+    )
     assert sorted(tmp_path.glob("*/*.png")) == paths
-    assert sorted(tmp_path.glob("*/replays/*.png")) == [path.parent / "replays" / path.name for path in paths]
-    assert "several of the files are named theirs.png" in said(*paths, "--trust", "--out", tmp_path / "all")
+    assert sorted(tmp_path.glob("*/replays/*.png")) == [
+        path.parent / "replays" / path.name for path in paths
+    ]
+    assert "several of the files are named theirs.png" in said(
+        *paths, "--trust", "--out", tmp_path / "all"
+    )
     for out in (tmp_path / "one.png", tmp_path):
         assert main(["replay", str(paths[0]), "--trust", "--out", str(out)]) == 0
     assert "exists" in said(paths[0], "--trust")
     assert {path.name for path in tmp_path.glob("*.png")} == {"one.png", "theirs.png"}
 
 
-def test_all_files_are_looked_at_before_a_model_is_loaded(loaded: list[Any], tmp_path: Path, said: Any) -> None:
+def test_all_files_are_looked_at_before_a_model_is_loaded(
+    loaded: list[Any], tmp_path: Path, said: Any
+) -> None:
     path, other = forged(tmp_path), tmp_path / "other.png"
     other.write_bytes(path.read_bytes()[:-20])
     assert "other.png" in said(path, other)
-    other = forged(tmp_path / "huge", picture=Image.new("1", (4097, 4097)))  # it says so, and is not decoded
+    # it says so, and is not decoded
+    other = forged(tmp_path / "huge", picture=Image.new("1", (4097, 4097)))
     assert "4097 x 4097 are more than 16,777,216 pixels" in said(path, other)
     assert not loaded
     assert not (tmp_path / "replays").exists()
-    assert "['true_cfg_scale']" in said(forged(tmp_path, call__true_cfg_scale=2.0)), "of another family"
+    assert "['true_cfg_scale']" in said(forged(tmp_path, call__true_cfg_scale=2.0)), (
+        "of another family"
+    )
     assert not loaded[0][2]

@@ -1,4 +1,5 @@
-"""Contact sheets: every look under the one that it came from, what is dropped dimmed, the winner framed."""
+"""Contact sheets: every look under the one that it came from, what is dropped dimmed, the winner
+framed."""
 
 from __future__ import annotations
 
@@ -20,10 +21,29 @@ from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.scoring import OnDevice, SmallCopies
 from ttsnap.results import lineage, outputs, sheet
-from ttsnap.results.lineage import CandidateAtStep, Origins, chain, choose, hidden_below, most_wanted, origins, place
+from ttsnap.results.lineage import (
+    CandidateAtStep,
+    Origins,
+    chain,
+    choose,
+    hidden_below,
+    most_wanted,
+    origins,
+    place,
+)
 from ttsnap.sampling.kernels import Sde
 
-BRANCHING = ["svdd", "code", "smc", "rbf", "best-first", "search-over-paths", "zero-order", "depth-first", "nested"]
+BRANCHING = [
+    "svdd",
+    "code",
+    "smc",
+    "rbf",
+    "best-first",
+    "search-over-paths",
+    "zero-order",
+    "depth-first",
+    "nested",
+]
 GREEN = (0x1A, 0x7F, 0x37)
 Looks = Callable[..., list[tuple[int, int, int, int]]]
 
@@ -34,7 +54,9 @@ def searched(engine: Callable[..., Any]) -> Callable[..., tuple[Result, outputs.
 
     def run(algorithm: Any, budget: str = "999nfe", **how: Any) -> tuple[Result, outputs.Recorder]:
         recorder, live = outputs.Recorder(), engine(prompts=1)
-        live = LiveEngine(live.denoiser, live.rewards, kernel=Sde(live.denoiser.path, live.denoiser.times))
+        live = LiveEngine(
+            live.denoiser, live.rewards, kernel=Sde(live.denoiser.path, live.denoiser.times)
+        )
         (result,) = search(["a"], algorithm, live, budget, on_event=recorder, **how)
         return result, recorder
 
@@ -74,11 +96,15 @@ def test_lines_lead_from_every_look_to_what_it_came_from(name: str, searched: An
         line = [look.uid]
         while p.parent[line[-1]] >= 0:
             line.append(int(p.parent[line[-1]]))
-        assert chain(look, origin)[-1] == CandidateAtStep(line[-1], -1), "every line begins at the seed"
+        assert chain(look, origin)[-1] == CandidateAtStep(line[-1], -1), (
+            "every line begins at the seed"
+        )
         if source is not None and source.step >= 0:
             assert source.step < look.step
             assert source.uid in line
-    ends = most_wanted(origin, [candidate.uid for candidate in result.images], lambda uid: p.value([uid])[0])
+    ends = most_wanted(
+        origin, [candidate.uid for candidate in result.images], lambda uid: p.value([uid])[0]
+    )
     assert ends[0] == CandidateAtStep(result.best.uid, len(result.levels) - 1)
     for most in (1, 4, 16):
         shown = choose(ends, origin, most)
@@ -86,12 +112,18 @@ def test_lines_lead_from_every_look_to_what_it_came_from(name: str, searched: An
         assert chain(ends[0], origin)[0] in shown
         assert max(columns.values()) < most
         assert no_overlap(shown, columns)
-        assert all(source is None or source in shown for source in shown.values()), "nothing hangs in the air"
-        assert len({columns[look] for look in chain(ends[0], shown)}) == 1, "the winner's line goes straight down"
+        assert all(source is None or source in shown for source in shown.values()), (
+            "nothing hangs in the air"
+        )
+        assert len({columns[look] for look in chain(ends[0], shown)}) == 1, (
+            "the winner's line goes straight down"
+        )
         hidden = {uid for uid, _ in looks} - {look.uid for look in shown if look.step >= 0}
         last = {look.uid: look for look in sorted(origin)}
         told = [uid for uid in hidden if chain(last[uid], origin)[-1] in shown]
-        assert sum(hidden_below(origin, shown).values()) == len(told), "all but whole families are counted"
+        assert sum(hidden_below(origin, shown).values()) == len(told), (
+            "all but whole families are counted"
+        )
     picture = recorder.sheet(result)
     assert picture.width <= sheet.WIDEST + sheet.MARGIN
     assert picture.height <= sheet.TALLEST + 2 * sheet.HEAD
@@ -103,19 +135,26 @@ def no_overlap(shown: Origins, columns: dict[CandidateAtStep, int]) -> bool:
     taken: list[tuple[int, int]] = []
     for look, column in columns.items():
         source, last = shown[look], lines[look.step]
-        taken += [(row, column) for row in range(last if source is None else lines[source.step] + 1, last + 1)]
+        taken += [
+            (row, column)
+            for row in range(last if source is None else lines[source.step] + 1, last + 1)
+        ]
     return len(set(taken)) == len(taken)
 
 
 def test_pruned_candidates_are_dimmed_and_the_winner_is_framed(searched: Any) -> None:
-    result, recorder = searched(SeedPruning(6, (0.5, 0.5), steps=(2, 5)), selection=Selection(keep=2))
+    result, recorder = searched(
+        SeedPruning(6, (0.5, 0.5), steps=(2, 5)), selection=Selection(keep=2)
+    )
     picture = recorder.sheet(result)
     cell, pitch = sheet.CELL, sheet.CELL + sheet.TEXT + sheet.GAP
     assert picture.height == sheet.HEAD + 3 * pitch + sheet.MARGIN
     assert picture.width == sheet.LEFT + 6 * (cell + sheet.MARGIN) + sheet.MARGIN
     p, pixels = result.particles, np.asarray(picture).astype(float)
     assert len(recorder.thumbnails[0]) == 6 + 3 + 2
-    best_first = sorted(range(6), key=lambda u: (u != result.best.uid, -p.scored[u], -p.value([u])[0]))
+    best_first = sorted(
+        range(6), key=lambda u: (u != result.best.uid, -p.scored[u], -p.value([u])[0])
+    )
     for column, uid in enumerate(best_first):
         for line, step in enumerate((2, 5, 8)):
             at = (sheet.HEAD + line * pitch + 40, sheet.LEFT + column * (cell + sheet.MARGIN) + 40)
@@ -123,7 +162,9 @@ def test_pruned_candidates_are_dimmed_and_the_winner_is_framed(searched: Any) ->
             if step <= p.scored[uid]:
                 color = np.asarray(recorder.thumbnails[0][uid, step])[40, 40].astype(float)
             dropped = step == p.scored[uid] < 8
-            np.testing.assert_allclose(pixels[at], color * 0.35 + 255 * 0.65 if dropped else color, atol=1.5)
+            np.testing.assert_allclose(
+                pixels[at], color * 0.35 + 255 * 0.65 if dropped else color, atol=1.5
+            )
     assert tuple(pixels[sheet.HEAD + 2 * pitch - 2, sheet.LEFT + 40]) == GREEN
 
 
@@ -133,7 +174,15 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     words: list[tuple[str, float]] = []
 
     def telling(draw: Any) -> Any:
-        def text(self: Any, at: Any, told: str, fill: Any = None, font: Any = None, *more: Any, **others: Any) -> None:
+        def text(
+            self: Any,
+            at: Any,
+            told: str,
+            fill: Any = None,
+            font: Any = None,
+            *more: Any,
+            **others: Any,
+        ) -> None:
             words.append((told, max(self.textlength(line, font) for line in told.split("\n"))))
             draw(self, at, told, fill, font, *more, **others)
 
@@ -144,7 +193,9 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     return words
 
 
-def test_words_count_the_seeds_that_started_and_tell_long_ones_and_drafts_apart(searched: Any, written: Any) -> None:
+def test_words_count_the_seeds_that_started_and_tell_long_ones_and_drafts_apart(
+    searched: Any, written: Any
+) -> None:
     first = 2**64 - 100
     result, recorder = searched(pruned(12, 1), seed=first)
     recorder.sheet(result)
@@ -157,12 +208,18 @@ def test_words_count_the_seeds_that_started_and_tell_long_ones_and_drafts_apart(
     particles = replace(result.particles, step=never, cached=never > 0)
     told = replace(result, spent=replace(result.spent, seeds=0), particles=particles)
     assert sheet.contact_sheet(told, {}).width >= 480
-    assert any(line.startswith(f"0 seeds, {told.spent.nfe} denoiser") for line, _ in written), "listed, never evaluated"
+    assert any(line.startswith(f"0 seeds, {told.spent.nfe} denoiser") for line, _ in written), (
+        "listed, never evaluated"
+    )
     written.clear()
     recorder = outputs.Recorder()
     (drafted,) = search(["a"], SeedPruning(12, keep=(0.5,), steps=(3,)), made(), on_event=recorder)
     recorder.sheet(drafted)
-    rows = {words.partition("\n")[0]: 0 for words, _ in written if words == "finished" or "\nnoise" in words}
+    rows = {
+        words.partition("\n")[0]: 0
+        for words, _ in written
+        if words == "finished" or "\nnoise" in words
+    }
     assert [*rows] == ["draft", "step 3", "finished"]
 
 
@@ -173,7 +230,10 @@ def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(sear
     assert shown.width == plain.width + pitch
     for picture, left in ((plain, sheet.LEFT), (shown, sheet.LEFT + pitch)):
         y = sheet.HEAD + sheet.CELL + sheet.TEXT + sheet.GAP - 1
-        assert sum(picture.getpixel((x, y)) == GREEN for x in range(left + 40, picture.width, pitch)) == 3
+        assert (
+            sum(picture.getpixel((x, y)) == GREEN for x in range(left + 40, picture.width, pitch))
+            == 3
+        )
     assert shown.getpixel((sheet.LEFT + 40, sheet.HEAD + 40)) == (255, 165, 0)
 
 
@@ -182,17 +242,29 @@ def test_rows_columns_and_frames_are_as_large_as_pictures(
     searched: Any, looks: Looks, width: int, height: int, column: int
 ) -> None:
     result, recorder = searched(pruned())
-    shaped = {look: picture.crop((0, 0, width, height)) for look, picture in recorder.thumbnails[0].items()}
+    shaped = {
+        look: picture.crop((0, 0, width, height))
+        for look, picture in recorder.thumbnails[0].items()
+    }
     shown = sheet.contact_sheet(result, shaped)
     assert shown.height == sheet.HEAD + 2 * (height + sheet.TEXT + sheet.GAP) + sheet.MARGIN
     told = looks(result, shaped)
     assert {x for *_, x, _ in told} == {sheet.LEFT + i * (column + sheet.MARGIN) for i in range(6)}
     won = (result.best.uid, 8)
     x, y = next((x, y) for uid, step, x, y in told if (uid, step) == won)
-    assert np.array_equal(np.asarray(shown.crop((x, y, x + width, y + height))), np.asarray(shaped[won]))
-    low = {look: picture.crop((0, 0, width, 16)) if look[1] == 8 else picture for look, picture in shaped.items()}
+    assert np.array_equal(
+        np.asarray(shown.crop((x, y, x + width, y + height))), np.asarray(shaped[won])
+    )
+    low = {
+        look: picture.crop((0, 0, width, 16)) if look[1] == 8 else picture
+        for look, picture in shaped.items()
+    }
     top, framed = sheet.HEAD + height + sheet.TEXT + sheet.GAP, sheet.contact_sheet(result, low)
-    green = [y for y in range(top - 3, framed.height) if framed.getpixel((sheet.LEFT + width // 2, y)) == GREEN]
+    green = [
+        y
+        for y in range(top - 3, framed.height)
+        if framed.getpixel((sheet.LEFT + width // 2, y)) == GREEN
+    ]
     assert green == [*range(top - 3, top), *range(top + 16, top + 19)]
 
 
@@ -221,7 +293,9 @@ def test_a_sheet_of_many_tries_is_mostly_pictures(name: str, searched: Any, look
     assert max(below.values()) <= lineage.SIBLINGS
 
 
-def test_small_copies_of_the_estimates_of_a_batch_leave_the_device_together(monkeypatch: Any) -> None:
+def test_small_copies_of_the_estimates_of_a_batch_leave_the_device_together(
+    monkeypatch: Any,
+) -> None:
     images = [torch.rand(3, 400, 600), None, torch.rand(3, 400, 600), torch.rand(2, 3, 8, 8)]
     shapes, cpu = list[Any](), torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda x: (shapes.append(len(x)), cpu(x))[1])

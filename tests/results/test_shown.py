@@ -1,4 +1,5 @@
-"""What people get of a result: a line, a page in notebooks, files, and images that know how they were made."""
+"""What people get of a result: a line, a page in notebooks, files, and images that know how they
+were made."""
 
 from __future__ import annotations
 
@@ -52,8 +53,18 @@ def pipe() -> Any:
 @pytest.fixture(scope="module")
 def found(pipe: Any) -> Any:
     """Two prompts with two images each."""
-    call = {**defaults(), "num_inference_steps": 4, "negative_prompt": ["a blue cross", "a red cross"]}
-    how = {"search": "seed-pruning", "reward": "scenes", "budget": "16nfe", "num_images_per_prompt": 2, "seed": 5}
+    call = {
+        **defaults(),
+        "num_inference_steps": 4,
+        "negative_prompt": ["a blue cross", "a red cross"],
+    }
+    how = {
+        "search": "seed-pruning",
+        "reward": "scenes",
+        "budget": "16nfe",
+        "num_images_per_prompt": 2,
+        "seed": 5,
+    }
     return pipe(["a red circle", "a green square"], **how, **call)
 
 
@@ -64,14 +75,21 @@ def pictures(page: str) -> list[Image.Image]:
 
 def test_a_result_and_an_output_are_a_line(engine: Callable[..., Any], found: Any) -> None:
     prompt = "a very long prompt " * 20
-    results = search(["a", prompt], SeedPruning(6, (0.5,), steps=(2,)), engine(), selection=Selection(keep=2))
+    results = search(
+        ["a", prompt], SeedPruning(6, (0.5,), steps=(2,)), engine(), selection=Selection(keep=2)
+    )
     for result in results:
         assert len(line := repr(result)) < 200
-        assert f"2 images, the best of seed {result.best.seed} with reward {result.best.reward:.4g}" in line
+        assert (
+            f"2 images, the best of seed {result.best.seed} with reward {result.best.reward:.4g}"
+            in line
+        )
         assert f"{result.spent.nfe} NFE, 6 seeds" in line
         assert "tensor" not in repr(result.images)
     assert repr(results[0]).startswith("Result('a': ")
-    assert repr(found).startswith("SearchStableDiffusion3PipelineOutput(4 images, search=[Result('a red circle': ")
+    assert repr(found).startswith(
+        "SearchStableDiffusion3PipelineOutput(4 images, search=[Result('a red circle': "
+    )
     assert not re.search("\n|tensor", repr(results) + repr(found))
 
 
@@ -82,13 +100,17 @@ def test_notebooks_show_images_and_the_sheet(found: Any, engine: Callable[..., A
     assert shown[2].size[0] >= 480, "the contact sheet"
     assert len(pictures(found._repr_html_())) == 6
     recorder = Recorder()
-    (result,) = search(["<script>"], SeedPruning(2, (0.5,), steps=(2,)), engine(), on_event=recorder)
+    (result,) = search(
+        ["<script>"], SeedPruning(2, (0.5,), steps=(2,)), engine(), on_event=recorder
+    )
     page = result._repr_html_()
     assert ("<script>" in page, "&lt;script&gt;" in page) == (False, True)
     assert len(pictures(page)) == 1, "no sheet, where nobody kept thumbnails"
 
 
-def test_images_carry_what_made_them(found: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_carry_what_made_them(
+    found: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for index, picture in enumerate(found.images):
         result, rank = found.search[index // 2], index % 2
         payload = json.loads(picture.info["ttsnap"])
@@ -96,13 +118,17 @@ def test_images_carry_what_made_them(found: Any, tmp_path: Path, capsys: pytest.
         assert (payload["model"], payload["search"]["algorithm"]) == ("embedded", "seed-pruning")
         assert payload["call"]["negative_prompt"] == ["a blue cross", "a red cross"][index // 2]
         assert picture.info["parameters"].startswith(f"{result.prompt}\nNegative prompt: a ")
-        assert f"Seed: {payload['seed']}, Size: 32x32, Model: embedded" in picture.info["parameters"]
+        assert (
+            f"Seed: {payload['seed']}, Size: 32x32, Model: embedded" in picture.info["parameters"]
+        )
     path = tmp_path / "saved.png"
     assert not png_info(Image.new("RGB", (2, 2))).chunks
     found.images[2].save(path, pnginfo=png_info(found.images[2]))
     assert read_record(path).to_json() == json.loads(found.images[2].info["ttsnap"])
     assert main(["replay", str(path)]) == 0
-    assert int(re.search(r"largest difference from saved.png: (\d+)", capsys.readouterr().out)[1]) <= 1  # type: ignore[index]
+    assert (
+        int(re.search(r"largest difference from saved.png: (\d+)", capsys.readouterr().out)[1]) <= 1
+    )  # type: ignore[index]
 
 
 NESTED = [
@@ -115,14 +141,20 @@ NESTED = [
 
 
 @pytest.mark.parametrize("asked", NESTED)
-def test_an_algorithm_in_a_picture_is_read_again_with_its_options(asked: Any, pipe: Any, tmp_path: Path) -> None:
+def test_an_algorithm_in_a_picture_is_read_again_with_its_options(
+    asked: Any, pipe: Any, tmp_path: Path
+) -> None:
     record = told(pipe, asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3))
-    save_made(tmp_path / "x.png", np.zeros((3, 8, 8)), replace(record, found=FoundImage("a", 3, 1.0)))
+    save_made(
+        tmp_path / "x.png", np.zeros((3, 8, 8)), replace(record, found=FoundImage("a", 3, 1.0))
+    )
     found = read_record(tmp_path / "x.png")
     assert make_algorithm(found.algorithm, **(found.options or {})) == make_algorithm(asked)
 
 
-def told(pipe: Any, search: Any, sampler: SamplerOptions, call: dict[str, Any], budget: Budget) -> SearchRecord:
+def told(
+    pipe: Any, search: Any, sampler: SamplerOptions, call: dict[str, Any], budget: Budget
+) -> SearchRecord:
     spec = EngineSpec(ModelOptions(), ("brightness",), sampler, call=call)
     asked = SearchRequest((Prompt("a"),), spec, search, budget)
     return record_of(pipe, prepare(asked, ModelDefaults()), ["brightness"])
@@ -133,7 +165,11 @@ def test_what_is_not_plain_is_left_out_or_named(pipe: Any, monkeypatch: pytest.M
     call = {"guidance_scale": 2.0, "callback": print, "latents": np.zeros(3)}
     found = told(pipe, SeedPruning(4, (0.5,), steps=(2,)), sampler, call, Budget(nfe=3))
     assert found.call == {"guidance_scale": 2.0}
-    assert (found.algorithm, found.to_json()["kernel"], found.budget) == ("seed-pruning", "object", "3nfe")
+    assert (found.algorithm, found.to_json()["kernel"], found.budget) == (
+        "seed-pruning",
+        "object",
+        "3nfe",
+    )
     assert (found.options or {})["keep"] == (0.5,)
     assert told(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget()).options == {"n": 2}
     led = told(pipe, ByHand(SeedPruning(4), wishes=list), sampler, {}, Budget()).options or {}
@@ -155,36 +191,66 @@ def test_thumbnails_of_large_images_are_near_those_of_all_pixels() -> None:
 
 
 def test_what_a_safety_checker_flags_has_no_sheet(engine: Callable[..., Any]) -> None:
-    results = search(["a", "b", "c"], SeedPruning(4, (0.5,), steps=(2,)), engine(), selection=Selection(keep=2))
+    results = search(
+        ["a", "b", "c"], SeedPruning(4, (0.5,), steps=(2,)), engine(), selection=Selection(keep=2)
+    )
     seen = {job: {(0, 2): object()} for job in range(3)}
     flags = [False, False, False, True, False, False]
-    assert [bool(r.thumbnails) for r in with_thumbnails(results, seen, flags)] == [True, False, True]
+    assert [bool(r.thumbnails) for r in with_thumbnails(results, seen, flags)] == [
+        True,
+        False,
+        True,
+    ]
     assert all(r.thumbnails for r in with_thumbnails(results, seen, None))
 
 
 def test_files_and_metadata(engine: Any, tmp_path: Path) -> None:
-    results = search(["a", "b: c/d"], SeedPruning(6, (0.5, 0.5), steps=(2, 5)), engine(), selection=Selection(keep=2))
+    results = search(
+        ["a", "b: c/d"],
+        SeedPruning(6, (0.5, 0.5), steps=(2, 5)),
+        engine(),
+        selection=Selection(keep=2),
+    )
     written = write_results(tmp_path, results, RECORD)
     names = {p.name for p in tmp_path.iterdir()}
-    assert len(names - {"trace.json", "000-a-sheet.png", "001-b-c-d-sheet.png"}) == len(names) - 3 == 4
+    assert (
+        len(names - {"trace.json", "000-a-sheet.png", "001-b-c-d-sheet.png"}) == len(names) - 3 == 4
+    )
     best, path = results[1].best, written[1][0]
     assert path.name == f"001-b-c-d-01-seed{best.seed}.png"
     told = read_record(path)
-    assert (told.call, told.image.seed, told.image.reward) == (CALL, best.seed, pytest.approx(best.reward))
+    assert (told.call, told.image.seed, told.image.reward) == (
+        CALL,
+        best.seed,
+        pytest.approx(best.reward),
+    )
     text = Image.open(path).info["parameters"]
     assert text.splitlines()[:2] == ["b: c/d", "Negative prompt: fog"]
-    assert f'Steps: 8, Sampler: Ode, CFG scale: 4.0, Seed: {best.seed}, Size: 1x1, Model: "toy, v1"' in text
+    assert (
+        f'Steps: 8, Sampler: Ode, CFG scale: 4.0, Seed: {best.seed}, Size: 1x1, Model: "toy, v1"'
+        in text
+    )
     assert np.array_equal(np.asarray(Image.open(path)), to_uint8(best.image))
     entry = json.loads((tmp_path / "trace.json").read_text())["results"][1]
-    assert sum(m["cost"]["nfe"] for m in entry["moves"]) == entry["spent"]["nfe"] == results[1].spent.nfe
+    assert (
+        sum(m["cost"]["nfe"] for m in entry["moves"])
+        == entry["spent"]["nfe"]
+        == results[1].spent.nfe
+    )
     assert entry["images"][0]["file"] == path.name
 
 
 def test_images_without_a_score_are_written(engine: Any, tmp_path: Path) -> None:
-    """A reward that breaks down after its first batch: all images are unscored, and none of them is lost."""
+    """A reward that breaks down after its first batch: all images are unscored, and none of them is
+    lost."""
     scores = iter([1.0])
     reward = FunctionReward(lambda images, _: [next(scores, float("nan"))] * len(images), "mine")
-    results = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(rewards=[reward]), selection=Selection(keep=2))
+    results = search(
+        ["a"],
+        SeedPruning(4, (0.5,), steps=(2,)),
+        engine(rewards=[reward]),
+        selection=Selection(keep=2),
+    )
     (paths,) = write_results(tmp_path, results, RECORD)
     assert [read_record(path).image.reward for path in paths] == [None] * 2
     assert "ttsnap reward" not in Image.open(paths[0]).info["parameters"]

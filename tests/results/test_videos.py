@@ -1,4 +1,5 @@
-"""Videos on disk: what is written comes back, metadata and all; what strangers wrote is read or refused."""
+"""Videos on disk: what is written comes back, metadata and all; what strangers wrote is read or
+refused."""
 
 from __future__ import annotations
 
@@ -35,23 +36,36 @@ from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
 
 FORMATS = ["webp", "png", *(["mp4"] if bombs.AV else [])]
 READ = ("PNG", "WEBP")
-RECORD = SearchRecord("toy", "Ode", {"num_inference_steps": 6}, SamplerOptions(), "seed-pruning", {}, "60nfe")
+RECORD = SearchRecord(
+    "toy", "Ode", {"num_inference_steps": 6}, SamplerOptions(), "seed-pruning", {}, "60nfe"
+)
 
 
 @pytest.fixture(scope="module")
 def finished() -> tuple[list[Any], outputs.Recorder]:
-    recorder, live = outputs.Recorder(), LiveEngine(Clips(6, size=(32, 48)), [Mean(), Motion()], EngineOptions(4))
+    recorder, live = (
+        outputs.Recorder(),
+        LiveEngine(Clips(6, size=(32, 48)), [Mean(), Motion()], EngineOptions(4)),
+    )
     algorithm = SeedPruning(5, (0.6, 0.5), steps=(2, 4))
     return search(
-        ["a bear 🐻 dances", "b: c/d"], algorithm, live, selection=Selection(keep=2), on_event=recorder
+        ["a bear 🐻 dances", "b: c/d"],
+        algorithm,
+        live,
+        selection=Selection(keep=2),
+        on_event=recorder,
     ), recorder
 
 
 @pytest.mark.parametrize("ending", FORMATS)
-def test_what_is_written_comes_back_and_is_ranked_by_its_frames(finished: Any, tmp_path: Path, ending: Any) -> None:
+def test_what_is_written_comes_back_and_is_ranked_by_its_frames(
+    finished: Any, tmp_path: Path, ending: Any
+) -> None:
     results, _ = finished
     written = outputs.write_results(tmp_path, results, RECORD, VideoOptions(8.0, ending))
-    assert {"trace.json", "000-a-bear-dances-sheet.png", "001-b-c-d-sheet.png"} < {p.name for p in tmp_path.iterdir()}
+    assert {"trace.json", "000-a-bear-dances-sheet.png", "001-b-c-d-sheet.png"} < {
+        p.name for p in tmp_path.iterdir()
+    }
     for paths, result in zip(written, results, strict=True):
         for path, found in zip(paths, result.images, strict=True):
             assert path.suffix == f".{ending}"
@@ -61,24 +75,34 @@ def test_what_is_written_comes_back_and_is_ranked_by_its_frames(finished: Any, t
             text = texts_in(data, path, READ)["parameters"]
             assert text.splitlines()[0] == result.prompt
             assert f"Seed: {found.seed}, Size: 48x32" in text
-            made, shown = to_uint8(found.pixels).astype(int), video_pixels(data, path, READ).astype(int)
+            made, shown = (
+                to_uint8(found.pixels).astype(int),
+                video_pixels(data, path, READ).astype(int),
+            )
             assert shown.shape == made.shape == (6, 32, 48, 3)
             off = abs(made - shown)[:, :, 4:]  # the bar's edge at the left loses its colour first
             assert off.max() <= {"png": 0, "webp": 24, "mp4": 24}[ending]
             assert off.mean() <= {"png": 0, "webp": 3, "mp4": 3}[ending]
     entry = json.loads((tmp_path / "trace.json").read_text())["results"][0]
     assert entry["images"][0]["file"] == written[0][0].name
-    Image.new("RGB", (8, 8)).save(jpeg := tmp_path / "tool.jpeg", exif=exif_with({"parameters": "a cat\nSteps: 20"}))
+    Image.new("RGB", (8, 8)).save(
+        jpeg := tmp_path / "tool.jpeg", exif=exif_with({"parameters": "a cat\nSteps: 20"})
+    )
     assert find_prompts([*written[0], jpeg]) == [results[0].prompt] * 2 + ["a cat"]
     jpeg.unlink()
     Image.new("RGB", (48, 32), "white").save(tmp_path / "white.jpg")
     ranked = rank(find_images(tmp_path), ["x"] * 5, [Mean(), Motion()], utility.make([1.0, 0.0]))
     scores = {entry.path: entry.scores for entry in ranked}
     for path, candidate in zip(written[0], results[0].images, strict=True):
-        assert scores[path] == pytest.approx(list(candidate.scores.values()), abs=2e-3 if ending == "png" else 0.02)
+        assert scores[path] == pytest.approx(
+            list(candidate.scores.values()), abs=2e-3 if ending == "png" else 0.02
+        )
     assert ranked[-1].path.name == "white.jpg"
     assert "reward 'motion' scores videos" in ranked[-1].error
-    assert all(path.stat().st_size > 0 for path in write_ranking(tmp_path / "ranked", ranked, ["mean", "motion"]))
+    assert all(
+        path.stat().st_size > 0
+        for path in write_ranking(tmp_path / "ranked", ranked, ["mean", "motion"])
+    )
 
 
 @pytest.mark.parametrize("ending", ["webp", "png"])
@@ -109,12 +133,15 @@ def test_an_mp4_is_one_that_players_read_with_its_sound(tmp_path: Path) -> None:
         assert float(stream.average_rate) == pytest.approx(23.976, abs=1e-3)
         assert stream.codec_context.colorspace == 1
         assert (heard.rate, heard.layout.name) == (16000, "stereo")
-        shown = [frame.to_ndarray(format="rgb24").mean((0, 1)) for frame in container.decode(video=0)]
+        shown = [
+            frame.to_ndarray(format="rgb24").mean((0, 1)) for frame in container.decode(video=0)
+        ]
         container.seek(0)
         waves = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
     assert np.abs(np.array(shown) - colours).max() < 4  # so that the matrix is the one that it says
     assert waves.shape[0] == 2
-    assert 8000 <= waves.shape[1] <= 8000 + 2 * 1024  # whole frames of AAC, and one that only begins
+    # whole frames of AAC, and one that only begins
+    assert 8000 <= waves.shape[1] <= 8000 + 2 * 1024
     tone = np.abs(np.fft.rfft(waves[0, 2048 : 2048 + 4096]))
     assert np.argmax(tone) == 500 * 4096 // 16000
     assert 2 * tone.max() / 4096 == pytest.approx(0.5, abs=0.03)
@@ -131,7 +158,9 @@ def test_an_mp4_is_one_that_players_read_with_its_sound(tmp_path: Path) -> None:
         ("a.mp4", 1, {"sound": Sound(np.zeros((3, 9), np.float32), 8000)}, r"channel.*\(3, 9\)"),
     ],
 )
-def test_what_cannot_be_written_is_refused(name: str, number: int, more: Any, message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_refused(
+    name: str, number: int, more: Any, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
         save_video(tmp_path / name, pictures(number), **more)
     assert not list(tmp_path.iterdir())
@@ -150,11 +179,16 @@ def test_without_pyav_an_mp4_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_still_of_a_video_shows_its_frames_in_their_order() -> None:
     video = torch.arange(8.0)[:, None, None, None].expand(8, 3, 32, 64) / 8
-    for columns, size, places in ((2, (130, 66), [(0, 0), (66, 0), (0, 34), (66, 34)]), (4, (262, 32), None)):
+    for columns, size, places in (
+        (2, (130, 66), [(0, 0), (66, 0), (0, 34), (66, 34)]),
+        (4, (262, 32), None),
+    ):
         picture = still(video, columns)
         assert picture.size == size
         corners = places or [(66 * i, 0) for i in range(4)]
-        assert [picture.getpixel(at)[0] for at in corners] == [round(255 * t / 8) for t in (1, 3, 5, 7)]
+        assert [picture.getpixel(at)[0] for at in corners] == [
+            round(255 * t / 8) for t in (1, 3, 5, 7)
+        ]
         assert picture.getpixel((64, 0)) == (255, 255, 255)
     assert still(video[:1]).size == (64, 32)
     assert np.array_equal(np.asarray(still(video[3])), to_uint8(video[3]))
@@ -170,7 +204,9 @@ def test_sheets_and_pages_show_frames(finished: Any, tmp_path: Path) -> None:
         assert large.width > 4 * 48 * outputs.TIMES
 
 
-def test_recordings_keep_no_pictures_of_videos_and_edits_have_none_as_their_source(tmp_path: Path) -> None:
+def test_recordings_keep_no_pictures_of_videos_and_edits_have_none_as_their_source(
+    tmp_path: Path,
+) -> None:
     live = LiveEngine(Clips(5), [Mean(), Motion()], EngineOptions(4, frames=2))
     made = record(live, ["a"], tmp_path / "scores", RecordOptions(seeds=3))
     (result,) = search(["a"], KeepAll(3), live)

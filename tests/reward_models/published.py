@@ -1,4 +1,5 @@
-"""The table of the contract: rewards from tiny files as they are published, and the scores of their original packages.
+"""The table of the contract: rewards from tiny files as they are published, and the scores of their
+original packages.
 
 tests/golden/make_golden.py and make_golden_vlm.py made the scores.
 """
@@ -31,9 +32,13 @@ from ..golden import tiny, tiny_vlm  # noqa: TID252
 
 GOLDEN = json.loads(tiny.VALUES.read_text()) | json.loads(tiny_vlm.VALUES.read_text())
 SCORERS: dict[str, Any] = {
-    "clip": CLIPScore, "pickscore": PickScore, "open_clip": OpenClipScore, "hpsv2": HPSv2, "imagereward": ImageReward,
+    "clip": CLIPScore,
+    "pickscore": PickScore,
+    "open_clip": OpenClipScore,
+    "hpsv2": HPSv2,
+    "imagereward": ImageReward,
     "aesthetics": Aesthetics,
-}  # fmt: skip
+}
 HEADED: dict[str, Any] = {"hpsv3": HPSv3, "edit_reward": EditReward, "video_align": VideoAlign}
 REWARDS = SCORERS | HEADED | {"edit_score": EditScore}
 
@@ -42,7 +47,8 @@ Bases = Callable[[str], Any]
 
 
 class Known(NamedTuple):
-    """A picture (1, 3, H, W) or a video (1, T, 3, H, W), what else a reward is given, and its score by each prompt."""
+    """A picture (1, 3, H, W) or a video (1, T, 3, H, W), what else a reward is given, and its score
+    by each prompt."""
 
     pixels: Tensor
     given: dict[str, Tensor]
@@ -61,11 +67,16 @@ def prompts_of(name: str) -> list[str]:
 def known(name: str) -> list[Known]:
     sizes = tiny.SIZES if name in SCORERS else tiny_vlm.SIZES
     shown = tiny_vlm.videos() if name == "video_align" else tiny.images(sizes)
-    given = {"source": as_tensor(tiny.images([tiny_vlm.SOURCE])[0])} if name == "edit_reward" else {}
+    given = (
+        {"source": as_tensor(tiny.images([tiny_vlm.SOURCE])[0])} if name == "edit_reward" else {}
+    )
     scores = torch.tensor(GOLDEN[name]["scores"])
     if name in HEADED:  # rows of mu and sigma, or of criteria and their sum
         scores = scores[:, -1 if name == "video_align" else 0]
-    return [Known(as_tensor(x), given, s) for x, s in zip(shown, scores.view(len(shown), -1), strict=True)]
+    return [
+        Known(as_tensor(x), given, s)
+        for x, s in zip(shown, scores.view(len(shown), -1), strict=True)
+    ]
 
 
 def architecture(folder: Path, side: int) -> str:
@@ -84,7 +95,8 @@ def write_vlm(folder: Path, name: str) -> Path:
 
 
 def load(name: str, folder: Path, *, large: bool = False, **options: Any) -> Any:
-    """The reward from files with the original package's names and layout. large: reads pictures of LARGE_SIDE."""
+    """The reward from files with the original package's names and layout. large: reads pictures of
+    LARGE_SIDE."""
     shapes = GOLDEN[f"{name}-large" if large else name]["shapes"]
     weights, side, source = tiny.state(shapes), tiny.LARGE_SIDE if large else tiny.SIDE, str(folder)
     if name not in SCORERS:
@@ -100,7 +112,10 @@ def load(name: str, folder: Path, *, large: bool = False, **options: Any) -> Any
     elif name == "imagereward":
         tiny.write_bert_tokenizer(folder)
         positions = torch.arange(40).view(1, 40)
-        torch.save({**weights, "blip.text_encoder.embeddings.position_ids": positions}, folder / "ImageReward.pt")
+        torch.save(
+            {**weights, "blip.text_encoder.embeddings.position_ids": positions},
+            folder / "ImageReward.pt",
+        )
     else:
         layers = {n: w for n, w in weights.items() if n.startswith("layers.")}
         tiny.write_clip(folder, {n: s for n, s in shapes.items() if n not in layers}, side)

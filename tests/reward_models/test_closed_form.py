@@ -1,4 +1,5 @@
-"""Closed forms; one reward for estimates and another for finished images; tournaments of judges of known answers."""
+"""Closed forms; one reward for estimates and another for finished images; tournaments of judges of
+known answers."""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
-from ttsnap.reward_models.closed_form import Brightness, Colourfulness, Compressibility, Incompressibility, Place
+from ttsnap.reward_models.closed_form import (
+    Brightness,
+    Colourfulness,
+    Compressibility,
+    Incompressibility,
+    Place,
+)
 from ttsnap.reward_models.preprocess import to_pictures
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.staged import Staged
@@ -48,9 +55,12 @@ def test_place_is_what_an_edit_and_its_source_share_whatever_the_hue() -> None:
     grey, red, blue = flat(0.5, 0.5, 0.5), flat(1, 0, 0), flat(0, 0, 1)
     left, right = torch.cat([red, grey], -1), torch.cat([grey, blue], -1)
     edits = torch.cat([left, torch.cat([blue, grey], -1), right, torch.cat([red, red], -1)])
-    assert Place()(edits, [""] * 4, source=left.expand(4, -1, -1, -1)).tolist() == pytest.approx([1, 1, 0, 0.5])
+    assert Place()(edits, [""] * 4, source=left.expand(4, -1, -1, -1)).tolist() == pytest.approx(
+        [1, 1, 0, 0.5]
+    )
     small = left[..., ::2, ::2]
-    assert Place()(edits, [""] * 4, source=small.expand(4, -1, -1, -1))[1].item() > 0.7  # of another size
+    # of another size
+    assert Place()(edits, [""] * 4, source=small.expand(4, -1, -1, -1))[1].item() > 0.7
     assert Place()(grey, [""], source=grey).tolist() == [0]  # nothing to compare, and no nan
     assert make_reward("place").needs == {"source"}  # type: ignore[attr-defined]
 
@@ -75,7 +85,11 @@ def test_estimates_and_finished_images_have_their_own_reward() -> None:
 
 
 def test_gradients_are_those_of_the_reward_whose_images_they_are() -> None:
-    reward, images, prompts = Staged(Brightness(), Colourfulness()), torch.rand(2, 3, 4, 4), ["a", "b"]
+    reward, images, prompts = (
+        Staged(Brightness(), Colourfulness()),
+        torch.rand(2, 3, 4, 4),
+        ["a", "b"],
+    )
     for level, one in ((0.7, reward.early), (0.0, reward.final)):
         found = reward.differentiable(images, prompts, torch.tensor([level, level]))
         torch.testing.assert_close(found, one(images, prompts))
@@ -92,7 +106,7 @@ def test_staged_passes_checks_on_and_prices_a_finished_image_apart() -> None:
     assert priced == [(0, 3e9), (3e9, 0)]
 
 
-# --- tournaments ----------------------------------------------------------------------------------------------------
+# --- tournaments ----------------------------------------------------------------------------------
 
 
 def test_strengths_are_those_of_bradley_and_terry() -> None:
@@ -143,14 +157,17 @@ def test_as_a_reward_by_prompt() -> None:
     assert scores[3] == 0
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: tournament(0, lambda i, j: 1.0, 1), "at least 1 item"),
-    (lambda: tournament(2, lambda i, j: 2.0, 1), "got 2.0"),
-    (lambda: tournament(2, lambda i, j: float("nan"), 1), "got nan"),
-    (lambda: bradley_terry(np.zeros((2, 3))), r"got shape \(2, 3\)"),
-    (lambda: bradley_terry(np.zeros((2, 2)), prior=0), "prior"),
-    (lambda: TournamentReward(lambda a, b, p: 1.0, rounds=0), "rounds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: tournament(0, lambda i, j: 1.0, 1), "at least 1 item"),
+        (lambda: tournament(2, lambda i, j: 2.0, 1), "got 2.0"),
+        (lambda: tournament(2, lambda i, j: float("nan"), 1), "got nan"),
+        (lambda: bradley_terry(np.zeros((2, 3))), r"got shape \(2, 3\)"),
+        (lambda: bradley_terry(np.zeros((2, 2)), prior=0), "prior"),
+        (lambda: TournamentReward(lambda a, b, p: 1.0, rounds=0), "rounds"),
+    ],
+)
 def test_bad_input(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

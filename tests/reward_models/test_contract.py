@@ -20,12 +20,18 @@ from .published import GOLDEN, HEADED, SCORERS, Bases, as_tensor, known, load, p
 def test_scores_of_the_original_package(name: str, published: Bases) -> None:
     reward, prompts, values = published(name), prompts_of(name), known(name)
     for at, (pixels, given, expected) in enumerate(values):
-        rows = slice(None) if at == 0 or name in SCORERS else slice(at, at + 1)  # large models: each prompt once
-        seen, *more = (x.expand(len(prompts[rows]), *x.shape[1:]) for x in (pixels, *given.values()))
+        # large models: each prompt once
+        rows = slice(None) if at == 0 or name in SCORERS else slice(at, at + 1)
+        seen, *more = (
+            x.expand(len(prompts[rows]), *x.shape[1:]) for x in (pixels, *given.values())
+        )
         scores = reward(seen, prompts[rows], None, *more)
         assert scores.dtype == torch.float32
-        torch.testing.assert_close(scores, expected[rows], rtol=1e-5, atol=1e-4 if name in SCORERS else 1e-5)
-    assert torch.cat([value.scores for value in values]).std() > 0.02  # the values tell images or prompts apart
+        torch.testing.assert_close(
+            scores, expected[rows], rtol=1e-5, atol=1e-4 if name in SCORERS else 1e-5
+        )
+    # the values tell images or prompts apart
+    assert torch.cat([value.scores for value in values]).std() > 0.02
 
 
 @pytest.mark.parametrize("name", SCORERS)
@@ -33,7 +39,9 @@ def test_crops_are_those_of_the_original_package(name: str, tmp_path: Path) -> N
     reward = load(name, tmp_path, large=True)
     pictures = map(as_tensor, tiny.images(tiny.LARGE_SIZES))
     scores = torch.cat([reward(picture, tiny.PROMPTS[-1:]) for picture in pictures])
-    torch.testing.assert_close(scores, torch.tensor(GOLDEN[f"{name}-large"]["scores"]), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        scores, torch.tensor(GOLDEN[f"{name}-large"]["scores"]), rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["pickscore", "open_clip", "imagereward", "aesthetics"])
@@ -42,14 +50,19 @@ def test_alpha_is_dropped_as_in_the_original(name: str, tmp_path: Path, publishe
     for path, array in zip(paths, tiny.translucent(), strict=True):
         Image.fromarray(array).save(path)
     base = published(name)
-    found = {r.path: r.scores for r in rank(paths, tiny.PROMPTS, [base, NoiseAware(base, rank=2)], mean)}
+    found = {
+        r.path: r.scores for r in rank(paths, tiny.PROMPTS, [base, NoiseAware(base, rank=2)], mean)
+    }
     golden = torch.tensor(GOLDEN[f"{name}-translucent"]["scores"])
-    scores = torch.tensor([found[path] for path in paths])  # a noise-aware reward's of finished images are its base's
+    # a noise-aware reward's of finished images are its base's
+    scores = torch.tensor([found[path] for path in paths])
     torch.testing.assert_close(scores, golden[:, None].expand(-1, 2), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [*SCORERS, "hpsv3"])
-def test_each_row_is_scored_alone(name: str, published: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_row_is_scored_alone(
+    name: str, published: Bases, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reward, prompts = published(name), [prompts_of(name)[i] for i in (0, 1, 0)]
     monkeypatch.setattr(reward, "batch_size", 2)
     images = torch.rand(3, 3, 40, 52, generator=torch.Generator().manual_seed(0))
@@ -61,7 +74,10 @@ def test_each_row_is_scored_alone(name: str, published: Bases, monkeypatch: pyte
     assert reward.flops > 1e5
     with pytest.raises(ValueError, match="2 prompts for 3 images"):
         reward(images, prompts[:2])
-    for wrong, message in ((images[:, 0], r"got \(3, 40, 52\)"), ((images * 255).byte(), r"torch\.uint8")):
+    for wrong, message in (
+        (images[:, 0], r"got \(3, 40, 52\)"),
+        ((images * 255).byte(), r"torch\.uint8"),
+    ):
         with pytest.raises(ValueError, match=message):
             reward(wrong, prompts)
 
@@ -77,7 +93,9 @@ def test_half_precision_stays_near(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "most"), [("clip", 77), ("open_clip", 77), ("imagereward", 35)])
-def test_long_prompts_are_cut(name: str, most: int, published: Bases, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_prompts_are_cut(
+    name: str, most: int, published: Bases, caplog: pytest.LogCaptureFixture
+) -> None:
     reward, long = published(name), "word " * 80
     reward.check(["short"])
     assert not caplog.messages

@@ -1,4 +1,5 @@
-"""The HTTP reward's client: equal scores through the wire, and servers that fail, stall, or reply nonsense."""
+"""The HTTP reward's client: equal scores through the wire, and servers that fail, stall, or reply
+nonsense."""
 
 from __future__ import annotations
 
@@ -39,9 +40,14 @@ Act = Callable[[socket.socket], None]
 
 
 def head_of(connection: socket.socket) -> bytes:
-    """The head of a request, which is read to its end: closing with something unread would reset the connection."""
+    """The head of a request, which is read to its end: closing with something unread would reset
+    the connection."""
     head, _, rest = connection.recv(65536).partition(b"\r\n\r\n")
-    lengths = [int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]
+    lengths = [
+        int(line.split(b":")[1])
+        for line in head.split(b"\r\n")
+        if line.lower().startswith(b"content-length")
+    ]
     while lengths and len(rest) < lengths[0]:
         rest += connection.recv(65536)
     return head
@@ -83,7 +89,10 @@ def flood(connection: socket.socket) -> None:
 
 def kill(connection: socket.socket) -> None:
     """Send SIGINT to this process as soon as the client waits."""
-    while sys._current_frames()[threading.main_thread().ident or 0].f_code.co_filename != threading.__file__:
+    while (
+        sys._current_frames()[threading.main_thread().ident or 0].f_code.co_filename
+        != threading.__file__
+    ):
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)
     while connection.recv(65536):  # Until the client closes the connection.
@@ -146,7 +155,9 @@ def test_scores_prompts_and_levels_survive_the_wire() -> None:
     assert seen == [(["a", "b 😀", "c"], [0.0, 0.25, 0.5]), (["d", "e"], [0.75, 1.0])]
 
 
-def test_a_failing_reward_costs_its_batch_only_and_tells_clients_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_reward_costs_its_batch_only_and_tells_clients_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def broken(images: Any, prompts: Any) -> Any:
         raise RuntimeError("no memory left")
 
@@ -168,33 +179,57 @@ def test_servers_that_do_not_answer_are_explained() -> None:
         with pytest.raises(ValueError, match=r"within 0\.1 s"):
             HttpReward(address, timeout=0.1)
     wrong = ("ftp://x", "http://", "http:///x", "http://127.0.0.1:99999", "http://x:http")
-    for url, timeout in (*((url, 1) for url in wrong), *(("http://x", x) for x in (0, -1, float("nan")))):
+    for url, timeout in (
+        *((url, 1) for url in wrong),
+        *(("http://x", x) for x in (0, -1, float("nan"))),
+    ):
         with pytest.raises(ValueError, match="http" if url in wrong else "timeout"):
             HttpReward(url, timeout=timeout)
 
 
 CREDENTIALS = [
-    "http://me:sk-secret@host:8765", "http://sk-secret@host", "https://me:sk-/secret@host", "HTTP://me:sk-secret@host",
-    "ftp://me:sk-secret@host", "http://me:sk-se@cret@host", "http://me:sk-,a=secret@host",
-    "clip then http://me:sk-secret@host", "judge:yes:model=x,base_url=http://me:sk-,secret@host/v1",
-    "noise-aware:folder on http://me:sk-secret@host", "http:/user:secret@127.0.0.1:9", "https:user:secret@127.0.0.1:9",
-]  # fmt: skip
+    "http://me:sk-secret@host:8765",
+    "http://sk-secret@host",
+    "https://me:sk-/secret@host",
+    "HTTP://me:sk-secret@host",
+    "ftp://me:sk-secret@host",
+    "http://me:sk-se@cret@host",
+    "http://me:sk-,a=secret@host",
+    "clip then http://me:sk-secret@host",
+    "judge:yes:model=x,base_url=http://me:sk-,secret@host/v1",
+    "noise-aware:folder on http://me:sk-secret@host",
+    "http:/user:secret@127.0.0.1:9",
+    "https:user:secret@127.0.0.1:9",
+]
 QUERIES = [
-    "http://127.0.0.1:1/score?key=hidden", "http://127.0.0.1:99999999/score?key=hidden", "http:///score?key=hidden",
-    "http://[::1/score?key=hidden", "HTTP://127.0.0.1:1/score?key=hidden", "https:127.0.0.1/score?key=hidden",
-    "x=http://127.0.0.1:1/score?key=hidden", "brightness then http://127.0.0.1:1/score?key=hidden",
-    "brightness:http://127.0.0.1:1/score?key=hidden", "judge:base_url=http://127.0.0.1:1/v1?key=hidden,model=x",
-]  # fmt: skip
+    "http://127.0.0.1:1/score?key=hidden",
+    "http://127.0.0.1:99999999/score?key=hidden",
+    "http:///score?key=hidden",
+    "http://[::1/score?key=hidden",
+    "HTTP://127.0.0.1:1/score?key=hidden",
+    "https:127.0.0.1/score?key=hidden",
+    "x=http://127.0.0.1:1/score?key=hidden",
+    "brightness then http://127.0.0.1:1/score?key=hidden",
+    "brightness:http://127.0.0.1:1/score?key=hidden",
+    "judge:base_url=http://127.0.0.1:1/v1?key=hidden,model=x",
+]
 
 
 @pytest.mark.parametrize("spec", [*CREDENTIALS, *QUERIES])
-def test_what_an_address_hides_is_refused_unseen(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_an_address_hides_is_refused_unseen(
+    spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By the registry, by the service's offer, and by commands, before anything is written."""
     told, out, config, prompts = [], tmp_path / "out", tmp_path / "c.json", tmp_path / "p.txt"
     config.write_text(json.dumps({"reward": spec}))
     prompts.write_text("a red circle")
     options = build(DistillConfig, {"recordings": ["r"], "reward": spec})
-    doors = (make_reward, check_names, lambda spec: offered([spec], "m"), lambda spec: offered([f"x={spec}"], "m"))
+    doors = (
+        make_reward,
+        check_names,
+        lambda spec: offered([spec], "m"),
+        lambda spec: offered([f"x={spec}"], "m"),
+    )
     for door in (*doors, lambda spec: distill(options, out)):
         try:
             door(spec)
@@ -206,7 +241,10 @@ def test_what_an_address_hides_is_refused_unseen(spec: str, tmp_path: Path, caps
         bench = ["bench", "--prompts-file", str(prompts), "--budget", "8nfe"]
         for command in (["generate", "a red circle"], bench):
             assert main([*command, "--reward", spec, "--out", str(out)]) == 2
-        for command in (["generate", "a", "--config", str(config)], ["serve", "embedded", "--rewards", spec]):
+        for command in (
+            ["generate", "a", "--config", str(config)],
+            ["serve", "embedded", "--rewards", spec],
+        ):
             assert main(command) == 2
     assert spec in QUERIES or not out.exists()
     printed = capsys.readouterr()
@@ -217,11 +255,16 @@ def test_what_an_address_hides_is_refused_unseen(spec: str, tmp_path: Path, caps
         assert "TTSNAP_REWARD_KEY" in told[0] or "base_url" in told[0]
 
 
-@pytest.mark.parametrize(("key", "sent"), [
-    ("me:pass/word@1", f"Basic {b64encode(b'me:pass/word@1').decode()}"),
-    (" sk-secret-0123456\n", "Bearer sk-secret-0123456"),
-])  # fmt: skip
-def test_a_key_comes_by_the_environment_and_is_not_shown(monkeypatch: pytest.MonkeyPatch, key: str, sent: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "sent"),
+    [
+        ("me:pass/word@1", f"Basic {b64encode(b'me:pass/word@1').decode()}"),
+        (" sk-secret-0123456\n", "Bearer sk-secret-0123456"),
+    ],
+)
+def test_a_key_comes_by_the_environment_and_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, key: str, sent: str
+) -> None:
     """Whatever the server says that it was sent."""
     monkeypatch.setenv("TTSNAP_REWARD_KEY", key)
     HEARD.clear()
@@ -244,13 +287,18 @@ def test_a_key_comes_by_the_environment_and_is_not_shown(monkeypatch: pytest.Mon
     assert all(f"authorization: {sent}".encode().lower() in head.lower() for head in HEARD)
     for text in told:
         for secret in (key.strip(), sent.split()[1]):
-            assert not [secret[at : at + 8] for at in range(len(secret) - 7) if secret[at : at + 8] in text]
+            assert not [
+                secret[at : at + 8] for at in range(len(secret) - 7) if secret[at : at + 8] in text
+            ]
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("TTSNAP_REWARD_KEY", "sk-a\nsecret"), ("ALL_PROXY", "http://me:sk-a/word@host")]
+    ("name", "value"),
+    [("TTSNAP_REWARD_KEY", "sk-a\nsecret"), ("ALL_PROXY", "http://me:sk-a/word@host")],
 )
-def test_no_key_and_no_proxy_are_refused_unseen(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_no_key_and_no_proxy_are_refused_unseen(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=name) as caught:
         HttpReward("http://127.0.0.1:9")
@@ -260,24 +308,40 @@ def test_no_key_and_no_proxy_are_refused_unseen(monkeypatch: pytest.MonkeyPatch,
 FULL = reply({"error": "full \x1b[2J"}, "503 Busy")
 
 
-@pytest.mark.parametrize("failures", [[reset, reset], [FULL, FULL], [lambda connection: None, reset]])
+@pytest.mark.parametrize(
+    "failures", [[reset, reset], [FULL, FULL], [lambda connection: None, reset]]
+)
 def test_two_failed_attempts_are_made_up_for(failures: Sequence[Act]) -> None:
     with scripted(*failures, ABOUT, *failures, reply({"scores": [0.5]})) as url:
         assert HttpReward(url)(IMAGES[:1], ["a"]).tolist() == [0.5]
 
 
-@pytest.mark.parametrize(("acts", "pauses", "timeout", "message"), [
-    ([reset] * 3, 0.01, 10, r"the connection to .* broke before its reply was whole: \S+"),
-    ([FULL] * 3, 0.01, 10, r"refused with status 503: full \\x1b\[2J"),
-    ([reset], 60, 0.3, r"within 0\.3 s; before that, \w+"), ([drip], 0.01, 0.4, r"within 0\.4 s$"),
-    ([reply({"error": "no"}, "400 Bad")], 60, 10, "status 400: no"),
-    ([reply({"error": "no"}, "302 Found", "Location: http://127.0.0.1:9/\r\n")], 60, 10, "status 302: no"),
-    ([flood], 60, 10, "1,048,640 bytes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("acts", "pauses", "timeout", "message"),
+    [
+        ([reset] * 3, 0.01, 10, r"the connection to .* broke before its reply was whole: \S+"),
+        ([FULL] * 3, 0.01, 10, r"refused with status 503: full \\x1b\[2J"),
+        ([reset], 60, 0.3, r"within 0\.3 s; before that, \w+"),
+        ([drip], 0.01, 0.4, r"within 0\.4 s$"),
+        ([reply({"error": "no"}, "400 Bad")], 60, 10, "status 400: no"),
+        (
+            [reply({"error": "no"}, "302 Found", "Location: http://127.0.0.1:9/\r\n")],
+            60,
+            10,
+            "status 302: no",
+        ),
+        ([flood], 60, 10, "1,048,640 bytes"),
+    ],
+)
 def test_failures_are_told_in_time(
-    acts: Sequence[Act], pauses: float, timeout: float, message: str, monkeypatch: pytest.MonkeyPatch
+    acts: Sequence[Act],
+    pauses: float,
+    timeout: float,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The slow server would have gone on for 6 s; a refusal is not repeated, nor a redirect followed."""
+    """The slow server would have gone on for 6 s; a refusal is not repeated, nor a redirect
+    followed."""
     with scripted(ABOUT, *acts) as url:
         client = HttpReward(url, timeout=timeout)
         monkeypatch.setattr(http, "PAUSES", (pauses, pauses))
@@ -288,25 +352,41 @@ def test_failures_are_told_in_time(
 
 
 ABOUTS = [
-    *(({"name": "x", "max_images": n}, "at least 1, as max_images, got ") for n in (0, -1, True, "3", 2.5, None)),
+    *(
+        ({"name": "x", "max_images": n}, "at least 1, as max_images, got ")
+        for n in (0, -1, True, "3", 2.5, None)
+    ),
     ('{"name": "x", "max_images": 1e999}', "1e999 is too large"),
     ({"max_images": 3}, "at most 200 characters as name, got None"),
-    ({"name": "x\x1b[2J"}, r"as name, got 'x\\x1b\[2J'"), ("[" * 100_000, "nested too deeply"),
+    ({"name": "x\x1b[2J"}, r"as name, got 'x\\x1b\[2J'"),
+    ("[" * 100_000, "nested too deeply"),
     ([1], r"JSON object, got \[1\]"),
-]  # fmt: skip
+]
 SCORES = [
-    *((x, "is too large") for x in ("[1e999]", "[1" + "0" * 400 + "]")), ("[NaN]", "NaN is no number"),
-    *((f"[{x}]", "finite numbers or null .* got " + told) for x, told in (("1e300", r"1e\+300"), ("true", "True"))),
-    ('["1"]', "finite numbers or null .* got '1'"), ("[1, 2]", r"must reply 1 scores, got \[1, 2\]"),
-    ("null", "must reply 1 scores, got None"), ("[" * 100_000, "nested too deeply"), ("[1", "did not answer with JSON"),
-]  # fmt: skip
+    *((x, "is too large") for x in ("[1e999]", "[1" + "0" * 400 + "]")),
+    ("[NaN]", "NaN is no number"),
+    *(
+        (f"[{x}]", "finite numbers or null .* got " + told)
+        for x, told in (("1e300", r"1e\+300"), ("true", "True"))
+    ),
+    ('["1"]', "finite numbers or null .* got '1'"),
+    ("[1, 2]", r"must reply 1 scores, got \[1, 2\]"),
+    ("null", "must reply 1 scores, got None"),
+    ("[" * 100_000, "nested too deeply"),
+    ("[1", "did not answer with JSON"),
+]
 
 
-@pytest.mark.parametrize(("acts", "message"), [
-    *([[reply(about)], message] for about, message in ABOUTS),
-    *([[ABOUT, reply('{"scores": ' + scores + "}")], message] for scores, message in SCORES),
-])  # fmt: skip
-def test_what_a_server_says_of_itself_and_its_scores_are_checked(acts: Sequence[Act], message: str) -> None:
+@pytest.mark.parametrize(
+    ("acts", "message"),
+    [
+        *([[reply(about)], message] for about, message in ABOUTS),
+        *([[ABOUT, reply('{"scores": ' + scores + "}")], message] for scores, message in SCORES),
+    ],
+)
+def test_what_a_server_says_of_itself_and_its_scores_are_checked(
+    acts: Sequence[Act], message: str
+) -> None:
     with scripted(*acts) as url, pytest.raises((ValueError, RuntimeError), match=message) as caught:
         HttpReward(url)(IMAGES[:1], ["a"])
     assert caught.type is (ValueError if len(acts) == 1 else RuntimeError)

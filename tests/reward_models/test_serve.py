@@ -1,4 +1,5 @@
-"""The reward server: limits, refusals with a sentence, many clients, and clients that stall or leave."""
+"""The reward server: limits, refusals with a sentence, many clients, and clients that stall or
+leave."""
 
 from __future__ import annotations
 
@@ -67,7 +68,10 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def posted(body: bytes, head: bytes | None = None) -> bytes:
-    return b"POST / HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n" % (head or b"Content-Length: %d" % len(body)) + body
+    return (
+        b"POST / HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n" % (head or b"Content-Length: %d" % len(body))
+        + body
+    )
 
 
 def post(url: str, body: bytes) -> tuple[int, Any]:
@@ -86,7 +90,7 @@ def never(*_: Any) -> Any:
     raise AssertionError("the reward was called")
 
 
-# --- what a request holds -----------------------------------------------------------------------------------------
+# --- what a request holds -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -100,27 +104,44 @@ ONE = encode_images(IMAGES[:1])[0]
 
 
 UNREADABLE = (
-    *(b"{", b"", b"\xff\xfe{", b"[1]", b"1" * 1500, '{"prompts": ["a"], "images": [""]}'.encode("utf-16")),
+    *(
+        b"{",
+        b"",
+        b"\xff\xfe{",
+        b"[1]",
+        b"1" * 1500,
+        '{"prompts": ["a"], "images": [""]}'.encode("utf-16"),
+    ),
     *(asking(ONE).replace(b"=", escape) for escape in (rb"\x", rb"\ud800")),
 )
 
 
-@pytest.mark.parametrize(("body", "status", "message"), [
-    *((body, 400, "cannot read the request") for body in UNREADABLE), (b"[" * 1500, 400, "recursion limit"),
-    (asking(ONE, more=[]), 400, "more: "),
-    *((asking(image), 400, "images.0: .*base64") for image in (f"{ONE}é", "?")), (b'{"images": []}', 400, "prompts: "),
-    (b'{"prompts": "ab", "images": ["", ""]}', 400, "prompts: .*array"),
-    (asking(ONE, prompts=["x" * 20_001]), 413, "prompts.0: .* 20000 characters"),
-    (asking(prompts=["a"]), 400, "one length, got 1, 0 and 0"),
-    (asking(images=[3]), 400, "images.0: "),
-    *((asking(x), 400, "not a PNG") for x in ("", ONE[:60], ONE[: len(ONE) // 8 * 4], png(0, 5))),
-    *((asking(ONE, levels=[x]), 400, "levels.0: ") for x in ("x", True, float("nan"))),
-    (asking("", "", ""), 413, "3 images in one request; at most 2"),
-    (asking(*encode_images(torch.zeros(1, 3, 20, 20))), 413, "an image of 400 pixels"),
-    (asking(png(8, 8), png(8, 8)), 413, "and 128 in all; at most .* and 100 in a request"),
-    (b"x" * 40_000, 413, "a request of 40000 bytes or more; at most 32768"),
-])  # fmt: skip
-def test_bad_requests_are_refused_and_the_server_lives_on(small: str, body: bytes, status: int, message: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        *((body, 400, "cannot read the request") for body in UNREADABLE),
+        (b"[" * 1500, 400, "recursion limit"),
+        (asking(ONE, more=[]), 400, "more: "),
+        *((asking(image), 400, "images.0: .*base64") for image in (f"{ONE}é", "?")),
+        (b'{"images": []}', 400, "prompts: "),
+        (b'{"prompts": "ab", "images": ["", ""]}', 400, "prompts: .*array"),
+        (asking(ONE, prompts=["x" * 20_001]), 413, "prompts.0: .* 20000 characters"),
+        (asking(prompts=["a"]), 400, "one length, got 1, 0 and 0"),
+        (asking(images=[3]), 400, "images.0: "),
+        *(
+            (asking(x), 400, "not a PNG")
+            for x in ("", ONE[:60], ONE[: len(ONE) // 8 * 4], png(0, 5))
+        ),
+        *((asking(ONE, levels=[x]), 400, "levels.0: ") for x in ("x", True, float("nan"))),
+        (asking("", "", ""), 413, "3 images in one request; at most 2"),
+        (asking(*encode_images(torch.zeros(1, 3, 20, 20))), 413, "an image of 400 pixels"),
+        (asking(png(8, 8), png(8, 8)), 413, "and 128 in all; at most .* and 100 in a request"),
+        (b"x" * 40_000, 413, "a request of 40000 bytes or more; at most 32768"),
+    ],
+)
+def test_bad_requests_are_refused_and_the_server_lives_on(
+    small: str, body: bytes, status: int, message: str
+) -> None:
     found, reply = post(small, body)
     assert found == status
     assert list(reply) == ["error"]
@@ -131,12 +152,15 @@ def test_bad_requests_are_refused_and_the_server_lives_on(small: str, body: byte
 LONG = b"8000\r\n%s\r\n1\r\nx\r\n" % bytes(32_768)
 
 
-@pytest.mark.parametrize(("data", "status", "message"), [
-    (posted(b"", b"Content-Length: 99999999999999999"), 413, "at most 32768"),
-    (posted(b"", b"X: x"), 400, "cannot read the request"),
-    (b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 405, "Method Not Allowed"),
-    (posted(LONG, b"Transfer-Encoding: chunked"), 413, "of 32769 bytes or more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "status", "message"),
+    [
+        (posted(b"", b"Content-Length: 99999999999999999"), 413, "at most 32768"),
+        (posted(b"", b"X: x"), 400, "cannot read the request"),
+        (b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 405, "Method Not Allowed"),
+        (posted(LONG, b"Transfer-Encoding: chunked"), 413, "of 32769 bytes or more"),
+    ],
+)
 def test_odd_heads_get_a_sentence(small: str, data: bytes, status: int, message: str) -> None:
     found, reply = send(small, data)
     assert found == status
@@ -146,7 +170,10 @@ def test_odd_heads_get_a_sentence(small: str, data: bytes, status: int, message:
 def test_a_body_in_chunks_needs_no_length(small: str) -> None:
     whole = b"%x\r\n%s\r\n0\r\n\r\n" % (len(asking(ONE)), asking(ONE))
     expected = pytest.approx(float(Brightness()(IMAGES[:1], ["a"])))
-    assert send(small, posted(whole, b"Transfer-Encoding: chunked")) == (200, {"scores": [expected]})
+    assert send(small, posted(whole, b"Transfer-Encoding: chunked")) == (
+        200,
+        {"scores": [expected]},
+    )
 
 
 @contextmanager
@@ -160,10 +187,19 @@ def at_most(most: int) -> Iterator[None]:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("item", [b"[],", b"{},", b"[[[]]],", b"0,", b'"",', b'"\\/",', b"\\", b'{"a":'])
+@pytest.mark.parametrize(
+    "item", [b"[],", b"{},", b"[[[]]],", b"0,", b'"",', b'"\\/",', b"\\", b'{"a":']
+)
 def test_megabytes_without_an_image_take_no_memory(item: bytes) -> None:
     """The parser would take 35 times as many for lists, and a second for a megabyte."""
-    for start in (b"[", b'{"prompts": [', b'{"levels": [', b'{"images": [', b'{"more": [', b'{"prompts": ["a'):
+    for start in (
+        b"[",
+        b'{"prompts": [',
+        b'{"levels": [',
+        b'{"images": [',
+        b'{"more": [',
+        b'{"prompts": ["a',
+    ):
         body, begin = start + item * (4 * 2**20 // len(item)), time.monotonic()
         with at_most(2 * len(body)), pytest.raises(HTTPException) as refused:
             parse(body, Limits())
@@ -172,8 +208,11 @@ def test_megabytes_without_an_image_take_no_memory(item: bytes) -> None:
 
 
 def test_a_prompt_takes_no_more_room_than_it_has() -> None:
-    """One wide character makes a text of four bytes a character; images are not part of that text."""
-    image = b64encode(b"\x89PNG\r\n\x1a\n" + bytes(4) + b"IHDR" + struct.pack(">II", 4, 6) + bytes(4 * 2**20))
+    """One wide character makes a text of four bytes a character; images are not part of that
+    text."""
+    image = b64encode(
+        b"\x89PNG\r\n\x1a\n" + bytes(4) + b"IHDR" + struct.pack(">II", 4, 6) + bytes(4 * 2**20)
+    )
     body = asking(image.decode(), prompts=["\U0001f600" * 20_000])
     with at_most(2 * len(body)):
         asked = parse(body, Limits())
@@ -181,13 +220,17 @@ def test_a_prompt_takes_no_more_room_than_it_has() -> None:
     assert asked.images == [b64decode(image)]
 
 
-@pytest.mark.parametrize(("sign", "escape"), [(b"/", rb"\/"), (b"+", rb"\u002B"), (b"A", rb"\u0041")])
+@pytest.mark.parametrize(
+    ("sign", "escape"), [(b"/", rb"\/"), (b"+", rb"\u002B"), (b"A", rb"\u0041")]
+)
 def test_escapes_of_json_change_neither_prompts_nor_images(sign: bytes, escape: bytes) -> None:
     """What some languages write in the place of signs of base64."""
     image = ONE.encode().rstrip(b"=") + b"/+AA"
     image = image[: len(image) // 4 * 4]
     prompt = r'say "\" or \/, a\\/b' + "\n"
-    body = asking("image", prompts=[prompt]).replace(b'"image"', b'"%b"' % image.replace(sign, escape))
+    body = asking("image", prompts=[prompt]).replace(
+        b'"image"', b'"%b"' % image.replace(sign, escape)
+    )
     assert escape in body
     asked = parse(body, Limits())
     assert asked.prompts == [prompt]
@@ -198,7 +241,9 @@ def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(serve, "picture_pixels", never)
     body = asking(*[png(4096, 4096)] * 12)
     assert len(body) < 2**20
-    with pytest.raises(HTTPException, match="and 201,326,592 in all; at most 16,777,216 in one and 67,108,864"):
+    with pytest.raises(
+        HTTPException, match="and 201,326,592 in all; at most 16,777,216 in one and 67,108,864"
+    ):
         score(Brightness(), parse(body, Limits()), Limits())
     with pytest.raises(HTTPException, match="16,781,312 pixels"):
         score(Brightness(), parse(asking(png(4096, 4097)), Limits()), Limits(max_pixels=2**40))
@@ -208,11 +253,20 @@ def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatc
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from([ONE, png(2, 2)]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([ONE, png(2, 2)]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=6,
 )
-BODY = st.fixed_dictionaries({}, optional={"prompts": JSON, "images": JSON | st.lists(st.just(ONE)), "levels": JSON})
+BODY = st.fixed_dictionaries(
+    {}, optional={"prompts": JSON, "images": JSON | st.lists(st.just(ONE)), "levels": JSON}
+)
 
 
 @settings(deadline=None)
@@ -237,14 +291,17 @@ def test_images_of_several_sizes_and_fewer_at_a_time_where_memory_runs_out() -> 
             raise torch.OutOfMemoryError
         return images.mean((1, 2, 3))
 
-    pictures = [torch.full((3, *size), x) for size, x in (((4, 4), 0.2), ((8, 2), 0.4), ((4, 4), 0.6), ((4, 4), 0.8))]
+    pictures = [
+        torch.full((3, *size), x)
+        for size, x in (((4, 4), 0.2), ((8, 2), 0.4), ((4, 4), 0.6), ((4, 4), 0.8))
+    ]
     sent = [encode_images(picture[None])[0] for picture in pictures]
     scores = score(FunctionReward(large), parse(asking(*sent), Limits()), Limits())
     assert scores == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert calls == [*((n, 3, 4) for n in (3, 1, 2, 1, 1)), (1, 3, 8)]
 
 
-# --- clients ------------------------------------------------------------------------------------------------------
+# --- clients --------------------------------------------------------------------------------------
 
 
 def test_many_clients_lose_nothing_and_the_reward_is_called_alone() -> None:
@@ -263,14 +320,17 @@ def test_many_clients_lose_nothing_and_the_reward_is_called_alone() -> None:
             together.wait()
             return client(IMAGES, [str(j + i) for i in range(5)]).tolist()
 
-        assert list(pool.map(ask, range(40))) == [[j + float(i) for i in range(5)] for j in range(40)]
+        assert list(pool.map(ask, range(40))) == [
+            [j + float(i) for i in range(5)] for j in range(40)
+        ]
     assert all(alone)
     assert len(alone) == 120
 
 
 def test_half_sent_requests_are_given_up() -> None:
     with serving(Brightness(), seconds=0.3) as url, ExitStack() as stack:
-        half = [stack.enter_context(connect(url)) for _ in range(8)]  # More than are held at a time.
+        # More than are held at a time.
+        half = [stack.enter_context(connect(url)) for _ in range(8)]
         for connection in half:
             connection.sendall(posted(b"{", b"Content-Length: 100"))
         assert answer(half[0]) == (408, {"error": "the request was not whole after 0.3 s"})
@@ -287,7 +347,8 @@ def test_too_many_connections_are_told() -> None:
             three.sendall(GET)
             assert three.recv(4096).startswith(b"HTTP/1.1 503 ")
         one.close()
-        assert len(HttpReward(url)(IMAGES, PROMPTS)) == 5  # It comes again where it comes too early.
+        # It comes again where it comes too early.
+        assert len(HttpReward(url)(IMAGES, PROMPTS)) == 5
 
 
 class Slow:
@@ -321,7 +382,9 @@ def test_a_request_whose_client_has_left_is_not_scored() -> None:
     assert slow.seen == ["first", "last"]
 
 
-def test_who_waits_at_the_end_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_waits_at_the_end_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     slow = Slow()
     monkeypatch.setattr(serve, "GRACE", 0)
     with ThreadPoolExecutor(3) as pool:
@@ -330,13 +393,17 @@ def test_who_waits_at_the_end_is_told(monkeypatch: pytest.MonkeyPatch, caplog: p
         assert slow.begun.wait(10)
         send(server.url, GET)
         stopped = pool.submit(server.__exit__)
-        assert [job.result() for job in asked] == [(503, {"error": "the server is being stopped"})] * 2
+        assert [job.result() for job in asked] == [
+            (503, {"error": "the server is being stopped"})
+        ] * 2
         slow.go.set()
         stopped.result()
     assert not caplog.records
 
 
-def test_a_failure_of_the_server_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_of_the_server_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(serve, "parse", never)
     with serving(Brightness()) as url:
         assert post(url, asking(ONE)) == (500, {"error": "the server failed; its log says why"})
@@ -344,7 +411,9 @@ def test_a_failure_of_the_server_is_logged(monkeypatch: pytest.MonkeyPatch, capl
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_control_c_ends_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_c_ends_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http, "PAUSES", (0.2,) * 100)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -357,7 +426,10 @@ def test_control_c_ends_the_command(capsys: pytest.CaptureFixture[str], monkeypa
     thread.start()
     assert main(["serve-reward", "brightness", "--port", str(port)]) == 0
     thread.join()
-    assert capsys.readouterr().out == f"serving brightness at http://127.0.0.1:{port} (Ctrl-C ends)\nstopped\n"
+    assert (
+        capsys.readouterr().out
+        == f"serving brightness at http://127.0.0.1:{port} (Ctrl-C ends)\nstopped\n"
+    )
     with serving(Brightness()) as url:
         assert main(["serve-reward", "brightness", "--port", url.rpartition(":")[2]]) == 2
     assert "choose another --host or --port" in capsys.readouterr().err
@@ -365,7 +437,9 @@ def test_control_c_ends_the_command(capsys: pytest.CaptureFixture[str], monkeypa
     assert "max_images must be at least 1, got 0" in capsys.readouterr().err
 
 
-def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_libraries_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delitem(sys.modules, "ttsnap.reward_models.serve")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve-reward", "brightness", "--port", "0"]) == 2

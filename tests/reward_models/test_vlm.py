@@ -1,4 +1,5 @@
-"""Vision-language models, with a head or in words: what test_contract.py does not ask of every reward."""
+"""Vision-language models, with a head or in words: what test_contract.py does not ask of every
+reward."""
 
 from __future__ import annotations
 
@@ -34,9 +35,14 @@ def test_each_criterion_of_a_video(published: Bases) -> None:
     reward, video = published("video_align"), known("video_align")[0].pixels
     with torch.no_grad():
         found = reward.criteria(reward._ask(0, reward.show(video, None), PROMPTS[:1]))
-    torch.testing.assert_close(found[0], torch.tensor(GOLDEN["video_align"]["scores"][0][:3]), rtol=1e-5, atol=1e-5)
-    # A head with an output for each criterion, as in VideoAlign's train.sh: each is read at its own mark.
-    expected = (torch.tensor([0.0, 4.0, 8.0]) - torch.tensor(reward.mean)) / torch.tensor(reward.std)
+    torch.testing.assert_close(
+        found[0], torch.tensor(GOLDEN["video_align"]["scores"][0][:3]), rtol=1e-5, atol=1e-5
+    )
+    # A head with an output for each criterion, as in VideoAlign's train.sh: each is read at its own
+    # mark.
+    expected = (torch.tensor([0.0, 4.0, 8.0]) - torch.tensor(reward.mean)) / torch.tensor(
+        reward.std
+    )
     torch.testing.assert_close(reward.criteria(torch.arange(9.0).view(1, 3, 3)), expected[None])
 
 
@@ -44,7 +50,8 @@ def test_what_is_needed_is_asked_for(published: Bases) -> None:
     hps, edit, video = (published(name) for name in ("hpsv3", "edit_reward", "video_align"))
     images, prompts = torch.rand(2, 3, 40, 52), PROMPTS[:2]
     assert (hps.needs, edit.needs, video.needs) == (set(), {"source"}, {"video"})
-    assert torch.equal(hps(images, prompts, source=images), hps(images, prompts))  # only edits have a source
+    # only edits have a source
+    assert torch.equal(hps(images, prompts, source=images), hps(images, prompts))
     with pytest.raises(ValueError, match="got none"):
         edit(images, prompts)
     with pytest.raises(ValueError, match="got 1 for 2 images"):
@@ -70,7 +77,9 @@ def test_gradients_of_the_image(published: Bases) -> None:
     torch.testing.assert_close((up - down).item() / 2e-2, gradient.norm().item(), rtol=0.05, atol=0)
 
 
-def test_frames_of_long_videos_are_chosen_evenly(published: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_of_long_videos_are_chosen_evenly(
+    published: Bases, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reward = published("video_align")
     video = torch.arange(12.0).view(1, 12, 1, 1, 1).expand(1, 12, 3, 28, 28) / 255
     monkeypatch.setattr(reward, "frames", 4)
@@ -99,7 +108,7 @@ def test_the_trained_precision_is_the_default_and_heads_stay_fine(folder: Path) 
     assert {p.dtype for p in reward.network.heads.parameters()} == {torch.float32}
 
 
-# --- in words -------------------------------------------------------------------------------------------------------
+# --- in words -------------------------------------------------------------------------------------
 
 SOURCE, RESULT = (as_tensor(array) for array in tiny.images([tiny_vlm.SOURCE, tiny_vlm.SIZES[0]]))
 IMAGES, SOURCES = torch.cat([RESULT, RESULT.flip(3)]), SOURCE.expand(2, -1, -1, -1)
@@ -126,10 +135,29 @@ def test_answers_and_scores_of_the_original_package(edit: EditScore) -> None:
     assert [edit.read(answers) for answers in tiny_vlm.ANSWERS] == pytest.approx(golden["scores"])
 
 
-@pytest.mark.parametrize("answer", [
-    *("", "no", "{}", '{"score": []}', '{"score": ["a", 1]}', '{"score": [true, 1]}', '{"score": [NaN, 1]}', "[1"),
-    *('{"score": null}', '{"score": [26, 1]}', '{"score": [-1, 1]}', "[" * 5000, '{"score": {"a": 1}}', "score: ["),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "",
+            "no",
+            "{}",
+            '{"score": []}',
+            '{"score": ["a", 1]}',
+            '{"score": [true, 1]}',
+            '{"score": [NaN, 1]}',
+            "[1",
+        ),
+        *(
+            '{"score": null}',
+            '{"score": [26, 1]}',
+            '{"score": [-1, 1]}',
+            "[" * 5000,
+            '{"score": {"a": 1}}',
+            "score: [",
+        ),
+    ],
+)
 def test_answers_without_marks_have_no_score(answer: str, edit: EditScore) -> None:
     assert math.isnan(edit.read([answer, "[1, 2]"]))
     assert math.isnan(edit.read(["[1, 2]", answer]))
@@ -147,35 +175,53 @@ def test_sampled_answers_depend_on_their_row_alone(spoken: Path) -> None:
 def test_batches_and_what_is_asked_for(edit: EditScore) -> None:
     prompts = ["a", "three green crosses"]  # of different lengths, so that one is padded
     together = edit.answers(0, IMAGES, prompts, SOURCES)
-    assert together == [edit.answers(0, IMAGES[i : i + 1], prompts[i : i + 1], SOURCE)[0] for i in range(2)]
+    assert together == [
+        edit.answers(0, IMAGES[i : i + 1], prompts[i : i + 1], SOURCE)[0] for i in range(2)
+    ]
     scores = edit(IMAGES, prompts, None, SOURCES)
     assert scores.shape == (2,)
     assert scores.isnan().all()  # a random network says nothing that could be read
-    for options, wrong in (({"passes": 2}, "2 passes .* temperature 0"), ({"batch_size": 0}, "got 0, 512, 1 and 0")):
+    for options, wrong in (
+        ({"passes": 2}, "2 passes .* temperature 0"),
+        ({"batch_size": 0}, "got 0, 512, 1 and 0"),
+    ):
         with pytest.raises(ValueError, match=wrong):
             EditScore(edit.network, edit.processor, temperature=0, **options)
 
 
-def test_mean_over_passes_that_can_be_read(edit: EditScore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mean_over_passes_that_can_be_read(
+    edit: EditScore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = {0: "[10, 20]", 1: "nothing", 2: "[20, 20]"}
     monkeypatch.setattr(edit, "passes", 3)
-    monkeypatch.setattr(edit, "answers", lambda question, images, prompts, source, passed: [said[passed]])
+    monkeypatch.setattr(
+        edit, "answers", lambda question, images, prompts, source, passed: [said[passed]]
+    )
     assert edit(RESULT, ["a"], None, SOURCE).item() == pytest.approx((10 + 20) / 2 * 10 / 25)
 
 
 def test_unified_reward_is_asked_and_read(spoken: Path) -> None:
     reward: Any = make_reward(f"unifiedreward:{spoken}", dtype=torch.float32)
-    axes = (2.694700002670288, 2.371500015258789, 2.802500009536743)  # in the example of its authors' script
+    # in the example of its authors' script
+    axes = (2.694700002670288, 2.371500015258789, 2.802500009536743)
     named = zip(("Alignment", "Coherence", "Style"), axes, strict=True)
     example = "".join(f"{name} Score (1-5): {x}\n" for name, x in named)
     assert reward.read([example]) == pytest.approx(sum(axes) / 3)
-    assert UnifiedReward(reward.network, reward.processor, axes=["Style"]).read([example]) == pytest.approx(axes[2])
+    assert UnifiedReward(reward.network, reward.processor, axes=["Style"]).read(
+        [example]
+    ) == pytest.approx(axes[2])
     twice, cut = f"{example}Style Score (1-5): 3", example.partition("\nC")[0]
-    assert all(math.isnan(reward.read([one])) for one in ("", example.replace("2.69", "6.69"), twice, cut, "1 2 3"))
+    assert all(
+        math.isnan(reward.read([one]))
+        for one in ("", example.replace("2.69", "6.69"), twice, cut, "1 2 3")
+    )
     with pytest.raises(ValueError, match=r"Alignment, Coherence, Style, got .*Taste"):
         UnifiedReward(reward.network, reward.processor, axes=["Taste"])
     text = reward.layout(template("unified_reward").replace("{text_prompt}", "a {cat}"), 1)
-    assert "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>You are presented with" in text
+    assert (
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>You are presented with"
+        in text
+    )
     assert text.endswith("Text Caption: [a {cat}]<|im_end|>\n<|im_start|>assistant\n")
 
 
@@ -183,9 +229,15 @@ def test_unified_reward_sees_the_image(spoken: Path) -> None:
     reward = UnifiedReward.from_pretrained(spoken, dtype=torch.float32, answer_tokens=6)
     answers = reward.answers(0, torch.cat([RESULT, 1 - RESULT]), ["a", "a"])
     text = reward.layout(template("unified_reward").replace("{text_prompt}", "a"), 1)
-    inputs = reward.processor(images=[[(RESULT[0] * 255).round().byte()]], text=[text], return_tensors="pt")
-    expected = reward.network.generate(**inputs, do_sample=False, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
-    assert answers[0] == reward.processor.tokenizer.decode(expected, skip_special_tokens=True).strip()
+    inputs = reward.processor(
+        images=[[(RESULT[0] * 255).round().byte()]], text=[text], return_tensors="pt"
+    )
+    expected = reward.network.generate(**inputs, do_sample=False, max_new_tokens=6)[
+        0, inputs["input_ids"].shape[1] :
+    ]
+    assert (
+        answers[0] == reward.processor.tokenizer.decode(expected, skip_special_tokens=True).strip()
+    )
     assert answers[0] != answers[1]
     assert reward.flops > 1e8
 
@@ -196,14 +248,21 @@ def test_vqascore_is_the_probability_of_yes(spoken: Path) -> None:
     reward.batch_size = 2
     with torch.no_grad():
         reward.network.lm_head.weight.mul_(5)  # random logits hardly differ
-    images, prompts = torch.cat([IMAGES, 1 - RESULT]), ["a red circle", "square", "a cat over three green crosses"]
+    images, prompts = (
+        torch.cat([IMAGES, 1 - RESULT]),
+        ["a red circle", "square", "a cat over three green crosses"],
+    )
     scores = reward(images, prompts)
     for image, prompt, score in zip(images, prompts, scores, strict=True):
         question = f'Does this figure show "{prompt}"? Please answer yes or no.'
-        seen = f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{question}<|im_end|>\n"
+        seen = (
+            f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{question}<|im_end|>\n"
+        )
         system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         text = f"{system}{seen}<|im_start|>assistant\n"
-        inputs = reward.processor(images=[[(image * 255).round().byte()]], text=[text], return_tensors="pt")
+        inputs = reward.processor(
+            images=[[(image * 255).round().byte()]], text=[text], return_tensors="pt"
+        )
         yes = reward.processor.tokenizer("Yes").input_ids[0]
         with torch.no_grad():
             expected = reward.network(**inputs).logits[0, -1].softmax(-1)[yes]

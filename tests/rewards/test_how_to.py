@@ -1,4 +1,5 @@
-"""The recipe of a reward in docs/howto/extend.md, run as it stands: as a file of a reader, and as part of ttsnap."""
+"""The recipe of a reward in docs/howto/extend.md, run as it stands: as a file of a reader, and as
+part of ttsnap."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 def test_functions_and_a_class_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "my_reward.py").write_text(FUNCTIONS + CLASS)
-    score, clear, redness = (make_reward(f"{tmp_path}/my_reward.py:{n}") for n in ("score", "clear_first", "Redness"))
+    score, clear, redness = (
+        make_reward(f"{tmp_path}/my_reward.py:{n}") for n in ("score", "clear_first", "Redness")
+    )
     for reward in (score, redness):
         torch.testing.assert_close(reward(IMAGES, ["a", "b"], None), IMAGES[:, 0].mean((1, 2)))
     assert clear(IMAGES, ["a", "b"], torch.tensor([1.0, 0.5]))[0] == 0
@@ -49,33 +52,50 @@ def test_functions_and_a_class_in_a_file(tmp_path: Path) -> None:
 
 def test_rewards_of_edits_and_of_videos(tmp_path: Path) -> None:
     (tmp_path / "my_reward.py").write_text(NEEDY)
-    colours, motion = (make_reward(f"{tmp_path}/my_reward.py:{name}") for name in ("keeps_colours", "Motion"))
+    colours, motion = (
+        make_reward(f"{tmp_path}/my_reward.py:{name}") for name in ("keeps_colours", "Motion")
+    )
     live = LiveEngine(Clips(5, sources=IMAGES), [colours, motion], EngineOptions(frames=2))
     (result,) = search(["a"], make_algorithm("best-of-n", n=2), live)
     video, source = result.best.pixels.double(), IMAGES[0].double()
     by_hand = -(video[[1, 3]].mean((2, 3)) - source.mean((1, 2))).abs().mean()
     assert result.best.scores["keeps_colours"] == pytest.approx(float(by_hand), abs=1e-6)
-    assert result.best.scores["motion"] == pytest.approx(float(video.diff(dim=0).abs().mean()), abs=1e-6)
+    assert result.best.scores["motion"] == pytest.approx(
+        float(video.diff(dim=0).abs().mean()), abs=1e-6
+    )
     with pytest.raises(ValueError, match=r"'keeps_colours' .*edited"):
         LiveEngine(Clips(5), [colours])
 
 
 def test_the_page_on_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its code, with the toy model in the place of a pipeline."""
-    page = (Path(__file__).parents[2] / "docs" / "howto" / "search_videos.md").read_text(encoding="utf-8")
-    block = next(code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "save_video(" in code)
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "search_videos.md").read_text(
+        encoding="utf-8"
+    )
+    block = next(
+        code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "save_video(" in code
+    )
     code = block[block.index("out = pipe(") :]  # what comes before loads a model
 
-    def pipe(prompt: str, *, search: str, reward: str, frames: int, budget: str, **size: int) -> SimpleNamespace:
+    def pipe(
+        prompt: str, *, search: str, reward: str, frames: int, budget: str, **size: int
+    ) -> SimpleNamespace:
         assert size["num_frames"] == 81
         assert reward in REWARDS
         live = LiveEngine(Clips(81), [make_reward(Mean())], EngineOptions(frames=frames))
         found = run_search([prompt], make_algorithm(search), live, Budget.parse(budget))
-        return SimpleNamespace(search=found, frames=[frames_of(result.best.pixels) for result in found])
+        return SimpleNamespace(
+            search=found, frames=[frames_of(result.best.pixels) for result in found]
+        )
 
     monkeypatch.chdir(tmp_path)
     exec(code, {"pipe": pipe, "save_video": save_video})
-    assert video_pixels((tmp_path / "best.webp").read_bytes(), "best.webp", ("WEBP",)).shape == (81, 4, 6, 3)
+    assert video_pixels((tmp_path / "best.webp").read_bytes(), "best.webp", ("WEBP",)).shape == (
+        81,
+        4,
+        6,
+        3,
+    )
     assert "numbers 10, 30, 50 and 70" in page
     assert chosen(81, 4) == [10, 30, 50, 70]
 
@@ -99,15 +119,30 @@ def test_one_file_and_a_line_make_a_reward_of_the_toolkit(monkeypatch: pytest.Mo
     assert list(result.best.scores) == [reward.name] == [added]
 
 
-def test_a_red_circle_turns_blue_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_red_circle_turns_blue_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As docs/howto/edit_images.md says, at less than half of its budget."""
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "howto" / "edit_images.md").read_text()
-    exec(next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "red.png" in block), {})
+    exec(
+        next(
+            block
+            for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+            if "red.png" in block
+        ),
+        {},
+    )
     (line,) = re.findall(r"^    ttsnap (generate .a blue circle.*)$", page, re.MULTILINE)
-    assert main([*shlex.split(line.replace("20images", "8images")), "--device", "cpu", "--out", "o"]) == 0
+    assert (
+        main([*shlex.split(line.replace("20images", "8images")), "--device", "cpu", "--out", "o"])
+        == 0
+    )
     paths = ("red.png", next(Path("o").glob("01-*.png")))
-    red, blue = (np.asarray(Image.open(path).convert("RGB"), float).transpose(2, 0, 1) / 255 for path in paths)
+    red, blue = (
+        np.asarray(Image.open(path).convert("RGB"), float).transpose(2, 0, 1) / 255
+        for path in paths
+    )
     assert check(blue[None], [parse("a blue circle")])[1][0]
     before, after = (detect(picture[None].astype(np.float32)) for picture in (red, blue))
     assert np.abs([*(before.x - after.x), *(before.y - after.y)]).max() < 2

@@ -26,23 +26,31 @@ def three(images: Any, prompts: Any, level: Any) -> Any:
 
 
 def test_functions_with_and_without_level_of_objects_and_files(tmp_path: Path) -> None:
-    assert make_reward(two)(IMAGES, ["a", "b"], torch.ones(2)).tolist() == pytest.approx([5.5 / 23, 17.5 / 23])
+    assert make_reward(two)(IMAGES, ["a", "b"], torch.ones(2)).tolist() == pytest.approx(
+        [5.5 / 23, 17.5 / 23]
+    )
     assert make_reward(three)(IMAGES, ["a", "b"], [0.5, 0.1]) == [0.5, 0.1]
-    (tmp_path / "mine.py").write_text("def score(images, prompts):\n    return [float(len(p)) for p in prompts]\n")
+    (tmp_path / "mine.py").write_text(
+        "def score(images, prompts):\n    return [float(len(p)) for p in prompts]\n"
+    )
     specs = (two, lambda images, prompts: [0], "math:hypot", f"{tmp_path}/mine.py:score")
     made = [make_reward(spec) for spec in specs]
     assert [reward.name for reward in made] == ["two", "<lambda>", "hypot", "score"]
     assert made[-1](IMAGES, ["a", "bcd"], None) == [1.0, 3.0]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64]
+)
 def test_scores_of_every_type_arrive(dtype: torch.dtype) -> None:
     scores = torch.tensor([0, 2], dtype=dtype).requires_grad_(dtype.is_floating_point)
     answers: list[Any] = [scores, list(scores), (scores[0], 2.0)]
     if dtype != torch.bfloat16:
         answers.append(scores.detach().numpy())
     for answer in answers:
-        found, reason = score_images(lambda *_, a=answer: a, IMAGES, ["a", "b"], torch.zeros(2), "mine")
+        found, reason = score_images(
+            lambda *_, a=answer: a, IMAGES, ["a", "b"], torch.zeros(2), "mine"
+        )
         assert (found.tolist(), found.dtype, reason) == ([0.0, 2.0], np.float64, None)
 
 
@@ -53,7 +61,10 @@ def test_scores_keep_their_last_digits_and_their_gaps() -> None:
     found, _ = scored(torch.tensor([1 + 1e-12, float("inf")], dtype=torch.float64))
     assert found[0] == 1 + 1e-12
     assert np.isnan(found[1])
-    assert scored([[1.0], [2.0]])[1] == "mine: ValueError: returned shape (2, 1) for 2 images; it must be (2,)"
+    assert (
+        scored([[1.0], [2.0]])[1]
+        == "mine: ValueError: returned shape (2, 1) for 2 images; it must be (2,)"
+    )
     assert scored(None)[1].startswith("mine: ")
 
 
@@ -79,13 +90,18 @@ def test_weights_and_placement_reach_the_class(monkeypatch: pytest.MonkeyPatch) 
     assert placed.asked == ("C:/a folder", {"device": "meta", "dtype": "half"})  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    ("lovely", "'lovely'; choose one of scenes"), ("nowhere.py:score", r"no such file: nowhere\.py"),
-    ("math:lovely", "cannot load reward 'math:lovely'"),
-    ("scenes:folder", "no weights to choose, got 'scenes:folder'"),
-    ("imagereward:/nowhere", "cannot load '/nowhere'"), (3, r"a reward is a name, a function .* got 3"),
-    ([two, two], "a name of its own"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("lovely", "'lovely'; choose one of scenes"),
+        ("nowhere.py:score", r"no such file: nowhere\.py"),
+        ("math:lovely", "cannot load reward 'math:lovely'"),
+        ("scenes:folder", "no weights to choose, got 'scenes:folder'"),
+        ("imagereward:/nowhere", "cannot load '/nowhere'"),
+        (3, r"a reward is a name, a function .* got 3"),
+        ([two, two], "a name of its own"),
+    ],
+)
 def test_bad_rewards_are_explained(spec: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_rewards(spec)
@@ -173,9 +189,11 @@ def test_utilities() -> None:
     assert utility.rank_sum(scores).tolist() == [4.0, 4.0, 4.5, 7.5]
     assert utility.make([1, 0.1])(scores).tolist() == [4.0, 4.0, 4.0, 7.0]
     for how, names, text in (
-        ("mean", "a", "a"), ("mean", "abc", "mean of a, b and c"), ("rank_sum", "ab", "sum of the ranks of a and b"),
+        ("mean", "a", "a"),
+        ("mean", "abc", "mean of a, b and c"),
+        ("rank_sum", "ab", "sum of the ranks of a and b"),
         ([1, 0.5], "ab", "1 a + 0.5 b"),
-    ):  # fmt: skip
+    ):
         assert utility.described(how, list(names)) == text
     with pytest.raises(ValueError, match="1 weights for 2 rewards"):
         utility.make([1])(scores)

@@ -11,20 +11,43 @@ import torch
 from torch import Tensor
 
 from ttsnap.sampling import drafts
-from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, TrainedFor, guess, read_draft, unchecked
+from ttsnap.sampling.drafts import (
+    HOT_SETTINGS,
+    Checked,
+    DraftSettings,
+    TrainedFor,
+    guess,
+    read_draft,
+    unchecked,
+)
 from ttsnap.sampling.interpolants import Interpolant, rows
 from ttsnap.sampling.paths import INTERPOLANTS
 
-CHECKED: dict[str, Any] = {"model": "a/b", "steps": 20, "guidance_scale": 4, "figures": {"spearman": 0.43}}
+CHECKED: dict[str, Any] = {
+    "model": "a/b",
+    "steps": 20,
+    "guidance_scale": 4,
+    "figures": {"spearman": 0.43},
+}
 TRAINED = {"model": "a/b", "steps": 20, "guidance_scale": 4.0, "path": "linear"}
-WHOLE = {"format": 1, "first_time": 0.87, "guidance": None, "trained_for": TRAINED, "checked": [CHECKED]}
+WHOLE = {
+    "format": 1,
+    "first_time": 0.87,
+    "guidance": None,
+    "trained_for": TRAINED,
+    "checked": [CHECKED],
+}
 
 
 def test_calls_are_spread_evenly_down_to_the_end_and_only_the_first_is_told_another_time() -> None:
     start = torch.tensor([1.0, 0.6], dtype=torch.float64)
     plan = drafts.call_times(start, 3, 0.5)
-    torch.testing.assert_close(torch.stack([t for t, _ in plan]), start * torch.tensor([[3.0], [2.0], [1.0]]) / 3)
-    torch.testing.assert_close(torch.stack([told for _, told in plan]), start * torch.tensor([[1.5], [2.0], [1.0]]) / 3)
+    torch.testing.assert_close(
+        torch.stack([t for t, _ in plan]), start * torch.tensor([[3.0], [2.0], [1.0]]) / 3
+    )
+    torch.testing.assert_close(
+        torch.stack([told for _, told in plan]), start * torch.tensor([[1.5], [2.0], [1.0]]) / 3
+    )
     for calls in (0, -1, 17):
         with pytest.raises(ValueError, match=f"got {calls}"):
             drafts.call_times(start, calls, 1.0)
@@ -43,29 +66,44 @@ def test_two_calls_of_a_linear_network_are_its_closed_form(path: Interpolant) ->
     first, half = share(0.87 * t), t / 2
     noise = (1 - path.alpha(t) * first) / path.sigma(t)  # of x, that is taken for noise
     second = share(half) * (path.alpha(half) * first + path.sigma(half) * noise)
-    torch.testing.assert_close(guess(path, network, x, t, 1, 0.87), rows(first, x) * x, rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(guess(path, network, x, t, 2, 0.87), rows(second, x) * x, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        guess(path, network, x, t, 1, 0.87), rows(first, x) * x, rtol=1e-13, atol=1e-13
+    )
+    torch.testing.assert_close(
+        guess(path, network, x, t, 2, 0.87), rows(second, x) * x, rtol=1e-13, atol=1e-13
+    )
 
 
 def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_draft(tmp_path) == DraftSettings()  # a LoRA from elsewhere has none
     (tmp_path / "draft.json").write_text(json.dumps(WHOLE))
     settings = read_draft(tmp_path)
-    trained, checked = TrainedFor("a/b", 20, 4.0, "linear"), Checked("a/b", 20, 4.0, {"spearman": 0.43})
+    trained, checked = (
+        TrainedFor("a/b", 20, 4.0, "linear"),
+        Checked("a/b", 20, 4.0, {"spearman": 0.43}),
+    )
     assert settings == DraftSettings(first_time=0.87, trained_for=trained, checked=(checked,))
     drafts.write_draft(tmp_path, settings)
     assert read_draft(tmp_path) == settings
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"format": 2}, "format 2"), ({"format": None}, "format .*got None"), ({"first_time": 0.0}, "first_time .*got 0"),
-    ({"guidance": -1.0}, "guidance"), ({"weights": "elsewhere/model"}, "weights"),
-    ({"trained_for": {"steps": 0}}, "steps"), ({"trained_for": {"model": "m" * 301}}, "300 characters"),
-    ({"checked": [{"model": "m"}]}, r"checked\[0\]\.steps"),
-    ({"checked": [{**CHECKED, "figures": {"rank": "high"}}]}, r"figures\.rank"),
-    ({"checked": [{**CHECKED, "figures": [0.4]}]}, "figures"), ({"checked": [CHECKED] * 1001}, "1,000 checks"),
-    ({"checked": [{**CHECKED, "figures": {str(k): 0 for k in range(101)}}]}, "100 values"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 2}, "format 2"),
+        ({"format": None}, "format .*got None"),
+        ({"first_time": 0.0}, "first_time .*got 0"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"weights": "elsewhere/model"}, "weights"),
+        ({"trained_for": {"steps": 0}}, "steps"),
+        ({"trained_for": {"model": "m" * 301}}, "300 characters"),
+        ({"checked": [{"model": "m"}]}, r"checked\[0\]\.steps"),
+        ({"checked": [{**CHECKED, "figures": {"rank": "high"}}]}, r"figures\.rank"),
+        ({"checked": [{**CHECKED, "figures": [0.4]}]}, "figures"),
+        ({"checked": [CHECKED] * 1001}, "1,000 checks"),
+        ({"checked": [{**CHECKED, "figures": {str(k): 0 for k in range(101)}}]}, "100 values"),
+    ],
+)
 def test_files_of_strangers_are_refused_in_a_sentence_that_names_them(
     tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:

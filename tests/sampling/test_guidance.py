@@ -1,4 +1,5 @@
-"""Guided steps: gradients against closed forms, log ratios that keep SMC's target, books that balance."""
+"""Guided steps: gradients against closed forms, log ratios that keep SMC's target, books that
+balance."""
 
 from __future__ import annotations
 
@@ -31,7 +32,17 @@ from ttsnap.sampling.kernels import Ddim, Ode, Renoise, Sde
 from ttsnap.sampling.mixture import MixtureDenoiser
 from ttsnap.sampling.rng import noise
 
-ANY = [f"{kind}:1-0" for kind in ("dps:0.5", "twisted:1", "tilted:0.3", "dps:0.5:x0", "twisted:1:x0", "tilted:0.3:x0")]
+ANY = [
+    f"{kind}:1-0"
+    for kind in (
+        "dps:0.5",
+        "twisted:1",
+        "tilted:0.3",
+        "dps:0.5:x0",
+        "twisted:1:x0",
+        "tilted:0.3:x0",
+    )
+]
 A = torch.tensor([1.0, 0.5, -0.5]).double()
 CENTRE = torch.tensor([0.3, 0.0, -0.2]).double()
 
@@ -69,15 +80,27 @@ def gaussian() -> Plain:
 
 def mixture(**options: Any) -> Plain:
     means = torch.tensor([[1.0, 0.5, 0.0], [-1.0, 0.0, 0.5], [0.0, -1.0, -0.5]])
-    return Plain(means, torch.tensor([0.4, 0.6, 0.3]), torch.tensor([0.5, 0.3, 0.2]), steps=8, **options)
+    return Plain(
+        means, torch.tensor([0.4, 0.6, 0.3]), torch.tensor([0.5, 0.3, 0.2]), steps=8, **options
+    )
 
 
 def engine_of(
-    denoiser: Plain, *rewards: Any, guide: Any = None, kernel: Any = Sde, batch: int = 512, **options: Any
+    denoiser: Plain,
+    *rewards: Any,
+    guide: Any = None,
+    kernel: Any = Sde,
+    batch: int = 512,
+    **options: Any,
 ) -> LiveEngine:
     guidance = None if guide is None else RewardGuidance.parse(guide)
-    return LiveEngine(denoiser, rewards, EngineOptions(batch, **options), guidance=guidance,
-                      kernel=kernel(denoiser.path, denoiser.times))  # fmt: skip
+    return LiveEngine(
+        denoiser,
+        rewards,
+        EngineOptions(batch, **options),
+        guidance=guidance,
+        kernel=kernel(denoiser.path, denoiser.times),
+    )
 
 
 @pytest.mark.parametrize("spec", ANY)
@@ -87,9 +110,14 @@ def test_log_ratio_is_that_of_two_gaussians(spec: str, kernel: Any, path: Any) -
     denoiser = mixture(path=path)
     denoiser.encode([""])
     sampler, guidance = kernel(denoiser.path, denoiser.times), RewardGuidance.parse(spec)
-    k, x = torch.tensor([1, 4, 6]), torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()
+    k, x = (
+        torch.tensor([1, 4, 6]),
+        torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double(),
+    )
     zero = torch.zeros(3, dtype=torch.long)
-    pulled = Differentiator(denoiser, [FunctionReward(quadratic)], guidance.through)(x, k, zero, [""] * 3)
+    pulled = Differentiator(denoiser, [FunctionReward(quadratic)], guidance.through)(
+        x, k, zero, [""] * 3
+    )
     keys, guided = [(1, 0, 1), (2, 0, 4), (3, 0, 6)], GuidedKernel(sampler, guidance, denoiser.grid)
     moved, ratio = guided.step(x, pulled.prediction, pulled.gradient, k, keys)
     mean, std = sampler.moments(x, pulled.prediction, k)
@@ -98,7 +126,9 @@ def test_log_ratio_is_that_of_two_gaussians(spec: str, kernel: Any, path: Any) -
     shift = moved - mean - std[:, None] * kappa * xi
     plain = torch.distributions.Normal(mean, std[:, None].expand_as(mean))
     guided = torch.distributions.Normal(mean + shift, kappa * std[:, None].expand_as(mean))
-    torch.testing.assert_close(ratio, (plain.log_prob(moved) - guided.log_prob(moved)).sum(1), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(
+        ratio, (plain.log_prob(moved) - guided.log_prob(moved)).sum(1), atol=1e-9, rtol=1e-9
+    )
     assert (shift * pulled.gradient).sum(1).min() > 0
     size = shift.norm(dim=1)
     if guidance.kind == "dps":
@@ -107,20 +137,33 @@ def test_log_ratio_is_that_of_two_gaussians(spec: str, kernel: Any, path: Any) -
         torch.testing.assert_close(size, guidance.scale * math.sqrt(3) * std)
     else:
         lam = (2 ** ((k + 1) / (0.87 * 8)) - 1).clamp(max=1)[:, None].double()  # as DAS tempers
-        torch.testing.assert_close(shift, std[:, None] ** 2 * lam * pulled.gradient, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(
+            shift, std[:, None] ** 2 * lam * pulled.gradient, rtol=1e-6, atol=1e-9
+        )
 
 
-def test_gradients_are_those_of_the_weighted_rewards_and_through_x0_those_of_standard_normal_data() -> None:
-    denoiser, rewards, cond = mixture(), [FunctionReward(quadratic), FunctionReward(linear)], torch.tensor([0, 1])
+def test_gradients_are_those_of_the_weighted_rewards_and_through_x0_those_of_standard_normal_data() -> (
+    None
+):
+    denoiser, rewards, cond = (
+        mixture(),
+        [FunctionReward(quadratic), FunctionReward(linear)],
+        torch.tensor([0, 1]),
+    )
     denoiser.encode(["", ""])
-    x, k = torch.randn(2, 3, generator=torch.Generator().manual_seed(1)).double().requires_grad_(), torch.tensor([2, 5])
+    x, k = (
+        torch.randn(2, 3, generator=torch.Generator().manual_seed(1)).double().requires_grad_(),
+        torch.tensor([2, 5]),
+    )
     found = Differentiator(denoiser, rewards, weights=(2.0, -1.0))(x, k, cond, ["", ""])
     images = denoiser.decode(denoiser.predict(x, k, cond).x0)
     (expected,) = torch.autograd.grad((2 * quadratic(images, None) - linear(images, None)).sum(), x)
     torch.testing.assert_close(found.gradient, expected, rtol=1e-9, atol=1e-12)
     normal = Plain(torch.zeros(1, 3), torch.ones(1), torch.ones(1), path=VP())
     normal.encode([""])
-    through, alone = (Differentiator(normal, rewards, t)(x, k, 0 * k, [""] * 2) for t in ("denoiser", "x0"))
+    through, alone = (
+        Differentiator(normal, rewards, t)(x, k, 0 * k, [""] * 2) for t in ("denoiser", "x0")
+    )
     torch.testing.assert_close(through.gradient, alone.gradient)
 
 
@@ -128,7 +171,10 @@ def test_no_gradient_no_guidance() -> None:
     denoiser, k = gaussian(), torch.tensor([2])
     denoiser.encode([""])
     x = torch.ones(1, 3).double()
-    kernel, prediction = Sde(denoiser.path, denoiser.times), denoiser.predict(x, k, torch.tensor([0]))
+    kernel, prediction = (
+        Sde(denoiser.path, denoiser.times),
+        denoiser.predict(x, k, torch.tensor([0])),
+    )
     for gradient in (torch.zeros(1, 3), torch.full((1, 3), float("nan"))):
         for spec in ANY:
             guided = GuidedKernel(kernel, RewardGuidance.parse(spec), denoiser.grid)
@@ -139,11 +185,21 @@ def test_no_gradient_no_guidance() -> None:
 
 def law() -> tuple[Tensor, Tensor]:
     """Mean (3,) and variance of what the plain chain on one Gaussian ends in: linear, so exact."""
-    denoiser, mu, var, zero = gaussian(), torch.zeros(3).double(), torch.tensor(1.0).double(), torch.zeros(2).long()
-    kernel, ends = Ddim(denoiser.path, denoiser.times), torch.tensor([[0.0], [1.0]]).double().expand(2, 3)
+    denoiser, mu, var, zero = (
+        gaussian(),
+        torch.zeros(3).double(),
+        torch.tensor(1.0).double(),
+        torch.zeros(2).long(),
+    )
+    kernel, ends = (
+        Ddim(denoiser.path, denoiser.times),
+        torch.tensor([[0.0], [1.0]]).double().expand(2, 3),
+    )
     denoiser.encode([""])
     for step in range(denoiser.grid.steps):
-        (at0, at1), std = kernel.moments(ends, denoiser.predict(ends, zero + step, zero), zero + step)
+        (at0, at1), std = kernel.moments(
+            ends, denoiser.predict(ends, zero + step, zero), zero + step
+        )
         slope = (at1 - at0)[0]
         mu, var = slope * mu + at0, slope**2 * var + std[0] ** 2
     return mu, var
@@ -153,13 +209,20 @@ def tilted() -> list[float]:
     """Z of that chain under exp(r), and Z times the posterior mean, in closed form."""
     mu, v = law()
     precision, away = 1 / v + 1.2, (mu - CENTRE).square().sum()
-    log_z, mean = -1.5 * (v * precision).log() - 0.6 / (v * precision) * away, (mu / v + 1.2 * CENTRE) / precision
+    log_z, mean = (
+        -1.5 * (v * precision).log() - 0.6 / (v * precision) * away,
+        (mu / v + 1.2 * CENTRE) / precision,
+    )
     return [float(log_z.exp()), *(log_z.exp() * mean).tolist()]
 
 
-@pytest.mark.parametrize("spec", [
-    pytest.param(spec, marks=[] if i in (0, 1, 5) else pytest.mark.slow) for i, spec in enumerate(ANY)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(spec, marks=[] if i in (0, 1, 5) else pytest.mark.slow)
+        for i, spec in enumerate(ANY)
+    ],
+)
 def test_guided_smc_estimates_the_same_constant_and_mean(spec: str) -> None:
     """In standard errors, from seeds of their own."""
     found, algorithm = [], SMC(6, 1.0, "difference", every=2, first=1.0, last=0.0, ess=0.7)
@@ -168,7 +231,12 @@ def test_guided_smc_estimates_the_same_constant_and_mean(spec: str) -> None:
         (result,) = search([""], algorithm, engine, seed=1000 * seed, selection=Selection(keep=6))
         images = {c.uid: points(c.image[None])[0].numpy() for c in result.images}
         weights = zip(np.exp(result.state.logw), result.state.uids.tolist(), strict=True)
-        found.append([np.exp(result.state.log_z), *np.sum([weight * images[uid] for weight, uid in weights], 0)])
+        found.append(
+            [
+                np.exp(result.state.log_z),
+                *np.sum([weight * images[uid] for weight, uid in weights], 0),
+            ]
+        )
     z = (np.mean(found, 0) - tilted()) / (np.std(found, 0, ddof=1) / math.sqrt(40))
     assert np.abs(z).max() < 4, z
 
@@ -191,7 +259,16 @@ class Counted(FunctionReward):
         return quadratic(images, prompts)
 
 
-NAMES = ["smc", "svdd", "code", "rbf", "best-first", "best-of-n", "seed-pruning", "search-over-paths"]
+NAMES = [
+    "smc",
+    "svdd",
+    "code",
+    "rbf",
+    "best-first",
+    "best-of-n",
+    "seed-pruning",
+    "search-over-paths",
+]
 CAP = st.none() | st.integers(8, 60)
 
 
@@ -203,7 +280,9 @@ CAP = st.none() | st.integers(8, 60)
     after=st.none() | st.integers(0, 20),
     shared=st.booleans(),
 )
-def test_every_gradient_is_paid_within_every_cap(how: Any, caps: Any, batch: int, after: Any, shared: bool) -> None:
+def test_every_gradient_is_paid_within_every_cap(
+    how: Any, caps: Any, batch: int, after: Any, shared: bool
+) -> None:
     (name, spec, first), (nfe, decodes, calls) = how, caps
     denoiser, reward = mixture(), Counted()
     guidance = replace(RewardGuidance.parse(spec), first=first)
@@ -213,17 +292,30 @@ def test_every_gradient_is_paid_within_every_cap(how: Any, caps: Any, batch: int
     asked, ticks = reward.pulled, []
     denoiser.predicted = denoiser.decoded = denoiser.backward = 0
     budget = Budget(nfe=nfe, decodes=decodes, reward_calls=calls)
-    results = search(["a", "b"], make_algorithm(name), engine, budget, shared=shared,
-                     on_event=lambda e: ticks.extend([1] if e.kind == "tick" else []),
-                     should_stop=lambda: after is not None and len(ticks) > after)  # fmt: skip
+    results = search(
+        ["a", "b"],
+        make_algorithm(name),
+        engine,
+        budget,
+        shared=shared,
+        on_event=lambda e: ticks.extend([1] if e.kind == "tick" else []),
+        should_stop=lambda: after is not None and len(ticks) > after,
+    )
     spent = [r.spent.cost for r in results]
     gradients = reward.pulled - asked
     assert sum(c.gradients for c in spent) == gradients
     assert sum(c.reward_calls for c in spent) == reward.plain + gradients
     assert sum(c.nfe for c in spent) == denoiser.predicted
-    assert sum(c.backwards for c in spent) == denoiser.backward == (gradients if guidance.through == "denoiser" else 0)
+    assert (
+        sum(c.backwards for c in spent)
+        == denoiser.backward
+        == (gradients if guidance.through == "denoiser" else 0)
+    )
     assert sum(c.decodes for c in spent) == denoiser.decoded
-    assert all(engine.stats[k] == sum(getattr(c, k) for c in spent) for k in ("nfe", "decodes", "reward_calls"))
+    assert all(
+        engine.stats[k] == sum(getattr(c, k) for c in spent)
+        for k in ("nfe", "decodes", "reward_calls")
+    )
     for unit, cap in (("nfe", nfe), ("decodes", decodes), ("reward_calls", calls)):
         took = [getattr(c, unit) for c in spent]
         assert cap is None or (sum(took) <= 2 * cap if shared else max(took) <= cap)
@@ -232,20 +324,30 @@ def test_every_gradient_is_paid_within_every_cap(how: Any, caps: Any, batch: int
 
 @pytest.mark.parametrize("name", ["smc", "svdd"])
 def test_budgets_in_flops_hold_and_batches_change_nothing(name: str) -> None:
-    """A gradient's forward half is among the decodes and reward calls, as it was: three forward passes in all."""
+    """A gradient's forward half is among the decodes and reward calls, as it was: three forward
+    passes in all."""
     found = []
     for batch in (1, 7):
         engine = engine_of(mixture(), reward := Counted(), guide="dps:0.5:1-0", batch=batch)
-        assert (reward.pulled, engine.calibration_cost.counts()) == (1, {"nfe": 0, "decodes": 0, "reward_calls": 1})
+        assert (reward.pulled, engine.calibration_cost.counts()) == (
+            1,
+            {"nfe": 0, "decodes": 0, "reward_calls": 1},
+        )
         rates, budget = engine.price.flops, Budget(flops=60 * (engine.price.flops.nfe + 3000))
         (result,) = search(["a"], make_algorithm(name), engine, budget)
         spent, cost = result.spent, result.spent.cost
         passes = cost.decodes + 2 * cost.gradients
         assert spent.flops_by["denoise"] == rates.nfe * spent.nfe
-        assert spent.flops == rates.nfe * spent.nfe + rates.backwards * cost.backwards + (rates.decodes + 500) * passes
+        assert (
+            spent.flops
+            == rates.nfe * spent.nfe
+            + rates.backwards * cost.backwards
+            + (rates.decodes + 500) * passes
+        )
         assert spent.flops == pytest.approx(sum(spent.flops_by.values()))
         assert spent.flops <= budget.flops
-        assert spent.calibration.reward_calls == 2  # the trial, and the row whose memory is measured
+        # the trial, and the row whose memory is measured
+        assert spent.calibration.reward_calls == 2
         assert cost.gradients > 0
         found.append(result)
     assert [m["uids"] for m in found[0].trace] == [m["uids"] for m in found[1].trace]
@@ -254,11 +356,19 @@ def test_budgets_in_flops_hold_and_batches_change_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("weights", [None, (1.0, 0.0)])
 def test_dry_runs_price_gradients(weights: Any) -> None:
-    """A gradient is a decode and a call of each reward that it asks, those with a weight: live, dry and replayed."""
-    engine = engine_of(gaussian(), Counted(), FunctionReward(linear, "other"), guide=RewardGuidance(weights=weights))
+    """A gradient is a decode and a call of each reward that it asks, those with a weight: live, dry
+    and replayed."""
+    engine = engine_of(
+        gaussian(),
+        Counted(),
+        FunctionReward(linear, "other"),
+        guide=RewardGuidance(weights=weights),
+    )
     dry = DryEngine(engine.grid, ("r", "other"), price=engine.price)
     (recorded,) = search([""], KeepAll(5), engine)
-    replay = ReplayEngine(Recording.from_results([recorded], engine.grid, ("r", "other"), price=engine.price))
+    replay = ReplayEngine(
+        Recording.from_results([recorded], engine.grid, ("r", "other"), price=engine.price)
+    )
     for name in ("seed-pruning", "best-of-n"):
         algorithm = make_algorithm(name, n=5)
         costs = [search([""], algorithm, e, "60nfe")[0].spent.cost for e in (dry, engine, replay)]
@@ -285,10 +395,22 @@ def test_refusals_come_before_any_compute() -> None:
 
 def test_guidance_is_read() -> None:
     assert RewardGuidance.parse("dps:2:x0:0.9-0.2") == RewardGuidance("dps", 2.0, "x0", 0.9, 0.2)
-    assert RewardGuidance.parse("tilted:0.1:0.8-0.1") == RewardGuidance("tilted", 0.1, "denoiser", 0.8, 0.1)
+    assert RewardGuidance.parse("tilted:0.1:0.8-0.1") == RewardGuidance(
+        "tilted", 0.1, "denoiser", 0.8, 0.1
+    )
     assert RewardGuidance.parse("dps") == RewardGuidance()
-    for text in ("dps:-1", "tilted:1", "up:1", "dps:1:y0", "dps:one", "dps:inf", "dps:1:x0:2", "dps:1:x0:1-2-3",
-                 "dps:1:x0:0.2-0.9", "dps:1:x0:x:1-0"):  # fmt: skip
+    for text in (
+        "dps:-1",
+        "tilted:1",
+        "up:1",
+        "dps:1:y0",
+        "dps:one",
+        "dps:inf",
+        "dps:1:x0:2",
+        "dps:1:x0:1-2-3",
+        "dps:1:x0:0.2-0.9",
+        "dps:1:x0:x:1-0",
+    ):
         with pytest.raises(ValueError, match=f"guidance '{text}'"):
             RewardGuidance.parse(text)
 
@@ -304,7 +426,9 @@ def test_plain_searches_build_no_graph() -> None:
     assert set(seen) == {False}
 
 
-def test_a_first_gradient_that_fails_ends_the_search_and_a_later_one_costs_a_gradient(caplog: Any) -> None:
+def test_a_first_gradient_that_fails_ends_the_search_and_a_later_one_costs_a_gradient(
+    caplog: Any,
+) -> None:
     """With zeros in place of all gradients the search would be called guided."""
 
     class Fails(Counted):
@@ -328,7 +452,8 @@ def test_a_first_gradient_that_fails_ends_the_search_and_a_later_one_costs_a_gra
 
 
 def test_a_reward_that_takes_tokens_has_no_part_in_gradients() -> None:
-    """It has a gradient, but no way to charge one for its tokens; with the weight 0 it is asked for scores alone."""
+    """It has a gradient, but no way to charge one for its tokens; with the weight 0 it is asked for
+    scores alone."""
     asked = []
 
     class Talks(RewardModel):
@@ -352,8 +477,10 @@ def test_a_reward_that_takes_tokens_has_no_part_in_gradients() -> None:
 
 
 def test_a_reward_that_writes_into_its_images_changes_no_other() -> None:
-    rewards = [FunctionReward(lambda images, prompts: images.mul_(2).mean((1, 2, 3)), "doubles"),
-               FunctionReward(lambda images, prompts: images.mean((1, 2, 3)), "mean")]  # fmt: skip
+    rewards = [
+        FunctionReward(lambda images, prompts: images.mul_(2).mean((1, 2, 3)), "doubles"),
+        FunctionReward(lambda images, prompts: images.mean((1, 2, 3)), "mean"),
+    ]
     x0 = torch.full((1, 3), 0.5).double().requires_grad_()
     value = Differentiator(mixture(), rewards, "x0").value(x0, ["a"], torch.zeros(1))
     assert value.item() == pytest.approx((1.0 + 0.5) / 2)

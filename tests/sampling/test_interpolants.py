@@ -38,7 +38,9 @@ def test_conversions_give_what_the_pair_has(path: ip.Interpolant) -> None:
 def test_derivatives_are_those_of_autograd(path: ip.Interpolant) -> None:
     for value, derivative in ((path.alpha, path.d_alpha), (path.sigma, path.d_sigma)):
         t = T.clone().requires_grad_()
-        torch.testing.assert_close(derivative(T), torch.autograd.grad(value(t).sum(), t)[0], **exact)
+        torch.testing.assert_close(
+            derivative(T), torch.autograd.grad(value(t).sum(), t)[0], **exact
+        )
 
 
 @paths
@@ -53,7 +55,8 @@ def test_ends_and_snr_inverse(path: ip.Interpolant) -> None:
 @pytest.mark.parametrize("source", INTERPOLANTS.values(), ids=INTERPOLANTS)
 @pytest.mark.parametrize("target", INTERPOLANTS.values(), ids=INTERPOLANTS)
 def test_transfer_keeps_x0_and_eps(source: ip.Interpolant, target: ip.Interpolant) -> None:
-    # Nearer to 1 a time itself no longer tells signal-to-noise ratios apart (LinearVP: 1 - t is about rho^2 / 2).
+    # Nearer to 1 a time itself no longer tells signal-to-noise ratios apart (LinearVP: 1 - t is
+    # about rho^2 / 2).
     s = T[T < 0.95]
     x0, eps, x = (v[: len(s)] for v in sample(target))
     t, scale = ip.transfer(source, target, s)
@@ -68,11 +71,18 @@ def test_transfer_keeps_x0_and_eps(source: ip.Interpolant, target: ip.Interpolan
 def test_discrete_schedule_is_exact_at_its_timesteps_and_inverts() -> None:
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     kept = (1 - betas).cumprod(0)
-    path, t, infinite = ip.Discrete(kept), torch.linspace(0, 1, 1000, dtype=torch.float64), float("inf")
+    path, t, infinite = (
+        ip.Discrete(kept),
+        torch.linspace(0, 1, 1000, dtype=torch.float64),
+        float("inf"),
+    )
     torch.testing.assert_close(path.alpha(t) ** 2, kept, **exact)
     torch.testing.assert_close(path.alpha(T) ** 2 + path.sigma(T) ** 2, torch.ones_like(T), **exact)
     torch.testing.assert_close(path.inverse_ratio(ip.ratio(path, T)), T, **exact)
-    assert path.inverse_ratio(torch.tensor([infinite, 0.0], dtype=torch.float64)).tolist() == [0.0, 1.0]
+    assert path.inverse_ratio(torch.tensor([infinite, 0.0], dtype=torch.float64)).tolist() == [
+        0.0,
+        1.0,
+    ]
     # Derivatives between the timesteps, by central differences within one piece.
     middle, h = (torch.arange(10, 990, 7, dtype=torch.float64) + 0.5) / 999, 1e-6
     for value, derivative in ((path.alpha, path.d_alpha), (path.sigma, path.d_sigma)):

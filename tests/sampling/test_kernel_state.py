@@ -1,4 +1,5 @@
-"""Kernels that keep a history: what a particle carries goes with it, whatever batch it is in, and forks at a branch."""
+"""Kernels that keep a history: what a particle carries goes with it, whatever batch it is in, and
+forks at a branch."""
 
 from __future__ import annotations
 
@@ -32,9 +33,13 @@ class Remembering:
     def init(self, noise: Any, key: Any, generator: Any, guess: Any = None) -> tuple[Any, ...]:
         return (key,)
 
-    def step(self, x: Any, prediction: Any, k: Any, keys: Any, state: Any) -> tuple[Any, list[tuple[Any, ...]]]:
+    def step(
+        self, x: Any, prediction: Any, k: Any, keys: Any, state: Any
+    ) -> tuple[Any, list[tuple[Any, ...]]]:
         moved, _ = self.ode.step(x, prediction, k, keys, state)
-        return moved + 0.1 * rng.noise(keys, x), [(*before, key) for before, key in zip(state, keys, strict=True)]
+        return moved + 0.1 * rng.noise(keys, x), [
+            (*before, key) for before, key in zip(state, keys, strict=True)
+        ]
 
 
 def remembering(batch: int) -> LiveEngine:
@@ -45,13 +50,16 @@ def remembering(batch: int) -> LiveEngine:
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_each_particle_carries_its_own_history(batch: int) -> None:
-    """Two seeds to step 2; the first goes on with a child beside it, the second stays; then all to the end."""
+    """Two seeds to step 2; the first goes on with a child beside it, the second stays; then all to
+    the end."""
     live = remembering(batch)
     states: dict[int, tuple[Any, ...]] = {}
     release = live.release
 
     def ending(job: int) -> None:
-        states.update({uid: live.store[job, uid].node.kernel_state for of, uid in live.store if of == job})
+        states.update(
+            {uid: live.store[job, uid].node.kernel_state for of, uid in live.store if of == job}
+        )
         release(job)
 
     live.release = ending  # type: ignore[method-assign]
@@ -61,7 +69,13 @@ def test_each_particle_carries_its_own_history(batch: int) -> None:
         lambda particles: perturb([1], 0.5, 2),
         lambda particles: advance(particles, [0, 1, 2, 3], 4),
     )
-    search(["a"], Played(moves, frozenset({Need.BRANCH, Need.MIX})), live, seed=5, selection=Selection(keep=4))
+    search(
+        ["a"],
+        Played(moves, frozenset({Need.BRANCH, Need.MIX})),
+        live,
+        seed=5,
+        selection=Selection(keep=4),
+    )
     assert states == {
         0: ((5, 0), (5, 0, 0), (5, 0, 1), (5, 0, 2), (5, 0, 3)),
         1: ((6, 0), (6, 0, 0), (6, 0, 1), (6, 0, 2), (6, 0, 3)),

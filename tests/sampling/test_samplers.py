@@ -1,4 +1,5 @@
-"""Kernels against diffusers' own step and against Gaussians with the exact score, and that of their mixtures."""
+"""Kernels against diffusers' own step and against Gaussians with the exact score, and that of their
+mixtures."""
 
 from __future__ import annotations
 
@@ -7,7 +8,11 @@ from unittest import mock
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from torch import distributions
 
 from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler
@@ -18,7 +23,11 @@ from ttsnap.sampling.paths import DIFFUSIONS, INTERPOLANTS, power
 from ttsnap.sampling.rng import noise, seeded
 
 PATHS: dict[str, Interpolant] = {"linear": Linear(), "vp": VP(), "cosine": Cosine()}
-VP_BETAS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+VP_BETAS: dict[str, Any] = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+}
 
 
 def drawing(drawn: torch.Tensor) -> Any:
@@ -45,10 +54,14 @@ def test_renoising_is_diffusers_stochastic_euler() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     scheduler.set_timesteps(5)
     x, out = torch.randn(2, 6, 4, generator=seeded(0))
-    stock = scheduler.step(out, scheduler.timesteps[2], x, generator=seeded(1), return_dict=False)[0]
+    stock = scheduler.step(out, scheduler.timesteps[2], x, generator=seeded(1), return_dict=False)[
+        0
+    ]
     sigmas, k = scheduler.sigmas.double(), torch.full((6,), 2)
     with drawing(torch.randn(6, 4, generator=seeded(1))):
-        ours, _ = Renoise(Linear(), sigmas).step(x, Prediction(out, x - sigmas[2].float() * out), k, [], [])
+        ours, _ = Renoise(Linear(), sigmas).step(
+            x, Prediction(out, x - sigmas[2].float() * out), k, [], []
+        )
     torch.testing.assert_close(ours, stock)
 
 
@@ -62,11 +75,15 @@ def test_ddim_is_diffusers_step() -> None:
         at = torch.full((6,), k)
         x0 = (x - path.sigma(times[k]) * eps) / path.alpha(times[k])
         for eta in (0.0, 0.7, 1.0):
-            expected = stock.step(eps, stock.timesteps[k], x, eta=eta, variance_noise=drawn).prev_sample
+            expected = stock.step(
+                eps, stock.timesteps[k], x, eta=eta, variance_noise=drawn
+            ).prev_sample
             with drawing(drawn):
                 ours, _ = Ddim(path, times, eta).step(x, Prediction(eps, x0), at, [], [])
             torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
-    assert torch.equal(Ddim(path, times).step(x, Prediction(eps, x0), torch.full((6,), 4), [], [])[0], x0)
+    assert torch.equal(
+        Ddim(path, times).step(x, Prediction(eps, x0), torch.full((6,), 4), [], [])[0], x0
+    )
 
 
 def test_euler_ancestral_is_ddim_with_eta_1() -> None:
@@ -82,14 +99,19 @@ def test_euler_ancestral_is_ddim_with_eta_1() -> None:
         expected = stock.step(eps, stock.timesteps[k], y, generator=seeded(1)).prev_sample.double()
         x = alpha[k] * y
         with drawing(torch.randn(y.shape, generator=seeded(1), dtype=y.dtype)):
-            ours, _ = Ddim(path, times).step(x, Prediction(eps, y - sigma[k] / alpha[k] * eps), at, [], [])
+            ours, _ = Ddim(path, times).step(
+                x, Prediction(eps, y - sigma[k] / alpha[k] * eps), at, [], []
+            )
         torch.testing.assert_close(ours / alpha[k + 1], expected, atol=1e-5, rtol=1e-5)
 
 
 def ending(kernel: Any, path: Interpolant, mean: float, std: float) -> tuple[float, float]:
-    """Mean and deviation of what the chain ends in for data N(mean, std^2): linear, so exact for its steps."""
+    """Mean and deviation of what the chain ends in for data N(mean, std^2): linear, so exact for
+    its steps."""
     times = kernel.times
-    denoiser = MixtureDenoiser(torch.tensor([[mean]]), torch.tensor([std]), torch.ones(1), steps=times, path=path)
+    denoiser = MixtureDenoiser(
+        torch.tensor([[mean]]), torch.tensor([std]), torch.ones(1), steps=times, path=path
+    )
     a, s, zero = path.alpha(times[0]), path.sigma(times[0]), torch.zeros(2, dtype=torch.long)
     mu, var, ends = a * mean, a**2 * std**2 + s**2, torch.tensor([[0.0], [1.0]]).double()
     for k in range(len(times) - 1):
@@ -127,13 +149,24 @@ def test_many_steps_end_in_the_data(chain: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_the_estimate_of_a_mixture_is_tweedies(path: Interpolant) -> None:
-    means, stds, w = torch.tensor([[1.5, 0.0], [-1.0, 1.0], [0.0, -1.5]]), torch.tensor([0.3, 0.5, 0.2]), torch.ones(3)
+    means, stds, w = (
+        torch.tensor([[1.5, 0.0], [-1.0, 1.0], [0.0, -1.5]]),
+        torch.tensor([0.3, 0.5, 0.2]),
+        torch.ones(3),
+    )
     denoiser, k = MixtureDenoiser(means, stds, w * stds, steps=6, path=path), torch.arange(1, 6)
-    x, t = torch.randn(5, 2, generator=seeded(0), dtype=torch.float64).requires_grad_(), denoiser.times[k]
+    x, t = (
+        torch.randn(5, 2, generator=seeded(0), dtype=torch.float64).requires_grad_(),
+        denoiser.times[k],
+    )
     a, s = path.alpha(t)[:, None], path.sigma(t)[:, None]
     spread = torch.hypot(a * denoiser.stds, s)[..., None].expand(5, 3, 2)
-    parts = distributions.Independent(distributions.Normal(a[..., None] * denoiser.means, spread), 1)
-    law = distributions.MixtureSameFamily(distributions.Categorical(denoiser.weights.expand(5, 3)), parts)
+    parts = distributions.Independent(
+        distributions.Normal(a[..., None] * denoiser.means, spread), 1
+    )
+    law = distributions.MixtureSameFamily(
+        distributions.Categorical(denoiser.weights.expand(5, 3)), parts
+    )
     (score,) = torch.autograd.grad(law.log_prob(x).sum(), x)
     torch.testing.assert_close(denoiser.predict(x, k, 0 * k).x0, (x + s**2 * score) / a)
 
@@ -146,24 +179,33 @@ def test_forward_noising_is_exact(path: Interpolant) -> None:
     at0, at1 = forward(path, ends, t, s, keys)
     spread = at0 / noise(keys, ends)[0]
     assert float((at1 - at0) * path.alpha(t[0])) == pytest.approx(float(path.alpha(s[0])))
-    assert float(((at1 - at0) * path.sigma(t[0])) ** 2 + spread**2) == pytest.approx(float(path.sigma(s[0]) ** 2))
+    assert float(((at1 - at0) * path.sigma(t[0])) ** 2 + spread**2) == pytest.approx(
+        float(path.sigma(s[0]) ** 2)
+    )
     assert torch.equal(forward(path, ends, t, t, keys), ends)
 
 
 def plain(steps: int = 4) -> MixtureDenoiser:
-    return MixtureDenoiser(torch.tensor([[1.5, 0.0], [-1.0, 1.0]]), torch.ones(2), torch.ones(2), steps=steps)
+    return MixtureDenoiser(
+        torch.tensor([[1.5, 0.0], [-1.0, 1.0]]), torch.ones(2), torch.ones(2), steps=steps
+    )
 
 
 def test_noise_may_begin_on_the_way() -> None:
-    """Before it does, the steps are the ODE's to the last bit; after it, those of the SDE that draws from the start."""
+    """Before it does, the steps are the ODE's to the last bit; after it, those of the SDE that
+    draws from the start."""
     denoiser = plain(10)
-    ode, whole, late = (make_kernel(name, denoiser) for name in ("ode", "sde:square:3", "sde:square:3:0.6"))
+    ode, whole, late = (
+        make_kernel(name, denoiser) for name in ("ode", "sde:square:3", "sde:square:3:0.6")
+    )
     x, keys = denoiser.init_latents([seeded(i) for i in range(5)]), [(i, 0, 7) for i in range(5)]
     for k in range(10):
         at = torch.full((5,), k)
         prediction = denoiser.predict(x, at, torch.zeros(5, dtype=torch.long))
         other = ode if denoiser.times[k] > 0.6 + 1e-6 else whole
-        found, expected = (kernel.step(x, prediction, at, keys, [None] * 5)[0] for kernel in (late, other))
+        found, expected = (
+            kernel.step(x, prediction, at, keys, [None] * 5)[0] for kernel in (late, other)
+        )
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -174,7 +216,9 @@ def test_noise_belongs_to_the_key() -> None:
     assert not torch.equal(a[0], a[1])
 
 
-@pytest.mark.parametrize("spec", ["ode", "sde", "ddim:0.3", "ancestral", "renoise", *(f"sde:{d}" for d in DIFFUSIONS)])
+@pytest.mark.parametrize(
+    "spec", ["ode", "sde", "ddim:0.3", "ancestral", "renoise", *(f"sde:{d}" for d in DIFFUSIONS)]
+)
 def test_kernels_by_name(spec: str) -> None:
     for steps in (2, 20):  # noise of every name at its own scale is taken
         kernel = make_kernel(spec, plain(steps))
@@ -182,10 +226,25 @@ def test_kernels_by_name(spec: str) -> None:
     assert make_kernel(kernel, None) is kernel  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("spec", [
-    "euler", "sde:cubic", "sde:tan", "ddim:2", "ddim:x", "ode:1", "sde:square:a", "sde:square:nan", "sde:square:1e999",
-    "sde:square:-1", "sde:square:3:0", "sde:square:3:1.5", "sde:square:3:x", "sde:square:3:0.7:1",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "euler",
+        "sde:cubic",
+        "sde:tan",
+        "ddim:2",
+        "ddim:x",
+        "ode:1",
+        "sde:square:a",
+        "sde:square:nan",
+        "sde:square:1e999",
+        "sde:square:-1",
+        "sde:square:3:0",
+        "sde:square:3:1.5",
+        "sde:square:3:x",
+        "sde:square:3:0.7:1",
+    ],
+)
 def test_unknown_kernels_are_named(spec: str) -> None:
     with pytest.raises(ValueError, match=f"unknown kernel '{spec}'"):
         make_kernel(spec, plain())

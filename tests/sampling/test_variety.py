@@ -49,9 +49,16 @@ def test_tokens_move_by_the_formula(n: int, length: int, monkeypatch: pytest.Mon
 def test_what_the_option_says() -> None:
     assert parse("repel") == Repel(8, 0.9, 3.0, 0.7, 0.2)
     assert parse("repel:4:0.8:1.2:.65:0") == Repel(4, 0.8, 1.2, 0.65, 0.0)
-    refused = {"repell": "did you mean repel", "repel:": "size", "repel:0": "1 to 99, got '0'", "repel:8.5": "whole",
-               "repel:8:1.5": "the level.*'1.5'", "repel:8:nan": "the level", "repel:8:.9:-1": "the factor",
-               "repel:8:0.9:3:0.7:0.2:1": "size:level:factor:threshold:drop"}  # fmt: skip
+    refused = {
+        "repell": "did you mean repel",
+        "repel:": "size",
+        "repel:0": "1 to 99, got '0'",
+        "repel:8.5": "whole",
+        "repel:8:1.5": "the level.*'1.5'",
+        "repel:8:nan": "the level",
+        "repel:8:.9:-1": "the factor",
+        "repel:8:0.9:3:0.7:0.2:1": "size:level:factor:threshold:drop",
+    }
     for text, words in refused.items():
         with pytest.raises(ValueError, match=words):
             SamplerOptions(variety=text)

@@ -24,7 +24,8 @@ def _picture(objects: list[tuple[float, float, int, int]]) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", [*KINDS, *UNSEEN_KINDS])
 def test_truth_is_right_also_one_by_one(kind: str) -> None:
-    rng, n = np.random.default_rng(1), 8 if kind == "arrangement" else 20  # which takes long to draw
+    # which takes long to draw
+    rng, n = np.random.default_rng(1), 8 if kind == "arrangement" else 20
     specs = [sample_spec(rng, kind) for _ in range(n)]
     images = render(specs, rng)
     assert (images.shape, images.dtype) == ((n, 3, 32, 32), np.float32)
@@ -42,7 +43,8 @@ def test_truth_is_right_also_one_by_one(kind: str) -> None:
 
 
 def test_known_kinds_are_drawn_as_ever() -> None:
-    """Pictures for training depend on the layout's random stream: how many numbers its rejections take is told here."""
+    """Pictures for training depend on the layout's random stream: how many numbers its rejections
+    take is told here."""
     rng = np.random.default_rng(0)
     specs = [sample_spec(rng) for _ in range(500)]
     render(specs, rng)
@@ -66,13 +68,15 @@ two red circles above a blue square | three red circles above a blue square | a 
 two red circles above two blue squares | two blue squares above two red circles
 a red circle right of three blue squares | three blue squares right of a red circle
 """  # noqa: E501
-"""What is shown, and what is asked for: other attributes, also swapped; one too many or missing; other relations."""
+"""What is shown, and what is asked for: other attributes, also swapped; one too many or missing;
+other relations."""
 
 
 @pytest.mark.parametrize("line", WRONG.splitlines())
 def test_wrong_is_wrong(line: str) -> None:
     shown, *asked = map(parse, line.split(" | "))
-    images = render([shown], np.random.default_rng(1))  # by which six objects soon have found their places
+    # by which six objects soon have found their places
+    images = render([shown], np.random.default_rng(1))
     right, _ = check(images, [shown])
     for spec in asked:
         soft, strict = check(images, [spec])
@@ -82,7 +86,9 @@ def test_wrong_is_wrong(line: str) -> None:
 
 def test_relation_is_read_from_the_picture() -> None:
     for relation in RELATIONS:
-        images = render([parse(f"a green square {relation} an orange cross")] * 10, np.random.default_rng(0))
+        images = render(
+            [parse(f"a green square {relation} an orange cross")] * 10, np.random.default_rng(0)
+        )
         for other in RELATIONS:
             _, strict = check(images, [parse(f"a green square {other} an orange cross")] * 10)
             assert strict.all() == (other == relation)
@@ -102,7 +108,8 @@ def test_a_relation_holds_for_each_object_of_a_group() -> None:
 
 
 def test_a_missing_group_leaves_half_of_the_relations_credit() -> None:
-    """All that is there is right, two of three objects: 2/3 of the credit for objects, and none for the relation."""
+    """All that is there is right, two of three objects: 2/3 of the credit for objects, and none for
+    the relation."""
     at = [(8.0, 8.0, RED, CIRCLE), (24.0, 8.0, RED, CIRCLE)]
     together, _ = check(_picture(at), [parse("two red circles")])
     soft, strict = check(_picture(at), [parse("two red circles above a blue square")])
@@ -114,7 +121,10 @@ def test_soft_is_graded() -> None:
     rng = np.random.default_rng(2)
     specs = [sample_spec(rng) for _ in range(40)]
     images = render(specs, rng)
-    means = [check(ndimage.gaussian_filter(images, (0, 0, b, b)), specs)[0].mean() for b in (0, 0.6, 1.5, 2.5)]
+    means = [
+        check(ndimage.gaussian_filter(images, (0, 0, b, b)), specs)[0].mean()
+        for b in (0, 0.6, 1.5, 2.5)
+    ]
     assert means == sorted(means, reverse=True)
     assert (means[1] > 0.85, means[-1] < 0.6) == (True, True)
     noisy, strict = check(images + rng.normal(0, 0.05, images.shape), specs)
@@ -130,13 +140,17 @@ def test_empty_pictures_score_nothing(fill: float) -> None:
 
 def test_bad_input() -> None:
     shapes = [np.zeros((1, 3, 64, 64)), np.zeros((2, 3, 32, 32)), np.full((1, 3, 32, 32), np.nan)]
-    for images, message in zip(shapes, (r"\(1, 3, 64, 64\)", "2 images but 1 specs", "NaN"), strict=True):
+    for images, message in zip(
+        shapes, (r"\(1, 3, 64, 64\)", "2 images but 1 specs", "NaN"), strict=True
+    ):
         with pytest.raises(ValueError, match=message):
             check(images, [parse("a red circle")])
 
 
 def test_labels_agree_with_the_picture() -> None:
-    images, maps = render([parse("two red crosses on a black background")], np.random.default_rng(0), labels=True)
+    images, maps = render(
+        [parse("two red crosses on a black background")], np.random.default_rng(0), labels=True
+    )
     red_cross = 1 + COLORS.index("red") * len(SHAPES) + SHAPES.index("cross")
     assert set(np.unique(maps)) == {0, red_cross}
     assert ((images[0, 0] > 0.5) == (maps[0] == red_cross)).mean() > 0.99

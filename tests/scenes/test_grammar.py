@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttsnap.scenes import sample_prompts, sample_spec
-from ttsnap.scenes.grammar import HARD_KINDS, KINDS, UNSEEN_KINDS, WORDS, Group, Spec, caption, is_held_out, parse
+from ttsnap.scenes.grammar import (
+    HARD_KINDS,
+    KINDS,
+    UNSEEN_KINDS,
+    WORDS,
+    Group,
+    Spec,
+    caption,
+    is_held_out,
+    parse,
+)
 
 
 def test_known_captions() -> None:
@@ -18,7 +28,10 @@ def test_known_captions() -> None:
     assert caption(Spec((red,))) == "a red circle"
     assert caption(Spec((blue,), background="black")) == "two blue crosses on a black background"
     assert caption(Spec((orange, red), "left of")) == "an orange square left of a red circle"
-    assert caption(Spec((red, orange, Group(1, "red", "cross")))) == "a red circle, an orange square and a red cross"
+    assert (
+        caption(Spec((red, orange, Group(1, "red", "cross"))))
+        == "a red circle, an orange square and a red cross"
+    )
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from((*KINDS, *UNSEEN_KINDS)))
@@ -37,27 +50,33 @@ def test_a_kind_is_drawn_as_named_and_fits_the_model(kind: str) -> None:
     rng = np.random.default_rng(0)
     for spec in [sample_spec(rng, kind) for _ in range(200)]:
         assert spec.kind == kind
-        assert len(caption(spec).replace(",", " ,").split()) <= 15  # of the model's 17 tokens two are begin and end
+        # of the model's 17 tokens two are begin and end
+        assert len(caption(spec).replace(",", " ,").split()) <= 15
         if kind == "binding":  # near-identical objects share two colours and two shapes
             assert len(spec.groups) == 4
             assert len({g.color for g in spec.groups}) == len({g.shape for g in spec.groups}) == 2
 
 
-@pytest.mark.parametrize(("text", "kind"), [
-    ("four red circles and two blue squares", "crowd"), ("two red circles above a blue square", "arrangement"),
-    ("a red circle left of three blue squares on a black background", "arrangement"),
-    ("two red circles, a blue square and a green cross", "medley"),
-    ("two red circles, a red cross and a blue circle", "medley"),
-    ("two red circles, a red cross, a blue circle and a blue cross", "binding"),
-    ("two red circles, a red cross, a blue circle and a green cross", "medley"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("four red circles and two blue squares", "crowd"),
+        ("two red circles above a blue square", "arrangement"),
+        ("a red circle left of three blue squares on a black background", "arrangement"),
+        ("two red circles, a blue square and a green cross", "medley"),
+        ("two red circles, a red cross and a blue circle", "medley"),
+        ("two red circles, a red cross, a blue circle and a blue cross", "binding"),
+        ("two red circles, a red cross, a blue circle and a green cross", "medley"),
+    ],
+)
 def test_kinds_that_the_model_never_saw(text: str, kind: str) -> None:
     assert parse(text).kind == kind
     assert caption(parse(text)) == text
 
 
 def test_known_kinds_are_drawn_as_ever() -> None:
-    """Present prompts, pictures and figures depend on the random stream of the kinds that the model was trained on."""
+    """Present prompts, pictures and figures depend on the random stream of the kinds that the model
+    was trained on."""
     rng = np.random.default_rng(0)
     drawn = [caption(sample_spec(rng)) for _ in range(2000)]
     assert zlib.crc32("\n".join(drawn).encode()) == 4011510721
@@ -70,19 +89,33 @@ def test_unknown_words_are_named_and_known_ones_listed() -> None:
     assert all(word in str(error.value) for word in (*WORDS, "'pink'", "'dragon'"))
 
 
-@pytest.mark.parametrize(("text", "part"), [
-    ("", "the end"), ("red circle", "a number word"), ("a circle", "a color"),
-    ("two red circle", "does not go with"), ("a red circles", "does not go with"), ("a red circle above", "the end"),
-    ("a red circle left a blue square", "'of'"),
-    ("a red circle above a blue square below a red cross", "joins two"),
-    ("a red circle, a blue square and a red cross above a green cross", "joins two"),
-    ("three red circles above two blue squares", "at most 4"), ("a red circle and a red circle", "named twice"),
-    ("four red circles and three blue squares", "too many objects: 7"),
-    ("a red circle, a blue circle, a green circle, an orange circle and a red cross", "kinds of object: 5"),
-    ("a red circle on a red background", "a background"),
-    ("a red circle on a white background and a blue square", "nothing may follow"),
-    ("a red circle, a blue square, a green cross and a red cross on a white background", "without a background"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "the end"),
+        ("red circle", "a number word"),
+        ("a circle", "a color"),
+        ("two red circle", "does not go with"),
+        ("a red circles", "does not go with"),
+        ("a red circle above", "the end"),
+        ("a red circle left a blue square", "'of'"),
+        ("a red circle above a blue square below a red cross", "joins two"),
+        ("a red circle, a blue square and a red cross above a green cross", "joins two"),
+        ("three red circles above two blue squares", "at most 4"),
+        ("a red circle and a red circle", "named twice"),
+        ("four red circles and three blue squares", "too many objects: 7"),
+        (
+            "a red circle, a blue circle, a green circle, an orange circle and a red cross",
+            "kinds of object: 5",
+        ),
+        ("a red circle on a red background", "a background"),
+        ("a red circle on a white background and a blue square", "nothing may follow"),
+        (
+            "a red circle, a blue square, a green cross and a red cross on a white background",
+            "without a background",
+        ),
+    ],
+)
 def test_outside_the_grammar(text: str, part: str) -> None:
     with pytest.raises(ValueError, match=rf"(?s){part}.*Accepted forms.*'three blue squares'"):
         parse(text)
@@ -90,9 +123,15 @@ def test_outside_the_grammar(text: str, part: str) -> None:
 
 @pytest.mark.parametrize("held_out", [True, False])
 @pytest.mark.parametrize("kinds", [HARD_KINDS, UNSEEN_KINDS])
-def test_prompts_are_distinct_balanced_and_repeatable(held_out: bool, kinds: tuple[str, ...]) -> None:
+def test_prompts_are_distinct_balanced_and_repeatable(
+    held_out: bool, kinds: tuple[str, ...]
+) -> None:
     prompts = sample_prompts(60, 3, kinds, held_out=held_out)
-    assert prompts == sample_prompts(60, 3, kinds, held_out=held_out) != sample_prompts(60, 4, kinds, held_out=held_out)
+    assert (
+        prompts
+        == sample_prompts(60, 3, kinds, held_out=held_out)
+        != sample_prompts(60, 4, kinds, held_out=held_out)
+    )
     assert len(set(prompts)) == 60
     assert Counter(parse(p).kind for p in prompts) == dict.fromkeys(kinds, 60 // len(kinds))
     assert all(is_held_out(p) == held_out for p in prompts)
@@ -105,6 +144,9 @@ def test_a_tenth_is_held_out() -> None:
 
 
 def test_too_many_prompts_is_an_error() -> None:
-    for n, kind, message in ((60, "single", "not enough distinct 'single'"), (1, "five", "unknown kind 'five'")):
+    for n, kind, message in (
+        (60, "single", "not enough distinct 'single'"),
+        (1, "five", "unknown kind 'five'"),
+    ):
         with pytest.raises(ValueError, match=message):
             sample_prompts(n, seed=0, kinds=(kind,))

@@ -1,4 +1,5 @@
-"""The packaged models of both worlds: stock folders, what they draw, their drafts and previews, their rewards."""
+"""The packaged models of both worlds: stock folders, what they draw, their drafts and previews,
+their rewards."""
 
 from __future__ import annotations
 
@@ -9,7 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderTiny,
+    DiffusionPipeline,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from safetensors import safe_open
 from train_worlds import base, turbo
 from train_worlds import signs as sign_base
@@ -37,7 +43,14 @@ from ttsnap.scenes import HARD_KINDS, check, parse, render, sample_prompts, weig
 
 WORLDS = {
     "embedded": (scenes, 16e6, base.Recipe(), build_tokenizer(), 3e6, sample_prompts(1, 3)[0]),
-    "signs": (signs, 8e6, sign_base.Recipe(), sign_base.build_tokenizer(), 2e6, signs.sample_prompts(1, 3)[0]),
+    "signs": (
+        signs,
+        8e6,
+        sign_base.Recipe(),
+        sign_base.build_tokenizer(),
+        2e6,
+        signs.sample_prompts(1, 3)[0],
+    ),
 }
 """Module, most bytes, recipe and tokenizer of the model; most bytes of its draft; a prompt."""
 
@@ -70,10 +83,15 @@ def test_folders_are_stock_and_small_and_recommend_the_call_of_their_recipe(worl
 
 def test_stock_calls_draw_single_objects(pipe: Any) -> None:
     prompts = prompts_of_kind("single", 6, seed=5)
-    soft, strict = check(generate(pipe, prompts, Call(**defaults()), seed=11), [parse(p) for p in prompts])
+    soft, strict = check(
+        generate(pipe, prompts, Call(**defaults()), seed=11), [parse(p) for p in prompts]
+    )
     assert strict.mean() >= 0.9
     assert soft.mean() > 0.9
-    assert pipe("a red circle", generator=torch.Generator().manual_seed(0)).images[0].size == (32, 32)
+    assert pipe("a red circle", generator=torch.Generator().manual_seed(0)).images[0].size == (
+        32,
+        32,
+    )
 
 
 def test_neither_a_missing_t5_nor_the_word_one_changes_a_picture(pipe: Any) -> None:
@@ -90,7 +108,10 @@ def test_one_biased_zero_token_equals_many(repeats: int) -> None:
     size = {"latent_size": 4, "latent_channels": 3, "layers": 3, "heads": 2, "head_dim": 8}
     net: SD3Transformer2DModel = build_transformer(**size, text_dim=12).double()
     x, text = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 6, 12).double()
-    rest = {"pooled_projections": torch.randn(2, 12).double(), "timestep": torch.tensor([300.0, 900.0])}
+    rest = {
+        "pooled_projections": torch.randn(2, 12).double(),
+        "timestep": torch.tensor([300.0, 900.0]),
+    }
     with torch.no_grad():
         many = net(x, torch.cat([text, torch.zeros(2, repeats, 12).double()], 1), **rest).sample
         attention = ZeroTokenAttention(net, 2)
@@ -119,13 +140,24 @@ def test_prompts_of_signs_have_any_form(tmp_path: Path, capsys: pytest.CaptureFi
     for extra in ({}, {"search": "best-of-n", "reward": "brightness", "budget": "20nfe"}):
         with pytest.raises(ValueError, match="'a red circle'"):
             load("signs")("a red circle", **extra)
-    more = ["--model", "signs", "--reward", "brightness", "--budget", "2images", "--steps", "2", "--out", str(tmp_path)]
+    more = [
+        "--model",
+        "signs",
+        "--reward",
+        "brightness",
+        "--budget",
+        "2images",
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
     assert ttsnap(["generate", "a Red sign that says 'harbor'", *more]) == 0
     assert 'a red sign that says "HARBOR"' in capsys.readouterr().out
     assert list(tmp_path.rglob("*.png"))
 
 
-# --- their drafts ---------------------------------------------------------------------------------------------------
+# --- their drafts ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -133,9 +165,14 @@ def test_a_draft_is_small_and_says_what_it_is_for(world: str) -> None:
     module, _, _, _, most, _ = WORLDS[world]
     folder = module.draft_path()
     assert sum(path.stat().st_size for path in folder.iterdir()) < most
-    settings, config = read_draft(folder), load_settings(DraftConfig, folder.parent / "draft_recipe.yaml")
+    settings, config = (
+        read_draft(folder),
+        load_settings(DraftConfig, folder.parent / "draft_recipe.yaml"),
+    )
     assert (settings.first_time, settings.trained_for) == (0.87, TrainedFor(world, 20, 4.0))
-    (checked,) = [c for c in settings.checked if (c.model, c.steps, c.guidance_scale) == (world, 20, 4.0)]
+    (checked,) = [
+        c for c in settings.checked if (c.model, c.steps, c.guidance_scale) == (world, 20, 4.0)
+    ]
     assert checked.pays
     assert checked.figures["prompts"] >= 24
     assert "What it is not for" in (folder / "README.md").read_text()
@@ -157,7 +194,9 @@ def test_guesses_are_nearer_to_the_ends_than_x0_estimates_are(world: str) -> Non
     assert (denoiser.drafts.calls, denoiser.drafts.doubt(world)) == (2, None)
     denoiser.encode([WORLDS[world][-1]])
     x, cond = denoiser.init_latents([seeded(i) for i in range(n)]), torch.zeros(n, dtype=torch.long)
-    found = [denoiser.drafts.guess(x, cond, cond, calls) for calls in (1, 2)] + [denoiser.predict(x, cond, cond).x0]
+    found = [denoiser.drafts.guess(x, cond, cond, calls) for calls in (1, 2)] + [
+        denoiser.predict(x, cond, cond).x0
+    ]
     for step in range(denoiser.grid.steps):
         k = torch.full((n,), step)
         x = denoiser.kernel.step(x, denoiser.predict(x, k, cond), k, [(0, 0, 0)] * n, [None] * n)[0]
@@ -166,13 +205,21 @@ def test_guesses_are_nearer_to_the_ends_than_x0_estimates_are(world: str) -> Non
     assert world == "signs" or second < first
 
 
-def test_the_ledger_of_a_search_that_decodes_estimates_by_a_preview_vae(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ledger_of_a_search_that_decodes_estimates_by_a_preview_vae(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pipe, reward = load(), make_reward("scenes-learned")
     torch.manual_seed(0)
-    pipe.preview_vae = AutoencoderTiny(  # of the size that was measured (docs/journal/preview_vae.md)
-        latent_channels=8, encoder_block_out_channels=(4, 4, 4), num_encoder_blocks=(0, 0, 0),
-        decoder_block_out_channels=(16, 16, 16), num_decoder_blocks=(2, 1, 0), scaling_factor=1.0, shift_factor=0.0,
-    ).eval()  # fmt: skip
+    # of the size that was measured (docs/journal/preview_vae.md)
+    pipe.preview_vae = AutoencoderTiny(
+        latent_channels=8,
+        encoder_block_out_channels=(4, 4, 4),
+        num_encoder_blocks=(0, 0, 0),
+        decoder_block_out_channels=(16, 16, 16),
+        num_decoder_blocks=(2, 1, 0),
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    ).eval()
     denoiser = pipe.denoiser(**{**defaults(), "num_inference_steps": 6})
     engine = LiveEngine(denoiser, [reward], EngineOptions(4, preview=True))
     flops = engine.price.flops
@@ -180,27 +227,36 @@ def test_the_ledger_of_a_search_that_decodes_estimates_by_a_preview_vae(monkeypa
     assert flops.previews < flops.decodes / 10
     rows: list[int] = []
     decode = pipe.preview_vae.decode
-    monkeypatch.setattr(pipe.preview_vae, "decode", lambda z, **more: rows.append(len(z)) or decode(z, **more))
+    monkeypatch.setattr(
+        pipe.preview_vae, "decode", lambda z, **more: rows.append(len(z)) or decode(z, **more)
+    )
     budget = Budget(flops=4 * (6 * flops.nfe + flops.decodes + flops.reward_calls))
-    results = search(sample_prompts(2, 4), SeedPruning(n=5, keep=(0.6, 0.6), steps=(1, 3)), engine, budget)
+    results = search(
+        sample_prompts(2, 4), SeedPruning(n=5, keep=(0.6, 0.6), steps=(1, 3)), engine, budget
+    )
     spent = [result.spent for result in results]
     assert [s.cost.previews for s in spent] == [5 + 3, 5 + 3]
     assert [s.cost.decodes for s in spent] == [2, 2]
     assert sum(rows) == engine.stats["previews"] == 2 * (5 + 3)
     for s in spent:
-        assert s.flops_by["decode"] == flops.decodes * s.cost.decodes + flops.previews * s.cost.previews
+        assert (
+            s.flops_by["decode"]
+            == flops.decodes * s.cost.decodes + flops.previews * s.cost.previews
+        )
         assert s.flops <= (budget.flops or 0)
     for result in results:  # the finished image is the real VAE's, and chosen by its score
         again = float(reward(result.best.image[None], [result.prompt], None)[0])
         assert again == pytest.approx(result.best.reward, abs=1e-4)
 
 
-# --- its rewards ----------------------------------------------------------------------------------------------------
+# --- its rewards ----------------------------------------------------------------------------------
 
 
 def test_the_packaged_reward_tells_hard_negatives_apart() -> None:
     specs = [parse(text) for kind in HARD_KINDS for text in prompts_of_kind(kind, 60, 1)]
-    found = hard_negatives(make_reward("scenes-learned"), render(specs, np.random.default_rng(4)), specs)
+    found = hard_negatives(
+        make_reward("scenes-learned"), render(specs, np.random.default_rng(4)), specs
+    )
     assert set(found) == set(CHANGES)
     for what, (accuracy, n) in found.items():
         assert n >= 60

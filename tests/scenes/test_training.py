@@ -27,7 +27,14 @@ from ttsnap.files.settings import build, to_json
 from ttsnap.pipelines import defaults, load
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.scenes import caption, check, detect, is_held_out, parse, render, sample_spec
-from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, ReaderSize, SceneReader, load_reader, word_ids
+from ttsnap.scenes.reader import (
+    MAX_WORDS,
+    VOCABULARY,
+    ReaderSize,
+    SceneReader,
+    load_reader,
+    word_ids,
+)
 from ttsnap.signs import grammar as lettered
 
 RNG = np.random.default_rng
@@ -39,22 +46,41 @@ BASE = base.Recipe(
     data=base.Data(images=64),
     vae=VaeRecipe(model=VaeSize(4, (8, 8, 8), layers=1, groups=4), lr=1e-3, batch=8, steps=3),
     generator=gen.GeneratorRecipe(
-        text=gen.TextSize(16, layers=2, heads=2), text_2=gen.TextSize(8, layers=1, heads=1),
-        transformer=gen.TransformerSize(2, heads=2, head_dim=8), batch=8, steps=6, warmup=2, decay_steps=3,
-        muon_lr=1e-3, ema=0.9, sigma=NoiseLevels(0.5, 1.0, 0.2), caption_dropout=0.3, zero_tokens=(1, 256),
-        reading_block=0, bf16=False, compile=False,
+        text=gen.TextSize(16, layers=2, heads=2),
+        text_2=gen.TextSize(8, layers=1, heads=1),
+        transformer=gen.TransformerSize(2, heads=2, head_dim=8),
+        batch=8,
+        steps=6,
+        warmup=2,
+        decay_steps=3,
+        muon_lr=1e-3,
+        ema=0.9,
+        sigma=NoiseLevels(0.5, 1.0, 0.2),
+        caption_dropout=0.3,
+        zero_tokens=(1, 256),
+        reading_block=0,
+        bf16=False,
+        compile=False,
     ),
-)  # fmt: skip
+)
 
 
 SIGNS = replace(
-    sign_base.Recipe(), save_every=4, probe=BASE.probe, data=base.Data(images=32), vae=BASE.vae,
+    sign_base.Recipe(),
+    save_every=4,
+    probe=BASE.probe,
+    data=base.Data(images=32),
+    vae=BASE.vae,
     defaults=replace(sign_base.Recipe().defaults, num_inference_steps=2),
-    generator=replace(BASE.generator, transformer=gen.TransformerSize(2, heads=2, head_dim=8, patch=2), steps=4),
-)  # fmt: skip
+    generator=replace(
+        BASE.generator, transformer=gen.TransformerSize(2, heads=2, head_dim=8, patch=2), steps=4
+    ),
+)
 
 
-@pytest.mark.parametrize(("world", "recipe"), [("signs", SIGNS), pytest.param("base", BASE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("world", "recipe"), [("signs", SIGNS), pytest.param("base", BASE, marks=pytest.mark.slow)]
+)
 def test_one_command_runs_a_recipe(world: str, recipe: Any, tmp_path: Path) -> None:
     (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(recipe)))
     command = [world, "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")]
@@ -66,14 +92,21 @@ def test_one_command_runs_a_recipe(world: str, recipe: Any, tmp_path: Path) -> N
     pipe: Any = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
     width, height = (lettering.WIDTH, lettering.HEIGHT) if world == "signs" else (32, 32)
     prompt = 'a red sign that says "HELLO"' if world == "signs" else "a red circle"
-    assert pipe(prompt, height=height, width=width, num_inference_steps=2).images[0].size == (width, height)
+    assert pipe(prompt, height=height, width=width, num_inference_steps=2).images[0].size == (
+        width,
+        height,
+    )
 
 
 def test_training_forward_is_the_stock_forward() -> None:
     tokenizer, size = build_tokenizer(), (4, 8, 8)
     ids = tokenize(tokenizer, ["a red circle", "two blue crosses", ""])
-    examples = gen.Examples(torch.randn(3, *size).half(), torch.zeros(3, 8, 8).byte(), ids.to(torch.uint8), ids[2], 25)
-    model = gen.GeneratorTrainer(BASE.generator, tokenizer, examples, seed=1, device=torch.device("cpu")).ema
+    examples = gen.Examples(
+        torch.randn(3, *size).half(), torch.zeros(3, 8, 8).byte(), ids.to(torch.uint8), ids[2], 25
+    )
+    model = gen.GeneratorTrainer(
+        BASE.generator, tokenizer, examples, seed=1, device=torch.device("cpu")
+    ).ema
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)
     x, sigma = torch.randn(3, *size), torch.rand(3)
@@ -86,7 +119,7 @@ def test_training_forward_is_the_stock_forward() -> None:
     assert not text[:, -1].any()
 
 
-# --- the model that writes ------------------------------------------------------------------------------------------
+# --- the model that writes ------------------------------------------------------------------------
 
 
 def test_training_words_are_none_of_the_held_out_and_have_no_held_out_pair() -> None:
@@ -108,28 +141,58 @@ def test_a_picture_has_the_colours_and_the_letters_of_its_sign() -> None:
         assert np.abs(image - ink).sum(0).min() < 40
         seen = [lettered.LETTERS[c - 1] for c in labels.max(0) if c]
         assert "".join(dict.fromkeys(seen)) == "".join(dict.fromkeys(sign.word))
-        assert set(np.unique(labels)) == {0, *(1 + lettered.LETTERS.index(letter) for letter in sign.word)}
+        assert set(np.unique(labels)) == {
+            0,
+            *(1 + lettered.LETTERS.index(letter) for letter in sign.word),
+        }
 
 
 def test_each_letter_is_a_token_and_stands_at_its_place() -> None:
     tokenizer = sign_base.build_tokenizer()
-    ids = tokenize(tokenizer, ['a red sign that says "HELLO"', 'a blue sign that says "CHARCOAL" in white', ""])
+    ids = tokenize(
+        tokenizer, ['a red sign that says "HELLO"', 'a blue sign that says "CHARCOAL" in white', ""]
+    )
     assert ids.shape == (3, 19)
     words = [tokenizer.convert_ids_to_tokens(row.tolist()) for row in ids]
     assert words[0][6:13] == ['"', *"HELLO", '"']
-    assert words[1][1:19] == ["a", "blue", "sign", "that", "says", '"', *"CHARCOAL", '"', "in", "white", words[2][1]]
+    assert words[1][1:19] == [
+        "a",
+        "blue",
+        "sign",
+        "that",
+        "says",
+        '"',
+        *"CHARCOAL",
+        '"',
+        "in",
+        "white",
+        words[2][1],
+    ]
     assert set(words[2][1:]) == {tokenizer.eos_token}
     assert len(tokenizer) == 5 + 6 + 26 + 1 + 2
 
 
-# --- the few-step model ---------------------------------------------------------------------------------------------
+# --- the few-step model ---------------------------------------------------------------------------
 
 TURBO = turbo.Recipe(
-    seed=3, teacher=Call(4, 3.0, 1), defaults=Call(2, 1.0, 1),
-    pairs=turbo.PairsRecipe(from_noise=8, from_renders=4, starts=(1, 2), skipped=(2,), shard=4, batch=2),
-    batch=4, steps=4, warmup=2, decay_steps=2, ema=0.9, held=2, save_every=2, look_every=2, final_per_kind=0,
-    bf16=False, compile=False,
-)  # fmt: skip
+    seed=3,
+    teacher=Call(4, 3.0, 1),
+    defaults=Call(2, 1.0, 1),
+    pairs=turbo.PairsRecipe(
+        from_noise=8, from_renders=4, starts=(1, 2), skipped=(2,), shard=4, batch=2
+    ),
+    batch=4,
+    steps=4,
+    warmup=2,
+    decay_steps=2,
+    ema=0.9,
+    held=2,
+    save_every=2,
+    look_every=2,
+    final_per_kind=0,
+    bf16=False,
+    compile=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +218,9 @@ def test_the_target_leads_from_anywhere_on_the_line_to_the_end() -> None:
     assert torch.equal(x - (level * share).view(-1, 1, 1, 1) * velocity, end)
 
 
-def test_the_teacher_ends_where_a_constant_velocity_leads(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teacher_ends_where_a_constant_velocity_leads(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     teacher = turbo.Teacher(tiny, TURBO)
     levels: list[float] = []
 
@@ -174,7 +239,9 @@ def test_the_teacher_is_the_stock_call(tiny: Any) -> None:
     prompts = ["a red circle", "two blue crosses"]
     stock = tiny(prompts, latents=noise, output_type="latent", **to_json(TURBO.teacher)).images
     whole = replace(TURBO, pairs=replace(TURBO.pairs, skipped=()))
-    torch.testing.assert_close(turbo.Teacher(tiny, whole).ends(noise, 0, prompts), stock, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        turbo.Teacher(tiny, whole).ends(noise, 0, prompts), stock, rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.slow
@@ -193,7 +260,7 @@ def test_one_command_makes_a_few_step_model(tmp_path: Path) -> None:
     assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == before
 
 
-# --- the learned reward ---------------------------------------------------------------------------------------------
+# --- the learned reward ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", [*CHANGES, "background"])
@@ -212,11 +279,17 @@ def test_one_thing_changes(what: str) -> None:
 
 
 def test_other_captions_are_of_the_kinds_to_train_on() -> None:
-    """More objects, or counts in a triple, make kinds that the models and rewards must go on never to have seen."""
+    """More objects, or counts in a triple, make kinds that the models and rewards must go on never
+    to have seen."""
     rng = RNG(0)
-    others = [changed(parse("three red circles and a blue square"), "count", rng) for _ in range(200)]
+    others = [
+        changed(parse("three red circles and a blue square"), "count", rng) for _ in range(200)
+    ]
     assert {tuple(g.count for g in other.groups) for other in others if other} == {(1, 1), (2, 1)}
-    specs = [parse("two red circles and a blue square"), parse("three red circles and two blue squares")]
+    specs = [
+        parse("two red circles and a blue square"),
+        parse("three red circles and two blue squares"),
+    ]
     found = detect(render(specs, rng))
     assert [shown(found, 0), shown(found, 1)] == [specs[0], None]
 
@@ -228,7 +301,10 @@ def test_pairs_are_what_the_checker_says() -> None:
     data = reward.pairs(images, specs, 4, RNG(2))
     soft, _ = check(images / 255.0, specs)
     np.testing.assert_allclose(data.soft[:, 0].numpy(), soft, atol=1e-6)
-    texts = [" ".join(VOCABULARY[i] for i in row if i).replace(" ,", ",") for row in data.ids.reshape(-1, MAX_WORDS)]
+    texts = [
+        " ".join(VOCABULARY[i] for i in row if i).replace(" ,", ",")
+        for row in data.ids.reshape(-1, MAX_WORDS)
+    ]
     others = [t for n, t in enumerate(texts) if n % 4]
     every, _ = check(np.repeat(images / 255.0, 4, 0), [parse(t) for t in texts])
     np.testing.assert_allclose(data.soft.numpy().ravel(), every)
@@ -259,7 +335,9 @@ def test_a_reader_is_saved_and_loaded(tmp_path: Path) -> None:
     again = load_reader(tmp_path)
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], atol=1e-3, rtol=1e-3)
-    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
+    (tmp_path / "model.safetensors").write_bytes(
+        (tmp_path / "model.safetensors").read_bytes()[:1000]
+    )
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match="no learned reward"):
             make_reward(f"scenes-learned:{folder}")
@@ -267,18 +345,28 @@ def test_a_reader_is_saved_and_loaded(tmp_path: Path) -> None:
 
 WANTED = reward.RewardData(renders=64, prompts=2, first_step=2, captions=3)
 SMALL = reward.Recipe(
-    data=WANTED, model=ReaderSize(width=32, blocks=(1, 1), layers=1, heads=2), batch=16, warmup=2,
+    data=WANTED,
+    model=ReaderSize(width=32, blocks=(1, 1), layers=1, heads=2),
+    batch=16,
+    warmup=2,
     phases=tuple(replace(phase, steps=4) for phase in reward.Recipe().phases),
-)  # fmt: skip
+)
 
 
 def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
     phases = tuple(replace(phase, steps=20) for phase in SMALL.phases)
-    recipe, data = replace(SMALL, ema=0.8, bf16=False, phases=phases), reward.rendered(64, 3, RNG(0))
+    recipe, data = (
+        replace(SMALL, ema=0.8, bf16=False, phases=phases),
+        reward.rendered(64, 3, RNG(0)),
+    )
     first = reward.train(recipe, data, data, tmp_path / "first")
-    shutil.copytree(tmp_path / "first" / "phase-0", tmp_path / "again" / "phase-0")  # stopped after the first phase
+    # stopped after the first phase
+    shutil.copytree(tmp_path / "first" / "phase-0", tmp_path / "again" / "phase-0")
     again = reward.train(recipe, data, data, tmp_path / "again")
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     named = first.centres(first.see(data.images.float() / 127.5 - 1)).argmax(1)
     assert (named == data.centres).float().mean() > 0.9
 

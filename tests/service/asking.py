@@ -60,8 +60,12 @@ class Caller:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
-    def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None, **more: Any) -> httpx.Response:
-        return HTTP.request(method, self.url + path, headers={**self.headers, **(headers or {})}, **more)
+    def ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> httpx.Response:
+        return HTTP.request(
+            method, self.url + path, headers={**self.headers, **(headers or {})}, **more
+        )
 
     def get(self, path: str, **query: Any) -> httpx.Response:
         return self.ask("GET", path, params=query or None)

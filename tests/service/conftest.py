@@ -36,7 +36,13 @@ from ttsnap.service.server import GenerationServer
 
 ALICE, BOB = "a" * 20, "b" * 20
 REWARDS = ("scenes", "brightness")
-CALL = {"num_inference_steps": 4, "height": 16, "width": 32, "num_frames": 5, "max_sequence_length": 16}
+CALL = {
+    "num_inference_steps": 4,
+    "height": 16,
+    "width": 32,
+    "num_frames": 5,
+    "max_sequence_length": 16,
+}
 """Of tiny models of videos."""
 
 
@@ -73,21 +79,35 @@ def serve(
     **more: Any,
 ) -> Server:
     """A server that has not begun, at a free port."""
-    return Server(engines, offer, limits or ServiceLimits(drain=0.1), keys, ("127.0.0.1", 0), **more)
+    return Server(
+        engines, offer, limits or ServiceLimits(drain=0.1), keys, ("127.0.0.1", 0), **more
+    )
 
 
 @contextmanager
 def with_jobs(
-    engines: OneDevice, limits: ServiceLimits | None = None, *, offer: ServingCatalog, folder: Path, **more: Any
+    engines: OneDevice,
+    limits: ServiceLimits | None = None,
+    *,
+    offer: ServingCatalog,
+    folder: Path,
+    **more: Any,
 ) -> Iterator[Server]:
     """A server over the jobs in a folder, by what these engines score."""
-    limits, offer = limits or ServiceLimits(drain=0.1), replace(offer, rewards=tuple(engines.rewards))
-    with closing(JobStore(folder, limits)) as store, serve(engines, offer, limits, store=store, **more) as server:
+    limits, offer = (
+        limits or ServiceLimits(drain=0.1),
+        replace(offer, rewards=tuple(engines.rewards)),
+    )
+    with (
+        closing(JobStore(folder, limits)) as store,
+        serve(engines, offer, limits, store=store, **more) as server,
+    ):
         yield server
 
 
 class Slow(OneDevice):
-    """Every batch takes a little longer. left: how many there are until one hangs, which ends when it may `go`."""
+    """Every batch takes a little longer. left: how many there are until one hangs, which ends when
+    it may `go`."""
 
     left = 10**6
 
@@ -122,7 +142,9 @@ def quick(pipe: Any) -> OneDevice:
 
 
 @pytest.fixture(scope="session")
-def jobs(quick: OneDevice, offer: ServingCatalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def jobs(
+    quick: OneDevice, offer: ServingCatalog, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """A server of images and of jobs."""
     with with_jobs(quick, offer=offer, folder=tmp_path_factory.mktemp("jobs")) as caller:
         yield caller
@@ -130,7 +152,8 @@ def jobs(quick: OneDevice, offer: ServingCatalog, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def keeping(offer: ServingCatalog, tmp_path: Path) -> Keeping:
-    """Begins servers of images over the jobs of this test, by what some engines score, within limits, with keys."""
+    """Begins servers of images over the jobs of this test, by what some engines score, within
+    limits, with keys."""
     return partial(with_jobs, offer=offer, folder=tmp_path)
 
 
@@ -156,7 +179,10 @@ def editor() -> Any:
 def drawn() -> list[bytes]:
     """Pictures of two sizes."""
     rng = np.random.default_rng(0)
-    return [png(Image.fromarray(rng.integers(0, 256, (32, width, 3), dtype=np.uint8))) for width in (32, 24) * 4]
+    return [
+        png(Image.fromarray(rng.integers(0, 256, (32, width, 3), dtype=np.uint8)))
+        for width in (32, 24) * 4
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -200,7 +226,9 @@ def twin(name: str) -> Any:
 
 def filming(engines: OneDevice, folder: Path) -> AbstractContextManager[Server]:
     """A server of videos."""
-    offer = replace(offer_of("tiny", engines, "tiny", {}, "none"), defaults=lambda _: ModelDefaults(CALL))
+    offer = replace(
+        offer_of("tiny", engines, "tiny", {}, "none"), defaults=lambda _: ModelDefaults(CALL)
+    )
     limits = ServiceLimits(drain=0.1, side=16, video_side=64)
     return with_jobs(engines, limits, offer=offer, folder=folder)
 
@@ -218,10 +246,13 @@ def videos(wan: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
 
 @contextmanager
 def command(*given: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`ttsnap serve` of a model with these arguments, at a free port: its process and its address."""
+    """`ttsnap serve` of a model with these arguments, at a free port: its process and its
+    address."""
     words = [sys.executable, "-m", "ttsnap", "serve", *given, "--port", "0"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as process:
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+    ) as process:
         try:
             assert process.stdout is not None
             found = re.search(r"at (http://\S+)/v1", process.stdout.readline())

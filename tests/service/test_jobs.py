@@ -34,7 +34,9 @@ def store_in(folder: Path, *database: str, **limits: Any) -> closing[JobStore]:
     return closing(JobStore(folder, ServiceLimits(**limits), *database))
 
 
-def added(store: JobStore, owner: str = "anybody", ignored: tuple[str, ...] = (), **fields: object) -> StoredJob:
+def added(
+    store: JobStore, owner: str = "anybody", ignored: tuple[str, ...] = (), **fields: object
+) -> StoredJob:
     body: dict[str, Any] = {"fields": {"prompt": PROMPT, **fields}, "ignored": list(ignored)}
     return store.add(owner, "image_generation", "embedded", body, {})
 
@@ -48,7 +50,9 @@ def stored(store: JobStore, size: int, job: StoredJob | None = None) -> StoredJo
     return job
 
 
-def test_a_job_makes_what_a_request_makes_and_ends_with_a_line(jobs: Caller, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_job_makes_what_a_request_makes_and_ends_with_a_line(
+    jobs: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "ttsnap"):
         address = jobs.begun(n=2)
         told = jobs.ended(address)
@@ -60,13 +64,22 @@ def test_a_job_makes_what_a_request_makes_and_ends_with_a_line(jobs: Caller, cap
     assert told["usage"]["nfe"] == at_once["usage"]["nfe"] == 16
     content = jobs.get(f"{address}/content", rank=2)
     assert (content.headers["content-type"], content.content[:4]) == ("image/png", b"\x89PNG")
-    assert [jobs.get(f"{address}/content", rank=rank).status_code for rank in (0, 3, "x")] == [404] * 3
+    assert [jobs.get(f"{address}/content", rank=rank).status_code for rank in (0, 3, "x")] == [
+        404
+    ] * 3
     assert jobs.metric('jobs{status="completed"}') >= 1
     assert jobs.metric("job_bytes") > 0
     (record,) = [record for record in caplog.records if f"JOB {told['id']}" in record.getMessage()]
-    assert re.fullmatch(rf"JOB {told['id']} completed \d+\.\d{{3}} s key=anybody nfe=16", record.getMessage())
+    assert re.fullmatch(
+        rf"JOB {told['id']} completed \d+\.\d{{3}} s key=anybody nfe=16", record.getMessage()
+    )
     line = json.loads(JsonLines().format(record))
-    assert (line["method"], line["path"], line["status"], line["nfe"]) == ("JOB", told["id"], "completed", 16)
+    assert (line["method"], line["path"], line["status"], line["nfe"]) == (
+        "JOB",
+        told["id"],
+        "completed",
+        16,
+    )
     assert PROMPT not in caplog.text
 
 
@@ -76,15 +89,23 @@ def test_ids_are_no_paths(jobs: Caller, name: str) -> None:
         assert refusal(jobs.ask("GET", path))[0] in (400, 404), path
 
 
-@pytest.mark.parametrize(("own", "param", "code"), [
-    ({"size": "17x33"}, None, "invalid_value"), ({"budget": "3nfe"}, "budget", "invalid_value"),
-    ({"require": "brightness>0.99"}, "require", "requirement_not_met"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("own", "param", "code"),
+    [
+        ({"size": "17x33"}, None, "invalid_value"),
+        ({"budget": "3nfe"}, "budget", "invalid_value"),
+        ({"require": "brightness>0.99"}, "require", "requirement_not_met"),
+    ],
+)
 def test_what_the_model_or_a_requirement_refuses_fails_the_job(
     jobs: Caller, own: dict[str, Any], param: str | None, code: str
 ) -> None:
     told = jobs.ended(jobs.begun(**own))
-    assert (told["status"], told["error"]["param"], told["error"]["code"]) == ("failed", param, code)
+    assert (told["status"], told["error"]["param"], told["error"]["code"]) == (
+        "failed",
+        param,
+        code,
+    )
     assert "data" not in told
     assert jobs.ended(jobs.begun(require="brightness>0.01"))["status"] == "completed"
 
@@ -107,10 +128,17 @@ def test_jobs_are_their_callers_alone(quick: OneDevice, keeping: Keeping, two_ke
         address = alice.begun()
         assert alice.ended(address)["status"] == "completed"
         for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
-            assert refusal(bob.ask(method, address + path)) == (404, "id", "not_found"), (method, path)
+            assert refusal(bob.ask(method, address + path)) == (404, "id", "not_found"), (
+                method,
+                path,
+            )
             assert anybody.ask(method, address + path).status_code == 401
         assert bob.get(IMAGES).json()["data"] == []
-        assert refusal(bob.get(IMAGES, after=address.rpartition("/")[2])) == (400, "after", "invalid_value")
+        assert refusal(bob.get(IMAGES, after=address.rpartition("/")[2])) == (
+            400,
+            "after",
+            "invalid_value",
+        )
         assert alice.get(address.replace("generations", "edits")).status_code == 404
         assert alice.job(address)["status"] == "completed"
 
@@ -123,14 +151,18 @@ def test_an_orderly_end_queues_jobs_again(slow: Slow, quick: OneDevice, keeping:
     with keeping(quick) as other:
         told = [other.ended(name) for name in names]
         assert [each["status"] for each in told] == ["completed"] * 2
-        assert [each["usage"]["nfe"] for each in told] == [200, 16], "the whole budget, from the beginning"
+        assert [each["usage"]["nfe"] for each in told] == [200, 16], (
+            "the whole budget, from the beginning"
+        )
         assert not any("stopped early" in " ".join(each["warnings"]) for each in told)
         assert told[0]["data"] == other.made(budget="200nfe")["data"]
 
 
 def test_jobs_survive_sigkill(tmp_path: Path) -> None:
     """The whole command, of a model in a folder, with a database of its own address."""
-    WanPipeline(**{**tiny_videos.wan().components, "transformer_2": None}).save_pretrained(tmp_path / "wan")
+    WanPipeline(**{**tiny_videos.wan().components, "transformer_2": None}).save_pretrained(
+        tmp_path / "wan"
+    )
     (tmp_path / "wan" / "ttsnap.json").write_text(json.dumps(CALL))
     given = [str(tmp_path / "wan"), "--rewards", "brightness", "--state", str(tmp_path / "state")]
     given += ["--database", f"sqlite:///{tmp_path / 'rows.sqlite'}"]
@@ -142,7 +174,9 @@ def test_jobs_survive_sigkill(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
     with closing(sqlite3.connect(tmp_path / "rows.sqlite")) as rows:
-        kept = rows.execute("select status, attempts, body from ttsnap_jobs order by number").fetchall()
+        kept = rows.execute(
+            "select status, attempts, body from ttsnap_jobs order by number"
+        ).fetchall()
     assert [kept[i][:2] for i in (0, 2)] == [("in_progress", 1)] * 2
     assert all(re.search(r'"seed": \d+', body) for *_, body in kept), "what was drawn is kept"
     with command(*given) as (process, url):
@@ -150,7 +184,9 @@ def test_jobs_survive_sigkill(tmp_path: Path) -> None:
         assert Caller(url).get(f"{names[0]}/content").content[4:8] == b"ftyp"
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-    assert [(each["status"], each["usage"]["nfe"]) for each in told] == [("completed", nfe) for nfe in (400, 16, 400)]
+    assert [(each["status"], each["usage"]["nfe"]) for each in told] == [
+        ("completed", nfe) for nfe in (400, 16, 400)
+    ]
     assert len({each["data"][0]["seed"] for each in told}) == 3
     assert str(tmp_path) not in json.dumps(told)
 
@@ -189,7 +225,9 @@ def test_a_full_disk_is_told_of_once_and_emptied_by_what_expires_and_by_callers(
 ) -> None:
     """Its database writes nothing while there are more bytes of files."""
 
-    def execute(connection: sqlalchemy.Connection, statement: Any, *more: Any, **others: Any) -> Any:
+    def execute(
+        connection: sqlalchemy.Connection, statement: Any, *more: Any, **others: Any
+    ) -> Any:
         here = str(tmp_path) in str(connection.engine.url)  # and not of a server beside it
         full = here and sum(path.stat().st_size for path in tmp_path.glob("jobs/*/*")) > 1500
         if full and not isinstance(statement, sqlalchemy.Select):
@@ -207,7 +245,13 @@ def test_a_full_disk_is_told_of_once_and_emptied_by_what_expires_and_by_callers(
         store.delete(jobs[0])
         (store.files(jobs[1]) / "2.png").write_bytes(b"0" * 1000)
         store.sweep()
-        assert store.counts() == {"queued": 0, "in_progress": 0, "completed": 0, "failed": 0, "bytes": 0}
+        assert store.counts() == {
+            "queued": 0,
+            "in_progress": 0,
+            "completed": 0,
+            "failed": 0,
+            "bytes": 0,
+        }
         store.limits = ServiceLimits()
         kept = stored(store, 800)
         (tmp_path / "jobs" / jobs[0].id).mkdir()
@@ -294,7 +338,11 @@ def test_what_jobs_made_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             monkeypatch.setattr(time, "time", lambda later=later: later)
             store.sweep()
             page, _ = store.page("anybody", job.kind, None, 10, True)
-            assert [each.id for each in page] == [path.name for path in (tmp_path / "jobs").iterdir()] == known
+            assert (
+                [each.id for each in page]
+                == [path.name for path in (tmp_path / "jobs").iterdir()]
+                == known
+            )
         with pytest.raises(RequestError, match="expired"):
             store.get("anybody", job.kind, job.id)
 
@@ -303,8 +351,15 @@ def test_a_job_waits_for_its_model_and_its_key_and_fails_where_it_was_changed(
     quick: OneDevice, offer: ServingCatalog, keeping: Keeping, tmp_path: Path, two_keys: Keys
 ) -> None:
     with store_in(tmp_path) as store:
-        rows: list[dict[str, Any]] = [{"reward": "mine.py:score"}, {"code": "x"}, {"budget": "16nfe", "steps": 4}]
-        names = [f"{IMAGES}/{added(store, 'alice', ('user',), model='embedded', **row).id}" for row in rows]
+        rows: list[dict[str, Any]] = [
+            {"reward": "mine.py:score"},
+            {"code": "x"},
+            {"budget": "16nfe", "steps": 4},
+        ]
+        names = [
+            f"{IMAGES}/{added(store, 'alice', ('user',), model='embedded', **row).id}"
+            for row in rows
+        ]
     for served, keys in ((replace(offer, model="another"), two_keys), (offer, None)):
         with keeping(quick, offer=served, keys=keys):
             time.sleep(0.4)
@@ -323,7 +378,9 @@ def test_a_database_that_does_not_answer_loses_no_job(
         until(lambda: caller.job(address)["progress"] > 0)
 
         def gone(engine: sqlalchemy.Engine) -> None:
-            raise sqlalchemy.exc.OperationalError("insert", {"body": PROMPT}, OSError(f"no {tmp_path}"))
+            raise sqlalchemy.exc.OperationalError(
+                "insert", {"body": PROMPT}, OSError(f"no {tmp_path}")
+            )
 
         with monkeypatch.context() as patch:
             patch.setattr(sqlalchemy.Engine, "begin", gone)
@@ -335,7 +392,9 @@ def test_a_database_that_does_not_answer_loses_no_job(
         assert len(list((tmp_path / "jobs").iterdir())) == 1
 
 
-def test_errors_of_the_database_are_logged_without_prompts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_of_the_database_are_logged_without_prompts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with store_in(tmp_path) as store:
         job = added(store)
         with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as rows:

@@ -1,4 +1,5 @@
-"""Many callers at once, of which a third goes away, and a kill: no request is lost, mixed with another's, or left over.
+"""Many callers at once, of which a third goes away, and a kill: no request is lost, mixed with
+another's, or left over.
 
 The benchmarks do the work."""
 

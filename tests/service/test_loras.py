@@ -1,4 +1,5 @@
-"""LoRAs that requests choose by name: what they give, what is refused, and what becomes of their weights."""
+"""LoRAs that requests choose by name: what they give, what is refused, and what becomes of their
+weights."""
 
 from __future__ import annotations
 
@@ -107,9 +108,14 @@ def test_an_image_is_what_the_pipeline_gives_under_the_lora(
 ) -> None:
     own = copy.deepcopy(unserved)
     load_lora(own, f"{folder / name}{'' if name == 'ink.v2' else '.safetensors'}:{scale}")
-    call = {("num_inference_steps" if name == "steps" else name): value for name, value in SMALL.items()}
+    call = {
+        ("num_inference_steps" if name == "steps" else name): value for name, value in SMALL.items()
+    }
     out = own(PROMPT, draft=None, reward="brightness", **call)
-    for lora in ({"name": name, "scale": scale}, {"lora_name": name, "local_path": "../x", "lora_scale": scale}):
+    for lora in (
+        {"name": name, "scale": scale},
+        {"lora_name": name, "local_path": "../x", "lora_scale": scale},
+    ):
         reply = under(caller, lora)
         assert apart(shown(reply), out.images[0]) <= 1, "rounding may differ with the batch"
         assert best(reply)[0] == out.search[0].best.seed
@@ -120,7 +126,9 @@ def test_an_image_is_what_the_pipeline_gives_under_the_lora(
     assert apart(shown(under(caller)), out.images[0]) > 8
 
 
-def test_an_image_under_several_is_made_again_from_its_png(caller: Caller, folder: Path, tmp_path: Path) -> None:
+def test_an_image_under_several_is_made_again_from_its_png(
+    caller: Caller, folder: Path, tmp_path: Path
+) -> None:
     reply = under(caller, [HALF, "ink.v2"])
     (tmp_path / "a.png").write_bytes(base64.b64decode(reply["data"][0]["b64_json"]))
     loras = [f"--lora={folder / 'ink.v2'}", f"--lora={folder / 'sketch.safetensors'}:0.5"]
@@ -129,16 +137,25 @@ def test_an_image_under_several_is_made_again_from_its_png(caller: Caller, folde
     assert apart(Image.open(tmp_path / "replays" / "a.png"), shown(reply)) <= 1
 
 
-def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(caller: Caller, pipe: Any) -> None:
+def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(
+    caller: Caller, pipe: Any
+) -> None:
     def counts() -> list[float]:
         return [caller.metric(f'loras_total{{event="{event}"}}') for event in ("loaded", "evicted")]
 
-    before, weights = counts(), {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+    before, weights = (
+        counts(),
+        {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()},
+    )
     flags = [parameter.requires_grad for parameter in pipe.transformer.parameters()]
     wanted: list[Any] = [
-        0, "sketch", {"name": "sketch", "scale": -0.5}, "ink.v2", ["ink.v2", {"name": "sketch", "scale": 0.25}],
+        0,
+        "sketch",
+        {"name": "sketch", "scale": -0.5},
+        "ink.v2",
+        ["ink.v2", {"name": "sketch", "scale": 0.25}],
         {"name": "sketch", "scale": 0},
-    ]  # fmt: skip
+    ]
     alone = [under(caller, lora) for lora in wanted]
     with ThreadPoolExecutor(12) as pool:
         together = list(pool.map(partial(under, caller), wanted * 2))
@@ -159,11 +176,24 @@ def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(caller: Calle
     assert caller.metric("lora_bytes") > 0
 
 
-@pytest.mark.parametrize("lora", [
-    "sketh", "../loras/sketch", "/etc/passwd", {"path": "/etc/passwd"}, {"name": "sketch", "scale": 1000000000.0},
-    {"name": "sketch", "scale": "strong"}, {"name": "sketch", "weight": 1}, ["sketch", {"name": "sketch", "scale": 2}],
-    ["sketch"] * 5, [["sketch"]], 7, "stranger", ["sketch", "stranger"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "lora",
+    [
+        "sketh",
+        "../loras/sketch",
+        "/etc/passwd",
+        {"path": "/etc/passwd"},
+        {"name": "sketch", "scale": 1000000000.0},
+        {"name": "sketch", "scale": "strong"},
+        {"name": "sketch", "weight": 1},
+        ["sketch", {"name": "sketch", "scale": 2}],
+        ["sketch"] * 5,
+        [["sketch"]],
+        7,
+        "stranger",
+        ["sketch", "stranger"],
+    ],
+)
 def test_what_is_not_offered_or_does_not_fit_is_refused_before_compute(
     caller: Caller, folder: Path, lora: object
 ) -> None:
@@ -217,8 +247,15 @@ def test_what_is_in_use_keeps_its_weights(pipe: Any, made: Path, tmp_path: Path)
         before = {name: tensor.clone() for name, tensor in twin.transformer.state_dict().items()}
         put(made, tmp_path, "sketch", "ink.v2")
         with loaded.under((offered()["sketch"],)) as other:
-            now = {name: tensor for name, tensor in other.transformer.state_dict().items() if "lora" in name}
-        assert all(torch.equal(tensor, before[name]) for name, tensor in twin.transformer.state_dict().items())
+            now = {
+                name: tensor
+                for name, tensor in other.transformer.state_dict().items()
+                if "lora" in name
+            }
+        assert all(
+            torch.equal(tensor, before[name])
+            for name, tensor in twin.transformer.state_dict().items()
+        )
         assert now
         assert not any(torch.equal(tensor, before[name]) for name, tensor in now.items())
 
@@ -241,16 +278,23 @@ def test_other_requests_go_on_while_one_waits_for_its_lora(
     caller: Caller, fresh: OneDevice, offer: ServingCatalog, slow: threading.Event
 ) -> None:
     wanted: tuple[Any, ...] = ("sketch", "ink.v2", ["sketch", "ink.v2"])
-    with serve(fresh, offer, ServiceLimits(drain=0.1, active=1)) as mine, ThreadPoolExecutor(4) as pool:
+    with (
+        serve(fresh, offer, ServiceLimits(drain=0.1, active=1)) as mine,
+        ThreadPoolExecutor(4) as pool,
+    ):
         waiting = [pool.submit(under, mine, lora) for lora in wanted]
         until(lambda: fresh.loras.loading and len(mine.worker._waiting) == 3)
-        assert under(mine)["data"] == under(caller)["data"], "the only place is free while they wait"
+        assert under(mine)["data"] == under(caller)["data"], (
+            "the only place is free while they wait"
+        )
         assert mine.metric("queue") == 3
         mine.left(lora="stranger")
         until(lambda: len(mine.worker._waiting) == 3)
         assert not any(one.done() for one in waiting)
         slow.set()
-        assert [one.result()["data"] for one in waiting] == [under(caller, lora)["data"] for lora in wanted]
+        assert [one.result()["data"] for one in waiting] == [
+            under(caller, lora)["data"] for lora in wanted
+        ]
 
 
 def test_what_waits_for_its_lora_is_refused_where_the_service_ends(
@@ -285,19 +329,27 @@ def test_a_file_that_cannot_be_read_fails_the_request_that_wanted_it(
 
 
 def test_idle_engines_make_room_for_other_loras(fresh: OneDevice, offer: ServingCatalog) -> None:
-    fresh.loras.most = max(lora.size for lora in offer.loras().values()) * fresh.pipe.transformer.dtype.itemsize
+    fresh.loras.most = (
+        max(lora.size for lora in offer.loras().values()) * fresh.pipe.transformer.dtype.itemsize
+    )
     with serve(fresh, offer) as tight:
         alone = [shown(under(tight, lora)) for lora in ("sketch", "sketch", "ink.v2", "sketch")]
         assert [apart(each, alone[0]) <= 1 for each in alone] == [True, True, False, True]
-        counts = [tight.metric(f'loras_total{{event="{event}"}}') for event in ("loaded", "evicted")]
+        counts = [
+            tight.metric(f'loras_total{{event="{event}"}}') for event in ("loaded", "evicted")
+        ]
         assert counts == [3, 2]
         with ThreadPoolExecutor(6) as pool:
-            bodies = [{**SMALL, "reward": "brightness", "lora": lora} for lora in ["sketch", "ink.v2"] * 3]
+            bodies = [
+                {**SMALL, "reward": "brightness", "lora": lora} for lora in ["sketch", "ink.v2"] * 3
+            ]
             together = list(pool.map(lambda body: tight.send(**body), bodies))
         found = [i for i, reply in enumerate(together) if reply.status_code == 200]
         assert found
         assert all(apart(shown(together[i].json()), alone[2 * (i % 2)]) <= 1 for i in found)
-        assert {refusal(reply) for i, reply in enumerate(together) if i not in found} <= {(503, "lora", BUSY)}
+        assert {refusal(reply) for i, reply in enumerate(together) if i not in found} <= {
+            (503, "lora", BUSY)
+        }
 
 
 def test_jobs_wait_for_room_and_make_what_requests_make(
@@ -327,11 +379,16 @@ def test_jobs_wait_for_room_and_make_what_requests_make(
 
 
 def test_edits_and_forms_take_them(editor: Any, drawn: list[bytes], folder: Path) -> None:
-    own, fields = copy.deepcopy(editor), {"prompt": PROMPT, **SMALL, "budget": "9nfe", "strength": "0.75"}
+    own, fields = (
+        copy.deepcopy(editor),
+        {"prompt": PROMPT, **SMALL, "budget": "9nfe", "strength": "0.75"},
+    )
     offered, limits = replace(EDITS, loras=LoraFolder(folder)), ServiceLimits(drain=0.1, side=64)
     with serve(one_device(own), offered, limits) as mine:
         edited = [
-            mine.ask("POST", EDITED, data={**fields, **lora}, files={"image": ("a.png", drawn[0])}).json()
+            mine.ask(
+                "POST", EDITED, data={**fields, **lora}, files={"image": ("a.png", drawn[0])}
+            ).json()
             for lora in (
                 {"lora[name]": "sketch", "lora[scale]": "0.5"},
                 {"lora": '{"name": "sketch", "int_id": 7, "scale": 0.5}'},
@@ -339,7 +396,11 @@ def test_edits_and_forms_take_them(editor: Any, drawn: list[bytes], folder: Path
             )
         ]
     load_lora(own, f"{folder / 'sketch.safetensors'}:0.5")
-    call = {**few_steps("embedded").call, "strength": 0.75, "image": Image.open(io.BytesIO(drawn[0]))}
+    call = {
+        **few_steps("embedded").call,
+        "strength": 0.75,
+        "image": Image.open(io.BytesIO(drawn[0])),
+    }
     out = own(prompt=PROMPT, search="best-of-n", reward="brightness", budget="9nfe", seed=3, **call)
     assert [apart(shown(each), out.images[0]) <= 1 for each in edited] == [True, True, False]
 
@@ -350,7 +411,9 @@ def test_the_models_own_draft_is_taken_under_a_lora_where_it_is_asked_for(
     offered = offer_of("embedded", served, None, {}, "auto", loras=str(folder))
 
     def draft(**own: Any) -> Any:
-        return prepared_of(Generation(PROMPT, reward="scenes", **own), offered, ServiceLimits()).engine.sampler.draft
+        return prepared_of(
+            Generation(PROMPT, reward="scenes", **own), offered, ServiceLimits()
+        ).engine.sampler.draft
 
     assert [draft(), draft(lora={"name": "sketch", "scale": 0})] == ["embedded"] * 2
     assert [draft(lora="sketch"), draft(lora="sketch", draft=True)] == [None, "embedded"]
@@ -361,16 +424,22 @@ def test_the_models_own_draft_is_taken_under_a_lora_where_it_is_asked_for(
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_several_devices_give_what_one_gives(caller: Caller, served: OneDevice, offer: ServingCatalog) -> None:
+def test_several_devices_give_what_one_gives(
+    caller: Caller, served: OneDevice, offer: ServingCatalog
+) -> None:
     cpu = ModelOptions(device="cpu", dtype="float32")
-    many = ManyDevices(served, cpu, {name: name for name in REWARDS}, lambda make: LocalPool(make, 2))
+    many = ManyDevices(
+        served, cpu, {name: name for name in REWARDS}, lambda make: LocalPool(make, 2)
+    )
     with serve(many, offer) as spread:
         for lora in (0, "sketch", HALF):
             assert apart(shown(under(spread, lora)), shown(under(caller, lora))) <= 1
         assert refused(spread, "stranger")[:2] == (400, "lora")
 
 
-def test_the_folder_and_the_model_are_checked_at_the_start(served: OneDevice, tmp_path: Path) -> None:
+def test_the_folder_and_the_model_are_checked_at_the_start(
+    served: OneDevice, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"--loras .*nowhere"):
         offer_of("embedded", served, None, {}, "none", loras=str(tmp_path / "nowhere"))
     assert offer_of("embedded", served, None, {}, "none", loras=str(tmp_path)).loras() == {}

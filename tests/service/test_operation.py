@@ -1,4 +1,5 @@
-"""What operators say, are given and watch: keys, a dashboard, a unit, a container, replicas of Ray, traces, a check."""
+"""What operators say, are given and watch: keys, a dashboard, a unit, a container, replicas of Ray,
+traces, a check."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ def block(language: str) -> str:
 
 
 def test_the_systemd_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
-    """Parsed always, and by systemd itself where that is there; its flags are those of the command."""
+    """Parsed always, and by systemd itself where that is there; its flags are those of the
+    command."""
     text = block("ini")
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
@@ -98,7 +100,9 @@ def test_the_systemd_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
         return
     there = tmp_path / "ttsnap.service"
     there.write_text(text.replace(program, "/bin/true"))  # systemd looks for the program
-    told = subprocess.run([analyze, "verify", "--man=no", there], capture_output=True, text=True, timeout=60)
+    told = subprocess.run(
+        [analyze, "verify", "--man=no", there], capture_output=True, text=True, timeout=60
+    )
     assert (told.returncode, told.stderr) == (0, "")
 
 
@@ -112,7 +116,9 @@ def test_the_container_starts_what_there_is() -> None:
     cli.parser().parse_args(start[2:])
     (state,) = [start[i + 1] for i, word in enumerate(start) if word == "--state"]
     assert state == said["VOLUME"]
-    extras = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     assert set(shlex.split(lines[2])[5:]) >= set(extras["service"])
 
 
@@ -139,18 +145,28 @@ def test_the_service_bounds_what_onednn_keeps_unless_the_operator_does(
     if given is None:
         monkeypatch.delenv(name)
     with pytest.raises(ValueError, match="none"):  # before any model is loaded
-        cli.run(cli.parser().parse_args(["embedded", "--searches", f"mine={tmp_path / 'none.json'}"]))
+        cli.run(
+            cli.parser().parse_args(["embedded", "--searches", f"mine={tmp_path / 'none.json'}"])
+        )
     assert os.environ[name] == expected
 
 
-# --- API keys: read from a file, compared without telling, never shown ---------------------------------------------
+# --- API keys: read from a file, compared without telling, never shown ----------------------------
 
 
 def test_callers_are_known_by_their_keys(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"# ours\nalice {ALICE}\n\nbob {BOB}  # theirs\n")
     keys = Keys.read(tmp_path / "keys")
     assert (keys.caller(f"Bearer {ALICE}"), keys.caller(f"bearer {BOB}")) == ("alice", "bob")
-    for header in (None, "", "Bearer", f"Basic {ALICE}", f"Bearer {ALICE}x", ALICE, "Bearer \udcff\u00e9"):
+    for header in (
+        None,
+        "",
+        "Bearer",
+        f"Basic {ALICE}",
+        f"Bearer {ALICE}x",
+        ALICE,
+        "Bearer \udcff\u00e9",
+    ):
         with pytest.raises(RequestError) as error:
             keys.caller(header)
         assert error.value.status == 401
@@ -159,7 +175,9 @@ def test_callers_are_known_by_their_keys(tmp_path: Path) -> None:
     assert Keys().caller(None) == ANYBODY
 
 
-def test_a_file_that_changes_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_changes_is_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "keys"
     path.write_text(f"alice {ALICE}\n")
     keys = Keys.read(path)
@@ -187,7 +205,7 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path, caplog: pytest.LogCap
     assert fixed.names == {"bob"}
 
 
-# --- replicas of Ray Serve -----------------------------------------------------------------------------------------
+# --- replicas of Ray Serve ------------------------------------------------------------------------
 
 
 def test_what_the_operator_says_is_checked_before_a_replica_starts(tmp_path: Path) -> None:
@@ -201,16 +219,22 @@ def test_what_the_operator_says_is_checked_before_a_replica_starts(tmp_path: Pat
     settings = ReplicaSettings.of(application.args)
     assert (settings.limits, settings.max_replicas) == (ServiceLimits(nfe=2000, side=1024), 8)
     wrong: list[dict[str, object]] = [
-        {"device": "cuda:1"}, {"min_replicas": 0}, {"reward": "clip"}, {"limits": {"nfe": 0}},
-        {"model": "some/model", "device": "cpu"}, {"keys": str(tmp_path / "keys"), "device": "cpu"},
-    ]  # fmt: skip
+        {"device": "cuda:1"},
+        {"min_replicas": 0},
+        {"reward": "clip"},
+        {"limits": {"nfe": 0}},
+        {"model": "some/model", "device": "cpu"},
+        {"keys": str(tmp_path / "keys"), "device": "cpu"},
+    ]
     for given in wrong:
         with pytest.raises(ValueError, match=next(iter(given))):
             app(given)
 
 
 @pytest.mark.slow
-def test_two_replicas_serve_callers_with_keys(ray_session: None, caller: Caller, tmp_path: Path) -> None:
+def test_two_replicas_serve_callers_with_keys(
+    ray_session: None, caller: Caller, tmp_path: Path
+) -> None:
     pytest.importorskip("ray.serve")
     from ray import serve
 
@@ -221,7 +245,12 @@ def test_two_replicas_serve_callers_with_keys(ray_session: None, caller: Caller,
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        settings = {"device": "cpu", "min_replicas": "2", "max_replicas": "2", "keys": str(tmp_path / "keys")}
+        settings = {
+            "device": "cpu",
+            "min_replicas": "2",
+            "max_replicas": "2",
+            "keys": str(tmp_path / "keys"),
+        }
         serve.run(app(settings), name="images", route_prefix="/")
         alice = Caller(f"http://127.0.0.1:{port}", ALICE)
         with ThreadPoolExecutor(4) as pool:
@@ -232,12 +261,14 @@ def test_two_replicas_serve_callers_with_keys(ray_session: None, caller: Caller,
         states = serve.status().applications["images"].deployments["Replica"].replica_states
         assert states == {"RUNNING": 2}
         served = {alice.get("/metrics").text for _ in range(20)}
-        assert sum('ttsnap_requests_total{outcome="done"}' in text for text in served) >= 2, "both have served"
+        assert sum('ttsnap_requests_total{outcome="done"}' in text for text in served) >= 2, (
+            "both have served"
+        )
     finally:
         serve.shutdown()
 
 
-# --- traces: spans of requests and jobs, in the caller's trace, without prompts ------------------------------------
+# --- traces: spans of requests and jobs, in the caller's trace, without prompts -------------------
 
 
 REQUEST = f"POST {IMAGES}"
@@ -258,7 +289,9 @@ class Spans(InMemorySpanExporter):
 
 
 @pytest.fixture(scope="module")
-def traced(serving: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> tuple[Server, Spans]:
+def traced(
+    serving: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Server, Spans]:
     spans, provider = Spans(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     store = JobStore(tmp_path_factory.mktemp("jobs"), ServiceLimits())
@@ -280,7 +313,9 @@ def parent_of(span: Any) -> int | None:
     return None if span.parent is None else span.parent.span_id
 
 
-def test_a_request_is_a_span_of_its_callers_trace_with_its_search_inside(caller: Caller, spans: Spans) -> None:
+def test_a_request_is_a_span_of_its_callers_trace_with_its_search_inside(
+    caller: Caller, spans: Spans
+) -> None:
     headers = {"traceparent": f"00-{CALLER}-b7ad6b7169203331-01"}
     caller.ask("POST", IMAGES, headers, json={"prompt": PROMPT, **SMALL})
     for path in ("/metrics", "/health"):
@@ -292,14 +327,24 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_search_inside(caller:
     assert (about["http.response.status_code"], about["ttsnap.search"]) == (200, "best-of-n")
     assert (about["ttsnap.rewards"], about["ttsnap.key"]) == (("scenes",), "anybody")
     batches = spans.of("batch")
-    assert search.attributes["ttsnap.nfe"] == 16 == sum(span.attributes["ttsnap.nfe"] for span in batches)
+    assert (
+        search.attributes["ttsnap.nfe"]
+        == 16
+        == sum(span.attributes["ttsnap.nfe"] for span in batches)
+    )
     assert search.attributes["ttsnap.batches"] == len(batches) == 4
     assert {parent_of(span) for span in batches} == {search.context.span_id}
-    assert {parent_of(span) for span in spans.of("denoise")} == {span.context.span_id for span in batches}
+    assert {parent_of(span) for span in spans.of("denoise")} == {
+        span.context.span_id for span in batches
+    }
     assert {parent_of(span) for span in spans.of("reward")} == {batches[-1].context.span_id}
     for span in batches:
-        inside = [part for part in spans.get_finished_spans() if parent_of(part) == span.context.span_id]
-        assert all(span.start_time <= part.start_time <= part.end_time <= span.end_time for part in inside)
+        inside = [
+            part for part in spans.get_finished_spans() if parent_of(part) == span.context.span_id
+        ]
+        assert all(
+            span.start_time <= part.start_time <= part.end_time <= span.end_time for part in inside
+        )
     assert queue.end_time <= search.start_time
     names = {span.name for span in spans.get_finished_spans()}
     assert names == {REQUEST, "queue", "search", "batch", "denoise", "decode", "reward"}
@@ -307,7 +352,9 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_search_inside(caller:
     assert not any(word in told for word in ("crosses", "green"))
 
 
-def test_a_batch_of_several_searches_is_written_once_with_links(caller: Caller, spans: Spans) -> None:
+def test_a_batch_of_several_searches_is_written_once_with_links(
+    caller: Caller, spans: Spans
+) -> None:
     with ThreadPoolExecutor(3) as pool:
         for seed in range(3):
             pool.submit(caller.made, seed=seed, budget="120nfe")
@@ -363,7 +410,11 @@ def test_the_environment_says_whether_and_where_to(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
     with pytest.raises(ValueError, match="zipkin"):
         opening.traces_of_environment()
-    for exporter, off, there in (("none", "", False), ("console", "", True), ("console", "true", False)):
+    for exporter, off, there in (
+        ("none", "", False),
+        ("console", "", True),
+        ("console", "true", False),
+    ):
         monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
         monkeypatch.setenv("OTEL_SDK_DISABLED", off)
         assert (opening.traces_of_environment() is not None) is there
@@ -373,7 +424,9 @@ def test_the_environment_says_whether_and_where_to(monkeypatch: pytest.MonkeyPat
         assert provider_of_environment().resource.attributes["service.name"] == name
 
 
-def test_spans_go_to_the_collector_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spans_go_to_the_collector_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sent: list[tuple[str, str]] = []
 
     def export(exporter: Any, batch: Any) -> SpanExportResult:
@@ -390,7 +443,7 @@ def test_spans_go_to_the_collector_that_the_environment_names(monkeypatch: pytes
     assert sent == [("http://127.0.0.1:9/v1/traces", "queue")]
 
 
-# --- a check of a service -------------------------------------------------------------------------------------------
+# --- a check of a service -------------------------------------------------------------------------
 
 
 class Own(Service):
@@ -413,7 +466,8 @@ def test_a_check_of_a_service_tells_its_rates_and_whether_images_are_those_of_on
         most = found.figures[compared].high
         assert most is not None
         assert most <= 1, "rounding may differ with the batch"
-    assert figures["batches filled of 1 client"] == pytest.approx(12.5)  # two images in a batch of 16
+    # two images in a batch of 16
+    assert figures["batches filled of 1 client"] == pytest.approx(12.5)
     assert figures["batches filled of 16 clients"] > 3 * 12.5  # how full depends on when they come
     assert figures["latency of 4 clients"] > 0
     assert of_service(found).word == GO
@@ -421,7 +475,9 @@ def test_a_check_of_a_service_tells_its_rates_and_whether_images_are_those_of_on
     assert of_service(wrong.check([Prompt("a red circle")])).word == NO_GO
 
 
-def test_a_check_of_a_service_that_refuses_callers_is_undecided(serving: Callable[..., Server]) -> None:
+def test_a_check_of_a_service_that_refuses_callers_is_undecided(
+    serving: Callable[..., Server],
+) -> None:
     server = serving(ServiceLimits(per_key=1, drain=0.1))
     found = Service(server.url, 0.0, lambda _: None).check([Prompt("a red circle")])
     assert "429" in found.missing["a request of 16 clients"]
@@ -441,13 +497,17 @@ class Else(Service):
         def handle(request: httpx.Request) -> httpx.Response:
             made = self.answer(request.url.path.rpartition("/")[2])
             packed = {"content-encoding": "gzip"} if made == PACKED else {}
-            return httpx.Response(200, headers=packed, content=once(made) if isinstance(made, bytes) else made)
+            return httpx.Response(
+                200, headers=packed, content=once(made) if isinstance(made, bytes) else made
+            )
 
         yield httpx.AsyncClient(base_url=self.url, transport=httpx.MockTransport(handle))
 
     @classmethod
     def checked(cls, answer: Callable[[str], Any]) -> Rung:
-        return cls("http://else", 0.0, lambda _: None, answer=answer).check([Prompt("a red circle")])
+        return cls("http://else", 0.0, lambda _: None, answer=answer).check(
+            [Prompt("a red circle")]
+        )
 
 
 def pictured(data: bytes) -> bytes:
@@ -481,14 +541,18 @@ HOSTILE: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_check_of_something_else_than_a_service_says_what_came(kind: str, monkeypatch: Any) -> None:
+def test_a_check_of_something_else_than_a_service_says_what_came(
+    kind: str, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(service, "PATIENCE", 0.3)
     tracemalloc.start()
     found = Else.checked(lambda _: HOSTILE[kind]())
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 2**27
-    assert found.missing["a request"].startswith("it did not" if kind == "slow" else "it answered with no image")
+    assert found.missing["a request"].startswith(
+        "it did not" if kind == "slow" else "it answered with no image"
+    )
     assert of_service(found).word == UNDECIDED
     with pytest.raises(ValueError, match="no service answers"):
         Else("http://else", 0.0, answer=lambda _: HOSTILE[kind]()).model()

@@ -1,4 +1,5 @@
-"""Edits and videos as OpenAI's client asks for them, over the embedded model and tiny random pipelines."""
+"""Edits and videos as OpenAI's client asks for them, over the embedded model and tiny random
+pipelines."""
 
 from __future__ import annotations
 
@@ -23,7 +24,20 @@ from PIL import Image
 from starlette.datastructures import Headers
 
 from tests.pipelines.modular.tiny import picture as still
-from tests.service.asking import EDITED, PROMPT, SMALL, VIDEOS, Caller, apart, best, picture, png, refusal, shown, until
+from tests.service.asking import (
+    EDITED,
+    PROMPT,
+    SMALL,
+    VIDEOS,
+    Caller,
+    apart,
+    best,
+    picture,
+    png,
+    refusal,
+    shown,
+    until,
+)
 from tests.service.conftest import CALL, EDITS, Server, client_of, filming, one_device, serve, twin
 from ttsnap.core.protocols import Engine
 from ttsnap.files.pictured import Blank, Picture
@@ -48,17 +62,27 @@ LIMITS = ServiceLimits(drain=0.1, side=64)
 def edited(editing: Caller, data: bytes, **own: Any) -> dict[str, Any]:
     """The reply to an edit of a picture, sent as a form."""
     fields, files = {"prompt": PROMPT, **OWN, **own}, {"image": ("drawn.png", data)}
-    reply = editing.ask("POST", EDITED, data={name: v for name, v in fields.items() if v is not None}, files=files)
+    reply = editing.ask(
+        "POST", EDITED, data={name: v for name, v in fields.items() if v is not None}, files=files
+    )
     assert reply.status_code == 200, reply.text
     told: dict[str, Any] = reply.json()
     return told
 
 
-def test_an_edit_is_what_the_pipeline_gives(editing: Server, editor: Any, drawn: list[bytes]) -> None:
+def test_an_edit_is_what_the_pipeline_gives(
+    editing: Server, editor: Any, drawn: list[bytes]
+) -> None:
     edit = client_of(editing).images.edit
     reply = edit(image=("drawn.png", drawn[0]), prompt=PROMPT, n=2, extra_body=OWN).to_dict()
     call = {**defaults(), "num_inference_steps": 4, "strength": 0.75, "negative_prompt": "noise"}
-    call |= {"search": "best-of-n", "reward": "brightness", "budget": "16nfe", "seed": 3, "num_images_per_prompt": 2}
+    call |= {
+        "search": "best-of-n",
+        "reward": "brightness",
+        "budget": "16nfe",
+        "seed": 3,
+        "num_images_per_prompt": 2,
+    }
     out = editor(prompt=PROMPT, image=Image.open(io.BytesIO(drawn[0])), **call)
     data: Any = reply["data"]
     assert [image["seed"] for image in data] == [c.seed for c in out.search[0].images]
@@ -67,10 +91,19 @@ def test_an_edit_is_what_the_pipeline_gives(editing: Server, editor: Any, drawn:
 
 
 @pytest.mark.parametrize("name", ["url", "url[]"])
-def test_a_picture_may_be_a_text_of_the_form(editing: Caller, drawn: list[bytes], name: str) -> None:
+def test_a_picture_may_be_a_text_of_the_form(
+    editing: Caller, drawn: list[bytes], name: str
+) -> None:
     """As vLLM-Omni's benchmark sends it, without a file; with one the form is a multipart one."""
     uri = f"data:image/png;base64,{base64.b64encode(drawn[0] + bytes(10**5)).decode()}"
-    own = {**OWN, "prompt": PROMPT, "stream": "false", "size": "auto", "bot_task": "think", name: uri}
+    own = {
+        **OWN,
+        "prompt": PROMPT,
+        "stream": "false",
+        "size": "auto",
+        "bot_task": "think",
+        name: uri,
+    }
     replies = [
         editing.ask("POST", EDITED, data=own),
         editing.ask("POST", EDITED, files={key: (None, str(value)) for key, value in own.items()}),
@@ -88,8 +121,13 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
             return super().engine(spec)
 
     rng = np.random.default_rng(0)
-    pictures = [png(Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))) for _ in range(12)]
-    with serve(Counting(editor, one_device(editor).rewards), EDITS, LIMITS) as caller, ThreadPoolExecutor(12) as pool:
+    pictures = [
+        png(Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))) for _ in range(12)
+    ]
+    with (
+        serve(Counting(editor, one_device(editor).rewards), EDITS, LIMITS) as caller,
+        ThreadPoolExecutor(12) as pool,
+    ):
 
         def ask(i: int) -> float:
             own = {"seed": i, "budget": "20nfe", "negative_prompt": f"noise {i % 2}"}
@@ -97,7 +135,9 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
 
         assert len(set(pool.map(ask, range(12)))) == 12, "each is of its own picture"
         assert caller.metric("nfe_total") > 0.7 * caller.metric("batch_places_total")
-    assert len(made) == 2, "one for the edits, and one that was ready for requests without a picture"
+    assert len(made) == 2, (
+        "one for the edits, and one that was ready for requests without a picture"
+    )
     assert [spec.call["image"] for spec in made if "image" in spec.call] == [Blank((32, 32))]
 
 
@@ -106,17 +146,24 @@ def test_such_a_server_tells_that_it_drafts_no_seeds(editor: Any) -> None:
 
     async def notes(drafter: str, **own: Any) -> str:
         offer = offer_of("embedded", served, None, {}, drafter, edits=True)
-        return " ".join(RequestParser(offer, ServiceLimits()).ticket(Generation(PROMPT, **own), "alice").notes)
+        return " ".join(
+            RequestParser(offer, ServiceLimits()).ticket(Generation(PROMPT, **own), "alice").notes
+        )
 
     assert "no seeds are drafted" in asyncio.run(notes("auto"))
     quiet: Any = notes("auto", draft=False), notes("auto", search="best-of-n"), notes("none")
     assert list(map(asyncio.run, quiet)) == [""] * 3
 
 
-def test_an_absent_negative_prompt_leaves_a_request_guided(editing: Caller, drawn: list[bytes]) -> None:
+def test_an_absent_negative_prompt_leaves_a_request_guided(
+    editing: Caller, drawn: list[bytes]
+) -> None:
     def rewards(**more: Any) -> list[float]:
         own = {"negative_prompt": None, **more}
-        return [told["data"][0]["reward"] for told in (edited(editing, drawn[0], **own), editing.made(**own))]
+        return [
+            told["data"][0]["reward"]
+            for told in (edited(editing, drawn[0], **own), editing.made(**own))
+        ]
 
     absent, empty, unguided = rewards(), rewards(negative_prompt=""), rewards(guidance_scale=1)
     assert absent == pytest.approx(empty, abs=1e-5)  # a batch rounds otherwise
@@ -124,12 +171,18 @@ def test_an_absent_negative_prompt_leaves_a_request_guided(editing: Caller, draw
 
 
 @pytest.mark.parametrize(("size", "made"), [(None, "32x32"), ("auto", "32x32"), ("24x32", "24x32")])
-def test_an_edit_has_the_size_that_is_asked_for(editing: Caller, drawn: list[bytes], size: str, made: str) -> None:
+def test_an_edit_has_the_size_that_is_asked_for(
+    editing: Caller, drawn: list[bytes], size: str, made: str
+) -> None:
     told = edited(editing, drawn[1], size=size, seed=0, budget="1images", output_format="jpeg")
     resized = ["the picture of 24x32 was taken as one of 32x32"] if made == "32x32" else []
     assert (told["size"], told["warnings"], told["data"][0]["seed"]) == (made, resized, 0)
     image = shown(told)
-    assert (f"{image.width}x{image.height}", image.format, told["output_format"]) == (made, "JPEG", "jpeg")
+    assert (f"{image.width}x{image.height}", image.format, told["output_format"]) == (
+        made,
+        "JPEG",
+        "jpeg",
+    )
 
 
 def test_a_size_whose_sides_do_not_fit_is_refused(editing: Caller) -> None:
@@ -137,7 +190,9 @@ def test_a_size_whose_sides_do_not_fit_is_refused(editing: Caller) -> None:
     assert refusal(editing.send(size="17x31"))[:2] == (400, None)
 
 
-def test_an_edit_may_be_a_job(editor: Any, editing: Caller, drawn: list[bytes], tmp_path: Path) -> None:
+def test_an_edit_may_be_a_job(
+    editor: Any, editing: Caller, drawn: list[bytes], tmp_path: Path
+) -> None:
     at_once, given = edited(editing, drawn[0]), {"image": Picture(drawn[0])}
     with closing(JobStore(tmp_path, LIMITS)) as store:
         body: Any = {"fields": {"prompt": PROMPT, **OWN}, "ignored": []}
@@ -145,9 +200,12 @@ def test_an_edit_may_be_a_job(editor: Any, editing: Caller, drawn: list[bytes], 
         assert store.pictures(earlier) == given
         with serve(one_device(editor), EDITS, LIMITS, store=store) as mine:
             for name in (edited(mine, drawn[0], background="true")["id"], earlier.id):
-                for made, before in zip(mine.ended(f"{EDITED}/{name}")["data"], at_once["data"], strict=True):
+                for made, before in zip(
+                    mine.ended(f"{EDITED}/{name}")["data"], at_once["data"], strict=True
+                ):
                     assert made["seed"] == before["seed"]
-                    assert made["reward"] == pytest.approx(before["reward"], abs=1e-4)  # batches round otherwise
+                    # batches round otherwise
+                    assert made["reward"] == pytest.approx(before["reward"], abs=1e-4)
             assert mine.ask("DELETE", f"{EDITED}/{name}").json()["object"] == "image.edit.deleted"
 
 
@@ -165,10 +223,13 @@ def test_a_mask_is_painted_where_it_is_transparent_or_white() -> None:
     clear, white = np.full((2, 2, 4), 255, np.uint8), np.zeros((2, 2, 3), np.uint8)
     clear[0, 1, 3], white[1, 0] = 0, 255
     for pixels, painted in ((clear, [[0, 255], [0, 0]]), (white, [[0, 0], [255, 0]])):
-        assert np.asarray(Picture(png(Image.fromarray(pixels)), mask=True).opened()).tolist() == painted
+        assert (
+            np.asarray(Picture(png(Image.fromarray(pixels)), mask=True).opened()).tolist()
+            == painted
+        )
 
 
-# --- videos --------------------------------------------------------------------------------------------------------
+# --- videos ---------------------------------------------------------------------------------------
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
@@ -189,26 +250,53 @@ def test_a_video_is_what_the_pipeline_gives(client: OpenAI, wan: Any, tmp_path: 
     own = {**SMALL, "n": 2, "report": "brightness", "output_format": "png", "fps": 8}
     video = client.videos.create_and_poll(prompt="a cat", poll_interval_ms=50, extra_body=own)
     told: dict[str, Any] = video.to_dict()
-    assert (video.object, video.status, video.progress, video.model) == ("video", "completed", 100, "tiny")
-    assert (video.size, video.seconds, video.prompt, video.error) == ("32x16", "0.625", "a cat", None)
+    assert (video.object, video.status, video.progress, video.model) == (
+        "video",
+        "completed",
+        100,
+        "tiny",
+    )
+    assert (video.size, video.seconds, video.prompt, video.error) == (
+        "32x16",
+        "0.625",
+        "a cat",
+        None,
+    )
     assert (video.expires_at or 0) - (video.completed_at or 0) == 24 * 3600
-    out = wan(prompt="a cat", search="best-of-n", reward="brightness", budget="4images", seed=3,
-              num_videos_per_prompt=2, **CALL)  # fmt: skip
+    out = wan(
+        prompt="a cat",
+        search="best-of-n",
+        reward="brightness",
+        budget="4images",
+        seed=3,
+        num_videos_per_prompt=2,
+        **CALL,
+    )
     best = out.search[0].images
     assert [each["seed"] for each in told["data"]] == [candidate.seed for candidate in best]
     for each, candidate in zip(told["data"], best, strict=True):
-        assert each["reward"] == each["metrics"]["brightness"] == pytest.approx(candidate.reward, abs=1e-5)
+        assert (
+            each["reward"]
+            == each["metrics"]["brightness"]
+            == pytest.approx(candidate.reward, abs=1e-5)
+        )
     path = tmp_path / "video.png"
     client.videos.download_content(video.id).write_to_file(path)
     theirs = np.stack([np.asarray(frame) for frame in out.frames[0]])
     assert np.abs(video_pixels(path.read_bytes(), path, ("PNG",)).astype(int) - theirs).max() <= 1
     payload = read_record(path).to_json()
-    assert (payload["seed"], payload["model"], payload["call"]["num_frames"]) == (best[0].seed, "tiny", 5)
+    assert (payload["seed"], payload["model"], payload["call"]["num_frames"]) == (
+        best[0].seed,
+        "tiny",
+        5,
+    )
 
 
 def test_the_thumbnail_of_a_video_is_its_middle_frame() -> None:
     video = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 8, 8)
-    assert np.asarray(Image.open(io.BytesIO(stills_of(video)["thumbnail"]))).mean() == pytest.approx(127.5, abs=2)
+    assert np.asarray(
+        Image.open(io.BytesIO(stills_of(video)["thumbnail"]))
+    ).mean() == pytest.approx(127.5, abs=2)
 
 
 def test_a_file_its_stills_and_its_remix(client: OpenAI) -> None:
@@ -218,12 +306,20 @@ def test_a_file_its_stills_and_its_remix(client: OpenAI) -> None:
     reply = client.videos.download_content(first.id)
     assert (reply.response.headers["content-type"], reply.read()[4:8]) == ("video/mp4", b"ftyp")
     for variant, size in {"thumbnail": (32, 16), "spritesheet": (65, 33)}.items():
-        shot = Image.open(io.BytesIO(client.videos.download_content(first.id, variant=variant).read()))  # type: ignore[arg-type]
+        shot = Image.open(
+            io.BytesIO(client.videos.download_content(first.id, variant=variant).read())
+        )  # type: ignore[arg-type]
         assert (shot.format, shot.size) == ("WEBP", size)
     again = polled(client, client.videos.remix(first.id, prompt="a dog").id)
-    assert (again.prompt, again.status, again.remixed_from_video_id) == ("a dog", "completed", first.id)
+    assert (again.prompt, again.status, again.remixed_from_video_id) == (
+        "a dog",
+        "completed",
+        first.id,
+    )
     assert (first.remixed_from_video_id, again.seconds) == (None, first.seconds)
-    dog: dict[str, Any] = client.videos.create_and_poll(prompt="a dog", poll_interval_ms=50, extra_body=own).to_dict()
+    dog: dict[str, Any] = client.videos.create_and_poll(
+        prompt="a dog", poll_interval_ms=50, extra_body=own
+    ).to_dict()
     assert again.to_dict()["data"] == dog["data"], "its seeds, its budget, its length"
     for ask, param in (
         (lambda: client.videos.download_content(first.id, variant="poster"), "variant"),  # type: ignore[arg-type]
@@ -235,12 +331,20 @@ def test_a_file_its_stills_and_its_remix(client: OpenAI) -> None:
         assert error.value.param == param
 
 
-@pytest.mark.parametrize(("before", "given", "same"), [
-    ({"steps": 3, "size": "32x16"}, {"num_inference_steps": 2, "width": 16, "height": 32}, "steps,size"),
-    ({"steps": None, "num_inference_steps": 3}, {"num_inference_steps": 2}, "steps"),
-    ({"seconds": 1}, {"num_frames": 5}, "num_frames"), ({"num_frames": 5}, {"seconds": 1}, "seconds"),
-    ({}, {"quality": "low", "user": "u"}, "quality"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("before", "given", "same"),
+    [
+        (
+            {"steps": 3, "size": "32x16"},
+            {"num_inference_steps": 2, "width": 16, "height": 32},
+            "steps,size",
+        ),
+        ({"steps": None, "num_inference_steps": 3}, {"num_inference_steps": 2}, "steps"),
+        ({"seconds": 1}, {"num_frames": 5}, "num_frames"),
+        ({"num_frames": 5}, {"seconds": 1}, "seconds"),
+        ({}, {"quality": "low", "user": "u"}, "quality"),
+    ],
+)
 def test_a_remix_may_name_fields_as_other_servers_do(
     videos: Server, before: dict[str, Any], given: dict[str, Any], same: str
 ) -> None:
@@ -250,9 +354,13 @@ def test_a_remix_may_name_fields_as_other_servers_do(
         assert reply.status_code == 200, reply.text
         jobs: Any = videos._server.jobs  # type: ignore[attr-defined]
         fields = jobs.store.get("anybody", "video", reply.json()["id"]).body["fields"]
-        assert {"steps": 2, "size": "16x32", "num_frames": 5, "seconds": 1.0, "quality": "low"}.items() >= {
-            (field, fields[field]) for field in same.split(",")
-        }
+        assert {
+            "steps": 2,
+            "size": "16x32",
+            "num_frames": 5,
+            "seconds": 1.0,
+            "quality": "low",
+        }.items() >= {(field, fields[field]) for field in same.split(",")}
         assert ("seconds" in fields) + ("num_frames" in fields) <= 1
         assert ("quality" in fields) + ("budget" in fields) == 1
         videos.ask("DELETE", f"{VIDEOS}/{reply.json()['id']}")
@@ -264,23 +372,39 @@ def test_lists_come_in_pages_and_deleted_videos_are_gone(client: OpenAI, videos:
     assert [video.id for video in client.videos.list(limit=2)] == [*reversed(made), *before]
     page = client.videos.list(limit=3, order="asc", after=made[1])
     assert ([video.id for video in page.data], page.has_more) == (made[2:], False)
-    assert client.videos.delete(made[2]).to_dict() == {"id": made[2], "object": "video.deleted", "deleted": True}
+    assert client.videos.delete(made[2]).to_dict() == {
+        "id": made[2],
+        "object": "video.deleted",
+        "deleted": True,
+    }
     assert refusal(videos.get(f"{VIDEOS}/{made[2]}")) == (404, "id", "not_found")
     nothing = client.videos.list(limit=0)
     assert (nothing.data, nothing.has_more) == ([], True)
-    for query in ({"limit": -1}, {"limit": 101}, {"limit": "many"}, {"order": "up"}, {"after": made[2]}):
+    for query in (
+        {"limit": -1},
+        {"limit": 101},
+        {"limit": "many"},
+        {"order": "up"},
+        {"after": made[2]},
+    ):
         assert refusal(videos.get(VIDEOS, **query)) == (400, *query, "invalid_value")
     assert all(polled(client, name).status == "completed" for name in made[:2] + made[3:])
 
 
 def test_seconds_are_as_many_frames_as_the_model_makes(videos: Caller) -> None:
-    assert videos.ended(videos.begun(VIDEOS, seconds="4", fps=1))["seconds"] == "5", "odd numbers of frames"
+    assert videos.ended(videos.begun(VIDEOS, seconds="4", fps=1))["seconds"] == "5", (
+        "odd numbers of frames"
+    )
 
 
-@pytest.mark.parametrize(("sent", "form", "media", "magic"), [
-    ("files", "mp4", "video/mp4", b"ftyp"), ("json", "webp", "image/webp", b"WEBP"),
-    ("data", "PNG", "image/png", b"\r\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sent", "form", "media", "magic"),
+    [
+        ("files", "mp4", "video/mp4", b"ftyp"),
+        ("json", "webp", "image/webp", b"WEBP"),
+        ("data", "PNG", "image/png", b"\r\n"),
+    ],
+)
 def test_a_video_at_once(videos: Caller, sent: str, form: str, media: str, magic: bytes) -> None:
     body: dict[str, Any] = {"prompt": "a cat", "budget": "4images", "output_format": form}
     more = {name: (None, value) for name, value in body.items()} if sent == "files" else body
@@ -309,7 +433,9 @@ def test_a_first_frame_however_it_is_sent(name: str, tmp_path: Path) -> None:
             sent(content=json.dumps({**own, "input_reference": address}).replace("/", "\\/")),
             sent(data=own, files={"input_reference": ("a.png", data)}),
         ]
-        assert [reply.status_code for reply in replies] == [200] * 6, [reply.text[:200] for reply in replies]
+        assert [reply.status_code for reply in replies] == [200] * 6, [
+            reply.text[:200] for reply in replies
+        ]
         assert len({reply.content for reply in replies}) == 1
         frames = [{"input_reference": ("a.png", png(still(seed)))} for seed in range(2)]
         jobs = [sent(VIDEOS, data=own, files=frame).json()["id"] for frame in frames]
@@ -320,8 +446,12 @@ def test_a_first_frame_however_it_is_sent(name: str, tmp_path: Path) -> None:
         damaged = sent(data=own, files={"input_reference": ("a.png", b"no picture")})
         assert refusal(damaged) == (400, "input_reference", "invalid_image")
         upright = {"input_reference": ("a.png", png(still(size=(24, 40))))}
-        size = "32x16" if name.startswith("ltx") else "16x24"  # Wan's blocks give a video its first frame's shape
-        assert caller.ended(f"{VIDEOS}/{sent(VIDEOS, data=own, files=upright).json()['id']}")["size"] == size
+        # Wan's blocks give a video its first frame's shape
+        size = "32x16" if name.startswith("ltx") else "16x24"
+        assert (
+            caller.ended(f"{VIDEOS}/{sent(VIDEOS, data=own, files=upright).json()['id']}")["size"]
+            == size
+        )
         bare = sent(json=own)
         if name.startswith("ltx"):
             assert bare.status_code == 200
@@ -331,14 +461,27 @@ def test_a_first_frame_however_it_is_sent(name: str, tmp_path: Path) -> None:
 
 def test_what_clients_of_vllm_omni_send_is_read(videos: Caller) -> None:
     """A form without a file, which is urlencoded."""
-    sent = {**SMALL, "prompt": "a cat & 50 % more + é", "num_inference_steps": "3", "width": "32", "height": "16"}
-    more = {"guidance_scale_2": "2.5", "boundary_ratio": "0.9", "generate_sound": "False", "bot_task": "think"}
+    sent = {
+        **SMALL,
+        "prompt": "a cat & 50 % more + é",
+        "num_inference_steps": "3",
+        "width": "32",
+        "height": "16",
+    }
+    more = {
+        "guidance_scale_2": "2.5",
+        "boundary_ratio": "0.9",
+        "generate_sound": "False",
+        "bot_task": "think",
+    }
     sent.pop("steps")
     made = videos.ask("POST", VIDEOS, data={**sent, **more, "response_format": "file"})
     assert made.status_code == 200, made.text
     job = videos.ended(f"{VIDEOS}/{made.json()['id']}")
     assert job["prompt"] == sent["prompt"]
-    assert job["warnings"] == ["not used here: bot_task, generate_sound, guidance_scale_2, boundary_ratio"]
+    assert job["warnings"] == [
+        "not used here: bot_task, generate_sound, guidance_scale_2, boundary_ratio"
+    ]
     same = videos.begun(VIDEOS, prompt=sent["prompt"], steps=3, size="32x16")
     assert videos.ended(same)["data"] == job["data"]
 
@@ -349,7 +492,9 @@ def test_a_model_of_two_networks_reads_the_guidance_of_both() -> None:
     offer, boundary = offer_of("tiny", engines, "tiny", {}, "none"), pipe.config.boundary_ratio
     assert offer.boundary == boundary
     offer = replace(offer, defaults=lambda _: ModelDefaults(CALL))
-    wanted = validated(Video, {"prompt": "a cat", "guidance_scale_2": 2.5, "boundary_ratio": boundary})
+    wanted = validated(
+        Video, {"prompt": "a cat", "guidance_scale_2": 2.5, "boundary_ratio": boundary}
+    )
     request = prepared_of(wanted, offer, limits)
     assert request.call["guidance_scale_2"] == 2.5
     assert notes_of(wanted, request, limits) == ("not used here: boundary_ratio",)
@@ -357,7 +502,9 @@ def test_a_model_of_two_networks_reads_the_guidance_of_both() -> None:
         prepared_of(replace(wanted, boundary_ratio=0.1), offer, limits)
 
 
-def test_a_size_without_pixels_in_its_latents_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_size_without_pixels_in_its_latents_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = twin("ltx image2video")
     monkeypatch.setattr(pipe.vae, "spatial_compression_ratio", 32)  # as of the real LTX-Video
     with filming(one_device(pipe), tmp_path) as caller:
@@ -368,7 +515,9 @@ def test_a_size_without_pixels_in_its_latents_is_told_of(tmp_path: Path, monkeyp
             assert "leave size out" in reply.json()["error"]["message"]
 
 
-def test_nothing_is_tried_but_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_tried_but_what_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A first frame of the model's own size takes its VAE minutes."""
     pipe, sizes = twin("wan image2video"), list[tuple[object, ...]]()
     made = type(pipe).sampling_denoiser
@@ -383,6 +532,8 @@ def test_nothing_is_tried_but_what_is_asked_for(tmp_path: Path, monkeypatch: pyt
         sizes.clear()
         for kernel, status in (("pipeline", 200), ("x:y", 400)):
             form = {"prompt": "a cat", "size": "16x32", "budget": "1images", "kernel": kernel}
-            reply = caller.ask("POST", f"{VIDEOS}/sync", data=form, files={"input_reference": ("a.png", FRAME)})
+            reply = caller.ask(
+                "POST", f"{VIDEOS}/sync", data=form, files={"input_reference": ("a.png", FRAME)}
+            )
             assert reply.status_code == status, reply.text[:300]
     assert set(sizes) == {(16, 32, 5)}

@@ -1,4 +1,5 @@
-"""What is refused, in OpenAI's shape, before anything is counted, computed or kept; and what hostile clients send."""
+"""What is refused, in OpenAI's shape, before anything is counted, computed or kept; and what
+hostile clients send."""
 
 from __future__ import annotations
 
@@ -32,75 +33,194 @@ from ttsnap.service.limits import RequestError, ServiceLimits
 
 PICTURE = png(Image.new("RGB", (32, 32)))
 URI = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
-CODES = ("invalid_value", "unknown_parameter", "unsupported_parameter", "missing_parameter", "invalid_image")
-SIZES = ("", "1024x", "1024.5x768", "-64x64", "64x64\n", "64X64", "0x64", "64x0", "15x32", "1025x64", "32x99999")
-# The parameter at fault, its value or all that is changed of a small request, and a word of the message.
-ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {"caller": (
-    ("prompt", {"prompt": None}), ("prompt", 7), ("prompt", "   "), ("prompt", "three pink elephants", "elephants"),
-    ("negative_prompt", ["noise"]), ("n", 0), ("n", 11, "10"), ("n", 1.5), ("seed", "1", "whole"), ("seed", -1),
-    *(("size", size) for size in SIZES), (None, {"size": "17x33"}, "17"), (None, {"size": "64x64"}, "draws"),
-    ("steps", 0), ("steps", {"num_inference_steps": 201}, "201"), ("num_inference_steps", "many", "many"),
-    ("num_inference_steps", {"steps": 4, "num_inference_steps": 5}, "both"), ("num_inference_step", 3),
-    ("qualty", "low"), ("guidance_scale", "high"), ("true_cfg_scale", 1e9), ("negative_promt", "x"),
-    ("true_cfg_scale", {"guidance_scale": 2, "true_cfg_scale": 3}),
-    ("width", {"size": "32x32", "width": 32, "height": 32}, "both"), ("height", {"width": 32}, "no height"),
-    *(("width", {"width": width, "height": 32}) for width in ("wide", -32, 32.5, 10**9, "9" * 5000)),
-    ("flow_shift", 3.0, "not offered"), ("enable_upscaling", True),
-    ("guidance_scale_2", 2.5, "not offered"), ("algorithm", "svdd", "search"),
-    ("generate_sound", True), ("lora", "x", "no LoRAs"),
-    ("quality", "mediun"), ("response_format", "raw"), ("output_format", "gif"), ("output_compression", 101),
-    ("background", "transparent"), ("partial_images", 1, "stream"), ("stream", "yes"),
-    ("partial_images", {"stream": True, "partial_images": 4}), ("draft", True, "no drafter"),
-    ("response_format", {"stream": True, "response_format": "file"}), (None, {"stream": True, "size": "17x33"}, "17"),
-    ("kernel", {"stream": True, "kernel": "x:y"}), ("budget", {"stream": True, "budget": "3nfe"}, "one image"),
-    ("reward", "my_reward.py:score"), ("report", ["http://127.0.0.1:1"]), ("require", "my_reward.py:score>1"),
-    ("require", "scenes>=high", "high"), ("kernel", "my.py:kernel"), ("kernel", "sde:square:1e308", "overflow in 20"),
-    ("kernel", "ddim:nan", "ddim:nan"), (None, {"kernel": "ode", "search": "svdd"}, "noise"),
-    ("budget", "many"), ("budget", "3nfe", "one image"), ("budget", "1e9flop", "one image"),
-    ("budget", "1000images", "4000"), ("budget", {"budget": "9nfe", "quality": "low"}, "both"),
-    ("search", "tuned.json"), ("search", {"search": {"n": 3}}, "'None'"),
-    ("search", {"search": {"name": "noise-ascent"}}, "no search 'noise-ascent'"),
-    ("search", {"search": {"name": "nested", "first": "/etc/tuned.json"}}, "no file, got '/etc"),
-    ("search", {"search": {"name": "nested", "first": {"name": "refined"}}}, "no file, got 'refined'"),
-    ("search", {"search": {"name": "best-of-n", "n": 10**9}}, "4000 here, got 1000000000"),
-    ("search", {"search": {"name": "svdd", "n": 100, "streams": 100}}, "got 10000"),
-    ("search", {"search": {"name": "best-of-n", "n": "x"}}, "n must"),
-    ("search", {"search": {"name": "best-of-n", "m": 3}}, "['m']"),
-    ("search", {"search": {"name": "seed-pruning", "keep": [2.0]}}, "keep"),
-    (None, {"search": {"name": "seed-pruning", "steps": [50]}}, "[50]"),
-), "jobs": (
-    ("reward", "none"), ("prompt", "three pink elephants"), ("background", {"stream": True}),
-    ("response_format", "file"),
-), "editing": (
-    ("image", {"image": None}, "form"), ("image", b"no picture"), ("image", png(Image.new("RGB", (65, 8))), "65 x 8"),
-    ("image", [PICTURE] * 17, "17"), ("markup", PICTURE), ("picture", b"x"), ("n", "many"), ("n", "0"),
-    ("strength", "2"), ("colour", "red"), ("prompt", {"prompt": None}), ("prompt", " "), ("size", "128x128"),
-    ("layers", "4"), ("input_fidelity", "high"), ("lora", "{"), ("resolution", "640", "not offered"),
-    ("mask_image", PICTURE, "mask"), ("reference_image", PICTURE, "not offered"), ("mask_image", URI, "mask"),
-    ("url", {"image": None, "url": ["http://127.0.0.1:1/a.png"]}), ("url", {"image": [PICTURE] * 16, "url": URI}),
-    (None, {"size": "17x33"}, "33"),
-    (None, {"image": [PICTURE] * 2}, "got 2"), (None, {"image": [PICTURE] * 2, "stream": "true"}, "got 2"),
-    (None, {"mask": PICTURE}, "settings"),
-), "videos": (
-    ("size", "64x99"), ("seconds", "100"), ("seconds", "-1"), ("seconds", "abc"), ("prompt", {"prompt": None}),
-    ("num_frames", {"seconds": "4", "num_frames": 5}, "both"), ("num_frames", 999), ("fps", 0), ("frames", 33),
-    ("reward", "clip"), ("output_format", "gif"), ("quality", "4k"), ("flow_shift", 5), ("generate_sound", True),
-    ("n", {"num_outputs_per_prompt": 11}, "10"), ("aspect_ratio", "16:9", "not offered"),
-    ("response_format", "b64_json"), ("image_reference", {"image_reference": {"file_id": "file-1"}}),
-    ("image_reference", {"image_reference": {}, "input_reference": {}}), ("input_reference", "a.png"),
-    ("input_reference", {"input_reference": {"image_url": "http://127.0.0.1:1/a.png"}}, "base64"),
-    ("input_reference", {"input_reference": {"image_url": URI}}, "no first frame"),
-    ("search", {"search": {"name": "svdd", "streams": -1}}),
-)}  # fmt: skip
+CODES = (
+    "invalid_value",
+    "unknown_parameter",
+    "unsupported_parameter",
+    "missing_parameter",
+    "invalid_image",
+)
+SIZES = (
+    "",
+    "1024x",
+    "1024.5x768",
+    "-64x64",
+    "64x64\n",
+    "64X64",
+    "0x64",
+    "64x0",
+    "15x32",
+    "1025x64",
+    "32x99999",
+)
+# The parameter at fault, its value or all that is changed of a small request, and a word of the
+# message.
+ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
+    "caller": (
+        ("prompt", {"prompt": None}),
+        ("prompt", 7),
+        ("prompt", "   "),
+        ("prompt", "three pink elephants", "elephants"),
+        ("negative_prompt", ["noise"]),
+        ("n", 0),
+        ("n", 11, "10"),
+        ("n", 1.5),
+        ("seed", "1", "whole"),
+        ("seed", -1),
+        *(("size", size) for size in SIZES),
+        (None, {"size": "17x33"}, "17"),
+        (None, {"size": "64x64"}, "draws"),
+        ("steps", 0),
+        ("steps", {"num_inference_steps": 201}, "201"),
+        ("num_inference_steps", "many", "many"),
+        ("num_inference_steps", {"steps": 4, "num_inference_steps": 5}, "both"),
+        ("num_inference_step", 3),
+        ("qualty", "low"),
+        ("guidance_scale", "high"),
+        ("true_cfg_scale", 1e9),
+        ("negative_promt", "x"),
+        ("true_cfg_scale", {"guidance_scale": 2, "true_cfg_scale": 3}),
+        ("width", {"size": "32x32", "width": 32, "height": 32}, "both"),
+        ("height", {"width": 32}, "no height"),
+        *(
+            ("width", {"width": width, "height": 32})
+            for width in ("wide", -32, 32.5, 10**9, "9" * 5000)
+        ),
+        ("flow_shift", 3.0, "not offered"),
+        ("enable_upscaling", True),
+        ("guidance_scale_2", 2.5, "not offered"),
+        ("algorithm", "svdd", "search"),
+        ("generate_sound", True),
+        ("lora", "x", "no LoRAs"),
+        ("quality", "mediun"),
+        ("response_format", "raw"),
+        ("output_format", "gif"),
+        ("output_compression", 101),
+        ("background", "transparent"),
+        ("partial_images", 1, "stream"),
+        ("stream", "yes"),
+        ("partial_images", {"stream": True, "partial_images": 4}),
+        ("draft", True, "no drafter"),
+        ("response_format", {"stream": True, "response_format": "file"}),
+        (None, {"stream": True, "size": "17x33"}, "17"),
+        ("kernel", {"stream": True, "kernel": "x:y"}),
+        ("budget", {"stream": True, "budget": "3nfe"}, "one image"),
+        ("reward", "my_reward.py:score"),
+        ("report", ["http://127.0.0.1:1"]),
+        ("require", "my_reward.py:score>1"),
+        ("require", "scenes>=high", "high"),
+        ("kernel", "my.py:kernel"),
+        ("kernel", "sde:square:1e308", "overflow in 20"),
+        ("kernel", "ddim:nan", "ddim:nan"),
+        (None, {"kernel": "ode", "search": "svdd"}, "noise"),
+        ("budget", "many"),
+        ("budget", "3nfe", "one image"),
+        ("budget", "1e9flop", "one image"),
+        ("budget", "1000images", "4000"),
+        ("budget", {"budget": "9nfe", "quality": "low"}, "both"),
+        ("search", "tuned.json"),
+        ("search", {"search": {"n": 3}}, "'None'"),
+        ("search", {"search": {"name": "noise-ascent"}}, "no search 'noise-ascent'"),
+        (
+            "search",
+            {"search": {"name": "nested", "first": "/etc/tuned.json"}},
+            "no file, got '/etc",
+        ),
+        (
+            "search",
+            {"search": {"name": "nested", "first": {"name": "refined"}}},
+            "no file, got 'refined'",
+        ),
+        ("search", {"search": {"name": "best-of-n", "n": 10**9}}, "4000 here, got 1000000000"),
+        ("search", {"search": {"name": "svdd", "n": 100, "streams": 100}}, "got 10000"),
+        ("search", {"search": {"name": "best-of-n", "n": "x"}}, "n must"),
+        ("search", {"search": {"name": "best-of-n", "m": 3}}, "['m']"),
+        ("search", {"search": {"name": "seed-pruning", "keep": [2.0]}}, "keep"),
+        (None, {"search": {"name": "seed-pruning", "steps": [50]}}, "[50]"),
+    ),
+    "jobs": (
+        ("reward", "none"),
+        ("prompt", "three pink elephants"),
+        ("background", {"stream": True}),
+        ("response_format", "file"),
+    ),
+    "editing": (
+        ("image", {"image": None}, "form"),
+        ("image", b"no picture"),
+        ("image", png(Image.new("RGB", (65, 8))), "65 x 8"),
+        ("image", [PICTURE] * 17, "17"),
+        ("markup", PICTURE),
+        ("picture", b"x"),
+        ("n", "many"),
+        ("n", "0"),
+        ("strength", "2"),
+        ("colour", "red"),
+        ("prompt", {"prompt": None}),
+        ("prompt", " "),
+        ("size", "128x128"),
+        ("layers", "4"),
+        ("input_fidelity", "high"),
+        ("lora", "{"),
+        ("resolution", "640", "not offered"),
+        ("mask_image", PICTURE, "mask"),
+        ("reference_image", PICTURE, "not offered"),
+        ("mask_image", URI, "mask"),
+        ("url", {"image": None, "url": ["http://127.0.0.1:1/a.png"]}),
+        ("url", {"image": [PICTURE] * 16, "url": URI}),
+        (None, {"size": "17x33"}, "33"),
+        (None, {"image": [PICTURE] * 2}, "got 2"),
+        (None, {"image": [PICTURE] * 2, "stream": "true"}, "got 2"),
+        (None, {"mask": PICTURE}, "settings"),
+    ),
+    "videos": (
+        ("size", "64x99"),
+        ("seconds", "100"),
+        ("seconds", "-1"),
+        ("seconds", "abc"),
+        ("prompt", {"prompt": None}),
+        ("num_frames", {"seconds": "4", "num_frames": 5}, "both"),
+        ("num_frames", 999),
+        ("fps", 0),
+        ("frames", 33),
+        ("reward", "clip"),
+        ("output_format", "gif"),
+        ("quality", "4k"),
+        ("flow_shift", 5),
+        ("generate_sound", True),
+        ("n", {"num_outputs_per_prompt": 11}, "10"),
+        ("aspect_ratio", "16:9", "not offered"),
+        ("response_format", "b64_json"),
+        ("image_reference", {"image_reference": {"file_id": "file-1"}}),
+        ("image_reference", {"image_reference": {}, "input_reference": {}}),
+        ("input_reference", "a.png"),
+        (
+            "input_reference",
+            {"input_reference": {"image_url": "http://127.0.0.1:1/a.png"}},
+            "base64",
+        ),
+        ("input_reference", {"input_reference": {"image_url": URI}}, "no first frame"),
+        ("search", {"search": {"name": "svdd", "streams": -1}}),
+    ),
+}
 
 
 def form(**fields: Any) -> list[tuple[str, Any]]:
     """What is given, as files where it is bytes."""
-    parts = [(name, one) for name, given in fields.items() for one in (given if isinstance(given, list) else [given])]
-    return [(name, (f"{name}.png" if isinstance(one, bytes) else None, one)) for name, one in parts if one is not None]
+    parts = [
+        (name, one)
+        for name, given in fields.items()
+        for one in (given if isinstance(given, list) else [given])
+    ]
+    return [
+        (name, (f"{name}.png" if isinstance(one, bytes) else None, one))
+        for name, one in parts
+        if one is not None
+    ]
 
 
-@pytest.mark.parametrize(("door", "row"), [(door, row) for door, rows in ROWS.items() for row in rows])
+@pytest.mark.parametrize(
+    ("door", "row"), [(door, row) for door, rows in ROWS.items() for row in rows]
+)
 def test_what_cannot_be_honoured_is_refused_by_name(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, door: str, row: tuple[Any, ...]
 ) -> None:
@@ -115,7 +235,9 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     path = {"editing": EDITED, "videos": VIDEOS}.get(door, IMAGES)
     kept = caller.get(path).json()
     if door == "editing":
-        reply = caller.ask("POST", EDITED, files=form(**{"image": PICTURE, "prompt": PROMPT, **change}))
+        reply = caller.ask(
+            "POST", EDITED, files=form(**{"image": PICTURE, "prompt": PROMPT, **change})
+        )
     else:
         reply = caller.send(path, **{"background": door == "jobs" or None, **change})
     error = reply.json()["error"]
@@ -127,26 +249,46 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     assert caller.get(path).json() == kept
 
 
-NO_MODEL, NO_JOBS, ELSEWHERE = (404, "model", "model_not_found"), (404, None, "no_jobs"), (404, "model", None)
+NO_MODEL, NO_JOBS, ELSEWHERE = (
+    (404, "model", "model_not_found"),
+    (404, None, "no_jobs"),
+    (404, "model", None),
+)
 
 
-@pytest.mark.parametrize(("door", "method", "path", "body", "told"), [
-    *(("caller", "POST", IMAGES, b, (400, None, "invalid_json")) for b in (b"{", b"[1]", b"[" * 10**4, b"\xff")),
-    ("caller", "POST", IMAGES, b" " * 2**17, (413, None, "too_large")),
-    ("caller", "GET", "/no", b"", (404, None, None)), ("caller", "PUT", IMAGES, b"", (405, None, None)),
-    ("caller", "GET", "/v1/models/dall-e-3", b"", NO_MODEL),
-    ("caller", "POST", IMAGES, b'{"prompt": "a red circle", "model": "dall-e-3"}', NO_MODEL),
-    ("caller", "POST", IMAGES, b'{"prompt": "a red circle", "background": true}', NO_JOBS),
-    ("caller", "GET", IMAGES, b"", NO_JOBS), ("caller", "GET", f"{EDITED}/edit_1", b"", NO_JOBS),
-    ("caller", "DELETE", f"{VIDEOS}/video_1", b"", NO_JOBS), ("caller", "POST", VIDEOS, b"{}", ELSEWHERE),
-    ("caller", "POST", f"{VIDEOS}/video_1/remix", b"{}", NO_JOBS), ("caller", "POST", EDITED, b"{}", ELSEWHERE),
-    ("videos", "POST", IMAGES, b"{}", ELSEWHERE), ("videos", "POST", EDITED, b"{}", ELSEWHERE),
-    ("videos", "POST", f"{VIDEOS}/video_1/edits", b"{}", (404, None, None)),
-    ("videos", "POST", f"{VIDEOS}/video_1/remix", b"{}", (404, "id", "not_found")),
-    ("videos", "POST", VIDEOS, b'{"prompt": "a cat", "model": "sora-2"}', NO_MODEL),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("door", "method", "path", "body", "told"),
+    [
+        *(
+            ("caller", "POST", IMAGES, b, (400, None, "invalid_json"))
+            for b in (b"{", b"[1]", b"[" * 10**4, b"\xff")
+        ),
+        ("caller", "POST", IMAGES, b" " * 2**17, (413, None, "too_large")),
+        ("caller", "GET", "/no", b"", (404, None, None)),
+        ("caller", "PUT", IMAGES, b"", (405, None, None)),
+        ("caller", "GET", "/v1/models/dall-e-3", b"", NO_MODEL),
+        ("caller", "POST", IMAGES, b'{"prompt": "a red circle", "model": "dall-e-3"}', NO_MODEL),
+        ("caller", "POST", IMAGES, b'{"prompt": "a red circle", "background": true}', NO_JOBS),
+        ("caller", "GET", IMAGES, b"", NO_JOBS),
+        ("caller", "GET", f"{EDITED}/edit_1", b"", NO_JOBS),
+        ("caller", "DELETE", f"{VIDEOS}/video_1", b"", NO_JOBS),
+        ("caller", "POST", VIDEOS, b"{}", ELSEWHERE),
+        ("caller", "POST", f"{VIDEOS}/video_1/remix", b"{}", NO_JOBS),
+        ("caller", "POST", EDITED, b"{}", ELSEWHERE),
+        ("videos", "POST", IMAGES, b"{}", ELSEWHERE),
+        ("videos", "POST", EDITED, b"{}", ELSEWHERE),
+        ("videos", "POST", f"{VIDEOS}/video_1/edits", b"{}", (404, None, None)),
+        ("videos", "POST", f"{VIDEOS}/video_1/remix", b"{}", (404, "id", "not_found")),
+        ("videos", "POST", VIDEOS, b'{"prompt": "a cat", "model": "sora-2"}', NO_MODEL),
+    ],
+)
 def test_what_is_no_request_here_is_told_so(
-    request: pytest.FixtureRequest, door: str, method: str, path: str, body: bytes, told: tuple[Any, ...]
+    request: pytest.FixtureRequest,
+    door: str,
+    method: str,
+    path: str,
+    body: bytes,
+    told: tuple[Any, ...],
 ) -> None:
     reply: httpx.Response = request.getfixturevalue(door).ask(method, path, content=body)
     assert refusal(reply) == told, reply.text
@@ -155,7 +297,7 @@ def test_what_is_no_request_here_is_told_so(
     assert reply.status_code != 404 or reply.json()["error"]["type"] == "not_found_error"
 
 
-# --- hostile clients, on sockets of 127.0.0.1, of which each is refused within bounds, while others are served -----
+# --- hostile clients, on sockets of 127.0.0.1, of which each is refused within bounds, while others
 
 
 @pytest.mark.parametrize("kind", STILLS)
@@ -185,9 +327,12 @@ def test_pictures_that_are_refused_are_not_drawn(editing: Server, monkeypatch: A
     assert (reply.status_code, "got 16" in reply.text) == (400, True)
 
 
-# --- connections --------------------------------------------------------------------------------------------------
+# --- connections ----------------------------------------------------------------------------------
 
-HEAD = f"POST {EDITED} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ALICE}\r\nContent-Type: multipart/form-data; "
+HEAD = (
+    f"POST {EDITED} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ALICE}\r\nContent-Type:"
+    " multipart/form-data; "
+)
 SLOW = {
     "half a body": (HEAD + "boundary=x\r\nContent-Length: 999\r\n\r\n--x\r\n").encode(),
     "half a chunk": (HEAD + "boundary=x\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n--x").encode(),
@@ -236,7 +381,9 @@ def test_clients_that_send_nothing_more_or_drip_are_let_go(strict: Server, kind:
 
 def test_what_is_read_at_a_time_is_bounded(strict: Server) -> None:
     until(lambda: gone(strict))
-    large = (HEAD + f"boundary=x\r\nContent-Length: {2**20}\r\n\r\n").encode() + bytes(2**19 + 2**17)
+    large = (HEAD + f"boundary=x\r\nContent-Length: {2**20}\r\n\r\n").encode() + bytes(
+        2**19 + 2**17
+    )
     with connected(strict) as first, connected(strict) as second:
         first.sendall(large)
         second.sendall(large)
@@ -244,18 +391,29 @@ def test_what_is_read_at_a_time_is_bounded(strict: Server) -> None:
     assert replies == [b"408", b"503"]
 
 
-def test_keys_in_addresses_open_nothing_and_are_not_logged(strict: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_in_addresses_open_nothing_and_are_not_logged(
+    strict: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     until(lambda: gone(strict))
     caplog.set_level(logging.DEBUG)
     for name in ("api_key", "key", "authorization", "token"):
-        for path in ("/v1/models", EDITED, "/v1/images/generations", "/docs", "/nothing", "/metrics"):
+        for path in (
+            "/v1/models",
+            EDITED,
+            "/v1/images/generations",
+            "/docs",
+            "/nothing",
+            "/metrics",
+        ):
             reply = strict.ask("POST" if "images" in path else "GET", f"{path}?{name}={ALICE}")
             assert reply.status_code == {"/nothing": 404, "/metrics": 200}.get(path, 401)
             assert ALICE not in reply.text + str(reply.headers)
-    assert ALICE not in "".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))
+    assert ALICE not in "".join(
+        record.getMessage() for record in caplog.records if not record.name.startswith("http")
+    )
 
 
-# --- bodies: read within bounds, and outside the event loop --------------------------------------------------------
+# --- bodies: read within bounds, and outside the event loop ---------------------------------------
 
 
 SIZE = 4 * 2**20
@@ -267,8 +425,8 @@ def read(body: bytes, kind: str = "application/json") -> Sent:
 
 
 def bounded(body: bytes, kind: str, times: float) -> tuple[int, str]:
-    """The status and the message of a refusal, which takes few seconds, and at most so many times the bytes of a body;
-    200 without one."""
+    """The status and the message of a refusal, which takes few seconds, and at most so many times
+    the bytes of a body; 200 without one."""
     tracemalloc.start()
     begin = time.monotonic()
     try:
@@ -291,7 +449,19 @@ def filled(start: bytes, item: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", [b"user", b"input_reference"])
 @pytest.mark.parametrize(
-    "item", [b"[],", b"1,", b'{"a":1},', b'"",', b"[", b" ", b"a", b'\\u00e9"', b'"\xf0\x9f\x98\x80",', b'{"a":']
+    "item",
+    [
+        b"[],",
+        b"1,",
+        b'{"a":1},',
+        b'"",',
+        b"[",
+        b" ",
+        b"a",
+        b'\\u00e9"',
+        b'"\xf0\x9f\x98\x80",',
+        b'{"a":',
+    ],
 )
 def test_megabytes_of_json_are_refused_unparsed(name: bytes, item: bytes) -> None:
     """Python needs 35 times their bytes, and seconds, also under names that are ignored."""
@@ -309,23 +479,32 @@ def multipart(*parts: tuple[str, str]) -> bytes:
     return "".join([*lines, "--x--\r\n"]).encode()
 
 
-@pytest.mark.parametrize(("body", "kind", "status", "said"), [
-    (filled(b"prompt=a+cat&user=", b"%41"), URLENCODED, 413, "maximum size"),
-    (filled(b"prompt=a+cat&user=%F0%9F%98%80", b"a"), URLENCODED, 400, "no ASCII"),
-    (filled(b"prompt=a+cat", b"&a=1"), URLENCODED, 400, "Too many fields"),
-    (filled(b"prompt=a+cat&image_reference=", b"%41"), URLENCODED, 200, ""),
-    (filled(b"prompt=a+cat&image_reference=%7B%22image_url%22:", b"%5B%5D,"), URLENCODED, 413, "beside"),
-    (b"prompt=%ff", URLENCODED, 400, "UTF-8"),
-    (multipart(*[("f{}", "x")] * 10_000), MULTIPART, 400, "Too many fields"),
-    (multipart(*[('f{}"; filename="a', "x")] * 10_000), MULTIPART, 400, "Too many files"),
-    (multipart(("prompt", "x" * (2**16 + 1))), MULTIPART, 413, "maximum size"),
-    (multipart(*[("a", "x" * 2**12)] * 17), MULTIPART, 413, "maximum size"),
-    (multipart(("prompt", "9" * 80_000)), f"{MULTIPART}; charset=punycode", 400, "UTF-8"),
-    (multipart(("prompt", "x")), f"{MULTIPART}; charset*=utf-8''punycode", 400, "UTF-8"),
-    (multipart(("prompt", "x")), f"{MULTIPART}; charset=utf-8", 200, ""),
-    (multipart(("prompt", "x")), f'{MULTIPART}; charset="UTF-8"', 200, ""),
-    (multipart(("x" * 2**19, "x")), MULTIPART, 400, "cannot be read"),
-], ids=lambda value: None if isinstance(value, bytes) else str(value))  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "said"),
+    [
+        (filled(b"prompt=a+cat&user=", b"%41"), URLENCODED, 413, "maximum size"),
+        (filled(b"prompt=a+cat&user=%F0%9F%98%80", b"a"), URLENCODED, 400, "no ASCII"),
+        (filled(b"prompt=a+cat", b"&a=1"), URLENCODED, 400, "Too many fields"),
+        (filled(b"prompt=a+cat&image_reference=", b"%41"), URLENCODED, 200, ""),
+        (
+            filled(b"prompt=a+cat&image_reference=%7B%22image_url%22:", b"%5B%5D,"),
+            URLENCODED,
+            413,
+            "beside",
+        ),
+        (b"prompt=%ff", URLENCODED, 400, "UTF-8"),
+        (multipart(*[("f{}", "x")] * 10_000), MULTIPART, 400, "Too many fields"),
+        (multipart(*[('f{}"; filename="a', "x")] * 10_000), MULTIPART, 400, "Too many files"),
+        (multipart(("prompt", "x" * (2**16 + 1))), MULTIPART, 413, "maximum size"),
+        (multipart(*[("a", "x" * 2**12)] * 17), MULTIPART, 413, "maximum size"),
+        (multipart(("prompt", "9" * 80_000)), f"{MULTIPART}; charset=punycode", 400, "UTF-8"),
+        (multipart(("prompt", "x")), f"{MULTIPART}; charset*=utf-8''punycode", 400, "UTF-8"),
+        (multipart(("prompt", "x")), f"{MULTIPART}; charset=utf-8", 200, ""),
+        (multipart(("prompt", "x")), f'{MULTIPART}; charset="UTF-8"', 200, ""),
+        (multipart(("x" * 2**19, "x")), MULTIPART, 400, "cannot be read"),
+    ],
+    ids=lambda value: None if isinstance(value, bytes) else str(value),
+)
 def test_forms_are_bounded(body: bytes, kind: str, status: int, said: str) -> None:
     told = bounded(body, kind, 8)
     assert told[0] == status
@@ -334,13 +513,18 @@ def test_forms_are_bounded(body: bytes, kind: str, status: int, said: str) -> No
 
 def test_a_body_is_read_by_what_it_is() -> None:
     assert read(b"prompt=a+cat&search%5Bname%5D=svdd&x=%C3%A9%2B%26%3D", URLENCODED).fields == {
-        "prompt": "a cat", "search": {"name": "svdd"}, "x": "é+&=",
-    }  # fmt: skip
+        "prompt": "a cat",
+        "search": {"name": "svdd"},
+        "x": "é+&=",
+    }
     for kind in ("application/json", "text/plain", URLENCODED):
         assert read(b' {"prompt": "a cat", "n": 2}', kind) == Sent({"prompt": "a cat", "n": 2})
     for name in ("input_reference", "image_reference"):
         text = base64.b64encode(bytes(3 * 2**20))
-        body = b'{"prompt": "a cat", "%b": {"image_url": "data:image\\/png;base64,%b"}}' % (name.encode(), text)
+        body = b'{"prompt": "a cat", "%b": {"image_url": "data:image\\/png;base64,%b"}}' % (
+            name.encode(),
+            text,
+        )
         assert read(body).fields[name] == {"image_url": f"data:image/png;base64,{text.decode()}"}
     uri = "data:image/png;base64," + base64.b64encode(png(picture()) + bytes(2**17)).decode()
     with pytest.raises(HTTPException, match="65536 beside"):
@@ -350,14 +534,28 @@ def test_a_body_is_read_by_what_it_is() -> None:
 PICTURED = {"data": {"prompt": PROMPT}, "files": {"image": ("a", PICTURE)}}
 
 
-@pytest.mark.parametrize(("door", "path", "work", "body"), [
-    *(("editing", path, "service.bodies.sent", {kind: {"prompt": PROMPT}})
-      for path in (IMAGES, EDITED) for kind in ("json", "data", "files")),
-    *(("videos", path, "service.bodies.sent", {"json": {}}) for path in (VIDEOS, f"{VIDEOS}/sync", "remix")),
-    ("editing", EDITED, "files.pictured.Picture.opened", PICTURED),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("door", "path", "work", "body"),
+    [
+        *(
+            ("editing", path, "service.bodies.sent", {kind: {"prompt": PROMPT}})
+            for path in (IMAGES, EDITED)
+            for kind in ("json", "data", "files")
+        ),
+        *(
+            ("videos", path, "service.bodies.sent", {"json": {}})
+            for path in (VIDEOS, f"{VIDEOS}/sync", "remix")
+        ),
+        ("editing", EDITED, "files.pictured.Picture.opened", PICTURED),
+    ],
+)
 def test_bodies_are_read_and_pictures_decoded_beside_the_event_loop(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, door: str, path: str, work: str, body: Any
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    door: str,
+    path: str,
+    work: str,
+    body: Any,
 ) -> None:
     begun, go, caller = threading.Event(), threading.Event(), request.getfixturevalue(door)
     if path == "remix":
@@ -388,7 +586,10 @@ def test_refused_forms_give_their_memory_back(editing: Server) -> None:
         return int(pages) * 4096 / 2**20
 
     before, taken = resident(), list[float]()
-    form: dict[str, Any] = {"data": {"prompt": PROMPT}, "files": {"image": ("a", bytes(12 * 2**20))}}
+    form: dict[str, Any] = {
+        "data": {"prompt": PROMPT},
+        "files": {"image": ("a", bytes(12 * 2**20))},
+    }
     with ThreadPoolExecutor(12) as pool:
         replies = [pool.submit(editing.ask, "POST", EDITED, **form) for _ in range(24)]
         while not all(reply.done() for reply in replies):

@@ -1,4 +1,5 @@
-"""What clients may ask of searches; and what they and the log are told of what fails, which fails alone."""
+"""What clients may ask of searches; and what they and the log are told of what fails, which fails
+alone."""
 
 from __future__ import annotations
 
@@ -60,11 +61,15 @@ def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 @pytest.fixture(scope="module")
 def caller(pipe: Any, offer: ServingCatalog, files: dict[str, Path]) -> Iterator[Caller]:
     searches = searches_of([f"{name}={path}" for name, path in files.items()])
-    with serve(one_device(pipe, *REWARDS), replace(offer, searches=searches, draft="embedded")) as caller:
+    with serve(
+        one_device(pipe, *REWARDS), replace(offer, searches=searches, draft="embedded")
+    ) as caller:
         yield caller
 
 
-def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(pipe: Any, offer: ServingCatalog) -> None:
+def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(
+    pipe: Any, offer: ServingCatalog
+) -> None:
     go, whole = threading.Event(), threading.Event()
 
     class Late(OneDevice):
@@ -94,7 +99,9 @@ def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(pipe
 
 
 @pytest.mark.parametrize("search", ["tuned", "priced", {"name": "best-of-n", "n": 2}])
-def test_searches_of_files_and_with_options(caller: Caller, pipe: Any, files: Any, search: Any) -> None:
+def test_searches_of_files_and_with_options(
+    caller: Caller, pipe: Any, files: Any, search: Any
+) -> None:
     steps = {} if search == "tuned" else {"num_inference_steps": STEPS}  # which it says itself
     reply = caller.made(search=search, steps=steps.get("num_inference_steps"), budget="18nfe")
     spec = str(files[search]) if isinstance(search, str) else search
@@ -104,24 +111,39 @@ def test_searches_of_files_and_with_options(caller: Caller, pipe: Any, files: An
     assert str(files["tuned"].parent) not in json.dumps(told)
     kinds = {"tuned": "seed-pruning", "priced": "price-of-compute"}
     assert told["search"]["algorithm"] == kinds.get(str(search), "best-of-n")
-    assert refusal(caller.send(search={"name": "priced"}))[:2] == (400, "search"), "a file has no options"
+    assert refusal(caller.send(search={"name": "priced"}))[:2] == (400, "search"), (
+        "a file has no options"
+    )
     drafted = caller.made(search="seed-pruning", steps=STEPS, draft=True, budget="12nfe")
     assert drafted["usage"]["draft_calls"] > 0
     assert json.loads(shown(drafted).info["ttsnap"]).get("draft") is None
 
 
-def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pipe: Any, offer: ServingCatalog) -> None:
+def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(
+    pipe: Any, offer: ServingCatalog
+) -> None:
     rewards, limits = {name: make_rewards(name)[0] for name in REWARDS}, ServiceLimits()
 
     def draft(offer: ServingCatalog, **own: Any) -> Any:
         return prepared_of(Generation(PROMPT, **own), offer, limits).engine.sampler.draft
 
     auto, none = (with_drafts(offer, name, pipe, rewards) for name in ("auto", "none"))
-    assert draft(auto) == draft(auto, negative_prompt="", size="32x32", reward="brightness") == "embedded"
+    assert (
+        draft(auto)
+        == draft(auto, negative_prompt="", size="32x32", reward="brightness")
+        == "embedded"
+    )
     left_out: list[dict[str, Any]] = [
-        {"draft": False}, {"steps": 10}, {"guidance_scale": 2.0}, {"negative_prompt": "blue"}, {"search": "best-of-n"},
-        {"search": "svdd"}, {"kernel": "ode"}, {"size": "16x16"}, {"search": {"name": "seed-pruning", "n": 8}},
-    ]  # fmt: skip
+        {"draft": False},
+        {"steps": 10},
+        {"guidance_scale": 2.0},
+        {"negative_prompt": "blue"},
+        {"search": "best-of-n"},
+        {"search": "svdd"},
+        {"kernel": "ode"},
+        {"size": "16x16"},
+        {"search": {"name": "seed-pruning", "n": 8}},
+    ]
     assert [draft(auto, **own) for own in left_out] == [None] * len(left_out)
     assert draft(auto, draft=True, steps=10) == "embedded"
     assert draft(none) is None
@@ -150,17 +172,36 @@ def fails(*_: object, **__: object) -> None:
     raise IndexError("out of range, in /srv/secret")
 
 
-@pytest.mark.parametrize(("broken", "with_others", "own", "told", "word"), [
-    (("ttsnap.reward_models.closed_form.Brightness.__call__", fails), True, {"reward": "brightness"},
-     (503, "reward", "reward_failed"), "brightness"),
-    ((type(make_algorithm("evolution")), "step", fails), True, {"search": {"name": "evolution", "n": 2}},
-     (500, "search", None), "IndexError"),
-    (("ttsnap.pipelines.run.record_of", fails), False, {}, (500, None, None), "IndexError"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("broken", "with_others", "own", "told", "word"),
+    [
+        (
+            ("ttsnap.reward_models.closed_form.Brightness.__call__", fails),
+            True,
+            {"reward": "brightness"},
+            (503, "reward", "reward_failed"),
+            "brightness",
+        ),
+        (
+            (type(make_algorithm("evolution")), "step", fails),
+            True,
+            {"search": {"name": "evolution", "n": 2}},
+            (500, "search", None),
+            "IndexError",
+        ),
+        (("ttsnap.pipelines.run.record_of", fails), False, {}, (500, None, None), "IndexError"),
+    ],
+)
 def test_what_fails_fails_alone(
-    caller: Caller, broken: Any, with_others: bool, own: dict[str, Any], told: tuple[Any, ...], word: str
+    caller: Caller,
+    broken: Any,
+    with_others: bool,
+    own: dict[str, Any],
+    told: tuple[Any, ...],
+    word: str,
 ) -> None:
-    """An algorithm's mistake, a reward's, and one in what is told: searches on the same engine go on."""
+    """An algorithm's mistake, a reward's, and one in what is told: searches on the same engine go
+    on."""
     failed = caller.metric('requests_total{outcome="failed"}')
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
         good = pool.submit(caller.made, budget="48nfe") if with_others else None
@@ -180,7 +221,7 @@ def test_every_name_that_is_offered_can_be_asked_for_with_its_defaults() -> None
         assert make_algorithm(plain) == make_algorithm(same)
 
 
-# --- secrets: where rewards fail, all are told offered names and our own sentences only ----------------------------
+# --- secrets: where rewards fail, all are told offered names and our own sentences only -----------
 
 
 ADDRESS = "http://user:secret@127.0.0.1:9/score?key=hidden"
@@ -188,8 +229,8 @@ SECRETS = ("user", "secret", "127.0.0.1", "hidden", "refused to serve", "vault")
 
 
 class Vault(RewardModel):
-    """A reward whose own name is its address, which it tells, with its prompt, when it fails: on all images, or but for
-    its first batch; and on some prompts."""
+    """A reward whose own name is its address, which it tells, with its prompt, when it fails: on
+    all images, or but for its first batch; and on some prompts."""
 
     name, tokenizer, max_tokens = ADDRESS, None, None
 
@@ -209,14 +250,21 @@ class Vault(RewardModel):
 
 @pytest.fixture
 def guarded(pipe: Any) -> Iterator[Caller]:
-    rewards: dict[str, Any] = {"vault-a": Vault(1), "vault-b": Vault(), "scenes": make_rewards("scenes")[0]}
-    with serve(OneDevice(pipe, rewards), ServingCatalog("embedded", tuple(rewards), recommended)) as caller:
+    rewards: dict[str, Any] = {
+        "vault-a": Vault(1),
+        "vault-b": Vault(),
+        "scenes": make_rewards("scenes")[0],
+    }
+    with serve(
+        OneDevice(pipe, rewards), ServingCatalog("embedded", tuple(rewards), recommended)
+    ) as caller:
         yield caller
 
 
 @pytest.fixture
 def asked(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., httpx.Response]]:
-    """Gives the reply to a request. Neither it, with the metadata of its PNGs, nor at last the log tells secrets."""
+    """Gives the reply to a request. Neither it, with the metadata of its PNGs, nor at last the log
+    tells secrets."""
     negative = "a blurry yak"
     told = {negative}
 
@@ -231,7 +279,9 @@ def asked(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., httpx.Resp
 
     caplog.set_level(logging.INFO)
     yield ask
-    records = [record for record in caplog.get_records("call") if not record.name.startswith("http")]
+    records = [
+        record for record in caplog.get_records("call") if not record.name.startswith("http")
+    ]
     for form in (Discreet(), JsonLines()):
         lines = "\n".join(map(form.format, records))
         assert not [secret for secret in (*told, "user:", "hidden") if secret in lines]
@@ -239,8 +289,12 @@ def asked(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., httpx.Resp
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_reward_that_fails_in_part_is_told_by_its_offered_name(guarded: Caller, asked: Any, stream: bool) -> None:
-    reply = asked(guarded, reward="vault-a", report=["vault-b", "scenes"], budget="96nfe", stream=stream)
+def test_a_reward_that_fails_in_part_is_told_by_its_offered_name(
+    guarded: Caller, asked: Any, stream: bool
+) -> None:
+    reply = asked(
+        guarded, reward="vault-a", report=["vault-b", "scenes"], budget="96nfe", stream=stream
+    )
     assert reply.status_code == 200
     told = json.loads(reply.text.rpartition("data: ")[2] if stream else reply.text)
     warnings = " / ".join(told["warnings"])
@@ -250,12 +304,15 @@ def test_a_reward_that_fails_in_part_is_told_by_its_offered_name(guarded: Caller
     assert (list(image["scores"]), list(image["metrics"])) == (["vault-a"], ["vault-b", "scenes"])
 
 
-def test_what_fails_from_the_start_or_cannot_be_read_is_told_by_its_offered_name(guarded: Caller, asked: Any) -> None:
+def test_what_fails_from_the_start_or_cannot_be_read_is_told_by_its_offered_name(
+    guarded: Caller, asked: Any
+) -> None:
     failed = (503, "reward", "reward_failed")
     assert refusal(asked(guarded, reward=["scenes", "vault-b"])) == failed
     refused = asked(guarded, reward="vault-b", prompt="a red circle")
     assert (refusal(refused)[:2], "reward vault-b" in refused.text) == ((400, "prompt"), True)
-    assert refusal(asked(guarded, reward=["vault-b", "vault-a"])) == failed  # which call themselves alike
+    # which call themselves alike
+    assert refusal(asked(guarded, reward=["vault-b", "vault-a"])) == failed
     assert refusal(asked(guarded, prompt="a shy zebra"))[:2] == (400, "prompt")
 
 
@@ -265,7 +322,9 @@ def test_what_a_device_cannot_load_is_told_without_its_address(
 ) -> None:
     specs = {"vault-a": "scenes", "vault-b": "scenes"}
     here = OneDevice(pipe, {name: make_rewards("scenes")[0] for name in specs})
-    engines = ManyDevices(here, ModelOptions(device="cpu"), specs, lambda recipe: LocalPool(recipe, 1))
+    engines = ManyDevices(
+        here, ModelOptions(device="cpu"), specs, lambda recipe: LocalPool(recipe, 1)
+    )
     with serve(engines, ServingCatalog("embedded", tuple(specs), recommended)) as caller:
         for names in (["vault-a"], ["vault-b", "vault-a"]):
             assert list(asked(caller, reward=names).json()["data"][0]["scores"]) == names
@@ -300,5 +359,9 @@ def test_the_log_on_stderr_holds_no_credentials(
     assert ("GET /x 200 0.500 s key=alice nfe=4" in told) is requests
     if lines == "json":
         error, *more = map(json.loads, told.splitlines())
-        assert (error["level"], error["logger"], error["time"][-6:]) == ("error", "ttsnap", "+00:00")
+        assert (error["level"], error["logger"], error["time"][-6:]) == (
+            "error",
+            "ttsnap",
+            "+00:00",
+        )
         assert [(line["status"], line["key"]) for line in more] == [(200, "alice")] * requests

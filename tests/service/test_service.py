@@ -1,4 +1,5 @@
-"""The service as its callers meet it, on a real socket; OpenAI's clients and others; several devices; and the end."""
+"""The service as its callers meet it, on a real socket; OpenAI's clients and others; several
+devices; and the end."""
 
 from __future__ import annotations
 
@@ -30,8 +31,30 @@ from openai import AsyncOpenAI
 from PIL import Image
 
 from tests.cluster.local import LocalPool
-from tests.service.asking import EDITED, IMAGES, LARGE, PROMPT, SMALL, Caller, apart, best, picture, refusal, until
-from tests.service.conftest import ALICE, BOB, EDITS, REWARDS, Server, Slow, client_of, one_device, serve
+from tests.service.asking import (
+    EDITED,
+    IMAGES,
+    LARGE,
+    PROMPT,
+    SMALL,
+    Caller,
+    apart,
+    best,
+    picture,
+    refusal,
+    until,
+)
+from tests.service.conftest import (
+    ALICE,
+    BOB,
+    EDITS,
+    REWARDS,
+    Server,
+    Slow,
+    client_of,
+    one_device,
+    serve,
+)
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.core.protocols import EngineLost
 from ttsnap.core.results import Event
@@ -51,17 +74,32 @@ from ttsnap.service.tickets import Partial, Progress
 
 
 def test_a_generation_is_what_the_pipeline_gives(caller: Caller, pipe: Any) -> None:
-    own = {"seed": 3, "budget": "60nfe", "search": "seed-pruning", "reward": "scenes", "report": "brightness"}
+    own = {
+        "seed": 3,
+        "budget": "60nfe",
+        "search": "seed-pruning",
+        "reward": "scenes",
+        "report": "brightness",
+    }
     reply = client_of(caller).images.generate(prompt=PROMPT, n=2, extra_body=own)
     out = pipe(PROMPT, num_images_per_prompt=2, draft=None, **own)
     assert reply.data is not None
     for image, theirs, candidate in zip(reply.data, out.images, out.search[0].images, strict=True):
         found, mine = image.to_dict(), picture(str(image.b64_json))
-        assert (found["seed"], found["reward"]) == (candidate.seed, pytest.approx(candidate.reward, abs=1e-5))
-        assert found["metrics"] == {"brightness": pytest.approx(candidate.metrics["brightness"], abs=1e-5)}
+        assert (found["seed"], found["reward"]) == (
+            candidate.seed,
+            pytest.approx(candidate.reward, abs=1e-5),
+        )
+        assert found["metrics"] == {
+            "brightness": pytest.approx(candidate.metrics["brightness"], abs=1e-5)
+        }
         assert apart(mine, theirs) <= 1, "rounding may differ with the batch"
         told, ours = json.loads(mine.info["ttsnap"]), json.loads(theirs.info["ttsnap"])
-        assert (told["seed"], told["call"], told["model"]) == (ours["seed"], ours["call"], ours["model"])
+        assert (told["seed"], told["call"], told["model"]) == (
+            ours["seed"],
+            ours["call"],
+            ours["model"],
+        )
     assert reply.usage is not None
     usage, spent = reply.usage.to_dict(), out.search[0].spent
     assert (usage["nfe"], usage["seeds"], usage["total_tokens"]) == (spent.nfe, spent.seeds, 0)
@@ -69,13 +107,20 @@ def test_a_generation_is_what_the_pipeline_gives(caller: Caller, pipe: Any) -> N
 
 
 def test_searches_that_share_batches_find_what_they_find_alone(caller: Caller) -> None:
-    searches = (("best-of-n", 24, 6, "32x32"), ("seed-pruning", 30, 6, "16x32"), ("svdd", 24, 6, "32x32"),
-                ("best-of-n", 15, 5, "32x32"), ("seed-pruning", 30, 6, "32x32"))  # fmt: skip
+    searches = (
+        ("best-of-n", 24, 6, "32x32"),
+        ("seed-pruning", 30, 6, "16x32"),
+        ("svdd", 24, 6, "32x32"),
+        ("best-of-n", 15, 5, "32x32"),
+        ("seed-pruning", 30, 6, "32x32"),
+    )
 
     def run(i: int) -> tuple[object, ...]:
         search, nfe, steps, size = searches[i]
         reward = "scenes" if size == "32x32" else "brightness"
-        told = caller.made(search=search, seed=i, budget=f"{nfe}nfe", steps=steps, size=size, reward=reward)
+        told = caller.made(
+            search=search, seed=i, budget=f"{nfe}nfe", steps=steps, size=size, reward=reward
+        )
         assert told["size"] == size
         return *best(told), told["usage"]["nfe"]
 
@@ -87,11 +132,21 @@ def test_searches_that_share_batches_find_what_they_find_alone(caller: Caller) -
 def events(caller: Caller, **body: object) -> list[dict[str, Any]]:
     """Those of a stream, from the client's own requests."""
     text = caller.send(stream=True, seed=3, **body).text
-    return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+    return [
+        json.loads(line.removeprefix("data: "))
+        for line in text.splitlines()
+        if line.startswith("data: ")
+    ]
 
 
 def test_a_stream_shows_estimates_and_ends_with_the_images(caller: Caller) -> None:
-    own = {"n": 2, "budget": "60nfe", "search": "seed-pruning", "steps": None, "output_format": "jpeg"}
+    own = {
+        "n": 2,
+        "budget": "60nfe",
+        "search": "seed-pruning",
+        "steps": None,
+        "output_format": "jpeg",
+    }
     told = events(caller, partial_images=2, **own)
     kinds = [event["type"].removeprefix("image_generation.") for event in told]
     assert kinds in (["partial_image"] * count + ["completed"] * 2 for count in (1, 2))
@@ -106,20 +161,27 @@ def test_a_stream_shows_estimates_and_ends_with_the_images(caller: Caller) -> No
 def test_images_that_fail_a_requirement_are_not_returned(caller: Caller) -> None:
     own = {"budget": "20nfe", "reward": "brightness"}
     rewards = [image["reward"] for image in caller.made(n=5, **own)["data"]]
-    some = caller.made(n=5, **own, require=[f"brightness>{(rewards[1] + rewards[2]) / 2}", "scenes<2"])
+    some = caller.made(
+        n=5, **own, require=[f"brightness>{(rewards[1] + rewards[2]) / 2}", "scenes<2"]
+    )
     assert [image["reward"] for image in some["data"]] == pytest.approx(rewards[:2], abs=1e-5)
     assert any("3 of 5 finished images" in warning for warning in some["warnings"])
     spent = caller.metric("nfe_total")
     none = caller.send(**{**SMALL, **own, "require": "brightness>1"})
     assert refusal(none) == (422, "require", "requirement_not_met")
     assert caller.metric("nfe_total") == spent + 20
-    *partials, last = events(caller, budget="100nfe", reward="brightness", partial_images=3, require="brightness>0")
+    *partials, last = events(
+        caller, budget="100nfe", reward="brightness", partial_images=3, require="brightness>0"
+    )
     shown = [np.asarray(picture(event["b64_json"])) for event in partials]
-    assert all((one == np.asarray(picture(last["b64_json"]))).all() for one in shown[-1:]), "no estimate is shown"
+    assert all((one == np.asarray(picture(last["b64_json"]))).all() for one in shown[-1:]), (
+        "no estimate is shown"
+    )
 
 
 @pytest.mark.parametrize(
-    ("budget", "images"), [("1tokens", 20), ("1gradients", 20), ("3images,1tokens", 3), ("1images", 1)]
+    ("budget", "images"),
+    [("1tokens", 20), ("1gradients", 20), ("3images,1tokens", 3), ("1images", 1)],
 )
 def test_every_budget_is_capped_in_evaluations(caller: Caller, budget: str, images: int) -> None:
     told = caller.made(budget=budget, seed=0)
@@ -148,7 +210,9 @@ def test_models_health_and_what_is_measured(caller: Caller) -> None:
 
 
 def test_a_client_that_goes_away_cancels_its_search(caller: Caller) -> None:
-    cancelled, nfe = (caller.metric(name) for name in ('requests_total{outcome="cancelled"}', "nfe_total"))
+    cancelled, nfe = (
+        caller.metric(name) for name in ('requests_total{outcome="cancelled"}', "nfe_total")
+    )
     with caller.running():
         pass
     caller.left()
@@ -164,13 +228,16 @@ def test_a_large_request_does_not_keep_a_small_one_waiting(caller: Caller) -> No
     with caller.running():
         before = caller.metric("nfe_total")
         caller.made(prompt="a red circle", budget="4nfe")
-        # 4 steps, one in each batch of 16 rows at most; and a few batches while the requests are on their way.
+        # 4 steps, one in each batch of 16 rows at most; and a few batches while the requests are on
+        # their way.
         assert caller.metric("nfe_total") - before <= 40 * 16
         assert caller.metric("active") == 1, "the large one still runs"
     until(lambda: caller.metric("active") == 0)
 
 
-def test_limits_on_the_queue_and_on_each_key(serving: Callable[..., Server], two_keys: Keys) -> None:
+def test_limits_on_the_queue_and_on_each_key(
+    serving: Callable[..., Server], two_keys: Keys
+) -> None:
     server = serving(ServiceLimits(active=1, queue=1, per_key=2, drain=0.1, seconds=60), two_keys)
     alice, bob = server.by(ALICE), server.by(BOB)
     with ThreadPoolExecutor(1) as pool:
@@ -186,7 +253,10 @@ def test_limits_on_the_queue_and_on_each_key(serving: Callable[..., Server], two
     for key in ("c" * 20, "", ALICE[:-1]):
         reply = server.by(key).send()
         assert refusal(reply) == (401, None, "invalid_api_key")
-        assert (reply.json()["error"]["type"], reply.headers["www-authenticate"]) == ("authentication_error", "Bearer")
+        assert (reply.json()["error"]["type"], reply.headers["www-authenticate"]) == (
+            "authentication_error",
+            "Bearer",
+        )
         assert not key or key not in reply.text
     assert [server.get(path).status_code for path in ("/v1/models", "/health")] == [401, 200]
 
@@ -215,10 +285,11 @@ def test_a_search_ends_in_time_with_its_best_image(caller: Caller, serving: Any)
     assert (len(told["data"]), told["warnings"]) == (1, []), "its budget is used up"
     (warning,) = serving(ServiceLimits(seconds=0.5, drain=0.1)).made(budget="2000nfe")["warnings"]
     assert "0.5 s" in warning, "its budget is not"
-    assert not any("stopped early" in warning for warning in told["warnings"])  # it had all the time that it asked for
+    # it had all the time that it asked for
+    assert not any("stopped early" in warning for warning in told["warnings"])
 
 
-# --- several devices: engines are clusters, and what callers get is the same ---------------------------------------
+# --- several devices: engines are clusters, and what callers get is the same ----------------------
 
 
 @pytest.mark.usefixtures("shallow_model")
@@ -237,7 +308,11 @@ def test_several_devices_give_what_one_gives_and_where_they_fail_are_tried_anew(
 
     def check_lost(**own: object) -> None:
         reply = mine.send(**{**SMALL, **own})
-        assert (refusal(reply)[0], reply.headers["retry-after"], "keep failing" in reply.text) == (503, "30", True)
+        assert (refusal(reply)[0], reply.headers["retry-after"], "keep failing" in reply.text) == (
+            503,
+            "30",
+            True,
+        )
 
     cpu, names = ModelOptions(device="cpu", dtype="float32"), {name: name for name in REWARDS}
     engines, other = (
@@ -250,7 +325,11 @@ def test_several_devices_give_what_one_gives_and_where_they_fail_are_tried_anew(
             told, alone = mine.made(**own), caller.made(**own)
             assert (*best(told), told["usage"]["nfe"]) == (*best(alone), alone["usage"]["nfe"])
         assert len(pools) == 4, "that which was made ready, and those of requests"
-        networks = {id(actor.engine.denoiser.pipe.transformer) for pool in pools[2:] for actor in pool.actors}
+        networks = {
+            id(actor.engine.denoiser.pipe.transformer)
+            for pool in pools[2:]
+            for actor in pool.actors
+        }
         assert len(networks) == 1, "a process loads the model once"
         assert mine.metric("nfe_total") == 32
         assert 0 < mine.metric("batch_fill") <= 1
@@ -264,7 +343,7 @@ def test_several_devices_give_what_one_gives_and_where_they_fail_are_tried_anew(
         assert mine.made(**other)
 
 
-# --- the end under load: every request that was taken has an answer, an image or one sentence ----------------------
+# --- the end under load: every request that was taken has an answer, an image or one sentence -----
 
 
 CLIENTS, STREAMS = 24, 6
@@ -277,7 +356,8 @@ def ask(pool: ThreadPoolExecutor, caller: Caller) -> list[Future[httpx.Response]
 
 
 def last_of(reply: httpx.Response) -> tuple[str, dict[str, Any]]:
-    """How a request ended, and what it was told then: "image", or the code of an error in OpenAI's shape."""
+    """How a request ended, and what it was told then: "image", or the code of an error in OpenAI's
+    shape."""
     streamed = reply.headers["content-type"].startswith("text/event-stream")
     told = json.loads(reply.text.rpartition("data: ")[2] if streamed else reply.text)
     if "error" in told:
@@ -322,7 +402,10 @@ def test_searches_wind_up_early_enough_to_finish_an_image_each(
 
 def test_who_comes_late_is_told_so_until_the_last_answer(slow: Slow, offer: ServingCatalog) -> None:
     slow.left, limits = 1, ServiceLimits(drain=10)
-    with ThreadPoolExecutor(2) as pool, serve(slow, replace(offer, rewards=("brightness",)), limits) as caller:
+    with (
+        ThreadPoolExecutor(2) as pool,
+        serve(slow, replace(offer, rewards=("brightness",)), limits) as caller,
+    ):
         first = pool.submit(caller.send, IMAGES, **LARGE)
         until(lambda: slow.left < 0)
         ending = pool.submit(caller.__exit__)
@@ -338,12 +421,22 @@ def test_who_comes_late_is_told_so_until_the_last_answer(slow: Slow, offer: Serv
             caller.send()
 
 
-@pytest.mark.parametrize(("late", "drain", "left", "ok"), [
-    (0.5, 0.5, 0, range(1)),  # what cannot be finished is told so
-    (5, 0.01, 15, range(12, 23)),  # the oldest finish: of batches of 16, the first 16 images take 11, and all take 20
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("late", "drain", "left", "ok"),
+    [
+        (0.5, 0.5, 0, range(1)),  # what cannot be finished is told so
+        # the oldest finish: of batches of 16, the first 16 images take 11, and all take 20
+        (5, 0.01, 15, range(12, 23)),
+    ],
+)
 def test_where_time_is_short_the_rest_is_told_so(
-    slow: Slow, offer: ServingCatalog, monkeypatch: pytest.MonkeyPatch, late: float, drain: float, left: int, ok: range
+    slow: Slow,
+    offer: ServingCatalog,
+    monkeypatch: pytest.MonkeyPatch,
+    late: float,
+    drain: float,
+    left: int,
+    ok: range,
 ) -> None:
     monkeypatch.setattr("ttsnap.service.worker.LATE", late)
     with loaded(slow, offer, drain) as (server, pool, asked):
@@ -356,12 +449,14 @@ def test_where_time_is_short_the_rest_is_told_so(
     assert ends["image"] in ok
 
 
-# --- clients: OpenAI's own, which ask again by themselves, and those of its older models, of vLLM-Omni and SGLang --
+# --- clients: OpenAI's own, which ask again by themselves, and those of its older models, of vLLM-O
 
 
 OWN: dict[str, Any] = {**SMALL, "budget": "8nfe", "seed": 5}
 COLOURS, SHAPES = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle", "cross")
-CAPTIONS = [caption(parse(f"a {colour} {shape}")) for colour, shape in itertools.product(COLOURS, SHAPES)]
+CAPTIONS = [
+    caption(parse(f"a {colour} {shape}")) for colour, shape in itertools.product(COLOURS, SHAPES)
+]
 """None is part of another."""
 PATHS = re.compile(r"/(tmp|home|root|work|usr|var|opt)/|site-packages|\.py\b|0x[0-9a-f]{6}")
 
@@ -379,7 +474,9 @@ def test_streams_end_with_an_image_or_raise_in_openai_s_client(editing: Server) 
     assert (error.value.param, error.value.code) == ("require", "requirement_not_met")
 
 
-def test_ctrl_c_before_it_listens_ends_it_as_well(editor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_before_it_listens_ends_it_as_well(
+    editor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = serve(one_device(editor), EDITS)
     monkeypatch.setattr(server._server, "run", Mock(side_effect=KeyboardInterrupt))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -398,19 +495,23 @@ def test_health_tells_of_a_thread_that_has_ended(editor: Any) -> None:
     assert (*refusal(refused), refused.headers["retry-after"]) == (503, None, "stopping", "5")
 
 
-# --- clients that ask again ------------------------------------------------------------------------------------------
+# --- clients that ask again -----------------------------------------------------------------------
 
 
 def test_every_request_of_a_crowd_is_answered_by_clients_that_ask_again(
     editor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ttsnap.service.worker.AGAIN", 1)
-    with serve(one_device(editor), EDITS, ServiceLimits(active=2, queue=2, per_key=99, drain=0.1)) as caller:
+    with serve(
+        one_device(editor), EDITS, ServiceLimits(active=2, queue=2, per_key=99, drain=0.1)
+    ) as caller:
         alone = {seed: best(caller.made(**OWN | {"seed": seed})) for seed in (0, 7)}
         until(lambda: caller.metric('requests_total{outcome="done"}') == 2)
 
         async def asked() -> list[tuple[int, float]]:
-            async with AsyncOpenAI(base_url=f"{caller.url}/v1", api_key="none", max_retries=20) as client:
+            async with AsyncOpenAI(
+                base_url=f"{caller.url}/v1", api_key="none", max_retries=20
+            ) as client:
                 own = [OWN | {"seed": seed} for seed in range(24)]
                 replies = [client.images.generate(prompt=PROMPT, extra_body=each) for each in own]
                 return [best(reply.to_dict()) for reply in await asyncio.gather(*replies)]
@@ -421,29 +522,53 @@ def test_every_request_of_a_crowd_is_answered_by_clients_that_ask_again(
         assert {seed: found[seed] for seed in alone} == alone
 
 
-# --- secrets ---------------------------------------------------------------------------------------------------------
+# --- secrets --------------------------------------------------------------------------------------
 
 
-def test_nobody_sees_another_s_prompt_or_the_server_s_places(editor: Any, drawn: list[bytes]) -> None:
+def test_nobody_sees_another_s_prompt_or_the_server_s_places(
+    editor: Any, drawn: list[bytes]
+) -> None:
     """Searches, streams, edits and mistakes of sixteen callers at once, which share batches."""
     names = [f"caller-{i:02}" for i in range(len(CAPTIONS))]
-    keys = Keys(tuple(itertools.chain.from_iterable(Keys.of(f"{name}-key-of-many").callers for name in names)))
+    keys = Keys(
+        tuple(
+            itertools.chain.from_iterable(Keys.of(f"{name}-key-of-many").callers for name in names)
+        )
+    )
 
     def ask(i: int) -> str:
         """All that a reply says, metadata of its images included."""
-        body = {"negative_prompt": f"{names[i]} hates it", "user": names[i], **OWN, "prompt": CAPTIONS[i]}
+        body = {
+            "negative_prompt": f"{names[i]} hates it",
+            "user": names[i],
+            **OWN,
+            "prompt": CAPTIONS[i],
+        }
         body |= [{}, {"stream": True, "partial_images": 1}, {}, {"size": "17x33"}][i % 4]
-        caller, files = server.by(f"{names[i]}-key-of-many"), {"image": ("a.png", drawn[i % len(drawn)])}
-        reply = caller.send(**body) if i % 4 != 2 else caller.ask("POST", EDITED, data=body, files=files)
+        caller, files = (
+            server.by(f"{names[i]}-key-of-many"),
+            {"image": ("a.png", drawn[i % len(drawn)])},
+        )
+        reply = (
+            caller.send(**body)
+            if i % 4 != 2
+            else caller.ask("POST", EDITED, data=body, files=files)
+        )
         data = re.findall(r'"b64_json": ?"([^"]+)"', reply.text)
-        return str(reply.headers) + reply.text + "".join(base64.b64decode(each).decode("latin-1") for each in data)
+        return (
+            str(reply.headers)
+            + reply.text
+            + "".join(base64.b64decode(each).decode("latin-1") for each in data)
+        )
 
     with serve(one_device(editor), EDITS, keys=keys) as server:
         with ThreadPoolExecutor(len(CAPTIONS)) as pool:
             replies = list(pool.map(ask, range(len(CAPTIONS))))
         open_to_all = server.get("/metrics").text
     for i, reply in enumerate(replies):
-        assert not PATHS.search(re.sub(r'"b64_json": ?"[^"]+"', "", reply)), "no path, no address of memory"
+        assert not PATHS.search(re.sub(r'"b64_json": ?"[^"]+"', "", reply)), (
+            "no path, no address of memory"
+        )
         for secret in (CAPTIONS, names):
             seen = {j for j, each in enumerate(secret) if each in reply}
             assert seen <= {i}, reply[:300]
@@ -452,22 +577,43 @@ def test_nobody_sees_another_s_prompt_or_the_server_s_places(editor: Any, drawn:
     assert "at most 32 x 32" in replies[3]
 
 
-# --- other clients -------------------------------------------------------------------------------------------------
+# --- other clients --------------------------------------------------------------------------------
 
 
 def test_fields_of_other_servers_mean_what_ours_do(caller: Caller) -> None:
     ours = caller.made(size="32x32", guidance_scale=2.5)
-    theirs = {"steps": None, "num_inference_steps": 4, "width": 32, "height": 32, "true_cfg_scale": 2.5}
-    unused = {"generator_device": "cuda", "vae_use_tiling": True, "enable_teacache": True, "user": "u-1"}
+    theirs = {
+        "steps": None,
+        "num_inference_steps": 4,
+        "width": 32,
+        "height": 32,
+        "true_cfg_scale": 2.5,
+    }
+    unused = {
+        "generator_device": "cuda",
+        "vae_use_tiling": True,
+        "enable_teacache": True,
+        "user": "u-1",
+    }
     unused |= {"style": "vivid", "bot_task": "think", "cache_dit_steps": 3}
     unused |= {"return_stage_metrics": True, "frame_interpolation_exp": 1}
-    off = {"enable_upscaling": False, "diffusers_kwargs": {}, "layers": 0, "rollout": " None ", "video_params": "{}"}
+    off = {
+        "enable_upscaling": False,
+        "diffusers_kwargs": {},
+        "layers": 0,
+        "rollout": " None ",
+        "video_params": "{}",
+    }
     theirs |= {"num_outputs_per_prompt": 1}
     reply = caller.made(**theirs, **unused, **off, lora=None, moderation="low")
-    assert [image["b64_json"] for image in reply["data"]] == [image["b64_json"] for image in ours["data"]]
+    assert [image["b64_json"] for image in reply["data"]] == [
+        image["b64_json"] for image in ours["data"]
+    ]
     assert ours["warnings"] == []
     assert reply["warnings"] == [f"not used here: {', '.join((*unused, *off, 'moderation'))}"]
-    mine, called, left = in_our_names({"width": "64", "height": "32", "num_inference_steps": "4", "rollout": "false"})
+    mine, called, left = in_our_names(
+        {"width": "64", "height": "32", "num_inference_steps": "4", "rollout": "false"}
+    )
     assert (mine, called["steps"]) == ({"size": "64x32", "steps": "4"}, "num_inference_steps")
     assert left == ["rollout"]
 
@@ -508,12 +654,24 @@ def test_compression_makes_files_smaller(form: Any) -> None:
 
 @pytest.mark.parametrize(
     ("quality", "effort", "images"),
-    [("standard", "medium", 20), ("hd", "high", 80), ("xhigh", "high", 80), ("max", "high", 80), ("low", "low", 5)],
+    [
+        ("standard", "medium", 20),
+        ("hd", "high", 80),
+        ("xhigh", "high", 80),
+        ("max", "high", 80),
+        ("low", "low", 5),
+    ],
 )
-def test_older_and_newer_qualities_are_efforts(offer: ServingCatalog, quality: str, effort: str, images: int) -> None:
+def test_older_and_newer_qualities_are_efforts(
+    offer: ServingCatalog, quality: str, effort: str, images: int
+) -> None:
     wanted = validated(Generation, {"prompt": "a red circle", "quality": quality})
     assert wanted.effort == effort
-    assert prepared_of(wanted, offer, ServiceLimits()).budget == Budget.of_effort(effort) == Budget(images=images)
+    assert (
+        prepared_of(wanted, offer, ServiceLimits()).budget
+        == Budget.of_effort(effort)
+        == Budget(images=images)
+    )
 
 
 def test_what_limits_take_away_is_told(offer: ServingCatalog) -> None:
@@ -524,16 +682,19 @@ def test_what_limits_take_away_is_told(offer: ServingCatalog) -> None:
         return notes_of(wanted, prepared_of(wanted, offer, limits), limits)
 
     (few,), (short,) = notes(quality="high"), notes(budget="60s")
-    assert re.findall(r"\d+", few) == ["100", "5", "80"], "evaluations here, images' worth of those that were asked for"
+    assert re.findall(r"\d+", few) == ["100", "5", "80"], (
+        "evaluations here, images' worth of those that were asked for"
+    )
     assert re.findall(r"\d+", short) == ["5", "60"]
     assert notes(quality="low") == ()
 
 
-# --- partial images -------------------------------------------------------------------------------------------------
+# --- partial images -------------------------------------------------------------------------------
 
 
 class Heard(list[tuple[int, float]]):
-    """A ticket that notes how much of the search had arrived when it was told of a partial image."""
+    """A ticket that notes how much of the search had arrived when it was told of a partial
+    image."""
 
     partials, nfe, job, seconds = 0, 0, False, 100.0
 
@@ -544,20 +705,32 @@ class Heard(list[tuple[int, float]]):
         return torch.zeros(3, 1, 1)
 
 
-@pytest.mark.parametrize(("most", "allowance", "moves", "together", "seconds", "safe", "told"), [
-    # A move is charged at once: not (0, 4), (1, 8), (2, 12), as when all 80 count from the start.
-    (3, 100.0, [(20, 80), (2, 20)], 1, 0.0, 0, [(0, 4), (1, 36), (2, 68)]),
-    # Best-of-N, whose candidates are scored when they are finished, all at once: the best, one in a third.
-    (3, 100.0, [(20, 100)], 16, 0.0, 0, [(0, 80)]),
-    # A budget in seconds is shared out by the clock.
-    (2, 4000.0, [(10, 10)], 1, 10.0, 0, [(0, 1), (1, 6)]),
-    # What the safety checker flags is not shown.
-    (3, 100.0, [(20, 100)], 1, 0.0, 41, [(0, 45), (1, 70), (2, 100)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("most", "allowance", "moves", "together", "seconds", "safe", "told"),
+    [
+        # A move is charged at once: not (0, 4), (1, 8), (2, 12), as when all 80 count from the
+        # start.
+        (3, 100.0, [(20, 80), (2, 20)], 1, 0.0, 0, [(0, 4), (1, 36), (2, 68)]),
+        # Best-of-N, whose candidates are scored when they are finished, all at once: the best, one
+        # in a third.
+        (3, 100.0, [(20, 100)], 16, 0.0, 0, [(0, 80)]),
+        # A budget in seconds is shared out by the clock.
+        (2, 4000.0, [(10, 10)], 1, 10.0, 0, [(0, 1), (1, 6)]),
+        # What the safety checker flags is not shown.
+        (3, 100.0, [(20, 100)], 1, 0.0, 41, [(0, 45), (1, 70), (2, 100)]),
+    ],
+)
 def test_partial_images_come_evenly_over_a_search(
-    most: int, allowance: float, moves: list[tuple[int, int]], together: int, seconds: float, safe: int, told: object
+    most: int,
+    allowance: float,
+    moves: list[tuple[int, int]],
+    together: int,
+    seconds: float,
+    safe: int,
+    told: object,
 ) -> None:
-    """moves: rows and evaluations. together: scores of a batch. seconds: of a batch. safe: only after so many."""
+    """moves: rows and evaluations. together: scores of a batch. seconds: of a batch. safe: only
+    after so many."""
     heard, uid = Heard(), 0
     heard.partials = most
     progress = Progress(heard, allowance, safe=lambda image: heard.nfe >= safe)  # type: ignore[arg-type]
@@ -572,7 +745,9 @@ def test_partial_images_come_evenly_over_a_search(
 
 
 @pytest.mark.parametrize("unsafe", [False, True])
-def test_partial_images_pass_the_safety_checker(pipe: Any, offer: ServingCatalog, unsafe: bool) -> None:
+def test_partial_images_pass_the_safety_checker(
+    pipe: Any, offer: ServingCatalog, unsafe: bool
+) -> None:
     judged, model = list[int](), copied(pipe, type(pipe))
 
     def checker(images: torch.Tensor, *_: object) -> tuple[torch.Tensor, list[bool]]:
@@ -588,7 +763,7 @@ def test_partial_images_pass_the_safety_checker(pipe: Any, offer: ServingCatalog
     assert len(judged) > 1, "what is shown on the way, too"
 
 
-# --- the access log -------------------------------------------------------------------------------------------------
+# --- the access log -------------------------------------------------------------------------------
 
 
 def test_a_request_is_a_line_without_its_query(
@@ -599,20 +774,31 @@ def test_a_request_is_a_line_without_its_query(
     with caplog.at_level(logging.INFO, "ttsnap.service.access"):
         alice.made()
         assert "completed" in alice.send(**SMALL, stream=True).text
-        named = [alice.send(**own).headers["x-request-id"] for own in ({"size": "17x33"}, {"steps": 0})]
+        named = [
+            alice.send(**own).headers["x-request-id"] for own in ({"size": "17x33"}, {"steps": 0})
+        ]
         assert anybody.by(BOB[1:]).send().status_code == 401
         anybody.get(f"/health?key={ALICE}")
         anybody.get("/no%0athing%20here")
         alice.left()
         anybody.__exit__()
-    lines = [record.getMessage() for record in caplog.records if record.name == "ttsnap.service.access"]
+    lines = [
+        record.getMessage() for record in caplog.records if record.name == "ttsnap.service.access"
+    ]
     generations = "POST /v1/images/generations"
     expected = [
-        *[(f"{generations} 200", r"alice nfe=16")] * 2, (f"{generations} 400", "alice nfe=0"),
-        (f"{generations} 400", "alice nfe=-"), (f"{generations} 401", "- nfe=-"), ("GET /health 200", "- nfe=-"),
-        ("GET /no%0Athing%20here 404", "- nfe=-"), (f"{generations} 499", r"alice nfe=\d+"),
-    ]  # fmt: skip
+        *[(f"{generations} 200", r"alice nfe=16")] * 2,
+        (f"{generations} 400", "alice nfe=0"),
+        (f"{generations} 400", "alice nfe=-"),
+        (f"{generations} 401", "- nfe=-"),
+        ("GET /health 200", "- nfe=-"),
+        ("GET /no%0Athing%20here 404", "- nfe=-"),
+        (f"{generations} 499", r"alice nfe=\d+"),
+    ]
     for line, (request, key) in zip(lines, expected, strict=True):
-        assert re.fullmatch(rf"{request} \d+\.\d{{3}} s key={key} id=req_[0-9a-f]{{16}}", line), (line, request)
+        assert re.fullmatch(rf"{request} \d+\.\d{{3}} s key={key} id=req_[0-9a-f]{{16}}", line), (
+            line,
+            request,
+        )
     assert [line.rpartition("id=")[2] for line in lines[2:4]] == named
     assert ALICE not in caplog.text

@@ -10,7 +10,12 @@ from ttsnap.signs.grammar import COLORS, DARK, LENGTHS, LETTERS, UNSEEN_PAIRS, W
 
 
 @pytest.mark.parametrize(
-    "text", [' A red  sign that says "hello". ', "an RED sign that says ‘Hello’", "a red sign that says 'HELLO'"]
+    "text",
+    [
+        ' A red  sign that says "hello". ',
+        "an RED sign that says ‘Hello’",
+        "a red sign that says 'HELLO'",
+    ],
 )
 def test_forms_of_a_prompt_are_one(text: str) -> None:
     assert caption(parse(text)) == 'a red sign that says "HELLO"'
@@ -21,16 +26,22 @@ def test_a_prompt_may_name_the_letters_colour() -> None:
     assert (parse(text.replace("black", "Black")), caption(sign)) == (sign, text)
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("a red circle", r"cannot read 'a red circle'.*of the form a red sign that says"),
-    ('a red sign that says "HELLO" and more', "cannot read"),
-    ('a rde sign that says "HELLO"', r"unknown colour 'rde'; did you mean red\? Known: red"),
-    ('a red sign that says "NO"', "'NO' has 2 letters; a sign has 3 to 8"),
-    ('a red sign that says "SEVENTEEN"', "9 letters"),
-    ('a red sign that says "ROUTE 66"', "has ' ', '6'; the model writes A to Z only"),
-    ('a red sign that says "ÉTÉ"', "has 'É'"),
-    ('a red sign that says "HELLO" in blue', "blue letters do not stand out on red; choose yellow or white"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a red circle", r"cannot read 'a red circle'.*of the form a red sign that says"),
+        ('a red sign that says "HELLO" and more', "cannot read"),
+        ('a rde sign that says "HELLO"', r"unknown colour 'rde'; did you mean red\? Known: red"),
+        ('a red sign that says "NO"', "'NO' has 2 letters; a sign has 3 to 8"),
+        ('a red sign that says "SEVENTEEN"', "9 letters"),
+        ('a red sign that says "ROUTE 66"', "has ' ', '6'; the model writes A to Z only"),
+        ('a red sign that says "ÉTÉ"', "has 'É'"),
+        (
+            'a red sign that says "HELLO" in blue',
+            "blue letters do not stand out on red; choose yellow or white",
+        ),
+    ],
+)
 def test_what_the_model_cannot_write_is_refused(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse(text)
@@ -58,7 +69,9 @@ def test_prompts_are_distinct_balanced_and_the_same_again() -> None:
     assert len({parse(text).word for text in found}) == 40
     assert Counter(parse(text).kind for text in found) == dict.fromkeys(KINDS, 10)
     assert {parse(text).kind for text in sample_prompts(6, 0, HARD_KINDS)} == set(HARD_KINDS)
-    assert np.mean([parse(text).ink is None for text in sample_prompts(200, 1)]) == pytest.approx(0.5, abs=0.15)
+    assert np.mean([parse(text).ink is None for text in sample_prompts(200, 1)]) == pytest.approx(
+        0.5, abs=0.15
+    )
     with pytest.raises(ValueError, match="short, medium, long, pairs"):
         sample_prompts(1, 0, ["triple"])
     with pytest.raises(ValueError, match="words of 'long'"):

@@ -1,4 +1,5 @@
-"""The noise-aware reward of signs: latents in, what an OCR would say out; its files, its price, and its training."""
+"""The noise-aware reward of signs: latents in, what an OCR would say out; its files, its price, and
+its training."""
 
 from __future__ import annotations
 
@@ -58,10 +59,14 @@ def test_rows_are_scored_alike_in_any_batch_by_word_and_level() -> None:
     made, x = SignsNoiseAware(Brightness(), seed=1), latents()
     with torch.no_grad():  # a new embedding of the level is zero
         for parameter in made.level.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+            parameter += 0.1 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(2)
+            )
     prompts, level = PROMPTS * 2, torch.tensor([0.9, 0.4, 0.2, 0.7])
     together = made.score_estimates(x, prompts, level)
-    alone = torch.cat([made.score_estimates(x[i : i + 1], prompts[i : i + 1], level[i : i + 1]) for i in range(4)])
+    alone = torch.cat(
+        [made.score_estimates(x[i : i + 1], prompts[i : i + 1], level[i : i + 1]) for i in range(4)]
+    )
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     assert (made.score_estimates(x, prompts, 1 - level) - together).abs().min() > 1e-5
     assert (made.score_estimates(x, prompts[::-1], level) - together).abs().min() > 1e-5
@@ -74,14 +79,18 @@ def test_a_search_decodes_and_reads_finished_images_only(pipe: Any) -> None:
     base = Counting()
     engine = pipe.engine(SignsNoiseAware(base), batch_size=8, **CALL)
     assert engine.price.estimates == "nothing"
-    (found,) = search(PROMPTS[:1], SeedPruning(n=6, keep=(0.5,), steps=(2,)), engine, Budget(nfe=60))
+    (found,) = search(
+        PROMPTS[:1], SeedPruning(n=6, keep=(0.5,), steps=(2,)), engine, Budget(nfe=60)
+    )
     cost = found.spent.cost
     assert (cost.nfe, cost.decodes, cost.reward_calls, cost.base_calls) == (6 * 3 + 3, 3, 6 + 3, 3)
     assert base.shown == 3
     assert found.best.image is not None
     assert found.best.reward == float(Brightness()(found.best.image[None], [""])[0])
     flops = engine.price.flops
-    assert (flops.reward_calls, flops.reward_calls + flops.base_calls) == pytest.approx((60e6, 5e9), rel=0.1)
+    assert (flops.reward_calls, flops.reward_calls + flops.base_calls) == pytest.approx(
+        (60e6, 5e9), rel=0.1
+    )
     scored = 9 * flops.reward_calls + 3 * flops.base_calls
     assert found.spent.flops == pytest.approx(21 * flops.nfe + 3 * flops.decodes + scored)
     recorded = _price(json.loads(json.dumps(_price_to_json(engine.price))))
@@ -94,14 +103,27 @@ def test_it_is_distilled_saved_and_loaded(pipe: Any, tmp_path: Path) -> None:
     engine = pipe.engine("brightness", batch_size=16, keep=("latents",), **CALL)
     options = RecordOptions(4, steps=[1, 2], images=True, latents=True)
     record(engine, sample_prompts(4, 1), tmp_path / "r", options)
-    config = build(DistillConfig, {
-        "recordings": [str(tmp_path / "r")], "reward": "brightness", "steps_per_level": 6, "groups": 2,
-        "group_size": 4, "lr": 3e-3, "warmup": 1, "validation": 0.25, "device": "cpu",
-        "student": {"kind": "ttsnap.reward_models.signs:SignsNoiseAware", "space": "latents"},
-    })  # fmt: skip
+    config = build(
+        DistillConfig,
+        {
+            "recordings": [str(tmp_path / "r")],
+            "reward": "brightness",
+            "steps_per_level": 6,
+            "groups": 2,
+            "group_size": 4,
+            "lr": 3e-3,
+            "warmup": 1,
+            "validation": 0.25,
+            "device": "cpu",
+            "student": {"kind": "ttsnap.reward_models.signs:SignsNoiseAware", "space": "latents"},
+        },
+    )
     found = distill(config, tmp_path / "out")
     assert found.names == ("brightness", "signs-noise-aware")
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"]
+        for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert sum(losses[-4:]) < sum(losses[:4])
     folder = tmp_path / "out" / "reward"
     made = [SignsNoiseAware.from_pretrained(folder, base=Brightness()) for _ in range(2)]
@@ -119,10 +141,18 @@ def test_it_is_distilled_saved_and_loaded(pipe: Any, tmp_path: Path) -> None:
 
 def test_one_command_trains_the_reader_and_a_student_begins_with_it(tmp_path: Path) -> None:
     (tmp_path / "mini.yaml").write_text("{pictures: 8, batch: 4, steps: 3, warmup: 1}")
-    command = ["sign_reader", "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")]
+    command = [
+        "sign_reader",
+        "--recipe",
+        str(tmp_path / "mini.yaml"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     train_worlds(command)
     made = SignsNoiseAware(Brightness(), start=str(tmp_path / "out" / "reader.safetensors"))
-    assert not torch.equal(made.reader.stem.weight, SignsNoiseAware(Brightness()).reader.stem.weight)
+    assert not torch.equal(
+        made.reader.stem.weight, SignsNoiseAware(Brightness()).reader.stem.weight
+    )
     before = (tmp_path / "out" / "reader.safetensors").read_bytes()
     train_worlds(command)
     assert (tmp_path / "out" / "reader.safetensors").read_bytes() == before
@@ -136,5 +166,7 @@ def test_the_packaged_one_knows_the_words_of_finished_latents(pipe: Any) -> None
     generators = [torch.Generator().manual_seed(seed) for seed in range(8)]
     x = pipe(prompts, generator=generators, output_type="latent", **defaults("signs")).images
     level = torch.full((8,), 0.26)
-    own, others = (torch.as_tensor(made.score_estimates(x, p, level)) for p in (prompts, prompts[::-1]))
+    own, others = (
+        torch.as_tensor(made.score_estimates(x, p, level)) for p in (prompts, prompts[::-1])
+    )
     assert (own > others).float().mean() > 0.8

@@ -7,6 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def few_searches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tuning judges by a tenth of its searches, which find what was planted as surely, and fewer finalists."""
+    """Tuning judges by a tenth of its searches, which find what was planted as surely, and fewer
+    finalists."""
     monkeypatch.setattr("ttsnap.simulation.tune.SEARCHES", 60)
     monkeypatch.setattr("ttsnap.simulation.tune.FINALISTS", 8)

@@ -1,4 +1,5 @@
-"""Recordings that hold drafts: the priced policy, its calibration, tuning and simulation on them."""
+"""Recordings that hold drafts: the priced policy, its calibration, tuning and simulation on
+them."""
 
 from __future__ import annotations
 
@@ -32,19 +33,33 @@ GRID = Grid(tuple(np.linspace(1, 0, 11).tolist()))
 SETTLING = np.array([0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
 """Correlation of the estimates' scores with the final one."""
 PRICE = Price(passes_per_nfe=2, passes_per_draft=1)
-IN_FLOPS = Price(Rates(nfe=10.0, decodes=2.0, reward_calls=1.0, draft_calls=4.0), passes_per_nfe=2, passes_per_draft=1)
+IN_FLOPS = Price(
+    Rates(nfe=10.0, decodes=2.0, reward_calls=1.0, draft_calls=4.0),
+    passes_per_nfe=2,
+    passes_per_draft=1,
+)
 
 
 def recording(
-    prompts: int = 25, seeds: int = 30, *, one: float = 0.6, two: float = 0.75, seed: int = 0, price: Price = PRICE
+    prompts: int = 25,
+    seeds: int = 30,
+    *,
+    one: float = 0.6,
+    two: float = 0.75,
+    seed: int = 0,
+    price: Price = PRICE,
 ) -> Recording:
-    """Scores that settle on the final one; drafts of one and two calls correlate with it so well."""
+    """Scores that settle on the final one; drafts of one and two calls correlate with it so
+    well."""
     rng = np.random.default_rng(seed)
     level, spread = rng.normal(size=(prompts, 1, 1)), np.exp(0.3 * rng.normal(size=(prompts, 1, 1)))
     final, known = rng.normal(size=(prompts, seeds, 1)), np.array([*SETTLING, one, two])
     noise = rng.normal(size=(prompts, seeds, len(known)))
     columns = (level + spread * (known * final + np.sqrt(1 - known**2) * noise))[..., None]
-    looks = {EstimatorAt("draft:1", 0): columns[:, :, 11], EstimatorAt("draft:2", 0): columns[:, :, 12]}
+    looks = {
+        EstimatorAt("draft:1", 0): columns[:, :, 11],
+        EstimatorAt("draft:2", 0): columns[:, :, 12],
+    }
     names = tuple(f"{i:03d}" for i in range(prompts))
     return Recording(names, columns[:, :, :11], GRID, ("r",), price=price, looks=looks)
 
@@ -56,8 +71,11 @@ def forecast() -> Forecast:
 
 @pytest.mark.parametrize("decodes", [0.0, 12.0])
 @pytest.mark.parametrize("kind", ["flops", "seconds"])
-def test_pruning_after_drafts_keeps_to_caps_in_which_decodes_are_dear(kind: str, decodes: float) -> None:
-    """Drafts leave more seeds the dearer decodes are, and the number of seeds that a budget affords knows that."""
+def test_pruning_after_drafts_keeps_to_caps_in_which_decodes_are_dear(
+    kind: str, decodes: float
+) -> None:
+    """Drafts leave more seeds the dearer decodes are, and the number of seeds that a budget affords
+    knows that."""
     rates = dataclasses.replace(IN_FLOPS.flops, decodes=decodes)
     r = recording(3, price=dataclasses.replace(IN_FLOPS, **{kind: rates}))
     for amount in (250, 900):
@@ -70,21 +88,32 @@ def test_pruning_after_drafts_keeps_to_caps_in_which_decodes_are_dear(kind: str,
         agrees(out, search(r.prompts, sized, ReplayEngine(r), budget))
 
 
-# --- the priced policy --------------------------------------------------------------------------------------------
+# --- the priced policy ----------------------------------------------------------------------------
 
-PREVIEWED = dataclasses.replace(IN_FLOPS, flops=dataclasses.replace(IN_FLOPS.flops, previews=0.5), estimates="preview")
+PREVIEWED = dataclasses.replace(
+    IN_FLOPS, flops=dataclasses.replace(IN_FLOPS.flops, previews=0.5), estimates="preview"
+)
 
 
-@pytest.mark.parametrize(("budget", "price", "draft"), [
-    ("11nfe", PRICE, 0.5), ("90nfe", PRICE, 0.5), ("300nfe", PRICE, 0.5), ("500flop", IN_FLOPS, 0.4),
-    ("500flop", PREVIEWED, 0.4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("budget", "price", "draft"),
+    [
+        ("11nfe", PRICE, 0.5),
+        ("90nfe", PRICE, 0.5),
+        ("300nfe", PRICE, 0.5),
+        ("500flop", IN_FLOPS, 0.4),
+        ("500flop", PREVIEWED, 0.4),
+    ],
+)
 @pytest.mark.parametrize("shared", [False, True])
 def test_priced_lockstep_with_drafts_is_the_loop(
     forecast: Forecast, budget: str, price: Price, draft: float, shared: bool
 ) -> None:
     r = recording(3, 16, price=price)
-    engine, algorithm = ReplayEngine(r), PriceOfCompute(forecast, n=16, price=0.02 if shared else None)
+    engine, algorithm = (
+        ReplayEngine(r),
+        PriceOfCompute(forecast, n=16, price=0.02 if shared else None),
+    )
     loop = search(r.prompts, algorithm, engine, budget, shared=shared)
     task = task_of(Budget.parse(budget), engine, shared=shared)
     assert task.draft_cost == pytest.approx(draft)
@@ -94,14 +123,22 @@ def test_priced_lockstep_with_drafts_is_the_loop(
     spent = out.paid.spent(task)
     assert spent.sum() <= 3 * task.allowance
     in_flops = [x.spent.flops / 10 for x in loop]
-    np.testing.assert_allclose(spent, in_flops if "flop" in budget else out.paid.nfe + out.paid.drafts / 2)
+    np.testing.assert_allclose(
+        spent, in_flops if "flop" in budget else out.paid.nfe + out.paid.drafts / 2
+    )
 
 
 def test_costs_of_checks_are_those_of_their_looks(forecast: Forecast) -> None:
     task = Task(GRID, score_cost=0.3, check_cost=0.2, draft_calls=1, draft_cost=0.5)
-    checks = (EstimatorAt("draft:2", 0), EstimatorAt("estimate", 2), EstimatorAt("draft:1", 4), *estimates(10))
+    checks = (
+        EstimatorAt("draft:2", 0),
+        EstimatorAt("estimate", 2),
+        EstimatorAt("draft:1", 4),
+        *estimates(10),
+    )
     costs, finish = costs_of(dataclasses.replace(forecast, checks=checks), task)
-    # A draft of two calls; three evaluations; one step on to 4, the second being paid, and a call; six to the end.
+    # A draft of two calls; three evaluations; one step on to 4, the second being paid, and a call;
+    # six to the end.
     np.testing.assert_allclose(costs, [1 + 0.2, 3 + 0.2, 1 + 0.5 + 0.2, 6 + 0.3])
     np.testing.assert_allclose(finish, [10.3, 10.3, 7.3, 6.3, 0])
     plain, _ = costs_of(dataclasses.replace(forecast, checks=estimates(2, 4, 10)), task)
@@ -111,20 +148,24 @@ def test_costs_of_checks_are_those_of_their_looks(forecast: Forecast) -> None:
 def test_drafts_are_worth_their_price_where_they_tell_much() -> None:
     r, other = recording(8, 24, one=0.95, seed=1), recording(12, 24, one=0.95, seed=2)
     drafted, plain = (
-        PriceOfCompute(calibrate(r, checks=checks, images=(4,), seeds=24)) for checks in (None, [2, 4, 6, 10])
+        PriceOfCompute(calibrate(r, checks=checks, images=(4,), seeds=24))
+        for checks in (None, [2, 4, 6, 10])
     )
     more, less = (curve(other, a, ["40nfe"], 1).mean[0] for a in (drafted, plain))
     assert more > less + 0.2
 
 
-def test_calibration_begins_with_the_cheapest_draft_and_knows_what_it_tells(forecast: Forecast) -> None:
+def test_calibration_begins_with_the_cheapest_draft_and_knows_what_it_tells(
+    forecast: Forecast,
+) -> None:
     assert forecast.checks == (EstimatorAt("draft:1", 0), *estimates(1, 2, 3, 4, 6, 7, 8, 10))
     text = json.dumps(forecast.to_json())
     assert json.loads(text)["checks"] == ["draft:1@0", 1, 2, 3, 4, 6, 7, 8, 10]
     assert Forecast.from_json(json.loads(text)).checks == forecast.checks
     assert PriceOfCompute(forecast).needs == {Need.DRAFT}
     wide = calibrate(recording(100, 40, seed=3), checks=["draft:2@0", 4, 10], images=(1,), seeds=40)
-    # Of its variance within a prompt, a draft of two calls explains .75^2, as far as the regression knows.
+    # Of its variance within a prompt, a draft of two calls explains .75^2, as far as the regression
+    # knows.
     assert np.var(wide.paths[:, 0]) == pytest.approx(0.75**2, abs=0.04)
     assert wide.residual[0] == pytest.approx(1, abs=0.1)
     with pytest.raises(ValueError, match="recording: draft:1@0, draft:2@0"):
@@ -134,9 +175,11 @@ def test_calibration_begins_with_the_cheapest_draft_and_knows_what_it_tells(fore
 def test_the_price_of_a_pot_hangs_on_what_drafts_cost() -> None:
     r, checks = recording(4, 12), ["draft:1@0", 10]
     by_passes, dear = (
-        calibrate(r, checks=checks, draft_cost=cost, images=(2,), seeds=12).prices[0, 1] for cost in (None, 2.0)
+        calibrate(r, checks=checks, draft_cost=cost, images=(2,), seeds=12).prices[0, 1]
+        for cost in (None, 2.0)
     )
-    assert dear > 1.05 * by_passes  # half an evaluation each, without guidance; dearer ones spend the same pot sooner
+    # half an evaluation each, without guidance; dearer ones spend the same pot sooner
+    assert dear > 1.05 * by_passes
 
 
 def test_a_forecast_with_drafts_is_refused_without_a_drafter(forecast: Forecast) -> None:
@@ -168,15 +211,21 @@ def test_enlarging_keeps_what_drafts_tell() -> None:
     assert recorded_checks(dataclasses.replace(r, looks={}))[0] == EstimatorAt("estimate", 1)
 
 
-# --- pruning schedules --------------------------------------------------------------------------------------------
+# --- pruning schedules ----------------------------------------------------------------------------
 
 BUDGETS = ["20nfe", "40nfe", "80nfe"]
 
 
-@pytest.mark.parametrize(("told", "trials", "calls"), [((0.95, 0.75), 15, 1), ((0.0, 0.95), 30, 2), ((0, 0), 15, None)])
-def test_tuning_takes_the_drafts_that_tell_and_finishes_what_they_leave(told: Any, trials: int, calls: Any) -> None:
+@pytest.mark.parametrize(
+    ("told", "trials", "calls"), [((0.95, 0.75), 15, 1), ((0.0, 0.95), 30, 2), ((0, 0), 15, None)]
+)
+def test_tuning_takes_the_drafts_that_tell_and_finishes_what_they_leave(
+    told: Any, trials: int, calls: Any
+) -> None:
     """The only estimate that was scored besides is that at step 0, which tells next to nothing."""
-    r = dataclasses.replace(recording(15, 40, one=told[0], two=told[1]), scored=(True, *(False,) * 9, True))
+    r = dataclasses.replace(
+        recording(15, 40, one=told[0], two=told[1]), scored=(True, *(False,) * 9, True)
+    )
     found = tune(r, BUDGETS, trials=trials, checks=2, seeds=40)
     if calls is None:
         assert found.schedule.draft_share < 0.06
@@ -204,7 +253,9 @@ def test_tuning_works_on_drafts_alone_and_is_printed_to_be_pasted(
     assert f"{pasted.draft_share:.1%} of the cost" in out
 
 
-def test_simulate_shows_pruning_with_drafts_and_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulate_shows_pruning_with_drafts_and_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     r = recording(6, 30, price=IN_FLOPS)
     few = ["--budgets", "300flop", "600flop", "900flop", "--repeats", "2"]
     save_recording(r, tmp_path / "r")

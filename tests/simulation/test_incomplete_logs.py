@@ -24,7 +24,8 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def chains(prompts: int, seeds: int) -> FloatArray:
-    """Scores (P, S, 3) of a known chain: .8 of each check goes into the next. Prompts differ in mean and spread."""
+    """Scores (P, S, 3) of a known chain: .8 of each check goes into the next. Prompts differ in
+    mean and spread."""
     rng = np.random.default_rng(0)
     z = rng.standard_normal((prompts, seeds, 3))
     for j in (1, 2):
@@ -46,13 +47,27 @@ def test_complete_logs_give_what_calibrate_fits(logs: Any) -> None:
     rewards = np.full((20, 40, 5), np.nan)
     rewards[..., [1, 2, 4]] = scores
     fitted, learned = fit(rewards, LEVELS, CHECKS), logs.learn(list(scores), LEVELS, CHECKS)
-    for name in ("mean", "cov", "beta", "residual", "gamma", "spread", "spread_range", "spread_count", "paths"):
-        np.testing.assert_allclose(getattr(learned, name), getattr(fitted, name), atol=1e-9, err_msg=name)
+    for name in (
+        "mean",
+        "cov",
+        "beta",
+        "residual",
+        "gamma",
+        "spread",
+        "spread_range",
+        "spread_count",
+        "paths",
+    ):
+        np.testing.assert_allclose(
+            getattr(learned, name), getattr(fitted, name), atol=1e-9, err_msg=name
+        )
 
 
 def test_what_was_dropped_does_not_bias_the_fit(logs: Any) -> None:
     scores = chains(400, 30)
-    every, learned = (logs.learn(made, LEVELS, CHECKS) for made in (list(scores), pruned(scores, 6)))
+    every, learned = (
+        logs.learn(made, LEVELS, CHECKS) for made in (list(scores), pruned(scores, 6))
+    )
     np.testing.assert_allclose(learned.gamma[0, 0], every.gamma[0, 0], atol=0.05)
     np.testing.assert_allclose(learned.beta[2], every.beta[2], atol=0.06)
     np.testing.assert_allclose(learned.mean, every.mean, atol=0.1)

@@ -1,4 +1,5 @@
-"""How well looks rank seeds: known answers, and what `ttsnap record --check-draft` says and notes of them."""
+"""How well looks rank seeds: known answers, and what `ttsnap record --check-draft` says and notes
+of them."""
 
 from __future__ import annotations
 
@@ -15,20 +16,33 @@ from ttsnap.core import Price, Rates
 from ttsnap.core.looks import EstimatorAt
 from ttsnap.recordings.replay import Recording
 from ttsnap.sampling import drafts
-from ttsnap.sampling.drafts import DraftSettings, TrainedFor, read_draft, read_hot, unchecked, write_draft
+from ttsnap.sampling.drafts import (
+    DraftSettings,
+    TrainedFor,
+    read_draft,
+    read_hot,
+    unchecked,
+    write_draft,
+)
 from ttsnap.simulation.looks import drafts_against_estimates, ranked
 
 GRID = Grid((1.0, 0.75, 0.5, 0.25, 0.0))
 
 
 def made(good: float = 1.0, folder: str = "drafter", guidance: float | None = 4.0) -> Recording:
-    """Estimates that tell nothing at step 0 and all at step 3; drafts that tell the final score, or its opposite."""
+    """Estimates that tell nothing at step 0 and all at step 3; drafts that tell the final score, or
+    its opposite."""
     rng = np.random.default_rng(0)
     final = rng.normal(size=(6, 12, 1))
     noise = rng.normal(size=(6, 12, 4, 1))
     share = np.array([0, 0.3, 0.6, 1.0])[:, None]
-    scores = np.concatenate([share * final[:, :, None] + (1 - share) * noise, final[:, :, None]], axis=2)
-    looks = {EstimatorAt("draft:1", 0): good * final, EstimatorAt("draft:2", 1): good * final + 1e-9 * noise[:, :, 0]}
+    scores = np.concatenate(
+        [share * final[:, :, None] + (1 - share) * noise, final[:, :, None]], axis=2
+    )
+    looks = {
+        EstimatorAt("draft:1", 0): good * final,
+        EstimatorAt("draft:2", 1): good * final + 1e-9 * noise[:, :, 0],
+    }
     price = Price(Rates(nfe=2.0, draft_calls=1.0), passes_per_nfe=2, passes_per_draft=1)
     info = {"model": "tiny", "draft": f"{folder}:1", "draft_guidance": guidance}
     names = tuple("abcdef")
@@ -37,7 +51,14 @@ def made(good: float = 1.0, folder: str = "drafter", guidance: float | None = 4.
 
 def test_looks_are_ranked_at_their_cost() -> None:
     looks = ranked(made())
-    cost = {"draft:1@0": 0.5, "estimate@0": 1, "draft:2@1": 2, "estimate@1": 2, "estimate@2": 3, "estimate@3": 4}
+    cost = {
+        "draft:1@0": 0.5,
+        "estimate@0": 1,
+        "draft:2@1": 2,
+        "estimate@1": 2,
+        "estimate@2": 3,
+        "estimate@3": 4,
+    }
     assert [(str(r.seen), r.nfe) for r in looks] == list(cost.items())
     assert looks[0].mean == looks[-1].mean == 1
     assert looks[0].error == 0
@@ -46,9 +67,11 @@ def test_looks_are_ranked_at_their_cost() -> None:
 
 def test_a_draft_is_compared_with_what_costs_as_much() -> None:
     first, second = drafts_against_estimates(ranked(made()))
-    assert (str(first.rival.seen), first.equals, first.pays) == ("estimate@0", 4, True)  # none is as cheap
+    # none is as cheap
+    assert (str(first.rival.seen), first.equals, first.pays) == ("estimate@0", 4, True)
     assert (str(second.rival.seen), second.pays) == ("estimate@1", True)
-    # Estimates that say the same of all seeds, as scores of 0 and 1 may at first, are no rivals where there are others.
+    # Estimates that say the same of all seeds, as scores of 0 and 1 may at first, are no rivals
+    # where there are others.
     flat = made()
     flat.scores[:, :, 0] = 0
     _, second = drafts_against_estimates(ranked(flat))
@@ -59,7 +82,9 @@ def test_a_draft_is_compared_with_what_costs_as_much() -> None:
 
 
 @pytest.mark.parametrize(("good", "said"), [(1.0, "it pays to draft"), (-1.0, "not surely better")])
-def test_a_check_says_and_notes_it(good: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_says_and_notes_it(
+    good: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("drafter").mkdir()
     write_draft("drafter", DraftSettings(first_time=0.9, trained_for=TrainedFor("tiny")))
@@ -80,7 +105,9 @@ def test_a_check_says_and_notes_it(good: float, said: str, tmp_path: Path, monke
     assert len(read_draft("drafter").checked) == 2
 
 
-def test_what_cannot_be_noted_is_told_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_noted_is_told_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for where in ("hub/draft", "mine/settings.safetensors", "embedded"):
         assert "not noted: " in check_draft(made(folder=where), Path("rec.json"))

@@ -20,7 +20,11 @@ def test_equivalents() -> None:
     assert metrics.equivalent_n(99.0, rewards) == float("inf")
     with pytest.raises(ValueError, match=r"1\.\.30"):
         metrics.best_of_n(rewards, 31)
-    assert metrics.equivalent_n(metrics.best_of_n(rewards, rewards.shape[-1]).mean() + 1e-15, rewards) < 99  # rounding
+    # rounding
+    assert (
+        metrics.equivalent_n(metrics.best_of_n(rewards, rewards.shape[-1]).mean() + 1e-15, rewards)
+        < 99
+    )
     budgets, curve = np.array([10.0, 20, 40]), np.array([1.0, 2, 4])
     assert metrics.matching_budget(budgets, curve, 3.0) == 30
     assert metrics.matching_budget(budgets, curve, 0.5) == 10

@@ -42,11 +42,15 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gone(pids: set[int], seconds: float = 30) -> bool:
-    """Whether no process of these runs any more; zombies, whose owner has not asked after them yet, do not run."""
+    """Whether no process of these runs any more; zombies, whose owner has not asked after them yet,
+    do not run."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         states = [Path(f"/proc/{pid}/stat") for pid in pids]
-        if not any(state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z" for state in states):
+        if not any(
+            state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+            for state in states
+        ):
             return True
         time.sleep(0.05)
     return False
@@ -59,13 +63,17 @@ def test_one_worker_is_this_process() -> None:
         pass
 
 
-@pytest.mark.parametrize("by", [KeyboardInterrupt(), "refuse"], ids=["Ctrl-C", "an error in a unit"])
+@pytest.mark.parametrize(
+    "by", [KeyboardInterrupt(), "refuse"], ids=["Ctrl-C", "an error in a unit"]
+)
 def test_nothing_runs_on_after_an_interruption(by: BaseException | str) -> None:
     """Both workers are at work when the block ends by an exception here, or in a unit."""
     before = time.monotonic()
     with contextlib.suppress(KeyboardInterrupt, ValueError), working(work, 2) as made:
         list(made([1]))
-        pids = {process.pid for process in multiprocessing.active_children() if process.pid is not None}
+        pids = {
+            process.pid for process in multiprocessing.active_children() if process.pid is not None
+        }
         made(["last long"])
         if isinstance(by, str):
             list(made([by]))
@@ -88,7 +96,9 @@ def test_several_workers_answer_in_order_and_what_goes_wrong_is_raised_here() ->
         list(made(["die"]))
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked for in /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="processes are looked for in /proc"
+)
 def test_nothing_runs_on_after_the_owner_was_killed(tmp_path: Path) -> None:
     script = tmp_path / "owner.py"
     script.write_text(
@@ -125,5 +135,7 @@ def test_curves_schedules_and_prices_are_the_same_to_the_last_digit() -> None:
     assert one.schedule == two.schedule
     assert one.fitted.omega == two.fitted.omega
 
-    few, both = (calibrate(r, images=(2, 3), seeds=20, checks=[4, 10], workers=n).to_json() for n in (1, 2))
+    few, both = (
+        calibrate(r, images=(2, 3), seeds=20, checks=[4, 10], workers=n).to_json() for n in (1, 2)
+    )
     assert few == both

@@ -27,7 +27,9 @@ from ttsnap.simulation.sizing import published_seeds, sized_for
 GRID = Grid(tuple(np.linspace(1, 0, 11).tolist()))
 
 
-def recording(prompts: int = 12, seeds: int = 30, seed: int = 0, rewards: int = 1, **details: Any) -> Recording:
+def recording(
+    prompts: int = 12, seeds: int = 30, seed: int = 0, rewards: int = 1, **details: Any
+) -> Recording:
     """Scores that settle on the finished one over ten steps."""
     rng = np.random.default_rng(seed)
     known = np.linspace(0.2, 1, 11)[:, None]
@@ -45,7 +47,9 @@ def test_best_of_n_is_the_mean_over_all_subsets() -> None:
     found = best_of_n_curve(r, ["19nfe", "20nfe", "35nfe", "60nfe", "1000nfe"])
     for i, n in enumerate((1, 2, 3, 6, 6)):  # no more than were recorded
         subsets = [list(s) for s in itertools.combinations(range(6), n)]
-        np.testing.assert_allclose(found.rewards[:, i], np.mean([final[:, s].max(1) for s in subsets], 0))
+        np.testing.assert_allclose(
+            found.rewards[:, i], np.mean([final[:, s].max(1) for s in subsets], 0)
+        )
         won = [r.final[np.arange(3), np.array(s)[final[:, s].argmax(1)]] for s in subsets]
         np.testing.assert_allclose(found.scores[:, i], np.mean(won, 0))
         assert found.spent[i] == found.most[i] == 10 * n
@@ -64,9 +68,13 @@ def test_curves_are_reproducible() -> None:
     again = curve(r, algorithm, [Budget(nfe=40), "8images", "160nfe"], 5, seed=3)
     np.testing.assert_array_equal(first.rewards, again.rewards)
     assert not np.array_equal(first.rewards, curve(r, algorithm, budgets, 5, seed=4).rewards)
-    # A budget's orders are drawn after those of the budgets before it: a longer list leaves the beginning as it is.
-    np.testing.assert_array_equal(first.rewards[:, :2], curve(r, algorithm, budgets[:2], 5, seed=3).rewards)
-    # Orders that are drawn once for several schedules, as `tune` draws them, are those that each would draw.
+    # A budget's orders are drawn after those of the budgets before it: a longer list leaves the
+    # beginning as it is.
+    np.testing.assert_array_equal(
+        first.rewards[:, :2], curve(r, algorithm, budgets[:2], 5, seed=3).rewards
+    )
+    # Orders that are drawn once for several schedules, as `tune` draws them, are those that each
+    # would draw.
     drawn = curve(r, algorithm, budgets, 5, orders=draw_orders(r, budgets, 5, 3))
     np.testing.assert_array_equal(first.rewards, drawn.rewards)
     # Best-of-N is exact, whatever the order.
@@ -76,29 +84,44 @@ def test_curves_are_reproducible() -> None:
 
 
 def test_curves_keep_to_budgets_as_searches_do() -> None:
-    """More seeds than the budget pays for are not started; where not even one is checked, one is finished."""
+    """More seeds than the budget pays for are not started; where not even one is checked, one is
+    finished."""
     r = recording(seeds=40, price=Price(Rates(1.0, 0.0, 1.0)))
     for algorithm in (SeedPruning(39, (0.5,), steps=(4,)), BestOfN(39), KeepAll(39)):
         for budget in ("11flop", "13flop", "60flop"):
             found = curve(r, algorithm, [budget], 3)
             assert 10 <= found.spent[0] <= found.most[0] <= float(budget[:-4])
     assert sized_for(r, SeedPruning(39, (0.5,), steps=(4,)), Budget(flops=11.5))[1] == BestOfN(1)
-    (alone,) = search(["prompt 0"], SeedPruning(39, (0.5,), steps=(4,)), ReplayEngine(r.select(slice(0, 1))), "11flop")
+    (alone,) = search(
+        ["prompt 0"],
+        SeedPruning(39, (0.5,), steps=(4,)),
+        ReplayEngine(r.select(slice(0, 1))),
+        "11flop",
+    )
     assert (alone.spent.flops, alone.spent.cost.decodes) == (11, 1)
     assert curve(r, SeedPruning(3, (0.5,), steps=(4,)), ["1000nfe"], 2).spent[0] == 3 * 5 + 2 * 5
 
 
 def test_the_published_ledger_by_hand() -> None:
-    dry = DryEngine(Grid(tuple(np.linspace(1, 0, 21).tolist())), ("r",), price=Price(Rates(10.0, 0.0, 1.0)))
+    dry = DryEngine(
+        Grid(tuple(np.linspace(1, 0, 21).tolist())), ("r",), price=Price(Rates(10.0, 0.0, 1.0))
+    )
     task = task_of(Budget(flops=1000.0), dry)
-    # 4 seeds-shares: 2 calls and a score; .4 of them 4 more and a score; .16 of them 13 more, up to 19, and a score.
+    # 4 seeds-shares: 2 calls and a score; .4 of them 4 more and a score; .16 of them 13 more, up to
+    # 19, and a score.
     one = (2 * 10 + 1) + 0.4 * (4 * 10 + 1) + 0.16 * (13 * 10 + 1)
     assert published_seeds(SeedPruning(None, (0.4, 0.4), steps=(2, 6)), task) == int(1000 / one)
-    assert published_seeds(SeedPruning(None, (0.4, 0.4), steps=(2, 6)), dataclasses.replace(task, allowance=1.0)) == 1
+    assert (
+        published_seeds(
+            SeedPruning(None, (0.4, 0.4), steps=(2, 6)), dataclasses.replace(task, allowance=1.0)
+        )
+        == 1
+    )
     for algorithm in (SeedPruning(None, (0.4,), (0.6,)), BestOfN()):
         with pytest.raises(ValueError, match="pruning schedules given"):
             published_seeds(algorithm, task)
-    # A number of seeds is billed likewise, and taken where it is smaller than what the bill affords.
+    # A number of seeds is billed likewise, and taken where it is smaller than what the bill
+    # affords.
     r, ledgers = recording(), {"published": (None, 500, 2), "honest": (None,)}
     fit, most, few, honest = (
         curve(r, SeedPruning(n, (0.5,), steps=(3,)), ["100nfe"], 2, ledger=ledger).most[0]
@@ -115,7 +138,8 @@ def test_seeds_that_all_start_at_once_are_as_many_as_fit() -> None:
 
 
 def test_the_published_ledger_rounds_survivors_as_the_notebooks_do() -> None:
-    """Python's round takes halves to even: of 10 seeds half are 5, and half of those 2. Everywhere else it is 3."""
+    """Python's round takes halves to even: of 10 seeds half are 5, and half of those 2. Everywhere
+    else it is 3."""
     r, schedule = recording(seeds=10), SeedPruning(None, (0.5, 0.5), steps=(2, 5))
     by_ledger = {}
     for ledger, last in (("published", 2), ("honest", 3)):
@@ -128,7 +152,10 @@ def test_the_published_ledger_rounds_survivors_as_the_notebooks_do() -> None:
         by_ledger[ledger] = expected
     assert (by_ledger["published"] != by_ledger["honest"]).any()
     # The schedule itself, live and replayed, rounds halves up as it always did.
-    assert search(r.prompts, dataclasses.replace(schedule, n=10), ReplayEngine(r))[0].spent.finished == 3
+    assert (
+        search(r.prompts, dataclasses.replace(schedule, n=10), ReplayEngine(r))[0].spent.finished
+        == 3
+    )
 
 
 def test_compare_to_best_of_n() -> None:
@@ -137,13 +164,17 @@ def test_compare_to_best_of_n() -> None:
     itself = compare(base, base, r)
     assert (itself.omega, itself.error) == (0, 0)
     assert (itself.equivalent_n, itself.matching_budget) == (pytest.approx(16), 160)
-    better = dataclasses.replace(base, rewards=base.rewards[:, :1] + 1.25 * (base.rewards - base.rewards[:, :1]))
+    better = dataclasses.replace(
+        base, rewards=base.rewards[:, :1] + 1.25 * (base.rewards - base.rewards[:, :1])
+    )
     versus = compare(better, base, r)
     assert versus.omega == pytest.approx(25)
     assert versus.error == pytest.approx(0, abs=1e-9)
     assert versus.equivalent_n > 16
     assert 80 < versus.matching_budget < 160
-    told = dataclasses.replace(r, scores=np.where(np.arange(11)[:, None] < 3, r.scores, r.scores[:, :, -1:]))
+    told = dataclasses.replace(
+        r, scores=np.where(np.arange(11)[:, None] < 3, r.scores, r.scores[:, :, -1:])
+    )
     found = compare(curve(told, SeedPruning(None, (0.3,), steps=(3,)), budgets, 30), base, told)
     assert found.omega > 3 * found.error > 0
 
@@ -175,7 +206,8 @@ def priced() -> PriceOfCompute:
 
 @pytest.mark.parametrize("images", [2, 6])
 def test_the_calibrated_price_spends_the_allowance(priced: PriceOfCompute, images: int) -> None:
-    """On other prompts of the same kind, when every prompt stops at the price instead of sharing what is left."""
+    """On other prompts of the same kind, when every prompt stops at the price instead of sharing
+    what is left."""
     other, allowance = recording(40, 40, seed=6), images * 10.0
     assert priced.forecast.prices[:, 0].tolist() == [20, 60]
     assert np.diff(priced.forecast.prices[:, 1]) < 0
@@ -189,23 +221,35 @@ def test_the_calibrated_price_spends_the_allowance(priced: PriceOfCompute, image
     assert 0.97 * allowance <= spent <= allowance
 
 
-@pytest.mark.parametrize(("build", "said"), [
-    (lambda r: curve(r, BestOfN(), ["40nfe"], ledger="magic"), "ledger"),
-    (lambda r: curve(r, BestOfN(), ["40nfe"], 0), "repeats .* got 0"),
-    (lambda r: curve(r, BestOfN(), ["9nfe"]), "too small for one image"),
-    (lambda r: curve(r, BestOfN(), ["2pflop"]), "400nfe"),
-    (lambda r: best_of_n_curve(r, ["30s"]), "30s caps nothing"),
-    (lambda r: best_of_n_curve(r, ["40nfe"], utility=utility.rank_sum), "rank_sum has none"),
-    (lambda r: curve(_failed(r), BestOfN(), ["40nfe"]), r"failed \(nan\)"),
-    (lambda r: best_of_n_curve(_failed(r), ["40nfe"]), r"failed \(nan\)"),
-    (lambda r: curve(_sparse(r), SeedPruning(4, (0.5,), steps=(3,)), ["90nfe"]), r"steps \[3\]"),
-    (lambda r: compare(*[best_of_n_curve(r, ["40nfe", "80nfe"])] * 2, r), "3 budgets or more"),
-    (lambda r: compare(*[best_of_n_curve(r, ["90nfe", "80nfe", "99nfe"])] * 2, r), "rising, got 90nfe"),
-    (lambda r: compare(*[best_of_n_curve(r, ["20nfe", "8images", "99nfe"])] * 2, r), "in one unit, got 20nfe"),
-    (lambda r: calibrate(r, utility=utility.rank_sum), "rank_sum"),
-    (lambda r: calibrate(_failed(r), checks=(2, 4, 10)), r"failed \(nan\)"),
-    (lambda r: calibrate(dataclasses.replace(r, scores=r.scores * 0)), "do not vary"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda r: curve(r, BestOfN(), ["40nfe"], ledger="magic"), "ledger"),
+        (lambda r: curve(r, BestOfN(), ["40nfe"], 0), "repeats .* got 0"),
+        (lambda r: curve(r, BestOfN(), ["9nfe"]), "too small for one image"),
+        (lambda r: curve(r, BestOfN(), ["2pflop"]), "400nfe"),
+        (lambda r: best_of_n_curve(r, ["30s"]), "30s caps nothing"),
+        (lambda r: best_of_n_curve(r, ["40nfe"], utility=utility.rank_sum), "rank_sum has none"),
+        (lambda r: curve(_failed(r), BestOfN(), ["40nfe"]), r"failed \(nan\)"),
+        (lambda r: best_of_n_curve(_failed(r), ["40nfe"]), r"failed \(nan\)"),
+        (
+            lambda r: curve(_sparse(r), SeedPruning(4, (0.5,), steps=(3,)), ["90nfe"]),
+            r"steps \[3\]",
+        ),
+        (lambda r: compare(*[best_of_n_curve(r, ["40nfe", "80nfe"])] * 2, r), "3 budgets or more"),
+        (
+            lambda r: compare(*[best_of_n_curve(r, ["90nfe", "80nfe", "99nfe"])] * 2, r),
+            "rising, got 90nfe",
+        ),
+        (
+            lambda r: compare(*[best_of_n_curve(r, ["20nfe", "8images", "99nfe"])] * 2, r),
+            "in one unit, got 20nfe",
+        ),
+        (lambda r: calibrate(r, utility=utility.rank_sum), "rank_sum"),
+        (lambda r: calibrate(_failed(r), checks=(2, 4, 10)), r"failed \(nan\)"),
+        (lambda r: calibrate(dataclasses.replace(r, scores=r.scores * 0)), "do not vary"),
+    ],
+)
 def test_bad_input_is_named(build: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         build(recording())

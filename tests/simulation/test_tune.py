@@ -30,7 +30,9 @@ def planted(informative: int, prompts: int = 20, seeds: int = 40, **details: Any
     final = rng.normal(size=(prompts, seeds, 1))
     scores = np.where(np.arange(21) < informative, rng.normal(size=(prompts, seeds, 21)), final)
     names = tuple(f"{i}" for i in range(prompts))
-    return Recording(names, scores[..., None], Grid(tuple(np.linspace(1, 0, 21).tolist())), ("r",), **details)
+    return Recording(
+        names, scores[..., None], Grid(tuple(np.linspace(1, 0, 21).tolist())), ("r",), **details
+    )
 
 
 def test_the_planted_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +44,8 @@ def test_the_planted_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.prod(found.schedule.keep) < 0.3
     assert calls == [(i, 50) for i in range(1, 51)]
     assert found.tried == 50
-    # Judged on the six prompts that were kept out, on their recorded seeds, as `ttsnap simulate` does it.
+    # Judged on the six prompts that were kept out, on their recorded seeds, as `ttsnap simulate`
+    # does it.
     rest, worth = recording.select(slice(14, None)), found.held_out
     assert worth is not None
     mine, base = curve(rest, found.schedule, BUDGETS, 20, seed=seed), best_of_n_curve(rest, BUDGETS)
@@ -66,7 +69,9 @@ def test_nothing_that_loses_is_returned(informative: bool, monkeypatch: pytest.M
     recording = planted(8 if informative else 20)
     assert judge(recording, poor, BUDGETS, utility.mean, 0).loses
     found = tune(recording, BUDGETS, trials=2)
-    assert (found.schedule.steps, found.schedule.keep) == (((8,), (0.3,)) if informative else ((), ()))
+    assert (found.schedule.steps, found.schedule.keep) == (
+        ((8,), (0.3,)) if informative else ((), ())
+    )
     assert not found.fitted.loses
     assert (found.fitted.omega > 0, found.fitted.lead > 0) == (informative, not informative)
     assert not tune(recording, BUDGETS[:1], trials=2).fitted.loses  # too few for an omega
@@ -87,7 +92,9 @@ def test_what_was_interrupted_goes_on_and_ends_as_undisturbed(tmp_path: Path, ct
     judged: list[SeedPruning] = []
     found = tuning._Judge.__call__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning._Judge, "__call__", lambda self, s: (judged.append(s), found(self, s))[1])
+        patch.setattr(
+            tuning._Judge, "__call__", lambda self, s: (judged.append(s), found(self, s))[1]
+        )
         again = tune(planted(3), BUDGETS, trials=10, kept_in=kept)
     assert calls == [1, 2, 3, 1, 2, 3, 4, 5]
     assert len(judged) == 10 - 5 + tuning.FINALISTS + 2
@@ -98,7 +105,8 @@ def test_what_was_interrupted_goes_on_and_ends_as_undisturbed(tmp_path: Path, ct
 
 @pytest.mark.parametrize(("step", "better"), [(2, True), (8, False), (12, False)])
 def test_better_is_what_beats_the_default_by_more_than_the_error(step: int, better: bool) -> None:
-    """The default checks at step 8 of 20: too late where scores tell all from step 2 on, not where from step 8."""
+    """The default checks at step 8 of 20: too late where scores tell all from step 2 on, not where
+    from step 8."""
     recording = planted(min(step, 8))
     worth = judge(recording, SeedPruning(None, (0.3,), steps=(step,)), BUDGETS, utility.mean, 0)
     assert worth.better is better
@@ -113,8 +121,8 @@ def test_better_is_what_beats_the_default_by_more_than_the_error(step: int, bett
 
 
 def test_a_schedule_that_wants_more_seeds_than_were_recorded_is_told() -> None:
-    """A check at step 3 costs 4 evaluations: 160 pay for 31 seeds of which one in a hundred goes on for 16 more, so
-    that 30 recorded ones fall short and 40 do not."""
+    """A check at step 3 costs 4 evaluations: 160 pay for 31 seeds of which one in a hundred goes on
+    for 16 more, so that 30 recorded ones fall short and 40 do not."""
     schedule = SeedPruning(None, (0.01,), steps=(3,))
     (few, enough) = (planted(3, seeds=n) for n in (30, 40))
     assert short_of_seeds(few, schedule, BUDGETS) == Budget(nfe=160)
@@ -134,7 +142,9 @@ def test_all_rewards_of_a_recording_are_billed() -> None:
     both = Recording(("a", "b", "c"), scores, grid, ("p", "q"), price=Price(Rates(1.0, 2.0, 10.0)))
     one = utility.mean(scores)
     for recording in (both, as_one(both, one), enlarge(one, both, 40, np.random.default_rng(0))):
-        np.testing.assert_array_equal(best_of_n_curve(recording, ["84flop", "420flop"]).spent, [84, 420])
+        np.testing.assert_array_equal(
+            best_of_n_curve(recording, ["84flop", "420flop"]).spent, [84, 420]
+        )
 
 
 def test_only_recorded_steps_are_used_and_all_prompts_where_asked() -> None:
@@ -163,26 +173,35 @@ def constant(prompts: slice, value: float = 0.3) -> Recording:
     return recording
 
 
-@pytest.mark.parametrize(("build", "said"), [
-    (lambda: tune(planted(3), BUDGETS, holdout=1.0), "holdout"),
-    (lambda: tune(planted(3, prompts=2), BUDGETS, holdout=0.5), "of 2 prompts leaves 1"),
-    (lambda: tune(planted(3, scored=(False,) * 20 + (True,)), BUDGETS), "nothing to prune on"),
-    (lambda: tune(planted(3), ["40nfe", "41nfe"], trials=1), "gains nothing"),
-    (lambda: tune(planted(3), ["40nfe", "8images", "400nfe"]), "in one unit"),
-    (lambda: tune(planted(3), BUDGETS, utility=utility.rank_sum), "mean or weights"),
-    (lambda: tune(constant(slice(None)), BUDGETS), "20 prompts x 40 seeds"),
-    (lambda: tune(constant(slice(0, 14)), BUDGETS), "14 prompts x 40 seeds"),
-    (lambda: tune(constant(slice(0, 1), np.nan), BUDGETS), r"failed \(nan\)"),
-    (lambda: tune(planted(3), ["10nfe"], trials=1), "too small for one image"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: tune(planted(3), BUDGETS, holdout=1.0), "holdout"),
+        (lambda: tune(planted(3, prompts=2), BUDGETS, holdout=0.5), "of 2 prompts leaves 1"),
+        (lambda: tune(planted(3, scored=(False,) * 20 + (True,)), BUDGETS), "nothing to prune on"),
+        (lambda: tune(planted(3), ["40nfe", "41nfe"], trials=1), "gains nothing"),
+        (lambda: tune(planted(3), ["40nfe", "8images", "400nfe"]), "in one unit"),
+        (lambda: tune(planted(3), BUDGETS, utility=utility.rank_sum), "mean or weights"),
+        (lambda: tune(constant(slice(None)), BUDGETS), "20 prompts x 40 seeds"),
+        (lambda: tune(constant(slice(0, 14)), BUDGETS), "14 prompts x 40 seeds"),
+        (lambda: tune(constant(slice(0, 1), np.nan), BUDGETS), r"failed \(nan\)"),
+        (lambda: tune(planted(3), ["10nfe"], trials=1), "too small for one image"),
+    ],
+)
 def test_bad_input_is_named(build: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         build()
 
 
-@pytest.mark.parametrize(("steps", "drafts"), [((), (1, 2)), ((2, 3, 5, 8), ()), ((2, 3, 5, 8), (1, 2))])
+@pytest.mark.parametrize(
+    ("steps", "drafts"), [((), (1, 2)), ((2, 3, 5, 8), ()), ((2, 3, 5, 8), (1, 2))]
+)
 def test_schedules_stay_within_their_space_and_come_to_all_of_it(steps: Any, drafts: Any) -> None:
-    rng, space, seen = np.random.default_rng(0), Space(np.array(steps, int), 3, drafts), list[SeedPruning]()
+    rng, space, seen = (
+        np.random.default_rng(0),
+        Space(np.array(steps, int), 3, drafts),
+        list[SeedPruning](),
+    )
     for i in range(600):
         seen.append(change(rng, seen[-1], space) if i % 20 else draw(rng, space))
         assert all(0.05 <= share <= 0.98 for share in seen[-1].keep)

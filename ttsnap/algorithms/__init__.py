@@ -1,4 +1,5 @@
-"""Search algorithms: one short file per family, each a frozen dataclass of hyperparameters (core.Algorithm)."""
+"""Search algorithms: one short file per family, each a frozen dataclass of hyperparameters
+(core.Algorithm)."""
 
 from __future__ import annotations
 
@@ -23,10 +24,12 @@ _PARTS = (Algorithm, Adopting, Refining)
 
 
 def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: object) -> Algorithm:
-    """A name of ALGORITHMS, a JSON file or mapping {"name": ..., **options}, or an Algorithm as it is.
+    """A name of ALGORITHMS, a JSON file or mapping {"name": ..., **options}, or an Algorithm as it
+    is.
 
-    Options override the file's. A file is data: it names algorithms of ALGORITHMS and their options only, never other
-    files. Raises ValueError that lists the names, or the options that the algorithm has, or their types.
+    Options override the file's. A file is data: it names algorithms of ALGORITHMS and their options
+    only, never other files. Raises ValueError that lists the names, or the options that the
+    algorithm has, or their types.
     """
     if not isinstance(spec, str | Mapping):
         check("algorithm", spec, Algorithm)
@@ -44,8 +47,9 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
     _refuse_unknown(spec, options, defaults)
     if "forecast" in defaults and "forecast" not in options:
         raise ValueError(
-            f"{spec} needs a forecast of how scores develop with this model and reward: make one from a recording "
-            "with `ttsnap calibrate RECORDING --out priced.json`, and give priced.json as the algorithm"
+            f"{spec} needs a forecast of how scores develop with this model and reward: make one"
+            " from a recording with `ttsnap calibrate RECORDING --out priced.json`, and give"
+            " priced.json as the algorithm"
         )
     entry, hints = ALGORITHMS[spec], hints_of(kind)
     settings: dict[str, Any] = dict(entry.fixed)
@@ -53,7 +57,8 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
         field, _, inner = entry.renamed.get(name, name).partition(".")
         if inner:  # an option of a part, which is an algorithm itself and checks it
             settings[field] = {**settings[field], inner: value}
-        elif hints[field] in _PARTS and isinstance(value, str | Mapping):  # of which the algorithm makes a part
+        elif hints[field] in _PARTS and isinstance(value, str | Mapping):
+            # Of which the algorithm makes a part.
             settings[field] = value
         else:
             settings[field] = check(f"{spec}: {name}", value, hints[field])
@@ -65,8 +70,9 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
 
 
 def own_algorithm(text: str) -> str | Algorithm:
-    """What a user of this machine typed, for `make_algorithm`: of file.py:Class, whose code is run, an object with the
-    class's defaults. Texts from elsewhere, as those of a service, a graph or a file, never come here.
+    """What a user of this machine typed, for `make_algorithm`: of file.py:Class, whose code is run,
+    an object with the class's defaults. Texts from elsewhere, as those of a service, a graph or a
+    file, never come here.
 
     ValueError where there is no such file or class, and where another module has the file's name.
     """
@@ -75,7 +81,8 @@ def own_algorithm(text: str) -> str | Algorithm:
         return text
     path = Path(place).resolve()
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # also that of worker processes, to which algorithms are sent
+        # also that of worker processes, to which algorithms are sent
+        sys.path.append(str(path.parent))
     try:
         if not path.is_file():
             raise ImportError(f"no such file: {place}")
@@ -95,7 +102,9 @@ def own_algorithm(text: str) -> str | Algorithm:
 def _refuse_unknown(who: str, options: Iterable[str], known: Iterable[str]) -> None:
     if strange := sorted(set(options) - set(known)):
         meant = "".join(did_you_mean(name, known) for name in strange)
-        raise ValueError(f"{who}: unknown option(s) {str(strange)[:200]}; it has {list(known)}{meant}")
+        raise ValueError(
+            f"{who}: unknown option(s) {str(strange)[:200]}; it has {list(known)}{meant}"
+        )
 
 
 def class_of(name: str) -> type[Any]:
@@ -124,21 +133,32 @@ def takes(name: str, options: Iterable[str]) -> bool:
 
 
 def name_of(algorithm: Algorithm) -> str:
-    """The name under which people know an algorithm; that of its class where the catalogue does not have it.
+    """The name under which people know an algorithm; that of its class where the catalogue does not
+    have it.
 
-    Where several names make one class (svdd is a preset of CoDe), the one with the most options in common.
+    Where several names make one class (svdd is a preset of CoDe), the one with the most options in
+    common.
     """
     names = _names_of(type(algorithm))
 
     def others(name: str) -> int:
-        return sum(value != vars(algorithm)[key] for key, value in vars(make_algorithm(name)).items())
+        return sum(
+            value != vars(algorithm)[key] for key, value in vars(make_algorithm(name)).items()
+        )
 
-    return min(names, key=others) if len(names) > 1 else names[0] if names else type(algorithm).__name__
+    return (
+        min(names, key=others)
+        if len(names) > 1
+        else names[0]
+        if names
+        else type(algorithm).__name__
+    )
 
 
 def spec_of(algorithm: Algorithm) -> dict[str, Any]:
-    """An algorithm as one writes it in a file, which `make_algorithm` reads: its name, and the options that differ from
-    their defaults. Options that are algorithms are written in the same way."""
+    """An algorithm as one writes it in a file, which `make_algorithm` reads: its name, and the
+    options that differ from their defaults. Options that are algorithms are written in the same
+    way."""
     kind = type(algorithm)
     name = next((name for name in _names_of(kind) if not ALGORITHMS[name].preset), "")
     defaults = defaults_of(name) if name else {}
@@ -149,7 +169,11 @@ def spec_of(algorithm: Algorithm) -> dict[str, Any]:
 
 def _names_of(kind: type[Any]) -> list[str]:
     """The names of the catalogue that make this class."""
-    return [name for name, entry in ALGORITHMS.items() if entry.where == f"{kind.__module__}:{kind.__name__}"]
+    return [
+        name
+        for name, entry in ALGORITHMS.items()
+        if entry.where == f"{kind.__module__}:{kind.__name__}"
+    ]
 
 
 def _read(path: Path) -> Mapping[str, Json]:
@@ -158,10 +182,17 @@ def _read(path: Path) -> Mapping[str, Json]:
     except ValueError as error:
         raise ValueError(f"cannot read algorithm file {path}: {error}") from None
     if not isinstance(spec, dict) or "name" not in spec:
-        raise ValueError(f'algorithm file {path} must hold an object with a "name", got {str(spec)[:80]}')
+        raise ValueError(
+            f'algorithm file {path} must hold an object with a "name", got {str(spec)[:80]}'
+        )
     inside: list[Json] = list(spec.values())
     for value in inside:
         if isinstance(value, str) and value.endswith(".json"):
-            raise ValueError(f"algorithm file {path} names another file, {value!r}; write that algorithm out in it")
-        inside += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            raise ValueError(
+                f"algorithm file {path} names another file, {value!r}; write that algorithm out"
+                " in it"
+            )
+        inside += (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        )
     return spec

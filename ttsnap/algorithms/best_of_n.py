@@ -1,4 +1,5 @@
-"""Best-of-N: denoise N seeds to the end, keep the best. The baseline that every other search must beat."""
+"""Best-of-N: denoise N seeds to the end, keep the best. The baseline that every other search must
+beat."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ class BestOfN(Settings):
     def init(self, task: Task) -> int:
         return task.grid.steps
 
-    def step(self, state: int, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, int]:
+    def step(
+        self, state: int, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, int]:
         if len(particles):
             return None, state
         return fresh(self.n or 1, state), state
@@ -34,7 +37,8 @@ class BestOfN(Settings):
 
 @dataclass(frozen=True)
 class OneOfGroup(Settings):
-    """One seed is finished, at its place among those that begin together. For images that are made again."""
+    """One seed is finished, at its place among those that begin together. For images that are made
+    again."""
 
     place: Natural = 0
     """From 0."""
@@ -45,7 +49,9 @@ class OneOfGroup(Settings):
     def init(self, task: Task) -> int:
         return task.grid.steps
 
-    def step(self, state: int, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, int]:
+    def step(
+        self, state: int, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, int]:
         if len(particles) > self.place:
             rest = None if particles.finished.any() else advance(particles, [self.place], state)
             return rest, state

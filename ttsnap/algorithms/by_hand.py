@@ -1,4 +1,5 @@
-"""A search that takes wishes while it runs: drop this candidate, finish that one, stop and finish the best few."""
+"""A search that takes wishes while it runs: drop this candidate, finish that one, stop and finish
+the best few."""
 
 from __future__ import annotations
 
@@ -69,18 +70,20 @@ class ByHandState(NamedTuple):
 
 @dataclass(frozen=True)
 class ByHand:
-    """Carries out the moves of `algorithm`, in pieces of few candidates and steps, and between pieces what was wished.
+    """Carries out the moves of `algorithm`, in pieces of few candidates and steps, and between
+    pieces what was wished.
 
-    Without wishes it spends and finds what the algorithm alone does. Wishes are moves like any other: the ledger
-    charges them, and a search whose candidates were all dropped still finishes an image, from its reserve."""
+    Without wishes it spends and finds what the algorithm alone does. Wishes are moves like any
+    other: the ledger charges them, and a search whose candidates were all dropped still finishes an
+    image, from its reserve."""
 
     algorithm: Algorithm
     n: int | None = None
     wishes: Callable[[], Sequence[UserCommand]] = field(default=tuple, compare=False)
     """Called before each move; gives every wish so far, in order."""
     script: tuple[tuple[int, UserCommand], ...] = ()
-    """Wishes by the turn at which they were taken (`ByHandState.taken` of a search, which its trace notes). The same
-    search with this script makes the same moves again."""
+    """Wishes by the turn at which they were taken (`ByHandState.taken` of a search, which its trace
+    notes). The same search with this script makes the same moves again."""
     rows: int = ROWS
     """The most candidates of a piece."""
     lockstep: ClassVar[bool] = False
@@ -111,10 +114,15 @@ class ByHand:
             best = [int(uid) for uid in particles.ranked() if uid not in state.drops][: state.left]
             rows = [uid for uid in best if not particles.finished[uid]]
             return self._wished(state._replace(left=0), particles, rows, end)
-        wanted = [wish.meant(particles) for turn, wish in state.taken if turn == state.turn and wish.verb == FINISH]
+        wanted = [
+            wish.meant(particles)
+            for turn, wish in state.taken
+            if turn == state.turn and wish.verb == FINISH
+        ]
         if rows := [uid for uid in dict.fromkeys(wanted) if uid >= 0 and uid not in state.drops]:
             return self._wished(state, particles, rows, end)
-        for _ in range(10):  # an algorithm that wants only what was dropped is called again, and then ended
+        # an algorithm that wants only what was dropped is called again, and then ended
+        for _ in range(10):
             if state.todo:
                 return self._piece(state, particles)
             seen = particles.after_move(state.uids, float(particles.left))
@@ -124,29 +132,38 @@ class ByHand:
             state = self._begun(state._replace(inner=inner), move, particles)
         return self._end(state, particles, end)
 
-    def _end(self, state: ByHandState, particles: Particles, end: int) -> tuple[Move | None, ByHandState]:
-        """Nothing more; but a fresh seed where the loop, which wants one image, would finish who is to be dropped."""
+    def _end(
+        self, state: ByHandState, particles: Particles, end: int
+    ) -> tuple[Move | None, ByHandState]:
+        """Nothing more; but a fresh seed where the loop, which wants one image, would finish who is
+        to be dropped."""
         drops = np.array([uid for uid in state.drops if particles.alive[uid]], int)
         if not len(drops) or particles.finished.any():
             return None, state
-        return replace(fresh(1, end), drop=drops), state._replace(sent=(-1,), turn=state.turn + 1, drops=())
+        return replace(fresh(1, end), drop=drops), state._replace(
+            sent=(-1,), turn=state.turn + 1, drops=()
+        )
 
     def _settle(self, state: ByHandState, particles: Particles) -> ByHandState:
-        """Note how far the last piece came. What the budget cut off ends the algorithm's move, as it would alone."""
+        """Note how far the last piece came. What the budget cut off ends the algorithm's move, as
+        it would alone."""
         uids, stops = state.uids.copy(), () if state.move is None else state.move.rows.stop
         cut = False
         for row, uid in zip(state.sent, particles.moved.tolist(), strict=False):
             cut |= row >= 0 and uid < 0
             if row >= 0 and uid >= 0:
                 uids[row] = uid
-        arrived = {row for row in state.todo if uids[row] >= 0 and particles.step[uids[row]] >= stops[row]}
+        arrived = {
+            row for row in state.todo if uids[row] >= 0 and particles.step[uids[row]] >= stops[row]
+        }
         todo = () if cut else tuple(row for row in state.todo if row not in arrived)
         for row in state.todo if cut else ():
             uids[row] = uids[row] if row in arrived else -1
         return state._replace(uids=uids, todo=todo, sent=())
 
     def _hear(self, state: ByHandState, particles: Particles) -> ByHandState:
-        """Take the wishes that are due: note them, forget the rows of who is dropped or finished instead."""
+        """Take the wishes that are due: note them, forget the rows of who is dropped or finished
+        instead."""
         said = tuple(self.wishes())[state.read :]
         due = [*(wish for turn, wish in self.script if turn == state.turn), *said]
         state = state._replace(read=state.read + len(said))
@@ -164,7 +181,8 @@ class ByHand:
         return state
 
     def _without(self, state: ByHandState, uid: int, instead: int) -> ByHandState:
-        """The algorithm's move without the rows of a candidate, which become `instead` for the algorithm."""
+        """The algorithm's move without the rows of a candidate, which become `instead` for the
+        algorithm."""
         if state.move is None:
             return state
         parents, uids = state.move.rows.parent, state.uids.copy()
@@ -188,10 +206,12 @@ class ByHand:
         rows = move.rows
         gone = ~particles.alive.copy()
         gone[list(state.drops)] = True
-        lost = _of(gone, rows.parent) | ((rows.kind != FRESH) & (rows.parent < 0))  # of a row that was dropped
+        # of a row that was dropped
+        lost = _of(gone, rows.parent) | ((rows.kind != FRESH) & (rows.parent < 0))
         near = (rows.kind == NEAR) & ~lost
         lost[near] |= _of(gone, particles.parent[rows.parent[near]])
-        done = (rows.kind == CONTINUE) & _of(particles.finished, rows.parent)  # by hand: it is further than is wanted
+        # by hand: it is further than is wanted
+        done = (rows.kind == CONTINUE) & _of(particles.finished, rows.parent)
         first = np.zeros(len(rows.parent), bool)
         first[np.unique(rows.parent, return_index=True)[1]] = True
         uids = np.where(done & first, rows.parent, -1)
@@ -208,7 +228,9 @@ class ByHand:
         assert move is not None
         rows = move.rows
         parents = rows.parent[rows.parent >= 0]
-        plain = bool(np.isin(rows.kind, (FRESH, CONTINUE)).all()) and len(np.unique(parents)) == len(parents)
+        plain = bool(np.isin(rows.kind, (FRESH, CONTINUE)).all()) and len(
+            np.unique(parents)
+        ) == len(parents)
         sent = state.todo[: self.rows] if plain else state.todo
         piece = rows.take(np.array(sent))
         if plain:
@@ -216,7 +238,8 @@ class ByHand:
             going = begun >= 0
             start = piece.start.copy()
             start[going] = particles.step[begun[going]]
-            # Near the end of the budget rows go to their ends, so that it cuts off whole ones, as it would alone.
+            # Near the end of the budget rows go to their ends, so that it cuts off whole ones, as
+            # it would alone.
             need = 2 * int((piece.stop - start + 1).sum()) + particles.scores.shape[-2]
             stop = np.minimum(piece.stop, start + STRIDE) if particles.left >= need else piece.stop
             piece = piece._replace(

@@ -1,4 +1,5 @@
-"""Every search algorithm by name: where it is, what kind it is, what it does in a line, what it needs and who found it.
+"""Every search algorithm by name: where it is, what kind it is, what it does in a line, what it
+needs and who found it.
 
 The command line, the demo and the documentation take their lists from here.
 """
@@ -12,9 +13,16 @@ from typing import Any, NamedTuple
 
 GROUPS: dict[str, str] = {
     "seeds": "Choose among seeds: start many, finish the promising ones",
-    "steps": "Choose step by step: make several continuations of an image in the making, go on with the best",
-    "particles": "Resample together: multiply the good among many images in the making, drop the poor",
-    "trees": "Go back and try again: return to earlier, noisier states and take other ways from there",
+    "steps": (
+        "Choose step by step: make several continuations of an image in the making, go on with the"
+        " best"
+    ),
+    "particles": (
+        "Resample together: multiply the good among many images in the making, drop the poor"
+    ),
+    "trees": (
+        "Go back and try again: return to earlier, noisier states and take other ways from there"
+    ),
     "noise": "Improve the initial noise: go on from noises that scored well",
     "combined": "Combine two algorithms",
     "study": "Study: see everything, decide nothing",
@@ -45,7 +53,8 @@ class Entry(NamedTuple):
     defaults: Mapping[str, Any] = MappingProxyType({})
     """Options of a preset whose defaults are not those of the class."""
     renamed: Mapping[str, str] = MappingProxyType({})
-    """Options of a preset by the field that each sets: {"alpha": "temperature"}, {"keep": "first.keep"} of a part."""
+    """Options of a preset by the field that each sets: {"alpha": "temperature"}, {"keep":
+    "first.keep"} of a part."""
     texts: Mapping[str, str] = MappingProxyType({})
     """What options of a preset mean, where not what the docstrings of the fields say."""
     about: str = ""
@@ -57,15 +66,27 @@ class Entry(NamedTuple):
         return bool(self.fixed or self.defaults)
 
 
-def _entry(group: str, where: str, title: str, summary: str, source: str = "", needs: str = "", **preset: Any) -> Entry:
+def _entry(
+    group: str,
+    where: str,
+    title: str,
+    summary: str,
+    source: str = "",
+    needs: str = "",
+    **preset: Any,
+) -> Entry:
     return Entry(f"ttsnap.algorithms.{where}", group, title, summary, source, needs, **preset)
 
 
-_seeds, _steps, _particles, _trees, _noise, _combined, _study = (partial(_entry, group) for group in GROUPS)
+_seeds, _steps, _particles, _trees, _noise, _combined, _study = (
+    partial(_entry, group) for group in GROUPS
+)
 """Entries of each group."""
 
 ALGORITHMS: dict[str, Entry] = {
-    "best-of-n": _seeds("best_of_n:BestOfN", "Best-of-N", "finish every seed, keep the best image (the baseline)"),
+    "best-of-n": _seeds(
+        "best_of_n:BestOfN", "Best-of-N", "finish every seed, keep the best image (the baseline)"
+    ),
     "seed-pruning": _seeds(
         "seed_pruning:SeedPruning",
         "Seed pruning",
@@ -83,7 +104,10 @@ ALGORITHMS: dict[str, Entry] = {
             "keep": "Share kept at each check, in (0, 1] [arXiv 2511.22242].",
             "levels": "Noise levels of the checks, falling [arXiv 2511.22242].",
         },
-        about="Seed pruning with the paper's single-reward schedule (steps 2, 6, 11 of 20): for noise-aware rewards.",
+        about=(
+            "Seed pruning with the paper's single-reward schedule (steps 2, 6, 11 of 20): for"
+            " noise-aware rewards."
+        ),
     ),
     "price-of-compute": _seeds(
         "pricing.price_of_compute:PriceOfCompute",
@@ -107,11 +131,15 @@ ALGORITHMS: dict[str, Entry] = {
         fixed={"block": 1},
         renamed={"alpha": "temperature"},
         texts={
-            "alpha": "0 for the best continuation, else one is drawn by weights exp(score / alpha), so it is in units "
-            "of the reward [SVDD's code takes the best]."
+            "alpha": (
+                "0 for the best continuation, else one is drawn by weights exp(score / alpha), so"
+                " it is in units of the reward [SVDD's code takes the best]."
+            )
         },
-        about="SVDD (arXiv 2408.08252, Algorithm 1): a choice at every step. A stream takes one evaluation for its "
-        "noise, and n for every step but the last.",
+        about=(
+            "SVDD (arXiv 2408.08252, Algorithm 1): a choice at every step. A stream takes one"
+            " evaluation for its noise, and n for every step but the last."
+        ),
     ),
     "code": _steps(
         "code:CoDe",
@@ -134,7 +162,10 @@ ALGORITHMS: dict[str, Entry] = {
         "arXiv 2503.19385",
         f"{STOCHASTIC}; {COUNTED}",
         fixed={"finish": "published"},
-        about="As the paper's code: an image of the last step's best candidate, also where an earlier one was better.",
+        about=(
+            "As the paper's code: an image of the last step's best candidate, also where an earlier"
+            " one was better."
+        ),
     ),
     "verifier-threshold": _steps(
         "verifier_threshold:VerifierThreshold",
@@ -176,7 +207,10 @@ ALGORITHMS: dict[str, Entry] = {
         STOCHASTIC,
         defaults={"shrink": 0.25},
         texts={
-            "shrink": "Share of particles left after the last check [ours; the paper's schedule is not known to us]."
+            "shrink": (
+                "Share of particles left after the last check [ours; the paper's schedule is not"
+                " known to us]."
+            )
         },
         about="SMC from many particles to few, early rewards weighing less (arXiv 2508.12361).",
     ),
@@ -239,12 +273,17 @@ ALGORITHMS: dict[str, Entry] = {
             "n": "Seeds; None for as many as `share` of the budget prunes.",
             "share": "Of the budget, for pruning [ours].",
             "keep": "Share of the seeds kept at each check, in (0, 1] [ours].",
-            "levels": "Noise levels of the checks, falling; at the last the streams take over [ours].",
+            "levels": (
+                "Noise levels of the checks, falling; at the last the streams take over [ours]."
+            ),
             "streams": "Paths that go on, from the best of the survivors [arXiv 2503.19385].",
         },
-        about="TTSnap, then RBF: seeds are pruned early, as in TTSnap (arXiv 2511.22242), by a noise-aware reward or "
-        "any other. Rollover budget forcing (arXiv 2503.19385) takes the survivors over, a stream from each, at the "
-        "step where they are. It plans with the rest of the budget.",
+        about=(
+            "TTSnap, then RBF: seeds are pruned early, as in TTSnap (arXiv 2511.22242), by a"
+            " noise-aware reward or any other. Rollover budget forcing (arXiv 2503.19385) takes the"
+            " survivors over, a stream from each, at the step where they are. It plans with the"
+            " rest of the budget."
+        ),
     ),
     "nested": _combined(
         "nested:Nested",
@@ -260,6 +299,8 @@ ALGORITHMS: dict[str, Entry] = {
         "ours",
         "what its parts need: by default a differentiable reward",
     ),
-    "keep-all": _study("keep_all:KeepAll", "Keep all", "finish every seed, score every step (for recordings)"),
+    "keep-all": _study(
+        "keep_all:KeepAll", "Keep all", "finish every seed, score every step (for recordings)"
+    ),
 }
 """Names for --algorithm and search=, group by group."""

@@ -1,7 +1,9 @@
-"""CoDe, blockwise best-of-n on the path (arXiv 2502.00968, Algorithm 1), and SVDD, its block of one step (2408.08252).
+"""CoDe, blockwise best-of-n on the path (arXiv 2502.00968, Algorithm 1), and SVDD, its block of one
+step (2408.08252).
 
-Every `block` steps each stream's particle makes n children. One of them goes on, by the score of its x0 estimate at the
-block's end. No weights are carried along: a choice is made within a stream and never taken back.
+Every `block` steps each stream's particle makes n children. One of them goes on, by the score of
+its x0 estimate at the block's end. No weights are carried along: a choice is made within a stream
+and never taken back.
 """
 
 from __future__ import annotations
@@ -34,28 +36,34 @@ class CoDeState(NamedTuple):
 
 @dataclass(frozen=True)
 class CoDe(Settings):
-    """A stream takes one evaluation for noise, and n times `block` for every block: children share their parent's
-    evaluation and need one of their own to be scored. The children of the last block end in images. Where that is a
-    single step, a stream makes only one, as samplers draw no noise there."""
+    """A stream takes one evaluation for noise, and n times `block` for every block: children share
+    their parent's evaluation and need one of their own to be scored. The children of the last block
+    end in images. Where that is a single step, a stream makes only one, as samplers draw no noise
+    there."""
 
     n: Count | None = None
-    """Children of each particle in a block; None for as many as the budget affords [the authors of SVDD take 20]."""
+    """Children of each particle in a block; None for as many as the budget affords [the authors of
+    SVDD take 20]."""
     streams: Count = 2
     """Particles, at least as many as images are asked for [as compared in arXiv 2503.19385]."""
     block: Count = 5
-    """Grid steps between choices [configs of CoDe's authors; arXiv 2503.19385 takes 2 of 10 steps]."""
+    """Grid steps between choices [configs of CoDe's authors; arXiv 2503.19385 takes 2 of 10
+    steps]."""
     temperature: NotNegative = 0.0
-    """0 for the best child, else one is drawn by weights exp(score / temperature), in units of the reward [SVDD's code
-    takes the best]."""
+    """0 for the best child, else one is drawn by weights exp(score / temperature), in units of the
+    reward [SVDD's code takes the best]."""
     needs = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
     def init(self, task: Task) -> CoDeState:
         steps = task.grid.steps
-        return CoDeState(max(self.streams, task.keep), (*range(self.block, steps, self.block), steps))
+        return CoDeState(
+            max(self.streams, task.keep), (*range(self.block, steps, self.block), steps)
+        )
 
     def adopt(self, state: CoDeState, uids: IntArray, particles: Particles) -> CoDeState:
-        """Start from these living particles, best first, in place of noises of its own: one stream from each.
+        """Start from these living particles, best first, in place of noises of its own: one stream
+        from each.
 
         Blocks end where they always do, the next one after the particle that is furthest.
         """
@@ -63,7 +71,9 @@ class CoDe(Settings):
         ahead = tuple(stop for stop in state.stops if stop > particles.step[parents].max())
         return state._replace(parents=tuple(parents.tolist()), stops=ahead)
 
-    def step(self, state: CoDeState, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, CoDeState]:
+    def step(
+        self, state: CoDeState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, CoDeState]:
         if not len(particles):
             return fresh(state.streams, 0, score=False), state
         if not state.stops:
@@ -71,7 +81,9 @@ class CoDe(Settings):
         parents = state.parents or tuple(range(len(particles)))
         if state.branched:
             streams = [particles.moved[i :: len(parents)] for i in range(len(parents))]
-            parents = tuple(self._choose(uids[uids >= 0], particles, rng) for uids in streams if uids[0] >= 0)
+            parents = tuple(
+                self._choose(uids[uids >= 0], particles, rng) for uids in streams if uids[0] >= 0
+            )
         stop, *later = state.stops
         alone = particles.step[list(parents)].min() + 1 == stop == particles.scores.shape[1] - 1
         n = 1 if alone else self.n or 1

@@ -1,9 +1,11 @@
-"""Epsilon-greedy search of the noise trajectory (arXiv 2506.03164; public code: rvignav/diffusion-tts).
+"""Epsilon-greedy search of the noise trajectory (arXiv 2506.03164; public code:
+rvignav/diffusion-tts).
 
-At every step a stream tries step noises in rounds: with probability eps fresh ones, else ones near the best of this
-step so far, the pivot. The candidate with the best x0 estimate goes on. The public code adds a vector of length r
-sqrt(d), r uniform in [0, lam], to the pivot's d numbers. Noise grows there from round to round. Here it turns by the
-same angle and keeps its size: mix = 1 / sqrt(1 + r^2) of the pivot, and sqrt(1 - mix^2) of fresh noise.
+At every step a stream tries step noises in rounds: with probability eps fresh ones, else ones near
+the best of this step so far, the pivot. The candidate with the best x0 estimate goes on. The public
+code adds a vector of length r sqrt(d), r uniform in [0, lam], to the pivot's d numbers. Noise grows
+there from round to round. Here it turns by the same angle and keeps its size: mix = 1 / sqrt(1 +
+r^2) of the pivot, and sqrt(1 - mix^2) of fresh noise.
 """
 
 from __future__ import annotations
@@ -46,12 +48,14 @@ class EpsilonGreedyState(NamedTuple):
 
 @dataclass(frozen=True)
 class EpsilonGreedy(Settings):
-    """A stream takes one evaluation for its noise, and n for each step but the last, where samplers draw no noise. The
-    first round of a step has no pivot and is all fresh; in the public code it is near noise that was not scored. The
-    pivot is the best of the step so far; there, that of the last round, so that a better one may be lost."""
+    """A stream takes one evaluation for its noise, and n for each step but the last, where samplers
+    draw no noise. The first round of a step has no pivot and is all fresh; in the public code it is
+    near noise that was not scored. The pivot is the best of the step so far; there, that of the
+    last round, so that a better one may be lost."""
 
     n: Count | None = None
-    """Candidates of a stream at each step; None for as many as the budget affords [80 in rvignav/diffusion-tts]."""
+    """Candidates of a stream at each step; None for as many as the budget affords [80 in
+    rvignav/diffusion-tts]."""
     width: Count = 4
     """Candidates of a round [rvignav/diffusion-tts, in 20 rounds]."""
     eps: Share = 0.4
@@ -66,13 +70,19 @@ class EpsilonGreedy(Settings):
     def init(self, task: Task) -> EpsilonGreedyState:
         return EpsilonGreedyState(task.grid.steps, max(self.streams, task.keep))
 
-    def adopt(self, state: EpsilonGreedyState, uids: IntArray, particles: Particles) -> EpsilonGreedyState:
-        """Start from these living particles, best first, in place of noises of its own: one stream from each.
+    def adopt(
+        self, state: EpsilonGreedyState, uids: IntArray, particles: Particles
+    ) -> EpsilonGreedyState:
+        """Start from these living particles, best first, in place of noises of its own: one stream
+        from each.
 
-        Streams go together, so that of particles at several steps only those that are furthest are taken.
+        Streams go together, so that of particles at several steps only those that are furthest are
+        taken.
         """
         uids = uids[particles.step[uids] == particles.step[uids].max()]
-        return state._replace(streams=tuple(PivotStream(u) for u in uids[: state.paths].tolist()), left=self.n or 1)
+        return state._replace(
+            streams=tuple(PivotStream(u) for u in uids[: state.paths].tolist()), left=self.n or 1
+        )
 
     def step(
         self, state: EpsilonGreedyState, particles: Particles, rng: np.random.Generator
@@ -97,9 +107,11 @@ class EpsilonGreedy(Settings):
         move = self._round(state.streams, step, tries, particles, rng)
         return move, state._replace(left=state.left - tries, tried=True)
 
-    def _learn(self, state: EpsilonGreedyState, tried: IntArray, particles: Particles) -> EpsilonGreedyState:
-        """Take in the last round, whose candidates (n,) are by turns of the streams, -1 where the budget ended. After
-        the last round of a step, streams go on from their best candidates."""
+    def _learn(
+        self, state: EpsilonGreedyState, tried: IntArray, particles: Particles
+    ) -> EpsilonGreedyState:
+        """Take in the last round, whose candidates (n,) are by turns of the streams, -1 where the
+        budget ended. After the last round of a step, streams go on from their best candidates."""
         if not state.tried:
             return state
         streams = []
@@ -113,14 +125,23 @@ class EpsilonGreedy(Settings):
         return state._replace(streams=tuple(ahead or streams), left=self.n or 1)
 
     def _round(
-        self, streams: tuple[PivotStream, ...], step: int, tries: int, particles: Particles, rng: np.random.Generator
+        self,
+        streams: tuple[PivotStream, ...],
+        step: int,
+        tries: int,
+        particles: Particles,
+        rng: np.random.Generator,
     ) -> Move:
-        """A round of candidates, by turns, so that a cut leaves no stream without. States wait, for the next round."""
+        """A round of candidates, by turns, so that a cut leaves no stream without. States wait, for
+        the next round."""
         states, tops = np.array(streams).T
         pivot = np.tile(tops, tries)
         explores = (rng.random(len(pivot)) < self.eps) | (pivot < 0)
         share = 1 / np.sqrt(1 + rng.uniform(0, self.lam, len(pivot)) ** 2)
-        parents, waits = np.tile(states, 1 + tries), np.arange(len(states) * (1 + tries)) < len(states)
+        parents, waits = (
+            np.tile(states, 1 + tries),
+            np.arange(len(states) * (1 + tries)) < len(states),
+        )
         near = np.append(np.zeros(len(states), bool), ~explores)
         rows = Rows(
             kind=np.where(near, Kind.NEAR, Kind.CONTINUE),

@@ -1,7 +1,8 @@
-"""Evolution of initial noises (after EvoSearch, arXiv 2505.17618): select, mutate, and denoise only the best of all.
+"""Evolution of initial noises (after EvoSearch, arXiv 2505.17618): select, mutate, and denoise only
+the best of all.
 
-EvoSearch scores every generation by finished images, which is dear. Here it may be scored by drafts of the noise, at a
-fraction of an image each, or by x0 estimates.
+EvoSearch scores every generation by finished images, which is dear. Here it may be scored by drafts
+of the noise, at a fraction of an image each, or by x0 estimates.
 """
 
 from __future__ import annotations
@@ -23,23 +24,27 @@ from ttsnap.files.settings import Count, Decay, Fraction, Settings
 
 @dataclass(frozen=True)
 class Evolution(Settings):
-    """Seed pruning whose seeds are bred: the first check is taken in generations, and keeps the best of all of them."""
+    """Seed pruning whose seeds are bred: the first check is taken in generations, and keeps the
+    best of all of them."""
 
     n: int | None = None
     """Noises of a generation; None for as many as the budget affords."""
     generations: Count = 4
     """How many there are; the first is of fresh seeds [ours]."""
     parents: Fraction = 0.1
-    """Share of all noises so far, the best, that the next generation descends from, in (0, 1] [ours]."""
+    """Share of all noises so far, the best, that the next generation descends from, in (0, 1]
+    [ours]."""
     mix: Decay = 0.98
     """Share of a parent's noise in a child's, in [0, 1) [arXiv 2505.17618]."""
     keep: tuple[float, ...] = (0.3,)
     """Share kept at each check, in (0, 1]."""
     levels: tuple[float, ...] = (0.6,)
-    """Where the checks are, as noise levels in (0, 1], falling. Generations are scored by drafts where there is a
-    drafter, else at the first of these; without any levels, by finished images, as in EvoSearch."""
+    """Where the checks are, as noise levels in (0, 1], falling. Generations are scored by drafts
+    where there is a drafter, else at the first of these; without any levels, by finished images, as
+    in EvoSearch."""
     draft_share: float = 0.35
-    """Where there is a drafter, the share of the cost that goes to drafts; 0 for none, below 1 [ours]."""
+    """Where there is a drafter, the share of the cost that goes to drafts; 0 for none, below 1
+    [ours]."""
     draft_calls: int | None = None
     """Calls of the drafter in a draft; None for as many as it was loaded with."""
     needs = frozenset({Need.MIX})
@@ -51,7 +56,13 @@ class Evolution(Settings):
 
     def _pruning(self) -> SeedPruning:
         """What becomes of all noises; it refuses checks and shares that cannot be meant."""
-        return SeedPruning(self.n, self.keep, self.levels, draft_share=self.draft_share, draft_calls=self.draft_calls)
+        return SeedPruning(
+            self.n,
+            self.keep,
+            self.levels,
+            draft_share=self.draft_share,
+            draft_calls=self.draft_calls,
+        )
 
     def init(self, task: Task) -> PruningState:
         """The first check once for each generation, then the others."""

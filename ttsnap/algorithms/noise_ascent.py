@@ -1,8 +1,9 @@
 """Climb in initial noise along the reward's gradient, in the manner of ReNO (arXiv 2406.04312).
 
-An image's initial noise is turned by an angle towards the gradient of its reward, which keeps its length:
-ReNO keeps that near by a penalty, and takes clipped gradient steps of a fixed rate instead. A step that raises the
-reward is kept and the angle grows; else the angle is halved, from the same noise, whose gradient is known already.
+An image's initial noise is turned by an angle towards the gradient of its reward, which keeps its
+length: ReNO keeps that near by a penalty, and takes clipped gradient steps of a fixed rate instead.
+A step that raises the reward is kept and the angle grows; else the angle is halved, from the same
+noise, whose gradient is known already.
 """
 
 from __future__ import annotations
@@ -44,21 +45,25 @@ class NoiseAscentState(NamedTuple):
 
 @dataclass(frozen=True)
 class NoiseAscent(Settings):
-    """A step takes the evaluations of its gradient and an image's; a step that fails halves the angle."""
+    """A step takes the evaluations of its gradient and an image's; a step that fails halves the
+    angle."""
 
     angle: float = 0.3
     """Of the first step, in radians [ours]."""
     rounds: Count | None = None
     """Steps; None to go on until the budget is used up."""
     ascends: Natural = 0
-    """Evaluations that the gradient goes back through, 0 for all; memory does not grow with it, time does."""
+    """Evaluations that the gradient goes back through, 0 for all; memory does not grow with it,
+    time does."""
     target: float | None = None
     """Reward at which to stop; None for no such stop."""
     held_out: Natural | None = None
     """Which of the rewards, from 0, is not climbed but watched: an image that it likes less than
-    the one climbed from is not returned. Three of those in a row end the climb; None for no such reward."""
+    the one climbed from is not returned. Three of those in a row end the climb; None for no such
+    reward."""
     weights: tuple[float, ...] | None = None
-    """Of the rewards in the gradient, as `utility` should have them, 0 for the held-out one; None for all alike."""
+    """Of the rewards in the gradient, as `utility` should have them, 0 for the held-out one; None
+    for all alike."""
     least: float = 0.02
     """Angle in radians below which a fresh seed is started, where rounds is None [ours]."""
     n: ClassVar[int] = 1
@@ -67,14 +72,20 @@ class NoiseAscent(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.least <= self.angle <= math.pi / 2:
-            raise ValueError(f"angles must be 0 < least <= angle <= pi / 2, got {self.least} and {self.angle}")
+            raise ValueError(
+                f"angles must be 0 < least <= angle <= pi / 2, got {self.least} and {self.angle}"
+            )
         if self.held_out is None:
             return
         if self.weights is None:
-            raise ValueError(f"held_out is the index of a reward, 0 for the first, and needs weights "
-                             f"with 0 at that index; got {self.held_out} and {self.weights}")  # fmt: skip
+            raise ValueError(
+                f"held_out is the index of a reward, 0 for the first, and needs weights "
+                f"with 0 at that index; got {self.held_out} and {self.weights}"
+            )
         if self.held_out >= len(self.weights) or self.weights[self.held_out]:
-            raise ValueError(f"the held-out reward {self.held_out} must have weight 0, got {self.weights}")
+            raise ValueError(
+                f"the held-out reward {self.held_out} must have weight 0, got {self.weights}"
+            )
 
     @property
     def needs(self) -> Needs:
@@ -82,12 +93,19 @@ class NoiseAscent(Settings):
 
     def init(self, task: Task) -> NoiseAscentState:
         if self.rounds is None and not np.isfinite(task.allowance):
-            raise ValueError("noise-ascent goes on until the budget is used up: give rounds, or a budget in "
-                             "evaluations, FLOPs or seconds")  # fmt: skip
-        return NoiseAscentState(task.grid.steps, math.inf if self.rounds is None else self.rounds, self.angle)
+            raise ValueError(
+                "noise-ascent goes on until the budget is used up: give rounds, or a budget in "
+                "evaluations, FLOPs or seconds"
+            )
+        return NoiseAscentState(
+            task.grid.steps, math.inf if self.rounds is None else self.rounds, self.angle
+        )
 
-    def adopt(self, state: NoiseAscentState, uids: IntArray, particles: Particles) -> NoiseAscentState:
-        """Go on from these living particles, best first, finished or not, in place of fresh seeds."""
+    def adopt(
+        self, state: NoiseAscentState, uids: IntArray, particles: Particles
+    ) -> NoiseAscentState:
+        """Go on from these living particles, best first, finished or not, in place of fresh
+        seeds."""
         return state._replace(given=tuple(np.asarray(uids, int).tolist()))
 
     def step(
@@ -103,7 +121,10 @@ class NoiseAscent(Settings):
         else:
             worse = self._disliked(new, s.pivot, particles)
             better = not worse and particles.value([new])[0] > particles.value([s.pivot])[0]
-            drop, reject = np.array([s.pivot if better else new]), np.array([new] if worse else [], int)
+            drop, reject = (
+                np.array([s.pivot if better else new]),
+                np.array([new] if worse else [], int),
+            )
             s = s._replace(strikes=s.strikes + 1 if worse else 0, left=s.left - 1)
             s = (
                 s._replace(pivot=new, angle=min(1.5 * s.angle, math.pi / 2))
@@ -123,7 +144,10 @@ class NoiseAscent(Settings):
     def _start(self, s: NoiseAscentState, particles: Particles) -> tuple[Move, NoiseAscentState]:
         if not s.given:
             return fresh(1, s.end), s._replace(phase="start", strikes=0)
-        pivot, s = s.given[0], s._replace(phase="start", pivot=s.given[0], given=s.given[1:], strikes=0)
+        pivot, s = (
+            s.given[0],
+            s._replace(phase="start", pivot=s.given[0], given=s.given[1:], strikes=0),
+        )
         if particles.finished[pivot]:
             return ascend([pivot], math.cos(s.angle), s.end), s._replace(phase="step")
         return advance(particles, [pivot], s.end), s

@@ -1,7 +1,8 @@
-"""The options of an algorithm, each with its default, what it means and where the default comes from.
+"""The options of an algorithm, each with its default, what it means and where the default comes
+from.
 
-A field of the algorithm's dataclass is explained by the docstring below it; what stands in square brackets at the end
-of that is the source of the default.
+A field of the algorithm's dataclass is explained by the docstring below it; what stands in square
+brackets at the end of that is the source of the default.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ def options_of(name: str) -> list[AlgorithmOption]:
     defaults, entry = defaults_of(name), ALGORITHMS[name]
     texts = {**field_texts(class_of(name)), **entry.texts}
     if unexplained := [key for key in defaults if key not in texts]:
-        raise ValueError(f"{name} explains {', '.join(texts) or 'no option'}, but not {', '.join(unexplained)}; "
-                         f"write a docstring below the field {unexplained[0]}")  # fmt: skip
+        raise ValueError(
+            f"{name} explains {', '.join(texts) or 'no option'}, but not {', '.join(unexplained)}; "
+            f"write a docstring below the field {unexplained[0]}"
+        )
     return [AlgorithmOption(key, value, *_split(texts[key])) for key, value in defaults.items()]
 
 

@@ -1,7 +1,8 @@
 """Rollover budget forcing (RBF, arXiv 2503.19385, Algorithm 1).
 
-Each stream draws candidates for its next step one by one. The first whose x0 estimate scores above the stream's best
-so far is taken at once, and the rest of the step's quota rolls over to the next. When none does, the step's best is.
+Each stream draws candidates for its next step one by one. The first whose x0 estimate scores above
+the stream's best so far is taken at once, and the rest of the step's quota rolls over to the next.
+When none does, the step's best is.
 """
 
 from __future__ import annotations
@@ -49,17 +50,18 @@ class RBFState(NamedTuple):
 
 @dataclass(frozen=True)
 class RBF(Settings):
-    """The quota of a stream and step is int((allowance - noises) / (steps * streams)), in candidates. What finishing
-    may take is kept back; the last step before the image takes all else that is left."""
+    """The quota of a stream and step is int((allowance - noises) / (steps * streams)), in
+    candidates. What finishing may take is kept back; the last step before the image takes all else
+    that is left."""
 
     streams: Count = 2
     """Paths in lockstep [arXiv 2503.19385]."""
     initial: Count = 25
-    """Noises of each, of which the best is its start; they are paid first, so take fewer for smaller budgets [arXiv
-    2503.19385, for 500 evaluations and 10 steps]."""
+    """Noises of each, of which the best is its start; they are paid first, so take fewer for
+    smaller budgets [arXiv 2503.19385, for 500 evaluations and 10 steps]."""
     finish: Literal["best", "published"] = "best"
-    """"best", the best candidate ever seen, denoised to the end, or "published", the best of the streams' present step
-    [ours]."""
+    """"best", the best candidate ever seen, denoised to the end, or "published", the best of the
+    streams' present step [ours]."""
     needs = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
     exhaustive: ClassVar[bool] = True  # the last step before the image takes all that is left
@@ -70,21 +72,33 @@ class RBF(Settings):
 
     def init(self, task: Task) -> RBFState:
         if task.allowance == float("inf"):
-            raise ValueError(f"{name_of(self)} plans by its budget; give one in NFE, FLOPs or seconds")
+            raise ValueError(
+                f"{name_of(self)} plans by its budget; give one in NFE, FLOPs or seconds"
+            )
         return RBFState(task)
 
     def adopt(self, state: RBFState, uids: IntArray, particles: Particles) -> RBFState:
-        """Start from these living particles, best first, in place of noises of its own: one stream from each.
+        """Start from these living particles, best first, in place of noises of its own: one stream
+        from each.
 
         The quota is of the steps that they still have before them.
         """
         task, grid, at = state.task, state.task.grid, uids[: self.streams]
-        ahead = grid.nfe - grid.calls[particles.step[at]] + (grid.steps - particles.step[at]) * task.checking
+        ahead = (
+            grid.nfe
+            - grid.calls[particles.step[at]]
+            + (grid.steps - particles.step[at]) * task.checking
+        )
         base = max(0, int(particles.left / float(ahead.sum()) + 1e-9))
-        streams = tuple(Stream(u, v, base) for u, v in zip(at.tolist(), particles.value(at).tolist(), strict=True))
+        streams = tuple(
+            Stream(u, v, base)
+            for u, v in zip(at.tolist(), particles.value(at).tolist(), strict=True)
+        )
         return state._replace(streams=streams, base=base)
 
-    def step(self, state: RBFState, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, RBFState]:
+    def step(
+        self, state: RBFState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, RBFState]:
         task, now = state.task, len(particles)
         particles.selection.check_scores_each(name_of(self))
         if state.done:
@@ -94,17 +108,22 @@ class RBF(Settings):
             return fresh(max(1, min(self.n, int(room / task.evaluations(0, 0) + 1e-9))), 0), state
         if not state.streams:  # noises by turns, so that a cut leaves no stream without
             noises = [np.arange(i, now, self.streams) for i in range(min(self.streams, now))]
-            state = self.adopt(state, np.array([u[particles.value(u).argmax()] for u in noises]), particles)
+            state = self.adopt(
+                state, np.array([u[particles.value(u).argmax()] for u in noises]), particles
+            )
         children = particles.moved[1::2] if state.drew else np.empty(0, int)
         stuck = state.drew and (children < 0).all()  # some other cap than the allowance is reached
         state = self._learn(state, children[children >= 0], particles)
         finalists = self._finalists(state, particles)
         parents = [] if stuck else self._affordable(state, finalists, particles)
         if not parents:
-            final = [*finalists, *(u for u in particles.ranked().tolist() if u not in finalists)][: task.keep]
+            final = [*finalists, *(u for u in particles.ranked().tolist() if u not in finalists)][
+                : task.keep
+            ]
             drop = particles.others(final)
             return advance(particles, final, task.grid.steps, drop=drop), state._replace(done=True)
-        # A particle that waits beside its child keeps its state, and its evaluation, for the next candidate.
+        # A particle that waits beside its child keeps its state, and its evaluation, for the next
+        # candidate.
         rows, child = np.repeat(parents, 2), np.tile([False, True], len(parents))
         needed = [*finalists, *(u for s in state.streams for u in (s.at, s.top))]
         drop = particles.others(needed)
@@ -114,7 +133,9 @@ class RBF(Settings):
     def _learn(self, state: RBFState, candidates: IntArray, particles: Particles) -> RBFState:
         """Take in the last move's candidates, as far as they were carried out."""
         new = {int(particles.parent[u]): u for u in candidates.tolist()}
-        streams = tuple(self._judge(s, new[s.at], state, particles) if s.at in new else s for s in state.streams)
+        streams = tuple(
+            self._judge(s, new[s.at], state, particles) if s.at in new else s for s in state.streams
+        )
         return state._replace(streams=streams)
 
     def _judge(self, s: Stream, uid: int, state: RBFState, particles: Particles) -> Stream:
@@ -131,20 +152,24 @@ class RBF(Settings):
         return score > stream.best
 
     def _finalists(self, state: RBFState, particles: Particles) -> list[int]:
-        """What would be finished now, best first; "published" by the score at each stream's present step."""
+        """What would be finished now, best first; "published" by the score at each stream's present
+        step."""
         if self.finish == "best":
             return [int(u) for u in particles.ranked()[: state.task.keep]]
         present = np.array([s.top if s.top >= 0 else s.at for s in state.streams])
         return [int(u) for u in particles.ranked(present)]
 
     def _affordable(self, state: RBFState, finalists: list[int], particles: Particles) -> list[int]:
-        """States that can have one more candidate, with enough left to finish whatever may then have to be."""
+        """States that can have one more candidate, with enough left to finish whatever may then
+        have to be."""
         task, end = state.task, state.task.grid.steps
         open_ = [s.at for s in state.streams if particles.step[s.at] + 1 < end]
         while open_:
             ends = particles.step[open_] + 1
             cost = sum(task.evaluations(k - 1, k, paid=True) for k in ends)
-            held = sorted(task.evaluations(k, end, paid=True) for k in (*particles.step[finalists], *ends))
+            held = sorted(
+                task.evaluations(k, end, paid=True) for k in (*particles.step[finalists], *ends)
+            )
             if cost + sum(held[-task.keep :]) <= particles.left + 1e-9:
                 break
             open_.pop()

@@ -1,4 +1,5 @@
-"""A search to the end, then a local refinement of what it found: global search and local optimisation add up."""
+"""A search to the end, then a local refinement of what it found: global search and local
+optimisation add up."""
 
 from __future__ import annotations
 
@@ -32,15 +33,16 @@ class RefinedState(NamedTuple):
 class Refined:
     """Each part is an algorithm, a name or {"name": ..., **options}.
 
-    Where the number of seeds of the first part is fitted to the budget, the price of the second is set aside. A first
-    part that plans by the budget itself leaves nothing.
+    Where the number of seeds of the first part is fitted to the budget, the price of the second is
+    set aside. A first part that plans by the budget itself leaves nothing.
     """
 
     first: Algorithm = field(default_factory=SeedPruning)
     """Searches until it has no more to propose."""
     second: Refining = field(default_factory=lambda: NoiseAscent(rounds=5))
-    """Goes on from the best finished image that first left alive, by its method `adopt` (core.Refining): noise-ascent,
-    or zero-order where a reward has no gradient. It needs its number of rounds."""
+    """Goes on from the best finished image that first left alive, by its method `adopt`
+    (core.Refining): noise-ascent, or zero-order where a reward has no gradient. It needs its number
+    of rounds."""
     n: int | None = None
     """Of first; None for as many as the budget affords beside second."""
     lockstep: ClassVar[bool] = False
@@ -49,7 +51,8 @@ class Refined:
         first, second = make_algorithm(self.first), make_algorithm(self.second)
         if not isinstance(second, Refining) or second.rounds is None:
             raise ValueError(
-                f"second refines for a number of rounds: noise-ascent or zero-order with rounds, got {second}"
+                "second refines for a number of rounds: noise-ascent or zero-order with rounds,"
+                f" got {second}"
             )
         if self.n is not None and self.n != first.n:
             first = make_algorithm(first, n=self.n)
@@ -76,7 +79,9 @@ class Refined:
             if not len(done):
                 return move, state
             best = done[[int(np.argmax(particles.value(done)))]]
-            state = RefinedState(state.task, self.second.adopt(self.second.init(state.task), best, particles), True)
+            state = RefinedState(
+                state.task, self.second.adopt(self.second.init(state.task), best, particles), True
+            )
             move, inner = self.second.step(state.inner, particles, rng)
             if move is not None and len(rejected):
                 move = dataclasses.replace(move, reject=np.union1d(move.reject, rejected))

@@ -1,7 +1,9 @@
-"""Search over paths (Ma et al., arXiv 2501.09732): noise a few streams forward, denoise them further, keep the best.
+"""Search over paths (Ma et al., arXiv 2501.09732): noise a few streams forward, denoise them
+further, keep the best.
 
-Forward noising is exact (samplers.forward), so that candidates differ under deterministic samplers, too. The paper's
-Delta_f is `back` here, and Delta_b is `back` + `ahead`: streams always end up below where they were, so it ends.
+Forward noising is exact (samplers.forward), so that candidates differ under deterministic samplers,
+too. The paper's Delta_f is `back` here, and Delta_b is `back` + `ahead`: streams always end up
+below where they were, so it ends.
 """
 
 from __future__ import annotations
@@ -39,15 +41,17 @@ class PathsState(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchOverPaths(Settings):
-    """Streams are denoised to `start`, then noised by `back` and denoised to `ahead` below where they were. The
-    defaults score at levels .5 and .2 before the images: estimates above .5 tell little, and from .8 noised to .9
-    composition is still open. A candidate's rounds cost little more than an image."""
+    """Streams are denoised to `start`, then noised by `back` and denoised to `ahead` below where
+    they were. The defaults score at levels .5 and .2 before the images: estimates above .5 tell
+    little, and from .8 noised to .9 composition is still open. A candidate's rounds cost little
+    more than an image."""
 
     n: Count | None = None
-    """Noisings of each stream a round; None for as many as the budget affords [arXiv 2503.19385 compares with 5]."""
+    """Noisings of each stream a round; None for as many as the budget affords [arXiv 2503.19385
+    compares with 5]."""
     streams: Count = 2
-    """Paths, at least as many as images are asked for. With a budget below about ten images take 1, since n becomes 1
-    otherwise and nothing is chosen [as compared in arXiv 2503.19385]."""
+    """Paths, at least as many as images are asked for. With a budget below about ten images take 1,
+    since n becomes 1 otherwise and nothing is chosen [as compared in arXiv 2503.19385]."""
     start: Annotated[float, Interval(gt=0, lt=1)] = 0.8
     """Noise level to which seeds are denoised first [ours]."""
     back: Annotated[float, Interval(gt=0, lt=1)] = 0.1
@@ -55,8 +59,8 @@ class SearchOverPaths(Settings):
     ahead: Annotated[float, Interval(gt=0, lt=1)] = 0.3
     """Noise level removed in a round beyond what was added [ours]."""
     legs: tuple[Count, Count] | None = None
-    """In place of levels: evaluations up to a choice, and the steps of noise between that and the next [10, 5 in
-    DOG-Trim]."""
+    """In place of levels: evaluations up to a choice, and the steps of noise between that and the
+    next [10, 5 in DOG-Trim]."""
     needs = frozenset({Need.RENOISE})
     lockstep: ClassVar[bool] = False
 
@@ -67,15 +71,19 @@ class SearchOverPaths(Settings):
 
     def init(self, task: Task) -> PathsState:
         if task.grid.steps < 3:
-            raise ValueError(f"search over paths needs 3 steps, to have one to go back to; got {task.grid.steps}")
+            raise ValueError(
+                f"search over paths needs 3 steps, to have one to go back to; got {task.grid.steps}"
+            )
         return PathsState(task.grid, max(self.streams, task.keep))
 
     def adopt(self, state: PathsState, uids: IntArray, particles: Particles) -> PathsState:
-        """Go on from these living particles, best first, in place of fresh seeds: first to the level `start`, or where
-        they are beyond it, a step further than the foremost."""
+        """Go on from these living particles, best first, in place of fresh seeds: first to the
+        level `start`, or where they are beyond it, a step further than the foremost."""
         return state._replace(given=tuple(np.asarray(uids, int)[: state.streams].tolist()))
 
-    def step(self, state: PathsState, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, PathsState]:
+    def step(
+        self, state: PathsState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, PathsState]:
         grid, at, end = state.grid, state.at, state.grid.steps
         if not at:
             first = self.legs[0] - 1 if self.legs else grid.step_at(self.start + _EPS)
@@ -84,7 +92,9 @@ class SearchOverPaths(Settings):
             if not state.given:
                 return fresh(state.streams, first, score=False), state._replace(at=first)
             first = max(first, int(particles.step[list(state.given)].max()) + 1)
-            return advance(particles, state.given, first, score=first == end), state._replace(at=first)
+            return advance(particles, state.given, first, score=first == end), state._replace(
+                at=first
+            )
         if at == end:
             return None, state
         uids = particles.moved[particles.moved >= 0]

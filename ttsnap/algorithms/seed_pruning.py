@@ -1,8 +1,8 @@
 """Seed pruning on x0 estimates (TTSnap, arXiv 2511.22242, Algorithm 1).
 
-Start n seeds; at a few noise levels score the x0 estimates and keep the best share; finish the rest; return the
-best by the reward on the finished image. With an ordinary reward this is the paper's TTSp, with a noise-aware one
-TTSnap.
+Start n seeds; at a few noise levels score the x0 estimates and keep the best share; finish the
+rest; return the best by the reward on the finished image. With an ordinary reward this is the
+paper's TTSp, with a noise-aware one TTSnap.
 """
 
 from __future__ import annotations
@@ -56,34 +56,39 @@ class Settled(NamedTuple):
 
 @dataclass(frozen=True)
 class SeedPruning(Settings):
-    """A check at step s costs s + 1 evaluations a seed. As many survive as images are to be returned; halves round up.
+    """A check at step s costs s + 1 evaluations a seed. As many survive as images are to be
+    returned; halves round up.
 
-    The default is one late cut [ours], since ordinary rewards rank early estimates badly: not the best for any one
-    model, but never far below best-of-N. `ttsnap tune` fits a schedule to a recording. Where drafts are finished, the
-    default is another one: drafts take half of the cost, and the best are finished without a later check [ours]."""
+    The default is one late cut [ours], since ordinary rewards rank early estimates badly: not the
+    best for any one model, but never far below best-of-N. `ttsnap tune` fits a schedule to a
+    recording. Where drafts are finished, the default is another one: drafts take half of the cost,
+    and the best are finished without a later check [ours]."""
 
     n: Count | None = None
     """Seeds; None for as many as the budget affords."""
     keep: tuple[Fraction, ...] | None = None
-    """Share kept at each check, in (0, 1]; with keep and levels empty there is none but that by drafts, and what these
-    leave is finished. None for (0.3,), or for none where drafts are finished and no other field says when to check."""
+    """Share kept at each check, in (0, 1]; with keep and levels empty there is none but that by
+    drafts, and what these leave is finished. None for (0.3,), or for none where drafts are finished
+    and no other field says when to check."""
     levels: tuple[float, ...] | None = None
-    """Where the checks are, as noise levels sigma / (alpha + sigma) in (0, 1] (1: pure noise), falling; they are the
-    same for any number of steps. None for (0.6,), or for none as with keep."""
+    """Where the checks are, as noise levels sigma / (alpha + sigma) in (0, 1] (1: pure noise),
+    falling; they are the same for any number of steps. None for (0.6,), or for none as with
+    keep."""
     steps: tuple[int, ...] | None = None
-    """The checks as grid steps, rising, in place of levels. Steps that seeds take together (variety) count; a check
-    among these comes after them."""
+    """The checks as grid steps, rising, in place of levels. Steps that seeds take together
+    (variety) count; a check among these comes after them."""
     draft_share: Decay | None = None
-    """Where there is a drafter (--draft, draft=), the share of the cost that goes to drafts of the initial noise
-    (core.Draft). By these the first seeds are dropped before they are denoised; 0 for none, below 1. None for 0.2, or
-    for 0.5 as with keep."""
+    """Where there is a drafter (--draft, draft=), the share of the cost that goes to drafts of the
+    initial noise (core.Draft). By these the first seeds are dropped before they are denoised; 0 for
+    none, below 1. None for 0.2, or for 0.5 as with keep."""
     draft_calls: Count | None = None
     """Calls of the drafter in a draft; None for as many as it was loaded with."""
     denoising_steps: Count | None = None
     """Denoising steps that the schedule was fitted to. A call takes as many where it names none."""
     shares_of: Count | None = None
-    """Seeds that the first check's share is of, where n are more; None for n. With a drafter, what rounding leaves of a
-    budget that n is fitted to goes to such further seeds, of which no more survive."""
+    """Seeds that the first check's share is of, where n are more; None for n. With a drafter, what
+    rounding leaves of a budget that n is fitted to goes to such further seeds, of which no more
+    survive."""
     needs = NOTHING
     lockstep: ClassVar[bool] = True
 
@@ -96,7 +101,9 @@ class SeedPruning(Settings):
         if self.steps is None and not all(0 < a <= 1 for a in levels):
             raise ValueError(f"levels must be in (0, 1], 1 being pure noise, got {levels}")
         if not all(a < b if self.steps is not None else a > b for a, b in pairwise(checks)):
-            raise ValueError(f"checks must go from noisy to clean (steps rising, levels falling), got {checks}")
+            raise ValueError(
+                f"checks must go from noisy to clean (steps rising, levels falling), got {checks}"
+            )
 
     def settled(self, *, finishing: bool = False) -> Settled:
         """What None stands for; finishing: where drafts are finished."""
@@ -109,7 +116,8 @@ class SeedPruning(Settings):
         )
 
     def init(self, task: Task) -> PruningState:
-        """The checks to come; on a coarse grid those of one step are merged, and those by level at its end dropped."""
+        """The checks to come; on a coarse grid those of one step are merged, and those by level at
+        its end dropped."""
         keep, levels, draft_share = self.settled(finishing=task.begin_calls > 0)
         grid = task.grid
         began = task.groups.nfe if task.groups is not None else 0
@@ -118,7 +126,8 @@ class SeedPruning(Settings):
             at, steps = [max(0, s - began) if s >= 0 else s for s in self.steps], began + grid.steps
             if any(not 0 <= s < grid.steps for s in at):
                 raise ValueError(
-                    f"checks at steps {list(self.steps)} do not fit a grid of {steps} steps (0..{steps - 1})"
+                    f"checks at steps {list(self.steps)} do not fit a grid of {steps} steps"
+                    f" (0..{steps - 1})"
                 )
         merged: dict[int, float] = {}
         for step, share in zip(at, keep, strict=True):
@@ -128,18 +137,23 @@ class SeedPruning(Settings):
         return PruningState(task.keep, (*self._drafts(checks, task, draft_share), *checks))
 
     def _drafts(self, checks: Sequence[Check], task: Task, share: float) -> Sequence[Check]:
-        """The check by drafts before these, which keeps so few that drafts take this share of all costs."""
+        """The check by drafts before these, which keeps so few that drafts take this share of all
+        costs."""
         if not (task.draft_calls and share):
             return ()
         calls = self.draft_calls or task.draft_calls
         # Drafts take n * one, n * keep survivors the rest.
         shares = np.cumprod([1.0, *(check.keep for check in checks[:-1])])
-        one, rest = task.draft_cost * calls + task.checking, float(shares @ _costs(checks, task, begun=True))
+        one, rest = (
+            task.draft_cost * calls + task.checking,
+            float(shares @ _costs(checks, task, begun=True)),
+        )
         keep = one / rest * (1 - share) / share
         return (Check(0, min(1.0, keep), Draft(calls)),)
 
     def pruning_cost(self, n: int, task: Task) -> float:
-        """What it takes to bring n seeds to the last check, in evaluations as Task counts them, all looks included."""
+        """What it takes to bring n seeds to the last check, in evaluations as Task counts them, all
+        looks included."""
         total, (*checks, _) = 0.0, self.init(task).checks
         if task.groups is not None:
             total += task.groups.whole * math.ceil(n / task.groups.size)
@@ -149,7 +163,8 @@ class SeedPruning(Settings):
         return total
 
     def survivors(self, n: int, share: float) -> int:
-        """How many of n particles a check keeps of which this share is to stay; halves are rounded up."""
+        """How many of n particles a check keeps of which this share is to stay; halves are rounded
+        up."""
         return math.floor(share * min(n, self.shares_of or n) + 0.5)
 
     def widened(self, more: int) -> SeedPruning:
@@ -166,11 +181,18 @@ class SeedPruning(Settings):
         if not ahead:
             return None, state
         ranked = particles.ranked()
-        if ranked.ndim == 1:  # a move that was cut off leaves some behind, whose scores are of another look
+        # a move that was cut off leaves some behind, whose scores are of another look
+        if ranked.ndim == 1:
             ranked = ranked[particles.step[ranked] == check.step]
         kept = max(state.least, self.survivors(ranked.shape[-1], check.keep))
         ranked = particles.spread(ranked, kept)
-        move = advance(particles, ranked[..., :kept], ahead[0].step, drop=ranked[..., kept:], look=ahead[0].look)
+        move = advance(
+            particles,
+            ranked[..., :kept],
+            ahead[0].step,
+            drop=ranked[..., kept:],
+            look=ahead[0].look,
+        )
         return move, PruningState(state.least, tuple(ahead))
 
 
@@ -181,7 +203,8 @@ _BEST_DRAFTS = Settled(keep=(), levels=(), draft_share=0.5)
 
 
 def _costs(checks: Sequence[Check], task: Task, *, begun: bool = False) -> FloatArray:
-    """What each check takes of one seed, in evaluations as Task counts them, from the check before it on.
+    """What each check takes of one seed, in evaluations as Task counts them, from the check before
+    it on.
 
     begun: whether the drafts are paid by which seeds begin.
     """

@@ -1,6 +1,7 @@
 """Top-K of initial noises: score many seeds where they start, keep the best few.
 
-Before a particle method, this alone is strong (the Top-K baseline of Psi-Sampler, arXiv 2506.01320): see nested.py.
+Before a particle method, this alone is strong (the Top-K baseline of Psi-Sampler, arXiv
+2506.01320): see nested.py.
 """
 
 from __future__ import annotations

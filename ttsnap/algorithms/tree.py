@@ -1,9 +1,11 @@
-"""Best-first tree search over denoising: expand the most promising of all particles ever scored, a block at a time.
+"""Best-first tree search over denoising: expand the most promising of all particles ever scored, a
+block at a time.
 
-Nodes are particles at block boundaries. From Diffusion Tree Sampling (arXiv 2506.20701) come the tree that is kept, and
-expanded where softmax(value / temperature) says; from classical search (arXiv 2505.23614) a best-first order by scores
-of x0 estimates. Ours are the value that compares depths, the temperature that falls with the budget, and the terms for
-diversity. Only what can still be finished is bought.
+Nodes are particles at block boundaries. From Diffusion Tree Sampling (arXiv 2506.20701) come the
+tree that is kept, and expanded where softmax(value / temperature) says; from classical search
+(arXiv 2505.23614) a best-first order by scores of x0 estimates. Ours are the value that compares
+depths, the temperature that falls with the budget, and the terms for diversity. Only what can still
+be finished is bought.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Tree(NamedTuple):
 
 @dataclass(frozen=True)
 class BestFirst(Settings):
-    """Nodes are `block` grid steps apart; the more it has looked at one, the less it is drawn to it."""
+    """Nodes are `block` grid steps apart; the more it has looked at one, the less it is drawn to
+    it."""
 
     n: Count = 8
     """Roots to begin with [ours]."""
@@ -61,11 +64,12 @@ class BestFirst(Settings):
     block: Count | None = None
     """Grid steps of an edge; None: a fifth of the grid [ours]."""
     temperature: NotNegative = 1.0
-    """Of the choice at first, in standard deviations of the scores of one depth; it falls in proportion to what is left
-    of the budget [ours]."""
+    """Of the choice at first, in standard deviations of the scores of one depth; it falls in
+    proportion to what is left of the budget [ours]."""
     bonus: NotNegative = 1.0
-    """How much log(1 + expansions), of a node and of its root's tree, lowers a node, in the same unit. On a Gaussian
-    mixture with 400 NFE, .25 finished a hundred images and lost to best-of-N; 1 finished 20 and won [ours]."""
+    """How much log(1 + expansions), of a node and of its root's tree, lowers a node, in the same
+    unit. On a Gaussian mixture with 400 NFE, .25 finished a hundred images and lost to best-of-N; 1
+    finished 20 and won [ours]."""
     reseed: bool = True
     """Whether a fresh seed, worth as much as the average root, may be chosen, too [ours]."""
     needs = frozenset({Need.BRANCH})
@@ -73,27 +77,46 @@ class BestFirst(Settings):
 
     def init(self, task: Task) -> TreeState:
         if not np.isfinite(task.allowance):
-            raise ValueError("best-first plans by its budget: give one in evaluations, FLOPs or seconds")
-        return TreeState(task, min(self.block or max(1, round(task.grid.steps / 5)), task.grid.steps))
+            raise ValueError(
+                "best-first plans by its budget: give one in evaluations, FLOPs or seconds"
+            )
+        return TreeState(
+            task, min(self.block or max(1, round(task.grid.steps / 5)), task.grid.steps)
+        )
 
     def adopt(self, state: TreeState, uids: IntArray, particles: Particles) -> TreeState:
         """Take these living particles, best first, for roots in place of fresh seeds.
 
-        Those at step 0 are taken a block further before they are nodes; those that were scored later are nodes.
+        Those at step 0 are taken a block further before they are nodes; those that were scored
+        later are nodes.
         """
         return state._replace(given=tuple(np.asarray(uids, int).tolist()), born=len(particles))
 
-    def step(self, state: TreeState, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, TreeState]:
+    def step(
+        self, state: TreeState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, TreeState]:
         tree = self._grow(state, particles)
         if len(tree.uids) == state.nodes:
-            return None, state  # nothing could be paid for: another cap than the one that the allowance is of
+            # nothing could be paid for: another cap than the one that the allowance is of
+            return None, state
         end, allowance = state.task.grid.steps, state.task.allowance
         waiting = [uid for uid in state.given if uid not in tree.uids]
-        left, seen, rows = float(particles.left), set[int](), list[tuple[int, int, int, int, bool]]()
-        scored = tree.uids[np.isfinite(tree.value[tree.uids]) & (particles.step[tree.uids] < end)].tolist()
+        left, seen, rows = (
+            float(particles.left),
+            set[int](),
+            list[tuple[int, int, int, int, bool]](),
+        )
+        scored = tree.uids[
+            np.isfinite(tree.value[tree.uids]) & (particles.step[tree.uids] < end)
+        ].tolist()
         for _ in range(self.width if len(tree.uids) else self.n):
-            # Steps before the last draw noise; a second child over the last one alone would be a copy.
-            open_ = [(u, int(particles.step[u])) for u in scored if particles.step[u] < end - 1 or not tree.children[u]]
+            # Steps before the last draw noise; a second child over the last one alone would be a
+            # copy.
+            open_ = [
+                (u, int(particles.step[u]))
+                for u in scored
+                if particles.step[u] < end - 1 or not tree.children[u]
+            ]
             options = [(u, at, stop) for u, at in open_ if (stop := self._stop(state, at, left))]
             if (self.reseed or not len(tree.uids)) and (stop := self._stop(state, 0, left)):
                 options.append((-1, 0, stop))
@@ -117,7 +140,9 @@ class BestFirst(Settings):
         if not rows:
             return None, state
         kind, parent, start, to, score = (np.array(column) for column in zip(*rows, strict=True))
-        return Move(Rows(kind, parent, start, to, score, np.ones(len(rows)))), state._replace(nodes=len(tree.uids))
+        return Move(Rows(kind, parent, start, to, score, np.ones(len(rows)))), state._replace(
+            nodes=len(tree.uids)
+        )
 
     def _worth(self, tree: Tree, uid: int) -> float:
         if uid < 0:
@@ -126,17 +151,23 @@ class BestFirst(Settings):
         return float(tree.value[uid] - self.bonus * tries)
 
     def _stop(self, state: TreeState, at: int, left: float) -> int:
-        """Where a child from step `at` goes: a block ahead if it can be finished from there, to the end, or 0."""
+        """Where a child from step `at` goes: a block ahead if it can be finished from there, to the
+        end, or 0."""
         end = state.task.grid.steps
         ahead = min(at + state.block, end)
         straight = state.task.evaluations(at, end)
-        whole = state.task.evaluations(at, ahead) + state.task.evaluations(ahead, end) if ahead < end else straight
+        whole = (
+            state.task.evaluations(at, ahead) + state.task.evaluations(ahead, end)
+            if ahead < end
+            else straight
+        )
         return ahead if whole <= left + 1e-9 else end if straight <= left + 1e-9 else 0
 
     def _grow(self, state: TreeState, particles: Particles) -> Tree:
-        """The tree as it is, from the particles. A score counts in standard deviations from the mean at its depth, as
-        estimates at noisy steps spread less. Those at one depth are children of chosen nodes: the mean value of their
-        parents is added, so that an average child is worth its parent.
+        """The tree as it is, from the particles. A score counts in standard deviations from the
+        mean at its depth, as estimates at noisy steps spread less. Those at one depth are children
+        of chosen nodes: the mean value of their parents is added, so that an average child is worth
+        its parent.
         """
         n, step = len(particles), particles.step
         ours = np.arange(n) >= state.born
@@ -156,5 +187,7 @@ class BestFirst(Settings):
             at, score = at[np.isfinite(score)], score[np.isfinite(score)]
             if len(at):
                 spread = score.std() or 1.0
-                value[at] = (score - score.mean()) / spread + np.where(up[at] < 0, 0.0, value[up[at]]).mean()
+                value[at] = (score - score.mean()) / spread + np.where(
+                    up[at] < 0, 0.0, value[up[at]]
+                ).mean()
         return Tree(uids, value, children, root, tree)

@@ -1,7 +1,9 @@
-"""Zero-order search (Ma et al., arXiv 2501.09732): climb in the space of initial noise, by its neighbours' images.
+"""Zero-order search (Ma et al., arXiv 2501.09732): climb in the space of initial noise, by its
+neighbours' images.
 
-The pivot's n neighbours start from mix times its initial noise and sqrt(1 - mix^2) fresh noise; the best of them is
-the next pivot if it beats it. Where none does, a fresh seed is, as in the public implementation (tt-scale-flux).
+The pivot's n neighbours start from mix times its initial noise and sqrt(1 - mix^2) fresh noise; the
+best of them is the next pivot if it beats it. Where none does, a fresh seed is, as in the public
+implementation (tt-scale-flux).
 """
 
 from __future__ import annotations
@@ -47,11 +49,14 @@ class ZeroOrder(Settings):
     mix: Decay = 0.95
     """Share of the pivot's noise in theirs, in [0, 1) [tt-scale-flux]."""
     rounds: Natural | None = None
-    """How many; None to go on until the budget is used up, one in NFE, FLOPs or seconds [4 in tt-scale-flux]."""
+    """How many; None to go on until the budget is used up, one in NFE, FLOPs or seconds [4 in
+    tt-scale-flux]."""
     restart: Share = 1.0
-    """Probability of a fresh seed where no neighbour is better; 1: at once, 0: never [tt-scale-flux]."""
+    """Probability of a fresh seed where no neighbour is better; 1: at once, 0: never
+    [tt-scale-flux]."""
     eps: Share = 0.0
-    """Probability that a neighbour starts from fresh noise alone [.4 in DOG-Trim's epsilon-greedy baseline]."""
+    """Probability that a neighbour starts from fresh noise alone [.4 in DOG-Trim's epsilon-greedy
+    baseline]."""
     check: Fraction | None = None
     """Noise level in (0, 1] at which neighbours are scored early; None for no check [ours]."""
     keep: Fraction = 0.5
@@ -61,14 +66,17 @@ class ZeroOrder(Settings):
 
     def init(self, task: Task) -> ZeroOrderState:
         if self.rounds is None and not np.isfinite(task.allowance):
-            raise ValueError("zero-order goes on until the budget is used up: give rounds, or a budget in evaluations, "
-                             "FLOPs or seconds")  # fmt: skip
+            raise ValueError(
+                "zero-order goes on until the budget is used up: give rounds, or a budget in"
+                " evaluations, FLOPs or seconds"
+            )
         end = task.grid.steps
         check = end if self.check is None else task.grid.step_at(self.check)
         return ZeroOrderState(check, end, math.inf if self.rounds is None else self.rounds)
 
     def adopt(self, state: ZeroOrderState, uids: IntArray, particles: Particles) -> ZeroOrderState:
-        """Go on from these living particles, at step 0 or finished, best first, in place of fresh seeds."""
+        """Go on from these living particles, at step 0 or finished, best first, in place of fresh
+        seeds."""
         return state._replace(given=tuple(np.asarray(uids, int).tolist()))
 
     def step(
@@ -106,9 +114,14 @@ class ZeroOrder(Settings):
         return move, state._replace(phase=phase, pivot=pivot)
 
     def _begin(
-        self, state: ZeroOrderState, particles: Particles, rng: np.random.Generator, drop: IntArray | None = None
+        self,
+        state: ZeroOrderState,
+        particles: Particles,
+        rng: np.random.Generator,
+        drop: IntArray | None = None,
     ) -> tuple[Move, ZeroOrderState]:
-        """A pivot that is no one's neighbour. Finished images stay when their particles are given up."""
+        """A pivot that is no one's neighbour. Finished images stay when their particles are given
+        up."""
         gone = np.empty(0, int) if drop is None else drop
         if state.given:
             pivot, given = state.given[0], state.given[1:]

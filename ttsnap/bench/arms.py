@@ -1,4 +1,5 @@
-"""What a benchmark compares: algorithms, each with options and a sampler of its own where it needs them."""
+"""What a benchmark compares: algorithms, each with options and a sampler of its own where it needs
+them."""
 
 from __future__ import annotations
 
@@ -19,9 +20,13 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.record import plain
 
-SAMPLERS = {option.name: option for option in options_of(SamplerOptions) if option.written and not option.loads}
-"""The options of the sampler that an arm may set. Options that load a model are set for all arms on the command line: a
-list of algorithms may come from a stranger's file."""
+SAMPLERS = {
+    option.name: option
+    for option in options_of(SamplerOptions)
+    if option.written and not option.loads
+}
+"""The options of the sampler that an arm may set. Options that load a model are set for all arms on
+the command line: a list of algorithms may come from a stranger's file."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +56,30 @@ class Arm:
         return slug(self.name, 80)
 
     def noted(self) -> dict[str, Json]:
-        """What must be the same to resume a benchmark. A file of an algorithm counts by its contents."""
-        place = self.algorithm if self.algorithm.endswith(".json") else self.algorithm.rpartition(":")[0]
+        """What must be the same to resume a benchmark. A file of an algorithm counts by its
+        contents."""
+        place = (
+            self.algorithm
+            if self.algorithm.endswith(".json")
+            else self.algorithm.rpartition(":")[0]
+        )
         file = {"sha256": sha256(Path(place))} if place else {}
-        named = {"name": self.name, "algorithm": Path(self.algorithm).name, **file, "options": plain(self.options)}
+        named = {
+            "name": self.name,
+            "algorithm": Path(self.algorithm).name,
+            **file,
+            "options": plain(self.options),
+        }
         return {**named, "sampler": self.sampler.told()}
 
 
 def read_arms(texts: Sequence[str], sampler: SamplerOptions) -> list[Arm]:
-    """The arms that these texts name, each "NAME" or "NAME OPTION=VALUE ...", as "svdd kernel=sde n=4".
+    """The arms that these texts name, each "NAME" or "NAME OPTION=VALUE ...", as "svdd kernel=sde
+    n=4".
 
-    An option belongs to the algorithm or to the sampler; `name` is what tables call the arm. sampler: the options
-    that arms do not set. ValueError for
-    unknown options, for values of another type, and where two arms have the same name.
+    An option belongs to the algorithm or to the sampler; `name` is what tables call the arm.
+    sampler: the options that arms do not set. ValueError for unknown options, for values of another
+    type, and where two arms have the same name.
     """
     if not texts:
         raise ValueError("no algorithms: name at least one, as --algorithms best-of-n seed-pruning")
@@ -71,7 +87,9 @@ def read_arms(texts: Sequence[str], sampler: SamplerOptions) -> list[Arm]:
     folders = [arm.folder for arm in arms]
     twice = [arm.name for arm in arms if folders.count(arm.folder) > 1]
     if twice:
-        raise ValueError(f"{' and '.join(twice)} would go to the same folder; name each algorithm once")
+        raise ValueError(
+            f"{' and '.join(twice)} would go to the same folder; name each algorithm once"
+        )
     return arms
 
 
@@ -86,7 +104,9 @@ def _arm(text: str, sampler: SamplerOptions) -> Arm:
     for word in rest:
         key, equals, value = word.partition("=")
         if not equals:
-            raise ValueError(f"cannot read {word!r} in the algorithm {text!r}; write NAME OPTION=VALUE ...")
+            raise ValueError(
+                f"cannot read {word!r} in the algorithm {text!r}; write NAME OPTION=VALUE ..."
+            )
         if key == "name":
             named = value
         elif key in SAMPLERS:
@@ -98,7 +118,9 @@ def _arm(text: str, sampler: SamplerOptions) -> Arm:
     except ValueError as error:
         more = f"; of the sampler, an algorithm may set {', '.join(SAMPLERS)}" if options else ""
         raise ValueError(f"{error}{more}") from None
-    name = named or " ".join([Path(algorithm).stem if algorithm.endswith(".json") else Path(algorithm).name, *rest])
+    name = named or " ".join(
+        [Path(algorithm).stem if algorithm.endswith(".json") else Path(algorithm).name, *rest]
+    )
     return Arm(name, algorithm, options, made, dataclasses.replace(sampler, **changes))  # type: ignore[arg-type]
 
 

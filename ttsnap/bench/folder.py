@@ -51,8 +51,8 @@ class OpenBench:
     def __init__(self, folder: Path, settings: Mapping[str, Json]) -> None:
         """settings: what must be the same to resume the benchmark.
 
-        ValueError where the folder holds other files or a benchmark with other settings, is in use, or is damaged;
-        OSError where it cannot be written to.
+        ValueError where the folder holds other files or a benchmark with other settings, is in use,
+        or is damaged; OSError where it cannot be written to.
         """
         check_folder(folder, settings)
         self.folder = folder
@@ -77,9 +77,13 @@ class OpenBench:
         return found is not None and path.is_file() and path.stat().st_size == found.image_bytes
 
     def add(self, images: Sequence[Found]) -> None:
-        """Note images that lie in the folder. They are not made again, even if the process is killed next."""
+        """Note images that lie in the folder. They are not made again, even if the process is
+        killed next."""
         for found in images:
-            write_json(found_path(image_path(self.folder, found.arm, found.index, found.repeat)), to_json(found))
+            write_json(
+                found_path(image_path(self.folder, found.arm, found.index, found.repeat)),
+                to_json(found),
+            )
             self._found[found.key] = found
 
     def __enter__(self) -> OpenBench:

@@ -10,11 +10,11 @@ ALGORITHM/00000/sheet-00000.png     with --sheets, the contact sheet of the sear
 ALGORITHM/evalscope.jsonl           the same images as evalscope's text-to-image benchmarks read them
 ALGORITHM/image_paths.json          the first image of each prompt, as GenEval 2's scorer reads them
 
-GenEval (djghosh13/geneval, evaluation/evaluate_images.py) reads the folders whose names are digits. It loads
-metadata.jsonl as one JSON value, needs prompt, tag, include and exclude of it, and scores samples/DIGITS.png.
-evalscope (1.14.1, evalscope/api/benchmark/adapters/text2image_adapter.py) takes prompt, id, category, tags and
-image_path from each line of a local file. GenEval 2 (facebookresearch/GenEval2, README.md) takes a JSON object of
-prompts and paths to their images.
+GenEval (djghosh13/geneval, evaluation/evaluate_images.py) reads the folders whose names are digits.
+It loads metadata.jsonl as one JSON value, needs prompt, tag, include and exclude of it, and scores
+samples/DIGITS.png. evalscope (1.14.1, evalscope/api/benchmark/adapters/text2image_adapter.py) takes
+prompt, id, category, tags and image_path from each line of a local file. GenEval 2
+(facebookresearch/GenEval2, README.md) takes a JSON object of prompts and paths to their images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ from ttsnap.files.writing import write_json, write_text
 BENCH, RESULTS, SUMMARY = "bench.json", "results.jsonl", "summary"
 FOUND = "*/*/found-*.json"
 """Where the records of all images are, as a pattern."""
-METADATA, SAMPLES, EVALSCOPE, PATHS = "metadata.jsonl", "samples", "evalscope.jsonl", "image_paths.json"
+METADATA, SAMPLES, EVALSCOPE, PATHS = (
+    "metadata.jsonl",
+    "samples",
+    "evalscope.jsonl",
+    "image_paths.json",
+)
 CATEGORIES = ("category", "tag", "challenge", "dimension", "task_type", "edit_type")
 """Keys, in any case, under which prompt sets give the category of a prompt."""
 
@@ -41,7 +46,8 @@ def image_path(folder: Path, arm: str, index: int, repeat: int) -> Path:
 
 
 def sheet_path(image: Path) -> Path:
-    """Where the contact sheet of an image's search is: outside of the samples, which scorers read."""
+    """Where the contact sheet of an image's search is: outside of the samples, which scorers
+    read."""
     return image.parents[1] / f"sheet-{image.name}"
 
 
@@ -69,12 +75,19 @@ def write_lists(folder: Path, arm: str, prompts: Sequence[PromptRecord], repeats
     lines: list[str] = []
     first: dict[str, Json] = {}
     for prompt in prompts:
-        paths = [str(image_path(folder, arm, prompt.index, repeat).resolve()) for repeat in range(repeats)]
+        paths = [
+            str(image_path(folder, arm, prompt.index, repeat).resolve())
+            for repeat in range(repeats)
+        ]
         text = str(prompt.metadata["prompt"])
         first.setdefault(text, paths[0])
         tags = prompt.metadata.get("tags", {})
         for repeat, path in enumerate(paths):
-            about: dict[str, Json] = {"id": f"{prompt.index:05d}-{repeat:05d}", "prompt": text, "image_path": path}
+            about: dict[str, Json] = {
+                "id": f"{prompt.index:05d}-{repeat:05d}",
+                "prompt": text,
+                "image_path": path,
+            }
             about |= {"category": category(prompt.metadata), "tags": tags}
             lines.append(json.dumps(about, ensure_ascii=False))
     write_text(folder / arm / EVALSCOPE, "\n".join(lines) + "\n")

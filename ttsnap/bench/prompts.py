@@ -1,4 +1,5 @@
-"""Prompt sets as benchmarks publish them. The format is found by contents; anyone may have written the file.
+"""Prompt sets as benchmarks publish them. The format is found by contents; anyone may have written
+the file.
 
 Formats, and sets that have them (looked up in their repositories in November 2026):
 
@@ -24,19 +25,25 @@ from ttsnap.files.reading import foreign, parse_json, read_bytes
 from ttsnap.files.settings import Json
 
 KEYS = ("prompt", "prompts", "prompt_en", "text", "caption", "instruction")
-"""Keys, in any case, under which an object or a table has its prompts. The first key that is there counts."""
+"""Keys, in any case, under which an object or a table has its prompts. The first key that is there
+counts."""
 MOST = 100_000
 """Prompts of a set: GenEval's folders have numbers of five digits."""
 MOST_BYTES, MOST_PARTS, MOST_HEADER = 2**24, 10**6, 2**16
-"""Limits of a set: bytes of all files; lines, lists and objects, which take up to forty times the memory of their text;
-characters of a table's header."""
+"""Limits of a set: bytes of all files; lines, lists and objects, which take up to forty times the
+memory of their text; characters of a table's header."""
 KNOWN = (
-    "a prompt set is text with a prompt a line, JSON Lines or JSON with prompts or objects that have one, CSV or TSV "
-    f"with a header, or a folder of .txt files; objects and tables name their prompts {', '.join(KEYS)}"
+    "a prompt set is text with a prompt a line, JSON Lines or JSON with prompts or objects that"
+    " have one, CSV or TSV with a header, or a folder of .txt files; objects and tables name their"
+    f" prompts {', '.join(KEYS)}"
 )
 LINES, JSON_LINES, JSON_FILE, TABLE, FOLDER = (
-    "text, a prompt a line", "JSON Lines", "JSON", "a table with a header", "a folder of text files",
-)  # fmt: skip
+    "text, a prompt a line",
+    "JSON Lines",
+    "JSON",
+    "a table with a header",
+    "a folder of text files",
+)
 Records = list[Mapping[str, Json]]
 
 
@@ -63,29 +70,39 @@ class PromptSet:
 
 
 def read_prompt_set(path: Path) -> PromptSet:
-    """The prompts of a file, or of a folder of .txt files. ValueError that says what was found and what can be read."""
+    """The prompts of a file, or of a folder of .txt files. ValueError that says what was found and
+    what can be read."""
     kind, records = _folder(path) if path.is_dir() else _file(path)
     if not records:
         raise ValueError(f"{path} holds no prompt; {KNOWN}")
     if len(records) > MOST:
-        raise ValueError(f"{path} holds {len(records):,} prompts; at most {MOST:,} are run as one benchmark")
+        raise ValueError(
+            f"{path} holds {len(records):,} prompts; at most {MOST:,} are run as one benchmark"
+        )
     for i, record in enumerate(records, 1):
         if not str(record["prompt"]).strip():
             raise ValueError(f"prompt {i} of {path} is empty")
-    return PromptSet(kind, tuple(PromptRecord(index, record) for index, record in enumerate(records)))
+    return PromptSet(
+        kind, tuple(PromptRecord(index, record) for index, record in enumerate(records))
+    )
 
 
 def _text(path: Path, most: int = MOST_BYTES) -> str:
-    """A file's text. ValueError where it is none, or more than `most` bytes, or of more parts than are read."""
+    """A file's text. ValueError where it is none, or more than `most` bytes, or of more parts than
+    are read."""
     data = read_bytes(path, most, "prompt set")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}); save it as such; {KNOWN}") from None
+        raise ValueError(
+            f"{path} is no text in UTF-8 ({error}); save it as such; {KNOWN}"
+        ) from None
     if strange := re.search(r"[\x00-\x08\x0e-\x1f]", text):
         raise ValueError(f"{path} is no text (it holds the character {strange.group()!r}); {KNOWN}")
     if (parts := sum(map(text.count, "\n\r[{"))) > MOST_PARTS:
-        raise ValueError(f"{path} holds {parts:,} lines, lists and objects; at most {MOST_PARTS:,} are read")
+        raise ValueError(
+            f"{path} holds {parts:,} lines, lists and objects; at most {MOST_PARTS:,} are read"
+        )
     return text
 
 
@@ -96,7 +113,9 @@ def _file(path: Path) -> tuple[str, Records]:
     lines = [(number, line.strip()) for number, line in enumerate(rows, 1) if line.strip()]
     first = lines[0][1] if lines else ""
     if lines and _is_json(first, suffix):
-        if suffix == ".jsonl" or (len(lines) > 1 and all(line[0] + line[-1] == "{}" for _, line in lines)):
+        if suffix == ".jsonl" or (
+            len(lines) > 1 and all(line[0] + line[-1] == "{}" for _, line in lines)
+        ):
             return JSON_LINES, [
                 _record(parse_json(line, f"line {number} of {path}"), f"line {number} of {path}")
                 for number, line in lines
@@ -110,7 +129,10 @@ def _file(path: Path) -> tuple[str, Records]:
         if (len(header) > 1 or suffix in (".csv", ".tsv")) and _key(header) is not None:
             return TABLE, _table(rows, delimiter, path)
     if suffix in (".csv", ".tsv", ".json", ".jsonl"):
-        raise ValueError(f"{path} starts with {first[:80]!r}, which is no {suffix[1:].upper()} with prompts; {KNOWN}")
+        raise ValueError(
+            f"{path} starts with {first[:80]!r}, which is no {suffix[1:].upper()} with prompts;"
+            f" {KNOWN}"
+        )
     return LINES, [{"prompt": line} for _, line in lines if not line.startswith("#")]
 
 
@@ -121,7 +143,8 @@ def _is_json(first: str, suffix: str) -> bool:
     try:
         parse_json(first, "")
     except ValueError:
-        return len(first) == 1  # a value over several lines; else a prompt, as [a|b] in some notations
+        # a value over several lines; else a prompt, as [a|b] in some notations
+        return len(first) == 1
     return True
 
 
@@ -140,7 +163,9 @@ def _record(value: Json, where: str) -> Mapping[str, Json]:
     key = _key(value)
     prompt = value[key] if key is not None else None
     if not isinstance(prompt, str):
-        raise ValueError(f"{where} has no prompt: none of {', '.join(KEYS)} is a text in {str(dict(value))[:80]}")
+        raise ValueError(
+            f"{where} has no prompt: none of {', '.join(KEYS)} is a text in {str(dict(value))[:80]}"
+        )
     return value if key == "prompt" else {"prompt": prompt, **value}
 
 
@@ -162,25 +187,39 @@ def _members(value: Json, path: Path) -> Iterator[Mapping[str, Json]]:
 
 
 def _table(rows: Sequence[str], delimiter: str, path: Path) -> Records:
-    """The prompts of a table, a row each. Of rows with one item_id (DPG has a row a question), the first."""
+    """The prompts of a table, a row each. Of rows with one item_id (DPG has a row a question), the
+    first."""
     with foreign(f"cannot read {path} as a table"):
-        # Text separated by tabs has no quoting (IANA, text/tab-separated-values), and PartiPrompts has quotation marks.
+        # Text separated by tabs has no quoting (IANA, text/tab-separated-values), and PartiPrompts
+        # has quotation marks.
         quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
         lines = (line + "\n" for line in rows)
-        table = [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if any(map(str.strip, row))]
+        table = [
+            row
+            for row in csv.reader(lines, delimiter=delimiter, quoting=quoting)
+            if any(map(str.strip, row))
+        ]
     header = [name.strip() for name in table[0]]
     at = next(i for i, name in enumerate(header) if name == _key(header))
     records: Records = []
     items: set[str] = set()
     for number, row in enumerate(table[1:], 1):
         if len(row) != len(header):
-            raise ValueError(f"row {number} of {path} has {len(row)} cells, its header {len(header)}: {str(row)[:80]}")
+            raise ValueError(
+                f"row {number} of {path} has {len(row)} cells, its header {len(header)}:"
+                f" {str(row)[:80]}"
+            )
         cells = dict(zip(header, row, strict=True))
         if (item := cells.get("item_id")) is not None:
             if item in items:
                 continue
             items.add(item)
-        records.append({"prompt": row[at], **{name: cell for name, cell in cells.items() if name != header[at]}})
+        records.append(
+            {
+                "prompt": row[at],
+                **{name: cell for name, cell in cells.items() if name != header[at]},
+            }
+        )
     return records
 
 
@@ -197,7 +236,8 @@ def _row(line: str, delimiter: str) -> list[str]:
 def _folder(path: Path) -> tuple[str, Records]:
     """The prompts of a folder's .txt files: one a file where each has one line, else one a line.
 
-    ValueError for links that lead out of the folder: a file from elsewhere would end up in the images' metadata.
+    ValueError for links that lead out of the folder: a file from elsewhere would end up in the
+    images' metadata.
     """
     files = sorted((p for p in path.glob("*.txt") if p.is_file()), key=lambda p: _natural(p.stem))
     if len(files) > MOST:
@@ -205,10 +245,14 @@ def _folder(path: Path) -> tuple[str, Records]:
     texts, left = [], MOST_BYTES
     for file in files:
         if not file.resolve().is_relative_to(path.resolve()):
-            raise ValueError(f"{file} is a link that leads out of {path}; put the text itself there")
+            raise ValueError(
+                f"{file} is a link that leads out of {path}; put the text itself there"
+            )
         text = _text(file, left)
         left -= file.stat().st_size
-        texts.append((file.stem, [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]))
+        texts.append(
+            (file.stem, [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()])
+        )
     if all(len(lines) <= 1 for _, lines in texts):
         return FOLDER, [{"prompt": line, "id": stem} for stem, lines in texts for line in lines]
     return FOLDER, [{"prompt": line, "category": stem} for stem, lines in texts for line in lines]
@@ -216,4 +260,7 @@ def _folder(path: Path) -> tuple[str, Records]:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts 2 before 10."""
-    return [(int(part), "") if part.isdigit() and len(part) < 19 else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (int(part), "") if part.isdigit() and len(part) < 19 else (-1, part)
+        for part in re.split(r"(\d+)", name)
+    ]

@@ -32,7 +32,8 @@ def title_of(bench: Bench) -> str:
 
 
 def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
-    """Write all files; the tables to print, and whether there is a chart, which takes matplotlib."""
+    """Write all files; the tables to print, and whether there is a chart, which takes
+    matplotlib."""
     found, lines = _in_order(bench, there), lines_of(bench, there)
     tables = main_tables(lines, title_of(bench))
     _write_results(bench, there, found)
@@ -58,7 +59,12 @@ def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
 
 def lines_of(bench: Bench, there: OpenBench) -> list[Line]:
     """A line for each algorithm."""
-    return summarize(bench.arms, bench.prompts, _in_order(bench, there), bench.search.selection.utility is not rank_sum)
+    return summarize(
+        bench.arms,
+        bench.prompts,
+        _in_order(bench, there),
+        bench.search.selection.utility is not rank_sum,
+    )
 
 
 def _in_order(bench: Bench, there: OpenBench) -> list[Found]:
@@ -79,16 +85,26 @@ def _write_results(bench: Bench, there: OpenBench, found: Sequence[Found]) -> No
     prompts = {prompt.index: prompt for prompt in bench.prompts}
     rows = []
     for image in found:
-        path = image_path(there.folder, image.arm, image.index, image.repeat).relative_to(there.folder)
-        told = {key: value for key, value in to_json(image).items() if key not in ("arm", "image_bytes")}
-        rows.append({
-            "algorithm": names[image.arm], "image": path.as_posix(), "prompt": prompts[image.index].metadata["prompt"],
-            **told,
-        })  # fmt: skip
-    write_text(there.folder / RESULTS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        path = image_path(there.folder, image.arm, image.index, image.repeat).relative_to(
+            there.folder
+        )
+        told = {
+            key: value for key, value in to_json(image).items() if key not in ("arm", "image_bytes")
+        }
+        rows.append(
+            {
+                "algorithm": names[image.arm],
+                "image": path.as_posix(),
+                "prompt": prompts[image.index].metadata["prompt"],
+                **told,
+            }
+        )
+    write_text(
+        there.folder / RESULTS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    )
 
 
-# --- in words -------------------------------------------------------------------------------------------------------
+# --- in words -------------------------------------------------------------------------------------
 
 
 def main_tables(lines: Sequence[Line], title: str) -> str:
@@ -105,21 +121,32 @@ def main_tables(lines: Sequence[Line], title: str) -> str:
     text = f"{title}\n\n{markdown(['algorithm', *scores, *costs], means)}"
     if len(lines) > 1:
         rows = [[line.name, *map(str, line.differences.values())] for line in lines[1:]]
-        text += f"\n\ndifference to {lines[0].name}, prompt by prompt:\n\n{markdown(['algorithm', *scores], rows)}"
+        text += (
+            f"\n\ndifference to {lines[0].name}, prompt by"
+            f" prompt:\n\n{markdown(['algorithm', *scores], rows)}"
+        )
     for line in lines:
         if line.failed:
-            text += f"\n\n{line.name}: {line.failed} scores failed; the prompts without one are left out"
+            text += (
+                f"\n\n{line.name}: {line.failed} scores failed; the prompts without one are"
+                " left out"
+            )
     return text
 
 
 def category_tables(lines: Sequence[Line]) -> str:
-    """A table a score: a row a category, a column an algorithm. Empty where the set has no categories."""
+    """A table a score: a row a category, a column an algorithm. Empty where the set has no
+    categories."""
     tables = []
     for score, kinds in lines[0].by_category.items():
         if kinds:
             head = ["category", "prompts", *(line.name for line in lines)]
             rows = [
-                [kind or "(none)", str(first.prompts), *(str(line.by_category[score][kind]) for line in lines)]
+                [
+                    kind or "(none)",
+                    str(first.prompts),
+                    *(str(line.by_category[score][kind]) for line in lines),
+                ]
                 for kind, first in kinds.items()
             ]
             tables.append(f"{score} by category:\n\n{markdown(head, rows)}")
@@ -129,9 +156,19 @@ def category_tables(lines: Sequence[Line]) -> str:
 def table_of_parts(parts: Mapping[str, Sequence[Line]]) -> str:
     """Means of all scores as papers print them: a row an algorithm, columns of each part."""
     first, *_ = parts.values()
-    head = ["algorithm", *(f"{part}: {score}" for part, lines in parts.items() for score in lines[0].scores)]
+    head = [
+        "algorithm",
+        *(f"{part}: {score}" for part, lines in parts.items() for score in lines[0].scores),
+    ]
     rows = [
-        [name, *(f"{score.mean:.4f}" for lines in parts.values() for score in lines[i].scores.values())]
+        [
+            name,
+            *(
+                f"{score.mean:.4f}"
+                for lines in parts.values()
+                for score in lines[i].scores.values()
+            ),
+        ]
         for i, name in enumerate(line.name for line in first)
     ]
     return markdown(head, rows)
@@ -146,12 +183,17 @@ def table_of_plans(parts: Mapping[str, Sequence[Foreseen]]) -> str:
         for each in found:
             amounts = [*(each.cost.amounts()[i] for i in kinds), each.flops / 1e12, each.seconds]
             totals += each.images * np.array(amounts, float)
-            rows.append([f"{part}: {each.arm}" if part else each.arm, *(f"{amount:,.6g}" for amount in amounts)])
+            rows.append(
+                [
+                    f"{part}: {each.arm}" if part else each.arm,
+                    *(f"{amount:,.6g}" for amount in amounts),
+                ]
+            )
     rows.append(["all images", *(f"{total:,.6g}" for total in totals)])
     return markdown(["an image of", *(KINDS[i].label for i in kinds), "TFLOPs", "seconds"], rows)
 
 
-# --- as a picture ---------------------------------------------------------------------------------------------------
+# --- as a picture ---------------------------------------------------------------------------------
 
 
 def draw(path: Path, lines: Sequence[Line]) -> None:
@@ -160,7 +202,9 @@ def draw(path: Path, lines: Sequence[Line]) -> None:
 
     scores, names = list(lines[0].scores), [line.name for line in lines]
     columns = 2 if len(lines) > 1 else 1
-    figure = Figure(figsize=(5.2 * columns, len(scores) * (0.9 + 0.32 * len(lines))), layout="constrained")
+    figure = Figure(
+        figsize=(5.2 * columns, len(scores) * (0.9 + 0.32 * len(lines))), layout="constrained"
+    )
     grid = figure.subplots(len(scores), columns, squeeze=False)
     for score, row in zip(scores, grid, strict=True):
         _points(row[0], names, [line.scores[score] for line in lines])
@@ -174,12 +218,24 @@ def draw(path: Path, lines: Sequence[Line]) -> None:
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=160))
 
 
-def _points(axes: Any, names: Sequence[str], estimates: Sequence[MeanOverPrompts], first: int = 0) -> None:
-    """A point with its error for each name, from the top. first: the place of the first name, which sets its colour."""
+def _points(
+    axes: Any, names: Sequence[str], estimates: Sequence[MeanOverPrompts], first: int = 0
+) -> None:
+    """A point with its error for each name, from the top. first: the place of the first name, which
+    sets its colour."""
     for place, estimate in enumerate(estimates, first):
         error = 0.0 if estimate.error != estimate.error else estimate.error
         color = "0.35" if place == 0 else f"C{(place - 1) % 10}"
-        axes.errorbar(estimate.mean, place, xerr=error, fmt="o", color=color, capsize=3, markersize=5, linewidth=1.6)
+        axes.errorbar(
+            estimate.mean,
+            place,
+            xerr=error,
+            fmt="o",
+            color=color,
+            capsize=3,
+            markersize=5,
+            linewidth=1.6,
+        )
     axes.set_yticks(range(first, first + len(names)), names)
     axes.set_ylim(first + len(names) - 0.5, -0.5)
     axes.grid(color="0.92", linewidth=0.8, axis="x")

@@ -39,7 +39,8 @@ class Bench(NamedTuple):
     """The prompt of each entry, in the model's words and with its pictures."""
     arms: Sequence[Arm]
     searches: Mapping[str, LoopSearch]
-    """That of each arm, by its name. All have the same budget, for each prompt, and the same utility."""
+    """That of each arm, by its name. All have the same budget, for each prompt, and the same
+    utility."""
     options: BenchOptions
 
     @property
@@ -60,9 +61,16 @@ class Model(Protocol):
         """An engine, until the block ends. ValueError for a sampler that does not fit."""
 
     def run(
-        self, search: LoopSearch, prompts: Sequence[Prompt], engine: Engine, listener: Listener, *, sheets: bool
+        self,
+        search: LoopSearch,
+        prompts: Sequence[Prompt],
+        engine: Engine,
+        listener: Listener,
+        *,
+        sheets: bool,
     ) -> tuple[list[Result], SearchRecord]:
-        """Results as a call of the pipeline returns them, and their record. sheets: whether they have thumbnails."""
+        """Results as a call of the pipeline returns them, and their record. sheets: whether they
+        have thumbnails."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,13 @@ def works(bench: Bench) -> Iterator[Work]:
 def run(bench: Bench, there: OpenBench, model: Model, on_done: Callable[[int], None]) -> None:
     """Run the searches that the folder lacks. Ctrl-C and SIGTERM wait for the one at hand.
 
-    on_done: called with the number of images that are there, then with each further number. A search runs as a whole
-    unless all its images are there. Images are then the same to the last bit as without an interruption, where the
-    engine is deterministic for equal batches; under a budget in seconds it is not.
+    on_done: called with the number of images that are there, then with each further number. A
+    search runs as a whole unless all its images are there. Images are then the same to the last bit
+    as without an interruption, where the engine is deterministic for equal batches; under a budget
+    in seconds it is not.
 
-    ValueError, before an engine searches, where an algorithm does not fit it or the budget pays for no image.
+    ValueError, before an engine searches, where an algorithm does not fit it or the budget pays for
+    no image.
     """
     left = missing(bench, there)
     on_done(bench.images - sum(len(work.places) for work in left))
@@ -107,14 +117,21 @@ def run(bench: Bench, there: OpenBench, model: Model, on_done: Callable[[int], N
             for work in left:
                 if work.arm.setup == first.setup:
                     with Unbroken():
-                        there.add(_searched(bench, work, specs[work.arm.name], engine, there, model, on_done))
+                        there.add(
+                            _searched(
+                                bench, work, specs[work.arm.name], engine, there, model, on_done
+                            )
+                        )
 
 
 def missing(bench: Bench, there: OpenBench) -> list[Work]:
     """The searches whose images are not all there."""
 
     def done(work: Work) -> bool:
-        return all(there.has(work.arm.folder, work.repeat, bench.prompts[place].index) for place in work.places)
+        return all(
+            there.has(work.arm.folder, work.repeat, bench.prompts[place].index)
+            for place in work.places
+        )
 
     return [work for work in works(bench) if not done(work)]
 
@@ -144,7 +161,8 @@ def plan(bench: Bench, model: Model) -> list[Foreseen]:
 
 
 def _fitted(bench: Bench, first: Arm, engine: Engine) -> dict[str, LoopSearch]:
-    """The search of each arm that shares an engine with this one, by name, with as many seeds as the budget affords."""
+    """The search of each arm that shares an engine with this one, by name, with as many seeds as
+    the budget affords."""
     engine.check(bench.texts)
     budget = bench.search.budget.on(engine.grid)
     specs: dict[str, LoopSearch] = {}
@@ -157,9 +175,14 @@ def _fitted(bench: Bench, first: Arm, engine: Engine) -> dict[str, LoopSearch]:
 
 
 def _searched(
-    bench: Bench, work: Work, spec: LoopSearch, engine: Engine, there: OpenBench, model: Model,
+    bench: Bench,
+    work: Work,
+    spec: LoopSearch,
+    engine: Engine,
+    there: OpenBench,
+    model: Model,
     on_done: Callable[[int], None],
-) -> list[Found]:  # fmt: skip
+) -> list[Found]:
     """Search, and write the images with their records and sheets."""
     texts, arm = [bench.texts[place] for place in work.places], work.arm.folder
     search = replace(spec, seed=(bench.search.seed + STRIDE * work.repeat) % 2**64)

@@ -73,7 +73,13 @@ class Line:
         told = {"scores": self.scores, "differences": self.differences}
         tables: dict[str, Json] = {key: _json(value) for key, value in told.items()}
         tables["by_category"] = {name: _json(of) for name, of in self.by_category.items()}
-        return {"name": self.name, "images": self.images, **tables, "costs": dict(self.costs), "failed": self.failed}
+        return {
+            "name": self.name,
+            "images": self.images,
+            **tables,
+            "costs": dict(self.costs),
+            "failed": self.failed,
+        }
 
 
 def summarize(
@@ -81,11 +87,15 @@ def summarize(
 ) -> list[Line]:
     """A line for each algorithm. A prompt's value is the mean over its repeats.
 
-    combined: whether the number that the search raised means the same in every search, and may have a column.
+    combined: whether the number that the search raised means the same in every search, and may have
+        a column.
     """
     by_arm = {arm.folder: [image for image in found if image.arm == arm.folder] for arm in arms}
     names = _names(found, combined)
-    values = {arm.folder: {name: _values(by_arm[arm.folder], prompts, name) for name in names} for arm in arms}
+    values = {
+        arm.folder: {name: _values(by_arm[arm.folder], prompts, name) for name in names}
+        for arm in arms
+    }
     kinds = _categories(prompts)
     lines = []
     for arm in arms:
@@ -96,9 +106,16 @@ def summarize(
                 len(images),
                 {name: MeanOverPrompts.of(mine[name]) for name in names},
                 {name: MeanOverPrompts.of(mine[name] - first[name]) for name in names},
-                {name: {kind: MeanOverPrompts.of(mine[name][at]) for kind, at in kinds.items()} for name in names},
+                {
+                    name: {kind: MeanOverPrompts.of(mine[name][at]) for kind, at in kinds.items()}
+                    for name in names
+                },
                 _costs(images),
-                sum(score is None for image in images for score in (*image.scores.values(), *image.metrics.values())),
+                sum(
+                    score is None
+                    for image in images
+                    for score in (*image.scores.values(), *image.metrics.values())
+                ),
             )
         )
     return lines
@@ -138,7 +155,11 @@ def _costs(images: Sequence[Found]) -> dict[str, float]:
 
     def mean(key: str) -> float:
         amounts = [image.spent.get(key) for image in images]
-        return float(np.mean([x if isinstance(x, int | float) else 0.0 for x in amounts])) if images else 0.0
+        return (
+            float(np.mean([x if isinstance(x, int | float) else 0.0 for x in amounts]))
+            if images
+            else 0.0
+        )
 
     counted = {kind.label: mean(kind.name) for kind in KINDS if kind.summed}
     rare = {kind.label for kind in KINDS if kind.rare}

@@ -1,4 +1,5 @@
-"""Cost: seconds of each part of a search by its batch, what it takes of memory, and what of it is not the model's."""
+"""Cost: seconds of each part of a search by its batch, what it takes of memory, and what of it is
+not the model's."""
 
 from __future__ import annotations
 
@@ -20,12 +21,18 @@ from ttsnap.results.outputs import Recorder
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Capability
 
-KERNELS = {"xformers": "xformers", "flash_attn": "flash", "flash_attn_interface": "_flash_3", "sageattention": "sage"}
+KERNELS = {
+    "xformers": "xformers",
+    "flash_attn": "flash",
+    "flash_attn_interface": "_flash_3",
+    "sageattention": "sage",
+}
 """Modules that bring attention kernels, and what --attention calls those."""
 GAIN = 1.03
 """A larger batch is better where an evaluation takes this much less time in it."""
 SLOW = 60.0
-"""Seconds of a batch above which no larger one is tried: a user waits for one while the search is stopped."""
+"""Seconds of a batch above which no larger one is tried: a user waits for one while the search is
+stopped."""
 
 
 def cost(setup: Setup) -> Rung:
@@ -40,7 +47,9 @@ def cost(setup: Setup) -> Rung:
         preview = None
         if Capability.PREVIEW in denoiser.can:
             preview = Figure.of_seconds(lambda: denoiser.preview(latent).cpu())
-        rung.note("a preview decode alone", preview, "there is no preview VAE; name one by --preview-vae")
+        rung.note(
+            "a preview decode alone", preview, "there is no preview VAE; name one by --preview-vae"
+        )
         _kernels(setup, rung, denoiser, best)
     _metered(setup, rung, best, preview)
     rung.more["batch_size"] = best
@@ -66,7 +75,9 @@ def _batches(setup: Setup, rung: Rung, denoiser: Any, most: int) -> int:
         if each.value * GAIN < least:
             best, least = size, each.value
         if size < most and (each.value * size > SLOW or 8 * each.value * size > setup.left):
-            rung.missing[f"batches above {size}"] = "they would take the time of the other rungs; give more --minutes"
+            rung.missing[f"batches above {size}"] = (
+                "they would take the time of the other rungs; give more --minutes"
+            )
             break
     rung.said.append(f"the best batch is {best}")
     return best
@@ -75,7 +86,9 @@ def _batches(setup: Setup, rung: Rung, denoiser: Any, most: int) -> int:
 def evaluate(denoiser: Any, size: int) -> torch.Tensor:
     """The estimates (N, ...) of so many rows of noise, on the CPU."""
     zeros = torch.zeros(size, dtype=torch.long)
-    guess: torch.Tensor = denoiser.predict(denoiser.init_latents([rng.seeded(i) for i in range(size)]), zeros, zeros).x0
+    guess: torch.Tensor = denoiser.predict(
+        denoiser.init_latents([rng.seeded(i) for i in range(size)]), zeros, zeros
+    ).x0
     return guess.cpu()
 
 
@@ -85,7 +98,8 @@ def there(module: str) -> bool:
 
 
 def _kernels(setup: Setup, rung: Rung, denoiser: Any, size: int) -> None:
-    """Time attention by each kernel that is installed, and go back to the one that was asked for."""
+    """Time attention by each kernel that is installed, and go back to the one that was asked
+    for."""
     for module, name in KERNELS.items():
         each, why = None, "it is not installed"
         if there(module):
@@ -97,24 +111,35 @@ def _kernels(setup: Setup, rung: Rung, denoiser: Any, size: int) -> None:
                 why = str(told[-1].message) if told else why
             except (ValueError, RuntimeError) as error:
                 why = in_short(error)
-            use_attention(setup.pipe, setup.spec.model.attention if setup.spec.model is not None else SDPA)
+            use_attention(
+                setup.pipe, setup.spec.model.attention if setup.spec.model is not None else SDPA
+            )
         rung.note(f"an evaluation with {name} attention", each, why)
 
 
 def _metered(setup: Setup, rung: Rung, size: int, preview: Figure | None) -> None:
-    """A best-of-N of as many images as a batch and the time allow: the shares of its seconds, and its memory."""
+    """A best-of-N of as many images as a batch and the time allow: the shares of its seconds, and
+    its memory."""
     engine = setup.engine(size)
     evaluation = rung.figures[f"an evaluation in a batch of {size}"].value
     image = engine.grid.nfe * evaluation + rung.figures["a decode alone"].value
     n = min(max(size, 4), int(setup.left / image))
     if n < 1:
-        rung.more["seconds"] = Rates(nfe=evaluation, decodes=image - engine.grid.nfe * evaluation).named()
-        rung.missing["a search"] = f"an image takes {image:.3g} s, and the time was over; give more --minutes"
+        rung.more["seconds"] = Rates(
+            nfe=evaluation, decodes=image - engine.grid.nfe * evaluation
+        ).named()
+        rung.missing["a search"] = (
+            f"an image takes {image:.3g} s, and the time was over; give more --minutes"
+        )
         return
     setup.say(f"timing a search of {n} images")
     recorder = Recorder()
     (result,) = search(
-        setup.prompts[:1], BestOfN(n), engine, selection=Selection(utility=setup.utility), on_event=recorder
+        setup.prompts[:1],
+        BestOfN(n),
+        engine,
+        selection=Selection(utility=setup.utility),
+        on_event=recorder,
     )
     spent = result.spent
     taken, by, of = spent.seconds, spent.seconds_by, spent.cost
@@ -124,12 +149,21 @@ def _metered(setup: Setup, rung: Rung, size: int, preview: Figure | None) -> Non
         reward_calls=by["reward"] / max(1, of.reward_calls),
         previews=preview.value if preview else 0.0,
     )
-    each = {"an evaluation": rates.nfe, "a decode": rates.decodes, "a reward call": rates.reward_calls}
-    shares = {"share of its decodes": by["decode"], "share of its rewards": by["reward"],
-              "share that is neither the model's nor a reward's": taken - sum(by.values())}  # fmt: skip
+    each = {
+        "an evaluation": rates.nfe,
+        "a decode": rates.decodes,
+        "a reward call": rates.reward_calls,
+    }
+    shares = {
+        "share of its decodes": by["decode"],
+        "share of its rewards": by["reward"],
+        "share that is neither the model's nor a reward's": taken - sum(by.values()),
+    }
     rung.figures[f"a search of {n} images"] = Figure(taken, unit="s")
     rung.figures |= {f"{part} in it": Figure(seconds, unit="s") for part, seconds in each.items()}
-    rung.figures |= {share: Figure(100 * seconds / taken, unit="%") for share, seconds in shares.items()}
+    rung.figures |= {
+        share: Figure(100 * seconds / taken, unit="%") for share, seconds in shares.items()
+    }
     peak = spent.usage.get("peak_memory_bytes")
     memory = None if peak is None else Figure(peak / 2**30, unit="GiB")
     rung.note("peak memory", memory, "this system does not tell")
@@ -138,4 +172,6 @@ def _metered(setup: Setup, rung: Rung, size: int, preview: Figure | None) -> Non
     save_png(setup.out / "sheet.png", recorder.sheet(result))
     rung.more["seconds"] = rates.named()
     if rung.figures["share of its decodes"].value > 15 and preview is None:
-        rung.said.append("decodes take much of a search: a preview VAE (--preview-vae) would make checks cheaper")
+        rung.said.append(
+            "decodes take much of a search: a preview VAE (--preview-vae) would make checks cheaper"
+        )

@@ -1,9 +1,11 @@
-"""Denoising: whether the scheduler fits the network, by what the model makes of its own images with noise on them.
+"""Denoising: whether the scheduler fits the network, by what the model makes of its own images with
+noise on them.
 
-The estimate of an image noised to x = alpha x0 + sigma eps is the mean of x0 given x (Tweedie's formula; Efron, 2011).
-So the noise that it finds, f = (x - alpha estimate) / sigma, is the mean of eps: E<f, eps> = E<f, f> <= E<eps, eps>.
-Where an estimate is a draw given x, both are <=. A scheduler that takes noise for velocity, or whose noise is not what
-the network is told, breaks one of the two. Another shift breaks none: it takes other steps along the same path.
+The estimate of an image noised to x = alpha x0 + sigma eps is the mean of x0 given x (Tweedie's
+formula; Efron, 2011). So the noise that it finds, f = (x - alpha estimate) / sigma, is the mean of
+eps: E<f, eps> = E<f, f> <= E<eps, eps>. Where an estimate is a draw given x, both are <=. A
+scheduler that takes noise for velocity, or whose noise is not what the network is told, breaks one
+of the two. Another shift breaks none: it takes other steps along the same path.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from ttsnap.check.ladder import Figure, Rung, Setup
 from ttsnap.sampling import rng
 
 LEVELS, IMAGES, FEWEST, STEPS = (0.6, 0.4), 8, 4, 4
-"""Noise levels; images, and the fewest; steps below which finished images are too far from what the model draws."""
+"""Noise levels; images, and the fewest; steps below which finished images are too far from what the
+model draws."""
 MOST_FOUND, MOST_MEANT = 1.02, 1.05
-"""Of E<f, eps> / E<eps, eps>, and of E<f, eps> / E<f, f>. Where schedulers fit, up to .96 and 1.01 were measured."""
+"""Of E<f, eps> / E<eps, eps>, and of E<f, eps> / E<f, f>. Where schedulers fit, up to .96 and 1.01
+were measured."""
 KNOWS = 0.6
-"""What trained networks take off the error of the noised image, or of a blank, at least. Estimates that are linear in x
-take off half of it."""
+"""What trained networks take off the error of the noised image, or of a blank, at least. Estimates
+that are linear in x take off half of it."""
 
 
 @torch.no_grad()
@@ -36,7 +40,10 @@ def denoising(setup: Setup) -> Rung:
     rung.done = n >= FEWEST
     denoiser.guidance = replace(denoiser.guidance, guided=False)
     if denoiser.guidance.passes > 1 or grid.steps < STEPS:
-        rung.missing["estimates"], rung.done = f"it takes a model that goes without guidance, and {STEPS} steps", True
+        rung.missing["estimates"], rung.done = (
+            f"it takes a model that goes without guidance, and {STEPS} steps",
+            True,
+        )
     elif not rung.done:
         rung.missing["estimates"] = f"{FEWEST} images do not fit into the time; give more --minutes"
     if rung.missing:
@@ -48,28 +55,50 @@ def denoising(setup: Setup) -> Rung:
     for step in map(grid.nearest, LEVELS):
         k = torch.full((n,), int(grid.calls[step]))
         alpha, sigma = denoiser.schedule.alpha[k[0]], denoiser.schedule.sigma[k[0]]
-        noise = torch.stack([torch.randn(images[0].shape, generator=rng.seeded(10**6 + i)) for i in range(n)])
+        noise = torch.stack(
+            [torch.randn(images[0].shape, generator=rng.seeded(10**6 + i)) for i in range(n)]
+        )
         x = (alpha * images.cpu().float() + sigma * noise).to(images)
         guess = torch.cat([denoiser.predict(x[c], k[c], c).x0 for c in parts])
         found = (x.cpu().float() - alpha * guess.cpu().float()) / sigma
-        fit.append(_fits(rung, f"at noise {grid.levels[step]:.2f}", noise, found, images, float(alpha / sigma)))
+        fit.append(
+            _fits(
+                rung,
+                f"at noise {grid.levels[step]:.2f}",
+                noise,
+                found,
+                images,
+                float(alpha / sigma),
+            )
+        )
     rung.holds = False if False in fit else None if None in fit else True
     return rung
 
 
 def _images(denoiser: Any, cond: Tensor) -> Tensor:
     """Finished latents (N, ...) of these encoded prompts (N,), which are their seeds as well."""
-    seeds, kernel, generators = cond.tolist(), denoiser.kernel, [rng.seeded(seed) for seed in cond.tolist()]
+    seeds, kernel, generators = (
+        cond.tolist(),
+        denoiser.kernel,
+        [rng.seeded(seed) for seed in cond.tolist()],
+    )
     x: Tensor = denoiser.init_latents(generators)
-    states = [kernel.init(noise, (seed, 0), made) for noise, seed, made in zip(x, seeds, generators, strict=True)]
+    states = [
+        kernel.init(noise, (seed, 0), made)
+        for noise, seed, made in zip(x, seeds, generators, strict=True)
+    ]
     for k in torch.arange(denoiser.grid.nfe)[:, None].expand(-1, len(cond)):
-        x, states = kernel.step(x, denoiser.predict(x, k, cond), k, [(seed, 0, int(k[0])) for seed in seeds], states)
+        x, states = kernel.step(
+            x, denoiser.predict(x, k, cond), k, [(seed, 0, int(k[0])) for seed in seeds], states
+        )
     return x
 
 
-def _fits(rung: Rung, at: str, noise: Tensor, found: Tensor, images: Tensor, ratio: float) -> bool | None:
-    """Whether the noise that is found is what it should be; None where it says too little. All (N, ...); ratio: of
-    signal to noise."""
+def _fits(
+    rung: Rung, at: str, noise: Tensor, found: Tensor, images: Tensor, ratio: float
+) -> bool | None:
+    """Whether the noise that is found is what it should be; None where it says too little. All (N,
+    ...); ratio: of signal to noise."""
     noise, found, images = (each.flatten(1).double().cpu() for each in (noise, found, images))
     whole, error = noise.square().sum(1), (found - noise).square().sum(1)
     both, why = (found * noise).sum(1), "images are not finite"

@@ -1,4 +1,5 @@
-"""A search on paper: what a model takes of memory and FLOPs, by its configurations alone, and which cards that fits."""
+"""A search on paper: what a model takes of memory and FLOPs, by its configurations alone, and which
+cards that fits."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Batch:
     """For each further one."""
 
     def fits(self, free: float) -> int:
-        """How many rows fit, as a search plans them (profiling/memory.py), where so much is free."""
+        """How many rows fit, as a search plans them (profiling/memory.py), where so much is
+        free."""
         further = int((SHARE * free - self.first) // max(1, self.more))
         return 0 if self.first > free else max(1, min(MOST, 1 + further))
 
@@ -103,7 +105,8 @@ class Paper:
         vae = self.weights.get("vae", 0)
         denoiser = max(self.weights[name] for name in self.denoisers)
         largest = max((size for name, size in self.weights.items() if name != "vae"), default=0)
-        if vae + largest <= SHARE * free:  # it stays, and so does the denoiser while it decodes (pipelines/opening.py)
+        # it stays, and so does the denoiser while it decodes (pipelines/opening.py)
+        if vae + largest <= SHARE * free:
             return vae + largest, vae + denoiser, vae + denoiser
         return largest, denoiser, vae
 
@@ -116,8 +119,13 @@ def worked_out(pipe: Any, networks: Mapping[str, Answers], search: Prepared, nam
     texts = {part for part, net in networks.items() if isinstance(net.part, PreTrainedModel)}
     one, two = (_noted(networks, lambda n=n: evaluate(denoiser, n)) for n in (1, 2))  # type: ignore[misc]
     decodes = [_noted(networks, lambda n=n: _decode(denoiser, n)) for n in (1, 2)]  # type: ignore[misc]
-    costs = [max(size for part, size in each.items() if part not in texts) for each in (one, two, *decodes)]
-    weights = {part: sum(each.nbytes for each in net.part.parameters()) for part, net in networks.items()}
+    costs = [
+        max(size for part, size in each.items() if part not in texts)
+        for each in (one, two, *decodes)
+    ]
+    weights = {
+        part: sum(each.nbytes for each in net.part.parameters()) for part, net in networks.items()
+    }
     layers = (layer for net in networks.values() for layer in net.part.modules())
     cost, _ = foreseen(prepared(search, engine), engine)
     flops = engine.price.flops
@@ -164,8 +172,10 @@ def record(paper: Paper) -> dict[str, Any]:
 def lines(paper: Paper) -> Iterator[str]:
     """All of it as tables to read."""
     guided = f"{paper.passes} passes" if paper.passes > 1 else "1 pass"
-    yield (f"{paper.model} on paper: {paper.width} x {paper.height}, {paper.dtype}, {paper.steps} steps, "
-           f"{guided} an evaluation")  # fmt: skip
+    yield (
+        f"{paper.model} on paper: {paper.width} x {paper.height}, {paper.dtype}, {paper.steps}"
+        f" steps, {guided} an evaluation"
+    )
     sizes = {f"weights: {name}": size for name, size in paper.weights.items()}
     sizes |= {f"encoding a prompt: {name}": size for name, size in paper.encoders.items()}
     sizes |= {"a row": paper.row.first, "each further row": paper.row.more}
@@ -173,13 +183,22 @@ def lines(paper: Paper) -> Iterator[str]:
     yield ""
     yield markdown(("what", "GiB"), [(name, f"{size / GIB:.2f}") for name, size in sizes.items()])
     yield ""
-    yield markdown(("what", "TFLOP"), [(name, f"{each / 1e12:.3g}") for name, each in paper.flops.items()])
+    yield markdown(
+        ("what", "TFLOP"), [(name, f"{each / 1e12:.3g}") for name, each in paper.flops.items()]
+    )
     yield f"the search: {paper.search}"
     yield ""
-    yield markdown(("card, GB", "option", "rows", "decodes"), [_line(card) for card in paper.cards()])
+    yield markdown(
+        ("card, GB", "option", "rows", "decodes"), [_line(card) for card in paper.cards()]
+    )
 
 
 def _line(card: Card) -> Sequence[object]:
     if card.offload is None:
         return card.gb, "does not fit", "", ""
-    return card.gb, "" if card.offload == "none" else f"--offload {card.offload}", card.rows, card.decodes
+    return (
+        card.gb,
+        "" if card.offload == "none" else f"--offload {card.offload}",
+        card.rows,
+        card.decodes,
+    )

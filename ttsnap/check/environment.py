@@ -1,4 +1,5 @@
-"""Environment: what is installed, which device is there, what a minute of search buys, and what is broken."""
+"""Environment: what is installed, which device is there, what a minute of search buys, and what is
+broken."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ STEPS, SEEDS = 4, 16
 """The search of the embedded model that is measured: its steps and images."""
 
 
-def environment(place: torch.device, say: Callable[[str], None], load: Callable[[], Any] | None = None) -> list[str]:
+def environment(
+    place: torch.device, say: Callable[[str], None], load: Callable[[], Any] | None = None
+) -> list[str]:
     """Say a line for each thing that is here; what is broken is returned, a sentence each.
 
     load: makes the embedded model's pipeline, of which a short search is timed."""
@@ -48,7 +51,9 @@ def environment(place: torch.device, say: Callable[[str], None], load: Callable[
         "versions": _versions,
         "device": lambda: _device(place),
         "extras": _extras,
-        "attention": lambda: iter([", ".join(["sdpa", *(name for module, name in KERNELS.items() if there(module))])]),
+        "attention": lambda: iter(
+            [", ".join(["sdpa", *(name for module, name in KERNELS.items() if there(module))])]
+        ),
     }
     if load is not None:
         checks["search"] = lambda: _measured(load())
@@ -62,16 +67,23 @@ def environment(place: torch.device, say: Callable[[str], None], load: Callable[
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             broken.append(f"{title}: {in_short(error)}")
     if place.type == "cpu" and shutil.which("nvidia-smi") is not None:
-        broken.append("there is an NVIDIA driver, but torch sees no GPU: install torch for CUDA (pytorch.org)")
+        broken.append(
+            "there is an NVIDIA driver, but torch sees no GPU: install torch for CUDA (pytorch.org)"
+        )
     return broken
 
 
 def device_name(place: torch.device) -> str:
-    """What figures hold for: the accelerator's name, or the processor's kind and the threads in use."""
+    """What figures hold for: the accelerator's name, or the processor's kind and the threads in
+    use."""
     if place.type in ("cuda", "xpu"):  # ROCm's are called cuda, too
         return str(torch.get_device_module(place).get_device_name(place))
     threads = torch.get_num_threads()
-    return place.type if place.type != "cpu" else f"CPU {platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+    return (
+        place.type
+        if place.type != "cpu"
+        else f"CPU {platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+    )
 
 
 def _versions() -> Iterator[str]:
@@ -83,7 +95,8 @@ def _versions() -> Iterator[str]:
 
 
 def unmet(requirements: Any, extra: str = "") -> list[str]:
-    """The requirements of an extra ("" for the core) that are not installed, or not in a version that does."""
+    """The requirements of an extra ("" for the core) that are not installed, or not in a version
+    that does."""
     from packaging.requirements import Requirement
 
     wrong = []
@@ -105,9 +118,17 @@ def _device(place: torch.device) -> Iterator[str]:
     check_here(place)
     dtype = str(placement(str(place), "auto")[1]).removeprefix("torch.")
     if place.type == "cpu":
-        pages = {name: os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES") if name in os.sysconf_names}
-        sizes = [f"{count * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB" for count in pages.values()]
-        memory = "".join(f", {size} {word}" for size, word in zip(sizes, ("of memory", "free"), strict=False))
+        pages = {
+            name: os.sysconf(name)
+            for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES")
+            if name in os.sysconf_names
+        }
+        sizes = [
+            f"{count * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB" for count in pages.values()
+        ]
+        memory = "".join(
+            f", {size} {word}" for size, word in zip(sizes, ("of memory", "free"), strict=False)
+        )
         yield f"{device_name(place)}{memory}; --dtype auto is {dtype}"
         return
     free, whole = (f"{count / 2**30:.0f} GiB" for count in torch.accelerator.get_memory_info(place))
@@ -129,12 +150,24 @@ def _measured(pipe: Any) -> Iterator[str]:
     steps = int(call.pop("num_inference_steps"))
     pipe.set_progress_bar_config(disable=True)
     for seeds in (1, SEEDS):  # a first call takes more
-        found = pipe("a red circle", search=make_algorithm("best-of-n", n=seeds), reward="brightness", seed=0,
-                     num_inference_steps=STEPS, **call)  # fmt: skip
+        found = pipe(
+            "a red circle",
+            search=make_algorithm("best-of-n", n=seeds),
+            reward="brightness",
+            seed=0,
+            num_inference_steps=STEPS,
+            **call,
+        )
         taken = found.search[0].spent
-    image = steps * taken.seconds_by["denoise"] / taken.cost.nfe + taken.seconds_by["decode"] / taken.cost.decodes
-    yield (f"of the embedded model, {SEEDS} images at a time: a minute buys about {_count(60 * steps / image)} "
-           f"evaluations (nfe): {_count(60 / image)} images of {steps} steps")  # fmt: skip
+    image = (
+        steps * taken.seconds_by["denoise"] / taken.cost.nfe
+        + taken.seconds_by["decode"] / taken.cost.decodes
+    )
+    yield (
+        f"of the embedded model, {SEEDS} images at a time: a minute buys about"
+        f" {_count(60 * steps / image)} evaluations (nfe): {_count(60 / image)} images of {steps}"
+        " steps"
+    )
 
 
 def _count(number: float) -> str:

@@ -1,4 +1,5 @@
-"""Evidence: a check as a file that others can read and send in, without a path, a host's or a user's name."""
+"""Evidence: a check as a file that others can read and send in, without a path, a host's or a
+user's name."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ _HOLDS_KEY = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD)$", re.I)
 
 
 def cleaned(value: Any) -> Any:
-    """JSON whose texts name no folder, address, host, user or key: of a path its last name stays."""
+    """JSON whose texts name no folder, address, host, user or key: of a path its last name
+    stays."""
     return _cleaned(value, _names(json.dumps(value)))
 
 
@@ -66,27 +68,39 @@ def _names(text: str) -> list[str]:
     for address in _URL.findall(text):
         with suppress(ValueError):
             host = urlsplit(address).hostname or ""
-            names |= {host} if re.search(r"[\d.-]", host) else set()  # no word, as of http://service
+            # no word, as of http://service
+            names |= {host} if re.search(r"[\d.-]", host) else set()
     return sorted(names - {""}, key=len, reverse=True)
 
 
 def shown(text: str) -> str:
-    """A text as Markdown shows it: in a code span where it holds marks, as the words of a service may."""
+    """A text as Markdown shows it: in a code span where it holds marks, as the words of a service
+    may."""
     line = " ".join(text.split())
     marked = re.search(r"[`<>\[\]@#]|www\.|://", line)
     return f"`{line.replace('`', chr(39))}`" if marked else line
 
 
 def write(
-    out: Path, about: Mapping[str, Any], found: Mapping[str, Rung], judged: Verdict, sheet: Path | None = None
+    out: Path,
+    about: Mapping[str, Any],
+    found: Mapping[str, Rung],
+    judged: Verdict,
+    sheet: Path | None = None,
 ) -> Path:
-    """Write the .json, the .md, the sheet and the schedule of a check into a folder; the path of the .md.
+    """Write the .json, the .md, the sheet and the schedule of a check into a folder; the path of
+    the .md.
 
     about: model, device, date, dtype, versions, command, use (the command that searches)."""
-    whole: dict[str, Any] = cleaned({
-        "format": FORMAT, **about, "verdict": judged.word, "why": list(judged.why),
-        "rungs": {name: to_json(rung) for name, rung in found.items()},
-    })  # fmt: skip
+    whole: dict[str, Any] = cleaned(
+        {
+            "format": FORMAT,
+            **about,
+            "verdict": judged.word,
+            "why": list(judged.why),
+            "rungs": {name: to_json(rung) for name, rung in found.items()},
+        }
+    )
     stem = "_".join([slug(Path(whole["model"]).name), slug(whole["device"]), whole["date"]])
     out.mkdir(parents=True, exist_ok=True)
     if judged.schedule:
@@ -114,8 +128,14 @@ def page(whole: Mapping[str, Any], sheet: str | None) -> str:
         lines += ["", "What measured best", "", f"    {whole['use']}"]
     for name, data in whole["rungs"].items():
         rung = build(Rung, data)
-        rows = [(title, f"{f.value:.3g} {f.unit}".strip(), "" if f.low is None else f"{f.low:.3g} to {f.high:.3g}")
-                for title, f in rung.figures.items()]  # fmt: skip
+        rows = [
+            (
+                title,
+                f"{f.value:.3g} {f.unit}".strip(),
+                "" if f.low is None else f"{f.low:.3g} to {f.high:.3g}",
+            )
+            for title, f in rung.figures.items()
+        ]
         lines += ["", f"## {name.capitalize()} ({rung.seconds:.0f} s)", ""]
         lines += [markdown(("figure", "value", "interval"), rows), ""] if rows else []
         lines += [f"- {shown(said)}" for said in rung.said]

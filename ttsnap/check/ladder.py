@@ -1,4 +1,5 @@
-"""What the rungs of a check share: what is checked, what a rung found, and the folder from which a check goes on."""
+"""What the rungs of a check share: what is checked, what a rung found, and the folder from which a
+check goes on."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def in_short(said: BaseException | str) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that was measured, with the interval that holds it in 19 of 20 cases or, of seconds, its extremes."""
+    """A number that was measured, with the interval that holds it in 19 of 20 cases or, of seconds,
+    its extremes."""
 
     value: float
     low: float | None = None
@@ -42,12 +44,17 @@ class Figure:
 
     def __str__(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
-        return f"{self.value:.3g}{unit}" + ("" if self.low is None else f" ({self.low:.3g} to {self.high:.3g})")
+        return f"{self.value:.3g}{unit}" + (
+            "" if self.low is None else f" ({self.low:.3g} to {self.high:.3g})"
+        )
 
     @classmethod
-    def over_prompts(cls, values: Sequence[float] | Any, below: Any = None, unit: str = "") -> Figure | None:
-        """The mean of values (P,), or the ratio of two means, and its interval by resampling prompts. None where that
-        is not known: with fewer than two prompts, or nothing to divide by."""
+    def over_prompts(
+        cls, values: Sequence[float] | Any, below: Any = None, unit: str = ""
+    ) -> Figure | None:
+        """The mean of values (P,), or the ratio of two means, and its interval by resampling
+        prompts. None where that is not known: with fewer than two prompts, or nothing to divide
+        by."""
         top = np.asarray(values, float)
         under = np.ones_like(top) if below is None else np.asarray(below, float)
         known = np.isfinite(top) & np.isfinite(under)
@@ -58,13 +65,20 @@ class Figure:
         means = under[draws].mean(1)
         low, high = np.quantile(top[draws].mean(1)[means > 0] / means[means > 0], (0.025, 0.975))
         value, n = top.mean() / under.mean(), len(top)
-        # Resamples of few prompts vary too little: as much wider as Student's t is than the normal distribution.
+        # Resamples of few prompts vary too little: as much wider as Student's t is than the normal
+        # distribution.
         wider = stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * np.sqrt(n / (n - 1))
-        return cls(float(value), float(value + wider * (low - value)), float(value + wider * (high - value)), unit)
+        return cls(
+            float(value),
+            float(value + wider * (low - value)),
+            float(value + wider * (high - value)),
+            unit,
+        )
 
     @classmethod
     def of_seconds(cls, call: Callable[[], object], rows: int = 1) -> Figure:
-        """Seconds a row: the median of three calls after a first one, which may load or compile; fewer of slow ones."""
+        """Seconds a row: the median of three calls after a first one, which may load or compile;
+        fewer of slow ones."""
         taken: list[float] = []
         while not taken or (len(taken) < 4 and sum(taken) < 10):
             begin = time.perf_counter()
@@ -102,7 +116,11 @@ class Rung:
     def lines(self) -> list[str]:
         """All of it as lines to read."""
         figures = [f"{name}: {figure}" for name, figure in self.figures.items()]
-        return [*figures, *self.said, *(f"{name}: not measured: {why}" for name, why in self.missing.items())]
+        return [
+            *figures,
+            *self.said,
+            *(f"{name}: not measured: {why}" for name, why in self.missing.items()),
+        ]
 
 
 @dataclass
@@ -112,7 +130,8 @@ class Setup:
     pipe: Any
     """The search pipeline, on its device."""
     spec: EngineSpec
-    """Complete, with loaded rewards: the one by which images are chosen, then perhaps one that knows what is right."""
+    """Complete, with loaded rewards: the one by which images are chosen, then perhaps one that
+    knows what is right."""
     prompts: tuple[Prompt, ...]
     out: Path
     """Where rungs and recordings are kept."""
@@ -141,16 +160,21 @@ class Setup:
         return self.found[rung].more.get(name) if rung in self.found else None
 
     def engine(self, batch_size: int | None = None, **sampler: Any) -> LiveEngine:
-        """An engine without a drafter, unless one is named. batch_size: in place of the given or fitting one."""
-        batch = self.spec.batch if batch_size is None else replace(self.spec.batch, batch_size=batch_size)
+        """An engine without a drafter, unless one is named. batch_size: in place of the given or
+        fitting one."""
+        batch = (
+            self.spec.batch
+            if batch_size is None
+            else replace(self.spec.batch, batch_size=batch_size)
+        )
         how = replace(self.spec.sampler, **{"draft": None, "finish": "noise", **sampler})
         assert isinstance(how, SamplerOptions)
         engine: LiveEngine = self.pipe.engine_of(replace(self.spec, batch=batch, sampler=how))
         return engine
 
     def climb(self, name: str, rung: Callable[[Setup], Rung], seconds: float) -> Rung:
-        """What a rung finds within these seconds; what it found before, where it was done. Its errors are its result:
-        nothing that fails keeps the others from running."""
+        """What a rung finds within these seconds; what it found before, where it was done. Its
+        errors are its result: nothing that fails keeps the others from running."""
         kept, before = self.out / f"{name}.json", 0.0
         if kept.is_file():
             found = build(Rung, read_object(kept, what="file of a check"))
@@ -162,7 +186,12 @@ class Setup:
         self.deadline = begin + seconds
         try:
             found = rung(self)
-        except (ValueError, RuntimeError, OSError, MemoryError) as error:  # torch's out of memory is a RuntimeError
+        except (
+            ValueError,
+            RuntimeError,
+            OSError,
+            MemoryError,
+        ) as error:  # torch's out of memory is a RuntimeError
             found = Rung(name, missing={name: in_short(error)})
         found.seconds = before + time.monotonic() - begin
         write_json(kept, to_json(found))

@@ -1,4 +1,5 @@
-"""Parity: whether a search makes the images that the stock pipeline makes, in any batch, and the same ones again."""
+"""Parity: whether a search makes the images that the stock pipeline makes, in any batch, and the
+same ones again."""
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ SEEDS = 4
 """Images of the search."""
 STOCK = "the winner made again by the stock pipeline"
 SAME, CLOSE = 0.02, 0.1
-"""Up to these shares of what two seeds differ by, images are the same to the eye, and the same picture."""
+"""Up to these shares of what two seeds differ by, images are the same to the eye, and the same
+picture."""
 
 
 def parity(setup: Setup) -> Rung:
-    """Best-of-4 of the first prompt in a batch that fits, again, and one by one; its winner by a stock call."""
+    """Best-of-4 of the first prompt in a batch that fits, again, and one by one; its winner by a
+    stock call."""
     rung, prompt = Rung("parity"), setup.prompts[0]
     whole, winner, told = _images(setup, None)
     rung.said += told
@@ -31,7 +34,10 @@ def parity(setup: Setup) -> Rung:
         return rung
     other = differs(whole[0], whole[1])
     rung.note("two seeds", _in_255ths(other), "")
-    makers = {STOCK: lambda: {winner: _stock(setup, prompt, winner)}, "two runs": lambda: _images(setup, None)[0]}
+    makers = {
+        STOCK: lambda: {winner: _stock(setup, prompt, winner)},
+        "two runs": lambda: _images(setup, None)[0],
+    }
     if setup.engine().batch_size > 1:
         makers[f"a batch of 1 against one of {SEEDS}"] = lambda: _images(setup, 1)[0]
     worst = 0.0
@@ -48,19 +54,31 @@ def parity(setup: Setup) -> Rung:
 
 
 def compared(rung: Rung, name: str, pairs: Sequence[Any], other: Any) -> float:
-    """Note the largest of these differences of what should be one image, by what two seeds differ by (`other`); the
-    share of that which it is."""
+    """Note the largest of these differences of what should be one image, by what two seeds differ
+    by (`other`); the share of that which it is."""
     most = max(pairs, key=lambda pair: float(pair.mean()))
-    rung.figures[name], share = _in_255ths(most), float(most.mean()) / max(float(other.mean()), 1e-9)
-    kind = "the same to the eye" if share <= SAME else "the same picture" if share <= CLOSE else "another picture"
-    rounding = "; kernels round differently in other batches, most in bfloat16" if share <= CLOSE else ""
+    rung.figures[name], share = (
+        _in_255ths(most),
+        float(most.mean()) / max(float(other.mean()), 1e-9),
+    )
+    kind = (
+        "the same to the eye"
+        if share <= SAME
+        else "the same picture"
+        if share <= CLOSE
+        else "another picture"
+    )
+    rounding = (
+        "; kernels round differently in other batches, most in bfloat16" if share <= CLOSE else ""
+    )
     said = f"up to {most.max()} of 255, {share:.1%} of what two seeds differ by: {kind}{rounding}"
     rung.said.append(f"{name}: {said if most.any() else 'equal to the last bit of 8'}")
     return share
 
 
 def differs(a: Any, b: Any) -> Any:
-    """How far two images (H, W, 3) uint8 are apart in each value; 255 where they are not of one size."""
+    """How far two images (H, W, 3) uint8 are apart in each value; 255 where they are not of one
+    size."""
     if a.shape != b.shape:
         return np.full(a.shape, 255, np.uint8)
     return np.maximum(a, b) - np.minimum(a, b)
@@ -68,11 +86,14 @@ def differs(a: Any, b: Any) -> Any:
 
 def _in_255ths(difference: Any) -> Figure:
     """The mean over all pixels, and the least and the largest."""
-    return Figure(float(difference.mean()), float(difference.min()), float(difference.max()), "of 255")
+    return Figure(
+        float(difference.mean()), float(difference.min()), float(difference.max()), "of 255"
+    )
 
 
 def _images(setup: Setup, batch_size: int | None) -> tuple[dict[int, Any], int, list[str]]:
-    """The images (H, W, 3) uint8 by seed, those that the time allows; which one won; how they were computed."""
+    """The images (H, W, 3) uint8 by seed, those that the time allows; which one won; how they were
+    computed."""
     engine = setup.engine(batch_size)
     (result,) = search(
         setup.prompts[:1],
@@ -87,6 +108,11 @@ def _images(setup: Setup, batch_size: int | None) -> tuple[dict[int, Any], int, 
 
 def _stock(setup: Setup, prompt: Any, seed: int) -> Any:
     """The image (H, W, 3) uint8 of a stock call from this seed."""
-    made = setup.pipe(prompt.text, generator=torch.Generator().manual_seed(seed), output_type="pt", **setup.spec.call)
+    made = setup.pipe(
+        prompt.text,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="pt",
+        **setup.spec.call,
+    )
     image: torch.Tensor = made.images[0]
     return to_uint8(image.float())

@@ -1,4 +1,5 @@
-"""Service: what `ttsnap serve` answers to several clients at once, and whether its images are those of one alone."""
+"""Service: what `ttsnap serve` answers to several clients at once, and whether its images are those
+of one alone."""
 
 from __future__ import annotations
 
@@ -25,13 +26,15 @@ from ttsnap.reward_models.http import finished, read_key, read_proxies, read_rep
 
 CLIENTS = (1, 4, 16)
 REQUESTS, EACH = 8, 4
-"""Requests of one client alone, which all others make as well; and of each of several clients, where time allows."""
+"""Requests of one client alone, which all others make as well; and of each of several clients,
+where time allows."""
 BRANCHING, FIRST = "svdd", 1000
 """The search of requests from this number on, which goes on from the best children of a step."""
 ASKED = {"search": "best-of-n", "budget": "2images", "n": 1}
 """What a request says beside its prompt and seed: of its two images one comes back."""
 PIXELS, REPLY_BYTES = 2**23, 2**25
-"""Most pixels of an image (3840 x 2160 and more), and bytes of a reply, which noise of that takes."""
+"""Most pixels of an image (3840 x 2160 and more), and bytes of a reply, which noise of that
+takes."""
 PATIENCE = 60.0
 """Seconds that a request may take at least, from connecting to the last byte of its reply."""
 
@@ -42,7 +45,8 @@ class Service:
 
     url: str
     seconds: float
-    """For all that is asked, and for one request; a round of requests more may be under way then."""
+    """For all that is asked, and for one request; a round of requests more may be under way
+    then."""
     say: Callable[[str], None] = print
     images: dict[int, dict[int, Any]] = field(default_factory=dict)
     """(H, W, 3) uint8 by how many clients there were, and by request."""
@@ -78,8 +82,12 @@ class Service:
             raise ValueError(f"{what}; start one by ttsnap serve MODEL") from None
 
     def _compare_branched(self, rung: Rung, other: Any) -> None:
-        """Images of a search that branches, alone and among others: told, as rounding may flip its choices."""
-        title, asked = f"{BRANCHING} alone against the same among {EACH}", range(FIRST, FIRST + EACH)
+        """Images of a search that branches, alone and among others: told, as rounding may flip its
+        choices."""
+        title, asked = (
+            f"{BRANCHING} alone against the same among {EACH}",
+            range(FIRST, FIRST + EACH),
+        )
         with self.open() as client, ThreadPoolExecutor(EACH) as pool:
             alone = [self._ask(client, number) for number in asked]
             among = list(pool.map(lambda number: self._ask(client, number), asked))
@@ -101,10 +109,15 @@ class Service:
                 self._load(rung, client, clients, begin + part / len(CLIENTS) * self.seconds)
         alone = self.images.get(1, {})
         for clients in CLIENTS[1:] if {0, 1} <= alone.keys() else ():
-            pairs = [differs(alone[n], made) for n, made in self.images[clients].items() if n in alone]
+            pairs = [
+                differs(alone[n], made) for n, made in self.images[clients].items() if n in alone
+            ]
             if pairs:
                 share = compared(
-                    rung, f"one alone against the same among {clients}", pairs, differs(alone[0], alone[1])
+                    rung,
+                    f"one alone against the same among {clients}",
+                    pairs,
+                    differs(alone[0], alone[1]),
                 )
                 rung.holds = share <= CLOSE and rung.holds is not False
         if {0, 1} <= alone.keys():
@@ -113,12 +126,19 @@ class Service:
         return rung
 
     def _load(self, rung: Rung, client: httpx.AsyncClient, clients: int, end: float) -> None:
-        """Requests by so many clients, each of whom asks when it has its answer, and stops at an error."""
-        numbers, seconds, found = itertools.count(), list[float](), self.images.setdefault(clients, {})
+        """Requests by so many clients, each of whom asks when it has its answer, and stops at an
+        error."""
+        numbers, seconds, found = (
+            itertools.count(),
+            list[float](),
+            self.images.setdefault(clients, {}),
+        )
         most, at = max(REQUESTS, EACH * clients), f"of {clients} client{'s' * (clients > 1)}"
 
         def ask(_: int) -> None:
-            while (number := next(numbers)) < most and (time.monotonic() < end or number < max(2, clients)):
+            while (number := next(numbers)) < most and (
+                time.monotonic() < end or number < max(2, clients)
+            ):
                 start = time.monotonic()
                 made = self._ask(client, number)
                 if isinstance(made, str):
@@ -134,7 +154,9 @@ class Service:
         whole, after = time.monotonic() - begin, self._places(client)
         nfe, places = (now - then for now, then in zip(after, before, strict=True))
         if seconds:
-            rung.figures[f"latency {at}"] = Figure(float(np.median(seconds)), min(seconds), max(seconds), "s")
+            rung.figures[f"latency {at}"] = Figure(
+                float(np.median(seconds)), min(seconds), max(seconds), "s"
+            )
             rung.figures[f"images a second {at}"] = Figure(2 * len(seconds) / whole)
         fill = Figure(100 * nfe / places, unit="%") if places > 0 else None
         rung.note(f"batches filled {at}", fill, "its /metrics do not tell")
@@ -144,7 +166,11 @@ class Service:
 
         Its number says prompt and seed.
         """
-        own = {"prompt": self.prompts[number % len(self.prompts)].text, "seed": 100 * number, **ASKED}
+        own = {
+            "prompt": self.prompts[number % len(self.prompts)].text,
+            "seed": 100 * number,
+            **ASKED,
+        }
         if number >= FIRST:
             own["search"] = BRANCHING
         try:

@@ -1,7 +1,8 @@
-"""Signal: whether early scores rank seeds, and how much of best-of-8's gain searches keep at half its cost.
+"""Signal: whether early scores rank seeds, and how much of best-of-8's gain searches keep at half
+its cost.
 
-Prompts x seeds are recorded once, prompt by prompt; all searches are played back on that. Where drafts are finished,
-their ends are other images, so that these are recorded as well.
+Prompts x seeds are recorded once, prompt by prompt; all searches are played back on that. Where
+drafts are finished, their ends are other images, so that these are recorded as well.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ from ttsnap.simulation.simulate import curve
 from ttsnap.simulation.sizing import short_of_seeds
 
 IMAGES, LEAST, ENOUGH, MOST = 8, 3, 96, 48
-"""Images of the search that others are held against, so at least as many seeds; the fewest prompts; the images from
-which seeds are twice as many, so that pruning can choose; the most seeds."""
+"""Images of the search that others are held against, so at least as many seeds; the fewest prompts;
+the images from which seeds are twice as many, so that pruning can choose; the most seeds."""
 LEVELS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.25)
-"""Noise levels at which estimates are scored, but for the last step, whose estimate is the image itself."""
+"""Noise levels at which estimates are scored, but for the last step, whose estimate is the image
+itself."""
 KEEP, DRAFT_SHARES, REPEATS = (0.2, 0.35, 0.5), (0.15, 0.3, 0.5), 20
-"""Schedules that are tried: shares kept at one check, shares of the cost for drafts. Searches for each prompt."""
+"""Schedules that are tried: shares kept at one check, shares of the cost for drafts. Searches for
+each prompt."""
 RANKED, FINISHED = "drafts that rank", "drafts that are finished"
 PLAIN, PRUNING = "best-of-N", "pruning"
 
@@ -58,11 +61,21 @@ def signal(setup: Setup) -> Rung:
     if setup.judged:
         right = whole.final[..., -1]
         more = metrics.best_of_n(final, IMAGES, of=right) - right.mean(1)
-        rung.note("right images", Figure.over_prompts(100 * right.mean(1), unit="%"), "it takes two prompts")
-        rung.note("right images more by best-of-8", Figure.over_prompts(100 * more, unit="%"), "it takes two prompts")
+        rung.note(
+            "right images",
+            Figure.over_prompts(100 * right.mean(1), unit="%"),
+            "it takes two prompts",
+        )
+        rung.note(
+            "right images more by best-of-8",
+            Figure.over_prompts(100 * more, unit="%"),
+            "it takes two prompts",
+        )
     finished = None
     if setup.draft is None:
-        rung.missing[RANKED] = rung.missing[FINISHED] = "the model has no drafter, and none is named (--draft)"
+        rung.missing[RANKED] = rung.missing[FINISHED] = (
+            "the model has no drafter, and none is named (--draft)"
+        )
     else:
         finish = setup.spec.sampler.finish
         how = {**looks, "finish": finish if finish not in ("auto", NOISE) else DRAFT}
@@ -79,33 +92,54 @@ def signal(setup: Setup) -> Rung:
 def _recorded(
     setup: Setup, rung: Rung, name: str, sampler: dict[str, Any], prompts: int = 0, seeds: int = 0
 ) -> Recording | None:
-    """The recording, of as many prompts as the time allows; None where these are too few, which is noted."""
+    """The recording, of as many prompts as the time allows; None where these are too few, which is
+    noted."""
     engine = setup.engine(setup.more("cost", "batch_size"), **sampler)
     grid, folder = engine.grid, setup.out / name
     rates, ends = _seconds(setup, engine.price.nfe_per_draft), name == "finished"
-    steps = [] if ends else sorted({at for level in LEVELS if (at := grid.step_at(level)) < grid.steps - 1})
+    steps = (
+        []
+        if ends
+        else sorted({at for level in LEVELS if (at := grid.step_at(level)) < grid.steps - 1})
+    )
     one = 0.0
     if rates is not None:
         checks = len(steps) * (rates.previews or rates.decodes) + rates.decodes
-        one = grid.nfe * rates.nfe + checks + (len(steps) + 1) * len(engine.reward_names) * rates.reward_calls
+        one = (
+            grid.nfe * rates.nfe
+            + checks
+            + (len(steps) + 1) * len(engine.reward_names) * rates.reward_calls
+        )
     if not prompts:
-        images = int((0.7 if setup.draft is None else 0.45) * setup.left / one) if one else LEAST * IMAGES
+        images = (
+            int((0.7 if setup.draft is None else 0.45) * setup.left / one)
+            if one
+            else LEAST * IMAGES
+        )
         plan = _plan(setup, images)
         prompts, seeds = plan["prompts"], plan["seeds"]
         if prompts < LEAST:
-            rung.missing["signal"] = (f"it takes {LEAST} prompts x {IMAGES} seeds, and {images} images of {one:.3g} s "
-                                      "fit into the time; give more --minutes")  # fmt: skip
+            rung.missing["signal"] = (
+                f"it takes {LEAST} prompts x {IMAGES} seeds, and {images} images of {one:.3g} s "
+                "fit into the time; give more --minutes"
+            )
             return None
     parts: list[Recording] = []
     for index, prompt in enumerate(setup.prompts[:prompts]):
-        if setup.left < one * seeds * 0.7 and not (folder / f"{index:02d}" / SCORES).exists() and parts:
+        if (
+            setup.left < one * seeds * 0.7
+            and not (folder / f"{index:02d}" / SCORES).exists()
+            and parts
+        ):
             break
         options = RecordOptions(seeds, steps=steps or [grid.steps], block=(1, seeds))
         parts.append(record(engine, [prompt], folder / f"{index:02d}", options))
         setup.say(f"{name}: {len(parts)} of {prompts} prompts x {seeds} seeds are recorded")
     if len(parts) < prompts:
         rung.more["cut"] = True
-        rung.missing[f"{prompts - len(parts)} prompts of {name}"] = "the time was over; the same command goes on"
+        rung.missing[f"{prompts - len(parts)} prompts of {name}"] = (
+            "the time was over; the same command goes on"
+        )
     return _joined(parts) if len(parts) >= LEAST else None
 
 
@@ -127,7 +161,9 @@ def _joined(parts: Sequence[Recording]) -> Recording:
         parts[0],
         prompts=tuple(text for part in parts for text in part.prompts),
         scores=np.concatenate([part.scores for part in parts]),
-        looks={seen: np.concatenate([part.looks[seen] for part in parts]) for seen in parts[0].looks},
+        looks={
+            seen: np.concatenate([part.looks[seen] for part in parts]) for seen in parts[0].looks
+        },
     )
 
 
@@ -149,25 +185,50 @@ def _correlations(setup: Setup, rung: Rung, recording: Recording) -> None:
         found = Figure.over_prompts(look.spearman)
         rung.note(f"rank correlation of the {word} at {at}", found, why)
         if found is not None:
-            rung.more.setdefault("ranks", {})[f"{word}@{step}"] = [found.value, found.low, found.high]
-    rung.more["latest"] = max((step for step in range(recording.grid.steps) if recording.scored[step]), default=None)
+            rung.more.setdefault("ranks", {})[f"{word}@{step}"] = [
+                found.value,
+                found.low,
+                found.high,
+            ]
+    rung.more["latest"] = max(
+        (step for step in range(recording.grid.steps) if recording.scored[step]), default=None
+    )
 
 
 def _searches(
-    setup: Setup, rung: Rung, whole: Recording, finished: Recording | None, one: FloatArray, gain: FloatArray
+    setup: Setup,
+    rung: Rung,
+    whole: Recording,
+    finished: Recording | None,
+    one: FloatArray,
+    gain: FloatArray,
 ) -> None:
-    """Shares of best-of-8's gain at half its cost; the schedule is chosen on the other prompts each time."""
+    """Shares of best-of-8's gain at half its cost; the schedule is chosen on the other prompts each
+    time."""
     rates = _seconds(setup, whole.price.nfe_per_draft)
-    image = None if rates is None else whole.grid.nfe * rates.nfe + rates.decodes + (
-        len(whole.reward_names) * rates.reward_calls)  # fmt: skip
+    image = (
+        None
+        if rates is None
+        else whole.grid.nfe * rates.nfe
+        + rates.decodes
+        + (len(whole.reward_names) * rates.reward_calls)
+    )
     budget = Budget(images=IMAGES / 2) if image is None else Budget(seconds=IMAGES / 2 * image)
-    rung.said.append("half the cost is in " + ("evaluations" if image is None else "seconds, as measured above"))
+    rung.said.append(
+        "half the cost is in " + ("evaluations" if image is None else "seconds, as measured above")
+    )
     checks = [step for step in range(whole.grid.steps) if whole.scored[step]]
     fitted: dict[str, Any] = {"denoising_steps": whole.denoising_steps}
     tried: dict[str, tuple[Recording, list[SeedPruning]]] = {
-        PRUNING: (whole, [SeedPruning(None, (keep,), steps=(at,), draft_share=0.0, **fitted)
-                          for at in checks for keep in KEEP]),
-    }  # fmt: skip
+        PRUNING: (
+            whole,
+            [
+                SeedPruning(None, (keep,), steps=(at,), draft_share=0.0, **fitted)
+                for at in checks
+                for keep in KEEP
+            ],
+        ),
+    }
     drafted = [SeedPruning(None, (), (), draft_share=share, **fitted) for share in DRAFT_SHARES]
     if whole.looks:
         tried[RANKED] = whole, drafted
@@ -177,17 +238,32 @@ def _searches(
     shares = {PLAIN: plain}
     for name, (recording, schedules) in tried.items():
         priced = replace(recording, price=replace(recording.price, seconds=rates))
-        table = np.array([
-            curve(priced, each, [budget], REPEATS, utility=setup.utility).rewards[:, 0] for each in schedules
-        ]) - one[: len(recording.prompts)]  # fmt: skip
+        table = (
+            np.array(
+                [
+                    curve(priced, each, [budget], REPEATS, utility=setup.utility).rewards[:, 0]
+                    for each in schedules
+                ]
+            )
+            - one[: len(recording.prompts)]
+        )
         others = table.sum(1, keepdims=True) - table
         shares[name] = np.take_along_axis(table, others.argmax(0)[None], 0)[0]
-        rung.more.setdefault("schedules", {})[name] = spec_of(schedules[int(table.mean(1).argmax())])
+        rung.more.setdefault("schedules", {})[name] = spec_of(
+            schedules[int(table.mean(1).argmax())]
+        )
         if short_of_seeds(priced, schedules[0], [budget]) is not None:
-            rung.said.append(f"{name} would start more than the {recording.seeds} recorded seeds, and find more, live")
+            rung.said.append(
+                f"{name} would start more than the {recording.seeds} recorded seeds, and find more,"
+                " live"
+            )
     for name, kept in shares.items():
         n = len(kept)
-        rung.note(f"share kept by {name}", Figure.over_prompts(100 * kept, gain[:n], "%"), "best-of-8 gains nothing")
+        rung.note(
+            f"share kept by {name}",
+            Figure.over_prompts(100 * kept, gain[:n], "%"),
+            "best-of-8 gains nothing",
+        )
         lead = Figure.over_prompts(100 * (kept - plain[:n]), gain[:n], "%")
         if name != PLAIN and lead is not None:
             rung.figures[f"lead of {name} over best-of-N of the same cost"] = lead

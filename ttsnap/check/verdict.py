@@ -1,4 +1,5 @@
-"""Verdict: whether searches pay on this model and this machine, why, and the search that measured best."""
+"""Verdict: whether searches pay on this model and this machine, why, and the search that measured
+best."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from ttsnap.check.ladder import Rung
 
 GO, NO_GO, UNDECIDED = "GO", "NO-GO", "undecided"
 LEAST = 0.5
-"""Where nearly finished images surely rank seeds less like the finished ones than by this correlation, it is noise."""
+"""Where nearly finished images surely rank seeds less like the finished ones than by this
+correlation, it is noise."""
 
 
 @dataclass(frozen=True)
@@ -21,42 +23,57 @@ class Verdict:
     """GO, NO-GO or undecided."""
     why: tuple[str, ...]
     best: str | None = None
-    """The search whose lead is surest, as the signal rung calls it; None where none is better than best-of-N."""
+    """The search whose lead is surest, as the signal rung calls it; None where none is better than
+    best-of-N."""
     schedule: Mapping[str, Any] = field(default_factory=dict)
     """Its algorithm, as --algorithm reads it from a file."""
 
 
 def verdict(found: Mapping[str, Rung]) -> Verdict:
-    """GO where a search surely keeps more than best-of-N of the same cost, and its images are the model's own; NO-GO
-    where one of the two surely does not hold, or scores say nothing; else undecided."""
+    """GO where a search surely keeps more than best-of-N of the same cost, and its images are the
+    model's own; NO-GO where one of the two surely does not hold, or scores say nothing; else
+    undecided."""
     against, open_ = list[str](), list[str]()
     parity, signal = found.get("parity", Rung("parity")), found.get("signal", Rung("signal"))
     if parity.holds is False:
-        against.append("the stock pipeline, another batch or a second run makes another picture: see parity")
+        against.append(
+            "the stock pipeline, another batch or a second run makes another picture: see parity"
+        )
     elif not parity.holds:
         open_.append("parity is not known")
     fit = found.get("denoising", Rung("denoising"))
     if fit.holds is False:
         against.append(
-            "the scheduler (its prediction_type, its noise schedule) does not fit the network: see denoising"
+            "the scheduler (its prediction_type, its noise schedule) does not fit the network: see"
+            " denoising"
         )
     elif fit.figures and fit.holds is None:
-        open_.append("estimates say little of images: the network is not trained, or the scheduler does not fit it")
+        open_.append(
+            "estimates say little of images: the network is not trained, or the scheduler does not"
+            " fit it"
+        )
     against += _scores(signal)
     leads = signal.more.get("leads") or {}
     best = max(leads, key=lambda name: float(leads[name][1]), default=None)
     won = False
     if best is None:
-        open_.append("no search was compared with best-of-N: " + "; ".join(signal.missing.values() or ["no signal"]))
+        open_.append(
+            "no search was compared with best-of-N: "
+            + "; ".join(signal.missing.values() or ["no signal"])
+        )
     else:
         lead, low, high = leads[best]
         won = low > 0
-        said = (f"{best} keep{'' if best.startswith('drafts') else 's'} {lead:+.0f} % ({low:+.0f} to {high:+.0f}) "
-                "more of best-of-8's gain than best-of-N of the same cost")  # fmt: skip
+        said = (
+            f"{best} keep{'' if best.startswith('drafts') else 's'} {lead:+.0f} % ({low:+.0f} to"
+            f" {high:+.0f}) more of best-of-8's gain than best-of-N of the same cost"
+        )
         if all(each[2] < 0 for each in leads.values()):
             against.append(f"best-of-N finds more than any search that was tried: {said}")
         elif not won:
-            open_.append(f"{said}, which may be chance: more --minutes, prompts or seeds would tell")
+            open_.append(
+                f"{said}, which may be chance: more --minutes, prompts or seeds would tell"
+            )
     right = signal.figures.get("right images more by best-of-8")
     if right is not None and (right.low or 0.0) <= 0:
         open_.append(f"by the known answer best-of-8 is not surely right more often: {right}")
@@ -66,17 +83,23 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
     if open_:
         return Verdict(UNDECIDED, tuple(open_), best if won else None, chosen)
     known = f", and by the known answer {right} more of its images are right" if right else ""
-    return Verdict(GO, (f"winners are the stock pipeline's own images; {said}{known}",), best, chosen)
+    return Verdict(
+        GO, (f"winners are the stock pipeline's own images; {said}{known}",), best, chosen
+    )
 
 
 def of_service(rung: Rung) -> Verdict:
     """GO where a service answers all its clients with the images that it makes for one alone."""
     if rung.holds is False:
         return Verdict(NO_GO, ("an image among others is another one than alone",))
-    why = [f"{title}: {said}" for title, said in rung.missing.items() if title.startswith("a request")]
+    why = [
+        f"{title}: {said}" for title, said in rung.missing.items() if title.startswith("a request")
+    ]
     if rung.holds is None:
         why.append("no image was made alone and among others")
-    rates = "; ".join(f"{title} {figure}" for title, figure in rung.figures.items() if title.startswith("images"))
+    rates = "; ".join(
+        f"{title} {figure}" for title, figure in rung.figures.items() if title.startswith("images")
+    )
     same = f"images are the same alone and among others; {rates}"
     return Verdict(UNDECIDED, tuple(why)) if why else Verdict(GO, (same,))
 
@@ -89,7 +112,8 @@ def _scores(signal: Rung) -> list[str]:
     latest = (signal.more.get("ranks") or {}).get(f"estimate@{signal.more.get('latest')}")
     if latest is not None and latest[2] < LEAST:
         against.append(
-            f"the reward is noise: nearly finished images hardly rank seeds as finished ones do ({latest[0]:.2f})"
+            "the reward is noise: nearly finished images hardly rank seeds as finished ones do"
+            f" ({latest[0]:.2f})"
         )
     right = signal.figures.get("right images more by best-of-8")
     if right is not None and right.high is not None and right.high <= 0:

@@ -1,7 +1,7 @@
 """The command line: one module for each command, which imports nothing heavy before it is needed.
 
-A command's module has `parser()` and `run(arguments)`. `run` returns the exit status and raises ValueError for bad
-input. A new command is one file and one entry of COMMANDS.
+A command's module has `parser()` and `run(arguments)`. `run` returns the exit status and raises
+ValueError for bad input. A new command is one file and one entry of COMMANDS.
 """
 
 from __future__ import annotations
@@ -71,9 +71,16 @@ COMMANDS = {
 
 def build_parser() -> Parser:
     """The parser that lists all commands, made without importing torch."""
-    parser = Parser("Better images from frozen text-to-image models, by spending inference compute on purpose.")
+    parser = Parser(
+        "Better images from frozen text-to-image models, by spending inference compute on purpose."
+    )
     parser.prog = "ttsnap"
-    parser.add_argument("--version", action="version", version=f"ttsnap {__version__}", help="print version and exit")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"ttsnap {__version__}",
+        help="print version and exit",
+    )
     commands = parser.add_subparsers(
         title="commands",
         metavar="COMMAND",
@@ -97,12 +104,15 @@ def parse(argv: Sequence[str]) -> tuple[Command, Arguments]:
         parser.parse_args(argv)  # --help, --version
     elif name:
         parser.error(unknown("command", name, COMMANDS))
-    parser.error("no command is given; --help lists all, and ttsnap generate PROMPT is where to begin")
+    parser.error(
+        "no command is given; --help lists all, and ttsnap generate PROMPT is where to begin"
+    )
 
 
 def short_of_memory(error: Exception, given: Arguments) -> str:
     """A lack of memory in a sentence, with what the command has against it."""
-    if not isinstance(error, NotEnoughMemoryError | RuntimeError):  # in RAM, where none of these helps
+    # in RAM, where none of these helps
+    if not isinstance(error, NotEnoughMemoryError | RuntimeError):
         return f"not enough memory: {error}".rstrip(": ")
     ways = {"none": ["--offload model"], "model": ["--offload group"]}.get(given.get("offload"), [])
     ways += ["--decode-batch-size 1"] if given.get("decode_batch_size", 1) != 1 else []
@@ -112,8 +122,8 @@ def short_of_memory(error: Exception, given: Arguments) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns its exit status, 2 after one line of explanation for bad input, 128 + the signal's number
-    after a signal."""
+    """Run a command. Returns its exit status, 2 after one line of explanation for bad input, 128 +
+    the signal's number after a signal."""
     CLOCK.start()
     given = Arguments()
     try:

@@ -42,11 +42,16 @@ def grouped(width: int = 80) -> str:
     """The same by group, under what its members have in common."""
     blocks = [
         "\n".join(
-            [*textwrap.wrap(title, width), *(_line(n) for n, entry in ALGORITHMS.items() if entry.group == group)]
+            [
+                *textwrap.wrap(title, width),
+                *(_line(n) for n, entry in ALGORITHMS.items() if entry.group == group),
+            ]
         )
         for group, title in GROUPS.items()
     ]
-    return "\n\n".join([*blocks, "ttsnap algorithms NAME shows what one needs, its options and its source."])
+    return "\n\n".join(
+        [*blocks, "ttsnap algorithms NAME shows what one needs, its options and its source."]
+    )
 
 
 def _line(name: str) -> str:
@@ -54,14 +59,20 @@ def _line(name: str) -> str:
 
 
 def described(name: str, width: int = 80) -> str:
-    """What an algorithm does, needs and is from, its options, and a command to try. ValueError for an unknown name."""
+    """What an algorithm does, needs and is from, its options, and a command to try. ValueError for
+    an unknown name."""
     options = options_of(name)  # loads the algorithm's module, and refuses a name that is not there
     entry = ALGORITHMS[name]
     lines = [f"{name}: {entry.title}", f"{entry.summary[0].upper()}{entry.summary[1:]}.", ""]
     for paragraph in about(name).split("\n\n"):
         lines += [*textwrap.wrap(paragraph, width), ""]
     facts = {"needs": entry.needs, "source": entry.source}
-    lines += [line for label, text in facts.items() if text for line in _column(f"{label}:", text, 8, width, "")]
+    lines += [
+        line
+        for label, text in facts.items()
+        if text
+        for line in _column(f"{label}:", text, 8, width, "")
+    ]
     lines += ["", "options (--options.NAME VALUE):"]
     column = max(len(option.name) for option in options) + 4
     for option in options:
@@ -69,10 +80,16 @@ def described(name: str, width: int = 80) -> str:
     lines += ["", "example:", f"{INDENT}{_example(name, entry.needs)}"]
     if any(option.default is REQUIRED for option in options):
         return "\n".join(lines)  # its file is made by the command that the option names
-    numbers = {option.name: option.default for option in options if isinstance(option.default, int | float)}
+    numbers = {
+        option.name: option.default for option in options if isinstance(option.default, int | float)
+    }
     shown = "n" if any(option.name == "n" for option in options) else next(iter(numbers), "n")
     given = {shown: numbers.get(shown, 16)}
-    lines += ["", "as a file, for --algorithm FILE.json:", f"{INDENT}{json.dumps({'name': name, **given})}"]
+    lines += [
+        "",
+        "as a file, for --algorithm FILE.json:",
+        f"{INDENT}{json.dumps({'name': name, **given})}",
+    ]
     return "\n".join(lines)
 
 
@@ -90,10 +107,13 @@ def _column(label: str, text: str, column: int, width: int, indent: str) -> list
 
 
 def _default(option: AlgorithmOption) -> str:
-    """A sentence about the default and its source; where the default is None, the option's text explains it."""
+    """A sentence about the default and its source; where the default is None, the option's text
+    explains it."""
     if option.default is REQUIRED:
         return " Has to be given."
-    source = f" ({'our choice' if option.source == 'ours' else option.source})" if option.source else ""
+    source = (
+        f" ({'our choice' if option.source == 'ours' else option.source})" if option.source else ""
+    )
     return source if option.default is None else f" Default: {as_written(option.default)}{source}."
 
 

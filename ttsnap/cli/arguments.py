@@ -15,7 +15,10 @@ from ttsnap.options.option import Option, options_of
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 
-SETTINGS = "YAML or JSON file of settings (- is standard input), named as these options; what is typed wins over it"
+SETTINGS = (
+    "YAML or JSON file of settings (- is standard input), named as these options; what is typed"
+    " wins over it"
+)
 REWARD = next(option.help for option in options_of(SearchOptions) if option.name == "reward")
 Values = dict[str, Any]
 """Options by name."""
@@ -32,7 +35,9 @@ def add_config(p: Any) -> None:
         help="print all settings in the form that --config reads, and exit",
     )
     p.add_argument(
-        "--trust", action="store_true", help="use the code, models, addresses and files elsewhere that --config names"
+        "--trust",
+        action="store_true",
+        help="use the code, models, addresses and files elsewhere that --config names",
     )
 
 
@@ -45,23 +50,31 @@ def add_preset(p: Any, presets: Path, text: str) -> None:
 
 def add_prompts(p: Any) -> None:
     """prompts, --prompts-file."""
-    # With any other default, no prompts on the command line would count as a choice and override those of --config.
+    # With any other default, no prompts on the command line would count as a choice and override
+    # those of --config.
     p.add_argument(
-        "prompts", nargs="*", default=argparse.SUPPRESS, metavar="PROMPT", help="one or more prompts, each quoted"
+        "prompts",
+        nargs="*",
+        default=argparse.SUPPRESS,
+        metavar="PROMPT",
+        help="one or more prompts, each quoted",
     )
     p.add_argument(
         "--prompts-file",
         type=str | None,
         metavar="FILE",
         help=Common(
-            "a prompt set: text with a prompt a line, where # starts a comment, or any that ttsnap bench reads"
+            "a prompt set: text with a prompt a line, where # starts a comment, or any that ttsnap"
+            " bench reads"
         ),
     )
 
 
-def add_options(p: Any, kind: type[Any], *names: str, without: Iterable[str] = (), **starts: Any) -> None:
-    """Add the options that a class declares: all that can be written, or those of `names`, `without` some. Each section
-    is a group.
+def add_options(
+    p: Any, kind: type[Any], *names: str, without: Iterable[str] = (), **starts: Any
+) -> None:
+    """Add the options that a class declares: all that can be written, or those of `names`,
+    `without` some. Each section is a group.
 
     starts: defaults other than the declared ones. An option with such a default takes no null.
     """
@@ -69,13 +82,15 @@ def add_options(p: Any, kind: type[Any], *names: str, without: Iterable[str] = (
     for option in _written(kind):
         section = option.name.rpartition(".")[0]
         if option.name not in without and (not names or option.name in names):
-            groups[section] = groups[section] if section in groups else p.add_argument_group(section)
+            groups[section] = (
+                groups[section] if section in groups else p.add_argument_group(section)
+            )
             add_option(groups[section], option, starts.get(option.name))
 
 
 def add_option(p: Any, option: Option, start: Any = None) -> None:
-    """Add one option. start: its default, where it is not the declared one. Of sections true and false are written
-    out."""
+    """Add one option. start: its default, where it is not the declared one. Of sections true and
+    false are written out."""
     marked, text, kind = Common if option.common else str, option.help, option.written
     if kind is bool and "." in option.name:
         text = f"true or false: {text}"
@@ -88,7 +103,11 @@ def add_option(p: Any, option: Option, start: Any = None) -> None:
     default = option.start if start is None else start
     default = option.default if default is None else default
     listed = option.many and get_origin(kind) is tuple
-    how = {"nargs": "+", "type": get_args(kind)[0]} if listed else {"type": kind, "again": option.many}
+    how = (
+        {"nargs": "+", "type": get_args(kind)[0]}
+        if listed
+        else {"type": kind, "again": option.many}
+    )
     p.add_argument(option.dashed, default=default, metavar=option.metavar, help=marked(text), **how)
 
 
@@ -107,8 +126,10 @@ def add_sampler(p: Any, *, recorded: bool = False) -> None:
         type=Values,
         default={},
         metavar="JSON",
-        help="more arguments of the pipeline's call by name, as --call.clip_skip 1 or, of pictures, "
-        "--call.ip_adapter_image face.png",
+        help=(
+            "more arguments of the pipeline's call by name, as --call.clip_skip 1 or, of pictures, "
+            "--call.ip_adapter_image face.png"
+        ),
     )
 
 
@@ -123,5 +144,6 @@ def _written(kind: type[Any]) -> list[Option]:
 
 
 def read(kind: type[T], a: Arguments) -> T:
-    """The settings of a class as they were given; those that the command does not have are at their defaults."""
+    """The settings of a class as they were given; those that the command does not have are at their
+    defaults."""
     return kind(**{option.name: a[option.flag] for option in _written(kind) if option.flag in a})

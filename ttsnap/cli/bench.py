@@ -69,7 +69,9 @@ def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     arguments.add_config(p)
-    arguments.add_preset(p, PRESETS, "a paper's protocol: its settings, over which others win, and its algorithms")
+    arguments.add_preset(
+        p, PRESETS, "a paper's protocol: its settings, over which others win, and its algorithms"
+    )
     make = p.add_argument_group("what to make")
     make.add_argument(
         "--prompts-file",
@@ -77,7 +79,9 @@ def parser() -> Parser:
         metavar="FILE",
         help=Common("the prompt set, a file or a folder; packaged models have one of their own"),
     )
-    make.add_argument("--prompts", type=str, default=":", metavar="RANGE", help="which of its prompts, as 0:20")
+    make.add_argument(
+        "--prompts", type=str, default=":", metavar="RANGE", help="which of its prompts, as 0:20"
+    )
     arguments.add_call(make, "negative_prompt", "height", "width")
     arguments.add_options(make, BenchOptions)
     arguments.add_options(make, SearchOptions, "seed")
@@ -89,8 +93,8 @@ def parser() -> Parser:
         nargs="+",
         default=list(ALGORITHMS),
         help=Common(
-            "names (ttsnap algorithms lists them), .json files or file.py:Class, each with options where it needs "
-            "them; the others are compared with the first"
+            "names (ttsnap algorithms lists them), .json files or file.py:Class, each with options"
+            " where it needs them; the others are compared with the first"
         ),
     )
     arguments.add_options(find, SearchOptions, without=("search", "seed"))
@@ -108,7 +112,9 @@ def parser() -> Parser:
         metavar="FOLDER",
         help=Common("where to write, or a benchmark to resume (required but for --dry-run)"),
     )
-    output.add_argument("--dry-run", action="store_true", help="only say what it takes, by measured seconds here")
+    output.add_argument(
+        "--dry-run", action="store_true", help="only say what it takes, by measured seconds here"
+    )
     return p
 
 
@@ -130,12 +136,22 @@ def run(a: Arguments) -> int:
             if isinstance(search, Prepared) and search.doubt is not None:
                 print(f"{arm}: {search.doubt}", file=sys.stderr)
         count = f"{f'{name}: ' if name else ''}{len(bench.prompts)} of {len(whole.prompts)}"
-        print(f"{count} prompts of {a.prompts_file or a.model} ({whole.kind}), {bench.images} images", file=sys.stderr)
+        print(
+            f"{count} prompts of {a.prompts_file or a.model} ({whole.kind}), {bench.images} images",
+            file=sys.stderr,
+        )
     model = BenchModel(a)
     if a.dry_run:
-        print(table_of_plans({name: plan(bench, model.of(bench)) for name, (_, bench) in parts.items()}))
+        print(
+            table_of_plans(
+                {name: plan(bench, model.of(bench)) for name, (_, bench) in parts.items()}
+            )
+        )
         return 0
-    found = {name: _run(bench, Path(each.out), settings[name], model) for name, (each, bench) in parts.items()}
+    found = {
+        name: _run(bench, Path(each.out), settings[name], model)
+        for name, (each, bench) in parts.items()
+    }
     if len(found) > 1:
         table = table_of_parts(found)
         write_text(Path(a.out) / "summary.md", f"{table}\n")
@@ -144,27 +160,37 @@ def run(a: Arguments) -> int:
 
 
 def _parts(a: Arguments) -> dict[str, Arguments]:
-    """The benchmarks of a preset, each with settings and a folder of its own; else the one that is asked for."""
+    """The benchmarks of a preset, each with settings and a folder of its own; else the one that is
+    asked for."""
     parts = {} if a.preset is None else read_preset(PRESETS, a.preset).get(PARTS, {})
     for name in sorted({name for part in parts.values() for name in part}):
         if a[name] != parser().get_default(name):
-            raise ValueError(f"--preset {a.preset} says {name} for each of its parts; leave --{name} out")
+            raise ValueError(
+                f"--preset {a.preset} says {name} for each of its parts; leave --{name} out"
+            )
     out = Path(a.out or ".")
-    return {name: Arguments(**{**vars(a), **part, "out": str(out / name)}) for name, part in parts.items()} or {"": a}
+    return {
+        name: Arguments(**{**vars(a), **part, "out": str(out / name)})
+        for name, part in parts.items()
+    } or {"": a}
 
 
 def _planned(a: Arguments) -> tuple[Bench, PromptSet, Prepared]:
-    """What is run, the set that its prompts are of, and the search that no algorithm decides on anything of. ValueError
-    for what does not fit."""
+    """What is run, the set that its prompts are of, and the search that no algorithm decides on
+    anything of. ValueError for what does not fit."""
     from ttsnap.bench.arms import read_arms
     from ttsnap.bench.run import Bench
 
     whole = _prompt_set(a)
     prompts = whole.prompts[read_span(a.prompts)]
     if not prompts:
-        raise ValueError(f"--prompts {a.prompts} leaves none of the {len(whole.prompts)} prompts of {a.prompts_file}")
+        raise ValueError(
+            f"--prompts {a.prompts} leaves none of the {len(whole.prompts)} prompts of"
+            f" {a.prompts_file}"
+        )
     texts = common.with_pictures(prompts, Path(a.prompts_file or "."), a.task)
-    arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a).drafted_by(None))  # studies name their drafters
+    # studies name their drafters
+    arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a).drafted_by(None))
     engine = common.engine_spec(a, texts, arms[0].sampler)
     request = common.asked(a, texts, ALGORITHMS[0], engine)
     plain = common.prepared(request)
@@ -172,17 +198,28 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, Prepared]:
     searches = {}
     for arm in arms:
         asked = replace(request, search=own_algorithm(arm.algorithm), options=arm.options)
-        searches[arm.name] = common.prepared(replace(asked, engine=replace(engine, sampler=arm.sampler)))
-    steps = {name: search.engine.call.get("num_inference_steps") for name, search in searches.items()}
+        searches[arm.name] = common.prepared(
+            replace(asked, engine=replace(engine, sampler=arm.sampler))
+        )
+    steps = {
+        name: search.engine.call.get("num_inference_steps") for name, search in searches.items()
+    }
     if request.budget.images is not None and len(set(steps.values())) > 1:
-        raise ValueError("an image takes other evaluations with the denoising steps that some of these algorithms were "
-                         "tuned for: give a --budget as 400nfe, or --steps for all of them")  # fmt: skip
+        raise ValueError(
+            "an image takes other evaluations with the denoising steps that some of these"
+            " algorithms were tuned for: give a --budget as 400nfe, or --steps for all of them"
+        )
     arms = [replace(arm, steps=steps[arm.name]) for arm in arms]
-    return Bench(prompts, plain.prompts, arms, searches, arguments.read(BenchOptions, a)), whole, plain
+    return (
+        Bench(prompts, plain.prompts, arms, searches, arguments.read(BenchOptions, a)),
+        whole,
+        plain,
+    )
 
 
 def _prompt_set(a: Arguments) -> PromptSet:
-    """That of --prompts-file, or a packaged model's own: a hundred prompts that its training never saw."""
+    """That of --prompts-file, or a packaged model's own: a hundred prompts that its training never
+    saw."""
     from ttsnap.bench.prompts import PromptRecord, PromptSet, read_prompt_set
 
     if a.prompts_file is not None:
@@ -203,7 +240,9 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, plain: Prepared) -> 
     told = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
     pictures = json.dumps([digests({**call, **text.inputs}) for text in bench.texts])
     place, kind = common.opening().placement(a.device, a.dtype)
-    model = replace(arguments.read(ModelOptions, a), device=place.type, dtype=str(kind).removeprefix("torch."))
+    model = replace(
+        arguments.read(ModelOptions, a), device=place.type, dtype=str(kind).removeprefix("torch.")
+    )
     options: dict[str, Json] = {}
     for each in (bench.options, model, arguments.read(BatchOptions, a)):
         options |= values(each)
@@ -256,6 +295,9 @@ def _run_in(bench: Bench, there: OpenBench, model: BenchModel) -> None:
 
             run(model.bench, there, model, advance)
     tables, drawn = write_report(bench, there)
-    print(f"\n{tables}\n\nsummary.md, summary.json, results.jsonl and a folder an algorithm in {there.folder}")
+    print(
+        f"\n{tables}\n\nsummary.md, summary.json, results.jsonl and a folder an algorithm in"
+        f" {there.folder}"
+    )
     if not drawn:
         print(f"for summary.png, {install('plot')}, and run the same command again")

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class BenchModel:
-    """The pipeline of a benchmark, its rewards and the metrics, once loaded: what `ttsnap.bench.run` runs on."""
+    """The pipeline of a benchmark, its rewards and the metrics, once loaded: what
+    `ttsnap.bench.run` runs on."""
 
     pipe: Any = None
 
@@ -35,8 +36,12 @@ class BenchModel:
         """The same, for the searches of this benchmark. The first one's loads."""
         searches = cast("Mapping[str, Prepared]", bench.searches)
         if self.pipe is None:
-            self.pipe, self._first = common.loaded(self._a, searches[bench.arms[0].name], self._devices)
-        self.bench = bench._replace(searches={name: search.on(self._first) for name, search in searches.items()})
+            self.pipe, self._first = common.loaded(
+                self._a, searches[bench.arms[0].name], self._devices
+            )
+        self.bench = bench._replace(
+            searches={name: search.on(self._first) for name, search in searches.items()}
+        )
         for reward in self._first.request.selection.reported:
             reward.check([prompt.read for prompt in bench.texts])
         return self
@@ -49,11 +54,19 @@ class BenchModel:
         spec = cast("Prepared", self.bench.searches[arm.name]).engine
         with open_engine(spec, self._devices, self.pipe) as (engine, self._denoiser):
             if self._denoiser.frames is not None:
-                raise ValueError("a benchmark is of images, and this model makes videos; use ttsnap generate")
+                raise ValueError(
+                    "a benchmark is of images, and this model makes videos; use ttsnap generate"
+                )
             yield engine
 
     def run(
-        self, search: LoopSearch, prompts: Sequence[Prompt], engine: Engine, listener: Listener, *, sheets: bool
+        self,
+        search: LoopSearch,
+        prompts: Sequence[Prompt],
+        engine: Engine,
+        listener: Listener,
+        *,
+        sheets: bool,
     ) -> tuple[list[Result], SearchRecord]:
         """Results as a call of the pipeline returns them, and their record."""
         from ttsnap.pipelines.run import run_on

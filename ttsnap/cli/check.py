@@ -71,17 +71,38 @@ def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     what = p.add_argument_group("what to check")
-    what.add_argument("model", type=str | None, nargs="?", default=None, metavar="MODEL",
-                      help=Common("a packaged model, a diffusers folder, or a hub id"))  # fmt: skip
     what.add_argument(
-        "--url", type=str | None, metavar="URL", help=Common("a service in place of a model, by its address")
+        "model",
+        type=str | None,
+        nargs="?",
+        default=None,
+        metavar="MODEL",
+        help=Common("a packaged model, a diffusers folder, or a hub id"),
     )
-    what.add_argument("--dry-run", action="store_true",
-                      help=Common("only say what it takes, by the model's config.json files"))  # fmt: skip
+    what.add_argument(
+        "--url",
+        type=str | None,
+        metavar="URL",
+        help=Common("a service in place of a model, by its address"),
+    )
+    what.add_argument(
+        "--dry-run",
+        action="store_true",
+        help=Common("only say what it takes, by the model's config.json files"),
+    )
     arguments.add_options(what, SearchOptions, "reward")
-    what.add_argument("--minutes", type=Positive, default=10.0, help=Common("that all of it may take, without loading"))
-    what.add_argument("--prompts-file", type=str | None, metavar="FILE",
-                      help="other prompts than the packaged ones")  # fmt: skip
+    what.add_argument(
+        "--minutes",
+        type=Positive,
+        default=10.0,
+        help=Common("that all of it may take, without loading"),
+    )
+    what.add_argument(
+        "--prompts-file",
+        type=str | None,
+        metavar="FILE",
+        help="other prompts than the packaged ones",
+    )
     arguments.add_call(what, "negative_prompt", "height", "width")
     arguments.add_sampler(p.add_argument_group("sampler"), recorded=True)
     model = p.add_argument_group("model and memory")
@@ -89,14 +110,21 @@ def parser() -> Parser:
     arguments.add_options(model, BatchOptions, "batch_size", "decode_batch_size")
     output = p.add_argument_group("output")
     output.add_argument(
-        "--out", type=str, default="evidence", metavar="FOLDER", help=Common("where to write, and to go on from")
+        "--out",
+        type=str,
+        default="evidence",
+        metavar="FOLDER",
+        help=Common("where to write, and to go on from"),
     )
-    output.add_argument("--json", type=str | None, metavar="FILE", help="file for the figures of --dry-run")
+    output.add_argument(
+        "--json", type=str | None, metavar="FILE", help="file for the figures of --dry-run"
+    )
     return p
 
 
 def run(a: Arguments) -> int:
-    """Say what is here; then climb the ladder, where a model is named. 1 where something is broken, and for NO-GO."""
+    """Say what is here; then climb the ladder, where a model is named. 1 where something is broken,
+    and for NO-GO."""
     if a.url is not None:
         return _service(a)
     if a.dry_run:
@@ -107,7 +135,13 @@ def run(a: Arguments) -> int:
 
     search = None if a.model is not None else lambda: common.load_model(EMBEDDED, a.device, a.dtype)
     broken = environment(place, _say, search)
-    print("\n".join(["", "wrong:", *(f"  {line}" for line in broken)] if broken else ["", "nothing is wrong"]))
+    print(
+        "\n".join(
+            ["", "wrong:", *(f"  {line}" for line in broken)]
+            if broken
+            else ["", "nothing is wrong"]
+        )
+    )
     return int(bool(broken)) if a.model is None else _climb(a, place)
 
 
@@ -128,8 +162,14 @@ def _service(a: Arguments) -> int:
     vars(a)["model"] = service.model()
     found = service.check(_prompts(a))
     _say("\n".join(f"  {line}" for line in found.lines()))
-    about = {"model": a.model, "device": "a service", "dtype": "", "use": "", "versions": versions(),
-             "command": shlex.join(["ttsnap", "check", *_typed(a, *OUTPUTS)])}  # fmt: skip
+    about = {
+        "model": a.model,
+        "device": "a service",
+        "dtype": "",
+        "use": "",
+        "versions": versions(),
+        "command": shlex.join(["ttsnap", "check", *_typed(a, *OUTPUTS)]),
+    }
     return _judged(Path(a.out), about, {"service": found}, of_service(found))
 
 
@@ -182,22 +222,37 @@ def _climb(a: Arguments, place: Any) -> int:
         about |= {"device": device_name(place)}
         _begin(work, {name: value for name, value in about.items() if name != "command"})
         end, whole = time.monotonic() + 60 * a.minutes, 1.0
-        for (name, share), rung in zip(SHARES.items(), (parity, cost, denoising, signal), strict=True):
+        for (name, share), rung in zip(
+            SHARES.items(), (parity, cost, denoising, signal), strict=True
+        ):
             within = share / whole * (end - time.monotonic())
             whole -= share
             _say(f"\n{name}, up to {within:.0f} s")
             _say("\n".join(f"  {line}" for line in setup.climb(name, rung, within).lines()))
         judged = verdict(setup.found)
-        return _judged(out, about | {"use": _use(a, setup, judged.best)}, setup.found, judged, work / "sheet.png")
+        return _judged(
+            out,
+            about | {"use": _use(a, setup, judged.best)},
+            setup.found,
+            judged,
+            work / "sheet.png",
+        )
 
 
-def _judged(out: Path, about: dict[str, Any], found: Any, judged: Verdict, sheet: Path | None = None) -> int:
+def _judged(
+    out: Path, about: dict[str, Any], found: Any, judged: Verdict, sheet: Path | None = None
+) -> int:
     """Write the evidence, and say the verdict. 1 for NO-GO."""
     from ttsnap.check import evidence
     from ttsnap.check.verdict import NO_GO
 
-    page = evidence.write(out, {**about, "date": datetime.date.today().isoformat()}, found, judged, sheet)
-    _say(f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to be shown")
+    page = evidence.write(
+        out, {**about, "date": datetime.date.today().isoformat()}, found, judged, sheet
+    )
+    _say(
+        f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to"
+        " be shown"
+    )
     if judged.schedule:
         _say(f"{about['use']} --algorithm {page.with_suffix('.schedule.json')}")
     return int(judged.word == NO_GO)
@@ -208,7 +263,9 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
     vars(a)["task"] = TEXT
     prompts, draft = _prompts(a), arguments.read(SamplerOptions, a)
     if draft.variety is not None:
-        raise ValueError(f"a check is of the model's seeds as they are, got {a.variety}; leave --variety out")
+        raise ValueError(
+            f"a check is of the model's seeds as they are, got {a.variety}; leave --variety out"
+        )
     asked = common.engine_spec(a, prompts, draft.drafted_by(None))
     search = common.prepared(SearchRequest(tuple(prompts), asked, "keep-all", Budget()))
     rewards = chosen = [str(reward) for reward in search.engine.rewards]
@@ -226,11 +283,21 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
 
     own, spec, texts = own_draft(pipe), search.engine, [prompt.text for prompt in search.prompts]
     named = draft.draft if not draft.left_open else own.name if own is not None else None
-    about = {"model": a.model, "dtype": spec.model.dtype, "prompts": texts, "rewards": rewards, "draft": named,
-             "call": plain(dict(spec.call)), "command": shlex.join(["ttsnap", "check", a.model, *_typed(a, *OUTPUTS)]),
-             "versions": versions("torch", "diffusers", "transformers")}  # fmt: skip
+    about = {
+        "model": a.model,
+        "dtype": spec.model.dtype,
+        "prompts": texts,
+        "rewards": rewards,
+        "draft": named,
+        "call": plain(dict(spec.call)),
+        "command": shlex.join(["ttsnap", "check", a.model, *_typed(a, *OUTPUTS)]),
+        "versions": versions("torch", "diffusers", "transformers"),
+    }
     made = replace(spec, sampler=replace(spec.sampler, finish=draft.finish))
-    return Setup(pipe, made, tuple(search.prompts), work, named, len(rewards) > len(chosen), _say), about
+    return (
+        Setup(pipe, made, tuple(search.prompts), work, named, len(rewards) > len(chosen), _say),
+        about,
+    )
 
 
 def _prompts(a: Arguments) -> list[Prompt]:
@@ -239,7 +306,9 @@ def _prompts(a: Arguments) -> list[Prompt]:
         from ttsnap.pipelines.packaged import MODELS
 
         world = MODELS[a.model].world
-        return [Prompt(text) for text in world.sample_prompts(PROMPTS, seed=15, kinds=world.HARD_KINDS)]
+        return [
+            Prompt(text) for text in world.sample_prompts(PROMPTS, seed=15, kinds=world.HARD_KINDS)
+        ]
     import ttsnap.check
 
     file = a.prompts_file or str(Path(ttsnap.check.__file__).with_name("prompts.txt"))
@@ -276,6 +345,8 @@ def _use(a: Arguments, setup: Setup, best: str | None) -> str:
     words = ["ttsnap", "generate", "PROMPT", "--model", a.model, "--budget", "4images"]
     words += _typed(a, *OUTPUTS, "minutes", "prompts_file", "draft", "finish")
     if best in (None, PRUNING):
-        return shlex.join([*words, "--draft", "none", *([] if best else ["--algorithm", "best-of-n"])])
+        return shlex.join(
+            [*words, "--draft", "none", *([] if best else ["--algorithm", "best-of-n"])]
+        )
     finish = "noise" if best != FINISHED else "draft" if a.finish == "auto" else str(a.finish)
     return shlex.join([*words, "--draft", str(setup.draft), "--finish", finish])

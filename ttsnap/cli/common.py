@@ -29,27 +29,32 @@ from ttsnap.reward_models.registry import check_names as check_rewards
 if TYPE_CHECKING:
     from ttsnap.bench.prompts import PromptRecord
 
-# --- reading them -------------------------------------------------------------------------------------------------
+# --- reading them ---------------------------------------------------------------------------------
 
 
 def read_prompts(a: Arguments, command: str, task: str = TEXT) -> list[Prompt]:
-    """The prompts given and those of the set in the file; where the task takes pictures, with those that the set names.
-    ValueError for what is no set, no prompt, or an empty one."""
+    """The prompts given and those of the set in the file; where the task takes pictures, with those
+    that the set names. ValueError for what is no set, no prompt, or an empty one."""
     prompts = [Prompt(text) for text in _given(a)]
     if a.prompts_file is not None:
         from ttsnap.bench.prompts import read_prompt_set
 
-        prompts += with_pictures(read_prompt_set(Path(a.prompts_file)).prompts, Path(a.prompts_file), task)
+        prompts += with_pictures(
+            read_prompt_set(Path(a.prompts_file)).prompts, Path(a.prompts_file), task
+        )
     if not prompts:
         raise ValueError(f'no prompt: ttsnap {command} "a red circle", or --prompts-file FILE')
     if any(not prompt.text.strip() for prompt in prompts):
-        raise ValueError(f"prompt {[p.text.strip() for p in prompts].index('') + 1} of {len(prompts)} is empty")
+        raise ValueError(
+            f"prompt {[p.text.strip() for p in prompts].index('') + 1} of {len(prompts)} is empty"
+        )
     return prompts
 
 
 def with_pictures(entries: Sequence[PromptRecord], file: Path, task: str) -> list[Prompt]:
-    """The prompts of these entries of a set; where the task takes pictures, with those that the set names, from the
-    folder that it lies in. ValueError for names that are none, and files that are no pictures."""
+    """The prompts of these entries of a set; where the task takes pictures, with those that the set
+    names, from the folder that it lies in. ValueError for names that are none, and files that are
+    no pictures."""
     if task == TEXT:
         return [Prompt(entry.text) for entry in entries]
     from ttsnap.bench.pictures import pictured
@@ -58,7 +63,8 @@ def with_pictures(entries: Sequence[PromptRecord], file: Path, task: str) -> lis
 
 
 def _given(a: Arguments) -> list[str]:
-    """The prompts of the command line or of --config. ValueError for what is neither a text nor a list of texts."""
+    """The prompts of the command line or of --config. ValueError for what is neither a text nor a
+    list of texts."""
     prompts = a.get("prompts") or []
     if isinstance(prompts, str):
         return [prompts]
@@ -68,7 +74,8 @@ def _given(a: Arguments) -> list[str]:
 
 
 def report_of(a: Arguments) -> Any:
-    """--report as given, or what a packaged model reports beside the reward by which it is searched; else None."""
+    """--report as given, or what a packaged model reports beside the reward by which it is
+    searched; else None."""
     if a.report or a.reward is not None or a.model not in PACKAGED:
         return a.report or None
     from ttsnap.pipelines.packaged import MODELS
@@ -91,7 +98,8 @@ def load_rewards(spec: Any, **where: Any) -> Any:
 def engine_spec(
     a: Arguments, prompts: Sequence[Prompt], sampler: SamplerOptions, keep: Sequence[Kept] = ()
 ) -> EngineSpec:
-    """The engine that is asked for. keep: as in EngineOptions. ValueError for pictures that do not fit."""
+    """The engine that is asked for. keep: as in EngineOptions. ValueError for pictures that do not
+    fit."""
     from ttsnap.reward_models.registry import refuse_credentials
 
     refuse_credentials(a.reward)  # before it is written into a file
@@ -102,7 +110,9 @@ def engine_spec(
     return EngineSpec(arguments.read(ModelOptions, a), listed(a.reward), sampler, batch, call)
 
 
-def asked(a: Arguments, prompts: Sequence[Prompt], search: Any, engine: EngineSpec) -> SearchRequest:
+def asked(
+    a: Arguments, prompts: Sequence[Prompt], search: Any, engine: EngineSpec
+) -> SearchRequest:
     """What a command that searches is asked for: by its options, those that it has."""
     return SearchRequest(
         tuple(prompts),
@@ -118,8 +128,9 @@ def asked(a: Arguments, prompts: Sequence[Prompt], search: Any, engine: EngineSp
 
 
 def prepared(request: SearchRequest) -> Prepared:
-    """The search with what the model's folder recommends, by which it can be refused before the model is loaded; its
-    drafter is decided on then. ValueError where neither names a reward, and for sizes that do not fit."""
+    """The search with what the model's folder recommends, by which it can be refused before the
+    model is loaded; its drafter is decided on then. ValueError where neither names a reward, and
+    for sizes that do not fit."""
     from ttsnap.pipelines import located, recommended
     from ttsnap.pipelines.sides import check_call_sides
 
@@ -134,27 +145,35 @@ def prepared(request: SearchRequest) -> Prepared:
 def _picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Pictures for all prompts, and strength, by argument of the pipeline's call.
 
-    ValueError for files that are no pictures, where some prompts have other kinds of pictures than others, and where
-    there are pictures for all prompts as well.
+    ValueError for files that are no pictures, where some prompts have other kinds of pictures than
+    others, and where there are pictures for all prompts as well.
     """
     given = arguments.read(PictureOptions, a)
     for_all = given.read(a.task)
     kinds = list(dict.fromkeys(", ".join(prompt.inputs) or "no picture" for prompt in prompts))
     if len(kinds) > 1:
-        raise ValueError(f"some prompts have {kinds[0]} and others {kinds[1]}; give all the same kinds of pictures")
+        raise ValueError(
+            f"some prompts have {kinds[0]} and others {kinds[1]}; give all the same kinds of"
+            " pictures"
+        )
     if twice := sorted(for_all.keys() & prompts[0].inputs.keys()):
-        raise ValueError(f"{twice} for all prompts, and one of its own for each in {a.prompts_file}; leave one out")
+        raise ValueError(
+            f"{twice} for all prompts, and one of its own for each in {a.prompts_file}; leave"
+            " one out"
+        )
     strength = {} if given.strength is None else {"strength": given.strength}
     return {**for_all, **strength}
 
 
 def budget_of(a: Arguments) -> Budget:
-    """--budget or --effort, the medium one without either. ValueError for both, or one that cannot be read."""
+    """--budget or --effort, the medium one without either. ValueError for both, or one that cannot
+    be read."""
     return Budget.parse(a.budget, "medium" if a.budget is None and a.effort is None else a.effort)
 
 
 def check_names(given: Arguments) -> None:
-    """ValueError for a model, a task or a reward that surely is none, of any command; nothing is loaded for it."""
+    """ValueError for a model, a task or a reward that surely is none, of any command; nothing is
+    loaded for it."""
     from ttsnap.pipelines import located
 
     if "task" in given:
@@ -171,8 +190,9 @@ def check_names(given: Arguments) -> None:
 
 
 def check_affordable(search: Prepared) -> None:
-    """ValueError for a budget that cannot pay for an image, as far as that is known without the model: where the call
-    says how many steps an image takes. An image takes an evaluation a step or more, unless drafts may be finished."""
+    """ValueError for a budget that cannot pay for an image, as far as that is known without the
+    model: where the call says how many steps an image takes. An image takes an evaluation a step or
+    more, unless drafts may be finished."""
     from ttsnap.pipelines import recommended
 
     call, sampler, budget = search.engine.call, search.engine.sampler, search.budget
@@ -186,23 +206,30 @@ def check_affordable(search: Prepared) -> None:
     fewer |= {"draft"} if drafted and sampler.finish != NOISE else set()
     if isinstance(steps, int) and budget.nfe is not None and budget.nfe < steps and not fewer:
         raise ValueError(
-            f"budget {budget} is too small for one image, which takes {steps} NFE at {steps} steps; raise the budget "
-            "or lower --steps"
+            f"budget {budget} is too small for one image, which takes {steps} NFE at {steps} steps;"
+            " raise the budget or lower --steps"
         )
 
 
-# --- the model ----------------------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 def load_model(
-    model: str, device: str, dtype: str, offload: str = "none", loras: Sequence[str] = (), task: str | None = None
+    model: str,
+    device: str,
+    dtype: str,
+    offload: str = "none",
+    loras: Sequence[str] = (),
+    task: str | None = None,
 ) -> Any:
-    """The search pipeline on its device. task: as in ttsnap.pipelines.load. ValueError for an unknown model, device or
-    dtype, a bad --lora, or a task that the model is not for."""
+    """The search pipeline on its device. task: as in ttsnap.pipelines.load. ValueError for an
+    unknown model, device or dtype, a bad --lora, or a task that the model is not for."""
     place, kind = opening().placement(device, dtype)
     opening().check_here(place)
     if offload != "none" and place.type == "cpu":
-        raise ValueError(f"--offload {offload} moves parts between a GPU and RAM, but the device is {place}")
+        raise ValueError(
+            f"--offload {offload} moves parts between a GPU and RAM, but the device is {place}"
+        )
     load_libraries()
     name = "the embedded model" if model == EMBEDDED else model
     with loading(name, bars=model not in PACKAGED):
@@ -215,8 +242,8 @@ def load_model(
 
 
 def loaded(a: Arguments, search: Prepared, devices: DeviceOptions) -> tuple[Any, Prepared]:
-    """The pipeline of a search, and the search with its rewards loaded. Where other processes search, they load what
-    they need themselves, and this one keeps off the devices."""
+    """The pipeline of a search, and the search with its rewards loaded. Where other processes
+    search, they load what they need themselves, and this one keeps off the devices."""
     place, kind = opening().placement(a.device, a.dtype)
     from ttsnap.pipelines.opening import check_call, prepare
 
@@ -252,7 +279,9 @@ def listening(a: Arguments) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
+        raise ValueError(
+            f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port"
+        ) from None
 
 
-# --- what was written ---------------------------------------------------------------------------------------------
+# --- what was written -----------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""The files of --config: settings, but no code, models or addresses that the user has not named as well."""
+"""The files of --config: settings, but no code, models or addresses that the user has not named as
+well."""
 
 from __future__ import annotations
 
@@ -23,7 +24,14 @@ from ttsnap.options.search import SearchOptions
 from ttsnap.options.selection import SelectionOptions
 from ttsnap.reward_models.registry import REWARDS, refuse_credentials, without_queries
 
-_KINDS = (SearchOptions, SelectionOptions, SamplerOptions, ModelOptions, DeviceOptions, WorkerOptions)
+_KINDS = (
+    SearchOptions,
+    SelectionOptions,
+    SamplerOptions,
+    ModelOptions,
+    DeviceOptions,
+    WorkerOptions,
+)
 _DECLARED = (*(option for kind in _KINDS for option in options_of(kind)), *WRITTEN.values())
 
 
@@ -32,7 +40,11 @@ def _loading(what: str) -> set[str]:
     return {option.flag for option in _DECLARED if option.loads == what}
 
 
-_REWARDS, _MODELS, _ADDRESSES = {*_loading("reward"), "base"}, _loading("model"), _loading("address")
+_REWARDS, _MODELS, _ADDRESSES = (
+    {*_loading("reward"), "base"},
+    _loading("model"),
+    _loading("address"),
+)
 _LIKENESSES = _loading("likeness")
 _TEXTS = {*_loading("text"), "prompts", "call"}
 
@@ -40,22 +52,27 @@ _TEXTS = {*_loading("text"), "prompts", "call"}
 def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) -> dict[str, Any]:
     """The values of a configuration file by the names of options, read once and checked.
 
-    known: the options of the command; words: the command line. ValueError for what no configuration may say. Code,
-    weights, addresses and files elsewhere pass with --trust.
+    known: the options of the command; words: the command line. ValueError for what no configuration
+    may say. Code, weights, addresses and files elsewhere pass with --trust.
     """
     where = "standard input" if path == "-" else path
     data = parse_yaml(read_once(path, YAML_BYTES, "configuration file"), where)
     if not isinstance(data, dict | None):
-        raise ValueError(f"{where} holds no configuration: expected keys and values, got {data!r:.80}")
+        raise ValueError(
+            f"{where} holds no configuration: expected keys and values, got {data!r:.80}"
+        )
     found = settings_in(known, data or {}, where)
     strange = dict(_strange(found))
     for value in strange.values():
         refuse_credentials(value)
     if strange and "--trust" not in words:
-        named = ", ".join(f"{name} {without_queries(repr(value))}" for name, value in strange.items())
+        named = ", ".join(
+            f"{name} {without_queries(repr(value))}" for name, value in strange.items()
+        )
         raise ValueError(
-            f"{where} names {named[:300]}: code is not run, nor weights, addresses and files elsewhere used, "
-            "because a configuration says so. Add --trust where you trust the file"
+            f"{where} names {named[:300]}: code is not run, nor weights, addresses and files"
+            " elsewhere used, because a configuration says so. Add --trust where you trust the"
+            " file"
         )
     return found
 
@@ -66,7 +83,8 @@ def presets_in(folder: Path) -> list[str]:
 
 
 def read_preset(folder: Path, name: str) -> dict[str, Any]:
-    """The settings of a preset, over those of the preset that it names itself. ValueError for another name."""
+    """The settings of a preset, over those of the preset that it names itself. ValueError for
+    another name."""
     if name not in (names := presets_in(folder)):
         raise ValueError(unknown("preset", name, names))
     found: Any = read_yaml(folder / f"{name}.yaml")
@@ -74,7 +92,9 @@ def read_preset(folder: Path, name: str) -> dict[str, Any]:
     return found if below is None else {**read_preset(folder, below), **found}
 
 
-def settings_in(known: Mapping[str, Action], data: Mapping[str, Any], where: str, section: str = "") -> dict[str, Any]:
+def settings_in(
+    known: Mapping[str, Action], data: Mapping[str, Any], where: str, section: str = ""
+) -> dict[str, Any]:
     """Values by the names of options, "section.name" for those in a section.
 
     ValueError that names `where` for what is no option or does not fit its type."""
@@ -86,7 +106,11 @@ def settings_in(known: Mapping[str, Action], data: Mapping[str, Any], where: str
         elif isinstance(value, Mapping) and any(each.startswith(f"{name}.") for each in known):
             found |= settings_in(known, value, where, f"{name}.")
         else:
-            names = [each.removeprefix(section).partition(".")[0] for each in known if each.startswith(section)]
+            names = [
+                each.removeprefix(section).partition(".")[0]
+                for each in known
+                if each.startswith(section)
+            ]
             raise ValueError(f"{where}: {unknown('option', section + key, dict.fromkeys(names))}")
     return found
 
@@ -96,7 +120,9 @@ def _checked(action: Action, value: object, where: str) -> object:
     if hint is None:
         return value
     if value is None and type(None) not in kinds_of(hint):
-        raise ValueError(f"{where}: {action.dest} is null; leave it out for its default, {action.default!r:.80}")
+        raise ValueError(
+            f"{where}: {action.dest} is null; leave it out for its default, {action.default!r:.80}"
+        )
     try:
         return check(action.dest, value, list[hint] if action.nargs in ("+", "*") else hint)
     except ValueError as error:
@@ -104,7 +130,8 @@ def _checked(action: Action, value: object, where: str) -> object:
 
 
 def _leaves(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, value) of all values in a configuration, those in lists and mappings too, named as record.model."""
+    """(name, value) of all values in a configuration, those in lists and mappings too, named as
+    record.model."""
     if isinstance(data, dict):
         for key, value in data.items():
             yield from _leaves(value, f"{name}.{key}" if name else str(key))
@@ -125,21 +152,26 @@ def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             value = str(Requirement.parse(value).reward)
         plain = value.replace("'", "").replace('"', "") if key == "algorithms" else value
         if (
-            (key in _REWARDS and any(part.strip() not in REWARDS for part in re.split(" then | on ", value)))
+            (
+                key in _REWARDS
+                and any(part.strip() not in REWARDS for part in re.split(" then | on ", value))
+            )
             or (key == "draft" and not comes_along(value))
             or (key in _MODELS - {"draft"} and value not in PACKAGED)
             or (key in _ADDRESSES and value != "auto")
             or (key in ("kind", *_LIKENESSES) and ":" in value)
             or (key == "attention" and "hub" in value)
             or (key in ("algorithm", "algorithms", "compare") and ".py:" in plain)
-            or (key == "algorithms" and re.search(r"[\\/~]|\.\.", plain))  # an arm, as "nested first=a.json"
+            # an arm, as "nested first=a.json"
+            or (key == "algorithms" and re.search(r"[\\/~]|\.\.", plain))
             or (not _is_text(name.removeprefix("record."), value) and _is_away(value))
         ):
             yield name, value
 
 
 def _is_text(name: str, value: str) -> bool:
-    """Whether the value of an option is a text, and no file: an argument of the call may be a picture."""
+    """Whether the value of an option is a text, and no file: an argument of the call may be a
+    picture."""
     head = name.partition(".")[0]
     return head in _TEXTS and (head != "call" or PurePath(value).suffix.lower() not in SUFFIXES)
 

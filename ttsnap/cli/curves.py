@@ -1,4 +1,5 @@
-"""What the studies of a recording share (simulate, tune, calibrate): its arguments, budgets, progress and tables."""
+"""What the studies of a recording share (simulate, tune, calibrate): its arguments, budgets,
+progress and tables."""
 
 from __future__ import annotations
 
@@ -28,12 +29,19 @@ MOST_BUDGETS = 1000
 
 def add_recording_arguments(p: Parser) -> None:
     """The recording, which part of it, and how its rewards become one."""
-    p.add_argument("recording", type=str, help="folder written by `ttsnap record`, or a published reward tensor")
+    p.add_argument(
+        "recording",
+        type=str,
+        help="folder written by `ttsnap record`, or a published reward tensor",
+    )
     arguments.add_config(p)
     p.add_argument("--prompts", type=str, default=":", help="which prompts, as 0:20")
     p.add_argument("--seeds", type=str, default=":", help="which seeds, as 0:40")
     p.add_argument(
-        "--scores", type=str, default="noise_aware", help="of a published tensor: noise_aware or base scores"
+        "--scores",
+        type=str,
+        default="noise_aware",
+        help="of a published tensor: noise_aware or base scores",
     )
     arguments.add_options(p, SelectionOptions, "utility")
     orders = "decides the random orders in which recorded seeds are searched"
@@ -55,7 +63,9 @@ def read_recording(a: Arguments) -> Recording:
     part = whole.select(read_span(a.prompts), read_span(a.seeds))
     if not part.scores.size:
         there = f"{len(whole.prompts)} prompts x {whole.seeds} seeds"
-        raise ValueError(f"--prompts {a.prompts} --seeds {a.seeds} leaves nothing of the recorded {there}")
+        raise ValueError(
+            f"--prompts {a.prompts} --seeds {a.seeds} leaves nothing of the recorded {there}"
+        )
     return part
 
 
@@ -69,7 +79,8 @@ def read_span(text: str) -> slice:
 
 
 def read_budgets(given: Sequence[str], evaluations: int) -> list[Budget]:
-    """Budgets, with ranges from:to:step spelled out; by default 2 to 20 images of so many evaluations."""
+    """Budgets, with ranges from:to:step spelled out; by default 2 to 20 images of so many
+    evaluations."""
     from ttsnap.loop.budget import Budget
 
     budgets, number = [], r"(\d+\.?\d*)"
@@ -81,7 +92,8 @@ def read_budgets(given: Sequence[str], evaluations: int) -> list[Budget]:
         low, high, step = (float(part) for part in match.groups()[:3])
         if not 0 < step <= high - low < MOST_BUDGETS * step:
             raise ValueError(
-                f"cannot read budgets {text!r:.80}; write them like 400:4000:200tflop, at most {MOST_BUDGETS} at once"
+                f"cannot read budgets {text!r:.80}; write them like 400:4000:200tflop, at most"
+                f" {MOST_BUDGETS} at once"
             )
         count = int((high - low) / step + 1e-9) + 1
         budgets += [Budget.parse(f"{low + i * step:.10g}{match.group(4)}") for i in range(count)]
@@ -101,15 +113,21 @@ def progress(total: int, unit: str, **how: Any) -> Iterator[Callable[[int, int],
         yield advance
 
 
-def print_curves(curves: Mapping[str, Curve], recording: Recording, given: Any, ledger: str = "honest") -> None:
-    """A table of curves by name, best-of-n among them: a row a budget, and what follows from three or more.
+def print_curves(
+    curves: Mapping[str, Curve], recording: Recording, given: Any, ledger: str = "honest"
+) -> None:
+    """A table of curves by name, best-of-n among them: a row a budget, and what follows from three
+    or more.
 
     given: the utility, as --utility has it.
     """
     from ttsnap.core import utility
     from ttsnap.simulation.simulate import compare
 
-    base, many = curves[BASE], f"{len(recording.prompts)} prompt{'s' if len(recording.prompts) > 1 else ''}"
+    base, many = (
+        curves[BASE],
+        f"{len(recording.prompts)} prompt{'s' if len(recording.prompts) > 1 else ''}",
+    )
     reward = utility.described(given, recording.reward_names)
     print(f"{many} x {recording.seeds} seeds, {ledger} ledger, the winner's score: {reward}")
     rows = [["budget", *curves]]
@@ -124,7 +142,11 @@ def print_curves(curves: Mapping[str, Curve], recording: Recording, given: Any, 
         undefined = math.isnan(best.omega)
         matching = [_shown(v.matching_budget, base.budgets) for v in versus]
         rows += [
-            ["omega, %", "-" if undefined else "0", *(_with_error(v.omega, v.error, 1) for v in versus)],
+            [
+                "omega, %",
+                "-" if undefined else "0",
+                *(_with_error(v.omega, v.error, 1) for v in versus),
+            ],
             ["equals N", *(_shown(v.equivalent_n) for v in (best, *versus))],
             [f"equals best-of-n at {base.budgets[-1]} from", "", *matching],
         ]
@@ -133,14 +155,17 @@ def print_curves(curves: Mapping[str, Curve], recording: Recording, given: Any, 
         cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
         print("  ".join([first.ljust(widths[0]), *cells]))
     if undefined:
-        print("omega is not defined: best-of-n gains nothing from the smallest budget to the largest")
+        print(
+            "omega is not defined: best-of-n gains nothing from the smallest budget to the largest"
+        )
 
 
 def too_few_seeds(name: str, budget: Budget, seeds: int) -> str:
     """The warning for a method that would start more seeds under this budget than were recorded."""
     return (
-        f"from {budget} on {name} would start more seeds than the {seeds} that were recorded, so that these figures "
-        "are below what it would find live; record more seeds, or take smaller --budgets"
+        f"from {budget} on {name} would start more seeds than the {seeds} that were recorded, so"
+        " that these figures are below what it would find live; record more seeds, or take smaller"
+        " --budgets"
     )
 
 

@@ -43,34 +43,54 @@ def parser() -> Parser:
     p.add_argument(
         "--model",
         type=str | None,
-        help="embedded (the default), scenes-turbo, signs, a diffusers folder, or a hub id; visitors cannot change it",
+        help=(
+            "embedded (the default), scenes-turbo, signs, a diffusers folder, or a hub id; visitors"
+            " cannot change it"
+        ),
     )
     p.add_argument(
         "--any-model",
         action="store_true",
-        help="let visitors load any model by hub id or path, even where others can reach the demo; without --model, "
-        "--host and --share they may anyway",
+        help=(
+            "let visitors load any model by hub id or path, even where others can reach the demo;"
+            " without --model, --host and --share they may anyway"
+        ),
     )
     p.add_argument(
         "--reward",
         type=str,
         nargs="+",
         default=[],
-        help="the rewards that visitors choose from, the first being preset: names, file.py:function, http://HOST:PORT "
-        "(default: what the model goes with)",
+        help=(
+            "the rewards that visitors choose from, the first being preset: names,"
+            " file.py:function, http://HOST:PORT (default: what the model goes with)"
+        ),
     )
     p.add_argument(
         "--draft",
         type=str,
         default=AUTO,
-        help="the drafter that visitors may use, as `ttsnap generate --draft` takes it: auto (the model's own, which "
-        "is preset, or hot), none, or another",
+        help=(
+            "the drafter that visitors may use, as `ttsnap generate --draft` takes it: auto (the"
+            " model's own, which is preset, or hot), none, or another"
+        ),
     )
-    p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
-    p.add_argument("--port", type=Port | None, help="port to listen on (default: the first free one from 7860)")
-    p.add_argument("--share", action="store_true", help="a public address through gradio's tunnel, for 1 week")
+    p.add_argument(
+        "--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all"
+    )
+    p.add_argument(
+        "--port", type=Port | None, help="port to listen on (default: the first free one from 7860)"
+    )
+    p.add_argument(
+        "--share", action="store_true", help="a public address through gradio's tunnel, for 1 week"
+    )
     arguments.add_options(p, DemoLimits)
-    p.add_argument("--queue-size", type=Count, default=20, help="most visitors that wait; one search runs at a time")
+    p.add_argument(
+        "--queue-size",
+        type=Count,
+        default=20,
+        help="most visitors that wait; one search runs at a time",
+    )
     p.add_argument("--open", action="store_true", help="open the page in the browser")
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
@@ -81,12 +101,16 @@ def run(a: Arguments) -> int:
     offer, limits = offered(a), arguments.read(DemoLimits, a)
     common.opening().check_here(common.opening().placement(a.device, a.dtype)[0])
     root = Path(tempfile.mkdtemp(prefix="ttsnap-demo-"))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the files of visitors are deleted then, too
+    # the files of visitors are deleted then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         page = page_of(a, offer, limits, root)
         from ttsnap.demo.app import serve
 
-        print(f"limits: {limits.nfe} evaluations and {limits.seconds:g} s a search, {limits.side} pixels; Ctrl-C ends")
+        print(
+            f"limits: {limits.nfe} evaluations and {limits.seconds:g} s a search, {limits.side}"
+            " pixels; Ctrl-C ends"
+        )
         with common.listening(a):
             serve(page, limits, host=a.host, port=a.port, share=a.share, browser=a.open)
     finally:
@@ -117,8 +141,8 @@ def page_of(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
 
 
 def judged(prompt: str, name: str) -> Any:
-    """The judge of images (3, H, W). Only those of packaged models can be right or wrong; None for a size that is not
-    judged, and where the judge is not installed."""
+    """The judge of images (3, H, W). Only those of packaged models can be right or wrong; None for
+    a size that is not judged, and where the judge is not installed."""
     from ttsnap.pipelines.packaged import MODELS
     from ttsnap.reward_models.registry import make_reward
 
@@ -154,8 +178,12 @@ def offered(a: Arguments) -> Any:
         learned = LEARNED if ours is None or any_model else ()
         # Visitors may take the other packaged models, too, each of which goes with its own reward.
         others = [one.rewards[0] for one in MODELS.values() if ours is not None and any_model]
-        rewards = list(dict.fromkeys([*(ours.rewards if ours else ()), *others, *learned, *CLOSED_FORMS]))
+        rewards = list(
+            dict.fromkeys([*(ours.rewards if ours else ()), *others, *learned, *CLOSED_FORMS])
+        )
     own = recommended(model).draft
     draft = SamplerOptions(draft=a.draft).drafted_by(own or HOT).draft
     first = draft is not None and draft == own
-    return ServingCatalog(model, tuple(rewards), recommended, draft=draft, drafts_first=first, any_model=any_model)
+    return ServingCatalog(
+        model, tuple(rewards), recommended, draft=draft, drafts_first=first, any_model=any_model
+    )

@@ -38,12 +38,17 @@ def parser() -> Parser:
     p = Parser(DESCRIPTION)
     arguments.add_config(p)
     arguments.add_preset(p, PRESETS, "a recipe, whose settings others win over")
-    p.add_argument("--out", type=str, required=True, help=Common("folder to write to, or of a run to resume"))
+    p.add_argument(
+        "--out", type=str, required=True, help=Common("folder to write to, or of a run to resume")
+    )
     p.add_argument(
         "--export",
         type=str | None,
         metavar="FOLDER",
-        help="write the reward to this folder too, as DOG-Trim's code reads it: a file of weights for each level",
+        help=(
+            "write the reward to this folder too, as DOG-Trim's code reads it: a file of weights"
+            " for each level"
+        ),
     )
     arguments.add_options(p, DistillConfig)
     return p
@@ -53,16 +58,26 @@ def run(a: Arguments) -> int:
     """Distil, or resume a run; the first process prints the table."""
     from ttsnap.distill.config import DistillConfig
 
-    values = {key: value for key, value in a.nested().items() if key not in ("trust", "out", "preset", "export")}
+    values = {
+        key: value
+        for key, value in a.nested().items()
+        if key not in ("trust", "out", "preset", "export")
+    }
     config, out = build(DistillConfig, values), Path(a.out)
     if a.export and config.student.kind != "per-level" and not config.student.per_level:
-        raise ValueError("--export writes a network for each noise level: train with --student.kind per-level, or full "
-                         "with --student.per-level true")  # fmt: skip
+        raise ValueError(
+            "--export writes a network for each noise level: train with --student.kind per-level,"
+            " or full with --student.per-level true"
+        )
     if a.export and config.student.network not in ("", config.reward):
-        raise ValueError(f"--export writes networks of the base, {config.reward}, and --student.network is "
-                         f"{config.student.network}; leave one of the two out")  # fmt: skip
+        raise ValueError(
+            f"--export writes networks of the base, {config.reward}, and --student.network is "
+            f"{config.student.network}; leave one of the two out"
+        )
     if a.export and Path(a.export).is_file():
-        raise ValueError(f"--export writes to a folder, and {a.export} is a file; choose another one")
+        raise ValueError(
+            f"--export writes to a folder, and {a.export} is a file; choose another one"
+        )
     with loading("torch and accelerate"):
         import torch
         from accelerate import PartialState
@@ -82,7 +97,8 @@ def run(a: Arguments) -> int:
     if used := usage(evaluation):
         print(f"\n{used}")
     named = f"noise-aware:{out / REWARD}"
-    if config.reward not in CHOSEN:  # code, an address or weights elsewhere: used only where somebody names them
+    # code, an address or weights elsewhere: used only where somebody names them
+    if config.reward not in CHOSEN:
         named = f"'{named} on {config.reward}'"
     if a.export:
         from ttsnap.reward_models.noise_aware.released import export
@@ -91,6 +107,11 @@ def run(a: Arguments) -> int:
 
         base = make_reward(config.reward, dtype=torch.float32)
         files = export(NoiseAware.from_pretrained(out / REWARD, base=base), a.export)
-        print(f"\n{a.export} has {', '.join(path.name for path in files)}, as DOG-Trim's code reads them")
-    print(f"\nthe reward is in {out / REWARD}; use it with: ttsnap generate PROMPT --reward {named}")
+        print(
+            f"\n{a.export} has {', '.join(path.name for path in files)}, as DOG-Trim's code reads"
+            " them"
+        )
+    print(
+        f"\nthe reward is in {out / REWARD}; use it with: ttsnap generate PROMPT --reward {named}"
+    )
     return 0

@@ -42,21 +42,26 @@ _NO_CONFIG = ("trust", "out", "prompts_file", "device", "dtype")
 
 
 def parser() -> Parser:
-    """The command's arguments: every key of distill.draft.config.DraftConfig, and where the model runs."""
+    """The command's arguments: every key of distill.draft.config.DraftConfig, and where the model
+    runs."""
     from ttsnap.distill.draft.config import DraftConfig
 
     p = Parser(DESCRIPTION)
     arguments.add_config(p)
     p.add_argument(
-        "--out", type=str, required=True, metavar="FOLDER", help=Common("folder to write to, or of a run to resume")
+        "--out",
+        type=str,
+        required=True,
+        metavar="FOLDER",
+        help=Common("folder to write to, or of a run to resume"),
     )
     p.add_argument(
         "--prompts-file",
         type=str | None,
         metavar="FILE",
         help=Common(
-            "text file, one prompt a line: the first evaluation.prompts of them are held out, the others trained on "
-            "(default: captions of the embedded model)"
+            "text file, one prompt a line: the first evaluation.prompts of them are held out, the"
+            " others trained on (default: captions of the embedded model)"
         ),
     )
     arguments.add_options(p, ModelOptions, "device", "dtype")
@@ -76,8 +81,8 @@ def run(a: Arguments) -> int:
     config, out = build(DraftConfig, values), Path(a.out)
     if config.evaluation.prompts and not config.evaluation.reward:
         raise ValueError(
-            "give --evaluation.reward, by which held-out prompts show how well the draft ranks, or no prompts to "
-            "measure on: --evaluation.prompts 0"
+            "give --evaluation.reward, by which held-out prompts show how well the draft ranks, or"
+            " no prompts to measure on: --evaluation.prompts 0"
         )
     prompts, held_out = _prompts(a, config)
     with loading("torch and accelerate"):
@@ -91,22 +96,32 @@ def run(a: Arguments) -> int:
     member = processes.start(COMMAND, cpu=place.type == "cpu", announced=True)
     if member.count > 1:
         place = member.device
-    rewards = common.load_rewards(config.evaluation.reward, device=place) if held_out and member.is_main else []
+    rewards = (
+        common.load_rewards(config.evaluation.reward, device=place)
+        if held_out and member.is_main
+        else []
+    )
     pipe = common.load_model(a.model, str(place), dtype)
     check_call(pipe, dict(config.call or {}))
-    with resumable(out, lambda: f"{checkpoints.steps_done(out / CHECKPOINTS)} optimiser steps and all before are"):
+    with resumable(
+        out,
+        lambda: f"{checkpoints.steps_done(out / CHECKPOINTS)} optimiser steps and all before are",
+    ):
         measured = Measured(held_out, rewards[0]) if rewards else None
         looks = distill_draft(pipe, config, prompts, out, measured=measured, bar=True)
     if not member.is_main:
         return 0
     if looks:
         print(f"{table(looks)}\n\nSpearman within a prompt, {len(held_out)} held-out prompts\n")
-    print(f"the draft is in {out / DRAFT}; use it with: ttsnap generate PROMPT --draft {out / DRAFT}")
+    print(
+        f"the draft is in {out / DRAFT}; use it with: ttsnap generate PROMPT --draft {out / DRAFT}"
+    )
     return 0
 
 
 def _call(a: Arguments) -> dict[str, Any]:
-    """Arguments of the pipeline's call: those that were given, and the model's defaults for the others."""
+    """Arguments of the pipeline's call: those that were given, and the model's defaults for the
+    others."""
     from ttsnap.pipelines import recommended
 
     return recommended(a.model).completed(a.call or {})
@@ -120,15 +135,21 @@ def _prompts(a: Arguments, config: DraftConfig) -> tuple[Prompts, tuple[str, ...
     wanted = config.evaluation.prompts
     if a.prompts_file is None:
         if a.model not in (EMBEDDED, TURBO):
-            raise ValueError(f"model {a.model} needs --prompts-file FILE, thousands of prompts, one a line")
-        return SceneCaptions(config.trajectories.seed), tuple(sample_prompts(wanted, config.evaluation.seed))
+            raise ValueError(
+                f"model {a.model} needs --prompts-file FILE, thousands of prompts, one a line"
+            )
+        return SceneCaptions(config.trajectories.seed), tuple(
+            sample_prompts(wanted, config.evaluation.seed)
+        )
     from ttsnap.pipelines import recommended
 
     canonical = recommended(a.model).canonical
-    texts = list(dict.fromkeys(canonical(prompt.text) for prompt in common.read_prompts(a, "distill-draft")))
+    texts = list(
+        dict.fromkeys(canonical(prompt.text) for prompt in common.read_prompts(a, "distill-draft"))
+    )
     if len(texts) <= wanted:
         raise ValueError(
-            f"{a.prompts_file} holds {len(texts)} different prompts, of which {wanted} are held out "
-            "(--evaluation.prompts); write more, or hold out fewer"
+            f"{a.prompts_file} holds {len(texts)} different prompts, of which {wanted} are held out"
+            " (--evaluation.prompts); write more, or hold out fewer"
         )
     return Listed(texts[wanted:]), tuple(texts[:wanted])

@@ -1,4 +1,5 @@
-"""`ttsnap evaluate`: how well a reward of noisy estimates predicts the final reward, level by level."""
+"""`ttsnap evaluate`: how well a reward of noisy estimates predicts the final reward, level by
+level."""
 
 from __future__ import annotations
 
@@ -28,16 +29,35 @@ def parser() -> Parser:
     p = Parser(DESCRIPTION)
     arguments.add_config(p)
     p.add_argument("--reward", type=str, required=True, help=arguments.REWARD)
-    p.add_argument("--recordings", type=str, nargs="+", required=True, help="folders of `ttsnap record --images`")
-    p.add_argument("--base", type=str | None, help="the reward that is to be forecast (default: the base of --reward)")
     p.add_argument(
-        "--prompts", type=str, default=":",
-        help="which prompts, as 0:20, or the config.yaml of a run of `ttsnap distill`: those that it held out",
-    )  # fmt: skip
-    p.add_argument("--steps", type=list[int] | None, help="which recorded steps, as '[2, 6]' (default: all)")
+        "--recordings",
+        type=str,
+        nargs="+",
+        required=True,
+        help="folders of `ttsnap record --images`",
+    )
+    p.add_argument(
+        "--base",
+        type=str | None,
+        help="the reward that is to be forecast (default: the base of --reward)",
+    )
+    p.add_argument(
+        "--prompts",
+        type=str,
+        default=":",
+        help=(
+            "which prompts, as 0:20, or the config.yaml of a run of `ttsnap distill`: those that it"
+            " held out"
+        ),
+    )
+    p.add_argument(
+        "--steps", type=list[int] | None, help="which recorded steps, as '[2, 6]' (default: all)"
+    )
     p.add_argument("--batch-size", type=int, default=64, help="images per call")
     p.add_argument("--json", type=str | None, help="file to write the measures to")
-    p.add_argument("--plot", type=str | None, help="PNG file: rank correlation against the noise level")
+    p.add_argument(
+        "--plot", type=str | None, help="PNG file: rank correlation against the noise level"
+    )
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 
@@ -70,20 +90,33 @@ def run(a: Arguments) -> int:
         reward = make_reward(a.reward, device=place, dtype=kind)
         base = make_reward(a.base, device=place, dtype=kind) if a.base is not None else reward.base
     if base is None:
-        raise ValueError(f"the reward {named} has no base of its own; name the reward that counts with --base")
+        raise ValueError(
+            f"the reward {named} has no base of its own; name the reward that counts with --base"
+        )
     try:
         entries = [FrameAt(p, s, frames.last) for p in prompts for s in range(frames.seeds[p])]
         with progress(len(entries), "final images", "image", True) as bar:
             final = score_entries(
-                lambda x, texts, level: base(x, texts, level * 0), frames, entries, "pixels", batch_size=a.batch_size,
+                lambda x, texts, level: base(x, texts, level * 0),
+                frames,
+                entries,
+                "pixels",
+                batch_size=a.batch_size,
                 bar=bar,
-            )  # fmt: skip
+            )
         finals = np.split(final, np.cumsum(frames.seeds[prompts])[:-1])
         name = reward.name if reward.name != base.name else f"{reward.name} (--reward)"
         rewards = {base.name: base, name: reward}
         shown = Member(shown=True)
         evaluation = evaluate(
-            rewards, finals, frames, prompts, steps, batch_size=a.batch_size, member=shown, held_out=held_out
+            rewards,
+            finals,
+            frames,
+            prompts,
+            steps,
+            batch_size=a.batch_size,
+            member=shown,
+            held_out=held_out,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; nothing was written") from None
@@ -94,7 +127,9 @@ def run(a: Arguments) -> int:
         if a.plot is not None:
             report.plot(evaluation, Path(a.plot))
     except OSError as error:
-        raise ValueError(f"cannot write the result: {error}; the table above is complete") from error
+        raise ValueError(
+            f"cannot write the result: {error}; the table above is complete"
+        ) from error
     return 0
 
 
@@ -109,9 +144,16 @@ def _prompts(which: str, texts: tuple[str, ...]) -> tuple[list[int], bool | None
         return numbers, True
     first, colon, last = which.partition(":")
     try:
-        chosen = list(range(len(texts))[slice(int(first) if first else None, int(last) if last else None)])
+        chosen = list(
+            range(len(texts))[slice(int(first) if first else None, int(last) if last else None)]
+        )
     except ValueError:
-        raise ValueError(f"--prompts must be a range such as 0:20, or a config.yaml; got {which!r}") from None
+        raise ValueError(
+            f"--prompts must be a range such as 0:20, or a config.yaml; got {which!r}"
+        ) from None
     if not colon or not chosen:
-        raise ValueError(f"--prompts {which!r} names none of the {len(texts)} prompts; write a range such as 0:20")
+        raise ValueError(
+            f"--prompts {which!r} names none of the {len(texts)} prompts; write a range such as"
+            " 0:20"
+        )
     return chosen, None

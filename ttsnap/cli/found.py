@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # loaded with the model
     from ttsnap.pipelines.run import SearchOutcome
 
 TABLE = "table.csv"
-"""Of several prompts: a row for each image, with prompt, algorithm, rank, seed, scores, evaluations and file."""
+"""Of several prompts: a row for each image, with prompt, algorithm, rank, seed, scores, evaluations
+and file."""
 
 
 Runs = Mapping[str, "SearchOutcome"]
@@ -29,8 +30,8 @@ Runs = Mapping[str, "SearchOutcome"]
 
 
 def write_runs(out: Path, runs: Runs, videos: VideoOptions | None = None) -> list[list[list[Path]]]:
-    """Write the first run to `out`, others to folders in it; the images' paths by run and prompt. Of several prompts,
-    a table of all images as well."""
+    """Write the first run to `out`, others to folders in it; the images' paths by run and prompt.
+    Of several prompts, a table of all images as well."""
     written: list[list[list[Path]]] = []
     for name, run in runs.items():
         folder = out / slug(Path(name).stem) if written else out
@@ -55,7 +56,9 @@ def _rows(out: Path, runs: Runs, written: Sequence[Sequence[Sequence[Path]]]) ->
         for result in [run.results[index]]
         for rank, path in enumerate(paths[index])
     ]
-    names = list(dict.fromkeys(name for result, rank, *_ in found for name in _scored(result.images[rank])))
+    names = list(
+        dict.fromkeys(name for result, rank, *_ in found for name in _scored(result.images[rank]))
+    )
     head: list[object] = ["prompt", "algorithm", "rank", "seed", *names, "nfe", "file"]
     rows: list[list[object]] = [head]
     for result, rank, algorithm, path in found:
@@ -63,23 +66,40 @@ def _rows(out: Path, runs: Runs, written: Sequence[Sequence[Sequence[Path]]]) ->
         values = [scores.get(name, "") for name in names]
         spent = result.spent.nfe
         rows.append(
-            [result.prompt, algorithm, rank + 1, result.images[rank].seed, *values, spent, path.relative_to(out)]
+            [
+                result.prompt,
+                algorithm,
+                rank + 1,
+                result.images[rank].seed,
+                *values,
+                spent,
+                path.relative_to(out),
+            ]
         )
     return rows
 
 
 def tabulate(out: Path, runs: Runs) -> None:
-    """Print the winners of all prompts, a line each, and means over the prompts that have an image, for each run."""
+    """Print the winners of all prompts, a line each, and means over the prompts that have an image,
+    for each run."""
     for name, run in runs.items():
         wide = min(60, max(len(result.prompt) for result in run.results))
         print(f"\n{len(run.results)} prompts, {name}:")
         for result in run.results:
-            best = f"{_scores(result.best)}, seed {result.best.seed}" if result.images else "no image"
+            best = (
+                f"{_scores(result.best)}, seed {result.best.seed}" if result.images else "no image"
+            )
             print(f"  {result.prompt[:wide]:<{wide}}  {best}")
         scores = [_scored(result.best) for result in run.results if result.images]
-        means = {name: sum(each[name] for each in scores) / len(scores) for name in (scores[0] if scores else {})}
+        means = {
+            name: sum(each[name] for each in scores) / len(scores)
+            for name in (scores[0] if scores else {})
+        }
         if means:
-            print(f"  {'mean':<{wide}}  {', '.join(f'{name} {value:.4g}' for name, value in means.items())}")
+            print(
+                f"  {'mean':<{wide}} "
+                f" {', '.join(f'{name} {value:.4g}' for name, value in means.items())}"
+            )
     print(f"  table: {out / TABLE}")
 
 
@@ -87,7 +107,10 @@ def compare(runs: Runs, index: int, written: Sequence[Sequence[Sequence[Path]]])
     """Print the winners of all runs for a prompt, a line each."""
     results = [run.results[index] for run in runs.values()]
     print(f"  at the same budget of {results[0].spent.budget}:")
-    names = [name + (" with drafts" if _drafted(result) else "") for name, result in zip(runs, results, strict=True)]
+    names = [
+        name + (" with drafts" if _drafted(result) else "")
+        for name, result in zip(runs, results, strict=True)
+    ]
     wide = max(map(len, names))
     for name, result, paths in zip(names, results, written, strict=True):
         best = f"{_scores(result.best)}   {paths[index][0]}" if result.images else "no image"
@@ -109,8 +132,11 @@ def _scores(candidate: Candidate) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in _scored(candidate).items())
 
 
-def describe(run: SearchOutcome, index: int, paths: Sequence[Path], a: Arguments, *, plain: bool) -> None:
-    """Print what was found for a prompt, where it was written (nowhere, without paths), and what it took.
+def describe(
+    run: SearchOutcome, index: int, paths: Sequence[Path], a: Arguments, *, plain: bool
+) -> None:
+    """Print what was found for a prompt, where it was written (nowhere, without paths), and what it
+    took.
 
     plain: whether plain diffusers makes the winner again, which is then told.
     """
@@ -156,7 +182,10 @@ def _search(run: SearchOutcome, result: Result) -> Iterator[str]:
         yield f"drafts by {sampler.told()['draft']} {use} (--draft none searches without)"
     if result.saturated:
         gain = f"{spent.gain_of_second_half:.2g}"
-        yield f"the last half of the finished images raised the best by {gain}: more budget would buy little"
+        yield (
+            f"the last half of the finished images raised the best by {gain}: more budget would buy"
+            " little"
+        )
 
 
 def _compute(spent: Spent) -> Iterator[str]:
@@ -171,14 +200,19 @@ def _compute(spent: Spent) -> Iterator[str]:
         f"{by['decode'] / flops:.0%} decoder, {by['reward'] / flops:.0%} reward{gradients}"
     )
     timed = (
-        f"{spent.seconds:.1f} s: {_share(spent, 'denoise')} denoiser, {_share(spent, 'decode')} decoder, "
-        f"{_share(spent, 'reward')} reward{pulled}, {between:.0%} between them"
+        f"{spent.seconds:.1f} s: {_share(spent, 'denoise')} denoiser, {_share(spent, 'decode')}"
+        f" decoder, {_share(spent, 'reward')} reward{pulled}, {between:.0%} between them"
     )
     yield f"{computed}; {timed}; {spent.seconds_before:.1f} s before, to warm up"
     usage = spent.usage
-    joules, each, memory = (usage[name] for name in ("energy_joules", "energy_joules_per_image", "peak_memory_bytes"))
+    joules, each, memory = (
+        usage[name] for name in ("energy_joules", "energy_joules_per_image", "peak_memory_bytes")
+    )
     if joules is not None and each is not None and memory is not None:
-        yield f"{joules:.4g} J of the GPU, {each:.4g} J an image; at most {memory / 2**30:.3g} GiB of its memory"
+        yield (
+            f"{joules:.4g} J of the GPU, {each:.4g} J an image; at most {memory / 2**30:.3g} GiB of"
+            " its memory"
+        )
 
 
 def _again(run: SearchOutcome, result: Result, a: Arguments, plain: bool) -> Iterator[str]:
@@ -189,23 +223,38 @@ def _again(run: SearchOutcome, result: Result, a: Arguments, plain: bool) -> Ite
     seed, from_noise = result.best.seed, result.particles.parent[result.best.uid] < 0
     if plain and from_noise and not sampler.finishes:
         dtype = run.record.dtype
-        yield f"the winner in plain diffusers{'' if dtype == 'float32' else f', the pipeline in {dtype}'}:"
+        yield (
+            "the winner in plain"
+            f" diffusers{'' if dtype == 'float32' else f', the pipeline in {dtype}'}:"
+        )
         if a.lora is not None:
             from ttsnap.pipelines.lora import parse_lora
 
             where, scale = parse_lora(a.lora)
-            yield f"  pipe.load_lora_weights({where!r}, adapter_name='lora'); pipe.set_adapters(['lora'], [{scale}])"
+            yield (
+                f"  pipe.load_lora_weights({where!r}, adapter_name='lora');"
+                f" pipe.set_adapters(['lora'], [{scale}])"
+            )
         pictures = {name: _loaded(given) for name, given in a.call.items() if name not in call}
         written = {name: repr(value) for name, value in call.items()} | pictures
         arguments = "".join(f", {name}={value}" for name, value in written.items())
-        yield f"  pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))"
+        yield (
+            f"  pipe(prompt={result.prompt!r}{arguments},"
+            f" generator=torch.Generator().manual_seed({seed}))"
+        )
     elif sampler.repel and from_noise:
-        yield "`ttsnap replay` makes the winner again with the seeds that it began with; plain diffusers does not"
+        yield (
+            "`ttsnap replay` makes the winner again with the seeds that it began with; plain"
+            " diffusers does not"
+        )
     elif sampler.finishes:
         from ttsnap.pipelines.drafting.drafting import stock_lines
 
         if lines := stock_lines(run.denoiser, result.prompt, call, seed):
-            yield "the winner in plain diffusers: `drafter` has the drafter's network, `redraw` is image-to-image:"
+            yield (
+                "the winner in plain diffusers: `drafter` has the drafter's network, `redraw` is"
+                " image-to-image:"
+            )
             yield from (f"  {line}" for line in lines)
 
 
@@ -217,7 +266,8 @@ def _loaded(files: object) -> str:
 
 
 def _counts(spent: Spent) -> str:
-    """What was spent of each kind of cost; of kinds that only some searches know, where there was any."""
+    """What was spent of each kind of cost; of kinds that only some searches know, where there was
+    any."""
     counts = {**spent.cost.named(), "nfe": round(spent.nfe, 2)}
     told = [kind for kind in KINDS if kind.summed and (counts[kind.name] or not kind.rare)]
     told.sort(key=lambda kind: kind.phase == "reward")

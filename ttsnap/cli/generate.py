@@ -45,7 +45,11 @@ def parser() -> Parser:
     arguments.add_prompts(make)
     arguments.add_call(make, "negative_prompt", "height", "width")
     make.add_argument(
-        "--keep", type=int, default=1, metavar="N", help=Common("how many of the best images to write, ranked")
+        "--keep",
+        type=int,
+        default=1,
+        metavar="N",
+        help=Common("how many of the best images to write, ranked"),
     )
     arguments.add_options(make, SearchOptions, "seed")
     arguments.add_options(p.add_argument_group("pictures to start from"), PictureOptions)
@@ -57,9 +61,14 @@ def parser() -> Parser:
     arguments.add_options(model, DeviceOptions)
     output = p.add_argument_group("output")
     output.add_argument(
-        "--out", type=str | None, metavar="FOLDER", help=Common("where to write (default: a new folder in outputs/)")
+        "--out",
+        type=str | None,
+        metavar="FOLDER",
+        help=Common("where to write (default: a new folder in outputs/)"),
     )
-    output.add_argument("--overwrite", action="store_true", help="allow --out to hold files already")
+    output.add_argument(
+        "--overwrite", action="store_true", help="allow --out to hold files already"
+    )
     arguments.add_options(output, VideoOptions)
     return p
 
@@ -72,8 +81,10 @@ def add_search(p: Any) -> None:
         type=arguments.Values,
         default={},
         metavar="JSON",
-        help="the algorithm's own settings, as --options.n 16 --options.keep '[0.5, 0.25]'; which there are: ttsnap "
-        "algorithms NAME",
+        help=(
+            "the algorithm's own settings, as --options.n 16 --options.keep '[0.5, 0.25]'; which"
+            " there are: ttsnap algorithms NAME"
+        ),
     )
     arguments.add_options(p, SearchOptions, without=("search", "seed"))
     arguments.add_options(p, SelectionOptions)
@@ -81,8 +92,10 @@ def add_search(p: Any) -> None:
         "--compare",
         type=str | None,
         metavar="NAME",
-        help="another algorithm, which searches with the same budget, reward and seeds afterwards; its results go to a "
-        "folder of its name inside --out",
+        help=(
+            "another algorithm, which searches with the same budget, reward and seeds afterwards;"
+            " its results go to a folder of its name inside --out"
+        ),
     )
 
 
@@ -103,7 +116,8 @@ def run(a: Arguments) -> int:
 
 
 def _searches(a: Arguments) -> dict[str, Prepared]:
-    """The searches by the names of their algorithms, that of --algorithm first. ValueError for what does not fit."""
+    """The searches by the names of their algorithms, that of --algorithm first. ValueError for what
+    does not fit."""
     prompts = common.read_prompts(a, "generate", a.task)
     if a.compare == a.algorithm:
         raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
@@ -117,7 +131,9 @@ def _searches(a: Arguments) -> dict[str, Prepared]:
     return searches
 
 
-def _generate(a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptions, out: Path) -> int:
+def _generate(
+    a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptions, out: Path
+) -> int:
     """Load, search, and write to `out`, which is reserved."""
     devices = arguments.read(DeviceOptions, a)
     pipe, first = common.loaded(a, searches[a.algorithm], devices)
@@ -134,12 +150,14 @@ def _generate(a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptio
                 print(f"stopped before {name} ran", file=sys.stderr)
                 break
             try:
-                asked = prepare(search.request, decisions_of(pipe)).on(first)  # what was left to the model
+                # what was left to the model
+                asked = prepare(search.request, decisions_of(pipe)).on(first)
                 runs[name] = run(asked, pipe, devices, should_stop=stop)
             except (ValueError, RuntimeError, MemoryError) as error:
                 if not runs:
                     raise
-                print(f"{name} did not run: {error}", file=sys.stderr)  # what was found before is written
+                # what was found before is written
+                print(f"{name} did not run: {error}", file=sys.stderr)
                 break
         count, ours = len(first.prompts), runs[a.algorithm]
         try:
@@ -147,7 +165,9 @@ def _generate(a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptio
         except OSError as error:  # what makes the images again is said all the same
             for index in range(count):
                 describe(ours, index, [], a, plain=stock)
-            print(f"ttsnap: error: cannot write to {out}: {error.strerror or error}", file=sys.stderr)
+            print(
+                f"ttsnap: error: cannot write to {out}: {error.strerror or error}", file=sys.stderr
+            )
             return 1
     for index in range(count):
         describe(ours, index, written[0][index], a, plain=stock)

@@ -1,4 +1,5 @@
-"""Announcements of what is loaded, with the seconds that it takes: imports and models keep people waiting."""
+"""Announcements of what is loaded, with the seconds that it takes: imports and models keep people
+waiting."""
 
 from __future__ import annotations
 
@@ -52,7 +53,11 @@ def loading(what: str, *, bars: bool = False) -> Iterator[None]:
         seconds = time.monotonic() - begin
         CLOCK.loading += seconds
         if speaks():
-            print(f"loaded in {seconds:.1f} s" if bars else f" {seconds:.1f} s", flush=True, file=sys.stderr)
+            print(
+                f"loaded in {seconds:.1f} s" if bars else f" {seconds:.1f} s",
+                flush=True,
+                file=sys.stderr,
+            )
 
 
 def load_torch() -> None:
@@ -68,5 +73,6 @@ def load_libraries() -> None:
     if "ttsnap.pipelines.mixin" not in sys.modules:
         from ttsnap.pipelines.quiet import quiet
 
-        with loading("diffusers"), quiet("transformers"):  # whose advice is to install torchvision: no search needs it
+        # whose advice is to install torchvision: no search needs it
+        with loading("diffusers"), quiet("transformers"):
             import ttsnap.pipelines.mixin  # noqa: F401

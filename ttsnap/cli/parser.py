@@ -40,22 +40,31 @@ class Arguments(argparse.Namespace):
 
 
 class _Store(argparse.Action):
-    """Store what is typed as a value of the option's type; --options.n 16 sets one key of a mapping.
+    """Store what is typed as a value of the option's type; --options.n 16 sets one key of a
+    mapping.
 
-    hint: the type; argparse takes no type hints. needed: whether the option must be given, on the command line or in a
-    file. ValueError for what does not fit the type.
+    hint: the type; argparse takes no type hints. needed: whether the option must be given, on the
+    command line or in a file. ValueError for what does not fit the type.
     again: whether the option may be given several times, for a list.
     """
 
-    def __init__(self, *args: Any, type: Any = None, required: bool = False, again: bool = False, **more: Any) -> None:
+    def __init__(
+        self, *args: Any, type: Any = None, required: bool = False, again: bool = False, **more: Any
+    ) -> None:
         super().__init__(*args, **more)
         self.hint, self.needed, self.again = type, required, again
         self.metavar = self.metavar or metavar(type, self.dest)
         if self.option_strings:
             text = self.help or ""
-            self.help = text.__class__(f"{text} (required)") if required else with_default(text, self.default)
+            self.help = (
+                text.__class__(f"{text} (required)")
+                if required
+                else with_default(text, self.default)
+            )
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
         name = option_string or str(self.metavar)
         value: object
         if option_string is not None and option_string not in self.option_strings:
@@ -67,14 +76,19 @@ class _Store(argparse.Action):
             value = values if values is self.default else read_text(name, values, self.hint)
         if self.again and values is not self.default:
             typed = vars(namespace).setdefault(_TYPED, {})
-            typed[self.dest] = value = [*typed.get(self.dest, []), *(value if isinstance(value, list) else [value])]
+            typed[self.dest] = value = [
+                *typed.get(self.dest, []),
+                *(value if isinstance(value, list) else [value]),
+            ]
         setattr(namespace, self.dest, value)
 
 
 PARTS = "parts"
-"""Settings of the parts of a preset, by their names, which are no option: `ttsnap bench` runs one after the other."""
+"""Settings of the parts of a preset, by their names, which are no option: `ttsnap bench` runs one
+after the other."""
 _TYPED = "_typed"
-"""Where a namespace has what was typed of options that may be given again, while arguments are read."""
+"""Where a namespace has what was typed of options that may be given again, while arguments are
+read."""
 
 
 def _loose(text: str) -> object:
@@ -83,7 +97,11 @@ def _loose(text: str) -> object:
         value = parse_yaml(text, "a value")
     except ValueError:
         return text
-    words = not text.strip() or isinstance(value, str) or (isinstance(value, dict | list) and text[0] not in "{[")
+    words = (
+        not text.strip()
+        or isinstance(value, str)
+        or (isinstance(value, dict | list) and text[0] not in "{[")
+    )
     return text if words else value
 
 
@@ -104,7 +122,8 @@ class _HelpAll(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose --help is a page, which reads --config files, and whose errors say what was probably meant.
+    """A parser whose --help is a page, which reads --config files, and whose errors say what was
+    probably meant.
 
     The `type` of an argument is a type hint, as in declarations. What is typed wins over files.
     """
@@ -114,11 +133,19 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, epilog: str | None = None, **more: Any) -> None:
         # No abbreviations: read_config looks for options by their whole names.
-        super().__init__(description=description, epilog=epilog, formatter_class=Formatter, allow_abbrev=False, **more)
+        super().__init__(
+            description=description,
+            epilog=epilog,
+            formatter_class=Formatter,
+            allow_abbrev=False,
+            **more,
+        )
         self.register("action", None, _Store)
         self._negative_number_matcher = re.compile(r"-\d")  # also -50nfe is a value, and no option
         shown = "show all options and exit"
-        self.add_argument("--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=shown)
+        self.add_argument(
+            "--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=shown
+        )
 
     def add_argument(self, *names: str, **how: Any) -> argparse.Action:  # type: ignore[override]
         """As argparse has it; `type` is a type hint."""
@@ -129,15 +156,23 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument_group(*words, **how)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Arguments:  # type: ignore[override]
-        """The arguments of the command line and of the files of --config. ValueError for what no file may say."""
+        """The arguments of the command line and of the files of --config. ValueError for what no
+        file may say."""
         words = list(sys.argv[1:] if args is None else args)
         options = words[: words.index("--")] if "--" in words else words
         for word in options:  # --options.n sets one key of the option --options
             flag = word.partition("=")[0]
             name = flag.partition(".")[0]
-            if flag != name and flag not in self._option_string_actions and name in self._option_string_actions:
+            if (
+                flag != name
+                and flag not in self._option_string_actions
+                and name in self._option_string_actions
+            ):
                 action = self._option_string_actions[name]
-                if any(isinstance(kind, type) and issubclass(kind, Mapping) for kind in _origins(action)):
+                if any(
+                    isinstance(kind, type) and issubclass(kind, Mapping)
+                    for kind in _origins(action)
+                ):
                     self._option_string_actions[flag] = action
         given: dict[str, Any] = {}
         if "--config" in self._option_string_actions:
@@ -172,7 +207,9 @@ class Parser(argparse.ArgumentParser):
         vars(found).pop(_TYPED, None)
         if vars(found).pop("print_config", False):
             shown = Arguments(**{a.dest: found[a.dest] for a in self._actions if a.dest in found})
-            print(yaml.safe_dump(plain(shown.nested()), sort_keys=False, allow_unicode=True), end="")
+            print(
+                yaml.safe_dump(plain(shown.nested()), sort_keys=False, allow_unicode=True), end=""
+            )
             self.exit()
         return found
 
@@ -185,7 +222,8 @@ class Parser(argparse.ArgumentParser):
         self._print_message(page(self), sys.stdout if file is None else file)
 
     def error(self, message: str) -> NoReturn:
-        said = re.sub(r"://[^/\s]*@", "://***@", self._worded(message))  # what is typed may hold a password
+        # what is typed may hold a password
+        said = re.sub(r"://[^/\s]*@", "://***@", self._worded(message))
         self.exit(2, f"ttsnap: error: {said} ({self.prog} --help lists the options)\n")
 
     def _worded(self, message: str) -> str:
@@ -199,7 +237,8 @@ class Parser(argparse.ArgumentParser):
             meant = meant or did_you_mean(flag, self._option_string_actions)
             return f"unknown argument{'s' if len(words) > 1 else ''} {' '.join(words)[:200]}{meant}"
         return message.replace(
-            "expected one argument", "a value has to follow; one that begins with - as --option=-VALUE"
+            "expected one argument",
+            "a value has to follow; one that begins with - as --option=-VALUE",
         )
 
 

@@ -64,25 +64,34 @@ def parser() -> Parser:
     model = p.add_argument_group("model and memory")
     arguments.add_options(model, ModelOptions, without=arguments.unrecorded(ModelOptions))
     # Part of what must stay the same to resume a recording, so not measured.
-    arguments.add_options(model, BatchOptions, without=arguments.unrecorded(BatchOptions), batch_size=32)
+    arguments.add_options(
+        model, BatchOptions, without=arguments.unrecorded(BatchOptions), batch_size=32
+    )
     output = p.add_argument_group("output")
     output.add_argument(
-        "--out", type=str, required=True, metavar="FOLDER", help=Common("where to write, or a recording to resume")
+        "--out",
+        type=str,
+        required=True,
+        metavar="FOLDER",
+        help=Common("where to write, or a recording to resume"),
     )
     arguments.add_options(output, RecordOptions, without=("seeds", "seed", "steps", "looks"))
     output.add_argument(
         "--check-draft",
         action="store_true",
-        help="say whether drafts rank seeds better than estimates, and note it in the draft.json of the drafter's "
-        "local folder, by which `ttsnap generate` knows; for the drafter hot in OUT.json, which --draft OUT.json "
-        "reads. Ten prompts x 16 seeds will do",
+        help=(
+            "say whether drafts rank seeds better than estimates, and note it in the draft.json of"
+            " the drafter's local folder, by which `ttsnap generate` knows; for the drafter hot in"
+            " OUT.json, which --draft OUT.json reads. Ten prompts x 16 seeds will do"
+        ),
     )
     arguments.add_options(p.add_argument_group("workers"), WorkerOptions)
     return p
 
 
 def run_with(options: dict[str, Any]) -> None:
-    """The command with these options, as of the record section of a configuration. ValueError where they do not fit."""
+    """The command with these options, as of the record section of a configuration. ValueError where
+    they do not fit."""
     try:
         arguments = parser().filled(options, "the record section")
     except ValueError as error:
@@ -95,7 +104,9 @@ def run(a: Arguments) -> int:
     prompts = common.read_prompts(a, "record", a.task)
     what, workers = arguments.read(RecordOptions, a), arguments.read(WorkerOptions, a)
     if a.check_draft and arguments.read(SamplerOptions, a).drafted_by(None).draft is None:
-        raise ValueError("--check-draft is about a drafter, and there is none; name it: --draft FOLDER")
+        raise ValueError(
+            "--check-draft is about a drafter, and there is none; name it: --draft FOLDER"
+        )
     common.opening().placement(a.device, a.dtype)  # says that torch is loaded
     from ttsnap.recordings.folder import RECORDING, progress
 
@@ -108,7 +119,11 @@ def run(a: Arguments) -> int:
     make = _alone(*asked) if workers == WorkerOptions() else _together(*asked, workers)
 
     def safe() -> str:
-        return "{} of {} units of work are".format(*progress(out)) if (out / RECORDING).exists() else "no work is"
+        return (
+            "{} of {} units of work are".format(*progress(out))
+            if (out / RECORDING).exists()
+            else "no work is"
+        )
 
     with resumable(out, safe):
         recording = make()
@@ -121,26 +136,41 @@ def run(a: Arguments) -> int:
 
 
 def _check(prompts: Sequence[Prompt], out: Path, what: RecordOptions, **more: Json) -> None:
-    """ValueError where the folder holds something else; what can be refused is refused before a model is loaded."""
+    """ValueError where the folder holds something else; what can be refused is refused before a
+    model is loaded."""
     from ttsnap.recordings.folder import check_folder
 
     check_folder(out, {"prompts": [prompt.text for prompt in prompts], **what.noted(), **more})
 
 
-def _alone(spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordOptions) -> Callable[[], Recording]:
+def _alone(
+    spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordOptions
+) -> Callable[[], Recording]:
     """Load the model and be ready to record in this process."""
     from ttsnap.recordings.record import record
 
     model = spec.model
-    rewards = common.load_rewards(spec.rewards, device=common.opening().placement(model.device, model.dtype)[0])
+    rewards = common.load_rewards(
+        spec.rewards, device=common.opening().placement(model.device, model.dtype)[0]
+    )
     _check(prompts, out, what, rewards=[r.name for r in rewards])
-    pipe = common.load_model(model.model, model.device, model.dtype, loras=model.loras, task=model.task)
+    pipe = common.load_model(
+        model.model, model.device, model.dtype, loras=model.loras, task=model.task
+    )
     from ttsnap.pipelines.engine_factory import recording_info
     from ttsnap.pipelines.opening import check_call
 
     check_call(pipe, spec.call, model.task)
     engine = pipe.engine_of(dataclasses.replace(spec, rewards=tuple(rewards)))
-    return partial(record, engine, prompts, out, what, info=recording_info(pipe, engine, spec), progress_bar=True)
+    return partial(
+        record,
+        engine,
+        prompts,
+        out,
+        what,
+        info=recording_info(pipe, engine, spec),
+        progress_bar=True,
+    )
 
 
 def _together(
@@ -158,7 +188,8 @@ def _together(
         from ttsnap.pipelines.opening import settled
 
         model = spec.model
-        if not on_gpus(model.device, by.workers):  # one dtype, whatever each worker's CPU multiplies
+        # one dtype, whatever each worker's CPU multiplies
+        if not on_gpus(model.device, by.workers):
             model = settled(model, "cpu")
         builder = EngineBuilder(dataclasses.replace(spec, model=model))
         return record(builder, prompts, out, what, workers=by.workers, progress_bar=True)
@@ -175,8 +206,12 @@ def _table(recording: Recording) -> str:
     correlations, names = step_correlations(recording), recording.reward_names
     widths = [max(8, len(name)) for name in names]
     lines = [
-        "rank correlation (Spearman, within a prompt) of the estimates' scores with the finished images'",
-        "  step   noise   " + "  ".join(f"{name:>{w}}" for name, w in zip(names, widths, strict=True)),
+        (
+            "rank correlation (Spearman, within a prompt) of the estimates' scores with the"
+            " finished images'"
+        ),
+        "  step   noise   "
+        + "  ".join(f"{name:>{w}}" for name, w in zip(names, widths, strict=True)),
     ]
     for step in np.flatnonzero(recording.scored)[:-1]:
         cells = [
@@ -191,22 +226,34 @@ def _table(recording: Recording) -> str:
 
 
 def check_draft(recording: Recording, hot: Path) -> str:
-    """How drafts rank seeds beside estimates, and where that is noted, or why it is not. hot: the file for the model as
-    its own drafter. ValueError for a recording without drafts or without estimates, and for a damaged draft.json."""
+    """How drafts rank seeds beside estimates, and where that is noted, or why it is not. hot: the
+    file for the model as its own drafter. ValueError for a recording without drafts or without
+    estimates, and for a damaged draft.json."""
     from ttsnap.core import utility
     from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, Checked, note_check
     from ttsnap.simulation.looks import drafts_against_estimates, figures_of, ranked
 
     looks = ranked(recording, utility.mean)
     if not (found := drafts_against_estimates(looks)):
-        raise ValueError("drafts are compared with estimates, and the recording lacks one of the two; record with "
-                         "--draft, and estimates by --score-steps or without it")  # fmt: skip
-    lines = [f"  {look.nfe:6.4g}   {look.mean:.3f} +- {look.error:.3f}   {look.seen}" for look in looks]
+        raise ValueError(
+            "drafts are compared with estimates, and the recording lacks one of the two; record"
+            " with --draft, and estimates by --score-steps or without it"
+        )
+    lines = [
+        f"  {look.nfe:6.4g}   {look.mean:.3f} +- {look.error:.3f}   {look.seen}" for look in looks
+    ]
     table = "\n".join(["\n     NFE   Spearman         look", *lines, "", *map(_verdict, found)])
     figures, info = figures_of(recording, found), recording.info
     if not any(name.startswith("gain of ") for name in figures):
-        return f"{table}\nnot noted: the drafts' scores and the estimates' vary together in no prompt; record more"
-    where, model, guidance = str(info["draft"]), str(info["model"]), float(str(info["draft_guidance"]))
+        return (
+            f"{table}\nnot noted: the drafts' scores and the estimates' vary together in no prompt;"
+            " record more"
+        )
+    where, model, guidance = (
+        str(info["draft"]),
+        str(info["model"]),
+        float(str(info["draft_guidance"])),
+    )
     name = calls_of(where)[0]
     noted = hot if name == HOT else Path(name).expanduser()
     if noted.is_file() and not name.endswith(HOT_FILE):
@@ -215,13 +262,19 @@ def check_draft(recording: Recording, hot: Path) -> str:
         return f"{table}\nnot noted: {where} is no local folder of a drafter"
     note_check(noted, Checked(model, recording.grid.steps, guidance, figures))
     file = noted if noted.name.endswith(HOT_FILE) else noted / DRAFT_FILE
-    return (f"{table}\nnoted in {file} for {model}, {recording.grid.steps} steps, guidance {guidance:g}; use it with "
-            f"--draft {noted}")  # fmt: skip
+    return (
+        f"{table}\nnoted in {file} for {model}, {recording.grid.steps} steps, guidance"
+        f" {guidance:g}; use it with --draft {noted}"
+    )
 
 
 def _verdict(a: Against) -> str:
     """A sentence: what the draft ranks like, and whether it pays."""
-    like = f"as well as the estimate after {a.equals:g} NFE" if a.equals < float("inf") else "better than any estimate"
+    like = (
+        f"as well as the estimate after {a.equals:g} NFE"
+        if a.equals < float("inf")
+        else "better than any estimate"
+    )
     gain = f"{a.gain:+.3f} +- {a.error:.3f} over {a.rival.seen} ({a.rival.nfe:g} NFE)"
     end = "it pays to draft" if a.pays else "not surely better; record more, or leave draft out"
     return f"{a.draft.seen} ({a.draft.nfe:g} NFE) ranks {like}; {gain}: {end}"

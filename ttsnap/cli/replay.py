@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 WITH_FILES = ("image", "mask_image", "control_image")
 """Arguments of the models' calls that are pictures, and files here."""
 REPLAYS = "replays"
-"""The folder beside an image that its replay goes to, where no pattern that found the image finds the replay."""
+"""The folder beside an image that its replay goes to, where no pattern that found the image finds
+the replay."""
 DESCRIPTION = """Make images again, each alone, from the metadata in its PNG.
 
 One that was made of pictures notes their digests: name the pictures again, by --image and the like.
@@ -49,38 +50,58 @@ examples:
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
-    p.add_argument("files", type=str, nargs="+", metavar="FILE", help="PNGs, or videos, written by ttsnap")
+    p.add_argument(
+        "files", type=str, nargs="+", metavar="FILE", help="PNGs, or videos, written by ttsnap"
+    )
     arguments.add_options(p, PictureOptions, without=("strength",))
     p.add_argument(
         "--call",
         type=arguments.Values,
         default={},
         metavar="JSON",
-        help="other pictures that it was made of, by argument of the pipeline's call, as "
-        "--call.ip_adapter_image face.png",
+        help=(
+            "other pictures that it was made of, by argument of the pipeline's call, as "
+            "--call.ip_adapter_image face.png"
+        ),
     )
-    p.add_argument("--model", type=str | None, help="use this model instead of the one named in the PNG")
+    p.add_argument(
+        "--model", type=str | None, help="use this model instead of the one named in the PNG"
+    )
     p.add_argument(
         "--lora",
         type=str,
         again=True,
         default=[],
         metavar="FOLDER",
-        help="use this LoRA (FOLDER:SCALE) instead of the one named in the PNG; where that names several, the option "
-        "again for each",
+        help=(
+            "use this LoRA (FOLDER:SCALE) instead of the one named in the PNG; where that names"
+            " several, the option again for each"
+        ),
     )
-    p.add_argument("--draft", type=str | None, help="where a draft was finished, use this drafter instead of the PNG's")
+    p.add_argument(
+        "--draft",
+        type=str | None,
+        help="where a draft was finished, use this drafter instead of the PNG's",
+    )
     p.add_argument(
         "--batch-size",
         type=Count,
         default=1,
         metavar="N",
-        help="seeds that are made at once, of which one is the image's: the last digits of "
-        "bfloat16 and float16 depend on it. As many as the search finished (16 where drafts were) "
-        "mostly give the same pixels, for the compute of as many images",
+        help=(
+            "seeds that are made at once, of which one is the image's: the last digits of bfloat16"
+            " and float16 depend on it. As many as the search finished (16 where drafts were)"
+            " mostly give the same pixels, for the compute of as many images"
+        ),
     )
-    p.add_argument("--trust", action="store_true", help="load the model, LoRAs and drafter that the PNG names")
-    p.add_argument("--out", type=str | None, help=f"file to write, or a folder (default: {REPLAYS}/ beside the image)")
+    p.add_argument(
+        "--trust", action="store_true", help="load the model, LoRAs and drafter that the PNG names"
+    )
+    p.add_argument(
+        "--out",
+        type=str | None,
+        help=f"file to write, or a folder (default: {REPLAYS}/ beside the image)",
+    )
     p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
@@ -122,7 +143,8 @@ def run(a: Arguments) -> int:
 
 
 def _wanted(path: Path, a: Arguments) -> ReplayFile:
-    """What a file asks for. ValueError where its seed alone does not make it, or it takes other pictures than given."""
+    """What a file asks for. ValueError where its seed alone does not make it, or it takes other
+    pictures than given."""
     from ttsnap.files import reading as files
     from ttsnap.files.pictured import digests
     from ttsnap.results.record import parse_record, removed
@@ -132,13 +154,20 @@ def _wanted(path: Path, a: Arguments) -> ReplayFile:
     branched, guide = record.image.branched, record.sampler.guide
     if branched or guide:
         how = "came from a branch of its seed" if branched else f"was guided by {guide!r}"
-        again = removed(record.algorithm) or "run `ttsnap generate` with the settings in its trace.json"
+        again = (
+            removed(record.algorithm) or "run `ttsnap generate` with the settings in its trace.json"
+        )
         if record.shared:
-            again = "its search shared a budget with others, and only all of them together find it again"
+            again = (
+                "its search shared a budget with others, and only all of them together find it"
+                " again"
+            )
         raise ValueError(f"{path} {how}, so the seed alone does not make it again; {again}")
     others = pictured_call(a.call)
     if plain := sorted(others.keys() - digests(others).keys()):
-        raise ValueError(f"--call.{plain[0]} is no picture; what else {path} was made of is in its metadata")
+        raise ValueError(
+            f"--call.{plain[0]} is no picture; what else {path} was made of is in its metadata"
+        )
     pictures = arguments.read(PictureOptions, a).read(record.task or TEXT) | others
     listed = () if record.task is None else WITH_FILES
     _check_pictures(path, record.pictures or {}, digests(pictures), listed)
@@ -148,7 +177,8 @@ def _wanted(path: Path, a: Arguments) -> ReplayFile:
 
 
 def _dtype(wanted: ReplayFile, a: Arguments) -> str:
-    """That of --dtype, else the one that the file was made in; files that do not say are in float32 on a CPU."""
+    """That of --dtype, else the one that the file was made in; files that do not say are in float32
+    on a CPU."""
     from ttsnap.pipelines.opening import placement
 
     if a.dtype != "auto":
@@ -158,7 +188,8 @@ def _dtype(wanted: ReplayFile, a: Arguments) -> str:
 
 
 def _places(paths: Sequence[Path], out: str | None, overwrite: bool) -> list[Path]:
-    """Where each replay goes. ValueError where something is there, two have one name, or nothing can be written."""
+    """Where each replay goes. ValueError where something is there, two have one name, or nothing
+    can be written."""
     from ttsnap.results.folders import new_file
 
     if out is None:
@@ -169,8 +200,10 @@ def _places(paths: Sequence[Path], out: str | None, overwrite: bool) -> list[Pat
         places = [Path(out, path.name) for path in paths]
     for place in places:
         if places.count(place) > 1:
-            raise ValueError(f"several of the files are named {place.name}, and would all be written to {place}; "
-                             "replay them one by one, or without --out")  # fmt: skip
+            raise ValueError(
+                f"several of the files are named {place.name}, and would all be written to {place};"
+                " replay them one by one, or without --out"
+            )
         if place.parent.is_dir():
             new_file(place, overwrite)
         else:
@@ -204,7 +237,10 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None, batch
     outputs.save_made(place, made, record)
     after = to_uint8(made[None] if made.ndim == 3 else made).astype(np.int16)
     if before.shape != after.shape:
-        raise ValueError(f"{path} has size {before.shape[:3]}, its replay {after.shape[:3]}; is it the original file?")
+        raise ValueError(
+            f"{path} has size {before.shape[:3]}, its replay {after.shape[:3]}; is it the original"
+            " file?"
+        )
     far, dtype = abs(before - after).max(), str(pipe.dtype).removeprefix("torch.")
     print(f"wrote {place}; largest difference from {path.name}: {far} of 255")
     if far and dtype != "float32" and batch_size == 1:
@@ -228,54 +264,70 @@ def _check_pictures(
     for name in (*noted, *given):
         option = f"--{name.replace('_', '-')}" if name in listed else f"--call.{name}"
         if name in listed and isinstance(noted.get(name), list):
-            raise ValueError(f"{path} was made of several pictures for {option}, which takes one; make it again in "
-                             "Python, from its seed")  # fmt: skip
+            raise ValueError(
+                f"{path} was made of several pictures for {option}, which takes one; make it again"
+                " in Python, from its seed"
+            )
         if name not in given:
-            raise ValueError(f"{path} was made of a picture with the digest {noted[name]}; give it by {option}")
+            raise ValueError(
+                f"{path} was made of a picture with the digest {noted[name]}; give it by {option}"
+            )
         if name not in noted:
-            raise ValueError(f"{path} notes no picture for {option}, which it would be made of; leave it out, or run "
-                             "`ttsnap generate` with the settings in its trace.json")  # fmt: skip
+            raise ValueError(
+                f"{path} notes no picture for {option}, which it would be made of; leave it out, or"
+                " run `ttsnap generate` with the settings in its trace.json"
+            )
         if noted[name] != given[name]:
-            raise ValueError(f"{path} was made of another picture: {option} has the digest {given[name]}, that which "
-                             f"was changed had {noted[name]}")  # fmt: skip
+            raise ValueError(
+                f"{path} was made of another picture: {option} has the digest {given[name]}, that"
+                f" which was changed had {noted[name]}"
+            )
 
 
 def _named(wanted: ReplayFile, a: Arguments) -> tuple[str, tuple[str, ...]]:
-    """The model and the LoRAs to load: the user's, or the PNG's where it may be. ValueError that says what it asks for,
-    and for another number of LoRAs.
+    """The model and the LoRAs to load: the user's, or the PNG's where it may be. ValueError that
+    says what it asks for, and for another number of LoRAs.
 
-    Weights are parsed by large libraries, a hub id is fetched over the network, and a path may be any file of this
-    machine: a picture from somewhere must not decide on that.
+    Weights are parsed by large libraries, a hub id is fetched over the network, and a path may be
+    any file of this machine: a picture from somewhere must not decide on that.
     """
     model, noted = wanted.record.model, wanted.record.lora or []
     loras = (noted,) if isinstance(noted, str) else tuple(noted)
     if a.lora and len(a.lora) != len(loras) > 1:
-        raise ValueError(f"{wanted.path} was made under {len(loras)} LoRAs together, {', '.join(loras)}; give --lora "
-                         f"for each, in any order, got {len(a.lora)}")  # fmt: skip
+        raise ValueError(
+            f"{wanted.path} was made under {len(loras)} LoRAs together, {', '.join(loras)}; give"
+            f" --lora for each, in any order, got {len(a.lora)}"
+        )
     strange = [("model", model)] if a.model is None and model not in PACKAGED else []
     strange += [("lora", lora) for lora in loras if not a.lora]
     if strange and not a.trust:
-        asked = " and ".join(f"{'LoRA' if kind == 'lora' else kind} {name!r}" for kind, name in strange)
+        asked = " and ".join(
+            f"{'LoRA' if kind == 'lora' else kind} {name!r}" for kind, name in strange
+        )
         again = " ".join(f"--{kind} {shlex.quote(name)}" for kind, name in strange)
         raise ValueError(
-            f"{wanted.path} asks for the {asked}; nothing is loaded because a picture names it. If that is what you "
-            f"want, add {again}, name others, or add --trust"
+            f"{wanted.path} asks for the {asked}; nothing is loaded because a picture names it. If"
+            f" that is what you want, add {again}, name others, or add --trust"
         )
     return a.model or model, tuple(a.lora) or loras
 
 
 def _drafter(wanted: ReplayFile, a: Arguments) -> str | None:
-    """The drafter whose draft was finished: the user's, or the PNG's where it may be; None where noise was. ValueError
-    where none is named, or only by the PNG."""
+    """The drafter whose draft was finished: the user's, or the PNG's where it may be; None where
+    noise was. ValueError where none is named, or only by the PNG."""
     sampler = wanted.record.sampler
     if not sampler.finishes:
         return None
     noted = sampler.draft
     if a.draft is None and noted is None:
-        raise ValueError(f"{wanted.path} was finished from a draft, and names no drafter; name it by --draft")
+        raise ValueError(
+            f"{wanted.path} was finished from a draft, and names no drafter; name it by --draft"
+        )
     if a.draft is None and not comes_along(str(noted)) and not a.trust:
-        raise ValueError(f"{wanted.path} asks for the drafter {noted!r}; nothing is loaded because a picture names it. "
-                         f"If you want it, add --draft {shlex.quote(str(noted))}, or --trust")  # fmt: skip
+        raise ValueError(
+            f"{wanted.path} asks for the drafter {noted!r}; nothing is loaded because a picture"
+            f" names it. If you want it, add --draft {shlex.quote(str(noted))}, or --trust"
+        )
     return str(a.draft or noted)
 
 

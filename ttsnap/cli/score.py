@@ -32,10 +32,18 @@ def parser() -> Parser:
     p.add_argument("--reward", type=str, nargs="+", required=True, help=arguments.REWARD)
     arguments.add_options(p, SelectionOptions, "utility")
     p.add_argument("--prompt", type=str | None, help="one prompt for all images")
-    p.add_argument("--prompts-file", type=str | None, help="text file, one prompt a line, one line an image")
-    p.add_argument("--source", type=str | None, help="the image that all of these edit, for rewards of edits")
-    p.add_argument("--recursive", action="store_true", help="look into folders inside the folder, too")
-    p.add_argument("--out", type=str | None, help="folder to write to (default: a new one in outputs/)")
+    p.add_argument(
+        "--prompts-file", type=str | None, help="text file, one prompt a line, one line an image"
+    )
+    p.add_argument(
+        "--source", type=str | None, help="the image that all of these edit, for rewards of edits"
+    )
+    p.add_argument(
+        "--recursive", action="store_true", help="look into folders inside the folder, too"
+    )
+    p.add_argument(
+        "--out", type=str | None, help="folder to write to (default: a new one in outputs/)"
+    )
     p.add_argument("--batch-size", type=int, default=16, help="most images per reward call")
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
@@ -61,11 +69,18 @@ def _score(a: Arguments, out: Path) -> int:
     source = read_source(Path(a.source) if a.source else None, rewards)
     for reward in rewards:
         reward.check(prompts)
-    ranked = rank(paths, prompts, rewards, combine, source=source, batch_size=a.batch_size, device=device)
+    ranked = rank(
+        paths, prompts, rewards, combine, source=source, batch_size=a.batch_size, device=device
+    )
     table, sheet = write_ranking(out, ranked, [r.name for r in rewards])
     for place, entry in enumerate(ranked[:10], 1):
-        print(f"{place:3d}. {entry.value:.5g}  {entry.path}" + (f"  ({entry.error})" if entry.error else ""))
+        print(
+            f"{place:3d}. {entry.value:.5g}  {entry.path}"
+            + (f"  ({entry.error})" if entry.error else "")
+        )
     failed = sum(bool(entry.error) for entry in ranked)
-    print(f"{len(ranked)} images ranked" + (f", {failed} of them without a score" if failed else ""))
+    print(
+        f"{len(ranked)} images ranked" + (f", {failed} of them without a score" if failed else "")
+    )
     print(f"wrote {table} and {sheet}")
     return 0

@@ -52,8 +52,15 @@ def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     p.add_argument("model", type=str, help="embedded, a diffusers folder, or a hub id")
-    p.add_argument("--host", type=str, default="127.0.0.1", help=Common("address to listen on; 0.0.0.0 for all"))
-    p.add_argument("--port", type=Port, default=8000, help=Common("port to listen on; 0 for any free one"))
+    p.add_argument(
+        "--host",
+        type=str,
+        default="127.0.0.1",
+        help=Common("address to listen on; 0.0.0.0 for all"),
+    )
+    p.add_argument(
+        "--port", type=Port, default=8000, help=Common("port to listen on; 0 for any free one")
+    )
     p.add_argument(
         "--rewards",
         type=str,
@@ -61,8 +68,8 @@ def parser() -> Parser:
         default=[],
         metavar="REWARD",
         help=Common(
-            "what clients choose from: names, file.py:function, http://HOST:PORT; NAME=REWARD offers one by another "
-            "name (default: scenes for the embedded model)"
+            "what clients choose from: names, file.py:function, http://HOST:PORT; NAME=REWARD"
+            " offers one by another name (default: scenes for the embedded model)"
         ),
     )
     p.add_argument(
@@ -71,47 +78,73 @@ def parser() -> Parser:
         nargs="+",
         default=[],
         metavar="NAME=FILE",
-        help="searches of your own, by the names that clients use: .json files, as of ttsnap tune and calibrate",
+        help=(
+            "searches of your own, by the names that clients use: .json files, as of ttsnap tune"
+            " and calibrate"
+        ),
     )
     p.add_argument(
         "--draft",
         type=str,
         default=AUTO,
         help=Common(
-            "the drafter that requests may use, as ttsnap generate --draft takes it: auto (the model's own, by which "
-            "requests are searched where it is known to help), none, or another, for those that say draft: true"
+            "the drafter that requests may use, as ttsnap generate --draft takes it: auto (the"
+            " model's own, by which requests are searched where it is known to help), none, or"
+            " another, for those that say draft: true"
         ),
     )
     p.add_argument(
         "--loras",
         type=str | None,
         metavar="FOLDER",
-        help="LoRAs that clients choose from: NAME.safetensors, or a folder NAME with such a file; looked up at every "
-        "request",
+        help=(
+            "LoRAs that clients choose from: NAME.safetensors, or a folder NAME with such a file;"
+            " looked up at every request"
+        ),
     )
-    p.add_argument("--name", type=str | None, help="what clients call the model (default: the last part of its name)")
-    p.add_argument("--keys", type=str | None, metavar="FILE", help=Common("API keys, one caller a line: NAME KEY"))
+    p.add_argument(
+        "--name",
+        type=str | None,
+        help="what clients call the model (default: the last part of its name)",
+    )
+    p.add_argument(
+        "--keys",
+        type=str | None,
+        metavar="FILE",
+        help=Common("API keys, one caller a line: NAME KEY"),
+    )
     p.add_argument(
         "--state",
         type=str | None,
         metavar="FOLDER",
-        help=Common("where jobs and what they made are kept (default: ttsnap/serve-PORT in $XDG_STATE_HOME or "
-                    "~/.local/state; with --port 0 a temporary folder)"),
-    )  # fmt: skip
+        help=Common(
+            "where jobs and what they made are kept (default: ttsnap/serve-PORT in $XDG_STATE_HOME"
+            " or ~/.local/state; with --port 0 a temporary folder)"
+        ),
+    )
     p.add_argument(
         "--database",
         type=str | None,
         metavar="URL",
-        help="where the rows of jobs are kept, as SQLAlchemy takes it: postgresql+psycopg://HOST/NAME (default: a file "
-        "of SQLite in --state)",
+        help=(
+            "where the rows of jobs are kept, as SQLAlchemy takes it:"
+            " postgresql+psycopg://HOST/NAME (default: a file of SQLite in --state)"
+        ),
     )
-    p.add_argument("--open-docs", action="store_true", help="let /docs and /openapi.json be read without a key")
-    p.add_argument("--no-access-log", action="store_true", help="write no line to stderr for each request")
+    p.add_argument(
+        "--open-docs", action="store_true", help="let /docs and /openapi.json be read without a key"
+    )
+    p.add_argument(
+        "--no-access-log", action="store_true", help="write no line to stderr for each request"
+    )
     p.add_argument(
         "--log-format",
         type=Literal["text", "json"],
         default="text",
-        help="lines on stderr: text, or an object of JSON each; requests are told without their prompts",
+        help=(
+            "lines on stderr: text, or an object of JSON each; requests are told without their"
+            " prompts"
+        ),
     )
     arguments.add_options(p, ServiceLimits)
     arguments.add_options(p, ModelOptions, without=("model", "offload"))
@@ -127,7 +160,9 @@ def run(a: Arguments) -> int:
         from ttsnap.service.monitoring import log_to_stderr
         from ttsnap.service.server import GenerationServer
     except ImportError as error:
-        raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
+        raise ValueError(
+            f"the service needs fastapi and others ({error}): {install('service')}"
+        ) from None
     from ttsnap.pipelines import makes_videos
     from ttsnap.request.allowlist import searches_of
     from ttsnap.results.media import require_av
@@ -141,7 +176,9 @@ def run(a: Arguments) -> int:
     if makes_videos(a.model):
         require_av(VIDEOS)
     with store_of(a, limits) as store, engines(a, devices, specs) as made:
-        offer = offer_of(a.model, made, a.name, searches, a.draft, loras=a.loras, edits=a.task != TEXT)
+        offer = offer_of(
+            a.model, made, a.name, searches, a.draft, loras=a.loras, edits=a.task != TEXT
+        )
         if offer.frames_every is not None:  # also of a hub id
             require_av(VIDEOS)
         with common.listening(a), loading("the service"):
@@ -154,9 +191,14 @@ def run(a: Arguments) -> int:
 
 def _serve(server: GenerationServer, offer: ServingCatalog, keys: Keys) -> None:
     """Until SIGTERM or Ctrl-C."""
-    known = f"{len(keys.callers)} API keys" if keys.callers else "no API keys: anybody who reaches it may ask"
+    known = (
+        f"{len(keys.callers)} API keys"
+        if keys.callers
+        else "no API keys: anybody who reaches it may ask"
+    )
     print(f"serving {offer.model} at {server.url}/v1, {known} (Ctrl-C ends)", flush=True)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn handles it, and raises it again at its end
+    # uvicorn handles it, and raises it again at its end
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         server.run()
     finally:
@@ -165,8 +207,8 @@ def _serve(server: GenerationServer, offer: ServingCatalog, keys: Keys) -> None:
 
 @contextmanager
 def store_of(a: Arguments, limits: ServiceLimits) -> Iterator[JobStore]:
-    """The store of jobs; of a folder that goes with the server where no port is chosen. ValueError where the folder
-    cannot be written."""
+    """The store of jobs; of a folder that goes with the server where no port is chosen. ValueError
+    where the folder cannot be written."""
     from ttsnap.service.job_store import JobStore
 
     home = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
@@ -179,14 +221,16 @@ def store_of(a: Arguments, limits: ServiceLimits) -> Iterator[JobStore]:
             store = JobStore(where, limits, a.database)
         except OSError as error:
             raise ValueError(
-                f"{where} cannot be written, by this user alone: {error}; choose a folder by --state"
+                f"{where} cannot be written, by this user alone: {error}; choose a folder by"
+                " --state"
             ) from None
         yield stack.enter_context(closing(store))
 
 
 @contextmanager
 def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> Iterator[Engines]:
-    """Engines on the device of this process or on several. specs: of the rewards, by the names of clients."""
+    """Engines on the device of this process or on several. specs: of the rewards, by the names of
+    clients."""
     from ttsnap.cluster.devices import alone, hosts
     from ttsnap.pipelines.opening import prepare, settled
     from ttsnap.service.engines import ManyDevices, OneDevice
@@ -197,7 +241,9 @@ def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     device = "cpu" if spread else a.device
     where, dtype = common.opening().reward_placement(device, "auto" if spread else a.dtype)
     model = arguments.read(ModelOptions, a)
-    rewards = {name: common.load_rewards(s, device=where, dtype=dtype)[0] for name, s in specs.items()}
+    rewards = {
+        name: common.load_rewards(s, device=where, dtype=dtype)[0] for name, s in specs.items()
+    }
     pipe = common.load_model(a.model, device, a.dtype, loras=model.loras, task=a.task)
     prepare(pipe, model)
     here = OneDevice(pipe, rewards, a.lora_mib)

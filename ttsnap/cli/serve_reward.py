@@ -23,7 +23,9 @@ def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     p.add_argument("reward", type=str, help=arguments.REWARD)
-    p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
+    p.add_argument(
+        "--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all"
+    )
     p.add_argument("--port", type=Port, default=8765, help="port to listen on; 0 for any free one")
     p.add_argument("--max-images", type=int, default=64, help="most images in one request")
     arguments.add_options(p, ModelOptions, "device", "dtype")
@@ -36,7 +38,9 @@ def run(a: Arguments) -> int:
     try:
         from ttsnap.reward_models.serve import Limits, RewardServer
     except ImportError as error:
-        raise ValueError(f"serving needs fastapi and uvicorn ({error}): {install('serve')}") from None
+        raise ValueError(
+            f"serving needs fastapi and uvicorn ({error}): {install('serve')}"
+        ) from None
     from ttsnap.reward_models.registry import make_reward, refuse_credentials, without_queries
 
     refuse_credentials(a.reward)

@@ -1,4 +1,5 @@
-"""What SIGINT (Ctrl-C) and SIGTERM (from a scheduler that wants the machine back) do to a command."""
+"""What SIGINT (Ctrl-C) and SIGTERM (from a scheduler that wants the machine back) do to a
+command."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def left_by_signals() -> Iterator[None]:
-    """SIGTERM unwinds the block as Ctrl-C does, so that nothing is left behind; the exit status is then 143.
+    """SIGTERM unwinds the block as Ctrl-C does, so that nothing is left behind; the exit status is
+    then 143.
 
     Ctrl-C is heard where it was ignored, too, as it is in the background of a script."""
 
@@ -43,23 +45,28 @@ def left_by_signals() -> Iterator[None]:
 def resumable(out: Path, safe: Callable[[], str] = lambda: "what is done is") -> Iterator[None]:
     """Work whose parts are kept in a folder, or in a file, so that the same command resumes it.
 
-    safe: says what is safe there, for the message after a signal. ValueError where it cannot be written to."""
+    safe: says what is safe there, for the message after a signal. ValueError where it cannot be
+        written to."""
     again = "run the same command again to resume"
     try:
         with left_by_signals():
             yield
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
-        if isinstance(error, Interrupted) and str(error):  # of a part of the work, which has said more
+        # of a part of the work, which has said more
+        if isinstance(error, Interrupted) and str(error):
             raise
         raise Interrupted(number, f"interrupted; {safe()} safe in {out}; {again}") from None
     except OSError as error:
         mend = "Free some space or mend what is wrong"
-        raise ValueError(f"cannot write to {out}: {error}; what was there is safe. {mend}, then {again}") from error
+        raise ValueError(
+            f"cannot write to {out}: {error}; what was there is safe. {mend}, then {again}"
+        ) from error
 
 
 class StopOnSignal(Unbroken):
-    """Called, whether a SIGINT or SIGTERM has come, at which the search ends with its best finished image."""
+    """Called, whether a SIGINT or SIGTERM has come, at which the search ends with its best finished
+    image."""
 
     then = "the best finished image will be written"
 
@@ -68,7 +75,8 @@ class StopOnSignal(Unbroken):
 
 
 def _handle(number: int, handler: Handler) -> Handler:
-    """Set a handler and return the one before; no effect outside the main thread, which alone gets signals."""
+    """Set a handler and return the one before; no effect outside the main thread, which alone gets
+    signals."""
     if threading.current_thread() is not threading.main_thread() or handler is None:
         return None
     return signal.signal(number, handler)

@@ -71,15 +71,26 @@ def parser() -> Parser:
         type=str,
         nargs="+",
         default=[],
-        help="names, .json files such as those of `ttsnap tune` and `ttsnap calibrate`, or file.py:Class (default: "
-        "seed-pruning; with drafts and without where they were recorded)",
+        help=(
+            "names, .json files such as those of `ttsnap tune` and `ttsnap calibrate`, or"
+            " file.py:Class (default: seed-pruning; with drafts and without where they were"
+            " recorded)"
+        ),
     )
     p.add_argument(
-        "--budgets", type=str, nargs="+", default=[],
-        help="per prompt, rising, as 100nfe 200nfe, or a range 400:4000:200tflop (default: 2 to 20 whole images)",
-    )  # fmt: skip
+        "--budgets",
+        type=str,
+        nargs="+",
+        default=[],
+        help=(
+            "per prompt, rising, as 100nfe 200nfe, or a range 400:4000:200tflop (default: 2 to 20"
+            " whole images)"
+        ),
+    )
     p.add_argument("--repeats", type=Count, default=20, help="searches per prompt and budget")
-    p.add_argument("--shared", action="store_true", help="price-of-compute: all prompts share one budget")
+    p.add_argument(
+        "--shared", action="store_true", help="price-of-compute: all prompts share one budget"
+    )
     p.add_argument(
         "--ledger",
         type=Literal["honest", "published"],
@@ -95,7 +106,10 @@ def run(a: Arguments) -> int:
     """Print the table; write the curves where --out says."""
     from ttsnap.results.folders import reserved
 
-    with left_by_signals(), reserved(Path(a.out), "", a.overwrite) if a.out else nullcontext() as out:
+    with (
+        left_by_signals(),
+        reserved(Path(a.out), "", a.overwrite) if a.out else nullcontext() as out,
+    ):
         return _compare(a, out)
 
 
@@ -103,7 +117,14 @@ def _compare(a: Arguments, out: Path | None) -> int:
     from ttsnap.algorithms.best_of_n import BestOfN
     from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
     from ttsnap.core import utility
-    from ttsnap.simulation.simulate import Method, Study, best_of_n_curve, require_varied, rising, unit_of
+    from ttsnap.simulation.simulate import (
+        Method,
+        Study,
+        best_of_n_curve,
+        require_varied,
+        rising,
+        unit_of,
+    )
     from ttsnap.simulation.sizing import short_of_budget, short_of_seeds
 
     recording, combine = read_recording(a), utility.make(a.utility)
@@ -116,9 +137,11 @@ def _compare(a: Arguments, out: Path | None) -> int:
         unit_of(budgets)  # of the plot; said now, not after the searches
     base = best_of_n_curve(recording, budgets, utility=combine)
     methods = tuple(
-        Method(algorithm, a.shared, "honest")
-        if isinstance(algorithm, PriceOfCompute)
-        else Method(algorithm, False, a.ledger)
+        (
+            Method(algorithm, a.shared, "honest")
+            if isinstance(algorithm, PriceOfCompute)
+            else Method(algorithm, False, a.ledger)
+        )
         for algorithm in algorithms.values()
     )
     study = Study(recording, methods, tuple(budgets), a.repeats, combine, a.seed)
@@ -128,11 +151,16 @@ def _compare(a: Arguments, out: Path | None) -> int:
     print_curves(curves, recording, a.utility, a.ledger)
     for name, algorithm in algorithms.items():
         if (steps := fitted_steps(algorithm)) not in (None, recording.denoising_steps):
-            print(f"{name} was tuned for {steps} denoising steps, and this recording has {recording.denoising_steps}")
+            print(
+                f"{name} was tuned for {steps} denoising steps, and this recording has"
+                f" {recording.denoising_steps}"
+            )
     for name, algorithm in {BASE: BestOfN(), **algorithms}.items() if a.ledger == "honest" else ():
         if (short := short_of_budget(recording, algorithm, budgets)) is not None:
-            print(f"up to {short} the budget does not pay for the {algorithm.n} seeds that {name} was given: here it "
-                  "takes as many as are paid for, live it starts more and is cut off")  # fmt: skip
+            print(
+                f"up to {short} the budget does not pay for the {algorithm.n} seeds that {name} was"
+                " given: here it takes as many as are paid for, live it starts more and is cut off"
+            )
         if (short := short_of_seeds(recording, algorithm, budgets)) is not None:
             print(too_few_seeds(name, short, recording.seeds))
     if out is not None:
@@ -142,7 +170,8 @@ def _compare(a: Arguments, out: Path | None) -> int:
 
 
 def _algorithms(a: Arguments, recording: Recording) -> dict[str, Algorithm]:
-    """What is compared with best-of-N, by the names that tables have: of files their stems where these differ."""
+    """What is compared with best-of-N, by the names that tables have: of files their stems where
+    these differ."""
     from ttsnap.algorithms import make_algorithm, own_algorithm
 
     names = a.algorithms or ["seed-pruning"]
@@ -166,27 +195,41 @@ def _write(out: Path, curves: Mapping[str, Curve], reward: str) -> None:
     writer = csv.writer(text)
     writer.writerow(["algorithm", "budget", "reward", "standard_error", "spent_mean", "spent_most"])
     for name, c in curves.items():
-        writer.writerows([name, *row] for row in zip(c.budgets, c.mean, c.error, c.spent, c.most, strict=True))
+        writer.writerows(
+            [name, *row] for row in zip(c.budgets, c.mean, c.error, c.spent, c.most, strict=True)
+        )
     write_text(out / "curves.csv", text.getvalue())
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError(f"curves.csv is written; for the plot, {install('plot')}") from None
     unit = unit_of(next(iter(curves.values())).budgets)
-    scale, label = (1e12, "TFLOPs") if unit == "flops" else (1, "denoiser evaluations" if unit == "nfe" else unit)
+    scale, label = (
+        (1e12, "TFLOPs")
+        if unit == "flops"
+        else (1, "denoiser evaluations" if unit == "nfe" else unit)
+    )
     figure = Figure(figsize=(10, 4), layout="constrained")
     level, gain = figure.subplots(1, 2)
     base = curves[BASE]
     x = [getattr(b, unit) / scale for b in base.budgets]
     for i, (name, c) in enumerate(curves.items()):
-        style: dict[str, Any] = {"color": "0.45", "linestyle": "--"} if c is base else {"color": f"C{i - 1}"}
+        style: dict[str, Any] = (
+            {"color": "0.45", "linestyle": "--"} if c is base else {"color": f"C{i - 1}"}
+        )
         level.plot(x, c.mean, label=name, marker="o", markersize=3.5, linewidth=1.6, **style)
-        # Prompts differ far more than policies do: the error that counts is that of the difference, prompt by prompt.
+        # Prompts differ far more than policies do: the error that counts is that of the difference,
+        # prompt by prompt.
         excess = c.rewards - base.rewards
         error = excess.std(0, ddof=min(1, len(excess) - 1)) / len(excess) ** 0.5
         gain.plot(x, excess.mean(0), marker="o", markersize=3.5, linewidth=1.6, **style)
         gain.fill_between(
-            x, excess.mean(0) - error, excess.mean(0) + error, alpha=0.12, linewidth=0, color=style["color"]
+            x,
+            excess.mean(0) - error,
+            excess.mean(0) + error,
+            alpha=0.12,
+            linewidth=0,
+            color=style["color"],
         )
     level.set_ylabel(f"{reward} of the winner, mean over prompts")
     gain.set_ylabel("the same, less best-of-N's, ± standard error")

@@ -52,10 +52,14 @@ def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     add_recording_arguments(p)
-    p.add_argument("--budgets", type=str, nargs="+", default=[], help="to fit for (default: 2 to 20 images)")
+    p.add_argument(
+        "--budgets", type=str, nargs="+", default=[], help="to fit for (default: 2 to 20 images)"
+    )
     p.add_argument("--trials", type=Count, default=400, help="schedules to try")
     p.add_argument("--checks", type=Count, default=5, help="most checks in a schedule")
-    p.add_argument("--holdout", type=float, default=0.3, help="share of the prompts to keep out of the fit")
+    p.add_argument(
+        "--holdout", type=float, default=0.3, help="share of the prompts to keep out of the fit"
+    )
     add_file_arguments(p, "tuned.json")
     return p
 
@@ -75,10 +79,17 @@ def run(a: Arguments) -> int:
     budgets = read_budgets(a.budgets, recording.grid.nfe)
     with progress(a.trials, "schedule") as advance, resumable(tried):
         tuned = tune(
-            recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=utility.make(a.utility),
-            seed=a.seed, on_progress=advance, workers=arguments.read(WorkerOptions, a).workers,
+            recording,
+            budgets,
+            trials=a.trials,
+            holdout=a.holdout,
+            checks=a.checks,
+            utility=utility.make(a.utility),
+            seed=a.seed,
+            on_progress=advance,
+            workers=arguments.read(WorkerOptions, a).workers,
             kept_in=tried,
-        )  # fmt: skip
+        )
     schedule = tuned.schedule
     # Rounded up: a level means the first step at most as noisy.
     (keep, _, draft_share), steps = schedule.settled(), schedule.steps or ()
@@ -91,12 +102,18 @@ def run(a: Arguments) -> int:
         print(_about_drafts(schedule))
     checks = f"checks at steps {list(steps)} (noise levels {list(levels)}), keeping {list(keep)}"
     print(checks if keep or draft_share else "no checks: best-of-n finds as much")
-    print(f"in Python: SeedPruning({', '.join(f'{name}={value}' for name, value in settings.items())})")
+    print(
+        "in Python:"
+        f" SeedPruning({', '.join(f'{name}={value}' for name, value in settings.items())})"
+    )
     to_fit, rest = split(recording, a.holdout)
     name = out.stem if out.stem not in (BASE, PRUNING) else str(out)
     if tuned.held_out is not None:
         first = (read_span(a.prompts).start or 0) + len(to_fit.prompts)
-        print(f"\nthe prompts that were kept out of the fit, {first}:{first + len(rest.prompts)} of the recording:")
+        print(
+            f"\nthe prompts that were kept out of the fit, {first}:{first + len(rest.prompts)} of"
+            " the recording:"
+        )
         worth = tuned.held_out
         curves = {BASE: worth.base} | ({} if worth.default is None else {PRUNING: worth.default})
         print_curves({**curves, name: worth.schedule}, rest, a.utility)
@@ -125,11 +142,14 @@ def _verdict(found: Tuned, name: str, kept_out: int) -> str:
     """One sentence: whether the schedule is better than the default, or why that is not known."""
     worth = found.held_out
     if not kept_out:
-        return "no prompt was kept out, so nothing says what it is worth on others; record more prompts"
+        return (
+            "no prompt was kept out, so nothing says what it is worth on others; record more"
+            " prompts"
+        )
     if worth is None:
         return (
-            "the rewards of the finished images do not vary within any prompt that was kept out, so nothing says what "
-            "it is worth on others; record more prompts or seeds"
+            "the rewards of the finished images do not vary within any prompt that was kept out, so"
+            " nothing says what it is worth on others; record more prompts or seeds"
         )
     if worth.default is None:
         return f"the recording lacks a step at which {DEFAULT} checks, so the two are not compared"
@@ -137,7 +157,10 @@ def _verdict(found: Tuned, name: str, kept_out: int) -> str:
     what, digits = ("omega", 1) if known else ("winners' mean score", 4)
     side = "higher" if by > 0 else "lower"
     if math.isnan(error):
-        return f"its {what} is {abs(by):.{digits}f} {side}, but a single prompt gives no error; record more prompts"
+        return (
+            f"its {what} is {abs(by):.{digits}f} {side}, but a single prompt gives no error; record"
+            " more prompts"
+        )
     so = f"its {what} is {abs(by):.{digits}f} ± {error:.{digits}f} {side}"
     if worth.better:
         return f"{name} is better on them than {DEFAULT}: {so}"

@@ -1,4 +1,5 @@
-"""What runs on one device, a live engine here, and carries out the calls of a driver elsewhere. It knows no Ray."""
+"""What runs on one device, a live engine here, and carries out the calls of a driver elsewhere. It
+knows no Ray."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ class EngineActor(Actor):
     def __init__(self, make: Callable[[], LiveEngine]) -> None:
         self.engine = make()
         self._counted, self._following = Cost(), 0
-        self._meter, self._begun, self._measures = Meter(self.engine.denoiser.device), ExitStack(), False
+        self._meter, self._begun, self._measures = (
+            Meter(self.engine.denoiser.device),
+            ExitStack(),
+            False,
+        )
 
     def _turn(self, answer: object) -> m.Turn:
         engine = self.engine
@@ -62,12 +67,16 @@ class EngineActor(Actor):
         return Cost(**{name: self.engine.stats[name] for name in NAMES})
 
     def start(
-        self, prompts: Mapping[int, Prompt] | None = None, following: int = 0, gradient: Gradient | None = None,
+        self,
+        prompts: Mapping[int, Prompt] | None = None,
+        following: int = 0,
+        gradient: Gradient | None = None,
         weights: Mapping[int, float] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Forget all jobs, and continue with those of these prompts, by number.
 
-        following: the number of the next job. gradient: the one that an algorithm needs on this cluster.
+        following: the number of the next job. gradient: the one that an algorithm needs on this
+            cluster.
         weights: of the jobs that have one.
         """
         self.engine.start()
@@ -82,7 +91,9 @@ class EngineActor(Actor):
         """What the engine is."""
         e = self.engine
         sizes = e.batch_sizes if e.executor.prompts.living else {}  # which take a prompt to measure
-        return m.Description(e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, sizes)
+        return m.Description(
+            e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, sizes
+        )
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """ValueError for prompts that the rewards cannot score."""
@@ -119,7 +130,8 @@ class EngineActor(Actor):
         return self.describe()
 
     def retract(self, following: int) -> None:
-        """Forget the jobs from number `following` on, which is the next one: not all actors could admit them."""
+        """Forget the jobs from number `following` on, which is the next one: not all actors could
+        admit them."""
         self._following = following
         self.engine.executor.prompts.retract(following)
 
@@ -148,7 +160,7 @@ class EngineActor(Actor):
         """Queue the rows of a part of a plan."""
         self.engine.submit(job, plan)
 
-    # --- what a dead actor had --------------------------------------------------------------------------------
+    # --- what a dead actor had --------------------------------------------------------------------
 
     @torch.no_grad()
     def remake(self, jobs: Sequence[m.Remake]) -> None:
@@ -161,12 +173,15 @@ class EngineActor(Actor):
             self._drain()
         for job in jobs:
             self._complete([store[job.job, uid].node for uid in job.before])
-            self._differentiated([store[job.job, uid].node for uid in job.gradients if (job.job, uid) in store])
+            self._differentiated(
+                [store[job.job, uid].node for uid in job.gradients if (job.job, uid) in store]
+            )
         again = []
         for job in jobs:
             if job.plan is None:
                 continue
-            # All rows start from where particles were before the plan, so that they are made together.
+            # All rows start from where particles were before the plan, so that they are made
+            # together.
             rows = engine.row_builder.rows_of(job.job, job.plan)
             engine.stepper.mark(rows)
             for row in rows:
@@ -179,7 +194,9 @@ class EngineActor(Actor):
             mine = [uid for of, uid in store if of == job.job]
             store.remove(job.job, set(mine) - job.keep)
             self._complete([store[job.job, uid].node for uid in job.after])
-            self._differentiated([store[job.job, uid].node for uid in job.gradients if (job.job, uid) in store])
+            self._differentiated(
+                [store[job.job, uid].node for uid in job.gradients if (job.job, uid) in store]
+            )
         engine.scheduler.add(again)
 
     def _drain(self) -> None:
@@ -202,4 +219,6 @@ class EngineActor(Actor):
 
 def on_cpu(outcome: Outcome) -> Outcome:
     """The same with what listeners get of it where any process can read it."""
-    return replace(outcome, kept=[{name: value.cpu() for name, value in one.items()} for one in outcome.kept])
+    return replace(
+        outcome, kept=[{name: value.cpu() for name, value in one.items()} for one in outcome.kept]
+    )

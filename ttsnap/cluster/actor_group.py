@@ -28,7 +28,8 @@ class ActorDied(Exception):  # noqa: N818 (an event that is handled, and no erro
 
 
 class Pool(Protocol):
-    """Actors by number. An actor carries out what it is sent in order, and no two things at once."""
+    """Actors by number. An actor carries out what it is sent in order, and no two things at
+    once."""
 
     def __len__(self) -> int:
         """How many actors there are."""
@@ -40,7 +41,8 @@ class Pool(Protocol):
         """Those of these tickets that have an answer; waits so long for one."""
 
     def answer(self, ticket: PendingTurn) -> Turn:
-        """What came of the calls. Raises what they raised, and ActorDied where the actor is gone."""
+        """What came of the calls. Raises what they raised, and ActorDied where the actor is
+        gone."""
 
     def restart(self, actor: int) -> None:
         """A new actor in place of one that died."""
@@ -58,15 +60,18 @@ class Flight:
     then: Callable[[Any], None] | None
     """Called with the answer."""
     failed: Callable[[Exception], None] | None
-    """Called with what the call raised. None: it is raised by `listen`, and the call is not sent again."""
+    """Called with what the call raised. None: it is raised by `listen`, and the call is not sent
+    again."""
     ahead: bool
 
 
 class ActorGroup:
-    """The actors of a pool, by number. Calls under way to an actor are lost when it dies, but for those of `ask`."""
+    """The actors of a pool, by number. Calls under way to an actor are lost when it dies, but for
+    those of `ask`."""
 
     def __init__(self, pool: Pool, revived: Callable[[int], None]) -> None:
-        """revived: called with the number of an actor that was restarted, to give it the state that it needs."""
+        """revived: called with the number of an actor that was restarted, to give it the state that
+        it needs."""
         self.pool, self.revived = pool, revived
         n = len(pool)
         self.flights: list[deque[Flight]] = [deque() for _ in range(n)]
@@ -97,9 +102,14 @@ class ActorGroup:
             self._postponed[actor].append(call)
 
     def post(
-        self, actor: int, call: Call[AnswerT], then: Callable[[AnswerT], None] | None = None, *,
-        failed: Callable[[Exception], None] | None = None, ahead: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        actor: int,
+        call: Call[AnswerT],
+        then: Callable[[AnswerT], None] | None = None,
+        *,
+        failed: Callable[[Exception], None] | None = None,
+        ahead: bool = False,
+    ) -> None:
         """Send a call now, after all that was postponed. The keywords are those of `Flight`."""
         ticket = self.pool.send(actor, (*self._postponed[actor], call))
         self._postponed[actor].clear()
@@ -136,7 +146,8 @@ class ActorGroup:
         return any(self.flights)
 
     def listen(self, seconds: float) -> None:
-        """Hear what is ready; wait so long for a first answer. EngineLost where an actor keeps dying."""
+        """Hear what is ready; wait so long for a first answer. EngineLost where an actor keeps
+        dying."""
         heads = {actor: flights[0].ticket for actor, flights in enumerate(self.flights) if flights}
         while heads:
             ready = self.pool.ready(list(heads.values()), seconds)
@@ -145,8 +156,11 @@ class ActorGroup:
             for actor in [actor for actor, ticket in heads.items() if ticket in ready]:
                 self._hear(actor)
             # The next answers of those that were heard may be there as well.
-            heads = {actor: self.flights[actor][0].ticket for actor in heads if self.flights[actor]
-                     and heads[actor] in ready}  # fmt: skip
+            heads = {
+                actor: self.flights[actor][0].ticket
+                for actor in heads
+                if self.flights[actor] and heads[actor] in ready
+            }
             seconds = 0.0
 
     def _hear(self, actor: int) -> None:
@@ -170,8 +184,10 @@ class ActorGroup:
         self.deaths[actor] += 1
         self.died = True
         if self.deaths[actor] >= MOST_DEATHS:
-            raise EngineLost(f"actor {actor} of {len(self)} died {MOST_DEATHS} times in a row ({death}); the search "
-                             "ended with what was found before") from death  # fmt: skip
+            raise EngineLost(
+                f"actor {actor} of {len(self)} died {MOST_DEATHS} times in a row ({death}); the"
+                " search ended with what was found before"
+            ) from death
         lost = [flight, *self.flights[actor]]
         self.flights[actor].clear()
         self._postponed[actor].clear()

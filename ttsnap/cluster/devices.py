@@ -1,4 +1,5 @@
-"""From the options of a user to a cluster: Ray, how many devices there are, and an engine on each of them."""
+"""From the options of a user to a cluster: Ray, how many devices there are, and an engine on each
+of them."""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ if TYPE_CHECKING:  # Ray is imported only where it is needed
 def connect(address: str | None, workers: int = 1) -> None:
     """Begin a session of Ray, which ends with this process; nothing where one has begun already.
 
-    address: of a cluster, as HOST:PORT, or "auto" for the one that this machine belongs to; None begins one on this
-    machine alone, with room for so many workers of a core each. Raises ValueError without Ray, and where no cluster
-    lets us in.
+    address: of a cluster, as HOST:PORT, or "auto" for the one that this machine belongs to; None
+    begins one on this machine alone, with room for so many workers of a core each. Raises
+    ValueError without Ray, and where no cluster lets us in.
     """
     try:
         import ray
@@ -36,7 +37,11 @@ def connect(address: str | None, workers: int = 1) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     cores = max(workers, os.cpu_count() or 1) if address is None else None
-    print("starting Ray" if address is None else f"joining Ray at {address}", flush=True, file=sys.stderr)
+    print(
+        "starting Ray" if address is None else f"joining Ray at {address}",
+        flush=True,
+        file=sys.stderr,
+    )
     try:
         ray.init(
             address or "local",
@@ -47,24 +52,28 @@ def connect(address: str | None, workers: int = 1) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"cannot join the Ray cluster at {address}: {str(error).splitlines()[0]}; does it run there, and has this "
-            "process its token, where it asks for one (docs.ray.io/en/latest/ray-security/token-auth.html)?"
+            f"cannot join the Ray cluster at {address}: {str(error).splitlines()[0]}; does it run"
+            " there, and has this process its token, where it asks for one"
+            " (docs.ray.io/en/latest/ray-security/token-auth.html)?"
         ) from None
 
 
 def alone(options: DeviceOptions, kind: str) -> bool:
-    """Whether a search runs on the one device of this process, without Ray. kind: of the devices, "cuda" or "cpu"."""
+    """Whether a search runs on the one device of this process, without Ray. kind: of the devices,
+    "cuda" or "cpu"."""
     return options.ray_address is None and _number(options, _here(kind), kind) == 1
 
 
 @contextmanager
 def clustered(
-    spec: EngineSpec, builder: Callable[[EngineSpec], Callable[[], LiveEngine]], options: DeviceOptions
+    spec: EngineSpec,
+    builder: Callable[[EngineSpec], Callable[[], LiveEngine]],
+    options: DeviceOptions,
 ) -> Iterator[ClusterEngine]:
     """An engine of many that ends with the block, on devices of the kind that the spec names.
 
-    builder: gives the function that makes the engine of a spec, which is sent to the devices. ValueError without Ray,
-    where no cluster answers, and for too few devices.
+    builder: gives the function that makes the engine of a spec, which is sent to the devices.
+    ValueError without Ray, where no cluster answers, and for too few devices.
     """
     device = spec.model.device
     with hosts(options, torch.device(device).type) as devices:
@@ -75,7 +84,8 @@ def clustered(
 
 @contextmanager
 def hosts(options: DeviceOptions, kind: str) -> Iterator[Hosts]:
-    """A process on each of these devices of a kind, "cuda" or "cpu", until the block ends. ValueError as above."""
+    """A process on each of these devices of a kind, "cuda" or "cpu", until the block ends.
+    ValueError as above."""
     number = options.devices if isinstance(options.devices, int) else 1
     connect(options.ray_address, number if options.devices != "all" else _here(kind))
     import ray

@@ -1,7 +1,7 @@
 """ClusterEngine: one search on many devices, an actor with a live engine on each.
 
-To the loop it is an engine like any other. A fresh seed goes to the actor with the fewest rows, and all that is made of
-it stays there. job_log.py knows how to make again what a dead actor had.
+To the loop it is an engine like any other. A fresh seed goes to the actor with the fewest rows, and
+all that is made of it stays there. job_log.py knows how to make again what a dead actor had.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ClusterEngine(Engine):
         self.grid, self.keep, self.draft_calls = one.grid, one.keep, one.draft_calls
         self.batches = [one.batch_sizes.get("batch_size", SOME) for one in descriptions]
 
-    # --- what it can do and what that costs -----------------------------------------------------------------------
+    # --- what it can do and what that costs -------------------------------------------------------
 
     @property
     def offers(self) -> frozenset[Need]:
@@ -132,7 +132,7 @@ class ClusterEngine(Engine):
         self._gradient = gradient
         self._describe(self.group.ask(self.actors, Call(EngineActor.differentiate, gradient)))
 
-    # --- jobs -----------------------------------------------------------------------------------------------------
+    # --- jobs -------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._forget()
@@ -143,11 +143,14 @@ class ClusterEngine(Engine):
         self._prompts |= dict(enumerate(prompts, first))
         self._following += len(prompts)
         try:
-            self._describe(self.group.ask(self.actors, Call(EngineActor.admit, first, tuple(prompts))))
+            self._describe(
+                self.group.ask(self.actors, Call(EngineActor.admit, first, tuple(prompts)))
+            )
         except Exception:
             self._following = first
             self._prompts = {job: prompt for job, prompt in self._prompts.items() if job < first}
-            self.group.postpone(self.actors, Call(EngineActor.retract, first))  # some actors may have these jobs
+            # some actors may have these jobs
+            self.group.postpone(self.actors, Call(EngineActor.retract, first))
             raise
 
     def release(self, job: int) -> None:
@@ -170,9 +173,13 @@ class ClusterEngine(Engine):
             self.group.postpone([actor], Call(EngineActor.submit, job, plan.take(rows)))
 
     def _placed(self, log: JobLog, plan: Plan) -> list[int]:
-        """The actor of each row: that of its parent, and for fresh seeds those with the fewest rows for their batch."""
+        """The actor of each row: that of its parent, and for fresh seeds those with the fewest rows
+        for their batch."""
         kinds, parents = plan.rows.kind.tolist(), plan.rows.parent.tolist()
-        home = [None if kind == FRESH else log.actor[parent] for kind, parent in zip(kinds, parents, strict=True)]
+        home = [
+            None if kind == FRESH else log.actor[parent]
+            for kind, parent in zip(kinds, parents, strict=True)
+        ]
         loads = [sent + home.count(actor) for actor, sent in enumerate(self.sent)]
         placed = []
         for actor in home:
@@ -192,7 +199,8 @@ class ClusterEngine(Engine):
         return sum(len(log.open) for log in self._logs.values())
 
     def tick(self) -> list[Outcome]:
-        """The outcomes that are ready; waits for the first actor that has some, never for the slowest."""
+        """The outcomes that are ready; waits for the first actor that has some, never for the
+        slowest."""
         self._go_on()
         if self.pending() and self.group.busy:
             self.group.listen(1.0)
@@ -213,7 +221,9 @@ class ClusterEngine(Engine):
             self._cancel(actor, job)
         while any(part is None for part in self._cancelling[job].values()):
             self.group.listen(1.0)
-        return merged(job, [part for part in self._cancelling.pop(job).values() if part is not None])
+        return merged(
+            job, [part for part in self._cancelling.pop(job).values() if part is not None]
+        )
 
     def _cancel(self, actor: int, job: int) -> None:
         def cancelled(answer: tuple[list[Outcome], Outcome]) -> None:
@@ -224,14 +234,16 @@ class ClusterEngine(Engine):
 
         self.group.post(actor, Call(EngineActor.cancel, job), cancelled)
 
-    # --- rows on their way ----------------------------------------------------------------------------------------
+    # --- rows on their way ------------------------------------------------------------------------
 
     def _go_on(self) -> None:
         """Keep actors with rows at work."""
         for actor, sent in enumerate(self.sent):
             if sent:
                 completed = partial(self._completed, actor)
-                self.group.post_ahead(actor, Call(EngineActor.tick), completed, self._failures.append)
+                self.group.post_ahead(
+                    actor, Call(EngineActor.tick), completed, self._failures.append
+                )
 
     def _completed(self, actor: int, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
@@ -241,15 +253,23 @@ class ClusterEngine(Engine):
     def _rest(self, actor: int, outcome: Outcome, *, cancelled: bool = False) -> None:
         log = self._logs[outcome.job]
         part = log.plans[-1].take(np.array([log.row[uid] for uid in outcome.uids.tolist()], int))
-        self._credited += begun(part, outcome, self.grid) if cancelled else part.cost - outcome.unspent
+        self._credited += (
+            begun(part, outcome, self.grid) if cancelled else part.cost - outcome.unspent
+        )
         log.rest(outcome, cancelled=cancelled)
         self.sent[actor] -= len(part)
 
-    # --- an actor has died ----------------------------------------------------------------------------------------
+    # --- an actor has died ------------------------------------------------------------------------
 
     def _revived(self, actor: int) -> None:
         """Give a new actor the jobs of the dead one, and have it make its particles again."""
-        start = Call(EngineActor.start, dict(self._prompts), self._following, self._gradient, dict(self._weights))
+        start = Call(
+            EngineActor.start,
+            dict(self._prompts),
+            self._following,
+            self._gradient,
+            dict(self._weights),
+        )
         self.group.post(actor, start)
         remakes = [log.remake(job, actor) for job, log in self._logs.items()]
         if orders := [order for order in remakes if order is not None]:

@@ -1,7 +1,8 @@
-"""The plans of one job, and where its particles are: enough to make the particles of a dead actor again.
+"""The plans of one job, and where its particles are: enough to make the particles of a dead actor
+again.
 
-Noise is drawn by key, so that the same rows give the same latents on any device. A particle is made again by all of its
-rows, from its seed on, and by those of its ancestors.
+Noise is drawn by key, so that the same rows give the same latents on any device. A particle is made
+again by all of its rows, from its seed on, and by those of its ancestors.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class JobLog:
     """Where in the last plan the row of each particle is."""
 
     def begin(self, plan: Plan, actors: Sequence[int]) -> None:
-        """A new plan, with the actor of each row. All rows of the plan before are done, or cancelled."""
+        """A new plan, with the actor of each row. All rows of the plan before are done, or
+        cancelled."""
         if self.plans:
             before = self.plans[-1].rows
             self.gradients |= set(before.parent[before.kind == ASCEND].tolist())
@@ -79,19 +81,39 @@ class JobLog:
             plan = replace(plan, rows=plan.rows._replace(score=plan.rows.score & due))
             done = frozenset(plan.uid[~due].tolist())
             before = frozenset(plan.rows.parent[due & plan.paid & goes_on(plan.rows)].tolist())
-        earlier = [unscored(self.plans[i], rows, self.stops[i]) for i, rows in enumerate(parts) if rows]
-        return Remake(job, tuple(earlier), plan, done, frozenset(keep), before,
-                      frozenset(keep & self.cached), frozenset(self.gradients))  # fmt: skip
+        earlier = [
+            unscored(self.plans[i], rows, self.stops[i]) for i, rows in enumerate(parts) if rows
+        ]
+        return Remake(
+            job,
+            tuple(earlier),
+            plan,
+            done,
+            frozenset(keep),
+            before,
+            frozenset(keep & self.cached),
+            frozenset(self.gradients),
+        )
 
     def _needed(self, keep: Collection[int], again: Collection[int]) -> list[list[int]]:
-        """By plan, the rows that these particles take, traced from the last plan back to the first."""
+        """By plan, the rows that these particles take, traced from the last plan back to the
+        first."""
         wanted, parts = set(keep), []
         for at in reversed(range(len(self.plans))):
             plan, last = self.plans[at], at == len(self.plans) - 1
-            columns = plan.uid.tolist(), plan.rows.kind.tolist(), plan.rows.parent.tolist(), plan.near.tolist()
+            columns = (
+                plan.uid.tolist(),
+                plan.rows.kind.tolist(),
+                plan.rows.parent.tolist(),
+                plan.near.tolist(),
+            )
             rows, made, sources = [], set(), set()
             for i, (uid, kind, parent, near) in enumerate(zip(*columns, strict=True)):
-                if not (uid in again or (uid in wanted and uid not in self.open) if last else uid in wanted):
+                if not (
+                    uid in again or (uid in wanted and uid not in self.open)
+                    if last
+                    else uid in wanted
+                ):
                     continue
                 rows.append(i)
                 if kind != CONTINUE:
@@ -103,7 +125,13 @@ class JobLog:
 
 
 def unscored(plan: Plan, rows: Sequence[int], stops: dict[int, int]) -> Plan:
-    """Some rows of a plan without their scores, each to its end, or to where it was stopped before."""
+    """Some rows of a plan without their scores, each to its end, or to where it was stopped
+    before."""
     part = plan.take(np.asarray(rows, int))
-    stop = np.array([stops.get(uid, end) for uid, end in zip(part.uid.tolist(), part.rows.stop.tolist(), strict=True)])
+    stop = np.array(
+        [
+            stops.get(uid, end)
+            for uid, end in zip(part.uid.tolist(), part.rows.stop.tolist(), strict=True)
+        ]
+    )
     return replace(part, rows=part.rows._replace(score=np.zeros(len(part), bool), stop=stop))

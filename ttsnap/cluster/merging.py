@@ -19,7 +19,8 @@ from ttsnap.core.protocols import EngineLost, RunUsage
 
 
 def agreed(engines: Sequence[Description]) -> Description:
-    """What the engines of a cluster have in common, with the seconds of the slowest. ValueError where they differ."""
+    """What the engines of a cluster have in common, with the seconds of the slowest. ValueError
+    where they differ."""
     one = engines[0]
     for number, other in enumerate(engines):
         for name, mine, its in (
@@ -29,8 +30,10 @@ def agreed(engines: Sequence[Description]) -> Description:
             ("price", replace(one.price, seconds=None), replace(other.price, seconds=None)),
         ):
             if mine != its:
-                raise ValueError(f"the engines of the devices differ: the {name} of actor 0 are {mine}, those of actor "
-                                 f"{number} {its}; give all devices the same model and options")  # fmt: skip
+                raise ValueError(
+                    f"the engines of the devices differ: the {name} of actor 0 are {mine}, those of"
+                    f" actor {number} {its}; give all devices the same model and options"
+                )
     seconds = [d.price.seconds for d in engines if d.price.seconds is not None]
     price = replace(one.price, seconds=slowest(seconds) if seconds else None)
     return replace(one, price=price)
@@ -45,15 +48,22 @@ def slowest(rates: Sequence[Rates]) -> Rates:
 def averaged(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Seconds by phase, on average over actors that have any."""
     timed = [part for part in parts if part]
-    return {phase: sum(part[phase] for part in timed) / len(timed) for phase in (timed[0] if timed else ())}
+    return {
+        phase: sum(part[phase] for part in timed) / len(timed)
+        for phase in (timed[0] if timed else ())
+    }
 
 
 def begun(plan: Plan, cancelled: Outcome, grid: Grid) -> Cost:
     """The cost of rows of a plan that were cancelled before they were done."""
     nfe = grid.calls[cancelled.step] - grid.calls[plan.rows.start] + cancelled.cached - plan.paid
-    made = from_noise(plan.rows) & (np.zeros(len(plan), bool) if cancelled.begun is None else cancelled.begun)
+    made = from_noise(plan.rows) & (
+        np.zeros(len(plan), bool) if cancelled.begun is None else cancelled.begun
+    )
     drafts = int((plan.costs["draft_calls"] * made).sum()) if made.any() else 0
-    return cancelled.look_cost + Cost(int(np.clip(nfe, 0, plan.costs["nfe"]).sum()), draft_calls=drafts)
+    return cancelled.look_cost + Cost(
+        int(np.clip(nfe, 0, plan.costs["nfe"]).sum()), draft_calls=drafts
+    )
 
 
 def merged(job: int, parts: Sequence[Outcome]) -> Outcome:
@@ -94,7 +104,9 @@ class ClusterMeter:
         if not self.parts:
             return RunUsage()
         most = max(self.parts, key=lambda part: part["peak_memory_bytes"] or 0)
-        return RunUsage(**{**most, "energy_joules": _sum([part["energy_joules"] for part in self.parts])})
+        return RunUsage(
+            **{**most, "energy_joules": _sum([part["energy_joules"] for part in self.parts])}
+        )
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

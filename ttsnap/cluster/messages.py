@@ -1,4 +1,5 @@
-"""What the driver of a cluster sends an actor, and what comes back. Both travel between processes."""
+"""What the driver of a cluster sends an actor, and what comes back. Both travel between
+processes."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ class Call(Generic[AnswerT]):
     A method of the base class stands for that of the actor's own class.
     """
 
-    def __init__(self, method: Callable[Concatenate[Any, P], AnswerT], *args: P.args, **kwargs: P.kwargs) -> None:
+    def __init__(
+        self, method: Callable[Concatenate[Any, P], AnswerT], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
         self.name, self._args, self._kwargs = method.__name__, args, kwargs
 
     def on(self, actor: object) -> AnswerT:

@@ -46,7 +46,8 @@ class Stored(Decoded):
 
 
 def put_aside(turn: Turn) -> tuple[Turn, list[Tensor]]:
-    """Take the images out of an actor's answer. `located` puts in where they are, in the same order."""
+    """Take the images out of an actor's answer. `located` puts in where they are, in the same
+    order."""
     aside: list[Tensor] = []
 
     def stored(picture: Decoded) -> Decoded:

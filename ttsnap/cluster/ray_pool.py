@@ -1,4 +1,5 @@
-"""Actors as processes of Ray, on this machine or on a cluster, in a session that has begun (`connect`)."""
+"""Actors as processes of Ray, on this machine or on a cluster, in a session that has begun
+(`connect`)."""
 
 from __future__ import annotations
 
@@ -92,17 +93,19 @@ class Host:
 
 
 class Hosts:
-    """So many processes, on a GPU or a core of the CPU each. They end with this process, however it ends: nothing of
-    them is detached."""
+    """So many processes, on a GPU or a core of the CPU each. They end with this process, however it
+    ends: nothing of them is detached."""
 
     def __init__(self, actors: int, *, gpu: bool) -> None:
-        """ValueError where the cluster has fewer devices, as Ray would wait for more without a word, and where they do
-        not start."""
+        """ValueError where the cluster has fewer devices, as Ray would wait for more without a
+        word, and where they do not start."""
         has = ray.cluster_resources()
         for name in ("GPU", "CPU") if gpu else ("CPU",):  # GPUs are not overcommitted
             if actors > has.get(name, 0):
-                raise ValueError(f"{actors} actors need {actors} {name}s, and Ray has {has.get(name, 0):g}; ask "
-                                 "for fewer devices, or add machines to the cluster")  # fmt: skip
+                raise ValueError(
+                    f"{actors} actors need {actors} {name}s, and Ray has {has.get(name, 0):g}; ask "
+                    "for fewer devices, or add machines to the cluster"
+                )
         kind = ray.remote(Host).options(num_gpus=int(gpu), num_cpus=1, max_restarts=0)
 
         def make() -> ActorHandle[Host]:
@@ -115,7 +118,8 @@ class Hosts:
         self._wait()
 
     def _wait(self) -> None:
-        """Wait until all have begun, and say so: it takes seconds, and on a busy machine minutes."""
+        """Wait until all have begun, and say so: it takes seconds, and on a busy machine
+        minutes."""
         n = len(self.actors)
         print(f"starting {n} actors, each of which loads the model", flush=True, file=sys.stderr)
         begun: list[Any] = [actor.__ray_ready__.remote() for actor in self.actors]
@@ -123,8 +127,8 @@ class Hosts:
         if late:
             self.close()
             raise ValueError(
-                f"{late} of {n} actors did not start within {START_SECONDS:g} s; where other programs "
-                "keep the machine busy, end them or ask for fewer devices"
+                f"{late} of {n} actors did not start within {START_SECONDS:g} s; where other"
+                " programs keep the machine busy, end them or ask for fewer devices"
             )
 
     def restart(self, actor: int) -> None:
@@ -161,7 +165,9 @@ class RayPool:
 
     def send(self, actor: int, calls: Sequence[Call[Any]]) -> TurnTicket:
         # `take` returns the number: where it failed, this call fails too, and says why.
-        parts = cast("ObjectRefGenerator", self.actors[actor].turn.remote(self._taken[actor], tuple(calls)))
+        parts = cast(
+            "ObjectRefGenerator", self.actors[actor].turn.remote(self._taken[actor], tuple(calls))
+        )
         return TurnTicket(parts, parts.completed())
 
     def ready(self, tickets: Sequence[TurnTicket], seconds: float) -> list[TurnTicket]:
@@ -185,7 +191,8 @@ class RayPool:
             raise ActorDied(str(error).splitlines()[0]) from error
 
     def restart(self, actor: int) -> None:
-        if self.hosts.actors[actor] is self.actors[actor]:  # else another pool on these hosts has restarted it
+        # else another pool on these hosts has restarted it
+        if self.hosts.actors[actor] is self.actors[actor]:
             self.hosts.restart(actor)
         self.actors[actor] = self.hosts.actors[actor]
         self._taken[actor] = self._take(actor)

@@ -1,7 +1,7 @@
 """Recordings by several workers: actors with an engine each, which make units.
 
-Workers write images, so all machines must share the folder. Scores come back to this process, which writes them. The
-files are those of a single process, in whatever order units are finished.
+Workers write images, so all machines must share the folder. Scores come back to this process, which
+writes them. The files are those of a single process, in whatever order units are finished.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from ttsnap.request.request import EngineSpec
 
 
 class RecordingBuilder(Protocol):
-    """Makes an engine, and tells what a recording says of it (ttsnap.pipelines.engine_factory.EngineBuilder)."""
+    """Makes an engine, and tells what a recording says of it
+    (ttsnap.pipelines.engine_factory.EngineBuilder)."""
 
     @property
     def spec(self) -> EngineSpec: ...
@@ -71,8 +72,8 @@ class RecordingActor(Actor):
         """The engine, and what a recording says of it."""
         if not self.folder.is_dir():
             raise ValueError(
-                f"{self.folder} is no folder on the machine {os.uname().nodename}: work in one that all machines "
-                "of the cluster share"
+                f"{self.folder} is no folder on the machine {os.uname().nodename}: work in one that"
+                " all machines of the cluster share"
             )
         os.chdir(self.folder)
         return self.builder.recording()
@@ -87,23 +88,28 @@ def record(
     workers: int,
     progress_bar: bool = False,
 ) -> Recording:
-    """As `ttsnap.recordings.record.record`, by so many workers, in a session of Ray that has begun (`devices.connect`).
+    """As `ttsnap.recordings.record.record`, by so many workers, in a session of Ray that has begun
+    (`devices.connect`).
 
-    A worker that is lost costs the unit that it was at, which its successor makes again. A recording that is resumed
-    may have been begun with another number of workers, or with none. Raises ValueError, in addition to the reasons
-    of that function, where a unit costs several workers.
+    A worker that is lost costs the unit that it was at, which its successor makes again. A
+    recording that is resumed may have been begun with another number of workers, or with none.
+    Raises ValueError, in addition to the reasons of that function, where a unit costs several
+    workers.
     """
     gpu = on_gpus(builder.spec.model.device, workers)
     with closing(Hosts(workers, gpu=gpu)) as hosts:
         pool = RayPool(hosts, partial(RecordingActor, builder, Path.cwd()))
-        setup, making = recorded_by(pool, [Prompt.of(prompt) for prompt in prompts], folder.resolve(), options)
+        setup, making = recorded_by(
+            pool, [Prompt.of(prompt) for prompt in prompts], folder.resolve(), options
+        )
         return keep(setup, folder.resolve(), making, progress_bar=progress_bar)
 
 
 def recorded_by(
     pool: Pool, prompts: Sequence[Prompt], folder: Path, options: RecordOptions
 ) -> tuple[RecordingSetup, Making]:
-    """The recording that is to be made, and how workers make its units. ValueError where something does not fit."""
+    """The recording that is to be made, and how workers make its units. ValueError where something
+    does not fit."""
     at_work: dict[int, Unit] = {}
 
     def revived(actor: int) -> None:
@@ -149,8 +155,8 @@ def recorded_by(
             except EngineLost:
                 unit = at_work[max(at_work, key=group.deaths.__getitem__)]
                 raise ValueError(
-                    f"unit {unit.index} was begun {MOST_DEATHS} times, and each time the worker that had it was lost: "
-                    "killed, or out of memory. What is finished is kept"
+                    f"unit {unit.index} was begun {MOST_DEATHS} times, and each time the worker"
+                    " that had it was lost: killed, or out of memory. What is finished is kept"
                 ) from None
             while done:
                 unit, scores = done.popleft()
@@ -161,16 +167,21 @@ def recorded_by(
 
 
 def on_gpus(device: str, workers: int) -> bool:
-    """Whether each worker takes a GPU: where there are any, unless it is to run on the CPU; else it takes a core.
+    """Whether each worker takes a GPU: where there are any, unless it is to run on the CPU; else it
+    takes a core.
 
     ValueError where there are not enough for so many workers, and for the name of a single device.
     """
     if device not in ("auto", "cuda", "cpu"):
-        raise ValueError(f"every worker has a device of its own: give --device auto, cuda or cpu, got {device}")
+        raise ValueError(
+            f"every worker has a device of its own: give --device auto, cuda or cpu, got {device}"
+        )
     has = ray.cluster_resources()
     kind = "GPU" if device != "cpu" and has.get("GPU", 0) else "CPU"
     if device == "cuda" and kind == "CPU":
         raise ValueError("no GPU is there for --device cuda")
     if has.get(kind, 0) < workers:
-        raise ValueError(f"{workers} workers take a {kind} each, and there are {has.get(kind, 0):.0f}")
+        raise ValueError(
+            f"{workers} workers take a {kind} each, and there are {has.get(kind, 0):.0f}"
+        )
     return kind == "GPU"

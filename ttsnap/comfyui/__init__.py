@@ -1,1 +1,2 @@
-"""The door for ComfyUI: `nodes.py`, which ComfyUI alone imports, and what the nodes' inputs mean, without ComfyUI."""
+"""The door for ComfyUI: `nodes.py`, which ComfyUI alone imports, and what the nodes' inputs mean,
+without ComfyUI."""

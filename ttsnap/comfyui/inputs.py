@@ -1,5 +1,6 @@
-"""What the inputs of nodes mean, and what their outputs say, without ComfyUI. A workflow may be a stranger's: it names
-what is offered. Files, addresses and code are named by the operator alone, in a file beside the pack."""
+"""What the inputs of nodes mean, and what their outputs say, without ComfyUI. A workflow may be a
+stranger's: it names what is offered. Files, addresses and code are named by the operator alone, in
+a file beside the pack."""
 
 from __future__ import annotations
 
@@ -54,17 +55,23 @@ LINKED = {"TTSNAP_REWARD": tuple, "TTSNAP_BUDGET": Budget, "TTSNAP_DRAFTER": Gui
 
 
 def rewards_of(file: Path) -> dict[str, str]:
-    """Specs of rewards by the names that a workflow may give: OFFERED, and those of the operator's file, if there is
-    one: a JSON object of names and specs. ValueError for a damaged file, a name that is taken, and an unknown spec."""
-    own: dict[str, str] = check(str(file), read_object(file) if file.exists() else {}, dict[Word, str])
+    """Specs of rewards by the names that a workflow may give: OFFERED, and those of the operator's
+    file, if there is one: a JSON object of names and specs. ValueError for a damaged file, a name
+    that is taken, and an unknown spec."""
+    own: dict[str, str] = check(
+        str(file), read_object(file) if file.exists() else {}, dict[Word, str]
+    )
     if taken := REWARDS.keys() & own:
-        raise ValueError(f"{file}: there is a reward {min(taken)!r} already; offer yours by another name")
+        raise ValueError(
+            f"{file}: there is a reward {min(taken)!r} already; offer yours by another name"
+        )
     check_names([*own.values()])
     return {name: name for name in OFFERED} | own
 
 
 def checked(declared: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a node was given, held to the inputs that it declares: ComfyUI lets links, and some JSON, carry anything.
+    """What a node was given, held to the inputs that it declares: ComfyUI lets links, and some
+    JSON, carry anything.
 
     Optional ones without a value are left out. ValueError names the input.
     """
@@ -73,7 +80,8 @@ def checked(declared: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _checked(declared: Any, value: Any) -> Any:
-    name, kind = declared.id, str(declared.io_type)  # "*" itself says that it is not unlike any other
+    # "*" itself says that it is not unlike any other
+    name, kind = declared.id, str(declared.io_type)
     if kind == "COMBO" and not (isinstance(value, str) and value in declared.options):
         raise ValueError(unknown(name, value, declared.options))
     if kind == "STRING":
@@ -82,12 +90,15 @@ def _checked(declared: Any, value: Any) -> Any:
         number: type = int if kind == "INT" else float
         return check(name, value, Annotated[number, Interval(ge=declared.min, le=declared.max)])
     if kind != "COMBO" and (_is_data(value) or not isinstance(value, LINKED.get(kind, object))):
-        raise ValueError(f"{name} takes what another node made, and no text or number; got {short(value)}")
+        raise ValueError(
+            f"{name} takes what another node made, and no text or number; got {short(value)}"
+        )
     return value
 
 
 def _is_data(value: object) -> bool:
-    """Whether a workflow can write a value by itself: texts, numbers, and lists and mappings of these."""
+    """Whether a workflow can write a value by itself: texts, numbers, and lists and mappings of
+    these."""
     if isinstance(value, list | tuple | Mapping):
         return all(map(_is_data, value.values() if isinstance(value, Mapping) else value))
     return value is None or isinstance(value, str | bytes | Real)
@@ -97,26 +108,52 @@ class NodeReward(RewardModel):
     """The first number that a node of ComfyUI gives for an image. Its texts get the prompt."""
 
     def __init__(self, name: str, kind: Any, also: Any = None) -> None:
-        """kind: its class; None where there is none of that name. also: for the input that has no default."""
+        """kind: its class; None where there is none of that name. also: for the input that has no
+        default."""
         if kind is None:
-            raise ValueError(f"ComfyUI has no node {name[:100]!r}; give its title in the menu, or its class")
+            raise ValueError(
+                f"ComfyUI has no node {name[:100]!r}; give its title in the menu, or its class"
+            )
         takes: dict[str, Any] = kind.INPUT_TYPES().get("required", {})
-        self.name, self.kind, self.given = name, kind, {key: _default(*declared) for key, declared in takes.items()}
-        self.images, self.texts = ([key for key in takes if takes[key][0] == what] for what in ("IMAGE", "STRING"))
-        self.slots = [slot for slot, what in enumerate(kind.RETURN_TYPES) if what in ("FLOAT", "INT")]
-        lacks = [key for key, value in self.given.items() if value is None and key not in (*self.images, *self.texts)]
+        self.name, self.kind, self.given = (
+            name,
+            kind,
+            {key: _default(*declared) for key, declared in takes.items()},
+        )
+        self.images, self.texts = (
+            [key for key in takes if takes[key][0] == what] for what in ("IMAGE", "STRING")
+        )
+        self.slots = [
+            slot for slot, what in enumerate(kind.RETURN_TYPES) if what in ("FLOAT", "INT")
+        ]
+        lacks = [
+            key
+            for key, value in self.given.items()
+            if value is None and key not in (*self.images, *self.texts)
+        ]
         if len(self.images) != 1 or not self.slots or len(lacks) > (also is not None):
-            raise ValueError(f"{name} takes {', '.join(takes)} and gives {', '.join(map(str, kind.RETURN_TYPES))}; a "
-                             "reward takes one image, gives a number, and lacks nothing else but `also`")  # fmt: skip
+            raise ValueError(
+                f"{name} takes {', '.join(takes)} and gives"
+                f" {', '.join(map(str, kind.RETURN_TYPES))}; a reward takes one image, gives a"
+                " number, and lacks nothing else but `also`"
+            )
         self.given |= dict.fromkeys(lacks, also)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Scores:
         return [self._score(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
 
     def _score(self, image: Tensor, prompt: str) -> float:
-        given = {**self.given, **dict.fromkeys(self.texts, prompt), self.images[0]: image.movedim(0, -1)[None].cpu()}
+        given = {
+            **self.given,
+            **dict.fromkeys(self.texts, prompt),
+            self.images[0]: image.movedim(0, -1)[None].cpu(),
+        }
         made = getattr(self.kind(), self.kind.FUNCTION)(**given)
-        value = (made["result"] if isinstance(made, dict) else getattr(made, "result", made))[self.slots[0]]
+        value = (made["result"] if isinstance(made, dict) else getattr(made, "result", made))[
+            self.slots[0]
+        ]
         return float(value[0] if isinstance(value, list | tuple) else value)
 
 
@@ -127,37 +164,63 @@ def _default(what: Any, options: Any = None) -> Any:
 
 
 def search_by(
-    prompt: str, rewards: Sequence[Weighted], sampler: str, algorithm: str, options: str, budget: Budget | None,
-    seed: int, keep: int, batch_size: int,
-) -> Prepared:  # fmt: skip
+    prompt: str,
+    rewards: Sequence[Weighted],
+    sampler: str,
+    algorithm: str,
+    options: str,
+    budget: Budget | None,
+    seed: int,
+    keep: int,
+    batch_size: int,
+) -> Prepared:
     """The search that a node asks for. Its utility is the weighted sum of the rewards.
 
-    options: of the algorithm, a JSON object or nothing. batch_size: 0 for any. ValueError for options that the
-    algorithm does not have, and for a sampler of ComfyUI where it needs one that draws noise or has a path.
+    options: of the algorithm, a JSON object or nothing. batch_size: 0 for any. ValueError for
+    options that the algorithm does not have, and for a sampler of ComfyUI where it needs one that
+    draws noise or has a path.
     """
     given = parse_object(options, "options") if options.strip() else {}
     search = search_of({**given, "name": algorithm} if given else algorithm, {}, most=10_000)
     if sampler not in KERNELS and (kernel := kernel_for(search)) != "pipeline":
-        raise ValueError(f"{algorithm} branches candidates, or takes them back, which the sampler {sampler} cannot do; "
-                         f"choose the sampler 'ttsnap: {kernel}'")  # fmt: skip
-    how, batches = SamplerOptions(KERNELS.get(sampler, "pipeline")), EngineOptions(batch_size=batch_size or None)
+        raise ValueError(
+            f"{algorithm} branches candidates, or takes them back, which the sampler {sampler}"
+            f" cannot do; choose the sampler 'ttsnap: {kernel}'"
+        )
+    how, batches = (
+        SamplerOptions(KERNELS.get(sampler, "pipeline")),
+        EngineOptions(batch_size=batch_size or None),
+    )
     spec = EngineSpec(ModelOptions("ComfyUI"), tuple(each.reward for each in rewards), how, batches)
     weights = [each.weight for each in rewards]
     asked = SearchRequest(
-        (Prompt(prompt),), spec, search, budget or USUAL, seed, keep, selection=SelectionOptions(utility=weights)
+        (Prompt(prompt),),
+        spec,
+        search,
+        budget or USUAL,
+        seed,
+        keep,
+        selection=SelectionOptions(utility=weights),
     )
     return prepare(asked, ModelDefaults())
 
 
 def frames(images: Sequence[Candidate]) -> Tensor:
-    """Images (K, H, W, 3), best first, or the frames of videos in a row, as ComfyUI decodes them."""
-    return torch.cat([image.pixels.movedim(-3, -1).reshape(-1, *image.pixels.shape[-2:], 3) for image in images])
+    """Images (K, H, W, 3), best first, or the frames of videos in a row, as ComfyUI decodes
+    them."""
+    return torch.cat(
+        [image.pixels.movedim(-3, -1).reshape(-1, *image.pixels.shape[-2:], 3) for image in images]
+    )
 
 
 def reported(result: Result, search: str, again: str | None) -> str:
-    """What a search found and spent, in lines. again: how stock nodes make an image of a SEED, if they do."""
+    """What a search found and spent, in lines. again: how stock nodes make an image of a SEED, if
+    they do."""
     images = enumerate(result.images, 1)
-    lines = [search, *(f"{rank}. seed {each.seed}: {_said(each.reward, each.scores)}" for rank, each in images)]
+    lines = [
+        search,
+        *(f"{rank}. seed {each.seed}: {_said(each.reward, each.scores)}" for rank, each in images),
+    ]
     if result.images and again and result.particles.parent[result.best.uid] < 0:
         lines.append(again.replace("SEED", str(result.best.seed)))
     return "\n".join([*lines, f"spent {result.spent}", *result.warnings])
@@ -168,12 +231,15 @@ STOCK = "KSampler with seed SEED and otherwise the same inputs makes image 1 aga
 
 
 def of_draft(drafter: GuiderDrafter, steps: int, begin: int) -> str | None:
-    """How stock nodes make an image from the draft of a SEED, at step `begin` of so many; None where they do not."""
+    """How stock nodes make an image from the draft of a SEED, at step `begin` of so many; None
+    where they do not."""
     if not begin or (drafter.calls, drafter.first_time) != (1, 1.0):
         return None
-    return (f"KSampler (Advanced) with noise_seed SEED, {steps} steps, start_at_step {begin} and otherwise the same "
-            "inputs makes image 1 again, from the latent that KSampler makes with the drafter's model and cfg, seed "
-            "SEED, 1 step, euler, simple")  # fmt: skip
+    return (
+        f"KSampler (Advanced) with noise_seed SEED, {steps} steps, start_at_step {begin} and"
+        " otherwise the same inputs makes image 1 again, from the latent that KSampler makes with"
+        " the drafter's model and cfg, seed SEED, 1 step, euler, simple"
+    )
 
 
 def _said(value: float, scores: Mapping[str, float]) -> str:
@@ -181,7 +247,8 @@ def _said(value: float, scores: Mapping[str, float]) -> str:
 
 
 def values_of(images: Tensor, prompt: str, rewards: Sequence[Weighted]) -> tuple[list[float], str]:
-    """The weighted sums of images (N, H, W, 3), and lines that say all scores. ValueError where a reward fails."""
+    """The weighted sums of images (N, H, W, 3), and lines that say all scores. ValueError where a
+    reward fails."""
     pictures, texts, columns = images[..., :3].movedim(-1, -3).float(), [prompt] * len(images), []
     for reward, _ in rewards:
         reward.check([prompt])

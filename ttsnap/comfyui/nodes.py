@@ -1,5 +1,6 @@
 # mypy: allow-subclassing-any
-"""Nodes for ComfyUI, which alone imports this file. Each is a function of its inputs, under what it takes and gives."""
+"""Nodes for ComfyUI, which alone imports this file. Each is a function of its inputs, under what it
+takes and gives."""
 
 from __future__ import annotations
 
@@ -30,10 +31,26 @@ from ttsnap.results.live_grid import LiveGrid
 from ttsnap.reward_models.registry import make_reward
 
 REWARD, BUDGET, DRAFTER = map(io.Custom, LINKED)
-KINDS = {"MODEL": io.Model, "CONDITIONING": io.Conditioning, "LATENT": io.Latent, "INT": io.Int, "FLOAT": io.Float}
-SAMPLERS = [*(name for name in comfy.samplers.KSampler.SAMPLERS if name != "dpm_adaptive"), *KERNELS]
-WEIGHT = io.Float.Input("weight", default=1.0, min=-1000.0, max=1000.0, step=0.1, round=0.001,
-                        tooltip="What its scores are multiplied by; below 0 where they should be low.")  # fmt: skip
+KINDS = {
+    "MODEL": io.Model,
+    "CONDITIONING": io.Conditioning,
+    "LATENT": io.Latent,
+    "INT": io.Int,
+    "FLOAT": io.Float,
+}
+SAMPLERS = [
+    *(name for name in comfy.samplers.KSampler.SAMPLERS if name != "dpm_adaptive"),
+    *KERNELS,
+]
+WEIGHT = io.Float.Input(
+    "weight",
+    default=1.0,
+    min=-1000.0,
+    max=1000.0,
+    step=0.1,
+    round=0.001,
+    tooltip="What its scores are multiplied by; below 0 where they should be low.",
+)
 MORE = REWARD.Input("more", optional=True, tooltip="Further rewards, whose scores are added.")
 RETURN = "return the best so far"
 SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")
@@ -75,10 +92,16 @@ class NodeProgress:
 
     def __init__(self, selection: Selection, *, returns: bool) -> None:
         self.returns, self.cancelled = returns, False
-        self.bar, self.pictures, self.spent, self.planned = ProgressBar(1), LiveGrid(selection), 0.0, 0.0
+        self.bar, self.pictures, self.spent, self.planned = (
+            ProgressBar(1),
+            LiveGrid(selection),
+            0.0,
+            0.0,
+        )
 
     def listen(self, event: Event, cap: Budget) -> None:
-        """Counts evaluations of the budget's cap; where there is none, its seconds, or evaluations of all moves."""
+        """Counts evaluations of the budget's cap; where there is none, its seconds, or evaluations
+        of all moves."""
         self.spent += event.nfe * (event.kind == "tick")
         self.planned += event.nfe * (event.kind == "move")
         picture, done = self.pictures.take(event), (self.spent, cap.nfe or max(self.planned, 1))
@@ -98,46 +121,118 @@ class NodeProgress:
         return self.cancelled
 
 
-@node("Search Sampler", "KSampler for the seeds from this one on: rewards say which to finish; best first.", lambda: [
-    *of_ksampler("model", "positive", "negative", "latent_image"),
-    io.Vae.Input("vae", tooltip="Decodes what rewards look at."),
-    REWARD.Input("reward", tooltip="What scores images."),
-    BUDGET.Input("budget", optional=True, tooltip=f"How much to spend. Without it, what {USUAL.images:g} images take."),
-    DRAFTER.Input("drafter", optional=True, tooltip="A fast model that says which seeds are worth denoising."),
-    io.String.Input("prompt", multiline=True, tooltip="The text that rewards read. The model does not."),
-    *of_ksampler("seed", "steps", "cfg"),
-    io.Combo.Input("sampler_name", SAMPLERS, tooltip="As in KSampler, or a sampler of ttsnap, for algorithms that make "
-                   "several candidates of one in mid-course."),
-    io.Combo.Input("scheduler", comfy.samplers.KSampler.SCHEDULERS, tooltip="As in KSampler."),
-    *of_ksampler("denoise"),
-    io.Combo.Input("algorithm", list(OFFERED), default=SearchFields.search, tooltip="How the budget is spent. "
-                   "seed-pruning begins many seeds, and finishes those that rewards like early."),
-    io.Int.Input("keep", default=1, min=1, max=64, tooltip="How many images come out, best first."),
-    io.String.Input("options", optional=True, default="", placeholder='{"n": 20}',
-                    tooltip="Options of the algorithm as JSON, as `ttsnap algorithms` lists them."),
-    io.Int.Input("batch_size", optional=True, default=0, min=0, max=256,
-                 tooltip="Most candidates in one call of the model; 0 for as many as memory allows."),
-    io.Combo.Input("previews", ["vae", "previewer"], optional=True,
-                   tooltip="What decodes unfinished images for rewards: the VAE, or ComfyUI's fast previewer."),
-    io.Combo.Input("on_cancel", ["stop", RETURN], optional=True,
-                   tooltip="When you cancel: stop everything, or go on with the best images found so far."),
-],
-    io.Latent.Output(display_name="latent"), io.Image.Output(display_name="images"),
+@node(
+    "Search Sampler",
+    "KSampler for the seeds from this one on: rewards say which to finish; best first.",
+    lambda: [
+        *of_ksampler("model", "positive", "negative", "latent_image"),
+        io.Vae.Input("vae", tooltip="Decodes what rewards look at."),
+        REWARD.Input("reward", tooltip="What scores images."),
+        BUDGET.Input(
+            "budget",
+            optional=True,
+            tooltip=f"How much to spend. Without it, what {USUAL.images:g} images take.",
+        ),
+        DRAFTER.Input(
+            "drafter",
+            optional=True,
+            tooltip="A fast model that says which seeds are worth denoising.",
+        ),
+        io.String.Input(
+            "prompt", multiline=True, tooltip="The text that rewards read. The model does not."
+        ),
+        *of_ksampler("seed", "steps", "cfg"),
+        io.Combo.Input(
+            "sampler_name",
+            SAMPLERS,
+            tooltip=(
+                "As in KSampler, or a sampler of ttsnap, for algorithms that make "
+                "several candidates of one in mid-course."
+            ),
+        ),
+        io.Combo.Input("scheduler", comfy.samplers.KSampler.SCHEDULERS, tooltip="As in KSampler."),
+        *of_ksampler("denoise"),
+        io.Combo.Input(
+            "algorithm",
+            list(OFFERED),
+            default=SearchFields.search,
+            tooltip=(
+                "How the budget is spent. "
+                "seed-pruning begins many seeds, and finishes those that rewards like early."
+            ),
+        ),
+        io.Int.Input(
+            "keep", default=1, min=1, max=64, tooltip="How many images come out, best first."
+        ),
+        io.String.Input(
+            "options",
+            optional=True,
+            default="",
+            placeholder='{"n": 20}',
+            tooltip="Options of the algorithm as JSON, as `ttsnap algorithms` lists them.",
+        ),
+        io.Int.Input(
+            "batch_size",
+            optional=True,
+            default=0,
+            min=0,
+            max=256,
+            tooltip="Most candidates in one call of the model; 0 for as many as memory allows.",
+        ),
+        io.Combo.Input(
+            "previews",
+            ["vae", "previewer"],
+            optional=True,
+            tooltip=(
+                "What decodes unfinished images for rewards: the VAE, or ComfyUI's fast previewer."
+            ),
+        ),
+        io.Combo.Input(
+            "on_cancel",
+            ["stop", RETURN],
+            optional=True,
+            tooltip="When you cancel: stop everything, or go on with the best images found so far.",
+        ),
+    ],
+    io.Latent.Output(display_name="latent"),
+    io.Image.Output(display_name="images"),
     io.Int.Output(display_name="seeds", is_output_list=True),
     io.Float.Output(display_name="scores", is_output_list=True),
-    io.String.Output(display_name="report", tooltip="What was found and spent."))  # fmt: skip
+    io.String.Output(display_name="report", tooltip="What was found and spent."),
+)
 def search_sampler(
-    model: Any, positive: Any, negative: Any, latent_image: dict[str, Any], vae: Any, reward: tuple[Weighted, ...],
-    prompt: str, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, denoise: float, algorithm: str,
-    keep: int, budget: Budget | None = None, drafter: GuiderDrafter | None = None, options: str = "",
-    batch_size: int = 0, previews: str = "vae", on_cancel: str = "stop",
-) -> Sequence[Any]:  # fmt: skip
+    model: Any,
+    positive: Any,
+    negative: Any,
+    latent_image: dict[str, Any],
+    vae: Any,
+    reward: tuple[Weighted, ...],
+    prompt: str,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    denoise: float,
+    algorithm: str,
+    keep: int,
+    budget: Budget | None = None,
+    drafter: GuiderDrafter | None = None,
+    options: str = "",
+    batch_size: int = 0,
+    previews: str = "vae",
+    on_cancel: str = "stop",
+) -> Sequence[Any]:
     """Search as KSampler would sample: its latent, noise, sigmas, and mask."""
-    request = inputs.search_by(prompt, reward, sampler_name, algorithm, options, budget, seed, keep, batch_size)
+    request = inputs.search_by(
+        prompt, reward, sampler_name, algorithm, options, budget, seed, keep, batch_size
+    )
     name = "euler" if sampler_name in KERNELS else sampler_name
 
     def sigmas(of: int) -> Tensor:
-        how = comfy.samplers.KSampler(model, of, model.load_device, name, scheduler, denoise, model.model_options)
+        how = comfy.samplers.KSampler(
+            model, of, model.load_device, name, scheduler, denoise, model.model_options
+        )
         return how.sigmas  # type: ignore[no-any-return]
 
     sizes = {key: latent_image[key] for key in SIZES if key in latent_image}
@@ -145,7 +240,10 @@ def search_sampler(
     fast, kind = previews == "previewer", model.model.latent_format
     previewer = latent_preview.get_previewer(model.load_device, kind) if fast else None
     if fast and previewer is None:
-        raise ValueError("ComfyUI has no previewer for this model; start it with --preview-method auto, or choose vae")
+        raise ValueError(
+            "ComfyUI has no previewer for this model; start it with --preview-method auto, or"
+            " choose vae"
+        )
 
     def guider(of: Any, scale: float) -> Any:
         made = comfy.samplers.CFGGuider(of)
@@ -157,78 +255,199 @@ def search_sampler(
     again: str | None = inputs.STOCK
     if drafter and drafter.finish:
         whole, rest = finishing_sigmas(drafter.finish, sigmas, steps, model.model)
-        again = inputs.of_draft(drafter, whole, len(sigmas(whole)) - len(rest)) if denoise == 1 else None
-    drafts = drafter and drafter._replace(guider=guider(drafter.guider.model_patcher, drafter.guider.cfg))
+        again = (
+            inputs.of_draft(drafter, whole, len(sigmas(whole)) - len(rest))
+            if denoise == 1
+            else None
+        )
+    drafts = drafter and drafter._replace(
+        guider=guider(drafter.guider.model_patcher, drafter.guider.cfg)
+    )
     progress = NodeProgress(request.selection, returns=on_cancel == RETURN)
     result, latents = LatentSearch(
-        request, guider(model, cfg), comfy.samplers.sampler_object(name), sigmas(steps), latent, vae,
-        latent_image.get("noise_mask"), drafts, rest, previewer,
-    ).run(progress.listen, progress.should_stop if progress.returns else None)  # fmt: skip
-    known = {key: value for key, value in latent_image.items() if key not in ("batch_index", *SIZES)}
+        request,
+        guider(model, cfg),
+        comfy.samplers.sampler_object(name),
+        sigmas(steps),
+        latent,
+        vae,
+        latent_image.get("noise_mask"),
+        drafts,
+        rest,
+        previewer,
+    ).run(progress.listen, progress.should_stop if progress.returns else None)
+    known = {
+        key: value for key, value in latent_image.items() if key not in ("batch_index", *SIZES)
+    }
     stock = sampler_name not in KERNELS and "batch_index" not in latent_image
     report = inputs.reported(result, f"{algorithm} {options}".strip(), again if stock else None)
-    seeds, scores = [image.seed for image in result.images], [image.reward for image in result.images]
+    seeds, scores = (
+        [image.seed for image in result.images],
+        [image.reward for image in result.images],
+    )
     return {**known, "samples": latents}, inputs.frames(result.images), seeds, scores, report
 
 
-@node("Reward by Node", "Scores images by any node that takes one image, and gives a number.", lambda: [
-    io.String.Input("node", default="", tooltip="Its title in the menu, or its class. Its texts get the prompt, and "
-                    "what has a default keeps that."),
-    io.AnyType.Input("also", optional=True, tooltip="What else it takes, such as a model from its loader."),
-    WEIGHT,
-    MORE,
-], REWARD.Output(display_name="reward"))  # fmt: skip
-def reward_by_node(node: str, weight: float, also: Any = None, more: tuple[Weighted, ...] = ()) -> Sequence[Any]:
+@node(
+    "Reward by Node",
+    "Scores images by any node that takes one image, and gives a number.",
+    lambda: [
+        io.String.Input(
+            "node",
+            default="",
+            tooltip=(
+                "Its title in the menu, or its class. Its texts get the prompt, and "
+                "what has a default keeps that."
+            ),
+        ),
+        io.AnyType.Input(
+            "also", optional=True, tooltip="What else it takes, such as a model from its loader."
+        ),
+        WEIGHT,
+        MORE,
+    ],
+    REWARD.Output(display_name="reward"),
+)
+def reward_by_node(
+    node: str, weight: float, also: Any = None, more: tuple[Weighted, ...] = ()
+) -> Sequence[Any]:
     titles = {title: key for key, title in nodes.NODE_DISPLAY_NAME_MAPPINGS.items()}
-    return [(*more, Weighted(NodeReward(node, nodes.NODE_CLASS_MAPPINGS.get(titles.get(node, node)), also), weight))]
+    return [
+        (
+            *more,
+            Weighted(
+                NodeReward(node, nodes.NODE_CLASS_MAPPINGS.get(titles.get(node, node)), also),
+                weight,
+            ),
+        )
+    ]
 
 
-@node("Budget", "How much a search may spend. The first cap that is met ends it; 0 is no cap.", lambda: [
-    io.Float.Input("images", default=USUAL.images, min=0.0, max=10000.0, step=1.0, round=0.01,
-                   tooltip="Evaluations of the model, as many as so many images take."),
-    io.Int.Input("evaluations", default=0, min=0, max=10**9, tooltip="Evaluations of the model."),
-    io.Int.Input("decodes", default=0, min=0, max=10**9, tooltip="Images decoded by the VAE."),
-    io.Float.Input("seconds", default=0.0, min=0.0, max=1e6, step=1.0, round=0.1, tooltip="Of the search."),
-], BUDGET.Output(display_name="budget"))  # fmt: skip
+@node(
+    "Budget",
+    "How much a search may spend. The first cap that is met ends it; 0 is no cap.",
+    lambda: [
+        io.Float.Input(
+            "images",
+            default=USUAL.images,
+            min=0.0,
+            max=10000.0,
+            step=1.0,
+            round=0.01,
+            tooltip="Evaluations of the model, as many as so many images take.",
+        ),
+        io.Int.Input(
+            "evaluations", default=0, min=0, max=10**9, tooltip="Evaluations of the model."
+        ),
+        io.Int.Input("decodes", default=0, min=0, max=10**9, tooltip="Images decoded by the VAE."),
+        io.Float.Input(
+            "seconds", default=0.0, min=0.0, max=1e6, step=1.0, round=0.1, tooltip="Of the search."
+        ),
+    ],
+    BUDGET.Output(display_name="budget"),
+)
 def search_budget(images: float, evaluations: int, decodes: int, seconds: float) -> Sequence[Any]:
-    return [Budget(nfe=evaluations or None, decodes=decodes or None, images=images or None, seconds=seconds or None)]
+    return [
+        Budget(
+            nfe=evaluations or None,
+            decodes=decodes or None,
+            images=images or None,
+            seconds=seconds or None,
+        )
+    ]
 
 
-@node("Drafter", "Guesses finished images fast: seeds are chosen by these, or denoised from them.", lambda: [
-    io.Model.Input("model", tooltip="The sampler's model with a distilled LoRA, a smaller model, or the same."),
-    io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="1 is fastest."),
-    io.Int.Input("calls", default=1, min=1, max=64, tooltip="Calls of the model for one guess."),
-    io.Float.Input("first_time", default=1.0, min=0.01, max=1.0, step=0.01, tooltip="The noise that it is told of "
-                   "first, as a share of the true one: 1, or 0.87 for the sampler's own model."),
-    io.Float.Input("finish", default=0.0, min=0.0, max=1.0, step=0.05, round=0.001, optional=True, tooltip="The noise "
-                   "level from which the guess is denoised, as in image-to-image; 0: a guess only ranks its seed."),
-    io.Int.Input("finish_steps", default=0, min=0, max=1000, optional=True,
-                 tooltip="The steps from there; 0: those that are left of the sampler's."),
-], DRAFTER.Output(display_name="drafter"))  # fmt: skip
+@node(
+    "Drafter",
+    "Guesses finished images fast: seeds are chosen by these, or denoised from them.",
+    lambda: [
+        io.Model.Input(
+            "model",
+            tooltip="The sampler's model with a distilled LoRA, a smaller model, or the same.",
+        ),
+        io.Float.Input(
+            "cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="1 is fastest."
+        ),
+        io.Int.Input(
+            "calls", default=1, min=1, max=64, tooltip="Calls of the model for one guess."
+        ),
+        io.Float.Input(
+            "first_time",
+            default=1.0,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            tooltip=(
+                "The noise that it is told of "
+                "first, as a share of the true one: 1, or 0.87 for the sampler's own model."
+            ),
+        ),
+        io.Float.Input(
+            "finish",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            round=0.001,
+            optional=True,
+            tooltip=(
+                "The noise level from which the guess is denoised, as in image-to-image; 0: a guess"
+                " only ranks its seed."
+            ),
+        ),
+        io.Int.Input(
+            "finish_steps",
+            default=0,
+            min=0,
+            max=1000,
+            optional=True,
+            tooltip="The steps from there; 0: those that are left of the sampler's.",
+        ),
+    ],
+    DRAFTER.Output(display_name="drafter"),
+)
 def search_drafter(
-    model: Any, cfg: float, calls: int, first_time: float, finish: float = 0.0, finish_steps: int = 0
+    model: Any,
+    cfg: float,
+    calls: int,
+    first_time: float,
+    finish: float = 0.0,
+    finish_steps: int = 0,
 ) -> Any:
     if finish_steps and not finish:
         raise ValueError(
-            f"finish_steps {finish_steps} are the steps from the noise level finish, which is 0; set "
-            "it, as finish 0.4, or finish_steps to 0"
+            f"finish_steps {finish_steps} are the steps from the noise level finish, which is 0;"
+            " set it, as finish 0.4, or finish_steps to 0"
         )
     guider = comfy.samplers.CFGGuider(model.clone())
     guider.set_cfg(cfg)
-    return [GuiderDrafter(guider, calls, first_time, Finish(finish, finish_steps or None) if finish else None)]
+    return [
+        GuiderDrafter(
+            guider, calls, first_time, Finish(finish, finish_steps or None) if finish else None
+        )
+    ]
 
 
-@node("Pick Best", "Takes those of several images that rewards like best.", lambda: [
-    io.Image.Input("images", tooltip="A batch of images."),
-    io.Latent.Input("latent", optional=True, tooltip="Their latents."),
-    REWARD.Input("reward", tooltip="What scores them."),
-    io.String.Input("prompt", multiline=True, tooltip="The text that rewards read."),
-    io.Int.Input("keep", default=1, min=1, max=4096, tooltip="How many to take, best first."),
-],
-    io.Latent.Output(display_name="latent"), io.Image.Output(display_name="images"),
-    io.Float.Output(display_name="scores", is_output_list=True, tooltip="Of the images that are taken."),
-    io.String.Output(display_name="report", tooltip="All scores, to read."))  # fmt: skip
-def pick_best(images: Tensor, reward: tuple[Weighted, ...], prompt: str, keep: int, latent: Any = None) -> Any:
+@node(
+    "Pick Best",
+    "Takes those of several images that rewards like best.",
+    lambda: [
+        io.Image.Input("images", tooltip="A batch of images."),
+        io.Latent.Input("latent", optional=True, tooltip="Their latents."),
+        REWARD.Input("reward", tooltip="What scores them."),
+        io.String.Input("prompt", multiline=True, tooltip="The text that rewards read."),
+        io.Int.Input("keep", default=1, min=1, max=4096, tooltip="How many to take, best first."),
+    ],
+    io.Latent.Output(display_name="latent"),
+    io.Image.Output(display_name="images"),
+    io.Float.Output(
+        display_name="scores", is_output_list=True, tooltip="Of the images that are taken."
+    ),
+    io.String.Output(display_name="report", tooltip="All scores, to read."),
+)
+def pick_best(
+    images: Tensor, reward: tuple[Weighted, ...], prompt: str, keep: int, latent: Any = None
+) -> Any:
     scores, report = inputs.values_of(images, prompt, reward)
     best = sorted(range(len(scores)), key=lambda i: -scores[i])[:keep]
     if latent is not None:
@@ -243,13 +462,24 @@ def nodes_of(rewards: Path) -> list[type[io.ComfyNode]]:
     """All nodes. rewards: the operator's file, as of `inputs.rewards_of`."""
     specs = inputs.rewards_of(rewards)
 
-    @node("Reward", "What scores images. Connect several in a chain for their weighted sum.", lambda: [
-        io.Combo.Input("name", [*specs], default="pickscore", tooltip="Its weights are downloaded once."),
-        WEIGHT,
-        io.Combo.Input("device", ["auto", "cpu"], tooltip="Where it runs: where models do, or on the CPU."),
-        MORE,
-    ], REWARD.Output(display_name="reward"))  # fmt: skip
-    def reward(name: str, weight: float, device: str, more: tuple[Weighted, ...] = ()) -> Sequence[Any]:
+    @node(
+        "Reward",
+        "What scores images. Connect several in a chain for their weighted sum.",
+        lambda: [
+            io.Combo.Input(
+                "name", [*specs], default="pickscore", tooltip="Its weights are downloaded once."
+            ),
+            WEIGHT,
+            io.Combo.Input(
+                "device", ["auto", "cpu"], tooltip="Where it runs: where models do, or on the CPU."
+            ),
+            MORE,
+        ],
+        REWARD.Output(display_name="reward"),
+    )
+    def reward(
+        name: str, weight: float, device: str, more: tuple[Weighted, ...] = ()
+    ) -> Sequence[Any]:
         place = "cpu" if device == "cpu" else model_management.get_torch_device()
         return [(*more, Weighted(make_reward(specs[name], device=place), weight))]
 

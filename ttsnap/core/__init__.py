@@ -1,4 +1,5 @@
-"""The central types, and what follows from them without a model: grids, particles, moves, costs and prices.
+"""The central types, and what follows from them without a model: grids, particles, moves, costs and
+prices.
 
 It imports numpy and nothing else of ttsnap.
 """

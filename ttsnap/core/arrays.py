@@ -1,4 +1,5 @@
-"""Names for the numpy arrays that every room passes around, and indexing that also works on stacks of searches."""
+"""Names for the numpy arrays that every room passes around, and indexing that also works on stacks
+of searches."""
 
 from __future__ import annotations
 

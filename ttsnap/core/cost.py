@@ -1,6 +1,7 @@
 """The kinds of cost that everything is counted in: the fields of `PerKind`, one line each.
 
-Adding, pricing, capping, printing and recording a kind follow from its line; left to write is where it is charged.
+Adding, pricing, capping, printing and recording a kind follow from its line; left to write is where
+it is charged.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class CostKind:
     summed: bool
     """Whether results say how many there were, and not only what they took."""
     newer: bool
-    """Whether files were written before it was known. Results and prices then leave it out, too, where it is 0."""
+    """Whether files were written before it was known. Results and prices then leave it out, too,
+    where it is 0."""
 
     @property
     def one(self) -> str:
@@ -46,49 +48,70 @@ class CostKind:
         return self.name.removesuffix("s")
 
 
-def kind(phase: Phase, label: str, unit: str, *, rare: bool = False, summed: bool = True, newer: bool = False) -> Any:
-    """A line of the table below (`CostKind`). Like dataclasses.field, it may stand where a field of any type does."""
-    metadata = {"phase": phase, "label": label, "unit": unit, "rare": rare, "summed": summed, "newer": newer}
+def kind(
+    phase: Phase,
+    label: str,
+    unit: str,
+    *,
+    rare: bool = False,
+    summed: bool = True,
+    newer: bool = False,
+) -> Any:
+    """A line of the table below (`CostKind`). Like dataclasses.field, it may stand where a field of
+    any type does."""
+    metadata = {
+        "phase": phase,
+        "label": label,
+        "unit": unit,
+        "rare": rare,
+        "summed": summed,
+        "newer": newer,
+    }
     return field(metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class PerKind(Generic[N]):
-    """One value for each kind of cost; a subclass says of what type, and which value `unset` kinds have."""
+    """One value for each kind of cost; a subclass says of what type, and which value `unset` kinds
+    have."""
 
     nfe: N = kind("denoise", "NFE", "nfe")
-    """Guided evaluations of the denoiser for one particle: two forward passes with classifier-free guidance
-    (`Price.passes_per_nfe`)."""
+    """Guided evaluations of the denoiser for one particle: two forward passes with classifier-free
+    guidance (`Price.passes_per_nfe`)."""
     decodes: N = kind("decode", "decodes", "decodes")
     """Latents decoded to pixels."""
     reward_calls: N = kind("reward", "reward calls", "rewards")
-    """Images scored, once per reward. Of a video: each frame that a reward of images sees, or the whole for a reward of
-    videos."""
+    """Images scored, once per reward. Of a video: each frame that a reward of images sees, or the
+    whole for a reward of videos."""
     previews: N = kind("decode", "previews", "previews", rare=True)
     """Unfinished estimates decoded by a cheap preview VAE, in place of a decode."""
     gradients: N = kind("gradient", "gradients", "gradients", rare=True)
-    """Backward passes through a decode and its rewards. The forward halves are decodes and reward calls."""
+    """Backward passes through a decode and its rewards. The forward halves are decodes and reward
+    calls."""
     backwards: N = kind("gradient", "backward passes", "backwards", rare=True, summed=False)
     """Backward passes through an evaluation of the denoiser. The forward halves are evaluations."""
     draft_calls: N = kind("denoise", "draft calls", "draftcalls", rare=True, newer=True)
-    """Calls of a drafter for one particle, of `Price.passes_per_draft` forward passes each. A cap in NFE holds them as
-    well, by their share of an evaluation's passes."""
+    """Calls of a drafter for one particle, of `Price.passes_per_draft` forward passes each. A cap
+    in NFE holds them as well, by their share of an evaluation's passes."""
     tokens: N = kind("reward", "tokens", "tokens", rare=True, newer=True)
-    """Tokens of language models behind an API that rewards ask. A plan is charged the most that they may be
-    (`Price.tokens`); the rest is refunded with the scores."""
+    """Tokens of language models behind an API that rewards ask. A plan is charged the most that
+    they may be (`Price.tokens`); the rest is refunded with the scores."""
 
     features: N = kind("reward", "images described", "features", rare=True, newer=True)
-    """Images, of estimates or finished, of which features were taken, by which a search keeps images that differ."""
+    """Images, of estimates or finished, of which features were taken, by which a search keeps
+    images that differ."""
     base_calls: N = kind("reward", "base calls", "basecalls", rare=True, newer=True)
-    """Finished images that noise-aware rewards left to their bases, which take more than a look at an estimate does:
-    the rate is the rest."""
+    """Finished images that noise-aware rewards left to their bases, which take more than a look at
+    an estimate does: the rate is the rest."""
     coupled: N = kind("denoise", "coupled", "coupled", rare=True, newer=True)
-    """Evaluations that were coupled with those of a group of seeds (`SeedGroups`): the rate is what that takes beside
-    them."""
+    """Evaluations that were coupled with those of a group of seeds (`SeedGroups`): the rate is what
+    that takes beside them."""
 
     def __init_subclass__(cls, unset: object = MISSING) -> None:
-        """Give the subclass a field for each kind, with its own type and default, before @dataclass reads them."""
-        if unset is MISSING:  # @dataclass makes a class with slots a second time, with the fields in place
+        """Give the subclass a field for each kind, with its own type and default, before @dataclass
+        reads them."""
+        # @dataclass makes a class with slots a second time, with the fields in place
+        if unset is MISSING:
             return
         (held,) = get_args(vars(cls)["__orig_bases__"][0])
         for line in fields(PerKind):
@@ -108,7 +131,9 @@ KINDS = tuple(CostKind(line.name, **line.metadata) for line in fields(PerKind))
 """Every kind of cost, in the order of the table."""
 NAMES = tuple(kind.name for kind in KINDS)
 """Their names, the fields of `PerKind`."""
-PLACES = {phase: tuple(i for i, kind in enumerate(KINDS) if kind.phase == phase) for phase in PHASES}
+PLACES = {
+    phase: tuple(i for i, kind in enumerate(KINDS) if kind.phase == phase) for phase in PHASES
+}
 """Where in KINDS each phase's kinds are."""
 RARE = tuple(kind.name for kind in KINDS if kind.rare)
 """The names of those that JSON leaves out where they are 0."""
@@ -143,16 +168,18 @@ class Cost(PerKind[int], unset=0):
 
 @dataclass(frozen=True)
 class Rates(PerKind[float], unset=0.0):
-    """A price per unit of each kind of cost, in FLOPs or in seconds. `call` is a fixed overhead per denoiser batch.
+    """A price per unit of each kind of cost, in FLOPs or in seconds. `call` is a fixed overhead per
+    denoiser batch.
 
-    Those of `gradients` and `backwards` are for backward passes alone: their forward halves are among the decodes,
-    reward calls and evaluations of a Cost, so that nothing is paid twice.
+    Those of `gradients` and `backwards` are for backward passes alone: their forward halves are
+    among the decodes, reward calls and evaluations of a Cost, so that nothing is paid twice.
     """
 
     call: float = 0.0
 
     def of(self, cost: Cost) -> float:
-        """What all of a cost takes, but for the overhead of batches: the dot product, added up phase by phase."""
+        """What all of a cost takes, but for the overhead of batches: the dot product, added up
+        phase by phase."""
         rates, amounts, taken = self.amounts(), cost.amounts(), 0.0
         for places in PLACES.values():
             part = 0.0
@@ -178,8 +205,9 @@ class Rates(PerKind[float], unset=0.0):
 class GuidedSteps:
     """Which steps a reward's gradient guides.
 
-    A particle that moves on from such a step takes one gradient there, which its siblings share. Through the denoiser,
-    the gradient is computed with the evaluation; an earlier evaluation without a graph is rerun and charged again.
+    A particle that moves on from such a step takes one gradient there, which its siblings share.
+    Through the denoiser, the gradient is computed with the evaluation; an earlier evaluation
+    without a graph is rerun and charged again.
     """
 
     steps: tuple[bool, ...]
@@ -200,16 +228,20 @@ class GuidedSteps:
 
 @dataclass(frozen=True)
 class SeedGroups:
-    """Groups of seeds that begin together. The first seed of a group pays for all of it, the others nothing."""
+    """Groups of seeds that begin together. The first seed of a group pays for all of it, the others
+    nothing."""
 
     size: int
-    """Seeds of a group: of the fresh seeds of a search, counted from 0, those from a multiple of it on."""
+    """Seeds of a group: of the fresh seeds of a search, counted from 0, those from a multiple of it
+    on."""
     nfe: int
     """Evaluations by which each begins. A particle from mixed noise begins alone, by as many."""
 
     def __post_init__(self) -> None:
         if min(self.size, self.nfe) < 1:
-            raise ValueError(f"groups have a seed and an evaluation at least, got {self.size} and {self.nfe}")
+            raise ValueError(
+                f"groups have a seed and an evaluation at least, got {self.size} and {self.nfe}"
+            )
 
     @property
     def whole(self) -> int:
@@ -219,7 +251,8 @@ class SeedGroups:
 
 @dataclass(frozen=True)
 class Price:
-    """What one unit of each kind of cost takes on an engine, and what scores and gradients are made of."""
+    """What one unit of each kind of cost takes on an engine, and what scores and gradients are made
+    of."""
 
     flops: Rates = Rates()
     """In FLOPs."""
@@ -228,8 +261,8 @@ class Price:
     passes_per_nfe: int = 1
     """Forward passes of one evaluation: 2 with classifier-free guidance."""
     estimates: str = "decode"
-    """What scoring an unfinished estimate takes: a "decode", a "preview" by a cheap VAE, or "nothing". A finished image
-    always takes a decode."""
+    """What scoring an unfinished estimate takes: a "decode", a "preview" by a cheap VAE, or
+    "nothing". A finished image always takes a decode."""
     guided: GuidedSteps | None = None
     """Steps that follow a reward's gradient; None where none do."""
     depth: int = 0
@@ -241,13 +274,15 @@ class Price:
     tokens: int = 0
     """The most that scoring one image takes of language models behind an API."""
     more_calls: int = 0
-    """Reward calls of a score beyond one of each reward: a reward of images may see several frames of a video."""
+    """Reward calls of a score beyond one of each reward: a reward of images may see several frames
+    of a video."""
     features: int = 0
     """1 where features are taken of each image that is made to be scored; else 0."""
     bases: int = 0
     """Rewards that leave a finished image to a dearer base (`PerKind.base_calls`)."""
     begin_calls: int = 0
-    """Calls of the drafter by which a new particle begins, where drafts are finished; 0 where noise is."""
+    """Calls of the drafter by which a new particle begins, where drafts are finished; 0 where noise
+    is."""
     groups: SeedGroups | None = None
     """By which seeds begin; None where each begins by itself."""
 
@@ -277,7 +312,8 @@ class Price:
         return self.passes_per_draft / self.passes_per_nfe
 
     def evaluations(self, cost: Cost) -> float:
-        """What a cap in NFE holds of a cost: evaluations, and draft calls by their passes. Whole numbers are of int."""
+        """What a cap in NFE holds of a cost: evaluations, and draft calls by their passes. Whole
+        numbers are of int."""
         whole, rest = divmod(cost.draft_calls * self.passes_per_draft, self.passes_per_nfe)
         return cost.nfe + whole + rest / self.passes_per_nfe if rest else cost.nfe + whole
 

@@ -4,13 +4,15 @@ Of n images with values v and features f, the group of K has a high objective, a
 
     sum of q_i + weight / (K - 1) * sum of d_ij over its pairs
 
-q_i is how far v_i is above the lowest value, in standard deviations of all n. d_ij is the Euclidean distance of f_i and
-f_j, both at length 1, by its mean over all pairs. Neither has a unit: at weight 1 an image may be worse by a standard
-deviation where it is farther from the others, on average over these, by the mean distance.
+q_i is how far v_i is above the lowest value, in standard deviations of all n. d_ij is the Euclidean
+distance of f_i and f_j, both at length 1, by its mean over all pairs. Neither has a unit: at weight
+1 an image may be worse by a standard deviation where it is farther from the others, on average over
+these, by the mean distance.
 
-The paper solves an integer programme for it. Here the group grows greedily from the best image on, each next image
-adding most of q_i / 2 + weight / (K - 1) * sum of d_ij. As d is a metric, the objective is at least half of the best
-one (Borodin, Lee and Ye 2012). In 600 random cases at weight 1 it was .995 of that on average, and .92 at least.
+The paper solves an integer programme for it. Here the group grows greedily from the best image on,
+each next image adding most of q_i / 2 + weight / (K - 1) * sum of d_ij. As d is a metric, the
+objective is at least half of the best one (Borodin, Lee and Ye 2012). In 600 random cases at weight
+1 it was .995 of that on average, and .92 at least.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ ROUNDING = 1e-3
 
 
 def diverse(values: FloatArray, features: FloatArray, k: int, weight: float) -> IntArray:
-    """Places (k,) of a group among n images, the best first, then as they were chosen; all n where there are no more.
+    """Places (k,) of a group among n images, the best first, then as they were chosen; all n where
+    there are no more.
 
     values (n,): higher is better; -inf, of an image without a score, comes last. features (n, D).
     """
@@ -47,7 +50,8 @@ def objective(values: FloatArray, features: FloatArray, group: IntArray, weight:
 
 
 def distances(features: FloatArray) -> FloatArray:
-    """(n, n) Euclidean distances of features (n, D) at length 1, by their mean over pairs; 0 where all are alike."""
+    """(n, n) Euclidean distances of features (n, D) at length 1, by their mean over pairs; 0 where
+    all are alike."""
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     apart = np.sqrt(np.maximum(2 - 2 * unit @ unit.T, 0))
     np.fill_diagonal(apart, 0)
@@ -58,4 +62,6 @@ def distances(features: FloatArray) -> FloatArray:
 
 def _quality(values: FloatArray) -> FloatArray:
     above = values - values.min()
-    return np.asarray(above / max(float(values.std()), 1e-12 * max(1.0, float(np.abs(values).max()))))
+    return np.asarray(
+        above / max(float(values.std()), 1e-12 * max(1.0, float(np.abs(values).max())))
+    )

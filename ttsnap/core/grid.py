@@ -16,20 +16,29 @@ from ttsnap.core.cost import Price, SeedGroups
 class Grid:
     """The denoising grid of one search: noise levels at steps 0..K.
 
-    `levels` (K+1,), falling to 0, holds sigma / (alpha + sigma): the rectified-flow time of equal signal-to-noise
-    ratio, so that a level means the same for every model, scheduler and step count. `evals` (K,) holds how many
-    denoiser evaluations each step takes, by default one; solvers of two stages (Heun) take two.
+    `levels` (K+1,), falling to 0, holds sigma / (alpha + sigma): the rectified-flow time of equal
+    signal-to-noise ratio, so that a level means the same for every model, scheduler and step count.
+    `evals` (K,) holds how many denoiser evaluations each step takes, by default one; solvers of two
+    stages (Heun) take two.
     """
 
     levels: tuple[float, ...]
     evals: tuple[int, ...] | None = None
     image_nfe: int | None = None
-    """Evaluations of an image in a budget in images, where drafts are finished: those of one from noise."""
+    """Evaluations of an image in a budget in images, where drafts are finished: those of one from
+    noise."""
 
     def __post_init__(self) -> None:
         levels = np.asarray(self.levels, float)
-        if len(levels) < 2 or not np.all(np.diff(levels) < 0) or levels[0] > 1 + 1e-6 or abs(levels[-1]) > 1e-6:
-            raise ValueError(f"grid levels must fall strictly from at most 1 to 0, got {self.levels}")
+        if (
+            len(levels) < 2
+            or not np.all(np.diff(levels) < 0)
+            or levels[0] > 1 + 1e-6
+            or abs(levels[-1]) > 1e-6
+        ):
+            raise ValueError(
+                f"grid levels must fall strictly from at most 1 to 0, got {self.levels}"
+            )
         if self.evals is not None and (len(self.evals) != self.steps or min(self.evals) < 1):
             raise ValueError(f"grid evals must be {self.steps} numbers from 1 on, got {self.evals}")
 
@@ -69,8 +78,8 @@ class Task:
     keep: int = 1
     """Finished images that come back."""
     allowance: float = float("inf")
-    """The most that this prompt may spend: its share of a pot, where the budget is `shared`; inf where nothing caps
-    evaluations."""
+    """The most that this prompt may spend: its share of a pot, where the budget is `shared`; inf
+    where nothing caps evaluations."""
     score_cost: float = 0.0
     """Of a decode with its reward calls; 0 where nothing caps evaluations."""
     shared: bool = False
@@ -94,7 +103,11 @@ class Task:
     def spent(self, costs: Mapping[str, IntArray]) -> FloatArray:
         """What costs by this price (`plans.row_costs`) are in evaluations, of each row."""
         finals = costs["decodes"]
-        total: FloatArray = costs["nfe"] + self.checking * (costs["reward_calls"] - finals) + self.score_cost * finals
+        total: FloatArray = (
+            costs["nfe"]
+            + self.checking * (costs["reward_calls"] - finals)
+            + self.score_cost * finals
+        )
         return total + self.draft_cost * costs["draft_calls"] if "draft_calls" in costs else total
 
     @property
@@ -103,11 +116,14 @@ class Task:
         return self.score_cost if self.check_cost is None else self.check_cost
 
     def evaluations(self, at: int, stop: int, *, paid: bool | None = None) -> float:
-        """What it takes to bring one particle from step `at` to `stop` and score it there, as plans count it.
+        """What it takes to bring one particle from step `at` to `stop` and score it there, as plans
+        count it.
 
-        paid: whether the evaluation at `at` is; None: it was scored there, or is a fresh seed. Decodes and rewards are
-        in evaluations, too.
+        paid: whether the evaluation at `at` is; None: it was scored there, or is a fresh seed.
+        Decodes and rewards are in evaluations, too.
         """
         grid, last = self.grid, stop == self.grid.steps
-        calls = int(grid.calls[stop] - grid.calls[at]) + (not last) - (at > 0 if paid is None else paid)
+        calls = (
+            int(grid.calls[stop] - grid.calls[at]) + (not last) - (at > 0 if paid is None else paid)
+        )
         return calls + (self.score_cost if last else self.checking)

@@ -18,7 +18,8 @@ from ttsnap.core.needs import Need
 
 
 class Estimator(ABC):
-    """How an unfinished particle is looked at. Its pixels and reward calls are priced by the engine's Price."""
+    """How an unfinished particle is looked at. Its pixels and reward calls are priced by the
+    engine's Price."""
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -32,9 +33,11 @@ class Estimator(ABC):
 
     @abstractmethod
     def evaluations(self, stop: IntArray) -> IntArray:
-        """Evaluations (n,), 0 or 1, that a look at steps `stop` (n,), all before the last, is made with.
+        """Evaluations (n,), 0 or 1, that a look at steps `stop` (n,), all before the last, is made
+        with.
 
-        It is the particle's own at that step, which is paid once: the particle goes on with it later.
+        It is the particle's own at that step, which is paid once: the particle goes on with it
+        later.
         """
 
     def draft_calls(self, stop: IntArray) -> IntArray:
@@ -42,7 +45,8 @@ class Estimator(ABC):
         return np.zeros(stop.shape, int)
 
     def at(self, stop: int) -> Estimator:
-        """The look at particles that stop at this step: this one, but for a look that differs from step to step."""
+        """The look at particles that stop at this step: this one, but for a look that differs from
+        step to step."""
         return self
 
 
@@ -58,10 +62,12 @@ class Estimate(Estimator):
 
 @dataclass(frozen=True)
 class Draft(Estimator):
-    """A guess by the engine's drafter at the image in which the deterministic sampler ends from here.
+    """A guess by the engine's drafter at the image in which the deterministic sampler ends from
+    here.
 
-    A drafter is a network that was distilled to jump there. It makes sharp images, where the x0 estimate is a posterior
-    mean, and a reward tells more of them (docs/drafts.md). The evaluation at the stop is not made.
+    A drafter is a network that was distilled to jump there. It makes sharp images, where the x0
+    estimate is a posterior mean, and a reward tells more of them (docs/drafts.md). The evaluation
+    at the stop is not made.
     """
 
     calls: int = 1
@@ -125,10 +131,14 @@ class InTurn(Estimator):
     name: ClassVar[str] = "in turn"
 
     def evaluations(self, stop: IntArray) -> IntArray:
-        return np.array([int(look.evaluations(at)) for look, at in zip(self.looks, stop, strict=True)], int)
+        return np.array(
+            [int(look.evaluations(at)) for look, at in zip(self.looks, stop, strict=True)], int
+        )
 
     def draft_calls(self, stop: IntArray) -> IntArray:
-        return np.array([int(look.draft_calls(at)) for look, at in zip(self.looks, stop, strict=True)], int)
+        return np.array(
+            [int(look.draft_calls(at)) for look, at in zip(self.looks, stop, strict=True)], int
+        )
 
 
 _WRITTEN = re.compile(r"(estimate|draft)(?::([0-9]{1,4}))?")

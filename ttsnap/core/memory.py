@@ -20,8 +20,10 @@ class NotEnoughMemoryError(MemoryError):
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error tells of a lack of memory, on whatever device, so that fewer rows may fit."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
+    """Whether an error tells of a lack of memory, on whatever device, so that fewer rows may
+    fit."""
+    # torch's, without torch
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in SAID)
 

@@ -17,12 +17,14 @@ def varied(rewards: FloatArray) -> BoolArray:
 
 
 def best_of_n(rewards: FloatArray, n: int, of: FloatArray | None = None) -> FloatArray:
-    """Expected maximum of n of the S rewards (..., S) drawn without replacement: exact, no sampling.
+    """Expected maximum of n of the S rewards (..., S) drawn without replacement: exact, no
+    sampling.
 
-    of: (..., S), what to average over the winners instead, say another reward that did not choose them.
+    of: (..., S), what to average over the winners instead, say another reward that did not choose
+        them.
 
-    sum_i r_(i) C(S - i, n - 1) / C(S, n) with r_(1) >= r_(2) >= ...; the maximum is r_(i) when i is drawn and
-    nothing above it is.
+    sum_i r_(i) C(S - i, n - 1) / C(S, n) with r_(1) >= r_(2) >= ...; the maximum is r_(i) when i is
+    drawn and nothing above it is.
     """
     size = rewards.shape[-1]
     if not 1 <= n <= size:
@@ -30,7 +32,10 @@ def best_of_n(rewards: FloatArray, n: int, of: FloatArray | None = None) -> Floa
     below = size - np.arange(1, size + 1)
     log_p = _log_choose(below, n - 1) - _log_choose(np.array(size), n)
     order = np.argsort(-np.asarray(rewards, float), axis=-1, kind="stable")
-    return np.asarray(np.take_along_axis(np.asarray(rewards if of is None else of, float), order, -1) @ np.exp(log_p))
+    return np.asarray(
+        np.take_along_axis(np.asarray(rewards if of is None else of, float), order, -1)
+        @ np.exp(log_p)
+    )
 
 
 def _log_choose(n: IntArray, k: int) -> FloatArray:
@@ -42,18 +47,24 @@ def _log_choose(n: IntArray, k: int) -> FloatArray:
 
 
 def omega(budgets: FloatArray, method: FloatArray, baseline: FloatArray) -> float:
-    """Relative excess area over best-of-N, in percent (arXiv 2511.22242 and its released notebooks).
+    """Relative excess area over best-of-N, in percent (arXiv 2511.22242 and its released
+    notebooks).
 
-    100 (A(method) - A(baseline)) / A(baseline), with A the Simpson area over the budgets of a curve less the
-    baseline's first value. nan where the baseline gains nothing from its first budget on, and there is no area.
+    100 (A(method) - A(baseline)) / A(baseline), with A the Simpson area over the budgets of a curve
+    less the baseline's first value. nan where the baseline gains nothing from its first budget on,
+    and there is no area.
     """
     zero = baseline[0]
-    area = [float(integrate.simpson(np.asarray(curve) - zero, x=np.asarray(budgets))) for curve in (method, baseline)]
+    area = [
+        float(integrate.simpson(np.asarray(curve) - zero, x=np.asarray(budgets)))
+        for curve in (method, baseline)
+    ]
     return 100 * (area[0] - area[1]) / area[1] if area[1] > 0 else float("nan")
 
 
 def equivalent_n(value: float, rewards: FloatArray) -> float:
-    """The N at which best-of-N reaches `value` in the mean over prompts: rewards (P, S); inf where none does."""
+    """The N at which best-of-N reaches `value` in the mean over prompts: rewards (P, S); inf where
+    none does."""
     curve = np.array([best_of_n(rewards, n).mean() for n in range(1, rewards.shape[-1] + 1)])
     if value > curve[-1] + _rounding(curve):
         return float("inf")
@@ -66,7 +77,8 @@ def _rounding(curve: FloatArray) -> float:
 
 
 def matching_budget(budgets: FloatArray, method: FloatArray, target: float) -> float:
-    """The budget at which a method's curve first reaches `target`, between its points; inf where it never does."""
+    """The budget at which a method's curve first reaches `target`, between its points; inf where it
+    never does."""
     above = np.flatnonzero(np.asarray(method) >= target - _rounding(np.asarray(method)))
     if not len(above):
         return float("inf")
@@ -77,17 +89,22 @@ def matching_budget(budgets: FloatArray, method: FloatArray, target: float) -> f
 
 
 def rank_correlation(early: FloatArray, final: FloatArray, *, kind: str = "spearman") -> float:
-    """Mean over prompts of the correlation within a prompt: early and final (P, S). kind: spearman or kendall."""
+    """Mean over prompts of the correlation within a prompt: early and final (P, S). kind: spearman
+    or kendall."""
     if kind not in ("spearman", "kendall"):
         raise ValueError(f"kind must be spearman or kendall, got {kind!r}")
     if kind == "kendall":
-        return float(np.nanmean([stats.kendalltau(e, f).statistic for e, f in zip(early, final, strict=True)]))
+        return float(
+            np.nanmean(
+                [stats.kendalltau(e, f).statistic for e, f in zip(early, final, strict=True)]
+            )
+        )
     return float(np.nanmean(spearman(early, final)))
 
 
 def spearman(early: FloatArray, final: FloatArray) -> FloatArray:
-    """(P,) rank correlation within each prompt of early and final (P, S); nan where the scores of a prompt do not vary,
-    or one of them is nan."""
+    """(P,) rank correlation within each prompt of early and final (P, S); nan where the scores of a
+    prompt do not vary, or one of them is nan."""
     a, b = (stats.rankdata(x, axis=1) for x in (early, final))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):
@@ -97,9 +114,11 @@ def spearman(early: FloatArray, final: FloatArray) -> FloatArray:
 
 
 def top_fraction(early: FloatArray, final: FloatArray, fraction: float) -> tuple[float, float]:
-    """What a cut to the best `fraction` by early scores does, early and final (P, S): (accuracy, regret).
+    """What a cut to the best `fraction` by early scores does, early and final (P, S): (accuracy,
+    regret).
 
-    accuracy: share of prompts whose best final image survives; regret: mean final reward lost by the cut.
+    accuracy: share of prompts whose best final image survives; regret: mean final reward lost by
+        the cut.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")

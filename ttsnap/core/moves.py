@@ -17,7 +17,8 @@ from ttsnap.core.particles import Particles
 class Kind(IntEnum):
     """What a row of a move does with its parent. An algorithm asks for all of these but BRANCH.
 
-    Of the rows that CONTINUE one particle, the first does, and the others are resolved to BRANCH (plans.py).
+    Of the rows that CONTINUE one particle, the first does, and the others are resolved to BRANCH
+    (plans.py).
     """
 
     FRESH = 0
@@ -27,14 +28,16 @@ class Kind(IntEnum):
     BRANCH = 2
     """A new particle goes on from where the parent is, with step noise of its own."""
     NEAR = 3
-    """A new sibling of the `parent`, one step from where the parent came from. Its step noise is `share` times the
-    parent's and sqrt(1 - share^2) fresh noise."""
+    """A new sibling of the `parent`, one step from where the parent came from. Its step noise is
+    `share` times the parent's and sqrt(1 - share^2) fresh noise."""
     RENOISE = 4
     """A new particle: the parent's latent, noised forward to an earlier step."""
     MIX = 5
-    """A new particle at step 0 from `share` times the parent's initial noise and sqrt(1 - share^2) fresh noise."""
+    """A new particle at step 0 from `share` times the parent's initial noise and sqrt(1 - share^2)
+    fresh noise."""
     ASCEND = 6
-    """As MIX, of a finished parent, with the direction in which its rewards rise in place of the fresh noise."""
+    """As MIX, of a finished parent, with the direction in which its rewards rise in place of the
+    fresh noise."""
 
 
 FRESH, CONTINUE, BRANCH, NEAR, RENOISE, MIX, ASCEND = (kind.value for kind in Kind)
@@ -42,8 +45,8 @@ FRESH, CONTINUE, BRANCH, NEAR, RENOISE, MIX, ASCEND = (kind.value for kind in Ki
 
 
 class Rows(NamedTuple):
-    """The rows of a move, by columns. In lockstep (simulation/lockstep.py) a column may have a leading axis of
-    searches.
+    """The rows of a move, by columns. In lockstep (simulation/lockstep.py) a column may have a
+    leading axis of searches.
     """
 
     kind: IntArray
@@ -83,8 +86,8 @@ class Move:
     reject: IntArray = field(default_factory=lambda: _NONE)
     """Uids whose finished images are not to be returned."""
     value: float | FloatArray = 0.0
-    """The price per evaluation up to which the move is worth making; (B,) in lockstep. It orders the moves of prompts
-    that share a budget."""
+    """The price per evaluation up to which the move is worth making; (B,) in lockstep. It orders
+    the moves of prompts that share a budget."""
 
     def __len__(self) -> int:
         return len(self.rows.parent)
@@ -95,13 +98,17 @@ MOST_SEEDS = 2**20
 
 
 def fresh(n: int, stop: int, *, score: bool = True, look: Estimator = ESTIMATE) -> Move:
-    """Start n new seeds and take them to step `stop`. ValueError for more than a search can hold."""
+    """Start n new seeds and take them to step `stop`. ValueError for more than a search can
+    hold."""
     if n > MOST_SEEDS:
         raise ValueError(
-            f"{n:,} seeds at once are more than the {MOST_SEEDS:,} that a search can hold; take a smaller n"
+            f"{n:,} seeds at once are more than the {MOST_SEEDS:,} that a search can hold; take a"
+            " smaller n"
         )
     zero = np.zeros(n, int)
-    return Move(Rows(zero, zero - 1, zero, np.full(n, stop), np.full(n, score), zero.astype(float)), look)
+    return Move(
+        Rows(zero, zero - 1, zero, np.full(n, stop), np.full(n, score), zero.astype(float)), look
+    )
 
 
 def advance(
@@ -115,29 +122,51 @@ def advance(
 ) -> Move:
     """Take these particles, in this order, from where they are to `stop`; give up those in `drop`.
 
-    A uid that is named again makes a child of that particle, which branches off where the particle was. To keep the
-    particle as it is beside its children, name it once with its own step for `stop`, and `score` False.
+    A uid that is named again makes a child of that particle, which branches off where the particle
+    was. To keep the particle as it is beside its children, name it once with its own step for
+    `stop`, and `score` False.
     """
     parent = np.asarray(uids, int)
     n = parent.shape[-1:]  # in lockstep, these columns are the same for all searches
-    columns = np.full(n, CONTINUE), parent, take(particles.step, parent), np.full(n, stop), np.full(n, score)
+    columns = (
+        np.full(n, CONTINUE),
+        parent,
+        take(particles.step, parent),
+        np.full(n, stop),
+        np.full(n, score),
+    )
     return Move(Rows(*columns, np.ones(n)), look, drop=np.asarray(drop, int))
 
 
-def renoise(parents: IntArray | Sequence[int], start: int, stop: int, *, drop: IntArray | Sequence[int] = ()) -> Move:
-    """A new particle for each of these parents, which may repeat: noised forward to step `start`, then to `stop`."""
+def renoise(
+    parents: IntArray | Sequence[int], start: int, stop: int, *, drop: IntArray | Sequence[int] = ()
+) -> Move:
+    """A new particle for each of these parents, which may repeat: noised forward to step `start`,
+    then to `stop`."""
     return _restarted(RENOISE, parents, start, 1.0, stop, drop)
 
 
 def perturb(
-    parents: IntArray | Sequence[int], share: FloatArray | float, stop: int, *, drop: IntArray | Sequence[int] = ()
+    parents: IntArray | Sequence[int],
+    share: FloatArray | float,
+    stop: int,
+    *,
+    drop: IntArray | Sequence[int] = (),
 ) -> Move:
-    """A new particle for each of these parents, from initial noise with this `share` of theirs, to `stop`."""
+    """A new particle for each of these parents, from initial noise with this `share` of theirs, to
+    `stop`."""
     return _restarted(MIX, parents, 0, share, stop, drop)
 
 
-def ascend(parents: IntArray | Sequence[int], share: float, stop: int, *, drop: IntArray | Sequence[int] = ()) -> Move:
-    """As perturb, from these finished parents and along the gradient of their rewards instead of anywhere."""
+def ascend(
+    parents: IntArray | Sequence[int],
+    share: float,
+    stop: int,
+    *,
+    drop: IntArray | Sequence[int] = (),
+) -> Move:
+    """As perturb, from these finished parents and along the gradient of their rewards instead of
+    anywhere."""
     return _restarted(ASCEND, parents, 0, share, stop, drop)
 
 
@@ -151,5 +180,12 @@ def _restarted(
 ) -> Move:
     parent = np.asarray(parents, int)
     n = parent.shape
-    columns = np.full(n, kind), parent, np.full(n, start), np.full(n, stop), np.ones(n, bool), np.full(n, share)
+    columns = (
+        np.full(n, kind),
+        parent,
+        np.full(n, start),
+        np.full(n, stop),
+        np.ones(n, bool),
+        np.full(n, share),
+    )
     return Move(Rows(*columns), drop=np.asarray(drop, int))

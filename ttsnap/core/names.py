@@ -1,4 +1,5 @@
-"""Names: the object that a text names, what to say of one that is not known, and the error that names a field."""
+"""Names: the object that a text names, what to say of one that is not known, and the error that
+names a field."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ class FieldError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that looks most like this one, whatever the case, else the shortest that has all of its words;
-    None where there is none."""
+    """The known name that looks most like this one, whatever the case, else the shortest that has
+    all of its words; None where there is none."""
     by_letters = {each.casefold(): each for each in known}
     near = difflib.get_close_matches(name.casefold()[:80], by_letters, n=1, cutoff=0.65)
     if not near and (words := _words(name)):  # num_steps is short for num_inference_steps
@@ -46,7 +47,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def unknown(what: str, name: object, known: Iterable[str], more: str = "") -> str:
     """A sentence that refuses a name and lists the known ones, `more` after them.
 
-    For example "unknown algorithm 'svd'; did you mean svdd? Choose one of best-of-n, ..., or a .json file".
+    For example "unknown algorithm 'svd'; did you mean svdd? Choose one of best-of-n, ..., or a
+    .json file".
     """
     known = list(known)
     near = nearest(name, known) if isinstance(name, str) else None
@@ -55,15 +57,17 @@ def unknown(what: str, name: object, known: Iterable[str], more: str = "") -> st
 
 
 def load_object(where: str) -> Any:
-    """The object at "module:attribute" or "file.py:attribute". The module or file is imported, that is, executed;
-    tables name classes as text, so that only what is used is imported.
+    """The object at "module:attribute" or "file.py:attribute". The module or file is imported, that
+    is, executed; tables name classes as text, so that only what is used is imported.
 
-    Raises ImportError where there is no such file, module or attribute. Callers say in their own words what was looked
-    for.
+    Raises ImportError where there is no such file, module or attribute. Callers say in their own
+    words what was looked for.
     """
     place, _, attribute = where.rpartition(":")
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = (
+            _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
     except (AttributeError, OSError) as error:
         raise ImportError(str(error)) from error
     if not hasattr(module, attribute):

@@ -19,14 +19,16 @@ class Need(StrEnum):
     NEAR = "near"
     """A particle's step noise is drawn near that of an earlier child of the same parent."""
     ASCEND = "ascend"
-    """Particles start from initial noise that is turned along the gradient of a finished image's rewards."""
+    """Particles start from initial noise that is turned along the gradient of a finished image's
+    rewards."""
     DRAFT = "draft"
     """Unfinished particles are looked at by guesses of a drafter, a network beside the denoiser."""
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """A need as well: gradients of finished images with respect to their initial noise, for rows that ASCEND."""
+    """A need as well: gradients of finished images with respect to their initial noise, for rows
+    that ASCEND."""
 
     depth: int = 0
     """Evaluations that gradients go back through, the last ones; 0 for all."""
@@ -39,18 +41,33 @@ NOTHING: Needs = frozenset()
 
 
 _WHY = {
-    Need.BRANCH: "makes several continuations of one candidate, but this sampler is deterministic and they would stay "
-    "copies; choose a kernel that draws noise: --kernel sde, kernel='sde'",
-    Need.RENOISE: "takes candidates back to noisier steps, which this sampler cannot do; choose a kernel that needs no "
-    "history (ode, sde)",
-    Need.MIX: "starts from mixed initial noise, which cannot be done here: a recording holds no noise; search with a "
-    "model",
-    Need.NEAR: "draws step noise near other step noise, which this sampler does not allow; choose a kernel that draws "
-    "noise and has no history (sde, ddim)",
-    Need.ASCEND: "follows gradients of rewards, which a recording of scores does not have; search with a model",
-    Need.DRAFT: "judges candidates by drafts, and there is no drafter; name one: --draft FOLDER, draft='FOLDER'",
+    Need.BRANCH: (
+        "makes several continuations of one candidate, but this sampler is deterministic and they"
+        " would stay copies; choose a kernel that draws noise: --kernel sde, kernel='sde'"
+    ),
+    Need.RENOISE: (
+        "takes candidates back to noisier steps, which this sampler cannot do; choose a kernel that"
+        " needs no history (ode, sde)"
+    ),
+    Need.MIX: (
+        "starts from mixed initial noise, which cannot be done here: a recording holds no noise;"
+        " search with a model"
+    ),
+    Need.NEAR: (
+        "draws step noise near other step noise, which this sampler does not allow; choose a kernel"
+        " that draws noise and has no history (sde, ddim)"
+    ),
+    Need.ASCEND: (
+        "follows gradients of rewards, which a recording of scores does not have; search with a"
+        " model"
+    ),
+    Need.DRAFT: (
+        "judges candidates by drafts, and there is no drafter; name one: --draft FOLDER,"
+        " draft='FOLDER'"
+    ),
 }
-"""What to say where a need is not offered: what the algorithm does, why that fails, and what to choose."""
+"""What to say where a need is not offered: what the algorithm does, why that fails, and what to
+choose."""
 
 
 def declared(needs: Needs) -> frozenset[Need]:
@@ -59,6 +76,9 @@ def declared(needs: Needs) -> frozenset[Need]:
 
 
 def missing(needs: Needs, offers: Collection[Need]) -> str:
-    """What an engine that offers this cannot do for an algorithm, after whose name it is to be read; "" for nothing."""
-    lacks = [need for need in Need if need in declared(needs) and need not in offers] if needs else []
+    """What an engine that offers this cannot do for an algorithm, after whose name it is to be
+    read; "" for nothing."""
+    lacks = (
+        [need for need in Need if need in declared(needs) and need not in offers] if needs else []
+    )
     return _WHY[lacks[0]] if lacks else ""

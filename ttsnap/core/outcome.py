@@ -36,8 +36,8 @@ class Decoded(ABC):
 
     @abstractmethod
     def small(self) -> Tensor:
-        """A copy of few pixels (3, h, w), of a video a few frames (F, 3, h, w), for thumbnails. It is at hand; its
-        values may be rounded to 1/255."""
+        """A copy of few pixels (3, h, w), of a video a few frames (F, 3, h, w), for thumbnails. It
+        is at hand; its values may be rounded to 1/255."""
 
     @property
     @abstractmethod
@@ -64,15 +64,16 @@ class Here(Decoded):
 
 
 def thinned(image: Tensor) -> Tensor:
-    """A small copy of an image (3, H, W), or of a few frames of a video (T, 3, H, W): every so many-th pixel."""
+    """A small copy of an image (3, H, W), or of a few frames of a video (T, 3, H, W): every so
+    many-th pixel."""
     shown = image if image.ndim == 3 else image[chosen(len(image), min(SHOWN, len(image)))]
     stride = max(1, min(image.shape[-2:]) // SMALL)
     return shown[..., ::stride, ::stride]
 
 
 def chosen(total: int, frames: int) -> list[int]:
-    """So many of `total` frames, chosen evenly: the middle one of each of `frames` equal parts. Where there are fewer
-    frames than that, some are chosen twice."""
+    """So many of `total` frames, chosen evenly: the middle one of each of `frames` equal parts.
+    Where there are fewer frames than that, some are chosen twice."""
     return [(2 * part + 1) * total // (2 * frames) for part in range(frames)]
 
 
@@ -95,7 +96,8 @@ class Outcome:
     images: Sequence[Decoded | None] | None = None
     """The decoded images or videos, one a row; None where no reward needed a decode."""
     features: FloatArray | None = None
-    """(n, D), by which images are compared (core/diversity.py), nan where none was made; None where they are not."""
+    """(n, D), by which images are compared (core/diversity.py), nan where none was made; None where
+    they are not."""
     errors: Sequence[str | None] = ()
     """What went wrong in a reward, by row."""
     kept: Sequence[Mapping[str, Tensor]] = ()
@@ -107,7 +109,8 @@ class Outcome:
     has_gradient: BoolArray | None = None
     """(n,) as in Particles; only cancelled rows need to tell."""
     begun: BoolArray | None = None
-    """(n,) whether the draft was made by which a particle begins; None: all have begun. Cancelled rows tell."""
+    """(n,) whether the draft was made by which a particle begins; None: all have begun. Cancelled
+    rows tell."""
     unspent: Cost = NOTHING
-    """What these rows were charged for and did not take, of kinds known afterwards only (tokens); below 0 where they
-    took more."""
+    """What these rows were charged for and did not take, of kinds known afterwards only (tokens);
+    below 0 where they took more."""

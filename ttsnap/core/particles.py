@@ -13,10 +13,11 @@ from ttsnap.core.selection import BEST, Selection
 
 @dataclass(frozen=True)
 class Particles:
-    """Every particle that a search ever started, as an algorithm may see them. Row i is the particle with uid i.
+    """Every particle that a search ever started, as an algorithm may see them. Row i is the
+    particle with uid i.
 
-    An algorithm that works along the last axis (`lockstep = True`) may also be shown a stack of B searches at once.
-    Every array then has a leading axis B, which makes simulation fast.
+    An algorithm that works along the last axis (`lockstep = True`) may also be shown a stack of B
+    searches at once. Every array then has a leading axis B, which makes simulation fast.
     """
 
     seed: IntArray
@@ -34,20 +35,23 @@ class Particles:
     scored: IntArray
     """(N,) step of the last score, or -1."""
     log_ratio: FloatArray
-    """(N,) log p - log q of the path so far, p the plain sampler and q the one guided by a reward's gradient; 0 without
-    guidance."""
+    """(N,) log p - log q of the path so far, p the plain sampler and q the one guided by a reward's
+    gradient; 0 without guidance."""
     has_gradient: BoolArray
     """(N,) whether the gradient at its step is paid."""
     selection: Selection = BEST
     """What counts as best, and which finished images are returned."""
     moved: IntArray = field(default_factory=lambda: np.empty(0, int))
-    """(n,) uid that each row of the algorithm's last move took on or made, -1 for rows that the budget cut off."""
+    """(n,) uid that each row of the algorithm's last move took on or made, -1 for rows that the
+    budget cut off."""
     left: FloatArray | float = np.inf
     """What this prompt may still spend of its allowance, in evaluations as Task counts them."""
     features: FloatArray | None = None
-    """(N, D) of what was scored last, by which images are compared, nan where there are none; None where all are."""
+    """(N, D) of what was scored last, by which images are compared, nan where there are none; None
+    where all are."""
     owing: bool = False
-    """Whether the group of the next fresh seed is not paid, though others of it came before: they were taken back."""
+    """Whether the group of the next fresh seed is not paid, though others of it came before: they
+    were taken back."""
 
     def __len__(self) -> int:
         return int(self.step.shape[-1])
@@ -70,14 +74,16 @@ class Particles:
         return done
 
     def value(self, uids: IntArray | Sequence[int]) -> FloatArray:
-        """Utility of the last scores of these particles, (n,) float64; -inf where a score is missing or failed, and
-        where a finished image is refused."""
+        """Utility of the last scores of these particles, (n,) float64; -inf where a score is
+        missing or failed, and where a finished image is refused."""
         rows = np.asarray(uids, int)
         scored = take(self.scored, rows)
         lead = () if rows.ndim == 1 else (np.arange(len(rows))[:, None],)
         last = self.scores[(*lead, rows, scored)]
         selection = self.selection
-        if selection.gate is None and not (np.count_nonzero(scored < 0) or np.count_nonzero(np.isnan(last))):
+        if selection.gate is None and not (
+            np.count_nonzero(scored < 0) or np.count_nonzero(np.isnan(last))
+        ):
             return selection.values(last)
         if rows.ndim > 1:
             return np.stack([self.of(b).value(rows[b]) for b in range(len(rows))])
@@ -89,14 +95,18 @@ class Particles:
         return out
 
     def ranked(self, uids: IntArray | Sequence[int] | None = None) -> IntArray:
-        """These uids (n,), or those of the living, best first by their last scores; ties stay in their order."""
+        """These uids (n,), or those of the living, best first by their last scores; ties stay in
+        their order."""
         if uids is None:
-            uids = np.flatnonzero(self.alive).reshape(*self.alive.shape[:-1], -1) % max(1, len(self))
+            uids = np.flatnonzero(self.alive).reshape(*self.alive.shape[:-1], -1) % max(
+                1, len(self)
+            )
         rows = np.asarray(uids, int)
         return take(rows, np.argsort(-self.value(rows), axis=-1, kind="stable"))
 
     def spread(self, ranked: IntArray, k: int) -> IntArray:
-        """The same uids (n,), first the k to go on with: the best, or a diverse subset if diversity is on.
+        """The same uids (n,), first the k to go on with: the best, or a diverse subset if diversity
+        is on.
 
         ranked: best first. Both parts of the result are.
         """
@@ -105,7 +115,8 @@ class Particles:
         return ranked[self.selection.spread(self.value(ranked), self.features[ranked], k)]
 
     def others(self, uids: IntArray | Sequence[int]) -> IntArray:
-        """Uids of the living but these, ascending: what a move drops that goes on from these alone."""
+        """Uids of the living but these, ascending: what a move drops that goes on from these
+        alone."""
         return np.setdiff1d(np.flatnonzero(self.alive), uids)
 
     def after_move(self, moved: IntArray, left: float) -> Particles:
@@ -113,8 +124,11 @@ class Particles:
         return replace(self, moved=moved, left=left)
 
     def of(self, b: int | IntArray) -> Particles:
-        """Search b, or several searches, of a stack of searches in lockstep (see simulation/lockstep.py)."""
+        """Search b, or several searches, of a stack of searches in lockstep (see
+        simulation/lockstep.py)."""
         left = np.broadcast_to(self.left, len(self.step))
         columns = {**vars(self), "left": left}
         same = ("selection", "features", "owing")  # no search in lockstep compares images
-        return Particles(**{name: column if name in same else column[b] for name, column in columns.items()})
+        return Particles(
+            **{name: column if name in same else column[b] for name, column in columns.items()}
+        )

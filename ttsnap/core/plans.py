@@ -1,6 +1,7 @@
 """A move resolved once: what each row is, which particle it makes or takes on, and what it costs.
 
-Everything after the algorithm reads the plan: the ledger, the table of particles, engines, replay and refunds.
+Everything after the algorithm reads the plan: the ledger, the table of particles, engines, replay
+and refunds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def total(costs: RowCosts) -> Cost:
 
 
 def goes_on(rows: Rows) -> BoolArray:
-    """(n,) rows that go on from the step where their parent is, and share its evaluation there: CONTINUE to NEAR."""
+    """(n,) rows that go on from the step where their parent is, and share its evaluation there:
+    CONTINUE to NEAR."""
     mask: BoolArray = (rows.kind > FRESH) & (rows.kind <= NEAR)
     return mask
 
@@ -41,7 +43,8 @@ def from_noise(rows: Rows) -> BoolArray:
 
 
 def draft_calls(rows: Rows, look: Estimator, steps: int, begin_calls: int = 0) -> IntArray:
-    """Calls (n,) of the drafter that rows take on a grid of so many steps: of looks, and by which particles begin.
+    """Calls (n,) of the drafter that rows take on a grid of so many steps: of looks, and by which
+    particles begin.
 
     A draft at step 0 of as many calls as particles begin by is what they begin from.
     """
@@ -54,7 +57,8 @@ def draft_calls(rows: Rows, look: Estimator, steps: int, begin_calls: int = 0) -
 
 
 def begin_nfe(rows: Rows, seeds: int, groups: SeedGroups, owing: bool = False) -> IntArray:
-    """Evaluations (n,) by which rows begin that follow so many fresh seeds. owing: as of Particles."""
+    """Evaluations (n,) by which rows begin that follow so many fresh seeds. owing: as of
+    Particles."""
     if not np.count_nonzero(from_noise(rows)):  # as of the rows in lockstep that go on
         return np.zeros(rows.stop.shape, int)
     fresh = rows.kind == FRESH
@@ -76,15 +80,21 @@ def first_ones(uids: IntArray, particles: int) -> BoolArray:
 
 
 def row_costs(
-    rows: Rows, look: Estimator, particles: Particles, grid: Grid, rewards: int, price: Price = PLAIN
+    rows: Rows,
+    look: Estimator,
+    particles: Particles,
+    grid: Grid,
+    rewards: int,
+    price: Price = PLAIN,
 ) -> RowCosts:
     """What each of these rows costs, for so many rewards; of `price` count all but the rates.
 
-    rows: (n,), resolved (plans.py), so that `parent` is the particle whose state a row starts from. In lockstep they
-    and `particles` have a leading axis of searches, (B, n), and so do the costs.
-    A row from step a to b takes the evaluations of the steps between: b - a, where each takes one. A row that is scored
-    before the end takes that of its look, too: one at b for the x0 estimate. It takes one less if the evaluation at a
-    is paid already. Children of one particle share its evaluation and its gradient: the first row that uses one pays.
+    rows: (n,), resolved (plans.py), so that `parent` is the particle whose state a row starts from.
+    In lockstep they and `particles` have a leading axis of searches, (B, n), and so do the costs. A
+    row from step a to b takes the evaluations of the steps between: b - a, where each takes one. A
+    row that is scored before the end takes that of its look, too: one at b for the x0 estimate. It
+    takes one less if the evaluation at a is paid already. Children of one particle share its
+    evaluation and its gradient: the first row that uses one pays.
     """
     ahead = rows.score & (rows.stop < grid.steps)
     nfe = grid.calls[rows.stop] - grid.calls[rows.start]
@@ -93,11 +103,16 @@ def row_costs(
     users = (nfe > 0) & goes_on(rows)
     if np.count_nonzero(users):
         paid = users & take(particles.cached, rows.parent)
-        if np.count_nonzero(users & (rows.kind != CONTINUE)):  # of rows that CONTINUE, no two have one parent
+        # of rows that CONTINUE, no two have one parent
+        if np.count_nonzero(users & (rows.kind != CONTINUE)):
             paid[users] |= ~first_ones(rows.parent[users], len(particles))
         nfe = nfe - paid
     decodes = rows.score if price.estimates == "decode" else rows.score & ~ahead
-    costs: RowCosts = {"nfe": nfe, "decodes": decodes.astype(int), "reward_calls": rows.score * price.calls(rewards)}
+    costs: RowCosts = {
+        "nfe": nfe,
+        "decodes": decodes.astype(int),
+        "reward_calls": rows.score * price.calls(rewards),
+    }
     if price.groups is not None:
         begin = begin_nfe(rows, particles.seeds, price.groups, particles.owing)
         costs |= {"nfe": nfe + begin, "coupled": np.where(rows.kind == FRESH, begin, 0)}
@@ -123,7 +138,9 @@ def row_costs(
     return costs
 
 
-def _guided(costs: RowCosts, rows: Rows, particles: Particles, price: Price, guided: GuidedSteps) -> RowCosts:
+def _guided(
+    costs: RowCosts, rows: Rows, particles: Particles, price: Price, guided: GuidedSteps
+) -> RowCosts:
     """With what guidance adds to each row."""
     gradients = guided.before[rows.stop] - guided.before[rows.start]
     (shared,) = (goes_on(rows) & (rows.stop > rows.start) & guided.at[rows.start]).nonzero()
@@ -135,15 +152,28 @@ def _guided(costs: RowCosts, rows: Rows, particles: Particles, price: Price, gui
     return _with_gradients(costs, price, gradients, gradients * guided.through, again)
 
 
-def _with_gradients(costs: RowCosts, price: Price, gradients: IntArray, backwards: IntArray, nfe: IntArray) -> RowCosts:
-    """With so many gradients a row, which go back through `backwards` evaluations, of which `nfe` are new."""
-    more = {"nfe": nfe, "decodes": gradients, "reward_calls": gradients * price.asked,
-            "gradients": gradients, "backwards": backwards}  # fmt: skip
-    return costs | {kind: costs[kind] + column if kind in costs else column for kind, column in more.items()}
+def _with_gradients(
+    costs: RowCosts, price: Price, gradients: IntArray, backwards: IntArray, nfe: IntArray
+) -> RowCosts:
+    """With so many gradients a row, which go back through `backwards` evaluations, of which `nfe`
+    are new."""
+    more = {
+        "nfe": nfe,
+        "decodes": gradients,
+        "reward_calls": gradients * price.asked,
+        "gradients": gradients,
+        "backwards": backwards,
+    }
+    return costs | {
+        kind: costs[kind] + column if kind in costs else column for kind, column in more.items()
+    }
 
 
-def costs_in_turn(steps: IntArray, looks: Sequence[Estimator], task: Task, *, begun: bool = False) -> RowCosts:
-    """What each stop (n,) takes of one particle that is scored at these steps (n,) by these looks, one after another.
+def costs_in_turn(
+    steps: IntArray, looks: Sequence[Estimator], task: Task, *, begun: bool = False
+) -> RowCosts:
+    """What each stop (n,) takes of one particle that is scored at these steps (n,) by these looks,
+    one after another.
 
     begun: whether that by which the particle begins is paid. Groups of seeds are left out.
     """
@@ -153,7 +183,9 @@ def costs_in_turn(steps: IntArray, looks: Sequence[Estimator], task: Task, *, be
         kind[0] = FRESH
     rows = Rows(kind, np.arange(n), np.append(0, steps[:-1]), steps, ~no, np.ones(n))
     cached = np.append(False, look.evaluations(steps)[:-1] > 0)
-    before = Particles(none, none, rows.start, cached, ~no, np.empty((n, 0, 1)), none, np.zeros(n), no)
+    before = Particles(
+        none, none, rows.start, cached, ~no, np.empty((n, 0, 1)), none, np.zeros(n), no
+    )
     return row_costs(rows, look, before, task.grid, 1, replace(task.price, groups=None))
 
 
@@ -165,14 +197,26 @@ def finish_cost(
     price: Price = PLAIN,
     has_gradient: BoolArray | bool = False,
 ) -> Cost:
-    """Cost of taking a particle from `step` to a finished, scored image; of several (n,), the one that takes least."""
+    """Cost of taking a particle from `step` to a finished, scored image; of several (n,), the one
+    that takes least."""
     calls = grid.nfe - grid.calls[step] - (cached & (step < grid.steps))
-    scored = Cost(0, 1, price.calls(rewards), tokens=price.tokens, features=price.features, base_calls=price.bases)
+    scored = Cost(
+        0,
+        1,
+        price.calls(rewards),
+        tokens=price.tokens,
+        features=price.features,
+        base_calls=price.bases,
+    )
     if (guided := price.guided) is None:
         return Cost(int(calls.min())) + scored
     step, cached, calls = np.atleast_1d(step), np.atleast_1d(cached), np.atleast_1d(calls)
     gradients_left = guided.before[-1] - guided.before[step] - has_gradient
-    again = cached & guided.at[step] & ~np.asarray(has_gradient) if guided.through else np.zeros(len(step), bool)
+    again = (
+        cached & guided.at[step] & ~np.asarray(has_gradient)
+        if guided.through
+        else np.zeros(len(step), bool)
+    )
     least = np.lexsort((gradients_left, calls + again))[0]
     gradients = int(gradients_left[least])
     backwards, asked = gradients if guided.through else 0, gradients * price.asked
@@ -192,8 +236,8 @@ class Plan:
     """Rows (n,) of a move with everything that follows from them."""
 
     rows: Rows
-    """As in Move, but that children which BRANCH are told from the row that CONTINUEs a particle. `parent` is the
-    particle whose state a row starts from."""
+    """As in Move, but that children which BRANCH are told from the row that CONTINUEs a particle.
+    `parent` is the particle whose state a row starts from."""
     uid: IntArray
     """(n,) particle that the row takes on or makes."""
     seed: IntArray
@@ -230,14 +274,24 @@ class Plan:
         return mask & (rows.stop < grid.steps)
 
     def take(self, rows: IntArray | slice) -> Plan:
-        """Some of the rows. What a row is, and costs, depends on earlier rows of the plan, never on later ones."""
-        columns = self.uid[rows], self.seed[rows], self.place[rows], self.near[rows], self.paid[rows]
+        """Some of the rows. What a row is, and costs, depends on earlier rows of the plan, never on
+        later ones."""
+        columns = (
+            self.uid[rows],
+            self.seed[rows],
+            self.place[rows],
+            self.near[rows],
+            self.paid[rows],
+        )
         costs = {kind: column[rows] for kind, column in self.costs.items()}
         return Plan(self.rows.take(rows), *columns, costs, self.look, self.drop, self.reject)
 
 
-def resolve(move: Move, particles: Particles, grid: Grid, rewards: int, price: Price = PLAIN, seed: int = 0) -> Plan:
-    """The plan of a valid move (validate.py). Fresh seeds count up from `seed`; those of torch, uint64, wrap around."""
+def resolve(
+    move: Move, particles: Particles, grid: Grid, rewards: int, price: Price = PLAIN, seed: int = 0
+) -> Plan:
+    """The plan of a valid move (validate.py). Fresh seeds count up from `seed`; those of torch,
+    uint64, wrap around."""
     wanted, now = move.rows, len(particles)
     kind, parent, near = wanted.kind, wanted.parent, np.full(len(move), -1)
     if np.count_nonzero(siblings := kind == NEAR):
@@ -262,13 +316,18 @@ def resolve(move: Move, particles: Particles, grid: Grid, rewards: int, price: P
 
 
 def owned_gradients(plan: Plan, particles: Particles, guided: BoolArray) -> BoolArray:
-    """(n,) rows that stay at a guided step and have its gradient afterwards: it was paid before, or by this plan.
+    """(n,) rows that stay at a guided step and have its gradient afterwards: it was paid before, or
+    by this plan.
 
-    guided: (K+1,) whether a reward's gradient guides the step on from there. A row that stays comes to have the
-    gradient because a sibling that moves on pays for it: all children of one particle share it.
+    guided: (K+1,) whether a reward's gradient guides the step on from there. A row that stays comes
+    to have the gradient because a sibling that moves on pays for it: all children of one particle
+    share it.
     """
     rows, here = plan.rows, goes_on(plan.rows)
-    stays, goes = here & (rows.stop == rows.start), here & (rows.stop > rows.start) & guided[rows.start]
+    stays, goes = (
+        here & (rows.stop == rows.start),
+        here & (rows.stop > rows.start) & guided[rows.start],
+    )
     if not stays.any():
         return np.zeros(len(plan), bool)
     parent = np.where(here, rows.parent, 0)
@@ -277,7 +336,9 @@ def owned_gradients(plan: Plan, particles: Particles, guided: BoolArray) -> Bool
     return mask
 
 
-def unspent(plan: Plan, cancelled: Outcome, particles: Particles, grid: Grid, rewards: int, price: Price) -> Cost:
+def unspent(
+    plan: Plan, cancelled: Outcome, particles: Particles, grid: Grid, rewards: int, price: Price
+) -> Cost:
     """The part of a plan's cost that was not spent where rows of it were cancelled.
 
     particles: as they are now, how far the cancelled rows got being recorded.
@@ -295,12 +356,17 @@ def unspent(plan: Plan, cancelled: Outcome, particles: Particles, grid: Grid, re
         cost -= Cost(draft_calls=price.begin_calls * len(drafted))
         if price.groups is not None:  # those that began, or could, had their groups evaluated
             begun = plan.rows.take(drafted)
-            alone = row_costs(begun, plan.look, particles, grid, rewards, replace(price, groups=None))
+            alone = row_costs(
+                begun, plan.look, particles, grid, rewards, replace(price, groups=None)
+            )
             nfe, together = (int(plan.costs[kind][drafted].sum()) for kind in ("nfe", "coupled"))
             cost -= Cost(nfe - int(alone["nfe"].sum()), coupled=together)
     mixed = plan.rows.take(ascents)._replace(kind=np.full(len(ascents), MIX, int))
-    rest = plan.rows.take(part)._replace(kind=np.full(len(part), CONTINUE, int), parent=cancelled.uids[ran],
-                                         start=cancelled.step[ran])  # fmt: skip
+    rest = plan.rows.take(part)._replace(
+        kind=np.full(len(part), CONTINUE, int),
+        parent=cancelled.uids[ran],
+        start=cancelled.step[ran],
+    )
     for rows in (mixed, rest):
         cost += total(row_costs(rows, plan.look, particles, grid, rewards, price))
     return cost - cancelled.look_cost

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 class Prompt:
     """One prompt of a search.
 
-    Prompts that differ in all of this share batches. Equal calls with other prompts are for one engine.
+    Prompts that differ in all of this share batches. Equal calls with other prompts are for one
+    engine.
     """
 
     text: str
@@ -18,10 +19,11 @@ class Prompt:
     reward_text: str | None = None
     """What rewards read, where that is another text."""
     negative: str | None = None
-    """The negative prompt; None: that of the call. In some families a call without one has no second pass of guidance.
-    Its prompts have none either."""
+    """The negative prompt; None: that of the call. In some families a call without one has no
+    second pass of guidance. Its prompts have none either."""
     inputs: Mapping[str, object] = field(default_factory=dict, hash=False)
-    """Arguments of the pipeline's call that are given for this prompt alone, by name: pictures, a mask."""
+    """Arguments of the pipeline's call that are given for this prompt alone, by name: pictures, a
+    mask."""
 
     @classmethod
     def of(cls, prompt: str | Prompt) -> Prompt:
@@ -40,5 +42,10 @@ PRIVATE = "private"
 
 def private(*prompts: Prompt) -> dict[str, list[str]]:
     """For `extra` of a log record whose error may quote these prompts."""
-    texts = {text for prompt in prompts for text in (prompt.text, prompt.reward_text, prompt.negative) if text}
+    texts = {
+        text
+        for prompt in prompts
+        for text in (prompt.text, prompt.reward_text, prompt.negative)
+        if text
+    }
     return {PRIVATE: sorted(texts, key=len, reverse=True)}

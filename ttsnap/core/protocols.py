@@ -27,21 +27,23 @@ Scores: TypeAlias = "Tensor | FloatArray | Sequence[float | Tensor]"
 
 
 AlgorithmState: TypeAlias = Any
-"""What an algorithm knows of one search between two moves. Each has a type of its own for it, often a NamedTuple, which
-nobody else looks into: the loop keeps what `init` or `step` gave, and hands it to the next `step`."""
+"""What an algorithm knows of one search between two moves. Each has a type of its own for it, often
+a NamedTuple, which nobody else looks into: the loop keeps what `init` or `step` gave, and hands it
+to the next `step`."""
 
 
 @runtime_checkable
 class Algorithm(Protocol):
     """A search policy: a frozen dataclass of hyperparameters with two pure methods.
 
-    `n` is the number of seeds; None asks for as many as the budget affords (see search.fit). `needs` declares what it
-    asks of an engine (needs.py); the empty set, where it only starts seeds and takes them on. A move that does more
-    than was declared is refused.
+    `n` is the number of seeds; None asks for as many as the budget affords (see search.fit).
+    `needs` declares what it asks of an engine (needs.py); the empty set, where it only starts seeds
+    and takes them on. A move that does more than was declared is refused.
     """
 
     lockstep: ClassVar[bool]
-    """Whether its moves have a shape that scores do not change, and it is written along the last axis."""
+    """Whether its moves have a shape that scores do not change, and it is written along the last
+    axis."""
 
     @property
     def needs(self) -> Needs: ...
@@ -55,21 +57,24 @@ class Algorithm(Protocol):
     def step(
         self, state: AlgorithmState, particles: Particles, rng: np.random.Generator
     ) -> tuple[Move | None, AlgorithmState]:
-        """The next move, or None when done. Called only when every row of the last move has been carried out, as
-        `particles.moved` tells."""
+        """The next move, or None when done. Called only when every row of the last move has been
+        carried out, as `particles.moved` tells."""
 
 
 @runtime_checkable
 class Adopting(Algorithm, Protocol):
-    """An algorithm that can go on from what another one left alive, in place of seeds of its own."""
+    """An algorithm that can go on from what another one left alive, in place of seeds of its
+    own."""
 
     def adopt(self, state: AlgorithmState, uids: IntArray, particles: Particles) -> AlgorithmState:
-        """`state`, which `init` gave, such that the first move goes on from these living particles, best first."""
+        """`state`, which `init` gave, such that the first move goes on from these living particles,
+        best first."""
 
 
 @runtime_checkable
 class Refining(Adopting, Protocol):
-    """One that improves what it adopts, for so many rounds; None for as many as the budget affords."""
+    """One that improves what it adopts, for so many rounds; None for as many as the budget
+    affords."""
 
     @property
     def rounds(self) -> int | None: ...
@@ -80,29 +85,33 @@ class Widening(Algorithm, Protocol):
     """One that can start further seeds of which no more survive its first check."""
 
     def widened(self, more: int) -> Algorithm:
-        """With `more` seeds than n, which is set. The first check ranks them all, and keeps as many as of n."""
+        """With `more` seeds than n, which is set. The first check ranks them all, and keeps as many
+        as of n."""
 
 
 @runtime_checkable
 class Reward(Protocol):
     """Scores images. `name` labels it; higher is better.
 
-    This is all that a reward needs. What it may have besides (`check`, `flops`, `differentiable`, `estimates` with
-    `score_estimates`, ...) is what ttsnap.rewards.RewardModel has and explains; engines adapt what they are given.
+    This is all that a reward needs. What it may have besides (`check`, `flops`, `differentiable`,
+    `estimates` with `score_estimates`, ...) is what ttsnap.rewards.RewardModel has and explains;
+    engines adapt what they are given.
     """
 
     name: str
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None) -> Scores:
-        """images (N, 3, H, W) float in [0, 1], N prompts, level (N,) noise level of each estimate, None for finished
-        images -> (N,) scores.
+        """images (N, 3, H, W) float in [0, 1], N prompts, level (N,) noise level of each estimate,
+        None for finished images -> (N,) scores.
 
-        Ordinary rewards ignore `level`; noise-aware ones do not. A NaN counts as a failed call on that image.
+        Ordinary rewards ignore `level`; noise-aware ones do not. A NaN counts as a failed call on
+        that image.
         """
 
 
 class RunUsage(TypedDict, total=False):
-    """What a run used besides evaluations, JSON-ready: None where it is unknown, no key where nothing is measured."""
+    """What a run used besides evaluations, JSON-ready: None where it is unknown, no key where
+    nothing is measured."""
 
     seconds: float
     peak_memory_bytes: int | None
@@ -118,14 +127,16 @@ class RunUsage(TypedDict, total=False):
 
 
 class UsageMeter(Protocol):
-    """Tells what a run used besides evaluations, once its context is left (profiling.meter.Meter)."""
+    """Tells what a run used besides evaluations, once its context is left
+    (profiling.meter.Meter)."""
 
     def summary(self) -> RunUsage:
         """All that it knows."""
 
 
 class EngineLost(RuntimeError):  # noqa: N818 (it is no mistake of the user)
-    """An engine cannot go on; the message is a sentence that says why. What was found before can still be reported."""
+    """An engine cannot go on; the message is a sentence that says why. What was found before can
+    still be reported."""
 
 
 class Engine(ABC):
@@ -146,7 +157,8 @@ class Engine(ABC):
     @property
     @abstractmethod
     def offers(self) -> frozenset[Need]:
-        """What algorithms may need of it: its sampler draws noise (BRANCH), has a path (RENOISE), ..."""
+        """What algorithms may need of it: its sampler draws noise (BRANCH), has a path (RENOISE),
+        ..."""
 
     @property
     @abstractmethod
@@ -170,12 +182,14 @@ class Engine(ABC):
 
     @property
     def room(self) -> int:
-        """Places in its batches so far, taken or not, of which evaluations filled some; 0 where it has no batches."""
+        """Places in its batches so far, taken or not, of which evaluations filled some; 0 where it
+        has no batches."""
         return 0
 
     @property
     def batch_sizes(self) -> dict[str, int]:
-        """The sizes of its batches by name, on which the last digits of its results depend; none where they do not."""
+        """The sizes of its batches by name, on which the last digits of its results depend; none
+        where they do not."""
         return {}
 
     @property
@@ -190,7 +204,8 @@ class Engine(ABC):
 
     @property
     def lost(self) -> Cost:
-        """What it has computed in vain since `start`, because a part of it broke down; no ledger pays for it."""
+        """What it has computed in vain since `start`, because a part of it broke down; no ledger
+        pays for it."""
         return Cost()
 
     def meter(self) -> AbstractContextManager[UsageMeter | None]:
@@ -212,14 +227,15 @@ class Engine(ABC):
         """Forget all jobs: those that are admitted from now on count from 0."""
 
     def admit(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027
-        """Get ready for these prompts beside those that there are: one job each, numbered on from the last one."""
+        """Get ready for these prompts beside those that there are: one job each, numbered on from
+        the last one."""
 
     def release(self, job: int) -> None:  # noqa: B027
         """Forget all of this job, which has no row queued or under way."""
 
     def weigh(self, job: int, weight: float) -> None:  # noqa: B027
-        """Let a job have so many turns in the batches where others have one, until it is released; nothing where jobs
-        take no turns (EngineOptions.fair)."""
+        """Let a job have so many turns in the batches where others have one, until it is released;
+        nothing where jobs take no turns (EngineOptions.fair)."""
 
     @abstractmethod
     def submit(self, job: int, plan: Plan) -> None:
@@ -231,11 +247,13 @@ class Engine(ABC):
 
     @abstractmethod
     def tick(self) -> list[Outcome]:
-        """One denoiser batch and whatever became ready for scoring; the rows that are now complete."""
+        """One denoiser batch and whatever became ready for scoring; the rows that are now
+        complete."""
 
     def arrived(self) -> list[Outcome]:
-        """Rows that have become complete since the last `tick`, as by the time that a `cancel` takes effect; none where
-        only `tick` completes rows. EngineLost where it cannot go on; so may `tick` and `cancel`."""
+        """Rows that have become complete since the last `tick`, as by the time that a `cancel`
+        takes effect; none where only `tick` completes rows. EngineLost where it cannot go on; so
+        may `tick` and `cancel`."""
         return []
 
     @abstractmethod

@@ -18,11 +18,18 @@ if TYPE_CHECKING:  # the core runs without torch
     from torch import Tensor
 
 
-_SUMMED = [kind for phase in PHASES if phase != "denoise" for kind in KINDS if kind.phase == phase and kind.summed]
+_SUMMED = [
+    kind
+    for phase in PHASES
+    if phase != "denoise"
+    for kind in KINDS
+    if kind.phase == phase and kind.summed
+]
 FORWARD = [kind.name for kind in _SUMMED if kind.phase != "gradient" and not kind.newer]
 BACKWARD = [kind.name for kind in _SUMMED if kind.phase == "gradient"]
 NEWER = [kind.name for kind in KINDS if kind.summed and kind.newer]
-"""What files name beside evaluations: kinds of cost, phase by phase; newer ones only where there was any."""
+"""What files name beside evaluations: kinds of cost, phase by phase; newer ones only where there
+was any."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +45,16 @@ class Spent:
     seconds: float = 0.0
     """Of the run, by this prompt's share in its evaluations."""
     seconds_by: Mapping[str, float] = field(default_factory=dict)
-    """`seconds` by phase ("denoise", "decode", "reward", "gradient"); empty where the engine takes no time."""
+    """`seconds` by phase ("denoise", "decode", "reward", "gradient"); empty where the engine takes
+    no time."""
     seconds_all_prompts: float = 0.0
     """Of the whole run."""
     seconds_before: float = 0.0
-    """Seconds before the run, in which the engine was measured and prompts were encoded. No budget pays them."""
+    """Seconds before the run, in which the engine was measured and prompts were encoded. No budget
+    pays them."""
     ended: str = ""
-    """What ended the search: a cap, as "6 s were up", "stopped", "out of memory"; empty where its algorithm had all it
-    wanted."""
+    """What ended the search: a cap, as "6 s were up", "stopped", "out of memory"; empty where its
+    algorithm had all it wanted."""
     usage: RunUsage = field(default_factory=RunUsage)
     """Memory and energy (profiling/meter.py); energy by this prompt's share."""
     seeds: int = 0
@@ -53,22 +62,32 @@ class Spent:
     finished: int = 0
     """Images finished."""
     gain_of_second_half: float | None = None
-    """By how much the best finished image exceeds the best of half of them; None below four images."""
+    """By how much the best finished image exceeds the best of half of them; None below four
+    images."""
     refused: Mapping[str, int] = field(default_factory=dict)
-    """Finished images that fail each requirement, by its words; empty without requirements. One may fail several."""
+    """Finished images that fail each requirement, by its words; empty without requirements. One may
+    fail several."""
     calibration: Cost = field(default_factory=Cost)
-    """What the engine spent before the search, on finding batch sizes and the like. No budget pays it."""
+    """What the engine spent before the search, on finding batch sizes and the like. No budget pays
+    it."""
     lost: Cost = field(default_factory=Cost)
-    """What the engine computed in vain for all prompts, because a device broke down. No budget pays it."""
+    """What the engine computed in vain for all prompts, because a device broke down. No budget pays
+    it."""
 
     def __str__(self) -> str:
         """A line: what was spent, of which budget, on how many seeds and images."""
-        counts = ", ".join(f"{round(n, 2)} {name.replace('_', ' ')}" for name, n in self.counts().items())
-        return f"{counts} of a budget of {self.budget}; {self.seeds} seeds started, {self.finished} finished"
+        counts = ", ".join(
+            f"{round(n, 2)} {name.replace('_', ' ')}" for name, n in self.counts().items()
+        )
+        return (
+            f"{counts} of a budget of {self.budget}; {self.seeds} seeds started, {self.finished}"
+            " finished"
+        )
 
     @property
     def nfe(self) -> float:
-        """What a cap in NFE counts: denoiser evaluations (`cost.nfe`), and draft calls as parts of evaluations."""
+        """What a cap in NFE counts: denoiser evaluations (`cost.nfe`), and draft calls as parts of
+        evaluations."""
         return self.price.evaluations(self.cost)
 
     def counts(self) -> dict[str, float]:
@@ -77,8 +96,12 @@ class Spent:
 
     @property
     def forward_passes(self) -> int:
-        """Forward passes of the networks: two an evaluation with classifier-free guidance, and those of drafts."""
-        return self.cost.nfe * self.price.passes_per_nfe + self.cost.draft_calls * self.price.passes_per_draft
+        """Forward passes of the networks: two an evaluation with classifier-free guidance, and
+        those of drafts."""
+        return (
+            self.cost.nfe * self.price.passes_per_nfe
+            + self.cost.draft_calls * self.price.passes_per_draft
+        )
 
     @property
     def flops(self) -> float:
@@ -92,7 +115,8 @@ class Spent:
 
     @property
     def verifier_share(self) -> float | None:
-        """The share of all but denoising in the seconds of all phases, in [0, 1]; None without times."""
+        """The share of all but denoising in the seconds of all phases, in [0, 1]; None without
+        times."""
         whole = sum(self.seconds_by.values())
         return 1 - self.seconds_by["denoise"] / whole if whole > 0 else None
 
@@ -161,8 +185,9 @@ class Event:
     """One thing that happened, for progress bars, contact sheets and live views."""
 
     kind: str
-    """What happened: a prompt was taken up ("start"), a move was submitted ("move"), a batch ran ("tick"), a particle
-    was scored ("score"), particles were dropped ("drop"), a prompt is done ("end")."""
+    """What happened: a prompt was taken up ("start"), a move was submitted ("move"), a batch ran
+    ("tick"), a particle was scored ("score"), particles were dropped ("drop"), a prompt is done
+    ("end")."""
     job: int = -1
     """Number of the prompt; -1 of a batch."""
     seconds: float = 0.0
@@ -190,7 +215,8 @@ class Event:
 
     @property
     def image(self) -> Tensor | None:
-        """What was decoded, as in Candidate. Where another process did, it is fetched from there."""
+        """What was decoded, as in Candidate. Where another process did, it is fetched from
+        there."""
         return None if self.picture is None else self.picture.fetch()
 
 
@@ -205,15 +231,23 @@ class Candidate:
     scores: dict[str, float]
     """By reward name."""
     image: Tensor | None = field(repr=False)
-    """(3, H, W), or a video (T, 3, H, W), in [0, 1] on the CPU; None where no model ran, as in a dry run or a
-    replay."""
+    """(3, H, W), or a video (T, 3, H, W), in [0, 1] on the CPU; None where no model ran, as in a
+    dry run or a replay."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Scores by rewards that report and do not choose."""
 
     def to_json(self) -> dict[str, Any]:
-        """Which one it is, and how good, as traces and replies have it. Scores that failed are null."""
-        scores, metrics = ({n: _finite(s) for n, s in of.items()} for of in (self.scores, self.metrics))
-        return {"seed": self.seed, "reward": _finite(self.reward), "scores": scores, "metrics": metrics}
+        """Which one it is, and how good, as traces and replies have it. Scores that failed are
+        null."""
+        scores, metrics = (
+            {n: _finite(s) for n, s in of.items()} for of in (self.scores, self.metrics)
+        )
+        return {
+            "seed": self.seed,
+            "reward": _finite(self.reward),
+            "scores": scores,
+            "metrics": metrics,
+        }
 
     @property
     def pixels(self) -> Tensor:
@@ -239,13 +273,13 @@ class Result:
     warnings: tuple[str, ...] = ()
     """What the user should know: failed rewards, trimmed moves, an early stop."""
     state: AlgorithmState = None
-    """The algorithm's last, which the algorithm alone understands; of smc, `uids`, `logw` and `log_z` are the weighted
-    sample."""
+    """The algorithm's last, which the algorithm alone understands; of smc, `uids`, `logw` and
+    `log_z` are the weighted sample."""
     levels: tuple[float, ...] = ()
     """(K+1,) noise levels of the steps."""
     thumbnails: Mapping[tuple[int, int], Image] = field(default_factory=dict)
-    """Small pictures of what was scored, by (uid, step), where someone kept them, as pipelines do. Contact sheets
-    (results/sheet.py) are made of them."""
+    """Small pictures of what was scored, by (uid, step), where someone kept them, as pipelines do.
+    Contact sheets (results/sheet.py) are made of them."""
     source: Image | None = None
     """A small copy of the picture that the prompt changes; None for prompts that are texts only."""
 
@@ -253,17 +287,25 @@ class Result:
         """A line: the prompt, the best image and what it took."""
         prompt = self.prompt if len(self.prompt) <= 60 else self.prompt[:57] + "..."
         count = f"{len(self.images)} image{'s' * (len(self.images) != 1)}"
-        best = f", the best of seed {self.best.seed} with reward {self.best.reward:.4g}" if self.images else ""
-        return f"Result({prompt!r}: {count}{best}; {round(self.spent.nfe, 2)} NFE, {self.spent.seeds} seeds)"
+        best = (
+            f", the best of seed {self.best.seed} with reward {self.best.reward:.4g}"
+            if self.images
+            else ""
+        )
+        return (
+            f"Result({prompt!r}: {count}{best}; {round(self.spent.nfe, 2)} NFE, {self.spent.seeds}"
+            " seeds)"
+        )
 
     def _repr_html_(self) -> str | None:
-        """For notebooks: the same line, the images, and the contact sheet; None where nobody said how to draw them."""
+        """For notebooks: the same line, the images, and the contact sheet; None where nobody said
+        how to draw them."""
         return _pages[-1](self) if _pages else None
 
     @property
     def saturated(self) -> bool:
-        """Whether more of the same budget would be nearly pointless: the second half of the finished images raised the
-        best by less than 1 % of their spread."""
+        """Whether more of the same budget would be nearly pointless: the second half of the
+        finished images raised the best by less than 1 % of their spread."""
         gain, done = self.spent.gain_of_second_half, self.particles.finished
         value = self.particles.value(np.flatnonzero(done))
         value = value[np.isfinite(value)]

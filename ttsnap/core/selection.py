@@ -1,7 +1,8 @@
 """What counts as best: one value, which a search carries from its door down to its particles.
 
-Four parts decide. A *utility* makes one number of several rewards. `keep` images come back. A *diversity* above 0 asks
-for images that are unlike each other. A *gate* refuses finished images that miss a requirement.
+Four parts decide. A *utility* makes one number of several rewards. `keep` images come back. A
+*diversity* above 0 asks for images that are unlike each other. A *gate* refuses finished images
+that miss a requirement.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ AMONG = 8
 class Selection:
     """Which images of a search are the best, and how many of them come back.
 
-    `Selection(keep=4, diversity=1.0)` returns four images that are good and unlike each other. ValueError for a `keep`
-    below 1, and for a diversity that is negative or not finite.
+    `Selection(keep=4, diversity=1.0)` returns four images that are good and unlike each other.
+    ValueError for a `keep` below 1, and for a diversity that is negative or not finite.
     """
 
     utility: Utility = mean
@@ -34,18 +35,23 @@ class Selection:
     keep: int = 1
     """How many finished images come back, best first."""
     diversity: float = 0.0
-    """How much it counts that kept images are unlike each other, against their values (core/diversity.py)."""
+    """How much it counts that kept images are unlike each other, against their values
+    (core/diversity.py)."""
     gate: Gate | None = None
     """What finished images must meet to be returned."""
 
     def __post_init__(self) -> None:
         if self.keep < 1 or self.keep != int(self.keep):
-            raise ValueError(f"keep must be {'at least 1' if self.keep < 1 else 'a whole number'}, got {self.keep}")
+            raise ValueError(
+                f"keep must be {'at least 1' if self.keep < 1 else 'a whole number'}, got"
+                f" {self.keep}"
+            )
         if not 0 <= self.diversity < math.inf:
             raise ValueError(f"diversity must be a finite number from 0 on, got {self.diversity}")
 
     def named(self, rewards: Sequence[str]) -> Selection:
-        """The same, its requirements in words of the rewards' names: what a user gave may be an address or a file."""
+        """The same, its requirements in words of the rewards' names: what a user gave may be an
+        address or a file."""
         return self if self.gate is None else replace(self, gate=self.gate.named(rewards))
 
     @property
@@ -65,12 +71,16 @@ class Selection:
 
     @property
     def candidates(self) -> int:
-        """Of how many of the best images those to return are chosen. All others can be let go at any time."""
+        """Of how many of the best images those to return are chosen. All others can be let go at
+        any time."""
         return AMONG * self.keep if self.differing else self.keep
 
     def values(self, scores: FloatArray) -> FloatArray:
-        """Scores (..., N, R) -> (..., N) float64, higher is better. Rewards that only admit do not count."""
-        return np.asarray(self.utility(scores if self.gate is None else scores[..., : self.gate.counted]), float)
+        """Scores (..., N, R) -> (..., N) float64, higher is better. Rewards that only admit do not
+        count."""
+        return np.asarray(
+            self.utility(scores if self.gate is None else scores[..., : self.gate.counted]), float
+        )
 
     def admits(self, scores: FloatArray) -> BoolArray:
         """Scores (..., R) of finished images -> (...) whether they may be returned."""
@@ -81,23 +91,29 @@ class Selection:
         return {} if self.gate is None else self.gate.refusals(scores)
 
     def spread(self, values: FloatArray, features: FloatArray, k: int) -> IntArray:
-        """Places (n,) of n images, first the k to go on with: the best, or a group of images that differ.
+        """Places (n,) of n images, first the k to go on with: the best, or a group of images that
+        differ.
 
-        values (n,): the best first, -inf where there is none. features (n, D), by which images are compared. Both
-        parts of the result are the best first.
+        values (n,): the best first, -inf where there is none. features (n, D), by which images are
+        compared. Both parts of the result are the best first.
         """
         places = np.arange(len(values))
-        if not self.differing or not 1 < k < len(values) or not np.isfinite(features[np.isfinite(values)]).all():
+        if (
+            not self.differing
+            or not 1 < k < len(values)
+            or not np.isfinite(features[np.isfinite(values)]).all()
+        ):
             return places
         group = np.sort(diverse(values, features, k, self.diversity))
         return np.concatenate([group, np.delete(places, group)])
 
     def check_scores_each(self, algorithm: str) -> None:
-        """ValueError for an algorithm that compares images which were valued apart, where the utility only ranks
-        images among each other."""
+        """ValueError for an algorithm that compares images which were valued apart, where the
+        utility only ranks images among each other."""
         if self.utility is rank_sum:
             raise ValueError(
-                f"rank_sum only ranks images among each other; {algorithm} needs a score of each: use mean"
+                f"rank_sum only ranks images among each other; {algorithm} needs a score of each:"
+                " use mean"
             )
 
 

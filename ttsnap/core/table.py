@@ -35,10 +35,13 @@ class ParticleTable:
             array.flags.writeable = False
         seen = (seed, ints[0], ints[1], flags[0], flags[1], scores, ints[2])
         features = None if self._features is None else self._features[:n]
-        return Particles(*seen, ratio, flags[2], self._selection, features=features, owing=self._owing)
+        return Particles(
+            *seen, ratio, flags[2], self._selection, features=features, owing=self._owing
+        )
 
     def place(self, plan: Plan) -> None:
-        """Add the particles that a plan makes, and mark those that it drops, or takes a gradient of."""
+        """Add the particles that a plan makes, and mark those that it drops, or takes a gradient
+        of."""
         rows = plan.rows
         (new,) = (rows.kind != CONTINUE).nonzero()
         if len(new):
@@ -54,14 +57,16 @@ class ParticleTable:
         self._flags[1, uids] = False
 
     def forget(self, uids: IntArray) -> None:
-        """Give up particles that never began. Where the last fresh seed is one of them, its group did not, either."""
+        """Give up particles that never began. Where the last fresh seed is one of them, its group
+        did not, either."""
         self.drop(uids)
         if np.isin(np.flatnonzero(self.view.parent < 0)[-1:], uids).any():
             self._owing = True
             self.view = self._seen(self._ints, self._flags)
 
     def own(self, uids: IntArray, has_gradient: BoolArray) -> None:
-        """Whether the gradient at the step that these particles are at, or go to, is paid; see owned_gradients."""
+        """Whether the gradient at the step that these particles are at, or go to, is paid; see
+        owned_gradients."""
         self._flags[2, uids] = has_gradient
 
     def _add(self, parents: IntArray, seeds: IntArray) -> None:
@@ -72,9 +77,13 @@ class ParticleTable:
             self._ints = np.concatenate([self._ints, np.empty((3, room), int)], axis=1)
             self._flags = np.concatenate([self._flags, np.empty((3, room), bool)], axis=1)
             self._ratio = np.concatenate([self._ratio, np.zeros(room)])
-            self._scores = np.concatenate([self._scores, np.full((room, *self._scores.shape[1:]), np.nan)])
+            self._scores = np.concatenate(
+                [self._scores, np.full((room, *self._scores.shape[1:]), np.nan)]
+            )
             if self._features is not None:
-                self._features = np.concatenate([self._features, np.full((room, self._features.shape[1]), np.nan)])
+                self._features = np.concatenate(
+                    [self._features, np.full((room, self._features.shape[1]), np.nan)]
+                )
         rows = np.arange(n, n + more)
         self._seed[rows] = seeds
         self._ints[0, rows], self._ints[1, rows], self._ints[2, rows] = parents, 0, -1

@@ -24,7 +24,8 @@ def mean(scores: FloatArray) -> FloatArray:
 
 
 def rank_sum(scores: FloatArray) -> FloatArray:
-    """Sum over rewards of the rank within this set (ties share the mean rank), as in TTSnap (arXiv 2511.22242)."""
+    """Sum over rewards of the rank within this set (ties share the mean rank), as in TTSnap (arXiv
+    2511.22242)."""
     from scipy.stats import rankdata  # imported late: it would double the start of the command line
 
     return np.asarray(rankdata(scores, axis=-2).sum(axis=-1))
@@ -34,13 +35,17 @@ def weighted(weights: Sequence[float]) -> Utility:
     """Weighted sum; one weight per reward."""
     w = np.asarray(weights, float)
     if w.ndim != 1 or not len(w) or not np.isfinite(w).all():
-        raise ValueError(f"weights must be a list of finite numbers, one per reward, got {list(weights)}")
+        raise ValueError(
+            f"weights must be a list of finite numbers, one per reward, got {list(weights)}"
+        )
     return partial(_weigh, w)  # which can be sent to other processes, as no inner function can
 
 
 def _weigh(weights: FloatArray, scores: FloatArray) -> FloatArray:
     if scores.shape[-1] != len(weights):
-        raise ValueError(f"{len(weights)} weights for {scores.shape[-1]} rewards; give one weight per reward")
+        raise ValueError(
+            f"{len(weights)} weights for {scores.shape[-1]} rewards; give one weight per reward"
+        )
     return np.asarray(scores @ weights)
 
 
@@ -54,7 +59,8 @@ def _of_first(utility: Utility, counted: int, scores: FloatArray) -> FloatArray:
 
 
 def make(spec: str | Sequence[float], rewards: int = 0) -> Utility:
-    """ "mean", "rank_sum" or a list of weights -> utility. rewards: how many there are, where that is known.
+    """ "mean", "rank_sum" or a list of weights -> utility. rewards: how many there are, where that
+    is known.
 
     ValueError for an unknown name, and for another number of weights."""
     if not isinstance(spec, str):
@@ -78,8 +84,8 @@ def described(spec: str | Sequence[float], rewards: Sequence[str]) -> str:
 def rising(step: int, steps: int, gamma: float | None = None) -> float:
     """The inverse temperature of DAS (arXiv 2501.05803) at a step, as a share of its last one.
 
-    That is min((1 + gamma)^step - 1, 1). It reaches 1 after 0.87 of the steps where gamma is None, as with their .008
-    and 100 steps.
+    That is min((1 + gamma)^step - 1, 1). It reaches 1 after 0.87 of the steps where gamma is None,
+    as with their .008 and 100 steps.
     """
     gamma = 2 ** (1 / (0.87 * steps)) - 1 if gamma is None else gamma
     return min(float((1 + gamma) ** step) - 1, 1.0)

@@ -3,7 +3,8 @@
 It has no search logic: it listens to a search's events. gradio is needed by the page alone.
 
 - `app.py` is the page and its server, `tabs.py` its parts, `handlers.py` their functions.
-- `form.py` reads the fields; `worker.py` and `live.py` run searches in threads; `stream.py` follows them.
-- `board.py` is the state of a search, from its events. `panels.py`, `chart.py`, `board_html.py` and `html.py` draw it;
-  `snippet.py` says how to repeat it.
+- `form.py` reads the fields; `worker.py` and `live.py` run searches in threads; `stream.py` follows
+  them.
+- `board.py` is the state of a search, from its events. `panels.py`, `chart.py`, `board_html.py` and
+  `html.py` draw it; `snippet.py` says how to repeat it.
 """

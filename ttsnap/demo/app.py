@@ -18,16 +18,21 @@ from ttsnap.request.offer import ServingCatalog
 CSS = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
 MARK = Path(__file__).with_name("mark.svg")
-"""The project's one logo, also of the documentation: two dropped candidates, and one that went on."""
+"""The project's one logo, also of the documentation: two dropped candidates, and one that went
+on."""
 HEADER = f"""<header class="tt-header"><div class="tt-mark">{MARK.read_text(encoding="utf-8")}ttsnap</div>
 <p>Better images from frozen diffusion and flow models, by spending inference compute on purpose.</p>
 <div class="tt-model">{{model}}</div></header>"""
 
 
-def build(offer: ServingCatalog, limits: DemoLimits, models: Models, root: Path, queue_size: int) -> gr.Blocks:
+def build(
+    offer: ServingCatalog, limits: DemoLimits, models: Models, root: Path, queue_size: int
+) -> gr.Blocks:
     """The page. root: a folder of this server's own, which the caller deletes."""
     handlers = Handlers(offer, limits, models, root)
-    page = gr.Blocks(title="ttsnap", analytics_enabled=False, delete_cache=(60, 1800), fill_width=True)
+    page = gr.Blocks(
+        title="ttsnap", analytics_enabled=False, delete_cache=(60, 1800), fill_width=True
+    )
     with page:
         html(HEADER.format(model=escape(offer.model)))
         search_form(handlers)
@@ -37,9 +42,15 @@ def build(offer: ServingCatalog, limits: DemoLimits, models: Models, root: Path,
 
 
 def serve(
-    page: gr.Blocks, limits: DemoLimits, *, host: str, port: int | None, share: bool, browser: bool = False,
+    page: gr.Blocks,
+    limits: DemoLimits,
+    *,
+    host: str,
+    port: int | None,
+    share: bool,
+    browser: bool = False,
     wait: bool = True,
-) -> Any:  # fmt: skip
+) -> Any:
     """Start the server, and wait until it is interrupted. Returns the values of gradio's launch."""
     return page.launch(
         server_name=host,
@@ -69,10 +80,34 @@ def serve(
 
 def make_theme() -> Any:
     """Deep teal on paper or on ink, gold for the winner. Fonts come from this server."""
-    teal = gr.themes.Color("#effaf8", "#d3f1ec", "#a9e2da", "#74ccc2", "#43b0a6", "#22958c", "#137870", "#11605b",
-                           "#114d4a", "#10403e", "#062625", name="teal")  # fmt: skip
-    ink = gr.themes.Color("#f7f7f4", "#efeeea", "#e0dfd9", "#cac9c3", "#9b9b97", "#73757a", "#53575f", "#3b4048",
-                          "#272b32", "#1a1d22", "#101216", name="ink")  # fmt: skip
+    teal = gr.themes.Color(
+        "#effaf8",
+        "#d3f1ec",
+        "#a9e2da",
+        "#74ccc2",
+        "#43b0a6",
+        "#22958c",
+        "#137870",
+        "#11605b",
+        "#114d4a",
+        "#10403e",
+        "#062625",
+        name="teal",
+    )
+    ink = gr.themes.Color(
+        "#f7f7f4",
+        "#efeeea",
+        "#e0dfd9",
+        "#cac9c3",
+        "#9b9b97",
+        "#73757a",
+        "#53575f",
+        "#3b4048",
+        "#272b32",
+        "#1a1d22",
+        "#101216",
+        name="ink",
+    )
     return gr.themes.Base(
         primary_hue=teal,
         secondary_hue=teal,

@@ -1,4 +1,5 @@
-"""The state of one search for people, from its events: candidates, scores, spending, and where each is drawn."""
+"""The state of one search for people, from its events: candidates, scores, spending, and where each
+is drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +12,16 @@ from ttsnap.algorithms.by_hand import UserCommand
 from ttsnap.core.cost import Cost
 from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.results import Event
-from ttsnap.results.lineage import CandidateAtStep, Origins, chain, choose, mixed, most_wanted, origins, place
+from ttsnap.results.lineage import (
+    CandidateAtStep,
+    Origins,
+    chain,
+    choose,
+    mixed,
+    most_wanted,
+    origins,
+    place,
+)
 
 COLUMNS = 18
 """Of pictures on the board, at most."""
@@ -100,13 +110,17 @@ class Board:
 
     @property
     def hope(self) -> Lane | None:
-        """The candidate with the highest last score among those with a picture there, dropped ones last."""
+        """The candidate with the highest last score among those with a picture there, dropped ones
+        last."""
         seen = [lane for lane in self.lanes.values() if lane.reached in lane.pictures]
         living = [lane for lane in seen if lane.state != "dropped"]
         return max(living or seen, key=lambda lane: (lane.value, -lane.uid), default=None)
 
-    def listen(self, event: Event, picture: str = "", large: str = "", right: bool | None = None) -> None:
-        """Apply an event of the search. picture, large: its image as data URIs. right: as in `Lane`."""
+    def listen(
+        self, event: Event, picture: str = "", large: str = "", right: bool | None = None
+    ) -> None:
+        """Apply an event of the search. picture, large: its image as data URIs. right: as in
+        `Lane`."""
         self.seconds = max(self.seconds, event.seconds)
         if event.move is not None:
             self.move(event.move)
@@ -128,7 +142,9 @@ class Board:
         for stop in move["stop"]:
             self.looks.setdefault(stop, set()).add(look)
         self.moves.append(move)
-        for uid, parent, stop, seed in zip(*(move[name] for name in ("uids", "parents", "stop", "seeds")), strict=True):
+        for uid, parent, stop, seed in zip(
+            *(move[name] for name in ("uids", "parents", "stop", "seeds")), strict=True
+        ):
             lane = self.lanes.get(uid)
             if lane is None:
                 self.lanes[uid] = Lane(uid, seed, parent, stop)
@@ -136,7 +152,14 @@ class Board:
                 lane.aim, lane.state = stop, "going"
         self.drop(move["drop"])
 
-    def score(self, uid: int, step: int, scores: Sequence[float], picture: str = "", right: bool | None = None) -> None:
+    def score(
+        self,
+        uid: int,
+        step: int,
+        scores: Sequence[float],
+        picture: str = "",
+        right: bool | None = None,
+    ) -> None:
         """Note the scores of a candidate, by their mean."""
         lane = self.lanes.get(uid)
         if lane is None:
@@ -144,12 +167,16 @@ class Board:
         lane.scores[step] = sum(scores) / len(scores) if scores else math.nan
         finished = step == self.steps
         lane.state, lane.right = ("finished", right) if finished else ("waiting", lane.right)
-        self.marks.append(Mark(self.spent.nfe, lane.scores[step], finished, right if finished else None))
+        self.marks.append(
+            Mark(self.spent.nfe, lane.scores[step], finished, right if finished else None)
+        )
         if picture:
             lane.pictures[step] = picture
         if lane.value == -math.inf:
             return
-        if finished and (self.best is None or (lane.value, -lane.uid) > (self.best.value, -self.best.uid)):
+        if finished and (
+            self.best is None or (lane.value, -lane.uid) > (self.best.value, -self.best.uid)
+        ):
             self.best = lane
         if finished and self.best is not None:
             self._draw(Mark(self.spent.nfe, self.best.value, True, self.best.right))
@@ -176,11 +203,12 @@ class Board:
             self.curve.append(self.curve[-1]._replace(nfe=max(self.spent.nfe, self.curve[-1].nfe)))
 
     def placed(self) -> tuple[Origins, dict[CandidateAtStep, int]]:
-        """The looks that are shown, each with its origin, and their columns: those that were scored, and where
-        candidates are going.
+        """The looks that are shown, each with its origin, and their columns: those that were
+        scored, and where candidates are going.
 
-        While a search runs, the best families are shown, first those of which some candidate is still to be dropped or
-        finished. One that stays keeps its place. Once the search is over, the winner's comes first.
+        While a search runs, the best families are shown, first those of which some candidate is
+        still to be dropped or finished. One that stays keeps its place. Once the search is over,
+        the winner's comes first.
         """
         looks = {(lane.uid, step) for lane in self.lanes.values() for step in lane.scores}
         looks |= {(lane.uid, lane.aim) for lane in self.lanes.values() if lane.state == "going"}
@@ -191,7 +219,11 @@ class Board:
             shown = choose(mixed(ends, len(kept), self.steps), origin, COLUMNS)
             return shown, place(shown, ends)
         family = {end: chain(end, origin)[-1].uid for end in ends}
-        led = {family[end] for end in ends if end.uid in kept or self.lanes[end.uid].state in ("going", "waiting")}
+        led = {
+            family[end]
+            for end in ends
+            if end.uid in kept or self.lanes[end.uid].state in ("going", "waiting")
+        }
         ranked = sorted(ends, key=lambda end: family[end] not in led)
         shown = choose(ranked, origin, COLUMNS)
         new = [look.uid for look in shown if look.step < 0 and look.uid not in self.seeds]
@@ -199,4 +231,7 @@ class Board:
             if new and CandidateAtStep(uid, -1) not in shown:
                 self.seeds[column] = new.pop(0)
         self.seeds += new
-        return shown, place(shown, sorted(ends, key=lambda end: self.seeds.index(family[end]) if end in shown else -1))
+        return shown, place(
+            shown,
+            sorted(ends, key=lambda end: self.seeds.index(family[end]) if end in shown else -1),
+        )

@@ -1,4 +1,5 @@
-"""The board as HTML: looks at candidates over the steps at which they were scored, with lines of descent."""
+"""The board as HTML: looks at candidates over the steps at which they were scored, with lines of
+descent."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ def render_board(board: Board, title: str = "") -> str:
     """The board. All text is escaped."""
     table = Table(board)
     if not table.rows:
-        return f'<div class="tt-board">{_head(board, title, 0)}{line("idle", "waiting for the first scores")}</div>'
+        return (
+            "<div"
+            f' class="tt-board">{_head(board, title, 0)}{line("idle", "waiting for the first scores")}</div>'
+        )
     labels = '<div class="tt-row tt-corner" style="grid-row:1"><small>seed</small></div>'
     labels += "".join(map(table.row_label, table.rows))
     cells = "".join(table.seed(look) if look.step < 0 else table.cell(look) for look in table.shown)
@@ -35,8 +39,14 @@ def render_board(board: Board, title: str = "") -> str:
 def _head(board: Board, title: str, shown: int) -> str:
     lanes = board.lanes.values()
     parents = {lane.parent for lane in lanes}
-    state = Counter(lane.state for lane in lanes if lane.uid not in parents or lane.state != "dropped")
-    words = [f"{len(lanes)} candidates", f"{state['dropped']} pruned", f"{state['finished']} finished"]
+    state = Counter(
+        lane.state for lane in lanes if lane.uid not in parents or lane.state != "dropped"
+    )
+    words = [
+        f"{len(lanes)} candidates",
+        f"{state['dropped']} pruned",
+        f"{state['finished']} finished",
+    ]
     words += [f"{state['going']} under way"] if state["going"] else []
     words += [f"{shown} of them are shown"] if 0 < shown < len(lanes) else []
     name = f"<b>{escape(title)}</b>" if title else ""
@@ -55,7 +65,9 @@ class Table:
         self.left = {origin for origin in self.shown.values() if origin is not None}
         won = CandidateAtStep(self.winner, board.steps)
         self.golden = set(chain(won, self.shown)) if won in self.shown else set[CandidateAtStep]()
-        scores = [v for lane in board.lanes.values() for v in lane.scores.values() if math.isfinite(v)]
+        scores = [
+            v for lane in board.lanes.values() for v in lane.scores.values() if math.isfinite(v)
+        ]
         self.low, self.high = (min(scores), max(scores)) if scores else (0.0, 1.0)
 
     def row_label(self, step: int) -> str:
@@ -67,7 +79,10 @@ class Table:
 
     def seed(self, look: CandidateAtStep) -> str:
         """The name of a family above its first picture."""
-        style, kind = f"grid-column:{self.columns[look] + 2}", " tt-crown" if look in self.golden else ""
+        style, kind = (
+            f"grid-column:{self.columns[look] + 2}",
+            " tt-crown" if look in self.golden else "",
+        )
         return f'<div class="tt-col{kind}" style="{style}">{self.board.lanes[look.uid].seed}</div>'
 
     def cell(self, look: CandidateAtStep) -> str:
@@ -76,7 +91,10 @@ class Table:
         hand = self.hand(look)
         if look.step not in lane.scores:
             inner = f"<i></i><span>&nbsp;</span>{hand}"
-            return f'<div class="tt-cell tt-pending" style="{where}" title="seed {lane.name}">{inner}</div>'
+            return (
+                f'<div class="tt-cell tt-pending" style="{where}" title="seed'
+                f' {lane.name}">{inner}</div>'
+            )
         score, uri = lane.scores[look.step], lane.pictures.get(look.step)
         failed, pruned = math.isnan(score), lane.state == "dropped" and look not in self.left
         kinds = {
@@ -89,10 +107,17 @@ class Table:
         right = verdict(lane.right) if last else ""
         about = f"seed {lane.name}, step {look.step}: {text}{right and VERDICTS[bool(lane.right)]}"
         about += " · pruned here" if pruned else ""
-        share = 0.0 if failed or self.high == self.low else (score - self.low) / (self.high - self.low)
-        inner = picture(uri, about) if uri is not None else f'<i style="--v:{share * 100:.0f}%"></i>'
+        share = (
+            0.0 if failed or self.high == self.low else (score - self.low) / (self.high - self.low)
+        )
+        inner = (
+            picture(uri, about) if uri is not None else f'<i style="--v:{share * 100:.0f}%"></i>'
+        )
         kind = " ".join(name for name, holds in kinds.items() if holds)
-        return f'<div class="{kind}" style="{where}" title="{about}">{inner}<span>{text}{right}</span>{hand}</div>'
+        return (
+            f'<div class="{kind}" style="{where}"'
+            f' title="{about}">{inner}<span>{text}{right}</span>{hand}</div>'
+        )
 
     def hand(self, look: CandidateAtStep) -> str:
         """Buttons by which the visitor leads a candidate, below the last look at it."""
@@ -101,7 +126,10 @@ class Table:
         if board.wishes is None or lane.state not in ("going", "waiting") or look.step != reached:
             return ""
         said = next((wish.verb for wish in reversed(board.wishes) if wish.uid == lane.uid), "")
-        both = (f'<button data-verb="{verb}" data-uid="{lane.uid}">{verb}</button>' for verb in (FINISH, DROP))
+        both = (
+            f'<button data-verb="{verb}" data-uid="{lane.uid}">{verb}</button>'
+            for verb in (FINISH, DROP)
+        )
         return f'<div class="tt-hand" data-asked="{said}">{"".join(both)}</div>'
 
     def lines(self, columns: int) -> str:
@@ -115,7 +143,8 @@ class Table:
                 continue  # a seed's name stands right above
             above = self.row.get(origin.step, -1)
             x0, x1 = self.columns[origin] + 0.5, column + 0.5
-            y0, y1 = max(0.0, above + PICTURE_SHARE), above + 1 + PICTURE_SHARE  # aside right below the origin
+            # aside right below the origin
+            y0, y1 = max(0.0, above + PICTURE_SHARE), above + 1 + PICTURE_SHARE
             middle = (y0 + y1) / 2
             bend = "" if x0 == x1 else f"C{x0} {middle:g} {x1} {middle:g} {x1} {y1:g}"
             paths[look in self.golden] += f"M{x0} {y0:g}{bend}V{below + PICTURE_SHARE:g}"

@@ -55,18 +55,23 @@ class DemoLimits(SearchLimits):
     def budget_of(self, text: object, steps: int) -> Budget:
         budget = super().budget_of(text, steps)
         if budget.seconds is not None and budget.seconds > self.seconds:
-            raise FieldError("budget", f"this demo allows {self.seconds:g} seconds for a search, got {short(text)}")
+            raise FieldError(
+                "budget",
+                f"this demo allows {self.seconds:g} seconds for a search, got {short(text)}",
+            )
         return budget
 
 
 def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -> SearchRequest:
     """The search request of the form's fields. FieldError says what is wrong with a field.
 
-    Fields: prompt, model, algorithm, rewards, budget, steps, seed, keep, size, negative, guidance, draft, picture,
-    strength and diverse. size and guidance are the model's own where they are None; picture is the bytes of a file, or
-    None.
+    Fields: prompt, model, algorithm, rewards, budget, steps, seed, keep, size, negative, guidance,
+    draft, picture, strength and diverse. size and guidance are the model's own where they are None;
+    picture is the bytes of a file, or None.
     """
-    algorithm, guidance, negative, data = (fields.get(n) for n in ("algorithm", "guidance", "negative", "picture"))
+    algorithm, guidance, negative, data = (
+        fields.get(n) for n in ("algorithm", "guidance", "negative", "picture")
+    )
     if not isinstance(algorithm, str) or algorithm not in OFFERED:
         raise FieldError("algorithm", unknown("algorithm", algorithm, OFFERED))
     if guidance is not None and guidance != "":
@@ -75,34 +80,42 @@ def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -
         raise FieldError("picture", f"picture is the bytes of a file, got {type(data).__name__}")
     picture = None if data is None else limits.picture(bytes(data), "picture")
     size = whole("image size", fields["size"] or 0, 0, limits.side)
-    given = SearchFields.of({
-        "prompt": fields["prompt"],
-        "model": fields["model"] if offer.any_model else None,
-        "search": algorithm,
-        "reward": fields["rewards"] or (),
-        "budget": fields["budget"] or "",
-        "steps": whole("steps", fields["steps"], LEAST_STEPS, limits.steps),
-        "seed": whole("seed", fields["seed"], 0, MOST_SEED),
-        "n": whole("images to keep", fields["keep"], 1, limits.images),
-        "negative_prompt": None if str(negative or "").isspace() else negative or None,
-        "guidance_scale": None if guidance == "" else guidance,
-        "draft": fields["draft"] if picture is None and drafts(algorithm) else None,
-        "diverse": fields.get("diverse") or False,
-    })  # fmt: skip
+    given = SearchFields.of(
+        {
+            "prompt": fields["prompt"],
+            "model": fields["model"] if offer.any_model else None,
+            "search": algorithm,
+            "reward": fields["rewards"] or (),
+            "budget": fields["budget"] or "",
+            "steps": whole("steps", fields["steps"], LEAST_STEPS, limits.steps),
+            "seed": whole("seed", fields["seed"], 0, MOST_SEED),
+            "n": whole("images to keep", fields["keep"], 1, limits.images),
+            "negative_prompt": None if str(negative or "").isspace() else negative or None,
+            "guidance_scale": None if guidance == "" else guidance,
+            "draft": fields["draft"] if picture is None and drafts(algorithm) else None,
+            "diverse": fields.get("diverse") or False,
+        }
+    )
     strength = None if picture is None else check("strength", fields.get("strength") or 0, Fraction)
     sides: dict[str, Any] = {"width": size, "height": size} if size else {}
     request = request_of(given, offer, limits, image=picture, strength=strength, **sides)
     if picture is not None:
-        request = replace(request, engine=replace(request.engine, model=ModelOptions(request.model, task=REDRAW)))
+        request = replace(
+            request, engine=replace(request.engine, model=ModelOptions(request.model, task=REDRAW))
+        )
     for name in request.engine.rewards:
         if name.startswith("scenes") and request.model not in (EMBEDDED, TURBO):
-            raise FieldError("rewards", f"reward {name!r} reads the embedded model's captions only; choose another")
+            raise FieldError(
+                "rewards",
+                f"reward {name!r} reads the embedded model's captions only; choose another",
+            )
     return request
 
 
 def examples(offer: ServingCatalog) -> list[dict[str, Any]]:
-    """Values of the form's fields to begin with, the first being preset: the showcases of all packaged models that may
-    be used here, that of the offered one first, then further prompts for this one."""
+    """Values of the form's fields to begin with, the first being preset: the showcases of all
+    packaged models that may be used here, that of the offered one first, then further prompts for
+    this one."""
     ours = MODELS.get(offer.model)
     if ours is None:
         return [{"prompt": prompt} for prompt in PROMPTS[:3]]
@@ -169,7 +182,8 @@ def budget_words(text: Any, steps: Any, limits: DemoLimits, strength: Any = 1) -
         nfe = budget.nfe if budget.images is None else int(budget.images * each)
         full = (nfe or 0) / each
         caps.append(
-            f"{nfe:,} evaluations of the model: as many as {full:,.3g} whole image{'' if full == 1 else 's'} take"
+            f"{nfe:,} evaluations of the model: as many as {full:,.3g} whole"
+            f" image{'' if full == 1 else 's'} take"
         )
     if budget.seconds is not None:  # the visitor's own cap comes first; the other one is the page's
         caps.insert(0, f"{budget.seconds:g} seconds")
@@ -177,7 +191,8 @@ def budget_words(text: Any, steps: Any, limits: DemoLimits, strength: Any = 1) -
 
 
 def read_wish(verb: Any, uid: Any, number: Any, limits: DemoLimits) -> UserCommand:
-    """A wish by hand: to drop or finish a candidate, or to finish a number of them. FieldError for anything else."""
+    """A wish by hand: to drop or finish a candidate, or to finish a number of them. FieldError for
+    anything else."""
     if verb == BEST:
         return UserCommand(BEST, number=whole("images to finish", number, 1, limits.images))
     if verb not in (DROP, FINISH):
@@ -195,7 +210,8 @@ def group_css() -> str:
     groups = [ALGORITHMS[name].group for name in OFFERED]
     firsts = {group: groups.index(group) for group in dict.fromkeys(groups)}
     return "".join(
-        f'#algorithm li[data-index="{place}"]::before {{ content: {json.dumps(GROUPS[group].partition(":")[0])}; }}\n'
+        f'#algorithm li[data-index="{place}"]::before {{ content:'
+        f" {json.dumps(GROUPS[group].partition(':')[0])}; }}\n"
         for group, place in firsts.items()
     )
 
@@ -205,5 +221,9 @@ def hint(algorithm: str) -> str:
     entry = ALGORITHMS[algorithm]
     words = [f"{entry.summary[0].upper()}{entry.summary[1:]}."]
     words += [NOISE] if kernel_for(algorithm) == "sde" else []
-    words += ["Meant for scenes-noise-aware or another noise-aware reward."] if "noise-aware" in entry.needs else []
+    words += (
+        ["Meant for scenes-noise-aware or another noise-aware reward."]
+        if "noise-aware" in entry.needs
+        else []
+    )
     return " ".join(words)

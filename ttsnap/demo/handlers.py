@@ -29,8 +29,23 @@ from ttsnap.request.request import SearchRequest
 
 logger = logging.getLogger(__name__)
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-FIELDS = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "keep", "size", "model", "negative", "guidance",
-          "draft", "picture", "strength", "diverse")  # fmt: skip
+FIELDS = (
+    "prompt",
+    "algorithm",
+    "rewards",
+    "budget",
+    "steps",
+    "seed",
+    "keep",
+    "size",
+    "model",
+    "negative",
+    "guidance",
+    "draft",
+    "picture",
+    "strength",
+    "diverse",
+)
 """The form's fields, in the order of the API's arguments."""
 MOST_WISHES = 1000
 STOP = UserCommand(BEST, number=1)
@@ -43,9 +58,11 @@ def _box(text: str, title: str, *, visible: bool = True) -> gr.Error:
 
 
 def _of_the_form(run: Handler) -> Handler:
-    """Gives a handler a signature with the form's fields, of which gradio makes the API's arguments."""
+    """Gives a handler a signature with the form's fields, of which gradio makes the API's
+    arguments."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    named = [inspect.Parameter(name, kind, default=None) for name in FIELDS]  # what the page has goes first
+    # what the page has goes first
+    named = [inspect.Parameter(name, kind, default=None) for name in FIELDS]
     handler, request, *_ = inspect.signature(run).parameters.values()
     vars(run)["__signature__"] = inspect.Signature([handler, request, *named])
     return run
@@ -75,13 +92,15 @@ class Handlers:
 
     @_of_the_form
     def search(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """Search for the best image under the budget; streams the board, and ends with files and lines to repeat it."""
+        """Search for the best image under the budget; streams the board, and ends with files and
+        lines to repeat it."""
         wishes: list[UserCommand] = []
         yield from self._run(request, values, partial(self._searched, wishes=wishes), wishes)
 
     @_of_the_form
     def compare(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """Best-of-N and the chosen algorithm on the same budget and seeds, evaluation by evaluation."""
+        """Best-of-N and the chosen algorithm on the same budget and seeds, evaluation by
+        evaluation."""
         yield from self._run(request, values, partial(self._searched, compare=True))
 
     def _run(
@@ -105,8 +124,11 @@ class Handlers:
             if self.running.get(session) is mine:
                 del self.running[session]
 
-    def _searched(self, wanted: SearchRequest, stop: threading.Event, **how: Any) -> Iterator[tuple[Any, ...]]:
-        with tempfile.TemporaryDirectory(prefix="run-", dir=self.root) as folder:  # downloads are copied to the cache
+    def _searched(
+        self, wanted: SearchRequest, stop: threading.Event, **how: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        # downloads are copied to the cache
+        with tempfile.TemporaryDirectory(prefix="run-", dir=self.root) as folder:
             for frame in stream(wanted, self.models, self.limits, stop, Path(folder), **how):
                 yield _shown(frame)
 
@@ -120,7 +142,8 @@ class Handlers:
     def stop(self, request: gr.Request) -> None:
         """End this visitor's search with its best candidate, finished.
 
-        The second time, and where wishes are not taken, it ends at once, with the best finished image."""
+        The second time, and where wishes are not taken, it ends at once, with the best finished
+        image."""
         running = self.running.get(str(request.session_hash))
         if running is None or running.wishes is None or STOP in running.wishes:
             self.leave(request)
@@ -133,7 +156,8 @@ class Handlers:
             running.stop.set()
 
     def lead(self, request: gr.Request, event: gr.EventData) -> None:
-        """Drop a candidate of this visitor's search, or finish it at once, as the board's button says."""
+        """Drop a candidate of this visitor's search, or finish it at once, as the board's button
+        says."""
         data = vars(event)["_data"]
         asked = data if isinstance(data, dict) else {}
         self._wish(request, asked.get("verb"), asked.get("uid"))
@@ -161,7 +185,9 @@ class Handlers:
         if ours is None:
             return draw.choice(form.PROMPTS), draw.randrange(100_000)
         kind = draw.choice(ours.world.HARD_KINDS)
-        return ours.world.sample_prompts(1, draw.randrange(2**31), [kind])[0], draw.randrange(100_000)
+        return ours.world.sample_prompts(1, draw.randrange(2**31), [kind])[0], draw.randrange(
+            100_000
+        )
 
     def budget_hint(self, text: Any, steps: Any, picture: Any = None, strength: Any = 1) -> str:
         """The line below the budget."""
@@ -170,24 +196,36 @@ class Handlers:
 
 
 def _shown(frame: Frame) -> tuple[Any, ...]:
-    """A frame as values of stage, status, winner, files, Python, command line, and the stop button."""
+    """A frame as values of stage, status, winner, files, Python, command line, and the stop
+    button."""
     status = line("word", frame.status)
     if frame.files:
         paths = [str(path) for path in frame.files]
         winner = gr.update(value=paths[0], interactive=True, visible=True)
-        return frame.stage, status, winner, paths, frame.python, frame.command, gr.update(interactive=False)
+        return (
+            frame.stage,
+            status,
+            winner,
+            paths,
+            frame.python,
+            frame.command,
+            gr.update(interactive=False),
+        )
     if frame.fresh:
         return frame.stage, status, *_NOTHING, gr.update(interactive=True)
     return frame.stage, status, *[gr.skip()] * 5
 
 
 def _failed(error: Exception) -> tuple[str, gr.Error]:
-    """A stage of the error, and the error for callers of the API. Of a failure inside only the kind is said, as its
-    text may tell too much; it is logged."""
+    """A stage of the error, and the error for callers of the API. Of a failure inside only the kind
+    is said, as its text may tell too much; it is logged."""
     title, text = "That cannot be searched", str(error)[:1500]
     if not isinstance(error, ValueError):
         logger.error("a search failed", exc_info=error)
-        title, text = "The search failed", f"The search failed ({type(error).__name__}); the server's log says why."
+        title, text = (
+            "The search failed",
+            f"The search failed ({type(error).__name__}); the server's log says why.",
+        )
     return render_plain(title, text, error=True), _box(text, title, visible=False)
 
 

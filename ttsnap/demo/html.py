@@ -1,4 +1,5 @@
-"""Parts of the page: pictures, figures, scores and lines of text. What the page shows is text of these."""
+"""Parts of the page: pictures, figures, scores and lines of text. What the page shows is text of
+these."""
 
 from __future__ import annotations
 
@@ -12,17 +13,20 @@ from PIL import Image
 from ttsnap.results.media import data_uri, still
 
 TINY, SMALL, LARGE, FULL = 64, 128, 512, 1024
-"""Most pixels a side: of squares as large as sharp pictures, on the board, of the best so far, of the winner."""
+"""Most pixels a side: of squares as large as sharp pictures, on the board, of the best so far, of
+the winner."""
 VERDICTS = {True: ", strictly right", False: ", wrong"}
 
 
 def thumbnail_uri(image: Any, most: int = SMALL) -> str:
-    """(3, H, W) in [0, 1] -> a data URI of at most `most` pixels a side. Videos (T, 3, H, W) show a few frames."""
+    """(3, H, W) in [0, 1] -> a data URI of at most `most` pixels a side. Videos (T, 3, H, W) show a
+    few frames."""
     return shrunk_uri(np.asarray(still(image)), most)
 
 
 def shrunk_uri(pixels: NDArray[np.uint8], most: int) -> str:
-    """(H, W, 3) -> a data URI: a WebP, or a PNG of a tiny picture, by which the style sheet keeps its pixels sharp."""
+    """(H, W, 3) -> a data URI: a WebP, or a PNG of a tiny picture, by which the style sheet keeps
+    its pixels sharp."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((most, most), Image.Resampling.LANCZOS)
     if picture.width * picture.height <= TINY**2:
@@ -52,7 +56,8 @@ def shaped(aspect: float) -> str:
 
 
 def verdict(right: bool | None) -> str:
-    """A mark for a finished image that is strictly right or wrong; nothing where nobody can tell."""
+    """A mark for a finished image that is strictly right or wrong; nothing where nobody can
+    tell."""
     if right is None:
         return ""
     return f' <em class="{"tt-right" if right else "tt-wrong"}">{"✓" if right else "✗"}</em>'

@@ -26,13 +26,15 @@ from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.results.record import SearchRecord
 
 LOOKS, MOST_ROWS = 40, 16
-"""Batches of a search, and candidates in each, on a CPU: larger batches gain little there, and show less."""
+"""Batches of a search, and candidates in each, on a CPU: larger batches gain little there, and show
+less."""
 UNSPENT = 0.1
 """The share of a budget that may be left over without an explanation."""
 
 
 class Turns:
-    """Lets one of several threads run at a time: that of the fewest evaluations so far, the first of equals.
+    """Lets one of several threads run at a time: that of the fewest evaluations so far, the first
+    of equals.
 
     Both searches of a comparison have then spent about the same at every moment.
     """
@@ -65,7 +67,9 @@ class Turns:
             self._changed.notify_all()
 
     def _wait(self, place: int) -> None:
-        self._changed.wait_for(lambda: min(self._spent, key=lambda each: (self._spent[each], each)) == place)
+        self._changed.wait_for(
+            lambda: min(self._spent, key=lambda each: (self._spent[each], each)) == place
+        )
         self._begun[place] = time.monotonic()
 
 
@@ -73,9 +77,13 @@ class LiveSearches(SearchThread):
     """Runs searches side by side."""
 
     def __init__(
-        self, requests: Sequence[SearchRequest], models: Models, limits: DemoLimits, stop: threading.Event,
+        self,
+        requests: Sequence[SearchRequest],
+        models: Models,
+        limits: DemoLimits,
+        stop: threading.Event,
         wishes: Sequence[UserCommand] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(requests, models, limits, stop)
         self.wishes = wishes
         """Of the visitor, a list that may grow meanwhile; None where the searches take none."""
@@ -131,9 +139,14 @@ class LiveSearches(SearchThread):
             turns.leave(place)
         if len(self.requests) > 1:  # the clock of the search went on while the other one ran
             seconds = turns.seconds[place]
-            result = replace(result, spent=replace(result.spent, seconds=seconds, seconds_all_prompts=seconds))
+            result = replace(
+                result, spent=replace(result.spent, seconds=seconds, seconds_all_prompts=seconds)
+            )
         if taken := by_hand(result):
-            record = replace(record, by_hand={"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]})
+            record = replace(
+                record,
+                by_hand={"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]},
+            )
         with self.lock:
             self._end(search, result, record)
 
@@ -155,7 +168,10 @@ class LiveSearches(SearchThread):
             board.best = board.lanes[result.images[0].uid]
             board.picture = thumbnail_uri(result.images[0].pixels, FULL)
             view.kept = tuple(
-                (thumbnail_uri(c.pixels, LARGE), f"{rank}. seed {board.lanes[c.uid].name}, reward {short(c.reward)}")
+                (
+                    thumbnail_uri(c.pixels, LARGE),
+                    f"{rank}. seed {board.lanes[c.uid].name}, reward {short(c.reward)}",
+                )
                 for rank, c in enumerate(result.images[1:], 2)
             )
 
@@ -173,12 +189,19 @@ def by_hand(result: Result) -> tuple[tuple[int, UserCommand], ...]:
 
 
 def why_unspent(request: Prepared, grid: Grid, spent: Spent) -> str:
-    """A sentence on the evaluations that a search left over; "" where they are few, or another cap held."""
-    allowed, taken, clock = request.budget.nfe, spent.nfe, spent.seconds / (request.budget.seconds or math.inf)
+    """A sentence on the evaluations that a search left over; "" where they are few, or another cap
+    held."""
+    allowed, taken, clock = (
+        request.budget.nfe,
+        spent.nfe,
+        spent.seconds / (request.budget.seconds or math.inf),
+    )
     if not allowed or max(clock, request.budget.share(spent.cost, spent.price)) > 1 - UNSPENT:
         return ""
     head = f"{title_of(request.request)} ended after {taken:,g} of {allowed:,} evaluations"
-    meaning = next((option.text for option in options_of(request.request.label) if option.name == "n"), "")
+    meaning = next(
+        (option.text for option in options_of(request.request.label) if option.name == "n"), ""
+    )
     meaning = re.split("[;.]", meaning)[0]
     what = f" ({meaning})" if len(meaning.split()) > 2 or meaning == "seeds" else ""
     made: Any = request.algorithm
@@ -188,7 +211,10 @@ def why_unspent(request: Prepared, grid: Grid, spent: Spent) -> str:
     engine = DryEngine(grid, request.engine.rewards, price=spent.price, draft_calls=calls)
     sized: Any = fit(made, engine, Budget(nfe=allowed), request.selection.keep)
     (larger,) = search_dry(
-        [""], replace(sized, n=sized.n + 1), engine, selection=Selection(keep=request.selection.keep)
+        [""],
+        replace(sized, n=sized.n + 1),
+        engine,
+        selection=Selection(keep=request.selection.keep),
     )
     if (more := larger.spent.nfe) <= allowed:
         return f"{head}: it came to its end with less."

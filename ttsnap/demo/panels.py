@@ -1,4 +1,5 @@
-"""The stage as HTML: best image, meters, kept images, chart and boards; and a stage without a search."""
+"""The stage as HTML: best image, meters, kept images, chart and boards; and a stage without a
+search."""
 
 from __future__ import annotations
 
@@ -83,7 +84,11 @@ def _wipe(source: str, views: Sequence[View]) -> str:
         return ""
     after = views[-1].board.picture
     over = f'<img class="tt-after" src="{after}" alt="after">' if after else ""
-    wipe = '<input type="range" value="100" aria-label="how much of the image before is shown">' if after else ""
+    wipe = (
+        '<input type="range" value="100" aria-label="how much of the image before is shown">'
+        if after
+        else ""
+    )
     words = "before, and after: move the slider" if after else "before"
     inside = f'<div><img src="{source}" alt="before">{over}</div>{wipe}'
     return figure(inside, f"<span>{words}</span>", "tt-best tt-wipe")
@@ -94,13 +99,19 @@ def _best(view: View, named: bool) -> str:
     name = f"<b>{escape(view.title)}</b> " if named else ""
     if lane is None and (hope := view.board.hope) is not None:
         words = f"most promising: seed {hope.name}, still noisy"
-        return figure(picture(hope.pictures[hope.reached], words), f"{name}<span>{words}</span>", "tt-best tt-hoped")
+        return figure(
+            picture(hope.pictures[hope.reached], words),
+            f"{name}<span>{words}</span>",
+            "tt-best tt-hoped",
+        )
     if lane is None or not view.board.picture:
         return figure(line("none", "no finished image yet"), name, "tt-best")
     score = "" if lane.value == -math.inf else f", reward {short(lane.value)}"
     words = f"{'best' if view.board.over else 'best so far'}: seed {lane.name}{score}"
     right = "" if lane.right is None else f"{verdict(lane.right)}{VERDICTS[lane.right][1:]}"
-    return figure(picture(view.board.picture, words), f"{name}<span>{words}</span>{right}", "tt-best")
+    return figure(
+        picture(view.board.picture, words), f"{name}<span>{words}</span>{right}", "tt-best"
+    )
 
 
 def _kept(view: View, named: bool) -> str:
@@ -112,13 +123,17 @@ def _kept(view: View, named: bool) -> str:
 def _meters(view: View, place: int | None) -> str:
     """The spending: as meters, or as a line with the search's name where it is one of two.
 
-    Two searches have one clock, the evaluations: seconds would say which of them ran while the machine was busy.
+    Two searches have one clock, the evaluations: seconds would say which of them ran while the
+    machine was busy.
     """
     spent, caps = view.board.spent, view.allowed
     if place is not None:
         cap = "" if caps.nfe is None else f" of {caps.nfe:,}"
         words = f"{spent.nfe:,}{cap} evaluations, {spent.reward_calls:,} scored"
-        return f'<div class="tt-line tt-c{place}"><b>{escape(view.title)}</b> {words}{_bar(spent.nfe, caps.nfe)}</div>'
+        return (
+            f'<div class="tt-line tt-c{place}"><b>{escape(view.title)}</b>'
+            f" {words}{_bar(spent.nfe, caps.nfe)}</div>"
+        )
     rows = [
         ("evaluations", spent.nfe, caps.nfe),
         ("decodes", spent.decodes, caps.decodes),
@@ -132,7 +147,8 @@ def _meter(name: str, spent: float, cap: float | None) -> str:
     text = f"{spent:,.1f}" if isinstance(spent, float) else f"{spent:,}"
     limit = "" if cap is None else f"<small> / {cap:,.0f}</small>"
     return (
-        f'<div class="tt-meter" title="{METERS[name]}"><span>{name}</span><b>{text}{limit}</b>{_bar(spent, cap)}</div>'
+        '<div class="tt-meter"'
+        f' title="{METERS[name]}"><span>{name}</span><b>{text}{limit}</b>{_bar(spent, cap)}</div>'
     )
 
 

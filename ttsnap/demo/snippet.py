@@ -67,7 +67,10 @@ def command_line(search: Prepared) -> str:
         "--diverse": request.selection.diverse or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    words = [name if value is True else f"{name} {shlex.quote(str(value))}" for name, value in given.items()]
+    words = [
+        name if value is True else f"{name} {shlex.quote(str(value))}"
+        for name, value in given.items()
+    ]
     prompt = shlex.quote(search.prompt.text)
     end = f" -- {prompt}" if search.prompt.text.startswith("-") else ""
     return f"ttsnap generate {'' if end else prompt + ' '}{' '.join(words)}{end}"
@@ -76,6 +79,11 @@ def command_line(search: Prepared) -> str:
 def _changed(search: Prepared) -> list[tuple[Option, Any]]:
     """Options of the sampler with other values than their defaults."""
     names, given = changed(search.engine.sampler), values(search.engine.sampler)
-    if given["draft"] is None and not drafts(search.request.label):  # this algorithm has no drafts to leave out
+    # this algorithm has no drafts to leave out
+    if given["draft"] is None and not drafts(search.request.label):
         names.remove("draft")
-    return [(option, given[option.name]) for option in options_of(type(search.engine.sampler)) if option.name in names]
+    return [
+        (option, given[option.name])
+        for option in options_of(type(search.engine.sampler))
+        if option.name in names
+    ]

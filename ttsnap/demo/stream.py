@@ -45,8 +45,9 @@ def stream(
 ) -> Iterator[Frame]:
     """Run a search, with best-of-N to compare with it, and write its files to `folder`.
 
-    wishes: of the visitor, a list that may grow meanwhile. A comparison of algorithms takes none. Closing the iterator
-    stops the search. ValueError for a request that the model or the search refuses.
+    wishes: of the visitor, a list that may grow meanwhile. A comparison of algorithms takes none.
+    Closing the iterator stops the search. ValueError for a request that the model or the search
+    refuses.
     """
     if compare:
         check_comparable(request)
@@ -54,8 +55,16 @@ def stream(
     worker = LiveSearches(both, models, limits, stop, heard)
     busy = models.lock.locked()
     with worker:
-        words = "Another search is on the device; yours is next." if busy else "The first scores are on their way."
-        yield Frame(render_plain(request.prompt.text, words), "waiting for the device" if busy else "starting", True)
+        words = (
+            "Another search is on the device; yours is next."
+            if busy
+            else "The first scores are on their way."
+        )
+        yield Frame(
+            render_plain(request.prompt.text, words),
+            "waiting for the device" if busy else "starting",
+            True,
+        )
         yield from worker.frames(lambda: _frame(worker) if worker.searches else None, PERIOD)
         yield _last(worker, folder)
 
@@ -77,16 +86,22 @@ def about(request: Prepared, *, both: bool = False) -> str:
         f"{request.call['num_inference_steps']} steps",
     ]
     if request.engine.sampler.kernel == "sde":
-        words.append("noise is added at every step, so that branches differ" + (" (in both)" if both else ""))
+        words.append(
+            "noise is added at every step, so that branches differ" + (" (in both)" if both else "")
+        )
     if request.engine.sampler.draft is not None:
         words.append("seeds are drafted first" + (" (not by best-of-N)" if both else ""))
-    return ", ".join([*words, f"reward {' + '.join(request.engine.rewards)}", f"seeds from {request.seed}"])
+    return ", ".join(
+        [*words, f"reward {' + '.join(request.engine.rewards)}", f"seeds from {request.seed}"]
+    )
 
 
 def _frame(worker: LiveSearches) -> Frame:
     views, request = [search.view for search in worker.searches], worker.searches[-1].request
     status = f"searching: {' and '.join(view.title for view in views)}"
-    return Frame(render_stage(request.prompt.text, views, about(request, both=len(views) > 1)), status)
+    return Frame(
+        render_stage(request.prompt.text, views, about(request, both=len(views) > 1)), status
+    )
 
 
 def _last(worker: LiveSearches, folder: Path) -> Frame:
@@ -101,16 +116,25 @@ def _last(worker: LiveSearches, folder: Path) -> Frame:
     results = [search.result for search in worker.searches if search.result is not None]
     led = [wish.verb for result in results for _, wish in by_hand(result)]
     if worker.stop.is_set() or worker.late:
-        caveat = "# The search on the page was stopped early; this one goes on to the end of the budget.\n"
+        caveat = (
+            "# The search on the page was stopped early; this one goes on to the end of the"
+            " budget.\n"
+        )
     elif led:
-        caveat = "# The search on the page was led by hand, as its trace.json says; this one goes on without.\n"
+        caveat = (
+            "# The search on the page was led by hand, as its trace.json says; this one goes on"
+            " without.\n"
+        )
     if worker.stop.is_set():
         status = "stopped; this is the best image so far"
     elif worker.late:
         status = f"stopped after {worker.limits.seconds:g} seconds, the most that this demo allows"
     elif BEST in led:
         status = "stopped; the best candidates were finished"
-    device, dtype = str(worker.pipe._execution_device), str(worker.pipe.dtype).removeprefix("torch.")
+    device, dtype = (
+        str(worker.pipe._execution_device),
+        str(worker.pipe.dtype).removeprefix("torch."),
+    )
     return replace(
         _frame(worker),
         status=status,

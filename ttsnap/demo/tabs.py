@@ -43,16 +43,23 @@ def search_form(handlers: Handlers) -> None:
     with gr.Row(equal_height=False, elem_classes="tt-layout"):
         with gr.Column(elem_classes="tt-ask"):
             most = handlers.limits.prompt
-            prompt = gr.Textbox(offered[0]["prompt"], label="Prompt", lines=2, max_length=most, elem_id="prompt")
+            prompt = gr.Textbox(
+                offered[0]["prompt"], label="Prompt", lines=2, max_length=most, elem_id="prompt"
+            )
             with gr.Row(elem_classes="tt-chips"):
-                chips = [gr.Button(example["prompt"], size="sm", min_width=0) for example in offered]
+                chips = [
+                    gr.Button(example["prompt"], size="sm", min_width=0) for example in offered
+                ]
                 surprise = gr.Button("Surprise me", size="sm", min_width=0, elem_id="surprise")
             compare = gr.Button("Compare with best-of-N", variant="primary", elem_id="compare")
             with gr.Row(elem_classes="tt-buttons"):
                 go = gr.Button("Search", min_width=64, elem_id="search")
-                stop = gr.Button("Stop", variant="stop", min_width=56, elem_id="stop", interactive=False)
-            status = html(line("word", ""), elem_classes="tt-state", elem_id="status",
-                          label="Status")  # fmt: skip
+                stop = gr.Button(
+                    "Stop", variant="stop", min_width=56, elem_id="stop", interactive=False
+                )
+            status = html(
+                line("word", ""), elem_classes="tt-state", elem_id="status", label="Status"
+            )
             _by_hand(handlers)
         with gr.Column(elem_classes="tt-set"):
             form = _settings(handlers, prompt, offered[0])
@@ -60,21 +67,45 @@ def search_form(handlers: Handlers) -> None:
                 _fills(chip, [form[name] for name in example], list(example.values()))
         with gr.Column(elem_classes="tt-show"):
             stage = html(intro(), elem_id="stage", label="Board", js_on_load=LED)
-            winner = gr.DownloadButton("Download the image", visible=False, variant="primary", elem_id="download")
+            winner = gr.DownloadButton(
+                "Download the image", visible=False, variant="primary", elem_id="download"
+            )
             with gr.Accordion("Files, and how to repeat this search", open=False, elem_id="after"):
-                files = gr.File(label="Images with their settings inside, contact sheet, trace", file_count="multiple",
-                                interactive=False)  # fmt: skip
-                python = gr.Code(label="In Python", language="python", interactive=False, show_line_numbers=False)
-                command = gr.Code(label="On the command line", language="shell", interactive=False,
-                                  show_line_numbers=False, wrap_lines=True)  # fmt: skip
+                files = gr.File(
+                    label="Images with their settings inside, contact sheet, trace",
+                    file_count="multiple",
+                    interactive=False,
+                )
+                python = gr.Code(
+                    label="In Python", language="python", interactive=False, show_line_numbers=False
+                )
+                command = gr.Code(
+                    label="On the command line",
+                    language="shell",
+                    interactive=False,
+                    show_line_numbers=False,
+                    wrap_lines=True,
+                )
     inputs = [form[name] for name in FIELDS]
     shown: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": status}
-    device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "trigger_mode": "once"}
+    device: dict[str, Any] = {
+        "concurrency_id": "device",
+        "concurrency_limit": 1,
+        "trigger_mode": "once",
+    }
     outputs = [stage, status, winner, files, python, command, stop]
     # The first of a click's functions: gradio runs one after the other, and a search is long.
     gr.on([go.click, compare.click, prompt.submit], None, None, None, js=BEGUN, **PRIVATE)
     go.click(handlers.search, inputs, outputs, api_name="search", **shown, **device)
-    gr.on([compare.click, prompt.submit], handlers.compare, inputs, outputs, api_name="compare", **shown, **device)
+    gr.on(
+        [compare.click, prompt.submit],
+        handlers.compare,
+        inputs,
+        outputs,
+        api_name="compare",
+        **shown,
+        **device,
+    )
     stage.click(handlers.lead, None, None, queue=False, **PRIVATE)
     stop.click(handlers.stop, None, None, queue=False, api_name="stop")
     surprise.click(handlers.surprise, form["model"], [prompt, form["seed"]], queue=False, **PRIVATE)
@@ -83,7 +114,11 @@ def search_form(handlers: Handlers) -> None:
 def _by_hand(handlers: Handlers) -> None:
     """A visitor's wishes while a search runs."""
     with gr.Accordion("By hand, while a search runs", open=False, elem_id="by-hand"):
-        html(line("hint", "Candidates on the board have buttons: finish this one at once, or drop it."))
+        html(
+            line(
+                "hint", "Candidates on the board have buttons: finish this one at once, or drop it."
+            )
+        )
         with gr.Row(elem_classes="tt-pair"):
             number = gr.Number(1, label="How many", precision=0, min_width=70, elem_id="number")
             end = gr.Button("Stop, finish the best", size="sm", min_width=120, elem_id="best")
@@ -96,40 +131,90 @@ def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dic
     defaults = offer.defaults(offer.model).call
     steps_now = defaults.get("num_inference_steps", 28)
     budget_now = preset.get("budget", BUDGETS[1])
-    algorithm = gr.Dropdown(algorithm_choices(), value="seed-pruning", label="Algorithm", elem_id="algorithm",
-                            filterable=False)  # fmt: skip
+    algorithm = gr.Dropdown(
+        algorithm_choices(),
+        value="seed-pruning",
+        label="Algorithm",
+        elem_id="algorithm",
+        filterable=False,
+    )
     about = html(line("hint", hint("seed-pruning")))
     drafter = "A drafter guesses each seed's image first; pruning goes on with the best"
     with gr.Group(visible=bool(offer.draft)):  # a frame of its own
-        draft = gr.Checkbox(offer.drafts_first, label="Draft seeds first", info=drafter, elem_id="draft")
-    budget = gr.Textbox(budget_now, label="Budget", max_lines=1, elem_id="budget", max_length=60,
-                        placeholder="5 images, 200nfe, 10s")  # fmt: skip
+        draft = gr.Checkbox(
+            offer.drafts_first, label="Draft seeds first", info=drafter, elem_id="draft"
+        )
+    budget = gr.Textbox(
+        budget_now,
+        label="Budget",
+        max_lines=1,
+        elem_id="budget",
+        max_length=60,
+        placeholder="5 images, 200nfe, 10s",
+    )
     with gr.Row(elem_classes="tt-chips"):
         for text in BUDGETS:
             _fills(gr.Button(text, size="sm", min_width=0), [budget], [text])
     comes_to = html(handlers.budget_hint(budget_now, steps_now), elem_id="budget-hint")
     steps = gr.Slider(2, limits.steps, steps_now, step=1, label="Denoising steps", elem_id="steps")
     with gr.Row(elem_classes="tt-pair"):
-        guidance = gr.Number(defaults.get("guidance_scale"), label="Guidance", min_width=90, elem_id="guidance",
-                             placeholder="model's own", minimum=0, maximum=limits.guidance, step=0.5)  # fmt: skip
-        seed = gr.Number(preset.get("seed", 0), label="First seed", precision=0, min_width=90,
-                         elem_id="seed")  # fmt: skip
+        guidance = gr.Number(
+            defaults.get("guidance_scale"),
+            label="Guidance",
+            min_width=90,
+            elem_id="guidance",
+            placeholder="model's own",
+            minimum=0,
+            maximum=limits.guidance,
+            step=0.5,
+        )
+        seed = gr.Number(
+            preset.get("seed", 0), label="First seed", precision=0, min_width=90, elem_id="seed"
+        )
         random = gr.Button("Random", size="sm", min_width=64, elem_id="random")
-    negative = gr.Textbox("", label="Negative prompt: what not to show", lines=1, max_length=limits.prompt,
-                          elem_id="negative")  # fmt: skip
+    negative = gr.Textbox(
+        "",
+        label="Negative prompt: what not to show",
+        lines=1,
+        max_length=limits.prompt,
+        elem_id="negative",
+    )
     with gr.Accordion("Change a picture", open=False, elem_id="change"):
-        picture = gr.Image(label="PNG, JPEG or WebP", type="filepath", image_mode=None, sources=["upload", "clipboard"],
-                           height=140, buttons=[], elem_id="picture")  # fmt: skip
-        strength = gr.Slider(0.05, 1, 0.7, step=0.05, label="Strength: how much of it is redrawn", elem_id="strength")
+        picture = gr.Image(
+            label="PNG, JPEG or WebP",
+            type="filepath",
+            image_mode=None,
+            sources=["upload", "clipboard"],
+            height=140,
+            buttons=[],
+            elem_id="picture",
+        )
+        strength = gr.Slider(
+            0.05, 1, 0.7, step=0.05, label="Strength: how much of it is redrawn", elem_id="strength"
+        )
     with gr.Accordion("Rewards, image size, how many to keep", open=False):
-        rewards = gr.Dropdown(list(offer.rewards), value=[offer.rewards[0]], multiselect=True, label="Reward",
-                              max_choices=limits.rewards, info="What is searched for, or their mean")  # fmt: skip
+        rewards = gr.Dropdown(
+            list(offer.rewards),
+            value=[offer.rewards[0]],
+            multiselect=True,
+            label="Reward",
+            max_choices=limits.rewards,
+            info="What is searched for, or their mean",
+        )
         with gr.Row():
             keep = gr.Number(1, label="Images to keep", precision=0, min_width=90)
-            size = gr.Number(None, label="Pixels a side", precision=0, min_width=90, placeholder="model's own")
-        diverse = gr.Checkbox(False, label="Images that differ, where several are kept", elem_id="diverse")
-        model = gr.Textbox(offer.model, label="Model: hub id or folder", interactive=offer.any_model,
-                           visible=offer.any_model)  # fmt: skip
+            size = gr.Number(
+                None, label="Pixels a side", precision=0, min_width=90, placeholder="model's own"
+            )
+        diverse = gr.Checkbox(
+            False, label="Images that differ, where several are kept", elem_id="diverse"
+        )
+        model = gr.Textbox(
+            offer.model,
+            label="Model: hub id or folder",
+            interactive=offer.any_model,
+            visible=offer.any_model,
+        )
     model.change(None, model, None, js=BADGE, **PRIVATE)
     if "place" in offer.rewards:
         picture.change(None, [picture, rewards], rewards, js=WITH_PLACE, **PRIVATE)
@@ -140,10 +225,23 @@ def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dic
     for field in priced:
         field.change(handlers.budget_hint, priced, comes_to, **last)
     random.click(None, None, seed, js=RANDOM, **PRIVATE)
-    return {"prompt": prompt, "algorithm": algorithm, "rewards": rewards, "budget": budget, "steps": steps,
-            "seed": seed, "keep": keep, "size": size, "model": model, "negative": negative,
-            "guidance": guidance, "draft": draft, "picture": picture, "strength": strength,
-            "diverse": diverse}  # fmt: skip
+    return {
+        "prompt": prompt,
+        "algorithm": algorithm,
+        "rewards": rewards,
+        "budget": budget,
+        "steps": steps,
+        "seed": seed,
+        "keep": keep,
+        "size": size,
+        "model": model,
+        "negative": negative,
+        "guidance": guidance,
+        "draft": draft,
+        "picture": picture,
+        "strength": strength,
+        "diverse": diverse,
+    }
 
 
 def _fills(button: gr.Button, fields: Sequence[Any], values: Sequence[Any]) -> None:

@@ -57,7 +57,11 @@ class SearchThread(threading.Thread):
     """Waits for the device and works on it, from the start of a `with` block to its end."""
 
     def __init__(
-        self, requests: Sequence[SearchRequest], models: Models, limits: DemoLimits, stop: threading.Event
+        self,
+        requests: Sequence[SearchRequest],
+        models: Models,
+        limits: DemoLimits,
+        stop: threading.Event,
     ) -> None:
         super().__init__(daemon=True, name="searches")
         self.requests, self.models, self.limits, self.stop = requests, models, limits, stop
@@ -76,7 +80,8 @@ class SearchThread(threading.Thread):
         self.stop.set()
 
     def frames(self, draw: Callable[[], T | None], period: float) -> Iterator[T]:
-        """What is drawn every `period` in seconds, where it differs, until the work is done. Raises its error."""
+        """What is drawn every `period` in seconds, where it differs, until the work is done. Raises
+        its error."""
         last: T | None = None
         done = False
         while not done:
@@ -124,13 +129,20 @@ class RunningSearch:
 
 
 def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSearch:
-    """A search that has not begun, with its budget in evaluations and within the limits, and its drafter chosen."""
+    """A search that has not begun, with its budget in evaluations and within the limits, and its
+    drafter chosen."""
     from ttsnap.pipelines.run import decisions_of  # loaded with the model
 
     search = prepare_request(request, decisions_of(pipe))
     grid: Grid = pipe.sampling_denoiser(search.engine.sampler, **pictures_opened(search.call)).grid
     budget = limits.capped(request.budget, grid)
-    view = View(title_of(request), Board(grid.levels), budget, limits.seconds_of(budget), aspect=aspect_of(search))
+    view = View(
+        title_of(request),
+        Board(grid.levels),
+        budget,
+        limits.seconds_of(budget),
+        aspect=aspect_of(search),
+    )
     if isinstance(picture := request.prompt.inputs.get("image"), Picture):
         view.source = shrunk_uri(np.asarray(picture.opened()), LARGE)
     return RunningSearch(replace(search, budget=budget), grid, view)
@@ -143,11 +155,15 @@ def run_search(
     listen: Callable[[Event], None] | None = None,
     rows: int | None = None,
 ) -> tuple[Result, SearchRecord]:
-    """The result and the record of a search. rows: the most candidates per batch; None for as many as fit."""
+    """The result and the record of a search. rows: the most candidates per batch; None for as many
+    as fit."""
     from ttsnap.pipelines.run import run  # loaded with the model
 
     batch = replace(search.engine.batch, batch_size=rows)
     outcome = run(
-        replace(search, engine=replace(search.engine, batch=batch)), pipe, on_event=listen, should_stop=should_stop
+        replace(search, engine=replace(search.engine, batch=batch)),
+        pipe,
+        on_event=listen,
+        should_stop=should_stop,
     )
     return outcome.results[0], outcome.record

@@ -1,4 +1,5 @@
-"""The thread that asks rewards which leave the denoiser's device free, and the rows that wait for them."""
+"""The thread that asks rewards which leave the denoiser's device free, and the rows that wait for
+them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Background:
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Queue a call. What it returns or raises is the future's; one cancelled by then is not made."""
+        """Queue a call. What it returns or raises is the future's; one cancelled by then is not
+        made."""
         future: Future[T] = Future()
         with self._lock:
             self._calls.append((future, call))

@@ -1,4 +1,5 @@
-"""How many rows the engine takes at once: given, measured, or halved when the device runs out of memory."""
+"""How many rows the engine takes at once: given, measured, or halved when the device runs out of
+memory."""
 
 from __future__ import annotations
 
@@ -27,10 +28,11 @@ R = TypeVar("R")
 
 
 class BatchSizes:
-    """batch_size: most rows in a call of the denoiser; decode_batch_size: most images in a decode and a reward call.
+    """batch_size: most rows in a call of the denoiser; decode_batch_size: most images in a decode
+    and a reward call.
 
-    None where a size is to be found when it is first needed: by `find`, which gets both and returns both. ValueError
-    for sizes below 1. stats: where it counts how often memory ran out.
+    None where a size is to be found when it is first needed: by `find`, which gets both and returns
+    both. ValueError for sizes below 1. stats: where it counts how often memory ran out.
     """
 
     def __init__(
@@ -41,7 +43,9 @@ class BatchSizes:
         stats: MutableMapping[str, int],
     ) -> None:
         if any(size is not None and size < 1 for size in (batch_size, decode_batch_size)):
-            raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {decode_batch_size}")
+            raise ValueError(
+                f"batch sizes must be at least 1, got {batch_size} and {decode_batch_size}"
+            )
         self._sizes, self._find, self._stats = (batch_size, decode_batch_size), find, stats
 
     @property
@@ -58,11 +62,14 @@ class BatchSizes:
             denoise, decode = self._sizes = self._find(denoise, decode)
         return denoise, decode
 
-    def run(self, batch: Sequence[T], call: Callable[[Sequence[T]], R], *, decoding: bool = False) -> tuple[R, int]:
-        """call(batch), on the first half of it and with that size from now on as often as memory runs out.
+    def run(
+        self, batch: Sequence[T], call: Callable[[Sequence[T]], R], *, decoding: bool = False
+    ) -> tuple[R, int]:
+        """call(batch), on the first half of it and with that size from now on as often as memory
+        runs out.
 
-        What the call returned, and how many of the first rows it took. decoding: a batch of images, not of rows for the
-        denoiser. NotEnoughMemoryError where one row is too many.
+        What the call returned, and how many of the first rows it took. decoding: a batch of images,
+        not of rows for the denoiser. NotEnoughMemoryError where one row is too many.
         """
 
         def lacks(n: int, short: str) -> None:
@@ -77,11 +84,16 @@ class BatchSizes:
     def _halve(self, half: int, decoding: bool) -> None:
         denoise, decode = self._found()
         self._sizes = (denoise, half) if decoding else (half, decode)
-        logger.warning("out of memory: %s is %d from now on", "decode_batch_size" if decoding else "batch_size", half)
+        logger.warning(
+            "out of memory: %s is %d from now on",
+            "decode_batch_size" if decoding else "batch_size",
+            half,
+        )
 
 
 def buckets(batch_size: int) -> tuple[int, ...]:
-    """The powers of two up to `batch_size`, and `batch_size` itself, ascending. ValueError below 1."""
+    """The powers of two up to `batch_size`, and `batch_size` itself, ascending. ValueError below
+    1."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     powers = {1 << k for k in range(batch_size.bit_length())}
@@ -113,8 +125,9 @@ def sizes_for(
 ) -> tuple[int, int, Cost]:
     """The two batch sizes that fit into memory, those given staying, and what finding them took.
 
-    They are kept with the pipeline, where the denoiser offers to. prompts: those of the search, if one has started; to
-    be encoded again afterwards, where something was spent. padded: as in EngineOptions.
+    They are kept with the pipeline, where the denoiser offers to. prompts: those of the search, if
+    one has started; to be encoded again afterwards, where something was spent. padded: as in
+    EngineOptions.
     """
     gauge = gauge_of(denoiser.device)
     if gauge is None:
@@ -122,7 +135,15 @@ def sizes_for(
         return denoise, decode or denoise, Cost()
     memo, key, spent = (
         denoiser.memo(),
-        ("batches", scorer.names, scorer.shown, scorer.likeness and scorer.likeness.name, denoise, decode, padded),
+        (
+            "batches",
+            scorer.names,
+            scorer.shown,
+            scorer.likeness and scorer.likeness.name,
+            denoise,
+            decode,
+            padded,
+        ),
         Cost(),
     )
     if key not in memo:
@@ -142,9 +163,11 @@ def fit_batches(
     *,
     padded: bool = False,
 ) -> tuple[int, int, Cost]:
-    """The two batch sizes that fit into memory, those given staying, for prompts that are encoded; and what it took.
+    """The two batch sizes that fit into memory, those given staying, for prompts that are encoded;
+    and what it took.
 
-    padded: a network is compiled for each size that it is called with, so that only powers of two are tried and found.
+    padded: a network is compiled for each size that it is called with, so that only powers of two
+        are tried and found.
     """
     spent, tokens = Cost(), 0
 
@@ -153,7 +176,12 @@ def fit_batches(
         images = denoiser.decode(_noise(denoiser, n))
         sources = scorer.sources(torch.zeros(n, dtype=torch.long))
         for reward in scorer.rewards:
-            ask(scorer.shown.by(reward, sources), images, [""] * n, torch.zeros(n, device=images.device))
+            ask(
+                scorer.shown.by(reward, sources),
+                images,
+                [""] * n,
+                torch.zeros(n, device=images.device),
+            )
             tokens += sum(scorer.shown.tokens(reward))
         scorer.features(list(images))
 
@@ -164,7 +192,9 @@ def fit_batches(
         spent += Cost(rows)
     if decode is None:
         decode, rows = fit_rows(judge, gauge, denoise)
-        spent += Cost(0, rows, rows * scorer.calls, tokens=tokens, features=rows * scorer.features_taken)
+        spent += Cost(
+            0, rows, rows * scorer.calls, tokens=tokens, features=rows * scorer.features_taken
+        )
     return denoise, decode, spent
 
 
@@ -173,7 +203,9 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     """Seconds per unit, for budgets in seconds, and what measuring them took."""
     denoiser.encode([Prompt("")])
     one = _again(lambda: _predict(denoiser, 1))
-    many, n = sizes.run([0] * sizes.batch_size, lambda rows: _again(lambda: _predict(denoiser, len(rows))))
+    many, n = sizes.run(
+        [0] * sizes.batch_size, lambda rows: _again(lambda: _predict(denoiser, len(rows)))
+    )
     nfe = max(many - one, 0.2 * many) / max(1, n - 1)
     latent = _noise(denoiser, 1)
     image = denoiser.decode(latent)
@@ -194,16 +226,30 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     for reward in scorer.rewards:
         call = scorer.shown.by(reward, sources)
         latents = reward.estimates == "latents"
-        look, x, prompt = (reward.score_estimates, latent, reward.example) if latents else (call, image, "")
+        look, x, prompt = (
+            (reward.score_estimates, latent, reward.example) if latents else (call, image, "")
+        )
         scoring += (taken := _again(partial(asked, reward, look, x, [prompt], level)))
         if reward.base_flops:
             calls += 2 * scorer.shown.calls(reward)
             bases += max(0.0, _again(partial(asked, reward, call, image, [""], finished)) - taken)
     describing = _again(lambda: scorer.features([*image])) * scorer.features_taken
     # In a full batch, a draft is as much cheaper than alone as an evaluation is.
-    rates = Rates(nfe, decode, scoring / scorer.calls, preview, draft_calls=draft * nfe / max(one, nfe),
-                  features=describing, base_calls=bases / max(1, scorer.bases), call=max(0.0, one - nfe))  # fmt: skip
-    more = {"draft_calls": 2 * (drafts is not None), "features": 2 * scorer.features_taken, "tokens": tokens}
+    rates = Rates(
+        nfe,
+        decode,
+        scoring / scorer.calls,
+        preview,
+        draft_calls=draft * nfe / max(one, nfe),
+        features=describing,
+        base_calls=bases / max(1, scorer.bases),
+        call=max(0.0, one - nfe),
+    )
+    more = {
+        "draft_calls": 2 * (drafts is not None),
+        "features": 2 * scorer.features_taken,
+        "tokens": tokens,
+    }
     return rates, Cost(2 * n + 2, 3, calls, 2 * previews, base_calls=2 * scorer.bases, **more)
 
 

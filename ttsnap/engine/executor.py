@@ -1,4 +1,5 @@
-"""Runs what the scheduler chose, on the model: evaluations, gradients, steps, scores. It chooses nothing itself."""
+"""Runs what the scheduler chose, on the model: evaluations, gradients, steps, scores. It chooses
+nothing itself."""
 
 from __future__ import annotations
 
@@ -42,29 +43,45 @@ class Executor:
         *,
         padded: bool,
     ) -> None:
-        self.noise, self.scorer, self.sizes, self.stats, self.padded = noise, scorer, sizes, stats, padded
+        self.noise, self.scorer, self.sizes, self.stats, self.padded = (
+            noise,
+            scorer,
+            sizes,
+            stats,
+            padded,
+        )
         self.network, self.denoiser, self.prompts = network, noise.denoiser, noise.prompts
         self.peer = Peer(noise, stats, network.start_of(self.denoiser))
         self.watch = Stopwatch(("denoise", "decode", "reward", "gradient"))
-        self.compiled: set[int] = self.denoiser.memo().setdefault("compiled", set()) if padded else set()
+        self.compiled: set[int] = (
+            self.denoiser.memo().setdefault("compiled", set()) if padded else set()
+        )
         """Sizes of batches that a compiled network was called with."""
 
-    def forward(self, batch: ScheduledBatch[Node], stepper: Stepper, others: Sequence[PendingEval] = ()) -> None:
-        """One batch of the scheduler: first the nodes that get gradients, then the others in one denoiser call.
+    def forward(
+        self, batch: ScheduledBatch[Node], stepper: Stepper, others: Sequence[PendingEval] = ()
+    ) -> None:
+        """One batch of the scheduler: first the nodes that get gradients, then the others in one
+        denoiser call.
 
-        The call takes along what other engines have pending. Where memory runs out, the nodes that were too many stay
-        as they are, and the scheduler chooses them again.
+        The call takes along what other engines have pending. Where memory runs out, the nodes that
+        were too many stay as they are, and the scheduler chooses them again.
         """
         self.differentiate(batch.gradients, stepper)
         if batch.evaluations:
             lanes = {0: self._evaluate, LANE: self._begin}
-            begins = {node for node in batch.evaluations if self.noise.begin_calls and node.latent is None}
+            begins = {
+                node for node in batch.evaluations if self.noise.begin_calls and node.latent is None
+            }
             call = lanes.get(batch.lane, partial(self._draft, batch.lane, begins))
             with self.watch("denoise", self.noise.device):
-                self.sizes.run([*(PendingEval(self.peer, node) for node in batch.evaluations), *others], call)
+                self.sizes.run(
+                    [*(PendingEval(self.peer, node) for node in batch.evaluations), *others], call
+                )
 
     def differentiate(self, nodes: Sequence[Node], stepper: Stepper) -> None:
-        """Have the stepper give all of these nodes their gradients, in as many calls as it takes."""
+        """Have the stepper give all of these nodes their gradients, in as many calls as it
+        takes."""
 
         def call(batch: Sequence[Node]) -> None:
             self.noise.draw(batch)
@@ -78,7 +95,8 @@ class Executor:
             left = [node for node in left if node.gradient is None]
 
     def ascend(self, rows: Sequence[Row], stepper: Stepper) -> None:
-        """Give those of these rows that ascend the noise they start from. A parent's gradient is taken once."""
+        """Give those of these rows that ascend the noise they start from. A parent's gradient is
+        taken once."""
         ascending = [(row, row.ascends_from) for row in rows if row.ascends_from is not None]
         parents = {id(start.parent): start.parent for _, start in ascending}
         self.differentiate([node for node in parents.values() if node.gradient is None], stepper)
@@ -92,17 +110,24 @@ class Executor:
         """Move every row whose evaluation is there to its next point: no network call."""
         moving = [row for row in rows if row.can_step]
         if moving:
-            sources = [row.noise_source if row.node.position == row.branched_at else None for row in moving]
-            for row, node, source in zip(moving, self.noise.masked(stepper.step(moving)), sources, strict=True):
+            sources = [
+                row.noise_source if row.node.position == row.branched_at else None for row in moving
+            ]
+            for row, node, source in zip(
+                moving, self.noise.masked(stepper.step(moving)), sources, strict=True
+            ):
                 row.node, node.step_noise = node, source
         for row in rows:
             if row.at_stop:
                 row.look.begin(row.node)
 
     def begin_scores(self, rows: Sequence[Row], later: Later | None) -> tuple[BegunScores, int]:
-        """Begin to score these rows, or the first of them where memory runs out (RowScorer.begin); and how many."""
+        """Begin to score these rows, or the first of them where memory runs out (RowScorer.begin);
+        and how many."""
         begin = self.scorer.begin
-        begun, n = self.sizes.run(rows, lambda some: begin(some, self.prompts, self.watch, later), decoding=True)
+        begun, n = self.sizes.run(
+            rows, lambda some: begin(some, self.prompts, self.watch, later), decoding=True
+        )
         self.count(begun.cost)
         return begun, n
 
@@ -122,13 +147,15 @@ class Executor:
         self.count(Cost(), 1)
 
     def _begin(self, pending: Sequence[PendingEval]) -> None:
-        """A group begins, and with it those of these nodes that can; the others are chosen again."""
+        """A group begins, and with it those of these nodes that can; the others are chosen
+        again."""
         evaluated, coupled = self.noise.grouped([node for _, node in pending])
         if evaluated:
             self.count(Cost(evaluated, coupled=coupled), self.noise.ahead)
 
     def _draft(self, calls: int, begins: Collection[Node], pending: Sequence[PendingEval]) -> None:
-        """One guess of so many calls by the drafter at each of these nodes, or the draft by which it `begins`."""
+        """One guess of so many calls by the drafter at each of these nodes, or the draft by which
+        it `begins`."""
         beginning = [node for _, node in pending if node in begins and node.latent is None]
         pending = [one for one in pending if one.node not in begins]
         if beginning:
@@ -144,7 +171,8 @@ class Executor:
             node.keep_prediction(Prediction(guess, guess), i)
 
     def _batch(self, pending: Sequence[PendingEval]) -> tuple[Tensor, Tensor, Tensor]:
-        """What a network is called with for these nodes: latents, positions and prompts, padded with `padded`."""
+        """What a network is called with for these nodes: latents, positions and prompts, padded
+        with `padded`."""
         for peer in dict.fromkeys(peer for peer, _ in pending):
             peer.noise.draw([node for whose, node in pending if whose is peer])
         rows = list(pending)
@@ -152,7 +180,9 @@ class Executor:
             rows += rows[-1:] * (bucket_of(len(rows), buckets(self.sizes.batch_size)) - len(rows))
             if len(rows) not in self.compiled:
                 self.compiled.add(len(rows))
-                logger.warning("compiling for batches of %d: sizes so far: %d", len(rows), len(self.compiled))
+                logger.warning(
+                    "compiling for batches of %d: sizes so far: %d", len(rows), len(self.compiled)
+                )
         x = torch.stack([node.x for _, node in rows])
         at = torch.tensor([peer.start + node.position for peer, node in rows])
         return x, at, torch.cat([peer.noise.prompts.rows([node]) for peer, node in rows])

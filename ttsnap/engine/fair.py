@@ -1,10 +1,12 @@
-"""Fair turns: whoever asks for much does not keep those waiting who ask for little. No torch, no model, no prices.
+"""Fair turns: whoever asks for much does not keep those waiting who ask for little. No torch, no
+model, no prices.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1996). Whoever waits has a tag, at which its next turn starts in a
-virtual time; the smallest tag is served first, and grows by what it got, divided by its weight. An idle key
-re-enters at the current virtual time and earns no credit. While two wait all the time, their shares, divided by
-their weights, differ by at most a turn of each. Where a weight changes, so does how far its tag lies ahead: what it got
-counts as if the new weight had been there.
+Start-time fair queueing (Goyal, Vin and Cheng, 1996). Whoever waits has a tag, at which its next
+turn starts in a virtual time; the smallest tag is served first, and grows by what it got, divided
+by its weight. An idle key re-enters at the current virtual time and earns no credit. While two wait
+all the time, their shares, divided by their weights, differ by at most a turn of each. Where a
+weight changes, so does how far its tag lies ahead: what it got counts as if the new weight had been
+there.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ KeyT = TypeVar("KeyT")
 
 
 class FairShare(Generic[KeyT]):
-    """Who is served next, of those that wait. Keys are compared by their tags; equal ones are served as they came."""
+    """Who is served next, of those that wait. Keys are compared by their tags; equal ones are
+    served as they came."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -24,16 +27,20 @@ class FairShare(Generic[KeyT]):
         """Turns that a key gets where others get one; else 1."""
         self._waiting: dict[KeyT, float] = {}
         self._served: dict[KeyT, float] = {}
-        """Tags of those that wait no longer, as far as they lie ahead of now: who comes back at once is not new."""
+        """Tags of those that wait no longer, as far as they lie ahead of now: who comes back at
+        once is not new."""
 
     def wait(self, keys: Iterable[KeyT]) -> None:
         """These wait now, in the order in which they came, and no others."""
         before = self._waiting
         self._waiting = {
-            key: before[key] if key in before else max(self.now, self._served.get(key, 0.0)) for key in keys
+            key: before[key] if key in before else max(self.now, self._served.get(key, 0.0))
+            for key in keys
         }
         known = {**self._served, **before}
-        self._served = {key: tag for key, tag in known.items() if key not in self._waiting and tag > self.now}
+        self._served = {
+            key: tag for key, tag in known.items() if key not in self._waiting and tag > self.now
+        }
 
     def first(self, among: Collection[KeyT] | None = None) -> KeyT:
         """Whose turn it is, of all that wait or only of these. ValueError where nobody waits."""
@@ -73,7 +80,8 @@ class Waits(Protocol[NodeT_co]):
 
     @property
     def lane(self) -> int:
-        """What it waits for: m > 0 for m calls of the drafter, else 0. The nodes of one batch are of one lane."""
+        """What it waits for: m > 0 for m calls of the drafter, else 0. The nodes of one batch are
+        of one lane."""
 
     @property
     def needs_gradient(self) -> bool:
@@ -94,22 +102,28 @@ RowT = TypeVar("RowT", bound=Waits[object])
 class FairTurns:
     """Turns of jobs in the batches of an engine: each evaluation is a turn of its job.
 
-    The rows of one job are served as they came, its drafts first. A batch is of one lane, that of the job whose turn
-    it is: no job waits for long for its lane, though the bound above holds among the jobs of one lane only.
+    The rows of one job are served as they came, its drafts first. A batch is of one lane, that of
+    the job whose turn it is: no job waits for long for its lane, though the bound above holds among
+    the jobs of one lane only.
     """
 
     def __init__(self) -> None:
         self.share: FairShare[int] = FairShare()
 
     def choose(self, rows: Sequence[RowT], size: int) -> list[RowT]:
-        """All rows that wait for the nodes to evaluate next, at most `size` nodes and of one lane."""
+        """All rows that wait for the nodes to evaluate next, at most `size` nodes and of one
+        lane."""
         jobs = _by_job_and_lane(rows)
         self.share.wait(jobs)
         if not jobs:
             return []
         lanes = jobs[self.share.first()]
         lane = next((lane for lane in lanes if lane), 0)
-        queues = {job: list(reversed(lanes.pop(lane).values())) for job, lanes in jobs.items() if lane in lanes}
+        queues = {
+            job: list(reversed(lanes.pop(lane).values()))
+            for job, lanes in jobs.items()
+            if lane in lanes
+        }
         chosen: list[RowT] = []
         for _ in range(size):
             if not queues:
@@ -125,9 +139,12 @@ class FairTurns:
 
 
 def _by_job_and_lane(rows: Sequence[RowT]) -> dict[int, dict[int, dict[int, list[RowT]]]]:
-    """The rows that wait: by job, lane and the identity of the node that they wait for, all in order."""
+    """The rows that wait: by job, lane and the identity of the node that they wait for, all in
+    order."""
     found: dict[int, dict[int, dict[int, list[RowT]]]] = {}
     for row in rows:
         if (node := row.waiting) is not None:
-            found.setdefault(row.job, {}).setdefault(row.lane, {}).setdefault(id(node), []).append(row)
+            found.setdefault(row.job, {}).setdefault(row.lane, {}).setdefault(id(node), []).append(
+                row
+            )
     return found

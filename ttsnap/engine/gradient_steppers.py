@@ -1,8 +1,10 @@
-"""The gradient of a finished image's reward with respect to its initial noise, back through its last evaluations.
+"""The gradient of a finished image's reward with respect to its initial noise, back through its
+last evaluations.
 
-ReNO (arXiv 2406.04312) climbs along it for models of one step. With more steps it is truncated: it goes back through
-the last `depth` evaluations, one at a time. Each is made again from its latent, as gradient checkpointing does. The
-gradient at the earliest of those latents stands in for the one at the noise.
+ReNO (arXiv 2406.04312) climbs along it for models of one step. With more steps it is truncated: it
+goes back through the last `depth` evaluations, one at a time. Each is made again from its latent,
+as gradient checkpointing does. The gradient at the earliest of those latents stands in for the one
+at the noise.
 """
 
 from __future__ import annotations
@@ -43,7 +45,11 @@ class GradientStepper(Stepper):
 
     def __init__(self, kernel: Kernel, gradients: Differentiator, batch_size: int | None) -> None:
         super().__init__(gradients.denoiser, kernel)
-        self.gradients, self.tried, self.gradient_batch_size = gradients, gradients.tried, batch_size
+        self.gradients, self.tried, self.gradient_batch_size = (
+            gradients,
+            gradients.tried,
+            batch_size,
+        )
 
     def priced(self, price: Price) -> Price:
         rates, asked = self.gradients.rates(price.flops), len(self.gradients.rewards)
@@ -54,7 +60,8 @@ class GradientStepper(Stepper):
 
 
 class GuidedStepper(GradientStepper):
-    """Guidance of one engine. batch_size: most rows of a call with a graph; None: what fits into a GPU's memory.
+    """Guidance of one engine. batch_size: most rows of a call with a graph; None: what fits into a
+    GPU's memory.
 
     ValueError, before the model is run, for kernels, rewards and networks that cannot be guided.
     """
@@ -68,10 +75,19 @@ class GuidedStepper(GradientStepper):
         batch_size: int | None,
     ) -> None:
         if not isinstance(kernel, GaussianKernel) or not kernel.stochastic:
-            raise ValueError(f"guidance shifts the noise of a stochastic step, and {type(kernel).__name__} draws none "
-                             "or keeps a history; choose kernel sde, ddim, ancestral or renoise")  # fmt: skip
-        super().__init__(kernel, Differentiator(denoiser, rewards, guidance.through, guidance.weights), batch_size)
-        self.guiding, self.through = GuidedKernel(kernel, guidance, self.grid), guidance.through == "denoiser"
+            raise ValueError(
+                f"guidance shifts the noise of a stochastic step, and {type(kernel).__name__} draws"
+                " none or keeps a history; choose kernel sde, ddim, ancestral or renoise"
+            )
+        super().__init__(
+            kernel,
+            Differentiator(denoiser, rewards, guidance.through, guidance.weights),
+            batch_size,
+        )
+        self.guiding, self.through = (
+            GuidedKernel(kernel, guidance, self.grid),
+            guidance.through == "denoiser",
+        )
         self.guided: GuidedSteps = GuidedSteps(guidance.steps(self.grid), self.through)
         self.row_bytes: int | None = None
 
@@ -88,14 +104,20 @@ class GuidedStepper(GradientStepper):
         return self.gradients.cost(1, int(self.through), 1)
 
     def mark(self, rows: Sequence[Row]) -> None:
-        """Mark the guided steps; a row that stays where its particle is waits for its sibling's gradient.
+        """Mark the guided steps; a row that stays where its particle is waits for its sibling's
+        gradient.
 
-        A row stays where it ends at the step at which its particle is. Its sibling moves on from there, guided.
+        A row stays where it ends at the step at which its particle is. Its sibling moves on from
+        there, guided.
         """
         guided = frozenset(np.flatnonzero(self.guided.at).tolist())
         for row in rows:
             row.guided_steps = guided
-        going = {id(row.node) for row in rows if row.node.position < row.end and row.node.position in guided}
+        going = {
+            id(row.node)
+            for row in rows
+            if row.node.position < row.end and row.node.position in guided
+        }
         for row in rows:
             row.awaits_gradient = row.node.position == row.end and id(row.node) in going
 
@@ -104,7 +126,10 @@ class GuidedStepper(GradientStepper):
         old = [node for node in nodes if node.prediction is not None]
         parts = [nodes] if self.through else [part for part in (new, old) if part]
         for part in parts:
-            x, k = torch.stack([node.x for node in part]), torch.tensor([node.position for node in part])
+            x, k = (
+                torch.stack([node.x for node in part]),
+                torch.tensor([node.position for node in part]),
+            )
             cond = prompts.rows(part)
             known = stacked(part)[1] if not self.through and part is old else None
             with_gradient = self.gradients(x, k, cond, prompts.texts(part), known)
@@ -113,10 +138,13 @@ class GuidedStepper(GradientStepper):
                 if node.prediction is None:
                     node.keep_prediction(with_gradient.prediction, i)
         evaluated = len(nodes) if self.through else len(new)
-        return Ran(self.gradients.cost(len(nodes), int(self.through), evaluated), int(evaluated > 0))
+        return Ran(
+            self.gradients.cost(len(nodes), int(self.through), evaluated), int(evaluated > 0)
+        )
 
     def step(self, rows: Sequence[Row]) -> list[Node]:
-        """Guided from guided steps, else plainly; each node knows the log ratio of the path so far."""
+        """Guided from guided steps, else plainly; each node knows the log ratio of the path so
+        far."""
         nodes, keys = [row.node for row in rows], [row.noise_source for row in rows]
         x, prediction, k = stacked(nodes)
         moved, ratios = torch.empty_like(x), [node.log_ratio for node in nodes]
@@ -128,12 +156,16 @@ class GuidedStepper(GradientStepper):
             here, names = some.to(x.device), [keys[i] for i in at.tolist()]
             part = Prediction(prediction.out[here], prediction.x0[here])
             if follows:
-                gradient = torch.stack([g for i in at.tolist() if (g := nodes[i].gradient) is not None])
+                gradient = torch.stack(
+                    [g for i in at.tolist() if (g := nodes[i].gradient) is not None]
+                )
                 moved[here], more = self.guiding.step(x[here], part, gradient, k[some], names)
                 for i, one in zip(at.tolist(), more, strict=True):
                     ratios[i] = ratios[i] + one
             else:
-                moved[here], _ = self.kernel.step(x[here], part, k[some], names, [None] * len(names))
+                moved[here], _ = self.kernel.step(
+                    x[here], part, k[some], names, [None] * len(names)
+                )
         stepped = [node.after_step(latent, None) for node, latent in zip(nodes, moved, strict=True)]
         for node, ratio in zip(stepped, ratios, strict=True):
             node.log_ratio = ratio
@@ -141,17 +173,23 @@ class GuidedStepper(GradientStepper):
 
     def report(self, nodes: Sequence[Node]) -> Report:
         """The log ratios, in one transfer from the device, and whether each has its gradient."""
-        # Paths without a guided step so far hold a plain 0, which must not meet a tensor on another device.
-        ratios = [torch.as_tensor(node.log_ratio, dtype=torch.float64, device=self.denoiser.device) for node in nodes]
+        # Paths without a guided step so far hold a plain 0, which must not meet a tensor on another
+        # device.
+        ratios = [
+            torch.as_tensor(node.log_ratio, dtype=torch.float64, device=self.denoiser.device)
+            for node in nodes
+        ]
         values = torch.stack(ratios).cpu().numpy() if ratios else np.empty(0)
         return Report(values, np.array([node.gradient is not None for node in nodes], bool))
 
 
 class AscentStepper(GradientStepper):
-    """Plain steps that remember their latents, and the direction in which a finished particle's noise is to be turned.
+    """Plain steps that remember their latents, and the direction in which a finished particle's
+    noise is to be turned.
 
-    gradient: what its algorithm asks for. batch_size: most particles that get their gradients in one call. ValueError
-    for samplers whose images do not depend on their initial noise alone, and rewards without a gradient.
+    gradient: what its algorithm asks for. batch_size: most particles that get their gradients in
+    one call. ValueError for samplers whose images do not depend on their initial noise alone, and
+    rewards without a gradient.
     """
 
     def __init__(
@@ -163,19 +201,28 @@ class AscentStepper(GradientStepper):
     ) -> None:
         denoiser, kernel = noise.denoiser, noise.kernel
         if kernel.stochastic or kernel.keeps_history or denoiser.grid.evals is not None:
-            raise ValueError(f"climbing in initial noise needs a deterministic sampler without a history, and "
-                             f"{type(kernel).__name__} is none; choose kernel ode")  # fmt: skip
-        super().__init__(kernel, Differentiator(denoiser, rewards, "denoiser", gradient.weights), batch_size)
+            raise ValueError(
+                "climbing in initial noise needs a deterministic sampler without a history, and "
+                f"{type(kernel).__name__} is none; choose kernel ode"
+            )
+        super().__init__(
+            kernel, Differentiator(denoiser, rewards, "denoiser", gradient.weights), batch_size
+        )
         self.noise, self.depth = noise, min(gradient.depth or self.grid.steps, self.grid.steps)
 
     def differentiate(self, nodes: Sequence[Node], prompts: EncodedPrompts) -> Ran:
-        directions, cost = self.directions(nodes, torch.stack([self.noise.of(node) for node in nodes]), prompts)
+        directions, cost = self.directions(
+            nodes, torch.stack([self.noise.of(node) for node in nodes]), prompts
+        )
         for node, direction in zip(nodes, directions, strict=True):
             node.gradient = direction
         return Ran(cost, self.depth)
 
-    def directions(self, nodes: Sequence[Node], noise: Tensor, prompts: EncodedPrompts) -> tuple[Tensor, Cost]:
-        """Where to turn the initial noise (N, ...) of these finished nodes: at right angles to it, as long as it is.
+    def directions(
+        self, nodes: Sequence[Node], noise: Tensor, prompts: EncodedPrompts
+    ) -> tuple[Tensor, Cost]:
+        """Where to turn the initial noise (N, ...) of these finished nodes: at right angles to it,
+        as long as it is.
 
         0 where the gradient is 0 or not finite. And what that took.
         """
@@ -186,11 +233,19 @@ class AscentStepper(GradientStepper):
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             image = leaf
-            gradient = self.gradients.gradient(lambda: self.gradients.value(image, texts, level), image)
+            gradient = self.gradients.gradient(
+                lambda: self.gradients.value(image, texts, level), image
+            )
             for back in range(1, self.depth + 1):
-                leaf = torch.stack([node.latents_before[-back] for node in nodes]).detach().requires_grad_()
+                leaf = (
+                    torch.stack([node.latents_before[-back] for node in nodes])
+                    .detach()
+                    .requires_grad_()
+                )
                 k = torch.full((len(nodes),), self.grid.steps - back)
-                moved, _ = self.kernel.step(leaf, self.denoiser.predict(leaf, k, cond), k, [()] * len(nodes), none)
+                moved, _ = self.kernel.step(
+                    leaf, self.denoiser.predict(leaf, k, cond), k, [()] * len(nodes), none
+                )
                 (gradient,) = torch.autograd.grad(moved, leaf, gradient.to(moved.dtype))
         cost = self.gradients.cost(len(nodes), self.depth, len(nodes) * self.depth)
         return _sideways(gradient, noise), cost
@@ -203,7 +258,8 @@ class AscentStepper(GradientStepper):
 
 
 def _sideways(gradient: Tensor, noise: Tensor) -> Tensor:
-    """The part of gradient (N, ...) at right angles to noise (N, ...), made as long as the noise is."""
+    """The part of gradient (N, ...) at right angles to noise (N, ...), made as long as the noise
+    is."""
     g, x = gradient.flatten(1).double(), noise.flatten(1).double()
     g = torch.where(g.isfinite().all(1, keepdim=True), g, 0.0)
     g = g - (g * x).sum(1, keepdim=True) / x.square().sum(1, keepdim=True) * x

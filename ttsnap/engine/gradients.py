@@ -1,4 +1,5 @@
-"""The gradient of rewards with respect to latents: back through rewards, decoder and perhaps the denoiser."""
+"""The gradient of rewards with respect to latents: back through rewards, decoder and perhaps the
+denoiser."""
 
 from __future__ import annotations
 
@@ -32,10 +33,11 @@ class WithGradient(NamedTuple):
 
 
 class Differentiator:
-    """Rewards made ready for gradients, or refused with the reason, before anything is computed with the model.
+    """Rewards made ready for gradients, or refused with the reason, before anything is computed
+    with the model.
 
-    weights: of the rewards; None: all alike. through: "denoiser" or "x0", as in guided_steps.RewardGuidance. `tried` is
-    what trying the rewards took: a call of each.
+    weights: of the rewards; None: all alike. through: "denoiser" or "x0", as in
+    guided_steps.RewardGuidance. `tried` is what trying the rewards took: a call of each.
     """
 
     def __init__(
@@ -46,15 +48,19 @@ class Differentiator:
         weights: Sequence[float] | None = None,
     ) -> None:
         self.denoiser, self.through = denoiser, through
-        self.weights = [1 / len(rewards)] * len(rewards) if weights is None else [float(w) for w in weights]
+        self.weights = (
+            [1 / len(rewards)] * len(rewards) if weights is None else [float(w) for w in weights]
+        )
         if len(self.weights) != len(rewards):
             raise ValueError(f"{len(self.weights)} weights for {len(rewards)} rewards in guidance")
         self.rewards = [(w, reward) for w, reward in zip(self.weights, rewards, strict=True) if w]
         if not self.rewards:
             raise ValueError("guidance needs a reward with a weight other than 0")
         if denoiser.frames is not None:
-            raise ValueError("gradients of rewards are not taken through videos; search without guidance, or guide "
-                             "where images are made")  # fmt: skip
+            raise ValueError(
+                "gradients of rewards are not taken through videos; search without guidance, or"
+                " guide where images are made"
+            )
         for _, reward in self.rewards:
             check_reward(reward)
         self._found = False
@@ -62,11 +68,17 @@ class Differentiator:
         self.weights_of_denoiser = denoiser.differentiable(through)
 
     def __call__(
-        self, x: Tensor, k: Tensor, cond: Tensor, prompts: Sequence[str], known: Prediction | None = None
+        self,
+        x: Tensor,
+        k: Tensor,
+        cond: Tensor,
+        prompts: Sequence[str],
+        known: Prediction | None = None,
     ) -> WithGradient:
         """x (N, ...) at steps k (N,), prompts by row `cond` (N,) of the encoded ones and in words.
 
-        known: the prediction of x where it was made before; a gradient through the denoiser makes it again.
+        known: the prediction of x where it was made before; a gradient through the denoiser makes
+            it again.
         """
         level = torch.tensor([self.denoiser.grid.levels[i] for i in k.tolist()], device=x.device)
         with torch.enable_grad():
@@ -81,13 +93,17 @@ class Differentiator:
         if self.through == "x0":
             gradient = self.slope(k, gradient) * gradient
         plain = Prediction(prediction.out.detach(), prediction.x0.detach())
-        return WithGradient(plain, gradient if gradient.dtype == torch.float64 else gradient.float())
+        return WithGradient(
+            plain, gradient if gradient.dtype == torch.float64 else gradient.float()
+        )
 
     def gradient(self, value: Callable[[], Tensor], leaf: Tensor) -> Tensor:
-        """Of value() with respect to leaf; 0 where a reward fails, so that this costs a gradient and not the search.
+        """Of value() with respect to leaf; 0 where a reward fails, so that this costs a gradient
+        and not the search.
 
-        A reward is the user's code: it may do anything. Only running out of memory is raised (fewer rows may fit), and
-        RewardError where the first gradient of all fails: with 0 in the place of all of them nothing would be guided.
+        A reward is the user's code: it may do anything. Only running out of memory is raised (fewer
+        rows may fit), and RewardError where the first gradient of all fails: with 0 in the place of
+        all of them nothing would be guided.
         """
         names = ", ".join(reward.name for _, reward in self.rewards)
         try:
@@ -98,18 +114,26 @@ class Differentiator:
             if lacks_memory(error):
                 raise
             if not self._found:
-                raise RewardError(f"the first gradient failed: {said(names, error)}{place_of(error)}") from error
+                raise RewardError(
+                    f"the first gradient failed: {said(names, error)}{place_of(error)}"
+                ) from error
             logger.warning("no gradient of %s: %s", names, error)
             return torch.zeros_like(leaf)
 
     def cost(self, rows: int, evaluations: int, nfe: int) -> Cost:
-        """Of the gradients of so many rows, each back through `evaluations` of the denoiser; nfe: all made forward."""
-        return Cost(nfe, rows, rows * len(self.rewards), gradients=rows, backwards=rows * evaluations)
+        """Of the gradients of so many rows, each back through `evaluations` of the denoiser; nfe:
+        all made forward."""
+        return Cost(
+            nfe, rows, rows * len(self.rewards), gradients=rows, backwards=rows * evaluations
+        )
 
     def rates(self, forward: Rates) -> Rates:
-        """With the price of backward passes in FLOPs: about two forward passes, and one more where the network keeps
-        checkpoints only (`enable_gradient_checkpointing` of diffusers' models)."""
-        return replace(forward, gradients=2 * self._once(forward), backwards=self._passes * forward.nfe)
+        """With the price of backward passes in FLOPs: about two forward passes, and one more where
+        the network keeps checkpoints only (`enable_gradient_checkpointing` of diffusers'
+        models)."""
+        return replace(
+            forward, gradients=2 * self._once(forward), backwards=self._passes * forward.nfe
+        )
 
     def _once(self, forward: Rates) -> float:
         """What a gradient's decode and reward calls take forward, which a Cost counts as such."""
@@ -121,7 +145,8 @@ class Differentiator:
         return 3 if self.denoiser.gradient_checkpointing else 2
 
     def seconds(self, forward: Rates) -> tuple[Rates, Cost]:
-        """With the price of backward passes in seconds, timed on one row, and what timing them took."""
+        """With the price of backward passes in seconds, timed on one row, and what timing them
+        took."""
         x, zero = self.denoiser.init_latents([seeded(0)]), torch.zeros(1, dtype=torch.long)
         example, through = self.rewards[0][1].example, self.through == "denoiser"
         begin = time.perf_counter()
@@ -129,10 +154,13 @@ class Differentiator:
         whole = time.perf_counter() - begin
         back = self._passes * forward.nfe if through else 0.0
         rest = max(whole - forward.nfe - back, 0.5 * whole) - self._once(forward)
-        return replace(forward, gradients=max(rest, 0.0), backwards=back), self.cost(1, int(through), 1)
+        return replace(forward, gradients=max(rest, 0.0), backwards=back), self.cost(
+            1, int(through), 1
+        )
 
     def slope(self, k: Tensor, like: Tensor) -> Tensor:
-        """(N, 1, ...) d E[x0 | x_t] / d x_t at steps k (N,) for standard normal data: alpha / (alpha^2 + sigma^2)."""
+        """(N, 1, ...) d E[x0 | x_t] / d x_t at steps k (N,) for standard normal data: alpha /
+        (alpha^2 + sigma^2)."""
         t = self.denoiser.times[k]
         a, s = self.denoiser.path.alpha(t), self.denoiser.path.sigma(t)
         return rows(a / (a**2 + s**2), like)
@@ -140,33 +168,48 @@ class Differentiator:
     def value(self, x0: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
         """The weighted rewards of the images of x0 (N, ...), summed over rows, with a graph."""
         images = self.denoiser.decode(x0)
-        scores = [w * differentiable(reward, images, prompts, level).sum() for w, reward in self.rewards]
+        scores = [
+            w * differentiable(reward, images, prompts, level).sum() for w, reward in self.rewards
+        ]
         return torch.stack([score.double() for score in scores]).sum()
 
 
-def differentiable(reward: RewardModel, images: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
+def differentiable(
+    reward: RewardModel, images: Tensor, prompts: Sequence[str], level: Tensor
+) -> Tensor:
     """Scores (N,) with a graph: by the reward's own `differentiable`, or by calling it."""
-    scores = reward.differentiable(images.clone(), list(prompts), level)  # A reward may write into what it gets.
+    # A reward may write into what it gets.
+    scores = reward.differentiable(images.clone(), list(prompts), level)
     if not isinstance(scores, Tensor) or not scores.requires_grad:
-        raise ValueError(f"reward {reward.name!r} has no gradient: its scores do not depend on the images by "
-                         "operations of torch; guide by another one, or search without guidance")  # fmt: skip
+        raise ValueError(
+            f"reward {reward.name!r} has no gradient: its scores do not depend on the images by "
+            "operations of torch; guide by another one, or search without guidance"
+        )
     return scores
 
 
 def check_reward(reward: RewardModel) -> None:
-    """ValueError for a reward whose gradient cannot be had: tried on a gray image, which costs one call of it.
+    """ValueError for a reward whose gradient cannot be had: tried on a gray image, which costs one
+    call of it.
 
-    One that asks a model behind an API is refused untried: a gradient has no score with which unused tokens could be
-    refunded.
+    One that asks a model behind an API is refused untried: a gradient has no score with which
+    unused tokens could be refunded.
     """
     if reward.tokens:
-        raise ValueError(f"reward {reward.name!r} asks a language model behind an API: gradients are not taken of it; "
-                         "give it the weight 0 beside a reward that has one, or search without guidance")  # fmt: skip
+        raise ValueError(
+            f"reward {reward.name!r} asks a language model behind an API: gradients are not taken"
+            " of it; give it the weight 0 beside a reward that has one, or search without guidance"
+        )
     if reward.estimates != "pixels":
-        raise ValueError(f"reward {reward.name!r} reads {reward.estimates}; gradients are taken of rewards of pixels")
+        raise ValueError(
+            f"reward {reward.name!r} reads {reward.estimates}; gradients are taken of rewards of"
+            " pixels"
+        )
     if reward.needs:
-        raise ValueError(f"reward {reward.name!r} needs {' and '.join(sorted(reward.needs))}; gradients are taken of "
-                         "rewards of images and prompts alone")  # fmt: skip
+        raise ValueError(
+            f"reward {reward.name!r} needs {' and '.join(sorted(reward.needs))}; gradients are"
+            " taken of rewards of images and prompts alone"
+        )
     image = reward.trial_image().requires_grad_()
     try:
         with torch.enable_grad():
@@ -180,8 +223,11 @@ def check_reward(reward: RewardModel) -> None:
         raise ValueError(f"the gradient of reward {reward.name!r} is nan or inf on a gray image")
 
 
-def saved_bytes(differentiator: Differentiator, x: Tensor, k: Tensor, cond: Tensor, prompts: Sequence[str]) -> int:
-    """Bytes that autograd keeps for the backward pass of these rows: what a gradient takes beyond an evaluation."""
+def saved_bytes(
+    differentiator: Differentiator, x: Tensor, k: Tensor, cond: Tensor, prompts: Sequence[str]
+) -> int:
+    """Bytes that autograd keeps for the backward pass of these rows: what a gradient takes beyond
+    an evaluation."""
     seen: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in _parameters(differentiator)}
 
@@ -197,6 +243,10 @@ def saved_bytes(differentiator: Differentiator, x: Tensor, k: Tensor, cond: Tens
 
 
 def _parameters(differentiator: Differentiator) -> list[Tensor]:
-    networks = [reward.network for _, reward in differentiator.rewards if isinstance(reward.network, torch.nn.Module)]
+    networks = [
+        reward.network
+        for _, reward in differentiator.rewards
+        if isinstance(reward.network, torch.nn.Module)
+    ]
     own = [p for network in networks for p in network.parameters()]
     return [*differentiator.weights_of_denoiser, *own]

@@ -1,10 +1,11 @@
 """LiveEngine: carries moves out on a real model, with continuous batching.
 
-Rows of one denoiser batch come from any prompt and any step. When pruning frees a row, another prompt's particle
-takes it, so the batch stays full.
+Rows of one denoiser batch come from any prompt and any step. When pruning frees a row, another
+prompt's particle takes it, so the batch stays full.
 
-Its parts: rows.py makes rows of a plan, scheduler.py chooses which run, executor.py runs them. A stepper (stepper.py)
-takes them from step to step, scoring.py scores them, store.py keeps particles between moves.
+Its parts: rows.py makes rows of a plan, scheduler.py chooses which run, executor.py runs them. A
+stepper (stepper.py) takes them from step to step, scoring.py scores them, store.py keeps particles
+between moves.
 """
 
 from __future__ import annotations
@@ -49,13 +50,14 @@ from ttsnap.sampling.kernels import Kernel
 class LiveEngine(Engine):
     """Runs a Denoiser and rewards in full batches.
 
-    options: how large batches are, and what is handed to listeners (each field says what it does). Where a batch size
-        is None and the device tells its memory, a few throw-away calls measure it (`calibration_cost`). Too large a
-        size is halved. With classifier-free guidance the network sees twice as many rows.
+    options: how large batches are, and what is handed to listeners (each field says what it does).
+        Where a batch size is None and the device tells its memory, a few throw-away calls measure
+        it (`calibration_cost`). Too large a size is halved. With classifier-free guidance the
+        network sees twice as many rows.
     kernel: the pipeline's own by default.
     guidance: steps follow the rewards' gradient (guided_steps.py).
-    network: that of engines which fill each other's batches, until they `leave`; plain steps without drafts only, else
-        ValueError.
+    network: that of engines which fill each other's batches, until they `leave`; plain steps
+        without drafts only, else ValueError.
 
     `stats` counts what ran.
     """
@@ -74,24 +76,39 @@ class LiveEngine(Engine):
         self.network = SharedDenoiser(denoiser) if network is None else network
         if network is not None:
             network.welcome(denoiser, guided=guidance is not None)
-        self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
+        self.denoiser, self.rewards, self.grid = (
+            denoiser,
+            make_rewards(tuple(rewards)),
+            denoiser.grid,
+        )
         self.kernel = kernel if kernel is not None else denoiser.kernel
-        self.calibration_cost, self.draft_calls = Cost(), 0 if denoiser.drafts is None else denoiser.drafts.calls
-        # Parts hold their owner weakly: an engine that is dropped goes at once, with its tensors and networks, where a
-        # cycle waits for a full collection, which in a service is rare.
+        self.calibration_cost, self.draft_calls = (
+            Cost(),
+            0 if denoiser.drafts is None else denoiser.drafts.calls,
+        )
+        # Parts hold their owner weakly: an engine that is dropped goes at once, with its tensors
+        # and networks, where a cycle waits for a full collection, which in a service is rare.
         me, network = proxy(self), proxy(self.network)
         prompts = EncodedPrompts(self.network.denoiser, lambda: network.encode())
         self.noise, self.store = InitialNoise(denoiser, self.kernel, prompts), Store()
         self.stats: dict[str, int] = defaultdict(int)
         given = options.batch_size, options.decode_batch_size
-        self._sizes = BatchSizes(*given, lambda denoise, decode: me._found_sizes(denoise, decode), self.stats)
+        self._sizes = BatchSizes(
+            *given, lambda denoise, decode: me._found_sizes(denoise, decode), self.stats
+        )
         check_drafts(denoiser, self.kernel)
         self.scorer = RowScorer(
-            self.network.denoiser, self.rewards, self.grid,
-            preview=options.preview, frames=options.frames, features=options.features,
-        )  # fmt: skip
+            self.network.denoiser,
+            self.rewards,
+            self.grid,
+            preview=options.preview,
+            frames=options.frames,
+            features=options.features,
+        )
         self.reward_names, self.keep = self.scorer.names, tuple(options.keep)
-        self.executor = Executor(self.network, self.noise, self.scorer, self._sizes, self.stats, padded=options.padded)
+        self.executor = Executor(
+            self.network, self.noise, self.scorer, self._sizes, self.stats, padded=options.padded
+        )
         self.scheduler: Scheduler[Row] = Scheduler(FairTurns() if options.fair else None)
         self.later: Later | None = Background().submit
         self.asked, self._arrived = Asked(), list[Outcome]()
@@ -100,10 +117,14 @@ class LiveEngine(Engine):
         self.stepper = Stepper(denoiser, self.kernel)
         if guidance is not None:
             if self.noise.lane:
-                raise ValueError("guidance by gradients starts from noise; set finish to noise and leave variety out, "
-                                 "or leave guide out")  # fmt: skip
+                raise ValueError(
+                    "guidance by gradients starts from noise; set finish to noise and leave variety"
+                    " out, or leave guide out"
+                )
             self.later = None  # steps ask rewards, too
-            self.stepper = GuidedStepper(guidance, self.kernel, denoiser, self.rewards, self.gradient_batch_size)
+            self.stepper = GuidedStepper(
+                guidance, self.kernel, denoiser, self.rewards, self.gradient_batch_size
+            )
         self.calibration_cost += self.stepper.tried
         self._price: Price | None = None
         self.network.peers[self.executor.peer] = lambda most: me._waiting(most)
@@ -112,7 +133,7 @@ class LiveEngine(Engine):
         """Share the network no more: nothing of this engine runs any longer."""
         del self.network.peers[self.executor.peer]
 
-    # --- what it can do and what that costs ---------------------------------------------------------------------
+    # --- what it can do and what that costs -------------------------------------------------------
 
     @property
     def price(self) -> Price:
@@ -122,7 +143,8 @@ class LiveEngine(Engine):
         return self._price
 
     def calibrate(self) -> Cost:
-        """Measure seconds per unit with a few throw-away calls, for budgets in seconds; returns what they took."""
+        """Measure seconds per unit with a few throw-away calls, for budgets in seconds; returns
+        what they took."""
         seconds, spent = seconds_of(self.denoiser, self.scorer, self._sizes)
         if self.executor.prompts.living:  # the calls were made for another prompt
             self.executor.prompts.encode()
@@ -133,7 +155,8 @@ class LiveEngine(Engine):
 
     @property
     def offers(self) -> frozenset[Need]:
-        """What algorithms may need of it, which depends on whether the sampler draws noise, has a path, no history."""
+        """What algorithms may need of it, which depends on whether the sampler draws noise, has a
+        path, no history."""
         simple = self.grid.evals is None and not self.kernel.keeps_history
         offered = {Need.MIX, Need.ASCEND} if self.denoiser.mixes_noise else set[Need]()
         if self.kernel.stochastic:
@@ -201,16 +224,19 @@ class LiveEngine(Engine):
         return self.executor.watch.seconds
 
     def differentiate(self, gradient: Gradient) -> None:
-        """Get ready for rows that ascend in initial noise; search() asks for it where an algorithm needs gradients.
+        """Get ready for rows that ascend in initial noise; search() asks for it where an algorithm
+        needs gradients.
 
         ValueError for a sampler or reward that cannot be differentiated."""
         if self.network.denoiser is not self.denoiser:
-            raise ValueError("an engine that shares its network follows no gradients; let it have its own")
+            raise ValueError(
+                "an engine that shares its network follows no gradients; let it have its own"
+            )
         self.later = None
         self.stepper = AscentStepper(self.noise, self.rewards, gradient, self.gradient_batch_size)
         self.calibration_cost, self._price = self.calibration_cost + self.stepper.tried, None
 
-    # --- plans ------------------------------------------------------------------------------------------------------
+    # --- plans ------------------------------------------------------------------------------------
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         for reward in self.rewards:
@@ -233,10 +259,13 @@ class LiveEngine(Engine):
         self.calibration_cost += self.stepper.prepare([prompt.read for prompt in prompts])
 
     def resume(self, prompts: Mapping[int, Prompt], following: int) -> None:
-        """Go on with the jobs of another engine: their prompts by number, of which the next one is `following`."""
+        """Go on with the jobs of another engine: their prompts by number, of which the next one is
+        `following`."""
         self.executor.prompts.resume(prompts, following)
         if prompts:
-            self.calibration_cost += self.stepper.prepare([prompt.read for prompt in prompts.values()])
+            self.calibration_cost += self.stepper.prepare(
+                [prompt.read for prompt in prompts.values()]
+            )
 
     def release(self, job: int) -> None:
         self.store.remove(job, [uid for of, uid in self.store if of == job])
@@ -273,7 +302,8 @@ class LiveEngine(Engine):
 
     @torch.no_grad()
     def tick(self) -> list[Outcome]:
-        """NotEnoughMemoryError where one row is too many; first all rows are scored that can be, and told."""
+        """NotEnoughMemoryError where one row is too many; first all rows are scored that can be,
+        and told."""
         try:
             self._tick()
             return self.arrived()
@@ -302,8 +332,14 @@ class LiveEngine(Engine):
             full = False
         executor.advance(scheduler.going, self.stepper)
         through = scheduler.collect()
-        self._arrived += [self._rest(job, [through[i] for i in at]) for job, at in by_job(through).items()]
-        due = scheduler.due(self.decode_batch_size, hold=self.denoiser.offloaded) if full else [*scheduler.arrived]
+        self._arrived += [
+            self._rest(job, [through[i] for i in at]) for job, at in by_job(through).items()
+        ]
+        due = (
+            scheduler.due(self.decode_batch_size, hold=self.denoiser.offloaded)
+            if full
+            else [*scheduler.arrived]
+        )
         self._score(due, self.later)
         self.denoiser.trim(len(self.store) + len(scheduler) + self.asked.row_count)
         self.calibration_cost += self.denoiser.tried()
@@ -316,7 +352,8 @@ class LiveEngine(Engine):
         return self.network.fill_from_peers(self.executor.peer, room)
 
     def _waiting(self, most: int) -> Sequence[Node]:
-        """At most so many nodes that wait for their evaluation, which another engine's batch takes along."""
+        """At most so many nodes that wait for their evaluation, which another engine's batch takes
+        along."""
         self.executor.advance(self.scheduler.going, self.stepper)
         return next_batch(self.scheduler.first(most), most).evaluations
 
@@ -350,9 +387,9 @@ class LiveEngine(Engine):
     def _wait_for_scores(self) -> bool:
         """Wait for those without which the next batch would lack rows; whether there were any.
 
-        They are those of prompts that wait for scores alone, where the others do not fill a batch. So all batches of
-        one prompt are as if rewards were asked at once. Where jobs take turns, what is there is told, and waited for is
-        only where nothing goes on.
+        They are those of prompts that wait for scores alone, where the others do not fill a batch.
+        So all batches of one prompt are as if rewards were asked at once. Where jobs take turns,
+        what is there is told, and waited for is only where nothing goes on.
         """
         scheduler, before = self.scheduler, len(self.asked)
         alone = self.asked.jobs - {row.job for row in (*scheduler.going, *scheduler.arrived)}
@@ -367,7 +404,8 @@ class LiveEngine(Engine):
         return len(self.asked) < before
 
     def _hear_first(self) -> None:
-        """Wait for the rows that were asked about first. Where memory was short, they are scored in parts, here."""
+        """Wait for the rows that were asked about first. Where memory was short, they are scored in
+        parts, here."""
         begun = self.asked.popleft()
         self.scheduler.arrived[:0] = begun.rows
         try:
@@ -379,16 +417,21 @@ class LiveEngine(Engine):
         self._score(begun.rows, None)
 
     def _hear_all(self) -> None:
-        """Wait for all rows that were asked about. Those that fail have arrived again, and fail in the next tick."""
+        """Wait for all rows that were asked about. Those that fail have arrived again, and fail in
+        the next tick."""
         while self.asked:
             with suppress(Exception):
                 self._hear_first()
 
     def _rest(self, job: int, rows: Sequence[Row]) -> Outcome:
-        """These rows stop here, without scores; their particles keep their state, ready for another move."""
+        """These rows stop here, without scores; their particles keep their state, ready for another
+        move."""
         for row in rows:
             self.store[job, row.uid] = Particle(row.node, row.key)
-        where, report = [row.node.step(self.grid) for row in rows], self.stepper.report([row.node for row in rows])
+        where, report = (
+            [row.node.step(self.grid) for row in rows],
+            self.stepper.report([row.node for row in rows]),
+        )
         return Outcome(
             job,
             uids=np.array([row.uid for row in rows], int),
@@ -397,5 +440,9 @@ class LiveEngine(Engine):
             look_cost=Cost().plus(*(row.look.cost for row in rows)),
             log_ratio=report.log_ratio,
             has_gradient=report.has_gradient,
-            begun=np.array([self.noise.may_begin(row.node) for row in rows], bool) if self.noise.lane else None,
+            begun=(
+                np.array([self.noise.may_begin(row.node) for row in rows], bool)
+                if self.noise.lane
+                else None
+            ),
         )

@@ -1,7 +1,7 @@
 """Looks being carried out: what is scored where a row stops, and the evaluations that this takes.
 
-core/looks.py says which looks there are and what they cost; each is run here by one small class, and `look_run` says
-which one a row gets. The particle itself stays where it is.
+core/looks.py says which looks there are and what they cost; each is run here by one small class,
+and `look_run` says which one a row gets. The particle itself stays where it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ttsnap.sampling.kernels import Kernel, Prediction, Sde
 
 
 class LookRun:
-    """The look at one row. The base class looks at nothing: the row ends where it stops, without a score."""
+    """The look at one row. The base class looks at nothing: the row ends where it stops, without a
+    score."""
 
     scores: ClassVar[bool] = False
     reads_estimate: ClassVar[bool] = False
@@ -33,12 +34,14 @@ class LookRun:
         return here
 
     def level(self, stop: int, grid: Grid) -> float:
-        """The noise level, in [0, 1], of that x0, for a row that goes to step `stop`. Rewards get it."""
+        """The noise level, in [0, 1], of that x0, for a row that goes to step `stop`. Rewards get
+        it."""
         return grid.levels[stop]
 
     @property
     def waiting(self) -> Node | None:
-        """The node that the drafter must guess from for this look, once the particle is at its stop."""
+        """The node that the drafter must guess from for this look, once the particle is at its
+        stop."""
         return None
 
     @property
@@ -68,8 +71,8 @@ class EstimateRun(LookRun):
 class DraftRun(LookRun):
     """Scores what the drafter makes of the particle's latent, on a node beside the particle.
 
-    level: the noise level that the drafter's last call is told. Its answer is blurred about as an x0 estimate of that
-    level is, and noise-aware rewards judge it as one.
+    level: the noise level that the drafter's last call is told. Its answer is blurred about as an
+    x0 estimate of that level is, and noise-aware rewards judge it as one.
     """
 
     scores = True
@@ -80,7 +83,9 @@ class DraftRun(LookRun):
 
     def begin(self, here: Node) -> None:
         if self._beside is None:
-            self._beside = Node(here.job, here.seed, here.position, here.latent, mixed_in=here.mixed_in)
+            self._beside = Node(
+                here.job, here.seed, here.position, here.latent, mixed_in=here.mixed_in
+            )
 
     def scored(self, here: Node) -> Node:
         return self._beside or here
@@ -90,7 +95,9 @@ class DraftRun(LookRun):
 
     @property
     def waiting(self) -> Node | None:
-        return self._beside if self._beside is not None and self._beside.prediction is None else None
+        return (
+            self._beside if self._beside is not None and self._beside.prediction is None else None
+        )
 
     @property
     def done(self) -> bool:
@@ -111,7 +118,13 @@ class BegunRun(LookRun):
 
     def scored(self, here: Node) -> Node:
         assert here.guess is not None
-        return Node(here.job, here.seed, here.position, here.latent, prediction=Prediction(here.guess, here.guess))
+        return Node(
+            here.job,
+            here.seed,
+            here.position,
+            here.latent,
+            prediction=Prediction(here.guess, here.guess),
+        )
 
     def level(self, stop: int, grid: Grid) -> float:
         return self._level
@@ -122,9 +135,11 @@ def check_drafts(denoiser: Denoiser, kernel: Kernel) -> None:
     if denoiser.drafts is None:
         return
     if kernel.stochastic and not (isinstance(kernel, Sde) and kernel.begin < 1):
-        raise ValueError("a draft guesses where a deterministic sampler ends, and this kernel draws noise from the "
-                         "start, which leads to another image; leave draft out, take kernel ode, or let the noise "
-                         "begin later: sde:square:3:0.7")  # fmt: skip
+        raise ValueError(
+            "a draft guesses where a deterministic sampler ends, and this kernel draws noise from"
+            " the start, which leads to another image; leave draft out, take kernel ode, or let the"
+            " noise begin later: sde:square:3:0.7"
+        )
 
 
 def look_run(look: Estimator, score: bool, stop: int, denoiser: Denoiser) -> LookRun:
@@ -143,4 +158,6 @@ def look_run(look: Estimator, score: bool, stop: int, denoiser: Denoiser) -> Loo
         return DraftRun(look.calls, drafts.level(stop, look.calls))
     if isinstance(look, Estimate):
         return EstimateRun()
-    raise ValueError(f"the live engine cannot look at particles by {look.name!r}; use estimate or draft")
+    raise ValueError(
+        f"the live engine cannot look at particles by {look.name!r}; use estimate or draft"
+    )

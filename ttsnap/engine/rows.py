@@ -1,4 +1,5 @@
-"""The rows of moves that a LiveEngine carries out: which particle goes where, and what it waits for."""
+"""The rows of moves that a LiveEngine carries out: which particle goes where, and what it waits
+for."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ class NearNoise(NamedTuple):
 
 
 class AscentStart(NamedTuple):
-    """A row's beginning before it is computed: the initial noise of a finished particle, turned along the gradient of
-    its image's rewards."""
+    """A row's beginning before it is computed: the initial noise of a finished particle, turned
+    along the gradient of its image's rewards."""
 
     parent: Node
     share: float
@@ -65,7 +66,8 @@ class Row:
     guided_steps: frozenset[int] = frozenset()
     """The positions from which its steps follow a gradient."""
     awaits_gradient: bool = False
-    """Whether it stays where it is until the particle's gradient is there, which a sibling that moves on pays for."""
+    """Whether it stays where it is until the particle's gradient is there, which a sibling that
+    moves on pays for."""
 
     @property
     def begun(self) -> bool:
@@ -100,7 +102,8 @@ class Row:
 
     @property
     def waiting(self) -> Node | None:
-        """The node that must be evaluated, or get its gradient, before this row can go on; None where none must."""
+        """The node that must be evaluated, or get its gradient, before this row can go on; None
+        where none must."""
         if self.needs_gradient:
             return self.node
         if self.at_stop:
@@ -109,11 +112,15 @@ class Row:
 
     @property
     def lane(self) -> int:
-        """Calls of the drafter that it waits for, or groups.LANE for its group; 0 where it waits for the denoiser, or
-        for nothing."""
+        """Calls of the drafter that it waits for, or groups.LANE for its group; 0 where it waits
+        for the denoiser, or for nothing."""
         if not self.begun:
             return self.begins_by
-        return self.look.draft_calls if self.look.draft_calls and self.at_stop and not self.look.done else 0
+        return (
+            self.look.draft_calls
+            if self.look.draft_calls and self.at_stop and not self.look.done
+            else 0
+        )
 
     @property
     def done(self) -> bool:
@@ -154,11 +161,16 @@ class RowBuilder:
         return rows
 
     def _row(self, job: int, plan: Plan, i: int) -> Row:
-        denoiser, stop, score = self.noise.denoiser, int(plan.rows.stop[i]), bool(plan.rows.score[i])
+        denoiser, stop, score = (
+            self.noise.denoiser,
+            int(plan.rows.stop[i]),
+            bool(plan.rows.score[i]),
+        )
         begun, grid = self.beginning(job, plan, i), denoiser.grid
         node = begun.node
         if node.prediction is None and node.step(grid)[0] == stop and not score:
-            # Siblings may use this node's evaluation in this move; this row pays for its own later (plans.py).
+            # Siblings may use this node's evaluation in this move; this row pays for its own later
+            # (plans.py).
             node = node.unpaid()
         return Row(
             job=job,
@@ -186,7 +198,8 @@ class RowBuilder:
             return Beginning(node, own)
         # A child draws noise of its own from here on; a particle that goes on keeps its source.
         key = (seed, int(plan.uid[i]) + 1)
-        beyond = (*key, self.noise.ahead + self.noise.denoiser.grid.nfe)  # a step at which no sampler draws
+        # a step at which no sampler draws
+        beyond = (*key, self.noise.ahead + self.noise.denoiser.grid.nfe)
         if kind == Kind.RENOISE:
             return Beginning(self._renoised(node, int(plan.rows.start[i]), beyond), key)
         if kind == Kind.MIX:
@@ -198,13 +211,18 @@ class RowBuilder:
         sibling = int(plan.near[i])
         source = self.store[job, sibling].node.step_noise
         if source is None:
-            raise ValueError(f"particle {sibling} was not made by one step from where {parent} is, so that no step "
-                             "noise can be near its own; name a child that took one step from there")  # fmt: skip
+            raise ValueError(
+                f"particle {sibling} was not made by one step from where {parent} is, so that no"
+                " step noise can be near its own; name a child that took one step from there"
+            )
         return Beginning(node, key, branched_at=node.position, near=NearNoise(source, share))
 
     def _renoised(self, parent: Node, start: int, key: rng.Key) -> Node:
-        """The parent's latent, noised forward to the earlier step `start`: an exact draw of q(x_s | x_t)."""
+        """The parent's latent, noised forward to the earlier step `start`: an exact draw of q(x_s |
+        x_t)."""
         denoiser = self.noise.denoiser
         t, s = denoiser.times[[parent.position]], denoiser.times[[start]]
         x = forward(denoiser.path, parent.x[None], t, s, [key])[0]
-        return self.noise.masked([Node(parent.job, parent.seed, start, x, mixed_in=parent.mixed_in)])[0]
+        return self.noise.masked(
+            [Node(parent.job, parent.seed, start, x, mixed_in=parent.mixed_in)]
+        )[0]

@@ -1,8 +1,10 @@
-"""Which rows run next. It knows no torch, no model and no prices: it sees rows only as `Waits` describes them.
+"""Which rows run next. It knows no torch, no model and no prices: it sees rows only as `Waits`
+describes them.
 
-Rows are served in the order in which they came. A batch holds the nodes for which the first rows wait. So a row stays
-in the batch until it is done, and its place then goes to the next row, of any prompt.
-Where prompts belong to people who must not wait for each other, they take turns instead (fair.py).
+Rows are served in the order in which they came. A batch holds the nodes for which the first rows
+wait. So a row stays in the batch until it is done, and its place then goes to the next row, of any
+prompt. Where prompts belong to people who must not wait for each other, they take turns instead
+(fair.py).
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ class ScheduledBatch(Generic[NodeT]):
 def next_batch(rows: Sequence[Waits[NodeT]], size: int) -> ScheduledBatch[NodeT]:
     """The nodes for which the first of these rows wait, at most `size`, all of one lane.
 
-    Drafts go first, and groups that begin. A row is through once it has its draft: others do not wait for long, and
-    those that go on fill the denoiser's batches together.
+    Drafts go first, and groups that begin. A row is through once it has its draft: others do not
+    wait for long, and those that go on fill the denoiser's batches together.
     """
     nodes: dict[int, NodeT] = {}
     lane = next((row.lane for row in rows if row.lane), 0)
@@ -51,9 +53,11 @@ def next_batch(rows: Sequence[Waits[NodeT]], size: int) -> ScheduledBatch[NodeT]
 
 
 class Scheduler(Generic[RowT]):
-    """The rows of one engine: `going` ones, and `arrived` ones, which are done and wait to be scored.
+    """The rows of one engine: `going` ones, and `arrived` ones, which are done and wait to be
+    scored.
 
-    turns: of jobs that share the batches fairly; None: rows are served in the order in which they came.
+    turns: of jobs that share the batches fairly; None: rows are served in the order in which they
+        came.
     """
 
     def __init__(self, turns: FairTurns | None = None) -> None:
@@ -65,7 +69,8 @@ class Scheduler(Generic[RowT]):
         return len(self.going) + len(self.arrived)
 
     def first(self, size: int) -> list[RowT]:
-        """The rows of which the next batch of `size` is made, first ones first. Called once for each batch."""
+        """The rows of which the next batch of `size` is made, first ones first. Called once for
+        each batch."""
         return self.going if self.turns is None else self.turns.choose(self.going, size)
 
     def add(self, rows: Sequence[RowT]) -> None:
@@ -75,11 +80,14 @@ class Scheduler(Generic[RowT]):
     def remove_job(self, job: int) -> list[RowT]:
         """Take the rows of one prompt off, and return them."""
         mine = [row for row in (*self.arrived, *self.going) if row.job == job]
-        self.arrived, self.going = ([row for row in rows if row.job != job] for rows in (self.arrived, self.going))
+        self.arrived, self.going = (
+            [row for row in rows if row.job != job] for rows in (self.arrived, self.going)
+        )
         return mine
 
     def collect(self) -> list[RowT]:
-        """Part the rows that are done from those that go on. Returns the former that get no score: they are through."""
+        """Part the rows that are done from those that go on. Returns the former that get no score:
+        they are through."""
         going: list[RowT] = []
         through: list[RowT] = []
         for row in self.going:
@@ -91,11 +99,14 @@ class Scheduler(Generic[RowT]):
     def due(self, size: int, *, hold: bool = False) -> list[RowT]:
         """Arrived rows that are to be scored now, `size` at a time.
 
-        Full batches. The rest is due when the denoiser has nothing left to do or, where jobs take turns, nothing left
-        for one of them. hold: nothing before that, for engines where going from the denoiser to the decoder is slow.
+        Full batches. The rest is due when the denoiser has nothing left to do or, where jobs take
+        turns, nothing left for one of them. hold: nothing before that, for engines where going from
+        the denoiser to the decoder is slow.
         """
         going = {row.job for row in self.going} if self.turns is not None else set()
-        if not self.going or (self.turns is not None and any(row.job not in going for row in self.arrived)):
+        if not self.going or (
+            self.turns is not None and any(row.job not in going for row in self.arrived)
+        ):
             return list(self.arrived)
         return [] if hold else self.arrived[: len(self.arrived) // size * size]
 

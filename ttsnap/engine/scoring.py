@@ -1,4 +1,5 @@
-"""Rewards on rows of latents: decode what they read in pixels, ask them, and say what went wrong."""
+"""Rewards on rows of latents: decode what they read in pixels, ask them, and say what went
+wrong."""
 
 from __future__ import annotations
 
@@ -24,7 +25,16 @@ from ttsnap.options.option import Spec
 from ttsnap.profiling.meter import Stopwatch
 from ttsnap.reward_models.likeness import make_likeness
 from ttsnap.rewards.reward_model import RewardModel, said, turn_of
-from ttsnap.rewards.scoring import NOT_FINITE, Call, RewardHealthCheck, Shown, answered, as_float64, explained, landed
+from ttsnap.rewards.scoring import (
+    NOT_FINITE,
+    Call,
+    RewardHealthCheck,
+    Shown,
+    answered,
+    as_float64,
+    explained,
+    landed,
+)
 from ttsnap.sampling.denoiser import Capability, Denoiser, begin_calls
 
 logger = logging.getLogger(__name__)
@@ -49,7 +59,8 @@ class ScoredRows(NamedTuple):
     """(n, D), as in Outcome."""
 
     def added_to(self, outcome: Outcome, at: Sequence[int], *, latents: bool) -> Outcome:
-        """An outcome whose rows are rows `at` of these, with what was found. latents: whether listeners get them."""
+        """An outcome whose rows are rows `at` of these, with what was found. latents: whether
+        listeners get them."""
         return replace(
             outcome,
             scores=self.scores[list(at)],
@@ -62,14 +73,17 @@ class ScoredRows(NamedTuple):
 
 
 class SmallCopies:
-    """Small copies of the estimates of a batch. They leave the device together, once one is asked for."""
+    """Small copies of the estimates of a batch. They leave the device together, once one is asked
+    for."""
 
     def __init__(self, images: Sequence[Tensor | None], rows: Sequence[int]) -> None:
         self._images, self._rows, self._copies = images, rows, dict[int, Tensor]()
 
     def __getitem__(self, row: int) -> Tensor:
         for rows in _alike(self._images, self._rows):
-            small = _pictures([None if each is None else thinned(each) for each in self._images], rows)
+            small = _pictures(
+                [None if each is None else thinned(each) for each in self._images], rows
+            )
             self._copies.update(zip(rows, small.cpu(), strict=True))
         self._images, self._rows = (), ()
         return self._copies[row]
@@ -103,7 +117,8 @@ class RewardBatch(NamedTuple):
 
 
 Column: TypeAlias = tuple[Tensor | FloatArray, Exception | None, IntArray]
-"""What a reward says of n rows: scores (n,), nan where it failed, why it failed, and tokens (n,) that it took."""
+"""What a reward says of n rows: scores (n,), nan where it failed, why it failed, and tokens (n,)
+that it took."""
 Later: TypeAlias = Callable[[Callable[[], Column]], "Future[Column]"]
 """Has a reward asked in the background."""
 
@@ -131,18 +146,25 @@ class BegunScores(NamedTuple):
 class RowScorer:
     """Scores rows with every reward.
 
-    estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing". shown: what rewards see
-    of what is made, by the denoiser and the option `frames`. features: by what images are compared. ValueError
-    where there is no preview VAE, and for rewards that need what there is not.
+    estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing".
+    shown: what rewards see of what is made, by the denoiser and the option `frames`. features: by
+    what images are compared. ValueError where there is no preview VAE, and for rewards that need
+    what there is not.
 
-    A reward that fails now and then costs those images their scores. One that fails from the start, on all images of
-    its first batch, ends the search by RewardError (rewards/scoring.py).
+    A reward that fails now and then costs those images their scores. One that fails from the start,
+    on all images of its first batch, ends the search by RewardError (rewards/scoring.py).
     """
 
     def __init__(
-        self, denoiser: Denoiser, rewards: Sequence[RewardModel], grid: Grid, *, preview: bool = False, frames: int = 1,
+        self,
+        denoiser: Denoiser,
+        rewards: Sequence[RewardModel],
+        grid: Grid,
+        *,
+        preview: bool = False,
+        frames: int = 1,
         features: Spec = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.names = tuple(r.name for r in rewards)
         if preview and Capability.PREVIEW not in denoiser.can:
             raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
@@ -152,7 +174,8 @@ class RowScorer:
         self.shown.check(rewards)
         self._first = RewardHealthCheck(rewards)
         self._turns: dict[str, AbstractContextManager[object]] = {
-            r.name: turn_of(r) if r.leaves_free(denoiser.device, early=False) else nullcontext() for r in rewards
+            r.name: turn_of(r) if r.leaves_free(denoiser.device, early=False) else nullcontext()
+            for r in rewards
         }
         """Of rewards that are asked in the background, and may be asked here meanwhile."""
         # Whoever wants the images kept pays for their decodes, too.
@@ -177,7 +200,8 @@ class RowScorer:
                 preview,
                 draft_calls=costs.draft * per_draft,
                 features=features,
-                base_calls=sum(r.base_flops * self.shown.calls(r) for r in self.rewards) / max(1, self.bases),
+                base_calls=sum(r.base_flops * self.shown.calls(r) for r in self.rewards)
+                / max(1, self.bases),
                 coupled=0.0 if denoiser.groups is None else denoiser.groups.flops(),
             ),
             passes_per_nfe=denoiser.passes_per_nfe,
@@ -188,7 +212,9 @@ class RowScorer:
             features=self.features_taken,
             bases=self.bases,
             begin_calls=begin_calls(denoiser),
-            groups=None if denoiser.groups is None else SeedGroups(denoiser.groups.size, denoiser.groups.nfe),
+            groups=None
+            if denoiser.groups is None
+            else SeedGroups(denoiser.groups.size, denoiser.groups.nfe),
         )
 
     @cached_property
@@ -202,7 +228,8 @@ class RowScorer:
         return int(self.likeness is not None)
 
     def features(self, images: Sequence[Tensor | None]) -> FloatArray | None:
-        """(n, D) of n images or videos, nan where there is none; None where they are not to be compared."""
+        """(n, D) of n images or videos, nan where there is none; None where they are not to be
+        compared."""
         seen = [i for i, image in enumerate(images) if image is not None]
         if self.likeness is None or not seen:
             return None
@@ -215,12 +242,15 @@ class RowScorer:
 
     def sources(self, cond: Tensor) -> Tensor | None:
         """What these prompts (N,) edit, where a reward is to see it."""
-        return self.denoiser.sources(cond) if any("source" in r.needs for r in self.rewards) else None
+        return (
+            self.denoiser.sources(cond) if any("source" in r.needs for r in self.rewards) else None
+        )
 
     def begin(
         self, batch: Sequence[Row], prompts: EncodedPrompts, watch: Stopwatch, later: Later | None
     ) -> BegunScores:
-        """Decode these rows and ask the rewards, those that leave the device free by `later`, if there is one.
+        """Decode these rows and ask the rewards, those that leave the device free by `later`, if
+        there is one.
 
         prompts: those of all jobs.
         """
@@ -229,21 +259,33 @@ class RowScorer:
         last = [i for i, row in enumerate(batch) if row.last]
         early = [i for i, row in enumerate(batch) if not row.last]
         with watch("decode", latents.device):
-            images, cost = self._images(latents, prompts.rows([row.node for row in batch]), last, early)
+            images, cost = self._images(
+                latents, prompts.rows([row.node for row in batch]), last, early
+            )
         with watch("reward", latents.device):
-            texts, sources = prompts.texts(batch), self.sources(prompts.rows([row.node for row in batch]))
-            asked = RewardBatch(batch, latents, images, texts, torch.tensor(levels, device=latents.device), sources)
-            away = [r for r in self.rewards if later is not None and self._is_away(r, early=bool(early))]
+            texts, sources = (
+                prompts.texts(batch),
+                self.sources(prompts.rows([row.node for row in batch])),
+            )
+            asked = RewardBatch(
+                batch, latents, images, texts, torch.tensor(levels, device=latents.device), sources
+            )
+            away = [
+                r for r in self.rewards if later is not None and self._is_away(r, early=bool(early))
+            ]
             here = {r.name: self._column(r, asked) for r in self.rewards if r not in away}
             features = self.features(images)
-            broken, *found = landed([_broken(latents, images), *(scores for scores, _, _ in here.values())])
+            broken, *found = landed(
+                [_broken(latents, images), *(scores for scores, _, _ in here.values())]
+            )
         columns: dict[str, Column | Future[Column]] = {}
         for (name, (_, error, tokens)), scores in zip(here.items(), found, strict=True):
             columns[name] = scores, error, tokens
         if later is not None:
             columns |= {reward.name: later(partial(self._alone, reward, asked)) for reward in away}
         shown = list(images)
-        # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
+        # Estimates stay on the device for whoever listens; finished images leave it, in one
+        # transfer.
         if last:
             for i, image in zip(last, _pictures(images, last).cpu(), strict=True):
                 shown[i] = image
@@ -270,15 +312,23 @@ class RowScorer:
             self._first.check(reward.name, column, finished, begun.broken, error)
             scores[:, r], causes[reward.name] = column, said(reward.name, error) if error else None
             taken += tokens
-        errors = [NOT_FINITE if bad else explained(row, causes) for row, bad in zip(scores, begun.broken, strict=True)]
+        errors = [
+            NOT_FINITE if bad else explained(row, causes)
+            for row, bad in zip(scores, begun.broken, strict=True)
+        ]
         described = self.features_taken * sum(picture is not None for picture in begun.pictures)
         bases = int(finished.sum()) * self.bases
-        asked = Cost(0, 0, n * self.calls, tokens=int(taken.sum()), features=described, base_calls=bases)
+        asked = Cost(
+            0, 0, n * self.calls, tokens=int(taken.sum()), features=described, base_calls=bases
+        )
         left = self.tokens - taken
-        return ScoredRows(scores, errors, begun.pictures, begun.latents, asked, left, begun.features)
+        return ScoredRows(
+            scores, errors, begun.pictures, begun.latents, asked, left, begun.features
+        )
 
     def _is_away(self, reward: RewardModel, *, early: bool) -> bool:
-        """Whether a reward leaves the denoiser's device free, and is not asked for features here."""
+        """Whether a reward leaves the denoiser's device free, and is not asked for features
+        here."""
         free = reward.leaves_free(self.denoiser.device, early=early)
         return free and (self.likeness is None or reward.embed_images is None)
 
@@ -296,8 +346,12 @@ class RowScorer:
         return images, Cost(0, len(decoded), 0, len(previewed))
 
     def _column(self, reward: RewardModel, of: RewardBatch) -> Column:
-        """A reward's answer: estimates in its own space, the rest decoded. It may still be on the device."""
-        n, ahead = len(of.batch), [i for i, row in enumerate(of.batch) if reward.estimates != "pixels" and not row.last]
+        """A reward's answer: estimates in its own space, the rest decoded. It may still be on the
+        device."""
+        n, ahead = (
+            len(of.batch),
+            [i for i, row in enumerate(of.batch) if reward.estimates != "pixels" and not row.last],
+        )
         seen = [i for i in range(n) if i not in set(ahead)]
         tokens, errors = np.zeros(n, int), list[Exception]()
         found: list[tuple[list[int], Tensor | FloatArray]] = []
@@ -331,8 +385,12 @@ class RowScorer:
 
 
 def shown_of(denoiser: Denoiser, frames: int) -> Shown:
-    """What rewards are shown of what this denoiser makes; of a video, so many frames or all that there are."""
-    return Shown(None if denoiser.frames is None else min(frames, denoiser.frames), Capability.EDIT in denoiser.can)
+    """What rewards are shown of what this denoiser makes; of a video, so many frames or all that
+    there are."""
+    return Shown(
+        None if denoiser.frames is None else min(frames, denoiser.frames),
+        Capability.EDIT in denoiser.can,
+    )
 
 
 def _pictures(images: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor:
@@ -341,7 +399,8 @@ def _pictures(images: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor:
 
 
 def _alike(images: Sequence[Tensor | None], rows: Sequence[int]) -> list[list[int]]:
-    """These rows in groups whose images have one shape: previews of videos may have fewer frames."""
+    """These rows in groups whose images have one shape: previews of videos may have fewer
+    frames."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i in rows:
         if (image := images[i]) is not None:

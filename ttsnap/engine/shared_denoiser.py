@@ -31,10 +31,10 @@ class OfJob(Protocol):
 class EncodedPrompts:
     """Of the jobs of one engine, which come and go while it runs.
 
-    A text encoder may pad its prompts to the longest one, so that what it gives for them belongs together: when jobs
-    come, the denoiser encodes the prompts of all that there are. One whose encoder pads to a fixed length keeps those
-    that it has. encode: has the denoiser encode the prompts of all engines on the same network, and calls `place`
-    (SharedDenoiser.encode).
+    A text encoder may pad its prompts to the longest one, so that what it gives for them belongs
+    together: when jobs come, the denoiser encodes the prompts of all that there are. One whose
+    encoder pads to a fixed length keeps those that it has. encode: has the denoiser encode the
+    prompts of all engines on the same network, and calls `place` (SharedDenoiser.encode).
     """
 
     def __init__(self, denoiser: Denoiser, encode: Callable[[], None]) -> None:
@@ -53,7 +53,8 @@ class EncodedPrompts:
         return list(self._prompts.values())
 
     def admit(self, prompts: Sequence[Prompt]) -> None:
-        """A job for each of these prompts, numbered on from the last one; none where they cannot be encoded."""
+        """A job for each of these prompts, numbered on from the last one; none where they cannot be
+        encoded."""
         before = self._prompts
         self._prompts = before | {self._next + i: prompt for i, prompt in enumerate(prompts)}
         try:
@@ -80,7 +81,8 @@ class EncodedPrompts:
         return first + len(self._prompts)
 
     def release(self, job: int) -> None:
-        """Forget a job, of which nothing is under way. Its encoded prompt goes when the next jobs come."""
+        """Forget a job, of which nothing is under way. Its encoded prompt goes when the next jobs
+        come."""
         self._prompts.pop(job, None)
 
     def texts(self, items: Iterable[OfJob]) -> list[str]:
@@ -88,8 +90,8 @@ class EncodedPrompts:
         return [self._prompts[item.job].read for item in items]
 
     def rows(self, nodes: Sequence[Node]) -> Tensor:
-        """Under which of the encoded conditions these latents are denoised (`cond` of Denoiser): (N,), long, on the
-        CPU."""
+        """Under which of the encoded conditions these latents are denoised (`cond` of Denoiser):
+        (N,), long, on the CPU."""
         prompts = torch.tensor([self._rows[node.job] for node in nodes])
         return self.denoiser.conditions(prompts, [node.seed for node in nodes])
 
@@ -118,7 +120,8 @@ class InitialNoise:
         return 0 if self.groups is None else self.groups.start.nfe
 
     def may_begin(self, node: Node) -> bool:
-        """Whether a particle has begun, or its group was evaluated, so that it takes nothing more to begin."""
+        """Whether a particle has begun, or its group was evaluated, so that it takes nothing more
+        to begin."""
         return node.latent is not None or (self.groups is not None and self.groups.has(node))
 
     def grouped(self, nodes: Sequence[Node]) -> tuple[int, int]:
@@ -134,7 +137,8 @@ class InitialNoise:
             self.groups.forget(job)
 
     def draw(self, nodes: Sequence[Node]) -> None:
-        """Give those of these nodes that have no latent yet the noise of their seeds: the denoiser is to see them."""
+        """Give those of these nodes that have no latent yet the noise of their seeds: the denoiser
+        is to see them."""
         new = [node for node in nodes if node.latent is None]
         if not new:
             return
@@ -142,7 +146,10 @@ class InitialNoise:
         noise = self.denoiser.init_latents(generators)
         begun = self.denoiser.begin(noise, self.prompts.rows(new))
         for node, latent, drawn, generator in zip(new, begun, noise, generators, strict=True):
-            node.latent, node.kernel_state = latent, self.kernel.init(drawn, (node.seed, 0), generator)
+            node.latent, node.kernel_state = (
+                latent,
+                self.kernel.init(drawn, (node.seed, 0), generator),
+            )
         self.device = begun.device
 
     def drafted(self, nodes: Sequence[Node]) -> None:
@@ -155,7 +162,9 @@ class InitialNoise:
         start = drafts_of(self.denoiser).start
         assert start is not None
         guesses, begun = start.begin(noise, self.prompts.rows(nodes))
-        for node, guess, latent, drawn, generator in zip(nodes, guesses, begun, noise, generators, strict=True):
+        for node, guess, latent, drawn, generator in zip(
+            nodes, guesses, begun, noise, generators, strict=True
+        ):
             node.guess, node.latent = guess, latent
             node.kernel_state = self.kernel.init(drawn, node.key, generator, guess)
         self.device = begun.device
@@ -174,8 +183,8 @@ class InitialNoise:
         return x, generator
 
     def near(self, node: Node, share: float, key: rng.Key) -> Node:
-        """A new particle from `share` times the noise that this one came from; the rest is drawn from `key` (seed,
-        branch, step)."""
+        """A new particle from `share` times the noise that this one came from; the rest is drawn
+        from `key` (seed, branch, step)."""
         made = Node(node.job, node.seed, 0, mixed_in=(*node.mixed_in, Mixed(share, key)))
         if self.lane:
             return made
@@ -184,15 +193,22 @@ class InitialNoise:
         return self.begun(made)
 
     def begun(self, node: Node) -> Node:
-        """A particle whose latent is its initial noise, with the latent that it starts from in place of that."""
+        """A particle whose latent is its initial noise, with the latent that it starts from in
+        place of that."""
         node.latent = self.denoiser.begin(node.x[None], self.prompts.rows([node]))[0]
         return node
 
     def masked(self, nodes: list[Node]) -> list[Node]:
-        """These nodes, which have just come to where they are, with what the call keeps from being changed."""
+        """These nodes, which have just come to where they are, with what the call keeps from being
+        changed."""
         if Capability.MASK in self.denoiser.can:
-            x, at = torch.stack([node.x for node in nodes]), torch.tensor([node.position for node in nodes])
-            for node, latent in zip(nodes, self.denoiser.apply_mask(x, at, self.prompts.rows(nodes)), strict=True):
+            x, at = (
+                torch.stack([node.x for node in nodes]),
+                torch.tensor([node.position for node in nodes]),
+            )
+            for node, latent in zip(
+                nodes, self.denoiser.apply_mask(x, at, self.prompts.rows(nodes)), strict=True
+            ):
                 node.latent = latent
         return nodes
 
@@ -225,32 +241,35 @@ class PendingEval(NamedTuple):
 
 
 class SharedDenoiser:
-    """Encodes the prompts of its engines together, and evaluates their rows together, wherever they are in their grids.
+    """Encodes the prompts of its engines together, and evaluates their rows together, wherever they
+    are in their grids.
 
-    An engine without a shared one has one for itself, over its own denoiser. One that several share is made with a
-    denoiser that is none of theirs: a call like theirs, for any number of steps. Their grids lie in it one after the
-    other (Denoiser.merge_schedule); what else belongs to a grid, as kernels, looks and initial noise do, stays with the
-    engines.
+    An engine without a shared one has one for itself, over its own denoiser. One that several share
+    is made with a denoiser that is none of theirs: a call like theirs, for any number of steps.
+    Their grids lie in it one after the other (Denoiser.merge_schedule); what else belongs to a
+    grid, as kernels, looks and initial noise do, stays with the engines.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
         self.peers: WeakKeyDictionary[Peer, Callable[[int], Sequence[Node]]] = WeakKeyDictionary()
-        """Who shares it, each with what gives at most so many of its nodes that wait for their evaluation. Engines hold
-        their peers, which go with them."""
+        """Who shares it, each with what gives at most so many of its nodes that wait for their
+        evaluation. Engines hold their peers, which go with them."""
         self._starts: dict[Grid, int] = {denoiser.grid: 0}
 
     def welcome(self, denoiser: Denoiser, *, guided: bool) -> None:
-        """Get the denoiser of another engine ready to share it. guided: whether its steps follow gradients. ValueError
-        for one whose engine must have a network of its own."""
+        """Get the denoiser of another engine ready to share it. guided: whether its steps follow
+        gradients. ValueError for one whose engine must have a network of its own."""
         if guided or denoiser.drafts is not None or denoiser.groups is not None:
-            raise ValueError("engines share a network where they neither draft nor follow gradients nor keep seeds "
-                             "apart; let one that does have its own")  # fmt: skip
+            raise ValueError(
+                "engines share a network where they neither draft nor follow gradients nor keep"
+                " seeds apart; let one that does have its own"
+            )
         denoiser.encode([Prompt("")])  # noise is drawn in the dtype of encoded prompts
 
     def start_of(self, denoiser: Denoiser) -> int:
-        """Where the positions of this call begin among those of the network's denoiser. ValueError for a call that
-        differs from that in more than its steps."""
+        """Where the positions of this call begin among those of the network's denoiser. ValueError
+        for a call that differs from that in more than its steps."""
         if denoiser.grid not in self._starts:
             self._starts[denoiser.grid] = self.denoiser.merge_schedule(denoiser)
         return self._starts[denoiser.grid]
@@ -265,7 +284,8 @@ class SharedDenoiser:
             row = one.place(row)
 
     def fill_from_peers(self, host: Peer, room: int) -> list[PendingEval]:
-        """At most `room` nodes of other engines, which fill up a batch of this one; whose come first goes round."""
+        """At most `room` nodes of other engines, which fill up a batch of this one; whose come
+        first goes round."""
         peers, found = list(self.peers), list[PendingEval]()
         at = peers.index(host)
         for peer in (*peers[at + 1 :], *peers[:at]):

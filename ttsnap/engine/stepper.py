@@ -1,8 +1,9 @@
-"""Steppers: how rows go on from nodes that have been evaluated, and what that takes beside the evaluations.
+"""Steppers: how rows go on from nodes that have been evaluated, and what that takes beside the
+evaluations.
 
-The one here is plain: it takes the kernel's step. GuidedStepper follows the gradient of rewards, AscentStepper turns
-initial noise along it. How rows are marked, priced, computed and reported is theirs. The rest of the engine need not
-know which one it has.
+The one here is plain: it takes the kernel's step. GuidedStepper follows the gradient of rewards,
+AscentStepper turns initial noise along it. How rows are marked, priced, computed and reported is
+theirs. The rest of the engine need not know which one it has.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Stepper:
     tried: Cost = Cost()
     """What making it took."""
     gradient_batch_size: int | None = None
-    """The most nodes that get their gradients in one call; None: as many as are evaluated in one."""
+    """The most nodes that get their gradients in one call; None: as many as are evaluated in
+    one."""
 
     def __init__(self, denoiser: Denoiser, kernel: Kernel) -> None:
         self.denoiser, self.kernel, self.grid = denoiser, kernel, denoiser.grid
@@ -63,7 +65,8 @@ class Stepper:
         """Mark in the rows of one move which of their steps need a gradient."""
 
     def differentiate(self, nodes: Sequence[Node], prompts: EncodedPrompts) -> Ran:
-        """Give these nodes their `gradient`, and the prediction where it is made on the way; prompts: of all jobs."""
+        """Give these nodes their `gradient`, and the prediction where it is made on the way;
+        prompts: of all jobs."""
         raise RuntimeError("plain steps follow no gradient, so no row may ask for one")
 
     def step(self, rows: Sequence[Row]) -> list[Node]:
@@ -72,7 +75,8 @@ class Stepper:
         keys, states = [row.noise_source for row in rows], [row.node.kernel_state for row in rows]
         moved, states_after = self.kernel.step(x, prediction, k, keys, states)
         return [
-            row.node.after_step(latent, state) for row, latent, state in zip(rows, moved, states_after, strict=True)
+            row.node.after_step(latent, state)
+            for row, latent, state in zip(rows, moved, states_after, strict=True)
         ]
 
     def report(self, nodes: Sequence[Node]) -> Report:

@@ -1,4 +1,5 @@
-"""Where the particles of a LiveEngine are: latents with what was computed from them, kept between moves."""
+"""Where the particles of a LiveEngine are: latents with what was computed from them, kept between
+moves."""
 
 from __future__ import annotations
 
@@ -26,19 +27,23 @@ class Mixed(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A latent on its way from noise to an image. Children of a particle share its node until they move on from it."""
+    """A latent on its way from noise to an image. Children of a particle share its node until they
+    move on from it."""
 
     job: int
     """Number of the prompt."""
     seed: int
-    """Of the initial noise. That is drawn only when the network is to see it, so that waiting seeds take no memory."""
+    """Of the initial noise. That is drawn only when the network is to see it, so that waiting seeds
+    take no memory."""
     position: int
-    """Evaluations of the denoiser that have brought the latent here: the grid step, where each step takes one
-    (Grid.calls)."""
+    """Evaluations of the denoiser that have brought the latent here: the grid step, where each step
+    takes one (Grid.calls)."""
     latent: Tensor | None = None
-    """None until the noise is drawn or, where drafts are finished or groups begin together, until it began."""
+    """None until the noise is drawn or, where drafts are finished or groups begin together, until
+    it began."""
     guess: Tensor | None = None
-    """The draft that the latent was begun from; None after the first step, and for one that begins as noise."""
+    """The draft that the latent was begun from; None after the first step, and for one that begins
+    as noise."""
     kernel_state: KernelState = None
     """What the kernel keeps for this particle."""
     place: int = 0
@@ -48,15 +53,18 @@ class Node:
     prediction: Prediction | None = None
     """The evaluation of the denoiser here, None until it is made."""
     gradient: Tensor | None = None
-    """What a stepper that takes gradients computed here (stepper.py), None until it did. Under guidance: that of the
-    rewards with respect to this latent. Of a finished particle that others ascend from: the direction in which to turn
-    its initial noise."""
+    """What a stepper that takes gradients computed here (stepper.py), None until it did. Under
+    guidance: that of the rewards with respect to this latent. Of a finished particle that others
+    ascend from: the direction in which to turn its initial noise."""
     log_ratio: Tensor | float = 0.0
-    """Of the path to here: log of how much likelier plain steps were to take it than the guided ones that did."""
+    """Of the path to here: log of how much likelier plain steps were to take it than the guided
+    ones that did."""
     step_noise: rng.Source | None = None
-    """Where the noise came from, if one step has made this particle from another one; None after any other step."""
+    """Where the noise came from, if one step has made this particle from another one; None after
+    any other step."""
     latents_before: tuple[Tensor, ...] = ()
-    """The last latents before this one, newest last, as many as a gradient of the finished image goes back through."""
+    """The last latents before this one, newest last, as many as a gradient of the finished image
+    goes back through."""
 
     @property
     def key(self) -> rng.Key:
@@ -79,7 +87,8 @@ class Node:
     def step(self, grid: Grid) -> tuple[int, bool]:
         """The grid step where it is, and whether an evaluation from there is already paid.
 
-        Between the two stages of a solver's step, that is the step's start with the first evaluation paid.
+        Between the two stages of a solver's step, that is the step's start with the first
+        evaluation paid.
         """
         step = int(np.searchsorted(grid.calls, self.position, side="right")) - 1
         return step, self.prediction is not None or self.position > grid.calls[step]
@@ -92,7 +101,14 @@ class Node:
 
     def after_step(self, latent: Tensor, kernel_state: KernelState) -> Node:
         """Where the step that follows one evaluation has brought this particle."""
-        return Node(self.job, self.seed, self.position + 1, latent, kernel_state=kernel_state, mixed_in=self.mixed_in)
+        return Node(
+            self.job,
+            self.seed,
+            self.position + 1,
+            latent,
+            kernel_state=kernel_state,
+            mixed_in=self.mixed_in,
+        )
 
     def unpaid(self) -> Node:
         """The same latent, with an evaluation of its own."""
@@ -106,7 +122,11 @@ def stacked(nodes: Sequence[Node]) -> tuple[Tensor, Prediction, Tensor]:
     """x (N, ...), predictions and positions (N,) of nodes that have been evaluated."""
     predictions = [node.prediction for node in nodes if node.prediction is not None]
     out, x0 = torch.stack([p.out for p in predictions]), torch.stack([p.x0 for p in predictions])
-    return torch.stack([node.x for node in nodes]), Prediction(out, x0), torch.tensor([node.position for node in nodes])
+    return (
+        torch.stack([node.x for node in nodes]),
+        Prediction(out, x0),
+        torch.tensor([node.position for node in nodes]),
+    )
 
 
 class Particle(NamedTuple):
@@ -119,7 +139,8 @@ class Particle(NamedTuple):
 
 
 class Store(dict[tuple[int, int], Particle]):
-    """The particles that wait for a move, by (job, uid). Those under way or dropped are not here."""
+    """The particles that wait for a move, by (job, uid). Those under way or dropped are not
+    here."""
 
     def remove(self, job: int, uids: Iterable[int]) -> None:
         """Forget these particles, where they are here."""

@@ -1,4 +1,5 @@
-"""Files: read as data that anyone may have written, checked against types and bounds, written whole or not at all.
+"""Files: read as data that anyone may have written, checked against types and bounds, written whole
+or not at all.
 
 It imports nothing else of ttsnap.
 """

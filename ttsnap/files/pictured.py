@@ -24,11 +24,13 @@ class Picture:
 
     data: bytes = field(repr=False)
     mask: bool = False
-    """Whether the picture says where to paint: where it is transparent (as in OpenAI's API), else where it is white."""
+    """Whether the picture says where to paint: where it is transparent (as in OpenAI's API), else
+    where it is white."""
 
     @classmethod
     def read(cls, path: str | Path, *, mask: bool = False) -> Picture:
-        """The picture of a file. ValueError, which names the file, unless it is a whole PNG, JPEG or WEBP."""
+        """The picture of a file. ValueError, which names the file, unless it is a whole PNG, JPEG
+        or WEBP."""
         picture = cls(read_bytes(path, PICTURE_BYTES, "picture"), mask)
         picture.opened(path)
         return picture
@@ -48,7 +50,8 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height by the file's header, without decoding. ValueError for what is no picture."""
+        """Width and height by the file's header, without decoding. ValueError for what is no
+        picture."""
         with opened_picture(self.data, "the picture", FORMATS, PIXELS) as picture:
             return picture.size
 
@@ -62,7 +65,8 @@ class Picture:
 class Blank:
     """A picture of one colour, which gives an engine the size of the prompts' pictures.
 
-    Engines for pictures of one size are equal, whatever the pictures show. A mask is white: all is painted anew.
+    Engines for pictures of one size are equal, whatever the pictures show. A mask is white: all is
+    painted anew.
     """
 
     size: tuple[int, int]
@@ -70,7 +74,11 @@ class Blank:
     mask: bool = False
 
     def opened(self) -> Image.Image:
-        return Image.new("L", self.size, 255) if self.mask else Image.new("RGB", self.size, (127, 127, 127))
+        return (
+            Image.new("L", self.size, 255)
+            if self.mask
+            else Image.new("RGB", self.size, (127, 127, 127))
+        )
 
 
 def blanks(inputs: Mapping[str, object]) -> dict[str, object]:
@@ -90,14 +98,17 @@ def opened(call: Mapping[str, object]) -> dict[str, object]:
     """Arguments of a pipeline's call, with pictures, and lists of pictures, decoded."""
     found = dict(call)
     for name, value in call.items():
-        images = [one if isinstance(one, Image.Image) else one.opened() for one in _pictures_in(value)]
+        images = [
+            one if isinstance(one, Image.Image) else one.opened() for one in _pictures_in(value)
+        ]
         if images:
             found[name] = images if isinstance(value, list | tuple) else images[0]
     return found
 
 
 def source_of(call: Mapping[str, object]) -> Image.Image | None:
-    """The picture that a call changes or keeps to: of several the first; None without any, and for an array."""
+    """The picture that a call changes or keeps to: of several the first; None without any, and for
+    an array."""
     for name in ("image", "control_image"):
         for one in _pictures_in(call.get(name)):
             if not isinstance(one, Blank):
@@ -106,7 +117,8 @@ def source_of(call: Mapping[str, object]) -> Image.Image | None:
 
 
 def digests(call: Mapping[str, object]) -> dict[str, str | list[str]]:
-    """Digests of the pictures among these arguments, by name; of a list of pictures a list. Arrays are left out."""
+    """Digests of the pictures among these arguments, by name; of a list of pictures a list. Arrays
+    are left out."""
     found: dict[str, str | list[str]] = {}
     for name, value in call.items():
         shown = [one for one in _pictures_in(value) if not isinstance(one, Blank)]

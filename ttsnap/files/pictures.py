@@ -17,8 +17,8 @@ from ttsnap.files.reading import PIXELS, foreign, opened_picture
 FRAMES = 4096
 """Most frames of a video that are looked at."""
 ALL_PIXELS = 2**28
-"""Most pixels of all frames of one video, three bytes each: 291 frames of 1280 x 720. A few kilobytes may hold
-thousands of large frames of one colour."""
+"""Most pixels of all frames of one video, three bytes each: 291 frames of 1280 x 720. A few
+kilobytes may hold thousands of large frames of one colour."""
 _UTF16 = b"UNICODE\0"
 _OURS = "ttsnap:"
 """Prefix of a picture's description that holds the JSON of ttsnap."""
@@ -30,9 +30,11 @@ def is_mp4(data: bytes) -> bool:
 
 
 def texts_in(data: bytes, where: object, formats: Sequence[str] = ("PNG",)) -> dict[str, str]:
-    """The texts that a picture in one of these formats, or an mp4, carries, by key; its pixels are not decoded.
+    """The texts that a picture in one of these formats, or an mp4, carries, by key; its pixels are
+    not decoded.
 
-    Of EXIF data they are the user comment, where tools write infotext, as "parameters", and what `exif_with` wrote.
+    Of EXIF data they are the user comment, where tools write infotext, as "parameters", and what
+    `exif_with` wrote.
 
     ValueError for other formats, and for damage; for an mp4 where PyAV is not installed.
     """
@@ -49,12 +51,15 @@ def texts_in(data: bytes, where: object, formats: Sequence[str] = ("PNG",)) -> d
     if isinstance(described, str) and described.startswith(_OURS):
         texts.setdefault("ttsnap", described.removeprefix(_OURS))
     if isinstance(comment, bytes) and comment.startswith(_UTF16):
-        texts.setdefault("parameters", comment.removeprefix(_UTF16).decode("utf-16-be", errors="replace"))
+        texts.setdefault(
+            "parameters", comment.removeprefix(_UTF16).decode("utf-16-be", errors="replace")
+        )
     return texts
 
 
 def is_video(data: bytes, where: object, formats: Sequence[str]) -> bool:
-    """Whether this is an mp4, or an animated picture in one of these formats. ValueError as of `texts_in`."""
+    """Whether this is an mp4, or an animated picture in one of these formats. ValueError as of
+    `texts_in`."""
     if is_mp4(data):
         return True
     with opened_picture(data, where, formats, PIXELS) as picture:
@@ -67,14 +72,20 @@ def exif_with(texts: Mapping[str, str]) -> Image.Exif:
     if "ttsnap" in texts:
         exif[ExifTags.Base.ImageDescription] = _OURS + json.dumps(json.loads(texts["ttsnap"]))
     if "parameters" in texts:
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _UTF16 + texts["parameters"].encode("utf-16-be")
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _UTF16 + texts[
+            "parameters"
+        ].encode("utf-16-be")
     return exif
 
 
-def video_pixels(data: bytes, where: object, formats: Sequence[str], most: int = PIXELS) -> NDArray[np.uint8]:
-    """(T, H, W, 3) uint8 of an animated picture in one of these formats, or an mp4; T is 1 for a still picture.
+def video_pixels(
+    data: bytes, where: object, formats: Sequence[str], most: int = PIXELS
+) -> NDArray[np.uint8]:
+    """(T, H, W, 3) uint8 of an animated picture in one of these formats, or an mp4; T is 1 for a
+    still picture.
 
-    ValueError as of `texts_in`, for more frames than are read here, and for more pixels of one than `most`.
+    ValueError as of `texts_in`, for more frames than are read here, and for more pixels of one than
+    `most`.
     """
     if is_mp4(data):
         return _mp4_pixels(data, where, most)
@@ -84,13 +95,15 @@ def video_pixels(data: bytes, where: object, formats: Sequence[str], most: int =
         frames = []
         for i in range(count):
             picture.seek(i)
-            _check(count, picture.width, picture.height, most)  # a frame may be larger than the first one
+            # a frame may be larger than the first one
+            _check(count, picture.width, picture.height, most)
             frames.append(np.array(picture.convert("RGB")))
     return _stacked(frames)
 
 
 def _stacked(frames: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """(T, H, W, 3) of T frames of one size. Each is freed as it is copied, so that memory holds no frame twice."""
+    """(T, H, W, 3) of T frames of one size. Each is freed as it is copied, so that memory holds no
+    frame twice."""
     stack = np.empty((len(frames), *frames[0].shape), np.uint8)
     for i, frame in enumerate(frames):
         stack[i], frames[i] = frame, frame[:0]
@@ -105,7 +118,8 @@ def _check(frames: int, wide: int, high: int, most: int) -> None:
 def _opened_mp4(data: bytes) -> Any:
     """A container to read from.
 
-    The format is fixed and the data is in memory: no other file is opened, as playlists may ask for.
+    The format is fixed and the data is in memory: no other file is opened, as playlists may ask
+    for.
     """
     try:
         import av
@@ -121,7 +135,8 @@ def _mp4_pixels(data: bytes, where: object, most: int) -> NDArray[np.uint8]:
             raise ValueError("it holds no video")
         stream = container.streams.video[0]
         _check(1, stream.width, stream.height, most)
-        stream.codec_context.options = {"max_pixels": str(2 * most)}  # a later frame may say that it is larger
+        # a later frame may say that it is larger
+        stream.codec_context.options = {"max_pixels": str(2 * most)}
         for frame in container.decode(video=0):
             _check(len(frames) + 1, frame.width, frame.height, most)
             frames.append(frame.to_ndarray(format="rgb24"))

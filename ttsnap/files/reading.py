@@ -1,8 +1,9 @@
-"""Files that may come from strangers, read as data: bounded, checked, and refused in one sentence that names them.
+"""Files that may come from strangers, read as data: bounded, checked, and refused in one sentence
+that names them.
 
-Every reader of the toolkit goes through here (docs/explanation/security.md). Nothing here imports, runs or opens what
-a file names. Accepted values have finite numbers of at most 64 bits, whole Unicode, and no key twice. They are nested
-at most DEPTH deep, and within the limits of size.
+Every reader of the toolkit goes through here (docs/explanation/security.md). Nothing here imports,
+runs or opens what a file names. Accepted values have finite numbers of at most 64 bits, whole
+Unicode, and no key twice. They are nested at most DEPTH deep, and within the limits of size.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ DEPTH = 64
 """Most levels of lists and objects inside each other."""
 JSON_BYTES, PICTURE_BYTES, TENSOR_BYTES = 64 * 2**20, 2**28, 2**33
 PIXELS = 2**26
-"""Most pixels of a picture (8192 x 8192): a small file may say that it holds thousands of millions."""
+"""Most pixels of a picture (8192 x 8192): a small file may say that it holds thousands of
+millions."""
 HUGE = 2**64
 Tensor: TypeAlias = NDArray[np.generic]
 """An array of a safetensors file, of any dtype and shape until its reader has checked them."""
@@ -35,10 +37,12 @@ Tensor: TypeAlias = NDArray[np.generic]
 
 @contextmanager
 def foreign(sentence: str) -> Iterator[None]:
-    """Whatever a library raises while it decodes foreign bytes, as one ValueError: "`sentence`: reason".
+    """Whatever a library raises while it decodes foreign bytes, as one ValueError: "`sentence`:
+    reason".
 
-    Only for the call of the library itself: mistakes of our own code must stay visible. Which exceptions a decoder
-    raises for malformed bytes is documented nowhere, and changes with versions.
+    Only for the call of the library itself: mistakes of our own code must stay visible. Which
+    exceptions a decoder raises for malformed bytes is documented nowhere, and changes with
+    versions.
     """
     try:
         yield
@@ -47,20 +51,25 @@ def foreign(sentence: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, in one line of at most 300 characters; its type where it says nothing."""
+    """What an exception says, in one line of at most 300 characters; its type where it says
+    nothing."""
     return printable(" ".join(str(error).split())[:300]) or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """Text from a file, safe to print: control characters, which could steer a terminal, are shown as escapes."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    """Text from a file, safe to print: control characters, which could steer a terminal, are shown
+    as escapes."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
-# --- bytes --------------------------------------------------------------------------------------------------------
+# --- bytes ----------------------------------------------------------------------------------------
 
 
 def read_bytes(path: str | Path, most: int, what: str = "file") -> bytes:
-    """The whole of a regular file. ValueError where there is none, it cannot be read, or it has more bytes than `most`.
+    """The whole of a regular file. ValueError where there is none, it cannot be read, or it has
+    more bytes than `most`.
 
     Devices and pipes, which may never end, are no regular files.
     """
@@ -78,8 +87,8 @@ def read_bytes(path: str | Path, most: int, what: str = "file") -> bytes:
 def read_once(name: str, most: int, what: str = "file") -> bytes:
     """The whole of what a user names on the command line: a file, a pipe, or - for standard input.
 
-    A pipe can be read once only: the bytes that are checked must be the bytes that are used. ValueError as of
-    `read_bytes`.
+    A pipe can be read once only: the bytes that are checked must be the bytes that are used.
+    ValueError as of `read_bytes`.
     """
     try:
         with open(0, "rb", closefd=False) if name == "-" else open(name, "rb") as file:
@@ -97,10 +106,12 @@ def _bounded(data: bytes, most: int, path: str | Path, what: str) -> bytes:
     return data
 
 
-# --- JSON ---------------------------------------------------------------------------------------------------------
+# --- JSON -----------------------------------------------------------------------------------------
 
 
-def read_json(path: str | Path, *, what: str = "file", most: int = JSON_BYTES, nan: bool = False) -> Json:
+def read_json(
+    path: str | Path, *, what: str = "file", most: int = JSON_BYTES, nan: bool = False
+) -> Json:
     """The value in a JSON file. ValueError, as of `read_bytes` and `parse_json`."""
     return parse_json(read_bytes(path, most, what), path, nan=nan)
 
@@ -108,8 +119,8 @@ def read_json(path: str | Path, *, what: str = "file", most: int = JSON_BYTES, n
 def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Json:
     """The value that JSON text stands for; `where` names it in messages.
 
-    ValueError for damage, deep nesting, repeated keys, broken Unicode, and numbers that are not finite or beyond 64
-    bits. nan: NaN and Infinity pass.
+    ValueError for damage, deep nesting, repeated keys, broken Unicode, and numbers that are not
+    finite or beyond 64 bits. nan: NaN and Infinity pass.
     """
 
     def constant(name: str) -> float:
@@ -119,7 +130,11 @@ def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Json:
 
     try:
         value: Json = json.loads(
-            text, parse_constant=constant, parse_float=_float, parse_int=_int, object_pairs_hook=unique
+            text,
+            parse_constant=constant,
+            parse_float=_float,
+            parse_int=_int,
+            object_pairs_hook=unique,
         )
         _shallow(value)
         low = text.lower()
@@ -132,13 +147,17 @@ def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Json:
     return value
 
 
-def read_object(path: str | Path, *, what: str = "file", most: int = JSON_BYTES, nan: bool = False) -> dict[str, Json]:
-    """The object in a JSON file, by key. ValueError, as of `read_json`, and where the file holds something else."""
+def read_object(
+    path: str | Path, *, what: str = "file", most: int = JSON_BYTES, nan: bool = False
+) -> dict[str, Json]:
+    """The object in a JSON file, by key. ValueError, as of `read_json`, and where the file holds
+    something else."""
     return _as_object(read_json(path, what=what, most=most, nan=nan), path)
 
 
 def parse_object(text: str | bytes, where: object, *, nan: bool = False) -> dict[str, Json]:
-    """The object that JSON text stands for. ValueError, as of `parse_json`, and where it stands for something else."""
+    """The object that JSON text stands for. ValueError, as of `parse_json`, and where it stands for
+    something else."""
     return _as_object(parse_json(text, where, nan=nan), where)
 
 
@@ -172,35 +191,52 @@ def unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def _shallow(value: object) -> None:
-    """ValueError where lists and objects are nested more than DEPTH deep, so that what walks them may recurse."""
+    """ValueError where lists and objects are nested more than DEPTH deep, so that what walks them
+    may recurse."""
     level: list[object] = [value]
     for _ in range(DEPTH):
-        boxes = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        boxes = [
+            item.values() if isinstance(item, dict) else item
+            for item in level
+            if isinstance(item, dict | list)
+        ]
         level = [item for box in boxes for item in box]
         if not level:
             return
     raise ValueError("it is nested too deeply")
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def picture_pixels(
-    data: bytes, where: object, *, formats: Sequence[str] = ("PNG",), most: int = PIXELS, alpha: bool = False
+    data: bytes,
+    where: object,
+    *,
+    formats: Sequence[str] = ("PNG",),
+    most: int = PIXELS,
+    alpha: bool = False,
 ) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 of a picture in one of these formats; alpha: (H, W, 4) where it has an alpha channel.
+    """(H, W, 3) uint8 of a picture in one of these formats; alpha: (H, W, 4) where it has an alpha
+    channel.
 
     ValueError for other formats, more pixels than `most`, or damage.
 
-    The formats are named since for some (EPS) the imaging library starts other programs, whatever the file's name is.
+    The formats are named since for some (EPS) the imaging library starts other programs, whatever
+    the file's name is.
     """
     with opened_picture(data, where, formats, most) as picture:
-        return np.array(picture.convert("RGBA" if alpha and picture.mode in ("RGBA", "LA") else "RGB"))
+        return np.array(
+            picture.convert("RGBA" if alpha and picture.mode in ("RGBA", "LA") else "RGB")
+        )
 
 
 @contextmanager
-def opened_picture(data: bytes, where: object, formats: Sequence[str], most: int) -> Iterator[Image.Image]:
-    """A picture whose pixels are not decoded yet. ValueError for other formats, more pixels than `most`, or damage."""
+def opened_picture(
+    data: bytes, where: object, formats: Sequence[str], most: int
+) -> Iterator[Image.Image]:
+    """A picture whose pixels are not decoded yet. ValueError for other formats, more pixels than
+    `most`, or damage."""
     with foreign(f"cannot read {where} as an image"):
         with warnings.catch_warnings():  # of what is refused right below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -210,21 +246,29 @@ def opened_picture(data: bytes, where: object, formats: Sequence[str], most: int
                 raise ValueError(f"it is no {' or '.join(formats)}, or it is damaged") from None
         with picture:
             if picture.width * picture.height > most:
-                raise ValueError(f"{picture.width} x {picture.height} are more than {most:,} pixels")
+                raise ValueError(
+                    f"{picture.width} x {picture.height} are more than {most:,} pixels"
+                )
             yield picture
 
 
-# --- tensors ------------------------------------------------------------------------------------------------------
+# --- tensors --------------------------------------------------------------------------------------
 
 
 def read_tensors(path: str | Path, what: str = "file") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata. ValueError where there is none or a damaged one, and
-    for more than TENSOR_BYTES."""
+    """The tensors of a safetensors file by name, and its metadata. ValueError where there is none
+    or a damaged one, and for more than TENSOR_BYTES."""
     from safetensors import safe_open
 
     if not Path(path).is_file():
         raise ValueError(f"no such {what}: {path}")
-    if Path(path).stat().st_size > TENSOR_BYTES:  # perhaps mostly holes, which take no room on the disk
-        raise ValueError(f"{path} is too large: at most {TENSOR_BYTES:,} bytes are read of a {what}")
-    with foreign(f"{path} is no {what}: it cannot be read as safetensors"), safe_open(path, framework="numpy") as file:
+    # perhaps mostly holes, which take no room on the disk
+    if Path(path).stat().st_size > TENSOR_BYTES:
+        raise ValueError(
+            f"{path} is too large: at most {TENSOR_BYTES:,} bytes are read of a {what}"
+        )
+    with (
+        foreign(f"{path} is no {what}: it cannot be read as safetensors"),
+        safe_open(path, framework="numpy") as file,
+    ):
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

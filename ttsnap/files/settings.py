@@ -1,10 +1,11 @@
-"""Plain values held against declared types: the one check that files, flags, requests and calls go through.
+"""Plain values held against declared types: the one check that files, flags, requests and calls go
+through.
 
     check("steps", 0, Annotated[int, Ge(1)])  # FieldError: steps must be at least 1, got 0
 
-A dataclass of settings declares types once, with the marks of annotated-types, and pydantic checks them: a text is no
-number, neither are true and false, lists stand for tuples. `build` makes one of plain values of YAML or JSON, `to_json`
-writes them back. Pydantic is imported by the first check.
+A dataclass of settings declares types once, with the marks of annotated-types, and pydantic checks
+them: a text is no number, neither are true and false, lists stand for tuples. `build` makes one of
+plain values of YAML or JSON, `to_json` writes them back. Pydantic is imported by the first check.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from pydantic_core import SchemaValidator, ValidationError
 
-    Json: typing.TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
-    """A value that JSON can hold. What is read has lists and dictionaries; what is written may have tuples and
-    mappings."""
+    Json: typing.TypeAlias = (
+        bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
+    )
+    """A value that JSON can hold. What is read has lists and dictionaries; what is written may have
+    tuples and mappings."""
 else:
     Json = Any
 S = TypeVar("S")
@@ -104,7 +107,8 @@ def check(name: str, value: object, hint: type[Scalar]) -> Scalar: ...
 @typing.overload
 def check(name: str, value: object, hint: object) -> Any: ...
 def check(name: str, value: object, hint: object) -> object:
-    """The value, once it fits its type: lists as tuples where a tuple is declared, whole numbers as floats.
+    """The value, once it fits its type: lists as tuples where a tuple is declared, whole numbers as
+    floats.
 
     FieldError with the name, the value and what it must be.
     """
@@ -128,18 +132,26 @@ def _validator(hint: Any) -> SchemaValidator:
 
 
 def _strict(schema: Any) -> Any:
-    """A schema in which lists stand for tuples and mappings for dataclasses, and nothing for anything else."""
+    """A schema in which lists stand for tuples and mappings for dataclasses, and nothing for
+    anything else."""
     from pydantic_core import core_schema
 
     if isinstance(schema, list | tuple):
         return type(schema)(map(_strict, schema))
     if not isinstance(schema, dict):
         return schema
-    made = {key: part if key in ("default", "metadata") else _strict(part) for key, part in schema.items()}
+    made = {
+        key: part if key in ("default", "metadata") else _strict(part)
+        for key, part in schema.items()
+    }
     kind = made.get("type")
     made |= _STRICT.get(kind, {})
     number: Any = made  # mypy knows schemas by their keys
-    return core_schema.no_info_before_validator_function(_built_in, number) if kind in ("int", "float") else made
+    return (
+        core_schema.no_info_before_validator_function(_built_in, number)
+        if kind in ("int", "float")
+        else made
+    )
 
 
 def _built_in(value: object) -> object:
@@ -150,26 +162,41 @@ def _built_in(value: object) -> object:
 
 
 def line(error: ValidationError, name: str, value: object, hint: object) -> tuple[str, str]:
-    """The place of a fault that pydantic found, and a line about it: what must be there, what was got, what is near."""
+    """The place of a fault that pydantic found, and a line about it: what must be there, what was
+    got, what is near."""
     errors = error.errors(include_url=False)
     if own := next((each for each in errors if each["type"] == "value_error"), None):
         return name, str(own["ctx"]["error"])
     found = [(_place(name, value, each["loc"], each["type"]), each) for each in errors]
-    if strange := [(place, each["loc"]) for place, each in found if each["type"] == "unexpected_keyword_argument"]:
+    if strange := [
+        (place, each["loc"])
+        for place, each in found
+        if each["type"] == "unexpected_keyword_argument"
+    ]:
         level = strange[0][0].removesuffix(str(strange[0][1][-1]))
         known = [level + key for key in _keys(hint, strange[0][1][:-1])]
         near = did_you_mean(strange[0][0], known)
         keys = ", ".join(place for place, _ in strange)
         return strange[0][0], f"unknown key(s) {keys:.300}{near}; known are {', '.join(known)}"
-    if missing := [place for place, each in found if each["type"] == "missing" and isinstance(each["loc"][-1], str)]:
+    if missing := [
+        place
+        for place, each in found
+        if each["type"] == "missing" and isinstance(each["loc"][-1], str)
+    ]:
         return missing[0], f"missing key(s) {', '.join(missing)}"
     first = found[0][0]
-    found = [(place, each) for place, each in found if re.match(r"[.\[]|$", place.removeprefix(first))]
+    found = [
+        (place, each) for place, each in found if re.match(r"[.\[]|$", place.removeprefix(first))
+    ]
     place = max((place for place, _ in found), key=len)
     here = [each for where, each in found if where == place]
     here = [each for each in here if not each["type"].endswith(_KINDS)] or here
     got = here[0]["input"]
-    choices = [word for each in here for word in re.findall("'([^']*)'", each.get("ctx", {}).get("expected", ""))]
+    choices = [
+        word
+        for each in here
+        for word in re.findall("'([^']*)'", each.get("ctx", {}).get("expected", ""))
+    ]
     if all(each["type"] == "literal_error" for each in here):
         where, colon, last = place.rpartition(": ")
         return place, f"{where}{colon}{unknown(last, got, choices)}"
@@ -180,14 +207,17 @@ def line(error: ValidationError, name: str, value: object, hint: object) -> tupl
 
 def _must(error: Any) -> str:
     """What a value must be by one of pydantic's errors."""
-    known = {key: f"{v:g}" if isinstance(v, float) else v for key, v in error.get("ctx", {}).items()}
+    known = {
+        key: f"{v:g}" if isinstance(v, float) else v for key, v in error.get("ctx", {}).items()
+    }
     if error["type"] not in _MUST:
         return str(error["msg"]).removeprefix("Input should be ")
     return _MUST[error["type"]].format(**known).replace("'", "")
 
 
 def _place(name: str, value: Any, loc: Sequence[int | str], kind: str) -> str:
-    """The name of a value inside another: one.width, many[1]. Pydantic names branches of unions as well."""
+    """The name of a value inside another: one.width, many[1]. Pydantic names branches of unions as
+    well."""
     for part in loc:
         if isinstance(value, Mapping) and part in value:
             name, value = f"{name}.{part}".removeprefix("."), value[part]
@@ -195,7 +225,11 @@ def _place(name: str, value: Any, loc: Sequence[int | str], kind: str) -> str:
             name, value = f"{name}[{part}]", value[part]
         elif part == "[key]":
             name = f"key of {name.rpartition('.')[0]}"
-    return f"{name}.{loc[-1]}".removeprefix(".") if kind == "missing" and isinstance(loc[-1], str) else name
+    return (
+        f"{name}.{loc[-1]}".removeprefix(".")
+        if kind == "missing" and isinstance(loc[-1], str)
+        else name
+    )
 
 
 def _keys(hint: object, loc: Sequence[int | str]) -> list[str]:
@@ -234,7 +268,8 @@ def _hints_of(cls: Any) -> dict[str, Any]:  # apart, as mypy does not know the h
 
 
 class Settings:
-    """Base of frozen dataclasses whose fields are checked when they are made. ValueError names the field."""
+    """Base of frozen dataclasses whose fields are checked when they are made. ValueError names the
+    field."""
 
     def __post_init__(self) -> None:
         given = dict(vars(self))
@@ -245,14 +280,15 @@ class Settings:
 def build(cls: type[S], data: object, where: str = "") -> S:
     """Settings of this dataclass from plain values; those that are left out keep their defaults.
 
-    where: what goes before a key in messages ("student."). FieldError for unknown keys, missing ones, and values of
-    another type or out of bounds.
+    where: what goes before a key in messages ("student."). FieldError for unknown keys, missing
+    ones, and values of another type or out of bounds.
     """
     return typing.cast("S", check(where.rstrip("."), data, cls))
 
 
 def to_json(settings: DataclassInstance) -> dict[str, Json]:
-    """A dataclass as plain values: sections as dictionaries, tuples as lists. `build` reads it back."""
+    """A dataclass as plain values: sections as dictionaries, tuples as lists. `build` reads it
+    back."""
     return {key: plain(value) for key, value in dataclasses.asdict(settings).items()}
 
 

@@ -9,17 +9,21 @@ from typing import Any, ClassVar
 
 
 class Unbroken:
-    """A block during which SIGINT (Ctrl-C) and SIGTERM wait: they are handled at its end, a second one at once.
+    """A block during which SIGINT (Ctrl-C) and SIGTERM wait: they are handled at its end, a second
+    one at once.
 
-    Called, whether one waits: the block then saves what it has and raises KeyboardInterrupt, in place of which the
-    signal is handled. No effect outside the main thread, which alone gets signals."""
+    Called, whether one waits: the block then saves what it has and raises KeyboardInterrupt, in
+    place of which the signal is handled. No effect outside the main thread, which alone gets
+    signals."""
 
     then: ClassVar[str] = "what is at hand will be saved"
     """What follows a signal, in words."""
 
     def __enter__(self) -> Any:
         self._number, main = 0, threading.current_thread() is threading.main_thread()
-        self._before = {n: signal.signal(n, self._wait) for n in (signal.SIGINT, signal.SIGTERM) if main}
+        self._before = {
+            n: signal.signal(n, self._wait) for n in (signal.SIGINT, signal.SIGTERM) if main
+        }
         return self
 
     def _wait(self, number: int, _: object) -> None:
@@ -39,4 +43,5 @@ class Unbroken:
         self._restore()
         if self._number and kind in (None, KeyboardInterrupt):
             signal.raise_signal(self._number)
-            raise KeyboardInterrupt  # it was ignored before, as in the background of a script; it was heard here
+            # it was ignored before, as in the background of a script; it was heard here
+            raise KeyboardInterrupt

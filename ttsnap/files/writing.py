@@ -1,4 +1,5 @@
-"""Files that appear whole or not at all, their checksums, locks of folders for one writing process, and tables."""
+"""Files that appear whole or not at all, their checksums, locks of folders for one writing process,
+and tables."""
 
 from __future__ import annotations
 
@@ -18,20 +19,23 @@ from ttsnap.files.settings import Json
 
 T = TypeVar("T")
 CHECKPOINT_SECONDS = 30.0
-"""Between checkpoints, so that who is killed loses less than a minute of work, that of writing included."""
+"""Between checkpoints, so that who is killed loses less than a minute of work, that of writing
+included."""
 LOCK = ".lock"
-"""The file that is locked. It names the holder, and is removed with the lock. A process that was killed leaves the file
-unlocked, which keeps no one out."""
+"""The file that is locked. It names the holder, and is removed with the lock. A process that was
+killed leaves the file unlocked, which keeps no one out."""
 
 
 def write_whole(path: Path, save: Callable[[BinaryIO], T]) -> T:
-    """Let `save` write to a temporary file in the same folder, and rename it to `path` once it is synced.
+    """Let `save` write to a temporary file in the same folder, and rename it to `path` once it is
+    synced.
 
-    Returns what `save` returned. Where `save` raises, no file is left. OSError also where another process has begun to
-    write the same file since, which may finish.
+    Returns what `save` returned. Where `save` raises, no file is left. OSError also where another
+    process has begun to write the same file since, which may finish.
     """
     temporary = part_of(path)
-    temporary.unlink(missing_ok=True)  # of a process that was killed, or a link, which leads to a file elsewhere
+    # of a process that was killed, or a link, which leads to a file elsewhere
+    temporary.unlink(missing_ok=True)
     ours = False
     try:
         with temporary.open("xb") as file:
@@ -40,11 +44,14 @@ def write_whole(path: Path, save: Callable[[BinaryIO], T]) -> T:
                 file.flush()
                 os.fsync(file.fileno())
             finally:
-                ours = temporary.exists() and os.path.samestat(os.fstat(file.fileno()), temporary.stat())
+                ours = temporary.exists() and os.path.samestat(
+                    os.fstat(file.fileno()), temporary.stat()
+                )
             if not ours:
                 raise OSError(errno.EBUSY, "another process writes the same file", str(path))
         os.replace(temporary, path)
-        if os.name == "posix":  # the name is safe once its folder is on the disk, which some systems do not offer
+        # the name is safe once its folder is on the disk, which some systems do not offer
+        if os.name == "posix":
             folder = os.open(path.parent, os.O_RDONLY)
             with contextlib.suppress(OSError):
                 os.fsync(folder)
@@ -76,7 +83,8 @@ def part_of(path: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Of the file's bytes, in hexadecimal. ValueError where there is no regular file: pipes may never end."""
+    """Of the file's bytes, in hexadecimal. ValueError where there is no regular file: pipes may
+    never end."""
     if path.exists() and not path.is_file():
         raise ValueError(f"no such file: {path}")
     with path.open("rb") as file:
@@ -85,10 +93,12 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes, and other threads of this one, out of `folder`; it is made where it is missing.
+    """Keep other processes, and other threads of this one, out of `folder`; it is made where it is
+    missing.
 
-    Check again inside what you know of the folder: another process may have been there just before. Raises ValueError
-    that names the holder where there is one, and for a lock that is a link; OSError where nothing can be written.
+    Check again inside what you know of the folder: another process may have been there just before.
+    Raises ValueError that names the holder where there is one, and for a lock that is a link;
+    OSError where nothing can be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
@@ -99,15 +109,18 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ValueError(
-            f"another process is writing to {folder}{_holder(path)}; wait for it, or choose another folder"
+            f"another process is writing to {folder}{_holder(path)}; wait for it, or choose another"
+            " folder"
         ) from None
     try:
-        with contextlib.suppress(OSError):  # a help to the reader only; Windows lets no one write to a locked file
+        # a help to the reader only; Windows lets no one write to a locked file
+        with contextlib.suppress(OSError):
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # still locked: whoever waits for this file finds it gone, and makes a new one
+            # still locked: whoever waits for this file finds it gone, and makes a new one
+            path.unlink()
         lock.release()
 
 
@@ -121,14 +134,21 @@ def _holder(path: Path) -> str:
     return f" ({text})" if text.isprintable() and text else ""
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[object]], left: Collection[int] = (0,)) -> str:
-    """A Markdown table whose columns are padded: those in `left` are aligned to the left, others to the right."""
+def markdown(
+    head: Sequence[str], rows: Iterable[Sequence[object]], left: Collection[int] = (0,)
+) -> str:
+    """A Markdown table whose columns are padded: those in `left` are aligned to the left, others to
+    the right."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
     columns = enumerate(zip(*cells, strict=True))
-    widths = [max(1 if i in left else 2, *map(len, column)) for i, column in columns]  # a rule has a dash
+    # a rule has a dash
+    widths = [max(1 if i in left else 2, *map(len, column)) for i, column in columns]
     rule = ["-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     padded = (
-        [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        [
+            cell.ljust(w) if i in left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         for row in (cells[0], rule, *cells[1:])
     )
     return "\n".join(f"| {' | '.join(row)} |" for row in padded)

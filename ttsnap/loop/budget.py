@@ -19,7 +19,10 @@ _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 _SIZES = {
     "image": ("images", 1.0),
     **{f"{prefix}flop": ("flops", size) for prefix, size in _SI.items()},
-    **{unit: ("seconds", size) for unit, size in {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}.items()},
+    **{
+        unit: ("seconds", size)
+        for unit, size in {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}.items()
+    },
 }
 _EXAMPLES = "400nfe, 20images, medium, 2pflop, 30s, 5min, 100decodes, or several as 400nfe,30s"
 _KIND_OF = {kind.unit.removesuffix("s"): kind for kind in KINDS}
@@ -28,8 +31,9 @@ UNITS = (*_KIND_OF, *_SIZES)
 EFFORTS = {"low": 5.0, "medium": 20.0, "high": 80.0}
 """Presets, in images' worth of evaluations."""
 MOST = {"flops": 1e30, "seconds": 1e9, "images": 1e9}
-"""The largest caps; 1e15 for the others, which are counted in whole units: sums stay exact, and far from overflow.
-The largest of FLOPs or seconds holds nothing: a search only counts its plan in it, as `dry_costs` does."""
+"""The largest caps; 1e15 for the others, which are counted in whole units: sums stay exact, and far
+from overflow. The largest of FLOPs or seconds holds nothing: a search only counts its plan in it,
+as `dry_costs` does."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,21 @@ class Budget(PerKind[int | None], unset=None):
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             most = MOST.get(name, 1e15)
-            if value is not None and not (isinstance(value, int | float | np.integer) and 0 < value <= most):
+            if value is not None and not (
+                isinstance(value, int | float | np.integer) and 0 < value <= most
+            ):
                 shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
-                raise ValueError(f"budget {name} must be a positive finite number up to {most:g}, got {shown}")
+                raise ValueError(
+                    f"budget {name} must be a positive finite number up to {most:g}, got {shown}"
+                )
 
     @classmethod
     def parse(cls, text: str | Budget | int | None, effort: str | float | None = None) -> Budget:
-        """Read "400nfe", "20images", "2pflop", "30s", "5min", several with commas; or an effort in its place.
+        """Read "400nfe", "20images", "2pflop", "30s", "5min", several with commas; or an effort in
+        its place.
 
-        ValueError for both, for what cannot be read, and for a number without a unit, which could be evaluations or
-        images.
+        ValueError for both, for what cannot be read, and for a number without a unit, which could
+        be evaluations or images.
         """
         if text is not None and effort is not None:
             raise ValueError(f"give a budget or an effort, not both: {text} and {effort}")
@@ -70,8 +79,9 @@ class Budget(PerKind[int | None], unset=None):
             number, unit = match.groups() if match else ("", "")
             if number and not unit:
                 raise ValueError(
-                    f"budget {str(text)[:80]!r} does not say of what; write {number[:40]}nfe (evaluations of the "
-                    f"denoiser) or {number[:40]}images (as many evaluations as so many images take)"
+                    f"budget {str(text)[:80]!r} does not say of what; write {number[:40]}nfe"
+                    f" (evaluations of the denoiser) or {number[:40]}images (as many evaluations as"
+                    " so many images take)"
                 )
             name, value = _read_part(number, unit)
             if not name or name in caps:
@@ -87,7 +97,8 @@ class Budget(PerKind[int | None], unset=None):
 
     @classmethod
     def of_effort(cls, effort: str | float) -> Budget:
-        """low, medium or high (5, 20, 80 images' worth of evaluations), or a fraction of high in (0, 1]."""
+        """low, medium or high (5, 20, 80 images' worth of evaluations), or a fraction of high in
+        (0, 1]."""
         if isinstance(effort, str) and effort in EFFORTS:
             return cls(images=EFFORTS[effort])
         try:
@@ -95,11 +106,14 @@ class Budget(PerKind[int | None], unset=None):
         except ValueError:
             fraction = 0.0
         if not 0 < fraction <= 1:
-            raise ValueError(f"effort is {', '.join(EFFORTS)} or a fraction of high in (0, 1], got {effort!r}")
+            raise ValueError(
+                f"effort is {', '.join(EFFORTS)} or a fraction of high in (0, 1], got {effort!r}"
+            )
         return cls(images=max(1.0, fraction * EFFORTS["high"]))
 
     def on(self, grid: Grid) -> Budget:
-        """With `images` counted in this grid's evaluations; where drafts are finished, in those of one from noise."""
+        """With `images` counted in this grid's evaluations; where drafts are finished, in those of
+        one from noise."""
         if self.images is None:
             return self
         nfe = int(self.images * (grid.image_nfe or grid.nfe) + 1e-9)
@@ -107,34 +121,50 @@ class Budget(PerKind[int | None], unset=None):
 
     def times(self, n: int) -> Budget:
         """n times every cap."""
-        return Budget(**{name: None if cap is None else cap * n for name, cap in asdict(self).items()})
+        return Budget(
+            **{name: None if cap is None else cap * n for name, cap in asdict(self).items()}
+        )
 
     def __str__(self) -> str:
         caps = [f"{cap:.6g}{KINDS[i].unit}" for i, cap in self._capped]
         caps += [f"{self.seconds:.6g}s"] if self.seconds is not None else []
         caps += [f"{self.images:.6g}images"] if self.images is not None else []
         if self.flops is not None:
-            prefix, size = max((x for x in _SI.items() if x[1] <= self.flops), key=lambda x: x[1], default=("", 1.0))
+            prefix, size = max(
+                (x for x in _SI.items() if x[1] <= self.flops),
+                key=lambda x: x[1],
+                default=("", 1.0),
+            )
             caps.append(f"{self.flops / size:.6g}{prefix}flop")
         return ",".join(caps) or "no limit"
 
     def shortfall(self, cost: Cost, price: Price, *, seconds: bool = False) -> str | None:
-        """None when `cost` fits, else which cap it breaks, for a message. seconds: whether that cap counts."""
+        """None when `cost` fits, else which cap it breaks, for a message. seconds: whether that cap
+        counts."""
         broken = self.broken(cost, price, seconds=seconds)
         return broken and f"{broken[1]:.6g} {broken[0]} of {broken[2]:.6g}"
 
-    def broken(self, cost: Cost, price: Price, *, seconds: bool = False) -> tuple[str, float, float] | None:
+    def broken(
+        self, cost: Cost, price: Price, *, seconds: bool = False
+    ) -> tuple[str, float, float] | None:
         """The first cap that `cost` breaks: its name, what is needed, and what there is."""
-        return next((each for each in self._needs(cost, price, seconds) if each[1] > each[2] * (1 + 1e-12)), None)
+        return next(
+            (each for each in self._needs(cost, price, seconds) if each[1] > each[2] * (1 + 1e-12)),
+            None,
+        )
 
     def share(self, cost: Cost, price: Price, *, seconds: bool = False) -> float:
-        """The share of the tightest cap that `cost` takes: up to 1 where it fits, 0 without caps."""
+        """The share of the tightest cap that `cost` takes: up to 1 where it fits, 0 without
+        caps."""
         return max((need / cap for _, need, cap in self._needs(cost, price, seconds)), default=0.0)
 
     def _needs(self, cost: Cost, price: Price, seconds: bool) -> list[tuple[str, float, float]]:
         """What `cost` takes of each cap that there is: its name, the amount, the cap."""
-        amounts = (price.evaluations(cost), *cost.amounts()[1:])  # a cap in NFE holds drafts as well
-        needs: list[tuple[str, float, float]] = [(KINDS[i].label, amounts[i], cap) for i, cap in self._capped]
+        # a cap in NFE holds drafts as well
+        amounts = (price.evaluations(cost), *cost.amounts()[1:])
+        needs: list[tuple[str, float, float]] = [
+            (KINDS[i].label, amounts[i], cap) for i, cap in self._capped
+        ]
         if self.flops is not None:
             needs.append(("FLOPs", price.flops.of(cost), self.flops))
         if seconds and self.seconds is not None and price.seconds is not None:
@@ -143,13 +173,15 @@ class Budget(PerKind[int | None], unset=None):
 
     @cached_property
     def _capped(self) -> list[tuple[int, int]]:
-        """The kinds of cost that there is a cap on, by their place in KINDS, and the caps. Every charge reads them."""
+        """The kinds of cost that there is a cap on, by their place in KINDS, and the caps. Every
+        charge reads them."""
         return [(i, cap) for i, cap in enumerate(self.amounts()) if cap is not None]
 
 
 @dataclass(frozen=True)
 class Cap:
-    """The tightest cap of a budget: the one that affords the fewest images. Searches plan by it, in evaluations."""
+    """The tightest cap of a budget: the one that affords the fewest images. Searches plan by it, in
+    evaluations."""
 
     amount: float
     """Of the cap; inf where nothing caps."""
@@ -191,9 +223,15 @@ def tightest(budget: Budget, engine: Engine) -> Cap:
         if amount is not None and rates is not None and rates.nfe > 0:
             caps.append((np.inf if amount == most else amount, rates, unheld))
     whole = image_cost(engine.grid, rewards, price)
-    amount, rates, unheld = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=(np.inf, by_passes, Budget()))
+    amount, rates, unheld = min(
+        caps, key=lambda cap: cap[0] / cap[1].of(whole), default=(np.inf, by_passes, Budget())
+    )
     scoring = price.calls(rewards) * rates.reward_calls
-    besides = price.features * rates.features + price.bases * rates.base_calls + price.begin_calls * rates.draft_calls
+    besides = (
+        price.features * rates.features
+        + price.bases * rates.base_calls
+        + price.begin_calls * rates.draft_calls
+    )
     if price.groups is not None:
         besides += price.groups.whole * (rates.nfe + rates.coupled)
     unit = (rates.of(whole) - rates.decodes - scoring - besides) / engine.grid.nfe

@@ -18,7 +18,8 @@ from ttsnap.core.protocols import Engine
 
 Work: TypeAlias = FloatArray
 NEWEST, OUTLIER = 0.2, 3.0
-"""The weight of the last batch in what work is expected to take; how many times that is believed of one batch."""
+"""The weight of the last batch in what work is expected to take; how many times that is believed of
+one batch."""
 LATE = 0.03
 """Share of its time by which a search may be expected to end late: no forecast is surer."""
 
@@ -63,7 +64,9 @@ def work_of(cost: Cost, longest: float, engine: Engine) -> Work:
     return np.array([*cost.amounts(), _batches(cost.nfe + cost.draft_calls, longest, engine)])
 
 
-def _batches(calls: FloatArray | IntArray | int, longest: FloatArray | IntArray | float, engine: Engine) -> FloatArray:
+def _batches(
+    calls: FloatArray | IntArray | int, longest: FloatArray | IntArray | float, engine: Engine
+) -> FloatArray:
     """So many calls for rows, in batches of which the last may not be full."""
     each = np.maximum(longest, 1)
     return np.asarray(each * np.ceil(calls / each / max(1, engine.capacity // 2)), float)
@@ -72,9 +75,16 @@ def _batches(calls: FloatArray | IntArray | int, longest: FloatArray | IntArray 
 class Pace:
     """Seconds that work takes: by the engine's price at first, then by what work took lately."""
 
-    def __init__(self, engine: Engine, rates: Rates, watch: RequestClock, plan: Sequence[PlannedMove] = ()) -> None:
+    def __init__(
+        self, engine: Engine, rates: Rates, watch: RequestClock, plan: Sequence[PlannedMove] = ()
+    ) -> None:
         """plan: the moves of one prompt, where they are known."""
-        self.rates, self.engine, self.watch, self.plan = np.array([*rates.amounts(), rates.call]), engine, watch, plan
+        self.rates, self.engine, self.watch, self.plan = (
+            np.array([*rates.amounts(), rates.call]),
+            engine,
+            watch,
+            plan,
+        )
         self.ahead: Work = np.zeros(len(KINDS) + 1)
         """What is under way."""
         self._at: float | None = None
@@ -86,8 +96,11 @@ class Pace:
 
     def until(self, plan: Plan) -> FloatArray:
         """(n,) seconds of the rows of a plan up to each one."""
-        rows = sum(rate * plan.costs[name] for name, rate in zip(NAMES, self.rates.tolist(), strict=False)
-                   if name in plan.costs)  # fmt: skip
+        rows = sum(
+            rate * plan.costs[name]
+            for name, rate in zip(NAMES, self.rates.tolist(), strict=False)
+            if name in plan.costs
+        )
         calls = plan.costs["nfe"] + plan.costs.get("draft_calls", 0)
         batches = _batches(np.cumsum(calls), np.maximum.accumulate(calls), self.engine)
         until: FloatArray = np.cumsum(rows) + self.rates[-1] * batches
@@ -103,7 +116,12 @@ class Pace:
     @property
     def left(self) -> float:
         """Seconds that are left when all that is under way is done, and a little more."""
-        return self.watch.deadline - self.watch.clock() + self.watch.allowed_lateness - self.seconds(self.ahead)
+        return (
+            self.watch.deadline
+            - self.watch.clock()
+            + self.watch.allowed_lateness
+            - self.seconds(self.ahead)
+        )
 
     def rest(self, move: int) -> float:
         """Seconds of a prompt's search from this planned move on."""
@@ -118,7 +136,8 @@ class Pace:
         self.ahead = np.maximum(self.ahead - work_of(cost, 0.0, self.engine), 0.0) * waits
 
     def passed(self, ran: Cost, share: float, *, waits: bool) -> None:
-        """A batch has run, of which this share was the request's. waits: whether anything is under way."""
+        """A batch has run, of which this share was the request's. waits: whether anything is under
+        way."""
         work = share * np.array([*ran.amounts(), float(ran.nfe + ran.draft_calls > 0)])
         self.ahead = np.maximum(self.ahead - work, 0.0) * waits
         taken, now = self.rates * work, self.watch.clock()

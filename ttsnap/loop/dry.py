@@ -1,4 +1,5 @@
-"""An engine without a model: random scores, no compute. For planning what an algorithm would cost."""
+"""An engine without a model: random scores, no compute. For planning what an algorithm would
+cost."""
 
 from __future__ import annotations
 
@@ -32,7 +33,12 @@ class DryEngine(Engine):
         price: Price | None = None,
         draft_calls: int = 0,
     ) -> None:
-        self.grid, self.reward_names, self.offers, self.price = grid, reward_names, offers, price or Price()
+        self.grid, self.reward_names, self.offers, self.price = (
+            grid,
+            reward_names,
+            offers,
+            price or Price(),
+        )
         self.draft_calls = draft_calls
         self._done: list[Outcome] = []
         self._rng = np.random.default_rng(0)

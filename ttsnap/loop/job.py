@@ -1,4 +1,5 @@
-"""One prompt under way: its particles, its money, what its algorithm wants, and what came of it so far."""
+"""One prompt under way: its particles, its money, what its algorithm wants, and what came of it so
+far."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ from ttsnap.loop.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 MOST_SPARE, MOST_HELD = 2**30, 2**32
-"""Bytes of finished images or videos of one prompt above which only those are held that may still be returned, and
-above which no more than will be: one video may take 400 MB."""
+"""Bytes of finished images or videos of one prompt above which only those are held that may still
+be returned, and above which no more than will be: one video may take 400 MB."""
 MOST_SEEDS = 4096
 """Seeds of a prompt after which no more are begun in place of refused ones, whatever the budget."""
 
@@ -34,8 +35,8 @@ class Notice(NamedTuple):
     sentence: str
     """Ours; it may be shown to anyone."""
     said: str = ""
-    """What a reward or a device said, if anything. It may hold addresses and paths: it is for whoever runs the
-    search."""
+    """What a reward or a device said, if anything. It may hold addresses and paths: it is for
+    whoever runs the search."""
 
     def __str__(self) -> str:
         return f"{self.sentence}: {self.said}" if self.said else self.sentence
@@ -105,7 +106,8 @@ class Job:
 
     @property
     def goes_on(self) -> bool:
-        """Whether what its algorithm leaves of a budget goes to further images, as none so far may be returned."""
+        """Whether what its algorithm leaves of a budget goes to further images, as none so far may
+        be returned."""
         particles = self.particles
         if not particles.selection.gated or (particles.finished & ~particles.refused).any():
             return False
@@ -172,7 +174,9 @@ class Job:
         for i in np.flatnonzero(outcome.step == end).tolist():
             self.images[uids[i]] = outcome.images[i]
         keep, most = self.particles.selection.keep, self.particles.selection.candidates
-        if len(self.images) > most and (len(self.images) > most + 3 * keep + 32 or self._held > MOST_SPARE):
+        if len(self.images) > most and (
+            len(self.images) > most + 3 * keep + 32 or self._held > MOST_SPARE
+        ):
             self.images = {uid: self.images[uid] for uid in self.ranking()[:most]}
         if len(self.images) > keep and self._held > MOST_HELD:
             self.images = {uid: self.images[uid] for uid in self.chosen()}
@@ -183,13 +187,15 @@ class Job:
         return sum(picture.held for picture in self.images.values() if picture is not None)
 
     def ranking(self) -> list[int]:
-        """Uids of the images that may be returned, best first; rejected ones only where there is no other."""
+        """Uids of the images that may be returned, best first; rejected ones only where there is no
+        other."""
         admitted = set(self.images) - set(np.flatnonzero(self.particles.refused).tolist())
         uids = np.array(sorted(admitted - self.rejected or admitted), int)
         return [int(u) for u in self.particles.ranked(uids)]
 
     def chosen(self) -> list[int]:
-        """Uids of the images to return, best first: the best, or of many good ones some that differ."""
+        """Uids of the images to return, best first: the best, or of many good ones some that
+        differ."""
         selection = self.particles.selection
         best = np.array(self.ranking()[: selection.candidates], int)
         return [int(uid) for uid in self.particles.spread(best, selection.keep)[: selection.keep]]
@@ -205,7 +211,9 @@ class Job:
                     found[uid] = picture and Here(picture.fetch(), picture.level)
                 except PictureLost as lost:
                     seed = self.particles.seed[uid]
-                    sentence = f"the image of seed {seed} is lost, and the next best one takes its place"
+                    sentence = (
+                        f"the image of seed {seed} is lost, and the next best one takes its place"
+                    )
                     self.warnings.append(Notice(sentence, str(lost)))
                     del self.images[uid]
             self.kept = self.chosen()
@@ -216,6 +224,12 @@ class Job:
         if failed and not self.failures:
             uid, step = int(outcome.uids[failed[0]]), int(outcome.step[failed[0]])
             where = f"particle {uid} (seed {self.particles.seed[uid]}) at step {step}"
-            self.warnings.append(Notice(f"no score for {where}, which is ranked last", str(outcome.errors[failed[0]])))
-            logger.warning("prompt %d: %s", self.place + 1, self.warnings[-1], extra=private(self.prompt))
+            self.warnings.append(
+                Notice(
+                    f"no score for {where}, which is ranked last", str(outcome.errors[failed[0]])
+                )
+            )
+            logger.warning(
+                "prompt %d: %s", self.place + 1, self.warnings[-1], extra=private(self.prompt)
+            )
         self.failures += len(failed)

@@ -15,8 +15,8 @@ from ttsnap.loop.budget import Budget
 class Ledger:
     """Charges against a budget, with a reserve that guarantees one finished image.
 
-    `reserve` is held back while nothing is finished. A ledger may have a `parent` that several prompts share: a
-    charge must then fit both, and what the others hold counts in the parent.
+    `reserve` is held back while nothing is finished. A ledger may have a `parent` that several
+    prompts share: a charge must then fit both, and what the others hold counts in the parent.
     """
 
     def __init__(self, budget: Budget, price: Price, parent: Ledger | None = None) -> None:
@@ -53,7 +53,9 @@ class Ledger:
     def charge(self, cost: Cost, reserve: Cost = NOTHING) -> None:
         """Spend `cost` and hold `reserve` from now on. Raises ValueError when it does not fit."""
         if not self.affords(cost, reserve):
-            raise ValueError(f"charge {cost} with reserve {reserve} exceeds {self.budget}; spent {self.spent}")
+            raise ValueError(
+                f"charge {cost} with reserve {reserve} exceeds {self.budget}; spent {self.spent}"
+            )
         self._set(self.spent + cost, reserve)
 
     def refund(self, cost: Cost) -> None:
@@ -72,11 +74,16 @@ class Ledger:
 
     def __str__(self) -> str:
         """The budget that it keeps to, as the user may write it."""
-        return str(self.budget) if self.parent is None else f"{self.parent.budget} shared by all prompts"
+        return (
+            str(self.budget)
+            if self.parent is None
+            else f"{self.parent.budget} shared by all prompts"
+        )
 
 
 def reserve_after(plan: Plan, particles: Particles, engine: Engine) -> Cost:
-    """What must be held back after a plan: the cost of finishing the nearest particle, until one is finished.
+    """What must be held back after a plan: the cost of finishing the nearest particle, until one is
+    finished.
 
     The nearest may be one that the plan advances, one that rests, or a fresh seed.
     """

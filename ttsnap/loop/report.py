@@ -14,7 +14,8 @@ from ttsnap.loop.request import TIMED, RunningRequest
 
 
 def report(request: RunningRequest, engine: Engine, usage: RunUsage) -> list[Result]:
-    """A Result for each job of a request that is done. usage: what the run used besides (profiling/meter.py)."""
+    """A Result for each job of a request that is done. usage: what the run used besides
+    (profiling/meter.py)."""
     jobs, watch = request.jobs, request.watch
     taken = [engine.price.evaluations(job.ledger.spent) for job in jobs]
     total = sum(taken) or 1
@@ -22,10 +23,15 @@ def report(request: RunningRequest, engine: Engine, usage: RunUsage) -> list[Res
     for job in jobs:
         if job.ended == TIMED:  # how, is known at the end
             job.ended = request.time_is_up
-    return [_result(job, engine, times, usage, nfe / total) for job, nfe in zip(jobs, taken, strict=True)]
+    return [
+        _result(job, engine, times, usage, nfe / total)
+        for job, nfe in zip(jobs, taken, strict=True)
+    ]
 
 
-def _result(job: Job, engine: Engine, times: tuple[float, float], usage: RunUsage, share: float) -> Result:
+def _result(
+    job: Job, engine: Engine, times: tuple[float, float], usage: RunUsage, share: float
+) -> Result:
     """times: seconds of the run, and before it; share: of this job in the evaluations of all."""
     seconds, before = times
     particles, images = job.particles, _candidates(job, engine.reward_names)
@@ -95,7 +101,12 @@ def _refusals(job: Job, images: Sequence[Candidate]) -> list[Notice]:
     by = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     said = [Notice(f"{refused} of {finished} finished images were refused (by {by})")]
     if not images:
-        said.append(Notice("no image meets what is required: raise the budget, require less, or try other seeds"))
+        said.append(
+            Notice(
+                "no image meets what is required: raise the budget, require less, or try other"
+                " seeds"
+            )
+        )
     return said
 
 
@@ -106,7 +117,8 @@ def _started(particles: Particles) -> int:
 
 
 def _shared(usage: RunUsage, share: float, images: int) -> RunUsage:
-    """What the run used, its energy by this prompt's share of it; without the seconds, which Spent has itself."""
+    """What the run used, its energy by this prompt's share of it; without the seconds, which Spent
+    has itself."""
     joules = usage.get("energy_joules")
     used = usage.copy()
     used.pop("seconds", None)
@@ -116,11 +128,14 @@ def _shared(usage: RunUsage, share: float, images: int) -> RunUsage:
 
 
 def _second_half(particles: Particles) -> float | None:
-    """By how much the best finished image exceeds the best of half of them, on average over halves; None below 4.
+    """By how much the best finished image exceeds the best of half of them, on average over halves;
+    None below 4.
 
-    Best-of-N rises ever more slowly with log N, so doubling the budget can be expected to gain less than this.
+    Best-of-N rises ever more slowly with log N, so doubling the budget can be expected to gain less
+    than this.
     """
-    from ttsnap.core.metrics import best_of_n  # imported late: scipy would double the start of the command line
+    # imported late: scipy would double the start of the command line
+    from ttsnap.core.metrics import best_of_n
 
     value = particles.value(np.flatnonzero(particles.finished))
     value = value[np.isfinite(value)]

@@ -43,15 +43,15 @@ class LoopSearch:
     selection: Selection = BEST
     """What counts as best, and how many images come back."""
     seed: int = 0
-    """Candidate i of a prompt starts from the noise of torch seed `seed + i`, in 0..2^64 - 1; 0 comes after the
-    last."""
+    """Candidate i of a prompt starts from the noise of torch seed `seed + i`, in 0..2^64 - 1; 0
+    comes after the last."""
     shared: bool = False
     """Whether prompts draw on one pot of the budget times their number."""
     eager: bool = False
     """Whether some seeds are scored before the others begin, for whoever waits for pictures."""
     plan: tuple[PlannedMove, ...] = ()
-    """The moves that a budget in seconds was fitted by. Such a search uses its time: what its algorithm leaves of it
-    goes to further images."""
+    """The moves that a budget in seconds was fitted by. Such a search uses its time: what its
+    algorithm leaves of it goes to further images."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
@@ -77,7 +77,8 @@ class RunningRequest:
     active: list[Job] = field(default_factory=list)
     """Jobs that are taken up and not at their end."""
     pace: Pace | None = None
-    """What goes into the time that is left; None where there is no deadline, or no price in seconds."""
+    """What goes into the time that is left; None where there is no deadline, or no price in
+    seconds."""
     stopping: bool = False
     """Whether nothing new is begun."""
     ended: str = ""
@@ -95,11 +96,15 @@ class RunningRequest:
     ) -> RunningRequest:
         """A request whose jobs are numbered from `first` on; all of them are queued."""
         cap, rewards, price = tightest(spec.budget, engine), len(engine.reward_names), engine.price
-        task, whole = cap.task(spec.selection.keep, spec.shared), image_cost(engine.grid, rewards, price)
+        task, whole = (
+            cap.task(spec.selection.keep, spec.shared),
+            image_cost(engine.grid, rewards, price),
+        )
         pot = Ledger(spec.budget.times(len(prompts)), price) if spec.shared else None
 
         def job(place: int, prompt: Prompt) -> Job:
-            """What the prompt draws depends on its text for rewards and the seed alone, not on other prompts."""
+            """What the prompt draws depends on its text for rewards and the seed alone, not on
+            other prompts."""
             ledger = Ledger(spec.budget, price) if pot is None else Ledger(Budget(), price, pot)
             ledger.hold(whole)
             table = ParticleTable(engine.grid.steps, rewards, selection)
@@ -109,7 +114,11 @@ class RunningRequest:
         selection = spec.selection.named(engine.reward_names)
         jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
         timed = price.seconds is not None and watch.deadline < np.inf and len(engine.timings) > 0
-        pace = Pace(engine, price.seconds, watch, spec.plan) if price.seconds is not None and timed else None
+        pace = (
+            Pace(engine, price.seconds, watch, spec.plan)
+            if price.seconds is not None and timed
+            else None
+        )
         return cls(spec, cap, task, whole, watch, tuple(listeners), jobs, deque(jobs), pace=pace)
 
     @property
@@ -134,7 +143,13 @@ class RunningRequest:
         columns = outcome.uids.tolist(), outcome.step.tolist(), outcome.scores.tolist()
         for uid, step, scores, picture, more in zip(*columns, outcome.images, kept, strict=True):
             look = "" if step == end or job.plan is None else job.plan.look.at(step).name
-            details = {"scores": tuple(scores), "picture": picture, "kept": more, "best": best, "reward_calls": calls}
+            details = {
+                "scores": tuple(scores),
+                "picture": picture,
+                "kept": more,
+                "best": best,
+                "reward_calls": calls,
+            }
             self.tell("score", job, uids=(uid,), step=step, look=look, **details)
 
     @property
@@ -153,14 +168,18 @@ class RunningRequest:
     @property
     def uses_time(self) -> bool:
         """Whether time that is left goes to images."""
-        return self.pace is not None and self.ended != STOPPED and bool(self.spec.plan or self.ended)
+        return (
+            self.pace is not None and self.ended != STOPPED and bool(self.spec.plan or self.ended)
+        )
 
     @property
     def late(self) -> bool:
-        """Whether only the time for what is under way is left, and to finish one image for each prompt without one."""
+        """Whether only the time for what is under way is left, and to finish one image for each
+        prompt without one."""
         if self.ended == STOPPED or self.pace is None:
             return not self.ended and self.watch.clock() >= self.watch.deadline
-        more = self.watch.allowed_lateness if self.stopping else 0.0  # what was chosen to fit is not judged at once
+        # what was chosen to fit is not judged at once
+        more = self.watch.allowed_lateness if self.stopping else 0.0
         return self.pace.left + more < self._held(self.active)
 
     def part(self, job: Job, plan: Plan, batch: int) -> int:
@@ -171,14 +190,17 @@ class RunningRequest:
         return min(batch, max(2, -(-(job.begun + len(plan)) // PARTS)))
 
     def _held(self, jobs: Sequence[Job]) -> float:
-        """Seconds to finish an image for each of these jobs without one, and for each that is queued."""
+        """Seconds to finish an image for each of these jobs without one, and for each that is
+        queued."""
         assert self.pace is not None
-        reserves = [job.ledger.reserve for job in jobs if job.ledger.reserve != Cost()] + [self.whole] * len(self.queue)
+        reserves = [job.ledger.reserve for job in jobs if job.ledger.reserve != Cost()] + [
+            self.whole
+        ] * len(self.queue)
         return self.pace.finishing(Cost().plus(*reserves), len(reserves))
 
     def rows_in_time(self, job: Job, plan: Plan, reserve: Cost) -> int:
-        """How many rows of a plan there is time for, with what they bring with them in later moves, and with all that
-        other prompts want. reserve: what must be held back after it."""
+        """How many rows of a plan there is time for, with what they bring with them in later moves,
+        and with all that other prompts want. reserve: what must be held back after it."""
         if self.pace is None:
             return len(plan)
         pace, others = self.pace, [other for other in self.active if other is not job]
@@ -187,11 +209,17 @@ class RunningRequest:
         if self.stopping:
             wanted = until[-1] * (len(self.queue) + sum(not other.waiting for other in others))
         elif pace.plan:
-            wanted = sum(pace.rest(other.moves) for other in others) + len(self.queue) * pace.rest(0)
+            wanted = sum(pace.rest(other.moves) for other in others) + len(self.queue) * pace.rest(
+                0
+            )
         else:
             wanted = self._held(others)
         own = until[-1] + (0.0 if later else hold)
-        if rows := int(np.searchsorted(until, pace.left * own / (own + wanted) - own + until[-1] + 1e-9, "right")):
+        if rows := int(
+            np.searchsorted(
+                until, pace.left * own / (own + wanted) - own + until[-1] + 1e-9, "right"
+            )
+        ):
             return rows
         return int(pace.left - self._held(others) - hold >= until[0])
 

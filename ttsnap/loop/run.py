@@ -1,4 +1,5 @@
-"""The search loop: asks, charges, submits and collects, for all requests on one engine. Its promises: search.py."""
+"""The search loop: asks, charges, submits and collects, for all requests on one engine. Its
+promises: search.py."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ from ttsnap.loop.submission import Submission
 
 
 class Run(Submission):
-    """All searches on one engine: requests may come and go while it runs, and rows of all of them share its batches.
+    """All searches on one engine: requests may come and go while it runs, and rows of all of them
+    share its batches.
 
-    Whoever owns it calls `turn` while it is `busy`. What a request finds does not depend on the others.
+    Whoever owns it calls `turn` while it is `busy`. What a request finds does not depend on the
+    others.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -36,8 +39,8 @@ class Run(Submission):
     ) -> RunningRequest:
         """Queue these prompts, for a specification that was `prepared` for this engine (search.py).
 
-        ValueError for prompts that its rewards or its model cannot read; nothing is queued then. EngineLost where the
-        engine cannot go on; all other requests end then, with what they have.
+        ValueError for prompts that its rewards or its model cannot read; nothing is queued then.
+        EngineLost where the engine cannot go on; all other requests end then, with what they have.
         """
         request = RunningRequest.of(prompts, spec, self.engine, watch, listeners, self._admitted)
         try:
@@ -56,15 +59,17 @@ class Run(Submission):
         return bool(self.requests)
 
     def turn(self) -> None:
-        """One round: take prompts up, ask their algorithms, charge and submit; then one batch of the engine.
+        """One round: take prompts up, ask their algorithms, charge and submit; then one batch of
+        the engine.
 
-        Where the engine is lost, all requests end with what they have; so they do where memory is too short for one
-        row more, but where nothing has an image: then that is raised."""
+        Where the engine is lost, all requests end with what they have; so they do where memory is
+        too short for one row more, but where nothing has an image: then that is raised."""
         try:
             for request in list(self.requests):
                 self._take_up(request)
                 ready = [job for job in request.active if not job.waiting]
-                # Prompts that share a budget are asked in rounds, so that speed does not decide who gets it.
+                # Prompts that share a budget are asked in rounds, so that speed does not decide who
+                # gets it.
                 if ready and (not request.spec.shared or len(ready) == len(request.active)):
                     self._ask(request, ready)
             self._tick()
@@ -79,9 +84,11 @@ class Run(Submission):
         self.requests = [request for request in self.requests if not request.done]
 
     def stop(self, request: RunningRequest) -> None:
-        """End a request early: each prompt with its best image. One is finished first where there is none.
+        """End a request early: each prompt with its best image. One is finished first where there
+        is none.
 
-        Prompts that were not taken up yet end without an image. What was charged and did not run is refunded.
+        Prompts that were not taken up yet end without an image. What was charged and did not run is
+        refunded.
         """
         if request.ended == STOPPED:
             return
@@ -92,8 +99,9 @@ class Run(Submission):
             self._end_all(str(lost))
 
     def cancel(self, request: RunningRequest) -> None:
-        """End a request at once, as nobody waits for it any more: no image is finished for it. What did not run is
-        refunded. Where the engine turns out to be lost, all requests end with what they have."""
+        """End a request at once, as nobody waits for it any more: no image is finished for it. What
+        did not run is refunded. Where the engine turns out to be lost, all requests end with what
+        they have."""
         request.stopping = True
         try:
             self._forget_queue(request)
@@ -107,8 +115,15 @@ class Run(Submission):
 
     def _tick(self) -> None:
         """One batch of the engine, and what came of it."""
-        engine, nfe, ran, pending = self.engine, self.engine.nfe, self.engine.ran, max(1, self.engine.pending())
-        paced = [(one, one.pace, min(1.0, one.waiting / pending)) for one in self.requests if one.pace]
+        engine, nfe, ran, pending = (
+            self.engine,
+            self.engine.nfe,
+            self.engine.ran,
+            max(1, self.engine.pending()),
+        )
+        paced = [
+            (one, one.pace, min(1.0, one.waiting / pending)) for one in self.requests if one.pace
+        ]
         outcomes = engine.tick()
         if engine.nfe > nfe:
             for request in self.requests:
@@ -119,15 +134,18 @@ class Run(Submission):
             for request, pace, share in paced:
                 pace.passed(engine.ran - ran, share, waits=request.waiting > 0)
 
-    # --- the loop -------------------------------------------------------------------------------------------
+    # --- the loop ---------------------------------------------------------------------------------
 
     def _take_up(self, request: RunningRequest) -> None:
-        """Take up as many of its prompts as the engine has room for; all at once where they share a budget.
+        """Take up as many of its prompts as the engine has room for; all at once where they share a
+        budget.
 
         One at least is taken up, so that no other request keeps it out.
         """
         shared = request.spec.shared
-        while request.queue and (shared or not request.active or self.engine.pending() < self.engine.capacity):
+        while request.queue and (
+            shared or not request.active or self.engine.pending() < self.engine.capacity
+        ):
             job = request.queue.popleft()
             job.closing = request.stopping
             request.active.append(job)
@@ -136,7 +154,8 @@ class Run(Submission):
                 self._ask(request, [job])
 
     def _ask(self, request: RunningRequest, jobs: list[Job]) -> None:
-        """Get the next move of each job and carry out what the ledgers afford, the most valuable first."""
+        """Get the next move of each job and carry out what the ledgers afford, the most valuable
+        first."""
         shared = request.spec.shared
         for job in jobs:
             if job.proposal is None:
@@ -173,8 +192,9 @@ class Run(Submission):
         return Proposal(plan, float(move.value), state)
 
     def _stop(self, job: Job) -> None:
-        """Nothing else is wanted or can be paid for: end, or finish the best particle first, from the reserve or where
-        all images so far are refused. Time that is left for images goes to as many as it is enough for."""
+        """Nothing else is wanted or can be paid for: end, or finish the best particle first, from
+        the reserve or where all images so far are refused. Time that is left for images goes to as
+        many as it is enough for."""
         request, particles, end = self._of_job[job.index], job.particles, self.grid.steps
         must = not job.finished or (job.goes_on and not request.stopping)
         if not must and not request.uses_time:
@@ -183,7 +203,9 @@ class Run(Submission):
         job.closing, job.proposal = True, None
         uids = job.unfinished(nearest=bool(request.ended))
         if request.uses_time:
-            many = fresh(self.engine.capacity, end) if not len(uids) else advance(particles, uids, end)
+            many = (
+                fresh(self.engine.capacity, end) if not len(uids) else advance(particles, uids, end)
+            )
             plan = self._resolve(job, many, particles)
             rows = request.rows_in_time(job, plan, Cost())
             if rows and self._submit_prefix(job, plan.take(slice(rows))):
@@ -192,13 +214,16 @@ class Run(Submission):
         if any(self._submit(job, self._resolve(job, move, particles)) for move in single):
             return
         if not job.finished:
-            raise RuntimeError(f"nothing left to finish an image with: spent {job.ledger.spent} of {job.ledger}")
+            raise RuntimeError(
+                f"nothing left to finish an image with: spent {job.ledger.spent} of {job.ledger}"
+            )
         self._end(job)
 
-    # --- stopping early ---------------------------------------------------------------------------------------
+    # --- stopping early ---------------------------------------------------------------------------
 
     def _wind_up(self, request: RunningRequest, why: str) -> None:
-        """Cancel what runs, refund what did not run, and end each prompt with what it has, or still has time for."""
+        """Cancel what runs, refund what did not run, and end each prompt with what it has, or still
+        has time for."""
         request.stopping, request.ended = True, why
         jobs = [job for job in request.active if not job.closing or job.waiting > 1]
         for job in jobs:
@@ -214,7 +239,9 @@ class Run(Submission):
         self.lost = True
         for request in self.requests:
             for job in request.active:
-                job.warnings.append(Notice("the engine is lost; the search ends with what it has", why))
+                job.warnings.append(
+                    Notice("the engine is lost; the search ends with what it has", why)
+                )
                 job.ledger.close()
                 job.settle()
                 request.tell("end", job)
@@ -223,8 +250,8 @@ class Run(Submission):
         self.requests = []
 
     def _end_short(self, error: Exception) -> bool:
-        """No row fits into memory any more: all end with what is finished, and what did not run is refunded. False, and
-        nothing done, where nothing is finished."""
+        """No row fits into memory any more: all end with what is finished, and what did not run is
+        refunded. False, and nothing done, where nothing is finished."""
         for outcome in self.engine.arrived():
             self._collect(outcome)
         if not any(job.finished for request in self.requests for job in request.jobs):
@@ -235,7 +262,9 @@ class Run(Submission):
             self._forget_queue(request)
         for job in [job for request in self.requests for job in request.active]:
             self._recall(job)
-            job.warnings.append(Notice("memory ran out; the search ends with what it has", str(error)))
+            job.warnings.append(
+                Notice("memory ran out; the search ends with what it has", str(error))
+            )
             self._end(job)
         return True
 

@@ -1,4 +1,5 @@
-"""Plans on their way to the engine: cut to what there is budget and time for, charged, and taken back."""
+"""Plans on their way to the engine: cut to what there is budget and time for, charged, and taken
+back."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Submission:
         return resolve(move, particles, self.grid, self.rewards, self.engine.price, seed)
 
     def _submit_part(self, request: RunningRequest, job: Job, proposal: Proposal) -> bool:
-        """Submit the first rows of a proposal, as many as there is time and budget for; False where that is none.
+        """Submit the first rows of a proposal, as many as there is time and budget for; False where
+        that is none.
 
         Rows that are begun later stay proposed.
         """
@@ -42,7 +44,9 @@ class Submission:
         if not plan:
             return False
         part = request.part(job, plan, max(1, self.engine.capacity // 2))
-        rows = min(part, request.rows_in_time(job, plan, reserve_after(plan, job.particles, self.engine)))
+        rows = min(
+            part, request.rows_in_time(job, plan, reserve_after(plan, job.particles, self.engine))
+        )
         if not rows or not (submitted := self._submit_prefix(job, plan.take(slice(rows)))):
             return False
         if not job.begun:
@@ -57,7 +61,8 @@ class Submission:
         return True
 
     def _submit_prefix(self, job: Job, plan: Plan) -> int:
-        """Submit the first rows of the plan, as many as fit with what must be held back after them; how many."""
+        """Submit the first rows of the plan, as many as fit with what must be held back after them;
+        how many."""
         rows = len(plan)
         if self._submit(job, plan):
             return rows
@@ -69,12 +74,15 @@ class Submission:
             low, high = (middle, high) if fits else (low, middle)
         job.ended = job.ledger.reached(plan.cost)
         if low:
-            job.warnings.append(Notice(f"the budget afforded {low} of the {rows} rows of move {len(job.trace)}"))
+            job.warnings.append(
+                Notice(f"the budget afforded {low} of the {rows} rows of move {len(job.trace)}")
+            )
             self._submit(job, plan.take(slice(low)))
         return low
 
     def _submit(self, job: Job, plan: Plan) -> bool:
-        """Charge for a plan and hand it to the engine; False, and nothing done, when the ledger does not afford it."""
+        """Charge for a plan and hand it to the engine; False, and nothing done, when the ledger
+        does not afford it."""
         request, cost, particles = self._of_job[job.index], plan.cost, job.particles
         reserve = reserve_after(plan, particles, self.engine)
         if not job.ledger.affords(cost, reserve):
@@ -106,7 +114,9 @@ class Submission:
         job.table.record(cancelled)  # how far its rows got
         refund = Cost()
         if job.plan is not None:
-            refund = unspent(job.plan, cancelled, job.particles, self.grid, self.rewards, self.engine.price)
+            refund = unspent(
+                job.plan, cancelled, job.particles, self.grid, self.rewards, self.engine.price
+            )
         if cancelled.begun is not None:  # a seed that never began is no start for a finish
             job.table.forget(never := cancelled.uids[~cancelled.begun])
             self.engine.drop(job.index, never.tolist())

@@ -1,4 +1,5 @@
-"""Arguments of the pipelines' own calls that a file may give, for all families; pictures to start from; video files.
+"""Arguments of the pipelines' own calls that a file may give, for all families; pictures to start
+from; video files.
 
 Which of them one family takes is its denoiser's matter (ttsnap.pipelines.opening.check_call).
 """
@@ -32,7 +33,8 @@ Attention = Annotated[dict[Literal["scale"], Scale], Len(1, 1)]
 
 @dataclass(frozen=True)
 class CallOptions(Settings):
-    """Arguments of the call, those with a flag first, in the order of tables. None means the model's own default."""
+    """Arguments of the call, those with a flag first, in the order of tables. None means the
+    model's own default."""
 
     negative_prompt: Texts | None = option(
         None,
@@ -65,21 +67,31 @@ class CallOptions(Settings):
         None, "frames a second of a video, for models that read it (LTX)"
     )
     guidance_scale_2: Scale | None = option(None, "guidance of the second network (Wan 2.2)")
-    true_cfg_scale: Scale | None = option(None, "guidance by a negative prompt, beside a distilled one")
-    guidance_rescale: Scale | None = option(None, "how far guided predictions keep the contrast of unguided ones")
+    true_cfg_scale: Scale | None = option(
+        None, "guidance by a negative prompt, beside a distilled one"
+    )
+    guidance_rescale: Scale | None = option(
+        None, "how far guided predictions keep the contrast of unguided ones"
+    )
     eta: Scale | None = option(None, "noise of DDIM's steps")
     mu: Scale | None = option(None, "shift of the noise levels")
     cfg_trunc_ratio: Scale | None = option(None, "share of the steps that are guided (Lumina)")
-    cfg_truncation: Scale | None = option(None, "time from which steps are guided no more (Z-Image)")
+    cfg_truncation: Scale | None = option(
+        None, "time from which steps are guided no more (Z-Image)"
+    )
     cfg_normalization: bool | Scale | None = option(None, "limit of the guided prediction's norm")
     prompt_2: Texts | None = option(None, "text for the second encoder")
     prompt_3: Texts | None = option(None, "text for the third encoder")
     system_prompt: Texts | None = option(None, "text before the prompt")
-    complex_human_instruction: Texts | None = option(None, "lines before the prompt, by which it is enhanced (Sana)")
+    complex_human_instruction: Texts | None = option(
+        None, "lines before the prompt, by which it is enhanced (Sana)"
+    )
     negative_prompt_2: Texts | None = option(None, "what not to show, for the second encoder")
     negative_prompt_3: Texts | None = option(None, "what not to show, for the third encoder")
     clean_caption: bool | None = option(None, "take markup out of prompts")
-    use_resolution_binning: bool | None = option(None, "generate at the nearest trained size, and resize")
+    use_resolution_binning: bool | None = option(
+        None, "generate at the nearest trained size, and resize"
+    )
     original_size: Pair | None = option(None, "SDXL's size conditioning")
     crops_coords_top_left: Pair | None = option(None, "SDXL's crop conditioning")
     target_size: Pair | None = option(None, "SDXL's target size conditioning")
@@ -88,13 +100,25 @@ class CallOptions(Settings):
     negative_target_size: Pair | None = option(None, "the same of the unguided pass")
     sigmas: Points | None = option(None, "noise levels of the steps")
     timesteps: Points | None = option(None, "times of the steps")
-    clip_skip: Annotated[int, Interval(ge=0, le=100)] | None = option(None, "layers of CLIP to leave out at its end")
+    clip_skip: Annotated[int, Interval(ge=0, le=100)] | None = option(
+        None, "layers of CLIP to leave out at its end"
+    )
     strength: Strength | None = option(None, "how much of the picture is redrawn")
-    max_sequence_length: Annotated[int, Interval(ge=1, le=4096)] | None = option(None, "most tokens of a prompt")
-    text_encoder_out_layers: Layers | None = option(None, "layers of the text encoder that are read (FLUX.2)")
-    joint_attention_kwargs: Attention | None = option(None, "of the attention processor: the scale of a LoRA")
-    attention_kwargs: Attention | None = option(None, "of the attention processor: the scale of a LoRA")
-    cross_attention_kwargs: Attention | None = option(None, "of the attention processor: the scale of a LoRA")
+    max_sequence_length: Annotated[int, Interval(ge=1, le=4096)] | None = option(
+        None, "most tokens of a prompt"
+    )
+    text_encoder_out_layers: Layers | None = option(
+        None, "layers of the text encoder that are read (FLUX.2)"
+    )
+    joint_attention_kwargs: Attention | None = option(
+        None, "of the attention processor: the scale of a LoRA"
+    )
+    attention_kwargs: Attention | None = option(
+        None, "of the attention processor: the scale of a LoRA"
+    )
+    cross_attention_kwargs: Attention | None = option(
+        None, "of the attention processor: the scale of a LoRA"
+    )
 
 
 CALL: dict[str, Option] = {option.name: option for option in options_of(CallOptions)}
@@ -118,15 +142,23 @@ NOT_TAKEN = {
     "prompt_embeds_mask",
     "negative_prompt_embeds_mask",
 }
-"""Arguments of stock calls that a search does not take: seeds make latents, and listeners hear of steps."""
-_Plain = bool | Annotated[int, Interval(ge=-(2**16), le=2**16)] | Annotated[float, Interval(ge=-1e5, le=1e5)] | Text
+"""Arguments of stock calls that a search does not take: seeds make latents, and listeners hear of
+steps."""
+_Plain = (
+    bool
+    | Annotated[int, Interval(ge=-(2**16), le=2**16)]
+    | Annotated[float, Interval(ge=-1e5, le=1e5)]
+    | Text
+)
 _Row = Annotated[list[_Plain], MaxLen(1000)]
 OTHER = _Plain | Annotated[list[_Plain | _Row], MaxLen(1000)]
-"""The type of arguments that are not listed, in a file: numbers, texts, and lists of these or of rows of them."""
+"""The type of arguments that are not listed, in a file: numbers, texts, and lists of these or of
+rows of them."""
 
 
 def pictured_call(call: Mapping[str, object]) -> dict[str, object]:
-    """Arguments of --call, with the pictures of files whose names arguments hold that are not listed.
+    """Arguments of --call, with the pictures of files whose names arguments hold that are not
+    listed.
 
     ValueError for a file that is no picture.
     """
@@ -150,20 +182,34 @@ class PictureOptions(Settings):
     """
 
     image: str | None = option(
-        None, "the picture to change, or the first frame, for all prompts", metavar="FILE", common=True
+        None,
+        "the picture to change, or the first frame, for all prompts",
+        metavar="FILE",
+        common=True,
     )
     mask_image: str | None = option(None, "white where it is painted anew", metavar="FILE")
     control_image: str | None = option(None, "what a ControlNet is shown", metavar="FILE")
-    strength: Fraction | None = option(None, "how much of the picture is redrawn, from 0 to 1", metavar="SHARE")
+    strength: Fraction | None = option(
+        None, "how much of the picture is redrawn, from 0 to 1", metavar="SHARE"
+    )
 
     def read(self, task: str) -> dict[str, Picture]:
-        """The pictures by argument of the pipeline's call. ValueError where the task takes none, or a file is none."""
-        named = {"image": self.image, "mask_image": self.mask_image, "control_image": self.control_image}
+        """The pictures by argument of the pipeline's call. ValueError where the task takes none, or
+        a file is none."""
+        named = {
+            "image": self.image,
+            "mask_image": self.mask_image,
+            "control_image": self.control_image,
+        }
         files = {name: path for name, path in named.items() if path is not None}
-        pictures = {name: Picture.read(path, mask=name == "mask_image") for name, path in files.items()}
+        pictures = {
+            name: Picture.read(path, mask=name == "mask_image") for name, path in files.items()
+        }
         if (given := changed(self)) and task == TEXT:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ValueError(f"{names}: say by --task what is done with it, as --task image-to-image")
+            raise ValueError(
+                f"{names}: say by --task what is done with it, as --task image-to-image"
+            )
         return pictures
 
 
@@ -176,6 +222,7 @@ class VideoOptions(Settings):
     )
     video_format: Literal["webp", "png", "mp4"] = option(
         "webp",
-        "how videos are written: webp (animated, small), png (animated, without loss), mp4 (takes PyAV)",
+        "how videos are written: webp (animated, small), png (animated, without loss), mp4 (takes"
+        " PyAV)",
         metavar="FORMAT",
     )

@@ -17,7 +17,8 @@ _CLUSTER = ", as HOST:6379, or auto for the one that this machine belongs to"
 
 @dataclass(frozen=True)
 class BatchOptions(Settings):
-    """Sizes of batches, which decide speed, memory, and the last digits of results; and how much of a video is scored.
+    """Sizes of batches, which decide speed, memory, and the last digits of results; and how much of
+    a video is scored.
 
     Raises ValueError for sizes below 1.
     """
@@ -54,17 +55,22 @@ class EngineOptions(BatchOptions):
     """The settings of an engine, except for the denoiser, the rewards and the sampler."""
 
     keep: Sequence[Kept] = option(
-        (), 'what to hand to listeners beside the decoded estimates: "latents", or nothing', written=None
+        (),
+        'what to hand to listeners beside the decoded estimates: "latents", or nothing',
+        written=None,
     )
     padded: bool = option(
         False,
         "fill batches up to a few sizes, so that a compiled network is not compiled for every size",
         written=None,
     )
-    preview: bool = option(False, "decode unfinished estimates with the denoiser's preview VAE", written=None)
+    preview: bool = option(
+        False, "decode unfinished estimates with the denoiser's preview VAE", written=None
+    )
     fair: bool = option(
         False,
-        "let prompts take turns in the batches, so that one with a large budget does not keep others waiting",
+        "let prompts take turns in the batches, so that one with a large budget does not keep"
+        " others waiting",
         python="By default rows run in the order in which they came.",
         written=None,
     )
@@ -89,8 +95,8 @@ class DeviceOptions(Settings):
 
     devices: Count | Literal["all", "auto"] = option(
         1,
-        "devices that search together, a model on each: a number, all (GPUs, or CPU cores where there is none), or "
-        "auto (all GPUs where there are several)",
+        "devices that search together, a model on each: a number, all (GPUs, or CPU cores where"
+        " there is none), or auto (all GPUs where there are several)",
         shell="more than one takes Ray",
         metavar="N",
     )
@@ -119,7 +125,8 @@ class WorkerOptions(Settings):
     )
     ray_address: str | None = option(
         None,
-        f"the Ray cluster whose machines the workers run on{_CLUSTER}; all of them must see the folder --out",
+        f"the Ray cluster whose machines the workers run on{_CLUSTER}; all of them must see the"
+        " folder --out",
         unset="this machine alone",
         metavar="HOST:PORT",
         loads="address",

@@ -29,7 +29,8 @@ _SHORT = {"img": "image", "txt": "text", "vid": "video", "i": "image", "t": "tex
 SIGNS = "signs"
 """The name of the embedded model that writes words."""
 PACKAGED = (EMBEDDED, TURBO, SIGNS)
-"""All models that come with ttsnap (ttsnap.pipelines.packaged); each reads prompts of its own world only."""
+"""All models that come with ttsnap (ttsnap.pipelines.packaged); each reads prompts of its own world
+only."""
 
 
 @dataclass(frozen=True)
@@ -40,41 +41,50 @@ class ModelOptions(Settings):
     """
 
     model: str = option(
-        EMBEDDED, "embedded, scenes-turbo, signs, a diffusers folder, or a hub id", loads="model", common=True
+        EMBEDDED,
+        "embedded, scenes-turbo, signs, a diffusers folder, or a hub id",
+        loads="model",
+        common=True,
     )
     lora: str | None = option(
         None,
-        "LoRA on top of the model: folder, .safetensors file or hub id, with its scale as FOLDER:0.5",
+        "LoRA on top of the model: folder, .safetensors file or hub id, with its scale as"
+        " FOLDER:0.5",
         loads="model",
     )
     task: str = option(
         TEXT,
-        "what the model does, by the pictures that it is given: image-to-image, inpainting, editing, ...",
+        "what the model does, by the pictures that it is given: image-to-image, inpainting,"
+        " editing, ...",
         metavar="TASK",
         common=True,
     )
     device: str = option("auto", "auto, cpu, gpu, cuda, cuda:1, mps", common=True)
     dtype: str = option(
         "auto",
-        "auto (bfloat16; float16 on a GPU without its instructions, float32 on such a CPU), float32, bfloat16, float16",
+        "auto (bfloat16; float16 on a GPU without its instructions, float32 on such a CPU),"
+        " float32, bfloat16, float16",
         common=True,
     )
     offload: Literal["none", "model", "group"] = option(
         "none",
-        "keep in RAM what the GPU does not need just now: none, whole networks (model) or single layers (group)",
+        "keep in RAM what the GPU does not need just now: none, whole networks (model) or single"
+        " layers (group)",
         metavar="WHAT",
         recorded=False,
     )
     preview_vae: str | None = option(
         None,
-        "decodes unfinished estimates: an AutoencoderTiny (hub id or folder), as madebyollin/taesdxl for SDXL, or the "
-        ".safetensors file of a TAEHV, as taew2_1 for Wan",
+        "decodes unfinished estimates: an AutoencoderTiny (hub id or folder), as"
+        " madebyollin/taesdxl for SDXL, or the .safetensors file of a TAEHV, as taew2_1 for Wan",
         metavar="VAE",
         loads="model",
         recorded=False,
     )
     attention: str = option("sdpa", "attention kernels: sdpa, xformers, flash, ...", recorded=False)
-    compile: bool = option(False, "compile the denoiser: slow at first, then faster", recorded=False)
+    compile: bool = option(
+        False, "compile the denoiser: slow at first, then faster", recorded=False
+    )
 
     @property
     def loras(self) -> tuple[str, ...]:

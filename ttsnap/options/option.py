@@ -2,8 +2,9 @@
 
     batch_size: Count | None = option(None, "most candidates per denoiser call", metavar="N")
 
-The type has the bounds: `Count` is a whole number from 1 on. The class is a `Settings` (ttsnap.files.settings), which
-checks its values when it is made. `options_of` reads the declarations back.
+The type has the bounds: `Count` is a whole number from 1 on. The class is a `Settings`
+(ttsnap.files.settings), which checks its values when it is made. `options_of` reads the
+declarations back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Spec: TypeAlias = Any
-"""A text that names something (a kernel, a budget), or the object itself. Whoever takes it reads and checks it."""
+"""A text that names something (a kernel, a budget), or the object itself. Whoever takes it reads
+and checks it."""
 Options = TypeVar("Options")
 
 
@@ -40,7 +42,8 @@ class Option:
     unset: str = ""
     """What None means."""
     written: Any = None
-    """The type on the command line and in files, by default `hint`; None where only Python has the option."""
+    """The type on the command line and in files, by default `hint`; None where only Python has the
+    option."""
     flag: str = ""
     """The name on the command line and in files, with _ for -."""
     start: Any = None
@@ -48,14 +51,15 @@ class Option:
     metavar: str | None = None
     """The placeholder of the value in `--help`."""
     loads: str = ""
-    """What the value makes ttsnap load, which a file from elsewhere must not decide: "reward", "likeness", "model",
-    "address" (that ttsnap connects to) or "text" (for models to read)."""
+    """What the value makes ttsnap load, which a file from elsewhere must not decide: "reward",
+    "likeness", "model", "address" (that ttsnap connects to) or "text" (for models to read)."""
     common: bool = False
     """Whether most people need the option, so that `--help` lists it; `--help-all` lists all."""
     recorded: bool = True
     """Whether `ttsnap record` has the option."""
     noted: bool = False
-    """Whether recordings with another kernel than the pipeline's own note the value even at its default."""
+    """Whether recordings with another kernel than the pipeline's own note the value even at its
+    default."""
     many: bool = False
     """Whether several values may follow the flag, or the flag be given several times."""
     determines: bool = True
@@ -85,7 +89,8 @@ def option(default: Any, text: str, **more: Any) -> Any:
 
 
 def options_of(kind: type[Any], section: str = "") -> list[Option]:
-    """The options that a class declares, in their order; those of a field that is such a class as "field.option"."""
+    """The options that a class declares, in their order; those of a field that is such a class as
+    "field.option"."""
     options: list[Option] = []
     for f in dataclasses.fields(kind):
         hint, name = hints_of(kind)[f.name], section + f.name
@@ -111,16 +116,27 @@ def taken(kind: type[Options], given: dict[str, Any]) -> Options:
 def changed(given: Any) -> list[str]:
     """The names of the options that are not at their defaults."""
     current = values(given)
-    return [option.name for option in options_of(type(given)) if not same(current[option.name], option.default)]
+    return [
+        option.name
+        for option in options_of(type(given))
+        if not same(current[option.name], option.default)
+    ]
 
 
 def same(value: object, default: object) -> bool:
-    """Whether a value is a default. Objects are compared by identity: tensors have no truth value."""
+    """Whether a value is a default. Objects are compared by identity: tensors have no truth
+    value."""
     plain = (bool, int, float, str, list, tuple, dict)
-    return value is default or (isinstance(value, plain) and isinstance(default, plain) and value == default)
+    return value is default or (
+        isinstance(value, plain) and isinstance(default, plain) and value == default
+    )
 
 
 def determining(given: DataclassInstance) -> dict[str, Json]:
     """The values of options that determine the result, for files."""
-    skipped = [f.name for f in dataclasses.fields(given) if not f.metadata.get("option", {}).get("determines", True)]
+    skipped = [
+        f.name
+        for f in dataclasses.fields(given)
+        if not f.metadata.get("option", {}).get("determines", True)
+    ]
     return {key: value for key, value in to_json(given).items() if key not in skipped}

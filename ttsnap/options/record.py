@@ -18,7 +18,9 @@ class RecordOptions(Settings):
     Raises ValueError for latents without images.
     """
 
-    seeds: Count = option(40, "seeds per prompt: --seed and those that follow it", metavar="N", common=True)
+    seeds: Count = option(
+        40, "seeds per prompt: --seed and those that follow it", metavar="N", common=True
+    )
     seed: Natural = option(0, "the first seed", metavar="N")
     steps: Sequence[int] | None = option(
         None,
@@ -30,13 +32,15 @@ class RecordOptions(Settings):
     )
     looks: Sequence[str] | None = option(
         None,
-        'score the seeds by these looks as well, as \'["draft:1@0", "draft:2@0"]\': drafts of one and of two calls '
-        "from the initial noise",
+        'score the seeds by these looks as well, as \'["draft:1@0", "draft:2@0"]\': drafts of one'
+        " and of two calls from the initial noise",
         unset="with --draft: a draft of the initial noise",
         written=list[str] | None,
         metavar="LOOKS",
     )
-    images: bool = option(False, "keep the decoded estimates, too, as tar files of PNGs", common=True)
+    images: bool = option(
+        False, "keep the decoded estimates, too, as tar files of PNGs", common=True
+    )
     latents: bool = option(False, "with --images: keep each estimate's latent as well")
     block: tuple[int, int] | None = option(
         None,
@@ -48,22 +52,31 @@ class RecordOptions(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.keep and not self.images:
-            raise ValueError(f"{list(self.keep)} are kept beside images only; record with images, too (--images)")
+            raise ValueError(
+                f"{list(self.keep)} are kept beside images only; record with images, too (--images)"
+            )
 
     @property
     def keep(self) -> tuple[Kept, ...]:
-        """What the engine hands to listeners in addition to the decoded estimates, as in EngineOptions."""
+        """What the engine hands to listeners in addition to the decoded estimates, as in
+        EngineOptions."""
         return ("latents",) if self.latents else ()
 
     def looks_of(self, draft_calls: int) -> tuple[str, ...]:
-        """The looks that are recorded. draft_calls: of the drafter in a draft, 0 without a drafter."""
+        """The looks that are recorded. draft_calls: of the drafter in a draft, 0 without a
+        drafter."""
         if self.looks is not None:
             return tuple(str(EstimatorAt.read(text)) for text in self.looks)
         return (str(EstimatorAt(Draft(draft_calls).name, 0)),) if draft_calls else ()
 
     def noted(self) -> dict[str, Json]:
         """The entries of recording.json that do not depend on the model."""
-        return {"seeds": self.seeds, "first_seed": self.seed, "images": self.images, "extras": list(self.keep)}
+        return {
+            "seeds": self.seeds,
+            "first_seed": self.seed,
+            "images": self.images,
+            "extras": list(self.keep),
+        }
 
 
 @dataclass(frozen=True)
@@ -75,18 +88,20 @@ class BenchOptions(Settings):
 
     repeats: Count = option(
         1,
-        "searches per prompt and algorithm, each with seeds of its own; each gives one image, so that GenEval's four "
-        "images a prompt are 4",
+        "searches per prompt and algorithm, each with seeds of its own; each gives one image, so"
+        " that GenEval's four images a prompt are 4",
         metavar="N",
         common=True,
     )
     together: Count | None = option(
         None,
-        "prompts that are searched for at once, which share the denoiser's batches, and their budgets with --shared; "
-        "an interruption costs at most the work on so many",
+        "prompts that are searched for at once, which share the denoiser's batches, and their"
+        " budgets with --shared; an interruption costs at most the work on so many",
         unset="1, with --shared 16",
         metavar="N",
     )
     sheets: bool = option(
-        False, "write a contact sheet of each search into its prompt's folder: what it scored, dropped and finished"
+        False,
+        "write a contact sheet of each search into its prompt's folder: what it scored, dropped and"
+        " finished",
     )

@@ -13,7 +13,8 @@ from ttsnap.options.option import Spec, changed, option, options_of, values
 from ttsnap.options.variety import Repel, parse
 
 AUTO, NONE = "auto", "none"
-"""As a drafter: the one that the model's folder names, where it is known to help; and no drafter."""
+"""As a drafter: the one that the model's folder names, where it is known to help; and no
+drafter."""
 HOT = "hot"
 """The model as its own drafter, called with a noise level below the true one."""
 SELF = "self"
@@ -21,7 +22,8 @@ SELF = "self"
 
 
 NOISE, DRAFT = "noise", "draft"
-"""What is finished: the seed's noise, or its draft, at the level that the drafter's settings say."""
+"""What is finished: the seed's noise, or its draft, at the level that the drafter's settings
+say."""
 
 
 MOST_CALLS = 16
@@ -29,26 +31,33 @@ MOST_CALLS = 16
 
 
 def calls_of(text: str) -> tuple[str, int]:
-    """What a text names, and the calls that a guess takes, of "WHERE" or "WHERE:CALLS"; one where none are given.
+    """What a text names, and the calls that a guess takes, of "WHERE" or "WHERE:CALLS"; one where
+    none are given.
 
-    A name that ends in a colon and a number is taken whole where it exists. ValueError without a name, and for no calls
-    or too many.
+    A name that ends in a colon and a number is taken whole where it exists. ValueError without a
+    name, and for no calls or too many.
     """
     head, _, tail = text.rpartition(":")
-    numbered = bool(head) and re.fullmatch(r"\s*-?[0-9]{1,9}\s*", tail) and not Path(text).expanduser().exists()
+    numbered = (
+        bool(head)
+        and re.fullmatch(r"\s*-?[0-9]{1,9}\s*", tail)
+        and not Path(text).expanduser().exists()
+    )
     where, calls = (head, int(tail)) if numbered else (text, 1)
     if not where.strip() or not 1 <= calls <= MOST_CALLS:
         raise ValueError(
-            f"cannot read draft {text!r}: give hot, self, a folder or a hub id, and after it the calls of a guess, "
-            f"1 to {MOST_CALLS}, as in FOLDER:2"
+            f"cannot read draft {text!r}: give hot, self, a folder or a hub id, and after it the"
+            f" calls of a guess, 1 to {MOST_CALLS}, as in FOLDER:2"
         )
     return where, calls
 
 
 def comes_along(draft: str) -> bool:
-    """Whether a drafter's text leads to no weights but the model's and ttsnap's own, so that strangers may name it.
+    """Whether a drafter's text leads to no weights but the model's and ttsnap's own, so that
+    strangers may name it.
 
-    The text is read as by who opens it: "embedded:evil" is a folder, and "embedded:2" is one where that exists.
+    The text is read as by who opens it: "embedded:evil" is a folder, and "embedded:2" is one where
+    that exists.
     """
     return draft in (AUTO, NONE) or calls_of(draft)[0] in (HOT, SELF, EMBEDDED)
 
@@ -69,8 +78,10 @@ class Finish(NamedTuple):
         """From such a text. ValueError for another."""
         match = re.fullmatch(r"(1|1\.0|0?\.[0-9]{1,6})(?::([1-9][0-9]{0,2}))?", text)
         if match is None or not float(match[1]):
-            raise ValueError("finish is auto, noise, draft, or a noise level in (0, 1], with the steps from there as "
-                             f"in 0.6:4, got {text[:40]!r}")  # fmt: skip
+            raise ValueError(
+                "finish is auto, noise, draft, or a noise level in (0, 1], with the steps from"
+                f" there as in 0.6:4, got {text[:40]!r}"
+            )
         return cls(float(match[1]), int(match[2]) if match[2] else None)
 
 
@@ -80,8 +91,8 @@ class SamplerOptions(Settings):
 
     kernel: Spec = option(
         "pipeline",
-        "how a step is made: pipeline (the model's own scheduler), ode, or one that draws noise: sde, "
-        "sde:DIFFUSION:SCALE:BEGIN (noise from time BEGIN on), ddim:ETA, ancestral, renoise",
+        "how a step is made: pipeline (the model's own scheduler), ode, or one that draws noise:"
+        " sde, sde:DIFFUSION:SCALE:BEGIN (noise from time BEGIN on), ddim:ETA, ancestral, renoise",
         python="An object of ttsnap.sampling.kernels is taken as it is.",
         written=Word,
     )
@@ -102,39 +113,42 @@ class SamplerOptions(Settings):
     )
     guide: Spec = option(
         None,
-        "let the steps of a kernel that draws noise follow the rewards' gradient: dps:SCALE, twisted:LAM, "
-        "tilted:SCALE, with :x0 after it to spare the denoiser's backward pass, and :0.9-0.2 for other noise levels "
-        "than 0.75-0.3",
+        "let the steps of a kernel that draws noise follow the rewards' gradient: dps:SCALE,"
+        " twisted:LAM, tilted:SCALE, with :x0 after it to spare the denoiser's backward pass, and"
+        " :0.9-0.2 for other noise levels than 0.75-0.3",
         python="A RewardGuidance is taken as it is (ttsnap.sampling.guided_steps).",
         written=Word | None,
         recorded=False,
     )
     draft: Spec = option(
         AUTO,
-        "what guesses finished images, for searches that look at such guesses: auto (the model's own, in searches for "
-        "images that are known to gain by it; record and bench take none), none, embedded (the embedded model's own), "
-        "hot (the model itself; also the .json file in which it was checked), self (the model itself, where it is a "
-        "flow map), published few-step weights by a name of "
-        "docs/drafts.md, as sdxl-hyper-4, or a LoRA or a network made for it (folder, .safetensors file or hub id), "
-        "with its calls as in FOLDER:2",
-        python="None is none. A network, or a Drafter, is taken as it is (ttsnap.pipelines.drafting.drafters).",
+        "what guesses finished images, for searches that look at such guesses: auto (the model's"
+        " own, in searches for images that are known to gain by it; record and bench take none),"
+        " none, embedded (the embedded model's own), hot (the model itself; also the .json file in"
+        " which it was checked), self (the model itself, where it is a flow map), published"
+        " few-step weights by a name of docs/drafts.md, as sdxl-hyper-4, or a LoRA or a network"
+        " made for it (folder, .safetensors file or hub id), with its calls as in FOLDER:2",
+        python=(
+            "None is none. A network, or a Drafter, is taken as it is"
+            " (ttsnap.pipelines.drafting.drafters)."
+        ),
         written=str | None,
         loads="model",
         common=True,
     )
     finish: Spec = option(
         AUTO,
-        "what of a drafted seed is denoised: noise (its noise), draft (its draft, put back to a noise level with the "
-        "seed's own noise), a level of yours as 0.6, with the steps from there as 0.6:4, or auto (the draft where that "
-        "was measured to find more)",
+        "what of a drafted seed is denoised: noise (its noise), draft (its draft, put back to a"
+        " noise level with the seed's own noise), a level of yours as 0.6, with the steps from"
+        " there as 0.6:4, or auto (the draft where that was measured to find more)",
         python="A number is a level.",
         written=Word | None,
     )
     variety: Spec = option(
         None,
-        "how seeds that look alike are kept apart: repel (groups of 8 seeds push each other apart while they are "
-        "noise), with the size of groups, the noise level down to which they do, factor, threshold and drop, as in "
-        "repel:8:0.9:3:0.7:0.2",
+        "how seeds that look alike are kept apart: repel (groups of 8 seeds push each other apart"
+        " while they are noise), with the size of groups, the noise level down to which they do,"
+        " factor, threshold and drop, as in repel:8:0.9:3:0.7:0.2",
         written=Word | None,
     )
 
@@ -144,7 +158,10 @@ class SamplerOptions(Settings):
         if self.finish not in (AUTO, NOISE, DRAFT):
             Finish.parse(self.finish)
         if self.repel is not None and self.finishes:
-            raise ValueError("seeds that variety repel keeps apart begin as noise, not as drafts; set finish to noise")
+            raise ValueError(
+                "seeds that variety repel keeps apart begin as noise, not as drafts; set finish to"
+                " noise"
+            )
         if isinstance(self.draft, str) and self.draft == NONE:
             object.__setattr__(self, "draft", None)
 
@@ -173,17 +190,24 @@ class SamplerOptions(Settings):
         return not self.finishes and not set(changed(self)) - {"draft", "finish"}
 
     def told(self) -> dict[str, Json]:
-        """The values for metadata: for objects the names of their classes, for a drafter of `AUTO` none, and where
-        drafts are finished only where they are."""
+        """The values for metadata: for objects the names of their classes, for a drafter of `AUTO`
+        none, and where drafts are finished only where they are."""
         told = {
-            name: value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
+            name: (
+                value
+                if value is None or isinstance(value, bool | int | float | str)
+                else type(value).__name__
+            )
             for name, value in values(self.drafted_by(None)).items()
         }
         return {**told, "finish": told["finish"] if self.finishes else None}
 
     def noted(self) -> dict[str, Json]:
-        """The values that a recording notes: the kernel, what belongs to it, and all that are not at their defaults."""
-        names = {"kernel", *changed(self)} - ({"draft"} if self.drafted_by(None).draft is None else set())
+        """The values that a recording notes: the kernel, what belongs to it, and all that are not
+        at their defaults."""
+        names = {"kernel", *changed(self)} - (
+            {"draft"} if self.drafted_by(None).draft is None else set()
+        )
         if self.kernel != "pipeline":
             names |= {option.name for option in options_of(type(self)) if option.noted}
         return {name: value for name, value in self.told().items() if name in names}

@@ -27,10 +27,11 @@ class SearchOptions(Settings):
     )
     reward: Spec = option(
         None,
-        "what scores the images: scenes (the embedded world's checker), imagereward, pickscore and others (NAME:FOLDER "
-        "takes other weights), 'CHEAP then COSTLY', an http:// address, judge:yes (a model behind an OpenAI-compatible "
-        "API), file.py:function, module:attribute, or a list of them; a function takes "
-        "(images (N, 3, H, W) in [0, 1], prompts) and returns N scores",
+        "what scores the images: scenes (the embedded world's checker), imagereward, pickscore and"
+        " others (NAME:FOLDER takes other weights), 'CHEAP then COSTLY', an http:// address,"
+        " judge:yes (a model behind an OpenAI-compatible API), file.py:function, module:attribute,"
+        " or a list of them; a function takes (images (N, 3, H, W) in [0, 1], prompts) and returns"
+        " N scores",
         python="Functions and Reward objects are taken as they are.",
         written=str | list[str] | None,
         loads="reward",
@@ -44,25 +45,28 @@ class SearchOptions(Settings):
     )
     budget: Spec = option(
         None,
-        "per prompt: 400nfe, 20images, 30s, 40pflop, or several as 400nfe,30s; nfe are denoiser evaluations, 20images "
-        "as many as 20 images take; also min, h",
+        "per prompt: 400nfe, 20images, 30s, 40pflop, or several as 400nfe,30s; nfe are denoiser"
+        " evaluations, 20images as many as 20 images take; also min, h",
         python="A ttsnap.loop.budget.Budget is taken as it is.",
         written=str | int | None,
         common=True,
     )
     effort: str | float | None = option(
         None,
-        "instead of a budget: low, medium or high, that is as many evaluations as 5, 20 or 80 images take, or a "
-        "fraction of high",
+        "instead of a budget: low, medium or high, that is as many evaluations as 5, 20 or 80"
+        " images take, or a fraction of high",
         shell="without either it is medium",
     )
     shared: bool = option(False, "put all prompts' budgets together; each takes what it needs")
     seed: int | None = option(
         None,
         "candidate i starts from seed + i",
-        python="Seeds are torch's on the CPU. By default `generator` gives the first one, below 2^32, and is advanced: "
-        "its own seed modulo 2^32 as long as nothing was drawn from it, so that candidate 0 is the image of the stock "
-        "call, and a seed drawn from it after that. Without a generator torch's global one does (torch.manual_seed).",
+        python=(
+            "Seeds are torch's on the CPU. By default `generator` gives the first one, below 2^32,"
+            " and is advanced: its own seed modulo 2^32 as long as nothing was drawn from it, so"
+            " that candidate 0 is the image of the stock call, and a seed drawn from it after that."
+            " Without a generator torch's global one does (torch.manual_seed)."
+        ),
         written=int,
         start=0,
         metavar="N",
@@ -73,7 +77,8 @@ class SearchOptions(Settings):
     )
     should_stop: Callable[[], bool] | None = option(
         None,
-        "asked once per batch; when it says True, prompts under way end with their best finished image",
+        "asked once per batch; when it says True, prompts under way end with their best finished"
+        " image",
         python="Setting `pipe._interrupt = True` does the same.",
         written=None,
     )

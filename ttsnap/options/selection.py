@@ -17,8 +17,8 @@ from ttsnap.options.option import Spec, option
 class SelectionOptions(Settings):
     """What counts as best, and what is measured of the images that come back.
 
-    ValueError where it can be refused without the rewards: a requirement that cannot be read, and a diversity or
-    a likeness of images that are not asked to differ.
+    ValueError where it can be refused without the rewards: a requirement that cannot be read, and a
+    diversity or a likeness of images that are not asked to differ.
     """
 
     utility: Spec = option(
@@ -29,10 +29,12 @@ class SelectionOptions(Settings):
     )
     require: Spec = option(
         None,
-        "what an image must meet to be returned: REWARD>=NUMBER, also with >, <= or <, as 'ocr>0.99'; REWARD alone is "
-        "REWARD>=0.5; a list for several, or the option again",
-        python="The search goes on while the budget lasts, and may return no image. A "
-        "`ttsnap.core.requirement.Requirement` may name a function.",
+        "what an image must meet to be returned: REWARD>=NUMBER, also with >, <= or <, as"
+        " 'ocr>0.99'; REWARD alone is REWARD>=0.5; a list for several, or the option again",
+        python=(
+            "The search goes on while the budget lasts, and may return no image. A "
+            "`ttsnap.core.requirement.Requirement` may name a function."
+        ),
         written=str | list[str] | None,
         metavar="REQUIREMENT",
         loads="reward",
@@ -55,16 +57,20 @@ class SelectionOptions(Settings):
     )
     diversity: NotNegative | None = option(
         None,
-        "with diverse, how much unlikeness counts: with 1, an image may be a standard deviation of the rewards worse "
-        "where it is farther from the others by the mean distance",
+        "with diverse, how much unlikeness counts: with 1, an image may be a standard deviation of"
+        " the rewards worse where it is farther from the others by the mean distance",
         unset="1",
         metavar="WEIGHT",
     )
     likeness: Spec = option(
         None,
-        "with diverse, by what images are compared: pixels (colours and layout), dino, reward (the features of the "
-        "first reward that has some), or a reward with features, as clip; dino and those take NAME:FOLDER",
-        python="A function of images (N, 3, H, W) in [0, 1] that returns features (N, D) is taken as it is.",
+        "with diverse, by what images are compared: pixels (colours and layout), dino, reward (the"
+        " features of the first reward that has some), or a reward with features, as clip; dino and"
+        " those take NAME:FOLDER",
+        python=(
+            "A function of images (N, 3, H, W) in [0, 1] that returns features (N, D) is taken as"
+            " it is."
+        ),
         unset="the reward's features, else pixels",
         written=str | None,
         metavar="NAME",
@@ -77,8 +83,8 @@ class SelectionOptions(Settings):
         for name, value in (("diversity", self.diversity), ("likeness", self.likeness)):
             if value is not None and not self.diverse:
                 raise ValueError(
-                    f"{name} {value} is for images that differ: ask for these by diverse (--diverse, diverse=True), "
-                    f"or leave {name} out"
+                    f"{name} {value} is for images that differ: ask for these by diverse"
+                    f" (--diverse, diverse=True), or leave {name} out"
                 )
 
     @property
@@ -96,11 +102,14 @@ class SelectionOptions(Settings):
         return tuple(dict.fromkeys((*rewards, *(one.reward for one in self.requirements))))
 
     def read(self, keep: int, rewards: Sequence[Spec]) -> Selection:
-        """The value that a search carries. keep: how many images come back. rewards: those that are searched for.
+        """The value that a search carries. keep: how many images come back. rewards: those that are
+        searched for.
 
         ValueError for a utility that is none, or that has weights for another number of rewards."""
         weight = 1.0 if self.diversity is None else self.diversity
-        utility = self.utility if callable(self.utility) else utilities.make(self.utility, len(rewards))
+        utility = (
+            self.utility if callable(self.utility) else utilities.make(self.utility, len(rewards))
+        )
         required = self.requirements
         gate = Gate.of(required, self.scored(rewards), len(rewards)) if required else None
         return Selection(utility, keep, weight if self.diverse else 0.0, gate)

@@ -9,12 +9,19 @@ from ttsnap.core.names import did_you_mean
 
 REPEL = "repel"
 _NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?|\.[0-9]{1,6}")
-_RANGES = {"size": (1, 99), "level": (0, 1), "factor": (0, 999), "threshold": (0, 1), "drop": (0, 1)}
+_RANGES = {
+    "size": (1, 99),
+    "level": (0, 1),
+    "factor": (0, 999),
+    "threshold": (0, 1),
+    "drop": (0, 1),
+}
 """The least and the most of each value, in the order of the text."""
 
 
 class Repel(NamedTuple):
-    """Seeds of one prompt that push each other apart in their first steps (ttsnap.sampling.repel)."""
+    """Seeds of one prompt that push each other apart in their first steps
+    (ttsnap.sampling.repel)."""
 
     size: int = 8
     """Seeds of a group."""
@@ -37,7 +44,8 @@ def parse(text: str) -> Repel:
     if name != REPEL or len(given) > len(_RANGES):
         meant = "" if name == REPEL else did_you_mean(name, [REPEL])
         raise ValueError(
-            f"variety is {':'.join([REPEL, *_RANGES])}, of which the end may be left out, got {said[:40]!r}{meant}"
+            f"variety is {':'.join([REPEL, *_RANGES])}, of which the end may be left out, got"
+            f" {said[:40]!r}{meant}"
         )
     for (field, (least, most)), value in zip(_RANGES.items(), given, strict=False):
         whole = field != "size" or value.isdecimal()

@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def on_meta(module: nn.Module) -> nn.Module:
-    """A copy of a module without its weights: adapters (LoRA) are kept; hooks (offload) and compilation are not.
+    """A copy of a module without its weights: adapters (LoRA) are kept; hooks (offload) and
+    compilation are not.
 
     Raises whatever a parameter raises that cannot be put on the meta device (some quantised ones).
     """
@@ -42,11 +43,16 @@ def on_meta(module: nn.Module) -> nn.Module:
 
 def _emptied(tensor: torch.Tensor) -> torch.Tensor:
     empty = tensor.detach().to("meta")
-    return torch.nn.Parameter(empty, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else empty
+    return (
+        torch.nn.Parameter(empty, requires_grad=False)
+        if isinstance(tensor, torch.nn.Parameter)
+        else empty
+    )
 
 
 def count_flops(call: Callable[[], object]) -> float:
-    """FLOPs (two per multiply-add) of matmuls, convolutions and attention in `call`, of which nothing is compiled.
+    """FLOPs (two per multiply-add) of matmuls, convolutions and attention in `call`, of which
+    nothing is compiled.
 
     It runs as it would otherwise, and nothing is set that other threads would see.
     """
@@ -55,7 +61,9 @@ def count_flops(call: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+def _attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
     """FLOPs of attention of these shapes (B, heads, L, D)."""
     return 2 * math.prod(query[:3]) * key[2] * (query[3] + value[3])
 
@@ -68,14 +76,16 @@ _FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attent
 def count_onnx(path: Path, shape: tuple[int, ...]) -> float:
     """FLOPs, as above, of a network in a file of ONNX for one input of this shape.
 
-    Onnxruntime runs it once on zeros, unoptimised, and its profile has the shapes that each operator saw.
+    Onnxruntime runs it once on zeros, unoptimised, and its profile has the shapes that each
+    operator saw.
     """
     import numpy as np
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level, options.enable_profiling = 4, True
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # fused operators hide shapes
+    # fused operators hide shapes
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights, too
     options.intra_op_num_threads = torch.get_num_threads()
     with TemporaryDirectory() as folder:
@@ -83,11 +93,14 @@ def count_onnx(path: Path, shape: tuple[int, ...]) -> float:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         session.run(None, {session.get_inputs()[0].name: np.zeros(shape, np.float32)})
         events = json.loads(Path(session.end_profiling()).read_text())
-    return float(sum(_operator(event["args"]) for event in events if "op_name" in event.get("args", {})))
+    return float(
+        sum(_operator(event["args"]) for event in events if "op_name" in event.get("args", {}))
+    )
 
 
 def _operator(about: Mapping[str, Any]) -> int:
-    """FLOPs of an operator of ONNX, by its entry in a profile: a shape of each input and output, by its type."""
+    """FLOPs of an operator of ONNX, by its entry in a profile: a shape of each input and output, by
+    its type."""
     name = about["op_name"]
     if name not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or "output_type_shape" not in about:
         return 0

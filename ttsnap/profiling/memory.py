@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 SHARE = 0.85
-"""Of what is free, the share that a batch may plan with: allocators fragment, and other processes grow."""
+"""Of what is free, the share that a batch may plan with: allocators fragment, and other processes
+grow."""
 
 
 class Gauge:
@@ -45,10 +46,14 @@ def gauge_of(device: torch.device) -> Gauge | None:
     return Gauge(device) if device.type == "cuda" and torch.cuda.is_available() else None
 
 
-def fitting(batch: Sequence[T], call: Callable[[Sequence[T]], R], lacks: Callable[[int, str], None]) -> tuple[R, int]:
-    """call(batch), or of the first half as often as memory runs out; and how many of the first rows that took.
+def fitting(
+    batch: Sequence[T], call: Callable[[Sequence[T]], R], lacks: Callable[[int, str], None]
+) -> tuple[R, int]:
+    """call(batch), or of the first half as often as memory runs out; and how many of the first rows
+    that took.
 
-    lacks: told of each lack, with the rows that were tried and what was short; raises where that was one row.
+    lacks: told of each lack, with the rows that were tried and what was short; raises where that
+        was one row.
     """
     n = len(batch)
     while True:
@@ -68,11 +73,15 @@ def fitting(batch: Sequence[T], call: Callable[[Sequence[T]], R], lacks: Callabl
         n //= 2
 
 
-def fit_rows(run: Callable[[int], object], gauge: Gauge, most: int, several: int = 3) -> tuple[int, int]:
-    """The largest batch up to `most` whose peak fits, from a run of one row and one of several; and the rows that ran.
+def fit_rows(
+    run: Callable[[int], object], gauge: Gauge, most: int, several: int = 3
+) -> tuple[int, int]:
+    """The largest batch up to `most` whose peak fits, from a run of one row and one of several; and
+    the rows that ran.
 
-    What a batch takes is taken to rise by as much with every row. Modules that an offload hook brings in by the first
-    run count as taken. At least 1: where one row does not fit, its own error is raised.
+    What a batch takes is taken to rise by as much with every row. Modules that an offload hook
+    brings in by the first run count as taken. At least 1: where one row does not fit, its own error
+    is raised.
     """
     taken, free = gauge.reset(), gauge.free()
     run(1)

@@ -22,15 +22,17 @@ Nvml: TypeAlias = Any
 
 
 class Meter:
-    """Measures what runs inside `with Meter(device) as meter:`; `meter.summary()` reads it, inside or afterwards.
+    """Measures what runs inside `with Meter(device) as meter:`; `meter.summary()` reads it, inside
+    or afterwards.
 
-    Energy is that of the whole board with all its processes, without the CPU, RAM and power supply. Peak memory on CUDA
-    is what PyTorch held since the start: its peak counters are reset, so meters must not be nested. Elsewhere it is the
-    peak of the process so far, which may be older than the meter. What cannot be measured (no NVML, i.e. no extra
-    `energy`; no permission) is None. No error of a measurement reaches the caller.
+    Energy is that of the whole board with all its processes, without the CPU, RAM and power supply.
+    Peak memory on CUDA is what PyTorch held since the start: its peak counters are reset, so meters
+    must not be nested. Elsewhere it is the peak of the process so far, which may be older than the
+    meter. What cannot be measured (no NVML, i.e. no extra `energy`; no permission) is None. No
+    error of a measurement reaches the caller.
 
-    device: anything that torch.device takes. nvml: pynvml or a stand-in. interval: seconds between power samples, on
-    boards without an energy counter.
+    device: anything that torch.device takes. nvml: pynvml or a stand-in. interval: seconds between
+    power samples, on boards without an energy counter.
     """
 
     def __init__(
@@ -54,7 +56,11 @@ class Meter:
             torch.cuda.init()
             self._wait()
             torch.cuda.reset_peak_memory_stats(self.device)
-        self._energy = open_energy(self.device, self._nvml, self._interval, self._clock) if self._cuda else None
+        self._energy = (
+            open_energy(self.device, self._nvml, self._interval, self._clock)
+            if self._cuda
+            else None
+        )
         self._begin = self._clock()
         return self
 
@@ -72,7 +78,9 @@ class Meter:
 
     def _read(self) -> tuple[float, float | None, RunUsage]:
         if self._begin is None:
-            raise RuntimeError("the meter was not started; use it as `with Meter(device) as meter:`")
+            raise RuntimeError(
+                "the meter was not started; use it as `with Meter(device) as meter:`"
+            )
         if self._cuda:
             self._wait()
         seconds = self._clock() - self._begin
@@ -109,8 +117,10 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_rss() -> int | None:
-    """The most bytes of RAM that this process has held since it began; None where nobody tells (Windows)."""
-    with suppress(OSError, StopIteration):  # Linux; getrusage would count what the parent held when it began
+    """The most bytes of RAM that this process has held since it began; None where nobody tells
+    (Windows)."""
+    # Linux; getrusage would count what the parent held when it began
+    with suppress(OSError, StopIteration):
         lines = STATUS.read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     try:
@@ -146,7 +156,8 @@ class Stopwatch:
                 self._sums[phase] += time.perf_counter() - begin
             return
         start, end = (torch.Event(device=device, enable_timing=True) for _ in range(2))
-        start.record(torch.accelerator.current_stream(device))  # by default that of the device which is current
+        # by default that of the device which is current
+        start.record(torch.accelerator.current_stream(device))
         try:
             yield
         finally:
@@ -163,14 +174,14 @@ class Stopwatch:
         return dict(self._sums)
 
 
-# --- the energy of a CUDA board by NVML: from its counter, or from power samples where it has none --------------
+# --- the energy of a CUDA board by NVML: from its counter, or from power samples where it has none
 
 
 class Energy:
     """Joules of a board since this was made.
 
-    The counter (Volta and later) is read where there is one; else power is sampled in a thread. Every NVML error on the
-    way ends in None: measuring must not break what is measured.
+    The counter (Volta and later) is read where there is one; else power is sampled in a thread.
+    Every NVML error on the way ends in None: measuring must not break what is measured.
     """
 
     def __init__(self, nvml: Nvml, handle: object, interval: float, clock: Clock) -> None:
@@ -205,8 +216,11 @@ class Energy:
         """None where they cannot be read any more."""
         with suppress(Exception):
             if self._thread is None:
-                millijoules = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) - self._first
-                return float(millijoules / 1e3) if millijoules >= 0 else None  # the driver was reloaded meanwhile
+                millijoules = (
+                    self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) - self._first
+                )
+                # the driver was reloaded meanwhile
+                return float(millijoules / 1e3) if millijoules >= 0 else None
             self._sample()
             with self._lock:
                 return None if self._failed else integrate(self._samples)
@@ -227,9 +241,13 @@ def integrate(samples: Sequence[tuple[float, float]]) -> float:
 
 
 def open_energy(
-    device: torch.device, nvml: Nvml | None = None, interval: float = SAMPLING_SECONDS, clock: Clock = time.perf_counter
+    device: torch.device,
+    nvml: Nvml | None = None,
+    interval: float = SAMPLING_SECONDS,
+    clock: Clock = time.perf_counter,
 ) -> Energy | None:
-    """Start to count the energy of a CUDA device; None without NVML, its board, or the permission to read it."""
+    """Start to count the energy of a CUDA device; None without NVML, its board, or the permission
+    to read it."""
     try:
         if nvml is None:
             import pynvml
@@ -249,13 +267,16 @@ def open_energy(
 def _handle(device: torch.device, nvml: Nvml) -> object:
     """NVML's handle of a torch CUDA device.
 
-    By UUID or PCI address: CUDA_VISIBLE_DEVICES renumbers CUDA's devices but not NVML's, and their orders differ. A MIG
-    slice has a UUID that NVML may refuse; its address is that of the whole board, as is its energy.
+    By UUID or PCI address: CUDA_VISIBLE_DEVICES renumbers CUDA's devices but not NVML's, and their
+    orders differ. A MIG slice has a UUID that NVML may refuse; its address is that of the whole
+    board, as is its energy.
     """
     board: Any = torch.cuda.get_device_properties(device)  # its stub lacks the address
     try:
         uuid = str(board.uuid)  # CUDA leaves out the "GPU-" that NVML's begin with
-        return nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+        return nvml.nvmlDeviceGetHandleByUUID(
+            uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+        )
     except Exception:
         address = f"{board.pci_domain_id:08X}:{board.pci_bus_id:02X}:{board.pci_device_id:02X}.0"
         return nvml.nvmlDeviceGetHandleByPciBusId(address)

@@ -1,4 +1,5 @@
-"""What calls take of memory, on torch's meta device, which holds shapes and no numbers: no weights, seconds."""
+"""What calls take of memory, on torch's meta device, which holds shapes and no numbers: no weights,
+seconds."""
 
 from __future__ import annotations
 
@@ -20,10 +21,11 @@ _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
 class Live(TorchDispatchMode):
-    """Adds up the storages that operators make on one device and that still live; `peak` is the most at a time.
+    """Adds up the storages that operators make on one device and that still live; `peak` is the
+    most at a time.
 
-    Networks that ask whether a mask is full, which the meta device cannot say, are told that it is; and so of how long
-    a text is by its mask.
+    Networks that ask whether a mask is full, which the meta device cannot say, are told that it is;
+    and so of how long a text is by its mask.
     """
 
     def __init__(self, device: str = "meta") -> None:
@@ -35,12 +37,20 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _ITEM and args[0].is_meta and args[0].dtype == torch.bool:
             return True
-        if func is _COPY and args[0] in self._lengths and torch.device(kwargs["device"]).type == "cpu":
+        if (
+            func is _COPY
+            and args[0] in self._lengths
+            and torch.device(kwargs["device"]).type == "cpu"
+        ):
             return torch.full(args[0].shape, self._lengths[args[0]])
         made = func(*args, **(kwargs or {}))
         if func is _SUM and not args[0].is_floating_point():
             self._lengths[made] = math.prod(args[0].shape[dim] for dim in args[1])
-        given = {id(each.untyped_storage()) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        given = {
+            id(each.untyped_storage())
+            for each in tree_leaves((args, kwargs))
+            if isinstance(each, Tensor)
+        }
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and tensor.device.type == self.device:
                 self._count(tensor.untyped_storage(), given)
@@ -48,7 +58,8 @@ class Live(TorchDispatchMode):
         return made
 
     def _count(self, storage: Any, given: set[int]) -> None:
-        if storage in self._seen or id(storage) in given:  # a view, or a tensor that was changed in place
+        # a view, or a tensor that was changed in place
+        if storage in self._seen or id(storage) in given:
             return
         self._seen[storage] = True
         self.now += storage.nbytes()

@@ -1,4 +1,5 @@
-"""Recordings: the scores of many seeds at every step, on disk, and searches that are replayed on them.
+"""Recordings: the scores of many seeds at every step, on disk, and searches that are replayed on
+them.
 
 It imports the core, the declared options, the loop, algorithms and results, and no torch.
 """

@@ -34,15 +34,18 @@ UNIT_FILES = "unit-*.safetensors"
 """Their names, as a pattern (Unit.file)."""
 
 
-def load_recording(path: str | Path, *, scores: str = "noise_aware", price: Price = PUBLISHED) -> Recording:
-    """A finished recording: its folder, its scores.safetensors, or a file of published reward tensors.
+def load_recording(
+    path: str | Path, *, scores: str = "noise_aware", price: Price = PUBLISHED
+) -> Recording:
+    """A finished recording: its folder, its scores.safetensors, or a file of published reward
+    tensors.
 
-    Reward tensors are `base` and `noise_aware`, each (P, S, K). Column k is the reward of the x0 estimate after call
-    k + 1, the last column that of the finished image. Their grid is linspace(1, 0, K + 1), their prompts "prompt 0",
-    "prompt 1", ...
+    Reward tensors are `base` and `noise_aware`, each (P, S, K). Column k is the reward of the x0
+    estimate after call k + 1, the last column that of the finished image. Their grid is linspace(1,
+    0, K + 1), their prompts "prompt 0", "prompt 1", ...
 
-    scores: the tensor that estimates come from. nan in `noise_aware` is replaced by `base`; the last column is always
-    `base`. price: what a unit cost there. A recording of ttsnap uses neither.
+    scores: the tensor that estimates come from. nan in `noise_aware` is replaced by `base`; the
+    last column is always `base`. price: what a unit cost there. A recording of ttsnap uses neither.
 
     Raises ValueError that says what is wrong: no such file, unfinished, damaged, another layout.
     """
@@ -58,19 +61,25 @@ def load_recording(path: str | Path, *, scores: str = "noise_aware", price: Pric
 
 
 def save_recording(recording: Recording, folder: str | Path) -> None:
-    """Write a recording that is in memory. ValueError where the folder holds other files, or another recording."""
+    """Write a recording that is in memory. ValueError where the folder holds other files, or
+    another recording."""
     with OpenRecording(Path(folder), Header.of(recording)) as open_folder:
         for unit in open_folder.missing():
             open_folder.add(unit, recording.columns[unit.rows], None)
         written = open_folder.finish()
     if not np.array_equal(written.columns, recording.columns, equal_nan=True):
-        raise ValueError(f"{folder} holds a recording with the same settings and other scores; choose another folder")
+        raise ValueError(
+            f"{folder} holds a recording with the same settings and other scores; choose another"
+            " folder"
+        )
 
 
 def read_images(folder: str | Path) -> Iterator[RecordedImage]:
-    """(prompt index, seed, step, pixels) of every scored estimate, each file checked before it is read.
+    """(prompt index, seed, step, pixels) of every scored estimate, each file checked before it is
+    read.
 
-    Raises ValueError where the recording is unfinished, has no images, or a file is missing or damaged.
+    Raises ValueError where the recording is unfinished, has no images, or a file is missing or
+    damaged.
     """
     for shard in load_shards(folder)[1]:
         yield from read_shard(Path(folder) / IMAGES / shard.name, shard)
@@ -87,7 +96,9 @@ def load_shards(folder: str | Path) -> tuple[Header, list[Shard]]:
     header, scores, shards = _check_scores(path, *files.read_tensors(path, "recording"))
     header.recording(scores)  # every check of it
     if not header.images:
-        raise ValueError(f"{folder} was recorded without images; record into another folder with --images")
+        raise ValueError(
+            f"{folder} was recorded without images; record into another folder with --images"
+        )
     return header, shards
 
 
@@ -102,7 +113,8 @@ def progress(folder: str | Path) -> tuple[int, int]:
 
 
 def begun_block(folder: str | Path) -> tuple[int, int] | None:
-    """Prompts and seeds of a unit in the recording that a folder holds; None where there is none yet."""
+    """Prompts and seeds of a unit in the recording that a folder holds; None where there is none
+    yet."""
     return _read_header(Path(folder)).block if (Path(folder) / RECORDING).exists() else None
 
 
@@ -112,7 +124,8 @@ def shard_path(folder: Path, unit: Unit) -> Path:
 
 
 def check_folder(folder: Path, settings: Mapping[str, Json]) -> None:
-    """ValueError unless `folder` is free for a recording, or holds one whose header has these keys and values."""
+    """ValueError unless `folder` is free for a recording, or holds one whose header has these keys
+    and values."""
 
     def differing() -> list[str]:
         there = {"extras": [], "looks": [], **_read_header(folder).to_json()}
@@ -124,7 +137,8 @@ def check_folder(folder: Path, settings: Mapping[str, Json]) -> None:
 class OpenRecording:
     """A folder that a recording is written to, begun or resumed; open for one process at a time.
 
-    Raises ValueError where the folder holds other files, a recording with other settings, or is in use.
+    Raises ValueError where the folder holds other files, a recording with other settings, or is in
+    use.
     """
 
     def __init__(self, folder: Path, header: Header) -> None:
@@ -134,7 +148,8 @@ class OpenRecording:
         with ExitStack() as held:
             if not (folder / SCORES).exists():
                 held.enter_context(locked(folder))
-                check_folder(folder, settings)  # again: another process may have begun here just before
+                # again: another process may have begun here just before
+                check_folder(folder, settings)
             self.finished = (folder / SCORES).exists()
             if self.finished:
                 self._remove_units()  # of a process that was killed just before this
@@ -143,7 +158,10 @@ class OpenRecording:
                 if header.images:
                     (folder / IMAGES).mkdir(exist_ok=True)
                 if not (folder / RECORDING).exists():
-                    write_text(folder / RECORDING, json.dumps(header.to_json(), indent=1, ensure_ascii=False))
+                    write_text(
+                        folder / RECORDING,
+                        json.dumps(header.to_json(), indent=1, ensure_ascii=False),
+                    )
             self._held = held.pop_all()
 
     def _has(self, shard: Shard) -> bool:
@@ -152,23 +170,32 @@ class OpenRecording:
         return path.is_file() and path.stat().st_size == shard.size
 
     def missing(self) -> list[Unit]:
-        """The units that are still to be recorded, in order. A unit whose shard is gone is recorded again."""
+        """The units that are still to be recorded, in order. A unit whose shard is gone is recorded
+        again."""
         if self.finished:
             return []
-        done = {index for index, (_, shard) in self._done.items() if shard is None or self._has(shard)}
+        done = {
+            index for index, (_, shard) in self._done.items() if shard is None or self._has(shard)
+        }
         return [unit for unit in self.header.units() if unit.index not in done]
 
     def add(self, unit: Unit, scores: FloatArray, shard: Shard | None) -> None:
-        """Keep a unit's `scores` (prompts, seeds, C, R), and the shard of its images where images are kept.
+        """Keep a unit's `scores` (prompts, seeds, C, R), and the shard of its images where images
+        are kept.
 
-        ValueError where the shard does not lie in the folder, whole: its maker writes to another disk.
+        ValueError where the shard does not lie in the folder, whole: its maker writes to another
+        disk.
         """
         if shard is not None and not self._has(shard):
             raise ValueError(
-                f"the images of unit {unit.index} were made, but {self.folder / IMAGES / shard.name} is not here: all "
-                "machines must see the same folder, on a file system that they share"
+                f"the images of unit {unit.index} were made, but"
+                f" {self.folder / IMAGES / shard.name} is not here: all machines must see the same"
+                " folder, on a file system that they share"
             )
-        about = {"header": self._digest, "shard": None if shard is None else dataclasses.asdict(shard)}
+        about = {
+            "header": self._digest,
+            "shard": None if shard is None else dataclasses.asdict(shard),
+        }
         data = packed(scores, "unit", about)
         write_whole(self.folder / unit.file, lambda file: file.write(data))
         self._done[unit.index] = scores, shard
@@ -178,11 +205,17 @@ class OpenRecording:
         if self.finished:
             return load_recording(self.folder)
         if missing := self.missing():
-            raise ValueError(f"{len(missing)} of {len(self.header.units())} units are missing in {self.folder}")
+            raise ValueError(
+                f"{len(missing)} of {len(self.header.units())} units are missing in {self.folder}"
+            )
         scores = np.full(self.header.shape, np.nan)
         for unit in self.header.units():
             scores[unit.rows] = self._done[unit.index][0]
-        shards = [dataclasses.asdict(shard) for _, (_, shard) in sorted(self._done.items()) if shard is not None]
+        shards = [
+            dataclasses.asdict(shard)
+            for _, (_, shard) in sorted(self._done.items())
+            if shard is not None
+        ]
         data = packed(scores, "recording", {**self.header.to_json(), "shards": shards})
         write_whole(self.folder / SCORES, lambda file: file.write(data))
         self._remove_units()
@@ -201,18 +234,23 @@ class OpenRecording:
 
 
 def packed(scores: FloatArray, key: str, about: Mapping[str, Json]) -> bytes:
-    """A safetensors file of scores, with JSON about them and checksums of both under one key of its header."""
-    # One key, since safetensors writes several in any order and the bytes should be the same every time.
+    """A safetensors file of scores, with JSON about them and checksums of both under one key of its
+    header."""
+    # One key, since safetensors writes several in any order and the bytes should be the same every
+    # time.
     about = {**about, "crc32": zlib.crc32(scores.tobytes())}
     return save({"scores": scores}, {key: json.dumps({**about, HEADER_CRC: checksum(about)})})
 
 
 def unpacked(path: Path, key: str, what: str) -> tuple[FloatArray, dict[str, Json]]:
-    """The scores and the JSON of a file that `packed` made. ValueError for another file, and for a damaged one."""
+    """The scores and the JSON of a file that `packed` made. ValueError for another file, and for a
+    damaged one."""
     tensors, metadata = files.read_tensors(path, what)
     about = files.parse_object(metadata.get(key, ""), path)
     if about.pop(HEADER_CRC, None) != checksum(about):
-        raise ValueError(f"{path} is damaged: its header does not have the checksum with which it was written")
+        raise ValueError(
+            f"{path} is damaged: its header does not have the checksum with which it was written"
+        )
     return _held_to_checksum(path, tensors, about.pop("crc32", None)), about
 
 
@@ -226,13 +264,17 @@ def _units_of(folder: Path, header: Header) -> dict[int, tuple[FloatArray, Shard
     return {unit.index: _read_unit(folder / unit.file, unit, header, digest) for unit in units}
 
 
-def _read_unit(path: Path, unit: Unit, header: Header, digest: str) -> tuple[FloatArray, Shard | None]:
+def _read_unit(
+    path: Path, unit: Unit, header: Header, digest: str
+) -> tuple[FloatArray, Shard | None]:
     try:
         scores, about = unpacked(path, "unit", "unit of a recording")
         if about.get("header") != digest:
             raise ValueError(f"{path} was recorded with other settings than {RECORDING} holds")
         if scores.shape != (shape := (len(unit.prompts), len(unit.seeds), *header.shape[2:])):
-            raise ValueError(f"{path} is damaged: it should hold scores of shape {shape}, not {scores.shape}")
+            raise ValueError(
+                f"{path} is damaged: it should hold scores of shape {shape}, not {scores.shape}"
+            )
         return scores, None if about.get("shard") is None else Shard.read(about["shard"], path)
     except ValueError as error:
         raise ValueError(
@@ -265,18 +307,25 @@ def _check_scores(
     header, extra = Header.read(metadata.get("recording", ""), path)
     unknown = set(extra) - {"format", "shards", "crc32", HEADER_CRC}
     if unknown:
-        raise ValueError(f"{path} is damaged: its header has keys that no ttsnap writes: {sorted(unknown)}")
+        raise ValueError(
+            f"{path} is damaged: its header has keys that no ttsnap writes: {sorted(unknown)}"
+        )
     scores = _held_to_checksum(path, tensors, extra.get("crc32"))
     if scores.shape != header.shape:
-        raise ValueError(f"{path} is damaged: it should hold scores of shape {header.shape}, not {scores.shape}")
+        raise ValueError(
+            f"{path} is damaged: it should hold scores of shape {header.shape}, not {scores.shape}"
+        )
     return header, scores, read_shards(extra.get("shards", []), path)
 
 
 def _held_to_checksum(path: Path, tensors: Mapping[str, Tensor], crc: Json) -> FloatArray:
-    """The scores among a file's tensors. ValueError unless they are float64 and have this checksum."""
+    """The scores among a file's tensors. ValueError unless they are float64 and have this
+    checksum."""
     scores = tensors.get("scores")
     if scores is None or scores.dtype != np.float64:
         raise ValueError(f"{path} is damaged: it should hold scores, float64")
     if zlib.crc32(scores.tobytes()) != crc:
-        raise ValueError(f"{path} is damaged: the scores do not have the checksum with which they were written")
+        raise ValueError(
+            f"{path} is damaged: the scores do not have the checksum with which they were written"
+        )
     return np.asarray(scores, np.float64)

@@ -25,16 +25,26 @@ from ttsnap.recordings.replay import Recording
 
 FORMAT = 1
 MOST_UNITS, MOST_SCORES = 10**7, 10**10
-COUNTS = ("passes_per_nfe", "depth", "asked", "passes_per_draft", "more_calls", "bases", "begin_calls")
+COUNTS = (
+    "passes_per_nfe",
+    "depth",
+    "asked",
+    "passes_per_draft",
+    "more_calls",
+    "bases",
+    "begin_calls",
+)
 """Whole numbers of a price."""
 HEADER_CRC = "header_crc32"
-"""Key of scores.safetensors' header for the checksum of its other keys. The oldest files lack it."""
+"""Key of scores.safetensors' header for the checksum of its other keys. The oldest files lack
+it."""
 _ROLLOUT = re.compile("rollout:[1-9][0-9]{0,3}@[0-9]{1,6}")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Rows of a recording's scores that one search call records. Prompts and seeds are counted from 0."""
+    """Rows of a recording's scores that one search call records. Prompts and seeds are counted from
+    0."""
 
     index: int
     prompts: range
@@ -43,7 +53,9 @@ class Unit:
     @property
     def rows(self) -> tuple[slice, slice]:
         """Where its scores lie in those (P, S, C, R) of the recording."""
-        return slice(self.prompts.start, self.prompts.stop), slice(self.seeds.start, self.seeds.stop)
+        return slice(self.prompts.start, self.prompts.stop), slice(
+            self.seeds.start, self.seeds.stop
+        )
 
     @property
     def file(self) -> str:
@@ -53,7 +65,8 @@ class Unit:
 
 @dataclass(frozen=True)
 class Header:
-    """The settings of a recording: the contents of recording.json, which must be the same to resume it.
+    """The settings of a recording: the contents of recording.json, which must be the same to resume
+    it.
 
     Raises ValueError for settings that do not fit together.
     """
@@ -82,7 +95,8 @@ class Header:
     evals: tuple[int, ...] | None = None
     """Evaluations of each step, where one takes several."""
     looks: tuple[str, ...] = ()
-    """Looks in addition to estimates, as "draft:1@0", in earlier versions also coarse rollouts, as "rollout:3@4"."""
+    """Looks in addition to estimates, as "draft:1@0", in earlier versions also coarse rollouts, as
+    "rollout:3@4"."""
     image_nfe: int | None = None
     """Of the grid (Grid.image_nfe), where drafts are finished."""
 
@@ -92,14 +106,22 @@ class Header:
         if len(set(self.looks)) < len(self.looks) or any(look.step >= last for look in seen):
             raise ValueError(f"looks must differ and come before step {last}, got {self.looks}")
         if not self.prompts or not self.rewards:
-            raise ValueError(f"a recording needs prompts and rewards, got {self.prompts} and {self.rewards}")
+            raise ValueError(
+                f"a recording needs prompts and rewards, got {self.prompts} and {self.rewards}"
+            )
         if self.seeds < 1 or not 0 <= self.first_seed <= 2**64 - self.seeds:
-            raise ValueError(f"seeds must be at least 1, from 0 on, got {self.seeds} from {self.first_seed} on")
+            raise ValueError(
+                f"seeds must be at least 1, from 0 on, got {self.seeds} from {self.first_seed} on"
+            )
         rising = all(a < b for a, b in zip((-1, *self.steps), self.steps, strict=False))
         if not self.steps or not rising or self.steps[-1] != last:
-            raise ValueError(f"steps must rise within 0..{last} and end with {last}, got {self.steps}")
+            raise ValueError(
+                f"steps must rise within 0..{last} and end with {last}, got {self.steps}"
+            )
         if len(self.block) != 2 or min(self.block) < 1:
-            raise ValueError(f"block must be two numbers from 1 on (prompts, seeds), got {self.block}")
+            raise ValueError(
+                f"block must be two numbers from 1 on (prompts, seeds), got {self.block}"
+            )
         units = math.prod(-(-n // of) for n, of in zip(self.shape, self.block, strict=False))
         if units > MOST_UNITS or math.prod(self.shape) > MOST_SCORES:
             raise ValueError(
@@ -108,15 +130,22 @@ class Header:
             )
         guided, groups = self.price.guided, self.price.groups
         if groups is not None and self.block[1] % groups.size and self.block[1] < self.seeds:
-            raise ValueError(f"seeds begin in groups of {groups.size}, so that a block holds a multiple of it, got "
-                             f"{self.block[1]} seeds")  # fmt: skip
+            raise ValueError(
+                f"seeds begin in groups of {groups.size}, so that a block holds a multiple of it,"
+                f" got {self.block[1]} seeds"
+            )
         if guided is not None and len(guided.steps) != last:
-            raise ValueError(f"guidance must say for each of {last} steps whether it is there, got {guided.steps}")
+            raise ValueError(
+                f"guidance must say for each of {last} steps whether it is there, got"
+                f" {guided.steps}"
+            )
 
     @property
     def seen(self) -> tuple[EstimatorAt | None, ...]:
         """The looks; None for a coarse rollout, whose scores are left alone."""
-        return tuple(None if _ROLLOUT.fullmatch(text) else EstimatorAt.read(text) for text in self.looks)
+        return tuple(
+            None if _ROLLOUT.fullmatch(text) else EstimatorAt.read(text) for text in self.looks
+        )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -124,7 +153,8 @@ class Header:
         return len(self.prompts), self.seeds, len(self.levels) + len(self.looks), len(self.rewards)
 
     def units(self) -> list[Unit]:
-        """The units of work, block by block: all seeds of the first prompts, then the next prompts."""
+        """The units of work, block by block: all seeds of the first prompts, then the next
+        prompts."""
         p, s = len(self.prompts), self.seeds
         blocks = [
             (range(i, min(p, i + self.block[0])), range(j, min(s, j + self.block[1])))
@@ -136,16 +166,33 @@ class Header:
     def recording(self, scores: FloatArray) -> Recording:
         """The recording with these scores (P, S, C, R)."""
         points = len(self.levels)
-        scored, grid = tuple(k in set(self.steps) for k in range(points)), Grid(self.levels, self.evals, self.image_nfe)
+        scored, grid = (
+            tuple(k in set(self.steps) for k in range(points)),
+            Grid(self.levels, self.evals, self.image_nfe),
+        )
         looks = {seen: scores[:, :, points + i] for i, seen in enumerate(self.seen) if seen}
         texts = tuple(map(str, self.prompts))  # without the pictures that they may carry
-        return Recording(texts, scores[:, :, :points], grid, self.rewards, self.first_seed, scored, self.price,
-                         self.info, looks)  # fmt: skip
+        return Recording(
+            texts,
+            scores[:, :, :points],
+            grid,
+            self.rewards,
+            self.first_seed,
+            scored,
+            self.price,
+            self.info,
+            looks,
+        )
 
     def to_json(self) -> dict[str, Json]:
-        """The settings after a round trip through JSON. ValueError where `info` is not JSON-ready."""
+        """The settings after a round trip through JSON. ValueError where `info` is not
+        JSON-ready."""
         try:
-            data = {"format": FORMAT, **dataclasses.asdict(self), "price": _price_to_json(self.price)}
+            data = {
+                "format": FORMAT,
+                **dataclasses.asdict(self),
+                "price": _price_to_json(self.price),
+            }
             settings = dict(json.loads(json.dumps(data)))
         except TypeError as error:
             raise ValueError(f"info must hold plain JSON values: {error}") from None
@@ -167,16 +214,24 @@ class Header:
     def read(cls, text: str, where: Path) -> tuple[Header, dict[str, Json]]:
         """A header from JSON, and the other keys of that JSON.
 
-        ValueError that names `where` for what is no header, a damaged one, or one of another format.
+        ValueError that names `where` for what is no header, a damaged one, or one of another
+        format.
         """
         data = files.parse_json(text, where)
         if not isinstance(data, dict) or "format" not in data:
             raise ValueError(f"{where} does not describe a recording of ttsnap")
         if data["format"] != FORMAT:
             there = str(data["format"])[:40]
-            raise ValueError(f"{where} has format {there}, this ttsnap reads {FORMAT}; update ttsnap")
-        if HEADER_CRC in data and data[HEADER_CRC] != checksum({k: v for k, v in data.items() if k != HEADER_CRC}):
-            raise ValueError(f"{where} is damaged: its header does not have the checksum with which it was written")
+            raise ValueError(
+                f"{where} has format {there}, this ttsnap reads {FORMAT}; update ttsnap"
+            )
+        if HEADER_CRC in data and data[HEADER_CRC] != checksum(
+            {k: v for k, v in data.items() if k != HEADER_CRC}
+        ):
+            raise ValueError(
+                f"{where} is damaged: its header does not have the checksum with which it was"
+                " written"
+            )
         names = [f.name for f in dataclasses.fields(cls)]
         newer = ("extras", "evals", "looks", "image_nfe")
         missing = [name for name in names if name not in data and name not in newer]
@@ -188,7 +243,11 @@ class Header:
     def _from(cls, data: Mapping[str, Json], where: Path) -> Header:
         hints = get_type_hints(cls)
         try:
-            plain = {name: check(name, data[name], hints[name]) for name in data if name in hints and name != "price"}
+            plain = {
+                name: check(name, data[name], hints[name])
+                for name in data
+                if name in hints and name != "price"
+            }
             return cls(**plain, price=_price(_object("price", data["price"])))
         except ValueError as error:
             raise ValueError(f"{where} is damaged: {error}") from None
@@ -227,13 +286,16 @@ def _object(name: str, value: Json) -> Mapping[str, Json]:
 
 
 def _price(data: Mapping[str, Json]) -> Price:
-    """A price from JSON. The oldest recordings have `decode_estimates` for `estimates`, and no guidance."""
+    """A price from JSON. The oldest recordings have `decode_estimates` for `estimates`, and no
+    guidance."""
     if missing := sorted({"flops", "seconds", "passes_per_nfe"} - set(data)):
         raise ValueError(f"price lacks {missing}")
     seconds, guided, groups = data["seconds"], data.get("guided"), data.get("groups")
     estimates = data.get("estimates", "decode" if data.get("decode_estimates", True) else "nothing")
     if estimates not in ("decode", "preview", "nothing"):
-        raise ValueError(f"estimates must be decode, preview or nothing, got {str(estimates)[:40]!r}")
+        raise ValueError(
+            f"estimates must be decode, preview or nothing, got {str(estimates)[:40]!r}"
+        )
     return Price(
         flops=_rates(_object("flops", data["flops"])),
         seconds=None if seconds is None else _rates(_object("seconds", seconds)),
@@ -247,12 +309,17 @@ def _price(data: Mapping[str, Json]) -> Price:
 def _rates(data: Mapping[str, Json]) -> Rates:
     names = {kind.one: kind.name for kind in KINDS} | {"call": "call"}
     if unknown := sorted(set(data) - set(names)):
-        raise ValueError(f"prices are of {', '.join(names)}; this ttsnap knows no {unknown}, update it")
-    return Rates(**{names[key]: check(f"the price of {key}", value, float) for key, value in data.items()})
+        raise ValueError(
+            f"prices are of {', '.join(names)}; this ttsnap knows no {unknown}, update it"
+        )
+    return Rates(
+        **{names[key]: check(f"the price of {key}", value, float) for key, value in data.items()}
+    )
 
 
 def _price_to_json(price: Price) -> dict[str, Json]:
-    """A price as `_price` reads it. Drafters and frames are left out where there are none, as in older files."""
+    """A price as `_price` reads it. Drafters and frames are left out where there are none, as in
+    older files."""
     seconds = None if price.seconds is None else _rates_to_json(price.seconds)
     data = dataclasses.asdict(price) | {"flops": _rates_to_json(price.flops), "seconds": seconds}
     del data["tokens"], data["features"]  # a recording asks no judge, and compares no images
@@ -271,7 +338,8 @@ def _rates_to_json(rates: Rates) -> dict[str, float]:
 
 
 def differences(found: object, wanted: object, name: str = "") -> list[str]:
-    """What differs between two JSON values, each named by its key ("info.call.guidance_scale is 4.0, not 5.0")."""
+    """What differs between two JSON values, each named by its key ("info.call.guidance_scale is
+    4.0, not 5.0")."""
     if found == wanted:
         return []
     if isinstance(found, dict) and isinstance(wanted, dict):

@@ -1,4 +1,5 @@
-"""Numbers that take long to compute, kept in a file as they come, from which an interrupted run resumes."""
+"""Numbers that take long to compute, kept in a file as they come, from which an interrupted run
+resumes."""
 
 from __future__ import annotations
 
@@ -16,28 +17,44 @@ from ttsnap.recordings.header import differences
 
 
 class KeptNumbers:
-    """The first `done` of so many `numbers`; the file is written from time to time, and at the end of a `with` block.
+    """The first `done` of so many `numbers`; the file is written from time to time, and at the end
+    of a `with` block.
 
-    path: None for no file. key: what the numbers are, as "targets". about: what they depend on. writes: whether this
-    process does. ValueError for a file that is damaged, or about something else.
+    path: None for no file. key: what the numbers are, as "targets". about: what they depend on.
+    writes: whether this process does. ValueError for a file that is damaged, or about something
+    else.
     """
 
     def __init__(
-        self, path: Path | None, key: str, about: Mapping[str, Json], count: int, *, writes: bool = True
+        self,
+        path: Path | None,
+        key: str,
+        about: Mapping[str, Json],
+        count: int,
+        *,
+        writes: bool = True,
     ) -> None:
-        self.numbers, self._path, self._key, self._about = np.zeros(count), path if writes else None, key, about
+        self.numbers, self._path, self._key, self._about = (
+            np.zeros(count),
+            path if writes else None,
+            key,
+            about,
+        )
         kept: FloatArray = np.empty(0)
         there = dict(about)
         if path is not None and path.exists():
             try:
                 kept, there = unpacked(path, key, f"file of {key}")
                 if kept.ndim != 1 or len(kept) > count or not np.isfinite(kept).all():
-                    raise ValueError(f"{path} is damaged: it should hold at most {count} finite numbers")
+                    raise ValueError(
+                        f"{path} is damaged: it should hold at most {count} finite numbers"
+                    )
             except ValueError as error:
                 raise ValueError(f"{error}; remove it, and the {key} are computed again") from None
         if mismatches := differences(there, dict(about)):
             raise ValueError(
-                f"{path} holds {key} of other data: {'; '.join(mismatches)}; remove it, or write to another place"
+                f"{path} holds {key} of other data: {'; '.join(mismatches)}; remove it, or write to"
+                " another place"
             )
         self.numbers[: len(kept)] = kept
         self.done = self._saved = len(kept)

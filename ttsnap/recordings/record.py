@@ -1,4 +1,5 @@
-"""Record every seed of every prompt to the end, unit by unit, into a folder that survives interruption."""
+"""Record every seed of every prompt to the end, unit by unit, into a folder that survives
+interruption."""
 
 from __future__ import annotations
 
@@ -53,9 +54,11 @@ class RecordedUnit(NamedTuple):
     """The tar of its images, where these are kept."""
 
 
-Making = Callable[[list[Unit], Callable[[float], None], Callable[[], bool]], Iterator[tuple[Unit, RecordedUnit]]]
-"""Makes these units in any order, reports evaluations to one function, and begins no further one where the other says
-so."""
+Making = Callable[
+    [list[Unit], Callable[[float], None], Callable[[], bool]], Iterator[tuple[Unit, RecordedUnit]]
+]
+"""Makes these units in any order, reports evaluations to one function, and begins no further one
+where the other says so."""
 
 
 def record(
@@ -69,16 +72,19 @@ def record(
 ) -> Recording:
     """Denoise all seeds of every prompt with KeepAll on `engine`, and score on the way.
 
-    engine: of a pipeline, as `pipe.engine(...)` makes one; its EngineOptions must keep the latents that are recorded.
-    prompts: texts, or a Prompt with its picture where the model edits; digests of pictures are noted. options: seeds,
-    steps, and what is kept (each field says what it does). info: what else to note, JSON-ready (model, call, kernel).
+    engine: of a pipeline, as `pipe.engine(...)` makes one; its EngineOptions must keep the latents
+        that are recorded.
+    prompts: texts, or a Prompt with its picture where the model edits; digests of pictures are
+    noted. options: seeds, steps, and what is kept (each field says what it does). info: what else
+    to note, JSON-ready (model, call, kernel).
 
-    Ctrl-C and SIGTERM wait for the unit at hand. After an interruption (any exception, a kill) the same call resumes
-    after the last finished unit. Units run in the batches that they would have had. The result is the same to the last
-    bit where the engine is deterministic for equal batches.
+    Ctrl-C and SIGTERM wait for the unit at hand. After an interruption (any exception, a kill) the
+    same call resumes after the last finished unit. Units run in the batches that they would have
+    had. The result is the same to the last bit where the engine is deterministic for equal batches.
 
-    Raises ValueError before any compute where the folder holds something else or settings do not fit. Raises it later
-    where a reward fails on every image of a unit, which is not kept then, or on the first images.
+    Raises ValueError before any compute where the folder holds something else or settings do not
+    fit. Raises it later where a reward fails on every image of a unit, which is not kept then, or
+    on the first images.
     """
     options = replace(options, block=options.block or begun_block(folder))
     setup = describe(engine, [Prompt.of(prompt) for prompt in prompts], options, info or {})
@@ -126,7 +132,10 @@ def describe(
         },
     )
     if not set(options.keep) <= set(engine.keep):
-        raise ValueError(f"the engine does not keep {list(options.keep)}; make it with keep={sorted(options.keep)}")
+        raise ValueError(
+            f"the engine does not keep {list(options.keep)}; make it with"
+            f" keep={sorted(options.keep)}"
+        )
     size = 1 if engine.price.groups is None else engine.price.groups.size
     group = dry_costs(KeepAll(steps=header.steps, looks=looks), engine)(size, Budget())
     if options.block is None:
@@ -134,8 +143,11 @@ def describe(
     return RecordingSetup(header, tuple(prompts), engine.price.evaluations(group) / size)
 
 
-def keep(setup: RecordingSetup, folder: Path, making: Making, *, progress_bar: bool = False) -> Recording:
-    """Make the units that a folder lacks, keep each as soon as it is made, and finish the recording.
+def keep(
+    setup: RecordingSetup, folder: Path, making: Making, *, progress_bar: bool = False
+) -> Recording:
+    """Make the units that a folder lacks, keep each as soon as it is made, and finish the
+    recording.
 
     ValueError before any unit is made where the folder holds something else.
     """
@@ -144,7 +156,10 @@ def keep(setup: RecordingSetup, folder: Path, making: Making, *, progress_bar: b
         missing = there.missing()
         total, left = (
             round(seeds * nfe)
-            for seeds in (len(header.prompts) * header.seeds, sum(len(u.prompts) * len(u.seeds) for u in missing))
+            for seeds in (
+                len(header.prompts) * header.seeds,
+                sum(len(u.prompts) * len(u.seeds) for u in missing),
+            )
         )
         quiet = not (progress_bar and missing)
         bar = tqdm(total=total, initial=total - left, unit="nfe", desc="record", disable=quiet)
@@ -163,9 +178,10 @@ def make_unit(
 ) -> RecordedUnit:
     """Denoise and score a unit. Images that are kept are at `path` on return, whole.
 
-    A unit runs in the same batches on any engine of the same settings. The result is the same to the last bit where the
-    engine is deterministic for equal batches. on_nfe: called with the evaluations of each batch. Raises ValueError
-    where a reward fails on every image; nothing is kept then.
+    A unit runs in the same batches on any engine of the same settings. The result is the same to
+    the last bit where the engine is deterministic for equal batches. on_nfe: called with the
+    evaluations of each batch. Raises ValueError where a reward fails on every image; nothing is
+    kept then.
     """
 
     def save(file: BinaryIO) -> FloatArray:
@@ -180,7 +196,11 @@ def make_unit(
 
 
 def _scores(
-    engine: Engine, setup: RecordingSetup, unit: Unit, on_nfe: Callable[[float], None], shard: ShardWriter | None
+    engine: Engine,
+    setup: RecordingSetup,
+    unit: Unit,
+    on_nfe: Callable[[float], None],
+    shard: ShardWriter | None,
 ) -> FloatArray:
     """The scores of a unit. Images go to the shard, where there is one."""
     header = setup.header
@@ -192,16 +212,25 @@ def _scores(
     def listen(event: Event) -> None:
         if event.kind == "tick":
             on_nfe(event.nfe)
-        elif event.kind == "score" and (at := column.get(EstimatorAt(event.look, event.step))) is not None:
+        elif (
+            event.kind == "score"
+            and (at := column.get(EstimatorAt(event.look, event.step))) is not None
+        ):
             looked[event.job, event.uids[0], at] = event.scores
         elif event.kind == "score" and shard is not None:
             if event.image is None:
-                raise ValueError("there is no picture of an estimate to keep, as no reward reads pixels; record "
-                                 "without images")  # fmt: skip
+                raise ValueError(
+                    "there is no picture of an estimate to keep, as no reward reads pixels; record "
+                    "without images"
+                )
             if event.image.ndim > 3:
-                raise ValueError("recordings keep pictures of images, not videos; record without images")
+                raise ValueError(
+                    "recordings keep pictures of images, not videos; record without images"
+                )
             kept = event.kept if "latents" in header.extras else {}
-            shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, kept)
+            shard.add(
+                unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, kept
+            )
 
     algorithm = KeepAll(len(unit.seeds), header.steps, header.looks)
     try:
@@ -214,29 +243,36 @@ def _scores(
     for name, final in zip(header.rewards, np.moveaxis(scores[:, :, -1], -1, 0), strict=True):
         if np.isnan(final).all():
             why = next((w for result in results for w in result.warnings), "it returned nan")
-            raise ValueError(f"the reward {name!r} gave no score at all for {final.size} images: {why}")
-    scores[:, :, [k for k in range(scores.shape[2]) if k not in header.steps]] = np.nan  # by looks, if by anything
+            raise ValueError(
+                f"the reward {name!r} gave no score at all for {final.size} images: {why}"
+            )
+    # by looks, if by anything
+    scores[:, :, [k for k in range(scores.shape[2]) if k not in header.steps]] = np.nan
     return np.concatenate([scores, looked], axis=2)
 
 
 def step_correlations(recording: Recording) -> FloatArray:
-    """(K+1, R) Spearman correlation of each reward's scores at a step with its final ones, mean over prompts.
+    """(K+1, R) Spearman correlation of each reward's scores at a step with its final ones, mean
+    over prompts.
 
-    Over the prompts where both vary and no score failed; nan where there is none, and at steps not scored.
+    Over the prompts where both vary and no score failed; nan where there is none, and at steps not
+    scored.
     """
     correlations = np.full((recording.grid.steps + 1, len(recording.reward_names)), np.nan)
     for step in np.flatnonzero(recording.scored):
         for r in range(correlations.shape[1]):
             early, final = recording.scores[:, :, step, r], recording.final[..., r]
-            varied = (np.ptp(early, axis=1) > 0) & (np.ptp(final, axis=1) > 0)  # a nan makes it False
+            # a nan makes it False
+            varied = (np.ptp(early, axis=1) > 0) & (np.ptp(final, axis=1) > 0)
             if varied.any():
                 correlations[step, r] = rank_correlation(early[varied], final[varied])
     return correlations
 
 
 def _block(engine: Engine, group: Cost, size: int, seeds: int) -> tuple[int, int]:
-    """Prompts and seeds of a unit: of one prompt all seeds, in equal parts where they are more than about four full
-    batches, or take longer than CHECKPOINT_SECONDS. group: what so many seeds cost that begin together.
+    """Prompts and seeds of a unit: of one prompt all seeds, in equal parts where they are more than
+    about four full batches, or take longer than CHECKPOINT_SECONDS. group: what so many seeds cost
+    that begin together.
     """
     engine.calibrate()
     taken = 0.0 if engine.price.seconds is None else engine.price.seconds.of(group) / size

@@ -1,4 +1,5 @@
-"""Recorded reward trajectories, and an engine that plays searches back on them with the objects that run live."""
+"""Recorded reward trajectories, and an engine that plays searches back on them with the objects
+that run live."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from ttsnap.files.settings import Json
 from ttsnap.loop.dry import DryEngine
 
 PUBLISHED = Price(Rates(nfe=9.9e12, reward_calls=1.2e12))
-"""FLOPs per denoiser evaluation and per decode with its reward call, as published with the reward tensors."""
+"""FLOPs per denoiser evaluation and per decode with its reward call, as published with the reward
+tensors."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Recording:
 
     prompts: tuple[str, ...]
     scores: FloatArray
-    """(P, S, K+1, R). Index k < K is the x0 estimate at grid point k, after k + 1 evaluations; index K is the finished
-    image, after K evaluations. nan where a reward failed."""
+    """(P, S, K+1, R). Index k < K is the x0 estimate at grid point k, after k + 1 evaluations;
+    index K is the finished image, after K evaluations. nan where a reward failed."""
     grid: Grid
     reward_names: tuple[str, ...]
     first_seed: int = 0
@@ -53,11 +55,14 @@ class Recording:
         expected = (len(self.prompts), points, len(self.reward_names))
         if self.scores.ndim != 4 or (self.scores.shape[0], *self.scores.shape[2:]) != expected:
             raise ValueError(
-                f"scores have shape {self.scores.shape}, expected ({expected[0]}, seeds, {expected[1]}, {expected[2]})"
+                f"scores have shape {self.scores.shape}, expected ({expected[0]}, seeds,"
+                f" {expected[1]}, {expected[2]})"
             )
         object.__setattr__(self, "scored", tuple(self.scored) or (True,) * points)
         if len(self.scored) != points or not self.scored[-1]:
-            raise ValueError(f"scored must say for each of {points} steps whether it was, the last always")
+            raise ValueError(
+                f"scored must say for each of {points} steps whether it was, the last always"
+            )
         for seen, scores in self.looks.items():
             if scores.shape != (wanted := (*self.scores.shape[:2], self.scores.shape[3])):
                 raise ValueError(f"scores of {seen} have shape {scores.shape}, expected {wanted}")
@@ -75,7 +80,9 @@ class Recording:
     @property
     def columns(self) -> FloatArray:
         """(P, S, K+1+L, R) all scores: of the steps, then of the L looks."""
-        return np.concatenate([self.scores, *(scores[:, :, None] for scores in self.looks.values())], 2)
+        return np.concatenate(
+            [self.scores, *(scores[:, :, None] for scores in self.looks.values())], 2
+        )
 
     @cached_property
     def failed(self) -> bool:
@@ -120,20 +127,35 @@ class Recording:
             return scores
         if look == ESTIMATE.name:
             known = np.flatnonzero(self.scored).tolist()
-            raise ValueError(f"the estimate at step {step} asked for; the recording has scores at {known}")
+            raise ValueError(
+                f"the estimate at step {step} asked for; the recording has scores at {known}"
+            )
         if (found := self.looks.get(EstimatorAt(look, step))) is None:
             there = ", ".join(map(str, self.looks)) or "none but estimates"
-            raise ValueError(f"{EstimatorAt(look, step)} asked for; looks in the recording: {there}")
+            raise ValueError(
+                f"{EstimatorAt(look, step)} asked for; looks in the recording: {there}"
+            )
         return found
 
     @classmethod
     def from_results(
-        cls, results: Sequence[Result], grid: Grid, reward_names: tuple[str, ...], price: Price | None = None
+        cls,
+        results: Sequence[Result],
+        grid: Grid,
+        reward_names: tuple[str, ...],
+        price: Price | None = None,
     ) -> Recording:
         """The recording of a search with KeepAll, on an engine of this price."""
         scores = np.stack([r.particles.scores for r in results])
         first = int(results[0].particles.seed[0])
-        return cls(tuple(r.prompt for r in results), scores, grid, reward_names, first, price=price or Price())
+        return cls(
+            tuple(r.prompt for r in results),
+            scores,
+            grid,
+            reward_names,
+            first,
+            price=price or Price(),
+        )
 
     def select(self, prompts: slice = slice(None), seeds: slice = slice(None)) -> Recording:
         """The recording of some prompts and some seeds (a range without gaps)."""
@@ -150,16 +172,25 @@ class Recording:
 
 
 def recording_of(path: Path, tensors: Mapping[str, Tensor], which: str, price: Price) -> Recording:
-    """Reward tensors that were published with TTSnap (arXiv 2511.22242), in the layout that `load_recording` tells.
+    """Reward tensors that were published with TTSnap (arXiv 2511.22242), in the layout that
+    `load_recording` tells.
 
     ValueError for another layout, and for `which` other than "base" and "noise_aware".
     """
     if which not in ("base", "noise_aware"):
         raise ValueError(f"scores must be base or noise_aware, got {which!r}")
     base, aware = tensors.get("base"), tensors.get("noise_aware")
-    if base is None or aware is None or base.ndim != 3 or base.shape != aware.shape or not base.size:
+    if (
+        base is None
+        or aware is None
+        or base.ndim != 3
+        or base.shape != aware.shape
+        or not base.size
+    ):
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        raise ValueError(f"{path} is no recording: expected base and noise_aware, each (P, S, K), found {shapes}")
+        raise ValueError(
+            f"{path} is no recording: expected base and noise_aware, each (P, S, K), found {shapes}"
+        )
     base, aware = base.astype(float), aware.astype(float)
     estimates = base if which == "base" else np.where(np.isnan(aware), base, aware)
     prompts, _, steps = base.shape
@@ -177,15 +208,18 @@ def recording_of(path: Path, tensors: Mapping[str, Tensor], which: str, price: P
 class ReplayEngine(DryEngine):
     """Plays non-branching searches back on a recording, job j on its prompt j.
 
-    Search the recording's `prompts` with its `first_seed`, so that seeds and rows agree. A score is given only for a
-    step that a submitted, and therefore paid, move has reached (see `paid`). ValueError for what was not recorded.
+    Search the recording's `prompts` with its `first_seed`, so that seeds and rows agree. A score is
+    given only for a step that a submitted, and therefore paid, move has reached (see `paid`).
+    ValueError for what was not recorded.
     """
 
     def __init__(self, recording: Recording, *, capacity: int = 1) -> None:
-        """capacity: of `Engine`, which matters where prompts share a budget. With that of a LiveEngine (twice its batch
-        size) rounds and ledgers are those of the live search."""
+        """capacity: of `Engine`, which matters where prompts share a budget. With that of a
+        LiveEngine (twice its batch size) rounds and ledgers are those of the live search."""
         r = recording
-        super().__init__(r.grid, r.reward_names, offers=r.offers, price=r.price, draft_calls=r.draft_calls)
+        super().__init__(
+            r.grid, r.reward_names, offers=r.offers, price=r.price, draft_calls=r.draft_calls
+        )
         self.recording, self.capacity = recording, capacity
         self.start()
 
@@ -203,18 +237,32 @@ class ReplayEngine(DryEngine):
 
     def submit(self, job: int, plan: Plan) -> None:
         if np.count_nonzero(plan.rows.kind > CONTINUE):
-            raise ValueError("a recording cannot be renoised or branched; only what was denoised once can be replayed")
-        rows, groups, first = self._rows(job, plan.seed), self.price.groups, self.recording.first_seed
-        if groups is not None and ((rows % groups.size != plan.place) & (plan.rows.kind == FRESH)).any():
-            raise ValueError(f"seeds were recorded in groups of {groups.size} from {first} on, of which "
-                             f"{plan.seed[0]} begins none; search from {first} on")  # fmt: skip
+            raise ValueError(
+                "a recording cannot be renoised or branched; only what was denoised once can be"
+                " replayed"
+            )
+        rows, groups, first = (
+            self._rows(job, plan.seed),
+            self.price.groups,
+            self.recording.first_seed,
+        )
+        if (
+            groups is not None
+            and ((rows % groups.size != plan.place) & (plan.rows.kind == FRESH)).any()
+        ):
+            raise ValueError(
+                f"seeds were recorded in groups of {groups.size} from {first} on, of which "
+                f"{plan.seed[0]} begins none; search from {first} on"
+            )
         self.paid[job, rows] = plan.rows.stop
         super().submit(job, plan)
 
     def scores(self, job: int, seeds: IntArray, steps: IntArray, look: Estimator) -> FloatArray:
         rows = self._rows(job, seeds)
         if (steps > self.paid[job, rows]).any():
-            raise ValueError(f"scores at steps {steps.tolist()} of seeds {seeds.tolist()} have not been paid for")
+            raise ValueError(
+                f"scores at steps {steps.tolist()} of seeds {seeds.tolist()} have not been paid for"
+            )
         scores = np.empty((len(rows), len(self.reward_names)))
         for step in set(steps.tolist()):
             at = steps == step
@@ -226,5 +274,8 @@ class ReplayEngine(DryEngine):
         rows = seeds - np.uint64(r.first_seed)  # of a seed before the first one, a huge number
         if rows.max(initial=0) >= r.seeds:
             last, prompt = r.first_seed + r.seeds - 1, r.prompts[job]
-            raise ValueError(f"seeds {seeds.min()}..{seeds.max()} of {prompt!r}: recorded are {r.first_seed}..{last}")
+            raise ValueError(
+                f"seeds {seeds.min()}..{seeds.max()} of {prompt!r}: recorded are"
+                f" {r.first_seed}..{last}"
+            )
         return rows.astype(int)

@@ -1,7 +1,7 @@
 """Images of one unit of a recording as one tar of PNGs, named as webdataset names them.
 
-An image may come with its latent, a float16 .npy of the same name. Earlier versions also kept hidden states of the
-denoiser (features.npy).
+An image may come with its latent, a float16 .npy of the same name. Earlier versions also kept
+hidden states of the denoiser (features.npy).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ttsnap.files.writing import sha256
 from ttsnap.results.media import Pixels, to_uint8
 
 NAME = re.compile(r"([0-9]{5,9})-([0-9]{1,19})-([0-9]{3,9})\.(png|latent\.npy|features\.npy)")
-"""Prompt, seed, step and extension of a file in a tar; the most digits of each keep the numbers within 64 bits."""
+"""Prompt, seed, step and extension of a file in a tar; the most digits of each keep the numbers
+within 64 bits."""
 _SHARD = re.compile(r"unit-[0-9]{5,9}\.tar")
 
 
@@ -42,25 +43,31 @@ class Shard:
 
     @classmethod
     def read(cls, data: Json, where: object) -> Shard:
-        """A shard from JSON that anyone may have written. ValueError unless it names a tar of a recording."""
+        """A shard from JSON that anyone may have written. ValueError unless it names a tar of a
+        recording."""
         try:
             shard = build(cls, data)
         except ValueError as error:
             raise ValueError(f"{where} is damaged: in a shard, {error}") from None
         if not _SHARD.fullmatch(shard.name):
-            raise ValueError(f"{where} names {shard.name[:60]!r}, which is no file of a recording (unit-00000.tar)")
+            raise ValueError(
+                f"{where} names {shard.name[:60]!r}, which is no file of a recording"
+                " (unit-00000.tar)"
+            )
         return shard
 
 
 def read_shards(data: Json, where: object) -> list[Shard]:
-    """The shards of a recording's header. ValueError as of `Shard.read`, and for what is no list."""
+    """The shards of a recording's header. ValueError as of `Shard.read`, and for what is no
+    list."""
     if not isinstance(data, list):
         raise ValueError(f"{where} is damaged: its shards are no list")
     return [Shard.read(shard, where) for shard in data]
 
 
 class RecordedImage(NamedTuple):
-    """The decoded x0 estimate of `seed` for prompt number `prompt` at `step`: pixels (H, W, 3) uint8."""
+    """The decoded x0 estimate of `seed` for prompt number `prompt` at `step`: pixels (H, W, 3)
+    uint8."""
 
     prompt: int
     seed: int
@@ -74,7 +81,14 @@ class ShardWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
 
-    def add(self, prompt: int, seed: int, step: int, image: Pixels, kept: Mapping[str, Pixels] | None = None) -> None:
+    def add(
+        self,
+        prompt: int,
+        seed: int,
+        step: int,
+        image: Pixels,
+        kept: Mapping[str, Pixels] | None = None,
+    ) -> None:
         """image: (3, H, W) in [0, 1], an array or a tensor; kept: "latent", (C, h, w)."""
         name, file = f"{prompt:05d}-{seed}-{step:03d}", io.BytesIO()
         Image.fromarray(to_uint8(image)).save(file, format="PNG")
@@ -97,18 +111,23 @@ class ShardWriter:
 
 
 def read_shard(path: Path, shard: Shard) -> Iterator[RecordedImage]:
-    """The images of a tar, in the order of writing. ValueError where the file is missing or not as written."""
+    """The images of a tar, in the order of writing. ValueError where the file is missing or not as
+    written."""
     if not path.is_file():
         raise ValueError(f"the images {path} are missing; record again, or restore the file")
     if path.stat().st_size != shard.size or sha256(path) != shard.sha256:
-        raise ValueError(f"the images {path} are damaged: size or SHA-256 differ from what was written")
+        raise ValueError(
+            f"the images {path} are damaged: size or SHA-256 differ from what was written"
+        )
     for entry, data in _entries(path):
         match = NAME.fullmatch(entry)
         if match is None:
             raise ValueError(f"{path} holds {entry[:60]!r}, which is no name of a recorded image")
         if match[4] == "png":
             prompt, seed, step = (int(part) for part in match.groups()[:3])
-            yield RecordedImage(prompt, seed, step, files.picture_pixels(data, f"{entry} in {path}"))
+            yield RecordedImage(
+                prompt, seed, step, files.picture_pixels(data, f"{entry} in {path}")
+            )
 
 
 def _entries(path: Path) -> Iterator[tuple[str, bytes]]:

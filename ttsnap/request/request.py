@@ -25,24 +25,33 @@ from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.options.selection import SelectionOptions, listed
 
 AlgorithmSpec: TypeAlias = str | Mapping[str, object] | Algorithm
-"""What make_algorithm takes. From a stranger, only what `ttsnap.request.allowlist.search_of` let pass."""
+"""What make_algorithm takes. From a stranger, only what `ttsnap.request.allowlist.search_of` let
+pass."""
 
 SEEDS = 2**64
 """How many seeds torch takes."""
-_INSTEAD_OF = {"num_inference_steps": {"sigmas", "timesteps"}, "negative_prompt": {"negative_prompt_embeds"}}
+_INSTEAD_OF = {
+    "num_inference_steps": {"sigmas", "timesteps"},
+    "negative_prompt": {"negative_prompt_embeds"},
+}
 """Arguments in whose presence a default of another one would contradict them."""
 
 
-Drafted: TypeAlias = Callable[[Algorithm, SamplerOptions, Sequence[Spec], Mapping[str, Any]], SamplerOptions]
-"""The sampler with its drafter decided, by the algorithm, a sampler, the rewards, and the complete call."""
+Drafted: TypeAlias = Callable[
+    [Algorithm, SamplerOptions, Sequence[Spec], Mapping[str, Any]], SamplerOptions
+]
+"""The sampler with its drafter decided, by the algorithm, a sampler, the rewards, and the complete
+call."""
 
 
 @dataclass(frozen=True)
 class ModelDefaults:
     """What a model decides where users say nothing. `prepare` puts it in, for every door.
 
-    call: arguments of the model's own call, as steps and guidance. reward: a name of reward_models.registry.REWARDS.
-    draft: a drafter as `draft=` takes it. These are in the file that `ttsnap.pipelines.model_defaults` reads.
+    call: arguments of the model's own call, as steps and guidance. reward: a name of
+        reward_models.registry.REWARDS.
+    draft: a drafter as `draft=` takes it. These are in the file that
+        `ttsnap.pipelines.model_defaults` reads.
     """
 
     call: Mapping[str, Any] = field(default_factory=dict)
@@ -60,7 +69,8 @@ class ModelDefaults:
         more = {
             name: value
             for name, value in self.call.items()
-            if (self.takes is None or name in self.takes) and not _INSTEAD_OF.get(name, set()) & given.keys()
+            if (self.takes is None or name in self.takes)
+            and not _INSTEAD_OF.get(name, set()) & given.keys()
         }
         return {**more, **given}
 
@@ -90,7 +100,8 @@ class Lora:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """One engine. Searches of equal specs share its batches, whatever their prompts; other processes make it from this.
+    """One engine. Searches of equal specs share its batches, whatever their prompts; other
+    processes make it from this.
 
     Where the rewards are names it can be hashed, as keys of a table are.
     """
@@ -98,16 +109,17 @@ class EngineSpec:
     model: ModelOptions
     """Which pipeline, on which device, in which dtype, with which LoRA."""
     rewards: tuple[Spec, ...]
-    """Names, as `--reward` takes them. A function or an object is sent whole, with its weights. Empty: the one that the
-    model recommends."""
+    """Names, as `--reward` takes them. A function or an object is sent whole, with its weights.
+    Empty: the one that the model recommends."""
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
     batch: EngineOptions = field(default_factory=EngineOptions)
     call: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Arguments of the pipeline's own call (steps, guidance, sizes). Where engines are shared, they say of a prompt
-    only that it has a negative one (""), and of what size its pictures are (Blank): latents of other shapes share no
-    batch."""
+    """Arguments of the pipeline's own call (steps, guidance, sizes). Where engines are shared, they
+    say of a prompt only that it has a negative one (""), and of what size its pictures are (Blank):
+    latents of other shapes share no batch."""
     loras: tuple[Lora, ...] = ()
-    """Those of a service's request, besides the model's own. The service puts them on a twin of its pipeline."""
+    """Those of a service's request, besides the model's own. The service puts them on a twin of its
+    pipeline."""
     scheduler: Any = field(default=None, hash=False)
     """One that was put in place of the model's own, else None."""
 
@@ -116,8 +128,8 @@ class EngineSpec:
 class SearchRequest:
     """One search: for what, by what, on which engine, for how much.
 
-    ValueError when it is made for what can be refused without the model: no prompts, an unknown algorithm, a seed or a
-    number of images out of range.
+    ValueError when it is made for what can be refused without the model: no prompts, an unknown
+    algorithm, a seed or a number of images out of range.
     """
 
     prompts: tuple[Prompt, ...]
@@ -168,7 +180,8 @@ class SearchRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared(LoopSearch):
-    """A search with all that its model decides: what its engine is made by, and what the loop runs."""
+    """A search with all that its model decides: what its engine is made by, and what the loop
+    runs."""
 
     request: SearchRequest
     """As it was asked for."""
@@ -192,7 +205,9 @@ class Prepared(LoopSearch):
     @property
     def rewards(self) -> tuple[Spec, ...]:
         """The rewards that are searched for, without those that are only required."""
-        return self.engine.rewards[: None if self.selection.gate is None else self.selection.gate.counted]
+        return self.engine.rewards[
+            : None if self.selection.gate is None else self.selection.gate.counted
+        ]
 
     def on(self, loaded: Prepared) -> Prepared:
         """The same search on the model and by the rewards that another one has loaded."""
@@ -207,7 +222,10 @@ class Prepared(LoopSearch):
     @property
     def doubt(self) -> str | None:
         """What is told of a search with other denoising steps than its schedule was fitted to."""
-        fitted, steps = fitted_steps(self.request.algorithm), self.engine.call.get("num_inference_steps")
+        fitted, steps = (
+            fitted_steps(self.request.algorithm),
+            self.engine.call.get("num_inference_steps"),
+        )
         if fitted is None or steps in (None, fitted):
             return None
         return f"the schedule was tuned for {fitted} denoising steps, and this search takes {steps}"
@@ -216,29 +234,40 @@ class Prepared(LoopSearch):
 def prepare(request: SearchRequest, model: ModelDefaults) -> Prepared:
     """The search with all that is left to its model, checked. Nothing else fills anything in.
 
-    ValueError where there is no reward, for prompts that the model cannot read, and for what its drafter refuses.
+    ValueError where there is no reward, for prompts that the model cannot read, and for what its
+    drafter refuses.
     """
     algorithm, asked = request.algorithm, request.engine
     rewards = asked.rewards or listed(model.reward)
     if not rewards:
         raise ValueError(
-            f"a search with model {asked.model.model} needs a --reward: file.py:function, module:attribute or a known "
-            "name; in Python reward=, which takes functions and lists as well"
+            f"a search with model {asked.model.model} needs a --reward: file.py:function,"
+            " module:attribute or a known name; in Python reward=, which takes functions and lists"
+            " as well"
         )
     prompts = request.prompts
     if "prompt_embeds" not in asked.call:
         prompts = tuple(replace(prompt, text=model.canonical(prompt.text)) for prompt in prompts)
     steps = fitted_steps(algorithm)
-    tuned = model if steps is None else replace(model, call={**model.call, "num_inference_steps": steps})
+    tuned = (
+        model
+        if steps is None
+        else replace(model, call={**model.call, "num_inference_steps": steps})
+    )
     call = tuned.completed(asked.call)
     own = dict(call)
     for prompt in prompts:
-        own |= {**prompt.inputs, **({"negative_prompt": prompt.negative} if prompt.negative else {})}
+        own |= {
+            **prompt.inputs,
+            **({"negative_prompt": prompt.negative} if prompt.negative else {}),
+        }
     sampler = asked.sampler
     if model.drafted is not None:
         sampler = model.drafted(algorithm, sampler, rewards, own)
     # Engines are for prompts of one shape, whatever these show.
-    call |= blanks(prompts[0].inputs) | ({} if prompts[0].negative is None else {"negative_prompt": ""})
+    call |= blanks(prompts[0].inputs) | (
+        {} if prompts[0].negative is None else {"negative_prompt": ""}
+    )
     selection = request.selection.read(request.keep, rewards)
     gate = selection.gate
     if (
@@ -247,8 +276,8 @@ def prepare(request: SearchRequest, model: ModelDefaults) -> Prepared:
         and (sampler.guide is not None or Need.ASCEND in declared(algorithm.needs))
     ):
         raise ValueError(
-            "gradients follow all rewards of an engine, also those that are only required; require what is searched "
-            "for, or search without gradients"
+            "gradients follow all rewards of an engine, also those that are only required; require"
+            " what is searched for, or search without gradients"
         )
     compared = (request.selection.likeness or AUTO) if selection.differing else None
     engine = replace(
@@ -271,7 +300,10 @@ def prepare(request: SearchRequest, model: ModelDefaults) -> Prepared:
 
 
 def checked_seed(seed: object) -> int:
-    """A seed from 0 to 2^64 - 1, as torch makes it of a negative one: -5 is 2^64 - 5. ValueError for others."""
+    """A seed from 0 to 2^64 - 1, as torch makes it of a negative one: -5 is 2^64 - 5. ValueError
+    for others."""
     if not isinstance(seed, Integral) or not -SEEDS // 2 <= int(seed) < SEEDS:
-        raise ValueError(f"seed must be a whole number in [-2^63, 2^64), as torch takes it, got {seed!r}")
+        raise ValueError(
+            f"seed must be a whole number in [-2^63, 2^64), as torch takes it, got {seed!r}"
+        )
     return int(seed) % SEEDS

@@ -1,7 +1,9 @@
-"""The tree of looks of a search: which came from which, and where each is drawn, on contact sheets and in the demo.
+"""The tree of looks of a search: which came from which, and where each is drawn, on contact sheets
+and in the demo.
 
-A look is a candidate at a step where it was scored. Its origin is the look before it, of the same candidate or of the
-one that the candidate branched off. A look that several candidates descend from is drawn once.
+A look is a candidate at a step where it was scored. Its origin is the look before it, of the same
+candidate or of the one that the candidate branched off. A look that several candidates descend from
+is drawn once.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ class CandidateAtStep(NamedTuple):
 
 
 SIBLINGS, NARROW, FILLED = 3, 12, 0.4
-"""Limits of what a sheet shows: at most SIBLINGS continuations of one look that were dropped at once, as tries of one
-step are; with more columns than NARROW, pictures in at least the share FILLED of the sheet."""
+"""Limits of what a sheet shows: at most SIBLINGS continuations of one look that were dropped at
+once, as tries of one step are; with more columns than NARROW, pictures in at least the share FILLED
+of the sheet."""
 PRUNED = 4
 """Where there is no room for all candidates, one in PRUNED was pruned."""
 SPREAD = 3
@@ -30,10 +33,11 @@ Origins = dict[CandidateAtStep, CandidateAtStep | None]
 
 
 def origins(moves: Iterable[Mapping[str, Any]], looks: Collection[tuple[int, int]]) -> Origins:
-    """The origins of these looks (uid, step) of a search with these moves, in the order in which they were made.
+    """The origins of these looks (uid, step) of a search with these moves, in the order in which
+    they were made.
 
-    A look whose origin would be at the same step or a later one has its seed as origin: its candidate was taken back to
-    noisier steps, or started from noise near another's.
+    A look whose origin would be at the same step or a later one has its seed as origin: its
+    candidate was taken back to noisier steps, or started from noise near another's.
     """
     origin: Origins = {}
     last: dict[int, CandidateAtStep] = {}
@@ -62,18 +66,24 @@ def chain(look: CandidateAtStep | None, origin: Origins) -> list[CandidateAtStep
     return links
 
 
-def most_wanted(origin: Origins, kept: Sequence[int], value: Callable[[int], float]) -> list[CandidateAtStep]:
+def most_wanted(
+    origin: Origins, kept: Sequence[int], value: Callable[[int], float]
+) -> list[CandidateAtStep]:
     """The last look at each candidate: the kept ones first, then by step, then by score."""
     last = {look.uid: look for look in sorted(origin, key=lambda look: look.step)}
     rank = {uid: place for place, uid in enumerate(kept)}
-    uids = sorted(last, key=lambda uid: (rank.get(uid, len(rank)), -last[uid].step, -value(uid), uid))
+    uids = sorted(
+        last, key=lambda uid: (rank.get(uid, len(rank)), -last[uid].step, -value(uid), uid)
+    )
     return [last[uid] for uid in uids]
 
 
 def mixed(ends: Sequence[CandidateAtStep], kept: int, steps: int) -> list[CandidateAtStep]:
-    """The last looks in the order in which they get a place: after every PRUNED - 1 finished ones, a pruned one.
+    """The last looks in the order in which they get a place: after every PRUNED - 1 finished ones,
+    a pruned one.
 
-    The pruned ones are from all over their ranking. kept: how many of `ends` go before all others. steps: the grid's.
+    The pruned ones are from all over their ranking. kept: how many of `ends` go before all others.
+    steps: the grid's.
     """
     finished = [look for look in ends[kept:] if look.step == steps]
     pruned = [look for look in ends[kept:] if look.step < steps]
@@ -87,10 +97,14 @@ def mixed(ends: Sequence[CandidateAtStep], kept: int, steps: int) -> list[Candid
 
 
 def choose(ends: list[CandidateAtStep], origin: Origins, most: int) -> Origins:
-    """As many looks as fit into `most` columns, with all their ancestors; `ends` has the most wanted first.
+    """As many looks as fit into `most` columns, with all their ancestors; `ends` has the most
+    wanted first.
 
     Of dropped candidates there are no more than SIBLINGS and FILLED allow."""
-    steps, made = {look.step for look in origin if look.step >= 0}, {look: i for i, look in enumerate(origin)}
+    steps, made = (
+        {look.step for look in origin if look.step >= 0},
+        {look: i for i, look in enumerate(origin)},
+    )
     shown: Origins = {}
     refused: Counter[int] = Counter()
     siblings: Counter[CandidateAtStep | None] = Counter()
@@ -104,7 +118,10 @@ def choose(ends: list[CandidateAtStep], origin: Origins, most: int) -> Origins:
         wider = {*shown, *chain(end, origin)}
         tried = {look: origin[look] for look in sorted(wider, key=made.__getitem__)}
         columns = max(place(tried, ends).values()) + 1
-        sparse = columns > NARROW and sum(look.step >= 0 for look in tried) < FILLED * len(steps) * columns
+        sparse = (
+            columns > NARROW
+            and sum(look.step >= 0 for look in tried) < FILLED * len(steps) * columns
+        )
         if shown and (columns > most or sparse):
             refused[end.step] += 1
         else:
@@ -116,8 +133,8 @@ def choose(ends: list[CandidateAtStep], origin: Origins, most: int) -> Origins:
 def place(origin: Origins, ends: list[CandidateAtStep]) -> dict[CandidateAtStep, int]:
     """A column for each look: below its origin where there is room, else to the right.
 
-    The families of seeds are in the order of their first look among `ends`. A look's most wanted continuation is right
-    below it.
+    The families of seeds are in the order of their first look among `ends`. A look's most wanted
+    continuation is right below it.
     """
     rank = {look: len(ends) for look in origin}
     for position, end in enumerate(ends):
@@ -146,7 +163,9 @@ def place(origin: Origins, ends: list[CandidateAtStep]) -> dict[CandidateAtStep,
     return columns
 
 
-def hidden_below(origin: Origins, shown: Collection[CandidateAtStep]) -> Mapping[CandidateAtStep, int]:
+def hidden_below(
+    origin: Origins, shown: Collection[CandidateAtStep]
+) -> Mapping[CandidateAtStep, int]:
     """The number of candidates below each shown look that are not shown."""
     hidden: dict[CandidateAtStep, set[int]] = {}
     for look in origin:

@@ -33,7 +33,8 @@ class LiveGrid:
     pictures: dict[int, Image.Image] = field(default_factory=dict)
     """By candidate."""
     ranks: dict[int, tuple[bool, int, float]] = field(default_factory=dict)
-    """Of each candidate, larger for better ones: whether it was not dropped, its last step, its score there."""
+    """Of each candidate, larger for better ones: whether it was not dropped, its last step, its
+    score there."""
     next: float = -math.inf
     """When the next grid is due."""
     changed: bool = False
@@ -57,11 +58,15 @@ class LiveGrid:
         return sheet
 
     def picture(self) -> Image.Image:
-        """The grid, in the order in which candidates began. Dropped ones are dim, and the best has a frame."""
+        """The grid, in the order in which candidates began. Dropped ones are dim, and the best has
+        a frame."""
         ranked = sorted(self.ranks, key=lambda uid: self.ranks[uid], reverse=True)[:MOST]
         columns = math.ceil(math.sqrt(len(ranked)))
         side = min(MOST_SIDE, SIDE // columns) - 2 * GAP
-        wide, high = (length + 2 * GAP for length in ImageOps.contain(self.pictures[ranked[0]], (side, side)).size)
+        wide, high = (
+            length + 2 * GAP
+            for length in ImageOps.contain(self.pictures[ranked[0]], (side, side)).size
+        )
         sheet = Image.new("RGB", (columns * wide, math.ceil(len(ranked) / columns) * high), GROUND)
         for place, uid in enumerate(sorted(ranked)):
             picture = ImageOps.contain(self.pictures[uid], (wide - 2 * GAP, high - 2 * GAP))
@@ -70,6 +75,11 @@ class LiveGrid:
             x, y = place % columns * wide + GAP, place // columns * high + GAP
             sheet.paste(picture, (x, y))
             if uid == ranked[0]:
-                frame = (x - GAP, y - GAP, x + picture.width + GAP - 1, y + picture.height + GAP - 1)
+                frame = (
+                    x - GAP,
+                    y - GAP,
+                    x + picture.width + GAP - 1,
+                    y + picture.height + GAP - 1,
+                )
                 ImageDraw.Draw(sheet).rectangle(frame, outline=FRAME, width=GAP - 1)
         return sheet

@@ -1,8 +1,9 @@
 """Images and videos as arrays, as pictures, and as files that carry what made them.
 
-Videos are animated WebP, animated PNG, or mp4 (by PyAV, extra `video`). The two texts that a PNG carries (record.py)
-are in an animated PNG where any PNG has them. A WebP has them in its EXIF data: the infotext as the user comment, as of
-A1111, and the JSON as the description. An mp4 has them as tags of their own names, where ComfyUI keeps its workflows.
+Videos are animated WebP, animated PNG, or mp4 (by PyAV, extra `video`). The two texts that a PNG
+carries (record.py) are in an animated PNG where any PNG has them. A WebP has them in its EXIF data:
+the infotext as the user comment, as of A1111, and the JSON as the description. An mp4 has them as
+tags of their own names, where ComfyUI keeps its workflows.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def to_uint8(image: Pixels) -> NDArray[np.uint8]:
 
 
 def still(image: Pixels, columns: int = 2) -> Image.Image:
-    """An image as a picture; of a video several evenly chosen frames, row by row in `columns` columns."""
+    """An image as a picture; of a video several evenly chosen frames, row by row in `columns`
+    columns."""
     if image.ndim == 3:
         return Image.fromarray(to_uint8(image))
     frames = to_uint8(image[chosen(len(image), min(SHOWN, len(image)))])
@@ -60,7 +62,9 @@ def still(image: Pixels, columns: int = 2) -> Image.Image:
     rows = -(-len(frames) // columns)
     sheet = Image.new("RGB", (columns * (wide + gap) - gap, rows * (high + gap) - gap), "white")
     for i, frame in enumerate(frames):
-        sheet.paste(Image.fromarray(frame), (i % columns * (wide + gap), i // columns * (high + gap)))
+        sheet.paste(
+            Image.fromarray(frame), (i % columns * (wide + gap), i // columns * (high + gap))
+        )
     return sheet
 
 
@@ -70,14 +74,16 @@ def frames_of(video: Pixels) -> list[Image.Image]:
 
 
 def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    """A picture as a data: address, which pages show without a file. options: of PIL's writer of this kind."""
+    """A picture as a data: address, which pages show without a file. options: of PIL's writer of
+    this kind."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def png_info(picture: Image.Image, keys: Sequence[str] = KEYS) -> PngImagePlugin.PngInfo:
-    """The metadata in a picture's `info`, to be written with it: picture.save(path, pnginfo=png_info(picture)).
+    """The metadata in a picture's `info`, to be written with it: picture.save(path,
+    pnginfo=png_info(picture)).
 
     PIL leaves `info` out of what it writes. The metadata is empty where an edit made a new picture.
     """
@@ -90,7 +96,9 @@ def png_info(picture: Image.Image, keys: Sequence[str] = KEYS) -> PngImagePlugin
 
 def save_png(path: Path, picture: Image.Image, keys: Sequence[str] = KEYS) -> None:
     """Write a PNG with these texts of the picture's `info`, whole or not at all."""
-    write_whole(path, lambda file: picture.save(file, format="PNG", pnginfo=png_info(picture, keys)))
+    write_whole(
+        path, lambda file: picture.save(file, format="PNG", pnginfo=png_info(picture, keys))
+    )
 
 
 class Sound(NamedTuple):
@@ -102,11 +110,15 @@ class Sound(NamedTuple):
     """Samples a second."""
 
 
-def save_video(path: str | Path, frames: Sequence[Image.Image], fps: float = 16.0, sound: Sound | None = None) -> None:
-    """Write frames of one size as a video, whole or not at all: .webp, .png (lossless) or .mp4 by the name's end.
+def save_video(
+    path: str | Path, frames: Sequence[Image.Image], fps: float = 16.0, sound: Sound | None = None
+) -> None:
+    """Write frames of one size as a video, whole or not at all: .webp, .png (lossless) or .mp4 by
+    the name's end.
 
-    The file carries the metadata in the first frame's `info`. sound: for .mp4 only. ValueError for another ending, no
-    frames, an fps outside (0, 240], a sound of another shape, or an .mp4 without PyAV.
+    The file carries the metadata in the first frame's `info`. sound: for .mp4 only. ValueError for
+    another ending, no frames, an fps outside (0, 240], a sound of another shape, or an .mp4 without
+    PyAV.
     """
     path = Path(path)
     writers: dict[str, Callable[[BinaryIO, Sequence[Image.Image], Mapping[str, str], float], None]]
@@ -115,11 +127,17 @@ def save_video(path: str | Path, frames: Sequence[Image.Image], fps: float = 16.
     if save is None:
         raise ValueError(f"videos are written as .webp, .png or .mp4, got {path.name!r}")
     if not frames or not 0 < fps <= 240:
-        raise ValueError(f"a video has frames and 0 < fps <= 240, got {len(frames)} frames and fps {fps}")
+        raise ValueError(
+            f"a video has frames and 0 < fps <= 240, got {len(frames)} frames and fps {fps}"
+        )
     texts = {key: str(frames[0].info[key]) for key in KEYS if key in frames[0].info}
-    if sound is not None and (path.suffix.lower() != ".mp4" or sound.samples.shape[:-1] not in ((1,), (2,))):
-        raise ValueError(f"only an .mp4 holds sound, of one channel or two, as samples (channels, S); got "
-                         f"{path.name!r} and {sound.samples.shape}")  # fmt: skip
+    if sound is not None and (
+        path.suffix.lower() != ".mp4" or sound.samples.shape[:-1] not in ((1,), (2,))
+    ):
+        raise ValueError(
+            f"only an .mp4 holds sound, of one channel or two, as samples (channels, S); got "
+            f"{path.name!r} and {sound.samples.shape}"
+        )
     if path.suffix.lower() == ".mp4":
         require_av(path)
     write_whole(path, lambda file: save(file, frames, texts, fps))
@@ -130,7 +148,9 @@ def require_av(path: str | Path) -> None:
     try:
         import av  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"{path} takes PyAV: {install('video')}; or choose .webp or .png") from error
+        raise ValueError(
+            f"{path} takes PyAV: {install('video')}; or choose .webp or .png"
+        ) from error
 
 
 def durations(frames: int, fps: float) -> list[int]:
@@ -138,37 +158,67 @@ def durations(frames: int, fps: float) -> list[int]:
     return [round((i + 1) * 1000 / fps) - round(i * 1000 / fps) for i in range(frames)]
 
 
-def _webp(file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float) -> None:
+def _webp(
+    file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float
+) -> None:
     first, *rest = frames
-    first.save(file, "WEBP", save_all=True, append_images=rest, duration=durations(len(frames), fps), loop=0,
-               quality=QUALITY, method=2, exif=exif_with(texts))  # fmt: skip
+    first.save(
+        file,
+        "WEBP",
+        save_all=True,
+        append_images=rest,
+        duration=durations(len(frames), fps),
+        loop=0,
+        quality=QUALITY,
+        method=2,
+        exif=exif_with(texts),
+    )
 
 
-def _png(file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float) -> None:
+def _png(
+    file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float
+) -> None:
     first, *rest = frames
-    first.save(file, "PNG", save_all=True, append_images=rest, duration=durations(len(frames), fps), loop=0,
-               pnginfo=png_info(first, tuple(texts)))  # fmt: skip
+    first.save(
+        file,
+        "PNG",
+        save_all=True,
+        append_images=rest,
+        duration=durations(len(frames), fps),
+        loop=0,
+        pnginfo=png_info(first, tuple(texts)),
+    )
 
 
 def _mp4(
-    file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float, sound: Sound | None
+    file: BinaryIO,
+    frames: Sequence[Image.Image],
+    texts: Mapping[str, str],
+    fps: float,
+    sound: Sound | None,
 ) -> None:
-    """H.264 with 4:2:0 chroma and AAC, which every player reads; an odd side loses its last line, as chroma has half of
-    it."""
+    """H.264 with 4:2:0 chroma and AAC, which every player reads; an odd side loses its last line,
+    as chroma has half of it."""
     import av
 
     wide, high = (max(2, side - side % 2) for side in frames[0].size)
     with av.open(file, "w", format="mp4", options={"movflags": "use_metadata_tags"}) as container:
         container.metadata.update(texts)
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(CRF)})
+        stream = container.add_stream(
+            "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(CRF)}
+        )
         stream.width, stream.height, stream.pix_fmt = wide, high, "yuv420p"
         stream.codec_context.color_range, stream.codec_context.colorspace = 1, 1  # limited, BT.709
         heard = (
-            None if sound is None else container.add_stream("aac", rate=sound.rate, layout=LAYOUTS[len(sound.samples)])
+            None
+            if sound is None
+            else container.add_stream("aac", rate=sound.rate, layout=LAYOUTS[len(sound.samples)])
         )
         for picture in frames:
             frame = av.VideoFrame.from_image(picture.crop((0, 0, wide, high)).convert("RGB"))
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1, dst_color_range=1)))
+            container.mux(
+                stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1, dst_color_range=1))
+            )
         container.mux(stream.encode(None))
         if sound is not None and heard is not None:
             samples = np.ascontiguousarray(sound.samples.clip(-1, 1), dtype=np.float32)

@@ -46,8 +46,8 @@ class Recorder:
 
 @dataclass
 class FinishedLatents:
-    """A listener that keeps the latents of finished images, on the CPU; an engine hands them on where it is told to
-    (`EngineOptions.keep`)."""
+    """A listener that keeps the latents of finished images, on the CPU; an engine hands them on
+    where it is told to (`EngineOptions.keep`)."""
 
     end: int
     """The grid's last step."""
@@ -59,7 +59,11 @@ class FinishedLatents:
 
     def of(self, results: Sequence[Result]) -> list[Tensor]:
         """(C, ...) of each image, prompt by prompt, best first."""
-        return [self._found[job, image.uid] for job, result in enumerate(results) for image in result.images]
+        return [
+            self._found[job, image.uid]
+            for job, result in enumerate(results)
+            for image in result.images
+        ]
 
 
 def thumbnail(picture: Image.Image) -> Image.Image:
@@ -71,7 +75,8 @@ def thumbnail(picture: Image.Image) -> Image.Image:
 
 
 def save_made(path: Path, made: Pixels, record: SearchRecord) -> None:
-    """Write an image as a PNG, or a video by the path's ending, with its record; whole or not at all."""
+    """Write an image as a PNG, or a video by the path's ending, with its record; whole or not at
+    all."""
     frames = frames_of(made if made.ndim > 3 else made[None])
     record.label(frames[0])
     if made.ndim == 3:
@@ -83,8 +88,8 @@ def save_made(path: Path, made: Pixels, record: SearchRecord) -> None:
 def write_results(
     out: Path, results: Sequence[Result], record: SearchRecord, videos: VideoOptions | None = None
 ) -> list[list[Path]]:
-    """Write every prompt's kept images or videos, its contact sheet, and one trace.json. Returns the images' paths by
-    prompt.
+    """Write every prompt's kept images or videos, its contact sheet, and one trace.json. Returns
+    the images' paths by prompt.
 
     record: of the search. videos: their format and speed.
     """
@@ -107,13 +112,16 @@ def write_results(
                 "prompt": result.prompt,
                 "spent": result.spent.to_json(),
                 "images": [
-                    {"file": p.name, "uid": c.uid, **c.to_json()} for p, c in zip(paths, result.images, strict=True)
+                    {"file": p.name, "uid": c.uid, **c.to_json()}
+                    for p, c in zip(paths, result.images, strict=True)
                 ],
                 "warnings": list(result.warnings),
                 "moves": list(result.trace),
             }
         )
-    trace = plain({"settings": record.to_json(), "levels": list(results[0].levels), "results": entries})
+    trace = plain(
+        {"settings": record.to_json(), "levels": list(results[0].levels), "results": entries}
+    )
     write_json(out / "trace.json", trace)
     return written
 
@@ -133,9 +141,14 @@ def enlarged_path(out: Path, results: Sequence[Result], index: int) -> Path:
 
 
 def write_enlarged(path: Path, image: Pixels) -> bool:
-    """Write a copy TIMES as large of a small image, or of a video's frames, without metadata; False for others."""
+    """Write a copy TIMES as large of a small image, or of a video's frames, without metadata; False
+    for others."""
     if max(image.shape[-2:]) >= SMALL:
         return False
     picture = still(image, columns=SHOWN)
-    save_png(path, picture.resize((picture.width * TIMES, picture.height * TIMES), Image.Resampling.NEAREST), ())
+    save_png(
+        path,
+        picture.resize((picture.width * TIMES, picture.height * TIMES), Image.Resampling.NEAREST),
+        (),
+    )
     return True

@@ -31,7 +31,8 @@ from ttsnap.rewards.scoring import Shown, score_in_parts
 
 SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".mp4"), ("PNG", "JPEG", "WEBP")
 MOST_WAITING = 2**27
-"""Bytes of images that wait for others of their size; scoring them takes about ten times as many."""
+"""Bytes of images that wait for others of their size; scoring them takes about ten times as
+many."""
 CELL, COLUMNS, MOST = 160, 8, 64
 
 
@@ -49,20 +50,29 @@ class RankedImage:
 
 
 def find_images(folder: Path, recursive: bool = False) -> list[Path]:
-    """The folder's images in the order of their names, without contact sheets and enlarged copies. ValueError where
-    there are none."""
+    """The folder's images in the order of their names, without contact sheets and enlarged copies.
+    ValueError where there are none."""
     if not folder.is_dir():
-        why = "is a file; give the folder that holds it" if folder.is_file() else "is no such folder"
+        why = (
+            "is a file; give the folder that holds it" if folder.is_file() else "is no such folder"
+        )
         raise ValueError(f"{folder} {why}")
     there = folder.rglob("*") if recursive else folder.iterdir()
-    images = sorted(p for p in there if p.suffix.lower() in SUFFIXES and not p.name.endswith(("sheet.png", ENLARGED)))
+    images = sorted(
+        p
+        for p in there
+        if p.suffix.lower() in SUFFIXES and not p.name.endswith(("sheet.png", ENLARGED))
+    )
     if not images:
         raise ValueError(f"folder {folder} holds no image ({', '.join(SUFFIXES)})")
     return images
 
 
-def find_prompts(paths: Sequence[Path], prompt: str | None = None, file: Path | None = None) -> list[str]:
-    """One prompt an image: the one given, the file's lines, or from the images' metadata. ValueError where it lacks."""
+def find_prompts(
+    paths: Sequence[Path], prompt: str | None = None, file: Path | None = None
+) -> list[str]:
+    """One prompt an image: the one given, the file's lines, or from the images' metadata.
+    ValueError where it lacks."""
     if prompt is not None and file is not None:
         raise ValueError("give --prompt or --prompts-file, not both")
     if prompt is not None:
@@ -75,14 +85,16 @@ def find_prompts(paths: Sequence[Path], prompt: str | None = None, file: Path | 
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if len(lines) != len(paths):
             raise ValueError(
-                f"prompts file {file} holds {len(lines)} prompts for {len(paths)} images; one line an image"
+                f"prompts file {file} holds {len(lines)} prompts for {len(paths)} images; one line"
+                " an image"
             )
         return lines
     prompts = [read_prompt(path) for path in paths]
     lacking = [path for path, carried in zip(paths, prompts, strict=True) if carried is None]
     if lacking:
         raise ValueError(
-            f"{len(lacking)} images (such as {lacking[0]}) carry no prompt; give --prompt or --prompts-file"
+            f"{len(lacking)} images (such as {lacking[0]}) carry no prompt; give --prompt or"
+            " --prompts-file"
         )
     return [carried for carried in prompts if carried is not None]
 
@@ -90,29 +102,42 @@ def find_prompts(paths: Sequence[Path], prompt: str | None = None, file: Path | 
 def read_prompt(path: Path) -> str | None:
     """The prompt in an image's infotext, as ttsnap, A1111 and others write it; None without one."""
     try:
-        text = texts_in(files.read_bytes(path, files.PICTURE_BYTES, "image"), path, FORMATS).get("parameters")
+        text = texts_in(files.read_bytes(path, files.PICTURE_BYTES, "image"), path, FORMATS).get(
+            "parameters"
+        )
     except ValueError:
         return ""  # It cannot be scored either, and is reported then.
     if text is None:
         return None
     lines = text.splitlines()
-    end = next((i for i, line in enumerate(lines) if line.startswith(("Negative prompt:", "Steps:"))), len(lines))
+    end = next(
+        (i for i, line in enumerate(lines) if line.startswith(("Negative prompt:", "Steps:"))),
+        len(lines),
+    )
     return "\n".join(lines[:end])
 
 
 def read_source(path: Path | None, rewards: Sequence[RewardModel]) -> Tensor | None:
-    """The image that was edited, (1, 3, h, w) in [0, 1], for the rewards that need it; None without a path.
+    """The image that was edited, (1, 3, h, w) in [0, 1], for the rewards that need it; None without
+    a path.
 
-    ValueError for a path that is missing or that no reward needs, and for a file that cannot be read.
+    ValueError for a path that is missing or that no reward needs, and for a file that cannot be
+    read.
     """
     edits = [reward for reward in rewards if "source" in reward.needs]
     if edits and path is None:
-        raise ValueError(f"reward {edits[0].name!r} compares images with the one that was edited; give --source FILE")
+        raise ValueError(
+            f"reward {edits[0].name!r} compares images with the one that was edited; give --source"
+            " FILE"
+        )
     if path is None:
         return None
     if not edits:
         names = ", ".join(reward.name for reward in rewards)
-        raise ValueError(f"no reward compares with the image that was edited ({names}); leave --source {path} out")
+        raise ValueError(
+            f"no reward compares with the image that was edited ({names}); leave --source"
+            f" {path} out"
+        )
     pixels = _pixels(path)
     if pixels.ndim > 3:
         raise ValueError(f"--source {path} is a video; give the image that was edited")
@@ -129,8 +154,8 @@ def rank(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
 ) -> list[RankedImage]:
-    """Best first; images that cannot be read or scored come last, with the reason. Of a video, rewards of images see a
-    few frames, as in a search, and the score is their mean."""
+    """Best first; images that cannot be read or scored come last, with the reason. Of a video,
+    rewards of images see a few frames, as in a search, and the score is their mean."""
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {batch_size}")
     judges = [make_reward(reward) for reward in rewards]
@@ -140,12 +165,18 @@ def rank(
     waiting: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
 
     def flush(batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
-        rows, pixels = [i for i, _ in batch], np.stack([np.moveaxis(pixels, -1, -3) for _, pixels in batch])
+        rows, pixels = (
+            [i for i, _ in batch],
+            np.stack([np.moveaxis(pixels, -1, -3) for _, pixels in batch]),
+        )
         images = torch.from_numpy(pixels).to(device).float() / 255
-        shown = Shown(min(BatchOptions().frames, images.shape[1]) if images.ndim > 4 else None, edits)
+        shown = Shown(
+            min(BatchOptions().frames, images.shape[1]) if images.ndim > 4 else None, edits
+        )
         for column, reward in enumerate(judges):
             some, levels = [prompts[i] for i in rows], torch.zeros(len(rows), device=device)
-            # A copy for each reward: what one of them writes into its images must not be what the next one sees.
+            # A copy for each reward: what one of them writes into its images must not be what the
+            # next one sees.
             seen = reward.without_alpha(images) if images.shape[-3] == 4 else images
             scores[rows, column], reason = scored(reward, shown, seen.clone(), some, levels, source)
             for i in rows:
@@ -173,11 +204,19 @@ def rank(
     if good.any():
         values[good] = utility(scores[good])
     order = np.argsort(-values, kind="stable")
-    return [RankedImage(paths[i], prompts[i], tuple(scores[i].tolist()), float(values[i]), errors[i]) for i in order]
+    return [
+        RankedImage(paths[i], prompts[i], tuple(scores[i].tolist()), float(values[i]), errors[i])
+        for i in order
+    ]
 
 
 def scored(
-    reward: RewardModel, shown: Shown, images: Tensor, prompts: list[str], levels: Tensor, source: Tensor | None = None
+    reward: RewardModel,
+    shown: Shown,
+    images: Tensor,
+    prompts: list[str],
+    levels: Tensor,
+    source: Tensor | None = None,
 ) -> tuple[FloatArray, str | None]:
     """Scores (N,) of images or videos (N, ...), nan where there is none, and why."""
     try:
@@ -189,16 +228,19 @@ def scored(
 
 
 def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:
-    """(H, W, 3) of an image, (H, W, 4) where it has an alpha channel and `alpha` is set; (T, H, W, 3) of a video."""
+    """(H, W, 3) of an image, (H, W, 4) where it has an alpha channel and `alpha` is set; (T, H, W,
+    3) of a video."""
     data = files.read_bytes(path, files.PICTURE_BYTES, "image")
     if is_video(data, path, FORMATS):
         return video_pixels(data, path, FORMATS)
     return files.picture_pixels(data, path, formats=FORMATS, alpha=alpha)
 
 
-def write_ranking(out: Path, ranked: Sequence[RankedImage], names: Sequence[str]) -> tuple[Path, Path]:
-    """scores.csv and sheet.png in a folder, each whole or not at all; their paths. OSError where one is there already
-    or cannot be written."""
+def write_ranking(
+    out: Path, ranked: Sequence[RankedImage], names: Sequence[str]
+) -> tuple[Path, Path]:
+    """scores.csv and sheet.png in a folder, each whole or not at all; their paths. OSError where
+    one is there already or cannot be written."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["rank", "file", *names, "utility", "prompt", "error"])

@@ -1,9 +1,10 @@
-"""How images were found: one record, in metadata, traces and replies. Metadata is read as a file of a stranger.
+"""How images were found: one record, in metadata, traces and replies. Metadata is read as a file of
+a stranger.
 
-An image carries it twice: as A1111 infotext (key "parameters", read by most tools) and as JSON (key "ttsnap", read by
-`ttsnap replay`). Replay calls the pipeline with the JSON. Only plain arguments of the models' own calls pass, each of
-its type and within bounds. Everything else is refused by name: rewards, reports and callbacks of a search may name
-Python to import, or servers to call.
+An image carries it twice: as A1111 infotext (key "parameters", read by most tools) and as JSON (key
+"ttsnap", read by `ttsnap replay`). Replay calls the pipeline with the JSON. Only plain arguments of
+the models' own calls pass, each of its type and within bounds. Everything else is refused by name:
+rewards, reports and callbacks of a search may name Python to import, or servers to call.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ from ttsnap.version import __version__
 
 Place = Annotated[
     str,
-    Rule("text of at most 1000 printable characters", lambda v: len(v) <= 1000 and v.isprintable() and v.strip() != ""),
+    Rule(
+        "text of at most 1000 printable characters",
+        lambda v: len(v) <= 1000 and v.isprintable() and v.strip() != "",
+    ),
 ]
 Score = Annotated[float, Interval(ge=-1e300, le=1e300)] | None
 Scores = Annotated[Mapping[str, Score], MaxLen(100)]
@@ -57,8 +61,9 @@ class FoundImage:
     branched: bool | None = None
     """Whether it has a parent, so that its seed alone does not make it again."""
     place: Annotated[int, Interval(ge=0, lt=1024)] | None = None
-    """Of its seed, from 0, in a group of seeds that began together (variety repel), of which the first is seed - place;
-    None of one that began alone. A replay begins all before it, too, so that a stranger's file may not say any."""
+    """Of its seed, from 0, in a group of seeds that began together (variety repel), of which the
+    first is seed - place; None of one that began alone. A replay begins all before it, too, so that
+    a stranger's file may not say any."""
     rank: Natural | None = None
     """From 1, the best."""
     scores: Scores | None = None
@@ -78,9 +83,11 @@ class FoundImage:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """All that is known of how images were found: those of a search (its trace), or one of them (its metadata).
+    """All that is known of how images were found: those of a search (its trace), or one of them
+    (its metadata).
 
-    `call` and `pictures` have lists with an entry for each prompt of a search. Of an image they hold its own.
+    `call` and `pictures` have lists with an entry for each prompt of a search. Of an image they
+    hold its own.
     """
 
     model: Place
@@ -97,7 +104,9 @@ class SearchRecord:
     lora: Place | Annotated[list[Place], Len(1, 16)] | None = None
     task: Word | None = None
     dtype: Dtype | None = None
-    pictures: Annotated[Mapping[Name, Digest | Annotated[list[Digest], Len(1, 16)]], Len(1, 16)] | None = None
+    pictures: (
+        Annotated[Mapping[Name, Digest | Annotated[list[Digest], Len(1, 16)]], Len(1, 16)] | None
+    ) = None
     """Digests of the pictures that it was made of, by argument of the call."""
     require: Annotated[list[Place], MaxLen(16)] | None = None
     diversity: NotNegative | None = None
@@ -112,7 +121,9 @@ class SearchRecord:
     by_hand: Mapping[str, Any] | None = None
     """The wishes of whoever led the search."""
 
-    def of(self, result: Result, rank: int = 0, index: int = 0, fps: float | None = None) -> SearchRecord:
+    def of(
+        self, result: Result, rank: int = 0, index: int = 0, fps: float | None = None
+    ) -> SearchRecord:
         """That of the image at this rank, from 0, of the result of prompt number `index`."""
         image, spent = result.images[rank], result.spent
         pictures: Any = self.pictures or {}
@@ -124,30 +135,69 @@ class SearchRecord:
         place, groups = None, self.sampler.repel
         if groups is not None and not branched:
             place = int((result.particles.parent[: image.uid] < 0).sum()) % groups.size
-        found = FoundImage(result.prompt, image.seed, image.reward, branched, place, rank + 1, image.scores,
-                           image.metrics, spent.nfe, spent.seeds, fps)  # fmt: skip
-        return replace(self, call=call, pictures=(pictures and pictures[index]) or None, found=found)
+        found = FoundImage(
+            result.prompt,
+            image.seed,
+            image.reward,
+            branched,
+            place,
+            rank + 1,
+            image.scores,
+            image.metrics,
+            spent.nfe,
+            spent.seeds,
+            fps,
+        )
+        return replace(
+            self, call=call, pictures=(pictures and pictures[index]) or None, found=found
+        )
 
     def to_json(self) -> dict[str, Json]:
         """As traces, and metadata of images, have it. What an image has not is left out."""
         own = {_NAMES.get(name, name): vars(self)[name] for name in _OWN} | self.sampler.told()
-        rare = _there({name: vars(self)[name] for name in ("require", "diversity", "likeness", "shared", "by_hand")})
-        search = {"algorithm": self.algorithm, "options": self.options, "budget": self.budget, **rare}
+        rare = _there(
+            {
+                name: vars(self)[name]
+                for name in ("require", "diversity", "likeness", "shared", "by_hand")
+            }
+        )
+        search = {
+            "algorithm": self.algorithm,
+            "options": self.options,
+            "budget": self.budget,
+            **rare,
+        }
         if self.found is None:
-            return _json({**own, **search, "utility": self.utility, "seed": self.seed, "reward": self.rewards})
-        image = {name: value for name, value in _there(vars(self.found)).items() if name not in _TOP}
+            return _json(
+                {
+                    **own,
+                    **search,
+                    "utility": self.utility,
+                    "seed": self.seed,
+                    "reward": self.rewards,
+                }
+            )
+        image = {
+            name: value for name, value in _there(vars(self.found)).items() if name not in _TOP
+        }
         own |= {name: vars(self.found)[name] for name in _TOP}
-        return _json({**_there(own), "search": {**_there(search), **image, "reward": self.found.reward}})
+        return _json(
+            {**_there(own), "search": {**_there(search), **image, "reward": self.found.reward}}
+        )
 
     @classmethod
     def from_json(cls, told: object, where: object) -> SearchRecord:
-        """That of an image, of metadata that anyone may have written. ValueError that names what does not fit.
+        """That of an image, of metadata that anyone may have written. ValueError that names what
+        does not fit.
 
-        Options that were removed since are left out at their old defaults, and so are optional keys that hold null.
+        Options that were removed since are left out at their old defaults, and so are optional keys
+        that hold null.
         """
         fields = dict(told) if isinstance(told, dict) else {}
-        fields.pop("estimate_guidance", None)  # an option of old versions, which chose among seeds and changed no image
-        if (noises := fields.pop("noises", "independent")) not in ("independent", None):  # an option of old versions
+        # an option of old versions, which chose among seeds and changed no image
+        fields.pop("estimate_guidance", None)
+        # an option of old versions
+        if (noises := fields.pop("noises", "independent")) not in ("independent", None):
             why = removed(noises) or f"no version of ttsnap had noises {noises!r:.60}"
             raise ValueError(f"{where} cannot be made again: {why}")
         kept_apart = str(fields.get("variety")).partition(":")[0]
@@ -165,10 +215,13 @@ class SearchRecord:
         image |= {name: search.pop(name) for name in hints_of(FoundImage) if name in search}
         sampler = {name: top.pop(name) for name in _SAMPLER if name in top}
         own = {"scheduler": top.pop("sampler"), "options": None, **top, **search}
-        return cls(**own, sampler=SamplerOptions(**{"draft": None, **sampler}), found=FoundImage(**image))
+        return cls(
+            **own, sampler=SamplerOptions(**{"draft": None, **sampler}), found=FoundImage(**image)
+        )
 
     def infotext(self, size: tuple[int, int]) -> str:
-        """An image's, of this width and height, in the form that A1111, Forge, SD.Next and others read back."""
+        """An image's, of this width and height, in the form that A1111, Forge, SD.Next and others
+        read back."""
         call, image = self.call, self.image
         lines = [image.prompt.replace("\n", " ")]
         if call.get("negative_prompt"):
@@ -189,7 +242,11 @@ class SearchRecord:
             "ttsnap reward": None if plain(image.reward) is None else f"{image.reward:.6g}",
             "Version": f"ttsnap {self.ttsnap}",
         }
-        quoted = {k: f'"{v}"' if re.search(r"[,:]", str(v)) else v for k, v in fields.items() if v is not None}
+        quoted = {
+            k: f'"{v}"' if re.search(r"[,:]", str(v)) else v
+            for k, v in fields.items()
+            if v is not None
+        }
         lines.append(", ".join(f"{k}: {v}" for k, v in quoted.items()))
         return "\n".join(lines)
 
@@ -201,18 +258,36 @@ class SearchRecord:
 
     def label(self, picture: Image.Image) -> None:
         """Put the infotext and the JSON into the image's `info`, under the keys of a PNG."""
-        picture.info |= {"parameters": self.infotext(picture.size), "ttsnap": json.dumps(self.to_json())}
+        picture.info |= {
+            "parameters": self.infotext(picture.size),
+            "ttsnap": json.dumps(self.to_json()),
+        }
 
 
 _TOP = ("prompt", "seed", "branched", "fps")
 """What metadata has of an image beside the search; all else of it is inside."""
 _OWN = ("ttsnap", "model", "lora", "task", "dtype", "pictures", "scheduler", "call")
 _NAMES = {"scheduler": "sampler"}
-_SAMPLER = {option.name: Place if option.loads else option.written for option in options_of(SamplerOptions)}
+_SAMPLER = {
+    option.name: Place if option.loads else option.written for option in options_of(SamplerOptions)
+}
 _ALL = hints_of(SearchRecord) | hints_of(FoundImage)
-_HINTS = {_NAMES.get(name, name): _ALL[name] for name in (*_OWN, *_TOP)} | _SAMPLER | {"search": Object}
-_SEARCH = {name: _ALL[name] for name in ("algorithm", "options", "budget", "require", "diversity", "likeness", "shared",
-                                         *(name for name in hints_of(FoundImage) if name not in _TOP))}  # fmt: skip
+_HINTS = (
+    {_NAMES.get(name, name): _ALL[name] for name in (*_OWN, *_TOP)} | _SAMPLER | {"search": Object}
+)
+_SEARCH = {
+    name: _ALL[name]
+    for name in (
+        "algorithm",
+        "options",
+        "budget",
+        "require",
+        "diversity",
+        "likeness",
+        "shared",
+        *(name for name in hints_of(FoundImage) if name not in _TOP),
+    )
+}
 _SEARCH_ARGUMENTS = {
     option.name
     for kind in (SearchOptions, SelectionOptions, SamplerOptions, BatchOptions, DeviceOptions)
@@ -247,7 +322,8 @@ def removed(name: object) -> str:
 
 
 def checked_call(call: object, where: object, *, others: bool = False) -> dict[str, Any]:
-    """The arguments of a model's own call from a file. ValueError that names what is none or does not fit.
+    """The arguments of a model's own call from a file. ValueError that names what is none or does
+    not fit.
 
     others: also those that are not listed, as data: whether the model's call takes them is for
     whoever calls it. Their texts name no file of this machine, and no address.
@@ -261,8 +337,10 @@ def checked_call(call: object, where: object, *, others: bool = False) -> dict[s
         hints |= dict.fromkeys(more, OTHER)
         for name, value in more.items():
             if named := [text for text in _texts(value) if _leads_away(text)]:
-                raise ValueError(f"{where} has {named[0][:60]!r} for call.{name}: a file of this machine, or an "
-                                 "address, which no file may name")  # fmt: skip
+                raise ValueError(
+                    f"{where} has {named[0][:60]!r} for call.{name}: a file of this machine, or an "
+                    "address, which no file may name"
+                )
     _checked(call, hints, "call.", where)
     return dict(call)
 
@@ -277,14 +355,16 @@ def _leads_away(text: str) -> bool:
     return "://" in text or os.path.exists(os.path.expanduser(text))
 
 
-def _checked(found: Mapping[str, object], known: Mapping[str, Any], prefix: str, where: object) -> dict[str, Any]:
+def _checked(
+    found: Mapping[str, object], known: Mapping[str, Any], prefix: str, where: object
+) -> dict[str, Any]:
     """The values that there are, of their types; null only where it may be, and means something."""
     unknown = [f"{prefix}{name[:60]}" for name in sorted(set(found) - set(known))]
     if unknown:
         names = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise ValueError(
-            f"{where} asks for {names}, which no file may set: a PNG may hold plain settings of a model's own call "
-            "only (or this ttsnap is older than the file)"
+            f"{where} asks for {names}, which no file may set: a PNG may hold plain settings of a"
+            " model's own call only (or this ttsnap is older than the file)"
         )
     checked: dict[str, Any] = {}
     for name, value in found.items():
@@ -304,10 +384,13 @@ def read_record(path: Path) -> SearchRecord:
 
 
 def parse_record(data: bytes, path: Path) -> SearchRecord:
-    """That of an image or a video that anyone may have written. ValueError that says what is wrong."""
+    """That of an image or a video that anyone may have written. ValueError that says what is
+    wrong."""
     text = texts_in(data, path, ("PNG", "WEBP")).get("ttsnap")
     if text is None:
-        raise ValueError(f"{path} carries no ttsnap metadata; only files written by ttsnap can be replayed")
+        raise ValueError(
+            f"{path} carries no ttsnap metadata; only files written by ttsnap can be replayed"
+        )
     return SearchRecord.from_json(files.parse_json(text, f"the ttsnap metadata of {path}"), path)
 
 

@@ -1,4 +1,5 @@
-"""The contact sheet of a search: the looks at its candidates, a row for each step, with lines of descent."""
+"""The contact sheet of a search: the looks at its candidates, a row for each step, with lines of
+descent."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ from ttsnap.results.lineage import (
 from ttsnap.results.media import data_uri, still
 
 CELL, LEAST_CELL, MARGIN, HEAD, LEFT = 96, 48, 8, 68, 76
-"""The longer side of a picture in pixels, and that of one where there are many rows, or the width of a column at least;
-the room between columns, that of the page's head, and that of the rows' names."""
+"""The longer side of a picture in pixels, and that of one where there are many rows, or the width
+of a column at least; the room between columns, that of the page's head, and that of the rows'
+names."""
 TEXT, GAP = 15, 10
 """Pixels below a picture: for its score, and for the lines to the next row."""
 WIDEST, TALLEST = 1740, 1500
@@ -69,18 +71,22 @@ class Page:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the sheet, in pixels."""
-        wide = self.left + (max(self.columns.values(), default=0) + 1) * (self.wide + MARGIN) + MARGIN
+        wide = (
+            self.left + (max(self.columns.values(), default=0) + 1) * (self.wide + MARGIN) + MARGIN
+        )
         return max(640, wide), HEAD + len(self.lines) * self.pitch + MARGIN
 
 
 def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Image]) -> Image.Image:
-    """The looks of a search: steps are rows, the winner's column is the first, lines lead to continuations.
+    """The looks of a search: steps are rows, the winner's column is the first, lines lead to
+    continuations.
 
-    Dropped candidates are dimmed, kept images are framed, a score is under each picture. The picture that the prompt
-    changes (`Result.source`) is left of the first row.
+    Dropped candidates are dimmed, kept images are framed, a score is under each picture. The
+    picture that the prompt changes (`Result.source`) is left of the first row.
 
-    thumbnails: by candidate and step (outputs.Recorder). Of too many candidates, the sheet shows the kept ones, the
-    longest denoised, and some that were pruned; "+3" means that three more descend from a look.
+    thumbnails: by candidate and step (outputs.Recorder). Of too many candidates, the sheet shows
+    the kept ones, the longest denoised, and some that were pruned; "+3" means that three more
+    descend from a look.
     """
     origin, kept = origins(result.trace, thumbnails), [candidate.uid for candidate in result.images]
     ends = most_wanted(origin, kept, lambda uid: float(result.particles.value([uid])[0]))
@@ -90,23 +96,36 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     scale = min(1.0, max(LEAST_CELL / CELL, (TALLEST // max(1, len(steps)) - TEXT - GAP) / height))
     wide, high = max(LEAST_CELL, round(width * scale)), round(height * scale)
     left = LEFT + (wide + MARGIN if result.source is not None else 0)
-    shown = choose(mixed(ends, len(kept), len(result.levels) - 1), origin, (WIDEST - left) // (wide + MARGIN))
-    page = Page(scale, wide, high, {step: line for line, step in enumerate(steps)}, left, place(shown, ends))
+    shown = choose(
+        mixed(ends, len(kept), len(result.levels) - 1), origin, (WIDEST - left) // (wide + MARGIN)
+    )
+    page = Page(
+        scale, wide, high, {step: line for line, step in enumerate(steps)}, left, place(shown, ends)
+    )
     won = CandidateAtStep(result.images[0].uid, len(result.levels) - 1) if result.images else None
     golden = set(chain(won, origin)) if won in shown else set()
     sheet = Image.new("RGB", page.size, "white")
     draw = ImageDraw.Draw(sheet)
     more = hidden_below(origin, shown)
     words = f"{result.spent.seeds} seeds, {round(result.spent.nfe, 2)} denoiser evaluations"
-    words += f", {drafts} draft calls among them" if (drafts := result.spent.cost.draft_calls) else ""
+    words += (
+        f", {drafts} draft calls among them" if (drafts := result.spent.cost.draft_calls) else ""
+    )
     if len(shown) < len(origin):
-        words += f"; {sum(look in thumbnails for look in shown)} of {len(thumbnails)} pictures shown"
+        words += (
+            f"; {sum(look in thumbnails for look in shown)} of {len(thumbnails)} pictures shown"
+        )
         words += ", +1 under one: another candidate came of it" if more else ""
     _head(draw, result, page, words)
     _threads(draw, page, shown, golden)
     going = {source for source in origin.values() if source is not None}
     ended = {look for look in origin if look not in going and look.step < len(result.levels) - 1}
-    finished = {root for look in origin if look.step == len(result.levels) - 1 for root in chain(look, origin)}
+    finished = {
+        root
+        for look in origin
+        if look.step == len(result.levels) - 1
+        for root in chain(look, origin)
+    }
     sizes: dict[CandidateAtStep, tuple[int, int]] = {}
     for look in shown:
         ink = PALE if look in ended or (look.step < 0 and look not in finished) else INK
@@ -123,7 +142,9 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
             draw.rectangle(frame, outline=WINNER, width=width)
     if result.source is not None:
         _paste(sheet, page, result.source, (LEFT, HEAD))
-        draw.text((LEFT, HEAD + page.high - page.pitch + 2), "source", INK, ImageFont.load_default(12))
+        draw.text(
+            (LEFT, HEAD + page.high - page.pitch + 2), "source", INK, ImageFont.load_default(12)
+        )
     return sheet
 
 
@@ -134,8 +155,14 @@ def _head(draw: ImageDraw.ImageDraw, result: Result, page: Page, words: str) -> 
     draw.text((MARGIN, 28), _shorten(words, wide, draw, small), "#666666", small)
     names = _looks(result)
     for step, line in page.lines.items():
-        label = "finished" if step == len(result.levels) - 1 else f"{names[step]}\nnoise {result.levels[step]:.2f}"
-        draw.multiline_text((MARGIN, HEAD + line * page.pitch + page.high // 2 - 16), label, "#333333", small)
+        label = (
+            "finished"
+            if step == len(result.levels) - 1
+            else f"{names[step]}\nnoise {result.levels[step]:.2f}"
+        )
+        draw.multiline_text(
+            (MARGIN, HEAD + line * page.pitch + page.high // 2 - 16), label, "#333333", small
+        )
 
 
 def _looks(result: Result) -> list[str]:
@@ -148,7 +175,9 @@ def _looks(result: Result) -> list[str]:
     return [f"step {k}" if kind == ESTIMATE.name else kind for k, kind in enumerate(kinds)]
 
 
-def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[CandidateAtStep]) -> None:
+def _threads(
+    draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[CandidateAtStep]
+) -> None:
     """Draw a line from each look to its continuations; the winner's last, on top."""
     half = page.wide // 2
     for look in sorted(shown, key=lambda look: look in golden):
@@ -166,11 +195,19 @@ def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[
 
 
 def _paste(
-    sheet: Image.Image, page: Page, picture: Image.Image, corner: tuple[int, int], *, dimmed: bool = False
+    sheet: Image.Image,
+    page: Page,
+    picture: Image.Image,
+    corner: tuple[int, int],
+    *,
+    dimmed: bool = False,
 ) -> tuple[int, int]:
     """Paste a picture, scaled to the page, and return its size there."""
     if page.scale < 1:
-        size = (max(1, round(picture.width * page.scale)), max(1, round(picture.height * page.scale)))
+        size = (
+            max(1, round(picture.width * page.scale)),
+            max(1, round(picture.height * page.scale)),
+        )
         picture = picture.resize(size, Image.Resampling.BOX)
     if dimmed:
         picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.65)
@@ -183,14 +220,18 @@ def _score(p: Particles, look: CandidateAtStep) -> str:
     return f"{score:.3f}" if np.isfinite(score) else "failed"
 
 
-def _below(draw: ImageDraw.ImageDraw, page: Page, look: CandidateAtStep, words: str, ink: str, more: int) -> None:
-    """Write under a picture its score and the number of its hidden continuations; or the name of a seed."""
+def _below(
+    draw: ImageDraw.ImageDraw, page: Page, look: CandidateAtStep, words: str, ink: str, more: int
+) -> None:
+    """Write under a picture its score and the number of its hidden continuations; or the name of a
+    seed."""
     x, y = page.corner(look)
     font = ImageFont.load_default(12 if page.wide >= 64 else 10)
     kind, _, number = words.rpartition(" ")
     wide = page.wide - (draw.textlength(f" +{more}", font) if more else 0)
     named = f"{kind} " if kind and page.wide >= 64 else ""
-    while kind and number and draw.textlength(words, font) > wide:  # the last digits of seeds tell them apart
+    # the last digits of seeds tell them apart
+    while kind and number and draw.textlength(words, font) > wide:
         number = number[1:]
         words = f"{named}…{number}"
     texts = [(x, words, ink)]
@@ -198,7 +239,8 @@ def _below(draw: ImageDraw.ImageDraw, page: Page, look: CandidateAtStep, words: 
         texts.append((x + page.wide - int(draw.textlength(f"+{more}", font)), f"+{more}", PALE))
     for left, text, colour in texts:
         at = (left, y + page.high + 2)
-        draw.rectangle(draw.textbbox(at, text, font), "white")  # a line of descent may pass behind it
+        # a line of descent may pass behind it
+        draw.rectangle(draw.textbbox(at, text, font), "white")
         draw.text(at, text, colour, font)
 
 
@@ -213,7 +255,8 @@ def _shorten(text: str, width: int, draw: ImageDraw.ImageDraw, font: Font) -> st
 
 
 def page_of(result: Result) -> str:
-    """A result as notebooks show it: HTML with the images, of videos strips of frames, and the contact sheet."""
+    """A result as notebooks show it: HTML with the images, of videos strips of frames, and the
+    contact sheet."""
     pictures = [(still(c.pixels, columns=SHOWN), f"seed {c.seed}") for c in result.images]
     images = [_element(picture, f"height:{HIGH}px", seed) for picture, seed in pictures]
     sheet = contact_sheet(result, result.thumbnails) if result.thumbnails else None

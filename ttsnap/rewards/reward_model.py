@@ -1,4 +1,5 @@
-"""The complete interface of a reward, and the one place that reads what a user's reward has of it."""
+"""The complete interface of a reward, and the one place that reads what a user's reward has of
+it."""
 
 from __future__ import annotations
 
@@ -32,61 +33,76 @@ _TURNS: WeakValueDictionary[int, threading.RLock] = WeakValueDictionary()
 _TURNS_LOCK = threading.Lock()
 _CORE = Path(__file__).parent
 """The folder of the code that calls rewards, which is never a reward's own."""
-_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_INSTALLED = tuple(
+    sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
 
 
 class RewardError(RuntimeError):
     """A reward failed on all of its first images, so that a search would waste its budget.
 
-    The message names the reward, its error, and the line of its code; `__cause__` is its exception, if it raised one.
+    The message names the reward, its error, and the line of its code; `__cause__` is its exception,
+    if it raised one.
     """
 
 
 class RewardModel(ABC):
     """A reward as engines, recorders, servers and commands use it, with defaults for most members.
 
-    Subclasses have a `name` and define `__call__`. make_reward makes one of any function, and of any object with `name`
-    and `__call__` (core.Reward).
+    Subclasses have a `name` and define `__call__`. make_reward makes one of any function, and of
+    any object with `name` and `__call__` (core.Reward).
     """
 
     name: str
     """The label in results, unique in a search."""
     needs: frozenset[str] = frozenset()
-    """Of NEEDS. With "source" a call is reward(images, prompts, level, source=...), where source (N, 3, h, w) float in
-    [0, 1] holds the image that each row edited. With "video" images are videos (N, T, 3, H, W); other rewards see
-    single frames of a video (scoring.Shown)."""
+    """Of NEEDS. With "source" a call is reward(images, prompts, level, source=...), where source
+    (N, 3, h, w) float in [0, 1] holds the image that each row edited. With "video" images are
+    videos (N, T, 3, H, W); other rewards see single frames of a video (scoring.Shown)."""
     estimates: str = "pixels"
-    """What is read of an unfinished x0 estimate, one of SPACES. Estimates are decoded for pixels only."""
+    """What is read of an unfinished x0 estimate, one of SPACES. Estimates are decoded for pixels
+    only."""
     example: str = "a photo"
     """A valid prompt, for trial calls."""
     network: nn.Module | None = None
     """Its network, if any: weights do not count as memory of a gradient."""
     runs_on: torch.device | str | None = None
-    """The device that its calls keep busy, or ELSEWHERE; None for that of the images. Where it is not the denoiser's,
-    searches denoise other rows meanwhile: calls then come from another thread, one at a time."""
+    """The device that its calls keep busy, or ELSEWHERE; None for that of the images. Where it is
+    not the denoiser's, searches denoise other rows meanwhile: calls then come from another thread,
+    one at a time."""
     embed_images: Callable[[Tensor], Tensor] | None = None
-    """Features (N, D) of images (N, 3, H, W), by which a search compares images; None for a reward without."""
+    """Features (N, D) of images (N, 3, H, W), by which a search compares images; None for a reward
+    without."""
     base: Reward | None = None
     """The reward whose final score this one predicts from an estimate, if any."""
 
     tokens: int = 0
-    """Most tokens of a language model behind an API for one image. A budget in tokens is charged this much, and
-    refunded what was not taken."""
+    """Most tokens of a language model behind an API for one image. A budget in tokens is charged
+    this much, and refunded what was not taken."""
     tokens_taken: Sequence[int] = ()
     """Tokens that each image of the last call took; empty without a model behind an API."""
 
     @abstractmethod
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
-        """images (N, 3, H, W) float in [0, 1], N prompts -> N scores, higher is better; nan where an image has none.
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Scores:
+        """images (N, 3, H, W) float in [0, 1], N prompts -> N scores, higher is better; nan where
+        an image has none.
 
         level (N,): of each estimate's noise, None for finished images. Ordinary rewards ignore it.
         """
 
-    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
+    def score_estimates(
+        self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Scores:
         """As a call, on estimates in the space `estimates`: x (N, C, h, w) latents."""
-        raise NotImplementedError(f"reward {self.name!r} reads {self.estimates}: it needs a method score_estimates")
+        raise NotImplementedError(
+            f"reward {self.name!r} reads {self.estimates}: it needs a method score_estimates"
+        )
 
-    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
+    def differentiable(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> Scores:
         """As a call, (N,) with a graph back to the images, for guidance."""
         return self(images, prompts, level)
 
@@ -110,11 +126,13 @@ class RewardModel(ABC):
 
     @property
     def scores_estimates_apart(self) -> bool:
-        """Whether estimates and finished images are scored by different code, of which one alone may be broken."""
+        """Whether estimates and finished images are scored by different code, of which one alone
+        may be broken."""
         return self.estimates != "pixels"
 
     def without_alpha(self, images: Tensor) -> Tensor:
-        """(N, 4, H, W) in [0, 1] -> (N, 3, h, w) for a call; by default without the alpha channel."""
+        """(N, 4, H, W) in [0, 1] -> (N, 3, h, w) for a call; by default without the alpha
+        channel."""
         return images[:, :3]
 
     def trial_image(self) -> Tensor:
@@ -129,30 +147,51 @@ class RewardModel(ABC):
 
 
 class FunctionReward(RewardModel):
-    """A user's function or object (`given`) with the complete interface; its own attributes replace the defaults.
+    """A user's function or object (`given`) with the complete interface; its own attributes replace
+    the defaults.
 
-    The call is given(images, prompts, level), without the level where the signature has no place for it, and with
-    `source=` where the collection `given.needs` says so. name: by default that of `given`.
+    The call is given(images, prompts, level), without the level where the signature has no place
+    for it, and with `source=` where the collection `given.needs` says so. name: by default that of
+    `given`.
     """
 
     device: torch.device | str = "cpu"
     """Of the trial image."""
-    _OPTIONAL = ("estimates", "example", "device", "network", "base", "runs_on", "embed_images",
-                 "score_estimates", "differentiable", "check", "without_alpha")  # fmt: skip
+    _OPTIONAL = (
+        "estimates",
+        "example",
+        "device",
+        "network",
+        "base",
+        "runs_on",
+        "embed_images",
+        "score_estimates",
+        "differentiable",
+        "check",
+        "without_alpha",
+    )
 
     def __init__(self, given: Callable[..., Scores], name: str | None = None) -> None:
         own = {name: stated(given, name, _NOTHING) for name in ("name", *self._OPTIONAL)}
         called = stated(given, "__name__", type(given).__name__)
-        vars(self).update({"name": called} | {key: value for key, value in own.items() if value is not _NOTHING})
+        vars(self).update(
+            {"name": called} | {key: value for key, value in own.items() if value is not _NOTHING}
+        )
         self.name, self.given, self.needs = name or self.name, given, needs_of(given)
         try:
-            inspect.signature(given).bind(None, None, None, **dict.fromkeys(self.needs & {"source"}))
+            inspect.signature(given).bind(
+                None, None, None, **dict.fromkeys(self.needs & {"source"})
+            )
             self._takes_level = True
         except (TypeError, ValueError):  # takes fewer, or is a builtin without a signature
             self._takes_level = False
 
     def __call__(
-        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, **source: Tensor | None
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        level: Tensor | None = None,
+        **source: Tensor | None,
     ) -> Scores:
         return self.given(images, prompts, *[level] * self._takes_level, **source)
 
@@ -165,15 +204,21 @@ class FunctionReward(RewardModel):
 
 
 def adapted(given: object) -> RewardModel:
-    """A user's object as a RewardModel. ValueError where it is no reward, or its `estimates` or `needs` are unknown."""
+    """A user's object as a RewardModel. ValueError where it is no reward, or its `estimates` or
+    `needs` are unknown."""
     if not callable(given):
-        raise ValueError(f"a reward is a name, a function (images, prompts) -> scores, or a Reward; got {given!r}")
+        raise ValueError(
+            "a reward is a name, a function (images, prompts) -> scores, or a Reward; got"
+            f" {given!r}"
+        )
     made = given if isinstance(given, RewardModel) else FunctionReward(given)
     if made.estimates not in SPACES:
         wrong = f"reward {made.name!r} reads estimates as {made.estimates!r}"
         raise ValueError(f"{wrong}; known are {', '.join(SPACES[:-1])} and {SPACES[-1]}")
     if unknown := sorted(made.needs - set(NEEDS)):
-        raise ValueError(f"reward {made.name!r} needs {unknown}; what a reward may need is {' and '.join(NEEDS)}")
+        raise ValueError(
+            f"reward {made.name!r} needs {unknown}; what a reward may need is {' and '.join(NEEDS)}"
+        )
     return made
 
 
@@ -190,8 +235,8 @@ def stated(given: object, name: str, default: T) -> T:
 
 
 def turn_of(reward: RewardModel) -> threading.RLock:
-    """The lock of whoever asks this reward in the background, or beside that. It belongs to what a user gave, which
-    several rewards may wrap; who keeps the lock keeps the reward as well."""
+    """The lock of whoever asks this reward in the background, or beside that. It belongs to what a
+    user gave, which several rewards may wrap; who keeps the lock keeps the reward as well."""
     with _TURNS_LOCK:
         return _TURNS.setdefault(id(stated(reward, "given", reward)), threading.RLock())
 
@@ -202,11 +247,17 @@ def said(name: str, error: Exception) -> str:
 
 
 def place_of(error: Exception) -> str:
-    """The origin of an exception in the reward's code, as " (FILE:LINE, in FUNCTION)"; nothing where none of it ran.
+    """The origin of an exception in the reward's code, as " (FILE:LINE, in FUNCTION)"; nothing
+    where none of it ran.
 
-    The origin is the last line outside installed packages, which the reward may have called, or else the last line.
+    The origin is the last line outside installed packages, which the reward may have called, or
+    else the last line.
     """
-    lines = [line for line in traceback.extract_tb(error.__traceback__) if Path(line.filename).parent != _CORE]
+    lines = [
+        line
+        for line in traceback.extract_tb(error.__traceback__)
+        if Path(line.filename).parent != _CORE
+    ]
     own = [line for line in lines if not line.filename.startswith(_INSTALLED)] or lines
     return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
 

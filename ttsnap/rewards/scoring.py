@@ -20,10 +20,12 @@ from ttsnap.core.protocols import Scores
 from ttsnap.rewards.reward_model import RewardError, RewardModel, place_of, said
 
 logger = logging.getLogger(__name__)
-NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bfloat16 or a VAE in float32"
+NOT_FINITE = (
+    "the latent or its image is nan or inf; in half precision, try bfloat16 or a VAE in float32"
+)
 SILENT = 8
-"""First images without a score, and without an exception, that mark a reward as broken. Fewer may be chance where a
-reward returns nan now and then."""
+"""First images without a score, and without an exception, that mark a reward as broken. Fewer may
+be chance where a reward returns nan now and then."""
 EXACT = (torch.float16, torch.bfloat16, torch.float32)
 """Of scores that float32 holds as they are."""
 Call = Callable[[Tensor, list[str], Tensor], Scores]
@@ -33,17 +35,21 @@ Call = Callable[[Tensor, list[str], Tensor], Scores]
 def score_images(
     reward: Call, images: Tensor, prompts: list[str], levels: Tensor, name: str
 ) -> tuple[FloatArray, str | None]:
-    """Scores (N,) float64 with nan where the reward failed, and why, in words. name: the reward's."""
+    """Scores (N,) float64 with nan where the reward failed, and why, in words. name: the
+    reward's."""
     scores, error = ask(reward, images, prompts, levels)
     return scores, None if error is None else said(name, error)
 
 
-def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[FloatArray, Exception | None]:
+def ask(
+    reward: Call, images: Tensor, prompts: list[str], levels: Tensor
+) -> tuple[FloatArray, Exception | None]:
     """Scores (N,) float64 with nan where the reward failed, and why.
 
-    A reward is a user's code and may do anything. An exception marks the batch as failed: one broken score must not
-    cost a long search its other images. A reward may write into its images: pass a copy of images that are needed
-    later. A lack of memory alone is raised: fewer images may fit, and where one does not, none will.
+    A reward is a user's code and may do anything. An exception marks the batch as failed: one
+    broken score must not cost a long search its other images. A reward may write into its images:
+    pass a copy of images that are needed later. A lack of memory alone is raised: fewer images may
+    fit, and where one does not, none will.
     """
     scores, error = answered(reward, images, prompts, levels)
     return landed([scores])[0], error
@@ -56,9 +62,15 @@ def answered(
     n = len(prompts)
     try:
         scores = reward(images, list(prompts), levels)
-        scores = scores.detach() if isinstance(scores, Tensor) and scores.dtype in EXACT else as_float64(scores)
+        scores = (
+            scores.detach()
+            if isinstance(scores, Tensor) and scores.dtype in EXACT
+            else as_float64(scores)
+        )
         if tuple(scores.shape) != (n,):
-            raise ValueError(f"returned shape {tuple(scores.shape)} for {n} images; it must be ({n},)")
+            raise ValueError(
+                f"returned shape {tuple(scores.shape)} for {n} images; it must be ({n},)"
+            )
     except Exception as error:
         if lacks_memory(error):
             raise
@@ -68,10 +80,13 @@ def answered(
 
 
 def landed(parts: Sequence[Tensor | FloatArray]) -> list[FloatArray]:
-    """Scores (n,) of each part, nan for inf. All leave the device of the first one together, in one wait."""
+    """Scores (n,) of each part, nan for inf. All leave the device of the first one together, in one
+    wait."""
     ahead, found = [part for part in parts if isinstance(part, Tensor)], list[FloatArray]()
     if ahead:
-        whole = torch.cat([part.to(ahead[0].device).float() for part in ahead]).cpu().double().numpy()
+        whole = (
+            torch.cat([part.to(ahead[0].device).float() for part in ahead]).cpu().double().numpy()
+        )
     for part in parts:
         scores = part
         if isinstance(part, Tensor):
@@ -90,7 +105,10 @@ def score_in_parts(
         if (n := len(prompts) // 2) == 0:
             return np.full(1, np.nan), said(name, error)
         halves = (slice(None, n), slice(n, None))
-        parts = [score_in_parts(reward, images[half], prompts[half], levels[half], name) for half in halves]
+        parts = [
+            score_in_parts(reward, images[half], prompts[half], levels[half], name)
+            for half in halves
+        ]
         return np.concatenate([scores for scores, _ in parts]), parts[0][1] or parts[1][1]
 
 
@@ -105,10 +123,12 @@ def as_float64(scores: Scores) -> FloatArray:
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is for rewards to see: images or videos, with or without the images that were edited."""
+    """What there is for rewards to see: images or videos, with or without the images that were
+    edited."""
 
     frames: int | None = None
-    """Frames of a video that a reward of images sees, whose mean is the score; None where images are made."""
+    """Frames of a video that a reward of images sees, whose mean is the score; None where images
+    are made."""
     edits: bool = False
     """Whether prompts edit images."""
 
@@ -117,28 +137,36 @@ class Shown:
         for reward in rewards:
             if "source" in reward.needs and not self.edits:
                 raise ValueError(
-                    f"reward {reward.name!r} compares a result with the image that was edited, and here no image is "
-                    "edited; take a reward of images and prompts, or a pipeline that edits"
+                    f"reward {reward.name!r} compares a result with the image that was edited, and"
+                    " here no image is edited; take a reward of images and prompts, or a pipeline"
+                    " that edits"
                 )
             if "video" in reward.needs and self.frames is None:
                 raise ValueError(
-                    f"reward {reward.name!r} scores videos, and here images are made; take a reward of images, or a "
-                    "pipeline that makes videos"
+                    f"reward {reward.name!r} scores videos, and here images are made; take a reward"
+                    " of images, or a pipeline that makes videos"
                 )
-            if self.frames is not None and reward.estimates != "pixels" and "video" not in reward.needs:
+            if (
+                self.frames is not None
+                and reward.estimates != "pixels"
+                and "video" not in reward.needs
+            ):
                 raise ValueError(
-                    f"reward {reward.name!r} reads {reward.estimates} of a whole video, but images one by one; give it "
-                    'needs = {"video"}, so that it gets finished videos whole as well'
+                    f"reward {reward.name!r} reads {reward.estimates} of a whole video, but images"
+                    ' one by one; give it needs = {"video"}, so that it gets finished videos'
+                    " whole as well"
                 )
 
     def calls(self, reward: RewardModel) -> int:
-        """Reward calls of one score: one for each image that the reward sees, or one for a whole video."""
+        """Reward calls of one score: one for each image that the reward sees, or one for a whole
+        video."""
         return 1 if self.frames is None or "video" in reward.needs else self.frames
 
     def by(self, reward: RewardModel, sources: Tensor | None = None) -> Call:
         """A call of this reward on images (N, 3, H, W) or videos (N, T, 3, H, W), with its sources.
 
-        sources: the images that were edited, (N, 3, h, w), or (1, 3, h, w) for all rows; None without.
+        sources: the images that were edited, (N, 3, h, w), or (1, 3, h, w) for all rows; None
+            without.
         """
         scores_of: Callable[..., Scores] = reward
         whole, times = self.frames is None or "video" in reward.needs, self.calls(reward)
@@ -155,24 +183,35 @@ class Shown:
             texts = [prompt for prompt in prompts for _ in range(times)]
             each = as_float64(of_images(images, texts, levels.repeat_interleave(times)))
             if each.shape != (len(images),):
-                raise ValueError(f"returned shape {each.shape} for {len(images)} frames; it must be ({len(images)},)")
+                raise ValueError(
+                    f"returned shape {each.shape} for {len(images)} frames; it must be"
+                    f" ({len(images)},)"
+                )
             return np.asarray(each.reshape(len(videos), times).mean(1))
 
         return of_images if whole else of_frames
 
     def features(self, describe: Callable[[Tensor], Tensor], images: Tensor) -> FloatArray:
-        """Features (N, D) of images, or of videos by those of the frames that a reward of images sees.
+        """Features (N, D) of images, or of videos by those of the frames that a reward of images
+        sees.
 
         ValueError where `describe` does not return a row for each image.
         """
-        seen = images if self.frames is None else images[:, chosen(images.shape[1], self.frames)].flatten(0, 1)
+        seen = (
+            images
+            if self.frames is None
+            else images[:, chosen(images.shape[1], self.frames)].flatten(0, 1)
+        )
         found = as_float64(describe(seen))
         if found.ndim != 2 or len(found) != len(seen):
-            raise ValueError(f"a likeness returned shape {found.shape} for {len(seen)} images; it must be (N, D)")
+            raise ValueError(
+                f"a likeness returned shape {found.shape} for {len(seen)} images; it must be (N, D)"
+            )
         return found.reshape(len(images), -1)
 
     def tokens(self, reward: RewardModel) -> list[int]:
-        """Tokens of a language model that each row of the reward's last call took; none without such a model."""
+        """Tokens of a language model that each row of the reward's last call took; none without
+        such a model."""
         taken, times = list(reward.tokens_taken), self.calls(reward)
         return [sum(taken[i : i + times]) for i in range(0, len(taken), times)]
 
@@ -180,19 +219,28 @@ class Shown:
 class RewardHealthCheck:
     """Ends a search whose reward fails from the start, before the budget is spent.
 
-    Estimates and finished images are counted separately where different code scores them. An exception in the first
-    batch is enough; without one, SILENT images must fail.
+    Estimates and finished images are counted separately where different code scores them. An
+    exception in the first batch is enough; without one, SILENT images must fail.
     """
 
     def __init__(self, rewards: Sequence[RewardModel]) -> None:
         self._split = {r.name: r.scores_estimates_apart for r in rewards}
-        # By reward, and whether images are finished: failures while none was scored, -1 from the first score on.
+        # By reward, and whether images are finished: failures while none was scored, -1 from the
+        # first score on.
         self._failed: dict[tuple[str, bool], int] = {}
 
-    def check(self, name: str, scores: FloatArray, last: BoolArray, broken: BoolArray, error: Exception | None) -> None:
+    def check(
+        self,
+        name: str,
+        scores: FloatArray,
+        last: BoolArray,
+        broken: BoolArray,
+        error: Exception | None,
+    ) -> None:
         """RewardError where this reward has failed on all images so far.
 
-        scores (N,): of a batch; last (N,): which are finished images; broken (N,): which are nan or inf already.
+        scores (N,): of a batch; last (N,): which are finished images; broken (N,): which are nan or
+        inf already.
         """
         last = last & self._split[name]
         for kind in np.unique(last).tolist():
@@ -209,7 +257,8 @@ class RewardHealthCheck:
 
 
 def explained(scores: FloatArray, causes: dict[str, str | None]) -> str | None:
-    """Why some of an image's scores (R,) are nan, None where none is. causes: each reward's error, by name."""
+    """Why some of an image's scores (R,) are nan, None where none is. causes: each reward's error,
+    by name."""
     if not np.isnan(scores).any():
         return None
     known = [cause for cause in causes.values() if cause]

@@ -1,8 +1,9 @@
 """Interpolants x_t = alpha(t) x0 + sigma(t) eps between data (t = 0) and noise (t = 1).
 
-An interpolant is four functions and the inverse of its signal-to-noise ratio rho = alpha / sigma; everything else
-is derived (RBF, arXiv 2503.19385, section 4 and appendix; Stochastic Interpolants, arXiv 2303.08797). Times are
-tensors; arithmetic runs in their dtype, so pass float64 for exact work.
+An interpolant is four functions and the inverse of its signal-to-noise ratio rho = alpha / sigma;
+everything else is derived (RBF, arXiv 2503.19385, section 4 and appendix; Stochastic Interpolants,
+arXiv 2303.08797). Times are tensors; arithmetic runs in their dtype, so pass float64 for exact
+work.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Linear:
 
 @dataclass(frozen=True)
 class VP:
-    """Variance preserving: alpha = exp(-T/2), sigma^2 = 1 - alpha^2, T = (b1 - b0) t^2 / 2 + b0 t (2503.19385).
+    """Variance preserving: alpha = exp(-T/2), sigma^2 = 1 - alpha^2, T = (b1 - b0) t^2 / 2 + b0 t
+    (2503.19385).
 
     At t = 1 a little signal is left; noisier points have t > 1.
     """
@@ -134,8 +136,9 @@ class LinearVP:
 class Discrete:
     """The noise schedule of a discrete-time model (DDPM), variance preserving, made continuous.
 
-    `kept` (T,) holds alpha^2 at the timesteps 0..T-1 (diffusers' alphas_cumprod), falling; t = i / (T - 1) is timestep
-    i, and log alpha / sigma is linear between. At t = 0 a little noise is left; ratios beyond the ends are cut to them.
+    `kept` (T,) holds alpha^2 at the timesteps 0..T-1 (diffusers' alphas_cumprod), falling; t = i /
+    (T - 1) is timestep i, and log alpha / sigma is linear between. At t = 0 a little noise is left;
+    ratios beyond the ends are cut to them.
     """
 
     def __init__(self, kept: Tensor) -> None:
@@ -150,7 +153,9 @@ class Discrete:
         where = t.double().clamp(0, 1) * (len(table) - 1)
         low = where.long().clamp(max=len(table) - 2)
         slope = table[low + 1] - table[low]
-        return (table[low] + (where - low) * slope).to(t.dtype), (slope * (len(table) - 1)).to(t.dtype)
+        return (table[low] + (where - low) * slope).to(t.dtype), (slope * (len(table) - 1)).to(
+            t.dtype
+        )
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sigmoid(2 * self._at(t)[0]).sqrt()
@@ -173,13 +178,14 @@ class Discrete:
 
 
 def rows(value: Tensor, like: Tensor) -> Tensor:
-    """(N,) -> (N, 1, ...) on like's device, in like's dtype where a float, to multiply rows of `like` (N, ...)."""
+    """(N,) -> (N, 1, ...) on like's device, in like's dtype where a float, to multiply rows of
+    `like` (N, ...)."""
     dtype = like.dtype if value.is_floating_point() else value.dtype
     return value.to(like.device, dtype, non_blocking=True).view(-1, *[1] * (like.ndim - 1))
 
 
-# Conversions. x, x0, eps, velocity and score are (N, ...); t is (N,). Limits at t = 0 and t = 1 are those of the
-# formulas: they need sigma > 0.
+# Conversions. x, x0, eps, velocity and score are (N, ...); t is (N,). Limits at t = 0 and t = 1 are
+# those of the formulas: they need sigma > 0.
 
 
 def eps_from_x0(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
@@ -209,10 +215,12 @@ def level(path: Interpolant, t: Tensor) -> Tensor:
 
 
 def transfer(source: Interpolant, target: Interpolant, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Time and scale that carry `source` to `target` at equal SNR: x_target(s) = scale * x_source(t).
+    """Time and scale that carry `source` to `target` at equal SNR: x_target(s) = scale *
+    x_source(t).
 
-    Returns (t, scale), each shaped like s. A network trained on `source` is called at t on x_target / scale; its x0
-    and eps hold unchanged (2503.19385, eq. for the transferred velocity follows from them).
+    Returns (t, scale), each shaped like s. A network trained on `source` is called at t on x_target
+    / scale; its x0 and eps hold unchanged (2503.19385, eq. for the transferred velocity follows
+    from them).
     """
     a, b = target.alpha(s), target.sigma(s)
     t = source.inverse_ratio(a / b)
@@ -224,11 +232,14 @@ def widened(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def forward(path: Interpolant, x: Tensor, t: Tensor, s: Tensor, keys: Sequence[rng.Source]) -> Tensor:
-    """x (N, ...) at times t (N,) noised forward to later times s (N,), exactly: a draw of q(x_s | x_t).
+def forward(
+    path: Interpolant, x: Tensor, t: Tensor, s: Tensor, keys: Sequence[rng.Source]
+) -> Tensor:
+    """x (N, ...) at times t (N,) noised forward to later times s (N,), exactly: a draw of q(x_s |
+    x_t).
 
-    x_s = (alpha_s / alpha_t) x_t + sqrt(sigma_s^2 - (alpha_s sigma_t / alpha_t)^2) xi. Search over paths uses it
-    (arXiv 2501.09732). Pure noise (alpha_t = 0) stays as it is.
+    x_s = (alpha_s / alpha_t) x_t + sqrt(sigma_s^2 - (alpha_s sigma_t / alpha_t)^2) xi. Search over
+    paths uses it (arXiv 2501.09732). Pure noise (alpha_t = 0) stays as it is.
     """
     wide = widened(x)
     a, b = path.alpha(s), path.sigma(s)

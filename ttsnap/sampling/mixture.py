@@ -1,4 +1,5 @@
-"""A Gaussian mixture as a denoiser with the exact score: the known answer behind tests, and a toy to learn with."""
+"""A Gaussian mixture as a denoiser with the exact score: the known answer behind tests, and a toy
+to learn with."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from ttsnap.sampling.kernels import Kernel, Ode, Prediction
 class MixtureDenoiser(Denoiser):
     """x0 ~ sum_i weights[i] N(means[i], stds[i]^2 I) in D dimensions; E[x0 | x_t] in closed form.
 
-    means (M, D), stds (M,), weights (M,), float64. With `by_prompt` (P, D) prompt j's mixture is moved by
-    by_prompt[j % P]. steps: how many, or the times (K+1,) of the path themselves. `decode` squashes the first three
-    coordinates into one RGB pixel (N, 3, 1, 1).
+    means (M, D), stds (M,), weights (M,), float64. With `by_prompt` (P, D) prompt j's mixture is
+    moved by by_prompt[j % P]. steps: how many, or the times (K+1,) of the path themselves. `decode`
+    squashes the first three coordinates into one RGB pixel (N, 3, 1, 1).
     """
 
     passes_per_nfe = 1
@@ -35,9 +36,17 @@ class MixtureDenoiser(Denoiser):
         path: Interpolant | None = None,
         by_prompt: Tensor | None = None,
     ) -> None:
-        self.means, self.stds, self.weights = means.double(), stds.double(), weights.double() / weights.sum()
+        self.means, self.stds, self.weights = (
+            means.double(),
+            stds.double(),
+            weights.double() / weights.sum(),
+        )
         self.path: Interpolant = path if path is not None else Linear()
-        times = steps if isinstance(steps, Tensor) else torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        times = (
+            steps
+            if isinstance(steps, Tensor)
+            else torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        )
         self.times = times.double()
         self.grid = Grid(tuple(level(self.path, self.times).tolist()))
         self.kernel: Kernel = Ode(self.path, self.times)
@@ -49,11 +58,16 @@ class MixtureDenoiser(Denoiser):
         self._offset = self._by_prompt[at].double()
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        return torch.stack([torch.randn(self.means.shape[1], generator=g) for g in generators]).double()
+        return torch.stack(
+            [torch.randn(self.means.shape[1], generator=g) for g in generators]
+        ).double()
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         t = self.times[step]
-        x0 = self.posterior_mean(x - rows(self.path.alpha(t), x) * self._offset[cond], t) + self._offset[cond]
+        x0 = (
+            self.posterior_mean(x - rows(self.path.alpha(t), x) * self._offset[cond], t)
+            + self._offset[cond]
+        )
         # The velocity's formula divides by sigma; at t = 0 there is nothing left to predict.
         return Prediction(velocity_from_x0(self.path, x, x0, t), x0)
 

@@ -1,4 +1,5 @@
-"""Paths between data and noise by name, the points of a search on one, and how much noise its steps draw."""
+"""Paths between data and noise by name, the points of a search on one, and how much noise its steps
+draw."""
 
 from __future__ import annotations
 
@@ -31,9 +32,10 @@ def make_path(path: str | Interpolant) -> Interpolant:
 def times_on(path: Interpolant, times: str | Tensor, levels: Tensor) -> Tensor:
     """Times (K+1,) float64 on `path`: where each of the K steps starts, then 0.
 
-    levels (K,) float64: the noise levels at which the model's own K steps start. times: "pipeline", the points of these
-    levels; "uniform", 1 - i/K; "sqrt", sqrt(1 - (i/K)^2), which stays near the noise, as RBF does with "vp"; or (K+1,),
-    falling from at most 1 to 0. ValueError for unknown names, and for times that do not end with 0.
+    levels (K,) float64: the noise levels at which the model's own K steps start. times: "pipeline",
+    the points of these levels; "uniform", 1 - i/K; "sqrt", sqrt(1 - (i/K)^2), which stays near the
+    noise, as RBF does with "vp"; or (K+1,), falling from at most 1 to 0. ValueError for unknown
+    names, and for times that do not end with 0.
     """
     steps = torch.arange(len(levels), dtype=torch.float64) / len(levels)
     if isinstance(times, Tensor):
@@ -42,7 +44,8 @@ def times_on(path: Interpolant, times: str | Tensor, levels: Tensor) -> Tensor:
             raise ValueError(f"times must end with 0, got {times.tolist()}")
     elif times == "pipeline":
         starts = path.inverse_ratio(1 / levels - 1)
-        # Where the path begins with less noise than the model, early points are spread evenly before the next one.
+        # Where the path begins with less noise than the model, early points are spread evenly
+        # before the next one.
         early = int((starts >= 1).sum())
         following = starts[early] if early < len(starts) else starts.new_zeros(())
         starts[:early] = 1 - (1 - following) * torch.arange(early) / max(1, early)
@@ -65,4 +68,5 @@ DIFFUSIONS: dict[str, Callable[[float, Interpolant], Callable[[Tensor], Tensor]]
     "constant": lambda scale, path: power(scale, 0.0),
     "sigma": lambda scale, path: lambda t: scale * path.sigma(t),
 }
-"""Diffusion coefficients g(t) by name, given scale and path; scale is g(1). Any function of t may be passed to Sde."""
+"""Diffusion coefficients g(t) by name, given scale and path; scale is g(1). Any function of t may
+be passed to Sde."""

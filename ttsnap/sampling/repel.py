@@ -1,8 +1,9 @@
 """Repel: seeds of one prompt are pushed apart inside attention, while they are still noise.
 
-Large flow models draw nearly the same picture from every seed. Rethinking Test Time Scaling for Flow-Matching
-Generative Models (arXiv 2511.22242) therefore couples the seeds of a group by negative token merging (NegToMe, arXiv
-2412.01339): each image token moves away from the token of the other images that is most like it.
+Large flow models draw nearly the same picture from every seed. Rethinking Test Time Scaling for
+Flow-Matching Generative Models (arXiv 2511.22242) therefore couples the seeds of a group by
+negative token merging (NegToMe, arXiv 2412.01339): each image token moves away from the token of
+the other images that is most like it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ MOST_BYTES = 2**28
 def repelled(h: Tensor, kept: Tensor, how: Repel) -> Tensor:
     """h <- (1 + a) h - a h_match for the tokens h (n, T, D) of one group, after attention.
 
-    h_match is the token of all other images with the largest cosine. A token stays as it is where that is not above the
-    threshold, and where `kept` (n, T) is False.
+    h_match is the token of all other images with the largest cosine. A token stays as it is where
+    that is not above the threshold, and where `kept` (n, T) is False.
     """
     n, tokens, _ = h.shape
     if n == 1:
@@ -40,12 +41,15 @@ def repelled(h: Tensor, kept: Tensor, how: Repel) -> Tensor:
         cosine[:, image * tokens : (image + 1) * tokens] = -torch.inf
         best, match = cosine.max(1)
         moves, own = ((best > how.threshold) & kept[image, part])[:, None], h[image, part]
-        out[image, part] = torch.where(moves, (1 + how.factor) * own - how.factor * flat[match], own)
+        out[image, part] = torch.where(
+            moves, (1 + how.factor) * own - how.factor * flat[match], own
+        )
     return out
 
 
 def attentions(net: nn.Module) -> list[nn.Module]:
-    """The attention of image tokens to each other in a network of diffusers, in order; none to a text alone."""
+    """The attention of image tokens to each other in a network of diffusers, in order; none to a
+    text alone."""
     return [
         module
         for name, module in net.named_modules()
@@ -56,11 +60,12 @@ def attentions(net: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def coupled(net: nn.Module, how: Repel, image: slice, key: rng.Key) -> Iterator[None]:
-    """Within it, calls of the network couple their rows: `how.size` seeds, and with guidance these again, apart.
+    """Within it, calls of the network couple their rows: `how.size` seeds, and with guidance these
+    again, apart.
 
-    net: called by nobody else meanwhile, and not compiled: compiled code does not see hooks. image: where image tokens
-    are in a sequence that has text as well. key: which with the layer says what tokens are let off, so that a run
-    repeats.
+    net: called by nobody else meanwhile, and not compiled: compiled code does not see hooks. image:
+    where image tokens are in a sequence that has text as well. key: which with the layer says what
+    tokens are let off, so that a run repeats.
     """
     with ExitStack() as stack:
         for layer, attention in enumerate(attentions(net)):
@@ -74,12 +79,15 @@ def _changed(h: Tensor, how: Repel, image: slice, key: rng.Key) -> Tensor:
     halves = h[:, image].split(how.size)
     kept = torch.rand(halves[0].shape[:2], generator=rng.generator(key)) >= how.drop
     out = h.clone()
-    out[:, image] = torch.cat([repelled(half, kept.to(h.device, non_blocking=True), how) for half in halves])
+    out[:, image] = torch.cat(
+        [repelled(half, kept.to(h.device, non_blocking=True), how) for half in halves]
+    )
     return out
 
 
 def _hooked(attention: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change what comes out of an attention, before its projection: that is linear, and every back-end ends there."""
+    """Change what comes out of an attention, before its projection: that is linear, and every
+    back-end ends there."""
     out = getattr(attention, "to_out", None)
     if out is None:  # FLUX projects it later, together with the MLP
         return attention.register_forward_hook(lambda _, inputs, h: change(h))

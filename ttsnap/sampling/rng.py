@@ -1,7 +1,8 @@
-"""Random numbers by key: what a particle draws depends on its key alone, never on the batch it shares.
+"""Random numbers by key: what a particle draws depends on its key alone, never on the batch it
+shares.
 
-Initial noise is not drawn here: it comes from torch.Generator().manual_seed(seed) through the pipeline's own
-prepare_latents, so that a seed gives the image that stock diffusers gives.
+Initial noise is not drawn here: it comes from torch.Generator().manual_seed(seed) through the
+pipeline's own prepare_latents, so that a seed gives the image that stock diffusers gives.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ Key = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Mixture:
-    """Noise near other noise: that of `first`, then in turn share * it + sqrt(1 - share^2) * the noise of a key.
+    """Noise near other noise: that of `first`, then in turn share * it + sqrt(1 - share^2) * the
+    noise of a key.
 
-    Standard normal again, with a correlation of the product of the shares with the first; shares in [0, 1].
+    Standard normal again, with a correlation of the product of the shares with the first; shares in
+    [0, 1].
     """
 
     first: Key
@@ -50,7 +53,8 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def noise(sources: Sequence[Source], like: torch.Tensor) -> torch.Tensor:
-    """Standard normal noise shaped like `like` (N, ...), row i from sources[i]; float32, or like's float64."""
+    """Standard normal noise shaped like `like` (N, ...), row i from sources[i]; float32, or like's
+    float64."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
 
     def draw(key: Key) -> torch.Tensor:

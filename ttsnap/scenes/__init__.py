@@ -1,7 +1,7 @@
 """The embedded world: captions, a renderer, an exact checker, and the packaged models of it.
 
-Importing this package needs numpy and scipy only. `scripts/train_worlds` trained the models; docs/embedded_model.md
-describes them.
+Importing this package needs numpy and scipy only. `scripts/train_worlds` trained the models;
+docs/embedded_model.md describes them.
 """
 
 from pathlib import Path
@@ -61,5 +61,6 @@ def turbo_path() -> Path:
 
 
 def draft_path() -> Path:
-    """The draft of the trained model: a LoRA that guesses where its sampler will end (docs/drafts.md)."""
+    """The draft of the trained model: a LoRA that guesses where its sampler will end
+    (docs/drafts.md)."""
     return FOLDER / "draft"

@@ -1,8 +1,9 @@
 """The exact checker: finds the objects in a picture, and compares them with the picture's caption.
 
-A pixel has the colour of the nearest hue, and a coverage: its chroma divided by that colour's, which undoes the
-anti-aliasing against a grey ground. Connected pixels of one colour are an object, whose shape is that of the template
-with the best overlap. Objects are then matched with those of the caption.
+A pixel has the colour of the nearest hue, and a coverage: its chroma divided by that colour's,
+which undoes the anti-aliasing against a grey ground. Connected pixels of one colour are an object,
+whose shape is that of the template with the best overlap. Objects are then matched with those of
+the caption.
 """
 
 from collections.abc import Sequence
@@ -54,12 +55,15 @@ def check(images: NDArray[np.floating], specs: Sequence[Spec]) -> tuple[Floats, 
         specs: N specifications.
 
     Returns:
-        soft: shape (N,), float32 in [0, 1]; partial credit for each object, the relation and the background.
+        soft: shape (N,), float32 in [0, 1]; partial credit for each object, the relation and the
+            background.
         strict: shape (N,), bool; everything right and nothing extra.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-        raise ValueError(f"expected images of shape (N, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), got {images.shape}")
+        raise ValueError(
+            f"expected images of shape (N, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), got {images.shape}"
+        )
     if len(images) != len(specs):
         raise ValueError(f"got {len(images)} images but {len(specs)} specs")
     if not np.isfinite(images).all():
@@ -85,7 +89,9 @@ def _hue_and_chroma(images: Floats) -> tuple[Floats, Floats]:
     top = np.maximum(np.maximum(r, g), b)
     chroma = top - np.minimum(np.minimum(r, g), b)
     safe = np.maximum(chroma, np.float32(1e-6))
-    hue = np.where(top == r, (g - b) / safe, np.where(top == g, (b - r) / safe + 2, (r - g) / safe + 4))
+    hue = np.where(
+        top == r, (g - b) / safe, np.where(top == g, (b - r) / safe + 2, (r - g) / safe + 4)
+    )
     return np.asarray(hue % 6, np.float32), chroma
 
 
@@ -102,13 +108,15 @@ def _color_table(bins: int = 720) -> NDArray[np.int8]:
 
 @cache
 def _templates() -> tuple[Floats, Floats]:
-    """Binary templates (T, P * P), shape by shape, centred by bounding box, and their areas (T,)."""
+    """Binary templates (T, P * P), shape by shape, centred by bounding box, and their areas
+    (T,)."""
     ys, xs = np.mgrid[0:_PATCH, 0:_PATCH].astype(np.float32) + np.float32(0.5)
     masks = []
     for shape in range(len(SHAPES)):
         for r in np.arange(3.2, 7.6, 0.25):
             for oy, ox in product((-0.25, 0.0, 0.25, 0.5), repeat=2):
-                low = 0.125 * r if shape == 2 else 0.0  # the triangle's box is not centred on its origin
+                # the triangle's box is not centred on its origin
+                low = 0.125 * r if shape == 2 else 0.0
                 d = signed_distance(shape, xs - (_PATCH / 2 + ox), ys - (_PATCH / 2 + oy + low), r)
                 masks.append((d < 0.05).ravel())
     bank = np.array(masks, np.float32)
@@ -155,7 +163,9 @@ def detect(images: NDArray[np.floating]) -> Objects:
     ground = chroma < 0.1
     count = ground.sum((1, 2))
     level = np.where(ground, x.mean(1), 0).sum((1, 2))
-    background = np.where(count > 0, level / np.maximum(count, 1), np.float32(0.5)).astype(np.float32)
+    background = np.where(count > 0, level / np.maximum(count, 1), np.float32(0.5)).astype(
+        np.float32
+    )
     overlap = _overlaps(labels, keep, image_of[keep], lo[keep], hi[keep], area[keep])
     return Objects(
         image_of[keep],
@@ -184,7 +194,11 @@ def _overlaps(
     steps = np.arange(_PATCH)
     rows = corner[:, 0, None, None] + steps[:, None]
     cols = corner[:, 1, None, None] + steps
-    masks = (padded[image[:, None, None], rows, cols] == ids[:, None, None]).reshape(len(ids), -1).astype(np.float32)
+    masks = (
+        (padded[image[:, None, None], rows, cols] == ids[:, None, None])
+        .reshape(len(ids), -1)
+        .astype(np.float32)
+    )
     bank, areas = _templates()
     both = masks @ bank.T
     iou = both / (area[:, None] + areas - both)
@@ -215,7 +229,9 @@ def _judge(found: Objects, rows: slice, level: float, spec: Spec) -> tuple[float
     extra = len(color) - len(match)
     soft = credit / len(wanted) * len(wanted) / (len(wanted) + 0.5 * extra)
     right = {
-        i: color[j] == wanted[i][0] and int(overlap[j].argmax()) == wanted[i][1] and best[j] >= MIN_OVERLAP
+        i: color[j] == wanted[i][0]
+        and int(overlap[j].argmax()) == wanted[i][1]
+        and best[j] >= MIN_OVERLAP
         for i, j in match.items()
     }
     strict = extra == 0 and len(match) == len(wanted) and all(right.values())
@@ -231,14 +247,19 @@ def _judge(found: Objects, rows: slice, level: float, spec: Spec) -> tuple[float
     return float(min(max(soft, 0.0), 1.0)), bool(strict)
 
 
-def _relation(found: Objects, rows: slice, match: dict[int, int], relation: str, first: int) -> tuple[float, bool]:
-    """How well, and whether, the caption's first `first` objects have the relation to its other objects.
+def _relation(
+    found: Objects, rows: slice, match: dict[int, int], relation: str, first: int
+) -> tuple[float, bool]:
+    """How well, and whether, the caption's first `first` objects have the relation to its other
+    objects.
 
-    The centre of the first group must lie mainly in that direction from the other group's, and each object of the first
-    beyond each of the other.
+    The centre of the first group must lie mainly in that direction from the other group's, and each
+    object of the first beyond each of the other.
     """
     places = np.stack([found.x, found.y], -1)[rows]
-    ours, theirs = (places[[j for i, j in match.items() if (i < first) == mine]] for mine in (True, False))
+    ours, theirs = (
+        places[[j for i, j in match.items() if (i < first) == mine]] for mine in (True, False)
+    )
     if not len(ours) or not len(theirs):
         return 0.0, False
     axis, sign = (1 if relation in RELATIONS[:2] else 0), (1 if relation in RELATIONS[::2] else -1)

@@ -1,7 +1,7 @@
 """The language of the embedded world: specifications, captions and a forgiving parser.
 
-A caption names objects by count, colour and shape, and perhaps a spatial relation or a background. It may name six
-objects; the embedded model was never seen to draw more than five right::
+A caption names objects by count, colour and shape, and perhaps a spatial relation or a background.
+It may name six objects; the embedded model was never seen to draw more than five right::
 
     a red circle                                    single
     three blue squares on a black background        count
@@ -11,7 +11,8 @@ objects; the embedded model was never seen to draw more than five right::
     a red circle, a blue square and a green cross   triple
     ... and a quad names four different objects
 
-The embedded model was trained on these kinds. Others, which it was not trained on, combine these and are hard::
+The embedded model was trained on these kinds. Others, which it was not trained on, combine these
+and are hard::
 
     three red circles and two blue squares                          crowd
     two red circles left of a blue square                           arrangement
@@ -96,7 +97,8 @@ class Spec:
     """What a caption asks for.
 
     Args:
-        groups: one to four groups, no two of the same colour and shape, at most six objects together.
+        groups: one to four groups, no two of the same colour and shape, at most six objects
+            together.
         relation: where all of the first of two groups lie as seen from all of the second, or None.
         background: 'white', 'gray' or 'black', or None where the caption does not say.
     """
@@ -109,20 +111,35 @@ class Spec:
         if not self.groups:
             raise ValueError("a scene needs at least one object")
         if self.num_objects > MAX_OBJECTS:
-            raise ValueError(f"too many objects: {self.num_objects}; a scene holds at most {MAX_OBJECTS}")
+            raise ValueError(
+                f"too many objects: {self.num_objects}; a scene holds at most {MAX_OBJECTS}"
+            )
         if len({(g.color, g.shape) for g in self.groups}) < len(self.groups):
-            raise ValueError("the same object is named twice; write its count instead, as in 'two red circles'")
+            raise ValueError(
+                "the same object is named twice; write its count instead, as in 'two red circles'"
+            )
         if self.background is not None and self.background not in BACKGROUNDS:
-            raise ValueError(f"unknown background {self.background!r}; known: {', '.join(BACKGROUNDS)}")
+            raise ValueError(
+                f"unknown background {self.background!r}; known: {', '.join(BACKGROUNDS)}"
+            )
         if self.relation is not None:
             if self.relation not in RELATIONS:
-                raise ValueError(f"unknown relation {self.relation!r}; known: {', '.join(RELATIONS)}")
+                raise ValueError(
+                    f"unknown relation {self.relation!r}; known: {', '.join(RELATIONS)}"
+                )
             if len(self.groups) != 2:
-                raise ValueError("a relation joins two kinds of object, as in 'a red circle above a blue square'")
+                raise ValueError(
+                    "a relation joins two kinds of object, as in 'a red circle above a blue square'"
+                )
             if self.num_objects > MAX_TRAINED_OBJECTS:
-                raise ValueError(f"a relation joins at most {MAX_TRAINED_OBJECTS} objects, not {self.num_objects}")
+                raise ValueError(
+                    f"a relation joins at most {MAX_TRAINED_OBJECTS} objects, not"
+                    f" {self.num_objects}"
+                )
         if len(self.groups) > 4:
-            raise ValueError(f"too many kinds of object: {len(self.groups)}; a scene holds at most 4")
+            raise ValueError(
+                f"too many kinds of object: {len(self.groups)}; a scene holds at most 4"
+            )
         if len(self.groups) > 3 and self.background is not None:
             raise ValueError("four kinds of object come without a background")
 
@@ -144,7 +161,13 @@ class Spec:
         if len(self.groups) == 1:
             return "single" if self.num_objects == 1 else "count"
         if len(self.groups) == 2:
-            return "pair" if self.num_objects == 2 else "combo" if self.num_objects <= MAX_TRAINED_OBJECTS else "crowd"
+            return (
+                "pair"
+                if self.num_objects == 2
+                else "combo"
+                if self.num_objects <= MAX_TRAINED_OBJECTS
+                else "crowd"
+            )
         if self.num_objects == len(self.groups):
             return "triple" if len(self.groups) == 3 else "quad"
         alike = len({g.color for g in self.groups}) == len({g.shape for g in self.groups}) == 2
@@ -170,14 +193,20 @@ def sample_spec(rng: np.random.Generator, kind: str | None = None) -> Spec:
     else:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join((*KINDS, *UNSEEN_KINDS))}")
     if kind == "binding":  # two colours times two shapes, in any order
-        some, forms = rng.choice(len(COLORS), 2, replace=False), rng.choice(len(SHAPES), 2, replace=False)
+        some, forms = (
+            rng.choice(len(COLORS), 2, replace=False),
+            rng.choice(len(SHAPES), 2, replace=False),
+        )
         picks = rng.permutation((some[:, None] * len(SHAPES) + forms).ravel())
     else:
         picks = rng.choice(len(COLORS) * len(SHAPES), size=len(counts), replace=False)
     groups = tuple(
-        Group(n, COLORS[p // len(SHAPES)], SHAPES[p % len(SHAPES)]) for n, p in zip(counts, picks, strict=True)
+        Group(n, COLORS[p // len(SHAPES)], SHAPES[p % len(SHAPES)])
+        for n, p in zip(counts, picks, strict=True)
     )
-    relation = RELATIONS[rng.integers(len(RELATIONS))] if kind in ("relation", "arrangement") else None
+    relation = (
+        RELATIONS[rng.integers(len(RELATIONS))] if kind in ("relation", "arrangement") else None
+    )
     background = None
     if len(counts) < 4 and rng.random() < _BACKGROUND_SHARE:
         background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
@@ -202,18 +231,19 @@ def caption(spec: Spec) -> str:
 def parse(text: str) -> Spec:
     """The specification of a caption.
 
-    Forgives case, extra spaces, 'one' for 'a', a comma before 'and' or in its place, and one final full stop.
+    Forgives case, extra spaces, 'one' for 'a', a comma before 'and' or in its place, and one final
+    full stop.
 
     Raises:
-        ValueError: for words outside `WORDS` (names them, lists the known ones), for captions outside the accepted
-            forms (shows the forms) and for scenes of more than six objects.
+        ValueError: for words outside `WORDS` (names them, lists the known ones), for captions
+            outside the accepted forms (shows the forms) and for scenes of more than six objects.
     """
     tokens = re.findall(r"[^\s,]+|,", text.lower().strip().removesuffix("."))
     unknown = list(dict.fromkeys(t for t in tokens if t != "," and t not in WORDS))
     if unknown:
         raise ValueError(
-            f"unknown word{'s' * (len(unknown) > 1)} in {text!r}: {', '.join(map(repr, unknown))}.\n"
-            f"The embedded model knows only: {', '.join(WORDS)}."
+            f"unknown word{'s' * (len(unknown) > 1)} in {text!r}:"
+            f" {', '.join(map(repr, unknown))}.\nThe embedded model knows only: {', '.join(WORDS)}."
         )
     try:
         return _parse_tokens(tokens)
@@ -229,7 +259,9 @@ def _parse_tokens(tokens: list[str]) -> Spec:
         nonlocal pos
         token = tokens[pos] if pos < len(tokens) else None
         if token is None or token not in allowed:
-            raise ValueError(f"expected {what}, found {'the end' if token is None else repr(token)}")
+            raise ValueError(
+                f"expected {what}, found {'the end' if token is None else repr(token)}"
+            )
         pos += 1
         return token
 
@@ -246,7 +278,10 @@ def _parse_tokens(tokens: list[str]) -> Spec:
         groups.append(Group(count, color, _SHAPE_OF[shape]))
         if pos == len(tokens):
             break
-        joint = take("',', 'and', a relation, 'on' or the end", (",", "and", "above", "below", "left", "right", "on"))
+        joint = take(
+            "',', 'and', a relation, 'on' or the end",
+            (",", "and", "above", "below", "left", "right", "on"),
+        )
         if joint == "on":
             take("'a'", ("a",))
             background = take("a background", BACKGROUNDS)
@@ -266,12 +301,16 @@ def _parse_tokens(tokens: list[str]) -> Spec:
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a canonical caption is kept out of the training data (about one in ten, by its CRC-32)."""
+    """Whether a canonical caption is kept out of the training data (about one in ten, by its
+    CRC-32)."""
     return zlib.crc32(text.encode()) % 10 == 7
 
 
-def sample_prompts(n: int, seed: int, kinds: Sequence[str] = HARD_KINDS, *, held_out: bool | None = True) -> list[str]:
-    """`n` distinct captions, balanced over `kinds` (taken in turn), the same for the same arguments.
+def sample_prompts(
+    n: int, seed: int, kinds: Sequence[str] = HARD_KINDS, *, held_out: bool | None = True
+) -> list[str]:
+    """`n` distinct captions, balanced over `kinds` (taken in turn), the same for the same
+    arguments.
 
     Args:
         n: how many.
@@ -294,5 +333,7 @@ def sample_prompts(n: int, seed: int, kinds: Sequence[str] = HARD_KINDS, *, held
                 chosen[text] = None
                 break
         else:
-            raise ValueError(f"there are not enough distinct {kind!r} captions for {n=} with {held_out=}")
+            raise ValueError(
+                f"there are not enough distinct {kind!r} captions for {n=} with {held_out=}"
+            )
     return list(chosen)

@@ -1,7 +1,8 @@
 """A small network that scores how well a caption describes a picture.
 
-Convolutions turn a 32 x 32 picture into 8 x 8 cells, to which the caption's words attend. Attention gates are sigmoids,
-not softmaxes, so that two red circles add twice what one adds: the network can count.
+Convolutions turn a 32 x 32 picture into 8 x 8 cells, to which the caption's words attend. Attention
+gates are sigmoids, not softmaxes, so that two red circles add twice what one adds: the network can
+count.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def word_ids(captions: Sequence[str]) -> Tensor:
-    """(N, MAX_WORDS) long, 0 for padding. ValueError for a word that is not in the vocabulary, or too many of them."""
+    """(N, MAX_WORDS) long, 0 for padding. ValueError for a word that is not in the vocabulary, or
+    too many of them."""
     ids = torch.zeros(len(captions), MAX_WORDS, dtype=torch.long)
     for i, text in enumerate(captions):
         words = re.findall(r"[^\s,]+|,", text.lower())
         if len(words) > MAX_WORDS or any(word not in VOCABULARY for word in words):
-            raise ValueError(f"cannot read {text!r}: at most {MAX_WORDS} words of {', '.join(WORDS)}")
+            raise ValueError(
+                f"cannot read {text!r}: at most {MAX_WORDS} words of {', '.join(WORDS)}"
+            )
         ids[i, : len(words)] = torch.tensor([VOCABULARY.index(word) for word in words])
     return ids
 
@@ -54,7 +58,8 @@ class Block(nn.Module):
 
 
 class GatedLook(nn.Module):
-    """Attention of words (N, T, D) to cells (N, M, C): a sum over cells, gated by a sigmoid per head, and its place.
+    """Attention of words (N, T, D) to cells (N, M, C): a sum over cells, gated by a sigmoid per
+    head, and its place.
 
     The place is the gates' mean position, which "left of" needs independently of how much was seen.
     """
@@ -69,11 +74,15 @@ class GatedLook(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, words: Tensor, cells: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Words (N, T, D) and places (N, T, heads * 2). grid: positions of the cells (M, 2) in [-1, 1]."""
+        """Words (N, T, D) and places (N, T, heads * 2). grid: positions of the cells (M, 2) in [-1,
+        1]."""
         n, t, d = words.shape
         split = (n, -1, self.heads, d // self.heads)
         q = self.query(self.norm(words)).view(split).transpose(1, 2)
-        k, v = self.key(cells).view(split).transpose(1, 2), self.value(cells).view(split).transpose(1, 2)
+        k, v = (
+            self.key(cells).view(split).transpose(1, 2),
+            self.value(cells).view(split).transpose(1, 2),
+        )
         # Few cells hold an object: the gates start mostly shut.
         weight = torch.sigmoid(q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5 - 2)
         mass = weight.sum(-1, keepdim=True)
@@ -86,8 +95,9 @@ class GatedLook(nn.Module):
 class Compare(nn.Module):
     """Displacements between the places of two words, along a direction, as "left of" needs them.
 
-    The words and the direction follow from the text alone, so that the rest is a product, which is learned fast.
-    Attention between words alone stayed at chance for hundreds of thousands of pictures.
+    The words and the direction follow from the text alone, so that the rest is a product, which is
+    learned fast. Attention between words alone stayed at chance for hundreds of thousands of
+    pictures.
     """
 
     def __init__(self, width: int, places: int, pairs: int = 16) -> None:
@@ -95,7 +105,8 @@ class Compare(nn.Module):
         self.pairs = pairs
         self.norm = nn.LayerNorm(width)
         self.ends = nn.Linear(width, 2 * pairs)
-        with torch.no_grad():  # both ends on all words alike would be a saddle point: no displacement, no gradient
+        # both ends on all words alike would be a saddle point: no displacement, no gradient
+        with torch.no_grad():
             self.ends.weight.mul_(4)
         self.direction = nn.Linear(width, pairs * places)
         self.out = nn.Linear(pairs, width)
@@ -143,7 +154,9 @@ class SceneReader(nn.Module):
         self.looks = nn.ModuleList([GatedLook(width, width, heads) for _ in range(layers)])
         self.think = nn.ModuleList([_layer(width, heads) for _ in range(layers)])
         self.compare = Compare(width, 2 * heads * layers)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+        self.head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
+        )
         line = torch.linspace(-1, 1, CELLS)
         places = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).flatten(0, 1)
         self.register_buffer("grid", places, persistent=False)
@@ -170,7 +183,9 @@ class SceneReader(nn.Module):
             places.append(place)
             states = layer(states, src_key_padding_mask=empty)
         kept = (~empty).unsqueeze(-1).to(states.dtype)
-        pooled = (states * kept).sum(1) / kept.sum(1) + self.compare(text, empty, torch.cat(places, -1))
+        pooled = (states * kept).sum(1) / kept.sum(1) + self.compare(
+            text, empty, torch.cat(places, -1)
+        )
         logits: Tensor = self.head(pooled)[:, 0]
         return logits.float()
 
@@ -180,11 +195,14 @@ class SceneReader(nn.Module):
 
 
 def _layer(width: int, heads: int) -> nn.Module:
-    return nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+    return nn.TransformerEncoderLayer(
+        width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
+    )
 
 
 def load_reader(folder: Path) -> SceneReader:
-    """A float32 network in evaluation mode. ValueError where the files are missing, damaged or do not fit."""
+    """A float32 network in evaluation mode. ValueError where the files are missing, damaged or do
+    not fit."""
     try:
         config = read_object(folder / CONFIG)
         model = SceneReader(build(ReaderSize, config["model"], "model."))
@@ -192,5 +210,7 @@ def load_reader(folder: Path) -> SceneReader:
             state = load_file(folder / WEIGHTS)
         model.load_state_dict({name: value.float() for name, value in state.items()})
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder} holds no learned reward of the embedded world: {error}") from error
+        raise ValueError(
+            f"{folder} holds no learned reward of the embedded world: {error}"
+        ) from error
     return model.eval()

@@ -1,4 +1,5 @@
-"""Ground-truth pictures of specifications: anti-aliased shapes on a plain background (numpy only)."""
+"""Ground-truth pictures of specifications: anti-aliased shapes on a plain background (numpy
+only)."""
 
 from collections.abc import Sequence
 from typing import Literal, overload
@@ -10,7 +11,8 @@ from .grammar import BACKGROUNDS, COLORS, MAX_TRAINED_OBJECTS, RELATIONS, SHAPES
 
 IMAGE_SIZE = 32
 RGB = np.array(
-    [(225, 30, 35), (30, 180, 50), (35, 75, 225), (245, 232, 40), (150, 30, 200), (250, 130, 20)], np.float32
+    [(225, 30, 35), (30, 180, 50), (35, 75, 225), (245, 232, 40), (150, 30, 200), (250, 130, 20)],
+    np.float32,
 ) / np.float32(255)
 """Colours in the order of `COLORS`."""
 GRAY_LEVELS = np.array([0.95, 0.5, 0.06], np.float32)
@@ -26,7 +28,8 @@ Floats = NDArray[np.float32]
 
 
 def signed_distance(shape: int, dx: Floats, dy: Floats, r: float | Floats) -> Floats:
-    """Approximate signed distance to shape number `shape` of radius `r`, negative inside; y points down."""
+    """Approximate signed distance to shape number `shape` of radius `r`, negative inside; y points
+    down."""
     ax, ay = np.abs(dx), np.abs(dy)
     if shape == 0:
         d = np.hypot(dx, dy) - 0.95 * r
@@ -35,14 +38,20 @@ def signed_distance(shape: int, dx: Floats, dy: Floats, r: float | Floats) -> Fl
     elif shape == 2:
         d = np.maximum(dy - 0.75 * r, (ax * 1.75 - (dy + r) * 0.95) / 1.991)
     else:
-        d = np.minimum(np.maximum(ax - 0.32 * r, ay - 0.97 * r), np.maximum(ax - 0.97 * r, ay - 0.32 * r))
+        d = np.minimum(
+            np.maximum(ax - 0.32 * r, ay - 0.97 * r), np.maximum(ax - 0.97 * r, ay - 0.32 * r)
+        )
     return np.asarray(d, np.float32)
 
 
 def place(
-    counts: NDArray[np.int64], relations: NDArray[np.int64], first: NDArray[np.int64], rng: np.random.Generator
+    counts: NDArray[np.int64],
+    relations: NDArray[np.int64],
+    first: NDArray[np.int64],
+    rng: np.random.Generator,
 ) -> tuple[Floats, Floats]:
-    """Centres (N, K, 2) and radii (N, K) of objects by rejection: inside the frame, separate, and in their relation.
+    """Centres (N, K, 2) and radii (N, K) of objects by rejection: inside the frame, separate, and
+    in their relation.
 
     K is the number of objects of the fullest image, at least 4.
 
@@ -53,7 +62,9 @@ def place(
         rng: source of the layout.
     """
     slots = max(MAX_TRAINED_OBJECTS, int(counts.max(initial=0)))
-    lo, hi = (np.array([_RADII[n][end] for n in sorted(_RADII)], np.float32)[counts - 1] for end in (0, 1))
+    lo, hi = (
+        np.array([_RADII[n][end] for n in sorted(_RADII)], np.float32)[counts - 1] for end in (0, 1)
+    )
     centres = np.zeros((len(counts), slots, 2), np.float32)
     radii = np.zeros((len(counts), slots), np.float32)
     todo = np.arange(len(counts))
@@ -67,7 +78,9 @@ def place(
             for j in range(i):
                 d = p[:, i] - p[:, j]
                 reach = r[:, i] + r[:, j]
-                apart = (np.hypot(d[:, 0], d[:, 1]) > 1.08 * reach + _GAP) | (np.abs(d).max(-1) > reach + _GAP)
+                apart = (np.hypot(d[:, 0], d[:, 1]) > 1.08 * reach + _GAP) | (
+                    np.abs(d).max(-1) > reach + _GAP
+                )
                 ok &= apart | (i >= counts[todo])
         related = np.nonzero(relations[todo] >= 0)[0]
         at = todo[related]
@@ -78,14 +91,20 @@ def place(
 
 
 def _in_relation(
-    p: Floats, r: Floats, counts: NDArray[np.int64], relations: NDArray[np.int64], first: NDArray[np.int64]
+    p: Floats,
+    r: Floats,
+    counts: NDArray[np.int64],
+    relations: NDArray[np.int64],
+    first: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Whether the relation clearly holds, (N,): between each object of the first group and each other, and the centres.
+    """Whether the relation clearly holds, (N,): between each object of the first group and each
+    other, and the centres.
 
     p: centres (N, K, 2); r: radii (N, K); the rest as in `place`.
     """
     slot = np.arange(p.shape[1])
-    ours, theirs = slot < first[:, None], (slot >= first[:, None]) & (slot < counts[:, None])  # (N, K)
+    # (N, K)
+    ours, theirs = slot < first[:, None], (slot >= first[:, None]) & (slot < counts[:, None])
     axis, sign = np.where(relations < 2, 1, 0), np.where(relations % 2 == 0, 1, -1)
     ahead = np.take_along_axis(p, axis[:, None, None], 2)[..., 0] * sign[:, None]  # (N, K)
     side = ahead[:, None, :] - ahead[:, :, None]  # from i of the first group to j of the other
@@ -102,7 +121,9 @@ def _mean(p: Floats, which: NDArray[np.bool_]) -> Floats:
 
 
 @overload
-def render(specs: Sequence[Spec], rng: np.random.Generator, *, labels: Literal[False] = False) -> Floats: ...
+def render(
+    specs: Sequence[Spec], rng: np.random.Generator, *, labels: Literal[False] = False
+) -> Floats: ...
 @overload
 def render(
     specs: Sequence[Spec], rng: np.random.Generator, *, labels: Literal[True]
@@ -110,10 +131,13 @@ def render(
 def render(
     specs: Sequence[Spec], rng: np.random.Generator, *, labels: bool = False
 ) -> Floats | tuple[Floats, NDArray[np.uint8]]:
-    """Images (N, 3, 32, 32) in [0, 1]; with `labels`, also the dense label maps (N, 32, 32) (see `NUM_LABELS`)."""
+    """Images (N, 3, 32, 32) in [0, 1]; with `labels`, also the dense label maps (N, 32, 32) (see
+    `NUM_LABELS`)."""
     n = len(specs)
     counts = np.array([s.num_objects for s in specs], np.int64)
-    relations = np.array([-1 if s.relation is None else RELATIONS.index(s.relation) for s in specs], np.int64)
+    relations = np.array(
+        [-1 if s.relation is None else RELATIONS.index(s.relation) for s in specs], np.int64
+    )
     first = np.array([s.groups[0].count for s in specs], np.int64)
     ground = rng.integers(len(BACKGROUNDS), size=n)
     for i, spec in enumerate(specs):
@@ -127,7 +151,9 @@ def render(
             what[i, k] = COLORS.index(color_name) * len(SHAPES) + SHAPES.index(shape_name)
 
     ys, xs = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) + np.float32(0.5)
-    images = np.broadcast_to(GRAY_LEVELS[ground][:, None, None, None], (n, 3, IMAGE_SIZE, IMAGE_SIZE)).copy()
+    images = np.broadcast_to(
+        GRAY_LEVELS[ground][:, None, None, None], (n, 3, IMAGE_SIZE, IMAGE_SIZE)
+    ).copy()
     maps = np.zeros((n, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     for k in range(slots):
         for shape in range(len(SHAPES)):
@@ -136,8 +162,12 @@ def render(
                 continue
             dx = xs - centres[rows, k, 0][:, None, None]
             dy = ys - centres[rows, k, 1][:, None, None]
-            cover = np.clip(0.5 - signed_distance(shape, dx, dy, radii[rows, k][:, None, None]), 0, 1)
+            cover = np.clip(
+                0.5 - signed_distance(shape, dx, dy, radii[rows, k][:, None, None]), 0, 1
+            )
             color = RGB[what[rows, k] // len(SHAPES)][:, :, None, None]
             images[rows] += cover[:, None] * (color - images[rows])
-            maps[rows] = np.where(cover > 0.5, (1 + what[rows, k]).astype(np.uint8)[:, None, None], maps[rows])
+            maps[rows] = np.where(
+                cover > 0.5, (1 + what[rows, k]).astype(np.uint8)[:, None, None], maps[rows]
+            )
     return (images, maps) if labels else images

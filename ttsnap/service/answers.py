@@ -37,7 +37,9 @@ class ResponseBuilder:
         request.state.caller = caller if self.keys.callers else None
         return caller
 
-    async def images(self, request: Request, caller: str, wanted: Generation, pictures: Pictures) -> Response:
+    async def images(
+        self, request: Request, caller: str, wanted: Generation, pictures: Pictures
+    ) -> Response:
         """As the request wants them: in one reply, in a stream, or by a job."""
         if wanted.background is True:
             return await self.later(caller, wanted, pictures)
@@ -50,16 +52,24 @@ class ResponseBuilder:
         files = await asyncio.to_thread(replies.files_of, done, wanted, self.offer)
         if wanted.response_format == "file":
             return Response(*replies.download(files, wanted))
-        return JSONResponse(await asyncio.to_thread(replies.reply_of, replies.response_fields(done), files, wanted))
+        return JSONResponse(
+            await asyncio.to_thread(replies.reply_of, replies.response_fields(done), files, wanted)
+        )
 
-    async def video(self, request: Request, caller: str, wanted: Video, pictures: Pictures) -> bytes:
+    async def video(
+        self, request: Request, caller: str, wanted: Video, pictures: Pictures
+    ) -> bytes:
         """The file of the best video."""
         done = await self._found(request, self._ticket(request, caller, wanted, pictures))
         best, *_ = await asyncio.to_thread(replies.files_of, done, wanted, self.offer)
         return best
 
     async def later(
-        self, caller: str, wanted: Generation | Video, pictures: Pictures, remixed: str | None = None
+        self,
+        caller: str,
+        wanted: Generation | Video,
+        pictures: Pictures,
+        remixed: str | None = None,
     ) -> Response:
         """A job. remixed: the id of the one that it is made of."""
         if self.jobs is None:
@@ -68,7 +78,9 @@ class ResponseBuilder:
         logger.info("%s: job %s", caller, job.id)
         return JSONResponse(shown(job, self.jobs))
 
-    def _ticket(self, request: Request, caller: str, wanted: Body, pictures: Pictures) -> PendingRequest:
+    def _ticket(
+        self, request: Request, caller: str, wanted: Body, pictures: Pictures
+    ) -> PendingRequest:
         ticket = self.desk.ticket(wanted, caller, pictures)
         self.worker.submit(ticket)
         request.state.ticket = ticket
@@ -84,8 +96,11 @@ class ResponseBuilder:
                     return news
         raise AssertionError("a ticket's news end with an answer")
 
-    async def _streamed(self, request: Request, ticket: PendingRequest, wanted: Generation) -> AsyncIterator[bytes]:
-        """The events of a search, after an empty one at its begin. RequestError where it does not begin."""
+    async def _streamed(
+        self, request: Request, ticket: PendingRequest, wanted: Generation
+    ) -> AsyncIterator[bytes]:
+        """The events of a search, after an empty one at its begin. RequestError where it does not
+        begin."""
         async with aclosing(news_of(request, ticket, self.worker)) as followed:
             async for news in followed:
                 if isinstance(news, RequestError):
@@ -95,7 +110,9 @@ class ResponseBuilder:
                 elif isinstance(news, Passed):
                     yield b""
                 elif isinstance(news, Done):
-                    for event in await asyncio.to_thread(replies.completed_events, news, wanted, self.offer):
+                    for event in await asyncio.to_thread(
+                        replies.completed_events, news, wanted, self.offer
+                    ):
                         yield event
                 elif isinstance(news, Partial):
                     yield await asyncio.to_thread(replies.partial_event, news, wanted)
@@ -106,9 +123,11 @@ def without_jobs(kind: type[Body]) -> RequestError:
     return RequestError(404, f"no jobs are kept here; {instead}", code="no_jobs")
 
 
-async def news_of(request: Request, ticket: PendingRequest, worker: Worker) -> AsyncGenerator[News, None]:
-    """The news of a request, until it has ended. A client that goes away (ClientDisconnect) cancels its search, and so
-    does a consumer that ends early."""
+async def news_of(
+    request: Request, ticket: PendingRequest, worker: Worker
+) -> AsyncGenerator[News, None]:
+    """The news of a request, until it has ended. A client that goes away (ClientDisconnect) cancels
+    its search, and so does a consumer that ends early."""
     left = asyncio.create_task(_left(request))
     news = None
     try:

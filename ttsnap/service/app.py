@@ -1,4 +1,5 @@
-"""The web application: OpenAI's images API, health and metrics. Its event loop never waits for the model."""
+"""The web application: OpenAI's images API, health and metrics. Its event loop never waits for the
+model."""
 
 from __future__ import annotations
 
@@ -31,10 +32,13 @@ KEYED = [Depends(HTTPBearer(auto_error=False))]
 
 
 def make_app(worker: Worker, desk: RequestParser, keys: Keys, jobs: Jobs | None = None) -> FastAPI:
-    """The application over a running worker. Health and metrics need no key; all else does where there are keys, and
-    the documentation unless `keys.open_docs`. Without jobs, requests are answered at once or not at all."""
+    """The application over a running worker. Health and metrics need no key; all else does where
+    there are keys, and the documentation unless `keys.open_docs`. Without jobs, requests are
+    answered at once or not at all."""
     # FastAPI's own pages of documentation need no key.
-    app = FastAPI(title="ttsnap", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="ttsnap", version=__version__, openapi_url=None, docs_url=None, redoc_url=None
+    )
     app.add_middleware(AccessLog)
     answers, bodies = ResponseBuilder(worker, desk, keys, jobs), Bodies(desk.limits)
     _add_images(app, answers, bodies)
@@ -49,7 +53,11 @@ def make_app(worker: Worker, desk: RequestParser, keys: Keys, jobs: Jobs | None 
 def _add_images(app: FastAPI, answers: ResponseBuilder, bodies: Bodies) -> None:
     offer, limits = answers.offer, answers.limits
 
-    @app.post(PATHS[Generation.kind], dependencies=KEYED, openapi_extra=body_schema(Generation, "application/json"))
+    @app.post(
+        PATHS[Generation.kind],
+        dependencies=KEYED,
+        openapi_extra=body_schema(Generation, "application/json"),
+    )
     async def generate(request: Request) -> Response:
         caller = answers.caller_of(request)
         _refuse_unless(offer.frames_every is None, offer.model, Video)
@@ -57,7 +65,11 @@ def _add_images(app: FastAPI, answers: ResponseBuilder, bodies: Bodies) -> None:
             wanted = validated(Generation, sent.fields, form=sent.form)
         return await answers.images(request, caller, wanted, {})
 
-    @app.post(PATHS[Edit.kind], dependencies=KEYED, openapi_extra=body_schema(Edit, "multipart/form-data", FILES))
+    @app.post(
+        PATHS[Edit.kind],
+        dependencies=KEYED,
+        openapi_extra=body_schema(Edit, "multipart/form-data", FILES),
+    )
     async def edit(request: Request) -> Response:
         caller = answers.caller_of(request)
         _refuse_unless(offer.frames_every is None, offer.model, Video)
@@ -80,31 +92,51 @@ def _add_videos(app: FastAPI, answers: ResponseBuilder, bodies: Bodies) -> None:
             said = "takes no first frame; leave it out, or ask a server with --task image-to-video"
             raise RequestError(400, f"{offer.model!r} {said}", FRAME, "invalid_value")
         if offer.needs_picture and not pictures:
-            raise RequestError(400, f"{offer.model!r} needs a first frame: send one", FRAME, "missing_parameter")
+            raise RequestError(
+                400, f"{offer.model!r} needs a first frame: send one", FRAME, "missing_parameter"
+            )
         return wanted, pictures
 
-    @app.post(PATHS[Video.kind], dependencies=KEYED, openapi_extra=body_schema(Video, "multipart/form-data", FRAMES))
+    @app.post(
+        PATHS[Video.kind],
+        dependencies=KEYED,
+        openapi_extra=body_schema(Video, "multipart/form-data", FRAMES),
+    )
     async def make_video(request: Request) -> Response:
         """Starts a job."""
         caller = answers.caller_of(request)
         return await answers.later(caller, *await video_in(request))
 
     @app.post(
-        PATHS[Video.kind] + "/{name}/remix", dependencies=KEYED, openapi_extra=body_schema(Video, "application/json")
+        PATHS[Video.kind] + "/{name}/remix",
+        dependencies=KEYED,
+        openapi_extra=body_schema(Video, "application/json"),
     )
     async def remix(request: Request, name: str) -> Response:
-        """Starts a job like an earlier one, with another prompt, and with other fields where they are given."""
+        """Starts a job like an earlier one, with another prompt, and with other fields where they
+        are given."""
         caller = answers.caller_of(request)
         if answers.jobs is None:
             raise without_jobs(Video)
         job = await asyncio.to_thread(answers.jobs.store.get, caller, Video.kind, name)
         async with bodies.of(request, limits.body_bytes) as sent:
             if sent.fields.get("prompt") is None:
-                raise RequestError(400, "a remix needs a prompt: say what to show now", "prompt", "missing_parameter")
+                raise RequestError(
+                    400,
+                    "a remix needs a prompt: say what to show now",
+                    "prompt",
+                    "missing_parameter",
+                )
             wanted = validated(Video, sent.fields, form=sent.form, earlier=job.body["fields"])
-        return await answers.later(caller, wanted, await asyncio.to_thread(answers.jobs.store.pictures, job), job.id)
+        return await answers.later(
+            caller, wanted, await asyncio.to_thread(answers.jobs.store.pictures, job), job.id
+        )
 
-    @app.post("/v1/videos/sync", dependencies=KEYED, openapi_extra=body_schema(Video, "multipart/form-data", FRAMES))
+    @app.post(
+        "/v1/videos/sync",
+        dependencies=KEYED,
+        openapi_extra=body_schema(Video, "multipart/form-data", FRAMES),
+    )
     async def video_at_once(request: Request) -> Response:
         """The file of the best video."""
         caller = answers.caller_of(request)
@@ -118,7 +150,9 @@ def _refuse_unless(right: bool, model: str, other: type[Body]) -> None:
         made, more = "videos", ""
         if other is not Video:
             made, more = "images", ", or a server of a model of videos, as by --task text-to-video"
-        raise RequestError(404, f"{model!r} makes {made}; ask POST {PATHS[other.kind]}{more}", "model")
+        raise RequestError(
+            404, f"{model!r} makes {made}; ask POST {PATHS[other.kind]}{more}", "model"
+        )
 
 
 def _add_jobs(app: FastAPI, answers: ResponseBuilder) -> None:
@@ -138,7 +172,12 @@ def _add_models(app: FastAPI, answers: ResponseBuilder) -> None:
     offer, created = answers.offer, int(time.time())
 
     def shown_model() -> dict[str, Json]:
-        own: dict[str, Json] = {"id": offer.model, "object": "model", "created": created, "owned_by": "ttsnap"}
+        own: dict[str, Json] = {
+            "id": offer.model,
+            "object": "model",
+            "created": created,
+            "owned_by": "ttsnap",
+        }
         return {**own, "loras": list(offer.loras())}
 
     @app.get("/v1/models", dependencies=KEYED)
@@ -151,7 +190,9 @@ def _add_models(app: FastAPI, answers: ResponseBuilder) -> None:
         answers.caller_of(request)
         if name != offer.model:
             there = f"there is {offer.model!r}"
-            raise RequestError(404, f"no model {name[:100]!r} here; {there}", "model", "model_not_found")
+            raise RequestError(
+                404, f"no model {name[:100]!r} here; {there}", "model", "model_not_found"
+            )
         return JSONResponse(shown_model())
 
 
@@ -160,18 +201,24 @@ def _add_operation(app: FastAPI, worker: Worker, keys: Keys) -> None:
     async def health() -> Response:
         """Whether the process works; 503 tells a supervisor to start it again."""
         alive = worker.is_alive()
-        return JSONResponse({"status": "ok" if alive else "the thread of searches has ended"}, 200 if alive else 503)
+        return JSONResponse(
+            {"status": "ok" if alive else "the thread of searches has ended"}, 200 if alive else 503
+        )
 
     @app.get("/ready")
     async def ready() -> Response:
         """Whether a loaded model takes requests; 503 tells a balancer to send them elsewhere."""
         takes = worker.is_alive() and not worker.draining
-        status = "stopping" if not takes else "ready" if worker.loaded else worker.unready or "loading"
+        status = (
+            "stopping" if not takes else "ready" if worker.loaded else worker.unready or "loading"
+        )
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(worker.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            worker.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
@@ -186,21 +233,30 @@ def _add_operation(app: FastAPI, worker: Worker, keys: Keys) -> None:
     async def docs(request: Request) -> Response:
         """The schema inside a page, so that a browser need not send its key again."""
         keys.check_reader(request.headers.get("authorization"))
-        return get_swagger_ui_html(openapi_url="", title="ttsnap", swagger_ui_parameters={"spec": app.openapi()})
+        return get_swagger_ui_html(
+            openapi_url="", title="ttsnap", swagger_ui_parameters={"spec": app.openapi()}
+        )
 
 
 def _add_errors(app: FastAPI, worker: Worker) -> None:
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
-        if request.method == "POST" and request.state.ticket is None:  # the worker counts those that it ended
+        # the worker counts those that it ended
+        if request.method == "POST" and request.state.ticket is None:
             worker.metrics.requests.labels("refused").inc()
         headers = error.headers() | ({"Connection": "close"} if error.status == 408 else {})
         return JSONResponse(error.body(), error.status, headers)
 
     @app.exception_handler(HTTPException)
     async def refused_by_starlette(request: Request, error: HTTPException) -> Response:
-        there = ", ".join(["POST /v1/images/generations makes images", "/v1/images/edits changes one",
-                           "/v1/videos makes videos", "GET /v1/models lists models"])  # fmt: skip
+        there = ", ".join(
+            [
+                "POST /v1/images/generations makes images",
+                "/v1/images/edits changes one",
+                "/v1/videos makes videos",
+                "GET /v1/models lists models",
+            ]
+        )
         body = RequestError(error.status_code, f"{error.detail}: {there}").body()
         return JSONResponse(body, error.status_code, error.headers)
 

@@ -1,7 +1,8 @@
-"""Bodies of requests: how they arrive, within limits, what was sent in them, and how the documentation shows them.
+"""Bodies of requests: how they arrive, within limits, what was sent in them, and how the
+documentation shows them.
 
-A body is JSON, or a form of either kind. Whatever its route, it is read here, outside the event loop: fields within
-`ServiceLimits.body_bytes`, and pictures apart.
+A body is JSON, or a form of either kind. Whatever its route, it is read here, outside the event
+loop: fields within `ServiceLimits.body_bytes`, and pictures apart.
 """
 
 from __future__ import annotations
@@ -38,20 +39,25 @@ PARTS = 40
 LONGEST = 100
 """Characters of a value inside a dictionary, which may be a number."""
 BLOCK, LARGE, LATER = 2**16, 2**20, 2.0
-"""Bytes of a form that are unescaped at a time; bytes of a body whose memory is given back; seconds until then."""
+"""Bytes of a form that are unescaped at a time; bytes of a body whose memory is given back; seconds
+until then."""
 PICTURE = re.compile(rb'"data:image\\?/[^"\\,]{1,60};base64,[A-Za-z0-9+/=\\]*+"')
 BINARY: Json = {"type": "string", "format": "binary"}
 FILES, FRAMES = {"image": BINARY, "mask": BINARY}, {FRAME: BINARY}
 """Files of an edit, and of a video, for their documentation."""
 
 
-def body_schema(kind: type[Body], media: str, files: Mapping[str, Json] | None = None) -> dict[str, Any]:
+def body_schema(
+    kind: type[Body], media: str, files: Mapping[str, Json] | None = None
+) -> dict[str, Any]:
     """The documentation of a body with the fields of a kind, and with files."""
     declared: Any = {}
     for option in options_of(kind):
         default = ... if option.default is MISSING else option.default
         declared[option.name] = option.hint, Field(default, description=option.text)
-    model: Any = create_model(kind.__name__, __doc__=kind.__doc__, __config__=ConfigDict(extra="forbid"), **declared)
+    model: Any = create_model(
+        kind.__name__, __doc__=kind.__doc__, __config__=ConfigDict(extra="forbid"), **declared
+    )
     fields = model.model_json_schema()
     fields["properties"] = {**(files or {}), **fields["properties"]}
     fields["required"] = [name for name in ("image", "prompt") if name in fields["properties"]]
@@ -78,8 +84,8 @@ class Bodies:
 
     @asynccontextmanager
     async def of(self, request: Request, most: int) -> AsyncGenerator[Sent, None]:
-        """What was sent in a request of at most `most` bytes, which count as held until the block ends. RequestError
-        for a large, a slow or a damaged body, and where others hold too much."""
+        """What was sent in a request of at most `most` bytes, which count as held until the block
+        ends. RequestError for a large, a slow or a damaged body, and where others hold too much."""
         body = bytearray()
         try:
             await self._read(request, most, body)
@@ -103,17 +109,19 @@ class Bodies:
             raise stopping() from None
 
     def _give_back(self, size: int) -> None:
-        """Have the system take back what large bodies took, once for all that end within seconds: glibc would keep it
-        for as long as the process runs."""
+        """Have the system take back what large bodies took, once for all that end within seconds:
+        glibc would keep it for as long as the process runs."""
         loop = asyncio.get_running_loop()
         waiting = self._later is not None and self._later.when() > loop.time()
         if size >= LARGE and not waiting and sys.platform == "linux":
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # other libraries of C have none
+            # other libraries of C have none
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
             self._later = loop.call_later(LATER, loop.run_in_executor, None, trim, 0)
 
 
 def sent(body: bytearray, headers: Headers, limits: ServiceLimits) -> Sent:
-    """What stands in a body. RequestError and HTTPException for a damaged one, and for more than the limits.
+    """What stands in a body. RequestError and HTTPException for a damaged one, and for more than
+    the limits.
 
     A form by its type is JSON where it looks so: curl -d has that type for anything.
     """
@@ -121,20 +129,28 @@ def sent(body: bytearray, headers: Headers, limits: ServiceLimits) -> Sent:
     if kind.strip() == "multipart/form-data":
         # Some charsets take hours to decode a megabyte, as punycode.
         if "charset" in more.replace('"', "").replace("charset=utf-8", ""):
-            raise RequestError(400, "the text of a form must be UTF-8; leave charset out", code="invalid_form")
+            raise RequestError(
+                400, "the text of a form must be UTF-8; leave charset out", code="invalid_form"
+            )
         texts, files = asyncio.run(_multipart(body, headers, limits))
-    elif kind.strip() == "application/x-www-form-urlencoded" and not body[:BLOCK].lstrip().startswith(b"{"):
+    elif kind.strip() == "application/x-www-form-urlencoded" and not body[
+        :BLOCK
+    ].lstrip().startswith(b"{"):
         texts, files = _urlencoded(body, limits), {}
     else:
         return Sent(_json(body, limits))
     fields = _fields((f"{URL}[]" if name == URL else name, value) for name, value in texts)
     for name in (FRAME, REFERENCE):
-        if isinstance(text := fields.get(name), str) and text.startswith("{"):  # as vLLM-Omni's clients send it
+        # as vLLM-Omni's clients send it
+        if isinstance(text := fields.get(name), str) and text.startswith("{"):
             fields |= _json(b'{"%b":%b}' % (name.encode(), text.encode()), limits)
     pictured = (FRAME, REFERENCE, URL)
     rest = [text for name, text in texts if name.partition("[")[0] not in pictured]
     if sum(map(len, rest)) > limits.body_bytes:
-        raise HTTPException(413, f"texts of a form are above their maximum size of {limits.body_bytes} bytes together")
+        raise HTTPException(
+            413,
+            f"texts of a form are above their maximum size of {limits.body_bytes} bytes together",
+        )
     return Sent(fields, files, form=True)
 
 
@@ -143,13 +159,19 @@ def _json(body: bytes | bytearray, limits: ServiceLimits) -> dict[str, Any]:
     if len(body) <= limits.body_bytes:
         return json_of(bytes(body))
     most = limits.body_bytes
-    picture = max(PICTURE.finditer(body), key=lambda found: found.end() - found.start(), default=None)
+    picture = max(
+        PICTURE.finditer(body), key=lambda found: found.end() - found.start(), default=None
+    )
     if picture is not None and len(body) - len(picture[0]) <= most:
-        fields = json_of(b'%b"the picture"%b' % (bytes(body[: picture.start()]), bytes(body[picture.end() :])))
+        fields = json_of(
+            b'%b"the picture"%b' % (bytes(body[: picture.start()]), bytes(body[picture.end() :]))
+        )
         for name in (FRAME, REFERENCE):
             if fields.get(name) == {"image_url": "the picture"}:
                 return {**fields, name: json_of(b'{"image_url":%b}' % picture[0])}
-    raise HTTPException(413, f"a request of {len(body)} bytes; at most {most} beside the picture of {FRAME}")
+    raise HTTPException(
+        413, f"a request of {len(body)} bytes; at most {most} beside the picture of {FRAME}"
+    )
 
 
 async def _multipart(
@@ -161,7 +183,9 @@ async def _multipart(
         for at in range(0, len(body), LARGE):
             yield bytes(body[at : at + LARGE])
 
-    parser = MultiPartParser(headers, whole(), max_files=PARTS, max_fields=PARTS, max_part_size=limits.form_bytes)
+    parser = MultiPartParser(
+        headers, whole(), max_files=PARTS, max_fields=PARTS, max_part_size=limits.form_bytes
+    )
     parser.spool_max_size = limits.form_bytes  # in memory, not on the disk
     try:
         form = await parser.parse()
@@ -184,7 +208,9 @@ def _urlencoded(body: bytearray, limits: ServiceLimits) -> list[tuple[str, str]]
     try:
         return [(_unescaped(name), _unescaped(value)) for name, _, value in pairs]
     except UnicodeDecodeError:
-        raise RequestError(400, "a text of the form is no UTF-8, or long and no ASCII", code="invalid_form") from None
+        raise RequestError(
+            400, "a text of the form is no UTF-8, or long and no ASCII", code="invalid_form"
+        ) from None
 
 
 def _unescaped(text: bytes | bytearray) -> str:
@@ -194,7 +220,8 @@ def _unescaped(text: bytes | bytearray) -> str:
         end = text.find(b"%", at + BLOCK) % (len(text) + 1)  # -1: at the end
         whole += unquote_to_bytes(bytes(text[at:end]))
         at = end
-    return whole.decode("utf-8" if len(whole) <= BLOCK else "ascii")  # one wide sign takes four bytes for each
+    # one wide sign takes four bytes for each
+    return whole.decode("utf-8" if len(whole) <= BLOCK else "ascii")
 
 
 def _fields(texts: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -202,7 +229,8 @@ def _fields(texts: Iterable[tuple[str, str]]) -> dict[str, Any]:
     for name, value in texts:
         outer, bracket, key = name.removesuffix("]").partition("[")
         inside = fields.setdefault(outer, {} if key else []) if bracket else None
-        if isinstance(inside, dict) and key:  # of options, as {"name": "svdd", "streams": 3}, or a long address
+        # of options, as {"name": "svdd", "streams": 3}, or a long address
+        if isinstance(inside, dict) and key:
             inside[key] = read_text(key, value, Any) if len(value) <= LONGEST else value
         elif isinstance(inside, list) and not key:
             inside.append(value)

@@ -2,8 +2,9 @@
 
     serve run ttsnap.service.deployment:app model=embedded max_replicas=4
 
-Each replica has a device, and is what `ttsnap serve` is in one process. Serve's proxy hands requests to replicas that
-have few; Serve starts more of them while many requests come in, and those again that fail their health check.
+Each replica has a device, and is what `ttsnap serve` is in one process. Serve's proxy hands
+requests to replicas that have few; Serve starts more of them while many requests come in, and those
+again that fail their health check.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from ttsnap.service.worker import Worker
 
 @dataclass(frozen=True)
 class ReplicaSettings(Settings):
-    """What the operator says, as NAME=VALUE after `serve run`, or under `args` in a file for `serve deploy`."""
+    """What the operator says, as NAME=VALUE after `serve run`, or under `args` in a file for `serve
+    deploy`."""
 
     model: str = "embedded"
     """embedded, a diffusers folder, or a hub id."""
@@ -67,10 +69,16 @@ class ReplicaSettings(Settings):
 
     @classmethod
     def of(cls, args: Mapping[str, object]) -> ReplicaSettings:
-        """From values as text or parsed. ValueError for unknown names, and for values that do not fit."""
+        """From values as text or parsed. ValueError for unknown names, and for values that do not
+        fit."""
         hints = hints_of(cls)
-        texts = {name: value for name, value in args.items() if isinstance(value, str) and name in hints}
-        return build(cls, {**args, **{name: read_text(name, text, hints[name]) for name, text in texts.items()}})
+        texts = {
+            name: value for name, value in args.items() if isinstance(value, str) and name in hints
+        }
+        return build(
+            cls,
+            {**args, **{name: read_text(name, text, hints[name]) for name, text in texts.items()}},
+        )
 
 
 class Replica:
@@ -81,12 +89,25 @@ class Replica:
         log_to_stderr()
         specs = offered(settings.rewards.split(), settings.model)
         device, dtype = reward_placement(settings.device, settings.dtype)
-        pipe = opened(ModelOptions(settings.model, settings.lora, device=settings.device, dtype=settings.dtype))
-        rewards = {name: make_rewards(spec, device=device, dtype=dtype)[0] for name, spec in specs.items()}
-        engines, searches = OneDevice(pipe, rewards, settings.limits.lora_mib), searches_of(settings.searches.split())
-        offer = offer_of(settings.model, engines, settings.name, searches, settings.draft, loras=settings.loras)
+        pipe = opened(
+            ModelOptions(
+                settings.model, settings.lora, device=settings.device, dtype=settings.dtype
+            )
+        )
+        rewards = {
+            name: make_rewards(spec, device=device, dtype=dtype)[0] for name, spec in specs.items()
+        }
+        engines, searches = (
+            OneDevice(pipe, rewards, settings.limits.lora_mib),
+            searches_of(settings.searches.split()),
+        )
+        offer = offer_of(
+            settings.model, engines, settings.name, searches, settings.draft, loras=settings.loras
+        )
         traces = traces_of_environment()
-        self._worker = Worker(engines, settings.limits, Metrics(), plain(offer, settings.limits), traces)
+        self._worker = Worker(
+            engines, settings.limits, Metrics(), plain(offer, settings.limits), traces
+        )
         self._worker.start()
         self._app = make_app(self._worker, RequestParser(offer, settings.limits), keys)
         if traces is not None:
@@ -103,11 +124,12 @@ class Replica:
 
 
 def app(args: Mapping[str, object]) -> Application:
-    """The application. args: as of `ReplicaSettings.of`. The environment variable TTSNAP_API_KEY sets one key, as for
-    `ttsnap serve`."""
+    """The application. args: as of `ReplicaSettings.of`. The environment variable TTSNAP_API_KEY
+    sets one key, as for `ttsnap serve`."""
     settings = ReplicaSettings.of(args)
     limits = settings.limits
-    keys = replace(Keys.chosen(settings.keys), open_docs=settings.open_docs, file=None)  # only digests travel
+    # only digests travel
+    keys = replace(Keys.chosen(settings.keys), open_docs=settings.open_docs, file=None)
     searches_of(settings.searches.split())
     offered(settings.rewards.split(), settings.model)  # errors come before any replica starts
     cuda = placement(settings.device, settings.dtype)[0].type == "cuda"

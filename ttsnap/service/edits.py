@@ -1,4 +1,5 @@
-"""Requests with pictures: the forms of `POST /v1/images/edits` and `/v1/videos`, checked as generations are."""
+"""Requests with pictures: the forms of `POST /v1/images/edits` and `/v1/videos`, checked as
+generations are."""
 
 from __future__ import annotations
 
@@ -58,13 +59,15 @@ async def edit_of(sent: Sent, limits: ServiceLimits) -> tuple[Edit, Pictures]:
 
 
 async def video_of(sent: Sent, limits: ServiceLimits) -> tuple[Video, Pictures]:
-    """The video in a form or in JSON, and its first frame, where it has one: as a file, or as a data: URL. RequestError
-    names the parameter."""
+    """The video in a form or in JSON, and its first frame, where it has one: as a file, or as a
+    data: URL. RequestError names the parameter."""
     found = _files(sent.files, FRAME, 1)
     _refuse_others(sent.files, FRAME)
     references = [name for name in (FRAME, REFERENCE) if sent.fields.get(name) is not None]
     if len(found) + len(references) > 1:
-        raise RequestError(400, f"give one first frame, as {FRAME}", references[-1], "invalid_value")
+        raise RequestError(
+            400, f"give one first frame, as {FRAME}", references[-1], "invalid_value"
+        )
     for name in references:
         found = [await asyncio.to_thread(_inline, sent.fields[name], name)]
     pictures = await asyncio.to_thread(_pictures, found, FRAME, limits.of_videos)
@@ -73,8 +76,8 @@ async def video_of(sent: Sent, limits: ServiceLimits) -> tuple[Video, Pictures]:
 
 
 def _inline(reference: object, name: str) -> bytes:
-    """The picture of "data:..." or {"image_url": "data:..."}. RequestError for an address, which nobody here connects
-    to."""
+    """The picture of "data:..." or {"image_url": "data:..."}. RequestError for an address, which
+    nobody here connects to."""
     url = reference.get("image_url") if isinstance(reference, Mapping) else reference
     head, _, data = url.partition(",") if isinstance(url, str) else ("", "", "")
     if not head.startswith("data:image/") or not head.endswith(";base64"):
@@ -88,7 +91,9 @@ def _inline(reference: object, name: str) -> bytes:
 
 def arguments_of(pictures: Mapping[str, tuple[Picture, ...]]) -> Pictures:
     """Arguments of the pipeline's call: one picture alone where there is one."""
-    return {name: found if len(found) > 1 else found[0] for name, found in pictures.items() if found}
+    return {
+        name: found if len(found) > 1 else found[0] for name, found in pictures.items() if found
+    }
 
 
 def _pictures(files: Sequence[bytes], field: str, limits: ServiceLimits) -> tuple[Picture, ...]:
@@ -111,5 +116,7 @@ def _files(files: Mapping[str, Any], name: str, most: int) -> list[Any]:
     """The files of a name, in their order. RequestError for more than `most`."""
     found: list[Any] = files.get(name, [])
     if len(found) > most:
-        raise RequestError(400, f"a request has at most {most} {name}, got {len(found)}", name, "invalid_value")
+        raise RequestError(
+            400, f"a request has at most {most} {name}, got {len(found)}", name, "invalid_value"
+        )
     return found

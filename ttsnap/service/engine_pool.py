@@ -41,21 +41,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 MOST_FITTED = 256
 RECENT, RESERVE, FIRST = 0.9, 1.5, 1000
-"""The weight of earlier batches in measurements; the factor on measured times to finish; the searches in an order when
-all end."""
+"""The weight of earlier batches in measurements; the factor on measured times to finish; the
+searches in an order when all end."""
 
-UNCHECKED = "drafts were not checked for this model, these steps and this guidance: they may choose worse seeds"
+UNCHECKED = (
+    "drafts were not checked for this model, these steps and this guidance: they may choose worse"
+    " seeds"
+)
 
 
 def taken_as(request: Prepared, result: Result) -> list[str]:
-    """A warning where the images are of another size than was asked for, or than the picture that they change."""
+    """A warning where the images are of another size than was asked for, or than the picture that
+    they change."""
     call, picture = request.engine.call, request.prompt.inputs.get("image")
-    first, (rows, columns) = picture[0] if isinstance(picture, tuple) else picture, result.images[0].pixels.shape[-2:]
+    first, (rows, columns) = (
+        picture[0] if isinstance(picture, tuple) else picture,
+        result.images[0].pixels.shape[-2:],
+    )
     drawn, sized, warnings = (columns, rows), (call.get("width"), call.get("height")), list[str]()
     if None not in sized and sized != drawn:
-        warnings.append(f"the model draws {columns}x{rows} in place of {sized[0]}x{sized[1]}, whose sides do not fit")
+        warnings.append(
+            f"the model draws {columns}x{rows} in place of {sized[0]}x{sized[1]}, whose sides do"
+            " not fit"
+        )
     if isinstance(first, Picture) and first.size != drawn:
-        warnings.append(f"the picture of {first.size[0]}x{first.size[1]} was taken as one of {columns}x{rows}")
+        warnings.append(
+            f"the picture of {first.size[0]}x{first.size[1]} was taken as one of {columns}x{rows}"
+        )
     return warnings
 
 
@@ -65,7 +77,8 @@ def devices_fail() -> RequestError:
 
 
 class Isolated:
-    """An algorithm whose mistakes end its own search only: options come from clients, and others share the loop."""
+    """An algorithm whose mistakes end its own search only: options come from clients, and others
+    share the loop."""
 
     lockstep: ClassVar[bool] = False
 
@@ -95,7 +108,12 @@ class PooledEngine:
 
     def __init__(self, engines: Engines, spec: EngineSpec, limits: ServiceLimits) -> None:
         """ValueError or RequestError for a spec that the model cannot do."""
-        self.pipe, self.rewards, self.spec, self.limits = engines.pipe, engines.rewards, spec, limits
+        self.pipe, self.rewards, self.spec, self.limits = (
+            engines.pipe,
+            engines.rewards,
+            spec,
+            limits,
+        )
         self._open = ExitStack()
         try:
             self.engine = self._open.enter_context(engines.engine(spec))
@@ -104,18 +122,26 @@ class PooledEngine:
                 raise
             with engines.engine(replace(spec, sampler=replace(spec.sampler, draft=None))):
                 pass  # raises for what cannot be done without drafts either
-            logger.warning("drafts cannot be used", exc_info=error)  # it may name the operator's files
-            raise RequestError(400, "drafts do not go with these settings; leave draft out", "draft") from None
+            # it may name the operator's files
+            logger.warning("drafts cannot be used", exc_info=error)
+            raise RequestError(
+                400, "drafts do not go with these settings; leave draft out", "draft"
+            ) from None
         self.run = Run(self.engine)
         self.under_way: dict[PendingRequest, RunningRequest] = {}
         self._seconds = self._nfe = self._room = 0.0
         self._fitted: dict[tuple[str, Budget, int], Algorithm] = {}
-        self._unchecked = spec.sampler.draft is not None and (bool(spec.loras) or self._has_doubts())
+        self._unchecked = spec.sampler.draft is not None and (
+            bool(spec.loras) or self._has_doubts()
+        )
 
     def _has_doubts(self) -> bool:
-        """Whether drafts were not checked for this spec. The reason names the operator's files, and stays here."""
+        """Whether drafts were not checked for this spec. The reason names the operator's files, and
+        stays here."""
         denoiser = self.pipe.sampling_denoiser(self.spec.sampler, **dict(self.spec.call))
-        return denoiser.drafts is not None and denoiser.drafts.doubt(model_name(self.pipe)) is not None
+        return (
+            denoiser.drafts is not None and denoiser.drafts.doubt(model_name(self.pipe)) is not None
+        )
 
     def close(self) -> None:
         """Let the engine go; its searches have ended."""
@@ -126,8 +152,8 @@ class PooledEngine:
         self._prepared(request)
 
     def add(self, ticket: PendingRequest) -> None:
-        """Begin a search. ValueError for what model or budget do not allow, RequestError for a prompt that a reward
-        cannot read."""
+        """Begin a search. ValueError for what model or budget do not allow, RequestError for a
+        prompt that a reward cannot read."""
         request, engine = ticket.request, self.engine
         spec = replace(self._prepared(request), eager=ticket.partials > 0)
         for name in self.spec.rewards:
@@ -141,7 +167,8 @@ class PooledEngine:
         self.under_way[ticket] = self.run.add([request.prompt], spec, watch, listener)
 
     def _safe(self, image: Tensor) -> bool:
-        """Whether the model's safety checker, if any, lets an image, or the frames of a video, pass."""
+        """Whether the model's safety checker, if any, lets an image, or the frames of a video,
+        pass."""
         _, flags = judged(self.pipe, [image] if image.ndim == 3 else list(image))
         return not any(flags or ())
 
@@ -150,8 +177,12 @@ class PooledEngine:
             with turn_of(self.rewards[name]):
                 self.rewards[name].check([prompt.read])
         except ValueError as error:
-            logger.warning("the reward %s cannot read a prompt: %s", name, type(error).__name__)  # it quotes the prompt
-            said = f"the reward {name} cannot score this prompt; write another one, or ask for another reward"
+            # it quotes the prompt
+            logger.warning("the reward %s cannot read a prompt: %s", name, type(error).__name__)
+            said = (
+                f"the reward {name} cannot score this prompt; write another one, or ask for another"
+                " reward"
+            )
             raise RequestError(400, said, "prompt", "invalid_value") from None
 
     def _prepared(self, request: Prepared) -> LoopSearch:
@@ -161,7 +192,9 @@ class PooledEngine:
         """
         budget = replace(self.limits.capped(request.budget, self.engine.grid), seconds=None)
         key = (request.request.label, budget, request.selection.keep)
-        spec: LoopSearch = replace(request, algorithm=self._fitted.get(key) or request.algorithm, budget=budget)
+        spec: LoopSearch = replace(
+            request, algorithm=self._fitted.get(key) or request.algorithm, budget=budget
+        )
         if key not in self._fitted:
             spec = prepared(spec, self.engine)
             if len(self._fitted) == MOST_FITTED:
@@ -177,10 +210,11 @@ class PooledEngine:
 
     @property
     def seconds_to_end(self) -> float:
-        """Time until every search has an image, by measurements and with a reserve for decodes and rewards.
+        """Time until every search has an image, by measurements and with a reserve for decodes and
+        rewards.
 
-        It is that of an image each, or of their batches one after the other, whichever is more. 0 where every search
-        has an image, or nothing ran yet.
+        It is that of an image each, or of their batches one after the other, whichever is more. 0
+        where every search has an image, or nothing ran yet.
         """
         bare = sum(not running.jobs[0].finished for running in self.under_way.values())
         if not bare or not self._nfe or not self._room:
@@ -194,14 +228,16 @@ class PooledEngine:
         self.run.cancel(self.under_way.pop(ticket))
 
     def stop(self) -> None:
-        """End all searches with their best images, the oldest first: in a short time some end, instead of none."""
+        """End all searches with their best images, the oldest first: in a short time some end,
+        instead of none."""
         for rank, running in enumerate(self.under_way.values()):
             if not running.stopping:
                 self.engine.weigh(running.jobs[0].index, 0.5 ** min(rank, FIRST))
                 self.run.stop(running)
 
     def turn(self) -> dict[PendingRequest, Done | RequestError]:
-        """One batch. Returns the requests that end with it, and their answers; an answer that fails, fails alone."""
+        """One batch. Returns the requests that end with it, and their answers; an answer that
+        fails, fails alone."""
         self.run.turn()
         ended = [ticket for ticket, running in self.under_way.items() if running.done]
         answers: dict[PendingRequest, Done | RequestError] = {}
@@ -210,7 +246,9 @@ class PooledEngine:
                 answers[ticket] = self._finished(ticket, self.under_way.pop(ticket))
             except Exception as error:
                 logger.exception("what a search found cannot be told")
-                answers[ticket] = RequestError(500, f"what the search found cannot be told: {type(error).__name__}")
+                answers[ticket] = RequestError(
+                    500, f"what the search found cannot be told: {type(error).__name__}"
+                )
         return answers
 
     def _finished(self, ticket: PendingRequest, running: RunningRequest) -> Done | RequestError:
@@ -220,21 +258,28 @@ class PooledEngine:
             return RequestError(500, f"the search failed: {why}", "search")
         found = report(running, self.engine, RunUsage())
         reported = tuple(self.rewards[name] for name in request.request.selection.reported)
-        # The drafter's name would tell of the operator's files, and the image is made again without it.
+        # The drafter's name would tell of the operator's files, and the image is made again without
+        # it.
         engine = replace(request.engine, sampler=replace(request.engine.sampler, draft=None))
         told = replace(request, engine=engine).reporting(reported)
         outcome = finished(found, told, self.engine, self.pipe)
         (result,) = outcome.results
         if not result.images:
             if self.run.lost or not request.selection.gated:
-                return devices_fail() if self.run.lost else RequestError(500, "no image was finished")
+                return (
+                    devices_fail() if self.run.lost else RequestError(500, "no image was finished")
+                )
             said = [notice.sentence for notice in notices(running.jobs[0], self.engine, ())]
             return RequestError(422, "; ".join(said), "require", "requirement_not_met")
         ticket.nfe = result.spent.nfe
         warnings = [*ticket.notes, *taken_as(request, result), *[UNCHECKED] * self._unchecked]
-        warnings += [notice.sentence for notice in notices(running.jobs[0], self.engine, result.images)]
+        warnings += [
+            notice.sentence for notice in notices(running.jobs[0], self.engine, result.images)
+        ]
         if flagged := sum(outcome.flags or ()):
-            warnings.append(f"the model's safety checker replaced {flagged} of {len(result.images)} images")
+            warnings.append(
+                f"the model's safety checker replaced {flagged} of {len(result.images)} images"
+            )
         for warning in result.warnings[len(found[0].warnings) :]:
             logger.warning("%s", warning, extra=private(request.prompt))
         for name in request.request.selection.reported:

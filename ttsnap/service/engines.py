@@ -47,12 +47,17 @@ class OneDevice:
     """
 
     def __init__(
-        self, pipe: SearchMixin, rewards: Mapping[str, RewardModel], lora_mib: int = ServiceLimits.lora_mib
+        self,
+        pipe: SearchMixin,
+        rewards: Mapping[str, RewardModel],
+        lora_mib: int = ServiceLimits.lora_mib,
     ) -> None:
         """lora_mib: as of ServiceLimits."""
         self.pipe, self.loras = pipe, LoadedLoras(pipe, lora_mib)
         # Rewards' own names would tell clients of the operator's files and servers.
-        self.rewards: Mapping[str, RewardModel] = {name: reward.called(name) for name, reward in rewards.items()}
+        self.rewards: Mapping[str, RewardModel] = {
+            name: reward.called(name) for name, reward in rewards.items()
+        }
         self._networks: WeakValueDictionary[Hashable, SharedDenoiser] = WeakValueDictionary()
 
     @contextmanager
@@ -61,7 +66,9 @@ class OneDevice:
         drafts = spec.sampler.drafted_by(None).draft is not None
         alone = drafts or Capability.SHARE in self.pipe.denoiser_class.cannot
         with self.loras.under(spec.loras) as pipe:
-            engine = pipe.engine_of(replace(spec, rewards=rewards), None if alone else self._network(spec, pipe))
+            engine = pipe.engine_of(
+                replace(spec, rewards=rewards), None if alone else self._network(spec, pipe)
+            )
             try:
                 yield engine
             finally:
@@ -70,20 +77,25 @@ class OneDevice:
     def _network(self, spec: EngineSpec, pipe: SearchMixin) -> SharedDenoiser:
         """The network of all engines of this spec, on this pipeline, but for steps and rewards."""
         call = dict(spec.call)
-        size = tuple(sorted((name, value) for name, value in call.items() if name != "num_inference_steps"))
+        size = tuple(
+            sorted((name, value) for name, value in call.items() if name != "num_inference_steps")
+        )
         key = (pipe, size, spec.sampler)
         network = self._networks.get(key)
         if network is None:
-            network = self._networks[key] = SharedDenoiser(pipe.sampling_denoiser(spec.sampler, **call))
+            network = self._networks[key] = SharedDenoiser(
+                pipe.sampling_denoiser(spec.sampler, **call)
+            )
         return network
 
 
 def build_engine(spec: EngineSpec, names: Sequence[str], lora_mib: int) -> LiveEngine:
-    """An engine in an actor, whose pipeline, rewards and LoRAs stay loaded for all specs of one model.
+    """An engine in an actor, whose pipeline, rewards and LoRAs stay loaded for all specs of one
+    model.
 
-    spec: with its rewards as `--reward` takes them, and without a scheduler. names: of the rewards in results.
-    ValueError for a spec that does not fit. RuntimeError where the model cannot be loaded here, and RewardError where a
-    reward cannot: neither is the client's mistake.
+    spec: with its rewards as `--reward` takes them, and without a scheduler. names: of the rewards
+    in results. ValueError for a spec that does not fit. RuntimeError where the model cannot be
+    loaded here, and RewardError where a reward cannot: neither is the client's mistake.
     """
     model = spec.model
     try:
@@ -127,8 +139,9 @@ class ManyDevices:
         specs: Mapping[str, str],
         pool: Callable[[Callable[[], LiveEngine]], Pool],
     ) -> None:
-        """model: as actors open it. specs: rewards as `--reward` takes them, by the names that clients use. pool: gives
-        actors whose engine a function makes (RayPool), on the same devices for all specs."""
+        """model: as actors open it. specs: rewards as `--reward` takes them, by the names that
+        clients use. pool: gives actors whose engine a function makes (RayPool), on the same devices
+        for all specs."""
         self.pipe, self.rewards, self.loras = here.pipe, here.rewards, here.loras
         self.model, self.specs, self._pool = model, specs, pool
 

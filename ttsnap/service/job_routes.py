@@ -1,7 +1,7 @@
 """What callers do with their jobs: ask how far they are, fetch what they made, list and end them.
 
-Videos have the shape of OpenAI's `/v1/videos`. Jobs of images have the same states at the address of their request, and
-the shape of a reply with images once they are done.
+Videos have the shape of OpenAI's `/v1/videos`. Jobs of images have the same states at the address
+of their request, and the shape of a reply with images once they are done.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from ttsnap.service.limits import RequestError
 from ttsnap.service.replies import reply_of, stills_of
 from ttsnap.service.requests import Generation, Video
 
-PATHS = {"video": "/v1/videos", "image_generation": "/v1/images/generations", "image_edit": "/v1/images/edits"}
+PATHS = {
+    "video": "/v1/videos",
+    "image_generation": "/v1/images/generations",
+    "image_edit": "/v1/images/edits",
+}
 """By the kind of request."""
 OBJECTS = {"video": "video", "image_generation": "image.generation", "image_edit": "image.edit"}
 MEDIA = {
@@ -32,7 +36,9 @@ PAGE = 100
 """Most jobs of a list."""
 
 
-def add_job_routes(app: FastAPI, jobs: Jobs, kind: str, caller_of: Callable[[Request], str], dependencies: Any) -> None:
+def add_job_routes(
+    app: FastAPI, jobs: Jobs, kind: str, caller_of: Callable[[Request], str], dependencies: Any
+) -> None:
     """The addresses of jobs of one kind."""
     path, store = PATHS[kind], jobs.store
 
@@ -45,13 +51,23 @@ def add_job_routes(app: FastAPI, jobs: Jobs, kind: str, caller_of: Callable[[Req
         owner, query = caller_of(request), request.query_params
         limit, order = query.get("limit", "20"), query.get("order", "desc")
         if not limit.isdecimal() or not 0 <= int(limit[:9]) <= PAGE:
-            raise RequestError(400, f"limit must be from 0 to {PAGE}, got {limit[:60]!r}", "limit", "invalid_value")
+            raise RequestError(
+                400, f"limit must be from 0 to {PAGE}, got {limit[:60]!r}", "limit", "invalid_value"
+            )
         if order not in ("asc", "desc"):
-            raise RequestError(400, f"order must be asc or desc, got {order[:60]!r}", "order", "invalid_value")
+            raise RequestError(
+                400, f"order must be asc or desc, got {order[:60]!r}", "order", "invalid_value"
+            )
         after = query.get("after") or None
-        page, more = await asyncio.to_thread(store.page, owner, kind, after, int(limit), order == "desc")
+        page, more = await asyncio.to_thread(
+            store.page, owner, kind, after, int(limit), order == "desc"
+        )
         data: list[Json] = [shown(job, jobs) for job in page]
-        ends = {"first_id": page[0].id, "last_id": page[-1].id} if page else {"first_id": None, "last_id": None}
+        ends = (
+            {"first_id": page[0].id, "last_id": page[-1].id}
+            if page
+            else {"first_id": None, "last_id": None}
+        )
         return JSONResponse({"object": "list", "data": data, **ends, "has_more": more})
 
     @app.get(f"{path}/{{name}}", dependencies=dependencies)
@@ -62,8 +78,8 @@ def add_job_routes(app: FastAPI, jobs: Jobs, kind: str, caller_of: Callable[[Req
 
     @app.get(f"{path}/{{name}}/content", dependencies=dependencies)
     async def content(request: Request, name: str) -> Response:
-        """The best of what a job made, or that of a `rank`; `variant`: thumbnail or spritesheet, which are there while
-        it runs, of the best estimate so far."""
+        """The best of what a job made, or that of a `rank`; `variant`: thumbnail or spritesheet,
+        which are there while it runs, of the best estimate so far."""
         job, query = await job_of(request, name), request.query_params
         variant, rank = query.get("variant", "video"), query.get("rank", "1")
         if variant not in ("video", "image", *STILLS):
@@ -74,7 +90,9 @@ def add_job_routes(app: FastAPI, jobs: Jobs, kind: str, caller_of: Callable[[Req
         preview = jobs.preview(job)
         if variant in STILLS and preview is not None:
             stills = await asyncio.to_thread(stills_of, preview.image)
-            return Response(stills[variant], media_type=MEDIA["webp"], headers={"Cache-Control": "no-store"})
+            return Response(
+                stills[variant], media_type=MEDIA["webp"], headers={"Cache-Control": "no-store"}
+            )
         raise RequestError(404, f"there is no content: the job is {job.status}", "id", "not_ready")
 
     @app.delete(f"{path}/{{name}}", dependencies=dependencies)
@@ -92,7 +110,12 @@ def file_of(job: StoredJob, jobs: Jobs, variant: str, rank: str) -> Response:
     else:
         made, form = len((job.outcome or {})["data"]), read(job).output_format
         if not rank.isdecimal() or not 1 <= int(rank[:9]) <= made:
-            raise RequestError(404, f"there are {made} here, from rank 1 on; got {rank[:60]!r}", "rank", "not_found")
+            raise RequestError(
+                404,
+                f"there are {made} here, from rank 1 on; got {rank[:60]!r}",
+                "rank",
+                "not_found",
+            )
         name, media = f"{int(rank)}.{form}", MEDIA[form]
     return FileResponse(jobs.store.files(job) / name, media_type=media, filename=f"{job.id}-{name}")
 
@@ -135,5 +158,7 @@ def whole(job: StoredJob, jobs: Jobs) -> dict[str, Any]:
     if not isinstance(wanted, Generation):
         return {**told, **job.outcome}
     folder, count = jobs.store.files(job), len(job.outcome["data"])
-    files = [(folder / f"{rank}.{wanted.output_format}").read_bytes() for rank in range(1, count + 1)]
+    files = [
+        (folder / f"{rank}.{wanted.output_format}").read_bytes() for rank in range(1, count + 1)
+    ]
     return {**reply_of(job.outcome, files, wanted), **told}

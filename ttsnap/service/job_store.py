@@ -1,8 +1,9 @@
-"""Jobs that outlive the server: rows of a database, SQLite or another, and a folder of files for each.
+"""Jobs that outlive the server: rows of a database, SQLite or another, and a folder of files for
+each.
 
-A row holds the fields of a request as they were checked, which are read and checked again before a search; pictures and
-results are files. Nothing is pickled. Each server sees the jobs of its own state folder, so several may share a
-database.
+A row holds the fields of a request as they were checked, which are read and checked again before a
+search; pictures and results are files. Nothing is pickled. Each server sees the jobs of its own
+state folder, so several may share a database.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ OPEN = (QUEUED, RUNNING)
 PREFIXES = {"video": "video", "image_generation": "img", "image_edit": "edit"}
 """How ids begin, by the kind of request."""
 ATTEMPTS = 3
-"""How often a job is begun whose server ends without notice each time. After the first time it runs alone."""
+"""How often a job is begun whose server ends without notice each time. After the first time it runs
+alone."""
 MIB = 2**20
 SERVER, GIVEN = "server-id", "given"
-"""The file in the state folder that names it in the database; how names of files begin that came with a request."""
+"""The file in the state folder that names it in the database; how names of files begin that came
+with a request."""
 
 TABLE = sa.Table(
     "ttsnap_jobs",
@@ -90,13 +93,19 @@ class JobStore:
     """The jobs of one server. Methods may be called in any thread, and wait for the disk."""
 
     def __init__(self, folder: Path, limits: ServiceLimits, database: str | None = None) -> None:
-        """folder: for files, and for the database where none is named. database: as SQLAlchemy takes it, as
-        postgresql+psycopg://HOST/NAME. Jobs that another process was running when it ended are to be begun again.
+        """folder: for files, and for the database where none is named. database: as SQLAlchemy
+        takes it, as postgresql+psycopg://HOST/NAME. Jobs that another process was running when it
+        ended are to be begun again.
 
-        ValueError where another process uses the folder, and for a database that does not answer; OSError for a folder
-        that cannot be written.
+        ValueError where another process uses the folder, and for a database that does not answer;
+        OSError for a folder that cannot be written.
         """
-        self.limits, self.log, self._folder, self._adding = limits, Seldom(logging.getLogger(__name__)), folder, Lock()
+        self.limits, self.log, self._folder, self._adding = (
+            limits,
+            Seldom(logging.getLogger(__name__)),
+            folder,
+            Lock(),
+        )
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)  # prompts are there
         with ExitStack() as held:
@@ -107,7 +116,9 @@ class JobStore:
             self._server = (folder / SERVER).read_text(encoding="ascii")
             self._mine = TABLE.c.server == self._server
             try:
-                self._engine = _engine(database or sa.URL.create("sqlite", database=str(folder / "jobs.sqlite")))
+                self._engine = _engine(
+                    database or sa.URL.create("sqlite", database=str(folder / "jobs.sqlite"))
+                )
                 held.callback(self._engine.dispose)
                 self._recover()
             except SQLAlchemyError as error:
@@ -120,16 +131,21 @@ class JobStore:
         self._held.close()
 
     def _recover(self) -> None:
-        """Remove files of no job, and queue what was under way when the last process ended, but not for ever."""
+        """Remove files of no job, and queue what was under way when the last process ended, but not
+        for ever."""
         lost = sa.and_(self._mine, TABLE.c.status == RUNNING)
-        said = f"the server ended {ATTEMPTS} times while this job ran; send it again, or a smaller one"
+        said = (
+            f"the server ended {ATTEMPTS} times while this job ran; send it again, or a smaller one"
+        )
         failed = {"status": FAILED, "outcome": RequestError(500, said).told(), **self._times()}
         with self._engine.connect() as connection:
             known = set(connection.scalars(sa.select(TABLE.c.id).where(self._mine, self._alive())))
         for name in self._folders() - known:  # before anything is written: the disk may be full
             shutil.rmtree(self._folder / "jobs" / name, ignore_errors=True)
         with self._engine.begin() as connection:
-            connection.execute(sa.update(TABLE).where(lost, TABLE.c.attempts >= ATTEMPTS).values(**failed))
+            connection.execute(
+                sa.update(TABLE).where(lost, TABLE.c.attempts >= ATTEMPTS).values(**failed)
+            )
             connection.execute(sa.update(TABLE).where(lost).values(status=QUEUED))
 
     def files(self, job: StoredJob) -> Path:
@@ -140,27 +156,54 @@ class JobStore:
         """The names of all of them."""
         return {folder.name for folder in (self._folder / "jobs").iterdir()}
 
-    # --- for callers ------------------------------------------------------------------------------------------
+    # --- for callers ------------------------------------------------------------------------------
 
-    def add(self, owner: str, kind: str, model: str, body: Mapping[str, Json], pictures: Pictures) -> StoredJob:
-        """Queue a job, whose pictures are on the disk before it is. RequestError where its owner has too many (429), or
-        too much on the disk, and where all owners together have too much (503)."""
+    def add(
+        self, owner: str, kind: str, model: str, body: Mapping[str, Json], pictures: Pictures
+    ) -> StoredJob:
+        """Queue a job, whose pictures are on the disk before it is. RequestError where its owner
+        has too many (429), or too much on the disk, and where all owners together have too much
+        (503)."""
         now, limits = time.time(), self.limits
         job = StoredJob(
-            f"{PREFIXES[kind]}_{secrets.token_hex(16)}", owner, kind, model, QUEUED, now, None, None, body, None
+            f"{PREFIXES[kind]}_{secrets.token_hex(16)}",
+            owner,
+            kind,
+            model,
+            QUEUED,
+            now,
+            None,
+            None,
+            body,
+            None,
         )
         mine = sa.and_(self._mine, TABLE.c.owner == owner)
         with self._adding:
             with self._connected() as connection:
                 kept = sa.select(sa.func.sum(TABLE.c.bytes))
-                used, of_all = (connection.scalar(kept.where(each)) or 0 for each in (mine, self._mine))
+                used, of_all = (
+                    connection.scalar(kept.where(each)) or 0 for each in (mine, self._mine)
+                )
                 waiting = sa.select(sa.func.count()).where(mine, TABLE.c.status.in_(OPEN))
                 if (connection.scalar(waiting) or 0) >= limits.jobs_per_key:
-                    most = f"{limits.jobs_per_key} jobs of yours wait or run already, the most that one key may have"
-                    raise RequestError(429, f"{most}; try again when one is done", code="too_many_jobs", retry_after=30)
+                    most = (
+                        f"{limits.jobs_per_key} jobs of yours wait or run already, the most that"
+                        " one key may have"
+                    )
+                    raise RequestError(
+                        429,
+                        f"{most}; try again when one is done",
+                        code="too_many_jobs",
+                        retry_after=30,
+                    )
             if used >= limits.job_mib * MIB:
-                most = f"your jobs keep {used / MIB:.0f} MiB here, and {limits.job_mib} is the most for one key"
-                raise RequestError(429, f"{most}; delete some that are done", code="quota_exceeded", retry_after=60)
+                most = (
+                    f"your jobs keep {used / MIB:.0f} MiB here, and {limits.job_mib} is the most"
+                    " for one key"
+                )
+                raise RequestError(
+                    429, f"{most}; delete some that are done", code="quota_exceeded", retry_after=60
+                )
             if of_all >= limits.state_mib * MIB:
                 raise storage_failed()
             try:
@@ -196,7 +239,8 @@ class JobStore:
     def page(
         self, owner: str, kind: str, after: str | None, limit: int, newest_first: bool
     ) -> tuple[list[StoredJob], bool]:
-        """So many jobs of an owner after that of an id, and whether there are more. RequestError for an unknown id."""
+        """So many jobs of an owner after that of an id, and whether there are more. RequestError
+        for an unknown id."""
         number = TABLE.c.number
         found = sa.select(*COLUMNS).where(*self._owned(owner, kind)).limit(limit + 1)
         if after is not None:
@@ -207,7 +251,9 @@ class JobStore:
             at = sa.select(number).where(TABLE.c.id == last.id).scalar_subquery()
             found = found.where(number < at if newest_first else number > at)
         with self._connected() as connection:
-            rows = connection.execute(found.order_by(number.desc() if newest_first else number)).all()
+            rows = connection.execute(
+                found.order_by(number.desc() if newest_first else number)
+            ).all()
         jobs = [StoredJob(**row._mapping) for row in rows[:limit]]
         return [job for job in jobs if self.files(job).is_dir()], len(rows) > limit
 
@@ -216,18 +262,23 @@ class JobStore:
         self._remove(TABLE.c.id == job.id)
 
     def _remove(self, *which: sa.ColumnElement[bool]) -> None:
-        """Files go first: a database on a full disk needs room to forget a row. A job without a folder is gone."""
+        """Files go first: a database on a full disk needs room to forget a row. A job without a
+        folder is gone."""
         with self._connected() as connection:
             for name in connection.scalars(sa.select(TABLE.c.id).where(*which)).all():
                 shutil.rmtree(self._folder / "jobs" / name, ignore_errors=True)
             connection.execute(sa.delete(TABLE).where(*which))
 
-    # --- for what runs them -----------------------------------------------------------------------------------
+    # --- for what runs them -----------------------------------------------------------------------
 
     def waiting(self, model: str, owners: Collection[str]) -> list[StoredJob]:
         """The oldest queued job for this model of each of these owners, oldest first."""
         queued = TABLE.c.status == QUEUED, TABLE.c.model == model, TABLE.c.owner.in_(owners)
-        oldest = sa.select(sa.func.min(TABLE.c.number)).where(self._mine, *queued).group_by(TABLE.c.owner)
+        oldest = (
+            sa.select(sa.func.min(TABLE.c.number))
+            .where(self._mine, *queued)
+            .group_by(TABLE.c.owner)
+        )
         found = sa.select(*COLUMNS).where(TABLE.c.number.in_(oldest)).order_by(TABLE.c.number)
         with self._connected() as connection:
             return [StoredJob(**row._mapping) for row in connection.execute(found)]
@@ -242,7 +293,14 @@ class JobStore:
 
     def end(self, job: StoredJob, status: str, outcome: Mapping[str, Json]) -> None:
         """Note what became of a job that was under way, whose files are written."""
-        self._change(job, RUNNING, status=status, outcome=outcome, bytes=_size(self.files(job)), **self._times())
+        self._change(
+            job,
+            RUNNING,
+            status=status,
+            outcome=outcome,
+            bytes=_size(self.files(job)),
+            **self._times(),
+        )
 
     def _change(self, job: StoredJob, before: str, **values: Any) -> bool:
         """Whether the job was there, with the status `before`."""
@@ -251,7 +309,8 @@ class JobStore:
             return connection.execute(sa.update(TABLE).where(*there).values(**values)).rowcount > 0
 
     def sweep(self) -> None:
-        """Remove expired jobs, and those that could not be forgotten when their files were removed."""
+        """Remove expired jobs, and those that could not be forgotten when their files were
+        removed."""
         with self._connected() as connection:
             known = set(connection.scalars(sa.select(TABLE.c.id).where(self._mine)))
         gone = TABLE.c.id.in_(known - self._folders())
@@ -259,23 +318,33 @@ class JobStore:
 
     def counts(self) -> dict[str, int]:
         """How many jobs there are of each status, and their "bytes"."""
-        counted = sa.select(TABLE.c.status, sa.func.count(), sa.func.sum(TABLE.c.bytes)).where(self._mine)
+        counted = sa.select(TABLE.c.status, sa.func.count(), sa.func.sum(TABLE.c.bytes)).where(
+            self._mine
+        )
         with self._connected() as connection:
             rows = connection.execute(counted.group_by(TABLE.c.status)).all()
         counts = {status: count for status, count, _ in rows}
-        return {**dict.fromkeys(STATES, 0), **counts, "bytes": sum(int(size) for _, _, size in rows)}
+        return {
+            **dict.fromkeys(STATES, 0),
+            **counts,
+            "bytes": sum(int(size) for _, _, size in rows),
+        }
 
     def pictures(self, job: StoredJob) -> Pictures:
         """The pictures of a job's request."""
         found: dict[str, tuple[Picture, ...]] = {}
         for path in sorted(self.files(job).glob(f"{GIVEN}-*")):
             _, argument, _ = path.name.split("-")
-            found[argument] = (*found.get(argument, ()), Picture(path.read_bytes(), argument == "mask_image"))
+            found[argument] = (
+                *found.get(argument, ()),
+                Picture(path.read_bytes(), argument == "mask_image"),
+            )
         return arguments_of(found)
 
     @contextmanager
     def _connected(self) -> Iterator[sa.Connection]:
-        """A connection for one transaction. RequestError (503) where the database does not answer."""
+        """A connection for one transaction. RequestError (503) where the database does not
+        answer."""
         try:
             with self._engine.begin() as connection:
                 yield connection
@@ -295,12 +364,16 @@ class JobStore:
 
 
 def _engine(database: str | sa.URL) -> sa.Engine:
-    """A connection to a database, with the table of jobs. ValueError for an address that is none, and where the driver
-    is not installed; SQLAlchemyError where it does not answer."""
+    """A connection to a database, with the table of jobs. ValueError for an address that is none,
+    and where the driver is not installed; SQLAlchemyError where it does not answer."""
     try:
-        engine = sa.create_engine(database, pool_pre_ping=True, hide_parameters=True)  # of rows: they hold prompts
+        # of rows: they hold prompts
+        engine = sa.create_engine(database, pool_pre_ping=True, hide_parameters=True)
     except (sa.exc.ArgumentError, ImportError) as error:
-        takes = "--database takes an address of SQLAlchemy, as postgresql+psycopg://HOST/NAME, and its driver"
+        takes = (
+            "--database takes an address of SQLAlchemy, as postgresql+psycopg://HOST/NAME, and its"
+            " driver"
+        )
         raise ValueError(f"{takes}: {error}") from None
     TABLE.metadata.create_all(engine)
     return engine

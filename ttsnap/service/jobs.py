@@ -1,4 +1,5 @@
-"""Runs the jobs of a store on the worker, a few at a time. A job is a search like any other, for which nobody waits."""
+"""Runs the jobs of a store on the worker, a few at a time. A job is a search like any other, for
+which nobody waits."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ from ttsnap.service.tickets import Done, Partial, PendingRequest, RequestParser
 from ttsnap.service.worker import Worker
 
 logger = logging.getLogger(__name__)
-KINDS: dict[str, type[Generation] | type[Video]] = {kind.kind: kind for kind in (Generation, Edit, Video)}
+KINDS: dict[str, type[Generation] | type[Video]] = {
+    kind.kind: kind for kind in (Generation, Edit, Video)
+}
 REMIXED = "remixed_from_video_id"
 """The job of which another prompt made this one, among the values of a stored request."""
 SWEEP, AGAIN = 60.0, 1.0
@@ -35,7 +38,9 @@ SWEEP, AGAIN = 60.0, 1.0
 
 def written(wanted: Body) -> dict[str, Json]:
     """A request as plain values, of which `read` makes the same."""
-    fields = {name: plain(value) for name, value in values(wanted).items() if name in changed(wanted)}
+    fields = {
+        name: plain(value) for name, value in values(wanted).items() if name in changed(wanted)
+    }
     return {"fields": fields, "ignored": list(wanted.ignored)}
 
 
@@ -58,8 +63,8 @@ class _JobRun:
 class Jobs:
     """The jobs of a server. All methods are called in its event loop.
 
-    A job that the server's end interrupts is begun anew by the next one, from its seed. It waits while another model is
-    served, and while its caller's key is not known.
+    A job that the server's end interrupts is begun anew by the next one, from its seed. It waits
+    while another model is served, and while its caller's key is not known.
     """
 
     def __init__(self, store: JobStore, worker: Worker, desk: RequestParser, keys: Keys) -> None:
@@ -68,13 +73,17 @@ class Jobs:
         self._wake = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
 
-    # --- for callers ------------------------------------------------------------------------------------------
+    # --- for callers ------------------------------------------------------------------------------
 
     async def submit(
-        self, wanted: Generation | Video, caller: str, pictures: Pictures, remixed: str | None = None
+        self,
+        wanted: Generation | Video,
+        caller: str,
+        pictures: Pictures,
+        remixed: str | None = None,
     ) -> StoredJob:
-        """Store a request. remixed: the id of the job that it is made of. RequestError for what is not offered here;
-        what the model refuses fails the job."""
+        """Store a request. remixed: the id of the job that it is made of. RequestError for what is
+        not offered here; what the model refuses fails the job."""
         if self.worker.draining:
             raise stopping()
         ticket = self.desk.ticket(wanted, caller, pictures, job=True)
@@ -104,7 +113,7 @@ class Jobs:
         await asyncio.to_thread(self.store.delete, job)
         self._wake.set()
 
-    # --- the server's ---------------------------------------------------------------------------------------------
+    # --- the server's -----------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to run jobs."""
@@ -147,13 +156,21 @@ class Jobs:
         metrics.job_bytes.set(counts["bytes"])
 
     async def _begin(self) -> None:
-        """Begin queued jobs while there is room: the oldest of the callers who have the fewest under way. One that may
-        have ended a server runs alone, so that another end is its own."""
-        while len(self._runs) < self.desk.limits.jobs and self.worker.is_alive() and not self.worker.draining:
-            waiting = await asyncio.to_thread(self.store.waiting, self.desk.offer.model, self.keys.names)
+        """Begin queued jobs while there is room: the oldest of the callers who have the fewest
+        under way. One that may have ended a server runs alone, so that another end is its own."""
+        while (
+            len(self._runs) < self.desk.limits.jobs
+            and self.worker.is_alive()
+            and not self.worker.draining
+        ):
+            waiting = await asyncio.to_thread(
+                self.store.waiting, self.desk.offer.model, self.keys.names
+            )
             busy = Counter(run.job.owner for run in self._runs.values())
             job = min(waiting, key=lambda job: busy[job.owner], default=None)
-            if job is None or (busy and (job.attempts or any(run.job.attempts for run in self._runs.values()))):
+            if job is None or (
+                busy and (job.attempts or any(run.job.attempts for run in self._runs.values()))
+            ):
                 return
             if await asyncio.to_thread(self.store.begin, job):
                 run = self._runs[job.id] = _JobRun(job)
@@ -179,7 +196,10 @@ class Jobs:
             status, outcome = FAILED, error.told()
         except Exception as error:
             logger.exception("a job failed")
-            status, outcome = FAILED, RequestError(500, f"the job failed: {type(error).__name__}").told()
+            status, outcome = (
+                FAILED,
+                RequestError(500, f"the job failed: {type(error).__name__}").told(),
+            )
         else:
             status = COMPLETED
         await self._noted(self.store.end, job, status, outcome)
@@ -197,8 +217,11 @@ class Jobs:
             await asyncio.sleep(AGAIN)
 
     async def _outcome(self, run: _JobRun) -> dict[str, Json]:
-        """What a job's search found, whose files are written. RequestError where it ends without."""
-        wanted, pictures = await asyncio.to_thread(lambda: (read(run.job), self.store.pictures(run.job)))
+        """What a job's search found, whose files are written. RequestError where it ends
+        without."""
+        wanted, pictures = await asyncio.to_thread(
+            lambda: (read(run.job), self.store.pictures(run.job))
+        )
         ticket = run.ticket = self.desk.ticket(wanted, run.job.owner, pictures, job=True)
         while True:
             try:

@@ -48,12 +48,14 @@ class Keys:
             if words:
                 callers.append(_caller(words, f"line {number} of {path}"))
         if not callers:
-            raise ValueError(f"the file of keys {path} holds none; write one caller a line: NAME KEY")
+            raise ValueError(
+                f"the file of keys {path} holds none; write one caller a line: NAME KEY"
+            )
         return cls(tuple(callers), file=path)
 
     def refresh(self) -> None:
-        """Read the file again where it changed. Without it nobody is let in; where it cannot be read, the keys stay as
-        they were."""
+        """Read the file again where it changed. Without it nobody is let in; where it cannot be
+        read, the keys stay as they were."""
         if self.file is None:
             return
         try:
@@ -118,7 +120,9 @@ class Keys:
                 found = caller
         if found is None or scheme.lower() != "bearer":
             wanted = "send Authorization: Bearer KEY with a key of this service"
-            raise RequestError(401, f"no API key, or one that is not known; {wanted}", code="invalid_api_key")
+            raise RequestError(
+                401, f"no API key, or one that is not known; {wanted}", code="invalid_api_key"
+            )
         return found
 
 
@@ -126,7 +130,9 @@ def _caller(words: list[str], where: str) -> tuple[bytes, str]:
     if len(words) != 2:
         raise ValueError(f"{where} must be NAME KEY; it has {len(words)} words")
     if len(words[1]) < SHORTEST:
-        raise ValueError(f"the key in {where} has {len(words[1])} characters; give at least {SHORTEST}")
+        raise ValueError(
+            f"the key in {where} has {len(words[1])} characters; give at least {SHORTEST}"
+        )
     return _digest(words[1]), words[0]
 
 

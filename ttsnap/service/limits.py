@@ -14,8 +14,12 @@ from ttsnap.request.limits import SearchLimits
 class ServiceLimits(SearchLimits):
     """Limits of one search, and of all of them. Options are flags of `ttsnap serve`."""
 
-    nfe: Count = option(4000, "most denoiser evaluations for one request", flag="max_budget", common=True)
-    seconds: Positive = option(300.0, "most seconds for one search", flag="max_seconds", common=True)
+    nfe: Count = option(
+        4000, "most denoiser evaluations for one request", flag="max_budget", common=True
+    )
+    seconds: Positive = option(
+        300.0, "most seconds for one search", flag="max_seconds", common=True
+    )
     side: Count = option(1024, "most pixels a side", flag="max_size")
     active: Count = option(32, "searches at a time; more need more memory")
     queue: Count = option(64, "requests that wait; others get status 429", flag="queue_size")
@@ -29,7 +33,9 @@ class ServiceLimits(SearchLimits):
     job_hours: Positive = option(24.0, "hours for which what a job made is kept")
     job_mib: Count = option(1024, "MiB that the jobs of one caller keep on the disk")
     state_mib: Count = option(8192, "MiB that the jobs of all callers keep on the disk")
-    lora_mib: Count = option(2048, "MiB that LoRAs of requests take; those that were used least lately go first")
+    lora_mib: Count = option(
+        2048, "MiB that LoRAs of requests take; those that were used least lately go first"
+    )
     body_bytes: Count = 2**16
     """Bytes of a request."""
     form_bytes: Count = 2**24
@@ -65,8 +71,8 @@ class RequestError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        """status: of HTTP. param: the parameter at fault. code: for programs. retry_after: seconds, where a second try
-        helps."""
+        """status: of HTTP. param: the parameter at fault. code: for programs. retry_after: seconds,
+        where a second try helps."""
         super().__init__(message)
         self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
 
@@ -79,11 +85,18 @@ class RequestError(Exception):
     def kind(self) -> str:
         """The type of errors of this status in OpenAI's API."""
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-        return kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return kinds.get(
+            self.status, "invalid_request_error" if self.status < 500 else "server_error"
+        )
 
     def told(self) -> dict[str, Json]:
         """The error of a job, which always has a code."""
-        return {"message": str(self), "type": self.kind, "param": self.param, "code": self.code or self.kind}
+        return {
+            "message": str(self),
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code or self.kind,
+        }
 
     def body(self) -> dict[str, Json]:
         """The reply's body."""
@@ -104,4 +117,6 @@ def stopping() -> RequestError:
 
 def storage_failed() -> RequestError:
     """The answer where nothing can be stored or looked up."""
-    return RequestError(503, "jobs cannot be stored now; try again later", code="storage_failed", retry_after=10)
+    return RequestError(
+        503, "jobs cannot be stored now; try again later", code="storage_failed", retry_after=10
+    )

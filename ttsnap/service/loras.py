@@ -29,24 +29,31 @@ BUSY = "loras_busy"
 
 
 class LoraFolder:
-    """The LoRAs in a folder: NAME.safetensors, or a folder NAME with such a file. It is looked up at every request.
+    """The LoRAs in a folder: NAME.safetensors, or a folder NAME with such a file. It is looked up
+    at every request.
 
-    A file that is damaged, or not whole yet, is no LoRA; the log says so once. Names come from the folder, so that what
-    a client writes is never part of a path.
+    A file that is damaged, or not whole yet, is no LoRA; the log says so once. Names come from the
+    folder, so that what a client writes is never part of a path.
     """
 
     def __init__(self, folder: Path) -> None:
         """ValueError where there is no such folder."""
         if not folder.is_dir():
-            raise ValueError(f"--loras {folder}: there is no such folder; give one that holds NAME{SUFFIX}")
+            raise ValueError(
+                f"--loras {folder}: there is no such folder; give one that holds NAME{SUFFIX}"
+            )
         self.folder = folder
         self._read: dict[Path, tuple[tuple[int, ...], int | None]] = {}
-        """What was last read of each file: its version, and how many numbers it holds, None for no LoRA."""
+        """What was last read of each file: its version, and how many numbers it holds, None for no
+        LoRA."""
 
     def __call__(self) -> dict[str, Lora]:
         """By name, as they are now."""
         try:
-            files = {path.name.removesuffix(SUFFIX): _file(path) for path in sorted(self.folder.iterdir())}
+            files = {
+                path.name.removesuffix(SUFFIX): _file(path)
+                for path in sorted(self.folder.iterdir())
+            }
         except OSError as error:
             logger.error("the folder of LoRAs cannot be read: %s", error)
             files = {}
@@ -73,7 +80,8 @@ def _file(path: Path) -> Path | None:
     if path.name.startswith(".") or not path.name.isprintable():
         return None
     if not path.is_dir():
-        return path if path.suffix == SUFFIX and path.is_file() else None  # a pipe would be waited for
+        # a pipe would be waited for
+        return path if path.suffix == SUFFIX and path.is_file() else None
     inside = [each for each in path.glob(f"*{SUFFIX}") if each.is_file()]
     return path / USUAL if path / USUAL in inside else inside[0] if len(inside) == 1 else None
 
@@ -99,10 +107,12 @@ class _Load:
 
 
 class LoadedLoras:
-    """Twins of a pipeline under LoRAs, which share its weights. Those that were used least lately go first.
+    """Twins of a pipeline under LoRAs, which share its weights. Those that were used least lately
+    go first.
 
-    A thread of its own makes them, one at a time, since to read a large file takes seconds, in which searches go on.
-    What an engine uses stays as it is, whatever becomes of the file. All methods are called in one thread.
+    A thread of its own makes them, one at a time, since to read a large file takes seconds, in
+    which searches go on. What an engine uses stays as it is, whatever becomes of the file. All
+    methods are called in one thread.
     """
 
     def __init__(self, pipe: Any, mib: int) -> None:
@@ -119,7 +129,9 @@ class LoadedLoras:
     @property
     def bytes(self) -> int:
         """That all of them take. Twins may share the weights of a LoRA."""
-        own: dict[int, nn.Parameter] = {id(p): p for twin in self._twins.values() for p in twin.under.own.values()}
+        own: dict[int, nn.Parameter] = {
+            id(p): p for twin in self._twins.values() for p in twin.under.own.values()
+        }
         return sum(parameter.nbytes for parameter in own.values())
 
     @property
@@ -134,8 +146,8 @@ class LoadedLoras:
 
     @contextmanager
     def under(self, loras: tuple[Lora, ...]) -> Iterator[Any]:
-        """The pipeline under these LoRAs, until the block ends; for none the pipeline itself. Waits until they are
-        `ready`, and raises what that does."""
+        """The pipeline under these LoRAs, until the block ends; for none the pipeline itself. Waits
+        until they are `ready`, and raises what that does."""
         while not self.ready(loras):
             assert self._load is not None
             wait([self._load.made])
@@ -151,10 +163,11 @@ class LoadedLoras:
             twin.users -= 1
 
     def ready(self, loras: tuple[Lora, ...], then: Callable[[], None] = lambda: None) -> bool:
-        """Whether these LoRAs are loaded. Else a file is being read, after which `then` is called in another thread.
+        """Whether these LoRAs are loaded. Else a file is being read, after which `then` is called
+        in another thread.
 
-        RequestError for LoRAs that do not fit the model, or are too large together, and (503) where others that are in
-        use leave no room.
+        RequestError for LoRAs that do not fit the model, or are too large together, and (503) where
+        others that are in use leave no room.
         """
         if self._load is not None and not self.loading:
             self._take_in(loras)
@@ -172,7 +185,8 @@ class LoadedLoras:
             under = load.made.result()
         except Exception as error:
             lora = load.loras[-1]
-            logger.warning("the LoRA %s cannot be used", lora.name, exc_info=error)  # it names the operator's file
+            # it names the operator's file
+            logger.warning("the LoRA %s cannot be used", lora.name, exc_info=error)
             if isinstance(error, ValueError):
                 said = f"the LoRA {lora.name} does not fit this model; was it made for another one?"
                 self._refused[lora.path, lora.version] = said
@@ -181,18 +195,23 @@ class LoadedLoras:
             return
         if len(under.own) > load.before:
             self.counts["loaded"] += 1
-            alike = next((twin.under for twin in self._twins.values() if under.costs_as(twin.under)), None)
+            alike = next(
+                (twin.under for twin in self._twins.values() if under.costs_as(twin.under)), None
+            )
             if alike is not None:  # to count FLOPs takes longer than to load
                 under.learn(alike, lora_networks(self.pipe))
         self._twins[load.loras] = _Twin(under)
 
     def _begin(self, loras: tuple[Lora, ...], wanted: tuple[Lora, ...]) -> _Load:
-        """Begin to make a twin: over the weights of one with other scales, or of one that is under all but the last."""
+        """Begin to make a twin: over the weights of one with other scales, or of one that is under
+        all but the last."""
         for lora in loras:
             if refusal := self._refused.get((lora.path, lora.version)):
                 raise RequestError(400, refusal, "lora", "invalid_value")
         networks = lora_networks(self.pipe)
-        twin = next((twin for other, twin in self._twins.items() if _files(other) == _files(loras)), None)
+        twin = next(
+            (twin for other, twin in self._twins.items() if _files(other) == _files(loras)), None
+        )
         if twin is not None:
             self._make_room(0)
             scales = {_adapter(i): lora.scale for i, lora in enumerate(loras)}
@@ -216,7 +235,8 @@ class LoadedLoras:
         return _Load(wanted, loras, len(twin.under.own), self._loader.submit(make))
 
     def _make_room(self, needed: int) -> None:
-        """Let idle ones go until a twin with so many bytes more has room. RequestError where it has none."""
+        """Let idle ones go until a twin with so many bytes more has room. RequestError where it has
+        none."""
         idle = [loras for loras, twin in self._twins.items() if not twin.users]
         while idle and (len(idle) >= MOST_IDLE or self.bytes + needed > self.most):
             held = self.bytes
@@ -225,7 +245,10 @@ class LoadedLoras:
                 self.counts["evicted"] += 1
                 gc.collect()  # engines that are closed refer to themselves, and hold the weights
         if self.bytes + needed > self.most:
-            said = "searches with other LoRAs take all the memory that there is for them; try again later"
+            said = (
+                "searches with other LoRAs take all the memory that there is for them; try again"
+                " later"
+            )
             raise RequestError(503, said, "lora", BUSY, retry_after=5)
 
 

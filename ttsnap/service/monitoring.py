@@ -1,4 +1,5 @@
-"""What operators watch: logs without secrets, a line for each request, and metrics in the text format of Prometheus."""
+"""What operators watch: logs without secrets, a line for each request, and metrics in the text
+format of Prometheus."""
 
 from __future__ import annotations
 
@@ -38,14 +39,16 @@ _HIDDEN = (
     (re.compile(r"(://[^\s'\"?]*\?)[^\s'\"]*"), r"\1..."),
     (re.compile(r"(?i)\b(bearer|basic) +\S+"), r"\1 ..."),
 )
-"""Names and passwords in addresses, queries of addresses, and credentials after Bearer or Basic in headers."""
+"""Names and passwords in addresses, queries of addresses, and credentials after Bearer or Basic in
+headers."""
 
 
 class Discreet(logging.Formatter):
-    """Writes records and their tracebacks without prompts and credentials, which errors of an operator's reward may
-    quote.
+    """Writes records and their tracebacks without prompts and credentials, which errors of an
+    operator's reward may quote.
 
-    "cannot reach http://user:secret@10.0.0.7/score?key=1" becomes "cannot reach http://10.0.0.7/score?...".
+    "cannot reach http://user:secret@10.0.0.7/score?key=1" becomes "cannot reach
+    http://10.0.0.7/score?...".
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -75,9 +78,9 @@ class AccessLog:
 
         POST /v1/images/generations 200 1.284 s key=alice nfe=400 id=req_5f0c1d9a3b7e2468
 
-    key: the caller's name; nfe: evaluations of the request's search; - stands for none. id: what the answer says in the
-    header x-request-id, as OpenAI's API does. Of the address only the path is written: a query may hold a key. A
-    request whose client went away has status 499.
+    key: the caller's name; nfe: evaluations of the request's search; - stands for none. id: what
+    the answer says in the header x-request-id, as OpenAI's API does. Of the address only the path
+    is written: a query may hold a key. A request whose client went away has status 499.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -113,10 +116,24 @@ class AccessLog:
 
 
 def log_request(
-    method: str, path: str, status: int | str, seconds: float, key: str, nfe: float | str, **more: str
+    method: str,
+    path: str,
+    status: int | str,
+    seconds: float,
+    key: str,
+    nfe: float | str,
+    **more: str,
 ) -> None:
-    """A line in the log `access`, whose values a line in JSON has one by one. Of a job: JOB, its id and its state."""
-    told = {"method": method, "path": path, "status": status, "seconds": round(seconds, 3), "key": key, "nfe": nfe}
+    """A line in the log `access`, whose values a line in JSON has one by one. Of a job: JOB, its id
+    and its state."""
+    told = {
+        "method": method,
+        "path": path,
+        "status": status,
+        "seconds": round(seconds, 3),
+        "key": key,
+        "nfe": nfe,
+    }
     told |= more
     line = "%(method)s %(path)s %(status)s %(seconds).3f s key=%(key)s nfe=%(nfe)s"
     line += "".join(f" {name}=%({name})s" for name in more)
@@ -137,8 +154,10 @@ class JsonLines(Discreet):
 
 
 def log_to_stderr(*, requests: bool = True, lines: Literal["text", "json"] = "text") -> None:
-    """Write warnings and errors of ttsnap alone to stderr, in one format; requests: and a line for each request."""
-    diffusers.utils.logging.disable_default_handler()  # its warnings quote prompts that a text encoder cuts
+    """Write warnings and errors of ttsnap alone to stderr, in one format; requests: and a line for
+    each request."""
+    # its warnings quote prompts that a text encoder cuts
+    diffusers.utils.logging.disable_default_handler()
     handler = logging.StreamHandler()
     text = Discreet("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonLines() if lines == "json" else text)
@@ -178,28 +197,45 @@ class Observer:
 
 
 class Metrics(Observer):
-    """Metrics of one service, in a registry of their own. Rates, as evaluations per second, are Prometheus' to take."""
+    """Metrics of one service, in a registry of their own. Rates, as evaluations per second, are
+    Prometheus' to take."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self.requests = Counter("ttsnap_requests", "Requests by outcome.", ["outcome"], registry=registry)
+        self.requests = Counter(
+            "ttsnap_requests", "Requests by outcome.", ["outcome"], registry=registry
+        )
         """By done, cancelled, refused, failed."""
         about = "From a request to its images."
-        self.latency = Histogram("ttsnap_request_seconds", about, buckets=SECONDS, registry=registry)
+        self.latency = Histogram(
+            "ttsnap_request_seconds", about, buckets=SECONDS, registry=registry
+        )
         self.nfe = Counter("ttsnap_nfe", "Denoiser evaluations.", registry=registry)
         about = "Places in the denoiser's batches, in use or not."
         self.places = Counter("ttsnap_batch_places", about, registry=registry)
-        self.phases = Counter("ttsnap_phase_seconds", "Time of the device by phase.", ["phase"], registry=registry)
-        self.fill = Gauge("ttsnap_batch_fill", "Share of the denoiser's last batch in use.", registry=registry)
+        self.phases = Counter(
+            "ttsnap_phase_seconds", "Time of the device by phase.", ["phase"], registry=registry
+        )
+        self.fill = Gauge(
+            "ttsnap_batch_fill", "Share of the denoiser's last batch in use.", registry=registry
+        )
         self.waiting = Gauge("ttsnap_queue", "Requests that wait.", registry=registry)
         self.active = Gauge("ttsnap_active", "Searches that run.", registry=registry)
-        self.engines = Gauge("ttsnap_configurations", "Configurations that are kept ready.", registry=registry)
-        self.loras = Counter("ttsnap_loras", "LoRAs that were loaded and evicted.", ["event"], registry=registry)
-        self.lora_bytes = Gauge("ttsnap_lora_bytes", "Bytes of the weights of loaded LoRAs.", registry=registry)
+        self.engines = Gauge(
+            "ttsnap_configurations", "Configurations that are kept ready.", registry=registry
+        )
+        self.loras = Counter(
+            "ttsnap_loras", "LoRAs that were loaded and evicted.", ["event"], registry=registry
+        )
+        self.lora_bytes = Gauge(
+            "ttsnap_lora_bytes", "Bytes of the weights of loaded LoRAs.", registry=registry
+        )
         self.jobs = Gauge("ttsnap_jobs", "Stored jobs by status.", ["status"], registry=registry)
         self.job_bytes = Gauge("ttsnap_job_bytes", "Bytes of the files of jobs.", registry=registry)
         if torch.cuda.is_available():
-            memory = Gauge("ttsnap_gpu_memory_bytes", "Memory that PyTorch allocated.", registry=registry)
+            memory = Gauge(
+                "ttsnap_gpu_memory_bytes", "Memory that PyTorch allocated.", registry=registry
+            )
             memory.set_function(torch.cuda.memory_allocated)
 
     def ran(self, batch: Batch, tickets: Sequence[PendingRequest]) -> None:

@@ -1,4 +1,5 @@
-"""What an operator wants, from a few words: rewards by name, a drafter, prompts in the model's own words, traces."""
+"""What an operator wants, from a few words: rewards by name, a drafter, prompts in the model's own
+words, traces."""
 
 from __future__ import annotations
 
@@ -25,37 +26,48 @@ if TYPE_CHECKING:
     from ttsnap.service.tracing import Traces
 
 logger = logging.getLogger(__name__)
-TRACED = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+TRACED = (
+    "OTEL_TRACES_EXPORTER",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+)
 """The variables of the environment one of which must be set for traces."""
 UNDRAFTED = (
-    "no seeds are drafted by a server that changes pictures, so that fewer are looked at than without its --task"
+    "no seeds are drafted by a server that changes pictures, so that fewer are looked at than"
+    " without its --task"
 )
 KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256"
-"""The variable that bounds how many compiled kernels oneDNN keeps, by which torch computes on CPUs; and the bound."""
+"""The variable that bounds how many compiled kernels oneDNN keeps, by which torch computes on CPUs;
+and the bound."""
 
 
 def bound_kernels() -> None:
-    """Have this process, and those that it starts, keep fewer kernels of oneDNN than its 1,024. Nothing happens where
-    the environment has a bound, or torch has computed already.
+    """Have this process, and those that it starts, keep fewer kernels of oneDNN than its 1,024.
+    Nothing happens where the environment has a bound, or torch has computed already.
 
-    Each shape of a batch has kernels of its own, and one of bfloat16 takes half a megabyte. A service sees new shapes
-    for hours, as its requests come and go.
+    Each shape of a batch has kernels of its own, and one of bfloat16 takes half a megabyte. A
+    service sees new shapes for hours, as its requests come and go.
     """
     os.environ.setdefault(*KERNELS)
 
 
 def offered(given: Sequence[str], model: str) -> dict[str, str]:
-    """Rewards by the names that clients use. ValueError for none, and for a name that would tell of a place."""
+    """Rewards by the names that clients use. ValueError for none, and for a name that would tell of
+    a place."""
     own = recommended(model).reward
     if not given and own is None:
-        raise ValueError(f"model {model} needs --rewards: names of rewards that clients choose from, as clip")
+        raise ValueError(
+            f"model {model} needs --rewards: names of rewards that clients choose from, as clip"
+        )
     rewards: dict[str, str] = {}
     for text in given or ([] if own is None else [f"{own.partition(':')[0]}={own}"]):
         refuse_credentials(text)
         name, spec = named(text)
         if any(sign in name for sign in "/\\:"):
             shown = without_queries(name)
-            raise ValueError(f"clients would see {shown!r}; offer it by another name, as --rewards NAME={shown}")
+            raise ValueError(
+                f"clients would see {shown!r}; offer it by another name, as --rewards NAME={shown}"
+            )
         rewards[name] = spec
     return rewards
 
@@ -70,8 +82,9 @@ def offer_of(
     loras: str | None = None,
     edits: bool = False,
 ) -> ServingCatalog:
-    """The choices of clients. name: of the model for clients, by default the last part of its place. draft: as of
-    `with_drafts`. loras: the folder of LoRAs. ValueError where there is none, or the model takes none."""
+    """The choices of clients. name: of the model for clients, by default the last part of its
+    place. draft: as of `with_drafts`. loras: the folder of LoRAs. ValueError where there is none,
+    or the model takes none."""
     name, known = name or model.rstrip("/").rpartition("/")[2], recommended(model)
     if loras is not None:
         lora_networks(engines.pipe)
@@ -92,9 +105,11 @@ def offer_of(
     return with_drafts(offer, draft, engines.pipe, engines.rewards)
 
 
-def with_drafts(offer: ServingCatalog, draft: str, pipe: Any, rewards: Mapping[str, RewardModel]) -> ServingCatalog:
-    """The offer with a drafter, as --draft names it: of this pipeline, for these rewards by the names of clients.
-    ValueError for a drafter that does not fit the model."""
+def with_drafts(
+    offer: ServingCatalog, draft: str, pipe: Any, rewards: Mapping[str, RewardModel]
+) -> ServingCatalog:
+    """The offer with a drafter, as --draft names it: of this pipeline, for these rewards by the
+    names of clients. ValueError for a drafter that does not fit the model."""
     own, named = own_draft(pipe), SamplerOptions(draft=draft)
     drafter = named.drafted_by(None if own is None else own.name).draft
     if drafter is not None:  # errors of a drafter come at once
@@ -108,7 +123,9 @@ def with_drafts(offer: ServingCatalog, draft: str, pipe: Any, rewards: Mapping[s
     ) -> SamplerOptions:
         if sampler.draft is None:
             return sampler
-        helped = own.drafted(algorithm, replace(sampler, draft=None), [rewards[name] for name in names], call)
+        helped = own.drafted(
+            algorithm, replace(sampler, draft=None), [rewards[name] for name in names], call
+        )
         return helped if sampler.left_open or helped.draft is not None else sampler
 
     known = replace(offer.defaults(offer.model), drafted=drafted)
@@ -118,15 +135,20 @@ def with_drafts(offer: ServingCatalog, draft: str, pipe: Any, rewards: Mapping[s
 def traces_of_environment() -> Traces | None:
     """Traces as the standard variables OTEL_* want them; None where they want none.
 
-    ValueError for an exporter that is not known. Without the extra only a warning is told: a cluster may set the
-    variables for everything that it runs.
+    ValueError for an exporter that is not known. Without the extra only a warning is told: a
+    cluster may set the variables for everything that it runs.
     """
-    off = os.environ.get(TRACED[0]) == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    off = (
+        os.environ.get(TRACED[0]) == "none"
+        or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    )
     if off or not any(map(os.environ.get, TRACED)):
         return None
     try:
         from ttsnap.service import tracing
     except ImportError as error:
-        logger.warning("no traces are written, which needs OpenTelemetry (%s): %s", error, install("tracing"))
+        logger.warning(
+            "no traces are written, which needs OpenTelemetry (%s): %s", error, install("tracing")
+        )
         return None
     return tracing.Traces(tracing.provider_of_environment())

@@ -39,7 +39,8 @@ def file_of(pixels: Tensor, wanted: Generation, record: SearchRecord | None = No
 
 
 def files_of(done: Done, wanted: Generation | Video, offer: ServingCatalog) -> list[bytes]:
-    """A file for each kept image or video, best first, which carries what made it where its format can."""
+    """A file for each kept image or video, best first, which carries what made it where its format
+    can."""
     files = []
     for rank, candidate in enumerate(done.result.images):
         record = done.record.of(done.result, rank)
@@ -56,7 +57,8 @@ def files_of(done: Done, wanted: Generation | Video, offer: ServingCatalog) -> l
 
 
 def stills_of(pixels: Tensor) -> dict[str, bytes]:
-    """(3, H, W), or a video (T, 3, H, W), in [0, 1] -> WebP pictures by name: the middle frame, and several frames."""
+    """(3, H, W), or a video (T, 3, H, W), in [0, 1] -> WebP pictures by name: the middle frame, and
+    several frames."""
     frame = pixels if pixels.ndim == 3 else pixels[len(pixels) // 2]
     return {"thumbnail": _webp(still(frame)), "spritesheet": _webp(still(pixels))}
 
@@ -84,20 +86,32 @@ def usage_of(result: Result) -> dict[str, Json]:
 
 
 def response_fields(done: Done) -> dict[str, Any]:
-    """What a search found, but for its images: of each its scores, which are null where they are no numbers."""
+    """What a search found, but for its images: of each its scores, which are null where they are no
+    numbers."""
     data = [candidate.to_json() for candidate in done.result.images]
     height, width = done.result.images[0].pixels.shape[-2:]
-    return {"size": f"{width}x{height}", "data": data, "usage": usage_of(done.result), "warnings": list(done.warnings)}
+    return {
+        "size": f"{width}x{height}",
+        "data": data,
+        "usage": usage_of(done.result),
+        "warnings": list(done.warnings),
+    }
 
 
-def reply_of(told: Mapping[str, Any], files: Sequence[bytes], wanted: Generation) -> dict[str, Json]:
-    """The whole reply to a request for images without a stream: what was told of its search, with the images."""
-    data = [{**_image(file, wanted), **each} for file, each in zip(files, told["data"], strict=True)]
+def reply_of(
+    told: Mapping[str, Any], files: Sequence[bytes], wanted: Generation
+) -> dict[str, Json]:
+    """The whole reply to a request for images without a stream: what was told of its search, with
+    the images."""
+    data = [
+        {**_image(file, wanted), **each} for file, each in zip(files, told["data"], strict=True)
+    ]
     return {"created": int(time.time()), **_shape(told["size"], wanted), **told, "data": data}
 
 
 def download(files: Sequence[bytes], wanted: Generation) -> tuple[bytes, int, dict[str, str]]:
-    """A reply that is the image's file, or a zip of several, best first: its body, status and headers."""
+    """A reply that is the image's file, or a zip of several, best first: its body, status and
+    headers."""
     if len(files) == 1:
         return files[0], 200, {"Content-Type": f"image/{wanted.output_format}"}
     zipped = io.BytesIO()
@@ -120,7 +134,12 @@ def completed_events(done: Done, wanted: Generation, offer: ServingCatalog) -> l
     more = {"usage": told["usage"], "warnings": told["warnings"]}
     images = zip(files_of(done, wanted, offer), told["data"], strict=True)
     return [
-        _event_of("completed", told["size"], wanted, {**_image(file, wanted), **each, "rank": rank, **more})
+        _event_of(
+            "completed",
+            told["size"],
+            wanted,
+            {**_image(file, wanted), **each, "rank": rank, **more},
+        )
         for rank, (file, each) in enumerate(images, 1)
     ]
 
@@ -131,11 +150,18 @@ def event(name: str, data: dict[str, Json]) -> bytes:
 
 
 def _event_of(name: str, size: str, wanted: Generation, image: dict[str, Json]) -> bytes:
-    return event(f"{wanted.kind}.{name}", {"created_at": int(time.time()), **_shape(size, wanted), **image})
+    return event(
+        f"{wanted.kind}.{name}", {"created_at": int(time.time()), **_shape(size, wanted), **image}
+    )
 
 
 def _shape(size: str, wanted: Generation) -> dict[str, Json]:
-    return {"background": "opaque", "output_format": wanted.output_format, "quality": wanted.effort, "size": size}
+    return {
+        "background": "opaque",
+        "output_format": wanted.output_format,
+        "quality": wanted.effort,
+        "size": size,
+    }
 
 
 def _image(file: bytes, wanted: Generation) -> dict[str, Json]:

@@ -1,9 +1,10 @@
 """The body of a request, checked, and the search that it stands for.
 
-Fields are those of OpenAI's `POST /v1/images/generations`, and ours in addition. Clients name rewards and searches that
-the operator offers, and no file, model or address. vLLM-Omni and SGLang have other names for some fields: {"width":
-512, "height": 512, "num_inference_steps": 4, "generator_device": "cuda"} is {"size": "512x512", "steps": 4}, with a
-warning that generator_device is not used.
+Fields are those of OpenAI's `POST /v1/images/generations`, and ours in addition. Clients name
+rewards and searches that the operator offers, and no file, model or address. vLLM-Omni and SGLang
+have other names for some fields: {"width": 512, "height": 512, "num_inference_steps": 4,
+"generator_device": "cuda"} is {"size": "512x512", "steps": 4}, with a warning that generator_device
+is not used.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ from ttsnap.service.limits import RequestError
 
 B = TypeVar("B", bound="Body")
 Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd", "xhigh", "max"]
-EFFORT: dict[Quality, str] = {"auto": "medium", "standard": "medium", "hd": "high", "xhigh": "high", "max": "high"}
+EFFORT: dict[Quality, str] = {
+    "auto": "medium",
+    "standard": "medium",
+    "hd": "high",
+    "xhigh": "high",
+    "max": "high",
+}
 """The effort of qualities with another name."""
 WIDTH_HEIGHT = re.compile("auto|[0-9]{1,5}x[0-9]{1,5}")
 ALIASES = {"num_inference_steps": "steps", "num_outputs_per_prompt": "n"}
@@ -42,20 +49,36 @@ UNUSED = {
     *("generator_device", "vae_use_slicing", "vae_use_tiling", "enable_teacache"),
     *("return_stage_metrics", "sound_duration"),
 }
-"""Fields that change no image here: by the caller, the place and way of computing, or models that this service has not.
+"""Fields that change no image here: by the caller, the place and way of computing, or models that
+this service has not.
 """
 OPTIONS = ("cache_dit", "frame_interpolation_")
 """What is in the names of others' options that say how what this service has not is done."""
 EITHER = ({"seconds", "num_frames"}, {"budget", "quality"})
 """Fields of which one takes the place of the other in a remix."""
 OFF = {
-    *("lora", "extra_params", "layers", "system_prompt", "diffusers_kwargs", "enhance_prompt", "rollout"),
-    *("enable_upscaling", "upscaling_model_path", "upscaling_scale", "flow_shift", "progressive_mode"),
+    *(
+        "lora",
+        "extra_params",
+        "layers",
+        "system_prompt",
+        "diffusers_kwargs",
+        "enhance_prompt",
+        "rollout",
+    ),
+    *(
+        "enable_upscaling",
+        "upscaling_model_path",
+        "upscaling_scale",
+        "flow_shift",
+        "progressive_mode",
+    ),
     *("generate_sound", "enable_frame_interpolation", "video_params", "aspect_ratio", "short_edge"),
     *("start_time_seconds", "max_sequence_length", "video_reference", "audio_reference"),
     *("reference_image", "resolution", "infer_align_image_size", "use_system_prompt", "sys_type"),
 }
-"""Abilities of other servers that this service lacks. Switched off they change nothing; else they are refused."""
+"""Abilities of other servers that this service lacks. Switched off they change nothing; else they
+are refused."""
 LORA_ALIASES = {"lora_name": "name", "adapter": "name", "lora_scale": "scale"}
 """Our names of vLLM-Omni's fields of a LoRA."""
 LORA_UNUSED = {"local_path", "path", "lora_path", "lora_local_path", "int_id", "lora_int_id"}
@@ -65,7 +88,8 @@ _NOTHING: tuple[Any, ...] = (False, 0, "", "false", "0", "none", "null", {}, [],
 
 @dataclass(frozen=True)
 class Body(SearchFields):
-    """The body of any request. Fields of OpenAI's API that this service cannot honour are refused by name."""
+    """The body of any request. Fields of OpenAI's API that this service cannot honour are refused
+    by name."""
 
     kind: ClassVar[str]
     """The subject of a stream's events, and of a job."""
@@ -74,7 +98,9 @@ class Body(SearchFields):
         "auto", "WIDTHxHEIGHT, or auto"
     )
     quality: Quality = option(
-        "auto", "the effort: compute of 5, 20 or 80 images; auto and standard are medium; hd, xhigh and max are high"
+        "auto",
+        "the effort: compute of 5, 20 or 80 images; auto and standard are medium; hd, xhigh and max"
+        " are high",
     )
     ignored: tuple[str, ...] = ()
     """Names of other fields in the body, which change nothing."""
@@ -90,7 +116,8 @@ class Body(SearchFields):
         return EngineOptions(fair=True)
 
     def call(self, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
-        """Further arguments of the model's own call. FieldError for fields that do not go together."""
+        """Further arguments of the model's own call. FieldError for fields that do not go
+        together."""
         return {}
 
 
@@ -101,7 +128,8 @@ class Generation(Body):
     kind: ClassVar[str] = "image_generation"
 
     response_format: Literal["b64_json", "url", "file"] = option(
-        "b64_json", "images in base64, or as data: URLs; file: the image itself, or a zip of several"
+        "b64_json",
+        "images in base64, or as data: URLs; file: the image itself, or a zip of several",
     )
     output_format: Literal["png", "jpeg", "webp"] = option("png", "of images")
     output_compression: Annotated[int, Interval(ge=0, le=100)] = option(
@@ -118,7 +146,9 @@ class Generation(Body):
 
     def call(self, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
         if self.partial_images and not self.stream:
-            raise FieldError("partial_images", "partial images come in a stream only; set stream to true")
+            raise FieldError(
+                "partial_images", "partial images come in a stream only; set stream to true"
+            )
         if self.stream and self.background is True:
             raise FieldError("background", "a job has no stream; leave background or stream out")
         if self.response_format == "file" and (self.stream or self.background is True):
@@ -138,11 +168,19 @@ class Video(Body):
     fps: Annotated[float, Interval(gt=0, le=120)] | None = option(
         None, "frames a second: 16, or 24 for models that read it"
     )
-    frames: Annotated[int, Interval(ge=1, le=32)] = option(4, "frames, chosen evenly, that a reward of images sees")
-    output_format: Literal["mp4", "webp", "png"] = option("mp4", "of videos; webp and png are animated")
+    frames: Annotated[int, Interval(ge=1, le=32)] = option(
+        4, "frames, chosen evenly, that a reward of images sees"
+    )
+    output_format: Literal["mp4", "webp", "png"] = option(
+        "mp4", "of videos; webp and png are animated"
+    )
     response_format: Literal["file"] = option("file", "videos come as files alone")
-    guidance_scale_2: Scale | None = option(None, "guidance of the second network, for models of two")
-    boundary_ratio: Share | None = option(None, "where the second network begins; for models of two their own")
+    guidance_scale_2: Scale | None = option(
+        None, "guidance of the second network, for models of two"
+    )
+    boundary_ratio: Share | None = option(
+        None, "where the second network begins; for models of two their own"
+    )
 
     @property
     def batch(self) -> EngineOptions:
@@ -151,7 +189,10 @@ class Video(Body):
     def call(self, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
         frames, second = self.length(offer, limits), offer.boundary
         if second is not None and self.boundary_ratio not in (None, second):
-            own = f"the second network of this model begins at {second:g}, got {self.boundary_ratio:g}"
+            own = (
+                f"the second network of this model begins at {second:g}, got"
+                f" {self.boundary_ratio:g}"
+            )
             raise FieldError("boundary_ratio", f"{own}; leave boundary_ratio out")
         return {
             "num_frames": frames,
@@ -164,8 +205,8 @@ class Video(Body):
         return self.fps or (24.0 if offer.frame_rate else 16.0)
 
     def length(self, offer: ServingCatalog, limits: SearchLimits) -> int | None:
-        """Frames; None for as many as the model makes by itself. FieldError for too many seconds, and for two
-        lengths."""
+        """Frames; None for as many as the model makes by itself. FieldError for too many seconds,
+        and for two lengths."""
         if self.seconds is None:
             return self.num_frames
         if self.num_frames is not None:
@@ -185,15 +226,22 @@ def json_of(data: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise RequestError(400, str(error), code="invalid_json") from None
     if not isinstance(fields, dict):
-        raise RequestError(400, f"the request must be a JSON object, got {str(fields)[:60]}", code="invalid_json")
+        raise RequestError(
+            400, f"the request must be a JSON object, got {str(fields)[:60]}", code="invalid_json"
+        )
     return fields
 
 
 def validated(
-    kind: type[B], fields: Mapping[str, Any], *, form: bool = False, earlier: Mapping[str, Any] | None = None
+    kind: type[B],
+    fields: Mapping[str, Any],
+    *,
+    form: bool = False,
+    earlier: Mapping[str, Any] | None = None,
 ) -> B:
-    """Fields as a body of this kind. form: texts may stand for other values, as they do in forms. earlier: fields of
-    an earlier body, which stay where nothing is given in their place. RequestError names the parameter."""
+    """Fields as a body of this kind. form: texts may stand for other values, as they do in forms.
+    earlier: fields of an earlier body, which stay where nothing is given in their place.
+    RequestError names the parameter."""
     hints = {option.name: option.hint for option in options_of(kind)}
     ours, called, unused = in_our_names(fields)
     replaced = {other for pair in EITHER if ours.keys() & pair for other in pair}
@@ -204,7 +252,11 @@ def validated(
             raise not_taken("parameter", name, [*hints, *ALIASES, "width", "height"])
         try:
             as_text = form and isinstance(value, str)
-            ours[field] = read_text(name, value, hints[field]) if as_text else check(name, value, hints[field])
+            ours[field] = (
+                read_text(name, value, hints[field])
+                if as_text
+                else check(name, value, hints[field])
+            )
         except ValueError as error:
             raise RequestError(400, str(error), name, "invalid_value") from None
     if "prompt" not in ours:
@@ -225,33 +277,46 @@ def not_taken(what: str, name: str, known: Iterable[str]) -> RequestError:
 def in_our_names(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Values by our names, the caller's names by ours, and the names of fields that change nothing.
 
-    Fields that are null are left out. RequestError for a field with two values, and for a width without a height.
+    Fields that are null are left out. RequestError for a field with two values, and for a width
+    without a height.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     unused = [name for name in given if name in UNUSED or any(part in name for part in OPTIONS)]
     off = [name for name, value in given.items() if name in OFF and _plain(value) in _NOTHING]
     given = {name: value for name, value in given.items() if name not in (*unused, *off)}
-    for name, other in (("size", "width"), ("size", "height"), *((ours, alias) for alias, ours in ALIASES.items())):
+    for name, other in (
+        ("size", "width"),
+        ("size", "height"),
+        *((ours, alias) for alias, ours in ALIASES.items()),
+    ):
         if name in given and other in given:
             raise RequestError(400, f"give {name} or {other}, not both", other, "invalid_value")
     if "lora" in given:
         given["lora"], more = lora_in_our_names(given["lora"])
         unused += more
     called = {ALIASES.get(name, name): name for name in given}
-    ours = {name: given[theirs] for name, theirs in called.items() if name not in ("width", "height")}
+    ours = {
+        name: given[theirs] for name, theirs in called.items() if name not in ("width", "height")
+    }
     if isinstance(form := ours.get("output_format"), str):
         ours["output_format"] = form.lower()
     if "width" in given or "height" in given:
         for name in ("width", "height"):
             if not str(given.get(name, "")).isdecimal():
                 got = f"got {str(given[name])[:60]!r}" if name in given else f"got no {name}"
-                raise RequestError(400, f"width and height are whole numbers of pixels, {got}", name, "invalid_value")
+                raise RequestError(
+                    400,
+                    f"width and height are whole numbers of pixels, {got}",
+                    name,
+                    "invalid_value",
+                )
         ours["size"], called["size"] = f"{given['width']}x{given['height']}", "width"
     return ours, called, unused + off
 
 
 def lora_in_our_names(value: Any) -> tuple[Any, list[str]]:
-    """A LoRA, or several, and the names of its fields that change nothing. Forms have it as JSON, as vLLM-Omni's do."""
+    """A LoRA, or several, and the names of its fields that change nothing. Forms have it as JSON,
+    as vLLM-Omni's do."""
     if isinstance(value, str) and value.startswith(("{", "[")):
         try:
             value = parse_json(value.encode(), "lora")
@@ -259,12 +324,24 @@ def lora_in_our_names(value: Any) -> tuple[Any, list[str]]:
             raise RequestError(400, str(error), "lora", "invalid_value") from None
     each = value if isinstance(value, list) else [value]
     ours = [
-        {LORA_ALIASES.get(name, name): inside for name, inside in one.items() if name not in LORA_UNUSED}
-        if isinstance(one, dict)
-        else one
+        (
+            {
+                LORA_ALIASES.get(name, name): inside
+                for name, inside in one.items()
+                if name not in LORA_UNUSED
+            }
+            if isinstance(one, dict)
+            else one
+        )
         for one in each
     ]
-    unused = {f"lora.{name}" for one in each if isinstance(one, dict) for name in one if name in LORA_UNUSED}
+    unused = {
+        f"lora.{name}"
+        for one in each
+        if isinstance(one, dict)
+        for name in one
+        if name in LORA_UNUSED
+    }
     return ours if isinstance(value, list) else ours[0], sorted(unused)
 
 
@@ -273,13 +350,25 @@ def _plain(value: Any) -> Any:
 
 
 def prepared_of(
-    wanted: Body, offer: ServingCatalog, limits: SearchLimits, pictures: Mapping[str, object] | None = None
+    wanted: Body,
+    offer: ServingCatalog,
+    limits: SearchLimits,
+    pictures: Mapping[str, object] | None = None,
 ) -> Prepared:
-    """The search of a body. pictures: of an edit, by argument of the pipeline's call. RequestError for what is not
-    offered here, or more than the limits allow."""
+    """The search of a body. pictures: of an edit, by argument of the pipeline's call. RequestError
+    for what is not offered here, or more than the limits allow."""
     if wanted.model not in (None, offer.model):
-        raise RequestError(404, f"no model {wanted.model!r} here; there is {offer.model!r}", "model", "model_not_found")
-    sides = {} if wanted.size == "auto" else zip(("width", "height"), map(int, wanted.size.split("x")), strict=True)
+        raise RequestError(
+            404,
+            f"no model {wanted.model!r} here; there is {offer.model!r}",
+            "model",
+            "model_not_found",
+        )
+    sides = (
+        {}
+        if wanted.size == "auto"
+        else zip(("width", "height"), map(int, wanted.size.split("x")), strict=True)
+    )
     try:
         call = {**wanted.call(offer, limits), **dict(sides), **(pictures or {})}
         effort = None if wanted.quality == "auto" else wanted.effort
@@ -295,8 +384,15 @@ def notes_of(wanted: Body, request: Prepared, limits: SearchLimits) -> tuple[str
     low = isinstance(wanted, Generation) and wanted.moderation == "low"
     unused = [*wanted.ignored, *["moderation"] * low]
     if isinstance(wanted, Video):
-        networks = {"guidance_scale_2": wanted.guidance_scale_2, "boundary_ratio": wanted.boundary_ratio}
-        unused += [name for name, value in networks.items() if value is not None and name not in request.call]
+        networks = {
+            "guidance_scale_2": wanted.guidance_scale_2,
+            "boundary_ratio": wanted.boundary_ratio,
+        }
+        unused += [
+            name
+            for name, value in networks.items()
+            if value is not None and name not in request.call
+        ]
     notes = [f"not used here: {', '.join(unused)}"] if unused else []
     return (*notes, *search_notes_of(request, limits))
 
@@ -304,4 +400,6 @@ def notes_of(wanted: Body, request: Prepared, limits: SearchLimits) -> tuple[str
 def plain(offer: ServingCatalog, limits: SearchLimits) -> Prepared:
     """The search of a prompt alone."""
     any_text = replace(offer, defaults=lambda model: replace(offer.defaults(model), canonical=str))
-    return prepared_of(Generation("-") if offer.frames_every is None else Video("-"), any_text, limits)
+    return prepared_of(
+        Generation("-") if offer.frames_every is None else Video("-"), any_text, limits
+    )

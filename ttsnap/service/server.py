@@ -27,16 +27,16 @@ if TYPE_CHECKING:  # needs the extra `tracing`
     from ttsnap.service.tracing import Traces
 
 GRACE, IDLE = 10, 30
-"""Seconds for replies to leave after the last search; seconds for which a connection without a request stays open.
-OpenAI's clients keep theirs for 5: with as many here, they would now and then send a request into a connection that is
-being closed."""
+"""Seconds for replies to leave after the last search; seconds for which a connection without a
+request stays open. OpenAI's clients keep theirs for 5: with as many here, they would now and then
+send a request into a connection that is being closed."""
 
 
 class Server(uvicorn.Server):
     """Drains its worker on a signal; on a second one, searches end with what they have.
 
-    Who comes meanwhile is told so. Every request is answered before uvicorn ends open ones, with a bare status of 500
-    or half a stream.
+    Who comes meanwhile is told so. Every request is answered before uvicorn ends open ones, with a
+    bare status of 500 or half a stream.
     """
 
     def __init__(self, config: uvicorn.Config, worker: Worker, jobs: Jobs | None) -> None:

@@ -1,4 +1,5 @@
-"""Requests on their way between the event loop of the web application and the thread that searches."""
+"""Requests on their way between the event loop of the web application and the thread that
+searches."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ News: TypeAlias = Partial | Done | Passed | RequestError
 
 @dataclass(eq=False)
 class PendingRequest:
-    """One request. The thread that searches sends news to the application's event loop: at last a Done or an error."""
+    """One request. The thread that searches sends news to the application's event loop: at last a
+    Done or an error."""
 
     request: Prepared
     caller: str
@@ -71,7 +73,8 @@ class PendingRequest:
     seconds: float = math.inf
     """Time after which the search ends with its best image."""
     job: bool = False
-    """Whether it outlives this process: it is begun anew, where another one ends early with its best image."""
+    """Whether it outlives this process: it is begun anew, where another one ends early with its
+    best image."""
     news: asyncio.Queue[News] = field(default_factory=asyncio.Queue)
     cancelled: bool = False
     """Set by the application, and read by the thread before each batch."""
@@ -92,9 +95,9 @@ class PendingRequest:
 class Progress:
     """Listens to a search: counts its ticket's evaluations, and sends partial images.
 
-    The first partial image is sent as soon as there is one, the others evenly over the search: of three at most one in
-    each third. Of one batch only the best is sent. A move's evaluations count as its rows arrive, since all of them are
-    charged before any of them runs.
+    The first partial image is sent as soon as there is one, the others evenly over the search: of
+    three at most one in each third. Of one batch only the best is sent. A move's evaluations count
+    as its rows arrive, since all of them are charged before any of them runs.
     """
 
     def __init__(
@@ -127,12 +130,16 @@ class Progress:
             scores = np.array([event.scores])
             value = float(self.selection.values(scores)[0])
             # An estimate may become an image that is refused.
-            shown = bool(self.selection.admits(scores)[0]) and not (self.selection.gated and event.look)
+            shown = bool(self.selection.admits(scores)[0]) and not (
+                self.selection.gated and event.look
+            )
             shown = shown and self.ticket.partials > 0 and event.picture is not None
             if shown and math.isfinite(value) and value > self.best:
                 self.best, self.picture = value, event.picture
         elif event.kind == "tick":  # all scores of the batch are there
-            self.ticket.share = min(1.0, max(self.arrived / self.allowance, event.seconds / self.ticket.seconds))
+            self.ticket.share = min(
+                1.0, max(self.arrived / self.allowance, event.seconds / self.ticket.seconds)
+            )
             if self.picture is not None:
                 self._send(self.picture)
 
@@ -162,12 +169,27 @@ class RequestParser:
     def ticket(
         self, wanted: Body, caller: str, pictures: Pictures | None = None, *, job: bool = False
     ) -> PendingRequest:
-        """A ticket for this event loop. RequestError for what is not offered here, and for more than is allowed."""
+        """A ticket for this event loop. RequestError for what is not offered here, and for more
+        than is allowed."""
         limits = self.limits.of_jobs if job else self.limits
         limits = limits.of_videos if isinstance(wanted, Video) else limits
         search = prepared_of(wanted, self.offer, limits, pictures)
         partials = wanted.partial_images if isinstance(wanted, Generation) else 0
-        notes, left_open = notes_of(wanted, search, limits), wanted.draft is None and not search.prompt.inputs
-        if left_open and self.offer.undrafted is not None and search.request.search == "seed-pruning":
+        notes, left_open = (
+            notes_of(wanted, search, limits),
+            wanted.draft is None and not search.prompt.inputs,
+        )
+        if (
+            left_open
+            and self.offer.undrafted is not None
+            and search.request.search == "seed-pruning"
+        ):
             notes += (self.offer.undrafted,)
-        return PendingRequest(search, caller, asyncio.get_running_loop(), PREVIEWS if job else partials, notes, job=job)
+        return PendingRequest(
+            search,
+            caller,
+            asyncio.get_running_loop(),
+            PREVIEWS if job else partials,
+            notes,
+            job=job,
+        )

@@ -1,4 +1,5 @@
-"""Traces for OpenTelemetry: where each request waited, and what the device did for it. No trace holds a prompt.
+"""Traces for OpenTelemetry: where each request waited, and what the device did for it. No trace
+holds a prompt.
 
     POST /v1/images/generations        the request, in the caller's trace where it sends a traceparent
       queue                            until its search begins
@@ -6,8 +7,9 @@
         batch                          a batch of the model, of this search and others
           denoise, decode, reward      what the batch took of the device
 
-A job has a span `job` of its own in place of the request. A batch is written once, into the trace of its oldest search
-that is sampled, with links to the other ones. Every search counts its batches and their seconds.
+A job has a span `job` of its own in place of the request. A batch is written once, into the trace
+of its oldest search that is sampled, with links to the other ones. Every search counts its batches
+and their seconds.
 """
 
 from __future__ import annotations
@@ -79,15 +81,26 @@ class Traces(Observer):
 
     def watch(self, app: FastAPI) -> None:
         """Write a span for each HTTP request to an application."""
-        os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")  # the names of attributes that stay
+        # the names of attributes that stay
+        os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
         FastAPIInstrumentor.instrument_app(
-            app, _hide, tracer_provider=self.provider, excluded_urls=UNTRACED, exclude_spans=["receive", "send"]
+            app,
+            _hide,
+            tracer_provider=self.provider,
+            excluded_urls=UNTRACED,
+            exclude_spans=["receive", "send"],
         )
 
     def queued(self, ticket: PendingRequest) -> None:
         request = ticket.request
-        parent = self.tracer.start_span("job", Context()) if ticket.job else trace.get_current_span()
-        search = request.request.search if isinstance(request.request.search, str) else type(request.algorithm).__name__
+        parent = (
+            self.tracer.start_span("job", Context()) if ticket.job else trace.get_current_span()
+        )
+        search = (
+            request.request.search
+            if isinstance(request.request.search, str)
+            else type(request.algorithm).__name__
+        )
         parent.set_attributes(
             {
                 "ttsnap.key": ticket.caller,
@@ -97,7 +110,9 @@ class Traces(Observer):
                 "ttsnap.images": request.selection.keep,
             }
         )
-        self._spans[ticket] = _Spans(parent, self.tracer.start_span("queue", set_span_in_context(parent)))
+        self._spans[ticket] = _Spans(
+            parent, self.tracer.start_span("queue", set_span_in_context(parent))
+        )
 
     def begun(self, ticket: PendingRequest) -> None:
         spans = self._spans[ticket]
@@ -116,9 +131,15 @@ class Traces(Observer):
         if not sampled:
             return
         first, *others = sampled
-        about = {"ttsnap.nfe": batch.nfe, "ttsnap.places": batch.room, "ttsnap.searches": len(tickets)}
+        about = {
+            "ttsnap.nfe": batch.nfe,
+            "ttsnap.places": batch.room,
+            "ttsnap.searches": len(tickets),
+        }
         links, at = [Link(other.get_span_context()) for other in others], int(1e9 * batch.begin)
-        span = self.tracer.start_span("batch", set_span_in_context(first), attributes=about, links=links, start_time=at)
+        span = self.tracer.start_span(
+            "batch", set_span_in_context(first), attributes=about, links=links, start_time=at
+        )
         inside, end = set_span_in_context(span), at + int(1e9 * batch.seconds)
         for phase, seconds in phases.items():  # one after the other, as the device does them
             part = self.tracer.start_span(phase, inside, start_time=at)

@@ -21,16 +21,18 @@ from ttsnap.service.tickets import Done, Passed, PendingRequest
 
 logger = logging.getLogger(__name__)
 LATE, AGAIN = 5.0, 5
-"""Seconds after the deadline, after which nothing is waited for; until a request that is refused may come again."""
+"""Seconds after the deadline, after which nothing is waited for; until a request that is refused
+may come again."""
 
 
 class Worker(threading.Thread):
     """Runs all submitted requests at once, on one model.
 
-    Requests of one spec share the batches of its engine, by turns (engine/fair.py). Specs take turns in seconds of the
-    device, by the number of their requests. Free places of a batch are filled from specs that differ in their steps and
-    rewards alone (engine/shared_denoiser.py). An idle engine is kept for a while, as all share the pipeline's weights.
-    An engine whose devices keep failing is made anew for the next request.
+    Requests of one spec share the batches of its engine, by turns (engine/fair.py). Specs take
+    turns in seconds of the device, by the number of their requests. Free places of a batch are
+    filled from specs that differ in their steps and rewards alone (engine/shared_denoiser.py). An
+    idle engine is kept for a while, as all share the pipeline's weights. An engine whose devices
+    keep failing is made anew for the next request.
     """
 
     def __init__(
@@ -60,20 +62,30 @@ class Worker(threading.Thread):
         self._shares: FairShare[EngineSpec] = FairShare()
         self._deadline = float("inf")
 
-    # --- called by the application ----------------------------------------------------------------------------
+    # --- called by the application ----------------------------------------------------------------
 
     def submit(self, ticket: PendingRequest) -> None:
-        """Queue a request. RequestError (429, 503) where the queue is full, and where the service ends."""
+        """Queue a request. RequestError (429, 503) where the queue is full, and where the service
+        ends."""
         with self._wake:
             if self.draining or not self.is_alive():
                 raise stopping()
             name, most = ticket.caller, self.limits.per_key
             if sum(other.caller == name for other in self._open) >= most:
-                said = f"{most} requests of yours wait or run already, the most that one key may have"
-                raise RequestError(429, f"{said}; try again in {AGAIN} s", code="too_many_requests", retry_after=AGAIN)
+                said = (
+                    f"{most} requests of yours wait or run already, the most that one key may have"
+                )
+                raise RequestError(
+                    429,
+                    f"{said}; try again in {AGAIN} s",
+                    code="too_many_requests",
+                    retry_after=AGAIN,
+                )
             if len(self._waiting) >= self.limits.queue:
                 said = f"{self.limits.queue} requests wait already, the most that are taken"
-                raise RequestError(429, f"{said}; try again in {AGAIN} s", code="queue_full", retry_after=AGAIN)
+                raise RequestError(
+                    429, f"{said}; try again in {AGAIN} s", code="queue_full", retry_after=AGAIN
+                )
             for observer in self._observers:
                 observer.queued(ticket)
             self._open.add(ticket)
@@ -81,14 +93,16 @@ class Worker(threading.Thread):
             self._wake.notify()
 
     def cancel(self, ticket: PendingRequest) -> None:
-        """End a request before the next batch, as its client has gone. Nothing where it has ended."""
+        """End a request before the next batch, as its client has gone. Nothing where it has
+        ended."""
         with self._wake:
             ticket.cancelled = True
             self._wake.notify()
 
     def drain(self, *, now: bool = False) -> None:
-        """Refuse new and waiting requests, and let running ones end with an image each, within `drain` seconds or at
-        once. The thread ends with the last one. Callable from a signal's handler."""
+        """Refuse new and waiting requests, and let running ones end with an image each, within
+        `drain` seconds or at once. The thread ends with the last one. Callable from a signal's
+        handler."""
         self._deadline = min(self._deadline, time.monotonic() + (0 if now else self.limits.drain))
         self.draining = True  # the thread sees it within a batch, or a second
 
@@ -103,7 +117,7 @@ class Worker(threading.Thread):
             for ticket in self._open:
                 ticket.tell(stopping())
 
-    # --- the thread -------------------------------------------------------------------------------------------
+    # --- the thread -------------------------------------------------------------------------------
 
     def run(self) -> None:
         try:
@@ -113,7 +127,9 @@ class Worker(threading.Thread):
             self.loaded = True
         except Exception as error:  # the next request tries anew, and gets the error
             logger.exception("what requests get that say nothing could not be made ready")
-            self.unready = f"the model could not be made ready ({type(error).__name__}); the log says why"
+            self.unready = (
+                f"the model could not be made ready ({type(error).__name__}); the log says why"
+            )
         while True:
             with self._wake:
                 while not (self._active or self.draining or self._beginners()):
@@ -149,16 +165,22 @@ class Worker(threading.Thread):
         if busy:
             self._batch(self._pool[self._shares.first()])
         self._forget(self.limits.idle)
-        self.metrics.measure(len(self._waiting), len(self._active), len(self._pool), self.engines.loras)
+        self.metrics.measure(
+            len(self._waiting), len(self._active), len(self._pool), self.engines.loras
+        )
 
     def _beginners(self) -> list[PendingRequest]:
         """The requests that wait for their begin alone, or that end without one."""
         loading = self.engines.loras.loading
-        return [ticket for ticket in self._waiting if ticket.cancelled or not (loading and ticket in self._held)]
+        return [
+            ticket
+            for ticket in self._waiting
+            if ticket.cancelled or not (loading and ticket in self._held)
+        ]
 
     def _take(self) -> None:
-        """Begin requests while there is room, but for those whose LoRAs are being loaded. Cancelled ones end here, and
-        so do all that wait while the service drains."""
+        """Begin requests while there is room, but for those whose LoRAs are being loaded. Cancelled
+        ones end here, and so do all that wait while the service drains."""
         self._held = set()
         with self._wake:
             waiting = list(self._waiting)
@@ -178,7 +200,8 @@ class Worker(threading.Thread):
             self._wake.notify()
 
     def _begin(self, ticket: PendingRequest) -> bool:
-        """Begin a request, or end it where that cannot be. False where its LoRAs are not loaded yet."""
+        """Begin a request, or end it where that cannot be. False where its LoRAs are not loaded
+        yet."""
         spec = ticket.request.engine
         try:
             if not self._loaded(spec.loras):
@@ -192,14 +215,20 @@ class Worker(threading.Thread):
         except (ValueError, TypeError) as error:  # the model's own words on the client's settings
             said = str(error)
             if isinstance(error, TypeError):
-                logger.warning("a model refused its arguments", exc_info=error, extra=private(ticket.request.prompt))
+                logger.warning(
+                    "a model refused its arguments",
+                    exc_info=error,
+                    extra=private(ticket.request.prompt),
+                )
                 said = "this model does not take these settings; leave some out"
             self._end(ticket, "refused", RequestError(400, said, code="invalid_value"))
         except EngineLost as error:
             logger.error("the devices keep failing", exc_info=error)
             self._end(ticket, "failed", devices_fail())
         except Exception as error:
-            logger.error("a search could not begin", exc_info=error, extra=private(ticket.request.prompt))
+            logger.error(
+                "a search could not begin", exc_info=error, extra=private(ticket.request.prompt)
+            )
             self._end(ticket, "failed", failure(error, spec, "the search could not begin"))
         else:
             self._active[ticket], ticket.begun = pooled, time.monotonic()
@@ -226,11 +255,21 @@ class Worker(threading.Thread):
 
     def _batch(self, pooled: PooledEngine) -> None:
         engine, tickets = pooled.engine, tuple(pooled.under_way)
-        nfe, phases, rooms, begin, at = self._nfe(), dict(engine.timings), engine.room, time.monotonic(), time.time()
+        nfe, phases, rooms, begin, at = (
+            self._nfe(),
+            dict(engine.timings),
+            engine.room,
+            time.monotonic(),
+            time.time(),
+        )
         try:
             ended = pooled.turn()
         except Exception as error:
-            logger.error("searches failed", exc_info=error, extra=private(*(t.request.prompt for t in tickets)))
+            logger.error(
+                "searches failed",
+                exc_info=error,
+                extra=private(*(t.request.prompt for t in tickets)),
+            )
             self._drop(pooled.spec)
             for ticket in list(pooled.under_way):
                 self._end(ticket, "failed", failure(error, pooled.spec))
@@ -275,8 +314,15 @@ class Worker(threading.Thread):
 def failure(error: Exception, spec: EngineSpec, what: str = "the search failed") -> RequestError:
     """The answer where all searches of a spec fail. Errors of a reward are for the log alone."""
     if not isinstance(error, RewardError):
-        sized = "; the model may not draw this size: leave size out, or give another" if "width" in spec.call else ""
+        sized = (
+            "; the model may not draw this size: leave size out, or give another"
+            if "width" in spec.call
+            else ""
+        )
         return RequestError(500, f"{what}: {type(error).__name__}{sized}")
     names = " or ".join(spec.rewards)
-    said = f"the reward {names} scored none of the first images; ask for another reward, or again later"
+    said = (
+        f"the reward {names} scored none of the first images; ask for another reward, or again"
+        " later"
+    )
     return RequestError(503, said, "reward", "reward_failed", retry_after=30)

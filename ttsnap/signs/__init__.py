@@ -29,5 +29,6 @@ def draft_path() -> Path:
 
 
 def noise_aware_path() -> Path:
-    """Its noise-aware reward: a network that predicts from unfinished latents what an OCR will say."""
+    """Its noise-aware reward: a network that predicts from unfinished latents what an OCR will
+    say."""
     return Path(__file__).parent / "noise_aware"

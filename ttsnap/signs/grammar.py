@@ -1,6 +1,7 @@
 """The language of signs: what a prompt asks for, its canonical form, and a forgiving parser.
 
-A sign is a plate of one colour with a word of three to eight capital letters, in a colour that stands out::
+A sign is a plate of one colour with a word of three to eight capital letters, in a colour that
+stands out::
 
     a red sign that says "HELLO"
     a yellow sign that says "EXIT" in black
@@ -40,7 +41,8 @@ KINDS = (*LENGTHS, PAIRS)
 HARD_KINDS = ("long", PAIRS)
 FORM = 'a red sign that says "HELLO", or a red sign that says "HELLO" in white'
 _TEXT = re.compile(
-    r'an?\s+(\S+)\s+sign\s+that\s+says\s+["“”\'‘’]([^"“”\'‘’]*)["“”\'‘’](?:\s+in\s+(\S+))?', re.IGNORECASE
+    r'an?\s+(\S+)\s+sign\s+that\s+says\s+["“”\'‘’]([^"“”\'‘’]*)["“”\'‘’](?:\s+in\s+(\S+))?',
+    re.IGNORECASE,
 )
 
 
@@ -61,10 +63,14 @@ class Sign:
     def __post_init__(self) -> None:
         strange = sorted(set(self.word) - set(LETTERS))
         if strange:
-            raise ValueError(f"{self.word!r:.80} has {', '.join(map(repr, strange))}; the model writes A to Z only")
+            raise ValueError(
+                f"{self.word!r:.80} has {', '.join(map(repr, strange))}; the model writes A to Z"
+                " only"
+            )
         if not MIN_LETTERS <= len(self.word) <= MAX_LETTERS:
             raise ValueError(
-                f"{self.word!r:.80} has {len(self.word)} letters; a sign has {MIN_LETTERS} to {MAX_LETTERS}"
+                f"{self.word!r:.80} has {len(self.word)} letters; a sign has {MIN_LETTERS} to"
+                f" {MAX_LETTERS}"
             )
         for color in (self.ground, *([] if self.ink is None else [self.ink])):
             if color not in COLORS:
@@ -73,7 +79,8 @@ class Sign:
                 raise ValueError(f"unknown colour {color!r:.80}{meant} Known: {', '.join(COLORS)}")
         if self.ink is not None and self.ink not in inks(self.ground):
             raise ValueError(
-                f"{self.ink} letters do not stand out on {self.ground}; choose {' or '.join(inks(self.ground))}"
+                f"{self.ink} letters do not stand out on {self.ground}; choose"
+                f" {' or '.join(inks(self.ground))}"
             )
 
     @property
@@ -94,8 +101,11 @@ def pairs(word: str) -> set[str]:
     return {word[i : i + 2] for i in range(len(word) - 1)}
 
 
-UNSEEN_PAIRS = frozenset(a + b for a in LETTERS for b in LETTERS if zlib.crc32(f"{a}{b}".encode()) % 12 == 7)
-"""Letters that no word in training has side by side in this order (one pair in twelve, by its CRC-32)."""
+UNSEEN_PAIRS = frozenset(
+    a + b for a in LETTERS for b in LETTERS if zlib.crc32(f"{a}{b}".encode()) % 12 == 7
+)
+"""Letters that no word in training has side by side in this order (one pair in twelve, by its
+CRC-32)."""
 
 
 def caption(sign: Sign) -> str:
@@ -108,17 +118,21 @@ def parse(text: str) -> Sign:
     """What a prompt asks for. Forgives case, extra spaces, other quotes, and one final full stop.
 
     Raises:
-        ValueError: for text of another form (which is shown), and for a word or colour that the model does not know.
+        ValueError: for text of another form (which is shown), and for a word or colour that the
+            model does not know.
     """
     found = _TEXT.fullmatch(text.strip().removesuffix("."))
     if found is None:
-        raise ValueError(f"cannot read {text!r:.200}. The model signs takes prompts of the form {FORM}.")
+        raise ValueError(
+            f"cannot read {text!r:.200}. The model signs takes prompts of the form {FORM}."
+        )
     ground, word, ink = found.groups()
     return Sign(word.upper(), ground.lower(), None if ink is None else ink.lower())
 
 
 def sample_prompts(n: int, seed: int, kinds: Sequence[str] = KINDS) -> list[str]:
-    """`n` canonical prompts of distinct words of `WORDS`, balanced over `kinds`, the same for the same arguments.
+    """`n` canonical prompts of distinct words of `WORDS`, balanced over `kinds`, the same for the
+    same arguments.
 
     Training saw none of these words. ValueError: if a kind is unknown or has too few words.
     """
@@ -126,7 +140,9 @@ def sample_prompts(n: int, seed: int, kinds: Sequence[str] = KINDS) -> list[str]
         raise ValueError(f"need n >= 0 and kinds of {', '.join(KINDS)}, got {n=}, {kinds=}")
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(WORDS).tolist()
-    of_kind = {kind: [word for word in shuffled if Sign(word, "red").kind == kind] for kind in kinds}
+    of_kind = {
+        kind: [word for word in shuffled if Sign(word, "red").kind == kind] for kind in kinds
+    }
     found = []
     for i in range(n):
         left = of_kind[kinds[i % len(kinds)]]

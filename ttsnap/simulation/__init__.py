@@ -1,4 +1,5 @@
-"""Studies over recordings: curves over budgets, thousands of searches in lockstep, fitted schedules and prices.
+"""Studies over recordings: curves over budgets, thousands of searches in lockstep, fitted schedules
+and prices.
 
 It imports recordings, algorithms, the loop and the core, and no torch.
 """

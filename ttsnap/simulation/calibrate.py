@@ -30,8 +30,11 @@ _SMOOTHING = 0.5
 
 
 def default_checks(steps: int) -> tuple[int, ...]:
-    """Grid steps at which estimates are scored: densest in the first half, where ranking settles."""
-    checks = np.round(np.array([0.1, 0.2, 0.25, 0.3, 0.35, 0.45, 0.55, 0.7, 0.85]) * steps).astype(int)
+    """Grid steps at which estimates are scored: densest in the first half, where ranking
+    settles."""
+    checks = np.round(np.array([0.1, 0.2, 0.25, 0.3, 0.35, 0.45, 0.55, 0.7, 0.85]) * steps).astype(
+        int
+    )
     return (*sorted({int(k) for k in checks if k < steps}), steps)
 
 
@@ -51,12 +54,13 @@ def calibrate(
 ) -> Forecast:
     """The forecast, with the prices that spend shared budgets of `images` whole images.
 
-    checks: as `read_checks` reads them; None for those of `recorded_checks`. score_cost, check_cost, draft_cost: as in
-    Task; a draft_cost of None counts forward passes, as budgets in evaluations do. workers: processes that find prices
-    in parallel (`processes.working`), to the same digits. on_progress: called with (done, of) prices.
+    checks: as `read_checks` reads them; None for those of `recorded_checks`. score_cost,
+    check_cost, draft_cost: as in Task; a draft_cost of None counts forward passes, as budgets in
+    evaluations do. workers: processes that find prices in parallel (`processes.working`), to the
+    same digits. on_progress: called with (done, of) prices.
 
-    Raises ValueError where the recording lacks a check, has too few trajectories or failed scores, or where its
-    rewards do not vary.
+    Raises ValueError where the recording lacks a check, has too few trajectories or failed scores,
+    or where its rewards do not vary.
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; calibrate with mean or weights")
@@ -72,7 +76,16 @@ def calibrate(
     wide = enlarge(columns, recording, seeds, np.random.default_rng(seed))
     call = recording.price.nfe_per_draft if draft_cost is None else draft_cost
     tasks = [  # the largest budgets first: they take longest, and none is left for the end
-        Task(grid, 1, count * (grid.nfe + score_cost), score_cost, True, check_cost, recording.draft_calls, call)
+        Task(
+            grid,
+            1,
+            count * (grid.nfe + score_cost),
+            score_cost,
+            True,
+            check_cost,
+            recording.draft_calls,
+            call,
+        )
         for count in sorted(images, reverse=True)
     ]
     prices: list[tuple[float, float]] = []
@@ -85,7 +98,8 @@ def calibrate(
 
 
 def recorded_checks(recording: Recording) -> tuple[EstimatorAt, ...]:
-    """The default checks: those of `default_checks` that were recorded, and first the recorded draft of fewest calls.
+    """The default checks: those of `default_checks` that were recorded, and first the recorded
+    draft of fewest calls.
 
     The draft is in the place of the estimate at step 0."""
     calls, steps = recording.draft_calls, default_checks(recording.grid.steps)
@@ -93,12 +107,16 @@ def recorded_checks(recording: Recording) -> tuple[EstimatorAt, ...]:
     return drafts + estimates(*(k for k in steps if recording.scored[k] and k >= len(drafts)))
 
 
-def enlarge(columns: FloatArray, recording: Recording, seeds: int, rng: np.random.Generator) -> Recording:
-    """A recording of one reward with `seeds` trajectories a prompt: those of all prompts, moved to its mean and spread.
+def enlarge(
+    columns: FloatArray, recording: Recording, seeds: int, rng: np.random.Generator
+) -> Recording:
+    """A recording of one reward with `seeds` trajectories a prompt: those of all prompts, moved to
+    its mean and spread.
 
-    Larger budgets would use up forty recorded seeds. Each trajectory is mixed with Gaussian noise of the trajectories'
-    covariance (a smoothed bootstrap, Silverman and Young 1987). So a fit does not depend on a few of them. Means and
-    covariances stay. columns: utilities of `Recording.columns`; nan stays nan.
+    Larger budgets would use up forty recorded seeds. Each trajectory is mixed with Gaussian noise
+    of the trajectories' covariance (a smoothed bootstrap, Silverman and Young 1987). So a fit does
+    not depend on a few of them. Means and covariances stay. columns: utilities of
+    `Recording.columns`; nan stays nan.
     """
     last = recording.grid.steps
     mean, spread = columns.mean(1, keepdims=True), columns[..., last, None].std(1, keepdims=True)
@@ -106,7 +124,9 @@ def enlarge(columns: FloatArray, recording: Recording, seeds: int, rng: np.rando
     known = np.flatnonzero([*recording.scored, *(True for _ in recording.looks)])
     pool = ((columns - mean)[varied] / spread[varied]).reshape(-1, columns.shape[-1])[:, known]
     drawn = rng.random((len(columns), len(pool))).argsort(1)[:, : max(seeds, recording.seeds)]
-    noise = rng.multivariate_normal(np.zeros(len(known)), np.atleast_2d(np.cov(pool.T)), drawn.shape)
+    noise = rng.multivariate_normal(
+        np.zeros(len(known)), np.atleast_2d(np.cov(pool.T)), drawn.shape
+    )
     made = np.full((*drawn.shape, columns.shape[-1]), np.nan)
     made[..., known] = np.sqrt(1 - _SMOOTHING**2) * pool[drawn] + _SMOOTHING * noise
     return dataclasses.replace(as_one(recording, mean + spread * made), first_seed=0)
@@ -135,15 +155,21 @@ def as_one(recording: Recording, columns: FloatArray) -> Recording:
     )
 
 
-def _price_that_spends(forecast: Forecast, recording: Recording, seed: int, task: Task, repeats: int = 10) -> float:
+def _price_that_spends(
+    forecast: Forecast, recording: Recording, seed: int, task: Task, repeats: int = 10
+) -> float:
     """The price that spends the allowance of the task, by bisection: a higher price spends less."""
-    low, high = (float(np.sqrt(forecast.prior_variance(forecast.mean[-1]))) * p for p in (1e-5, 3.0))
+    low, high = (
+        float(np.sqrt(forecast.prior_variance(forecast.mean[-1]))) * p for p in (1e-5, 3.0)
+    )
     n = recording.seeds
     orders = Orders.drawn(recording, repeats, np.random.default_rng(seed))
     lookup = orders.play(recording, n)
     for _ in range(14):
         price = float(np.sqrt(low * high))
-        out = lockstep(PriceOfCompute(forecast, n=n, price=price, floor=price), lookup, len(orders), task)
+        out = lockstep(
+            PriceOfCompute(forecast, n=n, price=price, floor=price), lookup, len(orders), task
+        )
         spent = float(out.paid.spent(task).mean())
         low, high = (price, high) if spent > task.allowance else (low, price)
     return float(np.sqrt(low * high))

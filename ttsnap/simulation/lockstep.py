@@ -1,8 +1,9 @@
 """Thousands of searches at once over recorded scores, with the algorithm objects that run live.
 
-Every array has a leading axis of B searches. A move has the same shape in all searches: a schedule's rows, or the one
-row that a priced policy advances (`Move.value` (B,) says which searches advance it). A column of a move that is the
-same in all searches may have no such axis, as those of fresh seeds.
+Every array has a leading axis of B searches. A move has the same shape in all searches: a
+schedule's rows, or the one row that a priced policy advances (`Move.value` (B,) says which searches
+advance it). A column of a move that is the same in all searches may have no such axis, as those of
+fresh seeds.
 """
 
 from __future__ import annotations
@@ -54,15 +55,17 @@ def lockstep(
 ) -> Outcomes:
     """Run `searches` searches in step; each finds what `search` finds by itself (tested).
 
-    pot: number of neighbouring searches that share `pot * task.allowance` evaluations. The most valuable moves come
-    first, each search is sure of one image, and moves have one row. None: every search is on its own, and the
-    algorithm (with n set) keeps to its allowance.
+    pot: number of neighbouring searches that share `pot * task.allowance` evaluations. The most
+    valuable moves come first, each search is sure of one image, and moves have one row. None: every
+    search is on its own, and the algorithm (with n set) keeps to its allowance.
 
-    Raises ValueError where the algorithm cannot run in lockstep, RuntimeError where it keeps making moves that cost
-    nothing.
+    Raises ValueError where the algorithm cannot run in lockstep, RuntimeError where it keeps making
+    moves that cost nothing.
     """
     if not algorithm.lockstep or algorithm.n is None:
-        raise ValueError(f"{algorithm} cannot run in lockstep: it must be a lockstep algorithm with n set")
+        raise ValueError(
+            f"{algorithm} cannot run in lockstep: it must be a lockstep algorithm with n set"
+        )
     run = _Lockstep(algorithm, lookup, searches, task, rewards, utility)
     pots = SharedBudget(searches, pot, task) if pot is not None else None
     asked, active, idle = np.arange(searches), np.ones(searches, bool), 0
@@ -72,7 +75,9 @@ def lockstep(
             break
         go, takes = active, run.takes(move)
         if pots is not None:
-            go, refused, last = pots.serve(run.particles, move, np.where(active, run.value, -np.inf), takes, run.paid)
+            go, refused, last = pots.serve(
+                run.particles, move, np.where(active, run.value, -np.inf), takes, run.paid
+            )
             active &= ~refused
             run.finish(last)
         asked = np.flatnonzero(go)
@@ -83,14 +88,22 @@ def lockstep(
 
 
 class _Lockstep:
-    """B searches under way: their particles, the algorithm's state, what each proposes, and what each has paid.
+    """B searches under way: their particles, the algorithm's state, what each proposes, and what
+    each has paid.
 
-    move: what each search proposes, None before the first step and once the algorithm is done. value (B,): what the
-    move is worth, -inf where the search is done. moved (B, n): the particles of the last move's rows.
+    move: what each search proposes, None before the first step and once the algorithm is done.
+    value (B,): what the move is worth, -inf where the search is done. moved (B, n): the particles
+    of the last move's rows.
     """
 
     def __init__(
-        self, algorithm: Algorithm, lookup: Lookup, b: int, task: Task, rewards: int, utility: Utility
+        self,
+        algorithm: Algorithm,
+        lookup: Lookup,
+        b: int,
+        task: Task,
+        rewards: int,
+        utility: Utility,
     ) -> None:
         self.algorithm, self.lookup, self.task, self.b = algorithm, lookup, task, b
         self.state, self.rng = algorithm.init(task), np.random.default_rng(0)
@@ -104,17 +117,25 @@ class _Lockstep:
         self.paid = Tally(*(np.zeros(b, int) for _ in Tally._fields))
 
     def ask(self, searches: IntArray) -> Move | None:
-        """The next moves of these searches; the others keep what they proposed. None where the algorithm is done."""
-        shown = replace(self.particles, moved=self.moved, left=self.task.allowance - self.paid.spent(self.task))
+        """The next moves of these searches; the others keep what they proposed. None where the
+        algorithm is done."""
+        shown = replace(
+            self.particles, moved=self.moved, left=self.task.allowance - self.paid.spent(self.task)
+        )
         if len(searches) == self.b:
             self.move, self.state = self.algorithm.step(self.state, shown, self.rng)
             if self.move is not None:
                 self.value = np.array(np.broadcast_to(self.move.value, self.b), float)
         elif self.move is not None:
             # The algorithm steps on the part of the state that belongs to these searches.
-            stacked = [isinstance(field, np.ndarray) and field.shape[:1] == (self.b,) for field in self.state]
+            stacked = [
+                isinstance(field, np.ndarray) and field.shape[:1] == (self.b,)
+                for field in self.state
+            ]
             fields = zip(self.state, stacked, strict=True)
-            part: AlgorithmState = type(self.state)(*(field[searches] if each else field for field, each in fields))
+            part: AlgorithmState = type(self.state)(
+                *(field[searches] if each else field for field, each in fields)
+            )
             move, part = self.algorithm.step(part, shown.of(searches), self.rng)
             if move is None:
                 return None
@@ -126,7 +147,8 @@ class _Lockstep:
         return self.move
 
     def takes(self, move: Move) -> Tally:
-        """What a move takes in each search. No two rows of one have one parent: no lockstep algorithm branches."""
+        """What a move takes in each search. No two rows of one have one parent: no lockstep
+        algorithm branches."""
         costs = row_costs(move.rows, move.look, self.particles, self.task.grid, 1, self.task.price)
         drafts = costs.get("draft_calls", np.zeros(1, int))
         columns = costs["nfe"], drafts, costs["reward_calls"], costs["decodes"]
@@ -137,13 +159,15 @@ class _Lockstep:
         for total, more in zip(self.paid, takes, strict=True):
             total[searches] += more[searches]
         uids = self._place(searches, move)
-        stop, score = move.rows.stop, move.rows.score  # (B, n), or (n,) where they are the same in all searches
+        # (B, n), or (n,) where they are the same in all searches
+        stop, score = move.rows.stop, move.rows.score
         stop = stop if stop.ndim == 1 else stop[searches]
         score = score if score.ndim == 1 else score[searches]
         self._record(searches, uids, stop, score, move.look)
 
     def _place(self, searches: IntArray, move: Move) -> IntArray:
-        """The particles (k, n) that the rows of a move advance or start; drops those that the move gives up."""
+        """The particles (k, n) that the rows of a move advance or start; drops those that the move
+        gives up."""
         parent = move.rows.parent
         if parent.ndim == 1:
             self._start(len(parent))
@@ -161,16 +185,23 @@ class _Lockstep:
         """Indices of the particles (k, n) of these k searches in a flattened array (B, N)."""
         return uids + len(self.particles) * searches[:, None]
 
-    def _record(self, searches: IntArray, uids: IntArray, stop: IntArray, score: BoolArray, look: Estimator) -> None:
-        """Put particles (k, n) of these searches at the steps `stop`, and look up the scores of a move that scores."""
+    def _record(
+        self, searches: IntArray, uids: IntArray, stop: IntArray, score: BoolArray, look: Estimator
+    ) -> None:
+        """Put particles (k, n) of these searches at the steps `stop`, and look up the scores of a
+        move that scores."""
         p, at = self.particles, self._places(searches, uids)
         cached = p.cached.ravel()
         evaluated = score & (look.evaluations(stop) > 0)
-        cached[at] = (evaluated | (cached[at] & (p.step.ravel()[at] == stop))) & (stop < self.task.grid.steps)
+        cached[at] = (evaluated | (cached[at] & (p.step.ravel()[at] == stop))) & (
+            stop < self.task.grid.steps
+        )
         p.step.ravel()[at] = stop
         if score.all():
             by_step = np.moveaxis(p.scores, 2, 0).reshape(-1, p.scores.shape[-1])
-            by_step[at + p.step.size * stop] = self.lookup(searches, uids, np.broadcast_to(stop, uids.shape), look)
+            by_step[at + p.step.size * stop] = self.lookup(
+                searches, uids, np.broadcast_to(stop, uids.shape), look
+            )
             p.scored.ravel()[at] = stop
         elif score.any():
             raise ValueError("lockstep moves score all of their rows or none")
@@ -179,15 +210,25 @@ class _Lockstep:
         """Start `more` seeds in every search."""
         p, old, n = self.particles, len(self.particles), len(self.particles) + more
         points, rewards = p.scores.shape[2:]
-        # Scores of one step lie side by side, since searches in step ask for those of one step at a time.
+        # Scores of one step lie side by side, since searches in step ask for those of one step at a
+        # time.
         scores = np.moveaxis(np.full((points, self.b, n, rewards), np.nan), 0, 2)
         scores[:, :old] = p.scores
         seed, parent = (np.broadcast_to(a, (self.b, n)) for a in (np.arange(n), -1))
         self.particles = Particles(
-            seed, parent, _widened(p.step, more, 0), _widened(p.cached, more, False), _widened(p.alive, more, True),
-            scores, _widened(p.scored, more, -1), np.broadcast_to(0.0, (self.b, n)),
-            np.broadcast_to(False, (self.b, n)), p.selection, p.moved, p.left,
-        )  # fmt: skip
+            seed,
+            parent,
+            _widened(p.step, more, 0),
+            _widened(p.cached, more, False),
+            _widened(p.alive, more, True),
+            scores,
+            _widened(p.scored, more, -1),
+            np.broadcast_to(0.0, (self.b, n)),
+            np.broadcast_to(False, (self.b, n)),
+            p.selection,
+            p.moved,
+            p.left,
+        )
 
     def finish(self, chosen: dict[int, int]) -> None:
         """Take one particle of some searches to the end: {search: uid}."""
@@ -208,7 +249,10 @@ class _Lockstep:
             uids = np.flatnonzero(done).reshape(self.b, -1) % len(self.particles)
             value = self.particles.selection.values(final[searches[:, None], uids])
         else:
-            uids, value = np.broadcast_to(np.arange(done.shape[1]), done.shape), np.full(done.shape, -np.inf)
+            uids, value = (
+                np.broadcast_to(np.arange(done.shape[1]), done.shape),
+                np.full(done.shape, -np.inf),
+            )
             value[done] = self.particles.selection.values(final[done][:, None])[:, 0]
         best = value.argmax(1)
         return Outcomes(uids[searches, best], value[searches, best], self.paid)

@@ -1,4 +1,5 @@
-"""How well the looks of a recording rank its seeds, and drafts against x0 estimates of equal cost."""
+"""How well the looks of a recording rank its seeds, and drafts against x0 estimates of equal
+cost."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class RankedLook:
     @property
     def mean(self) -> float:
         """Over prompts; nan where none varies."""
-        return float(np.nanmean(self.spearman)) if np.isfinite(self.spearman).any() else float("nan")
+        return (
+            float(np.nanmean(self.spearman)) if np.isfinite(self.spearman).any() else float("nan")
+        )
 
     @property
     def error(self) -> float:
@@ -57,7 +60,8 @@ class Against:
 
 
 def ranked(recording: Recording, utility: Utility = utilities.mean) -> list[RankedLook]:
-    """All looks of a recording, the cheapest first. ValueError where only finished images were scored."""
+    """All looks of a recording, the cheapest first. ValueError where only finished images were
+    scored."""
     grid, price, final = recording.grid, recording.price, utility(recording.final)
     estimates = [EstimatorAt(ESTIMATE.name, k) for k in range(grid.steps) if recording.scored[k]]
     found = []
@@ -68,12 +72,16 @@ def ranked(recording: Recording, utility: Utility = utilities.mean) -> list[Rank
         drafts = int(look.draft_calls(at)[0])
         found.append(RankedLook(seen, calls + drafts * price.nfe_per_draft, each))
     if not found:
-        raise ValueError("the recording scored finished images only; record with --score-steps, or without it for all")
+        raise ValueError(
+            "the recording scored finished images only; record with --score-steps, or without it"
+            " for all"
+        )
     return sorted(found, key=lambda r: r.nfe)
 
 
 def drafts_against_estimates(looks: list[RankedLook]) -> list[Against]:
-    """Each draft among these looks against the x0 estimates among them; none where there are no estimates."""
+    """Each draft among these looks against the x0 estimates among them; none where there are no
+    estimates."""
     estimates = [r for r in looks if r.seen.look == ESTIMATE.name]
     found = []
     for draft in (r for r in looks if isinstance(read_look(r.seen.look), Draft) and estimates):
@@ -87,10 +95,14 @@ def drafts_against_estimates(looks: list[RankedLook]) -> list[Against]:
 
 
 def figures_of(recording: Recording, found: list[Against]) -> dict[str, float]:
-    """The finite figures that draft.json keeps of a check, by name (ttsnap.sampling.drafts.Checked)."""
+    """The finite figures that draft.json keeps of a check, by name
+    (ttsnap.sampling.drafts.Checked)."""
     figures: dict[str, float] = {"prompts": len(recording.prompts), "seeds": recording.seeds}
     for a in found:
-        figures |= {f"spearman of {a.draft.seen}": round(a.draft.mean, 4), f"gain of {a.draft.seen}": round(a.gain, 4)}
+        figures |= {
+            f"spearman of {a.draft.seen}": round(a.draft.mean, 4),
+            f"gain of {a.draft.seen}": round(a.gain, 4),
+        }
         figures |= {f"error of {a.draft.seen}": round(a.draft.error, 4)}
         figures |= {f"error of the gain of {a.draft.seen}": round(a.error, 4)}
     return {name: value for name, value in figures.items() if math.isfinite(value)}

@@ -19,7 +19,8 @@ FAILED = "the recording holds failed (nan) scores; simulate with prompts and see
 
 @dataclass(frozen=True)
 class Orders:
-    """Orders of the S recorded seeds for many searches: each sees them by rising `draws` (searches, S)."""
+    """Orders of the S recorded seeds for many searches: each sees them by rising `draws` (searches,
+    S)."""
 
     draws: FloatArray
 
@@ -29,7 +30,8 @@ class Orders:
 
     @classmethod
     def drawn(cls, recording: Recording, repeats: int, rng: np.random.Generator) -> Orders:
-        """Random orders, for `repeats` searches of every prompt. Seeds that begin together stay together."""
+        """Random orders, for `repeats` searches of every prompt. Seeds that begin together stay
+        together."""
         draws = rng.random((repeats * len(recording.prompts), recording.seeds), dtype=np.float32)
         if (groups := recording.price.groups) is not None:
             of = np.arange(recording.seeds) // groups.size
@@ -45,21 +47,27 @@ class Orders:
         return self.draws.argsort(1)
 
     def play(self, recording: Recording, n: int) -> Lookup:
-        """Scores of the first n seeds of every search; search i is of prompt i modulo the number of prompts.
+        """Scores of the first n seeds of every search; search i is of prompt i modulo the number of
+        prompts.
 
         ValueError where the recording holds failed scores."""
         seeds = self.seeds[:, :n] if n > 1 else self.draws.argmin(1)[:, None]
         known, prompt = np.asarray(recording.scored), np.arange(len(seeds)) % len(recording.prompts)
         flat = recording.scores.reshape(-1, len(recording.reward_names))
-        place = seeds + recording.seeds * prompt[:, None]  # of each candidate among all that were recorded
+        # of each candidate among all that were recorded
+        place = seeds + recording.seeds * prompt[:, None]
 
-        def lookup(rows: IntArray, candidates: IntArray, steps: IntArray, look: Estimator) -> FloatArray:
+        def lookup(
+            rows: IntArray, candidates: IntArray, steps: IntArray, look: Estimator
+        ) -> FloatArray:
             of = place.reshape(-1).take(candidates + place.shape[1] * rows[:, None])
             if look != ESTIMATE:
                 return _seen(recording, of, steps, look)
             if not known[steps].all():
-                raise ValueError(f"steps {sorted(set(steps.ravel().tolist()))} asked for; recorded are "
-                                 f"{np.flatnonzero(known).tolist()}")  # fmt: skip
+                raise ValueError(
+                    f"steps {sorted(set(steps.ravel().tolist()))} asked for; recorded are "
+                    f"{np.flatnonzero(known).tolist()}"
+                )
             scores: FloatArray = flat.take(len(known) * of + steps, axis=0)
             return scores
 
@@ -69,7 +77,8 @@ class Orders:
 
 
 def _seen(recording: Recording, of: IntArray, steps: IntArray, look: Estimator) -> FloatArray:
-    """Scores (..., R) of candidates `of` (...), counted over all prompts, at `steps` (...) by this estimator."""
+    """Scores (..., R) of candidates `of` (...), counted over all prompts, at `steps` (...) by this
+    estimator."""
     scores = np.empty((*of.shape, len(recording.reward_names)))
     for step in set(steps.ravel().tolist()):
         at = steps == step
@@ -77,7 +86,9 @@ def _seen(recording: Recording, of: IntArray, steps: IntArray, look: Estimator) 
     return scores
 
 
-def draw_orders(recording: Recording, budgets: Sequence[object], repeats: int, seed: int) -> list[Orders]:
+def draw_orders(
+    recording: Recording, budgets: Sequence[object], repeats: int, seed: int
+) -> list[Orders]:
     """Random orders for `repeats` searches of every prompt, others at each of these budgets."""
     rng = np.random.default_rng(seed)
     return [Orders.drawn(recording, repeats, rng) for _ in budgets]

@@ -26,12 +26,16 @@ class Space(NamedTuple):
     @property
     def best_of_n(self) -> SeedPruning:
         """The schedule that checks nothing."""
-        return SeedPruning(None, (), steps=(), draft_share=0.0, denoising_steps=self.denoising_steps)
+        return SeedPruning(
+            None, (), steps=(), draft_share=0.0, denoising_steps=self.denoising_steps
+        )
 
     def schedule(self, steps: IntArray, keep: FloatArray) -> SeedPruning:
         """Without drafts that are fitted."""
         shares = tuple(np.clip(keep, 0.05, 0.98).round(3).tolist())
-        return SeedPruning(None, shares, steps=tuple(steps.tolist()), denoising_steps=self.denoising_steps)
+        return SeedPruning(
+            None, shares, steps=tuple(steps.tolist()), denoising_steps=self.denoising_steps
+        )
 
 
 def draw(rng: np.random.Generator, space: Space) -> SeedPruning:
@@ -47,7 +51,9 @@ def draw(rng: np.random.Generator, space: Space) -> SeedPruning:
         return space.schedule(steps, keep)
     drafts = _draw_share(rng) if rng.random() > 0.2 else 0.0
     after = slice(0 if drafts and rng.random() < 0.3 else n)  # checks that follow the drafts
-    return _with_drafts(space.schedule(steps[after], keep[after]), drafts, int(rng.choice(space.drafts)))
+    return _with_drafts(
+        space.schedule(steps[after], keep[after]), drafts, int(rng.choice(space.drafts))
+    )
 
 
 def change(rng: np.random.Generator, schedule: SeedPruning, space: Space) -> SeedPruning:
@@ -87,4 +93,6 @@ def _draw_share(rng: np.random.Generator) -> float:
 def _with_drafts(schedule: SeedPruning, share: float, calls: int) -> SeedPruning:
     if not share:
         return replace(schedule, draft_share=0.0)
-    return replace(schedule, draft_share=round(float(min(max(share, 0.03), 0.8)), 3), draft_calls=calls)
+    return replace(
+        schedule, draft_share=round(float(min(max(share, 0.03), 0.8)), 3), draft_calls=calls
+    )

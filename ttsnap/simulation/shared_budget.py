@@ -26,7 +26,12 @@ class Tally(NamedTuple):
 
     def spent(self, task: Task) -> FloatArray:
         """(B,) the whole, in evaluations."""
-        counts = {"nfe": self.nfe, "draft_calls": self.drafts, "reward_calls": self.scored, "decodes": self.finals}
+        counts = {
+            "nfe": self.nfe,
+            "draft_calls": self.drafts,
+            "reward_calls": self.scored,
+            "decodes": self.finals,
+        }
         return task.spent(counts)
 
 
@@ -38,28 +43,36 @@ class Served(NamedTuple):
     refused: BoolArray
     """(B,) searches whose move is the most valuable of their pot, and which the pot cannot pay."""
     last: dict[int, int]
-    """Of the refused searches without an image, {search: the particle to finish from what was held back}."""
+    """Of the refused searches without an image, {search: the particle to finish from what was held
+    back}."""
 
 
 class SharedBudget:
     """Pots of `size` allowances, each shared by a group of `size` neighbouring searches.
 
-    held (B,): evaluations that each search is sure of: enough to finish its nearest particle, 0 once it has an image or
-    only a decode is left. Arrays (G, size) are by pot. ValueError where the searches make no whole number of pots.
+    held (B,): evaluations that each search is sure of: enough to finish its nearest particle, 0
+    once it has an image or only a decode is left. Arrays (G, size) are by pot. ValueError where the
+    searches make no whole number of pots.
     """
 
     def __init__(self, searches: int, size: int, task: Task) -> None:
         if searches % size or not np.isfinite(task.allowance):
-            raise ValueError(f"{searches} searches do not make pots of {size}, or the task has no allowance")
+            raise ValueError(
+                f"{searches} searches do not make pots of {size}, or the task has no allowance"
+            )
         self.size, self.task = size, task
         self.total = size * task.allowance * (1 + 1e-12)
         self.whole = task.grid.nfe + task.score_cost
         self.held = np.full(searches, float(self.whole))
 
-    def serve(self, particles: Particles, move: Move, value: FloatArray, takes: Tally, paid: Tally) -> Served:
-        """Serve the most valuable moves of each pot: all that are worth the same, or as many as the pot pays for.
+    def serve(
+        self, particles: Particles, move: Move, value: FloatArray, takes: Tally, paid: Tally
+    ) -> Served:
+        """Serve the most valuable moves of each pot: all that are worth the same, or as many as the
+        pot pays for.
 
-        value (B,): what each search's move is worth, -inf for none. takes: what the moves would take; paid: so far.
+        value (B,): what each search's move is worth, -inf for none. takes: what the moves would
+        take; paid: so far.
         """
         after = self._held_after(move)
         if move.rows.parent.ndim == 1:  # starting seeds: the first move of all
@@ -69,7 +82,10 @@ class SharedBudget:
             raise ValueError(f"searches that share a pot advance one candidate at a time, got {n}")
         by_pot = -1, self.size
         worth, held, after = value.reshape(by_pot), self.held.reshape(by_pot), after.reshape(by_pot)
-        cost, spent = takes.spent(self.task).reshape(by_pot), paid.spent(self.task).reshape(by_pot).sum(1)
+        cost, spent = (
+            takes.spent(self.task).reshape(by_pot),
+            paid.spent(self.task).reshape(by_pot).sum(1),
+        )
         wants = (worth == worth.max(1, keepdims=True)) & (worth > -np.inf)
         fits = spent + np.where(wants, cost + after, held).sum(1) <= self.total
         go, last = wants & fits[:, None], dict[int, int]()
@@ -80,8 +96,12 @@ class SharedBudget:
                 if used + cost[pot, member] + others + after[pot, member] <= self.total:
                     go[pot, member] = True
                     used, reserve = used + cost[pot, member], others + after[pot, member]
-                elif not particles.finished[search].any():  # held says less: 0 also where only a decode is left
-                    last[search], rest = self._affordable(particles.of(search), self.total - used - others)
+                elif not particles.finished[
+                    search
+                ].any():  # held says less: 0 also where only a decode is left
+                    last[search], rest = self._affordable(
+                        particles.of(search), self.total - used - others
+                    )
                     used, reserve = used + rest, others
         self.held = np.where(go, after, held).ravel()
         self.held[list(last)] = 0.0
@@ -96,7 +116,8 @@ class SharedBudget:
         return uid, float(rest[uid])
 
     def _held_after(self, move: Move) -> FloatArray:
-        """(B,) what must be held back once a move is made: what finishing the nearest particle takes, until one is."""
+        """(B,) what must be held back once a move is made: what finishing the nearest particle
+        takes, until one is."""
         rows, grid = move.rows, self.task.grid
         ahead = rows.score & (rows.stop < grid.steps)
         paid = ahead & (move.look.evaluations(rows.stop) > 0)

@@ -1,4 +1,5 @@
-"""What policies would have found over a recording at each budget, played by the objects that run live."""
+"""What policies would have found over a recording at each budget, played by the objects that run
+live."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ LEDGERS = ("honest", "published")
 
 @dataclass(frozen=True)
 class Curve:
-    """What a method finds at each of B budgets for P prompts, and what it spends; means over repeats."""
+    """What a method finds at each of B budgets for P prompts, and what it spends; means over
+    repeats."""
 
     budgets: tuple[Budget, ...]
     rewards: FloatArray
@@ -53,7 +55,11 @@ class Curve:
     def error(self) -> FloatArray:
         """(B,) standard error over prompts; nan with a single one."""
         n = len(self.rewards)
-        return np.asarray(self.rewards.std(0, ddof=1) / math.sqrt(n)) if n > 1 else np.full(len(self.budgets), np.nan)
+        return (
+            np.asarray(self.rewards.std(0, ddof=1) / math.sqrt(n))
+            if n > 1
+            else np.full(len(self.budgets), np.nan)
+        )
 
     @classmethod
     def joined(cls, points: Sequence[Curve]) -> Curve:
@@ -74,7 +80,8 @@ class Method(NamedTuple):
     shared: bool = False
     """Whether the prompts of one repeat share their budgets."""
     ledger: str = "honest"
-    """How searches are billed: "honest", or "published", as notebooks of arXiv 2511.22242 bill (`published_seeds`)."""
+    """How searches are billed: "honest", or "published", as notebooks of arXiv 2511.22242 bill
+    (`published_seeds`)."""
 
 
 class StudyPlace(NamedTuple):
@@ -90,8 +97,9 @@ class StudyPlace(NamedTuple):
 class Study:
     """Methods over a recording: each searches every prompt `repeats` times at each of the budgets.
 
-    Each search sees the recorded seeds in an order of its own, drawn from `seed`: the same orders for all methods.
-    Called with a StudyPlace, a study makes that point. Raises ValueError where a method cannot run on this recording.
+    Each search sees the recorded seeds in an order of its own, drawn from `seed`: the same orders
+    for all methods. Called with a StudyPlace, a study makes that point. Raises ValueError where a
+    method cannot run on this recording.
     """
 
     recording: Recording
@@ -107,19 +115,23 @@ class Study:
         for method in self.methods:
             _require_simulable(self.recording, method)
 
-    def curves(self, workers: int = 1, on_progress: Callable[[int, int], None] | None = None) -> list[Curve]:
+    def curves(
+        self, workers: int = 1, on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Curve]:
         """The curve of each method.
 
-        workers: processes that make points in parallel (`processes.working`); the curves are the same to the last
-        digit. on_progress: called with (done, of) points."""
+        workers: processes that make points in parallel (`processes.working`); the curves are the
+        same to the last digit. on_progress: called with (done, of) points."""
         orders = draw_orders(self.recording, self.budgets, self.repeats, self.seed)
         places = [
-            StudyPlace(method, *at)  # the largest budgets first: they take longest, and none is left for the end
+            # the largest budgets first: they take longest, and none is left for the end
+            StudyPlace(method, *at)
             for at in reversed(list(zip(self.budgets, orders, strict=True)))
             for method in range(len(self.methods))
         ]
         found: list[list[Curve]] = [[] for _ in self.methods]
-        with working(dataclasses.replace(self), workers) as made:  # without `_costs`, which cannot be sent
+        # without `_costs`, which cannot be sent
+        with working(dataclasses.replace(self), workers) as made:
             for done, (place, point) in enumerate(zip(places, made(places), strict=True), 1):
                 found[place.method].append(point)
                 if on_progress is not None:
@@ -127,22 +139,42 @@ class Study:
         return [Curve.joined(points[::-1]) for points in found]
 
     def __call__(self, place: StudyPlace) -> Curve:
-        r, (algorithm, shared, ledger), orders = self.recording, self.methods[place.method], place.orders
+        r, (algorithm, shared, ledger), orders = (
+            self.recording,
+            self.methods[place.method],
+            place.orders,
+        )
         costs = self._costs[place.method]
-        task, sized = sized_for(r, algorithm, place.budget, shared=shared, ledger=ledger, costs=costs)
+        task, sized = sized_for(
+            r, algorithm, place.budget, shared=shared, ledger=ledger, costs=costs
+        )
         lookup, searches = orders.play(r, sized.n or 1), len(orders)
         pot = len(r.prompts) if shared else None
-        out = lockstep(sized, lookup, searches, task, rewards=len(r.reward_names), utility=self.utility, pot=pot)
+        out = lockstep(
+            sized,
+            lookup,
+            searches,
+            task,
+            rewards=len(r.reward_names),
+            utility=self.utility,
+            pot=pot,
+        )
         total = out.paid.spent(task)
         everyone, end = np.arange(searches), np.full((searches, 1), task.grid.steps)
         won = lookup(everyone, out.winner[:, None], end, ESTIMATE)[:, 0]
-        rewards, scores = (of.reshape(self.repeats, -1, 1, *of.shape[1:]).mean(0) for of in (out.reward, won))
-        return Curve((place.budget,), rewards, scores, total.mean(keepdims=True), total.max(keepdims=True))
+        rewards, scores = (
+            of.reshape(self.repeats, -1, 1, *of.shape[1:]).mean(0) for of in (out.reward, won)
+        )
+        return Curve(
+            (place.budget,), rewards, scores, total.mean(keepdims=True), total.max(keepdims=True)
+        )
 
     @cached_property
     def _costs(self) -> list[Costs]:
         """What n seeds of each method cost; the budgets share these dry runs."""
-        return [dry_costs(method.algorithm, ReplayEngine(self.recording)) for method in self.methods]
+        return [
+            dry_costs(method.algorithm, ReplayEngine(self.recording)) for method in self.methods
+        ]
 
 
 def curve(
@@ -159,8 +191,8 @@ def curve(
 ) -> Curve:
     """The curve of a single method, as a Study makes it.
 
-    orders: `draw_orders` of these budgets, repeats and seed, drawn once for several algorithms. Raises ValueError
-    where the algorithm cannot run on this recording.
+    orders: `draw_orders` of these budgets, repeats and seed, drawn once for several algorithms.
+    Raises ValueError where the algorithm cannot run on this recording.
     """
     caps = tuple(Budget.parse(b) for b in budgets)
     study = Study(recording, (Method(algorithm, shared, ledger),), caps, repeats, utility, seed)
@@ -176,10 +208,13 @@ def _require_simulable(recording: Recording, method: Method) -> None:
         raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
     if lacks := declared(algorithm.needs) - recording.offers:
         if lacks == {Need.DRAFT}:
-            raise ValueError(f"{name_of(algorithm)} looks at candidates by drafts, which this recording has no scores "
-                             "of; record with --draft")  # fmt: skip
+            raise ValueError(
+                f"{name_of(algorithm)} looks at candidates by drafts, which this recording has no"
+                " scores of; record with --draft"
+            )
         raise ValueError(
-            f"{name_of(algorithm)} makes candidates of candidates: a recording holds only what was denoised once"
+            f"{name_of(algorithm)} makes candidates of candidates: a recording holds only what was"
+            " denoised once"
         )
 
 
@@ -191,13 +226,16 @@ def best_of_n_curve(
 ) -> Curve:
     """The exact curve of best-of-N: the expected maximum over all subsets of the recorded seeds.
 
-    Both ledgers bill it in full. Raises ValueError for a utility that compares images, and for failed scores.
+    Both ledgers bill it in full. Raises ValueError for a utility that compares images, and for
+    failed scores.
     """
     final = utility(recording.final)
     if np.isnan(final).any():
         raise ValueError(FAILED)
     if utility is utilities.rank_sum:
-        raise ValueError("exact best-of-N needs a utility that scores each image by itself; rank_sum has none")
+        raise ValueError(
+            "exact best-of-N needs a utility that scores each image by itself; rank_sum has none"
+        )
     engine, columns, scores, spent = ReplayEngine(recording), [], [], []
     for budget in (Budget.parse(b).on(recording.grid) for b in budgets):
         task = task_for(budget, engine)
@@ -208,7 +246,9 @@ def best_of_n_curve(
         scores.append(metrics.best_of_n(np.broadcast_to(final, each.shape), n, of=each).T)
         spent.append(n * one)
     parsed = tuple(Budget.parse(b) for b in budgets)
-    return Curve(parsed, np.stack(columns, 1), np.stack(scores, 1), np.array(spent), np.array(spent))
+    return Curve(
+        parsed, np.stack(columns, 1), np.stack(scores, 1), np.array(spent), np.array(spent)
+    )
 
 
 def require_varied(recording: Recording, utility: Utility = utilities.mean) -> None:
@@ -219,9 +259,9 @@ def require_varied(recording: Recording, utility: Utility = utilities.mean) -> N
         raise ValueError(FAILED)
     if not metrics.varied(utility(recording.final)).any():
         raise ValueError(
-            "the rewards of the finished images do not vary within any prompt "
-            f"({len(recording.prompts)} prompts x {recording.seeds} seeds), so that every search finds the same; "
-            "record more seeds, harder prompts, or another reward"
+            "the rewards of the finished images do not vary within any prompt"
+            f" ({len(recording.prompts)} prompts x {recording.seeds} seeds), so that every search"
+            " finds the same; record more seeds, harder prompts, or another reward"
         )
 
 
@@ -239,8 +279,11 @@ class Comparison:
     """The budget at which the method equals best-of-N at the largest."""
 
 
-def compare(method: Curve, baseline: Curve, recording: Recording, utility: Utility = utilities.mean) -> Comparison:
-    """Both over the same rising budgets, at least three, in one unit, which is that of `matching_budget`."""
+def compare(
+    method: Curve, baseline: Curve, recording: Recording, utility: Utility = utilities.mean
+) -> Comparison:
+    """Both over the same rising budgets, at least three, in one unit, which is that of
+    `matching_budget`."""
     amounts = rising(method.budgets)
     omega, error = _omega(amounts, method.rewards, baseline.rewards)
     return Comparison(
@@ -254,31 +297,44 @@ def compare(method: Curve, baseline: Curve, recording: Recording, utility: Utili
 def lead(method: Curve, other: Curve, baseline: Curve) -> tuple[float, float]:
     """How much the omega of a method is above another's, and the standard error of that difference.
 
-    Both omegas are of the same resampled prompts, as prompts differ more than methods do. Curves as in `compare`."""
-    return _omega(rising(method.budgets), method.rewards - other.rewards + baseline.rewards, baseline.rewards)
+    Both omegas are of the same resampled prompts, as prompts differ more than methods do. Curves as
+    in `compare`."""
+    return _omega(
+        rising(method.budgets), method.rewards - other.rewards + baseline.rewards, baseline.rewards
+    )
 
 
 def _omega(amounts: FloatArray, method: FloatArray, baseline: FloatArray) -> tuple[float, float]:
-    """omega of rewards (P, B) over budgets (B,), and its standard error by resampling the prompts."""
+    """omega of rewards (P, B) over budgets (B,), and its standard error by resampling the
+    prompts."""
     omega, n = metrics.omega(amounts, method.mean(0), baseline.mean(0)), len(method)
     draws = np.random.default_rng(0).integers(n, size=(200, n))
-    resampled = np.array([metrics.omega(amounts, method[d].mean(0), baseline[d].mean(0)) for d in draws])
+    resampled = np.array(
+        [metrics.omega(amounts, method[d].mean(0), baseline[d].mean(0)) for d in draws]
+    )
     resampled = resampled[np.isfinite(resampled)]  # without draws of prompts that are all easy
     return omega, float(np.std(resampled)) if n > 1 and len(resampled) else float("nan")
 
 
 def rising(budgets: Sequence[Budget]) -> FloatArray:
-    """(B,) amounts of the budgets. ValueError unless there are three or more, rising, in one unit."""
+    """(B,) amounts of the budgets. ValueError unless there are three or more, rising, in one
+    unit."""
     unit = unit_of(budgets)
     amounts = np.array([float(dataclasses.asdict(b)[unit]) for b in budgets])
     if len(amounts) < 3 or (np.diff(amounts) <= 0).any():
-        raise ValueError(f"a comparison takes 3 budgets or more, rising, got {', '.join(map(str, budgets))}")
+        raise ValueError(
+            f"a comparison takes 3 budgets or more, rising, got {', '.join(map(str, budgets))}"
+        )
     return amounts
 
 
 def unit_of(budgets: Sequence[Budget]) -> str:
     """The one field in which all of these budgets are given. ValueError where they are not."""
-    units = {name for b in budgets for name, cap in dataclasses.asdict(b).items() if cap is not None}
+    units = {
+        name for b in budgets for name, cap in dataclasses.asdict(b).items() if cap is not None
+    }
     if len(units) != 1:
-        raise ValueError(f"budgets of a curve are in one unit, got {', '.join(str(b) for b in budgets)}")
+        raise ValueError(
+            f"budgets of a curve are in one unit, got {', '.join(str(b) for b in budgets)}"
+        )
     return units.pop()

@@ -29,14 +29,17 @@ def sized_for(
 ) -> tuple[Task, Algorithm]:
     """The task under a budget, and the algorithm with as many seeds as the budget affords.
 
-    The seeds are at most the algorithm's n and those recorded. Where a budget does not pay for the checks of a single
-    seed, the algorithm is best-of-one, as in a live search. costs: as of `fit`, where there are several budgets.
+    The seeds are at most the algorithm's n and those recorded. Where a budget does not pay for the
+    checks of a single seed, the algorithm is best-of-one, as in a live search. costs: as of `fit`,
+    where there are several budgets.
     """
     engine = ReplayEngine(recording)
     budget = budget.on(recording.grid)
     task = task_for(budget, engine, shared)
     if ledger == "published":
-        seeds = min(recording.seeds, published_seeds(algorithm, task), algorithm.n or recording.seeds)
+        seeds = min(
+            recording.seeds, published_seeds(algorithm, task), algorithm.n or recording.seeds
+        )
         assert isinstance(algorithm, SeedPruning)  # published_seeds refuses all others
         return task, PublishedPruning.of(algorithm, seeds)
     most = min(recording.seeds, algorithm.n or recording.seeds)
@@ -49,11 +52,14 @@ def sized_for(
     return task, BestOfN(1) if unaffordable else sized
 
 
-def short_of_seeds(recording: Recording, algorithm: Algorithm, budgets: Sequence[Budget | str]) -> Budget | None:
-    """The first budget under which the algorithm would start more seeds than were recorded; None where there is none.
+def short_of_seeds(
+    recording: Recording, algorithm: Algorithm, budgets: Sequence[Budget | str]
+) -> Budget | None:
+    """The first budget under which the algorithm would start more seeds than were recorded; None
+    where there is none.
 
-    From there on a simulation finds less than a live search. The price of compute starts as many seeds as it finds
-    worth it, so that at least those that best-of-N could finish are wanted.
+    From there on a simulation finds less than a live search. The price of compute starts as many
+    seeds as it finds worth it, so that at least those that best-of-N could finish are wanted.
     """
     if isinstance(algorithm, PriceOfCompute):
         algorithm = BestOfN()
@@ -68,10 +74,14 @@ def short_of_seeds(recording: Recording, algorithm: Algorithm, budgets: Sequence
     return None
 
 
-def short_of_budget(recording: Recording, algorithm: Algorithm, budgets: Sequence[Budget | str]) -> Budget | None:
-    """The last budget that does not pay for the n seeds that the algorithm was given; None where all do.
+def short_of_budget(
+    recording: Recording, algorithm: Algorithm, budgets: Sequence[Budget | str]
+) -> Budget | None:
+    """The last budget that does not pay for the n seeds that the algorithm was given; None where
+    all do.
 
-    Simulated, the algorithm starts as many as are paid for; live, it starts all and is cut off by the budget."""
+    Simulated, the algorithm starts as many as are paid for; live, it starts all and is cut off by
+    the budget."""
     if algorithm.n is None or isinstance(algorithm, PriceOfCompute):
         return None
     engine = ReplayEngine(recording)
@@ -89,13 +99,16 @@ def task_for(budget: Budget, engine: ReplayEngine, shared: bool = False) -> Task
     task = task_of(budget, engine, shared=shared)
     if not np.isfinite(task.allowance):
         known = "400nfe, 20images or 2pflop" if engine.price.flops.nfe > 0 else "400nfe or 20images"
-        raise ValueError(f"a budget of {budget} caps nothing that this recording counts; give one like {known}")
+        raise ValueError(
+            f"a budget of {budget} caps nothing that this recording counts; give one like {known}"
+        )
     return task
 
 
 @dataclass(frozen=True)
 class PublishedPruning(SeedPruning):
-    """Seed pruning with the survivors of the notebooks released with arXiv 2511.22242: `round`, halves to even."""
+    """Seed pruning with the survivors of the notebooks released with arXiv 2511.22242: `round`,
+    halves to even."""
 
     @classmethod
     def of(cls, schedule: SeedPruning, n: int) -> PublishedPruning:
@@ -109,14 +122,16 @@ class PublishedPruning(SeedPruning):
 def published_seeds(algorithm: Algorithm, task: Task) -> int:
     """Seeds of a pruning schedule as the notebooks released with arXiv 2511.22242 bill them.
 
-    A score at step s is billed s evaluations, not s + 1, and the finished image K - 1. The bill counts fractions of
-    survivors, while whole ones stay (PublishedPruning). Best-of-N is billed in full. This flatters pruning: use it for
-    comparison with published figures only.
+    A score at step s is billed s evaluations, not s + 1, and the finished image K - 1. The bill
+    counts fractions of survivors, while whole ones stay (PublishedPruning). Best-of-N is billed in
+    full. This flatters pruning: use it for comparison with published figures only.
     """
     if not isinstance(algorithm, SeedPruning) or algorithm.steps is None:
         raise ValueError("the published ledger bills pruning schedules given in steps only")
     share, billed, at = 1.0, 0.0, 0
-    for keep, step in zip((*algorithm.settled().keep, 1.0), (*algorithm.steps, task.grid.steps - 1), strict=True):
+    for keep, step in zip(
+        (*algorithm.settled().keep, 1.0), (*algorithm.steps, task.grid.steps - 1), strict=True
+    ):
         billed += share * (step - at + task.score_cost)
         share, at = share * keep, step
     return max(1, int(task.allowance / billed))

@@ -1,4 +1,5 @@
-"""Fit a pruning schedule (drafts, checks, keep ratios) to a recording: random search, then changes to the best."""
+"""Fit a pruning schedule (drafts, checks, keep ratios) to a recording: random search, then changes
+to the best."""
 
 from __future__ import annotations
 
@@ -25,24 +26,37 @@ from ttsnap.simulation.calibrate import as_one, enlarge
 from ttsnap.simulation.orders import Orders, draw_orders
 from ttsnap.simulation.processes import working
 from ttsnap.simulation.schedules import Space, change, draw
-from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
+from ttsnap.simulation.simulate import (
+    Curve,
+    best_of_n_curve,
+    compare,
+    curve,
+    lead,
+    require_varied,
+    rising,
+)
 from ttsnap.version import __version__
 
 REPEATS = 20
-"""Searches per prompt and budget by which a schedule is judged: the default of `ttsnap simulate`."""
+"""Searches per prompt and budget by which a schedule is judged: the default of `ttsnap
+simulate`."""
 EXPLORED = 0.4
-"""Share of the trials that are drawn at random; each of the others changes one of the best so far."""
+"""Share of the trials that are drawn at random; each of the others changes one of the best so
+far."""
 SEARCHES = 600
-"""For each budget, of all prompts together, by which a schedule is fitted; finalists get three times as many."""
+"""For each budget, of all prompts together, by which a schedule is fitted; finalists get three
+times as many."""
 FINALISTS = 20
 """Of the schedules that were tried, those that are judged once more."""
 
 
 @dataclass(frozen=True)
 class Worth:
-    """What a schedule is worth on some prompts, as `ttsnap simulate` finds it on the recorded seeds.
+    """What a schedule is worth on some prompts, as `ttsnap simulate` finds it on the recorded
+    seeds.
 
-    Numbers are nan with fewer than three budgets, and where best-of-N gains nothing; errors also with a single prompt.
+    Numbers are nan with fewer than three budgets, and where best-of-N gains nothing; errors also
+    with a single prompt.
     """
 
     base: Curve
@@ -59,16 +73,23 @@ class Worth:
 
     @property
     def ahead(self) -> tuple[float, float]:
-        """The lead over the default and its error; where there is none, those of the winners' utility."""
+        """The lead over the default and its error; where there is none, those of the winners'
+        utility."""
         if self.default is None or not math.isnan(self.lead):
             return self.lead, self.lead_error
         each = (self.schedule.rewards - self.default.rewards).mean(1)
-        return float(each.mean()), float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+        return float(each.mean()), (
+            float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+        )
 
     @property
     def loses(self) -> bool:
         """Whether best-of-N or the default finds more."""
-        over = float((self.schedule.mean - self.base.mean).sum()) if math.isnan(self.omega) else self.omega
+        over = (
+            float((self.schedule.mean - self.base.mean).sum())
+            if math.isnan(self.omega)
+            else self.omega
+        )
         return over < 0 or (self.default is not None and self.ahead[0] < 0)
 
     @property
@@ -86,7 +107,8 @@ class Tuned:
     fitted: Worth
     """On the prompts that it was chosen on: too high, by what was fitted to their accidents."""
     held_out: Worth | None
-    """On the others; None where there are none, or where no prompt's finished images differ in reward."""
+    """On the others; None where there are none, or where no prompt's finished images differ in
+    reward."""
     tried: int
     """Number of schedules that were compared."""
 
@@ -107,29 +129,35 @@ def tune(
 ) -> Tuned:
     """One schedule for all of these budgets, the best of `trials` with at most `checks` checks.
 
-    Where drafts of the initial noise were recorded, the fit includes their share of the cost (none, too) and the calls
-    of one. It also says whether checks follow at all. Best-of-N and the default schedule are among the finalists;
-    neither beats the winner on the prompts that it was fitted on. The last `holdout` share of the prompts (`split`)
-    tells what the winner is worth on others. Fitting uses recordings enlarged to `seeds` seeds (`calibrate.enlarge`),
-    so that large budgets do not use up the recorded ones; `judge` does not.
+    Where drafts of the initial noise were recorded, the fit includes their share of the cost (none,
+    too) and the calls of one. It also says whether checks follow at all. Best-of-N and the default
+    schedule are among the finalists; neither beats the winner on the prompts that it was fitted on.
+    The last `holdout` share of the prompts (`split`) tells what the winner is worth on others.
+    Fitting uses recordings enlarged to `seeds` seeds (`calibrate.enlarge`), so that large budgets
+    do not use up the recorded ones; `judge` does not.
 
-    workers: processes that judge schedules in parallel (`processes.working`); the winner is the same. on_progress:
-    called with (done, of) trials. kept_in: a file of what was found so far, by which an interrupted call of the same
-    arguments resumes; Ctrl-C and SIGTERM wait for the trial at hand. Raises ValueError with too few prompts, seeds or
-    budgets, for failed scores, and where the rewards to fit on do not vary.
+    workers: processes that judge schedules in parallel (`processes.working`); the winner is the
+    same. on_progress: called with (done, of) trials. kept_in: a file of what was found so far, by
+    which an interrupted call of the same arguments resumes; Ctrl-C and SIGTERM wait for the trial
+    at hand. Raises ValueError with too few prompts, seeds or budgets, for failed scores, and where
+    the rewards to fit on do not vary.
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; tune with mean or weights")
     to_fit, rest = split(recording, holdout)
     for part in (recording, to_fit):
         require_varied(part, utility)
-    space = Space(np.flatnonzero(recording.scored[:-1]), checks, recording.drafts, recording.denoising_steps)
+    space = Space(
+        np.flatnonzero(recording.scored[:-1]), checks, recording.drafts, recording.denoising_steps
+    )
     if not len(space.steps) and not space.drafts:
         raise ValueError("the recording scored only finished images: there is nothing to prune on")
     rng = np.random.default_rng(seed)
-    wide, again = (_enlarged(to_fit, utility, seeds, rng) for _ in range(2))  # the second ones judge the finalists
+    # the second ones judge the finalists
+    wide, again = (_enlarged(to_fit, utility, seeds, rng) for _ in range(2))
     if len(budgets) > 2:
-        rising([Budget.parse(b) for b in budgets])  # as `judge` will: refused before the long search
+        # as `judge` will: refused before the long search
+        rising([Budget.parse(b) for b in budgets])
 
     pool: list[tuple[float, SeedPruning]] = []
     repeats = max(1, SEARCHES // len(to_fit.prompts))
@@ -141,9 +169,14 @@ def tune(
     data = hashlib.sha256(told + wide.columns.tobytes() + again.columns.tobytes()).hexdigest()
     arguments = f"{budgets}, {trials} trials, {checks} checks, seed {seed}, ttsnap {__version__}"
     at, about = 0, {"arguments": arguments, "recordings": data}
-    with Unbroken() as stopping, KeptNumbers(kept_in, "gains", about, trials + FINALISTS + len(sure)) as kept:
+    with (
+        Unbroken() as stopping,
+        KeptNumbers(kept_in, "gains", about, trials + FINALISTS + len(sure)) as kept,
+    ):
 
-        def gains(schedules: list[SeedPruning], judging: Callable[..., Iterable[float]]) -> Iterator[float]:
+        def gains(
+            schedules: list[SeedPruning], judging: Callable[..., Iterable[float]]
+        ) -> Iterator[float]:
             nonlocal at
             there = kept.numbers[at : min(kept.done, at + len(schedules))]
             for gained in itertools.chain(there, judging(schedules[len(there) :])):
@@ -163,7 +196,9 @@ def tune(
             promising = pool[min(int(rng.exponential(4)), len(pool) - 1)][1]
             changed = change(rng, promising, space)
             pool += [(gained, changed) for gained in gains([changed], partial(map, first))]
-        finals = [schedule for _, schedule in sorted(pool, key=lambda entry: -entry[0])[:FINALISTS]] + sure
+        finals = [
+            schedule for _, schedule in sorted(pool, key=lambda entry: -entry[0])[:FINALISTS]
+        ] + sure
         with working(last, workers) as judging:
             order = np.argsort(-np.array([*gains(finals, judging)]), kind="stable")
 
@@ -177,7 +212,8 @@ def tune(
 
 @dataclass(frozen=True)
 class _Judge:
-    """Called with a schedule, its gain over best-of-N on an enlarged recording; all schedules see the same orders."""
+    """Called with a schedule, its gain over best-of-N on an enlarged recording; all schedules see
+    the same orders."""
 
     recording: Recording
     budgets: tuple[Budget | str, ...]
@@ -198,25 +234,37 @@ class _Judge:
 
 
 def split(recording: Recording, holdout: float) -> tuple[Recording, Recording]:
-    """The prompts to fit on, and the last `holdout` share to judge on. ValueError with fewer than 2 to fit on."""
+    """The prompts to fit on, and the last `holdout` share to judge on. ValueError with fewer than 2
+    to fit on."""
     prompts = len(recording.prompts)
     fit_prompts = prompts - int(holdout * prompts)
     if not 0 <= holdout < 1 or fit_prompts < 2:
         raise ValueError(
-            f"holdout {holdout} of {prompts} prompts leaves {fit_prompts} to fit on; at least 2 are needed"
+            f"holdout {holdout} of {prompts} prompts leaves {fit_prompts} to fit on; at least 2 are"
+            " needed"
         )
     return recording.select(slice(0, fit_prompts)), recording.select(slice(fit_prompts, None))
 
 
 def judge(
-    recording: Recording, schedule: SeedPruning, budgets: Sequence[Budget | str], utility: Utility, seed: int
+    recording: Recording,
+    schedule: SeedPruning,
+    budgets: Sequence[Budget | str],
+    utility: Utility,
+    seed: int,
 ) -> Worth:
     """What a schedule is worth on the prompts of a recording. ValueError for failed scores."""
     base, plain = best_of_n_curve(recording, budgets, utility=utility), default_on(recording)
     settled = schedule.settled()
     exact = not settled.keep and not settled.draft_share
-    mine = base if exact else curve(recording, schedule, budgets, REPEATS, utility=utility, seed=seed)
-    default = None if plain is None else curve(recording, plain, budgets, REPEATS, utility=utility, seed=seed)
+    mine = (
+        base if exact else curve(recording, schedule, budgets, REPEATS, utility=utility, seed=seed)
+    )
+    default = (
+        None
+        if plain is None
+        else curve(recording, plain, budgets, REPEATS, utility=utility, seed=seed)
+    )
     omega = error = above = above_error = float("nan")
     if len(budgets) > 2:
         versus = compare(mine, base, recording, utility)
@@ -231,19 +279,32 @@ def default_on(recording: Recording) -> SeedPruning | None:
     keep, levels, _ = SeedPruning().settled()
     steps = tuple(recording.grid.step_at(level) for level in levels)
     known = all(recording.scored[step] for step in steps)
-    return SeedPruning(keep=keep, steps=steps, denoising_steps=recording.denoising_steps) if known else None
+    return (
+        SeedPruning(keep=keep, steps=steps, denoising_steps=recording.denoising_steps)
+        if known
+        else None
+    )
 
 
 def gain(found: FloatArray, base: FloatArray) -> float:
-    """What tuning maximises: the excess over best-of-N at all budgets, relative to best-of-N's own gain where there are
-    several."""
+    """What tuning maximises: the excess over best-of-N at all budgets, relative to best-of-N's own
+    gain where there are several."""
     gained = float((base - base[0]).sum()) if len(base) > 1 else 1.0
     if gained <= 0:
-        raise ValueError("best-of-N gains nothing from the smallest budget to the largest; give budgets further apart")
+        raise ValueError(
+            "best-of-N gains nothing from the smallest budget to the largest; give budgets further"
+            " apart"
+        )
     return float((found - base).sum()) / gained
 
 
-def _enlarged(recording: Recording, utility: Utility, seeds: int, rng: np.random.Generator) -> Recording:
+def _enlarged(
+    recording: Recording, utility: Utility, seeds: int, rng: np.random.Generator
+) -> Recording:
     """The recording of a single reward, the utility; enlarged where it has fewer seeds."""
     columns = utility(recording.columns)
-    return enlarge(columns, recording, seeds, rng) if recording.seeds < seeds else as_one(recording, columns)
+    return (
+        enlarge(columns, recording, seeds, rng)
+        if recording.seeds < seeds
+        else as_one(recording, columns)
+    )

@@ -1,6 +1,8 @@
-"""A pack for tests: the embedded model, which ComfyUI's own loaders cannot read, and a node that scores images.
+"""A pack for tests: the embedded model, which ComfyUI's own loaders cannot read, and a node that
+scores images.
 
-Copied into a folder `custom_nodes`, and imported by ComfyUI alone: `ttsnap` must be installed where it runs.
+Copied into a folder `custom_nodes`, and imported by ComfyUI alone: `ttsnap` must be installed where
+it runs.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ class ToyCheckpoint(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="ToyCheckpoint", display_name="Toy Checkpoint", category="loaders",
+            node_id="ToyCheckpoint",
+            display_name="Toy Checkpoint",
+            category="loaders",
             inputs=[io.Combo.Input("parametrisation", options=["flow", "eps"], default="flow")],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, parametrisation: str) -> io.NodeOutput:
@@ -32,14 +36,22 @@ class ToyRedness(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="ToyRedness", display_name="Toy Redness", category="image",
-            inputs=[io.Image.Input("picture"), io.Float.Input("gain", default=1.0), io.String.Input("text")],
+            node_id="ToyRedness",
+            display_name="Toy Redness",
+            category="image",
+            inputs=[
+                io.Image.Input("picture"),
+                io.Float.Input("gain", default=1.0),
+                io.String.Input("text"),
+            ],
             outputs=[io.String.Output(), io.Float.Output()],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, picture: Any, gain: float, text: str) -> io.NodeOutput:
-        return io.NodeOutput(text, float((picture[..., 0] - picture[..., 2]).clamp(min=0).mean()) * gain)
+        return io.NodeOutput(
+            text, float((picture[..., 0] - picture[..., 2]).clamp(min=0).mean()) * gain
+        )
 
 
 class ToyNodes(ComfyExtension):

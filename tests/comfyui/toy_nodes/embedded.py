@@ -1,7 +1,8 @@
-"""The embedded model as ComfyUI's own objects: MODEL, CLIP and VAE, in float32, each equal to the diffusers pipeline.
+"""The embedded model as ComfyUI's own objects: MODEL, CLIP and VAE, in float32, each equal to the
+diffusers pipeline.
 
-ComfyUI's loaders cannot read it: they expect networks of other sizes. So its diffusers networks stand inside ComfyUI's
-classes, which do everything else.
+ComfyUI's loaders cannot read it: they expect networks of other sizes. So its diffusers networks
+stand inside ComfyUI's classes, which do everything else.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def pipeline() -> StableDiffusion3Pipeline:
 
 
 class EmbeddedLatents(comfy.latent_formats.LatentFormat):
-    """Latents between nodes are the VAE's own; in samplers they have the scale and shift of the model's VAE."""
+    """Latents between nodes are the VAE's own; in samplers they have the scale and shift of the
+    model's VAE."""
 
     latent_channels = 8
 
@@ -49,7 +51,8 @@ class EmbeddedLatents(comfy.latent_formats.LatentFormat):
 
 
 class FlowNetwork(torch.nn.Module):
-    """The transformer as ComfyUI calls it: (B, 8, H, W) at `timesteps` of 0 to 1000 to the velocity."""
+    """The transformer as ComfyUI calls it: (B, 8, H, W) at `timesteps` of 0 to 1000 to the
+    velocity."""
 
     dtype = torch.float32
 
@@ -64,7 +67,8 @@ class FlowNetwork(torch.nn.Module):
 
 
 class NoiseNetwork(FlowNetwork):
-    """The same model as one that predicts noise, in SDXL's parametrisation: x = latent + s * noise, s up to 14.6.
+    """The same model as one that predicts noise, in SDXL's parametrisation: x = latent + s * noise,
+    s up to 14.6.
 
     That is the flow's x at time t = s / (1 + s), times 1 + s.
     """
@@ -87,9 +91,15 @@ def embedded_model(parametrisation: str = "flow") -> Any:
     config.sampling_settings = {"shift": 1.0} if parametrisation == "flow" else {}
     config.latent_format = EmbeddedLatents()
     config.set_inference_dtype(torch.float32, None)
-    kind = comfy.model_base.ModelType.FLOW if parametrisation == "flow" else comfy.model_base.ModelType.EPS
+    kind = (
+        comfy.model_base.ModelType.FLOW
+        if parametrisation == "flow"
+        else comfy.model_base.ModelType.EPS
+    )
     model = comfy.model_base.SD3(config, kind, device=CPU)
-    model.diffusion_model = FlowNetwork() if parametrisation == "flow" else NoiseNetwork(model.model_sampling.sigmas)
+    model.diffusion_model = (
+        FlowNetwork() if parametrisation == "flow" else NoiseNetwork(model.model_sampling.sigmas)
+    )
     return comfy.model_patcher.ModelPatcher(model.eval(), load_device=CPU, offload_device=CPU)
 
 
@@ -101,7 +111,12 @@ class EmbeddedText:
 
     @torch.inference_mode()
     def encode_from_tokens_scheduled(self, tokens: str) -> Conditioning:
-        options = {"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False, "max_sequence_length": 1}
+        options = {
+            "prompt_2": None,
+            "prompt_3": None,
+            "do_classifier_free_guidance": False,
+            "max_sequence_length": 1,
+        }
         embeds, _, pooled, _ = pipeline().encode_prompt(tokens, **options)
         return [[embeds, {"pooled_output": pooled}]]
 
@@ -128,11 +143,14 @@ class Autoencoder(torch.nn.Module):
 
 
 def embedded_vae() -> Any:
-    """A VAE: 32 x 32 pixels for 8 x 8 latents. ComfyUI's class splits batches, scales pixels and manages memory."""
+    """A VAE: 32 x 32 pixels for 8 x 8 latents. ComfyUI's class splits batches, scales pixels and
+    manages memory."""
     without_weights = {"pixel_space_vae": torch.tensor(1.0)}
     vae = comfy.sd.VAE(sd=without_weights, device=CPU, dtype=torch.float32)
     vae.first_stage_model = Autoencoder().eval()
-    vae.patcher = comfy.model_patcher.ModelPatcher(vae.first_stage_model, load_device=CPU, offload_device=CPU)
+    vae.patcher = comfy.model_patcher.ModelPatcher(
+        vae.first_stage_model, load_device=CPU, offload_device=CPU
+    )
     vae.downscale_ratio = vae.upscale_ratio = 4
     vae.latent_channels = 8
     return vae

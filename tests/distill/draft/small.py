@@ -42,11 +42,20 @@ def settings_of(config: DraftConfig) -> Mapping[str, Json]:
 
 
 def config_of(name: str = "sd3", **sections: dict[str, Any]) -> DraftConfig:
-    """Six trajectories of three steps' states and four optimiser steps, unless a section says otherwise."""
+    """Six trajectories of three steps' states and four optimiser steps, unless a section says
+    otherwise."""
     rows = {"second": 0.25, "from_noise": 0.5, "validation": 2, "validate_every": 2}
     made = {
         "trajectories": {"count": 6, "shard": 2, "batch": 2, "states": 3, "seed": 7},
-        "training": {"rank": 2, "steps": 4, "batch": 4, "precision": "no", "checkpoint_every": 0, "lr": 0.01, **rows},
+        "training": {
+            "rank": 2,
+            "steps": 4,
+            "batch": 4,
+            "precision": "no",
+            "checkpoint_every": 0,
+            "lr": 0.01,
+            **rows,
+        },
         "evaluation": {"prompts": 2, "seeds": 3, "steps": (0, 1), "reward": "x"},
     }
     call = {**FAMILIES[name].call, "num_inference_steps": STEPS}
@@ -65,4 +74,8 @@ class Brightness(RewardModel):
 
 def bytes_in(folder: Path) -> dict[str, bytes]:
     """Every file by its path in the folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -39,7 +39,9 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("small.yaml").write_text(SMALL)
 
 
-def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     command = ["distill-draft", "--config", "small.yaml", "--out"]
     assert main([*command, "whole"]) == 0
     said = capsys.readouterr().out
@@ -64,12 +66,21 @@ def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(capsys: pytest.Captu
     assert "other settings: call.num_inference_steps is 4, not 5" in error_of(capsys)
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["--model", "a/b"], "give --evaluation.reward"),
-    (["--model", "a/b", "--evaluation.reward", "scenes"], "model a/b needs --prompts-file FILE"),
-    (["--prompts-file", "two.txt"], "two.txt holds 2 different prompts, of which 2 are held out"),
-    (["--training.first-time", "2"], "first-time must be at most 1, got 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "a/b"], "give --evaluation.reward"),
+        (
+            ["--model", "a/b", "--evaluation.reward", "scenes"],
+            "model a/b needs --prompts-file FILE",
+        ),
+        (
+            ["--prompts-file", "two.txt"],
+            "two.txt holds 2 different prompts, of which 2 are held out",
+        ),
+        (["--training.first-time", "2"], "first-time must be at most 1, got 2"),
+    ],
+)
 def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
@@ -81,15 +92,27 @@ def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
 
 @pytest.mark.slow
 def test_two_processes_make_the_draft_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same trajectories, the same LoRA but for rounding, and the same bits when it is gone on with."""
+    """The same trajectories, the same LoRA but for rounding, and the same bits when it is gone on
+    with."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more threads round differently
     options = ["--trajectories.count", "12", "--training.steps", "4", "--training.precision", "no"]
     options += ["--training.warmup", "0"]
-    two = [*("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"), "ttsnap"]  # needs no GPU
+    # needs no GPU
+    two = [*("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"), "ttsnap"]
 
     def run(out: str, launcher: Sequence[str]) -> str:
-        command = [sys.executable, "-m", *launcher, "distill-draft", "--config", "small.yaml", *options, "--out", out]
+        command = [
+            sys.executable,
+            "-m",
+            *launcher,
+            "distill-draft",
+            "--config",
+            "small.yaml",
+            *options,
+            "--out",
+            out,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=250)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -105,7 +128,9 @@ def test_two_processes_make_the_draft_of_one(monkeypatch: pytest.MonkeyPatch) ->
     def moved(out: str) -> torch.Tensor:
         """The weights that start at zero."""
         tensors = load_file(f"{out}/draft/pytorch_lora_weights.safetensors")
-        return torch.cat([tensors[name].float().flatten() for name in sorted(tensors) if "lora_B" in name])
+        return torch.cat(
+            [tensors[name].float().flatten() for name in sorted(tensors) if "lora_B" in name]
+        )
 
     one, both = moved("one"), moved("two")
     assert float((both - one).norm()) < 1e-3 * float(one.norm())

@@ -22,14 +22,19 @@ def paper(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_hours_follow_from_the_figures(paper: Any) -> None:
     flops = 1e12, 2e12, {"thin": 5e11}, 5e12, 6e12
-    one = paper.Paper("A model", 20, 2, 8_000_000_000, 5, 30_000_000, *flops, 3 * 10**9, 10**9, 1000)
+    one = paper.Paper(
+        "A model", 20, 2, 8_000_000_000, 5, 30_000_000, *flops, 3 * 10**9, 10**9, 1000
+    )
     assert one.trajectory == 40e12
     assert one.stored(states=5) == 12_000
     config = TrainingConfig(batch=48, second=0.25, steps=3600, checkpointing=True)
     assert one.step(config) == 48 * 6e12 + 12 * 2e12
     told = re.sub(" +", " ", paper.table([one], 100.0, 9000, config))
     for row in (
-        "9,000 trajectories at 100 TFLOP/s | 1.0 h", "3,600 x 48 rows at 100 TFLOP/s, checkpointing | 3.1 h",
-        "its file, bfloat16 | 60 MB", "the same, thin | 0.50 passes", "its training state | 0.6 GB",
-    ):  # fmt: skip
+        "9,000 trajectories at 100 TFLOP/s | 1.0 h",
+        "3,600 x 48 rows at 100 TFLOP/s, checkpointing | 3.1 h",
+        "its file, bfloat16 | 60 MB",
+        "the same, thin | 0.50 passes",
+        "its training state | 0.6 GB",
+    ):
         assert f"| {row} |" in told

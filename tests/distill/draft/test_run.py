@@ -1,4 +1,5 @@
-"""The whole way, from a random model to a folder that plain diffusers loads, for every kind of pipeline."""
+"""The whole way, from a random model to a folder that plain diffusers loads, for every kind of
+pipeline."""
 
 from __future__ import annotations
 
@@ -29,17 +30,33 @@ pytestmark = pytest.mark.usefixtures("any_flops")
 HELD_OUT = ("a green tree", "a blue house")
 
 
-def run(config: DraftConfig, out: Path, name: str, prompts: Listed = PROMPTS) -> Sequence[RankedLook]:
+def run(
+    config: DraftConfig, out: Path, name: str, prompts: Listed = PROMPTS
+) -> Sequence[RankedLook]:
     out.mkdir(exist_ok=True)
-    return distill_draft(pipe_of(name), config, prompts, out, measured=Measured(HELD_OUT, Brightness()))
+    return distill_draft(
+        pipe_of(name), config, prompts, out, measured=Measured(HELD_OUT, Brightness())
+    )
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
 def test_a_draft_is_made_of_every_kind_of_pipeline(name: str, tmp_path: Path) -> None:
-    looks = run(config_of(name, training={"lr": 1.0, "warmup": 0, "ema": 0.0}), tmp_path / "out", name)
-    assert {str(look.seen) for look in looks} == {"draft:1@0", "draft:2@0", "draft:1@2", "estimate@0", "estimate@1"}
+    looks = run(
+        config_of(name, training={"lr": 1.0, "warmup": 0, "ema": 0.0}), tmp_path / "out", name
+    )
+    assert {str(look.seen) for look in looks} == {
+        "draft:1@0",
+        "draft:2@0",
+        "draft:1@2",
+        "estimate@0",
+        "estimate@1",
+    }
     folder = tmp_path / "out" / "draft"
-    assert {path.name for path in folder.iterdir()} == {"pytorch_lora_weights.safetensors", "draft.json", "README.md"}
+    assert {path.name for path in folder.iterdir()} == {
+        "pytorch_lora_weights.safetensors",
+        "draft.json",
+        "README.md",
+    }
 
     with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
         about = json.loads(file.metadata()["lora_adapter_metadata"])
@@ -68,7 +85,10 @@ def test_a_draft_is_made_of_every_kind_of_pipeline(name: str, tmp_path: Path) ->
     base = denoiser_of(config_of(name))
     use_drafter(base, str(folder))
     base.encode(["a dog"])
-    x, zero = base.init_latents([torch.Generator().manual_seed(0)]), torch.zeros(1, dtype=torch.long)
+    x, zero = (
+        base.init_latents([torch.Generator().manual_seed(0)]),
+        torch.zeros(1, dtype=torch.long),
+    )
     assert torch.isfinite(base.drafts.guess(x, zero, zero, 2)).all()
 
 
@@ -83,12 +103,17 @@ class Undisturbed(NamedTuple):
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ttsnap.pipelines.memory.flops.count", lambda *_, rows=1, **__: (1e6 * rows, 1e5))  # any_flops
+        # any_flops
+        patch.setattr(
+            "ttsnap.pipelines.memory.flops.count", lambda *_, rows=1, **__: (1e6 * rows, 1e5)
+        )
         run(config_of(), out, "sd3")
     return Undisturbed(out, left_by(out))
 
 
-def test_a_finished_run_is_not_made_again(undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_not_made_again(
+    undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def made(*args: Any) -> Any:
         raise AssertionError("it was there already")
 
@@ -97,7 +122,8 @@ def test_a_finished_run_is_not_made_again(undisturbed: Undisturbed, monkeypatch:
     monkeypatch.chdir(undisturbed.out.parent)
     note_check("out/draft", Checked("sd3", 9, 5.0))
     looks = run(config_of(), Path("out"), "sd3")
-    assert [check.steps for check in read_draft("out/draft").checked] == [9, STEPS]  # what was noted since stays
+    # what was noted since stays
+    assert [check.steps for check in read_draft("out/draft").checked] == [9, STEPS]
     assert len(looks) == 5
     card = Path("out/draft/README.md").read_text()
     assert "| draft, 2 calls" in card
@@ -112,14 +138,18 @@ def left_by(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_killed_again_and_again_it_ends_as_undisturbed(undisturbed: Undisturbed, tmp_path: Path, seed: int) -> None:
+def test_killed_again_and_again_it_ends_as_undisturbed(
+    undisturbed: Undisturbed, tmp_path: Path, seed: int
+) -> None:
     assert ended(lambda: run(config_of(), tmp_path / "out", "sd3"), tmp_path, seed) >= 2
     assert left_by(tmp_path / "out") == undisturbed.left
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_at_any_moment_it_ends_as_undisturbed(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_as_undisturbed(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     for moment in itertools.count(1, 7):
         out = tmp_path / str(moment)
         if not killed(lambda out=out: run(config_of(), out, "sd3"), out, moment):  # type: ignore[misc]
@@ -133,23 +163,32 @@ def test_it_starts_from_an_earlier_draft(tmp_path: Path) -> None:
     run(config_of(training={"lr": 1.0, "warmup": 0}), tmp_path / "first", "sd3")
     earlier = str(tmp_path / "first" / "draft")
     run(config_of(training={"start": earlier, "lr": 1e-9}), tmp_path / "second", "sd3")
-    files = [bytes_in(tmp_path / run / "draft")["pytorch_lora_weights.safetensors"] for run in ("first", "second")]
+    files = [
+        bytes_in(tmp_path / run / "draft")["pytorch_lora_weights.safetensors"]
+        for run in ("first", "second")
+    ]
     assert files[0] == files[1]
-    with pytest.raises(ValueError, match=r"training\.start .* does not fit: .* is \(2, \d+\) there, here \(3, \d+\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"training\.start .* does not fit: .* is \(2, \d+\) there, here \(3, \d+\)",
+    ):
         run(config_of(training={"start": earlier, "rank": 3}), tmp_path / "third", "sd3")
 
 
 def test_what_cannot_be_trained_is_said_before_trajectories_are_made(tmp_path: Path) -> None:
     for sections, said in (
         ({"training": {"start": "nowhere"}}, r"training\.start nowhere is no draft's folder"),
-        ({"training": {"validation": 6}, "trajectories": {"count": 5}}, "6, but there are only 6"),  # in files of two
+        # in files of two
+        ({"training": {"validation": 6}, "trajectories": {"count": 5}}, "6, but there are only 6"),
     ):
         with pytest.raises(ValueError, match=said):
             run(config_of(**sections), tmp_path, "sd3")
     assert not (tmp_path / "trajectories").exists()
 
 
-def test_other_settings_are_refused_before_anything_is_changed(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_other_settings_are_refused_before_anything_is_changed(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     before = bytes_in(undisturbed.out)
     for sections, said in (
         ({"training": {"lr": 0.5}}, r"training\.lr is 0\.01, not 0\.5"),

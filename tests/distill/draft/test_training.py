@@ -31,8 +31,11 @@ def test_the_loss_is_its_closed_form() -> None:
     errors = ((guess - end) ** 2).mean((1, 2)).tolist()
     by_hand = sum(error / t**2 / 3 for error, t in zip(errors, (0.87, 0.7, 0.6), strict=True))
     assert float(loss(Linear(), guess, end, told, 0.6)) == pytest.approx(by_hand, rel=1e-14)
-    level = float(VP().sigma(told[2]) / (VP().sigma(told[2]) + VP().alpha(told[2])))  # of another path, by its noise
-    assert float(loss(VP(), guess[2:], end[2:], told[2:], 0.1)) == pytest.approx(errors[2] / level**2, rel=1e-12)
+    # of another path, by its noise
+    level = float(VP().sigma(told[2]) / (VP().sigma(told[2]) + VP().alpha(told[2])))
+    assert float(loss(VP(), guess[2:], end[2:], told[2:], 0.1)) == pytest.approx(
+        errors[2] / level**2, rel=1e-12
+    )
 
 
 def test_a_second_call_is_made_halfway_to_the_first_guess_along_the_same_noise() -> None:
@@ -54,12 +57,17 @@ def test_a_second_call_is_made_halfway_to_the_first_guess_along_the_same_noise()
 @pytest.mark.parametrize("name", ["sd3", "sdxl"])  # a flow, and one whose states are x0 + sigma eps
 def test_states_are_scaled_to_points_of_the_models_own_path(name: str) -> None:
     pipe, call = pipe_of(name), dict(config_of(name).call or {})
-    student, schedule = DraftStudent(pipe, call, states=3, first_time=0.87, rank=2), pipe.denoiser(**call).schedule
+    student, schedule = (
+        DraftStudent(pipe, call, states=3, first_time=0.87, rank=2),
+        pipe.denoiser(**call).schedule,
+    )
     x0, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
     states = schedule.alpha[:3, None] * x0 + schedule.sigma[:3, None] * noise
     path, at = student.path, student.times[:, None]
     found = student.on_path(states, torch.arange(3))
-    torch.testing.assert_close(found, path.alpha(at) * x0 + path.sigma(at) * noise, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found, path.alpha(at) * x0 + path.sigma(at) * noise, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_every_trajectory_comes_once_before_any_comes_again_in_rows_of_three_kinds() -> None:
@@ -94,7 +102,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Trajectories:
 
 def student_of(config: DraftConfig) -> DraftStudent:
     torch.manual_seed(config.training.seed)
-    return DraftStudent(pipe_of(), dict(config.call or {}), states=3, first_time=0.87, rank=config.training.rank)
+    return DraftStudent(
+        pipe_of(), dict(config.call or {}), states=3, first_time=0.87, rank=config.training.rank
+    )
 
 
 def gradient(data: Trajectories, parts: int = 1, member: Member = ALONE) -> Tensor:
@@ -102,9 +112,13 @@ def gradient(data: Trajectories, parts: int = 1, member: Member = ALONE) -> Tens
     config = config_of(training={"parts": parts, "second": 0.5, "batch": 8})
     student, found = student_of(config), list[Tensor]()
     still = torch.optim.SGD(student.parameters.values(), lr=0.0)
-    still.register_step_post_hook(lambda *_: found.extend(p.grad.flatten() for p in student.parameters.values()))
+    still.register_step_post_hook(
+        lambda *_: found.extend(p.grad.flatten() for p in student.parameters.values())
+    )
     loop = Loop(Weights(student.parameters), still, Path(), {}, 1, 0.0, 0.0, 1, member, parts=parts)
-    found.append(torch.tensor([loop.step(training.losses(student, data, 0, config.training, member))]))
+    found.append(
+        torch.tensor([loop.step(training.losses(student, data, 0, config.training, member))])
+    )
     return torch.cat(found)
 
 
@@ -132,7 +146,9 @@ def test_of_several_processes_the_first_one_writes(data: Trajectories, tmp_path:
         training.train(student_of(config), data, config.training, {}, tmp_path, Waiting(0, 4))
 
 
-def test_training_that_was_stopped_ends_with_the_same_bits(data: Trajectories, tmp_path: Path) -> None:
+def test_training_that_was_stopped_ends_with_the_same_bits(
+    data: Trajectories, tmp_path: Path
+) -> None:
     config = config_of()
 
     def trained(out: Path) -> dict[str, Tensor]:
@@ -150,8 +166,12 @@ def test_training_that_was_stopped_ends_with_the_same_bits(data: Trajectories, t
     assert any(bool(p.abs().sum() > 0) for name, p in whole.items() if "lora_B" in name)
 
 
-def test_training_lowers_the_error_on_what_it_was_trained_on(data: Trajectories, tmp_path: Path) -> None:
-    config = config_of(training={"steps": 8, "validation": 1, "batch": 6, "ema": 0.0, "warmup": 2, "lr": 0.02})
+def test_training_lowers_the_error_on_what_it_was_trained_on(
+    data: Trajectories, tmp_path: Path
+) -> None:
+    config = config_of(
+        training={"steps": 8, "validation": 1, "batch": 6, "ema": 0.0, "warmup": 2, "lr": 0.02}
+    )
     student = student_of(config)
     before = training.validate(student, data, config.training)
     training.train(student, data, config.training, {}, tmp_path)

@@ -28,15 +28,20 @@ from .small import PROMPTS, STEPS, bytes_in, config_of, denoiser_of, settings_of
 
 def make(folder: Path, name: str = "sd3", member: Member = ALONE, **section: Any) -> list[Path]:
     config = config_of(name, trajectories=section)
-    return trajectories.make(denoiser_of(config), PROMPTS, config.trajectories, settings_of(config), folder, member)
+    return trajectories.make(
+        denoiser_of(config), PROMPTS, config.trajectories, settings_of(config), folder, member
+    )
 
 
-@pytest.mark.parametrize("name", ["sd3", "sdxl", "pixart_sigma"])  # Euler of a flow, Euler, and one with a history
+# Euler of a flow, Euler, and one with a history
+@pytest.mark.parametrize("name", ["sd3", "sdxl", "pixart_sigma"])
 def test_a_trajectory_is_that_of_the_stock_pipeline(name: str, tmp_path: Path) -> None:
     tensors = load_file(make(tmp_path, name, count=2)[0])
     states: list[torch.Tensor] = []
 
-    def keep(pipe: Any, step: int, t: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def keep(
+        pipe: Any, step: int, t: Any, values: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         states.append(values["latents"])
         return values
 
@@ -46,22 +51,31 @@ def test_a_trajectory_is_that_of_the_stock_pipeline(name: str, tmp_path: Path) -
     shared(name)(PROMPTS.texts[1], generator=torch.Generator().manual_seed(8), **told, **call)
     assert tensors["states"].shape[1] == 3
     for k in (1, 2):
-        torch.testing.assert_close(tensors["states"][1, k].float(), states[k - 1][0].float(), rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(tensors["ends"][1].float(), states[-1][0].float(), rtol=4e-3, atol=4e-3)
+        torch.testing.assert_close(
+            tensors["states"][1, k].float(), states[k - 1][0].float(), rtol=2e-3, atol=2e-3
+        )
+    torch.testing.assert_close(
+        tensors["ends"][1].float(), states[-1][0].float(), rtol=4e-3, atol=4e-3
+    )
 
 
 def test_steps_are_jumped_over_along_the_straight_line(tmp_path: Path) -> None:
     jumped = load_file(make(tmp_path, skipped=[3, 4])[0])["ends"][0].float()
     denoiser = denoiser_of(config_of())
     denoiser.encode([PROMPTS.texts[0]])
-    x, zero = denoiser.init_latents([torch.Generator().manual_seed(7)]), torch.zeros(1, dtype=torch.long)
+    x, zero = (
+        denoiser.init_latents([torch.Generator().manual_seed(7)]),
+        torch.zeros(1, dtype=torch.long),
+    )
     for step in range(3):
         found = denoiser.predict(x, zero + step, zero)
         x = denoiser.kernel.step(x, found, zero + step, [(7, 0, step)], [None])[0]
-    torch.testing.assert_close(jumped, found.x0[0], rtol=2e-3, atol=2e-3)  # the last step went to the very end
+    # the last step went to the very end
+    torch.testing.assert_close(jumped, found.x0[0], rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize(("name", "every", "ends"), [("sd3", 4, 3), ("pixart_sigma", 2, 1)])  # which has a history
+# which has a history
+@pytest.mark.parametrize(("name", "every", "ends"), [("sd3", 4, 3), ("pixart_sigma", 2, 1)])
 def test_signals_wait_for_a_checkpoint_from_which_a_shard_is_resumed(
     name: str, every: int, ends: int, tmp_path: Path, ctrl_c: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,14 +99,18 @@ def test_signals_wait_for_a_checkpoint_from_which_a_shard_is_resumed(
     assert bytes_in(tmp_path / "parts") == bytes_in(tmp_path / "whole")
 
 
-def test_a_run_that_is_killed_loses_half_a_minute_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_killed_loses_half_a_minute_of_a_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock, section = itertools.count(0, 11), {"count": 4, "shard": 4, "batch": 2}
     monkeypatch.setattr("ttsnap.distill.draft.trajectories.time.monotonic", lambda: next(clock))
     with calls(trajectories, "predict", fails=9) as made:
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "parts", **section)
         make(tmp_path / "parts", **section)
-    assert len(made) == 9 + 2 * STEPS - 6, "a checkpoint is written after every third evaluation of 11 s"
+    assert len(made) == 9 + 2 * STEPS - 6, (
+        "a checkpoint is written after every third evaluation of 11 s"
+    )
     monkeypatch.undo()
     make(tmp_path / "whole", **section)
     assert bytes_in(tmp_path / "parts") == bytes_in(tmp_path / "whole")
@@ -142,27 +160,38 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
     save_file({"states": shard.states, "ends": shard.ends}, path)
     refused("is damaged")
     with pytest.raises(ValueError, match=r"seed 7 .*not finite"):
-        trajectories.write_shard(path, Trajectories(shard.prompts, 7, shard.states / 0, shard.ends), settings)
-    trajectories.write_shard(path, Trajectories(shard.prompts, 7, shard.states.float(), shard.ends), settings)
+        trajectories.write_shard(
+            path, Trajectories(shard.prompts, 7, shard.states / 0, shard.ends), settings
+        )
+    trajectories.write_shard(
+        path, Trajectories(shard.prompts, 7, shard.states.float(), shard.ends), settings
+    )
     refused("got float32")
-    trajectories.write_shard(path, Trajectories(shard.prompts[:1], 7, shard.states, shard.ends), settings)
+    trajectories.write_shard(
+        path, Trajectories(shard.prompts[:1], 7, shard.states, shard.ends), settings
+    )
     refused("of 1 prompts")
 
 
-@pytest.mark.parametrize(("name", "scheduler", "section", "said"), [
-    ("sd15", EulerAncestralDiscreteScheduler, {}, "draws noise at every step"),
-    ("sd15", HeunDiscreteScheduler, {}, "takes several evaluations in a step"),
-    ("sd3", None, {"states": 9}, "states is 9, but there are 5 steps"),
-    ("sd3", None, {"skipped": [3, 5]}, "skipped must be below 5"),
-    ("sdxl", None, {"skipped": [3]}, "goes otherwise"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "scheduler", "section", "said"),
+    [
+        ("sd15", EulerAncestralDiscreteScheduler, {}, "draws noise at every step"),
+        ("sd15", HeunDiscreteScheduler, {}, "takes several evaluations in a step"),
+        ("sd3", None, {"states": 9}, "states is 9, but there are 5 steps"),
+        ("sd3", None, {"skipped": [3, 5]}, "skipped must be below 5"),
+        ("sdxl", None, {"skipped": [3]}, "goes otherwise"),
+    ],
+)
 def test_samplers_and_settings_that_do_not_fit_are_refused(
     name: str, scheduler: Any, section: dict[str, Any], said: str
 ) -> None:
     config = config_of(name, trajectories=section)
     pipe = upgrade(sd15(scheduler(**STABLE_DIFFUSION_BETAS)) if scheduler else shared(name))
     with pytest.raises(ValueError, match=said):
-        trajectories.check_trajectories(pipe.denoiser(**dict(config.call or {})), config.trajectories)
+        trajectories.check_trajectories(
+            pipe.denoiser(**dict(config.call or {})), config.trajectories
+        )
 
 
 def test_prompts_are_the_same_whenever_they_are_asked_for_and_never_held_out() -> None:

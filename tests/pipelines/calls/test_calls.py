@@ -1,4 +1,5 @@
-"""Searches with pipelines that no family knows: winners beside stock calls, ledgers, threads, refusals."""
+"""Searches with pipelines that no family knows: winners beside stock calls, ledgers, threads,
+refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +39,14 @@ def reward(images: Tensor, prompts: list[str]) -> list[float]:
 
 
 def found(pipe: Any, prompts: list[str], **how: Any) -> Any:
-    asked = {"search": "ttsnap", "reward": reward, "seed": 3, "budget": "4images", "output_type": "pt", **how}
+    asked = {
+        "search": "ttsnap",
+        "reward": reward,
+        "seed": 3,
+        "budget": "4images",
+        "output_type": "pt",
+        **how,
+    }
     return pipe(prompt=prompts, **asked)
 
 
@@ -53,7 +61,9 @@ def alone(pipe: Any, prompt: str, seed: int, **call: Any) -> Tensor:
 
 
 def processors(parts: dict[str, Any]) -> Any:
-    return all_processors({name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)})
+    return all_processors(
+        {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,7 +86,8 @@ def test_a_video_comes_with_its_sound_which_estimates_do_without() -> None:
     assert torch.allclose(out.audio, made.audio, atol=1e-5)
     assert made.audio.std() > 0.01
     denoiser = twin.denoiser(**call)
-    assert denoiser.rehearsed.fields.late  # so that frames go on, where the call puts the picture before the others
+    # so that frames go on, where the call puts the picture before the others
+    assert denoiser.rehearsed.fields.late
     denoiser.encode(PROMPTS[:1])
     latents = denoiser.init_latents([seeded(0)])
     denoiser.decode(latents)
@@ -89,19 +100,27 @@ def test_a_video_comes_with_its_sound_which_estimates_do_without() -> None:
 def test_rows_that_go_alone_are_equal_to_the_last_bit_and_no_thread_is_left() -> None:
     pipe, call = stock("PixArtAlphaPipeline"), call_of("PixArtAlphaPipeline")
     out = found(upgrade(pipe), PROMPTS[:1], batch_size=1, decode_batch_size=1, **call)
-    assert torch.equal(pictures(out)[0], alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call))
+    assert torch.equal(
+        pictures(out)[0], alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call)
+    )
     del out
     gc.collect()
     assert [thread for thread in threading.enumerate() if thread.name == NAME] == []
 
 
-@pytest.mark.parametrize("how", [{"search": "rbf", "kernel": "sde", "path": "vp"}, {"search": "smc", "kernel": "sde"}])
+@pytest.mark.parametrize(
+    "how", [{"search": "rbf", "kernel": "sde", "path": "vp"}, {"search": "smc", "kernel": "sde"}]
+)
 def test_kernels_and_paths_find_what_a_family_finds(how: dict[str, Any]) -> None:
     pipe, call = families.shared("sd3"), {**families.FAMILIES["sd3"].call, "num_inference_steps": 4}
     twin = copied(pipe, calls_search_class(type(pipe)))
     ours, theirs = (found(each, PROMPTS, **how, **call) for each in (twin, upgrade(pipe)))
-    assert [result.spent.nfe for result in ours.search] == [result.spent.nfe for result in theirs.search]
-    assert [result.images[0].uid for result in ours.search] == [result.images[0].uid for result in theirs.search]
+    assert [result.spent.nfe for result in ours.search] == [
+        result.spent.nfe for result in theirs.search
+    ]
+    assert [result.images[0].uid for result in ours.search] == [
+        result.images[0].uid for result in theirs.search
+    ]
     assert torch.allclose(pictures(ours), pictures(theirs), atol=2e-5)
 
 
@@ -121,7 +140,10 @@ def test_joining_is_tried_and_perturbed_attention_stays_apart() -> None:
     pag, plain = stock("StableDiffusionPAGPipeline"), families.shared("sd15")
     size = {**families.SIZE, "num_inference_steps": 4}
     joins = Counter[str]()
-    for name, pipe in (("pag", upgrade(pag)), ("plain", copied(plain, calls_search_class(type(plain))))):
+    for name, pipe in (
+        ("pag", upgrade(pag)),
+        ("plain", copied(plain, calls_search_class(type(plain)))),
+    ):
         denoiser = pipe.denoiser(**size)
         denoiser.encode([PROMPTS[0]])
         x = denoiser.init_latents([seeded(seed) for seed in range(3)])
@@ -167,7 +189,9 @@ def test_steps_wait_for_the_device_no_more_than_those_of_stock_calls(
             step = torch.full((3,), k)
             if k == 2:  # before it, joining is tried, and what frames keep is compared
                 Waits.counts.clear()
-            x, _ = denoiser.kernel.step(x, denoiser.predict(x, step, cond), step, [(0, 0, k)] * 3, [None] * 3)
+            x, _ = denoiser.kernel.step(
+                x, denoiser.predict(x, step, cond), step, [(0, 0, k)] * 3, [None] * 3
+            )
         ours = Waits.counts.total()
         Waits.counts.clear()
         pipe(prompt=PROMPTS[0], generator=seeded(0), output_type="latent", **call)
@@ -183,20 +207,26 @@ def test_a_preview_vae_decodes_estimates_and_is_priced(real_flops: None) -> None
     twin.preview_vae = diffusers.AutoencoderTiny(latent_channels=4, **widths, **depths).eval()
     out = found(twin, PROMPTS, **call)
     assert out.search[0].spent.cost.previews > 0
-    assert torch.allclose(pictures(out)[0], alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call), atol=1e-5)
+    assert torch.allclose(
+        pictures(out)[0], alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call), atol=1e-5
+    )
     costs = twin.denoiser(**call).costs()
     assert 0 < costs.preview < costs.decode
 
 
 def test_searches_from_two_threads_find_what_each_finds_alone() -> None:
-    twins = {name: upgrade(stock(name)) for name in ("StableDiffusionPAGPipeline", "FluxInpaintPipeline")}
+    twins = {
+        name: upgrade(stock(name)) for name in ("StableDiffusionPAGPipeline", "FluxInpaintPipeline")
+    }
     asked = [(name, seed) for name in twins for seed in (0, 5)]
 
     def run(name: str, seed: int) -> Tensor:
         return pictures(found(twins[name], PROMPTS[:1], **{**call_of(name), "seed": seed}))
 
     expected, made = {each: run(*each) for each in asked}, dict[Any, Tensor]()
-    threads = [threading.Thread(target=lambda each=each: made.update({each: run(*each)})) for each in asked]
+    threads = [
+        threading.Thread(target=lambda each=each: made.update({each: run(*each)})) for each in asked
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

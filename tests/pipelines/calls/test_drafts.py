@@ -1,4 +1,5 @@
-"""A drafter in the place of the network of a stock call, beside a family's; and flow maps that draft for themselves."""
+"""A drafter in the place of the network of a stock call, beside a family's; and flow maps that
+draft for themselves."""
 
 from __future__ import annotations
 
@@ -44,8 +45,13 @@ def figures(out: Any) -> list[Any]:
         ("sdxl", {"draft": "hot:2", "finish": 0.6, "kernel": "ode"}),
     ],
 )
-def test_drafts_find_what_a_family_finds(name: str, how: dict[str, Any], tmp_path: Path, real_flops: None) -> None:
-    pipe, call = families.FAMILIES[name].build(), {**families.FAMILIES[name].call, "num_inference_steps": 5}
+def test_drafts_find_what_a_family_finds(
+    name: str, how: dict[str, Any], tmp_path: Path, real_flops: None
+) -> None:
+    pipe, call = (
+        families.FAMILIES[name].build(),
+        {**families.FAMILIES[name].call, "num_inference_steps": 5},
+    )
     if how["draft"] == "lora":
         how = {**how, "draft": str(families.save_lora(pipe, tmp_path))}
     twin = copied(pipe, calls_search_class(type(pipe)))
@@ -76,7 +82,10 @@ def test_a_drafter_answers_in_frames_of_its_own_which_go_at_once() -> None:
 
 
 def test_the_network_that_others_lead_is_drafted_by_another() -> None:
-    pipe, call = stock("StableDiffusionControlNetPipeline"), call_of("StableDiffusionControlNetPipeline")
+    pipe, call = (
+        stock("StableDiffusionControlNetPipeline"),
+        call_of("StableDiffusionControlNetPipeline"),
+    )
     out = found(upgrade(pipe), PROMPTS[:1], draft=pipe.unet, finish=0.6, kernel="ode", **call)
     assert out.search[0].spent.cost.draft_calls > 0
 
@@ -106,7 +115,11 @@ def test_what_is_no_flow_map_and_what_cannot_be_drafted_is_refused() -> None:
         (toy(), {"draft": "hot", "does": "momentum"}, "steps depend"),
         (toy(), {"draft": "hot", "does": "inline"}, "no latents"),
         (toy(diffusers.EDMEulerScheduler(sigma_max=3.0)), {"draft": "hot"}, "EDMEulerScheduler"),
-        (stock(redrawn), {"draft": "hot", "finish": 0.04, **call_of(redrawn)}, "picture under noise"),
+        (
+            stock(redrawn),
+            {"draft": "hot", "finish": 0.04, **call_of(redrawn)},
+            "picture under noise",
+        ),
     ):
         with pytest.raises(ValueError, match=why):
             found(upgrade(pipe), PROMPTS, **how)
@@ -116,5 +129,7 @@ def test_a_picture_that_is_redrawn_is_ranked_by_drafts() -> None:
     name = "StableDiffusionImg2ImgPipeline"
     pipe, call = stock(name), call_of(name)
     out = found(upgrade(pipe), PROMPTS[:1], draft="hot", search=BestOfN(3), **call)
-    assert torch.allclose(pictures(out)[0], alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call), atol=1e-5)
+    assert torch.allclose(
+        pictures(out)[0], alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call), atol=1e-5
+    )
     assert images_of(out).shape == (3, 32, 48)

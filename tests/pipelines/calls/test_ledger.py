@@ -1,4 +1,5 @@
-"""Random searches over classes that no family knows: what they are charged, from threads, and where a part fails."""
+"""Random searches over classes that no family knows: what they are charged, from threads, and where
+a part fails."""
 
 from __future__ import annotations
 
@@ -84,11 +85,14 @@ class Drawn(NamedTuple):
 
 
 def drawn(rng: random.Random, ways: Sequence[dict[str, Any]] = ALGORITHMS) -> Drawn:
-    return Drawn(rng.choice(ways), nfe=rng.randint(6, 40), prompts=rng.randint(1, 3), seed=rng.randint(0, 99))
+    return Drawn(
+        rng.choice(ways), nfe=rng.randint(6, 40), prompts=rng.randint(1, 3), seed=rng.randint(0, 99)
+    )
 
 
 class Seen:
-    """What the real parts of a denoiser's pipeline are called for: rows by part, and FLOPs; trials of the hub aside."""
+    """What the real parts of a denoiser's pipeline are called for: rows by part, and FLOPs; trials
+    of the hub aside."""
 
     def __init__(self, denoiser: Any, *, flops: bool = False) -> None:
         self.parts = {name: getattr(denoiser.pipe, name) for name in (*denoiser.hub.networks, VAE)}
@@ -130,9 +134,12 @@ class Seen:
 
 
 def built(name: str, scheduler: str) -> tuple[Any, dict[str, Any]]:
-    """A search pipeline with this scheduler, over parts that others share, and the arguments of its call."""
+    """A search pipeline with this scheduler, over parts that others share, and the arguments of its
+    call."""
     twin = upgrade(made(name).pipe)
-    twin.scheduler = getattr(diffusers, f"{scheduler}Scheduler")(**({"shift": 3.0} if scheduler in FLOWS else BETAS))
+    twin.scheduler = getattr(diffusers, f"{scheduler}Scheduler")(
+        **({"shift": 3.0} if scheduler in FLOWS else BETAS)
+    )
     return twin, {**made(name).call, "num_inference_steps": 3}
 
 
@@ -143,7 +150,9 @@ def rows_of_a_call(name: str, scheduler: str) -> dict[str, float]:
     denoiser = twin.denoiser(**call)
     one, steps = Seen(denoiser), len(denoiser.schedule.timesteps)
     with one.counting(), torch.no_grad():
-        type(made(name).pipe).__call__(denoiser.pipe, prompt=PROMPTS[0], generator=seeded(0), **call)
+        type(made(name).pipe).__call__(
+            denoiser.pipe, prompt=PROMPTS[0], generator=seeded(0), **call
+        )
     return {part: rows if part == VAE else rows / steps for part, rows in one.rows.items()}
 
 
@@ -155,20 +164,31 @@ def engine_of(name: str, rng: random.Random, **sampler: Any) -> tuple[LiveEngine
     return twin.engine(reward, **batches, **sampler, **call), rows_of_a_call(name, scheduler)
 
 
-def charged(engine: LiveEngine, rows: dict[str, float], asked: Drawn, *, flops: bool = False) -> bool:
-    """Compare the ledger of a search with what the parts saw. False where its call has no such search."""
+def charged(
+    engine: LiveEngine, rows: dict[str, float], asked: Drawn, *, flops: bool = False
+) -> bool:
+    """Compare the ledger of a search with what the parts saw. False where its call has no such
+    search."""
     algorithm, one = make_algorithm(asked.how["search"]), Seen(engine.denoiser, flops=flops)
     try:
         with one.counting():
-            results = search(PROMPTS[: asked.prompts], algorithm, engine, Budget(nfe=asked.nfe), seed=asked.seed)
+            results = search(
+                PROMPTS[: asked.prompts], algorithm, engine, Budget(nfe=asked.nfe), seed=asked.seed
+            )
     except ValueError:  # it needs what this call does not allow, as noise that is mixed
         assert sum(one.rows.values()) == 0
         return False
-    nfe, decodes = (sum(getattr(each.spent.cost, kind) for each in results) for kind in ("nfe", "decodes"))
-    assert one.rows == {part: n * (decodes if part == VAE else nfe) for part, n in rows.items()}, asked
+    nfe, decodes = (
+        sum(getattr(each.spent.cost, kind) for each in results) for kind in ("nfe", "decodes")
+    )
+    assert one.rows == {part: n * (decodes if part == VAE else nfe) for part, n in rows.items()}, (
+        asked
+    )
     if flops:
         price = engine.price.flops
-        assert one.flops == pytest.approx(nfe * price.nfe + decodes * price.decodes, rel=1e-6), asked
+        assert one.flops == pytest.approx(nfe * price.nfe + decodes * price.decodes, rel=1e-6), (
+            asked
+        )
     return nfe > 0
 
 
@@ -218,7 +238,11 @@ def test_20_mixed_searches_from_4_threads_on_one_pipe_are_what_each_is_alone(nam
 
     alone, together = {seed: run(seed) for seed in range(20)}, dict[int, Any]()
     workers = [
-        threading.Thread(target=lambda first=first: together.update({seed: run(seed) for seed in range(first, 20, 4)}))
+        threading.Thread(
+            target=lambda first=first: together.update(
+                {seed: run(seed) for seed in range(first, 20, 4)}
+            )
+        )
         for first in range(4)
     ]
     for worker in workers:
@@ -227,8 +251,12 @@ def test_20_mixed_searches_from_4_threads_on_one_pipe_are_what_each_is_alone(nam
         worker.join()
     for seed, out in alone.items():
         ours = together[seed]
-        assert [each.best.seed for each in ours.search] == [each.best.seed for each in out.search], seed
-        assert [each.spent.cost for each in ours.search] == [each.spent.cost for each in out.search], seed
+        assert [each.best.seed for each in ours.search] == [
+            each.best.seed for each in out.search
+        ], seed
+        assert [each.spent.cost for each in ours.search] == [
+            each.spent.cost for each in out.search
+        ], seed
         assert torch.allclose(ours.images, out.images, atol=1e-5), seed
     assert threads_of_frames() == 0
 
@@ -236,7 +264,9 @@ def test_20_mixed_searches_from_4_threads_on_one_pipe_are_what_each_is_alone(nam
 # Failures
 
 
-@pytest.mark.parametrize("error", [RuntimeError("the part is broken"), torch.OutOfMemoryError("out of memory")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("the part is broken"), torch.OutOfMemoryError("out of memory")]
+)
 @pytest.mark.parametrize(
     ("part", "method", "after"),
     [
@@ -273,6 +303,8 @@ def test_a_bad_argument_is_the_stock_calls_error() -> None:
     with pytest.raises(ValueError) as stocks:
         case.pipe(prompt=PROMPTS[0], **{**case.call, "max_sequence_length": 4096})
     with pytest.raises(ValueError) as ours:
-        upgrade(case.pipe)(PROMPTS, reward=reward, search="ttsnap", **{**case.call, "max_sequence_length": 4096})
+        upgrade(case.pipe)(
+            PROMPTS, reward=reward, search="ttsnap", **{**case.call, "max_sequence_length": 4096}
+        )
     assert str(ours.value) == str(stocks.value)
     assert threads_of_frames() == 0

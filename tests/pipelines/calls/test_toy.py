@@ -24,7 +24,16 @@ from ttsnap.sampling.rng import seeded
 from .toy import ToyCombined, ToyFlexNet, ToyVae, ToyWriter, toy
 
 PROMPTS = ["a fox", "three red hens"]
-ALONE = ("", "inline", "veil", "first", "momentum", "cache", "mask", "inline veil first momentum mask")
+ALONE = (
+    "",
+    "inline",
+    "veil",
+    "first",
+    "momentum",
+    "cache",
+    "mask",
+    "inline veil first momentum mask",
+)
 BEHAVIOURS = (*ALONE, "duet", "duet first", "duet inline mask", "duet peek", "rows")
 
 
@@ -37,7 +46,14 @@ def reward(images: Tensor, prompts: list[str]) -> list[float]:
 
 
 def found(pipe: Any, **how: Any) -> Any:
-    asked = {"search": "ttsnap", "reward": reward, "seed": 1, "budget": "5images", "output_type": "pt", **how}
+    asked = {
+        "search": "ttsnap",
+        "reward": reward,
+        "seed": 1,
+        "budget": "5images",
+        "output_type": "pt",
+        **how,
+    }
     return pipe(PROMPTS, **asked)
 
 
@@ -50,7 +66,9 @@ def test_winners_are_the_stock_calls_whatever_that_does(does: str) -> None:
         assert torch.allclose(made, stock, atol=1e-6)
     if "duet" in does:
         each = zip(PROMPTS, out.search, strict=True)
-        sounds = [pipe(p, generator=seeded(result.best.seed), does=does).audio for p, result in each]
+        sounds = [
+            pipe(p, generator=seeded(result.best.seed), does=does).audio for p, result in each
+        ]
         assert torch.allclose(out.audio, torch.cat(sounds), atol=1e-6)
 
 
@@ -62,7 +80,8 @@ def growing() -> Any:
 
 
 SCHEDULERS: dict[str, Callable[[], Any]] = {
-    "inverted": lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),  # Mochi, OmniGen
+    # Mochi, OmniGen
+    "inverted": lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
     "growing": growing,
     "flow map": lambda: diffusers.FlowMapEulerDiscreteScheduler(shift=2.0),
     "minimax h3": diffusers.MiniMaxH3Scheduler,
@@ -80,7 +99,8 @@ def test_schedulers_that_no_family_knows_are_measured(name: str) -> None:
     assert torch.allclose(out.images[0], stock.images[0], atol=1e-6)
     assert 0.01 < stock.images.std() < 0.4
     schedule = twin.denoiser(num_inference_steps=5).schedule
-    # Of an image and noise, the scheduler's own last step makes the image, and so does the estimate.
+    # Of an image and noise, the scheduler's own last step makes the image, and so does the
+    # estimate.
     x, out = torch.randn(2, 1, 3, 8, 8, generator=seeded(0))
     scheduler, last = copy.deepcopy(schedule.scheduler), len(schedule.timesteps) - 1
     scheduler._step_index = last
@@ -91,7 +111,9 @@ def test_schedulers_that_no_family_knows_are_measured(name: str) -> None:
 
 
 def test_a_scheduler_keeps_latents_that_the_call_changes_in_place_as_that_does() -> None:
-    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True
+    )
     pipe, how = toy(scheduler), {"num_inference_steps": 5, "does": "over"}
     out = found(upgrade(pipe), batch_size=3, **how)
     made = pipe(PROMPTS[0], generator=seeded(out.search[0].best.seed), **how).images[0]
@@ -101,13 +123,16 @@ def test_a_scheduler_keeps_latents_that_the_call_changes_in_place_as_that_does()
 
 
 @pytest.mark.parametrize(("vae", "does"), [(ToyVae().eval(), ""), (None, "late")])
-def test_what_is_drawn_after_the_last_step_is_the_stock_calls(vae: ToyVae | None, does: str) -> None:
+def test_what_is_drawn_after_the_last_step_is_the_stock_calls(
+    vae: ToyVae | None, does: str
+) -> None:
     pipe = toy(vae=vae)
     out = found(upgrade(pipe), does=does, batch_size=3)
     for prompt, result, made in zip(PROMPTS, out.search, out.images, strict=True):
         stock = pipe(prompt, generator=seeded(result.best.seed), does=does).images[0]
         assert torch.allclose(made, stock, atol=1e-6)
-        assert any("vae" in said for said in result.warnings) == (vae is not None)  # its rows go one by one
+        # its rows go one by one
+        assert any("vae" in said for said in result.warnings) == (vae is not None)
     draws = toy(diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), vae)
     with pytest.raises(ValueError, match="after its last step"):
         found(upgrade(draws), does=does)
@@ -132,7 +157,11 @@ def test_a_language_model_writes_once_for_each_prompt(monkeypatch: pytest.Monkey
 def test_frames_are_one_video_and_several_pictures() -> None:
     frame = torch.zeros(3, 8, 8)
     videos = [[frame] * 5, torch.zeros(5, 3, 8, 8)], torch.zeros(2, 5, 3, 8, 8)
-    assert pictures_for({"video": [frame] * 5}) == pictures_for({"video": torch.zeros(5, 3, 8, 8)}) == {}
+    assert (
+        pictures_for({"video": [frame] * 5})
+        == pictures_for({"video": torch.zeros(5, 3, 8, 8)})
+        == {}
+    )
     assert [len(pictures_for({"video": each})["video"]) for each in videos] == [2, 2]
     assert len(pictures_for({"image": [frame] * 5})["image"]) == 5
 
@@ -140,7 +169,9 @@ def test_frames_are_one_video_and_several_pictures() -> None:
 def test_pictures_are_asked_for_in_a_form_in_which_the_call_makes_them() -> None:
     pipe = toy()
     out = found(upgrade(pipe), does="raw")
-    made = pipe(PROMPTS[0], generator=seeded(out.search[0].best.seed), does="raw", output_type="np").images
+    made = pipe(
+        PROMPTS[0], generator=seeded(out.search[0].best.seed), does="raw", output_type="np"
+    ).images
     assert torch.allclose(out.images[0], made[0], atol=1e-6)
 
 
@@ -157,7 +188,9 @@ def test_what_a_call_changes_of_its_arguments_is_its_own() -> None:
     pipe, shift = toy(), torch.zeros(1, 3, 8, 8)
     out = found(upgrade(pipe), shift=shift)
     assert shift.abs().max() == 0
-    stock = pipe(PROMPTS[0], generator=seeded(out.search[0].images[0].seed), shift=shift.clone()).images[0]
+    stock = pipe(
+        PROMPTS[0], generator=seeded(out.search[0].images[0].seed), shift=shift.clone()
+    ).images[0]
     assert torch.allclose(out.images[0], stock, atol=1e-6)
 
 
@@ -175,17 +208,22 @@ def test_only_what_the_call_allows_is_offered(does: str) -> None:
 def test_rows_that_are_made_twice_to_try_joining_are_told() -> None:
     pipe, rows = toy(vae=ToyVae().eval()), Counter[str]()
     pipe.transformer.register_forward_hook(lambda module, args, made: rows.update(nfe=len(args[0])))
-    pipe.vae.layer.register_forward_hook(lambda module, args, made: rows.update(decodes=len(args[0])))
+    pipe.vae.layer.register_forward_hook(
+        lambda module, args, made: rows.update(decodes=len(args[0]))
+    )
     twin = upgrade(pipe)
     spent = [result.spent for result in found(twin, batch_size=3).search]
     tried = spent[0].calibration
     assert tried.nfe > 0
-    assert rows == {"nfe": sum(each.cost.nfe for each in spent) + tried.nfe,
-                    "decodes": sum(each.cost.decodes for each in spent) + tried.decodes}  # fmt: skip
+    assert rows == {
+        "nfe": sum(each.cost.nfe for each in spent) + tried.nfe,
+        "decodes": sum(each.cost.decodes for each in spent) + tried.decodes,
+    }
 
 
 def test_states_go_on_in_other_frames_and_children_from_their_parents() -> None:
-    """Zero-order search mixes noise, RBF renoises, SMC branches: with rows at many steps, on two paths."""
+    """Zero-order search mixes noise, RBF renoises, SMC branches: with rows at many steps, on two
+    paths."""
     for how in (
         {"search": "zero-order"},
         {"search": "rbf", "kernel": "sde", "path": "vp"},
@@ -221,12 +259,18 @@ def test_pipelines_in_a_pipeline_are_named() -> None:
         found(upgrade(ToyCombined(**toy().components)))
 
 
-@pytest.mark.parametrize(("does", "late"), [("duet", True), ("duet first", True), ("duet peek", False)])
-def test_frames_that_step_several_fields_stay_where_tensors_alone_are_made_between(does: str, late: bool) -> None:
+@pytest.mark.parametrize(
+    ("does", "late"), [("duet", True), ("duet first", True), ("duet peek", False)]
+)
+def test_frames_that_step_several_fields_stay_where_tensors_alone_are_made_between(
+    does: str, late: bool
+) -> None:
     assert upgrade(toy()).denoiser(does=does).rehearsed.fields.late == late
 
 
-def test_frames_are_no_more_than_particles_and_go_with_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_are_no_more_than_particles_and_go_with_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     trim, counts = CallsDenoiser.trim, list[tuple[int, int]]()
 
     def counted(self: CallsDenoiser, particles: int) -> None:
@@ -260,7 +304,9 @@ def test_calls_of_frames_for_which_memory_is_short_are_halved_and_still_joined()
     def cramped(module: Any, args: Any, kwargs: Any) -> None:
         rows.append(len(args[0] if args else kwargs["hidden_states"]))
         if rows[-1] > 4:
-            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+            raise RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            )
 
     pipe.transformer.register_forward_pre_hook(cramped, with_kwargs=True)
     short = found(upgrade(pipe), batch_size=8)

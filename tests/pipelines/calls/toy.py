@@ -1,4 +1,5 @@
-"""A pipeline that nobody knows, which does by request what real ones do and a search has to find out."""
+"""A pipeline that nobody knows, which does by request what real ones do and a search has to find
+out."""
 
 from __future__ import annotations
 
@@ -82,7 +83,8 @@ class ToyVae(ModelMixin, ConfigMixin):
 
 
 class ToyWriter(ModelMixin, ConfigMixin):
-    """The length of a prompt -> that of a better one, by a call a letter, as language models write."""
+    """The length of a prompt -> that of a better one, by a call a letter, as language models
+    write."""
 
     @register_to_config
     def __init__(self) -> None:
@@ -103,7 +105,11 @@ class ToyPipeline(DiffusionPipeline):
     _optional_components = ("vae", "writer")
 
     def __init__(
-        self, transformer: ToyNet, scheduler: Any, vae: ToyVae | None = None, writer: ToyWriter | None = None
+        self,
+        transformer: ToyNet,
+        scheduler: Any,
+        vae: ToyVae | None = None,
+        writer: ToyWriter | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae, writer=writer)
@@ -130,7 +136,11 @@ class ToyPipeline(DiffusionPipeline):
         other = copy.deepcopy(self.scheduler)  # as LTX-2 does for a video's sound
         if "untuned" in does:
             other.set_timesteps(sigmas=[0.9, 0.5, 0.4, 0.2])
-        x = torch.randn(1, 3, 8, 8, generator=generator) if "inline" in does else self.prepare_latents(generator)
+        x = (
+            torch.randn(1, 3, 8, 8, generator=generator)
+            if "inline" in does
+            else self.prepare_latents(generator)
+        )
         veil = torch.randn(1, 3, 8, 8, generator=generator) if "veil" in does else torch.zeros(())
         noise = torch.randn(1, 3, 8, 8) if "global" in does else torch.zeros(())
         kept, mask = torch.zeros(()), torch.arange(8) < 4
@@ -144,14 +154,21 @@ class ToyPipeline(DiffusionPipeline):
         cache = ToyCache() if "cache" in does else None
         sound = self.prepare_sound_latents(generator) if "duet" in does else None
         for t, beside in zip(self.scheduler.timesteps, other.timesteps, strict=True):
-            given = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
-            out = self.transformer(given + 0.3 * veil + noise + first, t.expand(len(x)), text, sound, cache)
+            given = (
+                self.scheduler.scale_model_input(x, t)
+                if hasattr(self.scheduler, "scale_model_input")
+                else x
+            )
+            out = self.transformer(
+                given + 0.3 * veil + noise + first, t.expand(len(x)), text, sound, cache
+            )
             out, heard = out if isinstance(out, tuple) else (out, None)
             if "rows" in does:
                 out = out.mean(0, keepdim=True).expand_as(out)
             kept = 0.5 * kept + out if "momentum" in does else out
             stepped = self.scheduler.step(kept, t, x, return_dict=False)[0]
-            x = x.copy_(stepped) if "over" in does else stepped  # as SkyReels V2, whose scheduler keeps x
+            # as SkyReels V2, whose scheduler keeps x
+            x = x.copy_(stepped) if "over" in does else stepped
             if "mask" in does:
                 x = torch.where(mask, 0.1 * len(prompt), x)
             if "first" in does:
@@ -177,17 +194,27 @@ class ToyCombined(ToyPipeline):
     """Two loops, as Kandinsky's combined pipelines have them."""
 
     def __init__(
-        self, transformer: ToyNet, scheduler: Any, vae: ToyVae | None = None, writer: ToyWriter | None = None
+        self,
+        transformer: ToyNet,
+        scheduler: Any,
+        vae: ToyVae | None = None,
+        writer: ToyWriter | None = None,
     ) -> None:
         super().__init__(transformer, scheduler, vae, writer)
-        self.prior_pipe, self.decoder_pipe = (ToyPipeline(transformer, scheduler, vae) for _ in range(2))
+        self.prior_pipe, self.decoder_pipe = (
+            ToyPipeline(transformer, scheduler, vae) for _ in range(2)
+        )
 
-    def __call__(self, prompt: str, generator: Generator | None = None, output_type: str = "pt") -> Any:
+    def __call__(
+        self, prompt: str, generator: Generator | None = None, output_type: str = "pt"
+    ) -> Any:
         self.prior_pipe(prompt, generator=generator)
         return self.decoder_pipe(prompt, generator=generator)
 
 
-def toy(scheduler: Any = None, vae: ToyVae | None = None, writer: ToyWriter | None = None) -> ToyPipeline:
+def toy(
+    scheduler: Any = None, vae: ToyVae | None = None, writer: ToyWriter | None = None
+) -> ToyPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = ToyNet().eval()

@@ -398,11 +398,12 @@ def test_defaults_are_those_of_the_classic_call_and_those_that_were_set_on_the_p
     tmp_path: Path,
 ) -> None:
     (tmp_path / "ttsnap.json").write_text(json.dumps(NEGATIVE))
+    # of the first two one guides by an empty text
     for name in (
         "sd3 img2img",
         "qwen controlnet",
         "sdxl img2img",
-    ):  # of the first two one guides by an empty text
+    ):
         short = {"prompt": "a cat", "output_type": "pt", **CLASSIC[name].call}
         del short["negative_prompt"]
         pipe, plain = twin(name), stock(name)(**short, generator=seeded(2)).images

@@ -49,9 +49,8 @@ def test_the_guidance_of_a_call_is_that_of_both_experts_but_not_that_of_the_soun
     pipe, call = twin("ltx2"), CASES["ltx2"].call
     pipe.guider = pipe.audio_guider = LTX2Guidance(guidance_scale=2.0)
     assert pipe.denoiser(**call).passes_per_nfe == 2
-    assert (
-        pipe.denoiser(guidance_scale=1.0, **call).passes_per_nfe == 2
-    )  # the sound is guided still
+    # the sound is guided still
+    assert pipe.denoiser(guidance_scale=1.0, **call).passes_per_nfe == 2
 
 
 @pytest.mark.parametrize("name", named(names=["ltx image2video", "ltx2 image2video"]))
@@ -90,9 +89,8 @@ def test_video_and_sound_are_one_row() -> None:
     n = video.numel()
     assert torch.equal(row[:, :n], video.flatten(2).transpose(1, 2).reshape(1, -1))
     assert torch.equal(row[:, n:], sound.transpose(1, 2).reshape(1, -1))
-    assert (
-        call.passes_per_nfe == 4
-    )  # with the text, without it, with one block perturbed, with sound apart
+    # with the text, without it, with one block perturbed, with sound apart
+    assert call.passes_per_nfe == 4
 
 
 def test_the_path_of_a_kernel_is_that_of_video_and_sound() -> None:

@@ -1,4 +1,5 @@
-"""Fits a forecast to recorded trajectories: `ttsnap.simulation.calibrate` calls `fit` and adds prices."""
+"""Fits a forecast to recorded trajectories: `ttsnap.simulation.calibrate` calls `fit` and adds
+prices."""
 
 from __future__ import annotations
 
@@ -11,9 +12,13 @@ from ttsnap.core.looks import EstimatorAt
 
 
 def fit(
-    rewards: FloatArray, levels: tuple[float, ...], checks: tuple[EstimatorAt, ...], most_paths: int = 2000
+    rewards: FloatArray,
+    levels: tuple[float, ...],
+    checks: tuple[EstimatorAt, ...],
+    most_paths: int = 2000,
 ) -> Forecast:
-    """The model of trajectories `rewards` (P, S, K+1) at these checks: utilities at their steps, each by its look.
+    """The model of trajectories `rewards` (P, S, K+1) at these checks: utilities at their steps,
+    each by its look.
 
     Raises ValueError with too few trajectories, or where a prompt's rewards do not differ at all.
     """
@@ -23,10 +28,15 @@ def fit(
     spreads = scores[..., -1].std(1)
     varied = metrics.varied(scores[..., -1])
     if varied.sum() < 3:
-        raise ValueError("the finished rewards of nearly every prompt are all equal: there is nothing to search for")
+        raise ValueError(
+            "the finished rewards of nearly every prompt are all equal: there is nothing to"
+            " search for"
+        )
     standardised = (scores - means[:, None])[varied] / spreads[varied, None, None]
     beta, residual, gamma = regressions(standardised)
-    spread, spread_range, spread_count = _spread_by_mean(means[varied, -1], 2 * np.log(spreads[varied]))
+    spread, spread_range, spread_count = _spread_by_mean(
+        means[varied, -1], 2 * np.log(spreads[varied])
+    )
     paths = np.einsum("jk,psk->psj", gamma, standardised).reshape(-1, d)
     return Forecast(
         levels=tuple(levels),
@@ -47,21 +57,30 @@ def fit(
 def _at_checks(rewards: FloatArray, last: int, checks: tuple[EstimatorAt, ...]) -> FloatArray:
     """The rewards (P, S, d) at the checks, once both can be used; ValueError where they cannot."""
     if not rise(checks, last):
-        raise ValueError(f"checks must rise and end at the last grid step {last}, got {written(checks)}")
+        raise ValueError(
+            f"checks must rise and end at the last grid step {last}, got {written(checks)}"
+        )
     scores = rewards[:, :, [check.step for check in checks]]
     prompts, seeds, _ = scores.shape
     if prompts < 3 or seeds < 5:
-        raise ValueError(f"need at least 3 prompts of 5 seeds to calibrate, got {prompts} of {seeds}")
+        raise ValueError(
+            f"need at least 3 prompts of 5 seeds to calibrate, got {prompts} of {seeds}"
+        )
     if not np.isfinite(scores).all():
-        raise ValueError(f"scores at the checks {written(checks)} hold nan; record these steps, without failed rewards")
+        raise ValueError(
+            f"scores at the checks {written(checks)} hold nan; record these steps, without failed"
+            " rewards"
+        )
     return scores
 
 
 def regressions(standardised: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """beta (d, d), residual (d,) and gamma (d, d) of `Forecast`, from standardised scores (P, S, d)."""
+    """beta (d, d), residual (d,) and gamma (d, d) of `Forecast`, from standardised scores (P, S,
+    d)."""
     prompts, seeds, d = standardised.shape
     sigma = np.einsum("psi,psj->ij", standardised, standardised) / (prompts * (seeds - 1))
-    sigma[np.arange(d - 1), np.arange(d - 1)] *= 1 + 1e-3  # so that scores that repeat each other can be solved for
+    # so that scores that repeat each other can be solved for
+    sigma[np.arange(d - 1), np.arange(d - 1)] *= 1 + 1e-3
     beta, gamma, residual = np.zeros((d, d)), np.zeros((d, d)), np.empty(d)
     for j in range(d):
         known, with_this = slice(j), slice(j + 1)
@@ -71,10 +90,14 @@ def regressions(standardised: FloatArray) -> tuple[FloatArray, FloatArray, Float
     return beta, residual, gamma
 
 
-def _spread_by_mean(means: FloatArray, log: FloatArray) -> tuple[FloatArray, tuple[float, float], float]:
-    """`spread`, `spread_range` and `spread_count` of `Forecast`, from prompts' mean rewards and log s^2, (P,) each.
+def _spread_by_mean(
+    means: FloatArray, log: FloatArray
+) -> tuple[FloatArray, tuple[float, float], float]:
+    """`spread`, `spread_range` and `spread_count` of `Forecast`, from prompts' mean rewards and log
+    s^2, (P,) each.
 
-    Fewer than 50 prompts do not tell how the spread hangs on the mean; the spread is then a constant.
+    Fewer than 50 prompts do not tell how the spread hangs on the mean; the spread is then a
+    constant.
     """
     degree = 2 if len(means) >= 50 else 0
     coefficients = np.polynomial.polynomial.polyfit(means, log, degree)

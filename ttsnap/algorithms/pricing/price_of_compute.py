@@ -1,15 +1,18 @@
-"""Price of compute: buy one check of one candidate at a time, where it is worth most, and stop when none is worth it.
+"""Price of compute: buy one check of one candidate at a time, where it is worth most, and stop when
+none is worth it.
 
-Every candidate, and a fresh seed, has a reservation value at a price per evaluation (reservation.py; Weitzman 1979).
-The highest is advanced to its next check, of which the first may be a draft of its initial noise; when the best
-finished image beats them all, nothing is worth its price.
-Two ways to set the price:
+Every candidate, and a fresh seed, has a reservation value at a price per evaluation
+(reservation.py; Weitzman 1979). The highest is advanced to its next check, of which the first may
+be a draft of its initial noise; when the best finished image beats them all, nothing is worth its
+price. Two ways to set the price:
 
-- a budget of one prompt's own: the price is `kappa` over what is left of it, in units of the prompt's spread, and
-  falls until something is worth buying; only candidates that can still be finished are bought;
-- a pot that prompts share: every prompt stops at the price that spends the pot on average, by calibration. Then the
-  price falls in rungs. Each prompt says (Move.value) at which price it would go on, and the loop serves the highest
-  first. In a pot for later searches as well, it does not fall below the calibrated one.
+- a budget of one prompt's own: the price is `kappa` over what is left of it, in units of the
+  prompt's spread, and falls until something is worth buying; only candidates that can still be
+  finished are bought;
+- a pot that prompts share: every prompt stops at the price that spends the pot on average, by
+  calibration. Then the price falls in rungs. Each prompt says (Move.value) at which price it would
+  go on, and the loop serves the highest first. In a pot for later searches as well, it does not
+  fall below the calibrated one.
 """
 
 from __future__ import annotations
@@ -61,16 +64,18 @@ class PriceOfComputeState(NamedTuple):
 
 @dataclass(frozen=True)
 class PriceOfCompute:
-    """One candidate at a time is taken to its next check; which one, and when to stop, follows from the forecast."""
+    """One candidate at a time is taken to its next check; which one, and when to stop, follows from
+    the forecast."""
 
     forecast: Forecast
-    """What `ttsnap calibrate` found in a recording of this model, steps and reward; the file that it writes is an
-    algorithm by itself (--algorithm priced.json)."""
+    """What `ttsnap calibrate` found in a recording of this model, steps and reward; the file that
+    it writes is an algorithm by itself (--algorithm priced.json)."""
     n: int = 256
     """Most seeds of a prompt."""
     width: int = 1
-    """Candidates advanced at once, to fill a batch where there are few prompts. It costs some quality, as the second is
-    chosen before the first is seen. In a pot only what is worth the same price goes along. Simulation knows 1 only."""
+    """Candidates advanced at once, to fill a batch where there are few prompts. It costs some
+    quality, as the second is chosen before the first is seen. In a pot only what is worth the same
+    price goes along. Simulation knows 1 only."""
     price: float | None = None
     """Per evaluation, in units of the reward, for a pot, in place of the calibrated one."""
     floor: float = 0.0
@@ -84,12 +89,21 @@ class PriceOfCompute:
     def __post_init__(self) -> None:
         if isinstance(self.forecast, dict):
             object.__setattr__(self, "forecast", Forecast.from_json(self.forecast))
-        amounts = {"n": self.n, "width": self.width, "price": self.price, "cap": self.cap, "kappa": self.kappa}
+        amounts = {
+            "n": self.n,
+            "width": self.width,
+            "price": self.price,
+            "cap": self.cap,
+            "kappa": self.kappa,
+        }
         for name, value in amounts.items():
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         if self.cap < 1 or self.floor < 0:
-            raise ValueError(f"cap must be at least 1 share and floor at least 0, got {self.cap} and {self.floor}")
+            raise ValueError(
+                f"cap must be at least 1 share and floor at least 0, got {self.cap} and"
+                f" {self.floor}"
+            )
 
     @property
     def needs(self) -> Needs:
@@ -103,20 +117,25 @@ class PriceOfCompute:
 
     def init(self, task: Task) -> PriceOfComputeState:
         f = self.forecast
-        if len(f.levels) != task.grid.steps + 1 or not np.allclose(f.levels, task.grid.levels, atol=1e-3):
+        if len(f.levels) != task.grid.steps + 1 or not np.allclose(
+            f.levels, task.grid.levels, atol=1e-3
+        ):
             raise ValueError(
-                f"calibrated on a grid of {len(f.levels) - 1} steps with levels {f.levels[:3]}..., asked to search one "
-                f"of {task.grid.steps} with {task.grid.levels[:3]}...; record and calibrate with these steps"
+                f"calibrated on a grid of {len(f.levels) - 1} steps with levels {f.levels[:3]}...,"
+                f" asked to search one of {task.grid.steps} with {task.grid.levels[:3]}...; record"
+                " and calibrate with these steps"
             )
         if not np.isfinite(task.allowance):
             raise ValueError("price-of-compute needs a budget in evaluations, FLOPs or seconds")
         if task.begin_calls:
             raise ValueError(
-                "price-of-compute starts seeds that wait, and here each begins with a draft; set finish to noise"
+                "price-of-compute starts seeds that wait, and here each begins with a draft; set"
+                " finish to noise"
             )
         if task.groups is not None:
             raise ValueError(
-                "price-of-compute starts seeds that wait, and here they begin in groups; leave variety out"
+                "price-of-compute starts seeds that wait, and here they begin in groups; leave"
+                " variety out"
             )
         zero = np.zeros(())
         none, worst = np.empty(0), zero - np.inf
@@ -141,35 +160,49 @@ class PriceOfCompute:
         for i in range(self.width if not lead else 1):
             uid, stop, value, trial = self._choose(trial)
             chosen.append((uid, stop, value))
-            if i == 0:  # what goes beside it must not lower the price at which its score is looked at
+            # what goes beside it must not lower the price at which its score is looked at
+            if i == 0:
                 state = state._replace(rung=trial.rung, lower=trial.lower)
         uid = np.stack([one[0] for one in chosen], -1)
         stop = np.stack([one[1] for one in chosen], -1)
         value = np.stack([one[2] for one in chosen], -1)
-        # A pot serves a move by its value, so all its rows are worth that; with an own budget the batch is filled.
+        # A pot serves a move by its value, so all its rows are worth that; with an own budget the
+        # batch is filled.
         wanted = (value > -np.inf) & ((value == value[..., :1]) | (not state.tariff.task.shared))
         if not lead:
             uid, stop = uid[wanted], stop[wanted]
             if not len(uid):
                 return None, state
-        kind, at = np.full(uid.shape, Kind.CONTINUE, int), np.take_along_axis(particles.step, uid, -1)
+        kind, at = (
+            np.full(uid.shape, Kind.CONTINUE, int),
+            np.take_along_axis(particles.step, uid, -1),
+        )
         rows = Rows(kind, uid, at, stop, np.ones(uid.shape, bool), np.ones(uid.shape))
         return Move(rows, self._look, value=value[..., 0] if lead else float(value[0])), state
 
     def _begin(self, state: PriceOfComputeState, shape: tuple[int, ...]) -> PriceOfComputeState:
-        """A state with room for the particles of `shape` (..., n), and a copy of each belief for every search."""
+        """A state with room for the particles of `shape` (..., n), and a copy of each belief for
+        every search."""
         beliefs: dict[str, Any] = {
             name: np.array(np.broadcast_to(belief, (*shape[:-1], *belief.shape)))
             for name, belief in state._asdict().items()
             if name not in ("tariff", "stage", "evidence")
         }
-        return state._replace(**beliefs, stage=np.zeros(shape, int), evidence=np.full(shape, -np.inf))
+        return state._replace(
+            **beliefs, stage=np.zeros(shape, int), evidence=np.full(shape, -np.inf)
+        )
 
     def _learn(self, state: PriceOfComputeState, particles: Particles) -> PriceOfComputeState:
         """Take in the scores of the last move's rows that were carried out."""
         f = self.forecast
         checks, d = f.steps, len(f.checks)
-        mean, cov, squares, seen, best = state.mean, state.cov, state.squares, state.seen, state.best
+        mean, cov, squares, seen, best = (
+            state.mean,
+            state.cov,
+            state.squares,
+            state.seen,
+            state.best,
+        )
         stage, evidence = state.stage.copy(), state.evidence.copy()
         for w in range(particles.moved.shape[-1]):
             uid = np.maximum(particles.moved[..., w, None], 0)
@@ -186,7 +219,10 @@ class PriceOfCompute:
             learn = went & ~failed & ~straight
             if learn.any():
                 new = update(f, x, j, mean, cov, self._variance(mean, squares, seen))
-                mean, cov = np.where(learn[..., None], new[0], mean), np.where(learn[..., None, None], new[1], cov)
+                mean, cov = (
+                    np.where(learn[..., None], new[0], mean),
+                    np.where(learn[..., None, None], new[1], cov),
+                )
                 squares, seen = squares + np.where(learn, new[2], 0.0), seen + learn
             done = went & ~failed & (j == d - 1)
             if particles.selection.gated:
@@ -195,14 +231,27 @@ class PriceOfCompute:
             reached = np.where(failed, -1, j + 1)
             _put(stage, uid, reached, went)
             _put(evidence, uid, np.where(failed, -np.inf, (f.gamma[j] * x).sum(-1)), went)
-        return state._replace(mean=mean, cov=cov, squares=squares, seen=seen, stage=stage, evidence=evidence, best=best)
+        return state._replace(
+            mean=mean,
+            cov=cov,
+            squares=squares,
+            seen=seen,
+            stage=stage,
+            evidence=evidence,
+            best=best,
+        )
 
     def _variance(self, mean: FloatArray, squares: FloatArray, seen: FloatArray) -> FloatArray:
         f = self.forecast
-        return np.asarray((f.spread_count * f.prior_variance(mean[..., -1]) + squares) / (f.spread_count + seen))
+        return np.asarray(
+            (f.spread_count * f.prior_variance(mean[..., -1]) + squares) / (f.spread_count + seen)
+        )
 
-    def _choose(self, state: PriceOfComputeState) -> tuple[IntArray, IntArray, FloatArray, PriceOfComputeState]:
-        """The candidate with the highest reservation value, where it goes, at what price; -inf when none is worth it.
+    def _choose(
+        self, state: PriceOfComputeState
+    ) -> tuple[IntArray, IntArray, FloatArray, PriceOfComputeState]:
+        """The candidate with the highest reservation value, where it goes, at what price; -inf when
+        none is worth it.
 
         Also the state as if the choice had been paid for, to choose another one beside it.
         """
@@ -210,7 +259,11 @@ class PriceOfCompute:
         d, steps = len(f.checks), tariff.task.grid.steps
         stages = np.arange(d)
         first = np.stack(
-            [np.where(state.stage == j, state.evidence if j else 0.0, -np.inf).argmax(-1) for j in stages], -1
+            [
+                np.where(state.stage == j, state.evidence if j else 0.0, -np.inf).argmax(-1)
+                for j in stages
+            ],
+            -1,
         )
         there = np.take_along_axis(state.stage, first, -1) == stages
         top = np.where(there & (stages > 0), np.take_along_axis(state.evidence, first, -1), 0.0)
@@ -219,7 +272,8 @@ class PriceOfCompute:
         open_ = there & (np.where(must[..., None], tariff.finish[:-1], tariff.costs) <= left + 1e-9)
         center = state.mean[..., -1:]
         spread = np.sqrt(self._variance(state.mean, state.squares, state.seen))[..., None]
-        gamma = np.vstack([np.zeros_like(f.gamma[:1]), f.gamma[:-1]])  # of the check before each stage
+        # of the check before each stage
+        gamma = np.vstack([np.zeros_like(f.gamma[:1]), f.gamma[:-1]])
         forecast = top + center - np.einsum("jk,...k->...j", gamma, state.mean)
         z = np.where(stages > 0, (forecast - center) / spread, 0.0)
         level = self._level(state, spread[..., 0])
@@ -233,7 +287,9 @@ class PriceOfCompute:
         index = np.where(open_, center + spread * index, -np.inf)
         j = index.argmax(-1)
         uid = np.take_along_axis(first, j[..., None], -1)[..., 0]
-        straight = must & (j < d - 1) & (tariff.costs[j] + tariff.finish[j + 1] > left[..., 0] + 1e-9)
+        straight = (
+            must & (j < d - 1) & (tariff.costs[j] + tariff.finish[j + 1] > left[..., 0] + 1e-9)
+        )
         stop = np.where(straight, steps, f.steps[j])
         value = np.where(worth, price if tariff.task.shared else index.max(-1), -np.inf)
         cost = np.where(worth, np.where(straight, tariff.finish[j], tariff.costs[j]), 0.0)
@@ -243,31 +299,43 @@ class PriceOfCompute:
         return uid, stop, value, paid
 
     def _level(self, s: PriceOfComputeState, spread: FloatArray) -> FloatArray:
-        """A price of 1 in the unit of the table, per evaluation over s; kappa over what is left of an own budget."""
+        """A price of 1 in the unit of the table, per evaluation over s; kappa over what is left of
+        an own budget."""
         task = s.tariff.task
         if not task.shared:
             return np.asarray(self.kappa / np.maximum(s.tariff.cap - s.spent, 3.0))
-        return np.asarray(np.maximum(1.0, s.spent / task.allowance) ** self._pacing(task)[0] / spread)
+        return np.asarray(
+            np.maximum(1.0, s.spent / task.allowance) ** self._pacing(task)[0] / spread
+        )
 
     def _rung_price(self, tariff: Tariff, rung: FloatArray) -> FloatArray:
-        """By whole rungs, so that it is the same number for every prompt on a rung; 1 with an own budget."""
+        """By whole rungs, so that it is the same number for every prompt on a rung; 1 with an own
+        budget."""
         return np.asarray((tariff.price if tariff.task.shared else 1.0) * _RUNG**rung)
 
     def _fall(self, s: PriceOfComputeState, limit: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The first rung and `lower` whose price is below `limit`, falling from the present ones.
 
-        On every rung, `lower` dips in steps to a floor of its own before the price falls to the next. Where nothing is
-        below the limit, both end at their lowest.
+        On every rung, `lower` dips in steps to a floor of its own before the price falls to the
+        next. Where nothing is below the limit, both end at their lowest.
         """
         task, limit = s.tariff.task, limit * (1 - 1e-9)  # so that rounding leaves them below
         rung, lower = (np.array(np.broadcast_to(a, limit.shape)) for a in (s.rung, s.lower))
         least = np.full(limit.shape, _LEAST)
         if task.shared:
-            least = np.maximum(np.minimum(1.0, s.spent / task.allowance) ** self._pacing(task)[1], _LEAST)
-            deepest, below = (a * _LOWER ** _times(_LOWER, least / a) for a in (lower, np.ones(limit.shape)))
+            least = np.maximum(
+                np.minimum(1.0, s.spent / task.allowance) ** self._pacing(task)[1], _LEAST
+            )
+            deepest, below = (
+                a * _LOWER ** _times(_LOWER, least / a) for a in (lower, np.ones(limit.shape))
+            )
             end = max(self.floor, s.tariff.last) * (1 - 1e-9)
-            most = np.maximum(_times(_RUNG, end / self._rung_price(s.tariff, np.zeros(())), strict=True) - 1, rung)
-            needed = _times(_RUNG, limit / (self._rung_price(s.tariff, np.zeros(())) * below), strict=True)
+            most = np.maximum(
+                _times(_RUNG, end / self._rung_price(s.tariff, np.zeros(())), strict=True) - 1, rung
+            )
+            needed = _times(
+                _RUNG, limit / (self._rung_price(s.tariff, np.zeros(())) * below), strict=True
+            )
             fall = self._rung_price(s.tariff, rung) * deepest >= limit
             needed = np.where(fall, np.clip(needed, rung + 1, most), rung)
             rung, lower = needed, np.where(needed > rung, 1.0, lower)
@@ -276,7 +344,8 @@ class PriceOfCompute:
         return rung, lower * _LOWER**dips
 
     def _pacing(self, task: Task) -> tuple[float, float]:
-        """How fast the price rises above the allowance and may dip below it: gentler for a few images each."""
+        """How fast the price rises above the allowance and may dip below it: gentler for a few
+        images each."""
         return (2.0, 0.0) if task.allowance <= 5 * (task.grid.nfe + task.score_cost) else (4.0, 1.0)
 
 
@@ -287,7 +356,8 @@ def _put(array: NDArray[_Kind], uid: IntArray, value: NDArray[_Kind], where: Boo
 
 
 def _times(factor: float, target: FloatArray, *, strict: bool = False) -> FloatArray:
-    """How often 1 must be multiplied by `factor` < 1 to be at most `target`, or below it; 0 where it is already."""
+    """How often 1 must be multiplied by `factor` < 1 to be at most `target`, or below it; 0 where
+    it is already."""
     with np.errstate(divide="ignore"):
         t = np.log(target) / np.log(factor)
     times: FloatArray = np.maximum(np.floor(t) + 1 if strict else np.ceil(t - 1e-9), 0)

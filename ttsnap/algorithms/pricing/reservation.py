@@ -1,10 +1,12 @@
-"""What a candidate is worth at a price of compute: reservation values, tabulated once for a forecast.
+"""What a candidate is worth at a price of compute: reservation values, tabulated once for a
+forecast.
 
-A candidate's reservation value (Weitzman 1979, "Optimal Search for the Best Alternative"; Gittins 1979) is a sure
-reward: the one at which taking it is worth as much as going on with the candidate, paying for each further check.
-`reservation` tabulates it by backward induction over the forecasts of recorded trajectories. `look_up` reads the table.
-`break_even` reads it the other way: up to which price a candidate is worth more than a reward. `tariff_of` says what
-checks cost one prompt of a search.
+A candidate's reservation value (Weitzman 1979, "Optimal Search for the Best Alternative"; Gittins
+1979) is a sure reward: the one at which taking it is worth as much as going on with the candidate,
+paying for each further check. `reservation` tabulates it by backward induction over the forecasts
+of recorded trajectories. `look_up` reads the table. `break_even` reads it the other way: up to
+which price a candidate is worth more than a reward. `tariff_of` says what checks cost one prompt of
+a search.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ _BANDWIDTH, _PSEUDO_COUNT = 0.35, 30.0
 def reservation(f: Forecast, costs: tuple[float, ...]) -> FloatArray:
     """Reservation values (len(PRICES), d + 1, len(STATES)), standardised.
 
-    Entry j < d is for a candidate with j checks paid, whose next costs costs[j] evaluations. That of a fresh
-    seed (j = 0) does not depend on the state. Entry d is the value of a finished one.
+    Entry j < d is for a candidate with j checks paid, whose next costs costs[j] evaluations. That
+    of a fresh seed (j = 0) does not depend on the state. Entry d is the value of a finished one.
     """
     z, d = STATES, len(f.checks)
     moves = [_transitions(f.paths[:, j], f.paths[:, j + 1], _BANDWIDTH) for j in range(d - 1)]
@@ -44,17 +46,22 @@ def reservation(f: Forecast, costs: tuple[float, ...]) -> FloatArray:
     for i, price in enumerate(PRICES):
         worth = np.maximum(z[:, None], z)  # of state e when z is sure
         for j in range(d - 1, -1, -1):
-            # A fresh seed has no state: one row for all, which BLAS might round differently row by row.
-            go = (moves[j - 1] @ worth if j else np.tile(first @ worth, (len(z), 1))) - price * costs[j]
+            # A fresh seed has no state: one row for all, which BLAS might round differently row by
+            # row.
+            go = (
+                moves[j - 1] @ worth if j else np.tile(first @ worth, (len(z), 1))
+            ) - price * costs[j]
             table[i, j] = _indifferent(go - z)
             worth = np.maximum(go, z)
     return table
 
 
 def _transitions(a: FloatArray, b: FloatArray, bandwidth: float) -> FloatArray:
-    """How forecasts move from one check to the next, (len(STATES), len(STATES)), rows summing to one.
+    """How forecasts move from one check to the next, (len(STATES), len(STATES)), rows summing to
+    one.
 
-    Observed increments b - a, smoothed over a, mixed with the increments of all trajectories as pseudo-counts.
+    Observed increments b - a, smoothed over a, mixed with the increments of all trajectories as
+    pseudo-counts.
     """
     n, step = len(STATES), STATES[1] - STATES[0]
     ia, ib = (np.clip((v - STATES[0]) / step, 0, n - 1.001) for v in (a, b))
@@ -82,14 +89,18 @@ def _indifferent(gap: FloatArray) -> FloatArray:
     q = np.clip(positive - 1, 0, last - 1)
     here, there = np.take_along_axis(gap, np.stack([q, q + 1], 1), 1).T
     inside = z[q] + (z[1] - z[0]) * here / np.where(here > there, here - there, 1.0)
-    roots: FloatArray = np.where(positive == 0, z[0] + gap[:, 0], np.where(positive > last, z[last], inside))
+    roots: FloatArray = np.where(
+        positive == 0, z[0] + gap[:, 0], np.where(positive > last, z[last], inside)
+    )
     return roots
 
 
 def look_up(table: FloatArray, price: FloatArray, j: IntArray, state: FloatArray) -> FloatArray:
-    """Reservation values at prices per evaluation over s, stages and standardised forecasts, all broadcast together.
+    """Reservation values at prices per evaluation over s, stages and standardised forecasts, all
+    broadcast together.
 
-    Linear between the tabulated points and, beyond the states, by shifting (a forecast higher by 1 is worth 1 more).
+    Linear between the tabulated points and, beyond the states, by shifting (a forecast higher by 1
+    is worth 1 more).
     """
     t = np.log(np.maximum(price, 1e-30) / PRICES[0]) / _RATIO
     t = np.clip(t, 0, len(PRICES) - 1.001)
@@ -100,7 +111,8 @@ def look_up(table: FloatArray, price: FloatArray, j: IntArray, state: FloatArray
 
 
 def break_even(table: FloatArray, j: IntArray, state: FloatArray, value: FloatArray) -> FloatArray:
-    """The price per evaluation over s up to which reservation values exceed `value`: the inverse of `look_up`.
+    """The price per evaluation over s up to which reservation values exceed `value`: the inverse of
+    `look_up`.
 
     0 where they do at no price, inf where they do at every tabulated one.
     """
@@ -120,7 +132,8 @@ def break_even(table: FloatArray, j: IntArray, state: FloatArray, value: FloatAr
 def _along_prices(
     table: FloatArray, j: IntArray, state: FloatArray
 ) -> tuple[Callable[[IntArray], FloatArray], FloatArray]:
-    """Values at tabulated price i, less a part that is the same at all prices: both at stages and states (...,)."""
+    """Values at tabulated price i, less a part that is the same at all prices: both at stages and
+    states (...,)."""
     inside = np.clip(state, STATES[0], STATES[-1])
     u = np.minimum((inside - STATES[0]) / (STATES[1] - STATES[0]), len(STATES) - 1.001)
     q = u.astype(int)
@@ -136,11 +149,13 @@ def _along_prices(
 
 
 _FIRST = 2.0
-"""A pot starts above its calibrated price: prices only fall, and one too low for these prompts wastes the pot."""
+"""A pot starts above its calibrated price: prices only fall, and one too low for these prompts
+wastes the pot."""
 
 
 class Tariff(NamedTuple):
-    """What checks cost one prompt, and the price that it starts from: what does not change during a search."""
+    """What checks cost one prompt, and the price that it starts from: what does not change during a
+    search."""
 
     task: Task
     costs: FloatArray
@@ -158,21 +173,25 @@ class Tariff(NamedTuple):
 
 
 def tariff_of(f: Forecast, task: Task, price: float | None, shares: float) -> Tariff:
-    """Of one prompt. price: that a pot starts from, None for the calibrated one; shares: of a pot, at most."""
+    """Of one prompt. price: that a pot starts from, None for the calibrated one; shares: of a pot,
+    at most."""
     costs, finish = costs_of(f, task)
     first = last = 0.0
     if task.shared:
         first = _FIRST * f.price_for(task.allowance) if price is None else price
         last = 1e-6 * first
     table = reservation(f, tuple(costs.tolist()))
-    return Tariff(task, costs, finish, table, first, last, task.allowance * (shares if task.shared else 1.0))
+    return Tariff(
+        task, costs, finish, table, first, last, task.allowance * (shares if task.shared else 1.0)
+    )
 
 
 def costs_of(f: Forecast, task: Task) -> tuple[FloatArray, FloatArray]:
     """`costs` and `finish` of a tariff.
 
-    A check takes the evaluations up to its step, that of its look or the calls of the drafter, and a score. The
-    particle goes on with its look's evaluation; the drafter's calls are paid for the look alone.
+    A check takes the evaluations up to its step, that of its look or the calls of the drafter, and
+    a score. The particle goes on with its look's evaluation; the drafter's calls are paid for the
+    look alone.
     """
     looks = [read_look(check.look) for check in f.checks]
     taken = costs_in_turn(f.steps, looks, task)

@@ -1,1 +1,2 @@
-"""Sequential Monte Carlo: particles with weights (FK steering, DAS), their targets, and how they are resampled."""
+"""Sequential Monte Carlo: particles with weights (FK steering, DAS), their targets, and how they
+are resampled."""

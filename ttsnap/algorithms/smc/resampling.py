@@ -1,8 +1,10 @@
-"""Weights in log space, and resampling schemes: which particles go on, and how often, in place of weighted ones.
+"""Weights in log space, and resampling schemes: which particles go on, and how often, in place of
+weighted ones.
 
-Each scheme takes weights (n,), not negative, of any sum, and gives indices (m,), rising but for multinomial; index i
-comes m w_i times on average, w the weights over their sum. A weight of 0 is never drawn; where all are 0, they count
-as equal. Chopin & Papaspiliopoulos, An Introduction to Sequential Monte Carlo, 2020, chapter 9.
+Each scheme takes weights (n,), not negative, of any sum, and gives indices (m,), rising but for
+multinomial; index i comes m w_i times on average, w the weights over their sum. A weight of 0 is
+never drawn; where all are 0, they count as equal. Chopin & Papaspiliopoulos, An Introduction to
+Sequential Monte Carlo, 2020, chapter 9.
 """
 
 from __future__ import annotations
@@ -34,8 +36,11 @@ def ess(logw: FloatArray) -> float:
     return float(1 / np.square(normalised(logw)).sum())
 
 
-def temper_by_ess(logw_at: Callable[[float], FloatArray], low: float, high: float, least: float) -> float:
-    """How far an inverse temperature may go from `low` to `high` before ess(logw_at(lam)) falls below `least`.
+def temper_by_ess(
+    logw_at: Callable[[float], FloatArray], low: float, high: float, least: float
+) -> float:
+    """How far an inverse temperature may go from `low` to `high` before ess(logw_at(lam)) falls
+    below `least`.
 
     By bisection (Jasra et al., 2011), from above: the result is just too far, or `high`.
     """
@@ -53,17 +58,20 @@ def multinomial(weights: FloatArray, m: int, rng: np.random.Generator) -> IntArr
 
 
 def stratified(weights: FloatArray, m: int, rng: np.random.Generator) -> IntArray:
-    """One uniform in each of m equal slices of [0, 1) (Kitagawa, 1996): counts differ from m w by less than 2."""
+    """One uniform in each of m equal slices of [0, 1) (Kitagawa, 1996): counts differ from m w by
+    less than 2."""
     return _invert(weights, (np.arange(m) + rng.random(m)) / m)
 
 
 def systematic(weights: FloatArray, m: int, rng: np.random.Generator) -> IntArray:
-    """One uniform, repeated at distances of 1/m: counts are m w rounded down or up (Carpenter et al., 1999)."""
+    """One uniform, repeated at distances of 1/m: counts are m w rounded down or up (Carpenter et
+    al., 1999)."""
     return _invert(weights, (np.arange(m) + rng.random()) / m)
 
 
 def residual(weights: FloatArray, m: int, rng: np.random.Generator) -> IntArray:
-    """floor(m w) copies of each, the others multinomial in what is left of m w (Liu & Chen, 1998)."""
+    """floor(m w) copies of each, the others multinomial in what is left of m w (Liu & Chen,
+    1998)."""
     counts, rest = _whole(weights, m)
     left = m - int(counts.sum())
     if left:
@@ -72,10 +80,12 @@ def residual(weights: FloatArray, m: int, rng: np.random.Generator) -> IntArray:
 
 
 def ssp(weights: FloatArray, m: int, rng: np.random.Generator) -> IntArray:
-    """Srinivasan sampling process (Gerber, Chopin & Whiteley 2019, arXiv 1707.01845): m w, rounded at random.
+    """Srinivasan sampling process (Gerber, Chopin & Whiteley 2019, arXiv 1707.01845): m w, rounded
+    at random.
 
-    What is left of m w after rounding down is settled between two at a time: one of them ends up whole, at 0 or 1, so
-    that both means stay. The other goes on to the next. Counts are m w rounded down or up, negatively associated.
+    What is left of m w after rounding down is settled between two at a time: one of them ends up
+    whole, at 0 or 1, so that both means stay. The other goes on to the next. Counts are m w rounded
+    down or up, negatively associated.
     """
     counts, rest = _whole(weights, m)
     open_, *others = np.flatnonzero(rest).tolist() or [0]
@@ -98,13 +108,17 @@ def _share(weights: FloatArray) -> FloatArray:
 
 
 def _invert(weights: FloatArray, u: FloatArray) -> IntArray:
-    """The inverse of the weights' distribution function at u, which rounding must not bring to 1."""
+    """The inverse of the weights' distribution function at u, which rounding must not bring to
+    1."""
     cumulative = _share(weights).cumsum()
-    return np.searchsorted(cumulative / cumulative[-1], np.minimum(u, np.nextafter(1, 0)), side="right")
+    return np.searchsorted(
+        cumulative / cumulative[-1], np.minimum(u, np.nextafter(1, 0)), side="right"
+    )
 
 
 def _whole(weights: FloatArray, m: int) -> tuple[IntArray, FloatArray]:
-    """m w rounded down, and what is left of it. What is whole but for rounding errors counts as whole."""
+    """m w rounded down, and what is left of it. What is whole but for rounding errors counts as
+    whole."""
     share = m * _share(weights)
     whole = np.floor(share + 1e-9)
     return whole.astype(int), np.maximum(share - whole, 0)

@@ -1,9 +1,11 @@
-"""Sequential Monte Carlo over the denoising path: particles are weighted by early scores and resampled on the way.
+"""Sequential Monte Carlo over the denoising path: particles are weighted by early scores and
+resampled on the way.
 
-FK steering (arXiv 2501.06848), DAS (arXiv 2501.05803; with guidance "twisted"), the breadth-first search of arXiv
-2505.23614 and the funnel (arXiv 2508.12361) are settings of it. Under guidance (guided_steps.py) weights also carry the
-ratio of the plain sampler to the guided one. Whatever the potentials, their product along a path is exp(lam r), r the
-reward of the finished image: weighted images are drawn from p(x) exp(lam r(x)).
+FK steering (arXiv 2501.06848), DAS (arXiv 2501.05803; with guidance "twisted"), the breadth-first
+search of arXiv 2505.23614 and the funnel (arXiv 2508.12361) are settings of it. Under guidance
+(guided_steps.py) weights also carry the ratio of the plain sampler to the guided one. Whatever the
+potentials, their product along a path is exp(lam r), r the reward of the finished image: weighted
+images are drawn from p(x) exp(lam r(x)).
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class SMCState(NamedTuple):
     stat: FloatArray = np.empty(0)
     """(n,) running max or sum of each lineage's scores."""
     ratio: FloatArray = np.empty(0)
-    """(n,) log ratio of the plain sampler to the guided one up to the last check; 0 without guidance."""
+    """(n,) log ratio of the plain sampler to the guided one up to the last check; 0 without
+    guidance."""
 
     @property
     def log_z(self) -> float:
@@ -74,29 +77,31 @@ class SMCState(NamedTuple):
 
 @dataclass(frozen=True)
 class SMC(Settings):
-    """Particles go together; where the effective sample size at a check is low, they are resampled."""
+    """Particles go together; where the effective sample size at a check is low, they are
+    resampled."""
 
     n: Count | None = None
     """Particles; None for as many as the budget affords."""
     lam: Positive = 10.0
-    """The target is p(x) exp(lam r(x)). It is in units of 1 / reward: take 2 to 10 over the spread of a prompt's
-    rewards; 10 suits ImageReward, whose spread is about 1 [FK steering's code]."""
+    """The target is p(x) exp(lam r(x)). It is in units of 1 / reward: take 2 to 10 over the spread
+    of a prompt's rewards; 10 suits ImageReward, whose spread is about 1 [FK steering's code]."""
     potential: Potential = "max"
-    """Of a check, from the score there (current), the max or sum of all so far, or the difference from the last [arXiv
-    2505.23614]."""
+    """Of a check, from the score there (current), the max or sum of all so far, or the difference
+    from the last [arXiv 2505.23614]."""
     temper: Temper = "increase"
-    """How the inverse temperature rises to lam: constant, linear, increase (by
-    min((1 + gamma)^step - 1, 1)), or adaptive: as far as the effective sample size allows [arXiv 2501.05803]."""
+    """How the inverse temperature rises to lam: constant, linear, increase (by min((1 + gamma)^step
+    - 1, 1)), or adaptive: as far as the effective sample size allows [arXiv 2501.05803]."""
     gamma: Positive | None = None
-    """Of temper increase; None so that 1 is reached after 87 % of the steps, as by .008 at 100 steps [arXiv
-    2501.05803]."""
+    """Of temper increase; None so that 1 is reached after 87 % of the steps, as by .008 at 100
+    steps [arXiv 2501.05803]."""
     resampler: str = "ssp"
     """Ssp, systematic, stratified, residual or multinomial [arXiv 2505.23614]."""
     ess: Share = 0.5
-    """Share of the particles below which their effective number makes for resampling; 1: always, 0: never [FK
-    steering's code and arXiv 2501.05803]."""
+    """Share of the particles below which their effective number makes for resampling; 1: always, 0:
+    never [FK steering's code and arXiv 2501.05803]."""
     every: Count | None = None
-    """Grid steps from check to check; None: a fifth of them [FK steering, for SDXL: 20, 40, 60, 80 of 100 steps]."""
+    """Grid steps from check to check; None: a fifth of them [FK steering, for SDXL: 20, 40, 60, 80
+    of 100 steps]."""
     first: float = 0.84
     """Noise level of the first check [FK steering, for SDXL]."""
     last: float = 0.36
@@ -104,10 +109,11 @@ class SMC(Settings):
     steps: tuple[Natural, ...] | None = None
     """The checks as grid steps, rising, in place of every, first and last."""
     unique: bool = False
-    """Whether a particle that is drawn several times goes on once: pruning by resampling, for kernels that draw no
-    noise [DOG-Trim's SMC on the ODE]."""
+    """Whether a particle that is drawn several times goes on once: pruning by resampling, for
+    kernels that draw no noise [DOG-Trim's SMC on the ODE]."""
     shrink: Fraction = 1.0
-    """Share of particles left after the last check; each check leaves the same share of the former."""
+    """Share of particles left after the last check; each check leaves the same share of the
+    former."""
     lockstep: ClassVar[bool] = False
 
     @property
@@ -124,11 +130,15 @@ class SMC(Settings):
             raise ValueError(f"levels must be 0 <= last <= first <= 1; got {self}")
 
     def init(self, task: Task) -> SMCState:
-        # Not before the last step: samplers draw no noise in it, and the estimate there is the image already.
+        # Not before the last step: samplers draw no noise in it, and the estimate there is the
+        # image already.
         levels, end = np.asarray(task.grid.levels[:-2]), task.grid.steps
         if self.steps is not None:
             if not all(a < b for a, b in pairwise((*self.steps, end - 1))):
-                raise ValueError(f"checks at steps {list(self.steps)} must rise and be below {end - 1}, of {end} steps")
+                raise ValueError(
+                    f"checks at steps {list(self.steps)} must rise and be below {end - 1}, of {end}"
+                    " steps"
+                )
             return SMCState((*self.steps, end), task.keep, self.n or 1)
         inside = np.flatnonzero((levels <= self.first + 1e-9) & (levels >= self.last - 1e-9))
         checks = inside[:: self.every or max(1, round(end / 5))].tolist()
@@ -145,13 +155,16 @@ class SMC(Settings):
         ahead = tuple(s for s in state.steps if s > particles.step[uids].max())
         return state._replace(steps=ahead, n=n, uids=np.resize(uids, n))
 
-    def step(self, s: SMCState, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, SMCState]:
+    def step(
+        self, s: SMCState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, SMCState]:
         if s.at < 0:
             if len(s.uids):
                 move = advance(particles, s.uids, s.steps[0], drop=particles.others(s.uids))
             else:
                 move = fresh(s.n, s.steps[0])
-            none = np.full(s.n, -np.inf if self.potential == "max" else 0.0)  # below any score, which may be negative
+            # below any score, which may be negative
+            none = np.full(s.n, -np.inf if self.potential == "max" else 0.0)
             even, zeros = np.full(s.n, -np.log(s.n)), np.zeros(s.n)
             s = s._replace(logw=even, total=zeros, stat=none, ratio=zeros)
         else:
@@ -168,7 +181,8 @@ class SMC(Settings):
         return max(1, min(s.n, s.least), round(s.n * share))
 
     def _weighed(self, s: SMCState, particles: Particles) -> SMCState:
-        """The weights times the potentials of the scores at this check; 0 where a score is missing."""
+        """The weights times the potentials of the scores at this check; 0 where a score is
+        missing."""
         r = particles.value(s.uids)
         known = np.isfinite(r)
         if not known.any() and not s.last:
@@ -192,17 +206,22 @@ class SMC(Settings):
             return rising(s.steps[s.at], s.steps[-1], self.gamma)
         return (s.at + 1) / len(s.steps) if self.temper == "linear" else 1.0
 
-    def _log_potential(self, s: SMCState, r: FloatArray, lam: float, stat: FloatArray) -> FloatArray:
-        """Of a lineage at this check: exp(lam stat), but for "difference", of which that is the product.
+    def _log_potential(
+        self, s: SMCState, r: FloatArray, lam: float, stat: FloatArray
+    ) -> FloatArray:
+        """Of a lineage at this check: exp(lam stat), but for "difference", of which that is the
+        product.
 
-        The last makes the product over a lineage exp(lam r), whatever it was so far and whoever was resampled.
+        The last makes the product over a lineage exp(lam r), whatever it was so far and whoever was
+        resampled.
         """
         if s.last:
             return lam * r - s.total
         return lam * stat - (s.total if self.potential == "difference" else 0.0)
 
     def _resampled(self, s: SMCState, rng: np.random.Generator) -> SMCState:
-        """Who goes on, the heaviest first: drawn by weight where weights are uneven or fewer are to go on."""
+        """Who goes on, the heaviest first: drawn by weight where weights are uneven or fewer are to
+        go on."""
         m, now = self._size(s, s.at + 1), self._size(s, s.at)
         rows, logw = np.asarray(np.flatnonzero(s.logw > -np.inf), int), s.logw
         if self.ess >= 1 or m < now or ess(logw) < self.ess * now:
