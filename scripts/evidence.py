@@ -36,7 +36,7 @@ CLAIM = """
 
 **To claim an open cell**, open an issue named `evidence: MODEL on CARD`; it is yours for two weeks. Run
 `ttsnap check MODEL` (`--dry-run` says what fits), and [send what it wrote](contributing.md).
-GO, NO-GO and undecided count alike. Other models and cards are as welcome.
+GO, NO-GO and undecided count alike.
 
 **A maintainer looks** at the sheet, the parity rung and the versions. Tests ask whether the verdict follows from the
 figures, and whether the files name a path, a host, a user or a key.
