@@ -56,12 +56,12 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(?!ttsnap).*\b(Any|Callable|Iterator|Mapping|Sequence|Path|Literal|ClassVar|Protocol|NamedTuple|"
         r"Accelerator|DataclassInstance|Tensor|Module|device|dtype|Generator|Image|ndarray|NDArray|floating|integer|"
-        r"bool|BaseOutput|ValidationError)",
+        r"bool|BaseOutput|ValidationError|Future)",
     ),
     (
         r"py:.*",
         r"(_thread|torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|contextlib|inspect|pathlib|typing|types|"
-        r"logging|starlette|uvicorn|fastapi|ray|annotated_types|pydantic|concurrent|weakref|opentelemetry|httpx)\..*",
+        r"logging|threading|starlette|uvicorn|fastapi|ray|annotated_types|pydantic|concurrent|weakref|opentelemetry|httpx)\..*",
     ),
     # Aliases of types, which have no entry, and the bounds within them.
     (

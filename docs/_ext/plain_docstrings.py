@@ -36,7 +36,7 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     """Escape a docstring in place, as autodoc-process-docstring asks for. A block that is set off
     is literal."""
     names = parameters(obj)
-    lines[:] = [line for block in blocks(lines) for line in (listed(block, names) or block)]
+    lines[:] = [line for block in blocks(lines) for line in (listed(block, names) or joined(block))]
     out: list[str] = []
     literal = False
     for i, line in enumerate(lines):
@@ -74,6 +74,23 @@ def listed(block: list[str], names: tuple[str, ...]) -> list[str]:
         else:
             return []
     return [line for entry in entries for line in entry] if len(entries) > 1 or block[1:] else []
+
+
+def joined(block: list[str]) -> list[str]:
+    """The lines of a paragraph, those that go on in deeper ones with them."""
+    found: list[str] = []
+    for line in block:
+        deeper = bool(found) and margin(line) > margin(found[-1])
+        if deeper and margin(block[0]) == 0 and not found[-1].endswith(":"):
+            found[-1] += f" {line.strip()}"
+        else:
+            found.append(line)
+    return found
+
+
+def margin(line: str) -> int:
+    """By how many spaces a line is indented."""
+    return len(line) - len(line.lstrip())
 
 
 def parameters(obj: Any) -> tuple[str, ...]:

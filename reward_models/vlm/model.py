@@ -5,16 +5,18 @@ Each question is a file of prompts/, with {text_prompt} in place of the prompt o
 Files are their authors' to the character, misspellings and trailing spaces included: a model scores
 badly by another wording than it was trained with. Sources:
 
-hpsv3.txt: INSTRUCTION and prompt_with_special_token of hpsv3/dataset/data_collator_qwen.py, hpsv3
-    1.0.0 (PyPI).
-video_align.txt: DETAILED_PROMPT_WITH_SPECIAL_TOKEN of prompt_template.py,
-github.com/KlingAIResearch/VideoAlign. edit_reward_following.txt, edit_reward_quality.txt:
-INSTRUCTION_EDIT_FOLLOWING and INSTRUCTION_EDIT_QUALITY of EditReward/dataset/prompts.py, each with
-prompt_with_special_token of data_collator_qwen_edit.py beside it,
-github.com/TIGER-AI-Lab/EditReward. edit_score_following.txt, edit_score_quality.txt: SC_prompt and
-PQ_prompt of the class EditScore of editscore 0.2 (PyPI) with its score_range of 25.
-unified_reward.txt: inference_qwen/UnifiedReward-2.0-inference/point_score_ACS_image_generation.py,
-github.com/CodeGoat24/UnifiedReward.
+- hpsv3.txt: INSTRUCTION and prompt_with_special_token of hpsv3/dataset/data_collator_qwen.py,
+  hpsv3 1.0.0 (PyPI).
+- video_align.txt: DETAILED_PROMPT_WITH_SPECIAL_TOKEN of prompt_template.py,
+  github.com/KlingAIResearch/VideoAlign.
+- edit_reward_following.txt, edit_reward_quality.txt: INSTRUCTION_EDIT_FOLLOWING and
+  INSTRUCTION_EDIT_QUALITY of EditReward/dataset/prompts.py, each with prompt_with_special_token of
+  data_collator_qwen_edit.py beside it, github.com/TIGER-AI-Lab/EditReward.
+- edit_score_following.txt, edit_score_quality.txt: SC_prompt and PQ_prompt of the class EditScore
+  of editscore 0.2 (PyPI) with its score_range of 25.
+- unified_reward.txt:
+  inference_qwen/UnifiedReward-2.0-inference/point_score_ACS_image_generation.py,
+  github.com/CodeGoat24/UnifiedReward.
 """
 
 from __future__ import annotations
