@@ -147,10 +147,17 @@ def read_state(path: Path, names: Names = (), unused: tuple[str, ...] = ()) -> d
 
 
 def _check_unpacked(path: Path) -> None:
-    """ValueError for a zip that unpacks to more than its own size, which no torch.save writes."""
+    """ValueError for what no torch.save writes.
+
+    That is a zip that unpacks to more than its own size, and a file that begins as neither a zip
+    nor a pickle: torch would try it as a tar archive, which it unpacks into a folder of its own.
+    """
     with path.open("rb") as file:
-        if file.read(4) != b"PK\3\4":  # torch's older format, no zip
-            return
+        start = file.read(4)
+    if start[:1] == b"\x80":  # torch's older format, a pickle
+        return
+    if start != b"PK\3\4":
+        raise ValueError("it begins as no file of weights does")
     with zipfile.ZipFile(path) as packed:
         entries = packed.infolist()
     unpacked = sum(entry.file_size for entry in entries)
