@@ -144,16 +144,21 @@ def keep_decoder(pipe: Any, place: torch.device) -> None:
 
     Each batch of decodes would move the denoiser off the device and back.
     """
-    gauge, sizes, order = (
-        gauge_of(place),
-        weights(pipe),
-        getattr(pipe, "model_cpu_offload_seq", None),
-    )
-    if gauge is None or order is None or "vae" not in sizes:
+    gauge, order = gauge_of(place), getattr(pipe, "model_cpu_offload_seq", None)
+    if gauge is None or order is None:
         return
-    if sizes.pop("vae") + max(sizes.values(), default=0) <= SHARE * gauge.free():
+    if decoder_stays(weights(pipe), gauge.free()):
         pipe.model_cpu_offload_seq = "->".join(name for name in order.split("->") if name != "vae")
         pipe._exclude_from_cpu_offload = [*pipe._exclude_from_cpu_offload, "vae"]
+
+
+def decoder_stays(sizes: Mapping[str, int], free: float) -> bool:
+    """Whether the VAE fits beside the largest other network.
+
+    sizes: bytes of the networks, by name. free: bytes of the device.
+    """
+    others = [size for name, size in sizes.items() if name != "vae"]
+    return "vae" in sizes and sizes["vae"] + max(others, default=0) <= SHARE * free
 
 
 def weights(pipe: Any) -> dict[str, int]:

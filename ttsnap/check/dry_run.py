@@ -16,6 +16,7 @@ from ttsnap.engine.batch_sizes import MOST
 from ttsnap.files.writing import markdown
 from ttsnap.loop.search import foreseen, prepared
 from ttsnap.pipelines.on_paper import Answers
+from ttsnap.pipelines.opening import decoder_stays
 from ttsnap.profiling.memory import SHARE
 from ttsnap.request.request import Prepared
 from ttsnap.sampling import rng
@@ -105,8 +106,7 @@ class Paper:
         vae = self.weights.get("vae", 0)
         denoiser = max(self.weights[name] for name in self.denoisers)
         largest = max((size for name, size in self.weights.items() if name != "vae"), default=0)
-        # it stays, and so does the denoiser while it decodes (pipelines/opening.py)
-        if vae + largest <= SHARE * free:
+        if decoder_stays(self.weights, free):  # and so does the denoiser while it decodes
             return vae + largest, vae + denoiser, vae + denoiser
         return largest, denoiser, vae
 
