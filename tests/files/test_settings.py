@@ -68,6 +68,7 @@ def test_what_is_left_out_keeps_its_default() -> None:
         ({"one": {}}, r"^missing key\(s\) one\.width$"),
         ({"one": 3}, "^one must be keys and values, got 3"),
         ({"other": 3}, r"^unknown key\(s\) other; known are rate, keep, share, one, many$"),
+        ({"a\n\x1b": 3}, r"^unknown key\(s\) a\\n\\x1b; known are"),
         ([], "^the settings must be keys and values"),
     ],
 )

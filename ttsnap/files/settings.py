@@ -173,7 +173,7 @@ def line(error: ValidationError, name: str, value: object, hint: object) -> tupl
         for place, each in found
         if each["type"] == "unexpected_keyword_argument"
     ]:
-        level = strange[0][0].removesuffix(str(strange[0][1][-1]))
+        level = strange[0][0].removesuffix(_key(strange[0][1][-1]))
         known = [level + key for key in _keys(hint, strange[0][1][:-1])]
         near = did_you_mean(strange[0][0], known)
         keys = ", ".join(place for place, _ in strange)
@@ -220,7 +220,7 @@ def _place(name: str, value: Any, loc: Sequence[int | str], kind: str) -> str:
     well."""
     for part in loc:
         if isinstance(value, Mapping) and part in value:
-            name, value = f"{name}.{part}".removeprefix("."), value[part]
+            name, value = f"{name}.{_key(part)}".removeprefix("."), value[part]
         elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
             name, value = f"{name}[{part}]", value[part]
         elif part == "[key]":
@@ -230,6 +230,12 @@ def _place(name: str, value: Any, loc: Sequence[int | str], kind: str) -> str:
         if kind == "missing" and isinstance(loc[-1], str)
         else name
     )
+
+
+def _key(part: int | str) -> str:
+    """A key as messages show it, in one line."""
+    text = str(part)
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _keys(hint: object, loc: Sequence[int | str]) -> list[str]:
