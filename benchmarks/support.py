@@ -175,6 +175,11 @@ def _measured(name: str, case: Case) -> Measured:
     except ValueError as error:
         return Measured(name, f"refused: {_sentence(error)}", scheduler=scheduler)
     except Exception as error:
+        try:
+            _alone(case, 0)
+        except Exception:
+            reason = f"not measured: the stock call fails the second time ({_sentence(error)})"
+            return Measured(name, reason, scheduler=scheduler)
         return Measured(
             name, f"fails: {type(error).__name__}: {_sentence(error)}", scheduler=scheduler
         )

@@ -102,10 +102,12 @@ def _begin_stepping(own: Any, timestep: Any) -> None:
     """Put a scheduler to the position of its first step, by its own method if it has one."""
     if hasattr(own, "_init_step_index"):
         own._init_step_index(timestep)
-    elif own._begin_index is None:
-        setattr(own, POSITION, own.index_for_timestep(timestep))
-    else:
+    elif own._begin_index is not None:
         setattr(own, POSITION, own._begin_index)
+    elif hasattr(own, "index_for_timestep"):
+        setattr(own, POSITION, own.index_for_timestep(timestep))
+    else:  # as Helios's, which reads no position
+        setattr(own, POSITION, 0)
 
 
 def _telling(own: Any, told: Told) -> dict[str, Any]:

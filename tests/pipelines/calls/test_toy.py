@@ -254,6 +254,11 @@ def test_what_cannot_be_searched_is_refused(does: str, why: str) -> None:
         found(upgrade(toy()), does=does)
 
 
+def test_a_step_that_reads_tensors_of_the_call_is_refused_without_a_position() -> None:
+    with pytest.raises(ValueError, match="dmd_sigmas"):
+        found(upgrade(toy(diffusers.HeliosDMDScheduler(stages=1))), does="told")
+
+
 def test_pipelines_in_a_pipeline_are_named() -> None:
     with pytest.raises(ValueError, match=r"pipe\.decoder_pipe"):
         found(upgrade(ToyCombined(**toy().components)))

@@ -166,7 +166,8 @@ class ToyPipeline(DiffusionPipeline):
             if "rows" in does:
                 out = out.mean(0, keepdim=True).expand_as(out)
             kept = 0.5 * kept + out if "momentum" in does else out
-            stepped = self.scheduler.step(kept, t, x, return_dict=False)[0]
+            more = {"dmd_sigmas": self.scheduler.sigmas} if "told" in does else {}
+            stepped = self.scheduler.step(kept, t, x, return_dict=False, **more)[0]
             # as SkyReels V2, whose scheduler keeps x
             x = x.copy_(stepped) if "over" in does else stepped
             if "mask" in does:
