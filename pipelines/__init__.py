@@ -86,6 +86,11 @@ def downgrade(pipe: SearchPipeline[Stock]) -> Stock:
     )
 
 
+def _is_known(cls: type) -> bool:
+    """Whether this is one of diffusers' own classes that a family searches."""
+    return cls.__name__ in FAMILIES and cls.__module__.startswith("diffusers.")
+
+
 @functools.cache
 def search_class(cls: Any) -> Any:
     """The search pipeline's class for a pipeline class; the same class where it searches already.
@@ -95,14 +100,8 @@ def search_class(cls: Any) -> Any:
     """
     if issubclass(cls, load_object(SEARCH)):
         return cls
-    base = next(
-        (
-            b
-            for b in cls.__mro__
-            if b.__name__ in FAMILIES and b.__module__.startswith("diffusers.")
-        ),
-        None,
-    )
+    known = [base for base in cls.__mro__ if _is_known(base)]
+    base = known[0] if known else None
     if base is None or cls.__call__ is not base.__call__:
         return load_object(CALLS)(cls)
     family_class = load_object(FAMILIES[base.__name__])
@@ -207,10 +206,8 @@ def index_of(folder: Path, given: Collection[str], trusted: bool) -> dict[str, A
     """
     import diffusers.pipelines
 
-    index, known = (
-        read_json(folder / "model_index.json"),
-        {"diffusers", "transformers", *dir(diffusers.pipelines)},
-    )
+    index = read_json(folder / "model_index.json")
+    known = {"diffusers", "transformers", *dir(diffusers.pipelines)}
     if not isinstance(index, dict):
         raise ValueError(
             f"{folder / 'model_index.json'} must hold an object, got {str(index)[:60]}"

@@ -189,11 +189,9 @@ class PipelineDenoiser(Denoiser):
     def scale(self) -> float:
         """The guidance scale of this call: the one that the network reads, or that of its two
         passes."""
-        return (
-            self.guidance.scale
-            if self.embedded_scale is None or not self.embeds
-            else self.embedded_scale
-        )
+        if self.embedded_scale is None or not self.embeds:
+            return self.guidance.scale
+        return self.embedded_scale
 
     @property
     def embeds(self) -> bool:
@@ -327,10 +325,8 @@ class PipelineDenoiser(Denoiser):
         """
         texts = self.texts
         if self._in_ram:
-            texts, at = (
-                texts.each(lambda fields: on(taken(fields, at), x.device)),
-                torch.arange(len(at)),
-            )
+            texts = texts.each(lambda fields: on(taken(fields, at), x.device))
+            at = torch.arange(len(at))
         return self.guidance(self.call, x, t, step, texts, at)
 
     def forward(self, *inputs: Any, **more: Any) -> Tensor:

@@ -120,11 +120,9 @@ class SearchMixin:
             pipe = pipeline_copy.copied(pipeline, cls)
         else:
             pipe = pipeline_copy.rebuilt(pipeline, cls, changes)
-        return (
-            pipe
-            if dtype is None and old is None
-            else pipe.to(dtype=old if dtype is None else dtype)
-        )
+        if dtype is None and old is None:
+            return pipe
+        return pipe.to(dtype=old if dtype is None else dtype)
 
     def to_json_string(self) -> str:
         """Saved under the stock class's name, so that plain diffusers can load the folder."""
@@ -254,10 +252,8 @@ class SearchMixin:
     def _search(self, asked: arguments.SearchArguments, known: Any, call: dict[str, Any]) -> Any:
         wanted = asked.search
         stock_call, takes = dict(call), self.call_arguments()
-        generator, (keep, output_type, return_dict) = (
-            call.pop("generator", None),
-            arguments.returned(call, known),
-        )
+        generator = call.pop("generator", None)
+        keep, output_type, return_dict = arguments.returned(call, known)
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
         prompts = arguments.prompts_of(call, wanted.reward_prompts)
         call = {name: value for name, value in call.items() if name in takes}
@@ -265,10 +261,8 @@ class SearchMixin:
             raise ValueError(
                 f"output_type must be one of {self.output_types} under search, got {output_type!r}"
             )
-        latent, sounds = (
-            output_type == "latent",
-            "audio" in {field.name for field in fields(self.output_class)},
-        )
+        latent = output_type == "latent"
+        sounds = "audio" in {field.name for field in fields(self.output_class)}
         batch = EngineOptions.of(asked.batches, keep=("latents",) if latent or sounds else ())
         with arguments.drawn(
             arguments.source_of(wanted.seed, generator, len(prompts) * keep)
@@ -301,8 +295,6 @@ class SearchMixin:
             output.label_images(images, results, found.record)
         output.warn_of_missing(results, keep)
         more = {"nsfw_content_detected": flags, "audio": audio}
-        return (
-            output.make_output(self.output_class, images, results, **more)
-            if return_dict
-            else (images, results)
-        )
+        if return_dict:
+            return output.make_output(self.output_class, images, results, **more)
+        return images, results

@@ -15,10 +15,8 @@ def quiet(name: str) -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     logger = logging.getLogger(name)
-    level, drawing = (
-        logger.level,
-        [x for x in (diffusers_logging, transformers_logging) if x.is_progress_bar_enabled()],
-    )
+    level = logger.level
+    drawing = [x for x in (diffusers_logging, transformers_logging) if x.is_progress_bar_enabled()]
     logger.setLevel(logging.CRITICAL)
     for library in drawing:
         library.disable_progress_bar()

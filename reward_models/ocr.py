@@ -134,19 +134,15 @@ class OCR(RewardModel):
     ) -> Tensor:
         """images (N, 3, H, W) in [0, 1] -> (N,) float32; nan where a prompt quotes nothing."""
         check_images(images, prompts)
-        scores = [
-            (
-                similarity(
-                    wanted,
-                    [word for line in lines for word in line.text.split()],
-                    whole=self.reads == "line",
-                )
-                if (wanted := quoted(prompt))
-                else float("nan")
-            )
-            for lines, prompt in zip(self.read(images), prompts, strict=True)
-        ]
-        return torch.tensor(scores, dtype=torch.float32)
+        scores = map(self._score, self.read(images), prompts)
+        return torch.tensor(list(scores), dtype=torch.float32)
+
+    def _score(self, lines: Sequence[TextLine], prompt: str) -> float:
+        wanted = quoted(prompt)
+        if not wanted:
+            return float("nan")
+        words = [word for line in lines for word in line.text.split()]
+        return similarity(wanted, words, whole=self.reads == "line")
 
     def read(self, images: Tensor) -> list[list[TextLine]]:
         """images (N, 3, H, W) in [0, 1] -> the lines of text in each, from top to bottom."""

@@ -206,11 +206,9 @@ def shorter_side(x: Tensor, size: int) -> tuple[int, int]:
     """The height and width with a shorter side of `size`; the longer side is rounded down, as in
     torchvision."""
     height, width = x.shape[-2:]
-    return (
-        (size, int(size * width / height))
-        if height <= width
-        else (int(size * height / width), size)
-    )
+    if height <= width:
+        return size, int(size * width / height)
+    return int(size * height / width), size
 
 
 def resize_like_pil(x: Tensor, to: tuple[int, int], mode: str = "bicubic") -> Tensor:
@@ -291,11 +289,9 @@ def resize_longer_side(x: Tensor, size: int, mode: str = "bicubic") -> Tensor:
     height, width = x.shape[-2:]
     scale = size / max(height, width)
     to = (max(1, round(height * scale)), max(1, round(width * scale)))
-    return (
-        x
-        if to == (height, width)
-        else functional.interpolate(x, size=to, mode=mode, antialias=True)
-    )
+    if to == (height, width):
+        return x
+    return functional.interpolate(x, size=to, mode=mode, antialias=True)
 
 
 def centre_crop(x: Tensor, size: int, whole: Callable[[float], int]) -> Tensor:

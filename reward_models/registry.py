@@ -155,11 +155,9 @@ def make_rewards(
 def named(text: str) -> tuple[str, str]:
     """The name and the spec in NAME=SPEC; a spec alone is its own name."""
     name, equals, spec = text.partition("=")
-    return (
-        (name, spec)
-        if equals and name.replace("-", "").replace("_", "").isalnum()
-        else (text, text)
-    )
+    if equals and name.replace("-", "").replace("_", "").isalnum():
+        return name, spec
+    return text, text
 
 
 def check_names(specs: object) -> None:

@@ -207,11 +207,9 @@ class Scorer(NetworkReward):
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of the whole prompt, with the special ones."""
-        return (
-            len(self.tokenizer(prompt, truncation=False)["input_ids"])
-            if self.tokenizer is not None
-            else 0
-        )
+        if self.tokenizer is not None:
+            return len(self.tokenizer(prompt, truncation=False)["input_ids"])
+        return 0
 
     def check(self, prompts: Sequence[str]) -> None:
         """Warn of prompts that the text encoder cuts, as the published reward does."""

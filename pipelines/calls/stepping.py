@@ -117,10 +117,8 @@ def _telling(own: Any, told: Told) -> dict[str, Any]:
     def retimed(*args: Any, **kwargs: Any) -> None:
         set_timesteps(*args, **kwargs)
         vars(own)[WHOLE] = not own.timesteps.is_floating_point()
-        own.timesteps, own.num_inference_steps = (
-            told.times.to(own.timesteps.device),
-            len(told.times),
-        )
+        own.timesteps = told.times.to(own.timesteps.device)
+        own.num_inference_steps = len(told.times)
         if told.sigmas is not None:
             own.sigmas = told.sigmas.to(own.sigmas.device)
 

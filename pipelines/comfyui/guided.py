@@ -51,10 +51,8 @@ class GuidedCall:
         """What samplers begin with: latents (N, ...) of initial noise and what is redrawn."""
         from comfy.samplers import Sampler
 
-        scaling, most = (
-            self.guider.inner_model.model_sampling,
-            Sampler().max_denoise(self.guider, self.sigmas),
-        )
+        scaling = self.guider.inner_model.model_sampling
+        most = Sampler().max_denoise(self.guider, self.sigmas)
         # some add the latent in place
         x: Tensor = scaling.noise_scaling(self.sigmas[0], noise.clone(), latent, most)
         return x
@@ -219,11 +217,9 @@ class GuidedDenoiser(Denoiser):
         if key not in self._seeded:
             self._seeded[key] = not alike(guided.conds(0), guided.conds(1))
         if len(cond) == 1:
-            return (
-                guided.told(self.seeds_of(cond)[0], call, *columns)
-                if self._seeded[key]
-                else call(*columns)
-            )
+            if self._seeded[key]:
+                return guided.told(self.seeds_of(cond)[0], call, *columns)
+            return call(*columns)
         if not self._seeded[key] and key not in self._lone:
             try:
                 return call(*columns)

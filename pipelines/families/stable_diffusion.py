@@ -27,10 +27,8 @@ def apply_settings(denoiser: PipelineDenoiser, call: SimpleNamespace) -> dict[st
     encode_prompt."""
     denoiser.embedded_scale = denoiser.pipe._guidance_scale = call.guidance_scale
     denoiser.pipe._guidance_rescale = call.guidance_rescale
-    denoiser.pipe._clip_skip, denoiser.pipe._cross_attention_kwargs = (
-        call.clip_skip,
-        call.cross_attention_kwargs,
-    )
+    denoiser.pipe._clip_skip = call.clip_skip
+    denoiser.pipe._cross_attention_kwargs = call.cross_attention_kwargs
     scale = (call.cross_attention_kwargs or {}).get("scale")
     return {"num_images_per_prompt": 1, "lora_scale": scale, "clip_skip": call.clip_skip}
 

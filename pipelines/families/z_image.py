@@ -90,11 +90,9 @@ def limited(limit: float, unconditional: Tensor, conditional: Tensor, scale: flo
     """conditional + scale * (conditional - unconditional), each row at most `limit` times the norm
     of the conditional row. 0 is no limit."""
     guided = conditional + scale * (conditional - unconditional)
-    return (
-        guided
-        if limit <= 0
-        else torch.stack([_cut(*rows, limit) for rows in zip(guided, conditional, strict=True)])
-    )
+    if limit <= 0:
+        return guided
+    return torch.stack([_cut(*rows, limit) for rows in zip(guided, conditional, strict=True)])
 
 
 def _cut(guided: Tensor, conditional: Tensor, limit: float) -> Tensor:

@@ -107,11 +107,9 @@ class SchedulerKernel:
     def init(
         self, noise: Tensor, key: rng.Key, generator: torch.Generator, guess: Tensor | None = None
     ) -> Memory | None:
-        return (
-            Memory(key, generator, self.scheduler if self.copied else None)
-            if self.keeps_history
-            else None
-        )
+        if self.keeps_history:
+            return Memory(key, generator, self.scheduler if self.copied else None)
+        return None
 
     def step(
         self,

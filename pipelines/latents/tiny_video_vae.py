@@ -107,10 +107,8 @@ class TinyVideoVAE(nn.Module):
         }
         self.config: Any = FrozenDict({**sizes, **unscaled, "timestep_conditioning": False})
         self.temperal_downsample = [more > 1 for more in reversed(times)]
-        self.temporal_compression_ratio, self.spatial_compression_ratio = (
-            math.prod(times),
-            8 * patch_size,
-        )
+        self.temporal_compression_ratio = math.prod(times)
+        self.spatial_compression_ratio = 8 * patch_size
 
     @property
     def dtype(self) -> torch.dtype:

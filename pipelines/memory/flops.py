@@ -111,11 +111,9 @@ def count(
     length, so that its own are to be encoded afterwards.
     """
     denoiser.encode([_TYPICAL])
-    own, x, zero = (
-        caller(),
-        denoiser.init_latents([seeded(0)] * rows),
-        torch.zeros(rows, dtype=torch.long),
-    )
+    own = caller()
+    x = denoiser.init_latents([seeded(0)] * rows)
+    zero = torch.zeros(rows, dtype=torch.long)
 
     def made(by: Any, latents: Tensor) -> tuple[float, ...]:
         calls = [

@@ -90,10 +90,8 @@ class JudgeOptions(Settings):
         ValueError where no model is named, OpenAI's own server lacks a key, or the key cannot be
         one.
         """
-        model, base_url = (
-            self.model or os.environ.get(MODEL, ""),
-            self.base_url or os.environ.get(BASE_URL, ""),
-        )
+        model = self.model or os.environ.get(MODEL, "")
+        base_url = self.base_url or os.environ.get(BASE_URL, "")
         if not model:
             raise ValueError(
                 f"a judge needs the name of a model: set {MODEL}, or write judge:yes:model=NAME"

@@ -50,10 +50,8 @@ class Judge(RewardModel):
             raise ValueError("a rubric needs at least one criterion")
         self.kind, self.criteria = kind, dict(criteria)
         self.client = Client(options or JudgeOptions())
-        self.name, self.tokens = (
-            f"judge:{kind} {self.client.options.model}",
-            self.client.options.image_tokens,
-        )
+        self.name = f"judge:{kind} {self.client.options.model}"
+        self.tokens = self.client.options.image_tokens
         self.usage = self.client.usage
 
     def __call__(

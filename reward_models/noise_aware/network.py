@@ -113,11 +113,9 @@ class Network(nn.Module):
         def moved(name: str, parameter: nn.Parameter) -> bool:
             """Whether it was trained: half of an adapter begins at 0, a tensor of the network as
             the base's."""
-            return (
-                bool(parameter.any())
-                if "lora_B" in name
-                else name in own and not torch.equal(parameter, own[name])
-            )
+            if "lora_B" in name:
+                return bool(parameter.any())
+            return name in own and not torch.equal(parameter, own[name])
 
         trained = [
             i for i, named in enumerate(tensors) if any(moved(*item) for item in named.items())

@@ -108,11 +108,9 @@ class NoiseAware(RewardModel):
                 f" {levels} for {kind}"
             )
         self.name, self.base, self.spec = f"{teacher.name}-na", teacher, spec or teacher.name
-        self.scorer, self.example, self.embed_images = (
-            learner,
-            teacher.example,
-            learner.embed_images,
-        )
+        self.scorer = learner
+        self.example = teacher.example
+        self.embed_images = learner.embed_images
         self.tokens, self.scale, self.shift = teacher.tokens, 1.0, 0.0
         self.kind, self.rank, self.levels, self.batch_size = kind, rank, levels, batch_size
         self.level_embedding = level_embedding and not levels
@@ -156,11 +154,9 @@ class NoiseAware(RewardModel):
         clean, estimates = below.nonzero()[:, 0], (~below).nonzero()[:, 0]
         for rows in (clean, *estimates.split(self.batch_size)):
             if len(rows):
-                x, texts, at = (
-                    images[rows.to(images.device)],
-                    [prompts[i] for i in rows.tolist()],
-                    levels[rows],
-                )
+                x = images[rows.to(images.device)]
+                texts = [prompts[i] for i in rows.tolist()]
+                at = levels[rows]
                 part = (
                     self._by_base(x, texts, rows.tolist(), taken)
                     if rows is clean

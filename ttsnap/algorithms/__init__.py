@@ -146,13 +146,11 @@ def name_of(algorithm: Algorithm) -> str:
             value != vars(algorithm)[key] for key, value in vars(make_algorithm(name)).items()
         )
 
-    return (
-        min(names, key=others)
-        if len(names) > 1
-        else names[0]
-        if names
-        else type(algorithm).__name__
-    )
+    if len(names) > 1:
+        return min(names, key=others)
+    if names:
+        return names[0]
+    return type(algorithm).__name__
 
 
 def spec_of(algorithm: Algorithm) -> dict[str, Any]:

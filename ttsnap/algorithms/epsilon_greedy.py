@@ -138,10 +138,8 @@ class EpsilonGreedy(Settings):
         pivot = np.tile(tops, tries)
         explores = (rng.random(len(pivot)) < self.eps) | (pivot < 0)
         share = 1 / np.sqrt(1 + rng.uniform(0, self.lam, len(pivot)) ** 2)
-        parents, waits = (
-            np.tile(states, 1 + tries),
-            np.arange(len(states) * (1 + tries)) < len(states),
-        )
+        parents = np.tile(states, 1 + tries)
+        waits = np.arange(len(states) * (1 + tries)) < len(states)
         near = np.append(np.zeros(len(states), bool), ~explores)
         rows = Rows(
             kind=np.where(near, Kind.NEAR, Kind.CONTINUE),

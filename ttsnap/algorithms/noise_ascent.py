@@ -121,10 +121,8 @@ class NoiseAscent(Settings):
         else:
             worse = self._disliked(new, s.pivot, particles)
             better = not worse and particles.value([new])[0] > particles.value([s.pivot])[0]
-            drop, reject = (
-                np.array([s.pivot if better else new]),
-                np.array([new] if worse else [], int),
-            )
+            drop = np.array([s.pivot if better else new])
+            reject = np.array([new] if worse else [], int)
             s = s._replace(strikes=s.strikes + 1 if worse else 0, left=s.left - 1)
             s = (
                 s._replace(pivot=new, angle=min(1.5 * s.angle, math.pi / 2))
@@ -144,10 +142,8 @@ class NoiseAscent(Settings):
     def _start(self, s: NoiseAscentState, particles: Particles) -> tuple[Move, NoiseAscentState]:
         if not s.given:
             return fresh(1, s.end), s._replace(phase="start", strikes=0)
-        pivot, s = (
-            s.given[0],
-            s._replace(phase="start", pivot=s.given[0], given=s.given[1:], strikes=0),
-        )
+        pivot = s.given[0]
+        s = s._replace(phase="start", pivot=s.given[0], given=s.given[1:], strikes=0)
         if particles.finished[pivot]:
             return ascend([pivot], math.cos(s.angle), s.end), s._replace(phase="step")
         return advance(particles, [pivot], s.end), s

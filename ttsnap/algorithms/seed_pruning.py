@@ -144,10 +144,8 @@ class SeedPruning(Settings):
         calls = self.draft_calls or task.draft_calls
         # Drafts take n * one, n * keep survivors the rest.
         shares = np.cumprod([1.0, *(check.keep for check in checks[:-1])])
-        one, rest = (
-            task.draft_cost * calls + task.checking,
-            float(shares @ _costs(checks, task, begun=True)),
-        )
+        one = task.draft_cost * calls + task.checking
+        rest = float(shares @ _costs(checks, task, begun=True))
         keep = one / rest * (1 - share) / share
         return (Check(0, min(1.0, keep), Draft(calls)),)
 

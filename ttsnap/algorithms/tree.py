@@ -101,11 +101,9 @@ class BestFirst(Settings):
             return None, state
         end, allowance = state.task.grid.steps, state.task.allowance
         waiting = [uid for uid in state.given if uid not in tree.uids]
-        left, seen, rows = (
-            float(particles.left),
-            set[int](),
-            list[tuple[int, int, int, int, bool]](),
-        )
+        left = float(particles.left)
+        seen = set[int]()
+        rows = list[tuple[int, int, int, int, bool]]()
         scored = tree.uids[
             np.isfinite(tree.value[tree.uids]) & (particles.step[tree.uids] < end)
         ].tolist()

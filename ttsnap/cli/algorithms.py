@@ -40,18 +40,12 @@ def listed() -> str:
 
 def grouped(width: int = 80) -> str:
     """The same by group, under what its members have in common."""
-    blocks = [
-        "\n".join(
-            [
-                *textwrap.wrap(title, width),
-                *(_line(n) for n, entry in ALGORITHMS.items() if entry.group == group),
-            ]
-        )
-        for group, title in GROUPS.items()
-    ]
-    return "\n\n".join(
-        [*blocks, "ttsnap algorithms NAME shows what one needs, its options and its source."]
-    )
+    blocks = []
+    for group, title in GROUPS.items():
+        members = [_line(name) for name, entry in ALGORITHMS.items() if entry.group == group]
+        blocks.append("\n".join([*textwrap.wrap(title, width), *members]))
+    blocks.append("ttsnap algorithms NAME shows what one needs, its options and its source.")
+    return "\n\n".join(blocks)
 
 
 def _line(name: str) -> str:

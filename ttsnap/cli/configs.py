@@ -40,11 +40,9 @@ def _loading(what: str) -> set[str]:
     return {option.flag for option in _DECLARED if option.loads == what}
 
 
-_REWARDS, _MODELS, _ADDRESSES = (
-    {*_loading("reward"), "base"},
-    _loading("model"),
-    _loading("address"),
-)
+_REWARDS = {*_loading("reward"), "base"}
+_MODELS = _loading("model")
+_ADDRESSES = _loading("address")
 _LIKENESSES = _loading("likeness")
 _TEXTS = {*_loading("text"), "prompts", "call"}
 

@@ -124,10 +124,8 @@ def print_curves(
     from ttsnap.core import utility
     from ttsnap.simulation.simulate import compare
 
-    base, many = (
-        curves[BASE],
-        f"{len(recording.prompts)} prompt{'s' if len(recording.prompts) > 1 else ''}",
-    )
+    base = curves[BASE]
+    many = f"{len(recording.prompts)} prompt{'s' if len(recording.prompts) > 1 else ''}"
     reward = utility.described(given, recording.reward_names)
     print(f"{many} x {recording.seeds} seeds, {ledger} ledger, the winner's score: {reward}")
     rows = [["budget", *curves]]

@@ -119,11 +119,9 @@ def run(a: Arguments) -> int:
     make = _alone(*asked) if workers == WorkerOptions() else _together(*asked, workers)
 
     def safe() -> str:
-        return (
-            "{} of {} units of work are".format(*progress(out))
-            if (out / RECORDING).exists()
-            else "no work is"
-        )
+        if (out / RECORDING).exists():
+            return "{} of {} units of work are".format(*progress(out))
+        return "no work is"
 
     with resumable(out, safe):
         recording = make()
@@ -249,11 +247,9 @@ def check_draft(recording: Recording, hot: Path) -> str:
             f"{table}\nnot noted: the drafts' scores and the estimates' vary together in no prompt;"
             " record more"
         )
-    where, model, guidance = (
-        str(info["draft"]),
-        str(info["model"]),
-        float(str(info["draft_guidance"])),
-    )
+    where = str(info["draft"])
+    model = str(info["model"])
+    guidance = float(str(info["draft_guidance"]))
     name = calls_of(where)[0]
     noted = hot if name == HOT else Path(name).expanduser()
     if noted.is_file() and not name.endswith(HOT_FILE):

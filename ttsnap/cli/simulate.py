@@ -60,6 +60,8 @@ examples:
   ttsnap simulate flux_hps.safetensors --algorithms authors.json \\
       --budgets 400:4000:200tflop --ledger published
 """
+_AXES = {"flops": (1e12, "TFLOPs"), "nfe": (1, "denoiser evaluations")}
+"""Of units of work: what a plot divides them by, and calls them."""
 
 
 def parser() -> Parser:
@@ -204,11 +206,7 @@ def _write(out: Path, curves: Mapping[str, Curve], reward: str) -> None:
     except ImportError:
         raise ValueError(f"curves.csv is written; for the plot, {install('plot')}") from None
     unit = unit_of(next(iter(curves.values())).budgets)
-    scale, label = (
-        (1e12, "TFLOPs")
-        if unit == "flops"
-        else (1, "denoiser evaluations" if unit == "nfe" else unit)
-    )
+    scale, label = _AXES.get(unit, (1, unit))
     figure = Figure(figsize=(10, 4), layout="constrained")
     level, gain = figure.subplots(1, 2)
     base = curves[BASE]

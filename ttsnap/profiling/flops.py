@@ -43,11 +43,9 @@ def on_meta(module: nn.Module) -> nn.Module:
 
 def _emptied(tensor: torch.Tensor) -> torch.Tensor:
     empty = tensor.detach().to("meta")
-    return (
-        torch.nn.Parameter(empty, requires_grad=False)
-        if isinstance(tensor, torch.nn.Parameter)
-        else empty
-    )
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(empty, requires_grad=False)
+    return empty
 
 
 def count_flops(call: Callable[[], object]) -> float:

@@ -172,16 +172,17 @@ class FunctionReward(RewardModel):
     )
 
     def __init__(self, given: Callable[..., Scores], name: str | None = None) -> None:
-        own = {name: stated(given, name, _NOTHING) for name in ("name", *self._OPTIONAL)}
+        for attribute in self._OPTIONAL:
+            own = stated(given, attribute, _NOTHING)
+            if own is not _NOTHING:
+                vars(self)[attribute] = own
         called = stated(given, "__name__", type(given).__name__)
-        vars(self).update(
-            {"name": called} | {key: value for key, value in own.items() if value is not _NOTHING}
-        )
-        self.name, self.given, self.needs = name or self.name, given, needs_of(given)
+        self.name = name or stated(given, "name", called)
+        self.given = given
+        self.needs = needs_of(given)
+        source = dict.fromkeys(self.needs & {"source"})
         try:
-            inspect.signature(given).bind(
-                None, None, None, **dict.fromkeys(self.needs & {"source"})
-            )
+            inspect.signature(given).bind(None, None, None, **source)
             self._takes_level = True
         except (TypeError, ValueError):  # takes fewer, or is a builtin without a signature
             self._takes_level = False

@@ -161,13 +161,11 @@ class Spec:
         if len(self.groups) == 1:
             return "single" if self.num_objects == 1 else "count"
         if len(self.groups) == 2:
-            return (
-                "pair"
-                if self.num_objects == 2
-                else "combo"
-                if self.num_objects <= MAX_TRAINED_OBJECTS
-                else "crowd"
-            )
+            if self.num_objects == 2:
+                return "pair"
+            if self.num_objects <= MAX_TRAINED_OBJECTS:
+                return "combo"
+            return "crowd"
         if self.num_objects == len(self.groups):
             return "triple" if len(self.groups) == 3 else "quad"
         alike = len({g.color for g in self.groups}) == len({g.shape for g in self.groups}) == 2
@@ -193,10 +191,8 @@ def sample_spec(rng: np.random.Generator, kind: str | None = None) -> Spec:
     else:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join((*KINDS, *UNSEEN_KINDS))}")
     if kind == "binding":  # two colours times two shapes, in any order
-        some, forms = (
-            rng.choice(len(COLORS), 2, replace=False),
-            rng.choice(len(SHAPES), 2, replace=False),
-        )
+        some = rng.choice(len(COLORS), 2, replace=False)
+        forms = rng.choice(len(SHAPES), 2, replace=False)
         picks = rng.permutation((some[:, None] * len(SHAPES) + forms).ravel())
     else:
         picks = rng.choice(len(COLORS) * len(SHAPES), size=len(counts), replace=False)

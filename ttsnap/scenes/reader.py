@@ -79,10 +79,8 @@ class GatedLook(nn.Module):
         n, t, d = words.shape
         split = (n, -1, self.heads, d // self.heads)
         q = self.query(self.norm(words)).view(split).transpose(1, 2)
-        k, v = (
-            self.key(cells).view(split).transpose(1, 2),
-            self.value(cells).view(split).transpose(1, 2),
-        )
+        k = self.key(cells).view(split).transpose(1, 2)
+        v = self.value(cells).view(split).transpose(1, 2)
         # Few cells hold an object: the gates start mostly shut.
         weight = torch.sigmoid(q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5 - 2)
         mass = weight.sum(-1, keepdim=True)

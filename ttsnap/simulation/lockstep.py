@@ -249,10 +249,8 @@ class _Lockstep:
             uids = np.flatnonzero(done).reshape(self.b, -1) % len(self.particles)
             value = self.particles.selection.values(final[searches[:, None], uids])
         else:
-            uids, value = (
-                np.broadcast_to(np.arange(done.shape[1]), done.shape),
-                np.full(done.shape, -np.inf),
-            )
+            uids = np.broadcast_to(np.arange(done.shape[1]), done.shape)
+            value = np.full(done.shape, -np.inf)
             value[done] = self.particles.selection.values(final[done][:, None])[:, 0]
         best = value.argmax(1)
         return Outcomes(uids[searches, best], value[searches, best], self.paid)

@@ -82,10 +82,8 @@ class SharedBudget:
             raise ValueError(f"searches that share a pot advance one candidate at a time, got {n}")
         by_pot = -1, self.size
         worth, held, after = value.reshape(by_pot), self.held.reshape(by_pot), after.reshape(by_pot)
-        cost, spent = (
-            takes.spent(self.task).reshape(by_pot),
-            paid.spent(self.task).reshape(by_pot).sum(1),
-        )
+        cost = takes.spent(self.task).reshape(by_pot)
+        spent = paid.spent(self.task).reshape(by_pot).sum(1)
         wants = (worth == worth.max(1, keepdims=True)) & (worth > -np.inf)
         fits = spent + np.where(wants, cost + after, held).sum(1) <= self.total
         go, last = wants & fits[:, None], dict[int, int]()

@@ -55,11 +55,9 @@ class Curve:
     def error(self) -> FloatArray:
         """(B,) standard error over prompts; nan with a single one."""
         n = len(self.rewards)
-        return (
-            np.asarray(self.rewards.std(0, ddof=1) / math.sqrt(n))
-            if n > 1
-            else np.full(len(self.budgets), np.nan)
-        )
+        if n > 1:
+            return np.asarray(self.rewards.std(0, ddof=1) / math.sqrt(n))
+        return np.full(len(self.budgets), np.nan)
 
     @classmethod
     def joined(cls, points: Sequence[Curve]) -> Curve:
@@ -139,11 +137,9 @@ class Study:
         return [Curve.joined(points[::-1]) for points in found]
 
     def __call__(self, place: StudyPlace) -> Curve:
-        r, (algorithm, shared, ledger), orders = (
-            self.recording,
-            self.methods[place.method],
-            place.orders,
-        )
+        r = self.recording
+        (algorithm, shared, ledger) = self.methods[place.method]
+        orders = place.orders
         costs = self._costs[place.method]
         task, sized = sized_for(
             r, algorithm, place.budget, shared=shared, ledger=ledger, costs=costs

@@ -279,11 +279,9 @@ def default_on(recording: Recording) -> SeedPruning | None:
     keep, levels, _ = SeedPruning().settled()
     steps = tuple(recording.grid.step_at(level) for level in levels)
     known = all(recording.scored[step] for step in steps)
-    return (
-        SeedPruning(keep=keep, steps=steps, denoising_steps=recording.denoising_steps)
-        if known
-        else None
-    )
+    if known:
+        return SeedPruning(keep=keep, steps=steps, denoising_steps=recording.denoising_steps)
+    return None
 
 
 def gain(found: FloatArray, base: FloatArray) -> float:
@@ -303,8 +301,6 @@ def _enlarged(
 ) -> Recording:
     """The recording of a single reward, the utility; enlarged where it has fewer seeds."""
     columns = utility(recording.columns)
-    return (
-        enlarge(columns, recording, seeds, rng)
-        if recording.seeds < seeds
-        else as_one(recording, columns)
-    )
+    if recording.seeds < seeds:
+        return enlarge(columns, recording, seeds, rng)
+    return as_one(recording, columns)

@@ -173,10 +173,8 @@ class PriceOfCompute:
             uid, stop = uid[wanted], stop[wanted]
             if not len(uid):
                 return None, state
-        kind, at = (
-            np.full(uid.shape, Kind.CONTINUE, int),
-            np.take_along_axis(particles.step, uid, -1),
-        )
+        kind = np.full(uid.shape, Kind.CONTINUE, int)
+        at = np.take_along_axis(particles.step, uid, -1)
         rows = Rows(kind, uid, at, stop, np.ones(uid.shape, bool), np.ones(uid.shape))
         return Move(rows, self._look, value=value[..., 0] if lead else float(value[0])), state
 
@@ -196,13 +194,11 @@ class PriceOfCompute:
         """Take in the scores of the last move's rows that were carried out."""
         f = self.forecast
         checks, d = f.steps, len(f.checks)
-        mean, cov, squares, seen, best = (
-            state.mean,
-            state.cov,
-            state.squares,
-            state.seen,
-            state.best,
-        )
+        mean = state.mean
+        cov = state.cov
+        squares = state.squares
+        seen = state.seen
+        best = state.best
         stage, evidence = state.stage.copy(), state.evidence.copy()
         for w in range(particles.moved.shape[-1]):
             uid = np.maximum(particles.moved[..., w, None], 0)
@@ -219,10 +215,8 @@ class PriceOfCompute:
             learn = went & ~failed & ~straight
             if learn.any():
                 new = update(f, x, j, mean, cov, self._variance(mean, squares, seen))
-                mean, cov = (
-                    np.where(learn[..., None], new[0], mean),
-                    np.where(learn[..., None, None], new[1], cov),
-                )
+                mean = np.where(learn[..., None], new[0], mean)
+                cov = np.where(learn[..., None, None], new[1], cov)
                 squares, seen = squares + np.where(learn, new[2], 0.0), seen + learn
             done = went & ~failed & (j == d - 1)
             if particles.selection.gated:
@@ -247,6 +241,12 @@ class PriceOfCompute:
             (f.spread_count * f.prior_variance(mean[..., -1]) + squares) / (f.spread_count + seen)
         )
 
+    def _first_of(self, state: PriceOfComputeState, stage: int) -> IntArray:
+        """The index of the candidate of a stage with the most evidence; of those not begun, the
+        first."""
+        evidence = state.evidence if stage else 0.0
+        return np.asarray(np.where(state.stage == stage, evidence, -np.inf).argmax(-1))
+
     def _choose(
         self, state: PriceOfComputeState
     ) -> tuple[IntArray, IntArray, FloatArray, PriceOfComputeState]:
@@ -258,13 +258,7 @@ class PriceOfCompute:
         f, tariff = self.forecast, state.tariff
         d, steps = len(f.checks), tariff.task.grid.steps
         stages = np.arange(d)
-        first = np.stack(
-            [
-                np.where(state.stage == j, state.evidence if j else 0.0, -np.inf).argmax(-1)
-                for j in stages
-            ],
-            -1,
-        )
+        first = np.stack([self._first_of(state, stage) for stage in stages], -1)
         there = np.take_along_axis(state.stage, first, -1) == stages
         top = np.where(there & (stages > 0), np.take_along_axis(state.evidence, first, -1), 0.0)
         left = (tariff.cap - state.spent)[..., None]
