@@ -349,7 +349,7 @@ def compared(
         if not caps:
             continue
         budgets = list(caps.values())
-        if not price.begin_calls:
+        if not price.start.cost.draft_calls:
             curves[f"{way}: best-of-n"] = (
                 list(caps),
                 best_of_n_curve(recording, budgets, utility=SOFT),

@@ -36,8 +36,9 @@ from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute, PriceOfComputeState
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.cost import Price, Rates
+from ttsnap.core.cost import Rates
 from ttsnap.core.particles import Particles
+from ttsnap.core.price import Price
 from ttsnap.core.utility import Utility
 from ttsnap.loop.budget import task_of
 from ttsnap.recordings.folder import load_recording

@@ -32,8 +32,9 @@ import torch
 
 from ttsnap import Budget, __version__, make_algorithm
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
-from ttsnap.core.cost import Price, Rates
+from ttsnap.core.cost import Rates
 from ttsnap.core.metrics import best_of_n, rank_correlation
+from ttsnap.core.price import Price
 from ttsnap.core.utility import weighted
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.run import distill

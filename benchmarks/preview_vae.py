@@ -40,8 +40,9 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.cost import Price, Rates
+from ttsnap.core.cost import Rates
 from ttsnap.core.metrics import rank_correlation
+from ttsnap.core.price import Price
 from ttsnap.core.results import Event
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.writing import markdown

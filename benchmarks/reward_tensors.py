@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from ttsnap import Budget, SeedPruning, __version__
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
-from ttsnap.core.cost import Price, Rates
+from ttsnap.core.cost import Rates
+from ttsnap.core.price import Price
 from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import task_of
 from ttsnap.recordings.folder import load_recording

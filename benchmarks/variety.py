@@ -39,8 +39,9 @@ from variety_methods import Plain, methods
 
 from ttsnap import Budget, SeedPruning
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.cost import Price, Rates
+from ttsnap.core.cost import Rates
 from ttsnap.core.grid import Grid
+from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.utility import weighted
 from ttsnap.files.writing import markdown

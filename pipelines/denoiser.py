@@ -164,15 +164,11 @@ class PipelineDenoiser(Denoiser):
         evaluation a step."""
         self.set_up(convert(self.schedule, path, times), self.guidance)
 
-    def begin_later(self, step: int, image_nfe: int) -> None:
-        """Let the grid begin at this step of what it is. image_nfe: evaluations of an image of the
-        call from noise."""
-        rest, at = self.schedule.beginning_at(step), self.guidance.at
+    def begin_later(self, step: int) -> None:
+        """Let the grid begin at this step of what it is, to which a `starter` brings particles."""
+        at = self.guidance.at
         later = None if at is None else at[int(self.grid.calls[step]) :]
-        self.set_up(
-            replace(rest, grid=replace(rest.grid, image_nfe=image_nfe)),
-            replace(self.guidance, at=later),
-        )
+        self.set_up(self.schedule.beginning_at(step), replace(self.guidance, at=later))
 
     @property
     def image_tokens(self) -> slice:

@@ -159,7 +159,7 @@ def finished(
 @contextmanager
 def _progress(pipe: Any, search: Prepared, engine: Engine) -> Iterator[Listener]:
     """A listener that moves a progress bar styled as the pipeline's, which counts evaluations."""
-    nfe = search.budget.on(engine.grid).nfe
+    nfe = search.budget.on(engine.grid, engine.price.start).nfe
     total = nfe * len(search.prompts) if nfe else None
     style = {
         "total": total,

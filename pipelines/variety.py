@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from math import floor
 from typing import Any
 from weakref import proxy
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttsnap.options.option import Spec
 from ttsnap.options.variety import Repel
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance import Guidance
-from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory.flops import counted_coupled
 from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Capability
-from ttsnap.sampling.kernels import Kernel, KernelState, make_kernel
+from ttsnap.sampling.kernels import Prediction, make_kernel
 from ttsnap.sampling.repel import coupled
+from ttsnap.sampling.starts import Coupled
 
 
 def couple_seeds(denoiser: PipelineDenoiser, how: Repel, kernel: Spec) -> None:
@@ -47,63 +43,28 @@ def couple_seeds(denoiser: PipelineDenoiser, how: Repel, kernel: Spec) -> None:
             f" {steps} of {grid.steps} here, and leaves at least one free; set the level, as in"
             f" repel:{how.size}:{floor(100 * grid.levels[0]) / 100:g}"
         )
-    groups = CoupledStart(
-        proxy(denoiser),
-        shared_copy(denoiser.net),
-        how,
-        int(grid.calls[steps]),
-        denoiser.schedule,
-        denoiser.guidance,
+    # other searches call the network itself meanwhile, which the copy is not
+    net, here = shared_copy(denoiser.net), proxy(denoiser)
+    whole, guidance = denoiser.schedule, denoiser.guidance
+
+    def coupling(twin: Any, key: rng.Key = (0, 0)) -> AbstractContextManager[None]:
+        return coupled(twin.net, how, twin.image_tokens, key)
+
+    def predict(x: Tensor, step: Tensor, cond: Tensor, key: rng.Key | None) -> Prediction:
+        twin = here.by(net, schedule=whole, guidance=guidance)
+        within = nullcontext() if key is None else coupling(twin, key)
+        with within:
+            prediction: Prediction = twin.predict(x, step, cond)
+        return prediction
+
+    starter = Coupled(
+        predict,
         make_kernel(kernel, denoiser),
+        size=how.size,
+        steps=steps,
+        nfe=int(grid.calls[steps]),
+        image_nfe=grid.nfe,
+        flops_beside=lambda: counted_coupled(here, how.size, partial(here.by, net), coupling),
     )
-    denoiser.begin_later(steps, grid.nfe)
-    denoiser.groups = groups
-
-
-@dataclass(frozen=True)
-class CoupledStart:
-    """Particles of a denoiser begin in groups (ttsnap.sampling.denoiser.GroupStart)."""
-
-    denoiser: PipelineDenoiser
-    net: nn.Module
-    """A copy of its network, which is coupled. Other searches call the network itself meanwhile."""
-    how: Repel
-    nfe: int
-    whole: Schedule
-    """Of the call from noise, whose first steps are coupled."""
-    guidance: Guidance
-    """At its positions."""
-    kernel: Kernel
-    """Of its steps."""
-
-    @property
-    def size(self) -> int:
-        return self.how.size
-
-    def flops(self) -> float:
-        twin = partial(self.denoiser.by, self.net)
-        return counted_coupled(self.denoiser, self.size, twin, self._coupled)
-
-    def _coupled(self, twin: Any, key: rng.Key = (0, 0)) -> AbstractContextManager[None]:
-        return coupled(twin.net, self.how, twin.image_tokens, key)
-
-    @torch.no_grad()
-    def begin(
-        self,
-        noise: Tensor,
-        cond: Tensor,
-        keys: Sequence[rng.Key],
-        generators: Sequence[torch.Generator],
-    ) -> tuple[Tensor, Sequence[KernelState]]:
-        twin = self.denoiser.by(self.net, schedule=self.whole, guidance=self.guidance)
-        x = noise
-        states: Sequence[KernelState] = [
-            self.kernel.init(*each) for each in zip(noise, keys, generators, strict=True)
-        ]
-        for position in range(self.nfe):
-            at = torch.full((len(x),), position)
-            with self._coupled(twin, (keys[0][0], position)) if len(noise) > 1 else nullcontext():
-                prediction = twin.predict(x, at, cond)
-            sources = [(*key, position) for key in keys]
-            x, states = self.kernel.step(x, prediction, at, sources, states)
-        return x, states
+    denoiser.begin_later(steps)
+    denoiser.starter = starter

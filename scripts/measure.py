@@ -27,10 +27,8 @@ DOORS = ("cli", "service", "demo", "cluster", "comfyui")
 """Rooms by which people come in: they hold how users type, a listener, and how a result is
 shown."""
 REACH = {
-    "finish": (
-        "finish finishes Finish finish_drafts DraftStart FromDrafts begin_calls begin_nfe image_nfe"
-    ),
-    "variety": "variety repel Repel SeedGroups GroupStart CoupledStart couple_seeds coupled COUPLE",
+    "finish": "finish finishes Finish finish_drafts Drafted from_drafts begin_calls",
+    "variety": "variety repel Repel Coupled couple_seeds coupled COUPLE",
     "require": "require Requirement Gate gate",
     "diverse": "diverse diversity likeness Likeness make_likeness",
 }

@@ -174,14 +174,14 @@ class CallsDenoiser(PipelineDenoiser):
         self._times = replace(self._times, converted=converted)
         self.forget_prompts()
 
-    def begin_later(self, step: int, image_nfe: int) -> None:
+    def begin_later(self, step: int) -> None:
         if self._begins_later:
             raise ValueError(
                 "particles of this call begin with a picture under noise, not with noise; set "
                 "finish to noise, so that drafts only rank"
             )
         whole = self._times
-        super().begin_later(step, image_nfe)
+        super().begin_later(step)
         self._times = whole
 
     def _indices(self, step: Tensor) -> list[int]:

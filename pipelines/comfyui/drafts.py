@@ -16,6 +16,7 @@ from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser, is_flow,
 from ttsnap.pipelines.comfyui.paths import times_of
 from ttsnap.sampling.drafts import begins_as_noise, call_times, fitting, guess, sized
 from ttsnap.sampling.interpolants import Interpolant, Linear, LinearVP, level
+from ttsnap.sampling.starts import Drafted
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,18 @@ class GuiderDrafts:
     calls: int = 1
     first_time: float = 1.0
     """What the drafter is told at its first call, as a share of the true time."""
-    finishes: bool = False
-    """Whether particles begin from their drafts."""
 
-    @property
-    def start(self) -> FromDrafts | None:
-        return FromDrafts(self) if self.finishes else None
+    def finished(self, image_nfe: int) -> Drafted:
+        """Particles begin from drafts of their noise, as in ComfyUI's image-to-image. image_nfe:
+        evaluations of an image from noise."""
+        level = self.level_told(self.drafter.sigmas[:1], self.calls)
+        return Drafted(self.of_noise, self.denoiser.begin_from, self.calls, level, image_nfe)
+
+    def of_noise(self, noise: Tensor, cond: Tensor) -> Tensor:
+        """Drafts of initial noise (N, ...)."""
+        x = self.drafter.noised(noise, self.drafter.latent.expand_as(noise))
+        sigma = self.drafter.sigmas[:1].expand(len(noise))
+        return self.guessed(x, sigma, noise, cond, self.calls)
 
     @property
     def path(self) -> Interpolant:
@@ -84,26 +91,6 @@ class Unscaled(LinearVP):
 
     def sigma(self, t: Tensor) -> Tensor:
         return t / super().alpha(t)
-
-
-@dataclass(frozen=True)
-class FromDrafts:
-    """Particles begin from their drafts (ttsnap.sampling.denoiser.DraftStart), as in ComfyUI's
-    image-to-image."""
-
-    drafts: GuiderDrafts
-
-    @property
-    def level(self) -> float:
-        return self.drafts.level_told(self.drafts.drafter.sigmas[:1], self.drafts.calls)
-
-    @torch.no_grad()
-    def begin(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        drafts, drafter = self.drafts, self.drafts.drafter
-        sigma = drafter.sigmas[:1]
-        x = drafter.noised(noise, drafter.latent.expand_as(noise))
-        guess = drafts.guessed(x, sigma.expand(len(noise)), noise, cond, drafts.calls)
-        return guess, drafts.denoiser.begin_from(guess, noise, cond)
 
 
 def finishing_sigmas(

@@ -189,11 +189,10 @@ class LatentSearch:
         how, stock = (self.vae, self.previewer), self.request.engine.sampler.kernel == "pipeline"
         made = StockDenoiser(guided, self.sampler, *how) if stock else PathDenoiser(guided, *how)
         if drafter is not None and self.drafter is not None:
-            finishes = bool(guided.sigmas[0] < drafter.sigmas[0])
-            made.drafts = GuiderDrafts(made, drafter, *self.drafter[1:3], finishes)
-            if finishes:
+            drafts = made.drafts = GuiderDrafts(made, drafter, *self.drafter[1:3])
+            if guided.sigmas[0] < drafter.sigmas[0]:
                 whole = self._denoiser(replace(guided, sigmas=drafter.sigmas))
-                made.grid = replace(made.grid, image_nfe=whole.grid.nfe)
+                made.starter = drafts.finished(whole.grid.nfe)
         return made
 
     def _searched(
@@ -217,7 +216,10 @@ class LatentSearch:
             ),
             kernel=make_kernel(request.engine.sampler.kernel, denoiser),
         )
-        kept, cap = FinishedLatents(engine.grid.steps), request.budget.on(engine.grid)
+        kept, cap = (
+            FinishedLatents(engine.grid.steps),
+            request.budget.on(engine.grid, engine.price.start),
+        )
 
         def listen(event: Event) -> None:
             if listener is not None:

@@ -22,6 +22,7 @@ from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.drafts import begins_as_noise, call_times, guess, unchecked
 from ttsnap.sampling.interpolants import level, rows
+from ttsnap.sampling.starts import Drafted
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +46,16 @@ def finish_drafts(denoiser: PipelineDenoiser, level: float, image_nfe: int) -> N
     That is image-to-image, with the draft for the image and the seed's own noise: x = alpha guess +
     sigma noise.
     """
-    step, whole, drafts = denoiser.grid.nearest(level), denoiser.schedule, denoiser.drafts
+    step, drafts = denoiser.grid.nearest(level), denoiser.drafts
     if (why := begins_as_noise(denoiser.grid, Finish(level))) is not None:
         logger.warning("%s", why)
     if not step or not isinstance(drafts, Drafting):
         return
-    denoiser.begin_later(step, image_nfe)
-    denoiser.drafts = replace(drafts, start=FromDrafts(drafts, whole))
+    drafts = denoiser.drafts = replace(drafts, whole=denoiser.schedule)
+    denoiser.begin_later(step)
+    denoiser.starter = Drafted(
+        drafts.of_noise, drafts.noised, drafts.calls, drafts.noise_level, image_nfe
+    )
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Drafting:
 
     denoiser: PipelineDenoiser
     drafter: Drafter
-    start: FromDrafts | None = None
+    whole: Schedule | None = None
+    """Of the call from noise, where drafts of that noise are finished; None where they are not."""
 
     @property
     def calls(self) -> int:
@@ -101,6 +106,26 @@ class Drafting:
             path, estimate, wide / rows(scale, wide), t, calls, self.drafter.settings.first_time
         )
 
+    def of_noise(self, noise: Tensor, cond: Tensor) -> Tensor:
+        """The drafts by which particles begin."""
+        assert self.whole is not None
+        zero = torch.zeros(len(noise), dtype=torch.long)
+        return self.guessed(self.whole, noise, zero, cond, self.calls)
+
+    @property
+    def noise_level(self) -> float:
+        """That the last call of such a draft is told."""
+        assert self.whole is not None
+        return self.level_told(self.whole, 0, self.calls)
+
+    def noised(self, guess: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
+        """Such drafts (N, ...) put back to the level of step 0."""
+        assert self.whole is not None
+        here = self.denoiser.schedule
+        wide = noise if noise.dtype == torch.float64 else noise.float()
+        unit = wide / float(getattr(self.whole.scheduler, "init_noise_sigma", 1.0))
+        return (float(here.alpha[0]) * guess + float(here.sigma[0]) * unit).to(noise.dtype)
+
     def level(self, step: int, calls: int) -> float:
         return self.level_told(self.denoiser.schedule, int(self.denoiser.grid.calls[step]), calls)
 
@@ -119,7 +144,7 @@ class Drafting:
     def doubt(self, model: str) -> str | None:
         """A warning where the drafter was not checked for this model (by its name), number of steps
         and guidance."""
-        steps = self.denoiser.grid.image_nfe or self.denoiser.grid.steps
+        steps = self.denoiser.start.image_nfe or self.denoiser.grid.steps
         return unchecked(self.drafter.settings, model, steps, self.denoiser.scale)
 
     def twin(self) -> PipelineDenoiser:
@@ -139,11 +164,11 @@ def stock_lines(
     image-to-image pipeline.
     """
     drafts = denoiser.drafts
-    if not isinstance(drafts, Drafting) or drafts.start is None or drafts.calls > 1:
+    if not isinstance(drafts, Drafting) or drafts.whole is None or drafts.calls > 1:
         return []
     if isinstance(denoiser.guidance, InCall):
         return []
-    whole, twin, settings = drafts.start.whole, drafts.twin(), drafts.drafter.settings
+    whole, twin, settings = drafts.whole, drafts.twin(), drafts.drafter.settings
     first = {"sigmas": [settings.first_time]}
     if whole.prediction != "flow":
         first = {"timesteps": [float(whole.timesteps[0]) * settings.first_time]}
@@ -177,24 +202,3 @@ def stock_lines(
         f"draft = drafter({draft}, {of_seed}).images",
         f"redraw(prompt={prompt!r}, image={latent}, {rest}, {of_seed})",
     ]
-
-
-@dataclass(frozen=True)
-class FromDrafts:
-    """Particles of a denoiser begin from their drafts (ttsnap.sampling.denoiser.DraftStart)."""
-
-    drafts: Drafting
-    whole: Schedule
-    """Of the call from noise, at whose first step drafts are made."""
-
-    @property
-    def level(self) -> float:
-        return self.drafts.level_told(self.whole, 0, self.drafts.calls)
-
-    @torch.no_grad()
-    def begin(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        zero, here = torch.zeros(len(noise), dtype=torch.long), self.drafts.denoiser.schedule
-        guess = self.drafts.guessed(self.whole, noise, zero, cond, self.drafts.calls)
-        wide = noise if noise.dtype == torch.float64 else noise.float()
-        unit = wide / float(getattr(self.whole.scheduler, "init_noise_sigma", 1.0))
-        return guess, (float(here.alpha[0]) * guess + float(here.sigma[0]) * unit).to(noise.dtype)

@@ -21,8 +21,9 @@ from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.algorithms.tree import BestFirst
 from ttsnap.algorithms.verifier_threshold import VerifierThreshold
 from ttsnap.algorithms.zero_order import ZeroOrder
-from ttsnap.core import Task
+from ttsnap.core import Cost, Task
 from ttsnap.core.selection import Selection
+from ttsnap.core.start import Start
 
 from ..scripted import Scripted, noisy  # noqa: TID252
 
@@ -82,7 +83,7 @@ def test_checks_are_by_level_or_step(where: Any, grid: Grid, checks: Any) -> Non
 def test_a_default_that_is_written_out_is_kept_to_where_drafts_are_finished(
     given: dict[str, Any],
 ) -> None:
-    task = Task(GRID, draft_calls=1, draft_cost=0.5, begin_calls=1)
+    task = Task(GRID, draft_calls=1, draft_cost=0.5, start=Start(cost=Cost(draft_calls=1)))
     assert SeedPruning(**given).init(task) == SeedPruning(
         keep=(0.3,), levels=(0.6,), draft_share=0.2
     ).init(task)

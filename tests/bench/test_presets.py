@@ -16,8 +16,10 @@ from ttsnap.bench import PRESETS
 from ttsnap.bench.arms import Arm, read_arms
 from ttsnap.cli import main
 from ttsnap.cli.configs import read_preset
-from ttsnap.core.cost import Cost, Price, SeedGroups
+from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
+from ttsnap.core.price import Price
+from ttsnap.core.start import AS_NOISE, Start
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.request import LoopSearch
@@ -31,10 +33,14 @@ COUPLED = 7
 """Steps of FLUX.1 dev's 35 that groups of seeds take together."""
 
 
+def in_groups(size: int, steps: int) -> Start:
+    return Start(size, Cost(size * steps, coupled=size * steps), steps)
+
+
 def planned(arm: Arm, budget: Budget, began: int = 0) -> Any:
-    groups = SeedGroups(arm.sampler.repel.size, began) if began and arm.sampler.repel else None
+    start = in_groups(arm.sampler.repel.size, began) if began and arm.sampler.repel else AS_NOISE
     engine = DryEngine(
-        Grid(tuple(np.linspace(1, 0, 36)[began:])), ("a", "b", "c"), price=Price(groups=groups)
+        Grid(tuple(np.linspace(1, 0, 36)[began:])), ("a", "b", "c"), price=Price(start=start)
     )
     return foreseen(prepared(LoopSearch(arm.made, budget), engine), engine)[0]
 
@@ -123,13 +129,13 @@ def test_looks_stay_where_they_are_when_seeds_begin_together() -> None:
     (trim,) = (arm.made for arm in read_arms(PARTS["n=15"]["algorithms"][:1], SamplerOptions()))
     whole = Grid(tuple(np.linspace(1, 0, 36)))
     found = {}
-    for began, groups in ((0, None), (5, SeedGroups(8, 5))):
-        engine = DryEngine(Grid(whole.levels[began:]), ("r",), price=Price(groups=groups))
+    for began, start in ((0, AS_NOISE), (5, in_groups(8, 5))):
+        engine = DryEngine(Grid(whole.levels[began:]), ("r",), price=Price(start=start))
         result = search([""], trim, engine)[0]
         found[began] = [float(engine.grid.levels[move["stop"][0]]) for move in result.trace]
-        assert result.spent.nfe == 210 + (5 if groups else 0)
+        assert result.spent.nfe == 210 + began
     assert found[5] == found[0] == pytest.approx([1 - step / 35 for step in (6, 13, 20, 27, 35)])
-    late = DryEngine(Grid(whole.levels[10:]), ("r",), price=Price(groups=SeedGroups(8, 10)))
+    late = DryEngine(Grid(whole.levels[10:]), ("r",), price=Price(start=in_groups(8, 10)))
     assert [move["stop"][0] for move in search([""], trim, late)[0].trace] == [0, 3, 10, 17, 25]
     with pytest.raises(ValueError, match=r"grid of 35 steps"):
         search([""], make_algorithm("seed-pruning", n=2, keep=[0.5], steps=[35]), late)

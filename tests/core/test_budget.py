@@ -7,6 +7,7 @@ from ttsnap import Budget, Cost, Grid
 from ttsnap.core import Kind, Move, Outcome, Price, Rates, Spent, Task, advance, fresh, renoise
 from ttsnap.core.plans import finish_cost, resolve
 from ttsnap.core.selection import BEST
+from ttsnap.core.start import AS_NOISE
 from ttsnap.core.table import ParticleTable
 from ttsnap.loop.budget import task_of
 from ttsnap.loop.dry import DryEngine
@@ -74,11 +75,11 @@ def test_bad_budgets_are_shown_with_what_was_meant(text: str | int, said: str) -
 
 
 def test_efforts_are_counted_on_a_grid() -> None:
-    assert Budget.of_effort("medium").on(GRID) == Budget(nfe=200)
-    assert Budget.of_effort(0.25).on(GRID) == Budget(nfe=200)
-    assert Budget.of_effort(0.001).on(GRID) == Budget(nfe=10)
-    assert Budget.parse("1e9images").on(Grid((1.0, 0.5, 0.0))).nfe == 2 * 10**9
-    assert Budget(images=3, nfe=25, flops=1.0).on(GRID) == Budget(nfe=25, flops=1.0)
+    assert Budget.of_effort("medium").on(GRID, AS_NOISE) == Budget(nfe=200)
+    assert Budget.of_effort(0.25).on(GRID, AS_NOISE) == Budget(nfe=200)
+    assert Budget.of_effort(0.001).on(GRID, AS_NOISE) == Budget(nfe=10)
+    assert Budget.parse("1e9images").on(Grid((1.0, 0.5, 0.0)), AS_NOISE).nfe == 2 * 10**9
+    assert Budget(images=3, nfe=25, flops=1.0).on(GRID, AS_NOISE) == Budget(nfe=25, flops=1.0)
     for bad in ("huge", 0, 1.5, -1, "nan"):
         with pytest.raises(ValueError, match="low, medium, high"):
             Budget.of_effort(bad)

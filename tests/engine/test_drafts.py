@@ -3,12 +3,13 @@ answers."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import Mock
 
 import numpy as np
@@ -25,7 +26,7 @@ from ttsnap.algorithms.evolution import Evolution
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
-from ttsnap.core.cost import Cost, SeedGroups
+from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import ByStep, Draft, EstimatorAt, estimates
 from ttsnap.core.memory import NotEnoughMemoryError
@@ -35,6 +36,7 @@ from ttsnap.core.plans import image_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Event, Result
 from ttsnap.core.selection import Selection
+from ttsnap.core.start import AS_NOISE, Start
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.dry import DryEngine
@@ -49,6 +51,7 @@ from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.denoiser import Costs
 from ttsnap.sampling.kernels import Ode, Sde
 from ttsnap.sampling.rng import seeded
+from ttsnap.sampling.starts import Begun, Drafted
 from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.simulate import curve
 
@@ -70,9 +73,7 @@ class Drafting(Counted):
     def __init__(self, *args: Any, error: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.error, self.drafted = error, 0
-        self.drafts: Any = SimpleNamespace(
-            calls=1, passes=1, guess=self.guess, level=self.level, start=None
-        )
+        self.drafts: Any = SimpleNamespace(calls=1, passes=1, guess=self.guess, level=self.level)
 
     def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
         self.drafted += calls * len(x)
@@ -98,22 +99,42 @@ class Finishing(Drafting):
     def __init__(self, begin: int, error: float = 0.0, calls: int = 1) -> None:
         self.whole = Drafting(*MIXTURE, steps=STEPS, error=error)
         super().__init__(*MIXTURE, steps=self.whole.times[begin:], error=error)
-        self.grid = replace(self.grid, image_nfe=STEPS)
-        start = SimpleNamespace(level=0.9 / calls, begin=self.started)
-        self.drafts = SimpleNamespace(
-            calls=calls, passes=1, guess=self.guess, level=self.level, start=start
-        )
+        self.drafts = SimpleNamespace(calls=calls, passes=1, guess=self.guess, level=self.level)
+        self.starter = Drafted(self.drafted_noise, self.noised, calls, 0.9 / calls, STEPS)
 
     def encode(self, prompts: Any) -> None:
         super().encode(prompts)
         self.whole.encode(prompts)
 
-    def started(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+    def drafted_noise(self, noise: Tensor, cond: Tensor) -> Tensor:
         self.drafted += self.drafts.calls * len(noise)
-        guess = self.whole.guess(
-            noise, torch.zeros(len(noise), dtype=torch.long), cond, self.drafts.calls
-        )
-        return guess, (1 - self.times[0]) * guess + self.times[0] * noise
+        zero = torch.zeros(len(noise), dtype=torch.long)
+        return self.whole.guess(noise, zero, cond, self.drafts.calls)
+
+    def noised(self, guess: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
+        return (1 - self.times[0]) * guess + self.times[0] * noise
+
+
+IN_GROUPS = Start(SIZE, Cost(SIZE * AHEAD, coupled=SIZE * AHEAD), AHEAD, STEPS)
+
+
+class Together(NamedTuple):
+    """A way to begin that is none of ttsnap's own."""
+
+    grouped: Grouped
+    size: int
+    guess_level: float = 0.0
+
+    @property
+    def start(self) -> Start:
+        whole = self.size * AHEAD
+        return replace(IN_GROUPS, size=self.size, cost=Cost(whole, coupled=whole))
+
+    def begin(self, *given: Any) -> Begun:
+        return Begun(*self.grouped.together(*given))
+
+    def flops(self) -> dict[str, float]:
+        return {"coupled": 0.5}
 
 
 class Grouped(Counted):
@@ -122,15 +143,12 @@ class Grouped(Counted):
     def __init__(self, size: int = SIZE, noisy: bool = False) -> None:
         self.whole, self.sizes = Counted(*MIXTURE, steps=STEPS), list[int]()
         super().__init__(*MIXTURE, steps=self.whole.times[AHEAD:])
-        self.grid = replace(self.grid, image_nfe=STEPS)
         if noisy:
             self.kernel, self.whole.kernel = (
                 Sde(self.path, self.times),
                 Sde(self.path, self.whole.times),
             )
-        self.groups: Any = SimpleNamespace(
-            size=size, nfe=AHEAD, begin=self.together, flops=lambda: 0.5
-        )
+        self.starter = Together(self, size)
 
     def encode(self, prompts: Any) -> None:
         super().encode(prompts)
@@ -143,14 +161,14 @@ class Grouped(Counted):
         keys: Sequence[Any],
         generators: Sequence[torch.Generator],
     ) -> tuple[Tensor, list[None]]:
-        x, kernel, alone = noise, self.whole.kernel, keys[0][1] > 0
-        self.sizes.append(0 if alone else len(x))
+        x, kernel, fresh = noise, self.whole.kernel, sum(branch == 0 for _, branch in keys)
+        self.sizes.append(fresh)
         for k in range(AHEAD):
             at = torch.full((len(x),), k)
             x, _ = kernel.step(
                 x, self.whole.predict(x, at, cond), at, [(*key, k) for key in keys], [None] * len(x)
             )
-            if not alone:
+            if fresh and self.start.size > 1:
                 x = x + 0.5 * (x - x.mean(0))
         return x, [None] * len(x)
 
@@ -297,8 +315,12 @@ def test_a_replay_is_the_live_search(
     save_recording(recordings[kind], tmp_path / "r")
     again = load_recording(tmp_path / "r")
     assert (again.grid, again.price) == (recordings[kind].grid, recordings[kind].price)
-    begins = {"drafts": (0, None), "finish": (1, None), "groups": (0, SeedGroups(SIZE, AHEAD))}
-    assert (again.price.begin_calls, again.price.groups) == begins[kind]
+    begins = {
+        "drafts": AS_NOISE,
+        "finish": Start(cost=Cost(draft_calls=1), image_nfe=STEPS),
+        "groups": IN_GROUPS,
+    }
+    assert again.price.start == begins[kind]
     for budget in KINDS[kind][2]:
         for algorithm in (
             SeedPruning(),
@@ -308,6 +330,25 @@ def test_a_replay_is_the_live_search(
             live = replayed(kind, again, algorithm, budget)
             if kind == "drafts" and isinstance(algorithm, SeedPruning):
                 assert all(r.spent.cost.draft_calls for r in live)
+
+
+OLD: dict[str, dict[str, Any]] = {
+    "drafts": {},
+    "finish": {"begin_calls": 1},
+    "groups": {"groups": {"size": SIZE, "nfe": AHEAD}},
+}
+"""How prices of 0.1.0 said how particles begin."""
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_headers_of_earlier_versions_are_read(kind: str, recordings: dict[str, Recording]) -> None:
+    header = Header.of(recordings[kind])
+    told = header.to_json()
+    old = {**told, "price": {**told["price"], **OLD[kind]}}  # type: ignore[dict-item]
+    start = old["price"].pop("start", {})  # type: ignore[union-attr]
+    if start:
+        old["image_nfe"] = start["image_nfe"]
+    assert Header.read(json.dumps(old), Path("old")) == (header, {"format": told["format"]})
 
 
 @pytest.mark.parametrize("kind", ["finish", "groups"])
@@ -613,7 +654,7 @@ def test_an_image_is_priced_with_all_that_begins_with_it(
     live: LiveEngine, one: Cost, least: int, why: str
 ) -> None:
     assert image_cost(live.grid, 1, live.price) == one
-    assert Budget.parse("2images").on(live.grid).nfe == 2 * STEPS
+    assert Budget.parse("2images").on(live.grid, live.price.start).nfe == 2 * STEPS
     (result,) = search(["a"], BestOfN(), live, f"{least}nfe")
     assert paid([result], live).nfe == one.nfe
     with pytest.raises(ValueError, match=why):
@@ -665,12 +706,12 @@ def test_a_group_is_evaluated_whole_or_not_at_all() -> None:
     assert live.denoiser.sizes == [SIZE, SIZE]  # type: ignore[attr-defined]
     assert result.spent.nfe == 2 * SIZE * AHEAD + 6 * (STEPS - AHEAD)
     assert [row["cost"]["nfe"] for row in result.trace] == [result.spent.nfe]
-    assert not live.noise.groups._ready  # type: ignore[union-attr]
+    assert not live.noise._ready
 
 
 def test_a_group_that_does_not_fit_is_refused() -> None:
     live = grouped()
-    live.denoiser.groups.begin = Mock(side_effect=torch.OutOfMemoryError)  # type: ignore[union-attr]
+    live.denoiser.together = Mock(side_effect=torch.OutOfMemoryError)  # type: ignore[attr-defined]
     with pytest.raises(NotEnoughMemoryError, match="smaller groups"):
         search(["a"], BestOfN(3), live)
     assert live.batch_size == 4

@@ -233,7 +233,7 @@ def found(engines: Sequence[LiveEngine], turns: Sequence[int] = (0, 1, 2)) -> li
     runs = [Run(engine) for engine in engines]
     requests = []
     for i, (engine, run) in enumerate(zip(engines, runs, strict=True)):
-        budget = Budget.parse("4images").on(engine.grid)
+        budget = Budget.parse("4images").on(engine.grid, engine.price.start)
         spec = prepared(LoopSearch(make_algorithm(SEARCHES[i]), budget, seed=10 * i), engine)
         requests.append(run.add([Prompt(THREE[i])], spec, RequestClock(time.monotonic, 0.0)))
     while any(run.busy for run in runs):

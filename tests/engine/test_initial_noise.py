@@ -28,7 +28,8 @@ from ttsnap.core.selection import Selection
 from ttsnap.core.utility import make
 from ttsnap.engine.gradient_steppers import AscentStepper
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.shared_denoiser import EncodedPrompts, InitialNoise
+from ttsnap.engine.noise import InitialNoise
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.store import Node
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.engine.batch_sizes import BatchSizes, bucket_of, buckets
-from ttsnap.engine.fair import FairShare, FairTurns
+from ttsnap.engine.fair import FairShare, FairTurns, Stage
 from ttsnap.engine.scheduler import Scheduler, next_batch
 
 
@@ -38,13 +38,13 @@ class Plain:
     length: int
     scored: bool = True
     guided: bool = False
-    drafted: int = 0
+    at: Stage = Stage.STEP
     point: Point = field(default_factory=Point)
     made: int = 0
 
     @property
-    def lane(self) -> int:
-        return 0 if self.done else self.drafted
+    def stage(self) -> Stage:
+        return Stage.STEP if self.done else self.at
 
     @property
     def needs_gradient(self) -> bool:
@@ -79,15 +79,12 @@ class Arrival:
     scored: bool = True
     guided: bool = False
     shared: int = 0
-    lanes: tuple[int, ...] = (0,)
+    stages: tuple[Stage, ...] = (Stage.STEP,)
 
     def rows(self) -> list[Plain]:
         points = [Point()] * self.shared + [Point() for _ in self.lengths]
-        lanes = itertools.cycle(self.lanes)
-        parts = zip(self.lengths, lanes, points, strict=False)
-        return [
-            Plain(self.job, n, self.scored, self.guided, lane, point) for n, lane, point in parts
-        ]
+        parts = zip(self.lengths, itertools.cycle(self.stages), points, strict=False)
+        return [Plain(self.job, n, self.scored, self.guided, at, point) for n, at, point in parts]
 
 
 JOBS = 4
@@ -111,7 +108,7 @@ DRAFTING = st.lists(
         st.integers(0, 12),
         st.integers(0, JOBS - 1),
         LENGTHS,
-        lanes=st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple),
+        stages=st.lists(st.sampled_from(Stage), min_size=1, max_size=3).map(tuple),
     ),
     min_size=1,
     max_size=8,
@@ -154,7 +151,7 @@ def play(
         chosen = next_batch(scheduler.first(batch), batch)
         # each once
         served = [waiting.pop(id(point)) for point in (*chosen.gradients, *chosen.evaluations)]
-        assert {row.lane for row in served} <= {chosen.lane}
+        assert {row.stage for row in served} <= {chosen.stage}
         for point in chosen.gradients:
             point.evaluated = point.gradient = True
         for point in chosen.evaluations[:memory]:
@@ -165,7 +162,7 @@ def play(
         ended, decoded = scheduler.collect(), []
         due = scheduler.due(decode, hold=hold)
         while due:
-            scheduler.finish(due[:decode])
+            scheduler.leave(due[:decode])
             ended, decoded, due = ended + due[:decode], [*decoded, len(due[:decode])], due[decode:]
         got, wanting = (
             Counter(row.job for row in served),
@@ -223,14 +220,14 @@ def test_no_row_starves_while_others_come(arrivals: list[Arrival], batch: int, l
 
 
 @played
-@given(lanes=st.lists(st.integers(0, 2), min_size=1, max_size=20), size=SIZES)
-def test_a_batch_is_of_one_lane_and_drafts_go_before_evaluations(
-    lanes: list[int], size: int
+@given(stages=st.lists(st.sampled_from(Stage), min_size=1, max_size=20), size=SIZES)
+def test_a_batch_is_of_one_stage_and_who_has_not_begun_goes_first(
+    stages: list[Stage], size: int
 ) -> None:
-    rows = [Plain(0, 1, drafted=lane) for lane in lanes]
+    rows = [Plain(0, 1, at=stage) for stage in stages]
     chosen = next_batch(rows, size)
-    assert chosen.evaluations == [row.point for row in rows if row.lane == chosen.lane][:size]
-    assert chosen.lane == next((lane for lane in lanes if lane), 0)
+    assert chosen.evaluations == [row.point for row in rows if row.stage == chosen.stage][:size]
+    assert chosen.stage == min(stages)
 
 
 def test_who_shares_a_node_with_a_row_that_needs_a_gradient_gets_its_evaluation_with_it() -> None:
@@ -309,8 +306,8 @@ def test_a_small_job_does_not_wait_for_large_ones_however_large(
     assert sum(tick.got[99] for tick in ticks) == length
 
 
-def test_rows_of_another_lane_come_in_turn() -> None:
-    crowd, other = Arrival(0, 0, (9,) * 4, lanes=(1,)), Arrival(0, 1, (9,))
+def test_rows_of_another_stage_come_in_turn() -> None:
+    crowd, other = Arrival(0, 0, (9,) * 4, stages=(Stage.DRAFT,)), Arrival(0, 1, (9,))
     ticks = itertools.islice(play([crowd, other], 2, turns=FairTurns()), 4)
     assert [set(tick.got) for tick in ticks] == [{0}, {1}, {1}, {0}]
 

@@ -11,8 +11,9 @@ import torch
 
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
-from ttsnap.core.cost import Cost, Price, Rates
+from ttsnap.core.cost import Cost, Rates
 from ttsnap.core.outcome import Here, chosen
+from ttsnap.core.price import Price
 from ttsnap.core.selection import Selection
 from ttsnap.engine.batch_sizes import fit_batches
 from ttsnap.engine.live import LiveEngine

@@ -28,6 +28,7 @@ from ttsnap.results.record import parse_record
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.kernels import make_kernel
 from ttsnap.sampling.rng import generator, seeded
+from ttsnap.sampling.starts import Begun
 
 from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, shared
 
@@ -90,8 +91,9 @@ def begun(denoiser: Any, seeds: Sequence[int] = SEEDS) -> Tensor:
     """Latents of the group of these seeds where they begin."""
     generators = [seeded(seed) for seed in seeds]
     noise, cond = denoiser.init_latents(generators), torch.zeros(len(seeds), dtype=torch.long)
-    x, _ = denoiser.groups.begin(noise, cond, [(seed, 0) for seed in seeds], generators)
-    return x
+    keys = [(seed, 0) for seed in seeds]
+    begun: Begun = denoiser.starter.begin(noise, cond, keys, generators)
+    return begun.latents
 
 
 @torch.no_grad()
@@ -117,7 +119,7 @@ def test_attention_is_coupled_by_formula(name: str) -> None:
     (pipe, call), how = family(name), Repel(3, 0.75, 3.0, 0.2, 0.3)
     denoiser = sampling(pipe, "repel:3:0.75:3:0.2:0.3", call)
     count, image, net, now = (
-        denoiser.groups.nfe,
+        denoiser.start.alone.nfe,
         denoiser.image_tokens,
         copy.deepcopy(denoiser.net),
         list[int](),
@@ -157,7 +159,7 @@ def test_nothing_coupled_is_the_model_to_the_bit(name: str) -> None:
     plain, none, coupled = (
         sampling(pipe, how, call) for how in (None, "repel:3:0.75:0", "repel:3:0.75")
     )
-    count = none.groups.nfe
+    count = none.start.alone.nfe
     expected = stepped(plain, count)
     assert torch.equal(begun(none), expected)
     assert torch.equal(begun(coupled, SEEDS[:1]), stepped(plain, count, SEEDS[:1]))
@@ -208,7 +210,7 @@ def test_compiled_and_offloaded_networks_are_coupled(name: str) -> None:
     pipe, call = upgrade(FAMILIES["sd3"].build()), family("sd3")[1]
     COMPILED_OR_HOOKED[name](pipe)
     none = sampling(pipe, "repel:3:0.75:0", call)
-    expected = stepped(sampling(pipe, None, call), none.groups.nfe)
+    expected = stepped(sampling(pipe, None, call), none.start.alone.nfe)
     torch.testing.assert_close(begun(none), expected)
     made = begun(sampling(pipe, "repel:3:0.75:3:0.2", call))
     assert not torch.allclose(made, expected, atol=1e-3)

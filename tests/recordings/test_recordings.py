@@ -23,8 +23,9 @@ from safetensors.numpy import save_file
 from tests.counted import Brightness
 from tests.distill.kills import calls
 from ttsnap import BestOfN, search
-from ttsnap.core.cost import Price, Rates
+from ttsnap.core.cost import Rates
 from ttsnap.core.grid import Grid
+from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.writing import locked, part_of

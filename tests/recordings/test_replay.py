@@ -18,11 +18,12 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
-from ttsnap.core.cost import Price, Rates
+from ttsnap.core.cost import Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import ESTIMATE, Estimator, estimates
 from ttsnap.core.moves import Kind, fresh
 from ttsnap.core.plans import Plan, resolve
+from ttsnap.core.price import Price
 from ttsnap.core.selection import BEST, Selection
 from ttsnap.core.table import ParticleTable
 from ttsnap.loop.budget import task_of

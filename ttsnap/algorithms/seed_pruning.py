@@ -118,9 +118,8 @@ class SeedPruning(Settings):
     def init(self, task: Task) -> PruningState:
         """The checks to come; on a coarse grid those of one step are merged, and those by level at
         its end dropped."""
-        keep, levels, draft_share = self.settled(finishing=task.begin_calls > 0)
-        grid = task.grid
-        began = task.groups.nfe if task.groups is not None else 0
+        keep, levels, draft_share = self.settled(finishing=task.start.cost.draft_calls > 0)
+        grid, began = task.grid, task.start.first
         at = [grid.step_at(level) for level in levels]
         if self.steps is not None:
             at, steps = [max(0, s - began) if s >= 0 else s for s in self.steps], began + grid.steps
@@ -153,8 +152,8 @@ class SeedPruning(Settings):
         """What it takes to bring n seeds to the last check, in evaluations as Task counts them, all
         looks included."""
         total, (*checks, _) = 0.0, self.init(task).checks
-        if task.groups is not None:
-            total += task.groups.whole * math.ceil(n / task.groups.size)
+        if (size := task.start.size) > 1:
+            total += task.start.cost.nfe * math.ceil(n / size)
         for one, check in zip(_costs(checks, task).tolist(), checks, strict=True):
             total += n * one
             n = max(task.keep, self.survivors(n, check.keep))

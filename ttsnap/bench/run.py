@@ -164,7 +164,7 @@ def _fitted(bench: Bench, first: Arm, engine: Engine) -> dict[str, LoopSearch]:
     """The search of each arm that shares an engine with this one, by name, with as many seeds as
     the budget affords."""
     engine.check(bench.texts)
-    budget = bench.search.budget.on(engine.grid)
+    budget = bench.search.budget.on(engine.grid, engine.price.start)
     specs: dict[str, LoopSearch] = {}
     for arm in [arm for arm in bench.arms if arm.setup == first.setup]:
         try:

@@ -159,16 +159,22 @@ class Setup:
         """What a rung before this one noted for later ones; None where it did not."""
         return self.found[rung].more.get(name) if rung in self.found else None
 
-    def engine(self, batch_size: int | None = None, **sampler: Any) -> LiveEngine:
-        """An engine without a drafter, unless one is named. batch_size: in place of the given or
+    @property
+    def drafted(self) -> SamplerOptions:
+        """The sampler with the drafter, if there is one, whose drafts only rank seeds."""
+        return replace(self.spec.sampler.from_noise(), draft=self.draft)
+
+    def engine(
+        self, batch_size: int | None = None, sampler: SamplerOptions | None = None
+    ) -> LiveEngine:
+        """An engine without a drafter, unless by this sampler. batch_size: in place of the given or
         fitting one."""
         batch = (
             self.spec.batch
             if batch_size is None
             else replace(self.spec.batch, batch_size=batch_size)
         )
-        how = replace(self.spec.sampler, **{"draft": None, "finish": "noise", **sampler})
-        assert isinstance(how, SamplerOptions)
+        how = sampler or replace(self.drafted, draft=None)
         engine: LiveEngine = self.pipe.engine_of(replace(self.spec, batch=batch, sampler=how))
         return engine
 

@@ -24,7 +24,7 @@ from ttsnap.files.reading import read_object
 from ttsnap.files.writing import write_json
 from ttsnap.loop.budget import Budget
 from ttsnap.options.record import RecordOptions
-from ttsnap.options.sampler import DRAFT, NOISE
+from ttsnap.options.sampler import SamplerOptions
 from ttsnap.recordings.folder import SCORES
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
@@ -48,8 +48,7 @@ PLAIN, PRUNING = "best-of-N", "pruning"
 def signal(setup: Setup) -> Rung:
     """Record as many prompts x seeds as the time allows, then play searches on them."""
     rung = Rung("signal")
-    looks: dict[str, Any] = {} if setup.draft is None else {"draft": setup.draft}
-    whole = _recorded(setup, rung, "noise", looks)
+    whole = _recorded(setup, rung, "noise", setup.drafted)
     if whole is None:
         return rung
     rung.figures["prompts"], rung.figures["seeds"] = Figure(len(whole.prompts)), Figure(whole.seeds)
@@ -77,8 +76,7 @@ def signal(setup: Setup) -> Rung:
             "the model has no drafter, and none is named (--draft)"
         )
     else:
-        finish = setup.spec.sampler.finish
-        how = {**looks, "finish": finish if finish not in ("auto", NOISE) else DRAFT}
+        how = replace(setup.spec.sampler.from_drafts(), draft=setup.draft)
         try:
             finished = _recorded(setup, rung, "finished", how, len(whole.prompts), whole.seeds)
         except ValueError as error:
@@ -90,11 +88,16 @@ def signal(setup: Setup) -> Rung:
 
 
 def _recorded(
-    setup: Setup, rung: Rung, name: str, sampler: dict[str, Any], prompts: int = 0, seeds: int = 0
+    setup: Setup,
+    rung: Rung,
+    name: str,
+    sampler: SamplerOptions,
+    prompts: int = 0,
+    seeds: int = 0,
 ) -> Recording | None:
     """The recording, of as many prompts as the time allows; None where these are too few, which is
     noted."""
-    engine = setup.engine(setup.more("cost", "batch_size"), **sampler)
+    engine = setup.engine(setup.more("cost", "batch_size"), sampler)
     grid, folder = engine.grid, setup.out / name
     rates, ends = _seconds(setup, engine.price.nfe_per_draft), name == "finished"
     steps = (

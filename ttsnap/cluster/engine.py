@@ -16,11 +16,12 @@ from ttsnap.cluster.actor_group import ActorGroup, Pool
 from ttsnap.cluster.job_log import JobLog
 from ttsnap.cluster.merging import ClusterMeter, agreed, averaged, begun, merged
 from ttsnap.cluster.messages import Call, Description
-from ttsnap.core.cost import Cost, Price
+from ttsnap.core.cost import Cost
 from ttsnap.core.moves import FRESH
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
+from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from ttsnap.core.cost import Cost, Price
+from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Need
 from ttsnap.core.plans import Plan
+from ttsnap.core.price import Price
 
 AnswerT = TypeVar("AnswerT")
 P = ParamSpec("P")

@@ -5,7 +5,7 @@ It imports numpy and nothing else of ttsnap.
 """
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
-from ttsnap.core.cost import Cost, GuidedSteps, Price, Rates
+from ttsnap.core.cost import Cost, Rates
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.looks import Estimate, Estimator
 from ttsnap.core.moves import Kind, Move, Rows, advance, ascend, fresh, perturb, renoise
@@ -13,6 +13,7 @@ from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
+from ttsnap.core.price import GuidedSteps, Price
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Adopting, Algorithm, Engine, Refining, Reward, Widening
 from ttsnap.core.results import Candidate, Event, Result, Spent

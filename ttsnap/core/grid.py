@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
-from ttsnap.core.cost import Price, SeedGroups
+from ttsnap.core.price import Price
+from ttsnap.core.start import AS_NOISE, Start
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,6 @@ class Grid:
 
     levels: tuple[float, ...]
     evals: tuple[int, ...] | None = None
-    image_nfe: int | None = None
-    """Evaluations of an image in a budget in images, where drafts are finished: those of one from
-    noise."""
 
     def __post_init__(self) -> None:
         levels = np.asarray(self.levels, float)
@@ -90,15 +88,13 @@ class Task:
     """Calls of the drafter in one draft; 0 where there is no drafter."""
     draft_cost: float = 0.0
     """Of one call of the drafter."""
-    begin_calls: int = 0
-    """Calls of the drafter by which each seed begins, where drafts are finished (Price)."""
-    groups: SeedGroups | None = None
-    """By which seeds begin (Price)."""
+    start: Start = AS_NOISE
+    """How seeds come to step 0."""
 
     @cached_property
     def price(self) -> Price:
         """By which rows count, one reward call a score and one decode a finished image."""
-        return Price(estimates="nothing", begin_calls=self.begin_calls, groups=self.groups)
+        return Price(estimates="nothing", start=self.start)
 
     def spent(self, costs: Mapping[str, IntArray]) -> FloatArray:
         """What costs by this price (`plans.row_costs`) are in evaluations, of each row."""

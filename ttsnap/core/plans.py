@@ -7,18 +7,20 @@ and refunds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from ttsnap.core.arrays import BoolArray, IntArray, take
-from ttsnap.core.cost import PLAIN, Cost, GuidedSteps, Price, SeedGroups
+from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.looks import Estimator, InTurn
 from ttsnap.core.moves import ASCEND, BRANCH, CONTINUE, FRESH, MIX, NEAR, Move, Rows
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
+from ttsnap.core.price import PLAIN, GuidedSteps, Price
+from ttsnap.core.start import Start
 
 RowCosts = dict[str, IntArray]
 """By kind of cost, what each row takes (n,). Kinds that none of them takes may be missing."""
@@ -42,33 +44,32 @@ def from_noise(rows: Rows) -> BoolArray:
     return mask
 
 
-def draft_calls(rows: Rows, look: Estimator, steps: int, begin_calls: int = 0) -> IntArray:
-    """Calls (n,) of the drafter that rows take on a grid of so many steps: of looks, and by which
-    particles begin.
+def draft_calls(rows: Rows, look: Estimator, steps: int, start: Start) -> IntArray:
+    """Calls (n,) of the drafter that looks at these rows take on a grid of so many steps.
 
-    A draft at step 0 of as many calls as particles begin by is what they begin from.
+    A draft at step 0 of as many calls as particles begin by is what they begin from, and free.
     """
     calls: IntArray = (rows.score & (rows.stop < steps)) * look.draft_calls(rows.stop)
-    if not begin_calls:
+    if (begun := start.alone.draft_calls) == 0:
         return calls
-    begun: IntArray = np.where((rows.stop == 0) & (calls == begin_calls), 0, calls)
-    begun = begun + begin_calls * from_noise(rows)
-    return begun
+    return np.where((rows.stop == 0) & (calls == begun), 0, calls)
 
 
-def begin_nfe(rows: Rows, seeds: int, groups: SeedGroups, owing: bool = False) -> IntArray:
-    """Evaluations (n,) by which rows begin that follow so many fresh seeds. owing: as of
-    Particles."""
-    if not np.count_nonzero(from_noise(rows)):  # as of the rows in lockstep that go on
-        return np.zeros(rows.stop.shape, int)
+def begin_costs(rows: Rows, particles: Particles, start: Start) -> RowCosts:
+    """What each of these rows (n,) takes to begin; nothing where none does, as of those in lockstep
+    that go on."""
+    made = from_noise(rows)
+    if start.plain or not np.count_nonzero(made):
+        return {}
     fresh = rows.kind == FRESH
     (index,) = fresh.nonzero()
-    place = (seeds + np.arange(len(index))) % groups.size
-    if owing:
-        place[:1] = 0
-    nfe = np.where(from_noise(rows) & ~fresh, groups.nfe, 0)
-    nfe[index[place == 0]] = groups.whole
-    return nfe
+    pays = (particles.seeds + np.arange(len(index))) % start.size == 0
+    if particles.owing:
+        pays[:1] = True
+    first = np.zeros(fresh.shape, bool)
+    first[index] = pays
+    kinds = zip(start.cost.named().items(), start.alone.amounts(), strict=True)
+    return {kind: first * whole + (made & ~fresh) * own for (kind, whole), own in kinds if whole}
 
 
 def first_ones(uids: IntArray, particles: int) -> BoolArray:
@@ -86,6 +87,8 @@ def row_costs(
     grid: Grid,
     rewards: int,
     price: Price = PLAIN,
+    *,
+    begun: bool = False,
 ) -> RowCosts:
     """What each of these rows costs, for so many rewards; of `price` count all but the rates.
 
@@ -94,7 +97,8 @@ def row_costs(
     row from step a to b takes the evaluations of the steps between: b - a, where each takes one. A
     row that is scored before the end takes that of its look, too: one at b for the x0 estimate. It
     takes one less if the evaluation at a is paid already. Children of one particle share its
-    evaluation and its gradient: the first row that uses one pays.
+    evaluation and its gradient: the first row that uses one pays. begun: whether that by which new
+    particles begin is paid.
     """
     ahead = rows.score & (rows.stop < grid.steps)
     nfe = grid.calls[rows.stop] - grid.calls[rows.start]
@@ -113,13 +117,12 @@ def row_costs(
         "decodes": decodes.astype(int),
         "reward_calls": rows.score * price.calls(rewards),
     }
-    if price.groups is not None:
-        begin = begin_nfe(rows, particles.seeds, price.groups, particles.owing)
-        costs |= {"nfe": nfe + begin, "coupled": np.where(rows.kind == FRESH, begin, 0)}
     if price.estimates == "preview":
         costs["previews"] = ahead.astype(int)
-    if np.count_nonzero(drafts := draft_calls(rows, look, grid.steps, price.begin_calls)):
+    if np.count_nonzero(drafts := draft_calls(rows, look, grid.steps, price.start)):
         costs["draft_calls"] = drafts
+    if not begun:
+        costs = _added(costs, begin_costs(rows, particles, price.start))
     if price.tokens:
         costs["tokens"] = rows.score * price.tokens
     if price.features:
@@ -164,6 +167,11 @@ def _with_gradients(
         "gradients": gradients,
         "backwards": backwards,
     }
+    return _added(costs, more)
+
+
+def _added(costs: RowCosts, more: RowCosts) -> RowCosts:
+    """Both together."""
     return costs | {
         kind: costs[kind] + column if kind in costs else column for kind, column in more.items()
     }
@@ -175,18 +183,19 @@ def costs_in_turn(
     """What each stop (n,) takes of one particle that is scored at these steps (n,) by these looks,
     one after another.
 
-    begun: whether that by which the particle begins is paid. Groups of seeds are left out.
+    begun: whether that by which the particle begins is paid. What begins several is left out.
     """
     look, n = InTurn(tuple(looks)), len(steps)
     kind, none, no = np.full(n, CONTINUE), np.zeros(n, int), np.zeros(n, bool)
-    if not begun:
-        kind[0] = FRESH
+    kind[0] = FRESH
     rows = Rows(kind, np.arange(n), np.append(0, steps[:-1]), steps, ~no, np.ones(n))
     cached = np.append(False, look.evaluations(steps)[:-1] > 0)
     before = Particles(
         none, none, rows.start, cached, ~no, np.empty((n, 0, 1)), none, np.zeros(n), no
     )
-    return row_costs(rows, look, before, task.grid, 1, replace(task.price, groups=None))
+    return row_costs(
+        rows, look, before, task.grid, 1, task.price, begun=begun or task.start.size > 1
+    )
 
 
 def finish_cost(
@@ -226,9 +235,7 @@ def finish_cost(
 
 def image_cost(grid: Grid, rewards: int, price: Price = PLAIN) -> Cost:
     """Cost of one image from a fresh seed, the first of its group."""
-    together = 0 if price.groups is None else price.groups.whole
-    begin = Cost(together, draft_calls=price.begin_calls, coupled=together)
-    return finish_cost(0, False, grid, rewards, price) + begin
+    return finish_cost(0, False, grid, rewards, price) + price.start.cost
 
 
 @dataclass(frozen=True)
@@ -243,7 +250,7 @@ class Plan:
     seed: IntArray
     """(n,) uint64, of the particle's initial noise."""
     place: IntArray
-    """(n,) of a fresh seed, its place among those that begin together (Price.groups); else 0."""
+    """(n,) of a fresh seed, its place among those that begin together (Start); else 0."""
     near: IntArray
     """(n,) of a row of kind NEAR, the sibling whose step noise it is near; else -1."""
     paid: BoolArray
@@ -306,7 +313,7 @@ def resolve(
     uid = np.where(new, now - 1 + new.cumsum(), parent)
     index = particles.seeds - 1 + fresh.cumsum()
     seeds = np.uint64(seed) + index.astype(np.uint64)
-    place = np.where(fresh, index % (1 if price.groups is None else price.groups.size), 0)
+    place = np.where(fresh, index % price.start.size, 0)
     paid = goes_on(rows)
     if now:
         seeds = np.where(fresh, seeds, particles.seed[parent])
@@ -352,15 +359,10 @@ def unspent(
     untouched = np.setdiff1d(whole, ascents)
     cost = total({kind: column[untouched] for kind, column in plan.costs.items()})
     if cancelled.begun is not None:
-        drafted = at[cancelled.begun & ~ran & from_noise(plan.rows.take(at))]
-        cost -= Cost(draft_calls=price.begin_calls * len(drafted))
-        if price.groups is not None:  # those that began, or could, had their groups evaluated
-            begun = plan.rows.take(drafted)
-            alone = row_costs(
-                begun, plan.look, particles, grid, rewards, replace(price, groups=None)
-            )
-            nfe, together = (int(plan.costs[kind][drafted].sum()) for kind in ("nfe", "coupled"))
-            cost -= Cost(nfe - int(alone["nfe"].sum()), coupled=together)
+        # those that began, or could: what begins them, perhaps with others, was spent
+        begun = plan.take(at[cancelled.begun & ~ran & from_noise(plan.rows.take(at))])
+        later = row_costs(begun.rows, plan.look, particles, grid, rewards, price, begun=True)
+        cost -= begun.cost - total(later)
     mixed = plan.rows.take(ascents)._replace(kind=np.full(len(ascents), MIX, int))
     rest = plan.rows.take(part)._replace(
         kind=np.full(len(part), CONTINUE, int),

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypedDict,
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
-from ttsnap.core.cost import Cost, Price
+from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import Move
 from ttsnap.core.needs import Gradient, Need, Needs
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
+from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
 
 if TYPE_CHECKING:  # the core runs without torch

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
-from ttsnap.core.cost import KINDS, PHASES, Cost, Phase, Price
+from ttsnap.core.cost import KINDS, PHASES, Cost, Phase
 from ttsnap.core.outcome import Decoded
 from ttsnap.core.particles import Particles
+from ttsnap.core.price import Price
 from ttsnap.core.protocols import AlgorithmState, RunUsage
 
 if TYPE_CHECKING:  # the core runs without torch

@@ -134,8 +134,9 @@ def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSea
     from ttsnap.pipelines.run import decisions_of  # loaded with the model
 
     search = prepare_request(request, decisions_of(pipe))
-    grid: Grid = pipe.sampling_denoiser(search.engine.sampler, **pictures_opened(search.call)).grid
-    budget = limits.capped(request.budget, grid)
+    denoiser = pipe.sampling_denoiser(search.engine.sampler, **pictures_opened(search.call))
+    grid: Grid = denoiser.grid
+    budget = limits.capped(request.budget, grid, denoiser.start)
     view = View(
         title_of(request),
         Board(grid.levels),

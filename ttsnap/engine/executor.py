@@ -4,8 +4,7 @@ nothing itself."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, MutableMapping, Sequence
-from functools import partial
+from collections.abc import MutableMapping, Sequence
 
 import numpy as np
 import torch
@@ -13,11 +12,12 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import BatchSizes, bucket_of, buckets
-from ttsnap.engine.groups import LANE
+from ttsnap.engine.fair import Stage
+from ttsnap.engine.noise import InitialNoise
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import ScheduledBatch
 from ttsnap.engine.scoring import BegunScores, Later, RowScorer, ScoredRows
-from ttsnap.engine.shared_denoiser import InitialNoise, Peer, PendingEval, SharedDenoiser
+from ttsnap.engine.shared_denoiser import Peer, PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Mixed, Node
 from ttsnap.profiling.meter import Stopwatch
@@ -69,15 +69,14 @@ class Executor:
         """
         self.differentiate(batch.gradients, stepper)
         if batch.evaluations:
-            lanes = {0: self._evaluate, LANE: self._begin}
-            begins = {
-                node for node in batch.evaluations if self.noise.begin_calls and node.latent is None
+            calls = {
+                Stage.BEGIN: self._begin,
+                Stage.DRAFT: self._draft,
+                Stage.STEP: self._evaluate,
             }
-            call = lanes.get(batch.lane, partial(self._draft, batch.lane, begins))
+            pending = [*(PendingEval(self.peer, node) for node in batch.evaluations), *others]
             with self.watch("denoise", self.noise.device):
-                self.sizes.run(
-                    [*(PendingEval(self.peer, node) for node in batch.evaluations), *others], call
-                )
+                self.sizes.run(pending, calls[batch.stage])
 
     def differentiate(self, nodes: Sequence[Node], stepper: Stepper) -> None:
         """Have the stepper give all of these nodes their gradients, in as many calls as it
@@ -147,28 +146,21 @@ class Executor:
         self.count(Cost(), 1)
 
     def _begin(self, pending: Sequence[PendingEval]) -> None:
-        """A group begins, and with it those of these nodes that can; the others are chosen
-        again."""
-        evaluated, coupled = self.noise.grouped([node for _, node in pending])
-        if evaluated:
-            self.count(Cost(evaluated, coupled=coupled), self.noise.ahead)
+        """Those of these particles begin that can in one call; the others are chosen again."""
+        self.count(*self.noise.begin([node for _, node in pending]))
 
-    def _draft(self, calls: int, begins: Collection[Node], pending: Sequence[PendingEval]) -> None:
-        """One guess of so many calls by the drafter at each of these nodes, or the draft by which
-        it `begins`."""
-        beginning = [node for _, node in pending if node in begins and node.latent is None]
-        pending = [one for one in pending if one.node not in begins]
-        if beginning:
-            self.noise.drafted(beginning)
-            self.count(Cost(draft_calls=calls * len(beginning)))
-        if not pending:
-            return
-        x, at, cond = self._batch(pending)
-        steps = torch.as_tensor(np.searchsorted(self.denoiser.grid.calls, at.numpy()))
-        guess = drafts_of(self.denoiser).guess(x, steps, cond, calls)
-        self.count(Cost(draft_calls=calls * len(pending)))
-        for i, (_, node) in enumerate(pending):
-            node.keep_prediction(Prediction(guess, guess), i)
+    def _draft(self, pending: Sequence[PendingEval]) -> None:
+        """A guess by the drafter at each of these nodes, in a call for all that take as many."""
+        # where memory ran out, this is called again
+        left = [one for one in pending if one.node.prediction is None]
+        for calls in sorted({node.draft_calls for _, node in left}):
+            some = [one for one in left if one.node.draft_calls == calls]
+            x, at, cond = self._batch(some)
+            steps = torch.as_tensor(np.searchsorted(self.denoiser.grid.calls, at.numpy()))
+            guess = drafts_of(self.denoiser).guess(x, steps, cond, calls)
+            self.count(Cost(draft_calls=calls * len(some)))
+            for i, (_, node) in enumerate(some):
+                node.keep_prediction(Prediction(guess, guess), i)
 
     def _batch(self, pending: Sequence[PendingEval]) -> tuple[Tensor, Tensor, Tensor]:
         """What a network is called with for these nodes: latents, positions and prompts, padded

@@ -12,6 +12,7 @@ there.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from enum import IntEnum
 from typing import Generic, Protocol, TypeVar
 
 KeyT = TypeVar("KeyT")
@@ -67,6 +68,18 @@ NodeT_co = TypeVar("NodeT_co", covariant=True)
 """What is evaluated: many rows may wait for one and the same."""
 
 
+class Stage(IntEnum):
+    """What rows wait for, first what is done first: others do not wait for long, and rows that go
+    on fill the denoiser's batches together."""
+
+    BEGIN = 0
+    """Their particles have not begun."""
+    DRAFT = 1
+    """They are looked at by drafts. Once a row has its draft, it is through."""
+    STEP = 2
+    """Evaluations and gradients."""
+
+
 class Waits(Protocol[NodeT_co]):
     """A row as the scheduler sees it."""
 
@@ -79,9 +92,8 @@ class Waits(Protocol[NodeT_co]):
         """The node that must be evaluated before it can go on; None where it waits for nothing."""
 
     @property
-    def lane(self) -> int:
-        """What it waits for: m > 0 for m calls of the drafter, else 0. The nodes of one batch are
-        of one lane."""
+    def stage(self) -> Stage:
+        """What is to be done with that node. The nodes of one batch are of one stage."""
 
     @property
     def needs_gradient(self) -> bool:
@@ -102,9 +114,9 @@ RowT = TypeVar("RowT", bound=Waits[object])
 class FairTurns:
     """Turns of jobs in the batches of an engine: each evaluation is a turn of its job.
 
-    The rows of one job are served as they came, its drafts first. A batch is of one lane, that of
-    the job whose turn it is: no job waits for long for its lane, though the bound above holds among
-    the jobs of one lane only.
+    The rows of one job are served as they came, its first stage first. A batch is of one stage,
+    that of the job whose turn it is: no job waits for long for its own, though the bound above
+    holds among the jobs of one stage only.
     """
 
     def __init__(self) -> None:
@@ -112,17 +124,16 @@ class FairTurns:
 
     def choose(self, rows: Sequence[RowT], size: int) -> list[RowT]:
         """All rows that wait for the nodes to evaluate next, at most `size` nodes and of one
-        lane."""
-        jobs = _by_job_and_lane(rows)
+        stage."""
+        jobs = _by_job_and_stage(rows)
         self.share.wait(jobs)
         if not jobs:
             return []
-        lanes = jobs[self.share.first()]
-        lane = next((lane for lane in lanes if lane), 0)
+        stage = min(jobs[self.share.first()])
         queues = {
-            job: list(reversed(lanes.pop(lane).values()))
-            for job, lanes in jobs.items()
-            if lane in lanes
+            job: list(reversed(stages.pop(stage).values()))
+            for job, stages in jobs.items()
+            if stage in stages
         }
         chosen: list[RowT] = []
         for _ in range(size):
@@ -138,13 +149,12 @@ class FairTurns:
         return chosen
 
 
-def _by_job_and_lane(rows: Sequence[RowT]) -> dict[int, dict[int, dict[int, list[RowT]]]]:
-    """The rows that wait: by job, lane and the identity of the node that they wait for, all in
+def _by_job_and_stage(rows: Sequence[RowT]) -> dict[int, dict[Stage, dict[int, list[RowT]]]]:
+    """The rows that wait: by job, stage and the identity of the node that they wait for, all in
     order."""
-    found: dict[int, dict[int, dict[int, list[RowT]]]] = {}
+    found: dict[int, dict[Stage, dict[int, list[RowT]]]] = {}
     for row in rows:
         if (node := row.waiting) is not None:
-            found.setdefault(row.job, {}).setdefault(row.lane, {}).setdefault(id(node), []).append(
-                row
-            )
+            nodes = found.setdefault(row.job, {}).setdefault(row.stage, {})
+            nodes.setdefault(id(node), []).append(row)
     return found

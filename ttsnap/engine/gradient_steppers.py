@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttsnap.core.cost import Cost, GuidedSteps, Price, Rates
+from ttsnap.core.cost import Cost, Rates
 from ttsnap.core.needs import Gradient
+from ttsnap.core.price import GuidedSteps, Price
 from ttsnap.engine.gradients import Differentiator, saved_bytes
+from ttsnap.engine.noise import InitialNoise
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
-from ttsnap.engine.shared_denoiser import EncodedPrompts, InitialNoise
 from ttsnap.engine.stepper import Ran, Report, Stepper
 from ttsnap.engine.store import Node, stacked
 from ttsnap.profiling.memory import SHARE, gauge_of

@@ -19,23 +19,26 @@ from weakref import proxy
 import numpy as np
 import torch
 
-from ttsnap.core.cost import NAMES, Cost, Price
+from ttsnap.core.cost import NAMES, Cost
 from ttsnap.core.memory import NotEnoughMemoryError, lacks_memory
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
+from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine, Reward
 from ttsnap.engine.background import Asked, Background
 from ttsnap.engine.batch_sizes import BatchSizes, seconds_of, sizes_for
 from ttsnap.engine.executor import Executor
-from ttsnap.engine.fair import FairTurns
+from ttsnap.engine.fair import FairTurns, Stage
 from ttsnap.engine.gradient_steppers import AscentStepper, GuidedStepper
 from ttsnap.engine.looks import check_drafts
+from ttsnap.engine.noise import InitialNoise
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row, RowBuilder
 from ttsnap.engine.scheduler import ScheduledBatch, Scheduler, by_job, next_batch
 from ttsnap.engine.scoring import BegunScores, Later, RowScorer
-from ttsnap.engine.shared_denoiser import EncodedPrompts, InitialNoise, PendingEval, SharedDenoiser
+from ttsnap.engine.shared_denoiser import PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Node, Particle, Store
 from ttsnap.options.engine import EngineOptions
@@ -116,7 +119,7 @@ class LiveEngine(Engine):
         self.gradient_batch_size = options.gradient_batch_size
         self.stepper = Stepper(denoiser, self.kernel)
         if guidance is not None:
-            if self.noise.lane:
+            if denoiser.starter is not None:
                 raise ValueError(
                     "guidance by gradients starts from noise; set finish to noise and leave variety"
                     " out, or leave guide out"
@@ -165,7 +168,7 @@ class LiveEngine(Engine):
             offered.add(Need.RENOISE)
         if self.denoiser.drafts is not None:
             offered.add(Need.DRAFT)
-        if self.noise.lane:  # no gradient goes back to where particles begin
+        if self.noise.starter is not None:  # no gradient goes back to where particles begin
             offered.discard(Need.ASCEND)
         return frozenset(offered)
 
@@ -346,7 +349,7 @@ class LiveEngine(Engine):
 
     def _from_peers(self, batch: ScheduledBatch[Node]) -> list[PendingEval]:
         """Nodes of other engines on this network that fill up a batch which is evaluated by it."""
-        if batch.lane or not batch.evaluations:
+        if batch.stage is not Stage.STEP or not batch.evaluations:
             return []
         room = self.batch_size - len(batch.gradients) - len(batch.evaluations)
         return self.network.fill_from_peers(self.executor.peer, room)
@@ -369,7 +372,7 @@ class LiveEngine(Engine):
             due = due[n:]
             if begun.waits:
                 self.asked.append(begun)
-                self.scheduler.finish(begun.rows)
+                self.scheduler.leave(begun.rows)
             else:
                 self._end_scores(begun)
             while len(self.asked) > 1 and self.asked.row_count > self.capacity:
@@ -378,7 +381,7 @@ class LiveEngine(Engine):
     def _end_scores(self, begun: BegunScores) -> None:
         """These rows are done once they have their scores."""
         scored, rows = self.executor.end_scores(begun), begun.rows
-        self.scheduler.finish(rows)
+        self.scheduler.leave(rows)
         self._arrived += [
             scored.added_to(self._rest(job, [rows[i] for i in at]), at, latents=bool(self.keep))
             for job, at in by_job(rows).items()
@@ -442,7 +445,7 @@ class LiveEngine(Engine):
             has_gradient=report.has_gradient,
             begun=(
                 np.array([self.noise.may_begin(row.node) for row in rows], bool)
-                if self.noise.lane
+                if self.noise.starter is not None
                 else None
             ),
         )

@@ -23,8 +23,6 @@ class LookRun:
     scores: ClassVar[bool] = False
     reads_estimate: ClassVar[bool] = False
     """Whether it needs the x0 estimate at the stop, hence an evaluation there."""
-    draft_calls: int = 0
-    """Calls of the drafter that `waiting` takes."""
 
     def begin(self, here: Node) -> None:
         """The particle has come to its stop."""
@@ -78,13 +76,18 @@ class DraftRun(LookRun):
     scores = True
 
     def __init__(self, calls: int, level: float) -> None:
-        self.draft_calls, self._level = calls, level
+        self._calls, self._level = calls, level
         self._beside: Node | None = None
 
     def begin(self, here: Node) -> None:
         if self._beside is None:
             self._beside = Node(
-                here.job, here.seed, here.position, here.latent, mixed_in=here.mixed_in
+                here.job,
+                here.seed,
+                here.position,
+                here.latent,
+                mixed_in=here.mixed_in,
+                draft_calls=self._calls,
             )
 
     def scored(self, here: Node) -> Node:
@@ -105,7 +108,7 @@ class DraftRun(LookRun):
 
     @property
     def cost(self) -> Cost:
-        return Cost(draft_calls=self.draft_calls) if self.done else Cost()
+        return Cost(draft_calls=self._calls) if self.done else Cost()
 
 
 class BegunRun(LookRun):
@@ -152,10 +155,10 @@ def look_run(look: Estimator, score: bool, stop: int, denoiser: Denoiser) -> Loo
     if stop == denoiser.grid.steps:
         return FinishedRun()
     if isinstance(look, Draft):
-        drafts = drafts_of(denoiser)
-        if drafts.start is not None and (stop, look.calls) == (0, drafts.calls):
-            return BegunRun(drafts.start.level)
-        return DraftRun(look.calls, drafts.level(stop, look.calls))
+        starter = denoiser.starter
+        if starter is not None and (stop, look.calls) == (0, starter.start.alone.draft_calls):
+            return BegunRun(starter.guess_level)
+        return DraftRun(look.calls, drafts_of(denoiser).level(stop, look.calls))
     if isinstance(look, Estimate):
         return EstimateRun()
     raise ValueError(

@@ -10,8 +10,9 @@ import torch
 
 from ttsnap.core.moves import Kind
 from ttsnap.core.plans import Plan
+from ttsnap.engine.fair import Stage
 from ttsnap.engine.looks import LookRun, look_run
-from ttsnap.engine.shared_denoiser import InitialNoise
+from ttsnap.engine.noise import InitialNoise
 from ttsnap.engine.store import Node, Store
 from ttsnap.sampling import rng
 from ttsnap.sampling.interpolants import forward
@@ -53,8 +54,8 @@ class Row:
     """Whether `stop` is the finished image."""
     look: LookRun
     """What is scored at `stop`."""
-    begins_by: int = 0
-    """The lane in which it waits until its particle began; 0 where that begins as noise."""
+    begins: bool = False
+    """Whether its particle has to begin, or had to; False where it begins as noise."""
     ahead: int = 0
     """Evaluations by which its particle began."""
     branched_at: int = -1
@@ -71,8 +72,8 @@ class Row:
 
     @property
     def begun(self) -> bool:
-        """Whether the particle began, if it begins by a draft or with its group."""
-        return not self.begins_by or self.node.latent is not None
+        """Whether the particle began, or begins as noise."""
+        return not self.begins or self.node.latent is not None
 
     @property
     def needs_gradient(self) -> bool:
@@ -111,16 +112,13 @@ class Row:
         return self.node if self.node.prediction is None else None
 
     @property
-    def lane(self) -> int:
-        """Calls of the drafter that it waits for, or groups.LANE for its group; 0 where it waits
-        for the denoiser, or for nothing."""
+    def stage(self) -> Stage:
+        """What it waits for."""
         if not self.begun:
-            return self.begins_by
-        return (
-            self.look.draft_calls
-            if self.look.draft_calls and self.at_stop and not self.look.done
-            else 0
-        )
+            return Stage.BEGIN
+        if self.at_stop and not self.look.done:
+            return Stage.DRAFT
+        return Stage.STEP
 
     @property
     def done(self) -> bool:
@@ -179,7 +177,7 @@ class RowBuilder:
             node=node,
             stop=stop,
             end=int(grid.calls[stop]),
-            begins_by=self.noise.lane,
+            begins=self.noise.starter is not None,
             ahead=self.noise.ahead,
             last=stop == grid.steps,
             look=look_run(plan.look.at(stop), score, stop, denoiser),

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ttsnap.engine.fair import FairTurns, Waits
+from ttsnap.engine.fair import FairTurns, Stage, Waits
 
 NodeT = TypeVar("NodeT")
 RowT = TypeVar("RowT", bound=Waits[object])
@@ -26,30 +26,27 @@ class ScheduledBatch(Generic[NodeT]):
     gradients: list[NodeT]
     """Those that get a gradient, and with it their evaluation if that is new."""
     evaluations: list[NodeT]
-    """The rest, for one call of the network of this `lane`."""
-    lane: int = 0
-    """Calls of the drafter; 0: the denoiser; groups.LANE: groups that begin."""
+    """The rest."""
+    stage: Stage = Stage.STEP
+    """What is to be done with all of them."""
 
 
 def next_batch(rows: Sequence[Waits[NodeT]], size: int) -> ScheduledBatch[NodeT]:
-    """The nodes for which the first of these rows wait, at most `size`, all of one lane.
-
-    Drafts go first, and groups that begin. A row is through once it has its draft: others do not
-    wait for long, and those that go on fill the denoiser's batches together.
-    """
+    """The nodes for which the first of these rows wait, at most `size`, all of one stage: the first
+    that any of the rows is at."""
     nodes: dict[int, NodeT] = {}
-    lane = next((row.lane for row in rows if row.lane), 0)
+    stage = min((row.stage for row in rows), default=Stage.STEP)
     for row in rows:
         if len(nodes) == size:
             break
-        if row.lane == lane and (node := row.waiting) is not None:
+        if row.stage == stage and (node := row.waiting) is not None:
             nodes[id(node)] = node
     gradients: dict[int, NodeT] = {}
     for row in rows:
         if row.needs_gradient and (node := row.waiting) is not None and id(node) in nodes:
             gradients[id(node)] = node
     evaluations = [node for key, node in nodes.items() if key not in gradients]
-    return ScheduledBatch(list(gradients.values()), evaluations, lane)
+    return ScheduledBatch(list(gradients.values()), evaluations, stage)
 
 
 class Scheduler(Generic[RowT]):
@@ -115,7 +112,7 @@ class Scheduler(Generic[RowT]):
         waiting = (row.waiting for row in self.going)
         return len({id(node) for node in waiting if node is not None}) >= size
 
-    def finish(self, rows: Collection[RowT]) -> None:
+    def leave(self, rows: Collection[RowT]) -> None:
         """These arrived rows have their scores."""
         through = {id(row) for row in rows}
         self.arrived = [row for row in self.arrived if id(row) not in through]

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
-from ttsnap.core.cost import Cost, Price, Rates, SeedGroups
+from ttsnap.core.cost import Cost, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Decoded, Here, Outcome, thinned
+from ttsnap.core.price import Price
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
-from ttsnap.engine.shared_denoiser import EncodedPrompts
 from ttsnap.options.option import Spec
 from ttsnap.profiling.meter import Stopwatch
 from ttsnap.reward_models.likeness import make_likeness
@@ -35,7 +36,7 @@ from ttsnap.rewards.scoring import (
     explained,
     landed,
 )
-from ttsnap.sampling.denoiser import Capability, Denoiser, begin_calls
+from ttsnap.sampling.denoiser import Capability, Denoiser
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ class RowScorer:
                 features=features,
                 base_calls=sum(r.base_flops * self.shown.calls(r) for r in self.rewards)
                 / max(1, self.bases),
-                coupled=0.0 if denoiser.groups is None else denoiser.groups.flops(),
+                **({} if denoiser.starter is None else denoiser.starter.flops()),
             ),
             passes_per_nfe=denoiser.passes_per_nfe,
             estimates=self.estimates,
@@ -211,10 +212,7 @@ class RowScorer:
             more_calls=self.calls - len(self.rewards),
             features=self.features_taken,
             bases=self.bases,
-            begin_calls=begin_calls(denoiser),
-            groups=None
-            if denoiser.groups is None
-            else SeedGroups(denoiser.groups.size, denoiser.groups.nfe),
+            start=denoiser.start,
         )
 
     @cached_property

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ttsnap.core.arrays import BoolArray, FloatArray
-from ttsnap.core.cost import Cost, Price, Rates
+from ttsnap.core.cost import Cost, Rates
+from ttsnap.core.price import Price
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
-from ttsnap.engine.shared_denoiser import EncodedPrompts
 from ttsnap.engine.store import Node, stacked
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.kernels import Kernel

@@ -39,8 +39,7 @@ class Node:
     """Evaluations of the denoiser that have brought the latent here: the grid step, where each step
     takes one (Grid.calls)."""
     latent: Tensor | None = None
-    """None until the noise is drawn or, where drafts are finished or groups begin together, until
-    it began."""
+    """None until the noise is drawn or, where it does not begin as noise, until it began."""
     guess: Tensor | None = None
     """The draft that the latent was begun from; None after the first step, and for one that begins
     as noise."""
@@ -48,6 +47,8 @@ class Node:
     """What the kernel keeps for this particle."""
     place: int = 0
     """Of a fresh seed, among those that begin together; gone after the first step."""
+    draft_calls: int = 0
+    """Calls of the drafter that are to guess from here, in place of an evaluation."""
     mixed_in: tuple[Mixed, ...] = ()
     """Changes of the initial noise since it was drawn from `seed`, in order."""
     prediction: Prediction | None = None
@@ -112,8 +113,8 @@ class Node:
 
     def unpaid(self) -> Node:
         """The same latent, with an evaluation of its own."""
-        own = self.latent, self.guess, self.kernel_state, self.place, self.mixed_in
-        node = Node(self.job, self.seed, self.position, *own)
+        own = self.latent, self.guess, self.kernel_state, self.place
+        node = Node(self.job, self.seed, self.position, *own, mixed_in=self.mixed_in)
         node.step_noise, node.log_ratio = self.step_noise, self.log_ratio
         return node
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ttsnap.core.cost import KINDS, NAMES, Cost, PerKind, Price, Rates
+from ttsnap.core.cost import KINDS, NAMES, Cost, PerKind, Rates
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.names import nearest
 from ttsnap.core.plans import image_cost
+from ttsnap.core.price import Price
 from ttsnap.core.protocols import Engine
+from ttsnap.core.start import Start
 
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 _SIZES = {
@@ -111,12 +113,12 @@ class Budget(PerKind[int | None], unset=None):
             )
         return cls(images=max(1.0, fraction * EFFORTS["high"]))
 
-    def on(self, grid: Grid) -> Budget:
-        """With `images` counted in this grid's evaluations; where drafts are finished, in those of
-        one from noise."""
+    def on(self, grid: Grid, start: Start) -> Budget:
+        """With `images` counted in this grid's evaluations; where particles begin on the way, in
+        those of an image from noise."""
         if self.images is None:
             return self
-        nfe = int(self.images * (grid.image_nfe or grid.nfe) + 1e-9)
+        nfe = int(self.images * (start.image_nfe or grid.nfe) + 1e-9)
         return replace(self, images=None, nfe=nfe if self.nfe is None else min(nfe, self.nfe))
 
     def times(self, n: int) -> Budget:
@@ -203,8 +205,7 @@ class Cap:
         calls = self.engine.draft_calls
         score = (rates.decodes + scoring + features + price.bases * rates.base_calls) / self.unit
         allowance, draft = self.amount / self.unit, rates.draft_calls / self.unit if calls else 0.0
-        begin = price.begin_calls
-        return Task(grid, keep, allowance, score, shared, check, calls, draft, begin, price.groups)
+        return Task(grid, keep, allowance, score, shared, check, calls, draft, price.start)
 
     def evaluations(self, cost: Cost) -> float:
         """What a cost takes, in the unit of a task's allowance."""
@@ -230,10 +231,8 @@ def tightest(budget: Budget, engine: Engine) -> Cap:
     besides = (
         price.features * rates.features
         + price.bases * rates.base_calls
-        + price.begin_calls * rates.draft_calls
+        + rates.of(price.start.cost)
     )
-    if price.groups is not None:
-        besides += price.groups.whole * (rates.nfe + rates.coupled)
     unit = (rates.of(whole) - rates.decodes - scoring - besides) / engine.grid.nfe
     return Cap(amount, rates, unit, unheld, engine)
 

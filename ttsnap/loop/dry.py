@@ -6,12 +6,12 @@ from __future__ import annotations
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
-from ttsnap.core.cost import Price
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Estimator
 from ttsnap.core.needs import Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
+from ttsnap.core.price import Price
 from ttsnap.core.protocols import Engine
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ttsnap.core.cost import Cost, Price
+from ttsnap.core.cost import Cost
 from ttsnap.core.outcome import NOTHING
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan, finish_cost
+from ttsnap.core.price import Price
 from ttsnap.core.protocols import Engine
 from ttsnap.loop.budget import Budget
 

@@ -90,7 +90,9 @@ def searched(
     began = clock()
     if not prompts:
         raise ValueError("no prompts: give at least one")
-    spec = prepared(dataclasses.replace(spec, budget=spec.budget.on(engine.grid)), engine)
+    spec = prepared(
+        dataclasses.replace(spec, budget=spec.budget.on(engine.grid, engine.price.start)), engine
+    )
     run, seconds = (
         Run(engine),
         np.inf if spec.budget.seconds is None else spec.budget.seconds * len(prompts),
@@ -223,11 +225,11 @@ def check_budget(budget: Budget, engine: Engine) -> None:
     one = image_cost(engine.grid, len(engine.reward_names), engine.price)
     short = budget.shortfall(one, engine.price, seconds=True)
     if short:
-        groups = engine.price.groups
+        size = engine.price.start.size
         group, less = "", f"lower the number of steps ({engine.grid.steps})"
-        if groups is not None and groups.size > 1:
-            group = f" with the group of {groups.size} seeds in which it begins"
-            less = f"take smaller groups, as variety repel:{groups.size // 2}"
+        if size > 1:
+            group = f" with the group of {size} seeds in which it begins"
+            less = f"take smaller groups, as variety repel:{size // 2}"
         raise FieldError(
             "budget",
             f"budget {budget} is too small for one image{group}, which takes {short}; raise the"

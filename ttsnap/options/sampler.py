@@ -169,6 +169,15 @@ class SamplerOptions(Settings):
         """The same with this drafter (None for none) in place of `AUTO`."""
         return replace(self, draft=drafter) if self.left_open else self
 
+    def from_noise(self) -> SamplerOptions:
+        """The same, whose drafts only rank seeds."""
+        return replace(self, finish=NOISE)
+
+    def from_drafts(self) -> SamplerOptions:
+        """The same, whose drafts are finished: from where it says, or else the drafter's
+        settings."""
+        return self if self.finishes else replace(self, finish=DRAFT)
+
     @property
     def left_open(self) -> bool:
         """Whether the model's own drafter may be taken."""

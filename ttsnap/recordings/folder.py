@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.cost import Price
+from ttsnap.core.price import Price
 from ttsnap.files import reading as files
 from ttsnap.files.reading import Tensor
 from ttsnap.files.settings import Json

@@ -16,24 +16,18 @@ from typing import get_type_hints
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.cost import KINDS, GuidedSteps, Price, Rates, SeedGroups
+from ttsnap.core.cost import KINDS, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import EstimatorAt
+from ttsnap.core.price import GuidedSteps, Price
+from ttsnap.core.start import AS_NOISE, Start
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, build, check
 from ttsnap.recordings.replay import Recording
 
 FORMAT = 1
 MOST_UNITS, MOST_SCORES = 10**7, 10**10
-COUNTS = (
-    "passes_per_nfe",
-    "depth",
-    "asked",
-    "passes_per_draft",
-    "more_calls",
-    "bases",
-    "begin_calls",
-)
+COUNTS = ("passes_per_nfe", "depth", "asked", "passes_per_draft", "more_calls", "bases")
 """Whole numbers of a price."""
 HEADER_CRC = "header_crc32"
 """Key of scores.safetensors' header for the checksum of its other keys. The oldest files lack
@@ -97,8 +91,6 @@ class Header:
     looks: tuple[str, ...] = ()
     """Looks in addition to estimates, as "draft:1@0", in earlier versions also coarse rollouts, as
     "rollout:3@4"."""
-    image_nfe: int | None = None
-    """Of the grid (Grid.image_nfe), where drafts are finished."""
 
     def __post_init__(self) -> None:
         last = Grid(self.levels, self.evals).steps
@@ -128,10 +120,10 @@ class Header:
                 f"a recording may hold {MOST_SCORES:,} scores in {MOST_UNITS:,} units of work, got "
                 f"{math.prod(self.shape):,} in {units:,}"
             )
-        guided, groups = self.price.guided, self.price.groups
-        if groups is not None and self.block[1] % groups.size and self.block[1] < self.seeds:
+        guided, size = self.price.guided, self.price.start.size
+        if self.block[1] % size and self.block[1] < self.seeds:
             raise ValueError(
-                f"seeds begin in groups of {groups.size}, so that a block holds a multiple of it,"
+                f"seeds begin in groups of {size}, so that a block holds a multiple of it,"
                 f" got {self.block[1]} seeds"
             )
         if guided is not None and len(guided.steps) != last:
@@ -166,16 +158,13 @@ class Header:
     def recording(self, scores: FloatArray) -> Recording:
         """The recording with these scores (P, S, C, R)."""
         points = len(self.levels)
-        scored, grid = (
-            tuple(k in set(self.steps) for k in range(points)),
-            Grid(self.levels, self.evals, self.image_nfe),
-        )
+        scored = tuple(k in set(self.steps) for k in range(points))
         looks = {seen: scores[:, :, points + i] for i, seen in enumerate(self.seen) if seen}
         texts = tuple(map(str, self.prompts))  # without the pictures that they may carry
         return Recording(
             texts,
             scores[:, :, :points],
-            grid,
+            Grid(self.levels, self.evals),
             self.rewards,
             self.first_seed,
             scored,
@@ -202,8 +191,6 @@ class Header:
             del settings["evals"]
         if not self.looks:
             del settings["looks"]
-        if self.image_nfe is None:
-            del settings["image_nfe"]
         return settings
 
     def digest(self) -> str:
@@ -233,11 +220,13 @@ class Header:
                 " written"
             )
         names = [f.name for f in dataclasses.fields(cls)]
-        newer = ("extras", "evals", "looks", "image_nfe")
+        newer = ("extras", "evals", "looks")
         missing = [name for name in names if name not in data and name not in newer]
         if missing:
             raise ValueError(f"{where} is damaged: it lacks {missing}")
-        return cls._from(data, where), {k: v for k, v in data.items() if k not in names}
+        return cls._from(data, where), {
+            k: v for k, v in data.items() if k not in (*names, "image_nfe")
+        }
 
     @classmethod
     def _from(cls, data: Mapping[str, Json], where: Path) -> Header:
@@ -248,7 +237,8 @@ class Header:
                 for name in data
                 if name in hints and name != "price"
             }
-            return cls(**plain, price=_price(_object("price", data["price"])))
+            price = _price(_object("price", data["price"]), data.get("image_nfe"))
+            return cls(**plain, price=price)
         except ValueError as error:
             raise ValueError(f"{where} is damaged: {error}") from None
 
@@ -269,7 +259,6 @@ class Header:
             price=r.price,
             info=r.info,
             looks=tuple(map(str, r.looks)),
-            image_nfe=r.grid.image_nfe,
         )
 
 
@@ -285,12 +274,12 @@ def _object(name: str, value: Json) -> Mapping[str, Json]:
     return value
 
 
-def _price(data: Mapping[str, Json]) -> Price:
+def _price(data: Mapping[str, Json], image_nfe: Json) -> Price:
     """A price from JSON. The oldest recordings have `decode_estimates` for `estimates`, and no
     guidance."""
     if missing := sorted({"flops", "seconds", "passes_per_nfe"} - set(data)):
         raise ValueError(f"price lacks {missing}")
-    seconds, guided, groups = data["seconds"], data.get("guided"), data.get("groups")
+    seconds, guided = data["seconds"], data.get("guided")
     estimates = data.get("estimates", "decode" if data.get("decode_estimates", True) else "nothing")
     if estimates not in ("decode", "preview", "nothing"):
         raise ValueError(
@@ -301,7 +290,7 @@ def _price(data: Mapping[str, Json]) -> Price:
         seconds=None if seconds is None else _rates(_object("seconds", seconds)),
         estimates=str(estimates),
         guided=None if guided is None else build(GuidedSteps, guided, "guided."),
-        groups=None if groups is None else build(SeedGroups, groups, "groups."),
+        start=_start(data, image_nfe),
         **{name: check(name, data[name], int) for name in COUNTS if name in data},
     )
 
@@ -323,10 +312,28 @@ def _price_to_json(price: Price) -> dict[str, Json]:
     seconds = None if price.seconds is None else _rates_to_json(price.seconds)
     data = dataclasses.asdict(price) | {"flops": _rates_to_json(price.flops), "seconds": seconds}
     del data["tokens"], data["features"]  # a recording asks no judge, and compares no images
-    for name in ("passes_per_draft", "more_calls", "bases", "begin_calls", "groups"):
+    for name in ("passes_per_draft", "more_calls", "bases"):
         if not data[name]:
             del data[name]
+    if price.start == AS_NOISE:
+        del data["start"]
+    else:
+        data["start"]["cost"] = price.start.cost.counts()
     return data
+
+
+def _start(price: Mapping[str, Json], image_nfe: Json) -> Start:
+    """How seeds begin. Older files have it as `begin_calls` or `groups` of a price, and as
+    `image_nfe` of the header."""
+    made = {"image_nfe": image_nfe}
+    if (groups := price.get("groups")) is not None:
+        keys, groups = ("size", "nfe"), _object("groups", groups)
+        size, nfe = (check(f"groups.{key}", groups.get(key), int) for key in keys)
+        whole: Json = {"nfe": size * nfe, "coupled": size * nfe}
+        made |= {"size": size, "first": nfe, "cost": whole}
+    elif "begin_calls" in price:
+        made["cost"] = {"draft_calls": price["begin_calls"]}
+    return build(Start, price.get("start", made), "start.")
 
 
 def _rates_to_json(rates: Rates) -> dict[str, float]:

@@ -116,7 +116,6 @@ def describe(
         first_seed=options.seed,
         levels=tuple(float(level) for level in grid.levels),
         evals=grid.evals,
-        image_nfe=grid.image_nfe,
         steps=KeepAll(steps=steps).scored(grid.steps),
         looks=looks,
         rewards=names,
@@ -136,7 +135,7 @@ def describe(
             f"the engine does not keep {list(options.keep)}; make it with"
             f" keep={sorted(options.keep)}"
         )
-    size = 1 if engine.price.groups is None else engine.price.groups.size
+    size = engine.price.start.size
     group = dry_costs(KeepAll(steps=header.steps, looks=looks), engine)(size, Budget())
     if options.block is None:
         header = replace(header, block=_block(engine, group, size, options.seeds))

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
-from ttsnap.core.cost import Price, Rates
+from ttsnap.core.cost import Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import ESTIMATE, Draft, Estimator, EstimatorAt, read_look
 from ttsnap.core.moves import CONTINUE, FRESH
 from ttsnap.core.needs import Need
 from ttsnap.core.plans import Plan
+from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Result
 from ttsnap.files.reading import Tensor
@@ -241,17 +242,11 @@ class ReplayEngine(DryEngine):
                 "a recording cannot be renoised or branched; only what was denoised once can be"
                 " replayed"
             )
-        rows, groups, first = (
-            self._rows(job, plan.seed),
-            self.price.groups,
-            self.recording.first_seed,
-        )
-        if (
-            groups is not None
-            and ((rows % groups.size != plan.place) & (plan.rows.kind == FRESH)).any()
-        ):
+        rows, size = self._rows(job, plan.seed), self.price.start.size
+        first = self.recording.first_seed
+        if ((rows % size != plan.place) & (plan.rows.kind == FRESH)).any():
             raise ValueError(
-                f"seeds were recorded in groups of {groups.size} from {first} on, of which "
+                f"seeds were recorded in groups of {size} from {first} on, of which "
                 f"{plan.seed[0]} begins none; search from {first} on"
             )
         self.paid[job, rows] = plan.rows.stop

@@ -16,6 +16,7 @@ from annotated_types import Interval
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.names import FieldError, unknown
+from ttsnap.core.start import Start
 from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Count, Positive, Settings, build, check, short
 from ttsnap.loop.budget import Budget
@@ -72,9 +73,9 @@ class SearchLimits(Settings):
         """After how many seconds a search with this budget ends."""
         return min(budget.seconds or self.seconds, self.seconds)
 
-    def capped(self, budget: Budget, grid: Grid) -> Budget:
+    def capped(self, budget: Budget, grid: Grid, start: Start) -> Budget:
         """A budget in evaluations of this grid, as many as are allowed at most."""
-        counted = budget.on(grid)
+        counted = budget.on(grid, start)
         return replace(counted, nfe=min(counted.nfe or self.nfe, self.nfe))
 
     def line(self, text: object, field: str, *, empty: bool = False) -> str:

@@ -23,7 +23,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL, Scale, Steps
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import option
-from ttsnap.options.sampler import AUTO, NOISE, SamplerOptions
+from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.options.selection import SelectionOptions
 from ttsnap.request.allowlist import kernel_for, search_of
 from ttsnap.request.limits import SearchLimits
@@ -249,7 +249,8 @@ def _sampler(
         return replace(sampler, draft=AUTO)
     if offer.draft is None or model != offer.model:
         raise FieldError("draft", "no drafter is offered here for this model; leave draft out")
-    return replace(sampler, draft=offer.draft, finish=NOISE if loras else AUTO)
+    drafted = replace(sampler, draft=offer.draft)
+    return drafted.from_noise() if loras else drafted
 
 
 def notes_of(request: Prepared, limits: SearchLimits) -> list[str]:

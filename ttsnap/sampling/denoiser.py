@@ -13,9 +13,10 @@ from torch import Tensor
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
-from ttsnap.sampling import rng
+from ttsnap.core.start import AS_NOISE, Start
 from ttsnap.sampling.interpolants import Interpolant
-from ttsnap.sampling.kernels import Kernel, KernelState, Prediction
+from ttsnap.sampling.kernels import Kernel, Prediction
+from ttsnap.sampling.starts import Starter
 
 
 class Capability(StrEnum):
@@ -36,7 +37,7 @@ class Capability(StrEnum):
     DRAFT = "draft"
     """It takes a drafter, which guesses finished images."""
     COUPLE = "couple"
-    """Groups of seeds may take their first steps together (`groups`)."""
+    """Groups of seeds may take their first steps together (starts.Coupled)."""
 
 
 class Costs(NamedTuple):
@@ -47,47 +48,6 @@ class Costs(NamedTuple):
     decode: float
     preview: float = 0.0
     draft: float = 0.0
-
-
-class DraftStart(Protocol):
-    """How particles begin from their drafts, which are finished in place of their noise."""
-
-    @property
-    def level(self) -> float:
-        """The noise level, in (0, 1], that the last call of such a draft is told."""
-
-    def begin(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """Initial noise (N, ...) of prompts (N,) -> the drafts (N, ...) in `Drafts.calls` calls,
-        and the latents (N, ...) of step 0: x = alpha guess + sigma noise, at the noise level of
-        that step."""
-
-
-class GroupStart(Protocol):
-    """How particles begin in groups of seeds, which take the first steps of a call together."""
-
-    @property
-    def size(self) -> int:
-        """Seeds of a group."""
-
-    @property
-    def nfe(self) -> int:
-        """Evaluations of the denoiser for each of them."""
-
-    def flops(self) -> float:
-        """What coupling it with the others takes beside an evaluation."""
-
-    def begin(
-        self,
-        noise: Tensor,
-        cond: Tensor,
-        keys: Sequence[rng.Key],
-        generators: Sequence[torch.Generator],
-    ) -> tuple[Tensor, Sequence[KernelState]]:
-        """Initial noise (N, ...) of one group, or of a particle alone, and its prompt (N,) -> the
-        latents (N, ...) of step 0, and what the kernel keeps for each.
-
-        keys: (seed, branch) of each; generators: by which its noise was drawn.
-        """
 
 
 class Drafts(Protocol):
@@ -108,10 +68,6 @@ class Drafts(Protocol):
 
         step and cond are long, on the CPU. Nothing is drawn. ValueError for no calls.
         """
-
-    @property
-    def start(self) -> DraftStart | None:
-        """How particles begin from their drafts; None where they begin as noise."""
 
     def level(self, step: int, calls: int) -> float:
         """The noise level, in (0, 1], that the last call is told in such a guess from a grid
@@ -140,8 +96,8 @@ class Denoiser(ABC):
     """Where it computes."""
     can: frozenset[Capability] = frozenset({Capability.PATH, Capability.DIFFERENTIATE})
     drafts: Drafts | None = None
-    groups: GroupStart | None = None
-    """None where each particle begins by itself."""
+    starter: Starter | None = None
+    """How particles come to step 0; None where they begin as noise."""
     frames: int | None = None
     """T, the frames of each video that it makes; None where it makes images. A preview may have
     fewer."""
@@ -153,6 +109,11 @@ class Denoiser(ABC):
     mixed."""
     gradient_checkpointing: bool = False
     """Whether a backward pass makes the forward pass again, to save memory."""
+
+    @property
+    def start(self) -> Start:
+        """What it takes to bring particles to step 0."""
+        return AS_NOISE if self.starter is None else self.starter.start
 
     # --- prompts ----------------------------------------------------------------------------------
 
@@ -257,13 +218,6 @@ class Denoiser(ABC):
         decoder and, where `through` is "denoiser" and not "x0" (guided_steps.RewardGuidance),
         through its network."""
         return ()
-
-
-def begin_calls(denoiser: Denoiser) -> int:
-    """Calls of the drafter by which particles begin, where drafts are finished; 0 where they begin
-    as noise."""
-    drafts = denoiser.drafts
-    return drafts.calls if drafts is not None and drafts.start is not None else 0
 
 
 def drafts_of(denoiser: Denoiser) -> Drafts:

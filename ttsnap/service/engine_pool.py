@@ -190,7 +190,9 @@ class PooledEngine:
 
         A clock of its own ends it in time. ValueError for a search that does not fit.
         """
-        budget = replace(self.limits.capped(request.budget, self.engine.grid), seconds=None)
+        engine = self.engine
+        budget = self.limits.capped(request.budget, engine.grid, engine.price.start)
+        budget = replace(budget, seconds=None)
         key = (request.request.label, budget, request.selection.keep)
         spec: LoopSearch = replace(
             request, algorithm=self._fitted.get(key) or request.algorithm, budget=budget

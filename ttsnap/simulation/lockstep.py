@@ -79,7 +79,7 @@ def lockstep(
                 run.particles, move, np.where(active, run.value, -np.inf), takes, run.paid
             )
             active &= ~refused
-            run.finish(last)
+            run.complete(last)
         asked = np.flatnonzero(go)
         run.carry_out(asked, move, takes)
         idle = 0 if takes.spent(task)[asked].any() or takes.scored[asked].any() else idle + 1
@@ -230,7 +230,7 @@ class _Lockstep:
             p.left,
         )
 
-    def finish(self, chosen: dict[int, int]) -> None:
+    def complete(self, chosen: dict[int, int]) -> None:
         """Take one particle of some searches to the end: {search: uid}."""
         if not chosen:
             return

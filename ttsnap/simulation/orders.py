@@ -33,10 +33,10 @@ class Orders:
         """Random orders, for `repeats` searches of every prompt. Seeds that begin together stay
         together."""
         draws = rng.random((repeats * len(recording.prompts), recording.seeds), dtype=np.float32)
-        if (groups := recording.price.groups) is not None:
-            of = np.arange(recording.seeds) // groups.size
+        if (size := recording.price.start.size) > 1:
+            of = np.arange(recording.seeds) // size
             place = rng.random((len(draws), of[-1] + 1)).argsort(1)
-            if recording.seeds % groups.size:  # what is not whole comes last
+            if recording.seeds % size:  # what is not whole comes last
                 place[:, -1] = of[-1] + 1
             draws += place[:, of]
         return cls(draws)

@@ -233,15 +233,15 @@ def best_of_n_curve(
             "exact best-of-N needs a utility that scores each image by itself; rank_sum has none"
         )
     engine, columns, scores, spent = ReplayEngine(recording), [], [], []
-    for budget in (Budget.parse(b).on(recording.grid) for b in budgets):
-        task = task_for(budget, engine)
+    parsed = tuple(map(Budget.parse, budgets))
+    for budget in parsed:
+        task = task_for(budget.on(engine.grid, engine.price.start), engine)
         one = task.grid.nfe + task.score_cost
         n = min(recording.seeds, int(task.allowance / one + 1e-9))
         columns.append(metrics.best_of_n(final, n))
         each = np.moveaxis(recording.final, -1, 0)
         scores.append(metrics.best_of_n(np.broadcast_to(final, each.shape), n, of=each).T)
         spent.append(n * one)
-    parsed = tuple(Budget.parse(b) for b in budgets)
     return Curve(
         parsed, np.stack(columns, 1), np.stack(scores, 1), np.array(spent), np.array(spent)
     )

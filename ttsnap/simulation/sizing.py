@@ -34,7 +34,7 @@ def sized_for(
     where there are several budgets.
     """
     engine = ReplayEngine(recording)
-    budget = budget.on(recording.grid)
+    budget = budget.on(engine.grid, engine.price.start)
     task = task_for(budget, engine, shared)
     if ledger == "published":
         seeds = min(
@@ -68,7 +68,8 @@ def short_of_seeds(
     free, engine = dataclasses.replace(algorithm, n=None), ReplayEngine(recording)  # type: ignore[type-var]
     costs = dry_costs(free, engine)
     for budget in (Budget.parse(b) for b in budgets):
-        sized = fit(free, engine, budget.on(recording.grid), most=recording.seeds + 1, costs=costs)
+        held = budget.on(engine.grid, engine.price.start)
+        sized = fit(free, engine, held, most=recording.seeds + 1, costs=costs)
         if sized.n is not None and sized.n > recording.seeds:
             return budget
     return None
@@ -87,7 +88,7 @@ def short_of_budget(
     engine = ReplayEngine(recording)
     costs, wanting = dry_costs(algorithm, engine), None
     for budget in (Budget.parse(b) for b in budgets):
-        held = budget.on(recording.grid)
+        held = budget.on(engine.grid, engine.price.start)
         if held.shortfall(costs(algorithm.n, held), engine.price) is not None:
             wanting = budget
     return wanting

@@ -127,15 +127,10 @@ class PriceOfCompute:
             )
         if not np.isfinite(task.allowance):
             raise ValueError("price-of-compute needs a budget in evaluations, FLOPs or seconds")
-        if task.begin_calls:
+        if not task.start.plain:
             raise ValueError(
-                "price-of-compute starts seeds that wait, and here each begins with a draft; set"
-                " finish to noise"
-            )
-        if task.groups is not None:
-            raise ValueError(
-                "price-of-compute starts seeds that wait, and here they begin in groups; leave"
-                " variety out"
+                "price-of-compute starts seeds that wait, and here they begin from drafts or in"
+                " groups; set finish to noise and leave variety out"
             )
         zero = np.zeros(())
         none, worst = np.empty(0), zero - np.inf
