@@ -306,7 +306,7 @@ def sheet(
     denoiser: Any = engines[0].denoiser
     denoiser.encode([Prompt(prompt) for prompt in prompts])
     noise = denoiser.init_latents([seeded(0) for _ in prompts])
-    guess, begun = denoiser.drafts.start.begin(noise, torch.arange(len(prompts)))
+    begun, _, guess = denoiser.starter.begin(noise, torch.arange(len(prompts)), (), ())
     level = denoiser.grid.levels[0]
     rows = {
         "draft": denoiser.decode(guess),

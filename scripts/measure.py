@@ -27,12 +27,14 @@ DOORS = ("cli", "service", "demo", "cluster", "comfyui")
 """Rooms by which people come in: they hold how users type, a listener, and how a result is
 shown."""
 REACH = {
-    "finish": "finish finishes Finish finish_drafts Drafted from_drafts begin_calls",
+    "finish": "finish finishes Finish finish_drafts FromDrafts from_drafts begin_calls",
     "variety": "variety repel Repel Coupled couple_seeds coupled COUPLE",
     "require": "require Requirement Gate gate",
     "diverse": "diverse diversity likeness Likeness make_likeness",
 }
 """Names in the code by which a feature is built, by feature: what mentions one must know of it."""
+OTHERS = {"finish": {"algorithms"}}
+"""Rooms that mean another thing by such a name: rbf has an option `finish`, and by-hand a wish."""
 SEARCHES = ("SearchRequest", "EngineSpec", "Prepared", "LoopSearch")
 """Classes that say what a search does. The room `request` makes them."""
 WIDE = 100
@@ -104,7 +106,8 @@ def identifiers(path: Path) -> set[str]:
 def reach(feature: str) -> set[str]:
     """The rooms whose code mentions what a feature is built by."""
     names = set(REACH[feature].split())
-    return {room_of(module) for module, path in FILES.items() if names & identifiers(path)}
+    rooms = {room_of(module) for module, path in FILES.items() if names & identifiers(path)}
+    return rooms - OTHERS.get(feature, set())
 
 
 def tokens(path: Path) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser, is_flow,
 from ttsnap.pipelines.comfyui.paths import times_of
 from ttsnap.sampling.drafts import begins_as_noise, call_times, fitting, guess, sized
 from ttsnap.sampling.interpolants import Interpolant, Linear, LinearVP, level
-from ttsnap.sampling.starts import Drafted
+from ttsnap.sampling.starts import FromDrafts
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class GuiderDrafts:
     first_time: float = 1.0
     """What the drafter is told at its first call, as a share of the true time."""
 
-    def finished(self, image_nfe: int) -> Drafted:
+    def finished(self, image_nfe: int) -> FromDrafts:
         """Particles begin from drafts of their noise, as in ComfyUI's image-to-image. image_nfe:
         evaluations of an image from noise."""
         level = self.level_told(self.drafter.sigmas[:1], self.calls)
-        return Drafted(self.of_noise, self.denoiser.begin_from, self.calls, level, image_nfe)
+        return FromDrafts(self.of_noise, self.denoiser.begin_from, self.calls, level, image_nfe)
 
     def of_noise(self, noise: Tensor, cond: Tensor) -> Tensor:
         """Drafts of initial noise (N, ...)."""

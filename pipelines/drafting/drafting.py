@@ -22,7 +22,7 @@ from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.drafts import begins_as_noise, call_times, guess, unchecked
 from ttsnap.sampling.interpolants import level, rows
-from ttsnap.sampling.starts import Drafted
+from ttsnap.sampling.starts import FromDrafts
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def finish_drafts(denoiser: PipelineDenoiser, level: float, image_nfe: int) -> N
         return
     drafts = denoiser.drafts = replace(drafts, whole=denoiser.schedule)
     denoiser.begin_later(step)
-    denoiser.starter = Drafted(
+    denoiser.starter = FromDrafts(
         drafts.of_noise, drafts.noised, drafts.calls, drafts.noise_level, image_nfe
     )
 

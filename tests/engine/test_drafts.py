@@ -51,7 +51,7 @@ from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.denoiser import Costs
 from ttsnap.sampling.kernels import Ode, Sde
 from ttsnap.sampling.rng import seeded
-from ttsnap.sampling.starts import Begun, Drafted
+from ttsnap.sampling.starts import Begun, FromDrafts
 from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.simulate import curve
 
@@ -100,7 +100,7 @@ class Finishing(Drafting):
         self.whole = Drafting(*MIXTURE, steps=STEPS, error=error)
         super().__init__(*MIXTURE, steps=self.whole.times[begin:], error=error)
         self.drafts = SimpleNamespace(calls=calls, passes=1, guess=self.guess, level=self.level)
-        self.starter = Drafted(self.drafted_noise, self.noised, calls, 0.9 / calls, STEPS)
+        self.starter = FromDrafts(self.drafted_noise, self.noised, calls, 0.9 / calls, STEPS)
 
     def encode(self, prompts: Any) -> None:
         super().encode(prompts)

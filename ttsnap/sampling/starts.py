@@ -61,7 +61,7 @@ class Starter(Protocol):
 
 
 @dataclass(frozen=True)
-class Drafted:
+class FromDrafts:
     """Each particle begins from its draft, put back to a noise level with its own noise: x = alpha
     guess + sigma noise.
 
