@@ -4,6 +4,7 @@ publishes it.
 python scripts/release.py 0.2.0           # or make release VERSION=0.2.0
 python scripts/release.py 0.2.0 --notes   # prints the section of the changelog, for the page of the release
 python scripts/release.py 0.2.0 --pack OWNER/NAME PUBLISHER   # fills in what ComfyUI's registry asks of a publisher
+python scripts/release.py 0.2.0 --index OWNER/NAME   # fills in what PyPI shows: addresses, and links of the README
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 VERSION = ROOT / "ttsnap" / "version.py"
 PACK = ROOT / "comfyui" / "pyproject.toml"
 """Of the nodes for ComfyUI, whose registry takes three numbers."""
+PROJECT = ROOT / "pyproject.toml"
+README = ROOT / "README.md"
 CHANGELOG = ROOT / "CHANGELOG.md"
 NEXT = "Unreleased"
 
@@ -65,6 +68,38 @@ def filled(pack: str, version: str, repository: str, publisher: str) -> str:
     return pack
 
 
+def addressed(project: str, repository: str) -> str:
+    """The project's pyproject.toml with its addresses, which an index shows. repository: its
+    OWNER/NAME on GitHub."""
+    before = "[project.scripts]\n"
+    if project.count(before) != 1:
+        raise ValueError(f"[project.scripts] stands {project.count(before)} times")
+    home = f"https://github.com/{repository}"
+    urls = {
+        "Repository": home,
+        "Documentation": f"{home}/tree/main/docs",
+        "Changelog": f"{home}/blob/main/CHANGELOG.md",
+        "Issues": f"{home}/issues",
+    }
+    lines = [f'{name} = "{url}"' for name, url in urls.items()]
+    table = "\n".join(["[project.urls]", *lines])
+    return project.replace(before, f"{table}\n\n{before}")
+
+
+def absolute(page: str, version: str, repository: str) -> str:
+    """A page at the root of the repository whose links and pictures lead to the tag of this
+    version, as an index has neither."""
+    pages = f"https://github.com/{repository}/blob/v{version}/"
+    files = f"https://raw.githubusercontent.com/{repository}/v{version}/"
+    local = r"(!?\[[^\]]*\])\((?!https?:|#)([^)]+)\)"
+
+    def lead(found: re.Match[str]) -> str:
+        shown, target = found.groups()
+        return f"{shown}({files if shown.startswith('!') else pages}{target})"
+
+    return re.sub(local, lead, page)
+
+
 def following(version: str) -> str:
     """What the code is called after a version: the next minor one, in development."""
     major, minor, _ = version.split(".")
@@ -100,6 +135,11 @@ def main() -> None:
         metavar=("OWNER/NAME", "PUBLISHER"),
         help="fill in the pack and do no more",
     )
+    parser.add_argument(
+        "--index",
+        metavar="OWNER/NAME",
+        help="fill in what a package index shows and do no more",
+    )
     a = parser.parse_args()
     changelog = CHANGELOG.read_text(encoding="utf-8")
     if a.notes:
@@ -109,6 +149,12 @@ def main() -> None:
         PACK.write_text(
             filled(PACK.read_text(encoding="utf-8"), a.version, *a.pack), encoding="utf-8"
         )
+        return
+    if a.index:
+        project = PROJECT.read_text(encoding="utf-8")
+        PROJECT.write_text(addressed(project, a.index), encoding="utf-8")
+        readme = README.read_text(encoding="utf-8")
+        README.write_text(absolute(readme, a.version, a.index), encoding="utf-8")
         return
     if not re.fullmatch(r"\d+\.\d+\.\d+", a.version):
         parser.error(f"a version is three numbers such as 0.2.0, not {a.version!r}")

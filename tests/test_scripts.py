@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,25 @@ def test_the_pack_gets_what_comfyuis_registry_asks_of_a_publisher(release: Any) 
         release.filled(pack, "1.2.3", "someone/ttsnap", "")
     with pytest.raises(ValueError, match="stands 0 times"):
         release.filled("", "1.2.3", "someone/ttsnap", "some-one")
+
+
+def test_an_index_gets_addresses_and_links_that_lead_there(release: Any) -> None:
+    project = release.addressed(release.PROJECT.read_text(encoding="utf-8"), "someone/ttsnap")
+    told = tomllib.loads(project)["project"]
+    assert told["urls"]["Repository"] == "https://github.com/someone/ttsnap"
+    assert told["scripts"] == {"ttsnap": "ttsnap.cli:main"}
+    page = release.absolute(
+        "![A](docs/a.png) [b](docs/b.md#c) [d](https://e.org) [f](#g)", "1.2.3", "someone/ttsnap"
+    )
+    assert page == (
+        "![A](https://raw.githubusercontent.com/someone/ttsnap/v1.2.3/docs/a.png)"
+        " [b](https://github.com/someone/ttsnap/blob/v1.2.3/docs/b.md#c)"
+        " [d](https://e.org) [f](#g)"
+    )
+    readme = release.absolute(release.README.read_text(encoding="utf-8"), "1.2.3", "someone/t")
+    assert not re.search(r"\]\((?!https?:|#)", readme)
+    with pytest.raises(ValueError, match="stands 0 times"):
+        release.addressed("", "someone/ttsnap")
 
 
 def test_the_icon_is_what_its_script_draws() -> None:
