@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import importlib.util
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from ttsnap.algorithms.catalogue import ALGORITHMS
+from ttsnap.cli import parse
 from ttsnap.version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +97,28 @@ def test_an_index_gets_addresses_and_links_that_lead_there(release: Any) -> None
     assert not re.search(r"\]\((?!https?:|#)", readme)
     with pytest.raises(ValueError, match="stands 0 times"):
         release.addressed("", "someone/ttsnap")
+
+
+def test_containers_and_the_space_run_commands_that_there_are() -> None:
+    composed = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    lines = [service["command"] for service in composed["services"].values()]
+    docker = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    lines.append(json.loads(docker.rpartition("CMD ")[2]))
+    for line in lines:
+        command, given = parse(line)
+        assert command.name == line[0]
+        assert given.host == "0.0.0.0"
+    extras = set(re.findall(r"/src\[([\w,]+)\]", docker)[0].split(","))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert extras <= set(project["optional-dependencies"])
+    sent = (ROOT / ".dockerignore").read_text(encoding="utf-8")
+    packaged = {"LICENSE", "README.md", "pyproject.toml", "setup.py", "ttsnap"}
+    assert packaged <= set(re.findall("^!(.*)$", sent, re.M))
+    spec = importlib.util.spec_from_file_location("space_app", ROOT / "space" / "app.py")
+    app = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(app)
+    command, given = parse(["demo", *app.HERE, *app.LIMITS])
+    assert (given.host, given.port, given.max_budget) == ("0.0.0.0", 7860, 400)
 
 
 def test_the_icon_is_what_its_script_draws() -> None:
