@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from ttsnap.files import reading as files
-from ttsnap.files.settings import Json, check
-from ttsnap.files.writing import part_of, sha256
-from ttsnap.recordings.header import differences
+from ttsnap.files.run_folder import differences, whole_folder
+from ttsnap.files.settings import Json, check, plain
+from ttsnap.files.writing import as_json, sha256
 
 KEPT = 2
 ABOUT = "state.json"
@@ -25,8 +22,8 @@ logger = logging.getLogger(__name__)
 def save(
     folder: Path, step: int, write: Callable[[Path], object], about: Mapping[str, Json]
 ) -> Path:
-    """Write the state after `step` optimiser steps to folder/{step:08d}, and remove all but the
-    last two.
+    """Write the state after `step` optimiser steps to folder/{step:08d}, and remove all but this
+    one and the one before.
 
     write: writes the files of the state into a folder. about: what must be the same to resume,
     JSON-ready. OSError where the disk is full; earlier checkpoints stay.
@@ -41,13 +38,13 @@ def save(
         ) as error:  # how safetensors and torch report a full disk
             raise OSError(str(error)) from error
         digests = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        text = json.dumps({"step": step, "files": digests, "about": about}, indent=1)
-        (temporary / ABOUT).write_text(text + "\n")
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    for old in _all(folder)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+        state: dict[str, Json] = {"step": step, "files": digests, "about": plain(about)}
+        (temporary / ABOUT).write_text(as_json(state))
+    there = _all(folder)
+    kept = [path for path in there if path <= target][-KEPT:]
+    # later ones are damaged, as this run did not begin with them
+    for other in set(there) - set(kept):
+        shutil.rmtree(other, ignore_errors=True)
     return target
 
 
@@ -67,8 +64,7 @@ def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, Path] | None:
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged (%s); resuming from the one before", path, error)
             continue
-        mismatches = differences(there, json.loads(json.dumps(about)))
-        if mismatches:
+        if mismatches := differences(there, plain(about)):
             raise ValueError(
                 f"{path} is of a run with other settings: {'; '.join(mismatches[:4])}; use the same"
                 " ones to resume it, or choose another folder"
@@ -82,21 +78,6 @@ def steps_done(folder: Path) -> int:
     damaged."""
     there = _all(folder)
     return int(there[-1].name) if there else 0
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to write to, which replaces `folder` at the end; where writing fails,
-    `folder` stays."""
-    temporary = part_of(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _all(folder: Path) -> list[Path]:

@@ -21,12 +21,11 @@ from ttsnap.distill.processes import Member
 from ttsnap.distill.scoring import TARGETS, final_scores, score_entries, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
 from ttsnap.distill.train import Curriculum, train
-from ttsnap.files.plain_yaml import load_settings, read_yaml, save_settings
+from ttsnap.files.plain_yaml import as_yaml, load_settings, read_yaml
+from ttsnap.files.run_folder import RunFolder, differences
 from ttsnap.files.settings import Json, build, to_json
-from ttsnap.files.writing import locked, write_json
+from ttsnap.files.writing import write_json
 from ttsnap.options.option import determining
-from ttsnap.recordings.header import differences
-from ttsnap.results.folders import check_same
 from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.registry import make_reward, refuse_credentials
 from ttsnap.rewards.scoring import Shown
@@ -75,20 +74,19 @@ def distill(
             "the configuration has a record section, which `ttsnap distill` carries out; in Python,"
             " record first and name the folder in `recordings`, or give record="
         )
-    check_out(config, out)
+    run_folder(config, out).check()
     member = processes.start("distill", cpu=config.device == "cpu", shown=bar, announced=bar)
-    with ExitStack() as held:
-        member.alone(lambda: _begin(config, out, held, record))
+    with ExitStack() as until_end:
+        member.alone(lambda: _begin(config, out, until_end, record))
         if (out / EVALUATION).exists():  # written last
             return Evaluation.read(out / EVALUATION)
         return _distill(config, out, member)
 
 
-def _begin(config: DistillConfig, out: Path, held: ExitStack, record: Recorder | None) -> None:
-    """What the first process does while the others wait. It locks the folder until the run ends."""
-    held.enter_context(locked(out))
-    check_out(config, out)  # again: another process may have begun here before the lock was taken
-    save_settings(config, out / CONFIG)
+def _begin(config: DistillConfig, out: Path, until_end: ExitStack, record: Recorder | None) -> None:
+    """What the first process does while the others wait: it opens the folder until the run ends,
+    and records."""
+    until_end.enter_context(run_folder(config, out).opened())
     if record is not None and config.record is not None:
         latents = {"latents": True} if config.student.space == "latents" else {}
         record({"out": str(out / RECORDING), **config.record, "images": True, **latents})
@@ -181,18 +179,17 @@ def _match(
     student.match(scores, np.array([targets[e.prompt][e.seed] for e in entries]))
 
 
-def check_out(config: DistillConfig, out: Path) -> None:
-    """ValueError unless `out` is free, or holds a run without targets yet, or one with the same
-    settings."""
+def run_folder(config: DistillConfig, out: Path) -> RunFolder:
+    """The folder of a run. Its settings are fixed once there are targets; before that nothing was
+    computed."""
 
     def differing() -> list[str]:
-        mismatches = differences(
-            determining(load_settings(DistillConfig, out / CONFIG)), determining(config)
-        )
-        # nothing was computed: settings may be corrected
-        return mismatches if (out / TARGETS).exists() else []
+        if not (out / TARGETS).exists():
+            return []
+        there = load_settings(DistillConfig, out / CONFIG)
+        return differences(determining(there), determining(config))
 
-    check_same(out, CONFIG, differing, "run")
+    return RunFolder(out, CONFIG, "run", differing, as_yaml(config))
 
 
 def open_frames(config: DistillConfig, out: Path, member: Member) -> Frames:

@@ -35,7 +35,7 @@ MAY_IMPORT = {
         "results": "core files options rewards reward_models",
         "recordings": "core files options algorithms loop results rewards",
         "simulation": "core files algorithms loop recordings",
-        "bench": "core files options algorithms loop results recordings",
+        "bench": "core files options algorithms loop results",
         "scenes": "files",
         "signs": "core",
         "pipelines": (

@@ -46,7 +46,7 @@ from ttsnap import make_algorithm
 from ttsnap.algorithms.best_of_n import OneOfGroup
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.bench.arms import read_arms
-from ttsnap.bench.folder import OpenBench
+from ttsnap.bench.folder import open_bench
 from ttsnap.bench.prompts import PromptRecord, read_prompt_set
 from ttsnap.bench.summary import summarize
 from ttsnap.cli import distill, generate, replay
@@ -64,7 +64,7 @@ from ttsnap.files.reading import picture_pixels, read_bytes, read_json, read_obj
 from ttsnap.files.settings import build
 from ttsnap.options.model import TEXT
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.recordings.folder import OpenRecording, load_recording, packed, progress, read_images
+from ttsnap.recordings.folder import load_recording, open_recording, packed, progress, read_images
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
 from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.recordings.replay import Recording
@@ -307,7 +307,8 @@ def write_unit(folder: Path, doc: Any) -> None:
 
 def read_unit(folder: Path) -> None:
     progress(folder)
-    OpenRecording(folder, Header.of(RECORDING)).__exit__()
+    with open_recording(folder, Header.of(RECORDING)):
+        pass
 
 
 def read_recording(folder: Path) -> None:
@@ -358,7 +359,7 @@ def write_bench(folder: Path, doc: Any) -> None:
 
 
 def read_bench(folder: Path) -> None:
-    with OpenBench(folder, {}) as there:
+    with open_bench(folder, {}) as there:
         assert not there.has("best-of-n", 0, 0)
         summarize(
             read_arms(["best-of-n"], SamplerOptions()),

@@ -21,13 +21,12 @@ from ttsnap.distill.draft.train import check_training, last_validation, train
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import Member
 from ttsnap.distill.training import CHECKPOINTS
-from ttsnap.files.plain_yaml import load_settings, save_settings
+from ttsnap.files.plain_yaml import as_yaml, load_settings
+from ttsnap.files.run_folder import RunFolder, differences
 from ttsnap.files.settings import Json, plain
-from ttsnap.files.writing import locked, write_text
+from ttsnap.files.writing import write_text
 from ttsnap.options.option import determining
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
-from ttsnap.recordings.header import differences
-from ttsnap.results.folders import check_same
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.drafts import DraftSettings, TrainedFor, note_check
 from ttsnap.simulation.looks import RankedLook
@@ -89,8 +88,9 @@ def distill_draft(
         config.trajectories, config.model, call, prompts, pipe.dtype
     )
     folder, draft = out / TRAJECTORIES, out / DRAFT
-    with ExitStack() as held:
-        member.alone(lambda: _begin(config, settings, out, held))
+    run = run_folder(config, settings, out)
+    with ExitStack() as until_end:
+        member.alone(lambda: until_end.enter_context(run.opened()))
         if not (draft / WEIGHTS).exists():
             files = trajectories.expected(config.trajectories, folder)
             check_training(config.training, len(files) * config.trajectories.shard, member)
@@ -126,16 +126,6 @@ def distill_draft(
     return looks
 
 
-def _begin(config: DraftConfig, settings: Mapping[str, Json], out: Path, held: ExitStack) -> None:
-    """What the first process does while the others wait. It locks the folder until the run ends."""
-    check_out(config, out)
-    held.enter_context(locked(out))
-    check_out(config, out)  # again: another process may have begun here before the lock was taken
-    for made in sorted((out / TRAJECTORIES).glob("*.safetensors"))[:1]:
-        trajectories.read_shard(made, settings)  # of other prompts, some may be those to measure on
-    save_settings(config, out / CONFIG)
-
-
 def _train(
     pipe: Any,
     config: DraftConfig,
@@ -163,19 +153,23 @@ def _train(
     return student
 
 
-def check_out(config: DraftConfig, out: Path) -> None:
-    """ValueError unless `out` is free, or holds a run with the same settings as far as they were
-    used."""
+def run_folder(config: DraftConfig, settings: Mapping[str, Json], out: Path) -> RunFolder:
+    """The folder of a run, whose settings are fixed as far as they were used. settings: of its
+    trajectories."""
 
     def differing() -> list[str]:
-        there, begun = (
-            load_settings(DraftConfig, out / CONFIG),
-            any((out / TRAJECTORIES).glob("*.safetensors")),
-        )
+        there = load_settings(DraftConfig, out / CONFIG)
+        made = sorted((out / TRAJECTORIES).glob("*.safetensors"))
         trained = (out / CHECKPOINTS).exists() or (out / DRAFT).exists()
-        return differences(_settled(there, begun, trained), _settled(config, begun, trained))
+        differing = differences(
+            _settled(there, bool(made), trained), _settled(config, bool(made), trained)
+        )
+        if made and not differing:
+            # of other prompts, some may be those to measure on
+            trajectories.read_shard(made[0], settings)
+        return differing
 
-    check_same(out, CONFIG, differing, "run")
+    return RunFolder(out, CONFIG, "run", differing, as_yaml(config))
 
 
 def _settled(config: DraftConfig, begun: bool, trained: bool) -> dict[str, Json]:

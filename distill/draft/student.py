@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
-from ttsnap.distill.checkpoints import whole_folder
 from ttsnap.files.reading import foreign
+from ttsnap.files.run_folder import whole_folder
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_text, write_whole
 from ttsnap.pipelines.denoiser import PipelineDenoiser

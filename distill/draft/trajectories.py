@@ -7,7 +7,6 @@ them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -32,9 +31,10 @@ from ttsnap.distill.draft.config import TrajectoryConfig
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.files import reading as files
+from ttsnap.files.run_folder import digest
 from ttsnap.files.settings import Json, Settings, build, to_json
 from ttsnap.files.unbroken import Unbroken
-from ttsnap.files.writing import CHECKPOINT_SECONDS, write_whole
+from ttsnap.files.writing import CHECKPOINT_SECONDS, write_bytes
 from ttsnap.options.option import determining
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Capability, Denoiser
@@ -296,11 +296,6 @@ def predict(
     return found._replace(out=found.out.to(torch.promote_types(x.dtype, found.out.dtype)))
 
 
-def digest(settings: Mapping[str, Json]) -> str:
-    """SHA-256 of the settings of trajectories."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
 def write_shard(path: Path, shard: Trajectories, settings: Mapping[str, Json]) -> None:
     """Write a shard, whole or not at all. ValueError for numbers that are not finite in float16."""
     tensors = {"states": shard.states.contiguous(), "ends": shard.ends.contiguous()}
@@ -311,8 +306,7 @@ def write_shard(path: Path, shard: Trajectories, settings: Mapping[str, Json]) -
         )
     crc32 = _checksum(shard.states, shard.ends)
     about = ShardInfo(FORMAT, digest(settings), shard.first_seed, tuple(shard.prompts), crc32)
-    data = save(tensors, {"trajectories": json.dumps(to_json(about))})
-    write_whole(path, lambda file: file.write(data))
+    write_bytes(path, save(tensors, {"trajectories": json.dumps(to_json(about))}))
 
 
 def read_shard(path: Path, settings: Mapping[str, Json]) -> Trajectories:

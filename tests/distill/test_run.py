@@ -27,7 +27,8 @@ from ttsnap.distill.evaluate import Evaluation
 from ttsnap.distill.run import distill
 from ttsnap.distill.train import Batches, Curriculum
 from ttsnap.distill.training import Loop, Weights
-from ttsnap.files.plain_yaml import load_settings, save_settings
+from ttsnap.files.plain_yaml import as_yaml, load_settings
+from ttsnap.files.run_folder import RunFolder
 from ttsnap.files.settings import build
 from ttsnap.files.unbroken import Unbroken
 from ttsnap.files.writing import sha256
@@ -157,7 +158,7 @@ def test_two_starts_at_once_do_not_mix_their_settings(recording: Path, tmp_path:
     """The other one runs when this one has just found the folder free."""
     mine, others = (make(recording, steps_per_level=n) for n in (2, 1))
     with (
-        calls(run, "check_out", meanwhile=lambda: distill(others, tmp_path / "out")),
+        calls(RunFolder, "check", meanwhile=lambda: distill(others, tmp_path / "out")),
         pytest.raises(ValueError, match="steps_per_level is 1, not 2"),
     ):
         distill(mine, tmp_path / "out")
@@ -245,7 +246,7 @@ def test_other_settings_are_refused_and_nothing_is_changed(
     # A checkpoint carried over from another run.
     out = tmp_path / "out"
     shutil.copytree(undisturbed / "checkpoints", out / "checkpoints")
-    save_settings(make(recording), out / "config.yaml")
+    (out / "config.yaml").write_text(as_yaml(make(recording)))
     with pytest.raises(ValueError, match=r"00000160 .*config\.loss\.plain is"):
         distill(make(recording), out)
 

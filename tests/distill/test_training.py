@@ -17,7 +17,7 @@ from ttsnap.distill.config import DistillConfig, LossConfig
 from ttsnap.distill.curriculum import Stage, draw, held_out, stage_at, stages
 from ttsnap.distill.losses import group_loss, pairwise
 from ttsnap.distill.train import SCHEDULES, scheduled
-from ttsnap.files.plain_yaml import load_settings, save_settings
+from ttsnap.files.plain_yaml import as_yaml, load_settings
 from ttsnap.files.settings import build, to_json
 from ttsnap.options.option import determining
 
@@ -162,7 +162,7 @@ def test_round_trip_and_what_determines(tmp_path: Path) -> None:
         DistillConfig,
         {**GOOD, "levels": [1.0, 0.5], "student": student, "loss": {"name": "pairwise"}},
     )
-    save_settings(config, tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text(as_yaml(config))
     assert load_settings(DistillConfig, tmp_path / "c.yaml") == config
     moved = build(DistillConfig, {**to_json(config), "recordings": ["elsewhere"], "workers": 2})
     assert determining(moved) == determining(config)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ttsnap.core.grid import Grid
 from ttsnap.files.writing import write_whole
-from ttsnap.recordings.folder import OpenRecording, shard_path
+from ttsnap.recordings.folder import IMAGES, open_recording, shard_path
 from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import Shard, ShardWriter
@@ -73,7 +73,8 @@ def write_recording(
     scored = tuple(k in steps for k in range(len(levels)))
     recording = Recording(named, scores, Grid(tuple(levels)), ("brightness",), first_seed, scored)
     header = Header(**{**Header.of(recording).__dict__, "images": images, "block": (4, seeds)})
-    with OpenRecording(folder, header) as there:
+    with open_recording(folder, header) as there:
+        (folder / IMAGES).mkdir(exist_ok=True)
         for unit in there.missing():
 
             def save(file: Any, unit: Unit = unit) -> None:

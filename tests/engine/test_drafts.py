@@ -43,7 +43,7 @@ from ttsnap.loop.dry import DryEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import Finish, SamplerOptions
-from ttsnap.recordings.folder import OpenRecording, load_recording, save_recording
+from ttsnap.recordings.folder import load_recording, open_recording, save_recording
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.record import describe, record
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -573,7 +573,7 @@ def test_coarse_rollouts_of_an_older_recording_are_left_alone(
 ) -> None:
     recorded = recordings["drafts"]
     header = replace(Header.of(recorded), looks=(*LOOKS, "rollout:3@2"))
-    with OpenRecording(tmp_path / "r", header) as folder:
+    with open_recording(tmp_path / "r", header) as folder:
         folder.add(
             header.units()[0],
             np.concatenate([recorded.columns, recorded.columns[:, :, :1]], 2),

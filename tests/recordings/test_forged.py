@@ -11,10 +11,16 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 
-from ttsnap.bench.folder import Found, OpenBench
+from ttsnap.bench.folder import Found, open_bench
 from ttsnap.core.grid import Grid
 from ttsnap.files.writing import LOCK, locked, part_of, write_whole
-from ttsnap.recordings.folder import OpenRecording, load_recording, packed, progress, save_recording
+from ttsnap.recordings.folder import (
+    load_recording,
+    open_recording,
+    packed,
+    progress,
+    save_recording,
+)
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.recordings.replay import Recording
@@ -52,15 +58,21 @@ def bench(tmp_path: Path) -> Path:
     return path
 
 
+def opened(begin: Any, *given: Any) -> None:
+    """Open a folder, and close it again."""
+    with begin(*given):
+        pass
+
+
 def test_nothing_is_written_through_a_link(folder: Path, precious: Path) -> None:
     (folder / LOCK).symlink_to(precious)
     with pytest.raises(ValueError, match="another file"):
-        OpenRecording(folder, HEADER)
+        opened(open_recording, folder, HEADER)
     assert precious.read_text() == "mine"
     (folder / LOCK).unlink()
     part_of(folder / "recording.json").symlink_to(precious)
     (folder / "recording.json").unlink()
-    with OpenRecording(folder, HEADER):
+    with open_recording(folder, HEADER):
         for name in ("scores.safetensors", "unit-00000.safetensors"):
             part_of(folder / name).symlink_to(precious)
     save_recording(RECORDING, folder)
@@ -73,9 +85,9 @@ def test_no_benchmark_is_written_through_a_link(bench: Path, precious: Path) -> 
     for path in (found, part_of(found)):
         path.symlink_to(precious)
     with pytest.raises(ValueError, match=found.name):
-        OpenBench(bench, {})
+        opened(open_bench, bench, {})
     found.unlink()
-    with OpenBench(bench, {}) as there:
+    with open_bench(bench, {}) as there:
         found.symlink_to(precious)
         there.add([Found("arm", 0, 0, 3, 4, None, {}, {}, {})])
     assert precious.read_text() == "mine"
@@ -86,10 +98,10 @@ def test_no_folder_is_written_through_a_link(folder: Path, bench: Path, tmp_path
     (elsewhere := tmp_path / "elsewhere").mkdir()
     (folder / "images").symlink_to(elsewhere)
     with pytest.raises(ValueError, match="another folder"):
-        OpenRecording(folder, HEADER)
+        opened(open_recording, folder, HEADER)
     (bench / "arm" / "00001").symlink_to(elsewhere)
     with pytest.raises(ValueError, match="00001 is"):
-        OpenBench(bench, {})
+        opened(open_bench, bench, {})
     assert not list(elsewhere.iterdir())
 
 
@@ -113,7 +125,7 @@ def test_a_unit_from_another_recording_or_of_another_shape_is_refused(folder: Pa
     ):
         unit = folder / "unit-00000.safetensors"
         unit.write_bytes(forged := packed(scores, "unit", {**about, **changes}))
-        for reader in (progress, lambda folder: OpenRecording(folder, HEADER)):
+        for reader in (progress, lambda folder: opened(open_recording, folder, HEADER)):
             with pytest.raises(ValueError, match=said):
                 reader(folder)
         assert unit.read_bytes() == forged
@@ -144,15 +156,15 @@ def test_of_two_processes_that_write_one_file_one_is_told(tmp_path: Path, ended:
 
 
 @pytest.mark.parametrize(
-    "begin", [lambda at: OpenBench(at, {}), lambda at: OpenRecording(at, HEADER)]
+    "begin", [lambda at: open_bench(at, {}), lambda at: open_recording(at, HEADER)]
 )
 def test_one_process_or_thread_at_a_time_is_in_a_folder(begin: Any, tmp_path: Path) -> None:
     held = rf"another process is writing to .*b \(process {os.getpid()} on "
     with begin(tmp_path / "b"), pytest.raises(ValueError, match=held):
-        begin(tmp_path / "b")
+        opened(begin, tmp_path / "b")
     with locked(tmp_path / "b"), pytest.raises(ValueError, match=held):
-        begin(tmp_path / "b")
-    begin(tmp_path / "b").__exit__()
+        opened(begin, tmp_path / "b")
+    opened(begin, tmp_path / "b")
     assert not (tmp_path / "b" / LOCK).exists()
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from tests.shallow import shallow
 from ttsnap.cli import common, main
+from ttsnap.files import run_folder
 from ttsnap.options.model import EMBEDDED
-from ttsnap.results import folders
 from ttsnap.results.folders import new_file, reserved
 
 GENERATE = ["generate", "a red circle", "--steps", "4", "--device", "cpu", "--budget", "32nfe"]
@@ -104,7 +104,7 @@ def test_a_folder_is_tried_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(common, "load_model", lambda *_: pytest.fail("the model was loaded"))
-    monkeypatch.setattr(folders.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(run_folder.tempfile, "TemporaryFile", full)
     for argv, where in (([*GENERATE, "--out", "a/b"], "a/b"), (GENERATE, "outputs")):
         assert main(argv) == 2
         assert f"cannot write to {where}: No space left on device" in capsys.readouterr().err

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ttsnap.bench.layout import BENCH, FOUND, found_path, image_path
-from ttsnap.files.reading import read_object
-from ttsnap.files.settings import Json, build, to_json
-from ttsnap.files.writing import locked, write_json
-from ttsnap.recordings.header import differences
-from ttsnap.results.folders import check_same
+from ttsnap.files.run_folder import RunFolder, json_folder, read_unit
+from ttsnap.files.settings import Json, to_json
+from ttsnap.files.writing import write_json
 
 
 @dataclass(frozen=True)
@@ -46,24 +43,14 @@ class Found:
 
 
 class OpenBench:
-    """A benchmark's folder, open for one process at a time."""
+    """The images in a folder that `open_bench` opened."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Json]) -> None:
-        """settings: what must be the same to resume the benchmark.
-
-        ValueError where the folder holds other files or a benchmark with other settings, is in use,
-        or is damaged; OSError where it cannot be written to.
-        """
-        check_folder(folder, settings)
+    def __init__(self, folder: Path) -> None:
+        """ValueError where the folder is damaged."""
         self.folder = folder
-        with ExitStack() as held:
-            held.enter_context(locked(folder))
-            check_folder(folder, settings)  # again: another process may have begun here just before
-            if not (folder / BENCH).exists():
-                write_json(folder / BENCH, settings)
-            records = [build(Found, read_object(path)) for path in sorted(folder.glob(FOUND))]
-            self._found = {found.key: found for found in records}
-            self._held = held.pop_all()
+        again = "the image is made again"
+        records = [read_unit(Found, path, again) for path in sorted(folder.glob(FOUND))]
+        self._found = {found.key: found for found in records}
 
     @property
     def found(self) -> list[Found]:
@@ -80,29 +67,22 @@ class OpenBench:
         """Note images that lie in the folder. They are not made again, even if the process is
         killed next."""
         for found in images:
-            write_json(
-                found_path(image_path(self.folder, found.arm, found.index, found.repeat)),
-                to_json(found),
-            )
+            image = image_path(self.folder, found.arm, found.index, found.repeat)
+            write_json(found_path(image), to_json(found))
             self._found[found.key] = found
 
-    def __enter__(self) -> OpenBench:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close the folder. Without any image it is removed, and does not refuse other settings."""
-        if not self._found:
-            (self.folder / BENCH).unlink(missing_ok=True)
-        self._held.close()
-        if not self._found:
-            with suppress(OSError):  # it was there before, or something else is in it
-                self.folder.rmdir()
+def run_folder(folder: Path, settings: Mapping[str, Json]) -> RunFolder:
+    """The folder of a benchmark. settings: what must be the same to resume it."""
+    return json_folder(folder, BENCH, "benchmark", settings)
 
 
-def check_folder(folder: Path, settings: Mapping[str, Json]) -> None:
-    """ValueError unless a folder is free for a benchmark, or holds one with these settings."""
+@contextmanager
+def open_bench(folder: Path, settings: Mapping[str, Json]) -> Iterator[OpenBench]:
+    """A benchmark's folder, begun or resumed; open for one process at a time.
 
-    def differing() -> list[str]:
-        return differences(read_object(folder / BENCH), json.loads(json.dumps(settings)))
-
-    check_same(folder, BENCH, differing, "benchmark")
+    ValueError where the folder holds other files or a benchmark with other settings, is in use, or
+    is damaged; OSError where it cannot be written to.
+    """
+    with run_folder(folder, settings).opened():
+        yield OpenBench(folder)

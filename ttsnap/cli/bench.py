@@ -120,7 +120,7 @@ def parser() -> Parser:
 
 def run(a: Arguments) -> int:
     """Run what is missing, write the summary and print it; of a preset, part after part."""
-    from ttsnap.bench.folder import check_folder
+    from ttsnap.bench.folder import run_folder
     from ttsnap.bench.report import table_of_parts, table_of_plans
     from ttsnap.bench.run import plan
 
@@ -131,7 +131,7 @@ def run(a: Arguments) -> int:
         bench, whole, plain = _planned(each)
         parts[name], settings[name] = (each, bench), _settings(each, bench, whole, plain)
         if a.out is not None:
-            check_folder(Path(each.out), settings[name])  # before a model is loaded
+            run_folder(Path(each.out), settings[name]).check()  # before a model is loaded
         for arm, search in bench.searches.items():
             if isinstance(search, Prepared) and search.doubt is not None:
                 print(f"{arm}: {search.doubt}", file=sys.stderr)
@@ -270,11 +270,11 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, plain: Prepared) -> 
 
 def _run(bench: Bench, out: Path, settings: Mapping[str, Json], model: BenchModel) -> list[Line]:
     """Load the model where images are missing, run, and report."""
-    from ttsnap.bench.folder import OpenBench
+    from ttsnap.bench.folder import open_bench
     from ttsnap.bench.report import lines_of
 
     done = f"of {bench.images} images are"
-    with OpenBench(out, settings) as there, resumable(out, lambda: f"{len(there.found)} {done}"):
+    with open_bench(out, settings) as there, resumable(out, lambda: f"{len(there.found)} {done}"):
         _run_in(bench, there, model)
         return lines_of(bench, there)
 

@@ -207,36 +207,38 @@ def _dry_run(a: Arguments) -> int:
 
 
 def _climb(a: Arguments, place: Any) -> int:
-    from ttsnap.check.cost import cost
-    from ttsnap.check.denoising import denoising
     from ttsnap.check.environment import device_name
-    from ttsnap.check.parity import parity
-    from ttsnap.check.signal import signal
     from ttsnap.check.verdict import verdict
+    from ttsnap.files.run_folder import json_folder
     from ttsnap.results.folders import slug
 
     out = Path(a.out)
     work = out / slug(a.model)
     with resumable(work):
-        setup, about = _setup(a, work)
-        about |= {"device": device_name(place)}
-        _begin(work, {name: value for name, value in about.items() if name != "command"})
-        end, whole = time.monotonic() + 60 * a.minutes, 1.0
-        for (name, share), rung in zip(
-            SHARES.items(), (parity, cost, denoising, signal), strict=True
-        ):
-            within = share / whole * (end - time.monotonic())
-            whole -= share
-            _say(f"\n{name}, up to {within:.0f} s")
-            _say("\n".join(f"  {line}" for line in setup.climb(name, rung, within).lines()))
-        judged = verdict(setup.found)
-        return _judged(
-            out,
-            about | {"use": _use(a, setup, judged.best)},
-            setup.found,
-            judged,
-            work / "sheet.png",
-        )
+        setup, settings = _setup(a, work)
+        settings["device"] = device_name(place)
+        with json_folder(work, ABOUT, "check", settings).opened():
+            _climb_rungs(setup, time.monotonic() + 60 * a.minutes)
+            judged = verdict(setup.found)
+            told = {"command": shlex.join(["ttsnap", "check", a.model, *_typed(a, *OUTPUTS)])}
+            about = {**settings, **told, "use": _use(a, setup, judged.best)}
+            return _judged(out, about, setup.found, judged, work / "sheet.png")
+
+
+def _climb_rungs(setup: Setup, end: float) -> None:
+    """Each rung within its share of the time that is left."""
+    from ttsnap.check.cost import cost
+    from ttsnap.check.denoising import denoising
+    from ttsnap.check.parity import parity
+    from ttsnap.check.signal import signal
+
+    whole = 1.0
+    for rung in (parity, cost, denoising, signal):
+        name = rung.__name__
+        within = SHARES[name] / whole * (end - time.monotonic())
+        whole -= SHARES[name]
+        _say(f"\n{name}, up to {within:.0f} s")
+        _say("\n".join(f"  {line}" for line in setup.climb(name, rung, within).lines()))
 
 
 def _judged(
@@ -259,7 +261,8 @@ def _judged(
 
 
 def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
-    """What is checked, loaded, and what is told of it. ValueError for what does not fit."""
+    """What is checked, loaded, and the settings that must be the same to go on. ValueError for what
+    does not fit."""
     vars(a)["task"] = TEXT
     prompts, draft = _prompts(a), arguments.read(SamplerOptions, a)
     if draft.variety is not None:
@@ -290,7 +293,6 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
         "rewards": rewards,
         "draft": named,
         "call": plain(dict(spec.call)),
-        "command": shlex.join(["ttsnap", "check", a.model, *_typed(a, *OUTPUTS)]),
         "versions": versions("torch", "diffusers", "transformers"),
     }
     made = replace(spec, sampler=replace(spec.sampler, finish=draft.finish))
@@ -313,18 +315,6 @@ def _prompts(a: Arguments) -> list[Prompt]:
 
     file = a.prompts_file or str(Path(ttsnap.check.__file__).with_name("prompts.txt"))
     return common.read_prompts(Arguments(**{**vars(a), "prompts_file": file}), "check")
-
-
-def _begin(work: Path, settings: dict[str, Any]) -> None:
-    """Begin or resume in this folder. ValueError where it holds a check with other settings."""
-    from ttsnap.files.reading import read_object
-    from ttsnap.files.writing import write_json
-    from ttsnap.recordings.header import differences
-    from ttsnap.results.folders import check_same
-
-    work.mkdir(parents=True, exist_ok=True)
-    check_same(work, ABOUT, lambda: differences(read_object(work / ABOUT), settings), "check")
-    write_json(work / ABOUT, settings)
 
 
 def _typed(a: Arguments, *without: str) -> list[str]:

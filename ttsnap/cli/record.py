@@ -136,9 +136,10 @@ def run(a: Arguments) -> int:
 def _check(prompts: Sequence[Prompt], out: Path, what: RecordOptions, **more: Json) -> None:
     """ValueError where the folder holds something else; what can be refused is refused before a
     model is loaded."""
-    from ttsnap.recordings.folder import check_folder
+    from ttsnap.recordings.folder import run_folder
 
-    check_folder(out, {"prompts": [prompt.text for prompt in prompts], **what.noted(), **more})
+    settings = {"prompts": [prompt.text for prompt in prompts], **what.noted(), **more}
+    run_folder(out, settings).check()
 
 
 def _alone(

@@ -14,7 +14,6 @@ import yaml
 
 from ttsnap.files.reading import DEPTH, HUGE, foreign, read_bytes, reason, unique
 from ttsnap.files.settings import Json, build, check, kinds_of, to_json
-from ttsnap.files.writing import write_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -43,9 +42,9 @@ def load_settings(cls: type[S], path: Path) -> S:
         raise ValueError(f"{path}: {error}") from None
 
 
-def save_settings(settings: DataclassInstance, path: Path) -> None:
-    """Write a dataclass as YAML, whole or not at all. `load_settings` reads it back."""
-    write_text(path, yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True))
+def as_yaml(settings: DataclassInstance) -> str:
+    """A dataclass as YAML. `load_settings` reads it back from a file."""
+    return yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True)
 
 
 def read_text(name: str, text: str, hint: Any) -> Any:

@@ -50,16 +50,20 @@ def write_whole(path: Path, save: Callable[[BinaryIO], T]) -> T:
             if not ours:
                 raise OSError(errno.EBUSY, "another process writes the same file", str(path))
         os.replace(temporary, path)
-        # the name is safe once its folder is on the disk, which some systems do not offer
-        if os.name == "posix":
-            folder = os.open(path.parent, os.O_RDONLY)
-            with contextlib.suppress(OSError):
-                os.fsync(folder)
-            os.close(folder)
+        sync_names(path.parent)
         return value
     finally:
         if ours:
             temporary.unlink(missing_ok=True)
+
+
+def sync_names(folder: Path) -> None:
+    """See that the names in a folder are on the disk, where the system offers that."""
+    if os.name == "posix":
+        opened = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            os.fsync(opened)
+        os.close(opened)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -74,7 +78,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Json) -> None:
     """Write a file of this value as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, as_json(value))
+
+
+def as_json(value: Json) -> str:
+    """This value as indented JSON."""
+    return json.dumps(value, indent=1) + "\n"
 
 
 def part_of(path: Path) -> Path:

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,18 @@ from ttsnap.core.arrays import FloatArray
 from ttsnap.core.price import Price
 from ttsnap.files import reading as files
 from ttsnap.files.reading import Tensor
+from ttsnap.files.run_folder import RunFolder, differences
 from ttsnap.files.settings import Json
-from ttsnap.files.writing import locked, write_text, write_whole
-from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum, differences
+from ttsnap.files.writing import write_bytes
+from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum
 from ttsnap.recordings.replay import PUBLISHED, Recording, recording_of
 from ttsnap.recordings.shards import RecordedImage, Shard, read_shard, read_shards
-from ttsnap.results.folders import check_same
 
 RECORDING, SCORES, IMAGES = "recording.json", "scores.safetensors", "images"
 UNIT_FILES = "unit-*.safetensors"
 """Their names, as a pattern (Unit.file)."""
+_LEFT_OUT: Mapping[str, Json] = {"extras": [], "looks": []}
+"""Settings that a header does not write where they are empty."""
 
 
 def load_recording(
@@ -63,7 +65,7 @@ def load_recording(
 def save_recording(recording: Recording, folder: str | Path) -> None:
     """Write a recording that is in memory. ValueError where the folder holds other files, or
     another recording."""
-    with OpenRecording(Path(folder), Header.of(recording)) as open_folder:
+    with open_recording(Path(folder), Header.of(recording)) as open_folder:
         for unit in open_folder.missing():
             open_folder.add(unit, recording.columns[unit.rows], None)
         written = open_folder.finish()
@@ -123,46 +125,43 @@ def shard_path(folder: Path, unit: Unit) -> Path:
     return folder / IMAGES / f"unit-{unit.index:05d}.tar"
 
 
-def check_folder(folder: Path, settings: Mapping[str, Json]) -> None:
-    """ValueError unless `folder` is free for a recording, or holds one whose header has these keys
-    and values."""
+def run_folder(folder: Path, settings: Mapping[str, Json], text: str = "") -> RunFolder:
+    """The folder of a recording, whose header must have these keys and values. text: the header."""
 
     def differing() -> list[str]:
-        there = {"extras": [], "looks": [], **_read_header(folder).to_json()}
+        there = {**_LEFT_OUT, **_read_header(folder).to_json()}
         return differences({key: there.get(key) for key in settings}, dict(settings))
 
-    check_same(folder, RECORDING, differing, "recording")
+    return RunFolder(folder, RECORDING, "recording", differing, text)
+
+
+@contextmanager
+def open_recording(folder: Path, header: Header) -> Iterator[OpenRecording]:
+    """A folder that a recording is written to, begun or resumed; open for one process at a time.
+
+    ValueError where the folder holds other files, a recording with other settings, or is in use.
+    """
+    settings = header.to_json()
+    text = json.dumps(settings, indent=1, ensure_ascii=False)
+    run = run_folder(folder, {**_LEFT_OUT, **settings}, text)
+    finished = (folder / SCORES).exists()
+    with nullcontext(run.check()) if finished else run.opened():
+        yield OpenRecording(folder, header)
 
 
 class OpenRecording:
-    """A folder that a recording is written to, begun or resumed; open for one process at a time.
-
-    Raises ValueError where the folder holds other files, a recording with other settings, or is in
-    use.
-    """
+    """The units of a recording in a folder that `open_recording` opened."""
 
     def __init__(self, folder: Path, header: Header) -> None:
-        settings = {"extras": [], "looks": [], **header.to_json()}
-        check_folder(folder, settings)
         self.folder, self.header, self._digest = folder, header, header.digest()
-        with ExitStack() as held:
-            if not (folder / SCORES).exists():
-                held.enter_context(locked(folder))
-                # again: another process may have begun here just before
-                check_folder(folder, settings)
-            self.finished = (folder / SCORES).exists()
-            if self.finished:
-                self._remove_units()  # of a process that was killed just before this
-            else:
-                self._done = _units_of(folder, header)
-                if header.images:
-                    (folder / IMAGES).mkdir(exist_ok=True)
-                if not (folder / RECORDING).exists():
-                    write_text(
-                        folder / RECORDING,
-                        json.dumps(header.to_json(), indent=1, ensure_ascii=False),
-                    )
-            self._held = held.pop_all()
+        if self.finished:
+            self._remove_units()  # of a process that was killed just before this
+        self._done = _units_of(folder, header)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all scores are there."""
+        return (self.folder / SCORES).exists()
 
     def _has(self, shard: Shard) -> bool:
         """Whether a shard still lies in the folder."""
@@ -196,8 +195,7 @@ class OpenRecording:
             "header": self._digest,
             "shard": None if shard is None else dataclasses.asdict(shard),
         }
-        data = packed(scores, "unit", about)
-        write_whole(self.folder / unit.file, lambda file: file.write(data))
+        write_bytes(self.folder / unit.file, packed(scores, "unit", about))
         self._done[unit.index] = scores, shard
 
     def finish(self) -> Recording:
@@ -216,21 +214,14 @@ class OpenRecording:
             for _, (_, shard) in sorted(self._done.items())
             if shard is not None
         ]
-        data = packed(scores, "recording", {**self.header.to_json(), "shards": shards})
-        write_whole(self.folder / SCORES, lambda file: file.write(data))
+        about = {**self.header.to_json(), "shards": shards}
+        write_bytes(self.folder / SCORES, packed(scores, "recording", about))
         self._remove_units()
-        self.finished = True
         return self.header.recording(scores)
 
     def _remove_units(self) -> None:
         for path in list(self.folder.glob(UNIT_FILES)):
             path.unlink()
-
-    def __enter__(self) -> OpenRecording:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._held.close()
 
 
 def packed(scores: FloatArray, key: str, about: Mapping[str, Json]) -> bytes:

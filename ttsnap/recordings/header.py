@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import re
@@ -22,7 +21,8 @@ from ttsnap.core.looks import EstimatorAt
 from ttsnap.core.price import GuidedSteps, Price
 from ttsnap.core.start import AS_NOISE, Start
 from ttsnap.files import reading as files
-from ttsnap.files.settings import Json, build, check
+from ttsnap.files.run_folder import digest
+from ttsnap.files.settings import Json, build, check, short
 from ttsnap.recordings.replay import Recording
 
 FORMAT = 1
@@ -195,7 +195,7 @@ class Header:
 
     def digest(self) -> str:
         """SHA-256 of the settings, in hexadecimal, whatever the order of their JSON."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        return digest(self.to_json())
 
     @classmethod
     def read(cls, text: str, where: Path) -> tuple[Header, dict[str, Json]]:
@@ -270,7 +270,7 @@ def checksum(about: Mapping[str, Json]) -> int:
 def _object(name: str, value: Json) -> Mapping[str, Json]:
     """ValueError for what has no keys."""
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name} must hold keys and values, got {_short(value)}")
+        raise ValueError(f"{name} must hold keys and values, got {short(value)}")
     return value
 
 
@@ -342,27 +342,3 @@ def _rates_to_json(rates: Rates) -> dict[str, float]:
     usual = {kind.one: rate for kind, rate in priced if not kind.rare}
     rare = {kind.one: rate for kind, rate in priced if kind.rare and (rate or not kind.newer)}
     return usual | {"call": rates.call} | rare
-
-
-def differences(found: object, wanted: object, name: str = "") -> list[str]:
-    """What differs between two JSON values, each named by its key ("info.call.guidance_scale is
-    4.0, not 5.0")."""
-    if found == wanted:
-        return []
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        differing = []
-        for key in {**found, **wanted}:
-            path = f"{name}.{key}" if name else str(key)
-            differing += differences(found.get(key), wanted.get(key), path)
-        return differing
-    if isinstance(found, list) and isinstance(wanted, list):
-        if len(found) != len(wanted):
-            return [f"{name} has {len(found)} entries, not {len(wanted)}"]
-        at = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
-        return differences(found[at], wanted[at], f"{name}[{at}]")
-    return [f"{name} is {_short(found)}, not {_short(wanted)}"]
-
-
-def _short(value: object, most: int = 60) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= most else text[: most - 1] + "…"

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray
+from ttsnap.files.run_folder import differences
 from ttsnap.files.settings import Json
-from ttsnap.files.writing import CHECKPOINT_SECONDS, write_whole
+from ttsnap.files.writing import CHECKPOINT_SECONDS, write_bytes
 from ttsnap.recordings.folder import packed, unpacked
-from ttsnap.recordings.header import differences
 
 
 class KeptNumbers:
@@ -72,6 +72,6 @@ class KeptNumbers:
 
     def __exit__(self, *_: object) -> None:
         if self._path is not None and self.done > self._saved:
-            data = packed(self.numbers[: self.done], self._key, self._about)
-            write_whole(self._path, lambda file: file.write(data))
+            kept = self.numbers[: self.done]
+            write_bytes(self._path, packed(kept, self._key, self._about))
         self._saved, self._at = self.done, time.monotonic()

@@ -28,7 +28,7 @@ from ttsnap.files.writing import CHECKPOINT_SECONDS, write_whole
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import dry_costs, search
 from ttsnap.options.record import RecordOptions
-from ttsnap.recordings.folder import OpenRecording, begun_block, shard_path
+from ttsnap.recordings.folder import begun_block, open_recording, shard_path
 from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import Shard, ShardWriter
@@ -151,7 +151,7 @@ def keep(
     ValueError before any unit is made where the folder holds something else.
     """
     header, _, nfe = setup
-    with OpenRecording(folder, header) as there:
+    with open_recording(folder, header) as there:
         missing = there.missing()
         total, left = (
             round(seeds * nfe)
@@ -190,6 +190,7 @@ def make_unit(
         return scores
 
     if setup.header.images:
+        path.parent.mkdir(exist_ok=True)
         return RecordedUnit(write_whole(path, save), Shard.of(path))
     return RecordedUnit(_scores(engine, setup, unit, on_nfe, None), None)
 
