@@ -20,7 +20,7 @@ from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
 
-from ttsnap.results.sheet import CELL, GAP, HEAD, LEFT, MARGIN
+from ttsnap.results.sheet import CELL, FADED, GAP, HEAD, LEFT, MARGIN
 from ttsnap.results.sheet import TEXT as TEXT_HEIGHT
 
 FOLDER = "_dark"
@@ -28,8 +28,6 @@ BACKGROUND, TEXT = np.array([19.0, 20, 22]), np.array([230.0, 232, 235])
 FIRST, PITCH = (HEAD, LEFT), (CELL + TEXT_HEIGHT + GAP, CELL + MARGIN)
 """Of a contact sheet with pictures of full size: where the first one begins (y, x), and how far
 apart they are."""
-FADED = 0.65
-"""The share of white in a faded picture."""
 
 Pixels = np.ndarray[Any, Any]
 

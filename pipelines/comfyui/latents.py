@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
@@ -28,8 +29,8 @@ from ttsnap.sampling.kernels import make_kernel
 
 MOST_ROWS = 16
 """The most rows of a batch where memory decides: more gain little speed."""
-BudgetListener = Callable[[Event, Budget], object]
-"""Is told of each event, and of the budget as caps."""
+Watcher = Callable[[Grid, Budget], Callable[[Event], object]]
+"""Gets the search's grid and its budget as caps, and gives a listener."""
 
 
 class GuiderDrafter(NamedTuple):
@@ -137,7 +138,7 @@ class LatentSearch:
             )
 
     def run(
-        self, listener: BudgetListener | None = None, should_stop: Callable[[], bool] | None = None
+        self, watcher: Watcher | None = None, should_stop: Callable[[], bool] | None = None
     ) -> FoundLatents:
         """Search. ComfyUI's InterruptProcessingException where the user cancels; nothing stays
         under way.
@@ -151,7 +152,7 @@ class LatentSearch:
         def work(guided: GuidedCall, drafter: GuidedCall | None = None) -> None:
             with closing(self._denoiser(guided, drafter)) as denoiser:
                 denoiser.residency.cancels = should_stop is None
-                found.append(self._searched(denoiser, listener, should_stop))
+                found.append(self._searched(denoiser, watcher, should_stop))
 
         def drafting(drafter: GuidedCall) -> None:
             sigmas = self.sigmas if self.rest is None else self.rest
@@ -198,7 +199,7 @@ class LatentSearch:
     def _searched(
         self,
         denoiser: GuidedDenoiser,
-        listener: BudgetListener | None,
+        watcher: Watcher | None,
         should_stop: Callable[[], bool] | None,
     ) -> FoundLatents:
         from comfy.model_management import intermediate_device
@@ -216,16 +217,10 @@ class LatentSearch:
             ),
             kernel=make_kernel(request.engine.sampler.kernel, denoiser),
         )
-        kept, cap = (
-            FinishedLatents(engine.grid.steps),
-            request.budget.on(engine.grid, engine.price.start),
-        )
-
-        def listen(event: Event) -> None:
-            if listener is not None:
-                listener(event, cap)
-
-        results = searched(request.prompts, request, engine, (kept, listen), should_stop)
+        kept = FinishedLatents(engine.grid.steps)
+        cap = request.budget.on(engine.grid, engine.price.start)
+        watchers = (watcher(engine.grid, cap),) if watcher else ()
+        results = searched(request.prompts, request, engine, (kept, *watchers), should_stop)
         latents = kept.of(results)
         made = denoiser.unscaled(
             torch.stack(latents) if latents else denoiser.guided.latent[:0].cpu()

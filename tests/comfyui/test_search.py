@@ -169,7 +169,7 @@ def test_a_draft_of_a_model_without_spread_is_its_image(model: Model) -> None:
     drafts, events = Model(model.model_sampling, spread=1e-4), list[Any]()
     how = wanted(search={"name": "seed-pruning", "n": 20})
     search = searching(model, how, drafter=GuiderDrafter(Guider(drafts, 1.0), 2, 0.9))
-    calls = search.run(lambda event, _: events.append(event)).result.spent.cost.draft_calls
+    calls = search.run(lambda *_: events.append).result.spent.cost.draft_calls
     assert sum(drafts.rows) == calls >= 40
     drafted = [
         event for event in events if event.kind == "score" and event.look.startswith("draft")
@@ -402,7 +402,7 @@ def test_rewards_see_frames_of_previews(latent: Any) -> None:
     ):
         events = list[Any]()
         search = searching(Model(Const()), wanted(), latent=latent, previewer=previewer)
-        search.run(lambda event, _, events=events: events.append(event))  # type: ignore[misc]
+        search.run(lambda *_, events=events: events.append)  # type: ignore[misc]
         pictures = [event.image for event in events if event.kind == "score"]
         assert len(pictures) > SEEDS
         assert {tuple(picture.shape) for picture in pictures[:SEEDS]} == {(frames, 3, 4, 4)}

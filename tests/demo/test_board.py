@@ -1,8 +1,7 @@
-"""Boards from events and from traces, and the HTML made of them: no model, no gradio."""
+"""Boards and charts as HTML: no model, no gradio."""
 
 from __future__ import annotations
 
-import math
 import re
 import subprocess
 import sys
@@ -22,13 +21,13 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Event, Result
-from ttsnap.demo.board import COLUMNS, Board
-from ttsnap.demo.board_html import render_board
-from ttsnap.demo.chart import LEGEND_RIGHT, render_chart, ticks
+from ttsnap.demo.board_html import COLUMNS, render_board
+from ttsnap.demo.chart import LEGEND_RIGHT, best_so_far, render_chart, ticks
 from ttsnap.demo.form import aspect_of
-from ttsnap.demo.html import thumbnail_uri
+from ttsnap.demo.html import RIGHT, thumbnail_uri
 from ttsnap.demo.live import why_unspent
-from ttsnap.demo.panels import View, render_stage
+from ttsnap.demo.panels import render_stage
+from ttsnap.demo.view import View
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
@@ -36,7 +35,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.allowlist import kernel_for
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
-from ttsnap.results.lineage import CandidateAtStep
+from ttsnap.results.course import Course
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 VOID = ("img", "br", "path")
@@ -70,136 +69,79 @@ def searched(name: str, budget: str = "100nfe", **options: Any) -> tuple[list[Ev
     return events, result
 
 
-def begun(candidates: int = 3, levels: tuple[float, ...] = (1.0, 0.5, 0.0)) -> Board:
+def seen(course: Course, **more: Any) -> View:
+    return View("Seed pruning", course, Budget(nfe=40), 10.0, **more)
+
+
+def begun(candidates: int = 3, levels: tuple[float, ...] = (1.0, 0.5, 0.0)) -> Course:
     """Candidates of seeds 5, 6, 7, ... on their way to step 1."""
-    board = Board(levels)
-    moved(board, list(range(candidates)), [-1] * candidates, 0)
-    return board
+    course = Course(levels)
+    moved(course, list(range(candidates)), [-1] * candidates, 0)
+    return course
 
 
-def moved(board: Board, uids: list[int], parents: list[int], step: int, drop: Any = ()) -> None:
+def moved(course: Course, uids: list[int], parents: list[int], step: int, drop: Any = ()) -> None:
     rows = {
         "start": [step] * len(uids),
         "stop": [step + 1] * len(uids),
         "seeds": [5 + uid for uid in uids],
     }
-    board.move({"uids": uids, "parents": parents, **rows, "drop": [*drop]})
+    course.move({"uids": uids, "parents": parents, **rows, "drop": [*drop]})
 
 
 def scored(
-    board: Board, uid: int, step: int, score: float, nfe: int, right: bool | None = None
+    course: Course, uid: int, step: int, score: float, nfe: int, right: bool | None = None
 ) -> None:
-    board.spent = Cost(nfe=nfe)
-    board.score(uid, step, [score], right=right)
-
-
-@pytest.mark.parametrize(
-    "name", ["best-of-n", "seed-pruning", "ttsnap", "code", "svdd", "best-first", "depth-first"]
-)
-def test_events_and_trace_tell_the_same(name: str) -> None:
-    events, result = searched(name)
-    live = Board(GRID.levels)
-    for event in events:
-        live.listen(event)
-    p = result.particles
-    assert live.over
-    assert live.best is not None
-    assert live.best.uid == result.best.uid
-    assert live.best.value == result.best.reward
-    assert (live.spent.decodes, live.spent.reward_calls) == (
-        result.spent.cost.decodes,
-        result.spent.cost.reward_calls,
-    )
-    assert {u: lane.parent for u, lane in live.lanes.items()} == dict(enumerate(p.parent.tolist()))
-    assert {u: lane.seed for u, lane in live.lanes.items()} == dict(enumerate(p.seed.tolist()))
-    assert {u for u, lane in live.lanes.items() if lane.state == "finished"} == set(
-        np.flatnonzero(p.finished).tolist()
-    )
-    told = Board(GRID.levels)
-    for move in result.trace:
-        told.move(move)
-        for uid, scores in move["scores"].items():
-            told.score(uid, dict(zip(move["uids"], move["stop"], strict=True))[uid], scores)
-    told.end()
-    assert {u: lane.scores for u, lane in told.lanes.items()} == {
-        u: lane.scores for u, lane in live.lanes.items()
-    }
-
-
-def test_ties_go_to_the_first_and_failures_never_win() -> None:
-    board = begun(levels=(1.0, 0.0))
-    board.score(2, 1, [math.nan])
-    assert board.best is None
-    board.score(1, 1, [0.5])
-    board.score(0, 1, [0.5])
-    board.score(2, 1, [0.5])
-    assert board.best is board.lanes[0]
-    board.score(99, 1, [1.0])  # unknown: ignored
-    assert 99 not in board.lanes
+    course.nfe = nfe
+    course.score(uid, step, [score], {} if right is None else {RIGHT: right})
 
 
 @pytest.mark.parametrize(
     "name", ["best-of-n", "seed-pruning", "svdd", "code", "best-first", "zero-order"]
 )
-def test_every_moment_is_drawn_with_all_that_it_came_of_and_families_stay(name: str) -> None:
+def test_every_moment_is_drawn(name: str) -> None:
     twice = {"keep": (0.5, 0.5), "levels": (0.9, 0.7)} if name == "seed-pruning" else {}
-    events, result = searched(name, "400nfe", **twice)
-    board, before = Board(GRID.levels, picture="data:,"), list[int]()
+    events, result = searched(name, "150nfe", **twice)
+    view, uri = seen(Course(GRID.levels), best="data:,"), thumbnail_uri(np.zeros((3, 8, 8)))
     for event in events:
-        board.listen(event, thumbnail_uri(np.zeros((3, 8, 8))) if event.kind == "score" else "")
+        view.course.listen(event)
+        if event.kind == "score":
+            view.pictures[event.uids[0], event.step] = uri
         if event.kind == "start" or (event.kind == "score" and event.uids[0] % 32):
             continue
-        assert board.over == (event.kind == "end")
-        shown, columns = board.placed()
-        assert all(origin is None or origin in shown for origin in shown.values())
-        assert (
-            len({(column, look.step) for look, column in columns.items()})
-            == len(shown)
-            == len(columns)
-        )
-        assert not shown or max(columns.values()) < COLUMNS
-        html = render_stage("p", [View(name, board, Budget(nfe=400), 10.0)])
+        assert view.course.over == (event.kind == "end")
+        html = render_stage("p", [view])
         Well(html)
-        if board.over:
-            continue
-        now = list(board.seeds)
-        for old, new in zip(before, now, strict=False):
-            assert old == new or old not in now, "who is shown stays where the visitor's pointer is"
-        roots = [
-            look.uid for look in sorted(shown, key=lambda look: columns[look]) if look.step < 0
-        ]
-        assert roots == [uid for uid in now if uid in roots]
-        before = now
+        columns = [int(column) for column in re.findall(r"grid-area:\d+/(\d+)", html)]
+        assert max(columns, default=0) < COLUMNS + 2
     best, uid = result.best, result.best.uid
-    assert CandidateAtStep(uid, len(GRID.levels) - 1) in shown
-    # the winner's is the first
-    assert board.lanes[min(columns, key=lambda look: columns[look]).uid].seed == best.seed
     # branches share seeds
     own = f"{best.seed}" if result.particles.parent[uid] < 0 else f"{best.seed} ↳{uid}"
-    assert f"seed {own}, step 10" in html
+    [winner] = re.findall('tt-winner" style="([^"]*)" title="([^"]*)"', html)
+    assert winner[0].endswith("/2"), "it is the first"
+    assert winner[1].startswith(f"seed {own}, step 10")
     assert f"best: seed {own}, reward" in html
-    assert html.count("tt-winner") == 1
     if name == "seed-pruning":
-        finished = set(np.flatnonzero(result.particles.finished).tolist())
-        assert html.count("tt-pruned") == len({look.uid for look in shown} - finished) > 0
+        assert html.count("tt-pruned") > 0
 
 
 def test_the_best_are_shown_the_most_promising_among_them() -> None:
-    board = begun(2 * COLUMNS)
-    board.wishes = []
+    view = seen(begun(2 * COLUMNS), wishes=[])
     for uid in range(2 * COLUMNS):
-        board.score(uid, 1, [uid / 100], "data:,")
-        assert board.hope is board.lanes[uid]
-        assert f'data-uid="{uid}"' in render_board(board)
-    best = set(range(COLUMNS, 2 * COLUMNS))
-    assert {look.uid for look in board.placed()[0]} == best
-    board.drop([2 * COLUMNS - 1])
-    assert board.hope is board.lanes[2 * COLUMNS - 2]
+        view.course.score(uid, 1, [uid / 100])
+        view.pictures[uid, 1] = f"data:,{uid}"
+        stage = render_stage("p", [view])
+        assert f"most promising: seed {5 + uid}" in stage
+        assert f'data-uid="{uid}"' in stage
+    shown = {int(uid) for uid in re.findall(r'data-uid="(\d+)"', render_board(view))}
+    assert shown == set(range(COLUMNS, 2 * COLUMNS))
+    view.course.drop([2 * COLUMNS - 1])
+    assert f"most promising: seed {5 + 2 * COLUMNS - 2}" in render_stage("p", [view])
 
 
 def test_text_is_escaped_everywhere() -> None:
     bad = '<script>alert(1)</script><img src=x onerror="y">&\''
-    view = View(bad, Board((1.0, 0.0)), Budget(nfe=5), 10.0, note=bad)
+    view = View(bad, Course((1.0, 0.0)), Budget(nfe=5), 10.0, note=bad)
     html = render_stage(bad, [view, view], bad)
     Well(html)
     assert not re.search("<(script|img)", html)
@@ -213,7 +155,7 @@ def test_a_page_makes_room_for_the_shape_of_images() -> None:
 
 def test_the_pure_parts_need_neither_gradio_nor_torch() -> None:
     names = [
-        "board",
+        "view",
         "board_html",
         "panels",
         "chart",
@@ -230,37 +172,37 @@ def test_the_pure_parts_need_neither_gradio_nor_torch() -> None:
 
 
 def test_the_best_so_far_is_a_step_line_of_estimates_and_then_of_finished_images() -> None:
-    board = begun()
+    course = begun()
     for uid, nfe, score in ((0, 10, 0.3), (1, 20, 0.9), (2, 20, 0.5)):
-        scored(board, uid, 1, score, nfe)
-    moved(board, [1, 2], [1, 2], 1, drop=[0])
-    scored(board, 1, 2, 0.8, 30, right=True)
-    scored(board, 2, 2, 0.4, 40, right=False)
-    board.end()
-    assert [(m.nfe, m.score, m.finished) for m in board.curve] == [
+        scored(course, uid, 1, score, nfe)
+    moved(course, [1, 2], [1, 2], 1, drop=[0])
+    scored(course, 1, 2, 0.8, 30, right=True)
+    scored(course, 2, 2, 0.4, 40, right=False)
+    course.end()
+    assert [(m.nfe, m.value, m.step == 2) for m in best_so_far(course)] == [
         (10, 0.3, False),
         (20, 0.9, False),
         (30, 0.8, True),
         (40, 0.8, True),
         (40, 0.8, True),
     ]
-    html = render_chart([("Seed pruning", board)], 40)
+    html = render_chart([("Seed pruning", course)], 40)
     Well(html)
     assert LEGEND_RIGHT in html
     kinds = ("hope", "step", "faint", "full", "hollow", "end")
     assert [html.count(f'class="tt-{name} ') for name in kinds] == [1] * 6
     assert [f">{x}</span>" in html for x in (0, 10, 20, 30, 40)] == [True] * 5
-    stage = render_stage("p", [View("Seed pruning", board, Budget(nfe=40), 10.0)])
-    assert "seed 6, step 2: .800, strictly right" in stage
-    assert "seed 7, step 2: .400, wrong" in stage
+    stage = render_stage("p", [seen(course)])
+    assert f"seed 6, step 2: .800, {RIGHT}" in stage
+    assert f"seed 7, step 2: .400, not {RIGHT}" in stage
 
 
 def test_two_searches_are_drawn_on_one_scale_within_the_plot() -> None:
-    boards = [begun(1, (1.0, 0.0)), begun(1, (1.0, 0.0))]
-    for board, nfe, score in zip(boards, (120, 114), (0.7, 0.9), strict=True):
-        scored(board, 0, 1, score, nfe, right=score > 0.8)
-        board.end()
-    html = render_chart([("Best-of-N", boards[0]), ("Seed pruning", boards[1])], 120)
+    courses = [begun(1, (1.0, 0.0)), begun(1, (1.0, 0.0))]
+    for course, nfe, score in zip(courses, (114, 120), (0.9, 0.7), strict=True):
+        scored(course, 0, 1, score, nfe, right=score > 0.8)
+        course.end()
+    html = render_chart([("Seed pruning", courses[0]), ("Best-of-N", courses[1])], 120)
     Well(html)
     assert "Best-of-N <b>.700</b>" in html
     assert "Seed pruning <b>.900</b>" in html
@@ -297,19 +239,21 @@ def test_ticks_are_round(low: float, high: float, found: list[float]) -> None:
     assert values[: len(found)] == pytest.approx(found)
 
 
-def test_open_candidates_have_buttons_that_say_at_once_what_was_asked() -> None:
-    board = begun()
-    assert "<button" not in render_board(board)  # a comparison takes no wishes
-    board.wishes = [UserCommand("finish", 1), UserCommand("drop", 1)]
-    board.score(2, 1, [0.5])
-    board.drop([2])
-    html = render_board(board)
+def test_a_column_says_whom_a_click_leads_and_at_once_what_was_asked() -> None:
+    view = seen(begun())
+    assert "data-uid" not in render_board(view)  # a comparison takes no wishes
+    view.wishes = [UserCommand("finish", 1), UserCommand("drop", 1)]
+    view.course.score(2, 1, [0.5])
+    view.course.drop([2])
+    html = render_board(view)
     Well(html)
-    asked = [*zip(("finish", "drop") * 2, "0011", strict=True)]
-    assert re.findall(r'data-verb="(\w+)" data-uid="(\d+)"', html) == asked
-    assert re.findall(r'data-asked="(\w+)"', html) == ["drop"]
-    board.end()
-    assert "<button" not in render_board(board)
+    assert re.findall(r'data-uid="(\d+)" data-asked="(\w*)"', html) == [("0", ""), ("1", "drop")]
+    moved(view.course, [0], [0], 1)
+    view.course.score(0, 1, [0.7])
+    html = render_board(view)
+    assert html.count('data-uid="0"') == 2 - html.count('data-uid="0" data-asked'), "one foot"
+    view.course.end()
+    assert "data-uid" not in render_board(view)
 
 
 def asked_for(algorithm: str, nfe: int) -> Prepared:
@@ -338,10 +282,10 @@ def test_what_is_left_of_a_budget_is_explained() -> None:
 def test_drafts_are_called_so() -> None:
     live, events = made(), list[Event]()
     search(["a"], SeedPruning(12, keep=(0.5,), steps=(3,)), live, on_event=events.append)
-    board = Board(live.grid.levels)
+    view = seen(Course(live.grid.levels))
     for event in events:
-        board.listen(event, "data:,")
-    html = render_board(board)
+        view.course.listen(event)
+    html = render_board(view)
     assert ">draft<small>noise 1.00" in html
     assert ">step 3<small>" in html
     assert ">step 0<" not in html

@@ -246,7 +246,7 @@ def test_both_searches_of_a_comparison_are_there_at_once_and_spend_alike(tmp_pat
     assert len(stages) == len(frames) - 1, "all but the one that waits for the device"
     for stage in stages:
         assert stage.count('class="tt-best') - stage.count('class="tt-bests') == 2
-        base, chosen = map(int, re.findall(r"([\d,]+) of 40 evaluations", stage))
+        chosen, base = map(int, re.findall(r"([\d,]+) of 40 evaluations", stage))
         assert abs(base - chosen) <= 4 or chosen == 40 or stage is stages[-1], "two batches of two"
         assert not re.search(r"\d s<", stage), "one clock"
     traces = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/trace.json"))]

@@ -21,29 +21,10 @@ from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.scoring import OnDevice, SmallCopies
 from ttsnap.results import lineage, outputs, sheet
-from ttsnap.results.lineage import (
-    CandidateAtStep,
-    Origins,
-    chain,
-    choose,
-    hidden_below,
-    most_wanted,
-    origins,
-    place,
-)
+from ttsnap.results.drawing import Cell
+from ttsnap.results.lineage import CandidateAtStep, origins
 from ttsnap.sampling.kernels import Sde
 
-BRANCHING = [
-    "svdd",
-    "code",
-    "smc",
-    "rbf",
-    "best-first",
-    "search-over-paths",
-    "zero-order",
-    "depth-first",
-    "nested",
-]
 GREEN = (0x1A, 0x7F, 0x37)
 Looks = Callable[..., list[tuple[int, int, int, int]]]
 
@@ -70,76 +51,21 @@ def pruned(seeds: int = 6, step: int = 2) -> SeedPruning:
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
     """The looks on a result's sheet: candidate, step, and the corner of the picture."""
-    pages: list[list[tuple[int, int, int, int]]] = []
-    threads = sheet._threads
+    page: list[tuple[int, int, int, int]] = []
+    look = sheet.Page.look
 
-    def kept(draw: Any, page: sheet.Page, shown: Origins, golden: Any) -> None:
-        pages.append([(*look, *page.corner(look)) for look in shown if look.step >= 0])
-        threads(draw, page, shown, golden)
+    def kept(painted: sheet.Page, cell: Cell) -> None:
+        if cell.row >= 0:
+            page.append((*cell.look, *painted.corner(cell)))
+        look(painted, cell)
 
     def looks(result: Result, thumbnails: Any) -> list[tuple[int, int, int, int]]:
+        page.clear()
         sheet.contact_sheet(result, thumbnails)
-        return pages[-1]
+        return [*page]
 
-    monkeypatch.setattr(sheet, "_threads", kept)
+    monkeypatch.setattr(sheet.Page, "look", kept)
     return looks
-
-
-@pytest.mark.parametrize("name", BRANCHING)
-def test_lines_lead_from_every_look_to_what_it_came_from(name: str, searched: Any) -> None:
-    result, recorder = searched(make_algorithm(name), "200nfe")
-    looks = recorder.thumbnails[0]
-    origin = origins(result.trace, looks)
-    p = result.particles
-    assert {look for look in origin if look.step >= 0} == set(looks)
-    for look, source in origin.items():
-        line = [look.uid]
-        while p.parent[line[-1]] >= 0:
-            line.append(int(p.parent[line[-1]]))
-        assert chain(look, origin)[-1] == CandidateAtStep(line[-1], -1), (
-            "every line begins at the seed"
-        )
-        if source is not None and source.step >= 0:
-            assert source.step < look.step
-            assert source.uid in line
-    ends = most_wanted(
-        origin, [candidate.uid for candidate in result.images], lambda uid: p.value([uid])[0]
-    )
-    assert ends[0] == CandidateAtStep(result.best.uid, len(result.levels) - 1)
-    for most in (1, 4, 16):
-        shown = choose(ends, origin, most)
-        columns = place(shown, ends)
-        assert chain(ends[0], origin)[0] in shown
-        assert max(columns.values()) < most
-        assert no_overlap(shown, columns)
-        assert all(source is None or source in shown for source in shown.values()), (
-            "nothing hangs in the air"
-        )
-        assert len({columns[look] for look in chain(ends[0], shown)}) == 1, (
-            "the winner's line goes straight down"
-        )
-        hidden = {uid for uid, _ in looks} - {look.uid for look in shown if look.step >= 0}
-        last = {look.uid: look for look in sorted(origin)}
-        told = [uid for uid in hidden if chain(last[uid], origin)[-1] in shown]
-        assert sum(hidden_below(origin, shown).values()) == len(told), (
-            "all but whole families are counted"
-        )
-    picture = recorder.sheet(result)
-    assert picture.width <= sheet.WIDEST + sheet.MARGIN
-    assert picture.height <= sheet.TALLEST + 2 * sheet.HEAD
-
-
-def no_overlap(shown: Origins, columns: dict[CandidateAtStep, int]) -> bool:
-    """Whether no look lies on another, or on a line to another."""
-    lines = {step: i for i, step in enumerate(sorted({look.step for look in shown}))}
-    taken: list[tuple[int, int]] = []
-    for look, column in columns.items():
-        source, last = shown[look], lines[look.step]
-        taken += [
-            (row, column)
-            for row in range(last if source is None else lines[source.step] + 1, last + 1)
-        ]
-    return len(set(taken)) == len(taken)
 
 
 def test_pruned_candidates_are_dimmed_and_the_winner_is_framed(searched: Any) -> None:
@@ -208,9 +134,7 @@ def test_words_count_the_seeds_that_started_and_tell_long_ones_and_drafts_apart(
     particles = replace(result.particles, step=never, cached=never > 0)
     told = replace(result, spent=replace(result.spent, seeds=0), particles=particles)
     assert sheet.contact_sheet(told, {}).width >= 480
-    assert any(line.startswith(f"0 seeds, {told.spent.nfe} denoiser") for line, _ in written), (
-        "listed, never evaluated"
-    )
+    assert any(line.startswith("0 seeds, ") for line, _ in written), "listed, never evaluated"
     written.clear()
     recorder = outputs.Recorder()
     (drafted,) = search(["a"], SeedPruning(12, keep=(0.5,), steps=(3,)), made(), on_event=recorder)
@@ -268,15 +192,22 @@ def test_rows_columns_and_frames_are_as_large_as_pictures(
     assert green == [*range(top - 3, top), *range(top + 16, top + 19)]
 
 
-def test_of_many_seeds_some_pruned_ones_are_shown(searched: Any, looks: Looks) -> None:
-    result, recorder = searched(pruned(60))
-    ends: dict[int, int] = {}
-    for uid, step, *_ in looks(result, recorder.thumbnails[0]):
-        ends[uid] = max(step, ends.get(uid, 0))
-    shown, p = [uid for uid, step in ends.items() if step == 2], result.particles
-    assert 3 <= len(shown) <= len(ends) / 3, "most are those that were finished"
-    rank = sorted((u for u in range(60) if p.scored[u] == 2), key=lambda u: -p.value([u])[0])
-    assert max(map(rank.index, shown)) > 12, "not only the best of those that were pruned"
+def test_of_many_seeds_all_are_shown_in_bands_smaller_if_need_be(
+    searched: Any, looks: Looks
+) -> None:
+    for seeds, pitch in ((60, 96), (130, 72), (400, 48)):
+        result, recorder = searched(pruned(seeds), f"{4 * seeds}nfe")
+        told = looks(result, recorder.thumbnails[0])
+        picture = recorder.sheet(result)
+        assert picture.width <= sheet.WIDEST
+        assert picture.height <= sheet.TALLEST
+        columns = sorted({x for *_, x, _ in told})
+        assert columns[1] - columns[0] == pitch + sheet.MARGIN
+        shown = {uid for uid, *_ in told}
+        assert len(shown) == seeds or seeds == 400
+        p = result.particles
+        best_first = sorted(range(seeds), key=lambda u: (-p.scored[u], -p.value([u])[0]))
+        assert shown == set(best_first[: len(shown)])
 
 
 @pytest.mark.parametrize("name", ["rbf", "svdd"])
@@ -284,7 +215,8 @@ def test_a_sheet_of_many_tries_is_mostly_pictures(name: str, searched: Any, look
     result, recorder = searched(make_algorithm(name), "200nfe")
     told = looks(result, recorder.thumbnails[0])
     columns, rows = {x for *_, x, _ in told}, {y for *_, y in told}
-    assert len(columns) <= lineage.NARROW or len(told) >= lineage.FILLED * len(columns) * len(rows)
+    filled = len(told) / (len(columns) * len(rows))
+    assert len(columns) <= lineage.NARROW or filled >= lineage.FILLED / 2
     below: Counter[object] = Counter()
     origin = origins(result.trace, recorder.thumbnails[0])
     for uid, step, *_ in told:

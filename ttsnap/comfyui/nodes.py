@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ttsnap.comfyui import inputs
 from ttsnap.comfyui.inputs import KERNELS, LINKED, USUAL, NodeReward, Weighted
+from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event
 from ttsnap.core.selection import Selection
 from ttsnap.loop.budget import Budget
@@ -27,7 +28,7 @@ from ttsnap.pipelines.comfyui.drafts import finishing_sigmas
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch
 from ttsnap.request.allowlist import OFFERED
 from ttsnap.request.offer import SearchFields
-from ttsnap.results.live_grid import LiveGrid
+from ttsnap.results.live_sheet import LiveSheet
 from ttsnap.reward_models.registry import make_reward
 
 REWARD, BUDGET, DRAFTER = map(io.Custom, LINKED)
@@ -91,28 +92,30 @@ class NodeProgress:
     """
 
     def __init__(self, selection: Selection, *, returns: bool) -> None:
-        self.returns, self.cancelled = returns, False
-        self.bar, self.pictures, self.spent, self.planned = (
-            ProgressBar(1),
-            LiveGrid(selection),
-            0.0,
-            0.0,
-        )
+        self.selection, self.returns, self.cancelled = selection, returns, False
+        self.bar = ProgressBar(1)
+        self.spent = self.planned = 0.0
 
-    def listen(self, event: Event, cap: Budget) -> None:
-        """Counts evaluations of the budget's cap; where there is none, its seconds, or evaluations
-        of all moves."""
-        self.spent += event.nfe * (event.kind == "tick")
-        self.planned += event.nfe * (event.kind == "move")
-        picture, done = self.pictures.take(event), (self.spent, cap.nfe or max(self.planned, 1))
-        if cap.nfe is None and cap.seconds is not None:
-            done = event.seconds, cap.seconds
-        try:
-            self.bar.update_absolute(*done, picture and ("JPEG", picture, None))
-        except model_management.InterruptProcessingException:
-            if not self.returns or self.cancelled:
-                raise
-            self.cancelled = True
+    def begin(self, grid: Grid, cap: Budget) -> Callable[[Event], None]:
+        """What listens to a search on this grid. It counts evaluations of the budget's cap; where
+        there is none, its seconds, or evaluations of all moves."""
+        sheet = LiveSheet(grid.levels, self.selection)
+
+        def listen(event: Event) -> None:
+            self.spent += event.nfe * (event.kind == "tick")
+            self.planned += event.nfe * (event.kind == "move")
+            picture = sheet.take(event)
+            done = (self.spent, cap.nfe or max(self.planned, 1))
+            if cap.nfe is None and cap.seconds is not None:
+                done = event.seconds, cap.seconds
+            try:
+                self.bar.update_absolute(*done, picture and ("JPEG", picture, None))
+            except model_management.InterruptProcessingException:
+                if not self.returns or self.cancelled:
+                    raise
+                self.cancelled = True
+
+        return listen
 
     def should_stop(self) -> bool:
         if model_management.processing_interrupted() and not self.cancelled:
@@ -275,7 +278,7 @@ def search_sampler(
         drafts,
         rest,
         previewer,
-    ).run(progress.listen, progress.should_stop if progress.returns else None)
+    ).run(progress.begin, progress.should_stop if progress.returns else None)
     known = {
         key: value for key, value in latent_image.items() if key not in ("batch_index", *SIZES)
     }

@@ -16,7 +16,6 @@ from ttsnap.demo.worker import Models
 from ttsnap.request.offer import ServingCatalog
 
 CSS = Path(__file__).with_name("style.css")
-SCRIPT = Path(__file__).with_name("page.js")
 MARK = Path(__file__).with_name("mark.svg")
 """The project's one logo, also of the documentation: two dropped candidates, and one that went
 on."""
@@ -73,7 +72,6 @@ def serve(
         css_paths=[CSS],
         favicon_path=MARK,
         css=group_css(),
-        js=SCRIPT.read_text(encoding="utf-8"),
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
-from ttsnap.demo.board import Board, Mark
 from ttsnap.demo.html import short, verdict
+from ttsnap.results.course import Course, Score
 
 MOST_MARKS = 600
 LEGEND_RIGHT = (
@@ -26,21 +27,22 @@ STROKES = {
 later ones on top."""
 
 
-def render_chart(boards: Sequence[tuple[str, Board]], allowed: int) -> str:
-    """One line for each search, of a title and a board. allowed: evaluations, to which the axis
+def render_chart(searches: Sequence[tuple[str, Course]], allowed: int) -> str:
+    """One line for each search, of a title and its course. allowed: evaluations, to which the axis
     goes at least."""
-    marks = [mark for _, board in boards for mark in (*board.curve, *board.marks[-MOST_MARKS:])]
+    curves = [best_so_far(course) for _, course in searches]
+    dots = [in_order(course)[-MOST_MARKS:] for _, course in searches]
+    marks = [mark for each in (*curves, *dots) for mark in each]
     xs = ticks(0, max([float(mark.nfe) for mark in marks] + [float(allowed), 1.0]), 6)
-    values = [mark.score for mark in marks if math.isfinite(mark.score)]
+    values = [mark.value for mark in marks if math.isfinite(mark.value)]
     ys = ticks(min(values), max(values), 4) if values else [0.0, 1.0]
     scale = Scale(xs[-1], ys[0], ys[-1])
-    paths: list[str] = []
-    ends: list[str] = []
-    for i, (_, board) in enumerate(boards):
-        kind = i if len(boards) > 1 else 1
-        paths.append(_dots(board.marks[-MOST_MARKS:], kind, scale))
-        if board.curve:
-            ends += [_line(board.curve, kind, scale), _end(board.curve[-1], kind, scale)]
+    paths = ends = ""
+    for i, (_, course) in reversed([*enumerate(searches)]):  # the first on top
+        plot = Plot(i, course.steps, scale)
+        paths += plot.dots(dots[i])
+        if curves[i]:
+            ends += plot.line(curves[i]) + plot.end(curves[i][-1])
     grid = "".join(f'<path class="tt-rule" d="M0 {scale.y(y):.2f}H100"/>' for y in ys)
     labels = "".join(
         f'<span class="tt-ytick" style="top:{scale.y(y):.2f}%">{tick(y)}</span>' for y in ys
@@ -50,15 +52,38 @@ def render_chart(boards: Sequence[tuple[str, Board]], allowed: int) -> str:
     )
     known = any(mark.right is not None for mark in marks)
     return (
-        f'<div class="tt-curve"><div class="tt-curvehead">{_keys(boards)}'
+        f'<div class="tt-curve"><div class="tt-curvehead">{_keys(searches)}'
         f'<span class="tt-legend">{LEGEND_RIGHT if known else LEGEND_PLAIN}</span></div>'
         f'<div class="tt-axes"><span class="tt-ylabel">reward</span><div class="tt-plot"'
         f' role="img" '
-        f'aria-label="{escape(_about(boards))}"><svg viewBox="0 0 100 100"'
+        f'aria-label="{escape(_about(searches))}"><svg viewBox="0 0 100 100"'
         f' preserveAspectRatio="none">{grid}'
-        f"{''.join(paths)}{''.join(ends)}</svg>{labels}</div></div>"
+        f"{paths}{ends}</svg>{labels}</div></div>"
         f'<div class="tt-xlabel">evaluations of the model</div></div>'
     )
+
+
+def in_order(course: Course) -> list[Score]:
+    """Every score, as they came."""
+    scores = [score for one in course.candidates.values() for score in one.scores.values()]
+    return sorted(scores, key=lambda score: score.nfe)
+
+
+def best_so_far(course: Course) -> list[Score]:
+    """The best score at each number of evaluations: of estimates until an image is finished, then
+    of finished images."""
+    points: list[Score] = []
+    for score in in_order(course):
+        known = points[-1:]
+        best = max([*known, score], key=lambda one: (one.step == course.steps, one.rank))
+        if score.rank == -math.inf or (best in known and score.step < course.steps):
+            continue
+        if known and known[0].nfe == score.nfe:
+            points.pop()  # scores of one batch are one point
+        points.append(replace(best, nfe=score.nfe))
+    if course.over and points:
+        points.append(replace(points[-1], nfe=max(course.nfe, points[-1].nfe)))
+    return points
 
 
 class Scale:
@@ -76,8 +101,8 @@ class Scale:
         """Percent from the top."""
         return 4 + 92 * (self.high - value) / (self.high - self.low)
 
-    def at(self, mark: Mark) -> tuple[float, float]:
-        return self.x(mark.nfe), self.y(mark.score)
+    def at(self, mark: Score) -> tuple[float, float]:
+        return self.x(mark.nfe), self.y(mark.value)
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -95,63 +120,65 @@ def tick(value: float) -> str:
     return f"{value:.4g}" if abs(value) > 1e-12 else "0"
 
 
-def _dots(marks: Sequence[Mark], kind: int, scale: Scale) -> str:
-    parts: dict[str, list[str]] = {}
-    for mark in marks:
-        if math.isfinite(mark.score):
-            x, y = scale.at(mark)
-            parts.setdefault(STROKES[mark.finished, mark.right], []).append(f"M{x:.2f} {y:.2f}h0")
-    drawn = [(name, "".join(parts[name])) for name in STROKES.values() if name in parts]
-    holes = "".join(
-        f'<path class="tt-hole" d="{path}"/>' for name, path in drawn if name == "hollow"
-    )
-    return (
-        "".join(f'<path class="tt-{name} tt-c{kind}" d="{path}"/>' for name, path in drawn) + holes
-    )
+class Plot:
+    """The marks of one search. kind: its colour's number. steps: K of its grid."""
+
+    def __init__(self, kind: int, steps: int, scale: Scale) -> None:
+        self.kind, self.steps, self.scale = kind, steps, scale
+
+    def stroke(self, mark: Score) -> str:
+        """The class of a dot."""
+        finished = mark.step == self.steps
+        return STROKES[finished, mark.right if finished else None]
+
+    def dots(self, marks: Sequence[Score]) -> str:
+        parts: dict[str, list[str]] = {}
+        for mark in marks:
+            if math.isfinite(mark.value):
+                x, y = self.scale.at(mark)
+                parts.setdefault(self.stroke(mark), []).append(f"M{x:.2f} {y:.2f}h0")
+        markup = ""
+        for name in filter(parts.__contains__, STROKES.values()):
+            markup += f'<path class="tt-{name} tt-c{self.kind}" d="{"".join(parts[name])}"/>'
+        hollow = "".join(parts.get("hollow", ()))
+        return markup + (f'<path class="tt-hole" d="{hollow}"/>' if hollow else "")
+
+    def end(self, mark: Score) -> str:
+        """The dot at the end of a line: larger than others, with the same meaning."""
+        (x, y), stroke = self.scale.at(mark), self.stroke(mark)
+        at = f'd="M{x:.2f} {y:.2f}h0"'
+        hole = f'<path class="tt-hole tt-large" {at}/>' if stroke == "hollow" else ""
+        return f'<path class="tt-end tt-{stroke} tt-c{self.kind}" {at}/>{hole}'
+
+    def line(self, curve: Sequence[Score]) -> str:
+        """The step line: dashed while there are only estimates."""
+        done = [mark for mark in curve if mark.step == self.steps]
+        hoped = curve[: len(curve) - len(done) + 1]
+        markup = ""
+        for name, part in (("tt-hope", hoped), ("tt-step", done)):
+            if len(part) > 1:
+                (x0, y0), *points = map(self.scale.at, part)
+                path = f"M{x0:.2f} {y0:.2f}" + "".join(f"H{x:.2f}V{y:.2f}" for x, y in points)
+                markup += f'<path class="{name} tt-c{self.kind}" d="{path}"/>'
+        return markup
 
 
-def _end(mark: Mark, kind: int, scale: Scale) -> str:
-    """The dot at the end of a line: larger than others, with the same meaning."""
-    (x, y), stroke = scale.at(mark), STROKES[mark.finished, mark.right]
-    dot = f'<path class="tt-end tt-{stroke} tt-c{kind}" d="M{x:.2f} {y:.2f}h0"/>'
-    hole = f'<path class="tt-hole tt-large" d="M{x:.2f} {y:.2f}h0"/>' if stroke == "hollow" else ""
-    return dot + hole
-
-
-def _line(curve: Sequence[Mark], kind: int, scale: Scale) -> str:
-    """The step line: dashed while there are only estimates."""
-    first = next((i for i, mark in enumerate(curve) if mark.finished), len(curve) - 1)
-    markup = ""
-    for name, part in (
-        ("tt-hope", curve[: first + 1]),
-        ("tt-step", curve[first:] if curve[first].finished else ()),
-    ):
-        points = [scale.at(mark) for mark in part]
-        if len(points) > 1:
-            path = f"M{points[0][0]:.2f} {points[0][1]:.2f}" + "".join(
-                f"H{x:.2f}V{y:.2f}" for x, y in points[1:]
-            )
-            markup += f'<path class="{name} tt-c{kind}" d="{path}"/>'
-    return markup
-
-
-def _keys(boards: Sequence[tuple[str, Board]]) -> str:
-    if len(boards) == 1:
+def _keys(searches: Sequence[tuple[str, Course]]) -> str:
+    if len(searches) == 1:
         return "<span>every score, and the best so far (dashed: of unfinished estimates)</span>"
     markup = ""
-    for i, (title, board) in enumerate(boards):
-        best = (
-            ""
-            if board.best is None
-            else f" <b>{short(board.best.value)}</b>{verdict(board.best.right)}"
-        )
-        markup += f'<span class="tt-key tt-c{i}">{escape(title)}{best}</span>'
+    for i, (title, course) in enumerate(searches):
+        found = ""
+        if (best := course.best) is not None:
+            found = f" <b>{short(best.rank)}</b>{verdict(best.scores[best.reached].right)}"
+        markup += f'<span class="tt-key tt-c{i}">{escape(title)}{found}</span>'
     return markup
 
 
-def _about(boards: Sequence[tuple[str, Board]]) -> str:
+def _about(searches: Sequence[tuple[str, Course]]) -> str:
     """The chart in words."""
     bests = [
-        f"{title}: {'none yet' if b.best is None else short(b.best.value)}" for title, b in boards
+        f"{title}: {'none yet' if course.best is None else short(course.best.rank)}"
+        for title, course in searches
     ]
     return f"Reward against evaluations; best finished image of {', of '.join(bests)}"

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ttsnap.results.course import Score
 from ttsnap.results.media import data_uri, still
 
 TINY, SMALL, LARGE, FULL = 64, 128, 512, 1024
 """Most pixels a side: of squares as large as sharp pictures, on the board, of the best so far, of
 the winner."""
-VERDICTS = {True: ", strictly right", False: ", wrong"}
+RIGHT = "strictly right"
+"""The one question that is asked of finished images here, where somebody can tell."""
 
 
 def thumbnail_uri(image: Any, most: int = SMALL) -> str:
@@ -56,11 +58,17 @@ def shaped(aspect: float) -> str:
 
 
 def verdict(right: bool | None) -> str:
-    """A mark for a finished image that is strictly right or wrong; nothing where nobody can
-    tell."""
+    """A mark for an image that is right or wrong; nothing where nobody can tell."""
     if right is None:
         return ""
     return f' <em class="{"tt-right" if right else "tt-wrong"}">{"✓" if right else "✗"}</em>'
+
+
+def answered(score: Score) -> tuple[str, str]:
+    """The answers about an image: marks, and words that follow its score."""
+    marks = "".join(map(verdict, score.answers.values()))
+    words = (f", {'' if met else 'not '}{name}" for name, met in score.answers.items())
+    return marks, "".join(words)
 
 
 def short(score: float) -> str:

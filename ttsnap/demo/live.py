@@ -16,7 +16,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result, Spent
 from ttsnap.core.selection import Selection
 from ttsnap.demo.form import DemoLimits, title_of
-from ttsnap.demo.html import FULL, LARGE, short, thumbnail_uri
+from ttsnap.demo.html import FULL, LARGE, RIGHT, short, thumbnail_uri
 from ttsnap.demo.worker import Models, RunningSearch, SearchThread, prepare, run_search
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
@@ -93,7 +93,7 @@ class LiveSearches(SearchThread):
     def work(self) -> None:
         searches = [prepare(self.pipe, request, self.limits) for request in self.requests]
         for search in searches:
-            search.view.board.wishes = self.wishes
+            search.view.wishes = self.wishes
         with self.lock:
             self.searches = searches
         turns = Turns(len(searches))
@@ -107,19 +107,24 @@ class LiveSearches(SearchThread):
             thread.join()
 
     def _search(self, place: int, search: RunningSearch, turns: Turns) -> None:
-        request, board = search.request, search.view.board
+        request, view = search.request, search.view
         judge = self.models.judge(request.prompt.text, request.request.model)
 
         def listen(event: Event) -> None:
-            shown: dict[str, Any] = {}
+            answers: dict[str, bool] = {}
+            small = best = ""
             if event.image is not None:
-                shown["picture"] = thumbnail_uri(event.image)
+                small = thumbnail_uri(event.image)
                 if event.step == search.grid.steps:
-                    shown["right"] = judge(event.image)
+                    right = judge(event.image)
+                    answers = {} if right is None else {RIGHT: right}
                     if sum(event.scores) / len(event.scores) >= event.best - 1e-9:
-                        shown["large"] = thumbnail_uri(event.image, LARGE)
+                        best = thumbnail_uri(event.image, LARGE)
             with self.lock:
-                board.listen(event, **shown)
+                view.course.listen(event, answers)
+                view.best = best or view.best
+                if small:
+                    view.pictures[event.uids[0], event.step] = small
             if event.kind == "tick":
                 turns.spend(place, event.nfe)
 
@@ -154,23 +159,19 @@ class LiveSearches(SearchThread):
         """Show the result: the ledger has the last word on spending, the result on the winner."""
         search.result, search.record = result, record
         spent, view = result.spent, search.view
-        board = view.board
-        # Drafts count as parts of evaluations, as they did while the search ran.
-        board.spent = replace(spent.cost, nfe=round(spent.nfe))
-        board.seconds = float(spent.seconds)
-        board.end()
+        view.course.end(result)
         taken = by_hand(result)
         stopped = self.stop.is_set() or self.late
         why = "" if stopped or taken else why_unspent(search.request, search.grid, spent)
         hand = f"{len(taken)} wish{'es' * (len(taken) != 1)} by hand carried out" if taken else ""
         view.note = "; ".join([*result.warnings, *filter(None, (why, hand))])
         if result.images:
-            board.best = board.lanes[result.images[0].uid]
-            board.picture = thumbnail_uri(result.images[0].pixels, FULL)
+            named = view.course.candidates
+            view.best = thumbnail_uri(result.images[0].pixels, FULL)
             view.kept = tuple(
                 (
                     thumbnail_uri(c.pixels, LARGE),
-                    f"{rank}. seed {board.lanes[c.uid].name}, reward {short(c.reward)}",
+                    f"{rank}. seed {named[c.uid].name}, reward {short(c.reward)}",
                 )
                 for rank, c in enumerate(result.images[1:], 2)
             )

@@ -1,25 +1,43 @@
-// What the page does by itself: images open large.
-() => {
-  const dialog = document.createElement("dialog");
-  dialog.className = "tt-zoom";
-  const picture = document.createElement("img");
-  const words = document.createElement("p");
-  dialog.append(picture, words);
-  dialog.addEventListener("click", () => dialog.close());
-  document.body.append(dialog);
-  const open = (image) => {
-    picture.src = image.src;
-    picture.alt = words.textContent = image.alt;
-    dialog.showModal();
-  };
-  const shown = (event) => event.target.closest?.(".tt-stage img");
-  document.addEventListener("click", (event) => shown(event) && open(event.target));
-  document.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && shown(event)) open(event.target);
-  });
+// What the stage does by itself: `element`. A picture opens large where it is clicked; the candidate
+// of its column, where it is under way, can then be finished or dropped.
+const dialog = document.createElement("dialog");
+dialog.className = "tt-zoom";
+const picture = document.createElement("img");
+const words = document.createElement("p");
+const hand = document.createElement("div");
+dialog.append(picture, words, hand);
+document.body.append(dialog);
+dialog.addEventListener("click", () => dialog.close());
 
-  document.addEventListener("input", (event) => {
-    const wipe = event.target.closest?.(".tt-wipe");
-    if (wipe) wipe.style.setProperty("--tt-x", `${event.target.value}%`);
+for (const [verb, text] of [["finish", "Finish it now"], ["drop", "Drop it"]]) {
+  const button = document.createElement("button");
+  button.dataset.verb = verb;
+  button.textContent = text;
+  button.addEventListener("click", () => {
+    const { uid } = hand.dataset;
+    const foot = element.querySelector(`[data-asked][data-uid="${uid}"]`);
+    if (foot) foot.dataset.asked = verb;  // at once; the next frame says the same
+    trigger("click", { verb, uid: Number(uid) });
   });
+  hand.append(button);
+}
+
+const open = (target) => {
+  const cell = target.closest?.(".tt-cell");
+  const image = target.closest?.("img") ?? cell?.querySelector("img");
+  const uid = cell?.dataset.uid;
+  if (!image && uid === undefined) return;
+  picture.hidden = !image;
+  picture.src = image?.src ?? "";
+  picture.alt = words.textContent = image?.alt ?? cell.title;
+  hand.hidden = uid === undefined;
+  hand.dataset.uid = uid;
+  dialog.showModal();
 };
+element.addEventListener("click", ({ target }) => open(target));
+element.addEventListener("keydown", ({ key, target }) => key === "Enter" && open(target));
+
+element.addEventListener("input", ({ target }) => {
+  const wipe = target.closest?.(".tt-wipe");
+  if (wipe) wipe.style.setProperty("--tt-x", `${target.value}%`);
+});

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
-from ttsnap.demo.board import Board
 from ttsnap.demo.board_html import render_board
 from ttsnap.demo.chart import render_chart
-from ttsnap.demo.html import VERDICTS, figure, line, picture, shaped, short, verdict
-from ttsnap.loop.budget import Budget
+from ttsnap.demo.html import answered, figure, line, picture, shaped, short
+from ttsnap.demo.view import View
+from ttsnap.results.course import Tracked
 
 INTRO = """<div class="tt-stage tt-empty"><div class="tt-ghosts">{ghosts}</div>
 <h2>Watch a search decide where compute goes</h2>
@@ -26,25 +25,6 @@ METERS = {
     "reward calls": "images scored",
     "seconds": "time since the search began",
 }
-
-
-@dataclass
-class View:
-    """One search on the page. Its note and what it kept come at its end."""
-
-    title: str
-    board: Board
-    allowed: Budget
-    seconds: float
-    """Time that the search may take."""
-    note: str = ""
-    """Warnings."""
-    kept: tuple[tuple[str, str], ...] = ()
-    """The other kept images, best first: a data URI and a caption each."""
-    source: str = ""
-    """The picture that the search changes, as a data URI."""
-    aspect: float = 1.0
-    """Width of the images by their height."""
 
 
 def intro() -> str:
@@ -61,13 +41,13 @@ def render_plain(head: str, text: str, *, error: bool = False) -> str:
 
 
 def render_stage(prompt: str, views: Sequence[View], status: str = "") -> str:
-    """The whole stage. All text is escaped."""
+    """The whole stage; of a comparison what is compared comes first. All text is escaped."""
     many = len(views) > 1
     best = _wipe(views[0].source, views) + "".join(_best(view, many) for view in views)
     meters = "".join(_meters(view, i if many else None) for i, view in enumerate(views))
-    boards = "".join(render_board(v.board, v.title if many else "") for v in reversed(views))
+    boards = "".join(render_board(v, v.title if many else "") for v in views)
     allowed = max(1 if view.allowed.seconds else view.allowed.nfe or 1 for view in views)
-    chart = render_chart([(view.title, view.board) for view in views], allowed)
+    chart = render_chart([(view.title, view.course) for view in views], allowed)
     head = line("prompt", prompt) + line("status", status)
     kept = "".join(_kept(view, many) for view in views)
     notes = "".join(line("note", view.note) for view in views if view.note)
@@ -79,10 +59,10 @@ def render_stage(prompt: str, views: Sequence[View], status: str = "") -> str:
 
 
 def _wipe(source: str, views: Sequence[View]) -> str:
-    """The picture before, and over it the best image of the last view, with a wipe between."""
+    """The picture before, and over it the best image of the first view, with a wipe between."""
     if not source:
         return ""
-    after = views[-1].board.picture
+    after = views[0].best
     over = f'<img class="tt-after" src="{after}" alt="after">' if after else ""
     wipe = (
         '<input type="range" value="100" aria-label="how much of the image before is shown">'
@@ -95,23 +75,26 @@ def _wipe(source: str, views: Sequence[View]) -> str:
 
 
 def _best(view: View, named: bool) -> str:
-    lane = view.board.best
+    """The best image so far, large; before the first the most promising candidate."""
     name = f"<b>{escape(view.title)}</b> " if named else ""
-    if lane is None and (hope := view.board.hope) is not None:
-        words = f"most promising: seed {hope.name}, still noisy"
-        return figure(
-            picture(hope.pictures[hope.reached], words),
-            f"{name}<span>{words}</span>",
-            "tt-best tt-hoped",
-        )
-    if lane is None or not view.board.picture:
-        return figure(line("none", "no finished image yet"), name, "tt-best")
-    score = "" if lane.value == -math.inf else f", reward {short(lane.value)}"
-    words = f"{'best' if view.board.over else 'best so far'}: seed {lane.name}{score}"
-    right = "" if lane.right is None else f"{verdict(lane.right)}{VERDICTS[lane.right][1:]}"
-    return figure(
-        picture(view.board.picture, words), f"{name}<span>{words}</span>{right}", "tt-best"
-    )
+    best = view.course.best
+    if best is None or not view.best:
+        hoped = next((one for one in view.course.ranked() if _seen(view, one)), None)
+        if hoped is None:
+            return figure(line("none", "no finished image yet"), name, "tt-best")
+        words = f"most promising: seed {hoped.name}, still noisy"
+        shown = picture(_seen(view, hoped), words)
+        return figure(shown, f"{name}<span>{words}</span>", "tt-best tt-hoped")
+    marks, said = answered(best.scores[best.reached])
+    words = f"{'best' if view.course.over else 'best so far'}: seed {best.name}"
+    words += "" if best.rank == -math.inf else f", reward {short(best.rank)}"
+    shown = picture(view.best, words + said)
+    return figure(shown, f"{name}<span>{words}</span>{marks}{said[1:]}", "tt-best")
+
+
+def _seen(view: View, candidate: Tracked) -> str:
+    """The last picture of a candidate, "" before the first."""
+    return view.pictures.get((candidate.uid, candidate.reached), "")
 
 
 def _kept(view: View, named: bool) -> str:
@@ -126,19 +109,20 @@ def _meters(view: View, place: int | None) -> str:
     Two searches have one clock, the evaluations: seconds would say which of them ran while the
     machine was busy.
     """
-    spent, caps = view.board.spent, view.allowed
+    course, caps = view.course, view.allowed
+    nfe = round(course.nfe)
     if place is not None:
         cap = "" if caps.nfe is None else f" of {caps.nfe:,}"
-        words = f"{spent.nfe:,}{cap} evaluations, {spent.reward_calls:,} scored"
+        words = f"{nfe:,}{cap} evaluations, {course.reward_calls:,} scored"
         return (
             f'<div class="tt-line tt-c{place}"><b>{escape(view.title)}</b>'
-            f" {words}{_bar(spent.nfe, caps.nfe)}</div>"
+            f" {words}{_bar(nfe, caps.nfe)}</div>"
         )
     rows = [
-        ("evaluations", spent.nfe, caps.nfe),
-        ("decodes", spent.decodes, caps.decodes),
-        ("reward calls", spent.reward_calls, caps.reward_calls),
-        ("seconds", view.board.seconds, view.seconds),
+        ("evaluations", nfe, caps.nfe),
+        ("decodes", course.decodes, caps.decodes),
+        ("reward calls", course.reward_calls, caps.reward_calls),
+        ("seconds", course.seconds, view.seconds),
     ]
     return f'<div class="tt-meters">{"".join(_meter(*row) for row in rows)}</div>'
 

@@ -51,7 +51,7 @@ def stream(
     """
     if compare:
         check_comparable(request)
-    both, heard = ([baseline(request), request], None) if compare else ([request], wishes)
+    both, heard = ([request, baseline(request)], None) if compare else ([request], wishes)
     worker = LiveSearches(both, models, limits, stop, heard)
     busy = models.lock.locked()
     with worker:
@@ -97,7 +97,7 @@ def about(request: Prepared, *, both: bool = False) -> str:
 
 
 def _frame(worker: LiveSearches) -> Frame:
-    views, request = [search.view for search in worker.searches], worker.searches[-1].request
+    views, request = [search.view for search in worker.searches], worker.searches[0].request
     status = f"searching: {' and '.join(view.title for view in views)}"
     return Frame(
         render_stage(request.prompt.text, views, about(request, both=len(views) > 1)), status
@@ -111,7 +111,7 @@ def _last(worker: LiveSearches, folder: Path) -> Frame:
         if search.result is not None and search.record is not None:
             images = outputs.write_results(out, [search.result], search.record)[0]
             files += [*images, out / "sheet.png", out / "trace.json"]
-    request = worker.searches[-1].request
+    request = worker.searches[0].request
     status, caveat = "done", ""
     results = [search.result for search in worker.searches if search.result is not None]
     led = [wish.verb for result in results for _, wish in by_hand(result)]

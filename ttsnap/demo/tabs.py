@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -17,13 +18,8 @@ BUDGETS = ("5 images", "20 images", "80 images")
 BADGE = "(name) => { document.querySelector('.tt-model').textContent = name; }"
 """Writes the model's name into the page's header."""
 RANDOM = "() => Math.floor(Math.random() * 100000)"
-LED = """element.addEventListener("click", ({ target }) => {
-  const { verb, uid } = target.dataset;
-  if (!verb) return;
-  target.parentElement.dataset.asked = verb;  // at once; the next frame says the same
-  trigger("click", { verb, uid: Number(uid) });
-});"""
-"""Of the stage: a click on a candidate's button is a wish."""
+SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+"""Of the stage: what a click there does."""
 BEGUN = """() => (matchMedia("(max-width: 860px)").matches
   && document.querySelector(".tt-show").scrollIntoView({ behavior: "smooth" }))"""
 """On a phone, where what a search shows stands below its form, it comes into view."""
@@ -66,7 +62,7 @@ def search_form(handlers: Handlers) -> None:
             for chip, example in zip(chips, offered, strict=True):
                 _fills(chip, [form[name] for name in example], list(example.values()))
         with gr.Column(elem_classes="tt-show"):
-            stage = html(intro(), elem_id="stage", label="Board", js_on_load=LED)
+            stage = html(intro(), elem_id="stage", label="Board", js_on_load=SCRIPT)
             winner = gr.DownloadButton(
                 "Download the image", visible=False, variant="primary", elem_id="download"
             )
@@ -116,7 +112,8 @@ def _by_hand(handlers: Handlers) -> None:
     with gr.Accordion("By hand, while a search runs", open=False, elem_id="by-hand"):
         html(
             line(
-                "hint", "Candidates on the board have buttons: finish this one at once, or drop it."
+                "hint",
+                "A click on a column of the board finishes its candidate at once, or drops it.",
             )
         )
         with gr.Row(elem_classes="tt-pair"):

@@ -12,14 +12,14 @@ import numpy as np
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
-from ttsnap.demo.board import Board
 from ttsnap.demo.form import DemoLimits, aspect_of, task_of, title_of
 from ttsnap.demo.html import LARGE, shrunk_uri
-from ttsnap.demo.panels import View
+from ttsnap.demo.view import View
 from ttsnap.files.pictured import Picture
 from ttsnap.files.pictured import opened as pictures_opened
 from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.request.request import prepare as prepare_request
+from ttsnap.results.course import Course
 from ttsnap.results.record import SearchRecord
 
 T = TypeVar("T")
@@ -139,7 +139,7 @@ def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSea
     budget = limits.capped(request.budget, grid, denoiser.start)
     view = View(
         title_of(request),
-        Board(grid.levels),
+        Course(grid.levels, search.selection),
         budget,
         limits.seconds_of(budget),
         aspect=aspect_of(search),

@@ -1,5 +1,4 @@
-"""The tree of looks of a search: which came from which, and where each is drawn, on contact sheets
-and in the demo.
+"""The tree of looks of a search: which came from which, and in which column each is drawn.
 
 A look is a candidate at a step where it was scored. Its origin is the look before it, of the same
 candidate or of the one that the candidate branched off. A look that several candidates descend from
@@ -9,7 +8,7 @@ is drawn once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -21,13 +20,12 @@ class CandidateAtStep(NamedTuple):
 
 
 SIBLINGS, NARROW, FILLED = 3, 12, 0.4
-"""Limits of what a sheet shows: at most SIBLINGS continuations of one look that were dropped at
-once, as tries of one step are; with more columns than NARROW, pictures in at least the share FILLED
-of the sheet."""
-PRUNED = 4
-"""Where there is no room for all candidates, one in PRUNED was pruned."""
-SPREAD = 3
-"""The pruned candidates that are taken first are spread over SPREAD places of their ranking."""
+"""Limits of what is shown: at most SIBLINGS continuations of one look that were dropped at once, as
+tries of one step are; of a family with more columns than NARROW, pictures in at least the share
+FILLED."""
+PRUNED, SPREAD = 4, 3
+"""Where there is no room for all candidates, one in PRUNED was given up; those are taken first that
+are spread over SPREAD places of their ranking."""
 Origins = dict[CandidateAtStep, CandidateAtStep | None]
 """The origin of every look; None for seeds."""
 
@@ -66,101 +64,120 @@ def chain(look: CandidateAtStep | None, origin: Origins) -> list[CandidateAtStep
     return links
 
 
-def most_wanted(
-    origin: Origins, kept: Sequence[int], value: Callable[[int], float]
+class Family(NamedTuple):
+    """The looks of one seed that are shown, side by side where they branch."""
+
+    origin: Origins
+    """Its looks, each with its origin; the seed's is None."""
+    columns: dict[CandidateAtStep, int]
+    """The column of each look, from 0."""
+
+    @property
+    def wide(self) -> int:
+        """In columns."""
+        return max(self.columns.values(), default=-1) + 1
+
+    @property
+    def pictures(self) -> int:
+        return sum(look.step >= 0 for look in self.origin)
+
+
+def mixed(
+    ends: Sequence[CandidateAtStep], given_up: Collection[CandidateAtStep]
 ) -> list[CandidateAtStep]:
-    """The last look at each candidate: the kept ones first, then by step, then by score."""
-    last = {look.uid: look for look in sorted(origin, key=lambda look: look.step)}
-    rank = {uid: place for place, uid in enumerate(kept)}
-    uids = sorted(
-        last, key=lambda uid: (rank.get(uid, len(rank)), -last[uid].step, -value(uid), uid)
-    )
-    return [last[uid] for uid in uids]
-
-
-def mixed(ends: Sequence[CandidateAtStep], kept: int, steps: int) -> list[CandidateAtStep]:
-    """The last looks in the order in which they get a place: after every PRUNED - 1 finished ones,
-    a pruned one.
-
-    The pruned ones are from all over their ranking. kept: how many of `ends` go before all others.
-    steps: the grid's.
-    """
-    finished = [look for look in ends[kept:] if look.step == steps]
-    pruned = [look for look in ends[kept:] if look.step < steps]
+    """The last looks at candidates, best first, in the order in which they get a place: after every
+    PRUNED - 1 of the others comes one that was given up."""
+    going = [end for end in ends if end not in given_up]
+    pruned = [end for end in ends if end in given_up]
     stride = max(1, len(pruned) // SPREAD)
-    pruned = [look for first in range(stride) for look in pruned[first::stride]]
-    order = list(ends[:kept])
-    while finished or pruned:
-        order += [*finished[: PRUNED - 1], *pruned[:1]]
-        finished, pruned = finished[PRUNED - 1 :], pruned[1:]
+    pruned = [end for first in range(stride) for end in pruned[first::stride]]
+    order: list[CandidateAtStep] = []
+    while going or pruned:
+        order += [*going[: PRUNED - 1], *pruned[:1]]
+        going, pruned = going[PRUNED - 1 :], pruned[1:]
     return order
 
 
-def choose(ends: list[CandidateAtStep], origin: Origins, most: int) -> Origins:
-    """As many looks as fit into `most` columns, with all their ancestors; `ends` has the most
-    wanted first.
+def choose(
+    ends: Sequence[CandidateAtStep],
+    order: Sequence[CandidateAtStep],
+    origin: Origins,
+    across: int,
+    most: int,
+) -> list[Family]:
+    """The families that are shown, best first: `most` columns in all, `across` in one.
 
-    Of dropped candidates there are no more than SIBLINGS and FILLED allow."""
-    steps, made = (
-        {look.step for look in origin if look.step >= 0},
-        {look: i for i, look in enumerate(origin)},
-    )
-    shown: Origins = {}
+    ends: the last look at each candidate, best first. In `order` they get a place, with all their
+    ancestors. Of dropped candidates there are no more than SIBLINGS and FILLED allow.
+    """
+    made = {look: i for i, look in enumerate(origin)}
+    rank: dict[CandidateAtStep, int] = {}
+    for position, end in enumerate(ends):
+        for look in chain(end, origin):
+            rank.setdefault(look, position)
+    rows = len({look.step for look in origin if look.step >= 0})
+    last = max((look.step for look in origin), default=0)
+    shown: dict[CandidateAtStep, Family] = {}
+    taken = 0
     refused: Counter[int] = Counter()
     siblings: Counter[CandidateAtStep | None] = Counter()
-    for end in ends:
-        if end in shown or refused[end.step] > most:  # where so many found no room, others will not
+    for end in order:
+        line = chain(end, origin)
+        before = shown.get(line[-1], Family({}, {}))
+        # where so many found no room, others will not
+        if end in before.origin or refused[end.step] > most:
             continue
-        source = origin[end]
-        given_up = end.step < max(steps, default=0)
+        source, given_up = origin[end], end.step < last
         if given_up and siblings[source] >= SIBLINGS:
             continue
-        wider = {*shown, *chain(end, origin)}
-        tried = {look: origin[look] for look in sorted(wider, key=made.__getitem__)}
-        columns = max(place(tried, ends).values()) + 1
-        sparse = (
-            columns > NARROW
-            and sum(look.step >= 0 for look in tried) < FILLED * len(steps) * columns
-        )
-        if shown and (columns > most or sparse):
+        looks = sorted({*before.origin, *line}, key=made.__getitem__)
+        tried = place({look: origin[look] for look in looks}, rank)
+        columns = taken - before.wide + tried.wide
+        sparse = tried.wide > NARROW and tried.pictures < FILLED * rows * tried.wide
+        if shown and (columns > most or tried.wide > across or sparse):
             refused[end.step] += 1
-        else:
-            shown = tried
-            siblings[source] += given_up
-    return shown
+            continue
+        shown[line[-1]], taken = tried, columns
+        siblings[source] += given_up
+    return [shown[root] for root in sorted(shown, key=rank.__getitem__)]
 
 
-def place(origin: Origins, ends: list[CandidateAtStep]) -> dict[CandidateAtStep, int]:
-    """A column for each look: below its origin where there is room, else to the right.
+def place(origin: Origins, rank: Mapping[CandidateAtStep, int]) -> Family:
+    """A column for each look of a family: below its origin where there is room, else to the right.
 
-    The families of seeds are in the order of their first look among `ends`. A look's most wanted
-    continuation is right below it.
+    rank: a look's most wanted continuation, that of the lowest rank, is right below it.
     """
-    rank = {look: len(ends) for look in origin}
-    for position, end in enumerate(ends):
-        for look in chain(end, origin) if end in origin else []:
-            rank[look] = min(rank[look], position)
     below: dict[CandidateAtStep | None, list[CandidateAtStep]] = {}
-    for look in sorted(origin, key=lambda look: rank[look]):
+    for look in sorted(origin, key=rank.__getitem__):
         below.setdefault(origin[look], []).append(look)
-    steps = sorted({look.step for look in origin})
-    line = {step: i for i, step in enumerate(steps)}
+    line = {step: i for i, step in enumerate(sorted({look.step for look in origin}))}
     columns: dict[CandidateAtStep, int] = {}
     taken: set[tuple[int, int]] = set()
+    stack = [(root, 0) for root in below.get(None, [])]
+    while stack:
+        look, column = stack.pop()
+        source = origin[look]
+        top = line[look.step] if source is None else line[source.step] + 1
+        rows = range(top, line[look.step] + 1)
+        while any((row, column) in taken for row in rows):
+            column += 1
+        columns[look] = column
+        taken |= {(row, column) for row in rows}
+        stack += [(child, column) for child in below.get(look, [])[::-1]]
+    return Family(origin, columns)
+
+
+def in_bands(families: Sequence[Family], across: int) -> list[list[Family]]:
+    """The families in bands of at most `across` columns, one band below the other."""
+    bands: list[list[Family]] = []
     free = 0
-    for root in below.get(None, []):
-        stack = [(root, free)]
-        while stack:
-            look, column = stack.pop()
-            top = line[look.step] if (source := origin[look]) is None else line[source.step] + 1
-            rows = range(top, line[look.step] + 1)
-            while any((row, column) in taken for row in rows):
-                column += 1
-            columns[look] = column
-            taken |= {(row, column) for row in rows}
-            stack += [(child, column) for child in below.get(look, [])[::-1]]
-        free = max(columns.values()) + 1
-    return columns
+    for family in families:
+        if family.wide > free:
+            bands.append([])
+            free = across
+        bands[-1].append(family)
+        free -= family.wide
+    return bands
 
 
 def hidden_below(

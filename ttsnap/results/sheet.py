@@ -1,255 +1,246 @@
-"""The contact sheet of a search: the looks at its candidates, a row for each step, with lines of
-descent."""
+"""The contact sheet of a search, painted: its best candidates first, a row for each step, with lines
+of descent."""
 
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import cache, lru_cache
+from typing import NamedTuple, TypeAlias
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.outcome import SHOWN
-from ttsnap.core.particles import Particles
 from ttsnap.core.results import Result
-from ttsnap.results.lineage import (
-    CandidateAtStep,
-    Origins,
-    chain,
-    choose,
-    hidden_below,
-    mixed,
-    most_wanted,
-    origins,
-    place,
-)
+from ttsnap.results.course import Course
+from ttsnap.results.drawing import Cell, Drawing, drawn
 from ttsnap.results.media import data_uri, still
 
-CELL, LEAST_CELL, MARGIN, HEAD, LEFT = 96, 48, 8, 68, 76
-"""The longer side of a picture in pixels, and that of one where there are many rows, or the width
-of a column at least; the room between columns, that of the page's head, and that of the rows'
-names."""
-TEXT, GAP = 15, 10
-"""Pixels below a picture: for its score, and for the lines to the next row."""
-WIDEST, TALLEST = 1740, 1500
+CELL, MARGIN, HEAD, LEFT = 96, 8, 68, 76
+"""The longer side of a picture in pixels, the room between columns, that of the page's head, and
+that of the rows' names."""
+SCALES = (1.0, 0.75, 0.5)
+"""By which pictures are made smaller where there are many; the narrowest column has half a CELL."""
+TEXT, GAP, NAME = 15, 10, 20
+"""Pixels below a picture: for its score, and for the lines to the next row; and above a band, for
+the names of its seeds."""
+LEAST, WIDEST, TALLEST = 640, 1740, 1500
 HIGH = 192
 """Pixels of an image's height in a notebook."""
-INK, PALE, LINE, WINNER = "black", "#999999", "#b8b8b8", "#1a7f37"
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Thumbnails: TypeAlias = Mapping[tuple[int, int], Image.Image]
+"""Small pictures of what was scored, by candidate and step."""
 
 
-@dataclass(frozen=True)
-class Page:
-    """The layout of a sheet."""
+class Colours(NamedTuple):
+    """What a sheet is painted in."""
 
-    scale: float
-    """Of pictures, whose longer side has CELL pixels at 1."""
-    wide: int
-    """Pixels of a column, without its margin."""
-    high: int
-    """Pixels of the highest picture."""
-    lines: dict[int, int]
-    """The row of each step."""
-    left: int
-    """The first pixel of the first column."""
-    columns: dict[CandidateAtStep, int]
-    """The column of each look."""
-
-    def corner(self, look: CandidateAtStep) -> tuple[int, int]:
-        """The upper left corner of a look's picture; a seed stands above the first row."""
-        line = self.lines.get(look.step, -1)
-        return self.left + self.columns[look] * (self.wide + MARGIN), HEAD + line * self.pitch
-
-    @property
-    def pitch(self) -> int:
-        """Pixels from row to row."""
-        return self.high + TEXT + GAP
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the sheet, in pixels."""
-        wide = (
-            self.left + (max(self.columns.values(), default=0) + 1) * (self.wide + MARGIN) + MARGIN
-        )
-        return max(640, wide), HEAD + len(self.lines) * self.pitch + MARGIN
+    ground: str
+    blank: str
+    """Of a look without a picture."""
+    ink: str
+    soft: str
+    """Of words about the search."""
+    pale: str
+    """Of words below what was given up."""
+    line: str
+    winner: str
 
 
-def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Image]) -> Image.Image:
+PAPER = Colours("#ffffff", "#eeeeee", "#000000", "#555555", "#999999", "#b8b8b8", "#1a7f37")
+NIGHT = Colours("#202020", "#303030", "#eeeeee", "#aaaaaa", "#888888", "#585858", "#3ddc84")
+FADED = 0.65
+"""The share of the ground in a picture that was given up."""
+
+
+def contact_sheet(result: Result, thumbnails: Thumbnails) -> Image.Image:
     """The looks of a search: steps are rows, the winner's column is the first, lines lead to
     continuations.
 
     Dropped candidates are dimmed, kept images are framed, a score is under each picture. The
-    picture that the prompt changes (`Result.source`) is left of the first row.
+    picture that the prompt changes (`Result.source`) is left of the first row. Of too many
+    candidates, the sheet shows the best; "+3" means that three more descend from a look.
 
-    thumbnails: by candidate and step (outputs.Recorder). Of too many candidates, the sheet shows
-    the kept ones, the longest denoised, and some that were pruned; "+3" means that three more
-    descend from a look.
+    thumbnails: as outputs.Recorder keeps them.
     """
-    origin, kept = origins(result.trace, thumbnails), [candidate.uid for candidate in result.images]
-    ends = most_wanted(origin, kept, lambda uid: float(result.particles.value([uid])[0]))
-    steps = sorted({step for _, step in thumbnails})
-    pictures = [*thumbnails.values(), *([] if result.source is None else [result.source])]
+    return painted(Course.of(result), thumbnails, result.prompt, result.source)
+
+
+def painted(
+    course: Course,
+    thumbnails: Thumbnails,
+    head: str = "",
+    source: Image.Image | None = None,
+    size: tuple[int, int] = (WIDEST, TALLEST),
+    colours: Colours = PAPER,
+) -> Image.Image:
+    """The sheet of a search, which may still be under way, of about `size` pixels at most: the
+    largest in which everything has room, or else the smallest one."""
+    pictures = [*thumbnails.values(), *([] if source is None else [source])]
     width, height = (max((each.size[axis] for each in pictures), default=CELL) for axis in (0, 1))
-    scale = min(1.0, max(LEAST_CELL / CELL, (TALLEST // max(1, len(steps)) - TEXT - GAP) / height))
-    wide, high = max(LEAST_CELL, round(width * scale)), round(height * scale)
-    left = LEFT + (wide + MARGIN if result.source is not None else 0)
-    shown = choose(
-        mixed(ends, len(kept), len(result.levels) - 1), origin, (WIDEST - left) // (wide + MARGIN)
-    )
-    page = Page(
-        scale, wide, high, {step: line for line, step in enumerate(steps)}, left, place(shown, ends)
-    )
-    won = CandidateAtStep(result.images[0].uid, len(result.levels) - 1) if result.images else None
-    golden = set(chain(won, origin)) if won in shown else set()
-    sheet = Image.new("RGB", page.size, "white")
-    draw = ImageDraw.Draw(sheet)
-    more = hidden_below(origin, shown)
-    words = f"{result.spent.seeds} seeds, {round(result.spent.nfe, 2)} denoiser evaluations"
-    words += (
-        f", {drafts} draft calls among them" if (drafts := result.spent.cost.draft_calls) else ""
-    )
-    if len(shown) < len(origin):
-        words += (
-            f"; {sum(look in thumbnails for look in shown)} of {len(thumbnails)} pictures shown"
-        )
-        words += ", +1 under one: another candidate came of it" if more else ""
-    _head(draw, result, page, words)
-    _threads(draw, page, shown, golden)
-    going = {source for source in origin.values() if source is not None}
-    ended = {look for look in origin if look not in going and look.step < len(result.levels) - 1}
-    finished = {
-        root
-        for look in origin
-        if look.step == len(result.levels) - 1
-        for root in chain(look, origin)
-    }
-    sizes: dict[CandidateAtStep, tuple[int, int]] = {}
-    for look in shown:
-        ink = PALE if look in ended or (look.step < 0 and look not in finished) else INK
-        if look.step < 0:
-            _below(draw, page, look, f"seed {result.particles.seed[look.uid]}", ink, more[look])
-            continue
-        sizes[look] = _paste(sheet, page, thumbnails[look], page.corner(look), dimmed=look in ended)
-        _below(draw, page, look, _score(result.particles, look), ink, more[look])
-    for candidate in result.images[::-1]:
-        if (last := CandidateAtStep(candidate.uid, len(result.levels) - 1)) in shown:
-            (x, y), (wide, high) = page.corner(last), sizes[last]
-            width = 3 if last == won else 2
-            frame = (x - width, y - width, x + wide + width - 1, y + high + width - 1)
-            draw.rectangle(frame, outline=WINNER, width=width)
-    if result.source is not None:
-        _paste(sheet, page, result.source, (LEFT, HEAD))
-        draw.text(
-            (LEFT, HEAD + page.high - page.pitch + 2), "source", INK, ImageFont.load_default(12)
-        )
-    return sheet
+    for scale in SCALES:
+        wide, high = max(round(CELL * SCALES[-1]), round(width * scale)), round(height * scale)
+        left = LEFT + (wide + MARGIN if source is not None else 0)
+        across = max(1, (size[0] - left - MARGIN) // (wide + MARGIN))
+        lines = max(1, (size[1] - HEAD) // (high + TEXT + GAP + NAME))
+        drawing = drawn(course, across, lines)
+        if drawing.whole:
+            break
+    page = Page(drawing, thumbnails, colours, scale, wide, high, left)
+    page.words(head)
+    cells = drawing.cells.values()
+    for cell in sorted(cells, key=lambda cell: cell.golden):
+        page.thread(cell)
+    for cell in cells:
+        page.look(cell)
+    if source is not None:
+        page.picture(source, (LEFT, HEAD))
+        page.draw.text((LEFT, HEAD - NAME - 3), "source", colours.ink, _font(12))
+    return page.sheet
 
 
-def _head(draw: ImageDraw.ImageDraw, result: Result, page: Page, words: str) -> None:
-    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
-    wide = page.size[0] - 2 * MARGIN
-    draw.text((MARGIN, 6), _shorten(result.prompt, wide, draw, font), INK, font)
-    draw.text((MARGIN, 28), _shorten(words, wide, draw, small), "#666666", small)
-    names = _looks(result)
-    for step, line in page.lines.items():
-        label = (
-            "finished"
-            if step == len(result.levels) - 1
-            else f"{names[step]}\nnoise {result.levels[step]:.2f}"
-        )
-        draw.multiline_text(
-            (MARGIN, HEAD + line * page.pitch + page.high // 2 - 16), label, "#333333", small
-        )
+@dataclass
+class Page:
+    """A sheet, and where things are painted on it. All lengths are in pixels."""
 
+    drawing: Drawing
+    thumbnails: Thumbnails
+    colours: Colours
+    scale: float
+    """Of pictures, whose longer side has CELL pixels at 1."""
+    wide: int
+    """A column, without its margin."""
+    high: int
+    """The highest picture."""
+    left: int
+    """Where the first column begins."""
 
-def _looks(result: Result) -> list[str]:
-    """The name of each step's row: "draft" where all looks at the step are such, else the step."""
-    looks: list[set[str]] = [set() for _ in result.levels]
-    for move in result.trace:
-        for step in move["stop"]:
-            looks[step].add(move.get("look", ESTIMATE.name).partition(":")[0])
-    kinds = [next(iter(names)) if len(names) == 1 else ESTIMATE.name for names in looks]
-    return [f"step {k}" if kind == ESTIMATE.name else kind for k, kind in enumerate(kinds)]
+    def __post_init__(self) -> None:
+        wide = self.left + self.drawing.columns * (self.wide + MARGIN) + MARGIN
+        bands = len(self.drawing.bands)
+        size = max(LEAST, wide), self.top(bands) - NAME * (bands > 0) + MARGIN
+        self.sheet = Image.new("RGB", size, self.colours.ground)
+        self.draw = ImageDraw.Draw(self.sheet)
 
+    @property
+    def pitch(self) -> int:
+        """From row to row."""
+        return self.high + TEXT + GAP
 
-def _threads(
-    draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[CandidateAtStep]
-) -> None:
-    """Draw a line from each look to its continuations; the winner's last, on top."""
-    half = page.wide // 2
-    for look in sorted(shown, key=lambda look: look in golden):
-        source = shown[look]
-        if source is None:
-            continue
-        (x0, y0), (x1, y1) = page.corner(source), page.corner(look)
-        bend = y0 + page.pitch - GAP // 2
+    def top(self, band: int) -> int:
+        """Where the first row of a band begins."""
+        rows = sum(map(len, self.drawing.bands[:band]))
+        return HEAD + rows * self.pitch + band * NAME
+
+    def corner(self, cell: Cell) -> tuple[int, int]:
+        """The upper left corner of a look's picture; a seed stands above the first row."""
+        x = self.left + cell.column * (self.wide + MARGIN)
+        return x, self.top(cell.band) + cell.row * self.pitch
+
+    def words(self, head: str) -> None:
+        """The page's head, and what each row shows."""
+        wide, ink = self.sheet.width - 2 * MARGIN, self.colours.ink
+        self.draw.text((MARGIN, 6), _shorten(head, wide, 15), ink, _font(15))
+        said = _shorten(self.drawing.words, wide, 12)
+        self.draw.text((MARGIN, 28 if head else 12), said, self.colours.soft, _font(12))
+        for band, steps in enumerate(self.drawing.bands):
+            for row, step in enumerate(steps):
+                label = "\n".join(filter(None, self.drawing.names[step]))
+                y = self.top(band) + row * self.pitch + self.high // 2 - 16
+                self.draw.multiline_text((MARGIN, y), label, ink, _font(12))
+
+    def thread(self, cell: Cell) -> None:
+        """The line to a look from its origin."""
+        if cell.source is None:
+            return
+        source, half = self.drawing.cells[cell.source], self.wide // 2
+        (x0, y0), (x1, y1) = self.corner(source), self.corner(cell)
+        bend = y0 + self.pitch - GAP // 2
         points = [(x0 + half, bend), (x1 + half, bend), (x1 + half, y1)]
-        if source.step >= 0:
-            points.insert(0, (x0 + half, y0 + page.high))
-        elif x0 == x1 and page.lines[look.step] == 0:
-            continue  # the seed's name stands right above
-        draw.line(points, WINNER if look in golden else LINE, 2 if look in golden else 1)
+        if source.row >= 0:
+            points.insert(0, (x0 + half, y0 + self.high))
+        elif x0 == x1 and cell.row == 0:
+            return  # the seed's name stands right above
+        colour = self.colours.winner if cell.golden else self.colours.line
+        self.draw.line(points, colour, 2 if cell.golden else 1)
+
+    def look(self, cell: Cell) -> None:
+        """A picture with what stands below it; or the name of a seed."""
+        if cell.row < 0:
+            self.below(cell, f"seed {cell.candidate.seed}")
+            return
+        x, y = self.corner(cell)
+        wide, high = self.picture(self.thumbnails.get(cell.look), (x, y), dim=cell.dim)
+        words = "…"
+        if cell.score is not None:
+            words = f"{cell.score.value:.3f}" if math.isfinite(cell.score.value) else "failed"
+        self.below(cell, words)
+        if cell.place is not None:
+            width = 2 if cell.place else 3
+            frame = (x - width, y - width, x + wide + width - 1, y + high + width - 1)
+            self.draw.rectangle(frame, outline=self.colours.winner, width=width)
+
+    def picture(
+        self, picture: Image.Image | None, corner: tuple[int, int], *, dim: bool = False
+    ) -> tuple[int, int]:
+        """Paste a picture, scaled to the page, and return its size there."""
+        if picture is None:
+            picture = Image.new("RGB", (self.wide, self.high), self.colours.blank)
+        elif self.scale < 1:
+            wide, high = (max(1, round(side * self.scale)) for side in picture.size)
+            picture = picture.resize((wide, high), Image.Resampling.BOX)
+        if dim:
+            ground = Image.new("RGB", picture.size, self.colours.ground)
+            picture = Image.blend(picture, ground, FADED)
+        self.sheet.paste(picture, corner)
+        return picture.size
+
+    def below(self, cell: Cell, words: str) -> None:
+        """Write a score or a seed, and the number of hidden continuations."""
+        x, y = self.corner(cell)
+        size = 12 if self.wide >= 64 else 10
+        more = f"+{cell.more}" if cell.more else ""
+        words = _fitting(words, self.wide - _length(f" {more}", size) * bool(more), size)
+        ink = self.colours.pale if cell.dim else self.colours.ink
+        right = x + self.wide - int(_length(more, size))
+        for left, text, colour in ((x, words, ink), (right, more, self.colours.pale)):
+            top = y + self.high + 2
+            # a line of descent may pass behind it
+            behind = (left, top, left + _length(text, size), top + TEXT - 2)
+            if text:
+                self.draw.rectangle(behind, self.colours.ground)
+                self.draw.text((left, top), text, colour, _font(size))
 
 
-def _paste(
-    sheet: Image.Image,
-    page: Page,
-    picture: Image.Image,
-    corner: tuple[int, int],
-    *,
-    dimmed: bool = False,
-) -> tuple[int, int]:
-    """Paste a picture, scaled to the page, and return its size there."""
-    if page.scale < 1:
-        size = (
-            max(1, round(picture.width * page.scale)),
-            max(1, round(picture.height * page.scale)),
-        )
-        picture = picture.resize(size, Image.Resampling.BOX)
-    if dimmed:
-        picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.65)
-    sheet.paste(picture, corner)
-    return picture.size
+@cache
+def _font(size: int) -> Font:
+    return ImageFont.load_default(size)
 
 
-def _score(p: Particles, look: CandidateAtStep) -> str:
-    score = p.selection.values(p.scores[look.uid : look.uid + 1, look.step])[0]
-    return f"{score:.3f}" if np.isfinite(score) else "failed"
+@lru_cache(4096)
+def _length(text: str, size: int) -> float:
+    """In pixels."""
+    return _font(size).getlength(text)
 
 
-def _below(
-    draw: ImageDraw.ImageDraw, page: Page, look: CandidateAtStep, words: str, ink: str, more: int
-) -> None:
-    """Write under a picture its score and the number of its hidden continuations; or the name of a
-    seed."""
-    x, y = page.corner(look)
-    font = ImageFont.load_default(12 if page.wide >= 64 else 10)
+def _fitting(words: str, wide: float, size: int) -> str:
+    """ "seed 7", of long seeds the last digits, which tell them apart."""
     kind, _, number = words.rpartition(" ")
-    wide = page.wide - (draw.textlength(f" +{more}", font) if more else 0)
-    named = f"{kind} " if kind and page.wide >= 64 else ""
-    # the last digits of seeds tell them apart
-    while kind and number and draw.textlength(words, font) > wide:
-        number = number[1:]
-        words = f"{named}…{number}"
-    texts = [(x, words, ink)]
-    if more:
-        texts.append((x + page.wide - int(draw.textlength(f"+{more}", font)), f"+{more}", PALE))
-    for left, text, colour in texts:
-        at = (left, y + page.high + 2)
-        # a line of descent may pass behind it
-        draw.rectangle(draw.textbbox(at, text, font), "white")
-        draw.text(at, text, colour, font)
+    digit = _length("0", size)
+    if not kind or _length(f"{kind} ", size) + digit * len(number) <= wide:
+        return words
+    named = f"{kind} …" if wide >= 64 else "…"
+    return named + number[-max(1, int((wide - _length(named, size)) / digit)) :]
 
 
-def _shorten(text: str, width: int, draw: ImageDraw.ImageDraw, font: Font) -> str:
+def _shorten(text: str, width: int, size: int) -> str:
     """The text, cut with an ellipsis to at most `width` pixels."""
     text = text.replace("\n", " ")
-    if draw.textlength(text, font) <= width:
+    if _length(text, size) <= width:
         return text
-    while text and draw.textlength(text + "…", font) > width:
+    while text and _length(text + "…", size) > width:
         text = text[: -max(1, len(text) // 50)]
     return text + "…"
 

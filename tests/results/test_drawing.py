@@ -1,0 +1,159 @@
+"""The drawing of a search as values: the same while it runs and after, best candidates first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap.algorithms import make_algorithm
+from ttsnap.core.grid import Grid
+from ttsnap.core.results import Event, Result
+from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.search import search
+from ttsnap.results.course import Course
+from ttsnap.results.drawing import Drawing, drawn
+from ttsnap.results.lineage import CandidateAtStep, chain
+
+GRID = Grid(tuple(np.linspace(1, 0, 11)))
+BRANCHING = [
+    "svdd",
+    "code",
+    "smc",
+    "rbf",
+    "best-first",
+    "search-over-paths",
+    "zero-order",
+    "depth-first",
+    "nested",
+]
+
+
+def searched(name: str, budget: str = "200nfe", **options: Any) -> tuple[list[Event], Result]:
+    events: list[Event] = []
+    engine = DryEngine(GRID, ("reward",))
+    [result] = search(
+        ["p"], make_algorithm(name, **options), engine, budget, on_event=events.append
+    )
+    return events, result
+
+
+def check_places(drawing: Drawing, across: int) -> None:
+    """Nothing hangs in the air, lies on another, or stands too far right."""
+    taken: list[tuple[int, int, int]] = []
+    for cell in drawing.cells.values():
+        assert cell.column < across
+        first = -1
+        if cell.source is not None:
+            source = drawing.cells[cell.source]
+            assert source.band == cell.band
+            assert source.row < cell.row
+            first = source.row + 1
+        taken += [(cell.band, cell.column, row) for row in range(first, cell.row + 1)]
+    assert len(set(taken)) == len(taken)
+
+
+@pytest.mark.parametrize("name", BRANCHING)
+def test_every_look_stands_below_what_it_came_of(name: str) -> None:
+    _, result = searched(name)
+    p, course = result.particles, Course.of(result)
+    for across, lines in ((1, 1), (4, 1), (5, 30), (16, 30)):
+        drawing = drawn(course, across, lines)
+        cells = drawing.cells
+        check_places(drawing, across)
+        assert sum(map(len, drawing.bands)) <= lines or len(drawing.bands) == 1
+        origin = {look: cell.source for look, cell in cells.items()}
+        for look, source in origin.items():
+            line = [look.uid]
+            while p.parent[line[-1]] >= 0:
+                line.append(int(p.parent[line[-1]]))
+            assert chain(look, origin)[-1] == CandidateAtStep(line[-1], -1)
+            if source is not None and source.step >= 0:
+                assert source.uid in line
+        won = CandidateAtStep(result.best.uid, GRID.steps)
+        assert cells[won].place == 0
+        straight = {(cells[look].band, cells[look].column) for look in chain(won, origin)}
+        assert straight == {(0, 0)}, "the winner's line goes straight down, on the very left"
+        assert {look for look in cells if cells[look].golden} == set(chain(won, origin))
+        roots = {look.uid for look in cells if look.step < 0}
+        hidden = {uid for uid, row in enumerate(p.scored) if row >= 0} - {
+            look.uid for look in cells
+        }
+        whole = drawn(course, 500, 500).cells
+        parents = {look: cell.source for look, cell in whole.items()}
+        last = {look.uid: look for look in sorted(whole)}
+        told = [uid for uid in hidden & last.keys() if chain(last[uid], parents)[-1].uid in roots]
+        assert sum(cell.more for cell in cells.values()) >= len(told)
+
+
+@pytest.mark.parametrize("name", ["best-of-n", "seed-pruning", *BRANCHING])
+def test_a_search_under_way_is_drawn_as_it_is_after(name: str) -> None:
+    events, result = searched(name)
+    live = Course(GRID.levels)
+    for event in events:
+        live.listen(event)
+        if event.kind == "score" and event.uids[0] % 16 == 0:
+            check_places(drawn(live, 18, 1), 18)
+    best = live.best
+    assert best is not None
+    assert best.uid == result.best.uid
+    assert best.rank == result.best.reward
+    live.end(result)
+    after = Course.of(result)
+    assert [one.uid for one in live.ranked()] == [one.uid for one in after.ranked()]
+    assert live.nfe == after.nfe
+    assert (live.decodes, live.reward_calls) == (after.decodes, after.reward_calls)
+    for across, lines in ((18, 1), (6, 9)):
+        one, other = (drawn(course, across, lines) for course in (live, after))
+        assert (one.bands, one.names, one.words) == (other.bands, other.names, other.words)
+        assert one.cells.keys() == other.cells.keys()
+        for look, cell in one.cells.items():
+            same = other.cells[look]
+            assert cell[:5] == same[:5]
+            assert cell[7:] == same[7:]
+
+
+def test_the_best_candidates_come_first_at_every_moment() -> None:
+    events, result = searched("seed-pruning", "400nfe", keep=(0.5, 0.5), levels=(0.9, 0.7))
+    course = Course(GRID.levels)
+    for event in events:
+        course.listen(event)
+        cells = drawn(course, 18, 1).cells.values()
+        feet = {cell.column: cell for cell in sorted(cells, key=lambda cell: cell.row)}
+        ranks = [
+            (-one.reached, one.state == "dropped", -one.rank)
+            for one in (feet[column].candidate for column in sorted(feet))
+        ]
+        assert ranks == sorted(ranks)
+    assert feet[0].candidate.uid == result.best.uid
+
+
+def test_who_is_on_the_way_may_be_led_and_adds_no_row() -> None:
+    course = Course(GRID.levels)
+    rows: dict[str, Any] = {"start": [0] * 3, "seeds": [5, 6, 7], "drop": []}
+    course.move({"uids": [0, 1, 2], "parents": [-1] * 3, "stop": [4, 4, 2], **rows})
+    course.score(1, 4, [0.5], {"strictly right": True})
+    drawing = drawn(course, 18, 1)
+    assert drawing.bands == [(4,)], "the row of step 2 would vanish again"
+    assert [cell.led for cell in drawing.cells.values() if cell.row == 0] == [1, 0, 2]
+    course.drop([0])
+    assert drawn(course, 18, 1).cells[CandidateAtStep(1, 4)].led == 1
+    assert [cell.candidate.uid for cell in drawn(course, 18, 1).cells.values()] == [1, 1, 2, 2]
+    course.end()
+    assert {cell.led for cell in drawn(course, 18, 1).cells.values()} == {None}
+    score = course.candidates[1].scores[4]
+    assert (score.right, score.answers) == (True, {"strictly right": True})
+
+
+def test_ties_go_to_the_first_and_failures_never_win() -> None:
+    course = Course((1.0, 0.0))
+    rows: dict[str, Any] = {"start": [0] * 3, "seeds": [5, 6, 7], "drop": []}
+    course.move({"uids": [0, 1, 2], "parents": [-1] * 3, "stop": [1] * 3, **rows})
+    course.score(2, 1, [float("nan")])
+    assert course.best is None
+    for uid in (1, 0, 2):
+        course.score(uid, 1, [0.5])
+    assert course.best is course.candidates[0]
+    course.score(99, 1, [1.0])  # unknown: ignored
+    assert 99 not in course.candidates

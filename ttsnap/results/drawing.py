@@ -1,0 +1,190 @@
+"""The drawing of a search as values: which looks are shown, where, and what stands below them.
+
+Best candidates come first. A candidate is a column, a row a step at which candidates were scored.
+Columns that find no room side by side stand in further bands below. The contact sheet (sheet.py),
+ComfyUI's preview and the demo paint it, while a search runs and after.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ttsnap.core.looks import ESTIMATE
+from ttsnap.results.course import DROPPED, FINISHED, GOING, Course, Score, Tracked
+from ttsnap.results.lineage import (
+    CandidateAtStep,
+    Family,
+    Origins,
+    chain,
+    choose,
+    hidden_below,
+    in_bands,
+    mixed,
+    origins,
+)
+
+
+class Cell(NamedTuple):
+    """A look in its place; at step -1 a seed, which is named above the first row."""
+
+    look: CandidateAtStep
+    source: CandidateAtStep | None
+    """The look that it came of; None for seeds."""
+    band: int
+    column: int
+    row: int
+    """In its band; -1 for seeds."""
+    candidate: Tracked
+    score: Score | None
+    """None for seeds, and where the candidate is on its way."""
+    dim: bool
+    """Whether it was given up here."""
+    golden: bool
+    """Whether the best image came of it."""
+    place: int | None
+    """Of a finished image that is kept, from 0: it has a frame."""
+    more: int
+    """Candidates that came of it and are not shown."""
+    led: int | None
+    """The candidate at the foot of its column, if it may be finished or dropped."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawing of a search, at one moment."""
+
+    cells: Mapping[CandidateAtStep, Cell]
+    bands: Sequence[tuple[int, ...]]
+    """The steps of each band's rows."""
+    names: Mapping[int, tuple[str, str]]
+    """What stands left of a step's row: its name, and its noise level."""
+    words: str
+    """What the search did so far, in a line."""
+    whole: bool
+    """Whether every look has found room."""
+
+    @property
+    def columns(self) -> int:
+        return max((cell.column for cell in self.cells.values()), default=-1) + 1
+
+
+def drawn(course: Course, across: int, lines: int) -> Drawing:
+    """The drawing of a search with at most `across` columns side by side, and `lines` rows in
+    all."""
+    origin = _tree(course)
+    last = {look.uid: look for look in sorted(origin, key=lambda look: look.step)}
+    ends = [last[one.uid] for one in course.ranked() if one.uid in last]
+    given_up = {end for end in ends if course.candidates[end.uid].state == DROPPED}
+    families = choose(ends, mixed(ends, given_up), origin, across, across * lines)
+    bands: list[list[Family]] = []
+    rows: list[tuple[int, ...]] = []
+    for band in in_bands(families, across):
+        steps = {look.step for family in band for look in family.origin if look.step >= 0}
+        if bands and sum(map(len, rows)) + len(steps) > lines:
+            break
+        bands.append(band)
+        rows.append(tuple(sorted(steps)))
+    cells = _cells(course, origin, bands, rows)
+    shown, every = (sum(look.step >= 0 for look in looks) for looks in (cells, origin))
+    words = _words(course)
+    if shown < every:
+        words += f"; {shown} of {every} pictures shown"
+        more = any(cell.more for cell in cells.values())
+        words += " (+1 under one: another came of it)" if more else ""
+    names = {step: _row_name(course, step) for steps in rows for step in steps}
+    return Drawing(cells, rows, names, words, shown == every)
+
+
+def _tree(course: Course) -> Origins:
+    """The looks that were scored, and while the search runs one for each candidate on its way: at
+    the next step at which anything was scored."""
+    looks = {(one.uid, step) for one in course.candidates.values() for step in one.scores}
+    steps = sorted({step for _, step in looks})
+    going = [one for one in course.candidates.values() if one.state == GOING]
+    aims = {(one.uid, one.aim) for one in going}
+    found = origins(course.moves, looks | aims)
+    moved: Origins = {}
+    for uid, aim in aims - looks - set(found.values()):
+        at = CandidateAtStep(uid, next((step for step in steps if step >= aim), aim))
+        if at not in found:
+            moved[CandidateAtStep(uid, aim)] = at
+    return {moved.get(look) or look: source for look, source in found.items()}
+
+
+def _cells(
+    course: Course,
+    origin: Origins,
+    bands: Sequence[Sequence[Family]],
+    rows: Sequence[tuple[int, ...]],
+) -> dict[CandidateAtStep, Cell]:
+    shown = [look for band in bands for family in band for look in family.origin]
+    best = course.best
+    kept = course.kept or (() if best is None else (best.uid,))
+    won = CandidateAtStep(kept[0], course.steps) if kept else None
+    golden = set(chain(won, origin)) if won in origin else set[CandidateAtStep]()
+    hidden = hidden_below(origin, set(shown))
+    going_on = {source for source in origin.values() if source is not None}
+    leaves = [look for look in origin if look not in going_on]
+    given_up = {look for look in leaves if course.candidates[look.uid].state == DROPPED}
+    living = {chain(look, origin)[-1] for look in leaves if look not in given_up}
+    cells: dict[CandidateAtStep, Cell] = {}
+    for band, families in enumerate(bands):
+        free = 0
+        for family in families:
+            foot = {
+                column: look.uid for look, column in sorted(family.columns.items(), key=_by_step)
+            }
+            for look, source in family.origin.items():
+                candidate = course.candidates[look.uid]
+                column = family.columns[look]
+                at_foot = course.candidates[foot[column]]
+                seed = look.step < 0
+                finished = look.step == course.steps and look.uid in kept
+                cells[look] = Cell(
+                    look,
+                    source,
+                    band,
+                    free + column,
+                    -1 if seed else rows[band].index(look.step),
+                    candidate,
+                    candidate.scores.get(look.step),
+                    dim=look not in living if seed else look in given_up,
+                    golden=look in golden,
+                    place=kept.index(look.uid) if finished else None,
+                    more=hidden[look],
+                    led=at_foot.uid if at_foot.open else None,
+                )
+            free += family.wide
+    return cells
+
+
+def _by_step(item: tuple[CandidateAtStep, int]) -> int:
+    return item[0].step
+
+
+def _row_name(course: Course, step: int) -> tuple[str, str]:
+    """ "draft" where all looks at the step are such, else the step."""
+    if step == course.steps:
+        return "finished", ""
+    looks = {move.get("look", ESTIMATE.name) for move in course.moves if step in move["stop"]}
+    kinds = {look.partition(":")[0] for look in looks}
+    name = f"step {step}" if kinds != {"draft"} else "draft"
+    return name, f"noise {course.levels[step]:.2f}"
+
+
+def _words(course: Course) -> str:
+    """How many began, and what has become of them."""
+    candidates = course.candidates.values()
+    parents = {one.parent for one in candidates}
+    leaves = [one for one in candidates if one.uid not in parents or one.state != DROPPED]
+    state = Counter(one.state for one in leaves)
+    words = [f"{course.seeds} seeds"]
+    words += [f"{len(candidates)} candidates"] if len(candidates) > course.seeds else []
+    words += [f"{state[DROPPED]} pruned", f"{state[FINISHED]} finished"]
+    words += [f"{state[GOING]} under way"] if state[GOING] else []
+    words += [f"{round(course.nfe, 2):,g} evaluations"]
+    words += [f"{course.draft_calls} draft calls among them"] if course.draft_calls else []
+    return ", ".join(words)

@@ -1,0 +1,54 @@
+"""The contact sheet of a search under way, painted now and then."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from ttsnap.core.results import Event
+from ttsnap.core.selection import Selection
+from ttsnap.results.course import Course
+from ttsnap.results.outputs import Recorder
+from ttsnap.results.sheet import LEAST, NIGHT, painted
+
+TALLEST = 760
+"""Pixels of such a sheet's height, about."""
+EVERY, REST = 0.4, 40
+"""Seconds between two sheets, and how many times as long as painting one takes."""
+
+
+@dataclass
+class LiveSheet:
+    """Paints the events of one search."""
+
+    levels: Sequence[float]
+    """(K+1,) noise levels of the steps."""
+    selection: Selection
+    """What makes one number of a candidate's scores."""
+    clock: Callable[[], float] = time.monotonic
+    next: float = -math.inf
+    """When the next sheet is due."""
+    changed: bool = False
+    """Whether there is something new since the last one."""
+
+    def __post_init__(self) -> None:
+        self.course, self.recorder = Course(self.levels, self.selection), Recorder()
+
+    def take(self, event: Event) -> Image.Image | None:
+        """Apply an event: a new sheet, where one is due."""
+        self.course.listen(event)
+        self.recorder(event)
+        thumbnails = next(iter(self.recorder.thumbnails.values()), {})
+        self.changed |= event.kind in ("score", "drop", "end")
+        begin = self.clock()
+        due = event.kind == "end" or begin >= self.next
+        if not (self.changed and thumbnails and due):
+            return None
+        sheet = painted(self.course, thumbnails, size=(LEAST, TALLEST), colours=NIGHT)
+        self.changed, end = False, self.clock()
+        self.next = end + max(EVERY, REST * (end - begin))
+        return sheet
