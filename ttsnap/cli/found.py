@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttsnap.cli.parser import Arguments
-from ttsnap.core.cost import KINDS
+from ttsnap.core.cost import KINDS, Phase
 from ttsnap.core.results import Candidate, Result, Spent
 from ttsnap.files.writing import write_text
 from ttsnap.loop.request import STOPPED
@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # loaded with the model
 TABLE = "table.csv"
 """Of several prompts: a row for each image, with prompt, algorithm, rank, seed, scores, evaluations
 and file."""
-
-
+PARTS: dict[Phase, str] = {"denoise": "denoiser", "decode": "decoder", "reward": "reward"}
+"""What most of a search's time goes to, by phase."""
 Runs = Mapping[str, "SearchOutcome"]
 """What each algorithm found, by its name, that of --algorithm first."""
 
@@ -56,26 +56,16 @@ def _rows(out: Path, runs: Runs, written: Sequence[Sequence[Sequence[Path]]]) ->
         for result in [run.results[index]]
         for rank, path in enumerate(paths[index])
     ]
-    names = list(
-        dict.fromkeys(name for result, rank, *_ in found for name in _scored(result.images[rank]))
-    )
+    scored = (_scored(result.images[rank]) for result, rank, *_ in found)
+    names = list(dict.fromkeys(name for scores in scored for name in scores))
     head: list[object] = ["prompt", "algorithm", "rank", "seed", *names, "nfe", "file"]
     rows: list[list[object]] = [head]
     for result, rank, algorithm, path in found:
-        scores = _scored(result.images[rank])
+        image, file = result.images[rank], path.relative_to(out)
+        scores = _scored(image)
         values = [scores.get(name, "") for name in names]
-        spent = result.spent.nfe
-        rows.append(
-            [
-                result.prompt,
-                algorithm,
-                rank + 1,
-                result.images[rank].seed,
-                *values,
-                spent,
-                path.relative_to(out),
-            ]
-        )
+        whose = [result.prompt, algorithm, rank + 1, image.seed]
+        rows.append([*whose, *values, result.spent.nfe, file])
     return rows
 
 
@@ -86,9 +76,9 @@ def tabulate(out: Path, runs: Runs) -> None:
         wide = min(60, max(len(result.prompt) for result in run.results))
         print(f"\n{len(run.results)} prompts, {name}:")
         for result in run.results:
-            best = (
-                f"{_scores(result.best)}, seed {result.best.seed}" if result.images else "no image"
-            )
+            best = "no image"
+            if result.images:
+                best = f"{_scores(result.best)}, seed {result.best.seed}"
             print(f"  {result.prompt[:wide]:<{wide}}  {best}")
         scores = [_scored(result.best) for result in run.results if result.images]
         means = {
@@ -96,10 +86,7 @@ def tabulate(out: Path, runs: Runs) -> None:
             for name in (scores[0] if scores else {})
         }
         if means:
-            print(
-                f"  {'mean':<{wide}} "
-                f" {', '.join(f'{name} {value:.4g}' for name, value in means.items())}"
-            )
+            print(f"  {'mean':<{wide}}  {_listed(means)}")
     print(f"  table: {out / TABLE}")
 
 
@@ -129,7 +116,11 @@ def _scored(candidate: Candidate) -> dict[str, float]:
 
 
 def _scores(candidate: Candidate) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in _scored(candidate).items())
+    return _listed(_scored(candidate))
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def describe(
@@ -182,80 +173,67 @@ def _search(run: SearchOutcome, result: Result) -> Iterator[str]:
         yield f"drafts by {sampler.told()['draft']} {use} (--draft none searches without)"
     if result.saturated:
         gain = f"{spent.gain_of_second_half:.2g}"
-        yield (
-            f"the last half of the finished images raised the best by {gain}: more budget would buy"
-            " little"
-        )
+        raised = f"the last half of the finished images raised the best by {gain}"
+        yield f"{raised}: more budget would buy little"
 
 
 def _compute(spent: Spent) -> Iterator[str]:
     """What the search took in FLOPs, seconds and energy, by phase."""
-    by, flops, gradients, pulled = spent.flops_by, spent.flops or 1.0, "", ""
+    flops, whole = spent.flops_by, spent.flops or 1.0
+    shares = [f"{flops[phase] / whole:.0%} {name}" for phase, name in PARTS.items()]
+    times = [f"{_share(spent, phase)} {name}" for phase, name in PARTS.items()]
     if spent.cost.gradients:
-        gradients = f", {by['gradient'] / flops:.0%} backward passes"
-        pulled = f", {_share(spent, 'gradient')} gradients with the evaluations made for them"
+        shares.append(f"{flops['gradient'] / whole:.0%} backward passes")
+        gradients = "gradients with the evaluations made for them"
+        times.append(f"{_share(spent, 'gradient')} {gradients}")
     between = 1 - sum(spent.seconds_by.values()) / (spent.seconds or 1.0)
-    computed = (
-        f"{spent.flops / 1e12:.4g} TFLOPs: {by['denoise'] / flops:.0%} denoiser, "
-        f"{by['decode'] / flops:.0%} decoder, {by['reward'] / flops:.0%} reward{gradients}"
-    )
-    timed = (
-        f"{spent.seconds:.1f} s: {_share(spent, 'denoise')} denoiser, {_share(spent, 'decode')}"
-        f" decoder, {_share(spent, 'reward')} reward{pulled}, {between:.0%} between them"
-    )
+    times.append(f"{between:.0%} between them")
+    computed = f"{spent.flops / 1e12:.4g} TFLOPs: {', '.join(shares)}"
+    timed = f"{spent.seconds:.1f} s: {', '.join(times)}"
     yield f"{computed}; {timed}; {spent.seconds_before:.1f} s before, to warm up"
     usage = spent.usage
-    joules, each, memory = (
-        usage[name] for name in ("energy_joules", "energy_joules_per_image", "peak_memory_bytes")
-    )
+    joules, each = usage["energy_joules"], usage["energy_joules_per_image"]
+    memory = usage["peak_memory_bytes"]
     if joules is not None and each is not None and memory is not None:
-        yield (
-            f"{joules:.4g} J of the GPU, {each:.4g} J an image; at most {memory / 2**30:.3g} GiB of"
-            " its memory"
-        )
+        energy = f"{joules:.4g} J of the GPU, {each:.4g} J an image"
+        yield f"{energy}; at most {memory / 2**30:.3g} GiB of its memory"
 
 
 def _again(run: SearchOutcome, result: Result, a: Arguments, plain: bool) -> Iterator[str]:
     """How the winner is made again: by plain diffusers where it can, else by `ttsnap replay`."""
-    sampler, call = run.record.sampler, run.record.call
     if not result.images:
         return
-    seed, from_noise = result.best.seed, result.particles.parent[result.best.uid] < 0
+    sampler, best = run.record.sampler, result.best
+    from_noise = result.particles.parent[best.uid] < 0
     if plain and from_noise and not sampler.finishes:
-        dtype = run.record.dtype
-        yield (
-            "the winner in plain"
-            f" diffusers{'' if dtype == 'float32' else f', the pipeline in {dtype}'}:"
-        )
-        if a.lora is not None:
-            from ttsnap.pipelines.lora import parse_lora
-
-            where, scale = parse_lora(a.lora)
-            yield (
-                f"  pipe.load_lora_weights({where!r}, adapter_name='lora');"
-                f" pipe.set_adapters(['lora'], [{scale}])"
-            )
-        pictures = {name: _loaded(given) for name, given in a.call.items() if name not in call}
-        written = {name: repr(value) for name, value in call.items()} | pictures
-        arguments = "".join(f", {name}={value}" for name, value in written.items())
-        yield (
-            f"  pipe(prompt={result.prompt!r}{arguments},"
-            f" generator=torch.Generator().manual_seed({seed}))"
-        )
+        yield from _plain_call(run, result, a)
     elif sampler.repel and from_noise:
-        yield (
-            "`ttsnap replay` makes the winner again with the seeds that it began with; plain"
-            " diffusers does not"
-        )
+        again = "`ttsnap replay` makes the winner again with the seeds that it began with"
+        yield f"{again}; plain diffusers does not"
     elif sampler.finishes:
         from ttsnap.pipelines.drafting.drafting import stock_lines
 
-        if lines := stock_lines(run.denoiser, result.prompt, call, seed):
-            yield (
-                "the winner in plain diffusers: `drafter` has the drafter's network, `redraw` is"
-                " image-to-image:"
-            )
+        if lines := stock_lines(run.denoiser, result.prompt, run.record.call, best.seed):
+            names = "`drafter` has the drafter's network, `redraw` is image-to-image"
+            yield f"the winner in plain diffusers: {names}:"
             yield from (f"  {line}" for line in lines)
+
+
+def _plain_call(run: SearchOutcome, result: Result, a: Arguments) -> Iterator[str]:
+    """The call of plain diffusers that makes the winner again from its seed."""
+    call, dtype = run.record.call, run.record.dtype
+    how = "" if dtype == "float32" else f", the pipeline in {dtype}"
+    yield f"the winner in plain diffusers{how}:"
+    if a.lora is not None:
+        from ttsnap.pipelines.lora import parse_lora
+
+        where, scale = parse_lora(a.lora)
+        load = f"pipe.load_lora_weights({where!r}, adapter_name='lora')"
+        yield f"  {load}; pipe.set_adapters(['lora'], [{scale}])"
+    given = {"prompt": repr(result.prompt)} | {name: repr(value) for name, value in call.items()}
+    given |= {name: _loaded(files) for name, files in a.call.items() if name not in call}
+    given["generator"] = f"torch.Generator().manual_seed({result.best.seed})"
+    yield f"  pipe({', '.join(f'{name}={value}' for name, value in given.items())})"
 
 
 def _loaded(files: object) -> str:
@@ -277,5 +255,5 @@ def _counts(spent: Spent) -> str:
     return f"{', '.join(first)} and {last}"
 
 
-def _share(spent: Spent, phase: str) -> str:
+def _share(spent: Spent, phase: Phase) -> str:
     return f"{spent.seconds_by[phase] / (spent.seconds or 1.0):.0%}"

@@ -27,7 +27,9 @@ def render_board(view: View, title: str = "") -> str:
     table = Table(view, drawing)
     labels = '<div class="tt-row tt-corner" style="grid-row:1"><small>seed</small></div>'
     labels += "".join(map(table.row_label, drawing.bands[0]))
-    cells = "".join(map(table.cell, drawing.cells.values()))
+    cells = "".join(
+        table.seed(cell) if cell.row < 0 else table.cell(cell) for cell in drawing.cells.values()
+    )
     style = f"--n:{drawing.columns};--r:{len(drawing.bands[0])}"
     grid = f'<div class="tt-grid" style="{style}">{table.threads()}{labels}{cells}</div>'
     return f'<div class="tt-board">{head}<div class="tt-scroll" tabindex="0">{grid}</div></div>'
@@ -47,12 +49,13 @@ class Table:
         small = f"<small>{noise}</small>" if noise else ""
         return f'<div class="tt-row" style="grid-row:{row}">{name}{small}</div>'
 
+    def seed(self, cell: Cell) -> str:
+        """The name of a seed above its first picture."""
+        kind, style = " tt-crown" * cell.golden, f"grid-column:{cell.column + 2}"
+        return f'<div class="tt-col{kind}" style="{style}">{cell.candidate.seed}</div>'
+
     def cell(self, cell: Cell) -> str:
-        """A picture with its score below; of a seed its name."""
-        if cell.row < 0:
-            kind = " tt-crown" if cell.golden else ""
-            style = f"grid-column:{cell.column + 2}"
-            return f'<div class="tt-col{kind}" style="{style}">{cell.candidate.seed}</div>'
+        """A picture with its score below."""
         uri = self.view.pictures.get(cell.look)
         about, text = self.words(cell)
         kinds = {

@@ -69,9 +69,8 @@ def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -
     draft, picture, strength and diverse. size and guidance are the model's own where they are None;
     picture is the bytes of a file, or None.
     """
-    algorithm, guidance, negative, data = (
-        fields.get(n) for n in ("algorithm", "guidance", "negative", "picture")
-    )
+    algorithm, guidance = fields.get("algorithm"), fields.get("guidance")
+    negative, data = fields.get("negative"), fields.get("picture")
     if not isinstance(algorithm, str) or algorithm not in OFFERED:
         raise FieldError("algorithm", unknown("algorithm", algorithm, OFFERED))
     if guidance is not None and guidance != "":
@@ -176,17 +175,13 @@ def budget_words(text: Any, steps: Any, limits: DemoLimits, strength: Any = 1) -
         budget = limits.budget_of(text, steps)
     except FieldError as error:
         return str(error)
-    caps = []
+    caps = [] if budget.seconds is None else [f"{budget.seconds:g} seconds"]
     each = steps - int(steps - steps * share)  # as diffusers leaves out the first steps
     if budget.nfe is not None or budget.images is not None:
         nfe = budget.nfe if budget.images is None else int(budget.images * each)
         full = (nfe or 0) / each
-        caps.append(
-            f"{nfe:,} evaluations of the model: as many as {full:,.3g} whole"
-            f" image{'' if full == 1 else 's'} take"
-        )
-    if budget.seconds is not None:  # the visitor's own cap comes first; the other one is the page's
-        caps.insert(0, f"{budget.seconds:g} seconds")
+        whole_images = f"{full:,.3g} whole image{'' if full == 1 else 's'}"
+        caps.append(f"{nfe:,} evaluations of the model: as many as {whole_images} take")
     return f"At most {', and '.join(caps)}."
 
 
@@ -219,11 +214,9 @@ def group_css() -> str:
 def hint(algorithm: str) -> str:
     """A visitor's hint on an algorithm, in addition to its label."""
     entry = ALGORITHMS[algorithm]
-    words = [f"{entry.summary[0].upper()}{entry.summary[1:]}."]
-    words += [NOISE] if kernel_for(algorithm) == "sde" else []
-    words += (
-        ["Meant for scenes-noise-aware or another noise-aware reward."]
-        if "noise-aware" in entry.needs
-        else []
-    )
-    return " ".join(words)
+    words = f"{entry.summary[0].upper()}{entry.summary[1:]}."
+    if kernel_for(algorithm) == "sde":
+        words += f" {NOISE}"
+    if "noise-aware" in entry.needs:
+        words += " Meant for scenes-noise-aware or another noise-aware reward."
+    return words

@@ -198,22 +198,15 @@ class Handlers:
 def _shown(frame: Frame) -> tuple[Any, ...]:
     """A frame as values of stage, status, winner, files, Python, command line, and the stop
     button."""
-    status = line("word", frame.status)
+    first = frame.stage, line("word", frame.status)
     if frame.files:
         paths = [str(path) for path in frame.files]
         winner = gr.update(value=paths[0], interactive=True, visible=True)
-        return (
-            frame.stage,
-            status,
-            winner,
-            paths,
-            frame.python,
-            frame.command,
-            gr.update(interactive=False),
-        )
+        stop = gr.update(interactive=False)
+        return *first, winner, paths, frame.python, frame.command, stop
     if frame.fresh:
-        return frame.stage, status, *_NOTHING, gr.update(interactive=True)
-    return frame.stage, status, *[gr.skip()] * 5
+        return *first, *_NOTHING, gr.update(interactive=True)
+    return *first, *[gr.skip()] * 5
 
 
 def _failed(error: Exception) -> tuple[str, gr.Error]:
@@ -222,10 +215,8 @@ def _failed(error: Exception) -> tuple[str, gr.Error]:
     title, text = "That cannot be searched", str(error)[:1500]
     if not isinstance(error, ValueError):
         logger.error("a search failed", exc_info=error)
-        title, text = (
-            "The search failed",
-            f"The search failed ({type(error).__name__}); the server's log says why.",
-        )
+        title = "The search failed"
+        text = f"{title} ({type(error).__name__}); the server's log says why."
     return render_plain(title, text, error=True), _box(text, title, visible=False)
 
 

@@ -158,13 +158,15 @@ class LiveSearches(SearchThread):
     def _end(self, search: RunningSearch, result: Result, record: SearchRecord) -> None:
         """Show the result: the ledger has the last word on spending, the result on the winner."""
         search.result, search.record = result, record
-        spent, view = result.spent, search.view
+        view = search.view
         view.course.end(result)
         taken = by_hand(result)
-        stopped = self.stop.is_set() or self.late
-        why = "" if stopped or taken else why_unspent(search.request, search.grid, spent)
-        hand = f"{len(taken)} wish{'es' * (len(taken) != 1)} by hand carried out" if taken else ""
-        view.note = "; ".join([*result.warnings, *filter(None, (why, hand))])
+        notes = [*result.warnings]
+        if taken:
+            notes.append(f"{len(taken)} wish{'es' * (len(taken) != 1)} by hand carried out")
+        elif not (self.stop.is_set() or self.late):
+            notes.append(why_unspent(search.request, search.grid, result.spent))
+        view.note = "; ".join(filter(None, notes))
         if result.images:
             named = view.course.candidates
             view.best = thumbnail_uri(result.images[0].pixels, FULL)
@@ -192,31 +194,24 @@ def by_hand(result: Result) -> tuple[tuple[int, UserCommand], ...]:
 def why_unspent(request: Prepared, grid: Grid, spent: Spent) -> str:
     """A sentence on the evaluations that a search left over; "" where they are few, or another cap
     held."""
-    allowed, taken, clock = (
-        request.budget.nfe,
-        spent.nfe,
-        spent.seconds / (request.budget.seconds or math.inf),
-    )
+    allowed, algorithm = request.budget.nfe, request.request.label
+    clock = spent.seconds / (request.budget.seconds or math.inf)
     if not allowed or max(clock, request.budget.share(spent.cost, spent.price)) > 1 - UNSPENT:
         return ""
-    head = f"{title_of(request.request)} ended after {taken:,g} of {allowed:,} evaluations"
-    meaning = next(
-        (option.text for option in options_of(request.request.label) if option.name == "n"), ""
-    )
-    meaning = re.split("[;.]", meaning)[0]
+    head = f"{title_of(request.request)} ended after {spent.nfe:,g} of {allowed:,} evaluations"
+    about_n = next((option.text for option in options_of(algorithm) if option.name == "n"), "")
+    meaning = re.split("[;.]", about_n)[0]
     what = f" ({meaning})" if len(meaning.split()) > 2 or meaning == "seeds" else ""
     made: Any = request.algorithm
     if made.n is not None:
         return f"{head}: it runs with n = {made.n}{what} whatever the budget."
     calls = spent.cost.draft_calls // max(1, spent.seeds)  # per seed
     engine = DryEngine(grid, request.engine.rewards, price=spent.price, draft_calls=calls)
-    sized: Any = fit(made, engine, Budget(nfe=allowed), request.selection.keep)
-    (larger,) = search_dry(
-        [""],
-        replace(sized, n=sized.n + 1),
-        engine,
-        selection=Selection(keep=request.selection.keep),
-    )
-    if (more := larger.spent.nfe) <= allowed:
+    keep = request.selection.keep
+    sized: Any = fit(made, engine, Budget(nfe=allowed), keep)
+    more = replace(sized, n=sized.n + 1)
+    (larger,) = search_dry([""], more, engine, selection=Selection(keep=keep))
+    if larger.spent.nfe <= allowed:
         return f"{head}: it came to its end with less."
-    return f"{head}: it ran with n = {sized.n}{what}, and n = {sized.n + 1} would take {more:,g}."
+    takes = f"n = {more.n} would take {larger.spent.nfe:,g}"
+    return f"{head}: it ran with n = {sized.n}{what}, and {takes}."

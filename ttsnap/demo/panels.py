@@ -29,7 +29,7 @@ METERS = {
 
 def intro() -> str:
     """The stage before the first search."""
-    fates = [3, 1, 2, 1, 3, 1, 1, 2, 1, 3]
+    fates = [3, 3, 3, 2, 2, 1, 1, 1, 1, 1]
     ghosts = "".join(f"<span>{'<i></i>' * fate}</span>" for fate in fates)
     return INTRO.format(ghosts=ghosts)
 
@@ -62,16 +62,13 @@ def _wipe(source: str, views: Sequence[View]) -> str:
     """The picture before, and over it the best image of the first view, with a wipe between."""
     if not source:
         return ""
-    after = views[0].best
-    over = f'<img class="tt-after" src="{after}" alt="after">' if after else ""
-    wipe = (
-        '<input type="range" value="100" aria-label="how much of the image before is shown">'
-        if after
-        else ""
-    )
-    words = "before, and after: move the slider" if after else "before"
-    inside = f'<div><img src="{source}" alt="before">{over}</div>{wipe}'
-    return figure(inside, f"<span>{words}</span>", "tt-best tt-wipe")
+    before, after = f'<img src="{source}" alt="before">', views[0].best
+    if not after:
+        return figure(f"<div>{before}</div>", "<span>before</span>", "tt-best tt-wipe")
+    over = f'<img class="tt-after" src="{after}" alt="after">'
+    wipe = '<input type="range" value="100" aria-label="how much of the image before is shown">'
+    words = "<span>before, and after: move the slider</span>"
+    return figure(f"<div>{before}{over}</div>{wipe}", words, "tt-best tt-wipe")
 
 
 def _best(view: View, named: bool) -> str:
@@ -130,10 +127,8 @@ def _meters(view: View, place: int | None) -> str:
 def _meter(name: str, spent: float, cap: float | None) -> str:
     text = f"{spent:,.1f}" if isinstance(spent, float) else f"{spent:,}"
     limit = "" if cap is None else f"<small> / {cap:,.0f}</small>"
-    return (
-        '<div class="tt-meter"'
-        f' title="{METERS[name]}"><span>{name}</span><b>{text}{limit}</b>{_bar(spent, cap)}</div>'
-    )
+    inside = f"<span>{name}</span><b>{text}{limit}</b>{_bar(spent, cap)}"
+    return f'<div class="tt-meter" title="{METERS[name]}">{inside}</div>'
 
 
 def _bar(spent: float, cap: float | None) -> str:

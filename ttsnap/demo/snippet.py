@@ -66,14 +66,14 @@ def command_line(search: Prepared) -> str:
         "--keep": request.keep if request.keep > 1 else None,
         "--diverse": request.selection.diverse or None,
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    words = [
-        name if value is True else f"{name} {shlex.quote(str(value))}"
-        for name, value in given.items()
-    ]
+    words = ["ttsnap generate"]
+    for name, value in options.items():
+        if value is not None:
+            words.append(name if value is True else f"{name} {shlex.quote(str(value))}")
     prompt = shlex.quote(search.prompt.text)
-    end = f" -- {prompt}" if search.prompt.text.startswith("-") else ""
-    return f"ttsnap generate {'' if end else prompt + ' '}{' '.join(words)}{end}"
+    if search.prompt.text.startswith("-"):
+        return " ".join([*words, "--", prompt])
+    return " ".join([words[0], prompt, *words[1:]])
 
 
 def _changed(search: Prepared) -> list[tuple[Option, Any]]:

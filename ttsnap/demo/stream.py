@@ -53,18 +53,11 @@ def stream(
         check_comparable(request)
     both, heard = ([request, baseline(request)], None) if compare else ([request], wishes)
     worker = LiveSearches(both, models, limits, stop, heard)
-    busy = models.lock.locked()
+    status, words = "starting", "The first scores are on their way."
+    if models.lock.locked():
+        status, words = "waiting for the device", "Another search is on the device; yours is next."
     with worker:
-        words = (
-            "Another search is on the device; yours is next."
-            if busy
-            else "The first scores are on their way."
-        )
-        yield Frame(
-            render_plain(request.prompt.text, words),
-            "waiting for the device" if busy else "starting",
-            True,
-        )
+        yield Frame(render_plain(request.prompt.text, words), status, fresh=True)
         yield from worker.frames(lambda: _frame(worker) if worker.searches else None, PERIOD)
         yield _last(worker, folder)
 
@@ -80,65 +73,62 @@ def check_comparable(request: SearchRequest) -> None:
 
 def about(request: Prepared, *, both: bool = False) -> str:
     """A line on how a search, or both of a comparison, sample and score."""
-    words = [
-        title_of(request.request),
-        f"model {request.request.model}",
-        f"{request.call['num_inference_steps']} steps",
-    ]
-    if request.engine.sampler.kernel == "sde":
-        words.append(
-            "noise is added at every step, so that branches differ" + (" (in both)" if both else "")
-        )
-    if request.engine.sampler.draft is not None:
+    sampler, steps = request.engine.sampler, request.call["num_inference_steps"]
+    words = [title_of(request.request), f"model {request.request.model}", f"{steps} steps"]
+    if sampler.kernel == "sde":
+        noise = "noise is added at every step, so that branches differ"
+        words.append(f"{noise} (in both)" if both else noise)
+    if sampler.draft is not None:
         words.append("seeds are drafted first" + (" (not by best-of-N)" if both else ""))
-    return ", ".join(
-        [*words, f"reward {' + '.join(request.engine.rewards)}", f"seeds from {request.seed}"]
-    )
+    words += [f"reward {' + '.join(request.engine.rewards)}", f"seeds from {request.seed}"]
+    return ", ".join(words)
 
 
 def _frame(worker: LiveSearches) -> Frame:
     views, request = [search.view for search in worker.searches], worker.searches[0].request
-    status = f"searching: {' and '.join(view.title for view in views)}"
-    return Frame(
-        render_stage(request.prompt.text, views, about(request, both=len(views) > 1)), status
-    )
+    stage = render_stage(request.prompt.text, views, about(request, both=len(views) > 1))
+    return Frame(stage, f"searching: {' and '.join(view.title for view in views)}")
 
 
 def _last(worker: LiveSearches, folder: Path) -> Frame:
-    files: list[Path] = []
-    for search in worker.searches:
-        out = folder / search.request.request.label if len(worker.searches) > 1 else folder
-        if search.result is not None and search.record is not None:
-            images = outputs.write_results(out, [search.result], search.record)[0]
-            files += [*images, out / "sheet.png", out / "trace.json"]
-    request = worker.searches[0].request
-    status, caveat = "done", ""
-    results = [search.result for search in worker.searches if search.result is not None]
-    led = [wish.verb for result in results for _, wish in by_hand(result)]
-    if worker.stop.is_set() or worker.late:
-        caveat = (
-            "# The search on the page was stopped early; this one goes on to the end of the"
-            " budget.\n"
-        )
-    elif led:
-        caveat = (
-            "# The search on the page was led by hand, as its trace.json says; this one goes on"
-            " without.\n"
-        )
-    if worker.stop.is_set():
-        status = "stopped; this is the best image so far"
-    elif worker.late:
-        status = f"stopped after {worker.limits.seconds:g} seconds, the most that this demo allows"
-    elif BEST in led:
-        status = "stopped; the best candidates were finished"
-    device, dtype = (
-        str(worker.pipe._execution_device),
-        str(worker.pipe.dtype).removeprefix("torch."),
-    )
+    """The last frame, with files and what repeats the search."""
+    request, pipe = worker.searches[0].request, worker.pipe
+    status, caveat = _ended(worker)
+    dtype = str(pipe.dtype).removeprefix("torch.")
     return replace(
         _frame(worker),
         status=status,
-        files=tuple(files),
-        python=caveat + snippet.python_lines(request, device, dtype),
+        files=tuple(_written(worker, folder)),
+        python=caveat + snippet.python_lines(request, str(pipe._execution_device), dtype),
         command=snippet.command_line(request),
     )
+
+
+def _written(worker: LiveSearches, folder: Path) -> Iterator[Path]:
+    """The files of all searches, that of the best image first; of several, in a folder each."""
+    for search in worker.searches:
+        out = folder / search.request.request.label if len(worker.searches) > 1 else folder
+        if search.result is not None and search.record is not None:
+            yield from outputs.write_results(out, [search.result], search.record)[0]
+            yield from (out / "sheet.png", out / "trace.json")
+
+
+def _ended(worker: LiveSearches) -> tuple[str, str]:
+    """How the searches ended; and a comment on the lines that repeat them, where these find more or
+    less."""
+    results = [search.result for search in worker.searches if search.result is not None]
+    led = [wish.verb for result in results for _, wish in by_hand(result)]
+    caveat = ""
+    if worker.stop.is_set() or worker.late:
+        caveat = "was stopped early; this one goes on to the end of the budget"
+    elif led:
+        caveat = "was led by hand, as its trace.json says; this one goes on without"
+    comment = f"# The search on the page {caveat}.\n" if caveat else ""
+    if worker.stop.is_set():
+        return "stopped; this is the best image so far", comment
+    if worker.late:
+        most = f"{worker.limits.seconds:g} seconds, the most that this demo allows"
+        return f"stopped after {most}", comment
+    if BEST in led:
+        return "stopped; the best candidates were finished", comment
+    return "done", comment

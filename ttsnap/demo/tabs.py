@@ -56,7 +56,6 @@ def search_form(handlers: Handlers) -> None:
             status = html(
                 line("word", ""), elem_classes="tt-state", elem_id="status", label="Status"
             )
-            _by_hand(handlers)
         with gr.Column(elem_classes="tt-set"):
             form = _settings(handlers, prompt, offered[0])
             for chip, example in zip(chips, offered, strict=True):
@@ -66,6 +65,7 @@ def search_form(handlers: Handlers) -> None:
             winner = gr.DownloadButton(
                 "Download the image", visible=False, variant="primary", elem_id="download"
             )
+            _by_hand(handlers)
             with gr.Accordion("Files, and how to repeat this search", open=False, elem_id="after"):
                 files = gr.File(
                     label="Images with their settings inside, contact sheet, trace",

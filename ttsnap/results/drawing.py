@@ -120,49 +120,46 @@ def _cells(
     bands: Sequence[Sequence[Family]],
     rows: Sequence[tuple[int, ...]],
 ) -> dict[CandidateAtStep, Cell]:
-    shown = [look for band in bands for family in band for look in family.origin]
     best = course.best
     kept = course.kept or (() if best is None else (best.uid,))
-    won = CandidateAtStep(kept[0], course.steps) if kept else None
-    golden = set(chain(won, origin)) if won in origin else set[CandidateAtStep]()
-    hidden = hidden_below(origin, set(shown))
-    going_on = {source for source in origin.values() if source is not None}
-    leaves = [look for look in origin if look not in going_on]
-    given_up = {look for look in leaves if course.candidates[look.uid].state == DROPPED}
-    living = {chain(look, origin)[-1] for look in leaves if look not in given_up}
+    places = {CandidateAtStep(uid, course.steps): place for place, uid in enumerate(kept)}
+    won = next((look for look in places if look in origin), None)
+    golden = set(chain(won, origin))
+    shown = {look for band in bands for family in band for look in family.origin}
+    hidden, given_up = hidden_below(origin, shown), _given_up(course, origin)
     cells: dict[CandidateAtStep, Cell] = {}
     for band, families in enumerate(bands):
         free = 0
         for family in families:
-            foot = {
-                column: look.uid for look, column in sorted(family.columns.items(), key=_by_step)
-            }
-            for look, source in family.origin.items():
-                candidate = course.candidates[look.uid]
-                column = family.columns[look]
-                at_foot = course.candidates[foot[column]]
-                seed = look.step < 0
-                finished = look.step == course.steps and look.uid in kept
+            downwards = sorted(family.origin, key=lambda look: look.step)
+            feet = {family.columns[look]: course.candidates[look.uid] for look in downwards}
+            for look, column in family.columns.items():
+                candidate, foot = course.candidates[look.uid], feet[column]
                 cells[look] = Cell(
                     look,
-                    source,
+                    family.origin[look],
                     band,
                     free + column,
-                    -1 if seed else rows[band].index(look.step),
+                    -1 if look.step < 0 else rows[band].index(look.step),
                     candidate,
                     candidate.scores.get(look.step),
-                    dim=look not in living if seed else look in given_up,
+                    dim=look in given_up,
                     golden=look in golden,
-                    place=kept.index(look.uid) if finished else None,
+                    place=places.get(look),
                     more=hidden[look],
-                    led=at_foot.uid if at_foot.open else None,
+                    led=foot.uid if foot.open else None,
                 )
             free += family.wide
     return cells
 
 
-def _by_step(item: tuple[CandidateAtStep, int]) -> int:
-    return item[0].step
+def _given_up(course: Course, origin: Origins) -> set[CandidateAtStep]:
+    """The looks at which candidates were dropped, and seeds of which nobody is left."""
+    going_on = set(origin.values())
+    ends = {look for look in origin if look not in going_on}
+    dropped = {look for look in ends if course.candidates[look.uid].state == DROPPED}
+    living = {chain(look, origin)[-1] for look in ends - dropped}
+    return dropped | {look for look in origin if look.step < 0 and look not in living}
 
 
 def _row_name(course: Course, step: int) -> tuple[str, str]:
