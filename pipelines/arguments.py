@@ -19,7 +19,8 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.files.settings import check, kinds_of
 from ttsnap.options.call import CALL
 from ttsnap.options.engine import BatchOptions, DeviceOptions
-from ttsnap.options.option import Option, changed, options_of, same, taken
+from ttsnap.options.every import DECLARED
+from ttsnap.options.option import Option, changed, same, taken
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.options.selection import SelectionOptions
@@ -50,11 +51,6 @@ class SearchArguments(NamedTuple):
         return [name for name in given if name != "draft" or self.sampler.draft is not None]
 
 
-KINDS = (SearchOptions, SelectionOptions, SamplerOptions, BatchOptions, DeviceOptions)
-DECLARED = [option for kind in KINDS for option in options_of(kind)]
-"""The search arguments: what each is called, its default, and the words that explain it."""
-
-
 def _explained(option: Option) -> str:
     text = f"{option.name}: {option.documented}"
     return textwrap.fill(
@@ -64,7 +60,7 @@ def _explained(option: Option) -> str:
 
 SEARCH_ARGUMENTS = f"""
 Search arguments (without `search` the call is the stock one):
-{chr(10).join(map(_explained, DECLARED))}
+{chr(10).join(map(_explained, DECLARED.values()))}
 `num_images_per_prompt` is how many images come back per prompt, best first; fewer, with a warning, where the budget did
 not finish as many: `.search[i].images` are those of prompt i. The output is the stock one with
 `.search`, the list of ttsnap.core.results.Result, one per prompt; with return_dict=False it is (images, results). With
@@ -131,7 +127,7 @@ def signature(stock: Mapping[str, inspect.Parameter]) -> inspect.Signature:
     ones of their name."""
     added = {
         o.name: inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default)
-        for o in DECLARED
+        for o in DECLARED.values()
     }
     return inspect.Signature(
         sorted({**stock, **added}.values(), key=lambda parameter: parameter.kind)
@@ -198,7 +194,7 @@ def refuse_unknown(
 
 def _meant(name: str, known: Iterable[str]) -> str:
     """A question, where a name looks like a misspelt one."""
-    return did_you_mean(name, [*known, *(option.name for option in DECLARED)])
+    return did_you_mean(name, [*known, *DECLARED])
 
 
 def refuse_step_caches(parts: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from ttsnap.algorithms import name_of, spec_of, takes
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import digests
 from ttsnap.options.model import ModelOptions
+from ttsnap.options.option import noted
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.request import Prepared
 from ttsnap.results.record import SearchRecord
@@ -44,7 +45,6 @@ def record_of(pipe: Any, search: Prepared, rewards: Sequence[str]) -> SearchReco
         *map(str, engine.loras),
     ]
     dtype: Any = str(pipe.dtype).removeprefix("torch.")
-    measure = engine.batch.features
     return SearchRecord(
         model=engine.model.model,
         lora=loras if len(loras) > 1 else next(iter(loras), None),
@@ -57,14 +57,24 @@ def record_of(pipe: Any, search: Prepared, rewards: Sequence[str]) -> SearchReco
         budget=str(search.budget),
         dtype=dtype,
         pictures=pictures if any(pictures) else None,
-        require=search.selection.named(rewards).words,
-        diversity=None if measure is None else search.selection.diversity,
-        likeness=None if measure is None else getattr(measure, "__name__", str(measure)),
-        shared=search.shared or None,
+        noted=_noted(search, rewards),
         seed=search.seed,
         rewards=rewards[: len(search.rewards)],
         utility=request.selection.utility,
     )
+
+
+def _noted(search: Prepared, rewards: Sequence[str]) -> dict[str, Any]:
+    """The options that records note, as the search has them."""
+    measure, selection = search.engine.batch.features, search.request.selection
+    given = {**noted(selection), **noted(search.engine.batch)}
+    given |= {
+        "require": search.selection.named(rewards).words,
+        "diversity": None if measure is None else search.selection.diversity,
+        "likeness": None if measure is None else getattr(measure, "__name__", str(measure)),
+        "shared": search.shared or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def model_of(pipe: Any) -> ModelOptions:

@@ -8,7 +8,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from ttsnap.pipelines.arguments import DECLARED
+from ttsnap.options.every import DECLARED
 
 
 class SearchArguments(SphinxDirective):
@@ -17,7 +17,7 @@ class SearchArguments(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         listed = nodes.definition_list()
-        for option in DECLARED:
+        for option in DECLARED.values():
             term = nodes.term("", "", nodes.literal(text=option.name))
             if option.written is not None:
                 term += [nodes.Text(" or "), nodes.literal(text=option.dashed)]

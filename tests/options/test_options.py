@@ -18,13 +18,14 @@ from ttsnap.core.names import load_object
 from ttsnap.files.settings import Settings, Word, check
 from ttsnap.options.call import CALL
 from ttsnap.options.engine import BatchOptions, EngineOptions
+from ttsnap.options.every import DECLARED
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import changed, option, options_of, taken
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.pipelines import FAMILIES
-from ttsnap.pipelines.arguments import DECLARED, SearchArguments
+from ttsnap.pipelines.arguments import SearchArguments
 from ttsnap.results import record
 
 KINDS = (SearchOptions, SamplerOptions, EngineOptions, ModelOptions)
@@ -103,14 +104,14 @@ def test_values_are_held_to_types_and_bounds() -> None:
 def test_every_family_takes_and_explains_what_is_declared(family: str) -> None:
     call = load_object(FAMILIES[family]).__call__
     parameters = inspect.signature(call).parameters
-    for declared in DECLARED:
+    for declared in DECLARED.values():
         assert parameters[declared.name].default == declared.default
         assert f"\n    {declared.name}: {declared.text[:20]}" in call.__doc__
 
 
 def test_commands_have_every_argument_that_can_be_written_or_recorded() -> None:
     found = {action.dest: action for action in COMMANDS["generate"].parser()._actions}
-    for declared in (*DECLARED, *options_of(ModelOptions)):
+    for declared in (*DECLARED.values(), *options_of(ModelOptions)):
         flag = declared.flag
         assert (flag in found) == (declared.written is not None), flag
         if flag in found:

@@ -37,6 +37,7 @@ from ttsnap import BestOfN, SeedPruning
 from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.core.results import Candidate, Result
 from ttsnap.options.call import CALL as READ
+from ttsnap.options.every import DECLARED
 from ttsnap.pipelines import (
     FAMILIES,
     custom_pipeline,
@@ -47,7 +48,6 @@ from ttsnap.pipelines import (
     search_class,
     upgrade,
 )
-from ttsnap.pipelines.arguments import DECLARED
 from ttsnap.pipelines.drafting import drafters
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline as Twin
 from ttsnap.pipelines.opening import moves, placed
@@ -506,7 +506,7 @@ def test_arguments_at_their_defaults_ask_for_nothing(stock: Any, winner: Any) ->
 def test_the_call_that_type_checkers_see_is_the_call_that_pipelines_have() -> None:
     parameters = inspect.signature(SearchPipeline.__call__).parameters.values()
     found = [(each.name, each.default) for each in parameters if each.kind is each.KEYWORD_ONLY]
-    assert found == [(option.name, option.default) for option in DECLARED]
+    assert found == [(option.name, option.default) for option in DECLARED.values()]
     calls = [
         getattr(diffusers, name).__call__
         for name in {*FAMILIES, *(case.kind for case in CLASSIC.values())}

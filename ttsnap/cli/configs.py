@@ -16,23 +16,19 @@ from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml, read_yaml
 from ttsnap.files.reading import read_once
 from ttsnap.files.settings import check, kinds_of
 from ttsnap.options.call import WRITTEN
-from ttsnap.options.engine import DeviceOptions, WorkerOptions
+from ttsnap.options.engine import WorkerOptions
+from ttsnap.options.every import DECLARED
 from ttsnap.options.model import PACKAGED, ModelOptions
 from ttsnap.options.option import options_of
-from ttsnap.options.sampler import SamplerOptions, comes_along
-from ttsnap.options.search import SearchOptions
-from ttsnap.options.selection import SelectionOptions
+from ttsnap.options.sampler import comes_along
 from ttsnap.reward_models.registry import REWARDS, refuse_credentials, without_queries
 
-_KINDS = (
-    SearchOptions,
-    SelectionOptions,
-    SamplerOptions,
-    ModelOptions,
-    DeviceOptions,
-    WorkerOptions,
+_DECLARED = (
+    *DECLARED.values(),
+    *options_of(ModelOptions),
+    *options_of(WorkerOptions),
+    *WRITTEN.values(),
 )
-_DECLARED = (*(option for kind in _KINDS for option in options_of(kind)), *WRITTEN.values())
 
 
 def _loading(what: str) -> set[str]:

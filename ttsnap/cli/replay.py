@@ -157,7 +157,7 @@ def _wanted(path: Path, a: Arguments) -> ReplayFile:
         again = (
             removed(record.algorithm) or "run `ttsnap generate` with the settings in its trace.json"
         )
-        if record.shared:
+        if record.noted.get("shared"):
             again = (
                 "its search shared a budget with others, and only all of them together find it"
                 " again"

@@ -70,6 +70,10 @@ Port = Annotated[int, Interval(ge=0, le=65535)]
 """Of a server; 0 for any free one."""
 Word = Annotated[str, MaxLen(200)]
 """A text that names something."""
+Name = Annotated[str, MaxLen(100)]
+"""The same of a stranger."""
+Names = Name | Annotated[list[Name], MaxLen(64)]
+"""One, or several."""
 
 _MUST = {
     "bool_type": "true or false",
@@ -124,10 +128,11 @@ def check(name: str, value: object, hint: object) -> object:
 
 @cache
 def _validator(hint: Any) -> SchemaValidator:
-    from pydantic import ConfigDict, TypeAdapter
+    from pydantic import BaseModel, ConfigDict, TypeAdapter
     from pydantic_core import SchemaValidator
 
-    config = None if dataclasses.is_dataclass(hint) else ConfigDict(arbitrary_types_allowed=True)
+    own = dataclasses.is_dataclass(hint) or (isinstance(hint, type) and issubclass(hint, BaseModel))
+    config = None if own else ConfigDict(arbitrary_types_allowed=True)
     return SchemaValidator(_strict(TypeAdapter(hint, config=config).core_schema))
 
 
@@ -166,12 +171,13 @@ def line(error: ValidationError, name: str, value: object, hint: object) -> tupl
     got, what is near."""
     errors = error.errors(include_url=False)
     if own := next((each for each in errors if each["type"] == "value_error"), None):
-        return name, str(own["ctx"]["error"])
+        refused = own["ctx"]["error"]
+        return (refused.field if isinstance(refused, FieldError) else name), str(refused)
     found = [(_place(name, value, each["loc"], each["type"]), each) for each in errors]
     if strange := [
         (place, each["loc"])
         for place, each in found
-        if each["type"] == "unexpected_keyword_argument"
+        if each["type"] in ("unexpected_keyword_argument", "extra_forbidden")
     ]:
         level = strange[0][0].removesuffix(_key(strange[0][1][-1]))
         known = [level + key for key in _keys(hint, strange[0][1][:-1])]
@@ -239,14 +245,15 @@ def _key(part: int | str) -> str:
 
 
 def _keys(hint: object, loc: Sequence[int | str]) -> list[str]:
-    """The keys of a dataclass, at a place in others."""
+    """The keys of a dataclass or of a pydantic model, at a place in others."""
     for part in loc:
         if dataclasses.is_dataclass(hint):
             kinds = kinds_of(hints_of(hint)[str(part)])
             hint = next(kind for kind in kinds if kind is not type(None))
         elif isinstance(part, int):
             hint = get_args(hint)[0]
-    return list(hints_of(hint))
+    model: Any = hint
+    return list(hints_of(hint) if dataclasses.is_dataclass(hint) else model.model_fields)
 
 
 def kinds_of(hint: object) -> list[object]:

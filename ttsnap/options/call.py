@@ -16,7 +16,7 @@ from annotated_types import Interval, Len, MaxLen
 from ttsnap.files.pictured import SUFFIXES, Picture
 from ttsnap.files.settings import Fraction, Settings, Share
 from ttsnap.options.model import TEXT
-from ttsnap.options.option import Option, changed, option, options_of
+from ttsnap.options.option import Offered, Option, changed, option, options_of
 
 MOST_STEPS, MOST_SIDE, MOST_FRAMES = 1000, 4096, 1000
 Scale = Annotated[float, Interval(ge=-1000, le=1000)]
@@ -43,6 +43,7 @@ class CallOptions(Settings):
         metavar="TEXT",
         loads="text",
         common=True,
+        offered=Offered(str | None, "what not to show"),
     )
     num_inference_steps: Steps | None = option(
         None,
@@ -51,6 +52,7 @@ class CallOptions(Settings):
         metavar="N",
         unset="the model's own",
         common=True,
+        offered=Offered(name="steps"),
     )
     guidance_scale: Scale | None = option(
         None,
@@ -59,6 +61,7 @@ class CallOptions(Settings):
         metavar="SCALE",
         unset="the model's own",
         common=True,
+        offered=Offered(),
     )
     height: Side | None = option(None, "of the image", metavar="PIXELS", unset="the model's own")
     width: Side | None = option(None, "of the image", metavar="PIXELS", unset="the model's own")
@@ -68,7 +71,9 @@ class CallOptions(Settings):
     )
     guidance_scale_2: Scale | None = option(None, "guidance of the second network (Wan 2.2)")
     true_cfg_scale: Scale | None = option(
-        None, "guidance by a negative prompt, beside a distilled one"
+        None,
+        "guidance by a negative prompt, beside a distilled one",
+        offered=Offered(text="guidance_scale, but for models that have both"),
     )
     guidance_rescale: Scale | None = option(
         None, "how far guided predictions keep the contrast of unguided ones"

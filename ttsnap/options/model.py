@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import MaxLen
 
 from ttsnap.core.names import nearest
-from ttsnap.files.settings import Settings
-from ttsnap.options.option import option
+from ttsnap.files.settings import Name, Settings, Word
+from ttsnap.options.option import Offered, option
 
 EMBEDDED = "embedded"
 """The name of the model that comes with ttsnap."""
@@ -45,12 +47,18 @@ class ModelOptions(Settings):
         "embedded, scenes-turbo, signs, a diffusers folder, or a hub id",
         loads="model",
         common=True,
+        offered=Offered(Word | None, "the name of the model that is served"),
     )
     lora: str | None = option(
         None,
         "LoRA on top of the model: folder, .safetensors file or hub id, with its scale as"
         " FOLDER:0.5",
         loads="model",
+        offered=Offered(
+            Name | dict[str, Any] | Annotated[list[Any], MaxLen(64)] | None,
+            'a LoRA that is offered, as NAME or {"name": NAME, "scale": NUMBER}; or a list of'
+            " several",
+        ),
     )
     task: str = option(
         TEXT,

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, get_origin
 
-from ttsnap.files.settings import Json, hints_of, to_json
+from annotated_types import MaxLen
+
+from ttsnap.files.settings import Json, Rule, hints_of, kinds_of, to_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -22,6 +24,28 @@ Spec: TypeAlias = Any
 """A text that names something (a kernel, a budget), or the object itself. Whoever takes it reads
 and checks it."""
 Options = TypeVar("Options")
+Place = Annotated[
+    str,
+    Rule(
+        "text of at most 1000 printable characters",
+        lambda v: len(v) <= 1000 and v.isprintable() and v.strip() != "",
+    ),
+]
+"""The name of something that is loaded, as a stranger's file may have it."""
+MOST_NAMES = 16
+"""Of one option, in such a file."""
+
+
+@dataclass(frozen=True)
+class Offered:
+    """How strangers may write an option, over HTTP and at other doors. What is left out is as the
+    option itself has it."""
+
+    hint: Any = None
+    """The type, with bounds."""
+    text: str = ""
+    """The words that explain it."""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,9 +81,14 @@ class Option:
     """Whether most people need the option, so that `--help` lists it; `--help-all` lists all."""
     recorded: bool = True
     """Whether `ttsnap record` has the option."""
+    offered: Offered | None = None
+    """How strangers may write it; None where they may not."""
     noted: bool = False
-    """Whether recordings with another kernel than the pipeline's own note the value even at its
-    default."""
+    """Whether images and traces note the value, where it is not None; those of the sampler always
+    do."""
+    of_kernels: bool = False
+    """Whether only kernels other than the pipeline's read the value. Recordings with one note it
+    even at its default."""
     many: bool = False
     """Whether several values may follow the flag, or the flag be given several times."""
     determines: bool = True
@@ -75,6 +104,14 @@ class Option:
         """The words for `--help`."""
         unset = f" (default: {self.unset})" if self.unset else ""
         return "; ".join(part for part in (self.text, self.shell) if part) + unset
+
+    @property
+    def told(self) -> Any:
+        """The type that the metadata of images has it in: what is loaded goes by its name."""
+        if not self.loads:
+            return self.written
+        several = any(get_origin(kind) is list for kind in kinds_of(self.written))
+        return Place | Annotated[list[Place], MaxLen(MOST_NAMES)] if several else Place
 
     @property
     def documented(self) -> str:
@@ -121,6 +158,19 @@ def changed(given: Any) -> list[str]:
         for option in options_of(type(given))
         if not same(current[option.name], option.default)
     ]
+
+
+def noted(given: Any) -> dict[str, Any]:
+    """The values of the options that records note, but for those at their defaults."""
+    names = changed(given)
+    kept = [option for option in options_of(type(given)) if option.noted and option.name in names]
+    return {option.name: told(values(given)[option.name]) for option in kept}
+
+
+def told(value: Any) -> Any:
+    """A value for metadata: of an object the name of its class."""
+    plain = value is None or isinstance(value, bool | int | float | str | list | tuple)
+    return value if plain else type(value).__name__
 
 
 def same(value: object, default: object) -> bool:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ttsnap.files.settings import Json, Settings, Word
+from ttsnap.files.settings import Json, Name, Settings, Word
 from ttsnap.options.model import EMBEDDED
-from ttsnap.options.option import Spec, changed, option, options_of, values
+from ttsnap.options.option import Offered, Spec, changed, option, options_of, told, values
 from ttsnap.options.variety import Repel, parse
 
 AUTO, NONE = "auto", "none"
@@ -95,6 +95,7 @@ class SamplerOptions(Settings):
         " sde, sde:DIFFUSION:SCALE:BEGIN (noise from time BEGIN on), ddim:ETA, ancestral, renoise",
         python="An object of ttsnap.sampling.kernels is taken as it is.",
         written=Word,
+        offered=Offered(Name | None, "how steps are made: pipeline, ode, sde, ..."),
     )
     path: Spec = option(
         None,
@@ -102,14 +103,14 @@ class SamplerOptions(Settings):
         unset="the model's own",
         python="An Interpolant is taken as it is (ttsnap.pipelines.latents.convert).",
         written=Word | None,
-        noted=True,
+        of_kernels=True,
     )
     times: Spec = option(
         "pipeline",
         "for other kernels, the path's points: pipeline, uniform, sqrt",
         python="A tensor of times is taken as it is (ttsnap.pipelines.latents.convert).",
         written=Word,
-        noted=True,
+        of_kernels=True,
     )
     guide: Spec = option(
         None,
@@ -135,6 +136,10 @@ class SamplerOptions(Settings):
         written=str | None,
         loads="model",
         common=True,
+        offered=Offered(
+            bool | None,
+            "look at drafts of the drafter that is offered; by default where it is known to help",
+        ),
     )
     finish: Spec = option(
         AUTO,
@@ -201,15 +206,8 @@ class SamplerOptions(Settings):
     def told(self) -> dict[str, Json]:
         """The values for metadata: for objects the names of their classes, for a drafter of `AUTO`
         none, and where drafts are finished only where they are."""
-        told = {
-            name: (
-                value
-                if value is None or isinstance(value, bool | int | float | str)
-                else type(value).__name__
-            )
-            for name, value in values(self.drafted_by(None)).items()
-        }
-        return {**told, "finish": told["finish"] if self.finishes else None}
+        given = {name: told(value) for name, value in values(self.drafted_by(None)).items()}
+        return {**given, "finish": given["finish"] if self.finishes else None}
 
     def noted(self) -> dict[str, Json]:
         """The values that a recording notes: the kernel, what belongs to it, and all that are not
@@ -218,5 +216,5 @@ class SamplerOptions(Settings):
             {"draft"} if self.drafted_by(None).draft is None else set()
         )
         if self.kernel != "pipeline":
-            names |= {option.name for option in options_of(type(self)) if option.noted}
+            names |= {option.name for option in options_of(type(self)) if option.of_kernels}
         return {name: value for name, value in self.told().items() if name in names}

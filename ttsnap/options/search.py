@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Interval, MaxLen
 
 from ttsnap.core.results import Event
-from ttsnap.files.settings import Settings
-from ttsnap.options.option import Spec, option
+from ttsnap.files.settings import Name, Names, Settings
+from ttsnap.options.option import Offered, Spec, option
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class SearchOptions(Settings):
         start="seed-pruning",
         metavar="NAME",
         common=True,
+        offered=Offered(
+            Name | dict[str, Any],
+            'an algorithm of `ttsnap algorithms`, as NAME or {"name": NAME, OPTION: VALUE, ...}',
+        ),
     )
     reward: Spec = option(
         None,
@@ -36,6 +43,7 @@ class SearchOptions(Settings):
         written=str | list[str] | None,
         loads="reward",
         common=True,
+        offered=Offered(Names | None, "names of rewards that are offered, the first if none"),
     )
     reward_prompts: str | Sequence[str] | None = option(
         None,
@@ -50,6 +58,9 @@ class SearchOptions(Settings):
         python="A ttsnap.loop.budget.Budget is taken as it is.",
         written=str | int | None,
         common=True,
+        offered=Offered(
+            Annotated[str, MaxLen(60)] | int | float | None, "400nfe, 20images, 10s, ..."
+        ),
     )
     effort: str | float | None = option(
         None,
@@ -57,7 +68,9 @@ class SearchOptions(Settings):
         " images take, or a fraction of high",
         shell="without either it is medium",
     )
-    shared: bool = option(False, "put all prompts' budgets together; each takes what it needs")
+    shared: bool = option(
+        False, "put all prompts' budgets together; each takes what it needs", noted=True
+    )
     seed: int | None = option(
         None,
         "candidate i starts from seed + i",
@@ -71,6 +84,10 @@ class SearchOptions(Settings):
         start=0,
         metavar="N",
         common=True,
+        offered=Offered(
+            Annotated[int, Interval(ge=0, lt=2**63)] | None,
+            "candidate i starts from seed + i; else a random one",
+        ),
     )
     on_event: Callable[[Event], None] | None = option(
         None, "called with every Event of the search (ttsnap.core.results)", written=None

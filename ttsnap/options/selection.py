@@ -9,8 +9,8 @@ from typing import Any
 from ttsnap.core import utility as utilities
 from ttsnap.core.requirement import Gate, Requirement
 from ttsnap.core.selection import Selection
-from ttsnap.files.settings import NotNegative, Settings
-from ttsnap.options.option import Spec, option
+from ttsnap.files.settings import Names, NotNegative, Settings
+from ttsnap.options.option import Offered, Spec, option
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ class SelectionOptions(Settings):
         loads="reward",
         many=True,
         recorded=False,
+        noted=True,
+        offered=Offered(
+            Names | None,
+            "what an image must meet to be returned, by rewards that are offered: REWARD>=NUMBER,"
+            " or several",
+        ),
     )
     report: Spec = option(
         None,
@@ -48,12 +54,14 @@ class SelectionOptions(Settings):
         written=str | list[str] | None,
         metavar="REWARD",
         loads="reward",
+        offered=Offered(Names | None, "rewards that only score the returned images"),
     )
     diverse: bool = option(
         False,
         "keep images that are good and unlike each other, not just the best ones",
         python="The best image is always among them. Their number is `num_images_per_prompt`.",
         common=True,
+        offered=Offered(),
     )
     diversity: NotNegative | None = option(
         None,
@@ -61,6 +69,7 @@ class SelectionOptions(Settings):
         " the rewards worse where it is farther from the others by the mean distance",
         unset="1",
         metavar="WEIGHT",
+        noted=True,
     )
     likeness: Spec = option(
         None,
@@ -75,6 +84,7 @@ class SelectionOptions(Settings):
         written=str | None,
         metavar="NAME",
         loads="likeness",
+        noted=True,
     )
 
     def __post_init__(self) -> None:

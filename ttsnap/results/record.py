@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,20 +26,11 @@ from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in
 from ttsnap.files.settings import Json, Natural, NotNegative, Rule, Word, check, hints_of
 from ttsnap.options.call import CALL, NOT_TAKEN, OTHER, Text
-from ttsnap.options.engine import BatchOptions, DeviceOptions
-from ttsnap.options.option import Spec, options_of
+from ttsnap.options.every import DECLARED
+from ttsnap.options.option import MOST_NAMES, Place, Spec, options_of
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.options.search import SearchOptions
-from ttsnap.options.selection import SelectionOptions
 from ttsnap.version import __version__
 
-Place = Annotated[
-    str,
-    Rule(
-        "text of at most 1000 printable characters",
-        lambda v: len(v) <= 1000 and v.isprintable() and v.strip() != "",
-    ),
-]
 Score = Annotated[float, Interval(ge=-1e300, le=1e300)] | None
 Scores = Annotated[Mapping[str, Score], MaxLen(100)]
 Object = dict[str, Any]
@@ -50,29 +41,35 @@ Name = Annotated[str, Rule("the name of an argument", NAME.fullmatch)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
+def key(name: str, default: Any = MISSING) -> Any:
+    """A field of a record that metadata has under this key, if it has one; "search.NAME" is inside
+    "search"."""
+    return field(default=default, metadata={"key": name})
+
+
 @dataclass(frozen=True)
 class FoundImage:
     """One image of a search. What files of earlier versions lack is None."""
 
-    prompt: Text
-    seed: Annotated[int, Interval(ge=0, le=2**64 - 1)]
-    reward: Score
+    prompt: Text = key("prompt")
+    seed: Annotated[int, Interval(ge=0, le=2**64 - 1)] = key("seed")
+    reward: Score = key("search.reward")
     """None where it failed, as of other scores."""
-    branched: bool | None = None
+    branched: bool | None = key("branched", None)
     """Whether it has a parent, so that its seed alone does not make it again."""
-    place: Annotated[int, Interval(ge=0, lt=1024)] | None = None
+    place: Annotated[int, Interval(ge=0, lt=1024)] | None = key("search.place", None)
     """Of its seed, from 0, in a group of seeds that began together (variety repel), of which the
     first is seed - place; None of one that began alone. A replay begins all before it, too, so that
     a stranger's file may not say any."""
-    rank: Natural | None = None
+    rank: Natural | None = key("search.rank", None)
     """From 1, the best."""
-    scores: Scores | None = None
-    metrics: Scores | None = None
+    scores: Scores | None = key("search.scores", None)
+    metrics: Scores | None = key("search.metrics", None)
     """By rewards that only report."""
-    nfe: NotNegative | None = None
+    nfe: NotNegative | None = key("search.nfe", None)
     """Of the whole search, as are the seeds."""
-    seeds: Natural | None = None
-    fps: Annotated[float, Interval(ge=0.001, le=240)] | None = None
+    seeds: Natural | None = key("search.seeds", None)
+    fps: Annotated[float, Interval(ge=0.001, le=240)] | None = key("fps", None)
     """Of a video."""
 
     @property
@@ -90,28 +87,27 @@ class SearchRecord:
     hold its own.
     """
 
-    model: Place
-    scheduler: Word
+    model: Place = key("model")
+    scheduler: Word = key("sampler")
     """The name of its class."""
-    call: Object
+    call: Object = key("call")
     """Plain arguments of the model's own call."""
-    sampler: SamplerOptions
-    algorithm: Annotated[str, MaxLen(1000)]
-    options: Object | None
+    sampler: SamplerOptions = key("")
+    """Each option has a key of its own."""
+    algorithm: Annotated[str, MaxLen(1000)] = key("search.algorithm")
+    options: Object | None = key("search.options")
     """Of the algorithm."""
-    budget: Word
-    ttsnap: Word = __version__
-    lora: Place | Annotated[list[Place], Len(1, 16)] | None = None
-    task: Word | None = None
-    dtype: Dtype | None = None
+    budget: Word = key("search.budget")
+    ttsnap: Word = key("ttsnap", __version__)
+    lora: Place | Annotated[list[Place], Len(1, MOST_NAMES)] | None = key("lora", None)
+    task: Word | None = key("task", None)
+    dtype: Dtype | None = key("dtype", None)
     pictures: (
         Annotated[Mapping[Name, Digest | Annotated[list[Digest], Len(1, 16)]], Len(1, 16)] | None
-    ) = None
+    ) = key("pictures", None)
     """Digests of the pictures that it was made of, by argument of the call."""
-    require: Annotated[list[Place], MaxLen(16)] | None = None
-    diversity: NotNegative | None = None
-    likeness: Word | None = None
-    shared: bool | None = None
+    noted: Mapping[str, Any] = field(default_factory=dict)
+    """The values of other options that are `noted`, by name."""
     found: FoundImage | None = None
     """None of a search as a whole."""
     seed: int | None = None
@@ -154,36 +150,20 @@ class SearchRecord:
 
     def to_json(self) -> dict[str, Json]:
         """As traces, and metadata of images, have it. What an image has not is left out."""
-        own = {_NAMES.get(name, name): vars(self)[name] for name in _OWN} | self.sampler.told()
-        rare = _there(
-            {
-                name: vars(self)[name]
-                for name in ("require", "diversity", "likeness", "shared", "by_hand")
-            }
-        )
-        search = {
-            "algorithm": self.algorithm,
-            "options": self.options,
-            "budget": self.budget,
-            **rare,
-        }
+        values = {key: vars(self)[name] for key, name in _KEYS.items()}
+        values |= self.sampler.told()
+        rare = {f"search.{name}": value for name, value in self.noted.items()}
+        values |= _there({**rare, "search.by_hand": self.by_hand})
         if self.found is None:
-            return _json(
-                {
-                    **own,
-                    **search,
-                    "utility": self.utility,
-                    "seed": self.seed,
-                    "reward": self.rewards,
-                }
-            )
-        image = {
-            name: value for name, value in _there(vars(self.found)).items() if name not in _TOP
-        }
-        own |= {name: vars(self.found)[name] for name in _TOP}
-        return _json(
-            {**_there(own), "search": {**_there(search), **image, "reward": self.found.reward}}
-        )
+            flat = {key.removeprefix("search."): value for key, value in values.items()}
+            own = {"utility": self.utility, "seed": self.seed, "reward": self.rewards}
+            return _json({**flat, **own})
+        values |= {key: vars(self.found)[name] for key, name in _IMAGE_KEYS.items()}
+        there = _there(values) | {"search.reward": self.found.reward}
+        inside = {key for key in there if key.startswith("search.")}
+        told = {key: value for key, value in there.items() if key not in inside}
+        search = {key.removeprefix("search."): there[key] for key in inside}
+        return _json({**told, "search": search})
 
     @classmethod
     def from_json(cls, told: object, where: object) -> SearchRecord:
@@ -193,30 +173,22 @@ class SearchRecord:
         Options that were removed since are left out at their old defaults, and so are optional keys
         that hold null.
         """
-        fields = dict(told) if isinstance(told, dict) else {}
-        # an option of old versions, which chose among seeds and changed no image
-        fields.pop("estimate_guidance", None)
-        # an option of old versions
-        if (noises := fields.pop("noises", "independent")) not in ("independent", None):
-            why = removed(noises) or f"no version of ttsnap had noises {noises!r:.60}"
-            raise ValueError(f"{where} cannot be made again: {why}")
-        kept_apart = str(fields.get("variety")).partition(":")[0]
-        for name in (fields.get("path"), *str(fields.get("kernel")).split(":")[1:2], kept_apart):
-            if why := removed(name):
-                raise ValueError(f"{where} cannot be made again: {why}")
+        fields = _as_now(told, where)
         if missing := sorted(_NEEDED - set(fields)):
             raise ValueError(f"the ttsnap metadata of {where} lacks {missing}")
-        top = _checked(fields, _HINTS, "", where)
-        search = _checked(top.pop("search"), _SEARCH, "search.", where)
-        if missing := sorted({"algorithm", "budget", "reward"} - set(search)):
-            raise ValueError(f"the ttsnap metadata of {where} lacks {missing} in search")
-        checked_call(top["call"], where, others=True)
-        image = {name: top.pop(name) for name in _TOP if name in top}
-        image |= {name: search.pop(name) for name in hints_of(FoundImage) if name in search}
-        sampler = {name: top.pop(name) for name in _SAMPLER if name in top}
-        own = {"scheduler": top.pop("sampler"), "options": None, **top, **search}
+        hints = {key: hint for key, hint in _HINTS.items() if not key.startswith("search.")}
+        found = _checked(fields, {**hints, "search": Object}, "", where)
+        inside = {f"search.{name}": value for name, value in found.pop("search").items()}
+        found |= _checked(inside, _HINTS, "", where)
+        if missing := sorted(_NEEDED_INSIDE - set(found)):
+            names = [key.removeprefix("search.") for key in missing]
+            raise ValueError(f"the ttsnap metadata of {where} lacks {names} in search")
+        checked_call(found["call"], where, others=True)
         return cls(
-            **own, sampler=SamplerOptions(**{"draft": None, **sampler}), found=FoundImage(**image)
+            **{"options": None, **_taken(found, _KEYS)},
+            sampler=SamplerOptions(**{"draft": None, **_taken(found, _SAMPLER)}),
+            noted=_taken(found, _NOTED),
+            found=FoundImage(**_taken(found, _IMAGE_KEYS)),
         )
 
     def infotext(self, size: tuple[int, int]) -> str:
@@ -264,36 +236,28 @@ class SearchRecord:
         }
 
 
-_TOP = ("prompt", "seed", "branched", "fps")
-"""What metadata has of an image beside the search; all else of it is inside."""
-_OWN = ("ttsnap", "model", "lora", "task", "dtype", "pictures", "scheduler", "call")
-_NAMES = {"scheduler": "sampler"}
-_SAMPLER = {
-    option.name: Place if option.loads else option.written for option in options_of(SamplerOptions)
+def _keys(kind: type[Any]) -> dict[str, str]:
+    """The names of the fields that metadata has, by its keys."""
+    return {f.metadata["key"]: f.name for f in fields(kind) if f.metadata.get("key")}
+
+
+_KEYS, _IMAGE_KEYS = _keys(SearchRecord), _keys(FoundImage)
+_SAMPLER = {option.name: option.name for option in options_of(SamplerOptions)}
+_NOTED = {f"search.{option.name}": option.name for option in DECLARED.values() if option.noted}
+"""Names by keys, as of the fields of a record."""
+_HINTS: dict[str, Any] = {
+    **{key: hints_of(SearchRecord)[name] for key, name in _KEYS.items()},
+    **{key: hints_of(FoundImage)[name] for key, name in _IMAGE_KEYS.items()},
+    **{key: DECLARED[name].told for key, name in (_SAMPLER | _NOTED).items()},
 }
-_ALL = hints_of(SearchRecord) | hints_of(FoundImage)
-_HINTS = (
-    {_NAMES.get(name, name): _ALL[name] for name in (*_OWN, *_TOP)} | _SAMPLER | {"search": Object}
-)
-_SEARCH = {
-    name: _ALL[name]
-    for name in (
-        "algorithm",
-        "options",
-        "budget",
-        "require",
-        "diversity",
-        "likeness",
-        "shared",
-        *(name for name in hints_of(FoundImage) if name not in _TOP),
-    )
-}
-_SEARCH_ARGUMENTS = {
-    option.name
-    for kind in (SearchOptions, SelectionOptions, SamplerOptions, BatchOptions, DeviceOptions)
-    for option in options_of(kind)
-}
+"""The type of every value by its key."""
 _NEEDED = {"prompt", "seed", "model", "call", "kernel", "ttsnap", "sampler", "search"}
+_NEEDED_INSIDE = {"search.algorithm", "search.budget", "search.reward"}
+
+
+def _taken(found: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The values that are there, by the names of these keys."""
+    return {name: found[key] for key, name in names.items() if key in found}
 
 
 def _there(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,6 +275,21 @@ REMOVED = {
 """Names in files of earlier versions, and what they meant (docs/journal)."""
 LAST = {"cads": "0.2.0.dev0 of November 2026"}
 """The last versions that knew them, where not 0.1.0."""
+
+
+def _as_now(told: object, where: object) -> dict[str, Any]:
+    """Metadata of earlier versions with the keys of now. ValueError for what only they knew."""
+    now = dict(told) if isinstance(told, dict) else {}
+    # it chose among seeds, and changed no image
+    now.pop("estimate_guidance", None)
+    if (noises := now.pop("noises", "independent")) not in ("independent", None):
+        why = removed(noises) or f"no version of ttsnap had noises {noises!r:.60}"
+        raise ValueError(f"{where} cannot be made again: {why}")
+    kept_apart = str(now.get("variety")).partition(":")[0]
+    for name in (now.get("path"), *str(now.get("kernel")).split(":")[1:2], kept_apart):
+        if why := removed(name):
+            raise ValueError(f"{where} cannot be made again: {why}")
+    return now
 
 
 def removed(name: object) -> str:
@@ -332,7 +311,7 @@ def checked_call(call: object, where: object, *, others: bool = False) -> dict[s
         raise ValueError(f"{where} must hold an object of arguments, got {str(call)[:60]}")
     hints = {name: argument.hint for name, argument in CALL.items()}
     if others and len(call) <= MOST_ARGUMENTS:
-        refused = {*CALL, *NOT_TAKEN, *_SEARCH_ARGUMENTS}
+        refused = {*CALL, *NOT_TAKEN, *DECLARED}
         more = {n: value for n, value in call.items() if n not in refused and NAME.fullmatch(n)}
         hints |= dict.fromkeys(more, OTHER)
         for name, value in more.items():
@@ -373,7 +352,7 @@ def _checked(
                 check(f"{prefix}{name}", value, known[name])
             except ValueError as error:
                 raise ValueError(f"the ttsnap metadata of {where}: {error}") from None
-        if value is not None or name == "reward":
+        if value is not None or name == "search.reward":
             checked[name] = value
     return checked
 
