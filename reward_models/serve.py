@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
@@ -23,9 +24,10 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ttsnap.core.protocols import Reward
 from ttsnap.files.reading import PIXELS, opened_picture, picture_pixels
@@ -152,6 +154,7 @@ def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu")
     sentence."""
     Shown().check([adapted(reward)])
     app, room, turn = FastAPI(openapi_url=None), asyncio.Semaphore(HELD), asyncio.Lock()
+    app.add_middleware(BodyLimits, most=lambda path: limits.max_bytes, seconds=limits.seconds)
 
     @app.get("/{path:path}")
     async def describe() -> dict[str, str | int]:
@@ -161,9 +164,7 @@ def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu")
     async def answer(request: Request) -> Response:
         try:
             async with room:
-                body = b"".join(
-                    [part async for part in parts_of(request, limits.max_bytes, limits.seconds)]
-                )
+                body = await request.body()
                 async with turn:
                     if await request.is_disconnected():  # its client did not wait for its turn
                         return Response()
@@ -192,26 +193,69 @@ def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu")
     return app
 
 
-async def parts_of(request: Request, most: int, seconds: float) -> AsyncIterator[bytes]:
-    """The body of a request as it arrives. HTTPException for more than `most` bytes, or where it
-    takes longer."""
-    size, read, stream = int(request.headers.get("content-length", 0)), 0, request.stream()
-    end = asyncio.get_running_loop().time() + seconds
-    while True:
-        if max(size, read) > most:
-            raise HTTPException(
-                413, f"a request of {max(size, read)} bytes or more; at most {most}"
-            )
-        try:
-            async with asyncio.timeout_at(end):
-                part = await anext(stream, None)
-        except TimeoutError:  # a slow client is not waited for any longer
-            late = f"the request was not whole after {seconds:g} s"
-            raise HTTPException(408, late, {"Connection": "close"}) from None
-        if part is None:
+class BodyLimits:
+    """An application whose requests come within limits: of bytes, of seconds until a body is whole,
+    and of the bytes of all bodies that are read. HTTPException where they do not.
+
+    What arrived counts until the request is answered, or the application calls `state.let_go`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, most: Callable[[str], int], seconds: float, held: float = math.inf
+    ) -> None:
+        """most: bytes of a request to a path. held: bytes of all together."""
+        self.app, self.most, self.seconds, self.held = app, most, seconds, held
+        self.arriving = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
             return
-        read += len(part)
-        yield part
+        most, size = self.most(scope["path"]), int(Headers(scope=scope).get("content-length", 0))
+        end = asyncio.get_running_loop().time() + self.seconds
+        read, begun, whole = 0, False, False
+
+        async def within() -> Message:
+            nonlocal read, begun, whole
+            if whole:
+                return await receive()  # of a client that goes away
+            if size > most:
+                raise too_large(size, most)
+            begun = True
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError:  # a slow client is not waited for any longer
+                late = f"the request was not whole after {self.seconds:g} s"
+                raise HTTPException(408, late) from None
+            part, whole = len(message.get("body", b"")), not message.get("more_body", False)
+            read, self.arriving = read + part, self.arriving + part
+            if read > most:
+                raise too_large(read, most)
+            if self.arriving > self.held:
+                busy = "others send too much at this moment; try again later"
+                raise HTTPException(503, busy, {"Retry-After": "5"})
+            return message
+
+        def let_go() -> None:
+            nonlocal read
+            read, self.arriving = 0, self.arriving - read
+
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and begun and not whole:
+                # the rest may drip for ever
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        scope.setdefault("state", {})["let_go"] = let_go
+        try:
+            await self.app(scope, within, closing)
+        finally:
+            let_go()
+
+
+def too_large(size: int, most: int) -> HTTPException:
+    return HTTPException(413, f"a request of {size} bytes or more; at most {most}")
 
 
 def parse(body: bytes, limits: Limits) -> Asked:

@@ -18,6 +18,7 @@ import pytest
 from tests.comfyui.double_nodes import nodes_of_comfyui
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.cli import COMMANDS, parse
+from ttsnap.request.fields import names_of
 from ttsnap.reward_models.judge.options import JudgeOptions
 from ttsnap.reward_models.registry import JUDGE, REWARDS
 from ttsnap.sampling.kernels import KERNELS
@@ -236,9 +237,10 @@ def fields() -> set[str]:
         name for body in bodies for kind in body.values() for name in kind["schema"]["properties"]
     }
     body, files = (
-        importlib.import_module(f"ttsnap.service.{name}") for name in ("requests", "bodies")
+        importlib.import_module(f"ttsnap.service.{name}") for name in ("requests", "forms")
     )
-    return ours | {*body.ALIASES, *body.UNUSED, *body.OFF, files.REFERENCE, "width", "height"}
+    taken = {name for kind in body.KINDS.values() for name in names_of(kind)}
+    return ours | taken | {*body.UNUSED, *body.OFF, files.REFERENCE, *body.SIDES}
 
 
 def asked() -> set[str]:

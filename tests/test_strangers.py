@@ -9,6 +9,7 @@ format. It answers in one line of bounded size, soon.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import importlib
@@ -383,18 +384,16 @@ def read_keys(folder: Path) -> None:
 
 def read_body(folder: Path) -> None:
     """A request's, as JSON and as a urlencoded form."""
-    from starlette.datastructures import Headers
-    from starlette.exceptions import HTTPException
-
-    from ttsnap.service.bodies import sent
+    from tests.service.asking import received
+    from ttsnap.service.forms import sent_in
     from ttsnap.service.limits import RequestError, ServiceLimits
 
     body, form = read_bytes(folder / "x.json", 2**20), "application/x-www-form-urlencoded"
     with suppress(RequestError):
-        sent(bytearray(body), Headers({"content-type": form}), ServiceLimits())
+        asyncio.run(sent_in(received(body, form), ServiceLimits()))
     try:
-        sent(bytearray(body), Headers({"content-type": "application/json"}), ServiceLimits())
-    except (HTTPException, RequestError) as refused:
+        asyncio.run(sent_in(received(body, "application/json"), ServiceLimits()))
+    except RequestError as refused:
         raise ValueError(str(refused)) from None
 
 

@@ -28,7 +28,18 @@ from tests.comfyui.double import (
     installed,
 )
 
-TYPES = ("Model", "Conditioning", "Latent", "Vae", "Image", "Int", "Float", "String", "Combo")
+TYPES = (
+    "Model",
+    "Conditioning",
+    "Latent",
+    "Vae",
+    "Image",
+    "Int",
+    "Float",
+    "Boolean",
+    "String",
+    "Combo",
+)
 
 
 class IoType(str):

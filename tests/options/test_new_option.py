@@ -16,17 +16,24 @@ from pathlib import Path
 from ttsnap.pipelines.arguments import SearchArguments
 from ttsnap.pipelines.families.sana import SearchSanaPipeline
 from ttsnap.cli import arguments, parse, replay
+from ttsnap.comfyui import inputs
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.model import ModelOptions
+from ttsnap.request.fields import SearchFields
+from ttsnap.request.limits import SearchLimits
+from ttsnap.request.offer import ServingCatalog, request_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results import outputs, record
+from ttsnap.service.forms import body_schema
+from ttsnap.service.limits import RequestError
+from ttsnap.service.requests import Generation, prepared_of, validated
 
 call = SearchSanaPipeline.__call__
 assert inspect.signature(call).parameters["mirrored"].default is False
-assert "    mirrored: turn the initial noises of odd seeds from left to right." in call.__doc__
+assert "    mirrored: turn the noises of odd seeds from left to right." in call.__doc__
 assert SearchArguments.of({"mirrored": True}).changed == ["mirrored"]
 
 Path("c.yaml").write_text("mirrored: true")
@@ -50,6 +57,20 @@ with pytest.raises(ValueError, match="the ttsnap metadata of x.png: mirrored mus
 spec = EngineSpec(ModelOptions(), ("scenes",), sampler)
 wanted = prepare(SearchRequest((Prompt("x"),), spec, "svdd", Budget(nfe=9)), ModelDefaults())
 assert "    mirrored=True,\\n" in python_lines(wanted)
+fields = {"prompt": "x", "mirrored": True}
+body = validated(Generation, fields)
+offer = ServingCatalog("embedded", ("scenes",), lambda model: ModelDefaults())
+assert validated(Generation, body.written()["fields"]) == body
+assert prepared_of(body, offer, SearchLimits()).engine.sampler.mirrored is True
+assert request_of(SearchFields.of(fields), offer, SearchLimits()).engine.sampler.mirrored is True
+told = body_schema(Generation)["requestBody"]["content"]["application/json"]["schema"]
+assert told["properties"]["mirrored"]["description"].startswith("turn the noises")
+with pytest.raises(RequestError, match="mirrored must be true or false, got 'yes'"):
+    validated(Generation, {**fields, "mirrored": "yes"})
+assert inputs.shape_of(inputs.INPUTS["mirrored"]) == ("boolean", False, None, inputs.MOST, ())
+node = inputs.search_by("x", [inputs.Weighted("scenes", 1.0)], "euler", "best-of-n", "", None, 1, 1, mirrored=True)
+assert node.engine.sampler.mirrored is True
+
 again = parse(shlex.split(command_line(wanted))[1:])[1]
 assert arguments.read(SamplerOptions, again) == sampler
 """

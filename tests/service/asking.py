@@ -14,6 +14,8 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.requests import Request
+from starlette.types import Message
 
 PROMPT = "two green crosses"
 IMAGES, EDITED, VIDEOS = "/v1/images/generations", "/v1/images/edits", "/v1/videos"
@@ -30,6 +32,17 @@ def png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="PNG")
     return file.getvalue()
+
+
+def received(body: bytes, kind: str) -> Request:
+    """A request with this body, of this type, as an application gets it."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    headers = [(b"content-type", kind.encode())]
+    scope = {"type": "http", "method": "POST", "headers": headers, "app": None}
+    return Request({**scope, "state": {"let_go": lambda: None}}, receive)
 
 
 def apart(one: Image.Image, other: Image.Image) -> int:

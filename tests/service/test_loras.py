@@ -35,7 +35,7 @@ from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.loras import BUSY, LoadedLoras, LoraFolder
 from ttsnap.service.opening import offer_of
-from ttsnap.service.requests import Generation, prepared_of
+from ttsnap.service.requests import Generation, prepared_of, validated
 
 HALF = {"name": "sketch", "scale": 0.5}
 
@@ -412,7 +412,9 @@ def test_the_models_own_draft_is_taken_under_a_lora_where_it_is_asked_for(
 
     def draft(**own: Any) -> Any:
         return prepared_of(
-            Generation(PROMPT, reward="scenes", **own), offered, ServiceLimits()
+            validated(Generation, {"prompt": PROMPT, "reward": "scenes", **own}),
+            offered,
+            ServiceLimits(),
         ).engine.sampler.draft
 
     assert [draft(), draft(lora={"name": "sketch", "scale": 0})] == ["embedded"] * 2

@@ -21,7 +21,6 @@ import pytest
 import torch
 from openai import OpenAI
 from PIL import Image
-from starlette.datastructures import Headers
 
 from tests.pipelines.modular.tiny import picture as still
 from tests.service.asking import (
@@ -34,6 +33,7 @@ from tests.service.asking import (
     best,
     picture,
     png,
+    received,
     refusal,
     shown,
     until,
@@ -45,14 +45,13 @@ from ttsnap.files.pictures import video_pixels
 from ttsnap.pipelines import defaults
 from ttsnap.request.request import EngineSpec, ModelDefaults
 from ttsnap.results.record import read_record
-from ttsnap.service.bodies import sent
-from ttsnap.service.edits import edit_of
 from ttsnap.service.engines import OneDevice
+from ttsnap.service.forms import body_in
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import offer_of
 from ttsnap.service.replies import stills_of
-from ttsnap.service.requests import Generation, Video, notes_of, prepared_of, validated
+from ttsnap.service.requests import Edit, Generation, Video, notes_of, prepared_of, validated
 from ttsnap.service.tickets import RequestParser
 
 OWN: dict[str, Any] = {**SMALL, "strength": 0.75, "negative_prompt": "noise"}
@@ -147,7 +146,9 @@ def test_such_a_server_tells_that_it_drafts_no_seeds(editor: Any) -> None:
     async def notes(drafter: str, **own: Any) -> str:
         offer = offer_of("embedded", served, None, {}, drafter, edits=True)
         return " ".join(
-            RequestParser(offer, ServiceLimits()).ticket(Generation(PROMPT, **own), "alice").notes
+            RequestParser(offer, ServiceLimits())
+            .ticket(validated(Generation, {"prompt": PROMPT, **own}), "alice")
+            .notes
         )
 
     assert "no seeds are drafted" in asyncio.run(notes("auto"))
@@ -213,9 +214,9 @@ def test_an_edit_may_be_a_job(
 def test_pictures_keep_their_order(name: str) -> None:
     pictures = [png(Image.new("RGB", (side, 32))) for side in (16, 32, 24)]
     form = [(name, (f"{i}.png", data)) for i, data in enumerate(pictures)]
-    request = httpx.Request("POST", "http://x", files=form, data={"prompt": PROMPT})
-    body = sent(bytearray(request.read()), Headers(dict(request.headers)), ServiceLimits())
-    wanted, found = asyncio.run(edit_of(body, ServiceLimits()))
+    sent = httpx.Request("POST", "http://x", files=form, data={"prompt": PROMPT})
+    request = received(sent.read(), sent.headers["content-type"])
+    wanted, found = asyncio.run(body_in(Edit, request, ServiceLimits()))
     assert (wanted.prompt, found["image"]) == (PROMPT, tuple(map(Picture, pictures)))
 
 
@@ -499,7 +500,7 @@ def test_a_model_of_two_networks_reads_the_guidance_of_both() -> None:
     assert request.call["guidance_scale_2"] == 2.5
     assert notes_of(wanted, request, limits) == ("not used here: boundary_ratio",)
     with pytest.raises(RequestError, match=f"{boundary:g}, got 0.1"):
-        prepared_of(replace(wanted, boundary_ratio=0.1), offer, limits)
+        prepared_of(wanted.model_copy(update={"boundary_ratio": 0.1}), offer, limits)
 
 
 def test_a_size_without_pixels_in_its_latents_is_told_of(

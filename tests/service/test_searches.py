@@ -36,7 +36,7 @@ from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Discreet, JsonLines, log_request, log_to_stderr
 from ttsnap.service.opening import with_drafts
-from ttsnap.service.requests import Generation, prepared_of
+from ttsnap.service.requests import Generation, prepared_of, validated
 
 STEPS = 6
 
@@ -125,7 +125,8 @@ def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(
     rewards, limits = {name: make_rewards(name)[0] for name in REWARDS}, ServiceLimits()
 
     def draft(offer: ServingCatalog, **own: Any) -> Any:
-        return prepared_of(Generation(PROMPT, **own), offer, limits).engine.sampler.draft
+        wanted = validated(Generation, {"prompt": PROMPT, **own})
+        return prepared_of(wanted, offer, limits).engine.sampler.draft
 
     auto, none = (with_drafts(offer, name, pipe, rewards) for name in ("auto", "none"))
     assert (

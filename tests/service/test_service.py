@@ -69,7 +69,7 @@ from ttsnap.service.engines import ManyDevices
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.replies import file_of
-from ttsnap.service.requests import Generation, in_our_names, notes_of, prepared_of, validated
+from ttsnap.service.requests import Generation, notes_of, prepared_of, validated
 from ttsnap.service.tickets import Partial, Progress
 
 
@@ -611,15 +611,15 @@ def test_fields_of_other_servers_mean_what_ours_do(caller: Caller) -> None:
     ]
     assert ours["warnings"] == []
     assert reply["warnings"] == [f"not used here: {', '.join((*unused, *off, 'moderation'))}"]
-    mine, called, left = in_our_names(
-        {"width": "64", "height": "32", "num_inference_steps": "4", "rollout": "false"}
-    )
-    assert (mine, called["steps"]) == ({"size": "64x32", "steps": "4"}, "num_inference_steps")
-    assert left == ["rollout"]
+    sizes = {"prompt": PROMPT, "width": "64", "height": "32", "rollout": "false"}
+    wanted = validated(Generation, {**sizes, "num_inference_steps": 4})
+    assert (wanted.size, wanted.options["num_inference_steps"]) == ("64x32", 4)
+    assert wanted.ignored == ("rollout",)
 
 
 def test_a_model_with_two_guidances_gets_each_under_its_own_name(offer: ServingCatalog) -> None:
-    wanted = Generation(prompt="a red circle", guidance_scale=2.0, true_cfg_scale=3.0)
+    own = {"guidance_scale": 2.0, "true_cfg_scale": 3.0}
+    wanted = validated(Generation, {"prompt": "a red circle", **own})
     call = prepared_of(wanted, replace(offer, true_cfg=True), ServiceLimits()).call
     assert (call["guidance_scale"], call["true_cfg_scale"]) == (2.0, 3.0)
 
@@ -645,8 +645,9 @@ def test_a_reply_may_be_the_files_or_their_addresses(caller: Caller, n: int) -> 
 @pytest.mark.parametrize("form", ["jpeg", "webp"])
 def test_compression_makes_files_smaller(form: Any) -> None:
     pixels = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    given = {"prompt": "x", "output_format": form}
     sizes = [
-        len(file_of(pixels, Generation("x", output_format=form, output_compression=quality)))
+        len(file_of(pixels, validated(Generation, {**given, "output_compression": quality})))
         for quality in (0, 50, 100)
     ]
     assert sizes == sorted(set(sizes))
@@ -678,7 +679,7 @@ def test_what_limits_take_away_is_told(offer: ServingCatalog) -> None:
     limits = ServiceLimits(nfe=100, seconds=5)
 
     def notes(**given: Any) -> tuple[str, ...]:
-        wanted = Generation(prompt="a red circle", **given)
+        wanted = validated(Generation, {"prompt": "a red circle", **given})
         return notes_of(wanted, prepared_of(wanted, offer, limits), limits)
 
     (few,), (short,) = notes(quality="high"), notes(budget="60s")

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 from annotated_types import Interval, MaxLen
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ttsnap.core.names import unknown
@@ -21,8 +22,10 @@ from ttsnap.core.results import Candidate, Result
 from ttsnap.files.reading import parse_object, read_object
 from ttsnap.files.settings import Word, check, short
 from ttsnap.loop.budget import Budget
-from ttsnap.options.engine import EngineOptions
+from ttsnap.options import every
+from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import ModelOptions
+from ttsnap.options.option import Offered, Option, taken
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.selection import SelectionOptions
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter
@@ -41,6 +44,42 @@ KERNELS = {f"ttsnap: {name}": name for name in ("ode", "sde", "ddim", "ancestral
 """ttsnap's own kernels, by their names in the list of samplers."""
 USUAL = Budget(images=8.0)
 """Where no node Budget is connected."""
+
+
+INSTEAD = {
+    *("search", "reward", "budget", "seed", "kernel", "draft", "model", "lora"),
+    *("num_inference_steps", "guidance_scale", "true_cfg_scale", "negative_prompt"),
+    *("require", "report"),
+}
+"""Options for which another input or node stands, and two that a chain of rewards cannot name."""
+OWN = {name: option for name, option in every.OFFERED.items() if option.name not in INSTEAD}
+"""The other options that strangers may set: inputs of the node that searches."""
+INPUTS = {"batch_size": every.DECLARED["batch_size"], **OWN}
+MOST = 2**31 - 1
+
+
+class Shape(NamedTuple):
+    """What an input takes."""
+
+    type: str
+    """As JSON calls it."""
+    default: Any
+    low: float | None = None
+    high: float = MOST
+    choices: tuple[str, ...] = ()
+
+
+def shape_of(option: Option) -> Shape:
+    """What an input for an option takes. Numbers that may be left out are 0 then."""
+    offered = option.offered or Offered()
+    told = TypeAdapter(offered.hint or option.hint).json_schema()
+    kind = next(each for each in told.get("anyOf", [told]) if each["type"] != "null")
+    if kind["type"] not in ("integer", "number"):
+        text = kind["type"] == "string"
+        default = "" if text and option.default is None else option.default
+        return Shape(kind["type"], default, choices=tuple(kind.get("enum", ())))
+    least = 0 if option.default is None else kind.get("minimum", -MOST)
+    return Shape(kind["type"], option.default or 0, least, kind.get("maximum", MOST))
 
 
 class Weighted(NamedTuple):
@@ -86,6 +125,8 @@ def _checked(declared: Any, value: Any) -> Any:
         raise ValueError(unknown(name, value, declared.options))
     if kind == "STRING":
         return check(name, value, Annotated[str, MaxLen(100_000)])
+    if kind == "BOOLEAN":
+        return check(name, value, bool)
     if kind in ("INT", "FLOAT"):
         number: type = int if kind == "INT" else float
         return check(name, value, Annotated[number, Interval(ge=declared.min, le=declared.max)])
@@ -172,13 +213,13 @@ def search_by(
     budget: Budget | None,
     seed: int,
     keep: int,
-    batch_size: int,
+    **more: Any,
 ) -> Prepared:
     """The search that a node asks for. Its utility is the weighted sum of the rewards.
 
-    options: of the algorithm, a JSON object or nothing. batch_size: 0 for any. ValueError for
-    options that the algorithm does not have, and for a sampler of ComfyUI where it needs one that
-    draws noise or has a path.
+    options: of the algorithm, a JSON object or nothing. more: values of other options, by the names
+    of inputs. ValueError for options that the algorithm does not have, and for a sampler of ComfyUI
+    where it needs one that draws noise or has a path.
     """
     given = parse_object(options, "options") if options.strip() else {}
     search = search_of({**given, "name": algorithm} if given else algorithm, {}, most=10_000)
@@ -187,10 +228,11 @@ def search_by(
             f"{algorithm} branches candidates, or takes them back, which the sampler {sampler}"
             f" cannot do; choose the sampler 'ttsnap: {kernel}'"
         )
-    how, batches = (
-        SamplerOptions(KERNELS.get(sampler, "pipeline")),
-        EngineOptions(batch_size=batch_size or None),
-    )
+    chosen = {
+        option.name: more[name] or option.default for name, option in INPUTS.items() if name in more
+    }
+    how = taken(SamplerOptions, {"kernel": KERNELS.get(sampler, "pipeline"), **chosen})
+    batches = EngineOptions.of(taken(BatchOptions, chosen))
     spec = EngineSpec(ModelOptions("ComfyUI"), tuple(each.reward for each in rewards), how, batches)
     weights = [each.weight for each in rewards]
     asked = SearchRequest(
@@ -200,7 +242,7 @@ def search_by(
         budget or USUAL,
         seed,
         keep,
-        selection=SelectionOptions(utility=weights),
+        selection=taken(SelectionOptions, {"utility": weights, **chosen}),
     )
     return prepare(asked, ModelDefaults())
 

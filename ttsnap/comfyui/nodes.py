@@ -23,11 +23,12 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event
 from ttsnap.core.selection import Selection
 from ttsnap.loop.budget import Budget
+from ttsnap.options.every import DECLARED
+from ttsnap.options.option import Option
 from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.comfyui.drafts import finishing_sigmas
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch
 from ttsnap.request.allowlist import OFFERED
-from ttsnap.request.offer import SearchFields
 from ttsnap.results.live_sheet import LiveSheet
 from ttsnap.reward_models.registry import make_reward
 
@@ -39,6 +40,8 @@ KINDS = {
     "INT": io.Int,
     "FLOAT": io.Float,
 }
+BY_TYPE = {"boolean": io.Boolean, "integer": io.Int, "number": io.Float, "string": io.String}
+"""Of options, by what JSON calls their types."""
 SAMPLERS = [
     *(name for name in comfy.samplers.KSampler.SAMPLERS if name != "dpm_adaptive"),
     *KERNELS,
@@ -83,6 +86,19 @@ def of_ksampler(*names: str) -> list[Any]:
     """Inputs as KSampler declares them, with its tooltips."""
     stock = nodes.KSampler.INPUT_TYPES()["required"]
     return [KINDS[stock[name][0]].Input(name, **stock[name][1]) for name in names]
+
+
+def of_option(name: str, option: Option, most: float | None = None) -> Any:
+    """An input as an option declares it; 0 stands for a number that is left out."""
+    told = inputs.shape_of(option)
+    text = f"{option.text[0].upper()}{option.text[1:]}"
+    if option.unset and told.default == 0:
+        text += f"; 0 for {option.unset}"
+    bounds = {} if told.low is None else {"min": told.low, "max": most or told.high}
+    declared = {"optional": True, "default": told.default, "tooltip": f"{text}.", **bounds}
+    if told.choices:
+        return io.Combo.Input(name, list(told.choices), **declared)
+    return BY_TYPE[told.type].Input(name, **declared)
 
 
 class NodeProgress:
@@ -158,7 +174,7 @@ class NodeProgress:
         io.Combo.Input(
             "algorithm",
             list(OFFERED),
-            default=SearchFields.search,
+            default=DECLARED["search"].start,
             tooltip=(
                 "How the budget is spent. "
                 "seed-pruning begins many seeds, and finishes those that rewards like early."
@@ -174,14 +190,7 @@ class NodeProgress:
             placeholder='{"n": 20}',
             tooltip="Options of the algorithm as JSON, as `ttsnap algorithms` lists them.",
         ),
-        io.Int.Input(
-            "batch_size",
-            optional=True,
-            default=0,
-            min=0,
-            max=256,
-            tooltip="Most candidates in one call of the model; 0 for as many as memory allows.",
-        ),
+        of_option("batch_size", DECLARED["batch_size"], most=256),
         io.Combo.Input(
             "previews",
             ["vae", "previewer"],
@@ -196,6 +205,7 @@ class NodeProgress:
             optional=True,
             tooltip="When you cancel: stop everything, or go on with the best images found so far.",
         ),
+        *(of_option(name, option) for name, option in inputs.OWN.items()),
     ],
     io.Latent.Output(display_name="latent"),
     io.Image.Output(display_name="images"),
@@ -222,13 +232,14 @@ def search_sampler(
     budget: Budget | None = None,
     drafter: GuiderDrafter | None = None,
     options: str = "",
-    batch_size: int = 0,
     previews: str = "vae",
     on_cancel: str = "stop",
+    **more: Any,
 ) -> Sequence[Any]:
-    """Search as KSampler would sample: its latent, noise, sigmas, and mask."""
+    """Search as KSampler would sample: its latent, noise, sigmas, and mask. more: values of the
+    inputs that are made of options."""
     request = inputs.search_by(
-        prompt, reward, sampler_name, algorithm, options, budget, seed, keep, batch_size
+        prompt, reward, sampler_name, algorithm, options, budget, seed, keep, **more
     )
     name = "euler" if sampler_name in KERNELS else sampler_name
 

@@ -19,8 +19,9 @@ from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
 from ttsnap.options.option import option
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.allowlist import OFFERED, kernel_for
+from ttsnap.request.fields import SearchFields
 from ttsnap.request.limits import SearchLimits, whole
-from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
+from ttsnap.request.offer import ServingCatalog, request_of
 from ttsnap.request.request import Prepared, SearchRequest
 
 BASELINE = "best-of-n"

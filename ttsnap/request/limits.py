@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from annotated_types import Interval
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.names import FieldError, unknown
@@ -37,12 +38,14 @@ def whole(field: str, value: object, low: int, high: int) -> int:
     return int(check(field, plain, Annotated[int, Interval(ge=low, le=high)]))
 
 
-@dataclass(frozen=True)
-class LoraChoice(Settings):
-    """A LoRA that is asked for."""
+class LoraChoice(BaseModel):
+    """A LoRA that is asked for, in our words or vLLM-Omni's."""
 
-    name: str
-    scale: Annotated[float, Interval(ge=-MOST_SCALE, le=MOST_SCALE)] | None = None
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    name: str = Field(validation_alias=AliasChoices("name", "lora_name", "adapter"))
+    scale: Annotated[float, Interval(ge=-MOST_SCALE, le=MOST_SCALE)] | None = Field(
+        None, validation_alias=AliasChoices("scale", "lora_scale")
+    )
     """None: 1."""
 
 
@@ -144,7 +147,8 @@ class SearchLimits(Settings):
             )
         found: dict[str, Lora] = {}
         for each in wanted:
-            choice = LoraChoice(each) if isinstance(each, str) else build(LoraChoice, each, "lora")
+            named = {"name": each} if isinstance(each, str) else each
+            choice = build(LoraChoice, named, "lora")
             if choice.name not in offered:
                 raise FieldError("lora", unknown("LoRA", choice.name, offered))
             if choice.name in found:

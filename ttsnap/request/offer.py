@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, replace
-from typing import Annotated, Any
-
-from annotated_types import Interval, MaxLen
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.names import FieldError
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Requirement
-from ttsnap.files.settings import Count, Word, build, short
+from ttsnap.files.settings import short
 from ttsnap.loop.budget import Budget
-from ttsnap.options.call import CALL, Scale, Steps
+from ttsnap.options.call import CALL
+from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import ModelOptions
-from ttsnap.options.option import option
+from ttsnap.options.option import taken
 from ttsnap.options.sampler import AUTO, SamplerOptions
-from ttsnap.options.selection import SelectionOptions
+from ttsnap.options.selection import SelectionOptions, listed
 from ttsnap.request.allowlist import kernel_for, search_of
+from ttsnap.request.fields import SearchFields
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.request import (
     AlgorithmSpec,
@@ -36,57 +36,6 @@ from ttsnap.request.request import (
     SearchRequest,
     fitted_steps,
 )
-
-Name = Annotated[str, MaxLen(100)]
-
-
-@dataclass(frozen=True)
-class SearchFields:
-    """What strangers write in the same words at every door; None: nothing."""
-
-    prompt: str = option(MISSING, "what to show")
-    model: Word | None = option(None, "the name of the model that is served")
-    n: Count = option(1, "images to keep of those that the search finishes, best first")
-    diverse: bool = option(
-        False, "keep images that are good and unlike each other, not just the best ones"
-    )
-    search: Name | dict[str, Any] = option(
-        "seed-pruning",
-        'an algorithm of `ttsnap algorithms`, as NAME or {"name": NAME, OPTION: VALUE, ...}',
-    )
-    draft: bool | None = option(
-        None, "look at drafts of the drafter that is offered; by default where it is known to help"
-    )
-    reward: Name | list[Name] | None = option(
-        None, "names of rewards that are offered, the first if none"
-    )
-    report: Name | list[Name] | None = option(None, "rewards that only score the returned images")
-    require: Name | list[Name] | None = option(
-        None,
-        "what an image must meet to be returned, by rewards that are offered: REWARD>=NUMBER, or"
-        " several",
-    )
-    budget: Annotated[str, MaxLen(60)] | int | float | None = option(
-        None, "400nfe, 20images, 10s, ..."
-    )
-    seed: Annotated[int, Interval(ge=0, lt=2**63)] | None = option(
-        None, "candidate i starts from seed + i; else a random one"
-    )
-    steps: Steps | None = option(None, CALL["num_inference_steps"].text)
-    guidance_scale: Scale | None = option(None, CALL["guidance_scale"].text)
-    true_cfg_scale: Scale | None = option(None, "guidance_scale, but for models that have both")
-    negative_prompt: str | None = option(None, "what not to show")
-    kernel: Name | None = option(None, "how steps are made: pipeline, ode, sde, ...")
-    lora: Name | dict[str, Any] | list[Any] | None = option(
-        None,
-        'a LoRA that is offered, as NAME or {"name": NAME, "scale": NUMBER}; or a list of several',
-    )
-
-    @classmethod
-    def of(cls, given: Mapping[str, object]) -> SearchFields:
-        """From plain values by name. FieldError for a name that is none, and for a value of another
-        type."""
-        return build(cls, {name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -142,54 +91,49 @@ def request_of(
     effort: in place of a budget. more: arguments of the model's own call, pictures among them; None
         for nothing.
     """
-    model = given.model.strip() if given.model and offer.any_model else offer.model
-    if not model.isprintable():
-        raise FieldError("model", f"a model is a hub id or a folder, got {short(model)}")
-    search = search_of(given.search, offer.searches, limits.nfe)
     if given.n > limits.images:
         raise FieldError("n", f"at most {limits.images} images are returned, got {given.n}")
-    rewards = limits.rewards_of(
-        offer.rewards[:1] if given.reward is None else given.reward, offer.rewards, "reward"
-    )
-    pictures = {
-        name: more.pop(name) for name in ("image", "mask_image") if more.get(name) is not None
+    asked = {
+        name: READERS[name](value, offer, limits) if name in READERS else value
+        for name, value in given.options.items()
     }
-    call, negative = _call(given, offer, limits, more), given.negative_prompt
-    loras = () if given.lora is None else limits.loras_of(given.lora, offer.loras())
+    search = asked.pop("search")
+    model, loras = asked.pop("model", offer.model), asked.pop("lora", ())
+    negative, seed = asked.pop("negative_prompt", None), asked.pop("seed", None)
     known = offer.defaults(model)
-    own = fitted_steps(make_algorithm(search)) if given.steps is None else given.steps
-    if own is not None and own > limits.steps:
-        raise FieldError("steps", f"at most {limits.steps} steps are made here, got {own}")
-    steps = own or known.call.get("num_inference_steps", limits.steps)
-    text = limits.line(given.prompt, "prompt")
-    try:
-        known.canonical(text)  # what the model cannot read is refused at once
-    except ValueError as error:
-        raise FieldError("prompt", str(error)) from None
-    prompt = Prompt(
-        text,
-        negative=None if negative is None else limits.line(negative, "negative_prompt", empty=True),
-        inputs=pictures,
+    steps = _steps(asked.get("num_inference_steps"), search, known, limits)
+    draft = asked.pop("draft", None)
+    asked = {"kernel": kernel_for(search), "draft": None, **asked}
+    budget = _budget(asked.pop("budget", None), effort, steps, limits)
+    more = {name: value for name, value in more.items() if value is not None}
+    pictures: dict[str, object] = {
+        name: more.pop(name) for name in ("image", "mask_image") if name in more
+    }
+    named = {name: asked.pop(name) for name in CALL if name in asked}
+    engine = EngineSpec(
+        ModelOptions(model),
+        asked.pop("reward", offer.rewards[:1]),
+        _drafted(taken(SamplerOptions, asked), draft, model, offer, loras),
+        EngineOptions.of(taken(BatchOptions, asked)),
+        call=_call(named, more, offer, limits),
+        loras=loras,
     )
     return SearchRequest(
-        (prompt,),
-        EngineSpec(
-            ModelOptions(model),
-            rewards,
-            _sampler(given, search, model, offer, loras),
-            call=call,
-            loras=loras,
-        ),
+        (Prompt(_text(given.prompt, known, limits), negative=negative, inputs=pictures),),
+        engine,
         search,
-        _budget(given, effort, steps, limits),
-        secrets.randbelow(2**31) if given.seed is None else given.seed,
+        budget,
+        secrets.randbelow(2**31) if seed is None else seed,
         given.n,
-        selection=SelectionOptions(
-            report=limits.rewards_of(given.report, offer.rewards, "report") if given.report else (),
-            diverse=given.diverse,
-            require=_requirements(given.require, offer, limits) if given.require else (),
-        ),
+        selection=taken(SelectionOptions, asked),
     )
+
+
+def _model(value: str, offer: ServingCatalog, limits: SearchLimits) -> str:
+    model = value.strip() if offer.any_model else offer.model
+    if not model.isprintable():
+        raise FieldError("model", f"a model is a hub id or a folder, got {short(model)}")
+    return model or offer.model
 
 
 def _requirements(
@@ -198,53 +142,93 @@ def _requirements(
     """Requirements on rewards that are offered. FieldError for others, and for what cannot be
     read."""
     try:
-        read = [Requirement.parse(text) for text in ([given] if isinstance(given, str) else given)]
+        read = tuple(map(Requirement.parse, listed(given)))
     except ValueError as error:
         raise FieldError("require", str(error)) from None
-    limits.rewards_of([one.reward for one in read], offer.rewards, "require")
-    return tuple(read)
+    if read:
+        limits.rewards_of([one.reward for one in read], offer.rewards, "require")
+    return read
+
+
+READERS: dict[str, Callable[[Any, ServingCatalog, SearchLimits], Any]] = {
+    "model": _model,
+    "search": lambda value, offer, limits: search_of(value, offer.searches, limits.nfe),
+    "reward": lambda value, offer, limits: limits.rewards_of(value, offer.rewards, "reward"),
+    "report": lambda value, offer, limits: (
+        limits.rewards_of(value, offer.rewards, "report") if value else ()
+    ),
+    "require": _requirements,
+    "lora": lambda value, offer, limits: limits.loras_of(value, offer.loras()),
+    "negative_prompt": lambda value, offer, limits: limits.line(
+        value, "negative_prompt", empty=True
+    ),
+}
+"""How options are read that name what is offered, or have limits, by their names. The values of
+others are taken as they are."""
+
+
+def _steps(
+    given: int | None, search: AlgorithmSpec, known: ModelDefaults, limits: SearchLimits
+) -> int:
+    """The steps of an image: those that are given, those that the search was fitted to, or the
+    model's."""
+    own = fitted_steps(make_algorithm(search)) if given is None else given
+    if own is not None and own > limits.steps:
+        raise FieldError("steps", f"at most {limits.steps} steps are made here, got {own}")
+    return own or int(known.call.get("num_inference_steps", limits.steps))
+
+
+def _text(given: str, known: ModelDefaults, limits: SearchLimits) -> str:
+    """A prompt. What the model cannot read is refused at once."""
+    text = limits.line(given, "prompt")
+    try:
+        known.canonical(text)
+    except ValueError as error:
+        raise FieldError("prompt", str(error)) from None
+    return text
 
 
 def _call(
-    given: SearchFields, offer: ServingCatalog, limits: SearchLimits, more: Mapping[str, Any]
+    named: Mapping[str, Any], more: Mapping[str, Any], offer: ServingCatalog, limits: SearchLimits
 ) -> dict[str, Any]:
-    """Arguments of the pipeline's call."""
-    if given.true_cfg_scale is not None and given.guidance_scale is not None and not offer.true_cfg:
-        both = "give guidance_scale or true_cfg_scale, not both: they are one for this model"
-        raise FieldError("true_cfg_scale", both)
-    if (frames := more.get("num_frames")) is not None and frames > limits.frames:
+    """Arguments of the pipeline's call: options by name, and more."""
+    call = {**named, **more}
+    if "true_cfg_scale" in call and not offer.true_cfg:
+        if "guidance_scale" in call:
+            both = "give guidance_scale or true_cfg_scale, not both: they are one for this model"
+            raise FieldError("true_cfg_scale", both)
+        call["guidance_scale"] = call.pop("true_cfg_scale")
+    if (frames := call.get("num_frames", 0)) > limits.frames:
         raise FieldError(
             "num_frames", f"videos have at most {limits.frames} frames here, got {frames}"
         )
-    own = {"num_inference_steps": given.steps, "guidance_scale": given.guidance_scale, **more}
-    if given.true_cfg_scale is not None:
-        own["true_cfg_scale" if offer.true_cfg else "guidance_scale"] = given.true_cfg_scale
-    if "width" in more:
-        limits.check_size(more["width"], more["height"])
-    return {name: value for name, value in own.items() if value is not None}
+    if "width" in call:
+        limits.check_size(call["width"], call["height"])
+    return call
 
 
-def _budget(given: SearchFields, effort: str | None, steps: int, limits: SearchLimits) -> Budget:
-    if given.budget is None:
+def _budget(given: object, effort: str | None, steps: int, limits: SearchLimits) -> Budget:
+    if given is None:
         return Budget.of_effort(effort or "medium")
     if effort is not None:
         raise FieldError("budget", "give a budget or a quality, not both")
-    return limits.budget_of(given.budget, steps)
+    return limits.budget_of(given, steps)
 
 
-def _sampler(
-    given: SearchFields,
-    search: AlgorithmSpec,
+def _drafted(
+    sampler: SamplerOptions,
+    wanted: bool | None,
     model: str,
     offer: ServingCatalog,
     loras: tuple[Lora, ...],
 ) -> SamplerOptions:
-    """By default one that draws noise, where the search needs that; drafts were measured without a
-    LoRA."""
-    sampler = SamplerOptions(given.kernel or kernel_for(search), draft=None)
-    if not given.draft:
-        own = given.draft is None and offer.defaults(model).drafted is not None and not loras
+    """With a drafter where one is wanted. Nothing said: the model's own, where it has one; drafts
+    were measured without a LoRA."""
+    if wanted is None:
+        own = offer.defaults(model).drafted is not None and not loras
         return replace(sampler, draft=AUTO) if own else sampler
+    if not wanted:
+        return sampler
     if offer.drafts_first:
         return replace(sampler, draft=AUTO)
     if offer.draft is None or model != offer.model:

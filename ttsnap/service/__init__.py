@@ -4,8 +4,8 @@ serve`).
 Requests of many callers share the batches of one pipeline. The room imports neither the command
 line nor the demo.
 
-- `bodies.py` takes bodies of requests in; `requests.py` and `edits.py` read them; `limits.py`
-  bounds them.
+- `forms.py` reads what was sent, `requests.py` has the bodies, and the searches that they stand
+  for; `limits.py` bounds them.
 - `jobs.py` runs requests that are answered later, `job_store.py` keeps them on the disk,
   `job_routes.py` tells of them.
 - `worker.py` runs searches in a thread of its own: `tickets.py` are their requests, `engines.py`

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from ttsnap.service import replies
-from ttsnap.service.edits import Pictures
+from ttsnap.service.forms import Pictures
 from ttsnap.service.job_routes import shown
 from ttsnap.service.jobs import Jobs
 from ttsnap.service.keys import Keys

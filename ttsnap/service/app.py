@@ -14,21 +14,26 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ttsnap.files.settings import Json
+from ttsnap.reward_models.serve import BodyLimits
 from ttsnap.service.answers import ResponseBuilder, without_jobs
-from ttsnap.service.bodies import FILES, FRAME, FRAMES, Bodies, body_schema
-from ttsnap.service.edits import Edit, Pictures, edit_of, video_of
+from ttsnap.service.forms import FRAME, Pictures, body_in, body_schema
 from ttsnap.service.job_routes import MEDIA, PATHS, add_job_routes
 from ttsnap.service.jobs import Jobs
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError
 from ttsnap.service.monitoring import GONE, AccessLog
-from ttsnap.service.requests import Body, Generation, Video, validated
+from ttsnap.service.requests import Body, Edit, Generation, Video
 from ttsnap.service.tickets import RequestParser
 from ttsnap.service.worker import Worker
 from ttsnap.version import __version__
 
 KEYED = [Depends(HTTPBearer(auto_error=False))]
 """For the documentation; `ResponseBuilder.caller_of` checks keys."""
+VIDEO_AT_ONCE = "/v1/videos/sync"
+PICTURED = {PATHS[Edit.kind], PATHS[Video.kind], VIDEO_AT_ONCE}
+"""Where bodies with pictures come."""
+CODES = {408: None, 413: "too_large", 503: "busy"}
+"""Of bodies beyond the limits, by their status."""
 
 
 def make_app(worker: Worker, desk: RequestParser, keys: Keys, jobs: Jobs | None = None) -> FastAPI:
@@ -39,10 +44,17 @@ def make_app(worker: Worker, desk: RequestParser, keys: Keys, jobs: Jobs | None 
     app = FastAPI(
         title="ttsnap", version=__version__, openapi_url=None, docs_url=None, redoc_url=None
     )
+    limits = desk.limits
+    app.add_middleware(
+        BodyLimits,
+        most=lambda path: limits.form_bytes if path in PICTURED else limits.body_bytes,
+        seconds=limits.body_seconds,
+        held=limits.held,
+    )
     app.add_middleware(AccessLog)
-    answers, bodies = ResponseBuilder(worker, desk, keys, jobs), Bodies(desk.limits)
-    _add_images(app, answers, bodies)
-    _add_videos(app, answers, bodies)
+    answers = ResponseBuilder(worker, desk, keys, jobs)
+    _add_images(app, answers)
+    _add_videos(app, answers)
     _add_jobs(app, answers)
     _add_models(app, answers)
     _add_operation(app, worker, keys)
@@ -50,44 +62,33 @@ def make_app(worker: Worker, desk: RequestParser, keys: Keys, jobs: Jobs | None 
     return app
 
 
-def _add_images(app: FastAPI, answers: ResponseBuilder, bodies: Bodies) -> None:
+def _add_images(app: FastAPI, answers: ResponseBuilder) -> None:
     offer, limits = answers.offer, answers.limits
 
-    @app.post(
-        PATHS[Generation.kind],
-        dependencies=KEYED,
-        openapi_extra=body_schema(Generation, "application/json"),
-    )
+    @app.post(PATHS[Generation.kind], dependencies=KEYED, openapi_extra=body_schema(Generation))
     async def generate(request: Request) -> Response:
         caller = answers.caller_of(request)
         _refuse_unless(offer.frames_every is None, offer.model, Video)
-        async with bodies.of(request, limits.body_bytes) as sent:
-            wanted = validated(Generation, sent.fields, form=sent.form)
-        return await answers.images(request, caller, wanted, {})
+        wanted, pictures = await body_in(Generation, request, limits)
+        return await answers.images(request, caller, wanted, pictures)
 
-    @app.post(
-        PATHS[Edit.kind],
-        dependencies=KEYED,
-        openapi_extra=body_schema(Edit, "multipart/form-data", FILES),
-    )
+    @app.post(PATHS[Edit.kind], dependencies=KEYED, openapi_extra=body_schema(Edit))
     async def edit(request: Request) -> Response:
         caller = answers.caller_of(request)
         _refuse_unless(offer.frames_every is None, offer.model, Video)
         if not offer.edits:
             there = "ask POST /v1/images/generations, or a server with --task image-to-image"
             raise RequestError(404, f"{offer.model!r} changes no pictures; {there}", "model")
-        async with bodies.of(request, limits.form_bytes) as sent:
-            wanted, pictures = await edit_of(sent, limits)
+        wanted, pictures = await body_in(Edit, request, limits)
         return await answers.images(request, caller, wanted, pictures)
 
 
-def _add_videos(app: FastAPI, answers: ResponseBuilder, bodies: Bodies) -> None:
+def _add_videos(app: FastAPI, answers: ResponseBuilder) -> None:
     offer, limits = answers.offer, answers.limits
 
     async def video_in(request: Request) -> tuple[Video, Pictures]:
         _refuse_unless(offer.frames_every is not None, offer.model, Generation)
-        async with bodies.of(request, limits.form_bytes) as sent:
-            wanted, pictures = await video_of(sent, limits)
+        wanted, pictures = await body_in(Video, request, limits)
         if pictures and not offer.edits:
             said = "takes no first frame; leave it out, or ask a server with --task image-to-video"
             raise RequestError(400, f"{offer.model!r} {said}", FRAME, "invalid_value")
@@ -97,11 +98,7 @@ def _add_videos(app: FastAPI, answers: ResponseBuilder, bodies: Bodies) -> None:
             )
         return wanted, pictures
 
-    @app.post(
-        PATHS[Video.kind],
-        dependencies=KEYED,
-        openapi_extra=body_schema(Video, "multipart/form-data", FRAMES),
-    )
+    @app.post(PATHS[Video.kind], dependencies=KEYED, openapi_extra=body_schema(Video))
     async def make_video(request: Request) -> Response:
         """Starts a job."""
         caller = answers.caller_of(request)
@@ -119,24 +116,11 @@ def _add_videos(app: FastAPI, answers: ResponseBuilder, bodies: Bodies) -> None:
         if answers.jobs is None:
             raise without_jobs(Video)
         job = await asyncio.to_thread(answers.jobs.store.get, caller, Video.kind, name)
-        async with bodies.of(request, limits.body_bytes) as sent:
-            if sent.fields.get("prompt") is None:
-                raise RequestError(
-                    400,
-                    "a remix needs a prompt: say what to show now",
-                    "prompt",
-                    "missing_parameter",
-                )
-            wanted = validated(Video, sent.fields, form=sent.form, earlier=job.body["fields"])
-        return await answers.later(
-            caller, wanted, await asyncio.to_thread(answers.jobs.store.pictures, job), job.id
-        )
+        wanted, _ = await body_in(Video, request, limits, job.body["fields"])
+        pictures = await asyncio.to_thread(answers.jobs.store.pictures, job)
+        return await answers.later(caller, wanted, pictures, job.id)
 
-    @app.post(
-        "/v1/videos/sync",
-        dependencies=KEYED,
-        openapi_extra=body_schema(Video, "multipart/form-data", FRAMES),
-    )
+    @app.post(VIDEO_AT_ONCE, dependencies=KEYED, openapi_extra=body_schema(Video))
     async def video_at_once(request: Request) -> Response:
         """The file of the best video."""
         caller = answers.caller_of(request)
@@ -244,11 +228,17 @@ def _add_errors(app: FastAPI, worker: Worker) -> None:
         # the worker counts those that it ended
         if request.method == "POST" and request.state.ticket is None:
             worker.metrics.requests.labels("refused").inc()
-        headers = error.headers() | ({"Connection": "close"} if error.status == 408 else {})
-        return JSONResponse(error.body(), error.status, headers)
+        return JSONResponse(error.body(), error.status, error.headers())
 
     @app.exception_handler(HTTPException)
     async def refused_by_starlette(request: Request, error: HTTPException) -> Response:
+        if error.status_code in CODES:
+            again = 5 if error.status_code == 503 else None
+            code = CODES[error.status_code]
+            return await refused(
+                request,
+                RequestError(error.status_code, error.detail, code=code, retry_after=again),
+            )
         there = ", ".join(
             [
                 "POST /v1/images/generations makes images",

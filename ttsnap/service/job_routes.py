@@ -15,10 +15,10 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from ttsnap.files.settings import Json
 from ttsnap.service.job_store import COMPLETED, FAILED, StoredJob
-from ttsnap.service.jobs import REMIXED, Jobs, read
+from ttsnap.service.jobs import REMIXED, Jobs
 from ttsnap.service.limits import RequestError
 from ttsnap.service.replies import reply_of, stills_of
-from ttsnap.service.requests import Generation, Video
+from ttsnap.service.requests import Generation, Video, read_body
 
 PATHS = {
     "video": "/v1/videos",
@@ -108,7 +108,7 @@ def file_of(job: StoredJob, jobs: Jobs, variant: str, rank: str) -> Response:
     if variant in STILLS:
         name, media = f"{variant}.webp", MEDIA["webp"]
     else:
-        made, form = len((job.outcome or {})["data"]), read(job).output_format
+        made, form = len((job.outcome or {})["data"]), read_body(job.kind, job.body).output_format
         if not rank.isdecimal() or not 1 <= int(rank[:9]) <= made:
             raise RequestError(
                 404,
@@ -154,7 +154,7 @@ def whole(job: StoredJob, jobs: Jobs) -> dict[str, Any]:
     told = shown(job, jobs)
     if job.status != COMPLETED or job.outcome is None:
         return told
-    wanted = read(job)
+    wanted = read_body(job.kind, job.body)
     if not isinstance(wanted, Generation):
         return {**told, **job.outcome}
     folder, count = jobs.store.files(job), len(job.outcome["data"])

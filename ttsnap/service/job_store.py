@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import locked, write_bytes, write_text
-from ttsnap.service.edits import Pictures, arguments_of
+from ttsnap.service.forms import Pictures, arguments_of
 from ttsnap.service.limits import RequestError, ServiceLimits, storage_failed
 from ttsnap.service.monitoring import Seldom
 

@@ -9,45 +9,27 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
-from ttsnap.files.settings import Json, plain
+from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_bytes
-from ttsnap.options.option import changed, values
-from ttsnap.service.edits import Edit, Pictures
+from ttsnap.service.forms import Pictures
 from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, JobStore, StoredJob
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, stopping
 from ttsnap.service.loras import BUSY
 from ttsnap.service.monitoring import log_request
 from ttsnap.service.replies import files_of, response_fields, stills_of
-from ttsnap.service.requests import Body, Generation, Video, validated
+from ttsnap.service.requests import Generation, Video, read_body
 from ttsnap.service.tickets import Done, Partial, PendingRequest, RequestParser
 from ttsnap.service.worker import Worker
 
 logger = logging.getLogger(__name__)
-KINDS: dict[str, type[Generation] | type[Video]] = {
-    kind.kind: kind for kind in (Generation, Edit, Video)
-}
 REMIXED = "remixed_from_video_id"
 """The job of which another prompt made this one, among the values of a stored request."""
 SWEEP, AGAIN = 60.0, 1.0
 """Seconds between two looks for what expired; until what could not be done is tried again."""
-
-
-def written(wanted: Body) -> dict[str, Json]:
-    """A request as plain values, of which `read` makes the same."""
-    fields = {
-        name: plain(value) for name, value in values(wanted).items() if name in changed(wanted)
-    }
-    return {"fields": fields, "ignored": list(wanted.ignored)}
-
-
-def read(job: StoredJob) -> Generation | Video:
-    """The request of a job, checked as when it came. RequestError where that is no longer taken."""
-    wanted = validated(KINDS[job.kind], job.body["fields"])
-    return replace(wanted, ignored=tuple(map(str, job.body["ignored"])))
 
 
 @dataclass(eq=False)
@@ -88,8 +70,8 @@ class Jobs:
             raise stopping()
         ticket = self.desk.ticket(wanted, caller, pictures, job=True)
         model = self.desk.offer.model
-        settled = replace(wanted, seed=ticket.request.seed, model=model)
-        body = written(settled) | ({} if remixed is None else {REMIXED: remixed})
+        settled = wanted.model_copy(update={"seed": ticket.request.seed, "model": model})
+        body = settled.written() | ({} if remixed is None else {REMIXED: remixed})
         job = await asyncio.to_thread(self.store.add, caller, wanted.kind, model, body, pictures)
         self._wake.set()
         return job
@@ -220,7 +202,7 @@ class Jobs:
         """What a job's search found, whose files are written. RequestError where it ends
         without."""
         wanted, pictures = await asyncio.to_thread(
-            lambda: (read(run.job), self.store.pictures(run.job))
+            lambda: (read_body(run.job.kind, run.job.body), self.store.pictures(run.job))
         )
         ticket = run.ticket = self.desk.ticket(wanted, run.job.owner, pictures, job=True)
         while True:

@@ -1,30 +1,29 @@
-"""The body of a request, checked, and the search that it stands for.
+"""The bodies of requests, and the searches that they stand for.
 
-Fields are those of OpenAI's `POST /v1/images/generations`, and ours in addition. Clients name
-rewards and searches that the operator offers, and no file, model or address. vLLM-Omni and SGLang
-have other names for some fields: {"width": 512, "height": 512, "num_inference_steps": 4,
-"generator_device": "cuda"} is {"size": "512x512", "steps": 4}, with a warning that generator_device
-is not used.
+Fields are those of OpenAI's `POST /v1/images/generations`, and ours in addition: the options that
+are offered. Clients name rewards and searches that the operator offers, and no file, model or
+address. vLLM-Omni and SGLang have other names for some fields: {"width": 512, "height": 512,
+"num_inference_steps": 4, "generator_device": "cuda"} is {"size": "512x512", "steps": 4}, with a
+warning that generator_device is not used.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from annotated_types import Interval
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from ttsnap.core.names import FieldError, unknown
-from ttsnap.files.plain_yaml import read_text
-from ttsnap.files.reading import parse_json
-from ttsnap.files.settings import Count, Positive, Rule, Share, check
-from ttsnap.options.call import Scale
-from ttsnap.options.engine import EngineOptions
-from ttsnap.options.option import option, options_of
+from ttsnap.files.settings import Count, Fraction, Json, Positive, Rule, Share, build
+from ttsnap.options.call import CALL, Scale
+from ttsnap.options.every import DECLARED
+from ttsnap.request.fields import SearchFields, names_of
 from ttsnap.request.limits import SearchLimits
-from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
+from ttsnap.request.offer import ServingCatalog, request_of
 from ttsnap.request.offer import notes_of as search_notes_of
 from ttsnap.request.request import Prepared, prepare
 from ttsnap.service.limits import RequestError
@@ -40,8 +39,8 @@ EFFORT: dict[Quality, str] = {
 }
 """The effort of qualities with another name."""
 WIDTH_HEIGHT = re.compile("auto|[0-9]{1,5}x[0-9]{1,5}")
-ALIASES = {"num_inference_steps": "steps", "num_outputs_per_prompt": "n"}
-"""Our names of others' fields."""
+SIDES = ("width", "height")
+"""What takes the place of a size."""
 CALLED = {"algorithm": "search", "mask_image": "mask"}
 """Our names of fields that are told of and not read, as their values may mean something else."""
 UNUSED = {
@@ -79,14 +78,12 @@ OFF = {
 }
 """Abilities of other servers that this service lacks. Switched off they change nothing; else they
 are refused."""
-LORA_ALIASES = {"lora_name": "name", "adapter": "name", "lora_scale": "scale"}
-"""Our names of vLLM-Omni's fields of a LoRA."""
 LORA_UNUSED = {"local_path", "path", "lora_path", "lora_local_path", "int_id", "lora_int_id"}
-"""Of these fields, those that change nothing: a LoRA is chosen by its name alone."""
+"""What vLLM-Omni says of a LoRA beside its name, by which alone one is chosen here."""
 _NOTHING: tuple[Any, ...] = (False, 0, "", "false", "0", "none", "null", {}, [], "{}", "[]")
+_lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
 
-@dataclass(frozen=True)
 class Body(SearchFields):
     """The body of any request. Fields of OpenAI's API that this service cannot honour are refused
     by name."""
@@ -94,26 +91,46 @@ class Body(SearchFields):
     kind: ClassVar[str]
     """The subject of a stream's events, and of a job."""
 
-    size: Annotated[str, Rule("WIDTHxHEIGHT, or auto", WIDTH_HEIGHT.fullmatch)] = option(
-        "auto", "WIDTHxHEIGHT, or auto"
+    size: Annotated[str, Rule("WIDTHxHEIGHT, or auto", WIDTH_HEIGHT.fullmatch)] = Field(
+        "auto", description="WIDTHxHEIGHT, or auto"
     )
-    quality: Quality = option(
+    quality: Quality = Field(
         "auto",
-        "the effort: compute of 5, 20 or 80 images; auto and standard are medium; hd, xhigh and max"
-        " are high",
+        description="the effort: compute of 5, 20 or 80 images; auto and standard are medium; hd,"
+        " xhigh and max are high",
     )
-    ignored: tuple[str, ...] = ()
-    """Names of other fields in the body, which change nothing."""
+    _ignored: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """With the size that a width and a height are. FieldError for one without the other."""
+        sides = {name: given[name] for name in SIDES if name in given}
+        if not sides:
+            return given
+        if "size" in given:
+            name = next(iter(sides))
+            raise FieldError(name, f"give size or {name}, not both")
+        for name in SIDES:
+            if not re.fullmatch("[0-9]{1,5}", str(sides.get(name, ""))):
+                got = f"got {str(sides[name])[:60]!r}" if name in sides else f"got no {name}"
+                raise FieldError(name, f"width and height are whole numbers of pixels, {got}")
+        rest = {name: value for name, value in given.items() if name not in SIDES}
+        return {**rest, "size": f"{sides['width']}x{sides['height']}"}
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Names of other fields in the body, which change nothing."""
+        return self._ignored
 
     @property
     def effort(self) -> str:
         """low, medium or high."""
         return EFFORT.get(self.quality, self.quality)
 
-    @property
-    def batch(self) -> EngineOptions:
-        """How its search shares batches."""
-        return EngineOptions(fair=True)
+    def written(self) -> dict[str, Json]:
+        """As plain values, of which `read_body` makes the same."""
+        return {"fields": self.model_dump(exclude_defaults=True), "ignored": list(self.ignored)}
 
     def call(self, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
         """Further arguments of the model's own call. FieldError for fields that do not go
@@ -121,27 +138,29 @@ class Body(SearchFields):
         return {}
 
 
-@dataclass(frozen=True)
 class Generation(Body):
     """An image from a text."""
 
     kind: ClassVar[str] = "image_generation"
 
-    response_format: Literal["b64_json", "url", "file"] = option(
+    response_format: Literal["b64_json", "url", "file"] = Field(
         "b64_json",
-        "images in base64, or as data: URLs; file: the image itself, or a zip of several",
+        description="images in base64, or as data: URLs; file: the image itself, or a zip of"
+        " several",
     )
-    output_format: Literal["png", "jpeg", "webp"] = option("png", "of images")
-    output_compression: Annotated[int, Interval(ge=0, le=100)] = option(
-        100, "of jpeg and webp: 100 is the best quality"
+    output_format: Annotated[Literal["png", "jpeg", "webp"], _lower] = Field(
+        "png", description="of images"
     )
-    background: Literal["auto", "opaque"] | bool = option(
-        "auto", "images are opaque; true: make a job of it, and answer at once"
+    output_compression: Annotated[int, Interval(ge=0, le=100)] = Field(
+        100, description="of jpeg and webp: 100 is the best quality"
     )
-    moderation: Literal["auto", "low"] = option("auto", "taken and not used")
-    stream: bool = option(False, "send events while the search runs")
-    partial_images: Annotated[int, Interval(ge=0, le=3)] = option(
-        0, "how often a stream shows the best estimate so far"
+    background: Literal["auto", "opaque"] | bool = Field(
+        "auto", description="images are opaque; true: make a job of it, and answer at once"
+    )
+    moderation: Literal["auto", "low"] = Field("auto", description="taken and not used")
+    stream: bool = Field(False, description="send events while the search runs")
+    partial_images: Annotated[int, Interval(ge=0, le=3)] = Field(
+        0, description="how often a stream shows the best estimate so far"
     )
 
     def call(self, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
@@ -157,34 +176,40 @@ class Generation(Body):
         return {}
 
 
-@dataclass(frozen=True)
+class Edit(Generation):
+    """A picture changed by a text: the fields of a generation, and how far it is redrawn."""
+
+    kind: ClassVar[str] = "image_edit"
+
+    strength: Fraction | None = Field(None, description=CALL["strength"].text)
+
+    def call(self, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
+        return {**super().call(offer, limits), "strength": self.strength}
+
+
 class Video(Body):
     """A video from a text, and from a first frame where the model takes one."""
 
     kind: ClassVar[str] = "video"
 
-    seconds: Positive | None = option(None, "how long it is, as near as the model's frames allow")
-    num_frames: Count | None = option(None, "in place of seconds")
-    fps: Annotated[float, Interval(gt=0, le=120)] | None = option(
-        None, "frames a second: 16, or 24 for models that read it"
+    seconds: Positive | None = Field(
+        None, description="how long it is, as near as the model's frames allow"
     )
-    frames: Annotated[int, Interval(ge=1, le=32)] = option(
-        4, "frames, chosen evenly, that a reward of images sees"
+    num_frames: Count | None = Field(None, description="in place of seconds")
+    fps: Annotated[float, Interval(gt=0, le=120)] | None = Field(
+        None, description="frames a second: 16, or 24 for models that read it"
     )
-    output_format: Literal["mp4", "webp", "png"] = option(
-        "mp4", "of videos; webp and png are animated"
+    frames: Annotated[int, Interval(ge=1, le=32)] = Field(
+        DECLARED["frames"].default, description=DECLARED["frames"].text
     )
-    response_format: Literal["file"] = option("file", "videos come as files alone")
-    guidance_scale_2: Scale | None = option(
-        None, "guidance of the second network, for models of two"
+    output_format: Annotated[Literal["mp4", "webp", "png"], _lower] = Field(
+        "mp4", description="of videos; webp and png are animated"
     )
-    boundary_ratio: Share | None = option(
-        None, "where the second network begins; for models of two their own"
+    response_format: Literal["file"] = Field("file", description="videos come as files alone")
+    guidance_scale_2: Scale | None = Field(None, description=CALL["guidance_scale_2"].text)
+    boundary_ratio: Share | None = Field(
+        None, description="where the second network begins; for models of two their own"
     )
-
-    @property
-    def batch(self) -> EngineOptions:
-        return replace(super().batch, frames=self.frames)
 
     def call(self, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
         frames, second = self.length(offer, limits), offer.boundary
@@ -219,130 +244,72 @@ class Video(Body):
         return frames
 
 
-def json_of(data: bytes) -> dict[str, Any]:
-    """The object in a body. RequestError for anything else."""
-    try:
-        fields = parse_json(data, "the request")
-    except ValueError as error:
-        raise RequestError(400, str(error), code="invalid_json") from None
-    if not isinstance(fields, dict):
-        raise RequestError(
-            400, f"the request must be a JSON object, got {str(fields)[:60]}", code="invalid_json"
-        )
-    return fields
+KINDS: dict[str, type[Body]] = {kind.kind: kind for kind in (Generation, Edit, Video)}
 
 
 def validated(
-    kind: type[B],
-    fields: Mapping[str, Any],
-    *,
-    form: bool = False,
-    earlier: Mapping[str, Any] | None = None,
+    kind: type[B], fields: Mapping[str, Any], earlier: Mapping[str, Any] | None = None
 ) -> B:
-    """Fields as a body of this kind. form: texts may stand for other values, as they do in forms.
-    earlier: fields of an earlier body, which stay where nothing is given in their place.
-    RequestError names the parameter."""
-    hints = {option.name: option.hint for option in options_of(kind)}
-    ours, called, unused = in_our_names(fields)
-    replaced = {other for pair in EITHER if ours.keys() & pair for other in pair}
-    ours = {name: value for name, value in (earlier or {}).items() if name not in replaced} | ours
-    for field, value in ours.items():
-        name = called.get(field, field)[:60]
-        if field not in hints:
-            raise not_taken("parameter", name, [*hints, *ALIASES, "width", "height"])
-        try:
-            as_text = form and isinstance(value, str)
-            ours[field] = (
-                read_text(name, value, hints[field])
-                if as_text
-                else check(name, value, hints[field])
-            )
-        except ValueError as error:
-            raise RequestError(400, str(error), name, "invalid_value") from None
-    if "prompt" not in ours:
+    """Fields as a body of this kind; those that are null are left out. earlier: fields of an
+    earlier body, which stay where nothing is given in their place. RequestError names the
+    parameter."""
+    given, unused = _used(fields)
+    known = names_of(kind)
+    for name in given:
+        if name not in known and name not in SIDES:
+            raise not_taken("parameter", name[:60], [*known, *SIDES])
+    if "prompt" not in given:
         raise RequestError(400, "prompt is missing; say what to show", "prompt", "invalid_value")
-    return kind(**ours, ignored=tuple(unused))
+    try:
+        body = build(kind, given)
+        if earlier is not None:
+            mine = body.model_dump(exclude_unset=True)
+            replaced = {other for pair in EITHER if mine.keys() & pair for other in pair}
+            kept = {name: value for name, value in earlier.items() if name not in replaced}
+            body = build(kind, {**kept, **mine})
+    except FieldError as error:
+        raise RequestError.of(error) from None
+    body._ignored = unused
+    return body
+
+
+def read_body(kind: str, told: Mapping[str, Any]) -> Any:
+    """The body that `Body.written` told of, checked as when it came. RequestError where that is no
+    longer taken."""
+    body = validated(KINDS[kind], told["fields"])
+    body._ignored = tuple(map(str, told["ignored"]))
+    return body
 
 
 def not_taken(what: str, name: str, known: Iterable[str]) -> RequestError:
     """The answer to a parameter, or a file, that is none of those that are known here."""
     if name in CALLED:
         return RequestError(400, f"{name} is called {CALLED[name]} here", name, "unknown_parameter")
-    if name in OFF or any(name in kind.__dataclass_fields__ for kind in (Generation, Video)):
+    if name in OFF or any(name in kind.model_fields for kind in KINDS.values()):
         said = f"{name} is not offered here; leave it out"
         return RequestError(400, said, name, "unsupported_parameter")
     return RequestError(400, unknown(what, name, known), name, "unknown_parameter")
 
 
-def in_our_names(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """Values by our names, the caller's names by ours, and the names of fields that change nothing.
-
-    Fields that are null are left out. RequestError for a field with two values, and for a width
-    without a height.
-    """
+def _used(fields: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The fields that may change something, and the names of those that change nothing here."""
     given = {name: value for name, value in fields.items() if value is not None}
     unused = [name for name in given if name in UNUSED or any(part in name for part in OPTIONS)]
     off = [name for name, value in given.items() if name in OFF and _plain(value) in _NOTHING]
     given = {name: value for name, value in given.items() if name not in (*unused, *off)}
-    for name, other in (
-        ("size", "width"),
-        ("size", "height"),
-        *((ours, alias) for alias, ours in ALIASES.items()),
-    ):
-        if name in given and other in given:
-            raise RequestError(400, f"give {name} or {other}, not both", other, "invalid_value")
-    if "lora" in given:
-        given["lora"], more = lora_in_our_names(given["lora"])
-        unused += more
-    called = {ALIASES.get(name, name): name for name in given}
-    ours = {
-        name: given[theirs] for name, theirs in called.items() if name not in ("width", "height")
-    }
-    if isinstance(form := ours.get("output_format"), str):
-        ours["output_format"] = form.lower()
-    if "width" in given or "height" in given:
-        for name in ("width", "height"):
-            if not str(given.get(name, "")).isdecimal():
-                got = f"got {str(given[name])[:60]!r}" if name in given else f"got no {name}"
-                raise RequestError(
-                    400,
-                    f"width and height are whole numbers of pixels, {got}",
-                    name,
-                    "invalid_value",
-                )
-        ours["size"], called["size"] = f"{given['width']}x{given['height']}", "width"
-    return ours, called, unused + off
+    if (loras := given.get("lora")) is not None:
+        each = loras if isinstance(loras, list) else [loras]
+        keys = {key for one in each if isinstance(one, dict) for key in one}
+        unused += sorted(f"lora.{key}" for key in keys & LORA_UNUSED)
+        named = list(map(_without_places, each))
+        given["lora"] = named if isinstance(loras, list) else named[0]
+    return given, (*unused, *off)
 
 
-def lora_in_our_names(value: Any) -> tuple[Any, list[str]]:
-    """A LoRA, or several, and the names of its fields that change nothing. Forms have it as JSON,
-    as vLLM-Omni's do."""
-    if isinstance(value, str) and value.startswith(("{", "[")):
-        try:
-            value = parse_json(value.encode(), "lora")
-        except ValueError as error:
-            raise RequestError(400, str(error), "lora", "invalid_value") from None
-    each = value if isinstance(value, list) else [value]
-    ours = [
-        (
-            {
-                LORA_ALIASES.get(name, name): inside
-                for name, inside in one.items()
-                if name not in LORA_UNUSED
-            }
-            if isinstance(one, dict)
-            else one
-        )
-        for one in each
-    ]
-    unused = {
-        f"lora.{name}"
-        for one in each
-        if isinstance(one, dict)
-        for name in one
-        if name in LORA_UNUSED
-    }
-    return ours if isinstance(value, list) else ours[0], sorted(unused)
+def _without_places(lora: Any) -> Any:
+    if not isinstance(lora, dict):
+        return lora
+    return {key: value for key, value in lora.items() if key not in LORA_UNUSED}
 
 
 def _plain(value: Any) -> Any:
@@ -357,10 +324,10 @@ def prepared_of(
 ) -> Prepared:
     """The search of a body. pictures: of an edit, by argument of the pipeline's call. RequestError
     for what is not offered here, or more than the limits allow."""
-    if wanted.model not in (None, offer.model):
+    if (model := wanted.options.get("model", offer.model)) != offer.model:
         raise RequestError(
             404,
-            f"no model {wanted.model!r} here; there is {offer.model!r}",
+            f"no model {model!r} here; there is {offer.model!r}",
             "model",
             "model_not_found",
         )
@@ -373,10 +340,14 @@ def prepared_of(
         call = {**wanted.call(offer, limits), **dict(sides), **(pictures or {})}
         effort = None if wanted.quality == "auto" else wanted.effort
         request = request_of(wanted, offer, limits, effort, **call)
-        asked = replace(request, engine=replace(request.engine, batch=wanted.batch))
+        own: dict[str, Any] = {"frames": wanted.frames} if isinstance(wanted, Video) else {}
+        batch = replace(request.engine.batch, fair=True, **own)
+        asked = replace(request, engine=replace(request.engine, batch=batch))
         return prepare(asked, offer.defaults(offer.model))
     except FieldError as error:
         raise RequestError.of(error) from None
+    except ValueError as error:
+        raise RequestError(400, str(error), code="invalid_value") from None
 
 
 def notes_of(wanted: Body, request: Prepared, limits: SearchLimits) -> tuple[str, ...]:
@@ -400,6 +371,5 @@ def notes_of(wanted: Body, request: Prepared, limits: SearchLimits) -> tuple[str
 def plain(offer: ServingCatalog, limits: SearchLimits) -> Prepared:
     """The search of a prompt alone."""
     any_text = replace(offer, defaults=lambda model: replace(offer.defaults(model), canonical=str))
-    return prepared_of(
-        Generation("-") if offer.frames_every is None else Video("-"), any_text, limits
-    )
+    kind = Generation if offer.frames_every is None else Video
+    return prepared_of(validated(kind, {"prompt": "-"}), any_text, limits)

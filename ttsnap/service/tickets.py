@@ -18,7 +18,7 @@ from ttsnap.core.selection import BEST, Selection
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import Prepared
 from ttsnap.results.record import SearchRecord
-from ttsnap.service.edits import Pictures
+from ttsnap.service.forms import Pictures
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.requests import Body, Generation, Video, notes_of, prepared_of
 
@@ -177,7 +177,7 @@ class RequestParser:
         partials = wanted.partial_images if isinstance(wanted, Generation) else 0
         notes, left_open = (
             notes_of(wanted, search, limits),
-            wanted.draft is None and not search.prompt.inputs,
+            "draft" not in wanted.options and not search.prompt.inputs,
         )
         if (
             left_open
