@@ -205,32 +205,40 @@ def pictures_in(
     if other := next((name for name in sent.files if name not in known), None):
         raise not_taken("file", other[:60], known)
     if issubclass(kind, Edit):
-        images = _files(sent.files, "image", PICTURES)
-        urls = fields.pop(URL, None) or []
-        urls = _files(
-            {URL: urls if isinstance(urls, list) else [urls]}, URL, PICTURES - len(images)
-        )
-        images = [*images, *(_inline(url, URL) for url in urls)]
-        if not images:
-            how = "send it as the file image of multipart/form-data"
-            raise RequestError(400, f"an edit needs a picture: {how}", "image", "missing_parameter")
-        masks = _files(sent.files, "mask", 1)
-        found = {
-            "image": _pictures(images, "image", limits),
-            "mask_image": _pictures(masks, "mask", limits),
-        }
-    elif issubclass(kind, Video):
-        frames = _files(sent.files, FRAME, 1)
-        references = [name for name in (FRAME, REFERENCE) if fields.get(name) is not None]
-        if len(frames) + len(references) > 1:
-            said = f"give one first frame, as {FRAME}"
-            raise RequestError(400, said, references[-1], "invalid_value")
-        frames = [*frames, *(_inline(fields[name], name) for name in references)]
-        fields = {name: value for name, value in fields.items() if name not in (FRAME, REFERENCE)}
-        found = {"image": _pictures(frames, FRAME, limits.of_videos)}
-    else:
-        found = {}
-    return fields, arguments_of(found)
+        return fields, _of_edit(fields, sent.files, limits)
+    if issubclass(kind, Video):
+        return fields, _of_video(fields, sent.files, limits)
+    return fields, {}
+
+
+def _of_edit(
+    fields: dict[str, Any], files: Mapping[str, list[bytes]], limits: ServiceLimits
+) -> Pictures:
+    """The pictures and the mask of an edit. Those that are texts are taken out of the fields."""
+    images, masks = _at_most(PICTURES, files, "image"), _at_most(1, files, "mask")
+    urls = fields.pop(URL, None) or []
+    urls = urls if isinstance(urls, list) else [urls]
+    _at_most(PICTURES - len(images), {URL: urls}, URL)
+    images = [*images, *(_inline(url, URL) for url in urls)]
+    if not images:
+        how = "send it as the file image of multipart/form-data"
+        raise RequestError(400, f"an edit needs a picture: {how}", "image", "missing_parameter")
+    found = _pictures(images, "image", limits)
+    return arguments_of({"image": found, "mask_image": _pictures(masks, "mask", limits)})
+
+
+def _of_video(
+    fields: dict[str, Any], files: Mapping[str, list[bytes]], limits: ServiceLimits
+) -> Pictures:
+    """The first frame of a video, where it has one. A text is taken out of the fields."""
+    frames = _at_most(1, files, FRAME)
+    texts = {name: fields.pop(name, None) for name in (FRAME, REFERENCE)}
+    given = [name for name, text in texts.items() if text is not None]
+    if len(frames) + len(given) > 1:
+        said = f"give one first frame, as {FRAME}"
+        raise RequestError(400, said, given[-1], "invalid_value")
+    frames = [*frames, *(_inline(texts[name], name) for name in given)]
+    return arguments_of({"image": _pictures(frames, FRAME, limits.of_videos)})
 
 
 def arguments_of(pictures: Mapping[str, tuple[Picture, ...]]) -> Pictures:
@@ -264,8 +272,8 @@ def _pictures(files: Sequence[bytes], field: str, limits: ServiceLimits) -> tupl
         raise RequestError(400, str(error), field, "invalid_image") from None
 
 
-def _files(files: Mapping[str, Any], name: str, most: int) -> list[Any]:
-    """The files of a name, in their order. RequestError for more than `most`."""
+def _at_most(most: int, files: Mapping[str, Any], name: str) -> list[Any]:
+    """The files of a name, in their order. RequestError for more."""
     found: list[Any] = files.get(name, [])
     if len(found) > most:
         said = f"a request has at most {most} {name}, got {len(found)}"
