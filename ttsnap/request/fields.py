@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
+from annotated_types import Interval
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
 
@@ -14,6 +15,10 @@ from ttsnap.options.every import OFFERED
 from ttsnap.options.option import Offered, Option
 
 M = TypeVar("M", bound=BaseModel)
+MOST_SCALE = 100.0
+"""Of a LoRA, as in ComfyUI."""
+STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+"""As `check` reads plain values."""
 
 
 def field_of(name: str, option: Option) -> tuple[Any, Any]:
@@ -38,7 +43,7 @@ def offering(kind: type[M]) -> type[M]:
 class SearchFields(BaseModel):
     """What strangers write in the same words at every door; None: nothing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = STRICT
     prompt: str = Field(description="what to show")
     n: Count = Field(
         1,
@@ -67,6 +72,17 @@ class SearchFields(BaseModel):
         """The values that are given for options, by the options' own names."""
         values = {option.name: vars(self)[name] for name, option in OFFERED.items()}
         return {name: value for name, value in values.items() if value is not None}
+
+
+class LoraChoice(BaseModel):
+    """A LoRA that is asked for, in our words or vLLM-Omni's."""
+
+    model_config = STRICT
+    name: str = Field(validation_alias=AliasChoices("name", "lora_name", "adapter"))
+    scale: Annotated[float, Interval(ge=-MOST_SCALE, le=MOST_SCALE)] | None = Field(
+        None, validation_alias=AliasChoices("scale", "lora_scale")
+    )
+    """None: 1."""
 
 
 def names_in(field: FieldInfo) -> list[str]:

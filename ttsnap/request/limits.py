@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from annotated_types import Interval
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.names import FieldError, unknown
@@ -25,8 +24,6 @@ from ttsnap.request.request import Lora
 
 LEAST_SIDE = 16
 """Pixels."""
-MOST_SCALE = 100.0
-"""Of a LoRA, as in ComfyUI."""
 USUAL = Budget.of_effort("medium")
 """The cap on evaluations beside a budget in units that evaluations need not use up, as tokens and
 gradients."""
@@ -36,17 +33,6 @@ def whole(field: str, value: object, low: int, high: int) -> int:
     """A whole number from low to high, which pages give as floats. FieldError for anything else."""
     plain = int(value) if isinstance(value, float) and value.is_integer() else value
     return int(check(field, plain, Annotated[int, Interval(ge=low, le=high)]))
-
-
-class LoraChoice(BaseModel):
-    """A LoRA that is asked for, in our words or vLLM-Omni's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    name: str = Field(validation_alias=AliasChoices("name", "lora_name", "adapter"))
-    scale: Annotated[float, Interval(ge=-MOST_SCALE, le=MOST_SCALE)] | None = Field(
-        None, validation_alias=AliasChoices("scale", "lora_scale")
-    )
-    """None: 1."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +124,8 @@ class SearchLimits(Settings):
         """Those of one choice, or of several: NAME or {"name": NAME, "scale": NUMBER}. In the order
         of their names, so that equal choices share batches; what has a scale of 0 changes nothing,
         and is left out."""
+        from ttsnap.request.fields import LoraChoice  # with pydantic, which --help does not load
+
         wanted = given if isinstance(given, list) else [given]
         if not offered:
             raise FieldError("lora", "no LoRAs are offered here; leave lora out")
