@@ -144,6 +144,18 @@ def test_good_fields_are_read() -> None:
     assert asked(prompt="ein Fuchs 🦊 <b>&").prompt.text == "ein Fuchs 🦊 <b>&"
 
 
+@pytest.mark.parametrize("missing", FIELDS)
+def test_a_field_that_is_missing_is_as_one_that_is_empty(missing: str) -> None:
+    fields = {name: value for name, value in FIELDS.items() if name != missing}
+    try:
+        wanted = read({**fields, missing: None}, OFFER, DemoLimits())
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error))):
+            read(fields, OFFER, DemoLimits())
+    else:
+        assert read(fields, OFFER, DemoLimits()) == wanted
+
+
 def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafter() -> None:
     offer = ServingCatalog(
         "embedded", ("scenes", "brightness"), none, draft="my_draft:2", any_model=True

@@ -63,15 +63,22 @@ class DemoLimits(SearchLimits):
         return budget
 
 
+FIELDS = (
+    *("prompt", "model", "algorithm", "rewards", "budget", "steps", "seed", "keep", "size"),
+    *("negative", "guidance", "draft", "picture", "strength", "diverse"),
+)
+"""The fields of the form. One that is missing is None."""
+
+
 def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -> SearchRequest:
     """The search request of the form's fields. FieldError says what is wrong with a field.
 
-    Fields: prompt, model, algorithm, rewards, budget, steps, seed, keep, size, negative, guidance,
-    draft, picture, strength and diverse. size and guidance are the model's own where they are None;
-    picture is the bytes of a file, or None.
+    size and guidance are the model's own where they are None; picture is the bytes of a file, or
+    None.
     """
-    algorithm, guidance = fields.get("algorithm"), fields.get("guidance")
-    negative, data = fields.get("negative"), fields.get("picture")
+    fields = {**dict.fromkeys(FIELDS), **fields}
+    algorithm, guidance = fields["algorithm"], fields["guidance"]
+    negative, data = fields["negative"], fields["picture"]
     if not isinstance(algorithm, str) or algorithm not in OFFERED:
         raise FieldError("algorithm", unknown("algorithm", algorithm, OFFERED))
     if guidance is not None and guidance != "":
@@ -93,10 +100,10 @@ def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -
             "negative_prompt": None if str(negative or "").isspace() else negative or None,
             "guidance_scale": None if guidance == "" else guidance,
             "draft": fields["draft"] if picture is None and drafts(algorithm) else None,
-            "diverse": fields.get("diverse") or False,
+            "diverse": fields["diverse"] or False,
         }
     )
-    strength = None if picture is None else check("strength", fields.get("strength") or 0, Fraction)
+    strength = None if picture is None else check("strength", fields["strength"] or 0, Fraction)
     sides: dict[str, Any] = {"width": size, "height": size} if size else {}
     request = request_of(given, offer, limits, image=picture, strength=strength, **sides)
     if picture is not None:
