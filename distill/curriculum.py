@@ -90,16 +90,17 @@ def draw(
     """
     rng = np.random.default_rng((seed, step))
     rows = rng.choice(len(prompts), groups, replace=groups > len(prompts))
-    old = groups if stage.at is None else round(earlier * groups) if stage.before else 0
-    at: list[int] = rng.choice(stage.before, old).tolist() if old else []
-    at += [] if stage.at is None else [stage.at] * (groups - old)
-    order = rng.permutation(groups)
-    return [
-        ComparedSeeds(
-            prompts[row], at[k], tuple(rng.choice(seeds[row], group_size, replace=False).tolist())
-        )
-        for row, k in zip(rows, order, strict=True)
-    ]
+    if stage.at is None:
+        at: list[int] = rng.choice(stage.before, groups).tolist()
+    else:
+        old = round(earlier * groups) if stage.before else 0
+        at = rng.choice(stage.before, old).tolist() if old else []
+        at += [stage.at] * (groups - old)
+    found = []
+    for row, k in zip(rows, rng.permutation(groups), strict=True):
+        drawn = rng.choice(seeds[row], group_size, replace=False).tolist()
+        found.append(ComparedSeeds(prompts[row], at[k], tuple(drawn)))
+    return found
 
 
 def held_out(texts: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -23,20 +23,14 @@ COLUMNS = {
 def table(evaluation: Evaluation) -> str:
     """A Markdown table with a row for each noise level and reward."""
     head = ["noise", "step", "reward", *COLUMNS.values()]
-    body = [
-        [
-            f"{row['level']:.3f}",
-            str(row["step"]),
-            name,
-            *(_number(row[name][key]) for key in COLUMNS),
-        ]
-        for row in evaluation.rows
-        for name in evaluation.names
-    ]
+    body = []
+    for row in evaluation.rows:
+        for name in evaluation.names:
+            numbers = [_number(row[name][key]) for key in COLUMNS]
+            body.append([f"{row['level']:.3f}", str(row["step"]), name, *numbers])
     lines = markdown(head, body, left=(2,))
-    kind = {True: "held-out prompts", False: "of the prompts trained on", None: "prompts"}[
-        evaluation.held_out
-    ]
+    kinds = {True: "held-out prompts", False: "of the prompts trained on", None: "prompts"}
+    kind = kinds[evaluation.held_out]
     count = f"{evaluation.prompts} {kind} x {evaluation.seeds} seeds"
     note = f"{count}; ranks within a prompt; best kept, regret: of a cut to the best quarter"
     return f"{lines}\n\n{note}"

@@ -114,12 +114,11 @@ def train(
     parameters = dict(student.trainable())
     if not parameters:
         raise ValueError("the student has nothing to train: its trainable() is empty")
+    decayed = [p for p in parameters.values() if p.ndim > 1]
+    others = [p for p in parameters.values() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [
-        {
-            "params": [p for p in parameters.values() if p.ndim > 1],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for p in parameters.values() if p.ndim <= 1]},
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others},
     ]
     filled = [group for group in groups if group["params"]]
     rates = curriculum.per_level("lr", config.lr, len(plan.stages))

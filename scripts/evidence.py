@@ -12,6 +12,7 @@ from typing import Any
 
 from ttsnap.check.evidence import shown
 from ttsnap.check.ladder import Rung
+from ttsnap.check.titles import title
 from ttsnap.files.reading import read_object
 from ttsnap.files.settings import build
 from ttsnap.files.writing import markdown
@@ -72,24 +73,16 @@ def compare(files: dict[str, Any]) -> str:
     rows = []
     for stem, whole in sorted(files.items()):
         rungs = {name: build(Rung, data) for name, data in whole["rungs"].items()}
-        cost, signal = (rungs.get(name, Rung(name)).figures for name in ("cost", "signal"))
-        leads = {title: figure for title, figure in signal.items() if title.startswith("lead of ")}
-        lead = max(leads.items(), key=lambda each: each[1].low or 0.0, default=None)
-        rows.append(
-            (
-                f"[{shown(whole['model'])}](evidence/{stem}.md)",
-                whole["device"],
-                whole["date"],
-                whole["verdict"],
-                (
-                    ""
-                    if lead is None
-                    else f"{lead[0].removeprefix('lead of ').partition(' over')[0]} {lead[1]}"
-                ),
-                str(cost.get("an evaluation in it", "")),
-                str(cost.get("share that is neither the model's nor a reward's", "")),
-            )
-        )
+        cost, signal = (rungs.get(name, Rung(name)) for name in ("cost", "signal"))
+        leads = signal.of("lead")
+        best = max(leads, key=lambda name: leads[name].low or 0.0, default=None)
+        lead = "" if best is None else f"{title(best)} {leads[best]}"
+        link = f"[{shown(whole['model'])}](evidence/{stem}.md)"
+        measured = [
+            cost.figures.get(name, "") for name in ("evaluation-in-search", "share-of-loop")
+        ]
+        about = (whole["device"], whole["date"], whole["verdict"])
+        rows.append((link, *about, lead, *map(str, measured)))
     head = (
         "model",
         "device",

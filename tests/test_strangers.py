@@ -50,6 +50,9 @@ from ttsnap.bench.arms import read_arms
 from ttsnap.bench.folder import open_bench
 from ttsnap.bench.prompts import PromptRecord, read_prompt_set
 from ttsnap.bench.summary import summarize
+from ttsnap.check.ladder import Rung, Setup
+from ttsnap.check.signal import planned
+from ttsnap.check.verdict import of_service, verdict
 from ttsnap.cli import distill, generate, replay
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import EstimatorAt, estimates
@@ -71,7 +74,7 @@ from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import Shard, ShardWriter, read_shard
 from ttsnap.request.offer import ServingCatalog
-from ttsnap.request.request import ModelDefaults, Prepared
+from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared
 from ttsnap.results.media import save_video
 from ttsnap.reward_models.noise_aware import files as adapter_files
 from ttsnap.reward_models.noise_aware.student import NoiseAware
@@ -212,6 +215,22 @@ DRAFT = {
     "trained_for": {"steps": 20},
     "checked": [CHECKED],
 }
+RUNG = {
+    "name": "signal",
+    "figures": {"lead:pruning": {"value": 3.0, "low": 1.0, "high": 5.0, "unit": "%"}},
+    "said": ["it holds"],
+    "missing": {"rank:estimate:0.90:2": "why"},
+    "holds": True,
+    "done": True,
+    "seconds": 1.5,
+    "known": {
+        "batch_size": 4,
+        "seconds": {"nfe": 0.1},
+        "varied": True,
+        "latest": "rank:estimate:0.90:2",
+        "schedules": {"pruning": {"name": "seed-pruning", "keep": [0.5]}},
+    },
+}
 CHECKPOINT = {"step": 3, "files": {"model.safetensors": sha256().hexdigest()}, "about": {"lr": 1}}
 SCORES = np.random.default_rng(0).random((2, 2, 3, 1))
 RECORDING = Recording(("a", "b"), SCORES, Grid((1.0, 0.5, 0.0)), ("r",), info={"model": "embedded"})
@@ -332,6 +351,21 @@ def write_checkpoint(folder: Path, doc: Any) -> None:
     (folder / "00000003").mkdir(exist_ok=True)
     as_json("state.json")(folder / "00000003", doc)
     (folder / "00000003" / "model.safetensors").write_bytes(b"")
+
+
+def checked(folder: Path) -> Setup:
+    return Setup(None, EngineSpec(None, ()), (), folder)
+
+
+def read_rung(folder: Path) -> None:
+    found = checked(folder).climb("signal", lambda _: Rung("signal"), 1.0)
+    found.lines()
+    verdict({"parity": found, "denoising": found, "signal": found})
+    of_service(found)
+
+
+def read_plan(folder: Path) -> None:
+    planned(checked(folder), 0)
 
 
 def read_model(folder: Path) -> None:
@@ -512,6 +546,8 @@ READERS: dict[str, Reader] = {
     "evaluation": Reader(
         EVALUATION, as_json("x.json"), lambda folder: Evaluation.read(folder / "x.json")
     ),
+    "rung": Reader(RUNG, as_json("signal.json"), read_rung),
+    "plan": Reader({"prompts": 3, "seeds": 8}, as_json("plan.json"), read_plan),
     "prompt set": Reader(
         [{"prompt": "a cup", "tag": "x", "tags": {"y": [1]}}], as_json("x.json"), read_prompts
     ),

@@ -206,13 +206,15 @@ def _shard(
     settings: Mapping[str, Json],
     stopping: Callable[[], bool],
 ) -> Trajectories:
-    """A shard. What there is of it is kept in the folder `begun` from time to time, and where a
-    signal comes."""
-    steps, (done, folder) = denoiser.grid.steps, checkpoints.latest(begun, settings) or (0, None)
+    """A shard, batch by batch. What there is of it is kept in the folder `begun` from time to time,
+    and where a signal comes."""
+    steps = denoiser.grid.steps
+    done, folder = checkpoints.latest(begun, settings) or (0, None)
     there = load_file(folder / UNDER_WAY) if folder is not None else {}
-    first, step = divmod(done, steps)
+    first, step = divmod(done, steps)  # whole batches, then steps of the one under way
+    under_way = (step, there["x"], there["kept"]) if step else None
     made = {name: [there[name]] if first else [] for name in ("states", "ends")}
-    under_way, saved = (step, there["x"], there["kept"]) if step else None, time.monotonic()
+    saved = time.monotonic()
 
     def pause(number: int, step: int, **more: Tensor) -> None:
         nonlocal saved
@@ -225,10 +227,12 @@ def _shard(
 
     for number in range(first, math.ceil(len(texts) / config.batch)):
         i = number * config.batch
-        some, at = texts[i : i + config.batch], partial(pause, number)
-        found = trajectories(denoiser, some, first_seed + i, config, under_way, at)
-        made["states"].append(found[0])
-        made["ends"].append(found[1])
+        some = texts[i : i + config.batch]
+        states, ends = trajectories(
+            denoiser, some, first_seed + i, config, under_way, partial(pause, number)
+        )
+        made["states"].append(states)
+        made["ends"].append(ends)
         under_way = None
         pause(number + 1, 0)
     return Trajectories(texts, first_seed, *map(torch.cat, made.values()))

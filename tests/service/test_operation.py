@@ -462,14 +462,14 @@ def test_a_check_of_a_service_tells_its_rates_and_whether_images_are_those_of_on
     assert checked.model() == "embedded"
     found = checked.check([Prompt("two green crosses"), Prompt("a red circle")])
     figures = {name: figure.value for name, figure in found.figures.items()}
-    for compared in ("one alone against the same among 16", "svdd alone against the same among 4"):
+    for compared in ("among:16", "branching:svdd:4"):
         most = found.figures[compared].high
         assert most is not None
         assert most <= 1, "rounding may differ with the batch"
     # two images in a batch of 16
-    assert figures["batches filled of 1 client"] == pytest.approx(12.5)
-    assert figures["batches filled of 16 clients"] > 3 * 12.5  # how full depends on when they come
-    assert figures["latency of 4 clients"] > 0
+    assert figures["fill:1"] == pytest.approx(12.5)
+    assert figures["fill:16"] > 3 * 12.5  # how full depends on when they come
+    assert figures["latency:4"] > 0
     assert of_service(found).word == GO
     wrong = Own(caller.url, 0.0, lambda _: None)
     assert of_service(wrong.check([Prompt("a red circle")])).word == NO_GO
@@ -480,7 +480,7 @@ def test_a_check_of_a_service_that_refuses_callers_is_undecided(
 ) -> None:
     server = serving(ServiceLimits(per_key=1, drain=0.1))
     found = Service(server.url, 0.0, lambda _: None).check([Prompt("a red circle")])
-    assert "429" in found.missing["a request of 16 clients"]
+    assert "429" in found.missing["request-of:16"]
     assert of_service(found).word == UNDECIDED
     with pytest.raises(ValueError, match="no service answers"):
         Service("http://127.0.0.1:9", 0.0).model()
@@ -550,7 +550,7 @@ def test_a_check_of_something_else_than_a_service_says_what_came(
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 2**27
-    assert found.missing["a request"].startswith(
+    assert found.missing["request"].startswith(
         "it did not" if kind == "slow" else "it answered with no image"
     )
     assert of_service(found).word == UNDECIDED

@@ -214,12 +214,8 @@ def _table(rows: Sequence[str], delimiter: str, path: Path) -> Records:
             if item in items:
                 continue
             items.add(item)
-        records.append(
-            {
-                "prompt": row[at],
-                **{name: cell for name, cell in cells.items() if name != header[at]},
-            }
-        )
+        del cells[header[at]]
+        records.append({"prompt": row[at], **cells})
     return records
 
 

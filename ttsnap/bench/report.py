@@ -85,23 +85,16 @@ def _write_results(bench: Bench, there: OpenBench, found: Sequence[Found]) -> No
     prompts = {prompt.index: prompt for prompt in bench.prompts}
     rows = []
     for image in found:
-        path = image_path(there.folder, image.arm, image.index, image.repeat).relative_to(
-            there.folder
-        )
-        told = {
-            key: value for key, value in to_json(image).items() if key not in ("arm", "image_bytes")
+        path = image_path(there.folder, image.arm, image.index, image.repeat)
+        row: dict[str, Json] = {
+            "algorithm": names[image.arm],
+            "image": path.relative_to(there.folder).as_posix(),
+            "prompt": prompts[image.index].metadata["prompt"],
         }
-        rows.append(
-            {
-                "algorithm": names[image.arm],
-                "image": path.as_posix(),
-                "prompt": prompts[image.index].metadata["prompt"],
-                **told,
-            }
-        )
-    write_text(
-        there.folder / RESULTS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    )
+        row |= to_json(image)
+        del row["arm"], row["image_bytes"]
+        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(there.folder / RESULTS, "".join(rows))
 
 
 # --- in words -------------------------------------------------------------------------------------
@@ -111,20 +104,15 @@ def main_tables(lines: Sequence[Line], title: str) -> str:
     """Means and costs of each algorithm, then differences to the first algorithm."""
     scores = list(lines[0].scores)
     costs = list(dict.fromkeys(name for line in lines for name in line.costs))
-    means = [
-        [
-            *(line.name, *map(str, line.scores.values())),
-            *(format(line.costs.get(name, 0.0), ABOUT.get(name, ".1f")) for name in costs),
-        ]
-        for line in lines
-    ]
+    means = []
+    for line in lines:
+        taken = [format(line.costs.get(name, 0.0), ABOUT.get(name, ".1f")) for name in costs]
+        means.append([line.name, *map(str, line.scores.values()), *taken])
     text = f"{title}\n\n{markdown(['algorithm', *scores, *costs], means)}"
     if len(lines) > 1:
         rows = [[line.name, *map(str, line.differences.values())] for line in lines[1:]]
-        text += (
-            f"\n\ndifference to {lines[0].name}, prompt by"
-            f" prompt:\n\n{markdown(['algorithm', *scores], rows)}"
-        )
+        table = markdown(["algorithm", *scores], rows)
+        text += f"\n\ndifference to {lines[0].name}, prompt by prompt:\n\n{table}"
     for line in lines:
         if line.failed:
             text += (
@@ -139,38 +127,25 @@ def category_tables(lines: Sequence[Line]) -> str:
     categories."""
     tables = []
     for score, kinds in lines[0].by_category.items():
-        if kinds:
-            head = ["category", "prompts", *(line.name for line in lines)]
-            rows = [
-                [
-                    kind or "(none)",
-                    str(first.prompts),
-                    *(str(line.by_category[score][kind]) for line in lines),
-                ]
-                for kind, first in kinds.items()
-            ]
-            tables.append(f"{score} by category:\n\n{markdown(head, rows)}")
+        if not kinds:
+            continue
+        head = ["category", "prompts", *(line.name for line in lines)]
+        rows = []
+        for kind, first in kinds.items():
+            means = [str(line.by_category[score][kind]) for line in lines]
+            rows.append([kind or "(none)", str(first.prompts), *means])
+        tables.append(f"{score} by category:\n\n{markdown(head, rows)}")
     return "\n\n".join(tables)
 
 
 def table_of_parts(parts: Mapping[str, Sequence[Line]]) -> str:
     """Means of all scores as papers print them: a row an algorithm, columns of each part."""
     first, *_ = parts.values()
-    head = [
-        "algorithm",
-        *(f"{part}: {score}" for part, lines in parts.items() for score in lines[0].scores),
-    ]
-    rows = [
-        [
-            name,
-            *(
-                f"{score.mean:.4f}"
-                for lines in parts.values()
-                for score in lines[i].scores.values()
-            ),
-        ]
-        for i, name in enumerate(line.name for line in first)
-    ]
+    head, rows = ["algorithm"], [[line.name] for line in first]
+    for part, lines in parts.items():
+        head += [f"{part}: {score}" for score in lines[0].scores]
+        for row, line in zip(rows, lines, strict=True):
+            row += [f"{score.mean:.4f}" for score in line.scores.values()]
     return markdown(head, rows)
 
 
@@ -183,12 +158,8 @@ def table_of_plans(parts: Mapping[str, Sequence[Foreseen]]) -> str:
         for each in found:
             amounts = [*(each.cost.amounts()[i] for i in kinds), each.flops / 1e12, each.seconds]
             totals += each.images * np.array(amounts, float)
-            rows.append(
-                [
-                    f"{part}: {each.arm}" if part else each.arm,
-                    *(f"{amount:,.6g}" for amount in amounts),
-                ]
-            )
+            name = f"{part}: {each.arm}" if part else each.arm
+            rows.append([name, *(f"{amount:,.6g}" for amount in amounts)])
     rows.append(["all images", *(f"{total:,.6g}" for total in totals)])
     return markdown(["an image of", *(KINDS[i].label for i in kinds), "TFLOPs", "seconds"], rows)
 
@@ -197,7 +168,8 @@ def table_of_plans(parts: Mapping[str, Sequence[Foreseen]]) -> str:
 
 
 def draw(path: Path, lines: Sequence[Line]) -> None:
-    """Write a PNG. ImportError without matplotlib."""
+    """Write a PNG: a row a score, with the means of all algorithms and their differences to the
+    first one. ImportError without matplotlib."""
     from matplotlib.figure import Figure
 
     scores, names = list(lines[0].scores), [line.name for line in lines]

@@ -90,34 +90,26 @@ def summarize(
     combined: whether the number that the search raised means the same in every search, and may have
         a column.
     """
-    by_arm = {arm.folder: [image for image in found if image.arm == arm.folder] for arm in arms}
-    names = _names(found, combined)
-    values = {
-        arm.folder: {name: _values(by_arm[arm.folder], prompts, name) for name in names}
-        for arm in arms
-    }
-    kinds = _categories(prompts)
-    lines = []
+    names, kinds = _names(found, combined), _categories(prompts)
+    mean, first, lines = MeanOverPrompts.of, dict[str, FloatArray](), []
     for arm in arms:
-        images, mine, first = by_arm[arm.folder], values[arm.folder], values[arms[0].folder]
-        lines.append(
-            Line(
-                arm.name,
-                len(images),
-                {name: MeanOverPrompts.of(mine[name]) for name in names},
-                {name: MeanOverPrompts.of(mine[name] - first[name]) for name in names},
-                {
-                    name: {kind: MeanOverPrompts.of(mine[name][at]) for kind, at in kinds.items()}
-                    for name in names
-                },
-                _costs(images),
-                sum(
-                    score is None
-                    for image in images
-                    for score in (*image.scores.values(), *image.metrics.values())
-                ),
-            )
+        images = [image for image in found if image.arm == arm.folder]
+        values = {name: _values(images, prompts, name) for name in names}
+        first = first or values
+        given = [score for each in images for score in (each.scores, each.metrics)]
+        line = Line(
+            name=arm.name,
+            images=len(images),
+            scores={name: mean(mine) for name, mine in values.items()},
+            differences={name: mean(mine - first[name]) for name, mine in values.items()},
+            by_category={
+                name: {kind: mean(mine[at]) for kind, at in kinds.items()}
+                for name, mine in values.items()
+            },
+            costs=_costs(images),
+            failed=sum(list(scores.values()).count(None) for scores in given),
         )
+        lines.append(line)
     return lines
 
 

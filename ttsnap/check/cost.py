@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ttsnap.algorithms.best_of_n import BestOfN
-from ttsnap.check.ladder import Figure, Rung, Setup, in_short
+from ttsnap.check.ladder import Figure, Known, Rung, Setup, in_short
+from ttsnap.check.titles import title
 from ttsnap.core.cost import Rates
 from ttsnap.core.memory import lacks_memory
 from ttsnap.core.selection import Selection
@@ -43,17 +44,15 @@ def cost(setup: Setup) -> Rung:
     with torch.no_grad():
         best = _batches(setup, rung, denoiser, engine.batch_size)
         latent = denoiser.init_latents([rng.seeded(0)])
-        rung.figures["a decode alone"] = Figure.of_seconds(lambda: denoiser.decode(latent).cpu())
+        rung.figures["decode"] = Figure.of_seconds(lambda: denoiser.decode(latent).cpu())
         preview = None
         if Capability.PREVIEW in denoiser.can:
             preview = Figure.of_seconds(lambda: denoiser.preview(latent).cpu())
-        rung.note(
-            "a preview decode alone", preview, "there is no preview VAE; name one by --preview-vae"
-        )
+        rung.note("preview", preview, "there is no preview VAE; name one by --preview-vae")
         _kernels(setup, rung, denoiser, best)
-    _metered(setup, rung, best, preview)
-    rung.more["batch_size"] = best
-    rung.holds = rung.done = "a search" not in rung.missing
+    seconds = _metered(setup, rung, best, preview)
+    rung.known = Known(batch_size=best, seconds=seconds)
+    rung.holds = rung.done = "search" not in rung.missing
     return rung
 
 
@@ -62,20 +61,20 @@ def _batches(setup: Setup, rung: Rung, denoiser: Any, most: int) -> int:
     sizes = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
     best, least = 1, float("inf")
     for size in sizes:
-        title = f"an evaluation in a batch of {size}"
-        setup.say(f"timing {title}")
+        name = f"evaluation:{size}"
+        setup.say(f"timing {title(name)}")
         try:
             each = Figure.of_seconds(lambda size=size: evaluate(denoiser, size), size)  # type: ignore[misc]
         except Exception as error:
             if not lacks_memory(error):
                 raise
-            rung.missing[title] = "out of memory"
+            rung.missing[name] = "out of memory"
             break
-        rung.figures[title] = each
+        rung.figures[name] = each
         if each.value * GAIN < least:
             best, least = size, each.value
         if size < most and (each.value * size > SLOW or 8 * each.value * size > setup.left):
-            rung.missing[f"batches above {size}"] = (
+            rung.missing[f"larger-batches:{size}"] = (
                 "they would take the time of the other rungs; give more --minutes"
             )
             break
@@ -114,24 +113,20 @@ def _kernels(setup: Setup, rung: Rung, denoiser: Any, size: int) -> None:
             use_attention(
                 setup.pipe, setup.spec.model.attention if setup.spec.model is not None else SDPA
             )
-        rung.note(f"an evaluation with {name} attention", each, why)
+        rung.note(f"attention:{name}", each, why)
 
 
-def _metered(setup: Setup, rung: Rung, size: int, preview: Figure | None) -> None:
-    """A best-of-N of as many images as a batch and the time allow: the shares of its seconds, and
-    its memory."""
+def _metered(setup: Setup, rung: Rung, size: int, preview: Figure | None) -> Rates:
+    """A best-of-N of as many images as a batch and the time allow: seconds of each unit, the shares
+    of its seconds, and its memory."""
     engine = setup.engine(size)
-    evaluation = rung.figures[f"an evaluation in a batch of {size}"].value
-    image = engine.grid.nfe * evaluation + rung.figures["a decode alone"].value
+    evaluation, decode = (rung.figures[name].value for name in (f"evaluation:{size}", "decode"))
+    image = engine.grid.nfe * evaluation + decode
     n = min(max(size, 4), int(setup.left / image))
     if n < 1:
-        rung.more["seconds"] = Rates(
-            nfe=evaluation, decodes=image - engine.grid.nfe * evaluation
-        ).named()
-        rung.missing["a search"] = (
-            f"an image takes {image:.3g} s, and the time was over; give more --minutes"
-        )
-        return
+        why = f"an image takes {image:.3g} s, and the time was over; give more --minutes"
+        rung.missing["search"] = why
+        return Rates(nfe=evaluation, decodes=decode)
     setup.say(f"timing a search of {n} images")
     recorder = Recorder()
     (result,) = search(
@@ -149,29 +144,22 @@ def _metered(setup: Setup, rung: Rung, size: int, preview: Figure | None) -> Non
         reward_calls=by["reward"] / max(1, of.reward_calls),
         previews=preview.value if preview else 0.0,
     )
-    each = {
-        "an evaluation": rates.nfe,
-        "a decode": rates.decodes,
-        "a reward call": rates.reward_calls,
-    }
-    shares = {
-        "share of its decodes": by["decode"],
-        "share of its rewards": by["reward"],
-        "share that is neither the model's nor a reward's": taken - sum(by.values()),
-    }
-    rung.figures[f"a search of {n} images"] = Figure(taken, unit="s")
-    rung.figures |= {f"{part} in it": Figure(seconds, unit="s") for part, seconds in each.items()}
-    rung.figures |= {
-        share: Figure(100 * seconds / taken, unit="%") for share, seconds in shares.items()
-    }
+    each = {"evaluation": rates.nfe, "decode": rates.decodes, "reward": rates.reward_calls}
+    loop = taken - sum(by.values())
+    shares = {"decodes": by["decode"], "rewards": by["reward"], "loop": loop}
+    rung.figures[f"search-of:{n}"] = Figure(taken, unit="s")
+    for part, seconds in each.items():
+        rung.figures[f"{part}-in-search"] = Figure(seconds, unit="s")
+    for part, seconds in shares.items():
+        rung.figures[f"share-of-{part}"] = Figure(100 * seconds / taken, unit="%")
     peak = spent.usage.get("peak_memory_bytes")
     memory = None if peak is None else Figure(peak / 2**30, unit="GiB")
-    rung.note("peak memory", memory, "this system does not tell")
+    rung.note("peak-memory", memory, "this system does not tell")
     if memory is not None:
         rung.said.append(f"memory is the {spent.usage.get('memory_kind')}")
     save_png(setup.out / "sheet.png", recorder.sheet(result))
-    rung.more["seconds"] = rates.named()
-    if rung.figures["share of its decodes"].value > 15 and preview is None:
+    if rung.figures["share-of-decodes"].value > 15 and preview is None:
         rung.said.append(
             "decodes take much of a search: a preview VAE (--preview-vae) would make checks cheaper"
         )
+    return rates

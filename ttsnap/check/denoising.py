@@ -35,8 +35,9 @@ def denoising(setup: Setup) -> Rung:
     """Images without guidance, noised to two levels, and estimated again."""
     rung, engine = Rung("denoising"), setup.engine()
     denoiser: Any = engine.denoiser
-    grid, nfe = engine.grid, (setup.more("cost", "seconds") or {}).get("nfe", 1e-9)
-    n = int(min(IMAGES, len(setup.prompts), max(0.0, setup.left) / nfe / (grid.nfe + len(LEVELS))))
+    grid, seconds = engine.grid, setup.cost.seconds
+    image = (grid.nfe + len(LEVELS)) * (1e-9 if seconds is None else seconds.nfe)
+    n = int(min(IMAGES, len(setup.prompts), max(0.0, setup.left) / image))
     rung.done = n >= FEWEST
     denoiser.guidance = replace(denoiser.guidance, guided=False)
     if denoiser.guidance.passes > 1 or grid.steps < STEPS:
@@ -49,7 +50,7 @@ def denoising(setup: Setup) -> Rung:
     if rung.missing:
         return rung
     denoiser.encode(setup.prompts[:n])
-    parts = torch.arange(n).split(setup.more("cost", "batch_size") or 1)
+    parts = torch.arange(n).split(setup.cost.batch_size or 1)
     images = torch.cat([_images(denoiser, cond) for cond in parts])
     fit = list[bool | None]()
     for step in map(grid.nearest, LEVELS):
@@ -64,7 +65,7 @@ def denoising(setup: Setup) -> Rung:
         fit.append(
             _fits(
                 rung,
-                f"at noise {grid.levels[step]:.2f}",
+                f"{grid.levels[step]:.2f}",
                 noise,
                 found,
                 images,
@@ -98,15 +99,15 @@ def _fits(
     rung: Rung, at: str, noise: Tensor, found: Tensor, images: Tensor, ratio: float
 ) -> bool | None:
     """Whether the noise that is found is what it should be; None where it says too little. All (N,
-    ...); ratio: of signal to noise."""
+    ...); at: the noise level; ratio: of signal to noise."""
     noise, found, images = (each.flatten(1).double().cpu() for each in (noise, found, images))
     whole, error = noise.square().sum(1), (found - noise).square().sum(1)
     both, why = (found * noise).sum(1), "images are not finite"
     removed = Figure.over_prompts(100 * (whole - error), whole, "%")
     most, meant = Figure.over_prompts(both, whole), Figure.over_prompts(both, found.square().sum(1))
-    rung.note(f"noise that estimates remove {at}", removed, why)
-    rung.note(f"noise that they find, as a part of what there is, {at}", most, why)
-    rung.note(f"noise that there is, as a part of what they find, {at}", meant, why)
+    rung.note(f"removed:{at}", removed, why)
+    rung.note(f"found:{at}", most, why)
+    rung.note(f"meant:{at}", meant, why)
     if removed is None or most is None or meant is None:
         return False
     if removed.high < -100 or most.low > MOST_FOUND:  # type: ignore[operator]

@@ -15,12 +15,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ttsnap.check.ladder import Rung
+from ttsnap.check.titles import title
 from ttsnap.check.verdict import Verdict
 from ttsnap.files.settings import build, to_json
 from ttsnap.files.writing import markdown, write_bytes, write_json, write_text
 from ttsnap.results.folders import slug
 
-FORMAT = 1
+FORMAT = 2
 _WORD = r"[^\s'\"`,;:\\/]+"
 _FOLDER = rf"[\\/](?:{_WORD}(?: {_WORD}){{0,3}})?"
 _PATH = re.compile(rf"(?<![\w.)\]-])(?:[A-Za-z]:|~\w*|\.{{1,2}})?(?:{_FOLDER})+[\\/](?={_WORD})")
@@ -126,19 +127,13 @@ def page(whole: Mapping[str, Any], sheet: str | None) -> str:
     lines += ["", "Checked by", "", f"    {whole['command']}"]
     if whole["use"]:
         lines += ["", "What measured best", "", f"    {whole['use']}"]
-    for name, data in whole["rungs"].items():
+    for heading, data in whole["rungs"].items():
         rung = build(Rung, data)
-        rows = [
-            (
-                title,
-                f"{f.value:.3g} {f.unit}".strip(),
-                "" if f.low is None else f"{f.low:.3g} to {f.high:.3g}",
-            )
-            for title, f in rung.figures.items()
-        ]
-        lines += ["", f"## {name.capitalize()} ({rung.seconds:.0f} s)", ""]
+        rows = [(title(name), *figure.cells()) for name, figure in rung.figures.items()]
+        lines += ["", f"## {heading.capitalize()} ({rung.seconds:.0f} s)", ""]
         lines += [markdown(("figure", "value", "interval"), rows), ""] if rows else []
         lines += [f"- {shown(said)}" for said in rung.said]
-        lines += [f"- not measured: {title}: {shown(why)}" for title, why in rung.missing.items()]
+        for name, why in rung.missing.items():
+            lines.append(f"- not measured: {title(name)}: {shown(why)}")
     lines += ["", f"![What a search of this check scored and finished]({sheet})"] if sheet else []
     return "\n".join([*lines, ""])

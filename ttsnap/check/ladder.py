@@ -4,7 +4,7 @@ check goes on."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from ttsnap.check.titles import title
 from ttsnap.core import utility as utilities
+from ttsnap.core.cost import Rates
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.utility import Utility
 from ttsnap.engine.live import LiveEngine
-from ttsnap.files.reading import read_object
-from ttsnap.files.settings import build, to_json
+from ttsnap.files.run_folder import read_unit
+from ttsnap.files.settings import Json, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.request import EngineSpec
@@ -42,11 +44,14 @@ class Figure:
     high: float | None = None
     unit: str = ""
 
+    def cells(self) -> tuple[str, str]:
+        """The number with its unit, and the interval, as text; "" without one."""
+        interval = "" if self.low is None else f"{self.low:.3g} to {self.high:.3g}"
+        return f"{self.value:.3g} {self.unit}".strip(), interval
+
     def __str__(self) -> str:
-        unit = f" {self.unit}" if self.unit else ""
-        return f"{self.value:.3g}{unit}" + (
-            "" if self.low is None else f" ({self.low:.3g} to {self.high:.3g})"
-        )
+        number, interval = self.cells()
+        return f"{number} ({interval})" if interval else number
 
     @classmethod
     def over_prompts(
@@ -88,23 +93,39 @@ class Figure:
         return cls(float(np.median(timed)), min(timed), max(timed), "s")
 
 
+@dataclass(frozen=True)
+class Known:
+    """What later rungs and the verdict need of a rung beside its figures."""
+
+    batch_size: int | None = None
+    """The best one."""
+    seconds: Rates | None = None
+    """Of each unit, as a search took them."""
+    varied: bool | None = None
+    """Whether the seeds of a prompt differ in reward."""
+    latest: str | None = None
+    """The name of the rank correlation of the last estimate before the finished image."""
+    schedules: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    """By the search that was compared, its algorithm as --algorithm reads it."""
+
+
 @dataclass
 class Rung:
     """What a rung found."""
 
     name: str
     figures: dict[str, Figure] = field(default_factory=dict)
+    """By the names of `titles`."""
     said: list[str] = field(default_factory=list)
     """What holds, in words."""
     missing: dict[str, str] = field(default_factory=dict)
-    """What could not be measured, and why."""
+    """What could not be measured, by name, and why."""
     holds: bool | None = None
     """Whether what it is for holds; None where that is not known."""
     done: bool = False
     """Whether nothing is left that more time would add."""
     seconds: float = 0.0
-    more: dict[str, Any] = field(default_factory=dict)
-    """What later rungs need of it, JSON-ready."""
+    known: Known = Known()
 
     def note(self, name: str, figure: Figure | None, why: str) -> None:
         """Keep a figure, or why there is none. What is not finite is none."""
@@ -113,14 +134,20 @@ class Rung:
         else:
             self.figures[name] = figure
 
+    def of(self, word: str) -> dict[str, Figure]:
+        """The figures whose names begin with this word, by what they are of."""
+        begin = f"{word}:"
+        return {
+            name.removeprefix(begin): figure
+            for name, figure in self.figures.items()
+            if name.startswith(begin)
+        }
+
     def lines(self) -> list[str]:
         """All of it as lines to read."""
-        figures = [f"{name}: {figure}" for name, figure in self.figures.items()]
-        return [
-            *figures,
-            *self.said,
-            *(f"{name}: not measured: {why}" for name, why in self.missing.items()),
-        ]
+        figures = [f"{title(name)}: {figure}" for name, figure in self.figures.items()]
+        missing = [f"{title(name)}: not measured: {why}" for name, why in self.missing.items()]
+        return [*figures, *self.said, *missing]
 
 
 @dataclass
@@ -155,9 +182,10 @@ class Setup:
         """By which images are chosen."""
         return utilities.first(utilities.mean, len(self.spec.rewards) - self.judged)
 
-    def more(self, rung: str, name: str) -> Any:
-        """What a rung before this one noted for later ones; None where it did not."""
-        return self.found[rung].more.get(name) if rung in self.found else None
+    @property
+    def cost(self) -> Known:
+        """What the cost rung found; nothing where it did not run."""
+        return self.found["cost"].known if "cost" in self.found else Known()
 
     @property
     def drafted(self) -> SamplerOptions:
@@ -182,8 +210,8 @@ class Setup:
         """What a rung finds within these seconds; what it found before, where it was done. Its
         errors are its result: nothing that fails keeps the others from running."""
         kept, before = self.out / f"{name}.json", 0.0
-        if kept.is_file():
-            found = build(Rung, read_object(kept, what="file of a check"))
+        if kept.exists():
+            found = read_unit(Rung, kept, f"{name} is measured again")
             if found.done:
                 self.found[name] = found
                 return found
@@ -192,12 +220,8 @@ class Setup:
         self.deadline = begin + seconds
         try:
             found = rung(self)
-        except (
-            ValueError,
-            RuntimeError,
-            OSError,
-            MemoryError,
-        ) as error:  # torch's out of memory is a RuntimeError
+        # torch's out of memory is a RuntimeError
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:
             found = Rung(name, missing={name: in_short(error)})
         found.seconds = before + time.monotonic() - begin
         write_json(kept, to_json(found))

@@ -11,13 +11,15 @@ import torch
 
 from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.check.ladder import Figure, Rung, Setup
+from ttsnap.check.titles import title
 from ttsnap.core.selection import Selection
 from ttsnap.loop.search import search
 from ttsnap.results.media import to_uint8
 
 SEEDS = 4
 """Images of the search."""
-STOCK = "the winner made again by the stock pipeline"
+STOCK = "stock"
+"""The figure of the winner made again by the stock pipeline."""
 SAME, CLOSE = 0.02, 0.1
 """Up to these shares of what two seeds differ by, images are the same to the eye, and the same
 picture."""
@@ -33,19 +35,19 @@ def parity(setup: Setup) -> Rung:
         rung.missing["parity"] = f"{SEEDS} images do not fit into the time; give more --minutes"
         return rung
     other = differs(whole[0], whole[1])
-    rung.note("two seeds", _in_255ths(other), "")
+    rung.note("two-seeds", _in_255ths(other), "")
     makers = {
         STOCK: lambda: {winner: _stock(setup, prompt, winner)},
-        "two runs": lambda: _images(setup, None)[0],
+        "two-runs": lambda: _images(setup, None)[0],
     }
     if setup.engine().batch_size > 1:
-        makers[f"a batch of 1 against one of {SEEDS}"] = lambda: _images(setup, 1)[0]
+        makers[f"batch-of-1:{SEEDS}"] = lambda: _images(setup, 1)[0]
     worst = 0.0
     for name, make in makers.items():
         if setup.left <= 0:
             rung.missing[name] = "the time was over; give more --minutes"
             continue
-        setup.say(f"comparing {name}")
+        setup.say(f"comparing {title(name)}")
         pairs = [differs(whole[seed], image) for seed, image in make().items()]
         worst = max(worst, compared(rung, name, pairs, other))
     rung.done = not rung.missing
@@ -57,22 +59,14 @@ def compared(rung: Rung, name: str, pairs: Sequence[Any], other: Any) -> float:
     """Note the largest of these differences of what should be one image, by what two seeds differ
     by (`other`); the share of that which it is."""
     most = max(pairs, key=lambda pair: float(pair.mean()))
-    rung.figures[name], share = (
-        _in_255ths(most),
-        float(most.mean()) / max(float(other.mean()), 1e-9),
-    )
-    kind = (
-        "the same to the eye"
-        if share <= SAME
-        else "the same picture"
-        if share <= CLOSE
-        else "another picture"
-    )
-    rounding = (
-        "; kernels round differently in other batches, most in bfloat16" if share <= CLOSE else ""
-    )
-    said = f"up to {most.max()} of 255, {share:.1%} of what two seeds differ by: {kind}{rounding}"
-    rung.said.append(f"{name}: {said if most.any() else 'equal to the last bit of 8'}")
+    rung.figures[name] = _in_255ths(most)
+    share = float(most.mean()) / max(float(other.mean()), 1e-9)
+    kind = "another picture"
+    if share <= CLOSE:
+        same = "the same to the eye" if share <= SAME else "the same picture"
+        kind = f"{same}; kernels round differently in other batches, most in bfloat16"
+    said = f"up to {most.max()} of 255, {share:.1%} of what two seeds differ by: {kind}"
+    rung.said.append(f"{title(name)}: {said if most.any() else 'equal to the last bit of 8'}")
     return share
 
 

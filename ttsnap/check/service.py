@@ -84,18 +84,15 @@ class Service:
     def _compare_branched(self, rung: Rung, other: Any) -> None:
         """Images of a search that branches, alone and among others: told, as rounding may flip its
         choices."""
-        title, asked = (
-            f"{BRANCHING} alone against the same among {EACH}",
-            range(FIRST, FIRST + EACH),
-        )
+        name, asked = f"branching:{BRANCHING}:{EACH}", range(FIRST, FIRST + EACH)
         with self.open() as client, ThreadPoolExecutor(EACH) as pool:
             alone = [self._ask(client, number) for number in asked]
             among = list(pool.map(lambda number: self._ask(client, number), asked))
         errors = [made for made in (*alone, *among) if isinstance(made, str)]
         if errors:
-            rung.missing[title] = errors[0]
+            rung.missing[name] = errors[0]
         else:
-            compared(rung, title, list(map(differs, alone, among)), other)
+            compared(rung, name, list(map(differs, alone, among)), other)
 
     def check(self, prompts: Sequence[Prompt]) -> Rung:
         """The same requests by one client, by 4 and by 16 at a time."""
@@ -103,7 +100,7 @@ class Service:
         with self.open() as client:
             first = self._ask(client, 0)  # the engine is made
             if isinstance(first, str):
-                rung.missing["a request"] = first
+                rung.missing["request"] = first
             for part, clients in enumerate(() if rung.missing else CLIENTS, 1):
                 self.say(f"asking as {clients} client{'s' * (clients > 1)}")
                 self._load(rung, client, clients, begin + part / len(CLIENTS) * self.seconds)
@@ -113,12 +110,8 @@ class Service:
                 differs(alone[n], made) for n, made in self.images[clients].items() if n in alone
             ]
             if pairs:
-                share = compared(
-                    rung,
-                    f"one alone against the same among {clients}",
-                    pairs,
-                    differs(alone[0], alone[1]),
-                )
+                other = differs(alone[0], alone[1])
+                share = compared(rung, f"among:{clients}", pairs, other)
                 rung.holds = share <= CLOSE and rung.holds is not False
         if {0, 1} <= alone.keys():
             self._compare_branched(rung, differs(alone[0], alone[1]))
@@ -128,12 +121,9 @@ class Service:
     def _load(self, rung: Rung, client: httpx.AsyncClient, clients: int, end: float) -> None:
         """Requests by so many clients, each of whom asks when it has its answer, and stops at an
         error."""
-        numbers, seconds, found = (
-            itertools.count(),
-            list[float](),
-            self.images.setdefault(clients, {}),
-        )
-        most, at = max(REQUESTS, EACH * clients), f"of {clients} client{'s' * (clients > 1)}"
+        numbers, seconds = itertools.count(), list[float]()
+        found = self.images.setdefault(clients, {})
+        most = max(REQUESTS, EACH * clients)
 
         def ask(_: int) -> None:
             while (number := next(numbers)) < most and (
@@ -142,7 +132,7 @@ class Service:
                 start = time.monotonic()
                 made = self._ask(client, number)
                 if isinstance(made, str):
-                    rung.missing[f"a request {at}"] = made
+                    rung.missing[f"request-of:{clients}"] = made
                     return
                 if number < REQUESTS:  # others are made by nobody alone
                     found[number] = made
@@ -154,12 +144,11 @@ class Service:
         whole, after = time.monotonic() - begin, self._places(client)
         nfe, places = (now - then for now, then in zip(after, before, strict=True))
         if seconds:
-            rung.figures[f"latency {at}"] = Figure(
-                float(np.median(seconds)), min(seconds), max(seconds), "s"
-            )
-            rung.figures[f"images a second {at}"] = Figure(2 * len(seconds) / whole)
+            latency = Figure(float(np.median(seconds)), min(seconds), max(seconds), "s")
+            rung.figures[f"latency:{clients}"] = latency
+            rung.figures[f"rate:{clients}"] = Figure(2 * len(seconds) / whole)
         fill = Figure(100 * nfe / places, unit="%") if places > 0 else None
-        rung.note(f"batches filled {at}", fill, "its /metrics do not tell")
+        rung.note(f"fill:{clients}", fill, "its /metrics do not tell")
 
     def _ask(self, client: httpx.AsyncClient, number: int) -> Any:
         """The image (H, W, 3) uint8 of a request, or the words of its error.

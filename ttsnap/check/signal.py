@@ -8,19 +8,22 @@ drafts are finished, their ends are other images, so that these are recorded as 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ttsnap.algorithms import spec_of
 from ttsnap.algorithms.seed_pruning import SeedPruning
-from ttsnap.check.ladder import Figure, Rung, Setup, in_short
+from ttsnap.check.ladder import Figure, Known, Rung, Setup, in_short
+from ttsnap.check.titles import title
 from ttsnap.core import metrics
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import Rates
 from ttsnap.core.looks import ESTIMATE
-from ttsnap.files.reading import read_object
+from ttsnap.engine.live import LiveEngine
+from ttsnap.files.run_folder import read_unit
+from ttsnap.files.settings import Count, Json, Natural, Settings, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.loop.budget import Budget
 from ttsnap.options.record import RecordOptions
@@ -41,8 +44,25 @@ itself."""
 KEEP, DRAFT_SHARES, REPEATS = (0.2, 0.35, 0.5), (0.15, 0.3, 0.5), 20
 """Schedules that are tried: shares kept at one check, shares of the cost for drafts. Searches for
 each prompt."""
-RANKED, FINISHED = "drafts that rank", "drafts that are finished"
-PLAIN, PRUNING = "best-of-N", "pruning"
+RANKED, FINISHED = "ranking-drafts", "finished-drafts"
+PLAIN, PRUNING = "best-of-n", "pruning"
+FEW = "it takes two prompts"
+
+
+@dataclass(frozen=True)
+class Plan(Settings):
+    """What is recorded."""
+
+    prompts: Natural
+    seeds: Count
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A search: the recording that it is played on, and its schedules, of which one is chosen."""
+
+    recording: Recording
+    schedules: Sequence[SeedPruning]
 
 
 def signal(setup: Setup) -> Rung:
@@ -52,24 +72,16 @@ def signal(setup: Setup) -> Rung:
     if whole is None:
         return rung
     rung.figures["prompts"], rung.figures["seeds"] = Figure(len(whole.prompts)), Figure(whole.seeds)
-    _correlations(setup, rung, whole)
+    latest = _correlations(setup, rung, whole)
     final = setup.utility(whole.final)
     one, gain = final.mean(1), metrics.best_of_n(final, IMAGES) - final.mean(1)
-    rung.note("gain of best-of-8 in the reward", Figure.over_prompts(gain), "it takes two prompts")
-    rung.more["varied"] = bool(metrics.varied(final).any())
+    rung.note("gain", Figure.over_prompts(gain), FEW)
+    varied = bool(metrics.varied(final).any())
     if setup.judged:
         right = whole.final[..., -1]
         more = metrics.best_of_n(final, IMAGES, of=right) - right.mean(1)
-        rung.note(
-            "right images",
-            Figure.over_prompts(100 * right.mean(1), unit="%"),
-            "it takes two prompts",
-        )
-        rung.note(
-            "right images more by best-of-8",
-            Figure.over_prompts(100 * more, unit="%"),
-            "it takes two prompts",
-        )
+        rung.note("right-images", Figure.over_prompts(100 * right.mean(1), unit="%"), FEW)
+        rung.note("right-more", Figure.over_prompts(100 * more, unit="%"), FEW)
     finished = None
     if setup.draft is None:
         rung.missing[RANKED] = rung.missing[FINISHED] = (
@@ -81,9 +93,9 @@ def signal(setup: Setup) -> Rung:
             finished = _recorded(setup, rung, "finished", how, len(whole.prompts), whole.seeds)
         except ValueError as error:
             rung.missing[FINISHED] = in_short(error)
-    if rung.more["varied"]:
-        _searches(setup, rung, whole, finished, one, gain)
-    rung.done = not rung.more.pop("cut", False)
+    schedules = _searches(setup, rung, whole, finished, one, gain) if varied else {}
+    rung.known = Known(varied=varied, latest=latest, schedules=schedules)
+    rung.done = not any(name.startswith("unrecorded:") for name in rung.missing)
     return rung
 
 
@@ -97,30 +109,18 @@ def _recorded(
 ) -> Recording | None:
     """The recording, of as many prompts as the time allows; None where these are too few, which is
     noted."""
-    engine = setup.engine(setup.more("cost", "batch_size"), sampler)
-    grid, folder = engine.grid, setup.out / name
-    rates, ends = _seconds(setup, engine.price.nfe_per_draft), name == "finished"
-    steps = (
-        []
-        if ends
-        else sorted({at for level in LEVELS if (at := grid.step_at(level)) < grid.steps - 1})
-    )
-    one = 0.0
-    if rates is not None:
-        checks = len(steps) * (rates.previews or rates.decodes) + rates.decodes
-        one = (
-            grid.nfe * rates.nfe
-            + checks
-            + (len(steps) + 1) * len(engine.reward_names) * rates.reward_calls
-        )
+    engine = setup.engine(setup.cost.batch_size, sampler)
+    grid, folder, steps = engine.grid, setup.out / name, list[int]()
+    if name != "finished":
+        found = {grid.step_at(level) for level in LEVELS}
+        steps = sorted(step for step in found if step < grid.steps - 1)
+    rates = _seconds(setup, engine.price.nfe_per_draft)
+    one = 0.0 if rates is None else _image_seconds(rates, engine, len(steps))
     if not prompts:
-        images = (
-            int((0.7 if setup.draft is None else 0.45) * setup.left / one)
-            if one
-            else LEAST * IMAGES
-        )
-        plan = _plan(setup, images)
-        prompts, seeds = plan["prompts"], plan["seeds"]
+        share = 0.7 if setup.draft is None else 0.45
+        images = int(share * setup.left / one) if one else LEAST * IMAGES
+        plan = planned(setup, images)
+        prompts, seeds = plan.prompts, plan.seeds
         if prompts < LEAST:
             rung.missing["signal"] = (
                 f"it takes {LEAST} prompts x {IMAGES} seeds, and {images} images of {one:.3g} s "
@@ -129,32 +129,35 @@ def _recorded(
             return None
     parts: list[Recording] = []
     for index, prompt in enumerate(setup.prompts[:prompts]):
-        if (
-            setup.left < one * seeds * 0.7
-            and not (folder / f"{index:02d}" / SCORES).exists()
-            and parts
-        ):
+        there = folder / f"{index:02d}"
+        too_late = setup.left < one * seeds * 0.7
+        if too_late and parts and not (there / SCORES).exists():
             break
         options = RecordOptions(seeds, steps=steps or [grid.steps], block=(1, seeds))
-        parts.append(record(engine, [prompt], folder / f"{index:02d}", options))
+        parts.append(record(engine, [prompt], there, options))
         setup.say(f"{name}: {len(parts)} of {prompts} prompts x {seeds} seeds are recorded")
-    if len(parts) < prompts:
-        rung.more["cut"] = True
-        rung.missing[f"{prompts - len(parts)} prompts of {name}"] = (
-            "the time was over; the same command goes on"
-        )
+    if left := prompts - len(parts):
+        why = "the time was over; the same command goes on"
+        rung.missing[f"unrecorded:{left}:{name}"] = why
     return _joined(parts) if len(parts) >= LEAST else None
 
 
-def _plan(setup: Setup, images: int) -> dict[str, Any]:
+def _image_seconds(rates: Rates, engine: LiveEngine, checks: int) -> float:
+    """Of one image with so many checks on the way."""
+    checked = checks * (rates.previews or rates.decodes) + rates.decodes
+    judged = (checks + 1) * len(engine.reward_names) * rates.reward_calls
+    return engine.grid.nfe * rates.nfe + checked + judged
+
+
+def planned(setup: Setup, images: int) -> Plan:
     """How many prompts and seeds so many images are; what was begun stays as it was planned."""
     kept = setup.out / "plan.json"
-    if kept.is_file():
-        return dict(read_object(kept, what="plan of a check"))
+    if kept.exists():
+        return read_unit(Plan, kept, "it is planned again")
     seeds = IMAGES if images < ENOUGH else min(MOST, max(2 * IMAGES, images // len(setup.prompts)))
-    plan = {"prompts": min(len(setup.prompts), images // seeds), "seeds": seeds}
-    if plan["prompts"] >= LEAST:
-        write_json(kept, dict(plan))
+    plan = Plan(min(len(setup.prompts), images // seeds), seeds)
+    if plan.prompts >= LEAST:
+        write_json(kept, to_json(plan))
     return plan
 
 
@@ -172,30 +175,22 @@ def _joined(parts: Sequence[Recording]) -> Recording:
 
 def _seconds(setup: Setup, nfe_per_draft: float) -> Rates | None:
     """Seconds a unit as the search of the cost rung took them; None where it did not run."""
-    known = setup.more("cost", "seconds")
-    if not known:
-        return None
-    rates = Rates(**known)
-    return replace(rates, draft_calls=rates.nfe * nfe_per_draft)
+    rates = setup.cost.seconds
+    return None if rates is None else replace(rates, draft_calls=rates.nfe * nfe_per_draft)
 
 
-def _correlations(setup: Setup, rung: Rung, recording: Recording) -> None:
-    why = "no score varies within two prompts"
+def _correlations(setup: Setup, rung: Rung, recording: Recording) -> str | None:
+    """Note how each look ranks the seeds of a prompt; the name of the last estimate's figure."""
+    last, latest = -1, None
     for look in ranked(recording, setup.utility):
         step = look.seen.step
-        at = f"noise {recording.grid.levels[step]:.2f}, {look.nfe:g} evaluations"
-        word = "estimate" if look.seen.look == ESTIMATE.name else "draft"
-        found = Figure.over_prompts(look.spearman)
-        rung.note(f"rank correlation of the {word} at {at}", found, why)
-        if found is not None:
-            rung.more.setdefault("ranks", {})[f"{word}@{step}"] = [
-                found.value,
-                found.low,
-                found.high,
-            ]
-    rung.more["latest"] = max(
-        (step for step in range(recording.grid.steps) if recording.scored[step]), default=None
-    )
+        estimate = look.seen.look == ESTIMATE.name
+        word, level = "estimate" if estimate else "draft", recording.grid.levels[step]
+        name = f"rank:{word}:{level:.2f}:{look.nfe:g}"
+        rung.note(name, Figure.over_prompts(look.spearman), "no score varies within two prompts")
+        if estimate and step > last:
+            last, latest = step, name
+    return latest
 
 
 def _searches(
@@ -205,69 +200,65 @@ def _searches(
     finished: Recording | None,
     one: FloatArray,
     gain: FloatArray,
-) -> None:
-    """Shares of best-of-8's gain at half its cost; the schedule is chosen on the other prompts each
-    time."""
+) -> dict[str, dict[str, Json]]:
+    """Note which share of best-of-8's gain each search keeps at half its cost; the algorithm of
+    each. one: (P,) the mean of one seed. gain: (P,) of best-of-8 over it."""
     rates = _seconds(setup, whole.price.nfe_per_draft)
-    image = (
-        None
-        if rates is None
-        else whole.grid.nfe * rates.nfe
-        + rates.decodes
-        + (len(whole.reward_names) * rates.reward_calls)
-    )
-    budget = Budget(images=IMAGES / 2) if image is None else Budget(seconds=IMAGES / 2 * image)
-    rung.said.append(
-        "half the cost is in " + ("evaluations" if image is None else "seconds, as measured above")
-    )
-    checks = [step for step in range(whole.grid.steps) if whole.scored[step]]
-    fitted: dict[str, Any] = {"denoising_steps": whole.denoising_steps}
-    tried: dict[str, tuple[Recording, list[SeedPruning]]] = {
-        PRUNING: (
-            whole,
-            [
-                SeedPruning(None, (keep,), steps=(at,), draft_share=0.0, **fitted)
-                for at in checks
-                for keep in KEEP
-            ],
-        ),
-    }
-    drafted = [SeedPruning(None, (), (), draft_share=share, **fitted) for share in DRAFT_SHARES]
-    if whole.looks:
-        tried[RANKED] = whole, drafted
-    if finished is not None:
-        tried[FINISHED] = finished, drafted
+    if rates is None:
+        budget, unit = Budget(images=IMAGES / 2), "evaluations"
+    else:
+        rewards = len(whole.reward_names) * rates.reward_calls
+        image = whole.grid.nfe * rates.nfe + rates.decodes + rewards
+        budget, unit = Budget(seconds=IMAGES / 2 * image), "seconds, as measured above"
+    rung.said.append(f"half the cost is in {unit}")
     plain = metrics.best_of_n(setup.utility(whole.final), IMAGES // 2) - one
-    shares = {PLAIN: plain}
-    for name, (recording, schedules) in tried.items():
+    nothing = "best-of-8 gains nothing"
+    rung.note(f"kept:{PLAIN}", Figure.over_prompts(100 * plain, gain, "%"), nothing)
+    chosen: dict[str, dict[str, Json]] = {}
+    for name, tried in _tried(whole, finished).items():
+        recording, schedules = tried.recording, tried.schedules
         priced = replace(recording, price=replace(recording.price, seconds=rates))
-        table = (
-            np.array(
-                [
-                    curve(priced, each, [budget], REPEATS, utility=setup.utility).rewards[:, 0]
-                    for each in schedules
-                ]
-            )
-            - one[: len(recording.prompts)]
-        )
-        others = table.sum(1, keepdims=True) - table
-        shares[name] = np.take_along_axis(table, others.argmax(0)[None], 0)[0]
-        rung.more.setdefault("schedules", {})[name] = spec_of(
-            schedules[int(table.mean(1).argmax())]
-        )
+        found = [
+            curve(priced, each, [budget], REPEATS, utility=setup.utility).rewards[:, 0]
+            for each in schedules
+        ]
+        n = len(recording.prompts)
+        table = np.array(found) - one[:n]
+        kept = _chosen_elsewhere(table)
+        lead = kept - plain[:n]
+        rung.note(f"kept:{name}", Figure.over_prompts(100 * kept, gain[:n], "%"), nothing)
+        if (ahead := Figure.over_prompts(100 * lead, gain[:n], "%")) is not None:
+            rung.figures[f"lead:{name}"] = ahead
+        chosen[name] = spec_of(schedules[int(table.mean(1).argmax())])
         if short_of_seeds(priced, schedules[0], [budget]) is not None:
             rung.said.append(
-                f"{name} would start more than the {recording.seeds} recorded seeds, and find more,"
-                " live"
+                f"{title(name)} would start more than the {recording.seeds} recorded seeds, and"
+                " find more, live"
             )
-    for name, kept in shares.items():
-        n = len(kept)
-        rung.note(
-            f"share kept by {name}",
-            Figure.over_prompts(100 * kept, gain[:n], "%"),
-            "best-of-8 gains nothing",
-        )
-        lead = Figure.over_prompts(100 * (kept - plain[:n]), gain[:n], "%")
-        if name != PLAIN and lead is not None:
-            rung.figures[f"lead of {name} over best-of-N of the same cost"] = lead
-            rung.more.setdefault("leads", {})[name] = [lead.value, lead.low, lead.high]
+    return chosen
+
+
+def _tried(whole: Recording, finished: Recording | None) -> dict[str, Compared]:
+    """The searches that are held against best-of-N."""
+    fitted: dict[str, Any] = {"denoising_steps": whole.denoising_steps}
+    checks = [step for step in range(whole.grid.steps) if whole.scored[step]]
+    pruned = [
+        SeedPruning(None, (keep,), steps=(at,), draft_share=0.0, **fitted)
+        for at in checks
+        for keep in KEEP
+    ]
+    drafted = [SeedPruning(None, (), (), draft_share=share, **fitted) for share in DRAFT_SHARES]
+    tried = {PRUNING: Compared(whole, pruned)}
+    if whole.looks:
+        tried[RANKED] = Compared(whole, drafted)
+    if finished is not None:
+        tried[FINISHED] = Compared(finished, drafted)
+    return tried
+
+
+def _chosen_elsewhere(table: FloatArray) -> FloatArray:
+    """(P,) of each prompt what the schedule finds that is best on all other prompts. table: (S, P)
+    of S schedules."""
+    others = table.sum(1, keepdims=True) - table
+    kept: FloatArray = np.take_along_axis(table, others.argmax(0)[None], 0)[0]
+    return kept

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ttsnap.check.ladder import Rung
+from ttsnap.check.titles import title
 
 GO, NO_GO, UNDECIDED = "GO", "NO-GO", "undecided"
 LEAST = 0.5
@@ -53,8 +54,8 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
             " fit it"
         )
     against += _scores(signal)
-    leads = signal.more.get("leads") or {}
-    best = max(leads, key=lambda name: float(leads[name][1]), default=None)
+    leads = signal.of("lead")
+    best = max(leads, key=lambda name: leads[name].low or 0.0, default=None)
     won = False
     if best is None:
         open_.append(
@@ -62,24 +63,25 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
             + "; ".join(signal.missing.values() or ["no signal"])
         )
     else:
-        lead, low, high = leads[best]
-        won = low > 0
+        lead = leads[best]
+        won = (lead.low or 0.0) > 0
         said = (
-            f"{best} keep{'' if best.startswith('drafts') else 's'} {lead:+.0f} % ({low:+.0f} to"
-            f" {high:+.0f}) more of best-of-8's gain than best-of-N of the same cost"
+            f"{title(best)} keep{'' if best.endswith('drafts') else 's'} {lead.value:+.0f} %"
+            f" ({lead.low:+.0f} to {lead.high:+.0f}) more of best-of-8's gain than best-of-N of the"
+            " same cost"
         )
-        if all(each[2] < 0 for each in leads.values()):
+        if all((each.high or 0.0) < 0 for each in leads.values()):
             against.append(f"best-of-N finds more than any search that was tried: {said}")
         elif not won:
             open_.append(
                 f"{said}, which may be chance: more --minutes, prompts or seeds would tell"
             )
-    right = signal.figures.get("right images more by best-of-8")
+    right = signal.figures.get("right-more")
     if right is not None and (right.low or 0.0) <= 0:
         open_.append(f"by the known answer best-of-8 is not surely right more often: {right}")
     if against:
         return Verdict(NO_GO, tuple(against))
-    chosen = {} if best is None or not won else dict(signal.more["schedules"][best])
+    chosen = {} if best is None or not won else signal.known.schedules.get(best, {})
     if open_:
         return Verdict(UNDECIDED, tuple(open_), best if won else None, chosen)
     known = f", and by the known answer {right} more of its images are right" if right else ""
@@ -92,13 +94,12 @@ def of_service(rung: Rung) -> Verdict:
     """GO where a service answers all its clients with the images that it makes for one alone."""
     if rung.holds is False:
         return Verdict(NO_GO, ("an image among others is another one than alone",))
-    why = [
-        f"{title}: {said}" for title, said in rung.missing.items() if title.startswith("a request")
-    ]
+    failed = [name for name in rung.missing if name.startswith("request")]
+    why = [f"{title(name)}: {rung.missing[name]}" for name in failed]
     if rung.holds is None:
         why.append("no image was made alone and among others")
     rates = "; ".join(
-        f"{title} {figure}" for title, figure in rung.figures.items() if title.startswith("images")
+        f"{title(f'rate:{clients}')}: {figure}" for clients, figure in rung.of("rate").items()
     )
     same = f"images are the same alone and among others; {rates}"
     return Verdict(UNDECIDED, tuple(why)) if why else Verdict(GO, (same,))
@@ -107,15 +108,15 @@ def of_service(rung: Rung) -> Verdict:
 def _scores(signal: Rung) -> list[str]:
     """What speaks against the scores themselves."""
     against = []
-    if signal.more.get("varied") is False:
+    if signal.known.varied is False:
         against.append("the reward gives all seeds of a prompt the same score")
-    latest = (signal.more.get("ranks") or {}).get(f"estimate@{signal.more.get('latest')}")
-    if latest is not None and latest[2] < LEAST:
+    latest = signal.figures.get(signal.known.latest or "")
+    if latest is not None and latest.high is not None and latest.high < LEAST:
         against.append(
             "the reward is noise: nearly finished images hardly rank seeds as finished ones do"
-            f" ({latest[0]:.2f})"
+            f" ({latest.value:.2f})"
         )
-    right = signal.figures.get("right images more by best-of-8")
+    right = signal.figures.get("right-more")
     if right is not None and right.high is not None and right.high <= 0:
         against.append("what the reward prefers is right no more often")
     return against

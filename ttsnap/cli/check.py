@@ -208,6 +208,7 @@ def _dry_run(a: Arguments) -> int:
 
 def _climb(a: Arguments, place: Any) -> int:
     from ttsnap.check.environment import device_name
+    from ttsnap.check.evidence import FORMAT
     from ttsnap.check.verdict import verdict
     from ttsnap.files.run_folder import json_folder
     from ttsnap.results.folders import slug
@@ -216,7 +217,7 @@ def _climb(a: Arguments, place: Any) -> int:
     work = out / slug(a.model)
     with resumable(work):
         setup, settings = _setup(a, work)
-        settings["device"] = device_name(place)
+        settings |= {"device": device_name(place), "format": FORMAT}
         with json_folder(work, ABOUT, "check", settings).opened():
             _climb_rungs(setup, time.monotonic() + 60 * a.minutes)
             judged = verdict(setup.found)

@@ -245,13 +245,14 @@ def _key(part: int | str) -> str:
 
 
 def _keys(hint: object, loc: Sequence[int | str]) -> list[str]:
-    """The keys of a dataclass or of a pydantic model, at a place in others."""
+    """The keys of a dataclass or of a pydantic model, at a place in others, and in lists and
+    mappings of them."""
     for part in loc:
         if dataclasses.is_dataclass(hint):
             kinds = kinds_of(hints_of(hint)[str(part)])
             hint = next(kind for kind in kinds if kind is not type(None))
-        elif isinstance(part, int):
-            hint = get_args(hint)[0]
+        else:
+            hint = get_args(hint)[0 if isinstance(part, int) else 1]
     model: Any = hint
     return list(hints_of(hint) if dataclasses.is_dataclass(hint) else model.model_fields)
 

@@ -153,11 +153,9 @@ def markdown(
     # a rule has a dash
     widths = [max(1 if i in left else 2, *map(len, column)) for i, column in columns]
     rule = ["-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    padded = (
-        [
-            cell.ljust(w) if i in left else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in (cells[0], rule, *cells[1:])
-    )
-    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+    sides = [str.ljust if i in left else str.rjust for i in range(len(widths))]
+    lines = []
+    for row in (cells[0], rule, *cells[1:]):
+        padded = [side(cell, w) for side, cell, w in zip(sides, row, widths, strict=True)]
+        lines.append(f"| {' | '.join(padded)} |")
+    return "\n".join(lines)

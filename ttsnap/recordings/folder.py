@@ -145,7 +145,8 @@ def open_recording(folder: Path, header: Header) -> Iterator[OpenRecording]:
     text = json.dumps(settings, indent=1, ensure_ascii=False)
     run = run_folder(folder, {**_LEFT_OUT, **settings}, text)
     finished = (folder / SCORES).exists()
-    with nullcontext(run.check()) if finished else run.opened():
+    run.check()
+    with nullcontext() if finished else run.opened():
         yield OpenRecording(folder, header)
 
 

@@ -32,6 +32,8 @@ COUNTS = ("passes_per_nfe", "depth", "asked", "passes_per_draft", "more_calls", 
 HEADER_CRC = "header_crc32"
 """Key of scores.safetensors' header for the checksum of its other keys. The oldest files lack
 it."""
+NEWER = ("extras", "evals", "looks")
+"""Settings that the oldest files lack, and that are left out where they are empty."""
 _ROLLOUT = re.compile("rollout:[1-9][0-9]{0,3}@[0-9]{1,6}")
 
 
@@ -47,9 +49,8 @@ class Unit:
     @property
     def rows(self) -> tuple[slice, slice]:
         """Where its scores lie in those (P, S, C, R) of the recording."""
-        return slice(self.prompts.start, self.prompts.stop), slice(
-            self.seeds.start, self.seeds.stop
-        )
+        prompts = slice(self.prompts.start, self.prompts.stop)
+        return prompts, slice(self.seeds.start, self.seeds.stop)
 
     @property
     def file(self) -> str:
@@ -158,39 +159,30 @@ class Header:
     def recording(self, scores: FloatArray) -> Recording:
         """The recording with these scores (P, S, C, R)."""
         points = len(self.levels)
-        scored = tuple(k in set(self.steps) for k in range(points))
-        looks = {seen: scores[:, :, points + i] for i, seen in enumerate(self.seen) if seen}
-        texts = tuple(map(str, self.prompts))  # without the pictures that they may carry
         return Recording(
-            texts,
-            scores[:, :, :points],
-            Grid(self.levels, self.evals),
-            self.rewards,
-            self.first_seed,
-            scored,
-            self.price,
-            self.info,
-            looks,
+            prompts=tuple(map(str, self.prompts)),  # without the pictures that they may carry
+            scores=scores[:, :, :points],
+            grid=Grid(self.levels, self.evals),
+            reward_names=self.rewards,
+            first_seed=self.first_seed,
+            scored=tuple(k in self.steps for k in range(points)),
+            price=self.price,
+            info=self.info,
+            looks={seen: scores[:, :, points + i] for i, seen in enumerate(self.seen) if seen},
         )
 
     def to_json(self) -> dict[str, Json]:
         """The settings after a round trip through JSON. ValueError where `info` is not
         JSON-ready."""
         try:
-            data = {
-                "format": FORMAT,
-                **dataclasses.asdict(self),
-                "price": _price_to_json(self.price),
-            }
+            price = _price_to_json(self.price)
+            data = {"format": FORMAT, **dataclasses.asdict(self), "price": price}
             settings = dict(json.loads(json.dumps(data)))
         except TypeError as error:
             raise ValueError(f"info must hold plain JSON values: {error}") from None
-        if not self.extras:  # as in older recordings
-            del settings["extras"]
-        if self.evals is None:
-            del settings["evals"]
-        if not self.looks:
-            del settings["looks"]
+        for name in NEWER:  # as in older recordings
+            if not settings[name]:
+                del settings[name]
         return settings
 
     def digest(self) -> str:
@@ -220,8 +212,7 @@ class Header:
                 " written"
             )
         names = [f.name for f in dataclasses.fields(cls)]
-        newer = ("extras", "evals", "looks")
-        missing = [name for name in names if name not in data and name not in newer]
+        missing = [name for name in names if name not in data and name not in NEWER]
         if missing:
             raise ValueError(f"{where} is damaged: it lacks {missing}")
         return cls._from(data, where), {

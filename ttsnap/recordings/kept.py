@@ -34,12 +34,8 @@ class KeptNumbers:
         *,
         writes: bool = True,
     ) -> None:
-        self.numbers, self._path, self._key, self._about = (
-            np.zeros(count),
-            path if writes else None,
-            key,
-            about,
-        )
+        self.numbers = np.zeros(count)
+        self._path, self._key, self._about = path if writes else None, key, about
         kept: FloatArray = np.empty(0)
         there = dict(about)
         if path is not None and path.exists():

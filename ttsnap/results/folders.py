@@ -31,18 +31,24 @@ def reserved(out: Path | None, name: str, overwrite: bool) -> Iterator[Path]:
     is locked, or cannot be written to.
     """
     with contextlib.ExitStack() as until_end:
-        try:
+        with _said_of("outputs" if out is None else out):
             if out is None:
                 folder = _next(name, until_end)
             else:
                 folder = out
                 until_end.enter_context(held(out, lambda: check_free(out, overwrite)))
-        except OSError as error:
-            where = "outputs" if out is None else out
-            raise ValueError(
-                f"cannot write to {where}: {error.strerror or error}; choose another --out"
-            ) from error
         yield folder
+
+
+@contextlib.contextmanager
+def _said_of(where: str | Path) -> Iterator[None]:
+    """What the system says of a folder, as a ValueError."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {where}: {error.strerror or error}; choose another --out"
+        ) from error
 
 
 def new_file(path: str | Path, overwrite: bool) -> Path:
@@ -55,12 +61,8 @@ def new_file(path: str | Path, overwrite: bool) -> Path:
         raise ValueError(f"{out} exists; choose another --out, or pass --overwrite")
     if not out.parent.is_dir():
         raise ValueError(f"no folder {out.parent} to write {out.name} to")
-    try:
+    with _said_of(out.parent):
         probe(out.parent)
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to {out.parent}: {error.strerror or error}; choose another --out"
-        ) from error
     return out
 
 
