@@ -13,6 +13,7 @@ import pytest
 
 from ttsnap.bench.folder import Found, open_bench
 from ttsnap.core.grid import Grid
+from ttsnap.files.run_folder import digest
 from ttsnap.files.writing import LOCK, locked, part_of, write_whole
 from ttsnap.recordings.folder import (
     load_recording,
@@ -129,6 +130,21 @@ def test_a_unit_from_another_recording_or_of_another_shape_is_refused(folder: Pa
             with pytest.raises(ValueError, match=said):
                 reader(folder)
         assert unit.read_bytes() == forged
+
+
+def test_units_that_an_older_version_wrote_are_kept(folder: Path) -> None:
+    """Its words for the same settings were others, and so their digest."""
+    there = HEADER.to_json()
+    price: Any = there["price"]
+    price["decode_estimates"] = price.pop("estimates") == "decode"
+    text = json.dumps(there)
+    (folder / "recording.json").write_text(text)
+    about = {"header": digest(there), "shard": None}
+    (unit,) = HEADER.units()
+    (folder / unit.file).write_bytes(packed(RECORDING.columns, "unit", about))
+    with open_recording(folder, HEADER) as opened_again:
+        assert not opened_again.missing()
+        assert (folder / "recording.json").read_text() == text
 
 
 @pytest.mark.parametrize("numbers", [np.zeros(5), np.zeros((2, 2)), np.full(2, np.nan)])

@@ -65,13 +65,15 @@ class RunFolder:
             )
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[None]:
+    def opened(self, *, renew: bool = True) -> Iterator[None]:
         """Begin or resume. A block that leaves nothing in the folder leaves no manifest either.
 
-        ValueError as of `check`, and where another process is at work there.
+        renew: whether a manifest is written anew where work is resumed. ValueError as of `check`,
+        and where another process is at work there.
         """
         with held(self.path, self.check):
-            write_text(self.path / self.manifest, self.text)
+            if renew or not self._others():
+                write_text(self.path / self.manifest, self.text)
             try:
                 yield
             finally:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ttsnap.core.arrays import FloatArray
 from ttsnap.core.price import Price
 from ttsnap.files import reading as files
 from ttsnap.files.reading import Tensor
-from ttsnap.files.run_folder import RunFolder, differences
+from ttsnap.files.run_folder import RunFolder, differences, digest
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_bytes
 from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum
@@ -146,7 +146,7 @@ def open_recording(folder: Path, header: Header) -> Iterator[OpenRecording]:
     run = run_folder(folder, {**_LEFT_OUT, **settings}, text)
     finished = (folder / SCORES).exists()
     run.check()
-    with nullcontext() if finished else run.opened():
+    with nullcontext() if finished else run.opened(renew=False):
         yield OpenRecording(folder, header)
 
 
@@ -251,17 +251,21 @@ def _units_of(folder: Path, header: Header) -> dict[int, tuple[FloatArray, Shard
 
     ValueError for a damaged file, and for one of other settings.
     """
-    names, digest = {path.name for path in folder.glob(UNIT_FILES)}, header.digest()
-    units = [unit for unit in header.units() if unit.file in names] if names else []
-    return {unit.index: _read_unit(folder / unit.file, unit, header, digest) for unit in units}
+    names = {path.name for path in folder.glob(UNIT_FILES)}
+    if not names:
+        return {}
+    # older versions wrote the same settings in other words
+    digests = header.digest(), digest(files.read_object(folder / RECORDING))
+    units = [unit for unit in header.units() if unit.file in names]
+    return {unit.index: _read_unit(folder / unit.file, unit, header, digests) for unit in units}
 
 
 def _read_unit(
-    path: Path, unit: Unit, header: Header, digest: str
+    path: Path, unit: Unit, header: Header, digests: Collection[str]
 ) -> tuple[FloatArray, Shard | None]:
     try:
         scores, about = unpacked(path, "unit", "unit of a recording")
-        if about.get("header") != digest:
+        if about.get("header") not in digests:
             raise ValueError(f"{path} was recorded with other settings than {RECORDING} holds")
         if scores.shape != (shape := (len(unit.prompts), len(unit.seeds), *header.shape[2:])):
             raise ValueError(
