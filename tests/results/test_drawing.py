@@ -157,3 +157,21 @@ def test_ties_go_to_the_first_and_failures_never_win() -> None:
     assert course.best is course.candidates[0]
     course.score(99, 1, [1.0])  # unknown: ignored
     assert 99 not in course.candidates
+
+
+def test_last_looks_alone_are_a_grid_best_first() -> None:
+    events, _ = searched("svdd")
+    course = Course(GRID.levels)
+    for event in events[: len(events) // 2]:
+        course.listen(event)
+    drawing = drawn(course, 4, 6, last=True)
+    cells = sorted(drawing.cells.values(), key=lambda cell: (cell.band, cell.column))
+    assert {cell.row for cell in cells} == {0}
+    assert [(cell.band, cell.column) for cell in cells] == [divmod(i, 4) for i in range(24)]
+    order = [one.uid for one in course.ranked()]
+    places = [order.index(cell.candidate.uid) for cell in cells]
+    assert places == sorted(places)
+    assert all(cell.score is not None for cell in cells)
+    course.end()
+    whole = drawn(course, 500, 500).cells.values()
+    assert not {cell.source for cell in whole} & drawn(course, 4, 6, last=True).cells.keys()

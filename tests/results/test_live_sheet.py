@@ -14,8 +14,8 @@ from ttsnap.core.results import Event
 from ttsnap.core.selection import Selection
 from ttsnap.core.utility import weighted
 from ttsnap.results import live_sheet
-from ttsnap.results.live_sheet import TALLEST, LiveSheet
-from ttsnap.results.sheet import CELL, HEAD, LEAST, LEFT, MARGIN, NIGHT
+from ttsnap.results.live_sheet import SIZE, LiveSheet
+from ttsnap.results.sheet import CELL, HEAD, MARGIN, NIGHT
 
 RED, GREEN, BLUE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 LEVELS = (1.0, 0.5, 0.0)
@@ -44,8 +44,8 @@ def scored(uid: int, colour: tuple[float, ...], *scores: float, step: int = 1) -
 
 def colours(sheet: Image.Image, columns: int) -> list[tuple[int, ...]]:
     """In the middle of the first row's pictures."""
-    middles = [LEFT + column * (CELL + MARGIN) + CELL // 2 for column in range(columns)]
-    found: Any = [sheet.getpixel((x, HEAD + CELL // 2)) for x in middles]
+    middles = [MARGIN + column * (CELL + MARGIN) + CELL // 2 for column in range(columns)]
+    found: Any = [sheet.getpixel((x, HEAD // 2 + CELL // 2)) for x in middles]
     return list(found)
 
 
@@ -100,7 +100,7 @@ def test_many_candidates_fit() -> None:
         live.take(scored(uid, RED if uid < 150 else BLUE, float(uid >= 150), 0.0))
     live.next = 0.0
     sheet: Any = live.take(Event("tick"))
-    assert sheet.width == LEAST
-    assert sheet.height <= TALLEST
+    assert sheet.width == SIZE[0]
+    assert sheet.height <= SIZE[1]
     blue = (np.asarray(sheet) == (0, 0, 255)).all(-1).sum()
     assert blue == 10 * (CELL // 2) ** 2, "the best are kept, the smaller"

@@ -16,7 +16,7 @@ from ttsnap.results.media import data_uri, still
 TINY, SMALL, LARGE, FULL = 64, 128, 512, 1024
 """Most pixels a side: of squares as large as sharp pictures, on the board, of the best so far, of
 the winner."""
-RIGHT = "strictly right"
+RIGHT = "right"
 """The one question that is asked of finished images here, where somebody can tell."""
 
 

@@ -60,7 +60,7 @@ class Drawing:
     bands: Sequence[tuple[int, ...]]
     """The steps of each band's rows."""
     names: Mapping[int, tuple[str, str]]
-    """What stands left of a step's row: its name, and its noise level."""
+    """What stands left of a step's row: its name, and its noise level. Empty of last looks."""
     words: str
     """What the search did so far, in a line."""
     whole: bool
@@ -71,39 +71,52 @@ class Drawing:
         return max((cell.column for cell in self.cells.values()), default=-1) + 1
 
 
-def drawn(course: Course, across: int, lines: int) -> Drawing:
-    """The drawing of a search with at most `across` columns side by side, and `lines` rows in
-    all."""
-    origin = _tree(course)
-    last = {look.uid: look for look in sorted(origin, key=lambda look: look.step)}
-    ends = [last[one.uid] for one in course.ranked() if one.uid in last]
-    given_up = {end for end in ends if course.candidates[end.uid].state == DROPPED}
-    families = choose(ends, mixed(ends, given_up), origin, across, across * lines)
+def drawn(course: Course, across: int, lines: int, *, last: bool = False) -> Drawing:
+    """The drawing of a search with at most `across` columns side by side, and `lines` rows in all.
+
+    last: a band is one row, of the last looks that were scored."""
+    origin = _tree(course, under_way=not last)
+    ends = _ends(course, origin)
+    if last:
+        alone = [end for end in ends if end not in set(origin.values())]
+        families = [Family({end: None}, {end: 0}) for end in alone]
+    else:
+        given_up = {end for end in ends if course.candidates[end.uid].state == DROPPED}
+        families = choose(ends, mixed(ends, given_up), origin, across, across * lines)
     bands: list[list[Family]] = []
     rows: list[tuple[int, ...]] = []
     for band in in_bands(families, across):
-        steps = {look.step for family in band for look in family.origin if look.step >= 0}
+        looks = [look for family in band for look in family.origin]
+        steps = {course.steps if last else look.step for look in looks} - {-1}
         if bands and sum(map(len, rows)) + len(steps) > lines:
             break
         bands.append(band)
         rows.append(tuple(sorted(steps)))
     cells = _cells(course, origin, bands, rows)
-    shown, every = (sum(look.step >= 0 for look in looks) for looks in (cells, origin))
+    shown = sum(look.step >= 0 for look in cells)
+    every = len(families) if last else sum(look.step >= 0 for look in origin)
     words = _words(course)
     if shown < every:
         words += f"; {shown} of {every} pictures shown"
         more = any(cell.more for cell in cells.values())
         words += " (+1 under one: another came of it)" if more else ""
-    names = {step: _row_name(course, step) for steps in rows for step in steps}
+    steps = set() if last else {step for steps in rows for step in steps}
+    names = {step: _row_name(course, step) for step in steps}
     return Drawing(cells, rows, names, words, shown == every)
 
 
-def _tree(course: Course) -> Origins:
-    """The looks that were scored, and while the search runs one for each candidate on its way: at
-    the next step at which anything was scored."""
+def _ends(course: Course, origin: Origins) -> list[CandidateAtStep]:
+    """The last look at each candidate, best first."""
+    last = {look.uid: look for look in sorted(origin, key=lambda look: look.step)}
+    return [last[one.uid] for one in course.ranked() if one.uid in last]
+
+
+def _tree(course: Course, *, under_way: bool) -> Origins:
+    """The looks that were scored. under_way: and one for each candidate on its way, at the next
+    step at which anything was scored."""
     looks = {(one.uid, step) for one in course.candidates.values() for step in one.scores}
     steps = sorted({step for _, step in looks})
-    going = [one for one in course.candidates.values() if one.state == GOING]
+    going = [one for one in course.candidates.values() if under_way and one.state == GOING]
     aims = {(one.uid, one.aim) for one in going}
     found = origins(course.moves, looks | aims)
     moved: Origins = {}
@@ -130,6 +143,7 @@ def _cells(
     cells: dict[CandidateAtStep, Cell] = {}
     for band, families in enumerate(bands):
         free = 0
+        row = {step: place for place, step in enumerate(rows[band])}
         for family in families:
             downwards = sorted(family.origin, key=lambda look: look.step)
             feet = {family.columns[look]: course.candidates[look.uid] for look in downwards}
@@ -140,7 +154,7 @@ def _cells(
                     family.origin[look],
                     band,
                     free + column,
-                    -1 if look.step < 0 else rows[band].index(look.step),
+                    -1 if look.step < 0 else row.get(look.step, 0),
                     candidate,
                     candidate.scores.get(look.step),
                     dim=look in given_up,

@@ -1,4 +1,4 @@
-"""The contact sheet of a search under way, painted now and then."""
+"""The contact sheet of a search under way, painted now and then: the last look at each candidate."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ttsnap.core.results import Event
 from ttsnap.core.selection import Selection
 from ttsnap.results.course import Course
 from ttsnap.results.outputs import Recorder
-from ttsnap.results.sheet import LEAST, NIGHT, painted
+from ttsnap.results.sheet import NIGHT, painted
 
-TALLEST = 760
-"""Pixels of such a sheet's height, about."""
+SIZE = (640, 560)
+"""Pixels of such a sheet, about."""
 EVERY, REST = 0.4, 40
 """Seconds between two sheets, and how many times as long as painting one takes."""
 
@@ -48,7 +48,7 @@ class LiveSheet:
         due = event.kind == "end" or begin >= self.next
         if not (self.changed and thumbnails and due):
             return None
-        sheet = painted(self.course, thumbnails, size=(LEAST, TALLEST), colours=NIGHT)
+        sheet = painted(self.course, thumbnails, size=SIZE, colours=NIGHT, last=True)
         self.changed, end = False, self.clock()
         self.next = end + max(EVERY, REST * (end - begin))
         return sheet

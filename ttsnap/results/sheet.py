@@ -75,20 +75,26 @@ def painted(
     source: Image.Image | None = None,
     size: tuple[int, int] = (WIDEST, TALLEST),
     colours: Colours = PAPER,
+    *,
+    last: bool = False,
 ) -> Image.Image:
     """The sheet of a search, which may still be under way, of about `size` pixels at most: the
-    largest in which everything has room, or else the smallest one."""
+    largest in which everything has room, or else the smallest one.
+
+    last: of the last looks alone."""
     pictures = [*thumbnails.values(), *([] if source is None else [source])]
     width, height = (max((each.size[axis] for each in pictures), default=CELL) for axis in (0, 1))
+    above, name = (HEAD // 2, 0) if last else (HEAD, NAME)
     for scale in SCALES:
         wide, high = max(round(CELL * SCALES[-1]), round(width * scale)), round(height * scale)
-        left = LEFT + (wide + MARGIN if source is not None else 0)
+        left = MARGIN if last else LEFT
+        left += wide + MARGIN if source is not None else 0
         across = max(1, (size[0] - left - MARGIN) // (wide + MARGIN))
-        lines = max(1, (size[1] - HEAD) // (high + TEXT + GAP + NAME))
-        drawing = drawn(course, across, lines)
+        lines = max(1, (size[1] - above) // (high + TEXT + GAP + name))
+        drawing = drawn(course, across, lines, last=last)
         if drawing.whole:
             break
-    page = Page(drawing, thumbnails, colours, scale, wide, high, left)
+    page = Page(drawing, thumbnails, colours, scale, wide, high, left, above, name)
     page.words(head)
     cells = drawing.cells.values()
     for cell in sorted(cells, key=lambda cell: cell.golden):
@@ -116,11 +122,15 @@ class Page:
     """The highest picture."""
     left: int
     """Where the first column begins."""
+    above: int
+    """The page's head."""
+    name: int
+    """Above a band, for the names of its seeds."""
 
     def __post_init__(self) -> None:
         wide = self.left + self.drawing.columns * (self.wide + MARGIN) + MARGIN
         bands = len(self.drawing.bands)
-        size = max(LEAST, wide), self.top(bands) - NAME * (bands > 0) + MARGIN
+        size = max(LEAST, wide), self.top(bands) - self.name * (bands > 0) + MARGIN
         self.sheet = Image.new("RGB", size, self.colours.ground)
         self.draw = ImageDraw.Draw(self.sheet)
 
@@ -132,7 +142,7 @@ class Page:
     def top(self, band: int) -> int:
         """Where the first row of a band begins."""
         rows = sum(map(len, self.drawing.bands[:band]))
-        return HEAD + rows * self.pitch + band * NAME
+        return self.above + rows * self.pitch + band * self.name
 
     def corner(self, cell: Cell) -> tuple[int, int]:
         """The upper left corner of a look's picture; a seed stands above the first row."""
@@ -144,10 +154,10 @@ class Page:
         wide, ink = self.sheet.width - 2 * MARGIN, self.colours.ink
         self.draw.text((MARGIN, 6), _shorten(head, wide, 15), ink, _font(15))
         said = _shorten(self.drawing.words, wide, 12)
-        self.draw.text((MARGIN, 28 if head else 12), said, self.colours.soft, _font(12))
+        self.draw.text((MARGIN, 28 if head else 10), said, self.colours.soft, _font(12))
         for band, steps in enumerate(self.drawing.bands):
             for row, step in enumerate(steps):
-                label = "\n".join(filter(None, self.drawing.names[step]))
+                label = "\n".join(self.drawing.names.get(step, ())).strip()
                 y = self.top(band) + row * self.pitch + self.high // 2 - 16
                 self.draw.multiline_text((MARGIN, y), label, ink, _font(12))
 
