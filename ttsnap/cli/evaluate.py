@@ -3,12 +3,18 @@ level."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.loading import load_torch, loading
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.options.model import ModelOptions
+
+if TYPE_CHECKING:  # loads torch
+    from ttsnap.distill.data import Frames
+    from ttsnap.distill.evaluate import Evaluation
 
 DESCRIPTION = """Score recorded estimates by a reward, and compare with the base reward's scores of the finished images.
 
@@ -70,19 +76,34 @@ def run(a: Arguments) -> int:
         if path is not None and not Path(path).parent.is_dir():
             raise ValueError(f"{name} {path}: there is no folder {Path(path).parent}")
     load_torch()
-    import numpy as np
-
     from ttsnap.distill import report
-    from ttsnap.distill.data import FrameAt, Frames
-    from ttsnap.distill.evaluate import evaluate
-    from ttsnap.distill.processes import Member
-    from ttsnap.distill.scoring import progress, score_entries
+    from ttsnap.distill.data import Frames
     from ttsnap.files.writing import write_json
-    from ttsnap.reward_models.registry import make_reward, without_queries
 
     frames = Frames(a.recordings)
     steps = frames.select(a.steps)
     prompts, held_out = _prompts(a.prompts, frames.prompts)
+    rewards = _rewards(a)
+    try:
+        evaluation = _measured(a, frames, prompts, held_out, steps, rewards)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; nothing was written") from None
+    print(report.table(evaluation))
+    try:
+        if a.json is not None:
+            write_json(Path(a.json), evaluation.to_json())
+        if a.plot is not None:
+            report.plot(evaluation, Path(a.plot))
+    except OSError as error:
+        why = f"cannot write the result: {error}; the table above is complete"
+        raise ValueError(why) from error
+    return 0
+
+
+def _rewards(a: Arguments) -> tuple[Any, Any]:
+    """The reward, and the one that it is to forecast."""
+    from ttsnap.reward_models.registry import make_reward, without_queries
+
     place, kind = common.opening().reward_placement(a.device, a.dtype)
     common.opening().check_here(place)
     named = without_queries(a.reward)
@@ -93,44 +114,39 @@ def run(a: Arguments) -> int:
         raise ValueError(
             f"the reward {named} has no base of its own; name the reward that counts with --base"
         )
-    try:
-        entries = [FrameAt(p, s, frames.last) for p in prompts for s in range(frames.seeds[p])]
-        with progress(len(entries), "final images", "image", True) as bar:
-            final = score_entries(
-                lambda x, texts, level: base(x, texts, level * 0),
-                frames,
-                entries,
-                "pixels",
-                batch_size=a.batch_size,
-                bar=bar,
-            )
-        finals = np.split(final, np.cumsum(frames.seeds[prompts])[:-1])
-        name = reward.name if reward.name != base.name else f"{reward.name} (--reward)"
-        rewards = {base.name: base, name: reward}
-        shown = Member(shown=True)
-        evaluation = evaluate(
-            rewards,
-            finals,
-            frames,
-            prompts,
-            steps,
-            batch_size=a.batch_size,
-            member=shown,
-            held_out=held_out,
-        )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; nothing was written") from None
-    print(report.table(evaluation))
-    try:
-        if a.json is not None:
-            write_json(Path(a.json), evaluation.to_json())
-        if a.plot is not None:
-            report.plot(evaluation, Path(a.plot))
-    except OSError as error:
-        raise ValueError(
-            f"cannot write the result: {error}; the table above is complete"
-        ) from error
-    return 0
+    return reward, base
+
+
+def _measured(
+    a: Arguments,
+    frames: Frames,
+    prompts: list[int],
+    held_out: bool | None,
+    steps: Sequence[int],
+    rewards: tuple[Any, Any],
+) -> Evaluation:
+    """Both rewards on the estimates of these prompts, against the base on their final images."""
+    import numpy as np
+
+    from ttsnap.distill.data import FrameAt
+    from ttsnap.distill.evaluate import evaluate
+    from ttsnap.distill.processes import Member
+    from ttsnap.distill.scoring import progress, score_entries
+
+    reward, base = rewards
+
+    def score(images: Any, texts: Any, level: Any) -> Any:
+        return base(images, texts, level * 0)
+
+    entries = [FrameAt(p, s, frames.last) for p in prompts for s in range(frames.seeds[p])]
+    size = a.batch_size
+    with progress(len(entries), "final images", "image", True) as bar:
+        final = score_entries(score, frames, entries, "pixels", batch_size=size, bar=bar)
+    finals = np.split(final, np.cumsum(frames.seeds[prompts])[:-1])
+    name = reward.name if reward.name != base.name else f"{reward.name} (--reward)"
+    both = {base.name: base, name: reward}
+    how = {"batch_size": size, "member": Member(shown=True), "held_out": held_out}
+    return evaluate(both, finals, frames, prompts, steps, **how)
 
 
 def _prompts(which: str, texts: tuple[str, ...]) -> tuple[list[int], bool | None]:
@@ -144,9 +160,8 @@ def _prompts(which: str, texts: tuple[str, ...]) -> tuple[list[int], bool | None
         return numbers, True
     first, colon, last = which.partition(":")
     try:
-        chosen = list(
-            range(len(texts))[slice(int(first) if first else None, int(last) if last else None)]
-        )
+        part = slice(int(first) if first else None, int(last) if last else None)
+        chosen = list(range(len(texts))[part])
     except ValueError:
         raise ValueError(
             f"--prompts must be a range such as 0:20, or a config.yaml; got {which!r}"

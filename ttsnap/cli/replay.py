@@ -147,27 +147,15 @@ def _wanted(path: Path, a: Arguments) -> ReplayFile:
     pictures than given."""
     from ttsnap.files import reading as files
     from ttsnap.files.pictured import digests
-    from ttsnap.results.record import parse_record, removed
+    from ttsnap.results.record import parse_record
 
     data = files.read_bytes(path, files.PICTURE_BYTES, "image")
     record = parse_record(data, path)
-    branched, guide = record.image.branched, record.sampler.guide
-    if branched or guide:
-        how = "came from a branch of its seed" if branched else f"was guided by {guide!r}"
-        again = (
-            removed(record.algorithm) or "run `ttsnap generate` with the settings in its trace.json"
-        )
-        if record.noted.get("shared"):
-            again = (
-                "its search shared a budget with others, and only all of them together find it"
-                " again"
-            )
-        raise ValueError(f"{path} {how}, so the seed alone does not make it again; {again}")
+    _check_seed_alone(path, record)
     others = pictured_call(a.call)
     if plain := sorted(others.keys() - digests(others).keys()):
-        raise ValueError(
-            f"--call.{plain[0]} is no picture; what else {path} was made of is in its metadata"
-        )
+        what = f"what else {path} was made of is in its metadata"
+        raise ValueError(f"--call.{plain[0]} is no picture; {what}")
     pictures = arguments.read(PictureOptions, a).read(record.task or TEXT) | others
     listed = () if record.task is None else WITH_FILES
     _check_pictures(path, record.pictures or {}, digests(pictures), listed)
@@ -185,6 +173,26 @@ def _dtype(wanted: ReplayFile, a: Arguments) -> str:
         return str(a.dtype)
     old = "float32" if placement(a.device, "auto")[0].type == "cpu" else "auto"
     return wanted.record.dtype or old
+
+
+def _check_seed_alone(path: Path, record: SearchRecord) -> None:
+    """ValueError for an image that its seed alone does not make."""
+    from ttsnap.results.record import removed
+
+    if record.image.branched:
+        how = "came from a branch of its seed"
+    elif record.sampler.guide:
+        how = f"was guided by {record.sampler.guide!r}"
+    else:
+        return
+    again = "run `ttsnap generate` with the settings in its trace.json"
+    if record.noted.get("shared"):
+        again = (
+            "its search shared a budget with others, and only all of them together find it again"
+        )
+    elif gone := removed(record.algorithm):
+        again = gone
+    raise ValueError(f"{path} {how}, so the seed alone does not make it again; {again}")
 
 
 def _places(paths: Sequence[Path], out: str | None, overwrite: bool) -> list[Path]:
