@@ -3,7 +3,7 @@ the pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +21,22 @@ from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.pipelines.opening import check_call, opened, placement, settled
 from ttsnap.pipelines.record import model_name
 from ttsnap.request.request import EngineSpec
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.denoiser import Capability
 
 
 @contextmanager
-def open_engine(spec: EngineSpec, where: DeviceOptions, pipe: Any) -> Iterator[tuple[Engine, Any]]:
+def open_engine(
+    spec: EngineSpec,
+    where: DeviceOptions,
+    pipe: Any,
+    rewards: Sequence[RewardModel] | None = None,
+    batch_size: int | None = None,
+) -> Iterator[tuple[Engine, Any]]:
     """The engine of a spec, and a denoiser in this process, which runs on one device only if the
     search does.
 
+    rewards: those of the spec, where they are loaded here. batch_size: in its place, on one device.
     ValueError where other processes cannot make the same.
     """
     asked = pipe.model_options
@@ -50,7 +58,7 @@ def open_engine(spec: EngineSpec, where: DeviceOptions, pipe: Any) -> Iterator[t
                 with clustered(there, lambda bare: EngineBuilder(bare).build, where) as cluster:
                     yield cluster, denoiser
             return
-    engine = pipe.engine_of(spec)
+    engine = pipe.engine_of(spec, rewards=rewards, batch_size=batch_size)
     yield engine, engine.denoiser
 
 
@@ -95,10 +103,11 @@ class EngineBuilder:
             pipe.scheduler = self.spec.scheduler
         return pipe
 
-    def engine_of(self, pipe: Any) -> LiveEngine:
-        """The engine of a pipeline that is there. ValueError where something does not fit."""
+    def engine_of(self, pipe: Any, rewards: Sequence[RewardModel] | None = None) -> LiveEngine:
+        """The engine of a pipeline that is there, and of rewards, if they are. ValueError where
+        something does not fit."""
         check_call(pipe, self.spec.call)
-        engine: LiveEngine = pipe.engine_of(self.spec)
+        engine: LiveEngine = pipe.engine_of(self.spec, rewards=rewards)
         return engine
 
 

@@ -25,6 +25,7 @@ from ttsnap.pipelines.run import decisions_of, run
 from ttsnap.pipelines.variety import couple_seeds
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.reward_models.registry import make_rewards
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.drafts import fitting, sized
 from ttsnap.sampling.guided_steps import RewardGuidance
@@ -188,15 +189,25 @@ class SearchMixin:
         call = defaults_of(self).completed(given)
         return self.engine_of(EngineSpec(model_of(self), listed(reward), *how, call), network)
 
-    def engine_of(self, spec: EngineSpec, network: SharedDenoiser | None = None) -> LiveEngine:
-        """The engine of a spec, whose call is complete, as above."""
+    def engine_of(
+        self,
+        spec: EngineSpec,
+        network: SharedDenoiser | None = None,
+        rewards: Sequence[RewardModel] | None = None,
+        batch_size: int | None = None,
+    ) -> LiveEngine:
+        """The engine of a spec, whose call is complete, as above. rewards: those of the spec, where
+        they are loaded. batch_size: in its place."""
         denoiser, sampler = self.sampling_denoiser(spec.sampler, **spec.call), spec.sampler
+        if rewards is None:
+            # Not self.device: an offloaded pipeline rests on the CPU or on meta.
+            rewards = make_rewards(spec.rewards, device=self._execution_device)  # type: ignore[attr-defined]
         return LiveEngine(
             denoiser,
-            # Not self.device: an offloaded pipeline rests on the CPU or on meta.
-            make_rewards(spec.rewards, device=self._execution_device),  # type: ignore[attr-defined]
+            rewards,
             replace(
                 spec.batch,
+                batch_size=batch_size or spec.batch.batch_size,
                 padded=getattr(self, "_search_buckets", False),
                 preview=Capability.PREVIEW in denoiser.can,
             ),
@@ -278,7 +289,7 @@ class SearchMixin:
                 selection=asked.selection,
             )
             search = prepare(request, decisions_of(self))
-            stock_call |= search.engine.call
+            stock_call |= search.given
             output.tell(self, stock_call, known)
             found = run(search, self, asked.devices, wanted.on_event, wanted.should_stop)
         denoiser, results, flags = found.denoiser, found.results, found.flags

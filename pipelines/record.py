@@ -10,31 +10,38 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils.constants import USE_PEFT_BACKEND
 
 from ttsnap.algorithms import name_of, spec_of, takes
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import digests
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import noted
 from ttsnap.pipelines.packaged import MODELS
-from ttsnap.request.request import Prepared
+from ttsnap.request.request import EngineSpec, Prepared
 from ttsnap.results.record import SearchRecord
 
 PLAIN = (bool, int, float, str)
 
 
-def record_of(pipe: Any, search: Prepared, rewards: Sequence[str]) -> SearchRecord:
-    """That of a search by this pipeline, whose engine's rewards have these names.
+def record_of(
+    pipe: Any,
+    search: Prepared,
+    engine: EngineSpec,
+    prompts: Sequence[Prompt],
+    rewards: Sequence[str],
+) -> SearchRecord:
+    """That of a search for these prompts by this pipeline. engine: its own, as far as is told.
+    rewards: the names of its rewards.
 
     Algorithms go by their names and options, as `make_algorithm` takes them. Arguments of the call
     and options that are not plain are left out.
     """
-    engine, call, request = search.engine, dict(search.engine.call), search.request
-    pictures: Any = [digests({**call, **prompt.inputs}) for prompt in search.prompts]
-    if any(prompt.negative is not None for prompt in search.prompts):
+    call, request = dict(search.given), search.request
+    pictures: Any = [digests({**call, **prompt.inputs}) for prompt in prompts]
+    if any(prompt.negative is not None for prompt in prompts):
         given = call.get("negative_prompt")
         usual = given if isinstance(given, list | tuple) else [given] * len(pictures)
         negative = [
-            one if p.negative is None else p.negative
-            for one, p in zip(usual, search.prompts, strict=True)
+            one if p.negative is None else p.negative for one, p in zip(usual, prompts, strict=True)
         ]
         call["negative_prompt"] = negative if len(set(negative)) > 1 else negative[0]
     named: Any
@@ -48,13 +55,13 @@ def record_of(pipe: Any, search: Prepared, rewards: Sequence[str]) -> SearchReco
     return SearchRecord(
         model=engine.model.model,
         lora=loras if len(loras) > 1 else next(iter(loras), None),
-        task=pipe.task_of(engine.call),
+        task=pipe.task_of(search.given),
         scheduler=type(pipe.scheduler).__name__,
         call={name: value for name, value in call.items() if _is_plain(value)},
         sampler=engine.sampler,
         algorithm=named,
         options={name: value for name, value in options.items() if _is_plain(value)},
-        budget=str(search.budget),
+        budget=str(request.budget),
         dtype=dtype,
         pictures=pictures if any(pictures) else None,
         noted=_noted(search, rewards),

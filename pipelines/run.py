@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.scoring import shown_of
-from ttsnap.loop.request import Listener
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.request import Listener, LoopSearch
 from ttsnap.loop.search import searched
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.pipelines import output
@@ -26,6 +28,7 @@ from ttsnap.request.request import ModelDefaults, Prepared
 from ttsnap.results.outputs import FinishedLatents, Recorder
 from ttsnap.results.record import SearchRecord
 from ttsnap.reward_models.registry import make_rewards
+from ttsnap.rewards.reward_model import RewardModel
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,31 @@ class SearchOutcome:
     """Of each image, where the request's engine hands them to listeners (`EngineOptions.keep`)."""
 
 
+class LoadedRewards(NamedTuple):
+    """Rewards that are there already, for several searches; None where a search loads its own."""
+
+    scoring: Sequence[RewardModel] | None = None
+    """Those of its engine."""
+    reports: Sequence[RewardModel] | None = None
+
+
+class Opened(NamedTuple):
+    """What searches run on."""
+
+    engine: Engine
+    denoiser: Any
+    """Of the call, in this process; None where there is none."""
+    prompts: Sequence[Prompt]
+    """Those that are searched."""
+    reports: Sequence[RewardModel] = ()
+    """Rewards that score the images that come back."""
+
+
 def decisions_of(pipe: Any) -> ModelDefaults:
     """What the model of a pipeline decides where users say nothing, its drafter among it."""
-    return replace(defaults_of(pipe), drafted=partial(drafting, pipe))
+    return replace(
+        defaults_of(pipe), drafted=partial(drafting, pipe), split=pipe.split_prompt_inputs
+    )
 
 
 def run(
@@ -55,96 +80,92 @@ def run(
     devices: DeviceOptions | None = None,
     on_event: Listener | None = None,
     should_stop: Callable[[], bool] | None = None,
+    loaded: LoadedRewards | None = None,
+    loop: LoopSearch | None = None,
+    batch_size: int | None = None,
 ) -> SearchOutcome:
-    """Search with a search pipeline. Arguments of the call may be lists with an entry for each
-    prompt.
+    """Search with a search pipeline.
 
     on_event: called with every Event. should_stop: asked once per batch; when it says True, or
-    `pipe._interrupt` is set, prompts under way end with their best finished image. ValueError for
-    what the model refuses.
+    `pipe._interrupt` is set, prompts under way end with their best finished image. loaded: rewards
+    that are there. loop: as of `run_on`. batch_size: in place of the search's. ValueError for what
+    the model refuses.
     """
     interrupts = pipe.interrupts
-    prompts, shared = pipe.split_prompt_inputs(search.prompts, search.engine.call)
-    wanted = replace(
-        search,
-        prompts=tuple(prompts),
-        engine=replace(search.engine, call=shared),
-        eager=on_event is not None,
-    )
-    if reported := search.request.selection.reported:
-        wanted = wanted.reporting(make_rewards(reported, device=pipe._execution_device))
-    told = replace(wanted, engine=search.engine)
+    rewards, reports = loaded or LoadedRewards()
+    if reports is None:
+        reported = search.request.selection.reported
+        reports = make_rewards(reported, device=pipe._execution_device) if reported else ()
 
     def stops() -> bool:
         return pipe.interrupts > interrupts or (should_stop is not None and should_stop())
 
-    with open_engine(wanted.engine, devices or DeviceOptions(), pipe) as (engine, denoiser):
+    where, spec = devices or DeviceOptions(), search.engine
+    with open_engine(spec, where, pipe, rewards, batch_size) as (engine, denoiser):
+        opened = Opened(engine, denoiser, search.prompts, reports)
         # the model's own is taken where it was checked
         if not search.request.engine.sampler.left_open:
             warn_of_doubt(denoiser.drafts, model_name(pipe))
         try:
-            with _progress(pipe, wanted, engine) as bar:
-                listeners = [bar] if on_event is None else [bar, on_event]
-                found = run_on(engine, denoiser, wanted, pipe, listeners, Recorder(), stops, told)
+            with _progress(pipe, (loop or search.loop).budget, engine, len(search.prompts)) as bar:
+                eager, listeners = on_event is not None, list(filter(None, (bar, on_event)))
+                found = run_on(
+                    opened, search, pipe, listeners, Recorder(), stops, loop=loop, eager=eager
+                )
         finally:
             pipe.maybe_free_model_hooks()
-    return replace(
-        found,
-        results=output.with_sources(
-            found.results, [{**shared, **prompt.inputs} for prompt in prompts]
-        ),
-    )
+    inputs = [{**spec.call, **prompt.inputs} for prompt in search.prompts]
+    return replace(found, results=output.with_sources(found.results, inputs))
 
 
 def run_on(
-    engine: Engine,
-    denoiser: Any,
+    opened: Opened,
     search: Prepared,
     pipe: Any,
     listeners: Sequence[Listener] = (),
     recorder: Recorder | None = None,
     should_stop: Callable[[], bool] | None = None,
-    told: Prepared | None = None,
+    *,
+    loop: LoopSearch | None = None,
+    eager: bool = False,
 ) -> SearchOutcome:
     """Run a search on an engine that is open, and finish what it finds.
 
-    recorder: keeps thumbnails for the results; None for none. told: as of `finished`. ValueError
-    where reports cannot see what is made.
+    recorder: keeps thumbnails for the results; None for none. loop: what is run in place of the
+    search's own. eager: as of `searched`. ValueError where reports cannot see what is made.
     """
-    shown_of(denoiser, search.engine.batch.frames).check(search.request.selection.reported)
-    latents = FinishedLatents(engine.grid.steps) if "latents" in search.engine.batch.keep else None
+    engine, batch = opened.engine, search.engine.batch
+    shown_of(opened.denoiser, batch.frames).check(opened.reports)
+    latents = FinishedLatents(engine.grid.steps) if "latents" in batch.keep else None
     heard = [each for each in (recorder, latents, *listeners) if each is not None]
-    found = searched(search.prompts, search, engine, heard, should_stop)
+    found = searched(opened.prompts, loop or search.loop, engine, heard, should_stop, eager=eager)
     if search.doubt is not None:
         found = [replace(result, warnings=(*result.warnings, search.doubt)) for result in found]
-    ended = finished(found, search, engine, pipe, denoiser, recorder, told)
+    ended = finished(found, search, opened, pipe, recorder)
     return ended if latents is None else replace(ended, latents=latents.of(ended.results))
 
 
 def finished(
     found: list[Result],
     search: Prepared,
-    engine: Engine,
+    opened: Opened,
     pipe: Any,
-    denoiser: Any = None,
     recorder: Recorder | None = None,
-    told: Prepared | None = None,
+    *,
+    discreet: bool = False,
 ) -> SearchOutcome:
     """What a search found, as every door gives it on: past the safety checker, scored by the
-    rewards that report.
-
-    denoiser: encodes what is edited for rewards that need it. told: the search that the record
-    names, where that is another.
-    """
-    report, frames = search.request.selection.reported, search.engine.batch.frames
+    rewards that report. discreet: the record names no drafter."""
+    engine, denoiser, prompts, report = opened
+    frames = search.engine.batch.frames
     results, flags = output.checked(pipe, found)
     if report:
         sources = (
             [None] * len(results)
             if denoiser is None
-            else output.sources_of(denoiser, search.prompts, report)
+            else output.sources_of(denoiser, prompts, report)
         )
-        each = zip(results, search.prompts, sources, strict=True)
+        each = zip(results, prompts, sources, strict=True)
         results = [
             output.reported(result, report, frames, source, prompt.read)
             for result, prompt, source in each
@@ -152,15 +173,16 @@ def finished(
     results = output.with_thumbnails(
         results, {} if recorder is None else recorder.thumbnails, flags
     )
-    record = record_of(pipe, told or search, engine.reward_names)
+    spec = search.engine.undrafted if discreet else search.engine
+    record = record_of(pipe, search, spec, prompts, engine.reward_names)
     return SearchOutcome(results, record, flags, denoiser)
 
 
 @contextmanager
-def _progress(pipe: Any, search: Prepared, engine: Engine) -> Iterator[Listener]:
+def _progress(pipe: Any, budget: Budget, engine: Engine, prompts: int) -> Iterator[Listener]:
     """A listener that moves a progress bar styled as the pipeline's, which counts evaluations."""
-    nfe = search.budget.on(engine.grid, engine.price.start).nfe
-    total = nfe * len(search.prompts) if nfe else None
+    nfe = budget.on(engine.grid, engine.price.start).nfe
+    total = nfe * prompts if nfe else None
     style = {
         "total": total,
         "unit": "nfe",

@@ -220,7 +220,7 @@ class LatentSearch:
         kept = FinishedLatents(engine.grid.steps)
         cap = request.budget.on(engine.grid, engine.price.start)
         watchers = (watcher(engine.grid, cap),) if watcher else ()
-        results = searched(request.prompts, request, engine, (kept, *watchers), should_stop)
+        results = searched(request.prompts, request.loop, engine, (kept, *watchers), should_stop)
         latents = kept.of(results)
         made = denoiser.unscaled(
             torch.stack(latents) if latents else denoiser.guided.latent[:0].cpu()

@@ -106,10 +106,10 @@ def test_a_search_by_another_scheduler_than_the_models_gets_no_go(
     made = setup(pipe=quiet(load("embedded", dtype=torch.float32)), call={"num_inference_steps": 4})
     right, engine_of = made.pipe.scheduler, type(made.pipe).engine_of
 
-    def wrongly(pipe: Any, *given: Any) -> Any:
+    def wrongly(pipe: Any, *given: Any, **more: Any) -> Any:
         pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=30.0)
         try:
-            return engine_of(pipe, *given)
+            return engine_of(pipe, *given, **more)
         finally:
             pipe.scheduler = right
 

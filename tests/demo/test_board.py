@@ -20,7 +20,7 @@ from ttsnap.algorithms.by_hand import UserCommand
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.results import Event, Result
+from ttsnap.core.results import Event, Result, Spent
 from ttsnap.demo.board_html import COLUMNS, render_board
 from ttsnap.demo.chart import LEGEND_RIGHT, best_so_far, render_chart, ticks
 from ttsnap.demo.form import aspect_of
@@ -263,20 +263,23 @@ def asked_for(algorithm: str, nfe: int) -> Prepared:
 
 def test_what_is_left_of_a_budget_is_explained() -> None:
     _, result = searched("svdd", "90nfe")
-    text = why_unspent(asked_for("svdd", 90), GRID, result.spent)
+
+    def why(algorithm: str, nfe: int, spent: Spent, budget: Budget | None = None) -> str:
+        asked = asked_for(algorithm, nfe)
+        return why_unspent(asked, budget or asked.budget, GRID, spent)
+
+    text = why("svdd", 90, result.spent)
     sizes = [int(n) for n in re.findall(r"n = (\d+)", text)]
     assert text.startswith(f"SVDD ended after {result.spent.nfe} of 90 evaluations")
     assert sizes[1] == sizes[0] + 1
     assert int(text.rstrip(".").split()[-1]) > 90
-    assert (
-        why_unspent(asked_for("best-of-n", 100), GRID, replace(result.spent, cost=Cost(100))) == ""
-    )
+    assert why("best-of-n", 100, replace(result.spent, cost=Cost(100))) == ""
     few = replace(result.spent, cost=Cost(40))
-    assert "runs with n = 4" in why_unspent(asked_for("fk-steering", 100), GRID, few)
+    assert "runs with n = 4" in why("fk-steering", 100, few)
     for cap in ("3s", "10decodes"):  # another cap held, about which the search itself says enough
         held = replace(few, cost=Cost(nfe=40, decodes=10), seconds=3.0)
         capped = replace(Budget.parse(cap), nfe=100)
-        assert why_unspent(replace(asked_for("fk-steering", 100), budget=capped), GRID, held) == ""
+        assert why("fk-steering", 100, held, capped) == ""
 
 
 def test_drafts_are_called_so() -> None:

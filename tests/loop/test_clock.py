@@ -187,7 +187,7 @@ def test_a_search_that_the_clock_winds_up_can_be_stopped() -> None:
 def test_a_fifth_of_the_default_search_brings_a_picture(budget: str) -> None:
     """Where somebody waits for one; else batches are as full as they can be."""
     live, seen = made(), list[int]()
-    spec = LoopSearch(make_algorithm("seed-pruning"), Budget.parse(budget), eager=True)
+    spec = LoopSearch(make_algorithm("seed-pruning"), Budget.parse(budget))
     slow: Any = live.denoiser
     (result,) = searched(
         ["a"],
@@ -195,5 +195,6 @@ def test_a_fifth_of_the_default_search_brings_a_picture(budget: str) -> None:
         live,
         [lambda e: seen.append(live.nfe) if e.kind == "score" else None],
         clock=lambda: slow.now,
+        eager=True,
     )
     assert seen[0] <= 0.2 * result.spent.nfe

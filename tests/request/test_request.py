@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,19 @@ def test_what_is_only_required_comes_behind_the_rewards() -> None:
     gate = search.selection.gate
     assert gate is not None
     assert (gate.columns, gate.counted, gate.scores_more) == ((2, 1, 3, 3), 2, True)
-    # as where they are loaded
-    again = replace(search, engine=replace(search.engine, rewards=("A", "B", "C", "D")))
-    assert (again.selection.gate, again.rewards) == (gate, ("A", "B"))
     alone = prepared(require=("ocr",))  # it waits for the reward that the model recommends
     assert (alone.engine.rewards, alone.rewards) == (("scenes", "ocr"), ("scenes",))
     assert alone.request.engine.rewards == (), "what is asked for stays as it is"
+
+
+def test_a_prepared_search_is_final() -> None:
+    search = prepared("scenes")
+    for name in ("request", "prompts", "engine", "given", "loop"):
+        with pytest.raises(ValueError, match="replace"):
+            replace(search, **{name: vars(search)[name]})
+        with pytest.raises(FrozenInstanceError):
+            setattr(search, name, None)
+    assert prepare(search.request, ModelDefaults(CALL)) == search
 
 
 def test_what_does_not_fit_together_is_refused_before_anything_runs() -> None:

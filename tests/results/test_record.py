@@ -190,7 +190,11 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], 
     def load(model: str, device: str, dtype: str, *, loras: tuple[str, ...], task: str) -> Any:
         models.append((model, loras, []))
         arguments = {"num_inference_steps", "guidance_scale", "negative_prompt"}
-        return SimpleNamespace(dtype=torch.float32, call_arguments=lambda: arguments)
+        return SimpleNamespace(
+            dtype=torch.float32,
+            call_arguments=lambda: arguments,
+            split_prompt_inputs=lambda prompts, call: (prompts, call),
+        )
 
     def run(request: Prepared, pipe: Any) -> Any:
         models[-1][2].append(request)

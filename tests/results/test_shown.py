@@ -157,7 +157,8 @@ def told(
 ) -> SearchRecord:
     spec = EngineSpec(ModelOptions(), ("brightness",), sampler, call=call)
     asked = SearchRequest((Prompt("a"),), spec, search, budget)
-    return record_of(pipe, prepare(asked, ModelDefaults()), ["brightness"])
+    search = prepare(asked, ModelDefaults())
+    return record_of(pipe, search, search.engine, search.prompts, ["brightness"])
 
 
 def test_what_is_not_plain_is_left_out_or_named(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,14 @@ STRIDE = 10**6
 """Distance of the first seeds of two repeats: more seeds than any search starts."""
 
 
+class ArmSearch(Protocol):
+    """A search, as far as a benchmark knows it."""
+
+    @property
+    def loop(self) -> LoopSearch:
+        """What the loop runs."""
+
+
 class Bench(NamedTuple):
     """What is run."""
 
@@ -38,7 +46,7 @@ class Bench(NamedTuple):
     texts: Sequence[Prompt]
     """The prompt of each entry, in the model's words and with its pictures."""
     arms: Sequence[Arm]
-    searches: Mapping[str, LoopSearch]
+    searches: Mapping[str, ArmSearch]
     """That of each arm, by its name. All have the same budget, for each prompt, and the same
     utility."""
     options: BenchOptions
@@ -46,7 +54,7 @@ class Bench(NamedTuple):
     @property
     def search(self) -> LoopSearch:
         """The first arm's."""
-        return self.searches[self.arms[0].name]
+        return self.searches[self.arms[0].name].loop
 
     @property
     def images(self) -> int:
@@ -62,6 +70,7 @@ class Model(Protocol):
 
     def run(
         self,
+        arm: Arm,
         search: LoopSearch,
         prompts: Sequence[Prompt],
         engine: Engine,
@@ -69,8 +78,8 @@ class Model(Protocol):
         *,
         sheets: bool,
     ) -> tuple[list[Result], SearchRecord]:
-        """Results as a call of the pipeline returns them, and their record. sheets: whether they
-        have thumbnails."""
+        """Results of this search of an arm, as a call of the pipeline returns them, and their
+        record. sheets: whether they have thumbnails."""
 
 
 @dataclass(frozen=True)
@@ -164,11 +173,10 @@ def _fitted(bench: Bench, first: Arm, engine: Engine) -> dict[str, LoopSearch]:
     """The search of each arm that shares an engine with this one, by name, with as many seeds as
     the budget affords."""
     engine.check(bench.texts)
-    budget = bench.search.budget.on(engine.grid, engine.price.start)
     specs: dict[str, LoopSearch] = {}
     for arm in [arm for arm in bench.arms if arm.setup == first.setup]:
         try:
-            specs[arm.name] = prepared(replace(bench.searches[arm.name], budget=budget), engine)
+            specs[arm.name] = prepared(bench.searches[arm.name].loop, engine)
         except ValueError as error:
             raise ValueError(f"{arm.name}: {error}") from error
     return specs
@@ -191,7 +199,9 @@ def _searched(
         if event.kind == "end":
             on_done(1)
 
-    results, record = model.run(search, texts, engine, listen, sheets=bench.options.sheets)
+    results, record = model.run(
+        work.arm, search, texts, engine, listen, sheets=bench.options.sheets
+    )
     if short := [result for result in results if result.spent.ended == SHORT]:
         raise ValueError(f"a search ended early and is not kept: {'; '.join(short[0].warnings)}")
     images = []

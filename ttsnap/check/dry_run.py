@@ -127,7 +127,7 @@ def worked_out(pipe: Any, networks: Mapping[str, Answers], search: Prepared, nam
         part: sum(each.nbytes for each in net.part.parameters()) for part, net in networks.items()
     }
     layers = (layer for net in networks.values() for layer in net.part.modules())
-    cost, _ = foreseen(prepared(search, engine), engine)
+    cost, _ = foreseen(prepared(search.loop, engine), engine)
     flops = engine.price.flops
     return Paper(
         name,

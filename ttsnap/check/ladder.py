@@ -157,8 +157,7 @@ class Setup:
     pipe: Any
     """The search pipeline, on its device."""
     spec: EngineSpec
-    """Complete, with loaded rewards: the one by which images are chosen, then perhaps one that
-    knows what is right."""
+    """Complete."""
     prompts: tuple[Prompt, ...]
     out: Path
     """Where rungs and recordings are kept."""
@@ -167,6 +166,9 @@ class Setup:
     judged: bool = False
     """Whether the last reward knows what is right and chooses nothing."""
     say: Callable[[str], None] = print
+    rewards: Sequence[Any] | None = None
+    """Loaded: those of the spec, by which images are chosen, then perhaps one that knows what is
+    right; None: an engine loads those of the spec."""
     deadline: float = float("inf")
     """Of the rung under way, on `time.monotonic`."""
     found: dict[str, Rung] = field(default_factory=dict)
@@ -180,7 +182,7 @@ class Setup:
     @property
     def utility(self) -> Utility:
         """By which images are chosen."""
-        return utilities.first(utilities.mean, len(self.spec.rewards) - self.judged)
+        return utilities.first(utilities.mean, len(self.rewards or self.spec.rewards) - self.judged)
 
     @property
     def cost(self) -> Known:
@@ -197,13 +199,8 @@ class Setup:
     ) -> LiveEngine:
         """An engine without a drafter, unless by this sampler. batch_size: in place of the given or
         fitting one."""
-        batch = (
-            self.spec.batch
-            if batch_size is None
-            else replace(self.spec.batch, batch_size=batch_size)
-        )
-        how = sampler or replace(self.drafted, draft=None)
-        engine: LiveEngine = self.pipe.engine_of(replace(self.spec, batch=batch, sampler=how))
+        spec = self.spec.sampled(sampler or replace(self.drafted, draft=None))
+        engine: LiveEngine = self.pipe.engine_of(spec, rewards=self.rewards, batch_size=batch_size)
         return engine
 
     def climb(self, name: str, rung: Callable[[Setup], Rung], seconds: float) -> Rung:

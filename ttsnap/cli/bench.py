@@ -197,10 +197,8 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, Prepared]:
     common.check_affordable(plain)
     searches = {}
     for arm in arms:
-        asked = replace(request, search=own_algorithm(arm.algorithm), options=arm.options)
-        searches[arm.name] = common.prepared(
-            replace(asked, engine=replace(engine, sampler=arm.sampler))
-        )
+        asked = request.by(own_algorithm(arm.algorithm), arm.options, arm.sampler)
+        searches[arm.name] = common.prepared(asked)
     steps = {
         name: search.engine.call.get("num_inference_steps") for name, search in searches.items()
     }

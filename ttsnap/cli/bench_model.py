@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.parser import Arguments
-from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.request.request import Prepared
 
@@ -34,15 +32,10 @@ class BenchModel:
 
     def of(self, bench: Bench) -> BenchModel:
         """The same, for the searches of this benchmark. The first one's loads."""
-        searches = cast("Mapping[str, Prepared]", bench.searches)
+        self.bench, first = bench, cast("Prepared", bench.searches[bench.arms[0].name])
         if self.pipe is None:
-            self.pipe, self._first = common.loaded(
-                self._a, searches[bench.arms[0].name], self._devices
-            )
-        self.bench = bench._replace(
-            searches={name: search.on(self._first) for name, search in searches.items()}
-        )
-        for reward in self._first.request.selection.reported:
+            self.pipe, self._loaded = common.loaded(self._a, first, self._devices)
+        for reward in self._loaded.reports or ():
             reward.check([prompt.read for prompt in bench.texts])
         return self
 
@@ -52,7 +45,8 @@ class BenchModel:
         from ttsnap.pipelines.engine_factory import open_engine
 
         spec = cast("Prepared", self.bench.searches[arm.name]).engine
-        with open_engine(spec, self._devices, self.pipe) as (engine, self._denoiser):
+        scoring = self._loaded.scoring
+        with open_engine(spec, self._devices, self.pipe, scoring) as (engine, self._denoiser):
             if self._denoiser.frames is not None:
                 raise ValueError(
                     "a benchmark is of images, and this model makes videos; use ttsnap generate"
@@ -61,6 +55,7 @@ class BenchModel:
 
     def run(
         self,
+        arm: Arm,
         search: LoopSearch,
         prompts: Sequence[Prompt],
         engine: Engine,
@@ -69,11 +64,11 @@ class BenchModel:
         sheets: bool,
     ) -> tuple[list[Result], SearchRecord]:
         """Results as a call of the pipeline returns them, and their record."""
-        from ttsnap.pipelines.run import run_on
+        from ttsnap.pipelines.run import Opened, run_on
         from ttsnap.results.outputs import Recorder
 
-        wanted = replace(cast("Prepared", search), prompts=tuple(prompts))
-        budget = search.budget if wanted.request.budget == Budget() else wanted.request.budget
-        told, seen = replace(wanted, budget=budget), Recorder() if sheets else None
-        found = run_on(engine, self._denoiser, wanted, self.pipe, [listener], seen, told=told)
+        opened = Opened(engine, self._denoiser, prompts, self._loaded.reports or ())
+        seen = Recorder() if sheets else None
+        asked = cast("Prepared", self.bench.searches[arm.name])
+        found = run_on(opened, asked, self.pipe, [listener], seen, loop=search)
         return found.results, found.record

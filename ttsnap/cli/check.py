@@ -6,7 +6,6 @@ import datetime
 import json
 import shlex
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +191,8 @@ def _dry_run(a: Arguments) -> int:
     pipe, networks = on_paper(a.model, kind)
     defaults = defaults_of(pipe)
     if unknown or not (engine.rewards or defaults.reward):
-        engine = replace(engine, rewards=("brightness",))  # which takes nothing
+        free = Arguments(**{**vars(a), "reward": "brightness"})  # which takes nothing
+        engine = common.engine_spec(free, prompts, engine.sampler)
     request = SearchRequest(tuple(prompts), engine, "seed-pruning", Budget.parse(DRY_BUDGET))
     paper = worked_out(pipe, networks, prepare(request, defaults), a.model)
     _say("\n".join(lines(paper)))
@@ -277,9 +277,9 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
         from ttsnap.pipelines.packaged import MODELS
 
         rewards = list(dict.fromkeys([*chosen, MODELS[a.model].right.reward]))
-    pipe, search = common.loaded(
-        a, replace(search, engine=replace(search.engine, rewards=tuple(rewards))), DeviceOptions()
-    )
+    judges = rewards[len(chosen) :]
+    pipe, loaded = common.loaded(a, search, DeviceOptions(), *judges)
+    _, kind = common.opening().placement(a.device, a.dtype)
     pipe.set_progress_bar_config(disable=True)
     from ttsnap.check.ladder import Setup
     from ttsnap.pipelines.drafting.own_draft import own_draft
@@ -289,18 +289,17 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
     named = draft.draft if not draft.left_open else own.name if own is not None else None
     about = {
         "model": a.model,
-        "dtype": spec.model.dtype,
+        "dtype": str(kind).removeprefix("torch."),
         "prompts": texts,
         "rewards": rewards,
         "draft": named,
         "call": plain(dict(spec.call)),
         "versions": versions("torch", "diffusers", "transformers"),
     }
-    made = replace(spec, sampler=replace(spec.sampler, finish=draft.finish))
-    return (
-        Setup(pipe, made, tuple(search.prompts), work, named, len(rewards) > len(chosen), _say),
-        about,
+    setup = Setup(
+        pipe, spec, tuple(search.prompts), work, named, bool(judges), _say, loaded.scoring
     )
+    return setup, about
 
 
 def _prompts(a: Arguments) -> list[Prompt]:

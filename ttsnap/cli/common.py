@@ -28,6 +28,7 @@ from ttsnap.reward_models.registry import check_names as check_rewards
 
 if TYPE_CHECKING:
     from ttsnap.bench.prompts import PromptRecord
+    from ttsnap.pipelines.run import LoadedRewards
 
 # --- reading them ---------------------------------------------------------------------------------
 
@@ -241,18 +242,22 @@ def load_model(
     return placed
 
 
-def loaded(a: Arguments, search: Prepared, devices: DeviceOptions) -> tuple[Any, Prepared]:
-    """The pipeline of a search, and the search with its rewards loaded. Where other processes
-    search, they load what they need themselves, and this one keeps off the devices."""
-    place, kind = opening().placement(a.device, a.dtype)
+def loaded(
+    a: Arguments, search: Prepared, devices: DeviceOptions, *more: str
+) -> tuple[Any, LoadedRewards]:
+    """The pipeline of a search, and its rewards with some more. Where other processes search, they
+    load what they need themselves, and this one keeps off the devices."""
+    place, _ = opening().placement(a.device, a.dtype)
     from ttsnap.pipelines.opening import check_call, prepare
+    from ttsnap.pipelines.run import LoadedRewards
 
     here = devices == DeviceOptions()
     if not here:
         from ttsnap.cluster.devices import alone
 
         here = alone(devices, place.type)
-    rewards = load_rewards(search.engine.rewards, device=place) if here else search.engine.rewards
+    names = (*search.engine.rewards, *more)
+    rewards = load_rewards(names, device=place) if here else None
     reported = search.request.selection.reported
     report = load_rewards(reported, device=place) if reported else ()
     device, offload = (a.device, a.offload) if here else ("cpu", "none")
@@ -260,9 +265,7 @@ def loaded(a: Arguments, search: Prepared, devices: DeviceOptions) -> tuple[Any,
     pipe = load_model(a.model, device, a.dtype, offload, model.loras, a.task)
     check_call(pipe, search.engine.call, a.task)
     prepare(pipe, model)
-    model = replace(model, dtype=str(kind).removeprefix("torch."))
-    engine = replace(search.engine, model=model, rewards=tuple(rewards))
-    return pipe, replace(search, engine=engine).reporting(tuple(report))
+    return pipe, LoadedRewards(rewards, report)
 
 
 def opening() -> Any:

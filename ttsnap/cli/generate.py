@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +124,7 @@ def _searches(a: Arguments) -> dict[str, Prepared]:
     first = common.asked(a, prompts, own_algorithm(a.algorithm), engine)
     asked = {a.algorithm: first}
     if a.compare:
-        asked[a.compare] = replace(first, search=own_algorithm(a.compare), options={})
+        asked[a.compare] = first.by(own_algorithm(a.compare))
     searches = {name: common.prepared(request) for name, request in asked.items()}
     common.check_affordable(searches[a.algorithm])
     return searches
@@ -136,7 +135,8 @@ def _generate(
 ) -> int:
     """Load, search, and write to `out`, which is reserved."""
     devices = arguments.read(DeviceOptions, a)
-    pipe, first = common.loaded(a, searches[a.algorithm], devices)
+    first = searches[a.algorithm]
+    pipe, rewards = common.loaded(a, first, devices)
     from ttsnap.pipelines import recommended  # loaded with the model
     from ttsnap.pipelines.packaged import showcase_of
     from ttsnap.pipelines.run import SearchOutcome, decisions_of, run
@@ -151,8 +151,8 @@ def _generate(
                 break
             try:
                 # what was left to the model
-                asked = prepare(search.request, decisions_of(pipe)).on(first)
-                runs[name] = run(asked, pipe, devices, should_stop=stop)
+                asked = prepare(search.request, decisions_of(pipe))
+                runs[name] = run(asked, pipe, devices, should_stop=stop, loaded=rewards)
             except (ValueError, RuntimeError, MemoryError) as error:
                 if not runs:
                     raise

@@ -160,7 +160,7 @@ def _alone(
     from ttsnap.pipelines.opening import check_call
 
     check_call(pipe, spec.call, model.task)
-    engine = pipe.engine_of(dataclasses.replace(spec, rewards=tuple(rewards)))
+    engine = pipe.engine_of(spec, rewards=rewards)
     return partial(
         record,
         engine,

@@ -239,7 +239,7 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None, batch
     algorithm = OneOfGroup(image.place or 0) if batch_size == 1 else BestOfN(n)
     asked = SearchRequest((prompt,), engine, algorithm, Budget(), image.first_seed, n)
     # The PNG says all; what the model recommends may have changed since.
-    found = run(prepare(asked, ModelDefaults()), pipe)
+    found = run(prepare(asked, ModelDefaults(split=pipe.split_prompt_inputs)), pipe)
     made = next(one.pixels for one in found.results[0].images if one.seed == image.seed)
     place.parent.mkdir(exist_ok=True)
     outputs.save_made(place, made, record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import Interval
@@ -15,7 +15,7 @@ from ttsnap.algorithms.options import options_of
 from ttsnap.core.names import FieldError, unknown
 from ttsnap.files.settings import Count, Fraction, Positive, check, short
 from ttsnap.loop.budget import Budget
-from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
+from ttsnap.options.model import EMBEDDED, TEXT, TURBO
 from ttsnap.options.option import option
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.allowlist import OFFERED, kernel_for
@@ -105,11 +105,8 @@ def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -
     )
     strength = None if picture is None else check("strength", fields["strength"] or 0, Fraction)
     sides: dict[str, Any] = {"width": size, "height": size} if size else {}
-    request = request_of(given, offer, limits, image=picture, strength=strength, **sides)
-    if picture is not None:
-        request = replace(
-            request, engine=replace(request.engine, model=ModelOptions(request.model, task=REDRAW))
-        )
+    task = TEXT if picture is None else REDRAW
+    request = request_of(given, offer, limits, task=task, image=picture, strength=strength, **sides)
     for name in request.engine.rewards:
         if name.startswith("scenes") and request.model not in (EMBEDDED, TURBO):
             raise FieldError(
@@ -150,11 +147,7 @@ def title_of(request: SearchRequest) -> str:
 
 def baseline(request: SearchRequest) -> SearchRequest:
     """Best-of-N at the same budget, on the same seeds and sampler, without drafts."""
-    return replace(
-        request,
-        search=BASELINE,
-        engine=replace(request.engine, sampler=replace(request.engine.sampler, draft=None)),
-    )
+    return request.by(BASELINE, sampler=request.engine.undrafted.sampler)
 
 
 def task_of(request: SearchRequest) -> str | None:

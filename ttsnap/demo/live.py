@@ -20,6 +20,7 @@ from ttsnap.demo.html import FULL, LARGE, RIGHT, short, thumbnail_uri
 from ttsnap.demo.worker import Models, RunningSearch, SearchThread, prepare, run_search
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.request import LoopSearch
 from ttsnap.loop.search import fit
 from ttsnap.loop.search import search as search_dry
 from ttsnap.request.request import Prepared, SearchRequest
@@ -130,13 +131,12 @@ class LiveSearches(SearchThread):
 
         try:
             turns.begin(place)
-            rows = _rows(self.pipe, request.budget)
+            loop = search.loop
+            rows = _rows(self.pipe, loop.budget)
             if (wishes := self.wishes) is not None:
                 algorithm = ByHand(request.algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
-                led = replace(request, algorithm=algorithm)
-            else:
-                led = request
-            result, record = run_search(self.pipe, led, self.should_stop, listen, rows)
+                loop = LoopSearch(algorithm, loop.budget, loop.selection, loop.seed)
+            result, record = run_search(self.pipe, request, loop, self.should_stop, listen, rows)
         except Exception as error:  # as in `run`
             self.error = error
             return
@@ -165,7 +165,7 @@ class LiveSearches(SearchThread):
         if taken:
             notes.append(f"{len(taken)} wish{'es' * (len(taken) != 1)} by hand carried out")
         elif not (self.stop.is_set() or self.late):
-            notes.append(why_unspent(search.request, search.grid, result.spent))
+            notes.append(why_unspent(search.request, search.loop.budget, search.grid, result.spent))
         view.note = "; ".join(filter(None, notes))
         if result.images:
             named = view.course.candidates
@@ -191,12 +191,12 @@ def by_hand(result: Result) -> tuple[tuple[int, UserCommand], ...]:
     return result.state.taken if isinstance(result.state, ByHandState) else ()
 
 
-def why_unspent(request: Prepared, grid: Grid, spent: Spent) -> str:
+def why_unspent(request: Prepared, budget: Budget, grid: Grid, spent: Spent) -> str:
     """A sentence on the evaluations that a search left over; "" where they are few, or another cap
     held."""
-    allowed, algorithm = request.budget.nfe, request.request.label
-    clock = spent.seconds / (request.budget.seconds or math.inf)
-    if not allowed or max(clock, request.budget.share(spent.cost, spent.price)) > 1 - UNSPENT:
+    allowed, algorithm = budget.nfe, request.request.label
+    clock = spent.seconds / (budget.seconds or math.inf)
+    if not allowed or max(clock, budget.share(spent.cost, spent.price)) > 1 - UNSPENT:
         return ""
     head = f"{title_of(request.request)} ended after {spent.nfe:,g} of {allowed:,} evaluations"
     about_n = next((option.text for option in options_of(algorithm) if option.name == "n"), "")

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from ttsnap.demo.form import drafts, task_of
+from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.option import Option, changed, options_of, values
 from ttsnap.options.sampler import NONE
@@ -16,13 +17,15 @@ PICTURE = "picture.png"
 """The name of the visitor's picture in these lines."""
 
 
-def python_lines(search: Prepared, device: str = "cpu", dtype: str = "float32") -> str:
-    """Lines that run this search and save its winner."""
+def python_lines(
+    search: Prepared, device: str = "cpu", dtype: str = "float32", budget: Budget | None = None
+) -> str:
+    """Lines that run this search and save its winner. budget: in place of what was asked for."""
     rewards, request = search.engine.rewards, search.request
     arguments: dict[str, Any] = {
         "search": request.label,
         "reward": rewards[0] if len(rewards) == 1 else list(rewards),
-        "budget": str(search.budget),
+        "budget": str(budget or search.budget),
         **{option.name: value for option, value in _changed(search)},
         "seed": request.seed,
         **({"num_images_per_prompt": request.keep} if request.keep > 1 else {}),
@@ -49,8 +52,8 @@ def python_lines(search: Prepared, device: str = "cpu", dtype: str = "float32") 
     )
 
 
-def command_line(search: Prepared) -> str:
-    """The same search by `ttsnap generate`."""
+def command_line(search: Prepared, budget: Budget | None = None) -> str:
+    """The same by `ttsnap generate`."""
     rewards, request = search.engine.rewards, search.request
     options: dict[str, Any] = {
         "--model": None if request.model == "embedded" else request.model,
@@ -60,7 +63,7 @@ def command_line(search: Prepared) -> str:
         "--algorithm": request.label,
         **{option.dashed: NONE if value is None else value for option, value in _changed(search)},
         "--reward": rewards[0] if len(rewards) == 1 else json.dumps(rewards),
-        "--budget": str(search.budget),
+        "--budget": str(budget or search.budget),
         **{option.dashed: search.call.get(name) for name, option in WRITTEN.items()},
         "--seed": request.seed,
         "--keep": request.keep if request.keep > 1 else None,

@@ -92,15 +92,16 @@ def _frame(worker: LiveSearches) -> Frame:
 
 def _last(worker: LiveSearches, folder: Path) -> Frame:
     """The last frame, with files and what repeats the search."""
-    request, pipe = worker.searches[0].request, worker.pipe
+    search, pipe = worker.searches[0], worker.pipe
+    request, budget = search.request, search.loop.budget
     status, caveat = _ended(worker)
     dtype = str(pipe.dtype).removeprefix("torch.")
     return replace(
         _frame(worker),
         status=status,
         files=tuple(_written(worker, folder)),
-        python=caveat + snippet.python_lines(request, str(pipe._execution_device), dtype),
-        command=snippet.command_line(request),
+        python=caveat + snippet.python_lines(request, str(pipe._execution_device), dtype, budget),
+        command=snippet.command_line(request, budget),
     )
 
 

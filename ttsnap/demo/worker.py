@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from ttsnap.demo.html import LARGE, shrunk_uri
 from ttsnap.demo.view import View
 from ttsnap.files.pictured import Picture
 from ttsnap.files.pictured import opened as pictures_opened
+from ttsnap.loop.request import LoopSearch
 from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.request.request import prepare as prepare_request
 from ttsnap.results.course import Course
@@ -120,6 +121,8 @@ class RunningSearch:
     """A running search."""
 
     request: Prepared
+    loop: LoopSearch
+    """What is run: within the limits, and perhaps led by hand."""
     grid: Grid
     view: View
     result: Result | None = None
@@ -146,12 +149,14 @@ def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSea
     )
     if isinstance(picture := request.prompt.inputs.get("image"), Picture):
         view.source = shrunk_uri(np.asarray(picture.opened()), LARGE)
-    return RunningSearch(replace(search, budget=budget), grid, view)
+    loop = LoopSearch(search.algorithm, budget, search.selection, search.seed)
+    return RunningSearch(search, loop, grid, view)
 
 
 def run_search(
     pipe: Any,
     search: Prepared,
+    loop: LoopSearch,
     should_stop: Callable[[], bool],
     listen: Callable[[Event], None] | None = None,
     rows: int | None = None,
@@ -160,11 +165,7 @@ def run_search(
     as fit."""
     from ttsnap.pipelines.run import run  # loaded with the model
 
-    batch = replace(search.engine.batch, batch_size=rows)
     outcome = run(
-        replace(search, engine=replace(search.engine, batch=batch)),
-        pipe,
-        on_event=listen,
-        should_stop=should_stop,
+        search, pipe, on_event=listen, should_stop=should_stop, loop=loop, batch_size=rows
     )
     return outcome.results[0], outcome.record

@@ -47,8 +47,6 @@ class LoopSearch:
     comes after the last."""
     shared: bool = False
     """Whether prompts draw on one pot of the budget times their number."""
-    eager: bool = False
-    """Whether some seeds are scored before the others begin, for whoever waits for pictures."""
     plan: tuple[PlannedMove, ...] = ()
     """The moves that a budget in seconds was fitted by. Such a search uses its time: what its
     algorithm leaves of it goes to further images."""
@@ -83,6 +81,8 @@ class RunningRequest:
     """Whether nothing new is begun."""
     ended: str = ""
     """Why: STOPPED, TIMED or SHORT."""
+    eager: bool = False
+    """Whether some seeds are scored before the others begin, for whoever waits for pictures."""
 
     @classmethod
     def of(
@@ -185,7 +185,7 @@ class RunningRequest:
     def part(self, job: Job, plan: Plan, batch: int) -> int:
         """How many rows of a plan are begun before it is known what they take, or how they look."""
         alone = (plan.rows.kind <= CONTINUE).all() and (plan.rows.stop < self.task.grid.steps).all()
-        if not alone or not (self.spec.plan or (self.spec.eager and not job.trace)):
+        if not alone or not (self.spec.plan or (self.eager and not job.trace)):
             return len(plan)
         return min(batch, max(2, -(-(job.begun + len(plan)) // PARTS)))
 

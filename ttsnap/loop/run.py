@@ -35,14 +35,22 @@ class Run(Submission):
         engine.start()
 
     def add(
-        self, prompts: Sequence[Prompt], spec: LoopSearch, watch: RequestClock, *listeners: Listener
+        self,
+        prompts: Sequence[Prompt],
+        spec: LoopSearch,
+        watch: RequestClock,
+        *listeners: Listener,
+        eager: bool = False,
     ) -> RunningRequest:
         """Queue these prompts, for a specification that was `prepared` for this engine (search.py).
+
+        eager: as of RunningRequest.
 
         ValueError for prompts that its rewards or its model cannot read; nothing is queued then.
         EngineLost where the engine cannot go on; all other requests end then, with what they have.
         """
         request = RunningRequest.of(prompts, spec, self.engine, watch, listeners, self._admitted)
+        request.eager = eager
         try:
             self.engine.admit(prompts)
         except EngineLost as lost:

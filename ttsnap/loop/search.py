@@ -85,20 +85,24 @@ def searched(
     listeners: Sequence[Listener] = (),
     should_stop: Callable[[], bool] | None = None,
     clock: Callable[[], float] = time.monotonic,
+    *,
+    eager: bool = False,
 ) -> list[Result]:
-    """`search`, by a specification. Prompts are read and the number of seeds is fitted here."""
+    """`search`, by a specification. Prompts are read and the number of seeds is fitted here.
+
+    eager: whether some seeds are scored before the others begin, for whoever waits for pictures.
+    """
     began = clock()
     if not prompts:
         raise ValueError("no prompts: give at least one")
-    spec = prepared(
-        dataclasses.replace(spec, budget=spec.budget.on(engine.grid, engine.price.start)), engine
-    )
+    spec = prepared(spec, engine)
     run, seconds = (
         Run(engine),
         np.inf if spec.budget.seconds is None else spec.budget.seconds * len(prompts),
     )
     watch = RequestClock(clock, began, began + seconds)
-    request = run.add([Prompt.of(prompt) for prompt in prompts], spec, watch, *listeners)
+    read = [Prompt.of(prompt) for prompt in prompts]
+    request = run.add(read, spec, watch, *listeners, eager=eager)
     with engine.meter() as meter:
         watch.start(seconds)
         while run.busy:
@@ -109,8 +113,10 @@ def searched(
 
 
 def prepared(spec: LoopSearch, engine: Engine) -> LoopSearch:
-    """The same search, checked, with as many seeds as its budget affords; its engine is ready for
-    it. ValueError as of `check_spec`."""
+    """The same search, checked, with its budget in evaluations and as many seeds as that affords;
+    its engine is ready for it. ValueError as of `check_spec`."""
+    budget = spec.budget.on(engine.grid, engine.price.start)
+    spec = dataclasses.replace(spec, budget=budget)
     check_spec(spec, engine)
     sized = dataclasses.replace(
         spec, algorithm=fit(spec.algorithm, engine, spec.budget, spec.selection.keep)

@@ -309,7 +309,8 @@ def _price_to_json(price: Price) -> dict[str, Json]:
     if price.start == AS_NOISE:
         del data["start"]
     else:
-        data["start"]["cost"] = price.start.cost.counts()
+        taken = price.start.cost.named().items()
+        data["start"]["cost"] = {kind: amount for kind, amount in taken if amount}
     return data
 
 

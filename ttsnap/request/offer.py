@@ -20,7 +20,7 @@ from ttsnap.files.settings import short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL
 from ttsnap.options.engine import BatchOptions, EngineOptions
-from ttsnap.options.model import ModelOptions
+from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.option import taken
 from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.options.selection import SelectionOptions, listed
@@ -83,13 +83,15 @@ def request_of(
     offer: ServingCatalog,
     limits: SearchLimits,
     effort: str | None = None,
+    task: str = TEXT,
+    batch: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> SearchRequest:
     """The search that is asked for. FieldError for what is not offered, and for more than the
     limits allow.
 
-    effort: in place of a budget. more: arguments of the model's own call, pictures among them; None
-        for nothing.
+    effort: in place of a budget. task: as of ModelOptions. batch: of EngineOptions. more: arguments
+        of the model's own call, pictures among them; None for nothing.
     """
     if given.n > limits.images:
         raise FieldError("n", f"at most {limits.images} images are returned, got {given.n}")
@@ -111,10 +113,10 @@ def request_of(
     }
     named = {name: asked.pop(name) for name in CALL if name in asked}
     engine = EngineSpec(
-        ModelOptions(model),
+        ModelOptions(model, task=task),
         asked.pop("reward", offer.rewards[:1]),
         _drafted(taken(SamplerOptions, asked), draft, model, offer, loras),
-        EngineOptions.of(taken(BatchOptions, asked)),
+        replace(EngineOptions.of(taken(BatchOptions, asked)), **(batch or {})),
         call=_call(named, more, offer, limits),
         loras=loras,
     )

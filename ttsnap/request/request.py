@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 from typing import Any, TypeAlias
@@ -44,6 +44,12 @@ Drafted: TypeAlias = Callable[
 call."""
 
 
+Split: TypeAlias = Callable[
+    [Sequence[Prompt], Mapping[str, Any]], tuple[Sequence[Prompt], Mapping[str, Any]]
+]
+"""The prompts with what lists in a call have for each, and the call as engines take it."""
+
+
 @dataclass(frozen=True)
 class ModelDefaults:
     """What a model decides where users say nothing. `prepare` puts it in, for every door.
@@ -63,6 +69,8 @@ class ModelDefaults:
     """A prompt in the model's own words. ValueError for one that it cannot read."""
     drafted: Drafted | None = field(default=None, compare=False)
     """Decides on drafts; None: there is no drafter but one that is named."""
+    split: Split | None = field(default=None, compare=False)
+    """Gives each prompt its own of the lists in a call; None: there are none."""
 
     def completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call with those that are not given."""
@@ -123,6 +131,15 @@ class EngineSpec:
     scheduler: Any = field(default=None, hash=False)
     """One that was put in place of the model's own, else None."""
 
+    def sampled(self, sampler: SamplerOptions) -> EngineSpec:
+        """The same by another sampler."""
+        return replace(self, sampler=sampler)
+
+    @property
+    def undrafted(self) -> EngineSpec:
+        """The same without a drafter."""
+        return self.sampled(replace(self.sampler, draft=None))
+
 
 @dataclass(frozen=True)
 class SearchRequest:
@@ -166,6 +183,16 @@ class SearchRequest:
             return self.search
         return json.dumps(spec_of(self.algorithm), sort_keys=True, default=str)
 
+    def by(
+        self,
+        search: AlgorithmSpec,
+        options: Mapping[str, object] | None = None,
+        sampler: SamplerOptions | None = None,
+    ) -> SearchRequest:
+        """The same by another algorithm, and perhaps by another sampler."""
+        engine = self.engine if sampler is None else self.engine.sampled(sampler)
+        return replace(self, search=search, options=options or {}, engine=engine)
+
     @property
     def model(self) -> str:
         """The name of the model, as users gave it."""
@@ -178,17 +205,48 @@ class SearchRequest:
         return prompt
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared(LoopSearch):
-    """A search with all that its model decides: what its engine is made by, and what the loop
-    runs."""
+@dataclass(frozen=True)
+class Prepared:
+    """A search with all that its model decides: what its engine is made by, and what the loop runs.
+
+    It is final: another one is made of another request.
+    """
 
     request: SearchRequest
     """As it was asked for."""
-    prompts: tuple[Prompt, ...]
+    model: InitVar[ModelDefaults]
+    prompts: tuple[Prompt, ...] = field(init=False)
     """In the model's own words."""
-    engine: EngineSpec
+    engine: EngineSpec = field(init=False)
     """Complete. Rewards that are only required are the last ones."""
+    given: Mapping[str, Any] = field(init=False)
+    """Arguments of the pipeline's call, complete, as records tell them: lists have an entry for
+    each prompt."""
+    loop: LoopSearch = field(init=False)
+
+    def __post_init__(self, model: ModelDefaults) -> None:
+        for name, value in _decided(self.request, model).items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return self.loop.algorithm
+
+    @property
+    def budget(self) -> Budget:
+        return self.loop.budget
+
+    @property
+    def selection(self) -> Selection:
+        return self.loop.selection
+
+    @property
+    def seed(self) -> int:
+        return self.loop.seed
+
+    @property
+    def shared(self) -> bool:
+        return self.loop.shared
 
     @property
     def prompt(self) -> Prompt:
@@ -209,16 +267,6 @@ class Prepared(LoopSearch):
             : None if self.selection.gate is None else self.selection.gate.counted
         ]
 
-    def on(self, loaded: Prepared) -> Prepared:
-        """The same search on the model and by the rewards that another one has loaded."""
-        engine = replace(self.engine, model=loaded.engine.model, rewards=loaded.engine.rewards)
-        return replace(self, engine=engine).reporting(loaded.request.selection.report)
-
-    def reporting(self, rewards: Spec) -> Prepared:
-        """The same search, with these rewards to score the images that it returns."""
-        selection = replace(self.request.selection, report=rewards)
-        return replace(self, request=replace(self.request, selection=selection))
-
     @property
     def doubt(self) -> str | None:
         """What is told of a search with other denoising steps than its schedule was fitted to."""
@@ -237,6 +285,11 @@ def prepare(request: SearchRequest, model: ModelDefaults) -> Prepared:
     ValueError where there is no reward, for prompts that the model cannot read, and for what its
     drafter refuses.
     """
+    return Prepared(request, model)
+
+
+def _decided(request: SearchRequest, model: ModelDefaults) -> dict[str, Any]:
+    """The fields of a Prepared."""
     algorithm, asked = request.algorithm, request.engine
     rewards = asked.rewards or listed(model.reward)
     if not rewards:
@@ -279,24 +332,21 @@ def prepare(request: SearchRequest, model: ModelDefaults) -> Prepared:
             "gradients follow all rewards of an engine, also those that are only required; require"
             " what is searched for, or search without gradients"
         )
+    given = shared = call
+    if model.split is not None:
+        split, without = model.split(prompts, given)
+        prompts, shared = tuple(split), dict(without)
     compared = (request.selection.likeness or AUTO) if selection.differing else None
     engine = replace(
         asked,
         rewards=request.selection.scored(rewards),
-        call=call,
+        call=shared,
         sampler=sampler,
         batch=replace(asked.batch, features=compared),
     )
-    return Prepared(
-        algorithm,
-        request.budget,
-        selection,
-        checked_seed(request.seed),
-        request.shared,
-        request=request,
-        prompts=prompts,
-        engine=engine,
-    )
+    seed = checked_seed(request.seed)
+    loop = LoopSearch(algorithm, request.budget, selection, seed, request.shared)
+    return {"prompts": prompts, "engine": engine, "given": given, "loop": loop}
 
 
 def checked_seed(seed: object) -> int:

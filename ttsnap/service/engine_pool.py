@@ -27,7 +27,7 @@ from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.pipelines.output import judged
 from ttsnap.pipelines.record import model_name
-from ttsnap.pipelines.run import finished
+from ttsnap.pipelines.run import Opened, finished
 from ttsnap.request.request import EngineSpec, Prepared
 from ttsnap.rewards.reward_model import turn_of
 from ttsnap.service.engines import Engines
@@ -120,7 +120,7 @@ class PooledEngine:
         except ValueError as error:
             if spec.sampler.draft is None:
                 raise
-            with engines.engine(replace(spec, sampler=replace(spec.sampler, draft=None))):
+            with engines.engine(spec.undrafted):
                 pass  # raises for what cannot be done without drafts either
             # it may name the operator's files
             logger.warning("drafts cannot be used", exc_info=error)
@@ -155,7 +155,7 @@ class PooledEngine:
         """Begin a search. ValueError for what model or budget do not allow, RequestError for a
         prompt that a reward cannot read."""
         request, engine = ticket.request, self.engine
-        spec = replace(self._prepared(request), eager=ticket.partials > 0)
+        spec = self._prepared(request)
         for name in self.spec.rewards:
             self._check(name, request.prompt)
         limits, now = self.limits.of_jobs if ticket.job else self.limits, time.monotonic()
@@ -164,7 +164,9 @@ class PooledEngine:
         listener = Progress(ticket, allowance, request.selection, self._safe)
         limit = ticket.seconds != request.budget.seconds
         watch = RequestClock(time.monotonic, now, now + ticket.seconds, limit=limit)
-        self.under_way[ticket] = self.run.add([request.prompt], spec, watch, listener)
+        self.under_way[ticket] = self.run.add(
+            [request.prompt], spec, watch, listener, eager=ticket.partials > 0
+        )
 
     def _safe(self, image: Tensor) -> bool:
         """Whether the model's safety checker, if any, lets an image, or the frames of a video,
@@ -194,15 +196,13 @@ class PooledEngine:
         budget = self.limits.capped(request.budget, engine.grid, engine.price.start)
         budget = replace(budget, seconds=None)
         key = (request.request.label, budget, request.selection.keep)
-        spec: LoopSearch = replace(
-            request, algorithm=self._fitted.get(key) or request.algorithm, budget=budget
-        )
         if key not in self._fitted:
-            spec = prepared(spec, self.engine)
+            sized = prepared(LoopSearch(request.algorithm, budget, request.selection), engine)
             if len(self._fitted) == MOST_FITTED:
                 self._fitted.clear()
-            self._fitted[key] = spec.algorithm
-        return replace(spec, algorithm=Isolated(spec.algorithm, self.engine.grid))
+            self._fitted[key] = sized.algorithm
+        algorithm = Isolated(self._fitted[key], engine.grid)
+        return LoopSearch(algorithm, budget, request.selection, request.seed)
 
     def measure(self, batch: Batch) -> None:
         """Note a batch: its time, its evaluations, and its places. The last ten or so count."""
@@ -260,11 +260,10 @@ class PooledEngine:
             return RequestError(500, f"the search failed: {why}", "search")
         found = report(running, self.engine, RunUsage())
         reported = tuple(self.rewards[name] for name in request.request.selection.reported)
+        here = Opened(self.engine, None, request.prompts, reported)
         # The drafter's name would tell of the operator's files, and the image is made again without
         # it.
-        engine = replace(request.engine, sampler=replace(request.engine.sampler, draft=None))
-        told = replace(request, engine=engine).reporting(reported)
-        outcome = finished(found, told, self.engine, self.pipe)
+        outcome = finished(found, request, here, self.pipe, discreet=True)
         (result,) = outcome.results
         if not result.images:
             if self.run.lost or not request.selection.gated:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
 from functools import cache, partial
 from typing import Protocol
 from weakref import WeakValueDictionary, finalize
@@ -66,9 +65,8 @@ class OneDevice:
         drafts = spec.sampler.drafted_by(None).draft is not None
         alone = drafts or Capability.SHARE in self.pipe.denoiser_class.cannot
         with self.loras.under(spec.loras) as pipe:
-            engine = pipe.engine_of(
-                replace(spec, rewards=rewards), None if alone else self._network(spec, pipe)
-            )
+            network = None if alone else self._network(spec, pipe)
+            engine = pipe.engine_of(spec, network, rewards)
             try:
                 yield engine
             finally:
@@ -89,30 +87,32 @@ class OneDevice:
         return network
 
 
-def build_engine(spec: EngineSpec, names: Sequence[str], lora_mib: int) -> LiveEngine:
+def build_engine(
+    spec: EngineSpec, model: ModelOptions, rewards: Sequence[str], lora_mib: int
+) -> LiveEngine:
     """An engine in an actor, whose pipeline, rewards and LoRAs stay loaded for all specs of one
     model.
 
-    spec: with its rewards as `--reward` takes them, and without a scheduler. names: of the rewards
-    in results. ValueError for a spec that does not fit. RuntimeError where the model cannot be
-    loaded here, and RewardError where a reward cannot: neither is the client's mistake.
+    spec: without a scheduler; its rewards go by the names that clients use. model: as it is opened
+    here. rewards: as `--reward` takes them. ValueError for a spec that does not fit. RuntimeError
+    where the model cannot be loaded here, and RewardError where a reward cannot: neither is the
+    client's mistake.
     """
-    model = spec.model
     try:
         loras = _loras(model, lora_mib)
     except ValueError as error:
         raise RuntimeError(str(error)) from error
     try:
-        made = [_reward(reward, model) for reward in spec.rewards]
+        made = [_reward(reward, model) for reward in rewards]
     except ValueError as error:
         raise RewardError(str(error)) from error
-    rewards = tuple(reward.called(name) for name, reward in zip(names, made, strict=True))
+    called = [reward.called(name) for name, reward in zip(spec.rewards, made, strict=True)]
     with ExitStack() as used:
         try:
             pipe = used.enter_context(loras.under(spec.loras))
         except (ValueError, RequestError) as error:  # the serving process has loaded the same
             raise RuntimeError(str(error)) from error
-        engine = EngineBuilder(replace(spec, rewards=rewards)).engine_of(pipe)
+        engine = EngineBuilder(spec).engine_of(pipe, called)
         finalize(engine, used.pop_all().close)
     return engine
 
@@ -148,9 +148,9 @@ class ManyDevices:
     @contextmanager
     def engine(self, spec: EngineSpec) -> Iterator[Engine]:
         rewards = tuple(self.specs[name] for name in spec.rewards)
-        there = replace(spec, model=self.model, rewards=rewards)
         with self.loras.under(spec.loras):  # what does not fit is refused here
-            pool = self._pool(partial(build_engine, there, spec.rewards, self.loras.most // 2**20))
+            mib = self.loras.most // 2**20
+            pool = self._pool(partial(build_engine, spec, self.model, rewards, mib))
             try:
                 yield ClusterEngine(pool)
             finally:

@@ -339,10 +339,8 @@ def prepared_of(
     try:
         call = {**wanted.call(offer, limits), **dict(sides), **(pictures or {})}
         effort = None if wanted.quality == "auto" else wanted.effort
-        request = request_of(wanted, offer, limits, effort, **call)
         own: dict[str, Any] = {"frames": wanted.frames} if isinstance(wanted, Video) else {}
-        batch = replace(request.engine.batch, fair=True, **own)
-        asked = replace(request, engine=replace(request.engine, batch=batch))
+        asked = request_of(wanted, offer, limits, effort, batch={"fair": True, **own}, **call)
         return prepare(asked, offer.defaults(offer.model))
     except FieldError as error:
         raise RequestError.of(error) from None
