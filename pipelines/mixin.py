@@ -201,7 +201,8 @@ class SearchMixin:
         denoiser, sampler = self.sampling_denoiser(spec.sampler, **spec.call), spec.sampler
         if rewards is None:
             # Not self.device: an offloaded pipeline rests on the CPU or on meta.
-            rewards = make_rewards(spec.rewards, device=self._execution_device)  # type: ignore[attr-defined]
+            device: Any = self._execution_device  # type: ignore[attr-defined]
+            rewards = make_rewards(spec.rewards, device=device)
         return LiveEngine(
             denoiser,
             rewards,

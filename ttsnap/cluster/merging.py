@@ -60,7 +60,7 @@ def begun(plan: Plan, cancelled: Outcome, grid: Grid) -> Cost:
     made = from_noise(plan.rows) & (
         np.zeros(len(plan), bool) if cancelled.begun is None else cancelled.begun
     )
-    drafts = int((plan.costs["draft_calls"] * made).sum()) if made.any() else 0
+    drafts = int((plan.costs.get("draft_calls", np.zeros(len(plan), int)) * made).sum())
     return cancelled.look_cost + Cost(
         int(np.clip(nfe, 0, plan.costs["nfe"]).sum()), draft_calls=drafts
     )
