@@ -14,7 +14,6 @@ from PIL import Image
 from tests.comfyui.server import LATENT, ComfyServer, Graph, Output
 from tests.comfyui.test_nodes import CANCELS, cancelled
 from ttsnap.comfyui.inputs import Weighted
-from ttsnap.core.selection import Selection
 from ttsnap.loop.budget import Budget
 from ttsnap.reward_models.registry import make_reward
 
@@ -78,7 +77,7 @@ def apart(a: Image.Image, b: Image.Image) -> int:
 
 def test_the_winner_is_ksamplers_image_at_the_seed_that_is_reported(server: ComfyServer) -> None:
     graph = Workflow()
-    _, images, seeds, scores, report = graph.search(selection=Selection(keep=2))
+    _, images, seeds, scores, report = graph.search(keep=2)
     saved, seeds_read, scores_read, report_read = (
         graph.save(images),
         *map(graph.read, (seeds, scores, report)),
