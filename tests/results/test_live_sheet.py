@@ -14,8 +14,8 @@ from ttsnap.core.results import Event
 from ttsnap.core.selection import Selection
 from ttsnap.core.utility import weighted
 from ttsnap.results import live_sheet
-from ttsnap.results.live_sheet import SIZE, LiveSheet
-from ttsnap.results.sheet import CELL, HEAD, MARGIN, NIGHT
+from ttsnap.results.live_sheet import LiveSheet
+from ttsnap.results.sheet import CELL, HEAD, LIVE, MARGIN, NIGHT
 
 RED, GREEN, BLUE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 LEVELS = (1.0, 0.5, 0.0)
@@ -100,7 +100,7 @@ def test_many_candidates_fit() -> None:
         live.take(scored(uid, RED if uid < 150 else BLUE, float(uid >= 150), 0.0))
     live.next = 0.0
     sheet: Any = live.take(Event("tick"))
-    assert sheet.width == SIZE[0]
-    assert sheet.height <= SIZE[1]
+    assert sheet.width == LIVE[0]
+    assert sheet.height <= LIVE[1]
     blue = (np.asarray(sheet) == (0, 0, 255)).all(-1).sum()
     assert blue == 10 * (CELL // 2) ** 2, "the best are kept, the smaller"

@@ -1,4 +1,5 @@
-"""The contact sheet of a search under way, painted now and then: the last look at each candidate."""
+"""The contact sheet of a search under way, painted now and then: the last look at each
+candidate."""
 
 from __future__ import annotations
 
@@ -13,10 +14,8 @@ from ttsnap.core.results import Event
 from ttsnap.core.selection import Selection
 from ttsnap.results.course import Course
 from ttsnap.results.outputs import Recorder
-from ttsnap.results.sheet import NIGHT, painted
+from ttsnap.results.sheet import painted
 
-SIZE = (640, 560)
-"""Pixels of such a sheet, about."""
 EVERY, REST = 0.4, 40
 """Seconds between two sheets, and how many times as long as painting one takes."""
 
@@ -48,7 +47,7 @@ class LiveSheet:
         due = event.kind == "end" or begin >= self.next
         if not (self.changed and thumbnails and due):
             return None
-        sheet = painted(self.course, thumbnails, size=SIZE, colours=NIGHT, last=True)
+        sheet = painted(self.course, thumbnails, live=True)
         self.changed, end = False, self.clock()
         self.next = end + max(EVERY, REST * (end - begin))
         return sheet

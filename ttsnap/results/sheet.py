@@ -1,5 +1,5 @@
-"""The contact sheet of a search, painted: its best candidates first, a row for each step, with lines
-of descent."""
+"""The contact sheet of a search, painted: its best candidates first, a row for each step, with
+lines of descent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ SCALES = (1.0, 0.75, 0.5)
 TEXT, GAP, NAME = 15, 10, 20
 """Pixels below a picture: for its score, and for the lines to the next row; and above a band, for
 the names of its seeds."""
-LEAST, WIDEST, TALLEST = 640, 1740, 1500
+LEAST, WIDEST, TALLEST, LIVE = 640, 1740, 1500, (640, 560)
+"""Pixels of a sheet: its width at least and at most, its height at most; and of one under way."""
 HIGH = 192
 """Pixels of an image's height in a notebook."""
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -73,25 +74,24 @@ def painted(
     thumbnails: Thumbnails,
     head: str = "",
     source: Image.Image | None = None,
-    size: tuple[int, int] = (WIDEST, TALLEST),
-    colours: Colours = PAPER,
     *,
-    last: bool = False,
+    live: bool = False,
 ) -> Image.Image:
-    """The sheet of a search, which may still be under way, of about `size` pixels at most: the
-    largest in which everything has room, or else the smallest one.
+    """The sheet of a search, of about so many pixels at most: the largest in which everything has
+    room, or else the smallest one.
 
-    last: of the last looks alone."""
+    live: as a small picture while it runs, dark, of the last looks alone."""
+    size, colours = (LIVE, NIGHT) if live else ((WIDEST, TALLEST), PAPER)
     pictures = [*thumbnails.values(), *([] if source is None else [source])]
     width, height = (max((each.size[axis] for each in pictures), default=CELL) for axis in (0, 1))
-    above, name = (HEAD // 2, 0) if last else (HEAD, NAME)
+    above, name = (HEAD // 2, 0) if live else (HEAD, NAME)
     for scale in SCALES:
         wide, high = max(round(CELL * SCALES[-1]), round(width * scale)), round(height * scale)
-        left = MARGIN if last else LEFT
+        left = MARGIN if live else LEFT
         left += wide + MARGIN if source is not None else 0
         across = max(1, (size[0] - left - MARGIN) // (wide + MARGIN))
         lines = max(1, (size[1] - above) // (high + TEXT + GAP + name))
-        drawing = drawn(course, across, lines, last=last)
+        drawing = drawn(course, across, lines, last=live)
         if drawing.whole:
             break
     page = Page(drawing, thumbnails, colours, scale, wide, high, left, above, name)
