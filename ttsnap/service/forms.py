@@ -40,7 +40,8 @@ PARTS = 40
 LONGEST = 100
 """Characters of a value inside a dictionary, which may be a number."""
 TEXT_BYTES, ESCAPES = 2**22, 2**18
-"""Of a urlencoded form, whose escapes take a hundred bytes each; base64 has one in 32 letters."""
+"""Of a urlencoded form, whose escapes take a hundred bytes each, and .1 s together; base64 has one
+in 32 letters."""
 PICTURE = re.compile(rb'"data:image\\?/[^"\\,]{1,60};base64,[A-Za-z0-9+/=\\]*+"')
 BINARY: Json = {"type": "string", "format": "binary"}
 FILES: dict[type[Body], tuple[str, ...]] = {Edit: ("image", "mask"), Video: (FRAME,)}
@@ -94,9 +95,7 @@ async def sent_in(request: Request, limits: ServiceLimits) -> Sent:
     # Some charsets take hours to decode a megabyte, as punycode.
     elif "charset" in more.replace('"', "").replace("charset=utf-8", ""):
         raise _unreadable("its text must be UTF-8; leave charset out")
-    parts = _form(request, limits.form_bytes)
-    # The escapes of a urlencoded form, which is here already, take time.
-    form = await (parts if multipart else asyncio.to_thread(asyncio.run, parts))
+    form = await _form(request, limits.form_bytes)
     texts = [(name, value) for name, value in form if isinstance(value, str)]
     if any("\ufffd" in text for _, text in texts):
         raise _unreadable("a text is no UTF-8")
