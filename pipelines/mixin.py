@@ -281,7 +281,7 @@ class SearchMixin:
         ) as seed:
             request = SearchRequest(
                 tuple(prompts),
-                EngineSpec(model_of(self), listed(wanted.reward), asked.sampler, batch, call),
+                EngineSpec(model_of(self), wanted.rewards, asked.sampler, batch, call),
                 wanted.search,
                 Budget.parse(wanted.budget, wanted.effort),
                 seed,

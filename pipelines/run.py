@@ -19,6 +19,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.loop.request import Listener, LoopSearch
 from ttsnap.loop.search import searched
 from ttsnap.options.engine import DeviceOptions
+from ttsnap.options.model import PACKAGED
 from ttsnap.pipelines import output
 from ttsnap.pipelines.drafting.own_draft import drafting, warn_of_doubt
 from ttsnap.pipelines.engine_factory import open_engine
@@ -27,7 +28,7 @@ from ttsnap.pipelines.record import model_name, record_of
 from ttsnap.request.request import ModelDefaults, Prepared
 from ttsnap.results.outputs import FinishedLatents, Recorder
 from ttsnap.results.record import SearchRecord
-from ttsnap.reward_models.registry import make_rewards
+from ttsnap.reward_models.registry import make_rewards, parts
 from ttsnap.rewards.reward_model import RewardModel
 
 
@@ -69,8 +70,13 @@ class Opened(NamedTuple):
 
 def decisions_of(pipe: Any) -> ModelDefaults:
     """What the model of a pipeline decides where users say nothing, its drafter among it."""
+    ours = pipe.model_options is not None and pipe.model_options.model in PACKAGED
+    ours = ours or model_name(pipe) in PACKAGED
     return replace(
-        defaults_of(pipe), drafted=partial(drafting, pipe), split=pipe.split_prompt_inputs
+        defaults_of(pipe),
+        drafted=partial(drafting, pipe),
+        parts=partial(parts, packaged=ours),
+        split=pipe.split_prompt_inputs,
     )
 
 
@@ -114,8 +120,12 @@ def run(
                 )
         finally:
             pipe.maybe_free_model_hooks()
+    results = [
+        output.answered(result, spec.rewards, engine.reward_names, prompt.read)
+        for result, prompt in zip(found.results, search.prompts, strict=True)
+    ]
     inputs = [{**spec.call, **prompt.inputs} for prompt in search.prompts]
-    return replace(found, results=output.with_sources(found.results, inputs))
+    return replace(found, results=output.with_sources(results, inputs))
 
 
 def run_on(

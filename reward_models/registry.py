@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ttsnap.core.checklist import CHECK, is_item, is_list, read_list
 from ttsnap.core.names import did_you_mean, load_object, unknown
 from ttsnap.core.protocols import Reward, Scores
 from ttsnap.rewards.reward_model import RewardModel, adapted, stated
@@ -107,6 +108,9 @@ def make_reward(
     FunctionReward.
     """
     refuse_credentials(spec)
+    if is_list(spec) or is_item(spec):
+        ((reward,),) = _listed([spec], device=device, dtype=dtype)
+        return reward
     if isinstance(spec, str) and len(stages := _stages(spec)) > 1:
         early, late = (make_reward(stage, device=device, dtype=dtype) for stage in stages)
         staged: RewardModel = _load("ttsnap.reward_models.staged:Staged", spec)(early, late)
@@ -145,11 +149,61 @@ def make_rewards(
 ) -> tuple[RewardModel, ...]:
     """One spec of make_reward or a list of them -> rewards with different names."""
     many = specs if isinstance(specs, list | tuple) else [specs]
-    rewards = tuple(make_reward(spec, device=device, dtype=dtype) for spec in many)
+    asked = [spec for spec in many if is_item(spec) or is_list(spec)]
+    answers = iter(_listed(asked, device=device, dtype=dtype) if asked else ())
+    rewards = tuple(
+        reward
+        for spec in many
+        for reward in (
+            next(answers)
+            if is_item(spec) or is_list(spec)
+            else (make_reward(spec, device=device, dtype=dtype),)
+        )
+    )
     names = [r.name for r in rewards]
     if not rewards or len(set(names)) < len(names):
         raise ValueError(f"need at least one reward, each with a name of its own, got {names}")
     return rewards
+
+
+def answered_by(spec: str) -> str:
+    """The reward that answers the questions of a checklist or of an item; "" where none is named.
+    The words of an item may have a "by" of their own: "a man by the sea"."""
+    if not spec.startswith(CHECK):
+        return read_list(spec)[2]
+    _, _, by = spec.rpartition(" by ")
+    head, colon, _ = by.partition(":")
+    known = head in _NAMES or _elsewhere(by) is not None or (bool(colon) and " " not in head)
+    return by if known and " by " in spec else ""
+
+
+def _listed(specs: Sequence[Spec], **where: Any) -> list[tuple[RewardModel, ...]]:
+    """The rewards of each of these checklists and items, which share their answers."""
+    made: list[tuple[RewardModel, ...]] = load_object("ttsnap.reward_models.checklist.specs:made")(
+        specs, **where
+    )
+    return made
+
+
+def parts(spec: Spec, prompts: Sequence[str], *, packaged: bool) -> tuple[Spec, ...]:
+    """The items of a checklist for these prompts; any other reward as it is.
+
+    packaged: whether the model is. ValueError where nobody is named who answers."""
+    if not (is_list(spec) or is_item(spec)):
+        return (spec,)
+    found: tuple[Spec, ...] = load_object("ttsnap.reward_models.checklist.specs:parts")(
+        spec, prompts, packaged
+    )
+    return found
+
+
+def asked(spec: Spec, name: str, prompt: str) -> str | None:
+    """By what a reward's score of an image of this prompt goes: its name; an item's words, or None
+    where it asks nothing of this prompt."""
+    if not is_item(spec):
+        return name
+    words: str | None = load_object("ttsnap.reward_models.checklist.specs:asks")(spec, prompt)
+    return words
 
 
 def named(text: str) -> tuple[str, str]:
@@ -169,6 +223,10 @@ def check_names(specs: object) -> None:
     refuse_credentials(specs)
     for spec in _stages(specs):
         name, colon, _ = str(spec).partition(":")
+        if is_list(spec) or is_item(spec):
+            if isinstance(spec, str):
+                check_names(answered_by(spec) or [])
+            continue
         if not isinstance(spec, str) or name in REWARDS or _elsewhere(spec) is not None:
             continue
         if not colon:
@@ -207,9 +265,15 @@ def suits_drafts(specs: Spec | Sequence[Spec]) -> bool:
     an unknown name.
     """
     judged = any(
-        isinstance(stage, str) and stage.partition(":")[0] == JUDGE for stage in _stages(specs)
+        isinstance(stage, str) and JUDGE in (stage.partition(":")[0], _judge(stage))
+        for stage in _stages(specs)
     )
     return not judged and not any(stated(what, "tokens", 0) for what in _here(specs))
+
+
+def _judge(stage: str) -> str:
+    """The name of what answers a checklist; "" for other rewards."""
+    return answered_by(stage).partition(":")[0] if is_list(stage) or is_item(stage) else ""
 
 
 def have_weights(specs: Spec | Sequence[Spec]) -> bool:
@@ -244,10 +308,16 @@ def _what(spec: Spec) -> Any:
 
 def _here(specs: Spec | Sequence[Spec]) -> list[Any]:
     """The classes, functions and objects of all rewards that run in this process."""
+    stages = [
+        (answered_by(stage) if is_list(stage) or is_item(stage) else stage)
+        if isinstance(stage, str)
+        else stage
+        for stage in _stages(specs)
+    ]
     return [
         _what(stage)
-        for stage in _stages(specs)
-        if not isinstance(stage, str) or _elsewhere(stage) is None
+        for stage in stages
+        if not isinstance(stage, str) or (stage and _elsewhere(stage) is None)
     ]
 
 

@@ -157,7 +157,7 @@ class Client:
             return self._failed(
                 f"could not be asked ({what}); is there a server at {self.options.base_url}?", 0
             )
-        tokens = most = self.options.image_tokens * len(question.images)
+        tokens = most = self.options.image_tokens * max(1, len(question.images))
         if len(text) > REPLY_BYTES:
             return self._failed(f"replied more than {REPLY_BYTES:,} bytes", 0)
         try:

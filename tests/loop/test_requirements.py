@@ -216,3 +216,28 @@ def test_a_recording_replayed_finds_what_the_live_search_finds(engine: Any, name
             seed=40,
             selection=Selection(gate=never),
         )
+
+
+def test_a_search_ends_once_it_has_enough_and_the_rest_is_not_charged() -> None:
+    grid = Grid(tuple(np.linspace(1, 0, 5)))
+    scores = np.random.default_rng(0).random((1, 40, 5, 2))
+    scores[0, :, -1] = np.random.default_rng(1).random((40, 2)) / 2.5
+    scores[0, 17, 1:] = 0.9
+    engine = ReplayEngine(Recording(("a",), scores, grid, ("x", "y")))
+    enough = Gate.of(["x", "y"], ["x", "y"])
+    for algorithm in (make_algorithm("seed-pruning", n=40, keep=(), levels=()), BestOfN(40)):
+        (whole,) = search(["a"], algorithm, engine)
+        (ended,) = search(["a"], algorithm, engine, selection=Selection(enough=enough))
+        assert ended.best.seed == whole.best.seed == 17
+        assert ended.spent.ended == "all was found"
+        assert not ended.warnings
+    # seed pruning finishes a few at a time where one of them may end it
+    pruned = make_algorithm("seed-pruning", n=40, keep=(1.0,), steps=(1,))
+    (whole,) = search(["a"], pruned, engine)
+    (ended,) = search(["a"], pruned, engine, selection=Selection(enough=enough))
+    assert ended.best.seed == whole.best.seed
+    assert ended.spent.nfe < whole.spent.nfe == 160
+    (none,) = search(
+        ["a"], pruned, engine, selection=Selection(enough=Gate.of(["x>=1"], ["x", "y"]))
+    )
+    assert (none.spent.nfe, none.spent.ended, none.best.seed) == (160, "", 17)

@@ -183,16 +183,23 @@ class SeedPruning(Settings):
             ranked = ranked[particles.step[ranked] == check.step]
         kept = max(state.least, self.survivors(ranked.shape[-1], check.keep))
         ranked = particles.spread(ranked, kept)
+        # the best first, where one of them may end the search
+        ends = len(ahead) == 1 and particles.selection.enough is not None
+        now = min(kept, max(AT_ONCE, state.least)) if ends else kept
         move = advance(
             particles,
-            ranked[..., :kept],
+            ranked[..., :now],
             ahead[0].step,
             drop=ranked[..., kept:],
             look=ahead[0].look,
         )
-        return move, PruningState(state.least, tuple(ahead))
+        rest = [check._replace(keep=1.0)] if now < kept else []
+        return move, PruningState(state.least, (*rest, *ahead))
 
 
+AT_ONCE = 4
+"""How many images are finished before the next ones are begun, where an image may end the search
+[ours]: one by one saves little more, and leaves batches empty."""
 _LATE_CUT = Settled(keep=(0.3,), levels=(0.6,), draft_share=0.2)
 """The default schedule, for seeds that are denoised from their noise."""
 _BEST_DRAFTS = Settled(keep=(), levels=(), draft_share=0.5)

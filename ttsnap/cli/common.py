@@ -6,12 +6,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments
 from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.cli.parser import Arguments
+from ttsnap.core.checklist import rewards_of
 from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.requirement import Requirement
@@ -23,7 +25,7 @@ from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import NOISE, SamplerOptions
 from ttsnap.options.selection import SelectionOptions, listed
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
-from ttsnap.reward_models.registry import LIKENESSES, REWARDS, named
+from ttsnap.reward_models.registry import LIKENESSES, REWARDS, named, parts
 from ttsnap.reward_models.registry import check_names as check_rewards
 
 if TYPE_CHECKING:
@@ -108,7 +110,8 @@ def engine_spec(
     call = {name: value for name, value in written.items() if value is not None}
     call |= pictured_call(a.call) | _picture_arguments(a, prompts)
     batch = EngineOptions.of(arguments.read(BatchOptions, a), keep)
-    return EngineSpec(arguments.read(ModelOptions, a), listed(a.reward), sampler, batch, call)
+    rewards = rewards_of(a.reward, listed(a.get("check")), a.get("tie"))
+    return EngineSpec(arguments.read(ModelOptions, a), rewards, sampler, batch, call)
 
 
 def asked(
@@ -138,7 +141,8 @@ def prepared(request: SearchRequest) -> Prepared:
     defaults = recommended(request.model)
     if not request.engine.rewards and defaults.reward is None:
         require_repository(request.model)  # a misspelt id is what is wrong, before the reward
-    search = prepare(request, defaults)
+    packaged = request.model in PACKAGED
+    search = prepare(request, replace(defaults, parts=partial(parts, packaged=packaged)))
     check_call_sides(located(request.model) or Path(), search.engine.call)
     return search
 

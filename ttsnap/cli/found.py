@@ -135,6 +135,7 @@ def describe(
     print(f"\n{result.prompt}")
     lines = [
         *_images(run, index, paths),
+        *_answers(result),
         *_search(run, result),
         *_compute(result.spent),
         *_again(run, result, a, plain),
@@ -158,6 +159,17 @@ def _images(run: SearchOutcome, index: int, paths: Sequence[Path]) -> Iterator[s
     large = enlarged_path(folder, run.results, index)
     if large.exists():
         yield f"the best, {TIMES} times as large: {large}"
+
+
+def _answers(result: Result) -> Iterator[str]:
+    """A checklist as a table: what is asked, the best image's answers, and how many have it."""
+    if not result.answers:
+        return
+    wide, finished = max(map(len, result.answers)), result.spent.finished
+    best = result.images[0].scores if result.images else {}
+    for words, had in result.answers.items():
+        said = f"{best[words]:.2f}" if words in best else "  - "
+        yield f"  {words:<{wide}}  {said}  {had or 'none'} of {finished} images"
 
 
 def _search(run: SearchOutcome, result: Result) -> Iterator[str]:

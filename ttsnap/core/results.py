@@ -283,6 +283,8 @@ class Result:
     Contact sheets (results/sheet.py) are made of them."""
     source: Image | None = None
     """A small copy of the picture that the prompt changes; None for prompts that are texts only."""
+    answers: Mapping[str, int] = field(default_factory=dict)
+    """How many of the finished images have each item of a checklist, by its words."""
 
     def __repr__(self) -> str:
         """A line: the prompt, the best image and what it took."""

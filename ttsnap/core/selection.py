@@ -39,6 +39,8 @@ class Selection:
     (core/diversity.py)."""
     gate: Gate | None = None
     """What finished images must meet to be returned."""
+    enough: Gate | None = None
+    """What `keep` finished images must meet for the search to end before its budget does."""
 
     def __post_init__(self) -> None:
         if self.keep < 1 or self.keep != int(self.keep):
@@ -52,7 +54,8 @@ class Selection:
     def named(self, rewards: Sequence[str]) -> Selection:
         """The same, its requirements in words of the rewards' names: what a user gave may be an
         address or a file."""
-        return self if self.gate is None else replace(self, gate=self.gate.named(rewards))
+        gate, enough = (each and each.named(rewards) for each in (self.gate, self.enough))
+        return replace(self, gate=gate, enough=enough)
 
     @property
     def gated(self) -> bool:
@@ -85,6 +88,13 @@ class Selection:
     def admits(self, scores: FloatArray) -> BoolArray:
         """Scores (..., R) of finished images -> (...) whether they may be returned."""
         return np.ones(scores.shape[:-1], bool) if self.gate is None else self.gate.admits(scores)
+
+    def ends(self, scores: FloatArray) -> bool:
+        """Whether these finished images (N, R) are all that the search is for."""
+        if self.enough is None:
+            return False
+        met = self.enough.admits(scores) & self.admits(scores)
+        return int(np.count_nonzero(met)) >= self.keep
 
     def refusals(self, scores: FloatArray) -> dict[str, int]:
         """How many of these finished images (N, R) fail each requirement, by its words."""

@@ -49,6 +49,39 @@ def _weigh(weights: FloatArray, scores: FloatArray) -> FloatArray:
     return np.asarray(scores @ weights)
 
 
+FLOOR = 0.01
+"""The least that an answer counts in a product: of images that miss something, those that miss
+less stay ahead."""
+TIED = 100
+"""Products of answers are told apart to so many steps from 0 to 1. Those of one step are ties."""
+
+
+def product(scores: FloatArray) -> FloatArray:
+    """The product of answers in [0, 1], each at least FLOOR: how likely it is that all are yes."""
+    return np.asarray(np.prod(np.clip(np.asarray(scores, float), FLOOR, 1.0), axis=-1))
+
+
+def geometric(scores: FloatArray) -> FloatArray:
+    """The geometric mean of such answers, which does not fall with their number."""
+    return np.asarray(product(scores) ** (1 / scores.shape[-1]))
+
+
+def tied(utility: Utility, counted: int) -> Utility:
+    """A utility in [0, 1] of the first `counted` scores; of equal ones, the mean of the others
+    decides.
+
+    (floor(TIED u) + (1 + m / (1 + |m|)) / 2) / TIED, where u is the utility and m that mean.
+    """
+    return partial(_tie, utility, counted)
+
+
+def _tie(utility: Utility, counted: int, scores: FloatArray) -> FloatArray:
+    # rounded first: what is .29 in words is not to fall below its step by the last bit
+    step = np.floor(np.round(TIED * utility(scores[..., :counted]), 9))
+    other = mean(scores[..., counted:])
+    return np.asarray((step + (1 + other / (1 + np.abs(other))) / 2) / TIED)
+
+
 def first(utility: Utility, counted: int) -> Utility:
     """The utility of so many scores, from the first on; others are scored for another reason."""
     return partial(_of_first, utility, counted)
@@ -91,5 +124,17 @@ def rising(step: int, steps: int, gamma: float | None = None) -> float:
     return min(float((1 + gamma) ** step) - 1, 1.0)
 
 
-UTILITIES: dict[str, Utility] = {"mean": mean, "rank_sum": rank_sum}
-_WORDS = {"mean": "mean", "rank_sum": "sum of the ranks"}
+UTILITIES: dict[str, Utility] = {
+    "mean": mean,
+    "rank_sum": rank_sum,
+    "product": product,
+    "geometric": geometric,
+}
+ANSWERS = {"mean": product, "product": product, "geometric": geometric}
+"""The utilities of a checklist, by what a user writes; without a word it is the product."""
+_WORDS = {
+    "mean": "mean",
+    "rank_sum": "sum of the ranks",
+    "product": "product",
+    "geometric": "geometric mean",
+}

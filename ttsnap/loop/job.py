@@ -81,7 +81,7 @@ class Job:
     closing: bool = False
     """Whether it only finishes images."""
     ended: str = ""
-    """STOPPED, TIMED, or the cap in words; empty where its algorithm had all it wanted."""
+    """STOPPED, TIMED, FOUND, or the cap in words; empty where its algorithm had all it wanted."""
     images: dict[int, Decoded | None] = dataclasses.field(default_factory=dict)
     """Finished ones by uid; None where no model ran, or where one was let go."""
     kept: list[int] = dataclasses.field(default_factory=list)
@@ -112,6 +112,14 @@ class Job:
         if not particles.selection.gated or (particles.finished & ~particles.refused).any():
             return False
         return self.ledger.capped and particles.seeds < MOST_SEEDS
+
+    @property
+    def ends(self) -> bool:
+        """Whether it has all that it is to find (Selection.enough)."""
+        particles = self.particles
+        if particles.selection.enough is None or self.closing:
+            return False
+        return particles.selection.ends(particles.scores[particles.finished, -1])
 
     @property
     def value(self) -> float:

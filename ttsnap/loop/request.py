@@ -26,7 +26,7 @@ from ttsnap.loop.job import Job
 from ttsnap.loop.ledger import Ledger
 
 Listener = Callable[[Event], None]
-STOPPED, TIMED, SHORT = "stopped", "timed", "out of memory"
+STOPPED, TIMED, SHORT, FOUND = "stopped", "timed", "out of memory", "all was found"
 """Why a request has ended that someone ended early, or its time, or a lack of memory."""
 PARTS = 4
 """In how many parts the seeds of a move are begun."""

@@ -15,7 +15,7 @@ from ttsnap.core.protocols import Engine, EngineLost
 from ttsnap.core.validate import check_declared, validate
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.job import Job, Notice, Proposal
-from ttsnap.loop.request import SHORT, STOPPED, TIMED, Listener, LoopSearch, RunningRequest
+from ttsnap.loop.request import FOUND, SHORT, STOPPED, TIMED, Listener, LoopSearch, RunningRequest
 from ttsnap.loop.submission import Submission
 
 
@@ -82,6 +82,10 @@ class Run(Submission):
                     self._ask(request, ready)
             self._tick()
             for request in list(self.requests):
+                for job in [job for job in request.active if job.ends]:
+                    self._recall(job)
+                    job.closing, job.ended = True, FOUND
+                    self._end(job)
                 if request.late:
                     self._wind_up(request, TIMED)
         except EngineLost as lost:

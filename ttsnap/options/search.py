@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 from annotated_types import Interval, MaxLen
 
+from ttsnap.core.checklist import rewards_of
 from ttsnap.core.results import Event
 from ttsnap.files.settings import Name, Names, Settings
 from ttsnap.options.option import Offered, Spec, option
+from ttsnap.options.selection import listed
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,24 @@ class SearchOptions(Settings):
         loads="reward",
         common=True,
         offered=Offered(Names | None, "names of rewards that are offered, the first if none"),
+    )
+    check: Sequence[str] = option(
+        (),
+        "an item of a checklist, as 'two dogs', 'text: OPEN' or 'count: 3 apples'; again for more."
+        " Answers are in [0, 1] and stay apart; --reward 'checklist by vqascore' says who gives"
+        " them",
+        python="`Checklist` (ttsnap.reward_models.checklist) takes functions as items, too.",
+        written=str | list[str],
+        metavar="ITEM",
+        loads="text",
+        many=True,
+    )
+    tie: Spec = option(
+        None,
+        "the reward that decides between images with the same answers to a checklist",
+        written=str | None,
+        metavar="REWARD",
+        loads="reward",
     )
     reward_prompts: str | Sequence[str] | None = option(
         None,
@@ -99,3 +119,8 @@ class SearchOptions(Settings):
         python="Setting `pipe._interrupt = True` does the same.",
         written=None,
     )
+
+    @property
+    def rewards(self) -> tuple[Spec, ...]:
+        """All that is searched for. ValueError for a tie without a checklist."""
+        return rewards_of(self.reward, listed(self.check), self.tie)

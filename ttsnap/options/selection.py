@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ttsnap.core import utility as utilities
+from ttsnap.core.checklist import is_item, is_list
 from ttsnap.core.requirement import Gate, Requirement
 from ttsnap.core.selection import Selection
 from ttsnap.files.settings import Names, NotNegative, Settings
@@ -23,7 +24,8 @@ class SelectionOptions(Settings):
 
     utility: Spec = option(
         "mean",
-        "how several rewards become one number: mean, rank_sum or a list of weights",
+        "how several rewards become one number: mean, rank_sum or a list of weights; of a checklist"
+        " the product of the answers, or geometric, their geometric mean",
         python="A function of scores is taken as it is (ttsnap.core.utility).",
         written=str | list[float],
     )
@@ -46,6 +48,17 @@ class SelectionOptions(Settings):
             "what an image must meet to be returned, by rewards that are offered: REWARD>=NUMBER,"
             " or several",
         ),
+    )
+    until: Spec = option(
+        None,
+        "end the search once an image meets this, written as in require; 'checklist': all of its"
+        " items",
+        python="Of several images to keep, all must. What was not spent is not charged.",
+        written=str | list[str] | None,
+        metavar="REQUIREMENT",
+        loads="reward",
+        many=True,
+        recorded=False,
     )
     report: Spec = option(
         None,
@@ -90,6 +103,7 @@ class SelectionOptions(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.requirements  # noqa: B018  (they are read, and refused, at once)
+        self.ends  # noqa: B018
         for name, value in (("diversity", self.diversity), ("likeness", self.likeness)):
             if value is not None and not self.diverse:
                 raise ValueError(
@@ -103,6 +117,11 @@ class SelectionOptions(Settings):
         return tuple(map(Requirement.parse, listed(self.require)))
 
     @property
+    def ends(self) -> tuple[Requirement, ...]:
+        """What ends the search, each read."""
+        return tuple(map(Requirement.parse, listed(self.until)))
+
+    @property
     def reported(self) -> tuple[Spec, ...]:
         """The rewards that only score the images that come back."""
         return listed(self.report)
@@ -111,18 +130,37 @@ class SelectionOptions(Settings):
         """These rewards, and behind them those that are only required."""
         return tuple(dict.fromkeys((*rewards, *(one.reward for one in self.requirements))))
 
+    def over(self, items: Sequence[Spec]) -> SelectionOptions:
+        """The same, where a requirement on a checklist is one on each of these items."""
+
+        def spread(bounds: Sequence[Requirement]) -> tuple[Requirement, ...] | None:
+            found = [
+                replace(one, reward=item)
+                for one in bounds
+                for item in (items if is_list(one.reward) else (one.reward,))
+            ]
+            return tuple(found) or None
+
+        return replace(self, require=spread(self.requirements), until=spread(self.ends))
+
     def read(self, keep: int, rewards: Sequence[Spec]) -> Selection:
         """The value that a search carries. keep: how many images come back. rewards: those that are
-        searched for.
+        searched for, items of a checklist first.
 
         ValueError for a utility that is none, or that has weights for another number of rewards."""
         weight = 1.0 if self.diversity is None else self.diversity
         utility = (
             self.utility if callable(self.utility) else utilities.make(self.utility, len(rewards))
         )
+        answers = sum(map(is_item, rewards))
+        if answers and isinstance(self.utility, str) and self.utility in utilities.ANSWERS:
+            utility = utilities.ANSWERS[self.utility]
+            utility = utilities.tied(utility, answers) if answers < len(rewards) else utility
         required = self.requirements
-        gate = Gate.of(required, self.scored(rewards), len(rewards)) if required else None
-        return Selection(utility, keep, weight if self.diverse else 0.0, gate)
+        scored = self.scored(rewards)
+        gate = Gate.of(required, scored, len(rewards)) if required else None
+        enough = Gate.of(self.ends, scored, len(rewards)) if self.ends else None
+        return Selection(utility, keep, weight if self.diverse else 0.0, gate, enough)
 
 
 def listed(given: Spec) -> tuple[Any, ...]:

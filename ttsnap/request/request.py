@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from ttsnap.algorithms import make_algorithm, spec_of
 from ttsnap.algorithms.seed_pruning import SeedPruning
+from ttsnap.core.checklist import is_item, is_list
 from ttsnap.core.needs import Need, declared
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
@@ -48,6 +49,8 @@ Split: TypeAlias = Callable[
     [Sequence[Prompt], Mapping[str, Any]], tuple[Sequence[Prompt], Mapping[str, Any]]
 ]
 """The prompts with what lists in a call have for each, and the call as engines take it."""
+Parts: TypeAlias = Callable[[Spec, Sequence[str]], tuple[Spec, ...]]
+"""A reward, and the texts of all prompts that it reads -> what a search carries for it."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class ModelDefaults:
     """The arguments of its call; None where that is not known yet."""
     canonical: Callable[[str], str] = field(default=str, compare=False)
     """A prompt in the model's own words. ValueError for one that it cannot read."""
+    parts: Parts | None = field(default=None, compare=False)
+    """The items that a search carries in place of a checklist, and all other rewards as they are;
+    None: a checklist is one reward, the product of its answers."""
     drafted: Drafted | None = field(default=None, compare=False)
     """Decides on drafts; None: there is no drafter but one that is named."""
     split: Split | None = field(default=None, compare=False)
@@ -302,6 +308,15 @@ def _decided(request: SearchRequest, model: ModelDefaults) -> dict[str, Any]:
     if "prompt_embeds" not in asked.call:
         prompts = tuple(replace(prompt, text=model.canonical(prompt.text)) for prompt in prompts)
     steps = fitted_steps(algorithm)
+    selecting = request.selection
+    if model.parts is not None:
+        texts = [prompt.read for prompt in prompts]
+        rewards = tuple(part for one in rewards for part in model.parts(one, texts))
+        items = tuple(filter(is_item, rewards))
+        bounds = (*selecting.requirements, *selecting.ends)
+        lists = [one.reward for one in bounds if is_list(one.reward)]
+        selecting = selecting.over(items or (model.parts(lists[0], texts) if lists else ()))
+        rewards = (*items, *(one for one in rewards if one not in items))
     tuned = (
         model
         if steps is None
@@ -321,7 +336,7 @@ def _decided(request: SearchRequest, model: ModelDefaults) -> dict[str, Any]:
     call |= blanks(prompts[0].inputs) | (
         {} if prompts[0].negative is None else {"negative_prompt": ""}
     )
-    selection = request.selection.read(request.keep, rewards)
+    selection = selecting.read(request.keep, rewards)
     gate = selection.gate
     if (
         gate is not None
@@ -339,7 +354,7 @@ def _decided(request: SearchRequest, model: ModelDefaults) -> dict[str, Any]:
     compared = (request.selection.likeness or AUTO) if selection.differing else None
     engine = replace(
         asked,
-        rewards=request.selection.scored(rewards),
+        rewards=selecting.scored(rewards),
         call=shared,
         sampler=sampler,
         batch=replace(asked.batch, features=compared),

@@ -1,0 +1,101 @@
+"""Checklists and their items by name (core/checklist.py has the words)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from ttsnap.core.checklist import CHECK, read_list
+from ttsnap.reward_models.checklist.questions import MOST, Item, questions
+from ttsnap.reward_models.checklist.rewards import SCENES, SIGNS, Answers, Check, Checklist
+from ttsnap.reward_models.checklist.worlds import ScenesAnswers, SignsAnswers
+from ttsnap.reward_models.registry import answered_by, make_reward
+from ttsnap.rewards.reward_model import RewardModel
+
+_WORLDS = {SCENES: ScenesAnswers, SIGNS: SignsAnswers}
+
+
+def parts(spec: Any, prompts: Sequence[str], packaged: bool) -> tuple[Any, ...]:
+    """The items that a search carries in place of a list; an item is its only one.
+
+    packaged: whether the model is, so that its own world's rules answer. ValueError where nobody is
+    named who answers, and for an item that cannot be read."""
+    if not isinstance(spec, str):
+        given = spec.given if isinstance(spec, Check) else spec
+        asked, named = given.asks_of_models(prompts), given.by is not None
+        found: tuple[Any, ...] = (spec,) if isinstance(spec, Check) else given.parts(prompts)
+    elif spec.startswith(CHECK):
+        item, named = _item(spec), bool(answered_by(spec))
+        asked, found = item.kind != "text", (spec,)
+    else:
+        place, written, by = read_list(spec)
+        asked, named = True, bool(by)
+        most = MOST if written else max(len(questions(prompt)) for prompt in prompts)
+        rest = spec.removeprefix("checklist")
+        found = tuple(f"checklist#{i}{rest}" for i in range(1, most + 1)) if place is None else ()
+        found = found or (spec,)
+    if asked and not named and not packaged:
+        raise ValueError(
+            "nobody is named who answers a checklist about this model's images; write --reward"
+            " 'checklist by vqascore', 'checklist by judge:yes:model=NAME' or another reward with"
+            " scores in [0, 1], in Python Checklist(items, by=...)"
+        )
+    return found
+
+
+def made(specs: Sequence[Any], **where: Any) -> list[tuple[RewardModel, ...]]:
+    """The rewards of each list or item. Items share their list. A list without items of its own,
+    whose length depends on the prompt, is one reward: the product."""
+    lists: dict[tuple[str, str, bool], Checklist] = {}
+    texts: dict[str, list[str]] = {}
+    for spec in specs:
+        if isinstance(spec, str) and spec.startswith(CHECK):
+            texts.setdefault(answered_by(spec), []).append(str(_item(spec)))
+    found: list[tuple[RewardModel, ...]] = []
+    for spec in specs:
+        if isinstance(spec, Check):
+            found.append((spec,))
+        elif isinstance(spec, Checklist):
+            found.append((Check(spec, None),) if spec.given is None else spec.parts(()))
+        elif spec.startswith(CHECK):
+            by = answered_by(spec)
+            key = (by, "", True)
+            lists.setdefault(key, Checklist(texts[by], _who(by, where)))
+            place = texts[by].index(str(_item(spec)))
+            found.append((Check(lists[key], place, texts[by][place]),))
+        else:
+            at, written, by = read_list(spec)
+            key = (by, written, False)
+            if key not in lists:
+                lists[key] = Checklist(None, _who(by, where), _writer(written))
+            found.append((Check(lists[key], at),))
+    return found
+
+
+def asks(spec: Any, prompt: str) -> str | None:
+    """What an item asks of images of this prompt, in words; None for nothing."""
+    if isinstance(spec, Check):
+        return spec.asks(prompt)
+    if spec.startswith(CHECK):
+        return str(_item(spec))
+    place, written, _ = read_list(spec)
+    items = _writer(written)(prompt)
+    return str(items[place]) if place is not None and place < len(items) else None
+
+
+def _item(spec: str) -> Item:
+    by = answered_by(spec)
+    return Item.parse(spec.removeprefix(CHECK).removesuffix(f" by {by}" if by else ""))
+
+
+def _who(by: str, where: dict[str, Any]) -> RewardModel | None:
+    return make_reward(by, **where) if by else None
+
+
+def _writer(options: str) -> Answers:
+    """Who makes the questions of a prompt: a model behind an API, where one is named."""
+    if not options:
+        return questions
+    from ttsnap.reward_models.checklist.writer import Writer  # which needs the openai package
+
+    return cast(Answers, Writer(options))

@@ -1,0 +1,192 @@
+"""Checklists: what is asked of a prompt, who answers, in how many calls, and what an answer that
+fails costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ttsnap.core.utility import product
+from ttsnap.pipelines import load
+from ttsnap.reward_models.checklist import Checklist
+from ttsnap.reward_models.checklist.questions import Item, questions
+from ttsnap.reward_models.checklist.worlds import ScenesAnswers, SignsAnswers
+from ttsnap.reward_models.checklist.writer import read_items
+from ttsnap.reward_models.registry import asked, check_names, make_rewards, parts, suits_drafts
+from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.scenes import caption, check, render, sample_spec
+from ttsnap.scenes.grammar import KINDS, UNSEEN_KINDS
+
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+class Fake:
+    """Answers by a table of questions, and notes what it was asked."""
+
+    name = "fake"
+    tokens = 7
+
+    def __init__(self, table: dict[str, float], fails: str = "") -> None:
+        self.table, self.fails = table, fails
+        self.calls: list[list[str]] = []
+        self.tokens_taken: Sequence[int] = ()
+
+    def __call__(self, images: Any, prompts: Sequence[str]) -> list[float]:
+        self.calls.append(list(prompts))
+        if self.fails and self.fails in prompts:
+            raise RuntimeError("no answer")
+        return [self.table.get(prompt, 0.9) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "items"),
+    [
+        (
+            'two red cats left of a dog, and a sign that says "OPEN"',
+            [
+                *("count: 2 cats", "the cats are red", "a dog", "the cats are left of the dog"),
+                *("a sign", "text: OPEN"),
+            ],
+        ),
+        ("a photo of a cat on the blue table", ["a cat", "the table", "the table is blue"]),
+        ("a fox on a white background", ["a fox", "the background is white"]),
+        ("moody, cinematic", ["moody, cinematic"]),
+        (
+            "two red circles left of a blue square on a black background",
+            [
+                *("two red circles", "a blue square", "the red circle left of the blue square"),
+                *("a black background", "3 objects and nothing else"),
+            ],
+        ),
+        ('a blue sign that says "LIBRARY" in white', ["a blue plate", "text: LIBRARY"]),
+    ],
+)
+def test_the_questions_of_a_prompt(prompt: str, items: list[str]) -> None:
+    found = questions(prompt)
+    assert [str(item) for item in found][: len(items)] == items
+    assert all(need < place for place, item in enumerate(found) for need in item.needs)
+
+
+@pytest.mark.parametrize("text", ["", "a\nb", "two > one", "count: apples", 3])
+def test_an_item_that_cannot_be_asked_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match=r"item|count"):
+        Item.parse(text)
+
+
+def test_rules_say_yes_to_all_items_just_where_the_exact_checker_finds_all_right() -> None:
+    rng, rules = np.random.default_rng(3), ScenesAnswers()
+    for kind in (*KINDS, *UNSEEN_KINDS):
+        spec, other = sample_spec(rng, kind), sample_spec(rng, kind)
+        images = render([spec] * 3 + [other] * 3, rng)
+        _, right = check(images, [spec] * 6)
+        words = [str(item) for item in questions(caption(spec))]
+        tensor = torch.from_numpy(images)
+        answers = np.stack([rules(tensor, [word] * 6) for word in words], 1)
+        assert ((answers >= 0.5).all(1) == right).all(), (kind, words, answers)
+        assert ((answers >= 0) & (answers <= 1)).all()
+
+
+def test_a_plates_colour_is_told() -> None:
+    picture = torch.tensor([200, 30, 35.0])[None, :, None, None].expand(1, 3, 32, 96) / 255
+    answers = SignsAnswers()
+    assert answers(picture, ["a red plate"])[0] > 0.9
+    assert answers(picture, ["a blue plate"])[0] < 0.1
+
+
+def test_all_items_of_a_batch_are_one_call_and_what_is_not_there_is_not_asked_for_its_colour() -> (
+    None
+):
+    fake = Fake({"a dog": 0.2, "a cat": 0.8, "the cat is red": 0.6})
+    rewards = Checklist(by=fake).parts(["a red cat and a blue dog"])
+    assert [each.name for each in rewards] == [f"checklist {i}" for i in range(1, 5)]
+    prompts = ["a red cat and a blue dog"] * 3
+    scores = np.stack([np.asarray(reward(IMAGES.clone(), prompts)) for reward in rewards], 1)
+    np.testing.assert_allclose(scores, [[0.8, 0.6, 0.2, 0.0]] * 3)
+    assert fake.calls == [["a cat", "a dog"] * 3, ["the cat is red"] * 3]
+    assert rewards[1].asks(prompts[0]) == "the cat is red"
+    np.asarray(rewards[0](1 - IMAGES, prompts))  # other images are asked anew
+    assert len(fake.calls) == 4
+
+
+def test_prompts_with_shorter_lists_have_all_that_is_not_asked() -> None:
+    fake = Fake({})
+    prompts = ["a cat", "a red cat", "moody"]
+    rewards = Checklist(by=fake).parts(prompts)
+    scores = np.stack([np.asarray(reward(IMAGES, prompts)) for reward in rewards], 1)
+    np.testing.assert_allclose(scores, [[0.9, 1], [0.9, 0.9], [0.9, 1]])
+    assert [rewards[1].asks(prompt) for prompt in prompts] == [None, "the cat is red", None]
+    assert np.asarray(rewards[1](IMAGES[:1], prompts[:1])).tolist() == [1.0]
+
+
+def test_an_item_that_fails_costs_its_answer_and_no_other() -> None:
+    own: Any = lambda images, prompts: [0.7] * len(images)  # noqa: E731
+    failing = Checklist(["a cat", own], by=Fake({}, fails="a cat")).parts(())
+    with pytest.raises(RuntimeError, match="no answer"):
+        failing[0](IMAGES, ["x"] * 3)
+    assert np.asarray(failing[1](IMAGES, ["x"] * 3)).tolist() == [0.7] * 3
+    beyond = Checklist(["a cat"], by=Fake({"a cat": 3.0})).parts(())
+    with pytest.raises(ValueError, match="probability"):
+        beyond[0](IMAGES, ["x"] * 3)
+
+
+def test_tokens_of_each_item_are_told() -> None:
+    fake = Fake({})
+
+    class Judge(RewardModel):
+        name, tokens = "judge", 7
+
+        def __call__(self, images: Any, prompts: Any, level: Any = None) -> Any:
+            self.tokens_taken = [3 if prompt == "a cat" else 5 for prompt in prompts]
+            return fake(images, prompts)
+
+    first, second = Checklist(["a cat", "a dog"], by=Judge()).parts(())
+    first(IMAGES, ["x"] * 3)
+    second(IMAGES, ["x"] * 3)
+    assert (first.tokens, first.tokens_taken, second.tokens_taken) == (7, [3] * 3, [5] * 3)
+
+
+def test_by_name_items_of_one_list_share_it_and_nobody_answers_who_is_not_named() -> None:
+    two = make_rewards(["check:two red circles", "check:a blue square", "brightness"])
+    assert [reward.name for reward in two] == ["two red circles", "a blue square", "brightness"]
+    first, second, _ = two
+    assert first.given is second.given  # type: ignore[attr-defined]
+    (by_sea,) = make_rewards(["check:a man by the sea"])
+    assert by_sea.name == "a man by the sea"
+    named = make_rewards(["check:a man by the sea by brightness"])[0]
+    assert named.given.by.name == "brightness"  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="unknown reward"):
+        check_names("checklist by nobody")
+    prompt = ["a red circle and a blue square"]
+    assert parts("checklist", prompt, packaged=True) == tuple(f"checklist#{i}" for i in (1, 2, 3))
+    assert asked("checklist#2", "checklist 2", prompt[0]) == "a blue square"
+    assert asked("clip", "clip", prompt[0]) == "clip"
+    with pytest.raises(ValueError, match="nobody is named"):
+        parts("checklist", prompt, packaged=False)
+    assert parts("check:text: OPEN", prompt, packaged=False) == ("check:text: OPEN",)
+    assert not suits_drafts("checklist by judge:yes:model=m")
+    assert suits_drafts("checklist")
+
+
+def test_a_search_has_a_score_of_each_item_by_its_words() -> None:
+    pipe = load(dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    prompts = ["two red circles and a blue square", "a red circle"]
+    told: dict[str, Any] = {"num_inference_steps": 4, "search": "best-of-n", "seed": 0}
+    found = pipe(prompts, reward="checklist", budget="12nfe", report="scenes-strict", **told)
+    for result, prompt in zip(found.search, prompts, strict=True):
+        words = [str(item) for item in questions(prompt)]
+        assert list(result.best.scores) == words == list(result.answers)
+        value = product(np.array(list(result.best.scores.values())))
+        np.testing.assert_allclose(result.best.reward, value, rtol=1e-6)
+
+
+def test_what_a_model_writes_is_checked() -> None:
+    told = [{"statement": "a cat", "needs": []}, {"statement": "it is red", "needs": [0]}]
+    assert read_items({"statements": told}) == (Item("a cat"), Item("it is red", needs=(0,)))
+    for wrong in ([], [{"statement": "x" * 300, "needs": []}], [{"statement": "a", "needs": [0]}]):
+        with pytest.raises(ValueError, match=r"it must|statement"):
+            read_items({"statements": wrong})
