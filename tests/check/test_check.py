@@ -9,9 +9,11 @@ import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -24,15 +26,18 @@ from ttsnap.check.denoising import denoising
 from ttsnap.check.evidence import cleaned, page, write
 from ttsnap.check.ladder import Figure, Rung, Setup
 from ttsnap.check.parity import STOCK, parity
-from ttsnap.check.signal import signal
+from ttsnap.check.signal import _effective, signal
 from ttsnap.check.verdict import GO, NO_GO, UNDECIDED, of_service, verdict
 from ttsnap.cli import main
+from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
+from ttsnap.core.utility import mean
 from ttsnap.files.settings import build
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import load, upgrade
+from ttsnap.recordings.replay import Recording
 from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import sample_prompts
@@ -64,6 +69,19 @@ def climbed(setup: Setup, *names: str) -> dict[str, Rung]:
     for name in names or RUNGS:
         setup.climb(name, ALL[name], 600)
     return setup.found
+
+
+def test_rewards_that_say_the_same_are_named() -> None:
+    rng = np.random.default_rng(0)
+    final = rng.standard_normal((6, 8, 1, 1)) + np.zeros((1, 1, 2, 3))
+    final[..., 1] = 2 * final[..., 0] + 1
+    final[..., 2] = rng.standard_normal((6, 8, 1))
+    whole = Recording(tuple("abcdef"), final, Grid((1.0, 0.0)), ("x", "y", "z"))
+    rung, setup = Rung("signal"), SimpleNamespace(utility=mean, judged=False)
+    _effective(setup, rung, whole)  # type: ignore[arg-type]
+    assert ["x and y rank images the same" in said for said in rung.said] == [True]
+    assert 1 < rung.figures["effective-rewards:3"].value < 3
+    assert 1 < rung.figures["effective-seeds:8"].value <= 8
 
 
 def noise(images: Tensor, prompts: Any) -> Tensor:

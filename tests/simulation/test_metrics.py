@@ -42,3 +42,15 @@ def test_prediction_metrics() -> None:
         metrics.top_fraction(early, final, 0)
     with pytest.raises(ValueError, match="kind"):
         metrics.rank_correlation(early, final, kind="pearson")
+
+
+def test_how_many_values_that_are_alike_are_worth() -> None:
+    assert metrics.effective(10, 0.0) == metrics.effective(10, -0.1) == 10
+    assert metrics.effective(10, 1.0) == 1
+    np.testing.assert_allclose(metrics.effective(3, 0.5), 1.5, rtol=1e-15)
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((4000, 1)) + rng.standard_normal((4000, 5))
+    np.testing.assert_allclose(metrics.intraclass(values), 0.5, atol=0.03)
+    assert abs(metrics.intraclass(rng.standard_normal((4000, 5)))) < 0.03
+    assert metrics.intraclass(np.repeat(rng.random((5, 1)), 3, 1)) == 1
+    assert np.isnan(metrics.intraclass(np.ones((5, 3))))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ each prompt."""
 RANKED, FINISHED = "ranking-drafts", "finished-drafts"
 PLAIN, PRUNING = "best-of-n", "pruning"
 FEW = "it takes two prompts"
+SAME = 0.9
+"""Rewards that rank the seeds of a prompt alike by more than this say the same."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def signal(setup: Setup) -> Rung:
         return rung
     rung.figures["prompts"], rung.figures["seeds"] = Figure(len(whole.prompts)), Figure(whole.seeds)
     latest = _correlations(setup, rung, whole)
+    _effective(setup, rung, whole)
     final = setup.utility(whole.final)
     one, gain = final.mean(1), metrics.best_of_n(final, IMAGES) - final.mean(1)
     rung.note("gain", Figure.over_prompts(gain), FEW)
@@ -191,6 +195,26 @@ def _correlations(setup: Setup, rung: Rung, recording: Recording) -> str | None:
         if estimate and step > last:
             last, latest = step, name
     return latest
+
+
+def _effective(setup: Setup, rung: Rung, whole: Recording) -> None:
+    """How many seeds and rewards there effectively are, and which rewards say the same."""
+    why, n = "the scores do not vary", whole.seeds
+    alike = metrics.intraclass(setup.utility(whole.final))
+    rung.note(f"effective-seeds:{n}", Figure(metrics.effective(n, alike)), why)
+    names = whole.reward_names[: -1 if setup.judged else None]
+    pairs = {}
+    for a, b in combinations(range(len(names)), 2):
+        each = metrics.spearman(whole.final[..., a], whole.final[..., b])
+        pairs[a, b] = float(each[np.isfinite(each)].mean()) if np.isfinite(each).any() else np.nan
+    if pairs:
+        found = metrics.effective(len(names), float(np.mean(list(pairs.values()))))
+        rung.note(f"effective-rewards:{len(names)}", Figure(found), why)
+    rung.said += [
+        f"{names[a]} and {names[b]} rank images the same (correlation {rho:.2f}): one would do"
+        for (a, b), rho in pairs.items()
+        if rho > SAME
+    ]
 
 
 def _searches(

@@ -27,6 +27,8 @@ TITLES = {
     "meant": "noise that there is, as a part of what they find, at noise {}",
     # signal
     "rank": "rank correlation of the {} at noise {}, {} evaluations",
+    "effective-seeds": "as many independent seeds as {} are worth",
+    "effective-rewards": "as many independent rewards as {} are worth",
     "gain": "gain of best-of-8 in the reward",
     "right-more": "right images more by best-of-8",
     "kept": "share kept by {}",

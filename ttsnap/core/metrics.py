@@ -113,6 +113,23 @@ def spearman(early: FloatArray, final: FloatArray) -> FloatArray:
     return np.asarray(each)
 
 
+def effective(n: int, rho: float) -> float:
+    """How many independent ones n are worth that correlate with rho: n / (1 + (n - 1) rho)."""
+    return n / (1 + (n - 1) * max(rho, 0.0))
+
+
+def intraclass(values: FloatArray) -> float:
+    """How much values (P, N) of one prompt have in common: their intraclass correlation, by one-way
+    analysis of variance. nan where nothing varies, and for fewer than two of either."""
+    prompts, n = values.shape
+    if prompts < 2 or n < 2:
+        return float("nan")
+    between = n * float(values.mean(1).var(ddof=1))
+    within = float(values.var(1, ddof=1).mean())
+    whole = between + (n - 1) * within
+    return (between - within) / whole if whole > 0 else float("nan")
+
+
 def top_fraction(early: FloatArray, final: FloatArray, fraction: float) -> tuple[float, float]:
     """What a cut to the best `fraction` by early scores does, early and final (P, S): (accuracy,
     regret).
