@@ -67,7 +67,7 @@ def record_of(
         noted=_noted(search, rewards),
         seed=search.seed,
         rewards=rewards[: len(search.rewards)],
-        utility=request.selection.utility,
+        utility=request.selection.told(search.rewards),
     )
 
 

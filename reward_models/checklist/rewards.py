@@ -24,17 +24,20 @@ from torch import Tensor
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.checklist import YES
+from ttsnap.core.memory import lacks_memory
 from ttsnap.core.protocols import Reward
 from ttsnap.core.utility import product
 from ttsnap.reward_models.checklist.questions import TEXT, Item, questions
 from ttsnap.reward_models.checklist.worlds import ScenesAnswers, SignsAnswers
 from ttsnap.reward_models.ocr import OCR, similarity
 from ttsnap.reward_models.preprocess import check_images
-from ttsnap.rewards.reward_model import RewardModel, adapted, said
+from ttsnap.rewards.reward_model import RewardModel, adapted
 from ttsnap.rewards.scoring import as_float64
 from ttsnap.scenes import IMAGE_SIZE
 
 logger = logging.getLogger(__name__)
+KNOWN = 1000
+"""Prompts whose questions are remembered."""
 SCENES, SIGNS = "scenes", "signs"
 """Who answers about pictures of the packaged models."""
 _MIDDLE, _WIDTH = 25.0, 1.5
@@ -108,9 +111,11 @@ class Checklist:
         """What is asked of images of this prompt."""
         if self.given is not None:
             return tuple(self.given)
-        if prompt not in self.known:
-            self.known[prompt] = tuple(self.written(prompt))
-        return self.known[prompt]
+        found = self.known.get(prompt) or tuple(self.written(prompt))
+        if len(self.known) >= KNOWN:
+            self.known.clear()
+        self.known[prompt] = found
+        return found
 
     def check(self, prompts: Sequence[str]) -> None:
         """ValueError for a question that cannot be answered."""
@@ -128,7 +133,7 @@ class Checklist:
                 last is None
                 or last.prompts != tuple(prompts)
                 or last.images.shape != images.shape
-                or not torch.equal(last.images, images)
+                or not torch.allclose(last.images, images, 0, 0, equal_nan=True)
             ):
                 last = self._asked(images, prompts)
                 self._last, self._left = last, readers
@@ -221,12 +226,10 @@ class Checklist:
                 if len(who.tokens_taken) == len(rows):
                     found.tokens[places] = who.tokens_taken
             found.answers[places] = _squeezed(who.name, answers)
-        except ValueError as error:
-            logger.warning("%s", said(who.name, error))
-            found.errors.update(dict.fromkeys([i for _, i in pairs], error))
-        except RuntimeError as error:
-            if "memory" in str(error):
+        except Exception as error:  # of a user's code: it costs these answers, and no others
+            if lacks_memory(error):
                 raise
+            logger.debug("%s failed", who.name, exc_info=True)
             found.errors.update(dict.fromkeys([i for _, i in pairs], error))
 
 
@@ -253,7 +256,16 @@ class Check(RewardModel):
 
     @cached_property
     def flops(self) -> float:
-        return 0.0 if self.given.by is None else self.given.by.flops
+        """FLOPs of one question; of an item that the prompt makes, those of whoever is named."""
+        item = None if self.given.given is None else self.given.given[self.place or 0]
+        if isinstance(item, Item) and item.kind == TEXT:
+            return OCR().flops
+        who = item if isinstance(item, RewardModel) else self.given.by
+        return 0.0 if who is None else who.flops
+
+    def trial_image(self) -> Tensor:
+        who = self.given.by
+        return torch.full((1, 3, *2 * [IMAGE_SIZE]), 0.4) if who is None else who.trial_image()
 
     def check(self, prompts: Sequence[str]) -> None:
         self.given.check([prompt for prompt in prompts if prompt])

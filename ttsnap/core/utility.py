@@ -130,8 +130,8 @@ UTILITIES: dict[str, Utility] = {
     "product": product,
     "geometric": geometric,
 }
-ANSWERS = {"mean": product, "product": product, "geometric": geometric}
-"""The utilities of a checklist, by what a user writes; without a word it is the product."""
+ANSWERS = ("product", "geometric")
+"""The utilities of a checklist."""
 _WORDS = {
     "mean": "mean",
     "rank_sum": "sum of the ranks",

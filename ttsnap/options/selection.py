@@ -143,6 +143,11 @@ class SelectionOptions(Settings):
 
         return replace(self, require=spread(self.requirements), until=spread(self.ends))
 
+    def told(self, rewards: Sequence[Spec]) -> Spec:
+        """The utility of these rewards by its name: of a checklist the product, without a word."""
+        listed = isinstance(self.utility, str) and any(map(is_item, rewards))
+        return "product" if listed and self.utility == "mean" else self.utility
+
     def read(self, keep: int, rewards: Sequence[Spec]) -> Selection:
         """The value that a search carries. keep: how many images come back. rewards: those that are
         searched for, items of a checklist first.
@@ -152,9 +157,9 @@ class SelectionOptions(Settings):
         utility = (
             self.utility if callable(self.utility) else utilities.make(self.utility, len(rewards))
         )
-        answers = sum(map(is_item, rewards))
-        if answers and isinstance(self.utility, str) and self.utility in utilities.ANSWERS:
-            utility = utilities.ANSWERS[self.utility]
+        answers, word = sum(map(is_item, rewards)), self.told(rewards)
+        if answers and isinstance(word, str) and word in utilities.ANSWERS:
+            utility = utilities.UTILITIES[word]
             utility = utilities.tied(utility, answers) if answers < len(rewards) else utility
         required = self.requirements
         scored = self.scored(rewards)
