@@ -31,6 +31,7 @@ from ttsnap.reward_models.checklist.questions import TEXT, Item, questions
 from ttsnap.reward_models.checklist.worlds import ScenesAnswers, SignsAnswers
 from ttsnap.reward_models.ocr import OCR, similarity
 from ttsnap.reward_models.preprocess import check_images
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel, adapted
 from ttsnap.rewards.scoring import as_float64
 from ttsnap.scenes import IMAGE_SIZE
@@ -75,11 +76,11 @@ class Checklist:
     def __init__(
         self,
         items: Sequence[str | Callable[..., Any]] | None = None,
-        by: Reward | Callable[..., Any] | None = None,
+        by: str | Reward | Callable[..., Any] | None = None,
         written: Answers = questions,
     ) -> None:
         self.given = None if items is None else [_read(item) for item in items]
-        self.by = None if by is None else adapted(by)
+        self.by = None if by is None else make_reward(by)
         self.written, self.known = written, dict[str, tuple[Item | RewardModel, ...]]()
         if self.given is not None:
             names = [named(item) for item in self.given]
