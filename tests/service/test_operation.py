@@ -15,7 +15,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tomllib
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,19 +106,13 @@ def test_the_systemd_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
 
 
 def test_the_container_starts_what_there_is() -> None:
-    lines = block("dockerfile").replace("\\\n", " ").splitlines()
-    words = [line.partition(" ")[::2] for line in lines]
-    said = dict(words)
-    assert words[0][0] == "FROM"
+    lines = (DOCS.parent / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    said = dict(line.partition(" ")[::2] for line in lines)
     start = json.loads(said["ENTRYPOINT"]) + json.loads(said["CMD"])
     assert start[:2] == ["ttsnap", "serve"]
     cli.parser().parse_args(start[2:])
     (state,) = [start[i + 1] for i, word in enumerate(start) if word == "--state"]
-    assert state == said["VOLUME"]
-    extras = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-    assert set(shlex.split(lines[2])[5:]) >= set(extras["service"])
+    assert any(Path(state).is_relative_to(volume) for volume in json.loads(said["VOLUME"]))
 
 
 @pytest.mark.parametrize(("kind", "package"), [("WanPipeline", "ftfy"), ("LTXPipeline", "PyAV")])

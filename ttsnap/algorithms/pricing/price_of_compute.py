@@ -253,7 +253,7 @@ class PriceOfCompute:
         f, tariff = self.forecast, state.tariff
         d, steps = len(f.checks), tariff.task.grid.steps
         stages = np.arange(d)
-        first = np.stack([self._first_of(state, stage) for stage in stages], -1)
+        first = np.stack([self._first_of(state, stage) for stage in range(d)], -1)
         there = np.take_along_axis(state.stage, first, -1) == stages
         top = np.where(there & (stages > 0), np.take_along_axis(state.evidence, first, -1), 0.0)
         left = (tariff.cap - state.spent)[..., None]
