@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
@@ -156,6 +156,8 @@ class Checklist:
         left = {(row, i) for row, items in enumerate(lists) for i in range(len(items))}
         while left:  # first what needs nothing, then what that lets be asked
             ready = sorted(pair for pair in left if not left & _needed(lists, *pair))
+            if not ready:
+                raise ValueError(f"items need each other in a circle: {_circle(lists, left)}")
             absent = [pair for pair in ready if _absent(found.answers, lists, *pair)]
             for row, i in absent:
                 found.answers[row, i] = 0.0
@@ -315,6 +317,12 @@ def _needed(
 ) -> set[tuple[int, int]]:
     item = lists[row][i]
     return {(row, need) for need in item.needs} if isinstance(item, Item) else set()
+
+
+def _circle(
+    lists: Sequence[Sequence[Item | RewardModel]], left: Iterable[tuple[int, int]]
+) -> list[str]:
+    return sorted({named(lists[row][i]) for row, i in left})
 
 
 def _absent(

@@ -190,3 +190,10 @@ def test_what_a_model_writes_is_checked() -> None:
     for wrong in ([], [{"statement": "x" * 300, "needs": []}], [{"statement": "a", "needs": [0]}]):
         with pytest.raises(ValueError, match=r"it must|statement"):
             read_items({"statements": wrong})
+
+
+def test_items_that_need_each_other_are_refused() -> None:
+    items = (Item("a", needs=(1,)), Item("b", needs=(0,)))
+    checklist = Checklist(written=lambda prompt: items)
+    with pytest.raises(ValueError, match="circle"):
+        checklist.answer(torch.zeros(1, 3, 32, 32), ["a b"])
