@@ -203,25 +203,32 @@ class RunningRequest:
         and with all that other prompts want. reserve: what must be held back after it."""
         if self.pace is None:
             return len(plan)
-        pace, others = self.pace, [other for other in self.active if other is not job]
-        later, hold = 0.0 if job.closing else pace.later(job.moves), pace.finishing(reserve)
-        until = pace.until(plan) + later * np.arange(job.begun + 1, job.begun + len(plan) + 1)
+        pace = self.pace
+        others = [other for other in self.active if other is not job]
+        later = 0.0 if job.closing else pace.later(job.moves)
+        hold = pace.finishing(reserve)
+        rows = np.arange(job.begun + 1, job.begun + len(plan) + 1)
+        until = pace.until(plan) + later * rows  # seconds at which each row is through
+        beside = 0.0 if later else hold
+        own = until[-1] + beside
+        share = pace.left * own / (own + self._wanted_by(others, until[-1]))
+        in_share = int(np.searchsorted(until, share - beside + 1e-9, "right"))
+        if in_share:
+            return in_share
+        first_fits = until[0] <= pace.left - self._held(others) - hold
+        return int(first_fits)
+
+    def _wanted_by(self, others: Sequence[Job], seconds: float) -> float:
+        """Seconds that other prompts want, those that are queued among them. seconds: what the
+        plan of one of them takes."""
+        assert self.pace is not None
         if self.stopping:
-            wanted = until[-1] * (len(self.queue) + sum(not other.waiting for other in others))
-        elif pace.plan:
-            wanted = sum(pace.rest(other.moves) for other in others) + len(self.queue) * pace.rest(
-                0
-            )
-        else:
-            wanted = self._held(others)
-        own = until[-1] + (0.0 if later else hold)
-        if rows := int(
-            np.searchsorted(
-                until, pace.left * own / (own + wanted) - own + until[-1] + 1e-9, "right"
-            )
-        ):
-            return rows
-        return int(pace.left - self._held(others) - hold >= until[0])
+            idle = sum(not other.waiting for other in others)
+            return seconds * (len(self.queue) + idle)
+        if self.pace.plan:
+            queued = len(self.queue) * self.pace.rest(0)
+            return sum(self.pace.rest(other.moves) for other in others) + queued
+        return self._held(others)
 
     def left(self, job: Job) -> float:
         """What this prompt may still spend, in the unit of its task's allowance."""
