@@ -277,7 +277,12 @@ def read_png(folder: Path, name: str = "x.png") -> None:
             raise ValueError("as of load(), which knows the tasks of a model")
         arguments = {"num_inference_steps", "guidance_scale", "negative_prompt", "sigmas"}
         frames = () if name.endswith("png") else (2,)
-        return SimpleNamespace(frames=frames, dtype=torch.float32, call_arguments=lambda: arguments)
+        return SimpleNamespace(
+            frames=frames,
+            dtype=torch.float32,
+            call_arguments=lambda: arguments,
+            split_prompt_inputs=None,
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "load_model", load)

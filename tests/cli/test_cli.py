@@ -102,7 +102,7 @@ def test_images_that_fail_a_requirement_are_not_written(
             in capsys.readouterr().out
         )
     image = next(Path("some0").glob("0*1.png"))
-    assert read_record(image).require == [f"brightness>{middle:.12g}", "colourfulness<999"]
+    assert read_record(image).noted["require"] == [f"brightness>{middle:.12g}", "colourfulness<999"]
     assert main(["replay", str(image)]) == 0
     capsys.readouterr()
     assert main([*words, "--require", "brightness>1", "--out", "none"]) == 1

@@ -93,7 +93,7 @@ def test_a_search_decodes_and_reads_finished_images_only(pipe: Any) -> None:
     )
     scored = 9 * flops.reward_calls + 3 * flops.base_calls
     assert found.spent.flops == pytest.approx(21 * flops.nfe + 3 * flops.decodes + scored)
-    recorded = _price(json.loads(json.dumps(_price_to_json(engine.price))))
+    recorded = _price(json.loads(json.dumps(_price_to_json(engine.price))), None)
     assert (recorded.bases, recorded.flops) == (1, flops)
     engine.calibrate()
     assert engine.price.seconds is not None
