@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttsnap.algorithms import own_algorithm
 from ttsnap.cli import arguments, common
@@ -22,6 +22,9 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.options.selection import SelectionOptions
 from ttsnap.request.request import Prepared, prepare
+
+if TYPE_CHECKING:
+    from ttsnap.pipelines.run import LoadedRewards, SearchOutcome
 
 DESCRIPTION = """Find the best image for a prompt that a compute budget can buy.
 
@@ -130,6 +133,34 @@ def _searches(a: Arguments) -> dict[str, Prepared]:
     return searches
 
 
+def _searched(
+    searches: Mapping[str, Prepared],
+    pipe: Any,
+    devices: DeviceOptions,
+    rewards: LoadedRewards,
+    stop: Callable[[], bool],
+) -> dict[str, SearchOutcome]:
+    """What each search found. One that fails after others ends them all, and is told of: what was
+    found before is written."""
+    from ttsnap.pipelines.run import decisions_of, run
+
+    runs: dict[str, SearchOutcome] = {}
+    for name, search in searches.items():
+        if runs and stop():
+            print(f"stopped before {name} ran", file=sys.stderr)
+            break
+        try:
+            # what was left to the model
+            asked = prepare(search.request, decisions_of(pipe))
+            runs[name] = run(asked, pipe, devices, should_stop=stop, loaded=rewards)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            if not runs:
+                raise
+            print(f"{name} did not run: {error}", file=sys.stderr)
+            break
+    return runs
+
+
 def _generate(
     a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptions, out: Path
 ) -> int:
@@ -139,26 +170,11 @@ def _generate(
     pipe, rewards = common.loaded(a, first, devices)
     from ttsnap.pipelines import recommended  # loaded with the model
     from ttsnap.pipelines.packaged import showcase_of
-    from ttsnap.pipelines.run import SearchOutcome, decisions_of, run
 
     # How stock diffusers is called is told where that takes no pictures.
     stock = first.engine.sampler.stock and a.task == TEXT
-    runs: dict[str, SearchOutcome] = {}
     with StopOnSignal() as stop:
-        for name, search in searches.items():
-            if runs and stop():
-                print(f"stopped before {name} ran", file=sys.stderr)
-                break
-            try:
-                # what was left to the model
-                asked = prepare(search.request, decisions_of(pipe))
-                runs[name] = run(asked, pipe, devices, should_stop=stop, loaded=rewards)
-            except (ValueError, RuntimeError, MemoryError) as error:
-                if not runs:
-                    raise
-                # what was found before is written
-                print(f"{name} did not run: {error}", file=sys.stderr)
-                break
+        runs = _searched(searches, pipe, devices, rewards, stop)
         count, ours = len(first.prompts), runs[a.algorithm]
         try:
             written = write_runs(out, runs, videos)

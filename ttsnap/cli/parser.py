@@ -65,22 +65,31 @@ class _Store(argparse.Action):
     def __call__(
         self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
-        name = option_string or str(self.metavar)
-        value: object
         if option_string is not None and option_string not in self.option_strings:
-            keys = option_string.removeprefix(f"{self.option_strings[0]}.").split(".")
-            value = _with(namespace[self.dest], keys, _loose(values))
-        elif isinstance(values, list):
-            value = [read_text(name, each, self.hint) for each in values]
+            value: object = self._with_part(namespace, option_string, values)
         else:
-            value = values if values is self.default else read_text(name, values, self.hint)
+            value = self._read(option_string or str(self.metavar), values)
         if self.again and values is not self.default:
-            typed = vars(namespace).setdefault(_TYPED, {})
-            typed[self.dest] = value = [
-                *typed.get(self.dest, []),
-                *(value if isinstance(value, list) else [value]),
-            ]
+            value = self._with_earlier(namespace, value)
         setattr(namespace, self.dest, value)
+
+    def _read(self, name: str, values: Any) -> object:
+        """What is typed as a value, or several, of this argument's type; the default as it is."""
+        if isinstance(values, list):
+            return [read_text(name, each, self.hint) for each in values]
+        return values if values is self.default else read_text(name, values, self.hint)
+
+    def _with_part(self, namespace: Any, option_string: str, text: str) -> dict[str, Any]:
+        """The values so far with the one that --options.NAME names."""
+        keys = option_string.removeprefix(f"{self.option_strings[0]}.").split(".")
+        return _with(namespace[self.dest], keys, _loose(text))
+
+    def _with_earlier(self, namespace: Any, value: object) -> list[object]:
+        """All that was typed of an option that may be given again."""
+        typed = vars(namespace).setdefault(_TYPED, {})
+        new = value if isinstance(value, list) else [value]
+        typed[self.dest] = [*typed.get(self.dest, []), *new]
+        return list(typed[self.dest])
 
 
 PARTS = "parts"
