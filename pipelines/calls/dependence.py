@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.places import NOWHERE
-from ttsnap.pipelines.calls.run import Run, Setting, run_of
+from ttsnap.pipelines.calls.run import CallRun, Setting, run_of
 from ttsnap.pipelines.calls.stock_call import StockCall
 
 
@@ -32,7 +32,7 @@ def dependence(stock: StockCall, networks: Collection[str], count: int) -> Depen
     start = [step.sample for step in base.firsts]
     middle = count * (max(1, len(base.times) // (2 * count)) - 1) + 1
 
-    def later(run: Run) -> object:
+    def later(run: CallRun) -> object:
         return run.marks_from(middle + count)
 
     # Led to the middle by other latents and results, and from there on given the same.

@@ -17,7 +17,7 @@ from typing import Any
 from ttsnap.core.memory import lacks_memory
 from ttsnap.pipelines.calls.alike import Alike
 from ttsnap.pipelines.calls.frame import CallFrame
-from ttsnap.pipelines.calls.joining import Arguments, close, joined, parted, rows_of
+from ttsnap.pipelines.calls.joining import PartArguments, close, joined, parted, rows_of
 from ttsnap.pipelines.calls.parts import DECODE
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.shared_parts import Processor
@@ -161,7 +161,7 @@ class Hub:
 
     def _together(self, frames: Sequence[CallFrame], *, aligned: bool) -> list[Any]:
         """What frames wait for, in one call. UnlikeError where that cannot be."""
-        calls = [Arguments(frame.call.args, frame.call.kwargs) for frame in frames]
+        calls = [PartArguments(frame.call.args, frame.call.kwargs) for frame in frames]
         one = joined(calls, aligned=aligned, equal=self._alike)
         made = self._call(frames[0], *one.args, **one.kwargs)
         return parted(made, [call.rows for call in calls], listed=isinstance(one.input, list))

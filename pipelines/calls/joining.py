@@ -30,7 +30,7 @@ class UnlikeError(ValueError):
     """Calls that cannot be one."""
 
 
-class Arguments(NamedTuple):
+class PartArguments(NamedTuple):
     """Those of a call."""
 
     args: tuple[Any, ...]
@@ -54,17 +54,17 @@ class Arguments(NamedTuple):
 def rows_of(call: PartCall) -> int:
     """How many rows a call has; 1 where that is not to be seen."""
     try:
-        return Arguments(call.args, call.kwargs).rows
+        return PartArguments(call.args, call.kwargs).rows
     except UnlikeError:
         return 1
 
 
 def joined(
-    calls: Sequence[Arguments],
+    calls: Sequence[PartArguments],
     *,
     aligned: bool,
     equal: Callable[[Tensor, Tensor], bool] = torch.equal,
-) -> Arguments:
+) -> PartArguments:
     """One call of several. aligned: whether all frames are at one index, and so at one timestep.
 
     UnlikeError where they differ in what has no rows.
@@ -76,7 +76,7 @@ def joined(
     join = _Join(rows, isinstance(first.input, list), aligned, equal)
     args = tuple(join(column) for column in zip(*(call.args for call in calls), strict=True))
     kwargs = {name: join([call.kwargs[name] for call in calls]) for name in first.kwargs}
-    return Arguments(args, kwargs)
+    return PartArguments(args, kwargs)
 
 
 @dataclass(frozen=True)

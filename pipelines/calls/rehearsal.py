@@ -20,7 +20,7 @@ from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.histories import remembering
 from ttsnap.pipelines.calls.parts import denoisers_of, drops_values, main_first, pipelines_in
 from ttsnap.pipelines.calls.places import NOWHERE, LatentsPlace
-from ttsnap.pipelines.calls.run import Run, Setting, run_of
+from ttsnap.pipelines.calls.run import CallRun, Setting, run_of
 from ttsnap.pipelines.calls.shared_parts import Processor, changed, dtypes, processors
 from ttsnap.pipelines.calls.stepping import stock_scheduler
 from ttsnap.pipelines.calls.stock_call import StockCall
@@ -158,7 +158,7 @@ def _check_training(stock: StockCall) -> None:
         )
 
 
-def _run_by_seed(stock: StockCall, asleep: Collection[str], name: str) -> Run:
+def _run_by_seed(stock: StockCall, asleep: Collection[str], name: str) -> CallRun:
     """The whole call. ValueError where it draws what no seed makes again."""
     before = torch.default_generator.get_state()
     whole = run_of(stock, Setting(asleep))
@@ -171,7 +171,7 @@ def _run_by_seed(stock: StockCall, asleep: Collection[str], name: str) -> Run:
     return whole
 
 
-def _check_loop(run: Run, stock: StockCall, name: str) -> None:
+def _check_loop(run: CallRun, stock: StockCall, name: str) -> None:
     """ValueError where no loop steps schedulers in turn."""
     if not run.firsts:
         if inner := pipelines_in(stock.pipe):
@@ -192,7 +192,7 @@ def _check_loop(run: Run, stock: StockCall, name: str) -> None:
 
 
 def _networks(
-    run: Run,
+    run: CallRun,
     candidates: Collection[str],
     modules: Mapping[str, nn.Module],
     name: str,
@@ -216,7 +216,7 @@ def _networks(
     return found
 
 
-def _check_rounds(run: Run, networks: Collection[str], name: str) -> None:
+def _check_rounds(run: CallRun, networks: Collection[str], name: str) -> None:
     count = len(run.firsts)
     if any(call.at % count for call in run.calls if call.part in networks):
         raise ValueError(
@@ -224,7 +224,7 @@ def _check_rounds(run: Run, networks: Collection[str], name: str) -> None:
         )
 
 
-def _step_arguments(run: Run, name: str) -> dict[str, Any]:
+def _step_arguments(run: CallRun, name: str) -> dict[str, Any]:
     """Further arguments of the steps, the same in all of them."""
     more = {key: value for key, value in run.firsts[0].more.items() if key != "generator"}
     if held := [key for key, value in more.items() if isinstance(value, Tensor)]:

@@ -63,7 +63,7 @@ class Called(NamedTuple):
 
 
 @dataclass
-class Run:
+class CallRun:
     """What was seen of one."""
 
     drawn: list[Drawn] = field(default_factory=list)
@@ -148,9 +148,9 @@ class Run:
         return mark
 
 
-def run_of(stock: StockCall, setting: Setting) -> Run:
+def run_of(stock: StockCall, setting: Setting) -> CallRun:
     """Run a call without the parts that are asleep, and without decoders."""
-    run = Run()
+    run = CallRun()
     with closing(CallFrame(stock, seeded(setting.seed))) as frame:
         while not isinstance(asked := frame.question, Returned):
             if isinstance(asked, Drawn):
@@ -173,14 +173,14 @@ def first_shapes(stock: StockCall) -> tuple[torch.Size, ...]:
     return run_of(stock, Setting(asleep=denoisers_of(stock.modules))).shapes
 
 
-def _step(run: Run, frame: CallFrame, step: Step, setting: Setting) -> None:
+def _step(run: CallRun, frame: CallFrame, step: Step, setting: Setting) -> None:
     run.see_step(frame, step)
     if frame.index < setting.from_index:
         return frame.go_on(step.sample)
     frame.go_on(torch.full_like(step.sample, setting.fills(frame.index)))
 
 
-def _answer(run: Run, frame: CallFrame, call: PartCall) -> None:
+def _answer(run: CallRun, frame: CallFrame, call: PartCall) -> None:
     """Let a part answer that is awake."""
     part = frame.real(call)
     if has_hooks(part):
@@ -189,7 +189,7 @@ def _answer(run: Run, frame: CallFrame, call: PartCall) -> None:
     frame.answer(stock.encoded(call, getattr(part, call.method)))
 
 
-def _answer_dummy(run: Run, frame: CallFrame, call: PartCall, setting: Setting) -> None:
+def _answer_dummy(run: CallRun, frame: CallFrame, call: PartCall, setting: Setting) -> None:
     index = frame.index
     # Passes of one step differ, as momentum of guidance is seen in their difference alone.
     passes = 1 + sum(known.at == index for known in run.calls)

@@ -1,5 +1,5 @@
 """A checklist: several questions about an image, each with an answer of its own in [0, 1]."""
 
-from ttsnap.reward_models.checklist.rewards import Check, Checklist
+from ttsnap.reward_models.checklist.rewards import Checklist, ItemAnswer
 
-__all__ = ["Check", "Checklist"]
+__all__ = ["ItemAnswer", "Checklist"]

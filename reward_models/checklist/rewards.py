@@ -92,13 +92,13 @@ class Checklist:
         self._left = 0
         self._lock = threading.RLock()
 
-    def parts(self, prompts: Sequence[str]) -> tuple[Check, ...]:
+    def parts(self, prompts: Sequence[str]) -> tuple[ItemAnswer, ...]:
         """A reward for each item of a list, or for as many as the longest list of these prompts
         has."""
         if self.given is not None:
-            return tuple(Check(self, i, named(item)) for i, item in enumerate(self.given))
+            return tuple(ItemAnswer(self, i, named(item)) for i, item in enumerate(self.given))
         most = max(len(self.items(prompt)) for prompt in prompts)
-        return tuple(Check(self, i) for i in range(most))
+        return tuple(ItemAnswer(self, i) for i in range(most))
 
     def asks_of_models(self, prompts: Sequence[str]) -> bool:
         """Whether something is asked that neither an OCR nor an item of its own answers."""
@@ -236,7 +236,7 @@ class Checklist:
             found.errors.update(dict.fromkeys([i for _, i in pairs], error))
 
 
-class Check(RewardModel):
+class ItemAnswer(RewardModel):
     """The answer to one item of a checklist, in [0, 1].
 
     place: of the item among those of the prompt; an image of a prompt with fewer has all that is

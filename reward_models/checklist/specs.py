@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from ttsnap.core.checklist import CHECK, read_list
 from ttsnap.reward_models.checklist.questions import MOST, Item, questions
-from ttsnap.reward_models.checklist.rewards import SCENES, SIGNS, Answers, Check, Checklist
+from ttsnap.reward_models.checklist.rewards import SCENES, SIGNS, Answers, Checklist, ItemAnswer
 from ttsnap.reward_models.checklist.worlds import ScenesAnswers, SignsAnswers
 from ttsnap.reward_models.registry import answered_by, make_reward
 from ttsnap.rewards.reward_model import RewardModel
@@ -21,9 +21,9 @@ def parts(spec: Any, prompts: Sequence[str], packaged: bool) -> tuple[Any, ...]:
     packaged: whether the model is, so that its own world's rules answer. ValueError where nobody is
     named who answers, and for an item that cannot be read."""
     if not isinstance(spec, str):
-        given = spec.given if isinstance(spec, Check) else spec
+        given = spec.given if isinstance(spec, ItemAnswer) else spec
         asked, named = given.asks_of_models(prompts), given.by is not None
-        found: tuple[Any, ...] = (spec,) if isinstance(spec, Check) else given.parts(prompts)
+        found: tuple[Any, ...] = (spec,) if isinstance(spec, ItemAnswer) else given.parts(prompts)
     elif spec.startswith(CHECK):
         item, named = _item(spec), bool(answered_by(spec))
         asked, found = item.kind != "text", (spec,)
@@ -53,28 +53,28 @@ def made(specs: Sequence[Any], **where: Any) -> list[tuple[RewardModel, ...]]:
             texts.setdefault(answered_by(spec), []).append(str(_item(spec)))
     found: list[tuple[RewardModel, ...]] = []
     for spec in specs:
-        if isinstance(spec, Check):
+        if isinstance(spec, ItemAnswer):
             found.append((spec,))
         elif isinstance(spec, Checklist):
-            found.append((Check(spec, None),) if spec.given is None else spec.parts(()))
+            found.append((ItemAnswer(spec, None),) if spec.given is None else spec.parts(()))
         elif spec.startswith(CHECK):
             by = answered_by(spec)
             key = (by, "", True)
             lists.setdefault(key, Checklist(texts[by], _who(by, where)))
             place = texts[by].index(str(_item(spec)))
-            found.append((Check(lists[key], place, texts[by][place]),))
+            found.append((ItemAnswer(lists[key], place, texts[by][place]),))
         else:
             at, written, by = read_list(spec)
             key = (by, written, False)
             if key not in lists:
                 lists[key] = Checklist(None, _who(by, where), _writer(written))
-            found.append((Check(lists[key], at),))
+            found.append((ItemAnswer(lists[key], at),))
     return found
 
 
 def asks(spec: Any, prompt: str) -> str | None:
     """What an item asks of images of this prompt, in words; None for nothing."""
-    if isinstance(spec, Check):
+    if isinstance(spec, ItemAnswer):
         return spec.asks(prompt)
     if spec.startswith(CHECK):
         return str(_item(spec))

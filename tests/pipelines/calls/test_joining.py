@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ttsnap.pipelines.calls.joining import Arguments, UnlikeError, close, joined, parted
+from ttsnap.pipelines.calls.joining import PartArguments, UnlikeError, close, joined, parted
 
 
 def test_rows_are_joined_what_all_share_is_not_and_results_come_apart_again() -> None:
     table = torch.arange(3.0)
 
-    def call(n: int, time: float) -> Arguments:
+    def call(n: int, time: float) -> PartArguments:
         more = {"ids": table.clone(), "more": [torch.ones(n, 1)]}
-        return Arguments((torch.full((n, 4), float(n)), torch.tensor(time)), more)
+        return PartArguments((torch.full((n, 4), float(n)), torch.tensor(time)), more)
 
     calls = [call(1, 7.0), call(2, 7.0)]
     one = joined(calls, aligned=True)
@@ -30,8 +30,8 @@ def test_rows_are_joined_what_all_share_is_not_and_results_come_apart_again() ->
 
 def test_lists_are_rows_where_the_input_is_one() -> None:
 
-    def call(n: int) -> Arguments:
-        return Arguments(([torch.ones(2, 2)] * n,), {"texts": [torch.ones(n, 3)] * n})
+    def call(n: int) -> PartArguments:
+        return PartArguments(([torch.ones(2, 2)] * n,), {"texts": [torch.ones(n, 3)] * n})
 
     calls = [call(1), call(2)]
     one = joined(calls, aligned=True)
@@ -54,4 +54,4 @@ def test_what_differs_without_rows_keeps_calls_apart(
 ) -> None:
     x = torch.zeros(1, 2)
     with pytest.raises(UnlikeError):
-        joined([Arguments((x,), first), Arguments((x,), second)], aligned=True)
+        joined([PartArguments((x,), first), PartArguments((x,), second)], aligned=True)

@@ -20,7 +20,7 @@ from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.engine.live import LiveEngine
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.calls.hub import Hub
-from ttsnap.pipelines.calls.joining import Arguments
+from ttsnap.pipelines.calls.joining import PartArguments
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.profiling.flops import count_flops
 from ttsnap.sampling.rng import seeded
@@ -123,7 +123,7 @@ class Seen:
         def call(own: Any, *args: Any, **kwargs: Any) -> Any:
             if own is not self.parts[name] or self._tries:  # a copy without weights, or a trial
                 return method(own, *args, **kwargs)
-            self.rows[name] += Arguments(args, kwargs).rows
+            self.rows[name] += PartArguments(args, kwargs).rows
             if not self._counts_flops:
                 return method(own, *args, **kwargs)
             found: list[Any] = []
