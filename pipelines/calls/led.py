@@ -66,20 +66,22 @@ class Led:
         return self._given[question.field] if self._given else question.made
 
     def _stepped(self, step: Step, fields: Fields) -> Tensor:
+        """The latents of one field after its step: until the call is where it is led, what was put
+        in there, and from then on what the search makes of all fields of a round."""
         if not self._round:
             self.index += 1
         self._round.append(step)
         steps = self._round
-        whole = len(steps) == fields.count
-        if whole:
+        ends = len(steps) == fields.count
+        if ends:
             self._round = []
         if self.index < self.to:
             return step.sample
-        if self.index == self.to:
-            if len(steps) == 1:
-                self._given = fields.parted(self.ask(step))
-            return self._given[len(steps) - 1]
-        return self._moved(steps, fields) if whole else self._unmoved(step, fields)
+        if self.index > self.to:
+            return self._moved(steps, fields) if ends else self._unmoved(step, fields)
+        if len(steps) == 1:  # the first step of the round asks for the latents of all fields
+            self._given = fields.parted(self.ask(step))
+        return self._given[len(steps) - 1]
 
     def _unmoved(self, step: Step, fields: Fields) -> Tensor:
         """What a step makes before the last of its round is known."""
