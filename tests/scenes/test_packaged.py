@@ -75,7 +75,7 @@ def test_folders_are_stock_and_small_and_recommend_the_call_of_their_recipe(worl
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
     files = [path for path in module.weights_path().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < most
-    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert {path.suffix for path in files} == {".json", ".md", ".safetensors"}
     assert not any("_name_or_path" in path.read_text() for path in files if path.suffix == ".json")
     assert made.tokenizer.get_vocab() == tokenizer.get_vocab()
     assert to_json(recipe.defaults) == defaults(world)
