@@ -46,6 +46,9 @@ def finish(
     if install is not None:
         copied = install.with_name(f"{install.name}.new")
         shutil.copytree(folder, copied, dirs_exist_ok=True)
+        card = install / "README.md"
+        if card.exists():
+            shutil.copy(card, copied)
         swap_in(copied, install)
 
 
