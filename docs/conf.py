@@ -8,6 +8,8 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS / "_ext"))
 
+import fastapi  # noqa: E402, F401  autodoc imports modules as type checkers see them, which pydantic is not made for
+
 from ttsnap.version import __version__  # noqa: E402
 
 project = "ttsnap"
@@ -60,7 +62,7 @@ nitpick_ignore_regex = [
     ),
     (
         r"py:.*",
-        r"(_thread|torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|contextlib|inspect|pathlib|typing|types|"
+        r"(_thread|dataclasses|torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|contextlib|inspect|pathlib|typing|types|"
         r"logging|threading|starlette|uvicorn|fastapi|ray|annotated_types|pydantic|concurrent|weakref|opentelemetry|httpx)\..*",
     ),
     # Aliases of types, which have no entry, and the bounds within them.
@@ -70,11 +72,11 @@ nitpick_ignore_regex = [
     ),
     (r"py:class", r"inf|[\d.]+(e\+\d+)?"),
     # imported for type checks alone
-    (r"py:class", r"ObjectRef|ObjectRefGenerator|DiffusionPipeline"),
+    (r"py:class", r"ObjectRef|ObjectRefGenerator|DiffusionPipeline|Traces"),
     # of fields that pydantic checks, in a type
     (
         r"py:class",
-        r"FieldInfo|NoneType|MaxLen|Interval|Len|Ge|Gt|_PydanticGeneralMetadata",
+        r"FieldInfo|NoneType|lambda|MaxLen|Interval|Len|Ge|Gt|_PydanticGeneralMetadata",
     ),
 ]
 

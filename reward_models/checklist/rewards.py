@@ -48,7 +48,7 @@ Answers: TypeAlias = Callable[[str], tuple[Item, ...]]
 """The items of a prompt."""
 
 
-class _Asked(NamedTuple):
+class AnsweredBatch(NamedTuple):
     """A batch of images and what was found of it."""
 
     images: Tensor
@@ -88,7 +88,7 @@ class Checklist:
                 raise ValueError(f"a checklist needs items, each once, got {names}")
         self._ocr: OCR | None = None
         self._worlds: dict[str, RewardModel] = {}
-        self._last: _Asked | None = None
+        self._last: AnsweredBatch | None = None
         self._left = 0
         self._lock = threading.RLock()
 
@@ -125,7 +125,7 @@ class Checklist:
                 if isinstance(item, Item) and item.kind != TEXT and self.by is not None:
                     self.by.check([self._words(item)])
 
-    def answer(self, images: Tensor, prompts: Sequence[str], readers: int = 1) -> _Asked:
+    def answer(self, images: Tensor, prompts: Sequence[str], readers: int = 1) -> AnsweredBatch:
         """All answers about images (N, 3, H, W) in [0, 1]. Equal batches that follow each other are
         asked once. readers: how many rewards read them, after which they are forgotten."""
         with self._lock:
@@ -143,10 +143,10 @@ class Checklist:
                 self._last = None
             return last
 
-    def _asked(self, images: Tensor, prompts: Sequence[str]) -> _Asked:
+    def _asked(self, images: Tensor, prompts: Sequence[str]) -> AnsweredBatch:
         lists = [self.items(prompt) for prompt in prompts]
         width = max(map(len, lists), default=0)
-        found = _Asked(
+        found = AnsweredBatch(
             images,
             tuple(prompts),
             np.full((len(prompts), width), np.nan),
@@ -210,7 +210,7 @@ class Checklist:
         images: Tensor,
         lists: Sequence[Sequence[Item | RewardModel]],
         pairs: Sequence[tuple[int, int]],
-        found: _Asked,
+        found: AnsweredBatch,
     ) -> None:
         """One call for all these questions, image after image; its answers go into `found`."""
         rows = [row for row, _ in pairs]

@@ -53,7 +53,7 @@ SAME = 0.9
 
 
 @dataclass(frozen=True)
-class Plan(Settings):
+class SignalPlan(Settings):
     """What is recorded."""
 
     prompts: Natural
@@ -153,13 +153,13 @@ def _image_seconds(rates: Rates, engine: LiveEngine, checks: int) -> float:
     return engine.grid.nfe * rates.nfe + checked + judged
 
 
-def planned(setup: Setup, images: int) -> Plan:
+def planned(setup: Setup, images: int) -> SignalPlan:
     """How many prompts and seeds so many images are; what was begun stays as it was planned."""
     kept = setup.out / "plan.json"
     if kept.exists():
-        return read_unit(Plan, kept, "it is planned again")
+        return read_unit(SignalPlan, kept, "it is planned again")
     seeds = IMAGES if images < ENOUGH else min(MOST, max(2 * IMAGES, images // len(setup.prompts)))
-    plan = Plan(min(len(setup.prompts), images // seeds), seeds)
+    plan = SignalPlan(min(len(setup.prompts), images // seeds), seeds)
     if plan.prompts >= LEAST:
         write_json(kept, to_json(plan))
     return plan
