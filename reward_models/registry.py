@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ttsnap.core.checklist import CHECK, is_item, is_list, read_list
+from ttsnap.core.checklist import CHECK, NOBODY, is_item, is_list, read_list
 from ttsnap.core.names import did_you_mean, load_object, unknown
 from ttsnap.core.protocols import Reward, Scores
 from ttsnap.rewards.reward_model import RewardModel, adapted, stated
@@ -172,6 +172,8 @@ def answered_by(spec: str) -> str:
     if not spec.startswith(CHECK):
         return read_list(spec)[2]
     _, _, by = spec.rpartition(" by ")
+    if by == NOBODY:
+        return ""
     head, colon, _ = by.partition(":")
     known = head in _NAMES or _elsewhere(by) is not None or (bool(colon) and " " not in head)
     return by if known and " by " in spec else ""

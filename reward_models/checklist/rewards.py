@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.checklist import YES
+from ttsnap.core.checklist import YES, ItemReward, ListReward
 from ttsnap.core.memory import lacks_memory
 from ttsnap.core.protocols import Reward
 from ttsnap.core.utility import product
@@ -61,7 +61,7 @@ class AnsweredBatch(NamedTuple):
     """Of items, by place."""
 
 
-class Checklist:
+class Checklist(ListReward):
     """Questions about images, and who answers them.
 
     items: what is to be there, each a line ("two dogs", "text: OPEN", "count: 3 apples"), or a
@@ -236,7 +236,7 @@ class Checklist:
             found.errors.update(dict.fromkeys([i for _, i in pairs], error))
 
 
-class ItemAnswer(RewardModel):
+class ItemAnswer(RewardModel, ItemReward):
     """The answer to one item of a checklist, in [0, 1].
 
     place: of the item among those of the prompt; an image of a prompt with fewer has all that is

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from ttsnap.core.checklist import CHECK, read_list
+from ttsnap.core.checklist import CHECK, NOBODY, read_list
 from ttsnap.reward_models.checklist.questions import MOST, Item, questions
-from ttsnap.reward_models.checklist.rewards import SCENES, SIGNS, Answers, Checklist, ItemAnswer
-from ttsnap.reward_models.checklist.worlds import ScenesAnswers, SignsAnswers
+from ttsnap.reward_models.checklist.rewards import Answers, Checklist, ItemAnswer
 from ttsnap.reward_models.registry import answered_by, make_reward
 from ttsnap.rewards.reward_model import RewardModel
 
-_WORLDS = {SCENES: ScenesAnswers, SIGNS: SignsAnswers}
+if TYPE_CHECKING:
+    from ttsnap.reward_models.judge.options import JudgeOptions
 
 
 def parts(spec: Any, prompts: Sequence[str], packaged: bool) -> tuple[Any, ...]:
@@ -60,7 +61,8 @@ def made(specs: Sequence[Any], **where: Any) -> list[tuple[RewardModel, ...]]:
         elif spec.startswith(CHECK):
             by = answered_by(spec)
             key = (by, "", True)
-            lists.setdefault(key, Checklist(texts[by], _who(by, where)))
+            if key not in lists:  # who answers is loaded once
+                lists[key] = Checklist(texts[by], _who(by, where))
             place = texts[by].index(str(_item(spec)))
             found.append((ItemAnswer(lists[key], place, texts[by][place]),))
         else:
@@ -85,7 +87,7 @@ def asks(spec: Any, prompt: str) -> str | None:
 
 def _item(spec: str) -> Item:
     by = answered_by(spec)
-    return Item.parse(spec.removeprefix(CHECK).removesuffix(f" by {by}" if by else ""))
+    return Item.parse(spec.removeprefix(CHECK).removesuffix(f" by {by or NOBODY}"))
 
 
 def _who(by: str, where: dict[str, Any]) -> RewardModel | None:
@@ -96,6 +98,14 @@ def _writer(options: str) -> Answers:
     """Who makes the questions of a prompt: a model behind an API, where one is named."""
     if not options:
         return questions
+    from ttsnap.reward_models.judge.options import JudgeOptions
+
+    return _shared_writer(JudgeOptions.parse(options).filled())
+
+
+@functools.cache
+def _shared_writer(options: JudgeOptions) -> Answers:
+    """One for a process: who says afterwards what was asked must know the same items."""
     from ttsnap.reward_models.checklist.writer import Writer  # which needs the openai package
 
     return cast(Answers, Writer(options))

@@ -5,9 +5,11 @@ kept in the cache of judges. What it answers is untrusted data: checked, never q
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,8 @@ from ttsnap.reward_models.judge.options import JudgeOptions
 from ttsnap.reward_models.judge.questions import Question, parse_answer
 
 logger = logging.getLogger(__name__)
+KNOWN = 1000
+"""Prompts whose items are remembered."""
 LETTERS = 200
 """Of a question at most."""
 ASK = (
@@ -96,14 +100,19 @@ class Writer:
     """Prompt -> items, by the model that these options name, as of a judge; by the grammar where it
     fails, which the log says."""
 
-    def __init__(self, options: str) -> None:
-        """ValueError for options that cannot be read, and where no model is named."""
-        given = JudgeOptions.parse(options)
-        self.client = Client(replace(given, cache="none"))
-        folder = given.cache_folder
+    def __init__(self, options: JudgeOptions) -> None:
+        """ValueError where no model is named."""
+        self.client = Client(replace(options, cache="none"))
+        folder = options.cache_folder
         self.folder = None if folder is None else folder / "checklists"
+        self._lock = threading.Lock()
+        self._known = functools.lru_cache(KNOWN)(self._written)
 
     def __call__(self, prompt: str) -> tuple[Item, ...]:
+        with self._lock:  # so that no prompt is asked for twice at once
+            return self._known(prompt)
+
+    def _written(self, prompt: str) -> tuple[Item, ...]:
         path = self._path(prompt)
         if path is not None:
             with contextlib.suppress(ValueError, OSError):

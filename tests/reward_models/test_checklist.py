@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 import torch
 
+from ttsnap.core.checklist import is_item, is_list, rewards_of
 from ttsnap.core.utility import product
 from ttsnap.pipelines import load
 from ttsnap.reward_models.checklist import Checklist
 from ttsnap.reward_models.checklist.questions import Item, questions
 from ttsnap.reward_models.checklist.worlds import ScenesAnswers, SignsAnswers
 from ttsnap.reward_models.checklist.writer import read_items
-from ttsnap.reward_models.registry import asked, check_names, make_rewards, parts, suits_drafts
+from ttsnap.reward_models.registry import (
+    answered_by,
+    asked,
+    check_names,
+    make_rewards,
+    parts,
+    suits_drafts,
+)
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.scenes import caption, check, render, sample_spec
 from ttsnap.scenes.grammar import KINDS, UNSEEN_KINDS
@@ -169,6 +177,52 @@ def test_by_name_items_of_one_list_share_it_and_nobody_answers_who_is_not_named(
     assert parts("check:text: OPEN", prompt, packaged=False) == ("check:text: OPEN",)
     assert not suits_drafts("checklist by judge:yes:model=m")
     assert suits_drafts("checklist")
+
+
+def test_who_answers_is_loaded_once_and_who_writes_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded, written = list[str](), list[str]()
+
+    def load_one(by: str, **where: Any) -> Any:
+        loaded.append(by)
+        return Fake({})
+
+    def write(self: Any, prompt: str) -> tuple[Item, ...]:
+        written.append(prompt)
+        return (Item("a cat"), Item(f"thing {len(written)}"))
+
+    monkeypatch.setattr("ttsnap.reward_models.checklist.specs.make_reward", load_one)
+    make_rewards(["check:a cat by vqascore", "check:a dog by vqascore"])
+    assert loaded == ["vqascore"]
+    pytest.importorskip("openai")
+    monkeypatch.setattr("ttsnap.reward_models.checklist.writer.Writer._written", write)
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    specs = [f"checklist#{i}:model=m,cache=none by vqascore" for i in (1, 2)]
+    first, second = make_rewards(specs)
+    assert [first.asks("x"), second.asks("x")] == ["a cat", "thing 1"]  # type: ignore[attr-defined]
+    assert [asked(spec, "", "x") for spec in specs] == ["a cat", "thing 1"]
+    assert written == ["x"]
+
+
+def test_the_words_of_an_item_name_nobody_who_answers() -> None:
+    for words in ("a cat by evil.py:f", "a cat by clip", "a cat by nobody", "a cat"):
+        (spec,) = rewards_of(None, [words])
+        assert answered_by(spec) == ""
+        assert asked(spec, "", "x") == words
+        (spec,) = rewards_of("checklist by vqascore", [words])
+        assert answered_by(spec) == "vqascore"
+        assert asked(spec, "", "x") == words
+
+
+def test_a_users_reward_is_no_checklist_by_the_names_of_its_methods() -> None:
+    class Own:
+        def parts(self) -> None: ...
+
+        def asks(self) -> None: ...
+
+    assert not is_list(Own())
+    assert not is_item(Own())
 
 
 def test_a_search_has_a_score_of_each_item_by_its_words() -> None:

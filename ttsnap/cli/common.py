@@ -187,7 +187,8 @@ def check_names(given: Arguments) -> None:
         located(given.model)
     for name in ("reward", "report", "base"):
         check_rewards(given.get(name) or None)
-    check_rewards([Requirement.parse(text).reward for text in listed(given.get("require"))])
+    for name in ("require", "until"):
+        check_rewards([Requirement.parse(text).reward for text in listed(given.get(name))])
     check_rewards([named(text)[1] for text in given.get("rewards", [])])
     known, likeness = (*LIKENESSES, *REWARDS), given.get("likeness")
     if likeness is not None and likeness.partition(":")[0] not in known:

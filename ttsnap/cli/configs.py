@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from ttsnap.core.checklist import LIST
 from ttsnap.core.names import unknown
 from ttsnap.core.requirement import Requirement
 from ttsnap.files.pictured import SUFFIXES
@@ -123,6 +124,10 @@ def _checked(action: Action, value: object, where: str) -> object:
         raise ValueError(f"{where}: {error}") from None
 
 
+_WORDS = " then | on | by "
+"""Between the names of rewards in one."""
+
+
 def _leaves(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """(name, value) of all values in a configuration, those in lists and mappings too, named as
     record.model."""
@@ -142,13 +147,13 @@ def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         key = name.rpartition(".")[2].replace("-", "_")
         if not isinstance(value, str):
             continue
-        if key == "require":
+        if key in ("require", "until"):
             value = str(Requirement.parse(value).reward)
         plain = value.replace("'", "").replace('"', "") if key == "algorithms" else value
         if (
             (
                 key in _REWARDS
-                and any(part.strip() not in REWARDS for part in re.split(" then | on ", value))
+                and any(part.strip() not in (*REWARDS, LIST) for part in re.split(_WORDS, value))
             )
             or (key == "draft" and not comes_along(value))
             or (key in _MODELS - {"draft"} and value not in PACKAGED)

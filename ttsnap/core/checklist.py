@@ -14,22 +14,33 @@ from typing import Any, TypeAlias
 
 Spec: TypeAlias = Any
 """A reward as a user gives it."""
-CHECK = "check:"
+CHECK, LIST = "check:", "checklist"
+NOBODY = "nobody"
+"""Who answers an item whose words have a "by" of their own, where nobody is named: these words may
+be a stranger's, and name no reward."""
 YES = 0.5
 """From which probability on an answer is yes, as of a requirement without a number."""
 _LIST = re.compile(r"checklist(#[1-9]\d*)?(:[^#]*?)?( by .+)?", re.DOTALL)
 
 
+class ListReward:
+    """A whole list as an object: what a search carries in its place are its `parts`."""
+
+
+class ItemReward:
+    """An item of a list as an object."""
+
+
 def is_list(spec: Spec) -> bool:
     """Whether it is a whole list, whose items a search carries in its place."""
     found = _LIST.fullmatch(spec) if isinstance(spec, str) else None
-    return callable(getattr(spec, "parts", None)) or (found is not None and found[1] is None)
+    return isinstance(spec, ListReward) or (found is not None and found[1] is None)
 
 
 def is_item(spec: Spec) -> bool:
     """Whether it is an item of a list."""
     if not isinstance(spec, str):
-        return callable(getattr(spec, "asks", None))
+        return isinstance(spec, ItemReward)
     found = _LIST.fullmatch(spec)
     return spec.startswith(CHECK) or (found is not None and found[1] is not None)
 
@@ -57,7 +68,7 @@ def rewards_of(reward: Any, check: Sequence[str] = (), tie: Spec = None) -> tupl
     lists = [one for one in given if isinstance(one, str) and is_list(one)]
     if check:
         by = read_list(lists[0])[2] if lists else ""
-        items = [f"{CHECK}{text}{f' by {by}' if by else ''}" for text in check]
+        items = [f"{CHECK}{text} by {by or NOBODY}" for text in check]
         given = (*items, *(one for one in given if one not in lists))
     if tie is None:
         return given
