@@ -84,6 +84,8 @@ html_theme = "furo"
 html_title = "ttsnap"
 html_static_path = ["_static"]
 html_css_files = ["ttsnap.css"]
+html_js_files = ["which_search.js"]
+html_search_scorer = str(DOCS / "_static" / "search_order.js")  # the journal comes last
 html_logo = html_favicon = "../ttsnap/demo/mark.svg"  # the demo shows the same
 html_theme_options = {
     "top_of_page_buttons": [],

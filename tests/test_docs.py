@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import itertools
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -155,6 +156,19 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
         elif program == "python" and "/" in given[0]:
             wrong = not any((ROOT / given[0] / name).is_file() for name in ("", "__main__.py"))
         assert not wrong, f"{page.name}: {shlex.join(words)}\n{wrong}"
+
+
+def test_all_answers_to_the_three_questions_make_a_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prose = split(ROOT / "docs" / "explanation" / "which_algorithm.md")[0].split("## Why")[0]
+    _, *asked = re.split(r"^\*\*\d\. ", prose, flags=re.M)
+    tables = [re.findall(r"\| `(--[^`]*)` \|$", part, re.M) for part in asked]
+    assert len(tables) == 3 and all(len(rows) >= 4 for rows in tables)
+    for answers in itertools.product(*tables):
+        words = shlex.split(" ".join(answers))
+        prompt = [] if "--prompts-file" in words else ["two red circles"]
+        assert not refusal(["generate", *prompt, *words], capsys), answers
 
 
 @each_page
