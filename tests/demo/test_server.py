@@ -102,9 +102,8 @@ def test_the_documented_call_of_the_api_runs(
     code = page.split("```python\n")[1].split("```")[0]
     assert "http://127.0.0.1:7860" in code
     exec(code.replace("http://127.0.0.1:7860", server[0]), {})
-    spent, name, command = capsys.readouterr().out.strip().splitlines()
-    assert 0 < int(spent.split()[0]) <= 120
-    assert name.startswith("01-seed")
+    name, command = capsys.readouterr().out.strip().splitlines()
+    assert Path(name).name.startswith("01-seed")
     assert command.startswith(
         "ttsnap generate 'a green circle and three red squares' --algorithm seed-pruning"
     )

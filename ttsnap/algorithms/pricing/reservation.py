@@ -3,10 +3,16 @@ forecast.
 
 A candidate's reservation value (Weitzman 1979, "Optimal Search for the Best Alternative"; Gittins
 1979) is a sure reward: the one at which taking it is worth as much as going on with the candidate,
-paying for each further check. `reservation` tabulates it by backward induction over the forecasts
-of recorded trajectories. `look_up` reads the table. `break_even` reads it the other way: up to
-which price a candidate is worth more than a reward. `tariff_of` says what checks cost one prompt of
-a search.
+paying for each further check. With j checks paid and forecast e = (mu - m_d) / s,
+
+    W_j(e, z) = E[ V_{j+1}(e', z) ] - lambda c_{j+1},   V_j = max(W_j, z),   V_d = max(e, z),
+    I_j(e) = the z with W_j(e, z) = z,
+
+where lambda is the price per evaluation over s, c the cost of a check, e' the next forecast.
+
+`reservation` tabulates it by backward induction over the forecasts of recorded trajectories.
+`look_up` reads the table. `break_even` reads it the other way: up to which price a candidate is
+worth more than a reward. `tariff_of` says what checks cost one prompt of a search.
 """
 
 from __future__ import annotations
