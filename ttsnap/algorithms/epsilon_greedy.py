@@ -4,8 +4,8 @@ rvignav/diffusion-tts).
 At every step a stream tries step noises in rounds: with probability eps fresh ones, else ones near
 the best of this step so far, the pivot. The candidate with the best x0 estimate goes on. The public
 code adds a vector of length r sqrt(d), r uniform in [0, lam], to the pivot's d numbers. Noise grows
-there from round to round. Here it turns by the same angle and keeps its size: mix = 1 / sqrt(1 +
-r^2) of the pivot, and sqrt(1 - mix^2) of fresh noise.
+there from round to round, and a worse round replaces the pivot. Here it turns by the same angle and
+keeps its size: mix = 1 / sqrt(1 + r^2) of the pivot, and sqrt(1 - mix^2) of fresh noise.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ FK steering (arXiv 2501.06848), DAS (arXiv 2501.05803; with guidance "twisted"),
 search of arXiv 2505.23614 and the funnel (arXiv 2508.12361) are settings of it. Under guidance
 (guided_steps.py) weights also carry the ratio of the plain sampler to the guided one. Whatever the
 potentials, their product along a path is exp(lam r), r the reward of the finished image: weighted
-images are drawn from p(x) exp(lam r(x)).
+images are drawn from p(x) exp(lam r(x)). Not inherited from published code: a last weight of
+exp(lam max), weights lost between checks, a max from 0, clamping.
 """
 
 from __future__ import annotations
