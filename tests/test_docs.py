@@ -164,7 +164,8 @@ def test_all_answers_to_the_three_questions_make_a_command(
     prose = split(ROOT / "docs" / "explanation" / "which_algorithm.md")[0].split("## Why")[0]
     _, *asked = re.split(r"^\*\*\d\. ", prose, flags=re.M)
     tables = [re.findall(r"\| `(--[^`]*)` \|$", part, re.M) for part in asked]
-    assert len(tables) == 3 and all(len(rows) >= 4 for rows in tables)
+    assert len(tables) == 3
+    assert all(len(rows) >= 4 for rows in tables)
     for answers in itertools.product(*tables):
         words = shlex.split(" ".join(answers))
         prompt = [] if "--prompts-file" in words else ["two red circles"]
