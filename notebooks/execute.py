@@ -25,6 +25,9 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
 SKIPPED = "needs-weights"
+INSTALLS = "install"
+"""The tag of a cell that does nothing where ttsnap is installed; a release writes its version
+there."""
 MOST_BYTES = 1_000_000
 # Bars and warnings go to stderr, which is not kept; what they would print in vain is not made at
 # all.
@@ -74,9 +77,10 @@ def executed(notebook: Any, threads: int | None = None) -> Any:
 
 
 def sources(notebook: Any) -> list[str]:
-    """The code that runs, cell by cell."""
+    """The code that runs, cell by cell, but for what installs."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return [cell.source for cell in cells if SKIPPED not in cell.metadata.get("tags", ())]
+    apart = {SKIPPED, INSTALLS}
+    return [cell.source for cell in cells if apart.isdisjoint(cell.metadata.get("tags", ()))]
 
 
 def cleaned(notebook: Any) -> Any:

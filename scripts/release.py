@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
+import posixpath
 import re
 import subprocess
 from pathlib import Path
@@ -21,6 +23,8 @@ PACK = ROOT / "comfyui" / "pyproject.toml"
 """Of the nodes for ComfyUI, whose registry takes three numbers."""
 PROJECT = ROOT / "pyproject.toml"
 README = ROOT / "README.md"
+NOTEBOOK = ROOT / "notebooks" / "01_quick_start.ipynb"
+"""What the badges of the README and of itself open in Colab."""
 CHANGELOG = ROOT / "CHANGELOG.md"
 NEXT = "Unreleased"
 
@@ -86,18 +90,43 @@ def addressed(project: str, repository: str) -> str:
     return project.replace(before, f"{table}\n\n{before}")
 
 
-def absolute(page: str, version: str, repository: str) -> str:
-    """A page at the root of the repository whose links and pictures lead to the tag of this
-    version, as an index has neither."""
+def absolute(page: str, version: str, repository: str, folder: str = ".") -> str:
+    """A page whose links and pictures lead to the tag of this version: an index and Colab have
+    neither. folder: where the page lies in the repository."""
     pages = f"https://github.com/{repository}/blob/v{version}/"
     files = f"https://raw.githubusercontent.com/{repository}/v{version}/"
     local = r"(!?\[[^\]]*\])\((?!https?:|#)([^)]+)\)"
 
     def lead(found: re.Match[str]) -> str:
         shown, target = found.groups()
-        return f"{shown}({files if shown.startswith('!') else pages}{target})"
+        path = posixpath.normpath(posixpath.join(folder, target))
+        return f"{shown}({files if shown.startswith('!') else pages}{path})"
 
     return re.sub(local, lead, page)
+
+
+def badged(page: str, version: str, repository: str) -> str:
+    """A page whose badge opens the notebook of this version in Colab."""
+    home = f"https://colab.research.google.com/github/{repository}/blob/v{version}"
+    opens = f"({home}/notebooks/{NOTEBOOK.name})"
+    page, found = re.subn(r"(?<=/colab-badge\.svg\)\])\([^)]*\)", opens, page)
+    if found != 1:
+        raise ValueError(f"a page must have one badge of Colab, not {found}")
+    return page
+
+
+def portable(notebook: str, version: str, repository: str) -> str:
+    """A notebook for Colab, which has no other file of the repository. Its links are absolute, and
+    it installs this version."""
+    told = json.loads(notebook)
+    for cell in told["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            text = absolute(text, version, repository, "notebooks")
+        elif "install" in cell["metadata"].get("tags", ()):
+            text = re.sub(r'(?<=ttsnap\[plot\])(?=")', f"=={version}", text)
+        cell["source"] = text.splitlines(keepends=True)
+    return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
 
 
 def following(version: str) -> str:
@@ -112,13 +141,21 @@ def _git(*words: str) -> str:
     ).stdout.strip()
 
 
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
 def _commit(version: str, message: str) -> None:
     for path, now in ((VERSION, version), (PACK, version.partition(".dev")[0])):
         text = path.read_text(encoding="utf-8")
-        path.write_text(
-            re.sub(r'(?m)^((?:__)?version(?:__)? = ").*"$', rf'\g<1>{now}"', text), encoding="utf-8"
-        )
-    _git("commit", "-q", "-m", message, str(VERSION), str(PACK), str(CHANGELOG))
+        _write(path, re.sub(r'(?m)^((?:__)?version(?:__)? = ").*"$', rf'\g<1>{now}"', text))
+    _git("commit", "-q", "-a", "-m", message)
+
+
+def repository_of(address: str) -> str | None:
+    """OWNER/NAME of a remote on GitHub, None for one elsewhere."""
+    found = re.fullmatch(r"(?:https://|git@|ssh://git@)github\.com[:/](.+?)(?:\.git)?/?", address)
+    return None if found is None else found[1]
 
 
 def main() -> None:
@@ -146,25 +183,27 @@ def main() -> None:
         print(notes(changelog, a.version))
         return
     if a.pack:
-        PACK.write_text(
-            filled(PACK.read_text(encoding="utf-8"), a.version, *a.pack), encoding="utf-8"
-        )
+        _write(PACK, filled(PACK.read_text(encoding="utf-8"), a.version, *a.pack))
         return
+    readme = README.read_text(encoding="utf-8")
     if a.index:
-        project = PROJECT.read_text(encoding="utf-8")
-        PROJECT.write_text(addressed(project, a.index), encoding="utf-8")
-        readme = README.read_text(encoding="utf-8")
-        README.write_text(absolute(readme, a.version, a.index), encoding="utf-8")
+        _write(PROJECT, addressed(PROJECT.read_text(encoding="utf-8"), a.index))
+        _write(README, absolute(badged(readme, a.version, a.index), a.version, a.index))
         return
     if not re.fullmatch(r"\d+\.\d+\.\d+", a.version):
         parser.error(f"a version is three numbers such as 0.2.0, not {a.version!r}")
     if _git("status", "--porcelain"):
         parser.error("there are changes that are not committed")
-    CHANGELOG.write_text(
-        dated(changelog, a.version, datetime.datetime.now(datetime.UTC).date()), encoding="utf-8"
-    )
+    repository = repository_of(_git("config", "--default", "", "--get", "remote.origin.url"))
+    if repository is None:
+        parser.error("the remote `origin` is not on GitHub, where badges and tags lead")
+    notebook = badged(NOTEBOOK.read_text(encoding="utf-8"), a.version, repository)
+    _write(README, badged(readme, a.version, repository))
+    _write(NOTEBOOK, portable(notebook, a.version, repository))
+    _write(CHANGELOG, dated(changelog, a.version, datetime.datetime.now(datetime.UTC).date()))
     _commit(a.version, f"Release {a.version}")
     _git("tag", "-a", f"v{a.version}", "-m", f"ttsnap {a.version}")
+    _write(NOTEBOOK, notebook)
     _commit(following(a.version), f"Begin {following(a.version)}")
     print(
         f"tagged v{a.version}; `git push --follow-tags` publishes it"

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,47 @@ def test_an_index_gets_addresses_and_links_that_lead_there(release: Any) -> None
         " [b](https://github.com/someone/ttsnap/blob/v1.2.3/docs/b.md#c)"
         " [d](https://e.org) [f](#g)"
     )
-    readme = release.absolute(release.README.read_text(encoding="utf-8"), "1.2.3", "someone/t")
-    assert not re.search(r"\]\((?!https?:|#)", readme)
+    readme = release.badged(release.README.read_text(encoding="utf-8"), "1.2.3", "someone/t")
+    assert not re.search(r"\]\((?!https?:|#)", release.absolute(readme, "1.2.3", "someone/t"))
     with pytest.raises(ValueError, match="stands 0 times"):
         release.addressed("", "someone/ttsnap")
+
+
+def test_a_release_has_badges_and_a_notebook_that_lead_to_its_tag(
+    release: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Afterwards the badges still do; all else of the notebook is as it was."""
+    for name in ("VERSION", "PACK", "README", "NOTEBOOK", "CHANGELOG"):
+        path = getattr(release, name)
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+        monkeypatch.setattr(release, name, copy)
+    release.CHANGELOG.write_text("# Changelog\n\n## Unreleased\n\n- New.\n")
+    monkeypatch.setattr(release, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["release.py", "9.8.7"])
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "someone")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "someone@example.org")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "All"]):
+        release._git(*words)
+    with pytest.raises(SystemExit):  # it has no address
+        release.main()
+    release._git("remote", "add", "origin", "git@github.com:someone/t.git")
+    before = release.NOTEBOOK.read_text(encoding="utf-8")
+    release.main()
+    tagged = release._git("show", "v9.8.7:notebooks/01_quick_start.ipynb")
+    home = "https://colab.research.google.com/github/someone/t/blob/v9.8.7/notebooks"
+    assert f"({home}/01_quick_start.ipynb)" in tagged
+    assert "(https://github.com/someone/t/blob/v9.8.7/docs/drafts.md)" in tagged
+    assert "(https://github.com/someone/t/blob/v9.8.7/README.md#limits-so-far)" in tagged
+    assert "ttsnap[plot]==9.8.7" in tagged
+    cells = [cell for cell in json.loads(tagged)["cells"] if cell["cell_type"] == "markdown"]
+    assert not any(re.search(r"\]\((?!https?:|#)", "".join(cell["source"])) for cell in cells)
+    assert release.NOTEBOOK.read_text(encoding="utf-8") == before.replace(
+        "(01_quick_start.ipynb)", f"({home}/01_quick_start.ipynb)"
+    )
+    assert f"({home}/01_quick_start.ipynb)" in release.README.read_text(encoding="utf-8")
 
 
 def test_containers_and_the_space_run_commands_that_there_are() -> None:
