@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 VERSION = ROOT / "ttsnap" / "version.py"
 PACK = ROOT / "comfyui" / "pyproject.toml"
 """Of the nodes for ComfyUI, whose registry takes three numbers."""
+REQUIRED = ROOT / "comfyui" / "requirements.txt"
+"""What ComfyUI's Manager installs with the nodes: it does not read the dependencies in PACK."""
 PROJECT = ROOT / "pyproject.toml"
 README = ROOT / "README.md"
 NOTEBOOK = ROOT / "notebooks" / "01_quick_start.ipynb"
@@ -69,7 +71,16 @@ def filled(pack: str, version: str, repository: str, publisher: str) -> str:
             raise ValueError(
                 f"{field} = {value!r} cannot be filled in: it stands {found} times in {PACK.name}"
             )
-    return pack
+    needed, found = '["ttsnap"]', pack.count('["ttsnap"]')
+    if found != 1:
+        raise ValueError(f"dependencies = {needed} stands {found} times in {PACK.name}")
+    return pack.replace(needed, f'["{requirement(version)}"]')
+
+
+def requirement(version: str) -> str:
+    """What the pack of a version requires. Its nodes are in there, so an update of the pack must
+    update them."""
+    return f"ttsnap>={version}"
 
 
 def addressed(project: str, repository: str) -> str:
@@ -184,6 +195,7 @@ def main() -> None:
         return
     if a.pack:
         _write(PACK, filled(PACK.read_text(encoding="utf-8"), a.version, *a.pack))
+        _write(REQUIRED, requirement(a.version) + "\n")
         return
     readme = README.read_text(encoding="utf-8")
     if a.index:

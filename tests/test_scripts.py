@@ -73,6 +73,10 @@ def test_the_pack_gets_what_comfyuis_registry_asks_of_a_publisher(release: Any) 
     icon = told["tool"]["comfy"]["Icon"]
     assert icon == "https://raw.githubusercontent.com/someone/ttsnap/v1.2.3/comfyui/icon.png"
     assert told["tool"]["comfy"]["PublisherId"] == "some-one"
+    # ComfyUI's Manager installs the one, its registry shows the other.
+    kept = tomllib.loads(pack)["project"]["dependencies"]
+    assert release.REQUIRED.read_text(encoding="utf-8").split() == kept
+    assert told["project"]["dependencies"] == [release.requirement("1.2.3")] == ["ttsnap>=1.2.3"]
     with Image.open(ROOT / icon.partition("/v1.2.3/")[2]) as picture:
         assert picture.width == picture.height <= 400
     with pytest.raises(ValueError, match="PublisherId = ''"):
