@@ -59,11 +59,13 @@ def filled(pack: str, version: str, repository: str, publisher: str) -> str:
     """The pack's pyproject.toml, as ComfyUI's registry takes it. repository: its OWNER/NAME on
     GitHub, where the tag of this version has the icon. publisher: the name there, which cannot be
     changed later."""
-    icon = f"https://raw.githubusercontent.com/{repository}/v{version}/comfyui/icon.png"
+    home = f"https://github.com/{repository}"
     fields = {
-        "Repository": f"https://github.com/{repository}",
+        "Repository": home,
+        "Documentation": f"{home}/blob/v{version}/docs/howto/comfyui.md",
+        "Issues": f"{home}/issues",
         "PublisherId": publisher,
-        "Icon": icon,
+        "Icon": f"https://raw.githubusercontent.com/{repository}/v{version}/comfyui/icon.png",
     }
     for field, value in fields.items():
         pack, found = re.subn(rf'(?m)^{field} = ".*"$', f'{field} = "{value}"', pack)

@@ -69,7 +69,10 @@ def test_a_release_dates_what_was_unreleased(release: Any) -> None:
 def test_the_pack_gets_what_comfyuis_registry_asks_of_a_publisher(release: Any) -> None:
     pack = release.PACK.read_text(encoding="utf-8")
     told = tomllib.loads(release.filled(pack, "1.2.3", "someone/ttsnap", "some-one"))
-    assert told["project"]["urls"] == {"Repository": "https://github.com/someone/ttsnap"}
+    urls = told["project"]["urls"]
+    assert urls["Repository"] == "https://github.com/someone/ttsnap"
+    assert (ROOT / urls["Documentation"].partition("/blob/v1.2.3/")[2]).is_file()
+    assert "" not in urls.values()
     icon = told["tool"]["comfy"]["Icon"]
     assert icon == "https://raw.githubusercontent.com/someone/ttsnap/v1.2.3/comfyui/icon.png"
     assert told["tool"]["comfy"]["PublisherId"] == "some-one"
