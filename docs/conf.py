@@ -34,6 +34,7 @@ extensions = [
 ]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_ext", "_static", "_dark", "**/.ipynb_checkpoints"]
+exclude_patterns += ["contributing"]  # texts for other people's pages
 
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_block", "attrs_inline"]
 myst_heading_anchors = 4

@@ -195,7 +195,8 @@ def measures() -> dict[str, float]:
     docs = set((ROOT / "docs").rglob("*.md"))
     made = set((ROOT / "docs" / "reference" / "commands").glob("*.md"))  # by the build of the site
     journal = {path for path in docs if path.parent.name in ("journal", "evidence")}
-    prose = [ROOT / "README.md", *sorted(docs - made - journal)]
+    others = set((ROOT / "docs" / "contributing").glob("*.md"))  # for other people's pages
+    prose = [ROOT / "README.md", *sorted(docs - made - journal - others)]
     counted = [tokens(path) for path in every]
     count_of_tokens, held = (sum(column) for column in zip(*counted, strict=True))
     texts = [line for path in every for line in text_of(path).splitlines()]

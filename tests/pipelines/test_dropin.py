@@ -23,6 +23,7 @@ from typing import Any
 
 import accelerate
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
@@ -57,7 +58,7 @@ from ttsnap.reward_models.registry import make_rewards
 
 from .modular.test_classic import CLASSIC
 from .tiny import FAMILIES as TINY
-from .tiny import character_tokenizer, quiet, save_lora, sd3, sd15, shared
+from .tiny import character_tokenizer, quiet, save_lora, sd3, sd15, sdxl, shared
 
 CALL = {**TINY["sd3"].call, "num_inference_steps": 4, "output_type": "pt"}
 PROMPTS = ["a cat", "two dogs"]
@@ -783,3 +784,25 @@ def test_the_documentation_runs(
         if "torchao" not in block or importlib.util.find_spec("torchao"):
             exec(block.replace("cpu_offload()", 'cpu_offload(device="cpu")'), names)
     assert len(blocks) > 10
+
+
+def test_the_script_for_the_community_finds_what_the_stock_pipeline_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "contributing" / "diffusers.md"
+    (script,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    sdxl().save_pretrained("stabilityai/stable-diffusion-xl-base-1.0", variant="fp16")
+    small = {
+        '"cuda"': '"cpu"',
+        "float16": "float32",
+        "imagereward": "brightness",
+        "_steps=30": "_steps=4, height=16, width=16",
+    }
+    for large, other in small.items():
+        assert large in script
+        script = script.replace(large, other)
+    names: dict[str, Any] = {}
+    exec(script, names)
+    found = names["found"].images[0]
+    assert np.abs(np.asarray(found, int) - np.asarray(names["again"], int)).max() <= 1

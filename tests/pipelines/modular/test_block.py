@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from diffusers import ModularPipelineBlocks
 from diffusers.modular_pipelines import InputParam, OutputParam, SequentialPipelineBlocks
+from diffusers.utils import dynamic_modules_utils
 
 from ttsnap.scenes import weights_path
 
@@ -33,6 +36,16 @@ class Spoken(ModularPipelineBlocks):
     def __call__(self, components: Any, state: Any) -> Any:
         state.set("prompt", f"a picture of {state.get('about')}")
         return components, state
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """diffusers copies custom code to a cache that it puts on sys.path."""
+    with pytest.MonkeyPatch.context() as patch:
+        copies = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", copies)
+        patch.setattr(sys, "path", list(sys.path))
+        yield
 
 
 @pytest.fixture(scope="module")
