@@ -1,5 +1,5 @@
-"""The example workflows of the pack, which ComfyUI's page saved, and what takes their pictures, and
-docs/comfyui.jpg:
+"""The example workflows of the pack, and what saves them anew by ComfyUI's page, and takes their
+pictures and docs/comfyui.jpg:
 
 COMFYUI_PATH=/path/to/ComfyUI python -m tests.comfyui.examples
 """
@@ -9,19 +9,30 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from tests.browser import chromium
-from tests.comfyui.server import ROOT, ComfyPage, opened, serving
+from tests.comfyui.server import ROOT, ComfyPage, ComfyServer, opened, serving
 
 FOLDER = ROOT / "comfyui/example_workflows"
 """ComfyUI offers the workflows in it as templates, each with the picture of its name."""
 WORKFLOWS: dict[str, dict[str, Any]] = {
     path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))
 }
+FOLDERS = {
+    "CheckpointLoaderSimple": "checkpoints",
+    "UNETLoader": "diffusion_models",
+    "CLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+}
+"""Where each loader looks for its file."""
+PICTURE = 32
+"""Pixels of an image's side."""
 WHERE = """() => {
     const {offset: [x, y], scale} = app.canvas.ds, boxes = app.graph.nodes.map(node => node.getBounding())
     const left = Math.min(...boxes.map(box => box[0])), right = Math.max(...boxes.map(box => box[0] + box[2]))
@@ -34,6 +45,32 @@ PLACES = {
     "PreviewAny": (1330, 480, 380, 260),
     "SaveImage": (1330, 0, 380, 420),
 }
+
+
+@contextmanager
+def showing(server: ComfyServer, *size: int) -> Iterator[ComfyPage]:
+    """The page, where all is that the workflows load: a picture, and empty files for weights, as
+    newer pages mark a loader whose file is not there."""
+    inputs = server.folder / "input"
+    inputs.mkdir(exist_ok=True)
+    ground = Image.new("RGBA", (PICTURE, PICTURE), "white")
+    ground.putalpha(
+        Image.linear_gradient("L")
+        .resize((PICTURE, PICTURE))
+        .point(lambda value: 255 * (value < 128))
+    )
+    ground.save(inputs / "example.png")  # the lower half is to be painted anew
+    for node in (
+        node
+        for workflow in WORKFLOWS.values()
+        for node in workflow["nodes"]
+        if node["type"] in FOLDERS
+    ):
+        weights = server.folder / "models" / FOLDERS[node["type"]] / node["widgets_values"][0]
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.touch()
+    with chromium() as browser, opened(server, browser, *size) as page:
+        yield page
 
 
 def under_way() -> dict[str, Any]:
@@ -67,15 +104,22 @@ def picture(page: ComfyPage, path: Path) -> None:
     shot.save(path, "JPEG", quality=80, optimize=True)
 
 
+def save(page: ComfyPage, path: Path) -> None:
+    """The workflow as the page saves it, without what differs from run to run."""
+    told = page.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).workflow)")
+    workflow = {**json.loads(told), "id": WORKFLOWS[path.stem]["id"]}
+    path.write_text(json.dumps(workflow, indent=1) + "\n")
+
+
 def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(Path(folder)) as server,
-        chromium() as browser,
-        opened(server, browser, 1600, 1000) as page,
+        showing(server, 1600, 1000) as page,
     ):
         for name, workflow in WORKFLOWS.items():
             page.load(workflow)
+            save(page, FOLDER / f"{name}.json")
             picture(page, FOLDER / f"{name}.jpg")
             print(name, page.troubles())
         page.load(under_way())

@@ -20,6 +20,7 @@ from PIL import Image
 
 import ttsnap
 from tests.comfyui import double, double_nodes, hostile
+from tests.comfyui.examples import FOLDERS
 from tests.watch import MODULE, planted, watched
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.comfyui import inputs
@@ -27,7 +28,7 @@ from ttsnap.loop.budget import Budget
 
 PACK = Path(ttsnap.__file__).parents[1] / "comfyui"
 EXAMPLES = sorted((PACK / "example_workflows").glob("*.json"))
-WRITTEN = ("INT", "FLOAT", "STRING", "COMBO")
+WRITTEN = ("INT", "FLOAT", "STRING", "COMBO", "BOOLEAN")
 """Types of inputs that the page has widgets for."""
 
 
@@ -334,10 +335,15 @@ def test_an_example_fits_the_nodes_that_there_are(path: Path, tmp_path: Path) ->
         needed = [one for one in node["inputs"] if "widget" not in one and one.get("shape") != 7]
         assert all(one["link"] for one in needed), node["type"]
         if node["type"].startswith("Ttsnap"):
-            widgets = [one["name"] for one in node["inputs"] if "widget" in one]
-            assert widgets == [
+            named = node["widgets_values_named"]
+            assert node["widgets_values"] == [*named.values()]
+            assert [name for name in named if name != "control_after_generate"] == [
                 one.id for one in schemas[node["type"]] if str(one.io_type) in WRITTEN
             ]
+        if "Loader" in node["type"]:  # what the page offers to download, where it is missing
+            (weights,) = node["properties"]["models"]
+            assert weights["name"] == node["widgets_values"][0] == Path(weights["url"]).name
+            assert weights["directory"] == FOLDERS[node["type"]]
     for link, source, slot, target, place, kind in read["links"]:
         assert link in by_id[source]["outputs"][slot]["links"]
         assert by_id[target]["inputs"][place]["link"] == link

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.browser import chromium
-from tests.comfyui.examples import FOLDER, WORKFLOWS
-from tests.comfyui.server import ComfyPage, ComfyServer, Graph, opened
+from tests.comfyui.examples import FOLDER, PICTURE, WORKFLOWS, showing
+from tests.comfyui.server import ComfyPage, ComfyServer, Graph
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.browser]
 LOADERS = {
@@ -22,44 +20,17 @@ LOADERS = {
     "VAELoader": (2,),
 }
 """What each output of a loader is among those of the Toy Checkpoint."""
-FOLDERS = {
-    "CheckpointLoaderSimple": "checkpoints",
-    "UNETLoader": "diffusion_models",
-    "CLIPLoader": "text_encoders",
-    "VAELoader": "vae",
-}
-"""Where each loader looks for its file."""
 CHANGED: dict[str, dict[str, Any]] = {
     "EmptyLatentImage": {"width": 64, "height": 64},
     "EmptyHunyuanLatentVideo": {"width": 64, "height": 64},
     "TtsnapReward": {"name": "scenes", "device": "cpu"},
     "PrimitiveStringMultiline": {"value": "a red circle left of a blue square"},
 }
-PICTURE = 32
-"""Pixels of an image's side."""
 
 
 @pytest.fixture(scope="module")
 def page(server: ComfyServer) -> Iterator[ComfyPage]:
-    inputs = server.folder / "input"
-    inputs.mkdir(exist_ok=True)
-    ground = Image.new("RGBA", (PICTURE, PICTURE), "white")
-    ground.putalpha(
-        Image.linear_gradient("L")
-        .resize((PICTURE, PICTURE))
-        .point(lambda value: 255 * (value < 128))
-    )
-    ground.save(inputs / "example.png")  # the lower half is to be painted anew
-    for node in (
-        node
-        for workflow in WORKFLOWS.values()
-        for node in workflow["nodes"]
-        if node["type"] in FOLDERS
-    ):
-        weights = server.folder / "models" / FOLDERS[node["type"]] / node["widgets_values"][0]
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        weights.touch()  # newer pages mark a loader whose file is not there
-    with chromium() as browser, opened(server, browser) as found:
+    with showing(server) as found:
         yield found
 
 
