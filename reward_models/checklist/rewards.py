@@ -27,7 +27,7 @@ from ttsnap.core.checklist import YES, ItemReward, ListReward
 from ttsnap.core.memory import lacks_memory
 from ttsnap.core.protocols import Reward
 from ttsnap.core.utility import product
-from ttsnap.reward_models.checklist.questions import TEXT, Item, questions
+from ttsnap.reward_models.checklist.questions import MOST, TEXT, Item, questions
 from ttsnap.reward_models.checklist.worlds import ScenesAnswers, SignsAnswers
 from ttsnap.reward_models.ocr import OCR, similarity
 from ttsnap.reward_models.preprocess import check_images
@@ -97,8 +97,14 @@ class Checklist(ListReward):
         has."""
         if self.given is not None:
             return tuple(ItemAnswer(self, i, named(item)) for i, item in enumerate(self.given))
-        most = max(len(self.items(prompt)) for prompt in prompts)
-        return tuple(ItemAnswer(self, i) for i in range(most))
+        return tuple(ItemAnswer(self, i) for i in range(self.length(prompts)))
+
+    def length(self, prompts: Sequence[str]) -> int:
+        """The number of items of the longest list; the most where a model writes them, which is
+        not asked for this."""
+        if self.written is not questions:
+            return MOST
+        return max(len(self.items(prompt)) for prompt in prompts)
 
     def asks_of_models(self, prompts: Sequence[str]) -> bool:
         """Whether something is asked that neither an OCR nor an item of its own answers."""
@@ -153,9 +159,10 @@ class Checklist(ListReward):
             np.zeros((len(prompts), width), np.int64),
             {},
         )
-        left = {(row, i) for row, items in enumerate(lists) for i in range(len(items))}
+        every = [(row, i) for row, items in enumerate(lists) for i in range(len(items))]
+        left, joins = set(every), self.by is not None and self.by.joins
         while left:  # first what needs nothing, then what that lets be asked
-            ready = sorted(pair for pair in left if not left & _needed(lists, *pair))
+            ready = sorted(pair for pair in left if joins or not left & _needed(lists, *pair))
             if not ready:
                 raise ValueError(f"items need each other in a circle: {_circle(lists, left)}")
             absent = [pair for pair in ready if _absent(found.answers, lists, *pair)]
@@ -165,6 +172,9 @@ class Checklist(ListReward):
             left -= set(ready)
             for who, pairs in self._by_whom(images, lists, asked).items():
                 self._ask(who, images, lists, pairs, found)
+        for row, i in every if joins else ():
+            if _absent(found.answers, lists, row, i):
+                found.answers[row, i] = 0.0
         return found
 
     def _by_whom(
@@ -220,12 +230,12 @@ class Checklist(ListReward):
             if isinstance(who, OCR):
                 answers = _read_texts(who, images, rows, items)
             else:
-                words = [
-                    self._words(item) if isinstance(item, Item) else found.prompts[row]
-                    for item, row in zip(items, rows, strict=True)
-                ]
-                whole = rows == list(range(len(images)))  # a question of each needs no copy
-                answers = as_float64(who(images if whole else images[rows], words))
+                words: dict[int, list[str]] = {}
+                for row, item in zip(rows, items, strict=True):
+                    asked = self._words(item) if isinstance(item, Item) else found.prompts[row]
+                    words.setdefault(row, []).append(asked)
+                those = images if len(words) == len(images) else images[list(words)]
+                answers = as_float64(who.score_each(those, list(words.values())))
                 if len(who.tokens_taken) == len(rows):
                     found.tokens[places] = who.tokens_taken
             found.answers[places] = _squeezed(who.name, answers)
@@ -255,7 +265,8 @@ class ItemAnswer(RewardModel, ItemReward):
 
     @property
     def tokens(self) -> int:  # type: ignore[override]
-        return 0 if self.given.by is None else self.given.by.tokens
+        who = self.given.by
+        return 0 if who is None or (who.joins and self.place) else who.tokens
 
     @cached_property
     def flops(self) -> float:
@@ -297,7 +308,11 @@ class ItemAnswer(RewardModel, ItemReward):
         if has.any():
             asked = self.given.answer(images, prompts, readers=int(lengths.max()))
             column[has] = asked.answers[has, self.place]
-            self.tokens_taken = asked.tokens[:, self.place].tolist()
+            who = self.given.by
+            if who is not None and who.joins:  # the first pays for the one question about an image
+                self.tokens_taken = (asked.tokens.sum(1) * (self.place == 0)).tolist()
+            else:
+                self.tokens_taken = asked.tokens[:, self.place].tolist()
             if self.place in asked.errors and np.isnan(column[has]).all():
                 raise asked.errors[self.place]
         return torch.from_numpy(column)

@@ -64,7 +64,7 @@ class Statements:
         held: dict[str, Json] = {"name": "statements", "strict": True, "schema": _SCHEMA}
         return most_tokens, {"response_format": {"type": "json_schema", "json_schema": held}}
 
-    def read(self, choice: Mapping[str, Json]) -> float:
+    def read(self, choice: Mapping[str, Json]) -> tuple[float, ...]:
         """The number of statements in an entry of the reply's `choices`. ValueError says what is
         wrong with it."""
         message = choice.get("message")
@@ -72,7 +72,7 @@ class Statements:
         if not isinstance(text, str):
             raise ValueError("its content must be a text")
         self.found = read_items(parse_answer(text, "its content"))
-        return float(len(self.found))
+        return (float(len(self.found)),)
 
 
 def read_items(held: Mapping[str, Json]) -> tuple[Item, ...]:

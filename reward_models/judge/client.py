@@ -45,10 +45,10 @@ sent."""
 
 
 class Judgement(NamedTuple):
-    """The answer to one question. score: nan where it failed; tokens: that it took; error: why it
-    failed."""
+    """The answer to one question. scores: one for each thing that it asks, nan where it failed;
+    tokens: that it took; error: why it failed."""
 
-    score: float
+    scores: tuple[float, ...]
     tokens: int
     error: str | None = None
 
@@ -90,13 +90,13 @@ class Client:
         keys = [key_of(body, o.base_url) for body in bodies]
         found: dict[str, Judgement] = {}
         for key, question in zip(keys, questions, strict=True):
-            score = (
+            scores = (
                 self.cache.get(key, question.answer.low, question.answer.high)
                 if self.cache
                 else None
             )
-            if score is not None:
-                found[key] = Judgement(score, 0)
+            if scores is not None:
+                found[key] = Judgement(scores, 0)
         self.usage.known += sum(key in found for key in keys)
         new: dict[str, int] = {}
         for at, key in enumerate(keys):
@@ -108,7 +108,7 @@ class Client:
         for key, verdict in zip(new, verdicts, strict=True):
             found[key] = verdict
             if self.cache and verdict.error is None:
-                self.cache.put(key, verdict.score)
+                self.cache.put(key, verdict.scores)
         return [
             found[key] if new.get(key, at) == at else found[key]._replace(tokens=0)
             for at, key in enumerate(keys)
@@ -186,7 +186,7 @@ class Client:
     def _failed(self, why: str, tokens: int) -> Judgement:
         """A verdict without a score."""
         self.usage.failed += 1
-        return Judgement(float("nan"), tokens, f"{self.options.model} {why}")
+        return Judgement((float("nan"),), tokens, f"{self.options.model} {why}")
 
 
 async def _reply(client: openai.AsyncOpenAI, body: dict[str, Json]) -> bytes:
@@ -218,25 +218,26 @@ class Cache:
         self.folder, self.most = folder, most
         self._files: int | None = None
 
-    def get(self, key: str, low: float, high: float) -> float | None:
-        """The score under a key, if there is one between `low` and `high`."""
+    def get(self, key: str, low: float, high: float) -> tuple[float, ...] | None:
+        """The scores under a key, if there are some between `low` and `high`."""
         with contextlib.suppress(ValueError, OSError):
-            score = read_object(self._path(key), most=ENTRY_BYTES).get("score")
-            if (
-                isinstance(score, int | float)
-                and not isinstance(score, bool)
-                and low <= score <= high
-            ):
-                return float(score)
+            held = read_object(self._path(key), most=ENTRY_BYTES).get("score")
+            scores = [
+                float(score)
+                for score in (held if isinstance(held, list) else [held])
+                if isinstance(score, int | float) and not isinstance(score, bool)
+            ]
+            if len(scores) == (len(held) if isinstance(held, list) else 1) and scores:
+                return tuple(scores) if all(low <= score <= high for score in scores) else None
         return None
 
-    def put(self, key: str, score: float) -> None:
-        """Remember a finite score."""
-        assert math.isfinite(score)
+    def put(self, key: str, scores: tuple[float, ...]) -> None:
+        """Remember finite scores."""
+        assert all(map(math.isfinite, scores))
         path = self._path(key)
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"score": score})
+            write_json(path, {"score": scores[0] if len(scores) == 1 else [*scores]})
             self._files = len(self._entries()) if self._files is None else self._files + 1
             if self._files > self.most:
                 self._shorten()

@@ -3,8 +3,8 @@ quoted in a message, since a server may repeat the key that it was sent, whole, 
 
 The question of "yes" is VQAScore's (Lin et al., arXiv 2404.01291, `QUESTION` in vqa.py). VQAScore
 is P("Yes") over the whole vocabulary. An API shows the likeliest tokens only, so the score here is
-P(Yes) / (P(Yes) + P(No)), over all ways to write them. The rubric and the question about two images
-are ttsnap's own.
+P(Yes) / (P(Yes) + P(No)), over all ways to write them. The rubric, the question about two images
+and that about several statements are ttsnap's own.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ PAIR = (
     " the first image, B for the second."
 )
 
+EACH = (
+    "Does this figure show each of these?\n{listed}\nPlease answer with {number} words, each yes or"
+    " no, in this order, separated by spaces, and write nothing else."
+)
+
 
 @dataclass(frozen=True)
 class Either:
@@ -58,16 +63,16 @@ class Either:
         request."""
         return 1, {"logprobs": True, "top_logprobs": TOP}
 
-    def read(self, choice: Mapping[str, Json]) -> float:
-        """The score in an entry of the reply's `choices`. ValueError says what is wrong with the
+    def read(self, choice: Mapping[str, Json]) -> tuple[float, ...]:
+        """The scores in an entry of the reply's `choices`. ValueError says what is wrong with the
         entry."""
-        content = _mapping(choice, "logprobs").get("content")
-        first = content[0] if isinstance(content, list) and content else None
-        likely = first.get("top_logprobs") if isinstance(first, dict) else None
+        return (self.at(_said(choice)[0]),)
+
+    def at(self, place: Mapping[str, Json]) -> float:
+        """The score at one place of an answer's tokens. ValueError says what is wrong with it."""
+        likely = place.get("top_logprobs")
         if not isinstance(likely, list) or not likely:
-            raise ValueError(
-                "there are no logprobs in it; where a server does not tell them, ask by a rubric"
-            )
+            raise ValueError(_NO_LOGPROBS)
         p = {self.first: 0.0, self.second: 0.0}
         for entry in likely:
             token, logprob = _token(entry)
@@ -80,6 +85,31 @@ class Either:
                 f"neither {self.first} nor {self.second} is among its likeliest first tokens"
             )
         return p[self.first] / both
+
+
+@dataclass(frozen=True)
+class EitherEach:
+    """As many of them, one after the other in one answer."""
+
+    number: int
+    either: Either = Either()
+    low, high = 0.0, 1.0
+
+    def fields(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
+        return 4 * self.number, self.either.fields(most_tokens)[1]
+
+    def read(self, choice: Mapping[str, Json]) -> tuple[float, ...]:
+        words = self.either.first, self.either.second
+        places = [
+            place
+            for place in _said(choice)
+            if str(place.get("token")).strip(" \n\t,.;").lower() in words
+        ]
+        if len(places) != self.number:
+            raise ValueError(
+                f"it must hold {self.number} answers of {' or '.join(words)}, got {len(places)}"
+            )
+        return tuple(self.either.at(place) for place in places)
 
 
 @dataclass(frozen=True)
@@ -100,7 +130,7 @@ class Marks:
         held: dict[str, Json] = {"name": "marks", "strict": True, "schema": schema}
         return most_tokens, {"response_format": {"type": "json_schema", "json_schema": held}}
 
-    def read(self, choice: Mapping[str, Json]) -> float:
+    def read(self, choice: Mapping[str, Json]) -> tuple[float, ...]:
         message = _mapping(choice, "message")
         text = message.get("content")
         if isinstance(refusal := message.get("refusal"), str) and refusal:
@@ -117,11 +147,12 @@ class Marks:
             if type(mark) is not int or not 0 <= mark <= MOST:
                 raise ValueError(f"the mark for {name} must be a whole number from 0 to {MOST}")
             found.append(mark)
-        return sum(found) / len(found)
+        return (sum(found) / len(found),)
 
 
-Answer = Either | Marks
-"""A kind of answer: the fields of the request that ask for it, its score, and the range of that."""
+Answer = Either | EitherEach | Marks
+"""A kind of answer: the fields of the request that ask for it, its scores, and the range of
+these."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +204,8 @@ def parse_answer(text: str | bytes, what: str) -> dict[str, Json]:
         ) from None
 
 
-def read_reply(reply: Mapping[str, Json], answer: Answer) -> float:
-    """The score in the reply to a request. ValueError says what is wrong with it."""
+def read_reply(reply: Mapping[str, Json], answer: Answer) -> tuple[float, ...]:
+    """The scores in the reply to a request. ValueError says what is wrong with it."""
     choices = reply.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
@@ -202,6 +233,19 @@ def _mapping(holder: Mapping[str, Json], name: str) -> Mapping[str, Json]:
     if not isinstance(value, dict):
         raise ValueError(f"its {name} must be an object")
     return value
+
+
+_NO_LOGPROBS = "there are no logprobs in it; where a server does not tell them, ask by a rubric"
+
+
+def _said(choice: Mapping[str, Json]) -> list[Mapping[str, Json]]:
+    """The tokens of an answer with what else was likely at each, at least one."""
+    content = _mapping(choice, "logprobs").get("content")
+    found = content if isinstance(content, list) else []
+    places = [place for place in found if isinstance(place, dict)]
+    if not places or len(places) < len(found):
+        raise ValueError(_NO_LOGPROBS)
+    return [*places]
 
 
 def _token(entry: Json) -> tuple[str, float]:

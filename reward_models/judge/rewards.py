@@ -13,11 +13,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ttsnap.core.protocols import Scores
 from ttsnap.files.settings import check
 from ttsnap.reward_models.http import encode_images
 from ttsnap.reward_models.judge.client import Client
 from ttsnap.reward_models.judge.options import JudgeOptions
-from ttsnap.reward_models.judge.questions import CRITERIA, PAIR, Either, Marks, Question, rubric
+from ttsnap.reward_models.judge.questions import (
+    CRITERIA,
+    EACH,
+    PAIR,
+    Either,
+    EitherEach,
+    Marks,
+    Question,
+    rubric,
+)
 from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.tournament import TournamentReward
 from ttsnap.reward_models.vqa import QUESTION
@@ -65,8 +75,36 @@ class Judge(RewardModel):
         questions = [
             self._question(image, prompt) for image, prompt in zip(pictures, prompts, strict=True)
         ]
+        return self._asked(questions, [1] * len(questions))
+
+    @property
+    def joins(self) -> bool:  # type: ignore[override]
+        return self.kind == "yes"
+
+    def score_each(self, images: Tensor, prompts: Sequence[Sequence[str]]) -> Scores:
+        """One question about each image, whose tokens its prompts share."""
+        if not self.joins or all(len(texts) == 1 for texts in prompts):
+            return super().score_each(images, prompts)
+        self.tokens_taken = ()
+        pairs = zip(encode_images(images), prompts, strict=True)
+        questions = [self._joint(image, texts) for image, texts in pairs]
+        return self._asked(questions, list(map(len, prompts)))
+
+    def _joint(self, image: str, prompts: Sequence[str]) -> Question:
+        listed = "\n".join(f"{i}. {prompt}" for i, prompt in enumerate(prompts, 1))
+        asked = EACH.format(listed=listed, number=len(prompts))
+        return Question((image,), asked, EitherEach(len(prompts)))
+
+    def _asked(self, questions: Sequence[Question], parts: Sequence[int]) -> Tensor:
+        """Their scores, as many of each as it has parts, which share its tokens. RuntimeError where
+        all fail; where some do, the log says so."""
         verdicts = self.client.ask(questions)
-        self.tokens_taken = [verdict.tokens for verdict in verdicts]
+        scores, taken = list[float](), list[int]()
+        for verdict, number in zip(verdicts, parts, strict=True):
+            scores += number * [math.nan] if verdict.error is not None else verdict.scores
+            each, rest = divmod(verdict.tokens, number)
+            taken += [each + (i < rest) for i in range(number)]
+        self.tokens_taken = taken
         errors = [verdict.error for verdict in verdicts if verdict.error is not None]
         if errors and len(errors) == len(verdicts):
             raise RuntimeError(errors[0])
@@ -78,7 +116,7 @@ class Judge(RewardModel):
                 len(verdicts),
                 errors[0],
             )
-        return torch.tensor([verdict.score for verdict in verdicts], dtype=torch.float64)
+        return torch.tensor(scores, dtype=torch.float64)
 
     def _question(self, image: str, prompt: str) -> Question:
         if self.kind == "yes":
@@ -129,7 +167,7 @@ class PairJudge(TournamentReward):
         self._taken[prompt] += verdict.tokens
         if verdict.error is not None:
             raise RuntimeError(verdict.error)
-        return verdict.score
+        return verdict.scores[0]
 
 
 def from_spec(spec: str) -> RewardModel:

@@ -30,6 +30,8 @@ from ttsnap.cli import generate
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results.outputs import write_results
 from ttsnap.results.record import SearchRecord
+from ttsnap.reward_models.checklist import Checklist
+from ttsnap.reward_models.checklist.questions import Item
 from ttsnap.reward_models.judge import Judge, JudgeOptions, PairJudge
 from ttsnap.reward_models.judge.client import Cache
 from ttsnap.reward_models.judge.questions import CRITERIA
@@ -251,6 +253,37 @@ def test_scores_come_back_in_order_while_questions_run_side_by_side(stub: Stub) 
     scores = judge(concurrency=2)(IMAGES, PROMPTS)
     assert scores.tolist() == pytest.approx([0.1 / 0.6, 0.2 / 0.7, 0.3 / 0.8])
     assert stub.most_at_once == 2
+
+
+def each(*answers: float, usage: Any = (120, 5)) -> Act:
+    """Answers with these probabilities of yes, one after the other."""
+    content = [
+        {"token": word, "logprob": 0.0, "top_logprobs": tokens({"yes": p, " No": 1 - p})}
+        for p in answers
+        for word in ("yes" if p >= 0.5 else " No", " ")
+    ]
+    return said({"logprobs": {"content": content}}, usage)
+
+
+def test_all_items_of_an_image_are_one_question_whose_tokens_the_first_pays(
+    stub: Stub, tmp_path: Path
+) -> None:
+    words = (Item("a cat"), Item("it is red", needs=(0,)), Item("two dogs"))
+    asked = judge(cache=str(tmp_path), image_tokens=150, concurrency=1)
+    rewards = Checklist(by=asked, written=lambda prompt: words).parts(["x"])[:3]
+    stub.planned += [each(0.9, 0.8, 0.3), each(0.2, 0.7, 0.6), each(0.5, 0.5)]
+    prompts = ["x"] * 3
+    scores = [np.asarray(reward(IMAGES, prompts)) for reward in rewards]
+    assert len(stub.bodies) == 3
+    np.testing.assert_allclose(scores[0], [0.9, 0.2, np.nan])
+    np.testing.assert_allclose(scores[1], [0.8, 0.0, np.nan])  # a cat that is not there is not red
+    np.testing.assert_allclose(scores[2], [0.3, 0.6, np.nan])
+    assert [reward.tokens for reward in rewards] == [150, 0, 0]
+    assert [list(reward.tokens_taken) for reward in rewards] == [[125] * 3, [0] * 3, [0] * 3]
+    text = stub.bodies[0]["messages"][0]["content"][1]["text"]
+    assert all(f"{i}. {item.asked}" in text for i, item in enumerate(words, 1))
+    known = [np.asarray(reward(IMAGES[:2], prompts[:2])).tolist() for reward in rewards]
+    assert (known[0], len(stub.bodies)) == ([0.9, 0.2], 3)  # remembered
 
 
 def test_a_rubric_is_the_mean_of_its_marks(stub: Stub) -> None:
@@ -511,7 +544,7 @@ def test_a_cache_removes_entries_only(tmp_path: Path) -> None:
     (cache.folder / "01").mkdir()
     (cache.folder / "01" / f"{keys[1]}.json").symlink_to(tmp_path / "none")
     for key in keys[2:]:
-        cache.put(key, 0.5)
+        cache.put(key, (0.5,))
     assert [path.read_text() for path in others] == ["mine"] * 3
     assert [key for key in keys if cache.get(key, 0, 1) is not None] == keys[-2:]
 

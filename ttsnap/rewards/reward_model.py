@@ -79,6 +79,8 @@ class RewardModel(ABC):
     tokens: int = 0
     """Most tokens of a language model behind an API for one image. A budget in tokens is charged
     this much, and refunded what was not taken."""
+    joins: bool = False
+    """Whether several prompts for an image cost about as much as one (`score_each`)."""
     tokens_taken: Sequence[int] = ()
     """Tokens that each image of the last call took; empty without a model behind an API."""
 
@@ -91,6 +93,14 @@ class RewardModel(ABC):
 
         level (N,): of each estimate's noise, None for finished images. Ordinary rewards ignore it.
         """
+
+    def score_each(self, images: Tensor, prompts: Sequence[Sequence[str]]) -> Scores:
+        """As a call, with several prompts for each of N images: the scores of the first image's,
+        then those of the second's, ..."""
+        rows = [row for row, texts in enumerate(prompts) for _ in texts]
+        whole = rows == list(range(len(images)))  # a prompt of each needs no copy
+        flat = [text for texts in prompts for text in texts]
+        return self(images if whole else images[rows], flat)
 
     def score_estimates(
         self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None
