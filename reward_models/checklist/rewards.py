@@ -270,12 +270,15 @@ class ItemAnswer(RewardModel, ItemReward):
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of one question; of an item that the prompt makes, those of whoever is named."""
+        """FLOPs of one question; of an item that the prompt makes, those of whoever is named. The
+        first item pays for the image where all are asked at once."""
         item = None if self.given.given is None else self.given.given[self.place or 0]
         if isinstance(item, Item) and item.kind == TEXT:
             return OCR().flops
         who = item if isinstance(item, RewardModel) else self.given.by
-        return 0.0 if who is None else who.flops
+        if who is None:
+            return 0.0
+        return who.flops_more if who.joins and self.place else who.flops
 
     def trial_image(self) -> Tensor:
         who = self.given.by

@@ -268,5 +268,15 @@ def test_vqascore_is_the_probability_of_yes(spoken: Path) -> None:
             expected = reward.network(**inputs).logits[0, -1].softmax(-1)[yes]
         assert score.item() == pytest.approx(expected.item(), rel=1e-3)
     assert scores.std() > 1e-3 * scores.mean() > 0
+    lists = [prompts, prompts[1:], ["a red square"]]
+    alone = torch.cat(
+        [
+            reward(image.expand(len(texts), -1, -1, -1), texts)
+            for image, texts in zip(images.split(1), lists, strict=True)
+        ]
+    )
+    together = reward.score_each(images, lists)  # each image is read once
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=0)
+    assert 4 * reward.flops_more < 0.3 * reward.flops
     with pytest.raises(ValueError, match=r"needs a \{\}"):
         VQAScore(reward.network, reward.processor, question="Is it good?")

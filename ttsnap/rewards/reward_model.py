@@ -125,6 +125,11 @@ class RewardModel(ABC):
         return 0.0
 
     @cached_property
+    def flops_more(self) -> float:
+        """FLOPs of each further prompt for the same image (`score_each`)."""
+        return self.flops
+
+    @cached_property
     def base_flops(self) -> float:
         """FLOPs that a finished image takes beyond `flops`, where a dearer base scores it."""
         return 0.0
