@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ttsnap.core.checklist import YES, is_item
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Reward
 from ttsnap.core.results import Result
@@ -27,7 +26,7 @@ from ttsnap.files.pictured import source_of
 from ttsnap.options.engine import EngineOptions
 from ttsnap.results import outputs
 from ttsnap.results.record import SearchRecord
-from ttsnap.reward_models.registry import asked, make_reward
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Shown, score_in_parts
 
@@ -269,26 +268,6 @@ def with_thumbnails(
         }
         kept.append(result if any(flagged) else replace(result, thumbnails=seen))
     return kept
-
-
-def answered(result: Result, rewards: Sequence[Any], names: Sequence[str], prompt: str) -> Result:
-    """The result with the scores of a checklist's items by what was asked of this prompt.
-
-    rewards, and their names: those of the search."""
-    if not any(map(is_item, rewards)):
-        return result
-    words = [asked(spec, name, prompt) for spec, name in zip(rewards, names, strict=True)]
-    images = []
-    for image in result.images:
-        pairs = zip(words, image.scores.values(), strict=True)
-        scores = {told: score for told, score in pairs if told is not None}
-        images.append(replace(image, scores=scores))
-    particles, answers = result.particles, dict[str, int]()
-    final = particles.scores[particles.finished, -1]
-    for told, spec, column in zip(words, rewards, final.T, strict=True):
-        if told is not None and is_item(spec):
-            answers[told] = int((column >= YES).sum())
-    return replace(result, images=tuple(images), answers=answers)
 
 
 def with_sources(results: Sequence[Result], calls: Sequence[Mapping[str, object]]) -> list[Result]:

@@ -26,6 +26,7 @@ from ttsnap.pipelines.engine_factory import open_engine
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_name, record_of
 from ttsnap.request.request import ModelDefaults, Prepared
+from ttsnap.results.answers import answered
 from ttsnap.results.outputs import FinishedLatents, Recorder
 from ttsnap.results.record import SearchRecord
 from ttsnap.reward_models.registry import make_rewards, parts
@@ -66,6 +67,8 @@ class Opened(NamedTuple):
     """Those that are searched."""
     reports: Sequence[RewardModel] = ()
     """Rewards that score the images that come back."""
+    scoring: Sequence[Any] = ()
+    """The rewards of the search, where others than its engine's spec names say what they ask."""
 
 
 def decisions_of(pipe: Any) -> ModelDefaults:
@@ -120,12 +123,8 @@ def run(
                 )
         finally:
             pipe.maybe_free_model_hooks()
-    results = [
-        output.answered(result, spec.rewards, engine.reward_names, prompt.read)
-        for result, prompt in zip(found.results, search.prompts, strict=True)
-    ]
     inputs = [{**spec.call, **prompt.inputs} for prompt in search.prompts]
-    return replace(found, results=output.with_sources(results, inputs))
+    return replace(found, results=output.with_sources(found.results, inputs))
 
 
 def run_on(
@@ -164,11 +163,15 @@ def finished(
     *,
     discreet: bool = False,
 ) -> SearchOutcome:
-    """What a search found, as every door gives it on: past the safety checker, scored by the
-    rewards that report. discreet: the record names no drafter."""
-    engine, denoiser, prompts, report = opened
+    """What a search found, as every door gives it on: past the safety checker, its answers by what
+    was asked, scored by the rewards that report. discreet: the record names no drafter."""
+    engine, denoiser, prompts, report, scoring = opened
     frames = search.engine.batch.frames
     results, flags = output.checked(pipe, found)
+    results = [
+        answered(result, scoring or search.engine.rewards, engine.reward_names, prompt.read)
+        for result, prompt in zip(results, prompts, strict=True)
+    ]
     if report:
         sources = (
             [None] * len(results)

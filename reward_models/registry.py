@@ -199,13 +199,14 @@ def parts(spec: Spec, prompts: Sequence[str], *, packaged: bool) -> tuple[Spec, 
     return found
 
 
-def asked(spec: Spec, name: str, prompt: str) -> str | None:
-    """By what a reward's score of an image of this prompt goes: its name; an item's words, or None
-    where it asks nothing of this prompt."""
-    if not is_item(spec):
-        return name
-    words: str | None = load_object("ttsnap.reward_models.checklist.specs:asks")(spec, prompt)
-    return words
+def asked_of(specs: Sequence[Spec], prompt: str) -> dict[str, int]:
+    """What the items of a checklist among these rewards ask of images of this prompt, in words,
+    and which of the rewards each is."""
+    if not any(map(is_item, specs)):
+        return {}
+    asks = load_object("ttsnap.reward_models.checklist.specs:asks")
+    words = {i: asks(spec, prompt) for i, spec in enumerate(specs) if is_item(spec)}
+    return {told: i for i, told in words.items() if told is not None}
 
 
 def named(text: str) -> tuple[str, str]:

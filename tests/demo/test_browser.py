@@ -201,6 +201,34 @@ def test_stopping_and_comparing_with_pictures_that_are_large_and_open_larger(vis
     page.wait_for_selector(".tt-zoom", state="hidden")
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
+def test_an_item_of_a_checklist_lights_the_images_that_have_it(
+    visit: Opener, width: int, scheme: str
+) -> None:
+    page = visit(width, 900, scheme)
+    choose(page, "60nfe")
+    page.fill("#prompt textarea", PROMPT)
+    page.get_by_text("Rewards, image size").click()
+    page.get_by_label("Reward", exact=True).click()
+    page.keyboard.press("Backspace")
+    page.click("li[aria-label='checklist']")
+    page.keyboard.press("Escape")
+    page.click("#search")
+    page.wait_for_selector("#stage .tt-item")
+    page.click("#stage .tt-item >> nth=0")
+    wait_for_image(page)
+    cells, item = "#stage .tt-cell", PROMPT.split(" and ")[0].replace(" ", "_")
+    has = page.locator(f"{cells} [data-has~={item}]").count()  # few, by a shallow model
+    assert page.locator(f"{cells}:not(.tt-dim)").count() == has  # in frames after the click, too
+    assert page.locator(f"{cells}.tt-dim [data-has~={item}]").count() == 0
+    assert page.locator(f"{cells}.tt-dim").count() > 0
+    assert page.get_attribute("#stage .tt-item >> nth=0", "aria-pressed") == "true"
+    page.click("#stage .tt-item >> nth=0")
+    assert page.locator("#stage .tt-dim").count() == 0
+    assert "two red circles" in page.inner_text("#stage .tt-best")
+    no_sideways_scroll(page)
+
+
 def test_closing_the_page_stops_its_search(visit: Opener) -> None:
     page = visit()
     choose(page, "6400nfe", 20)

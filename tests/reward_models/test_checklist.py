@@ -3,23 +3,30 @@ fails costs."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ttsnap.cli import main
 from ttsnap.core.checklist import is_item, is_list, rewards_of
+from ttsnap.core.results import Event
 from ttsnap.core.utility import product
 from ttsnap.pipelines import load
+from ttsnap.results.course import Course
+from ttsnap.results.record import read_record
 from ttsnap.reward_models.checklist import Checklist
 from ttsnap.reward_models.checklist.questions import Item, questions
 from ttsnap.reward_models.checklist.worlds import ScenesAnswers, SignsAnswers
 from ttsnap.reward_models.checklist.writer import read_items
 from ttsnap.reward_models.registry import (
     answered_by,
-    asked,
+    asked_of,
     check_names,
     make_rewards,
     parts,
@@ -170,8 +177,7 @@ def test_by_name_items_of_one_list_share_it_and_nobody_answers_who_is_not_named(
         check_names("checklist by nobody")
     prompt = ["a red circle and a blue square"]
     assert parts("checklist", prompt, packaged=True) == tuple(f"checklist#{i}" for i in (1, 2, 3))
-    assert asked("checklist#2", "checklist 2", prompt[0]) == "a blue square"
-    assert asked("clip", "clip", prompt[0]) == "clip"
+    assert asked_of(["clip", "checklist#2"], prompt[0]) == {"a blue square": 1}
     with pytest.raises(ValueError, match="nobody is named"):
         parts("checklist", prompt, packaged=False)
     assert parts("check:text: OPEN", prompt, packaged=False) == ("check:text: OPEN",)
@@ -201,7 +207,7 @@ def test_who_answers_is_loaded_once_and_who_writes_is_asked_once(
     specs = [f"checklist#{i}:model=m,cache=none by vqascore" for i in (1, 2)]
     first, second = make_rewards(specs)
     assert [first.asks("x"), second.asks("x")] == ["a cat", "thing 1"]  # type: ignore[attr-defined]
-    assert [asked(spec, "", "x") for spec in specs] == ["a cat", "thing 1"]
+    assert asked_of(specs, "x") == {"a cat": 0, "thing 1": 1}
     assert written == ["x"]
 
 
@@ -209,10 +215,10 @@ def test_the_words_of_an_item_name_nobody_who_answers() -> None:
     for words in ("a cat by evil.py:f", "a cat by clip", "a cat by nobody", "a cat"):
         (spec,) = rewards_of(None, [words])
         assert answered_by(spec) == ""
-        assert asked(spec, "", "x") == words
+        assert asked_of([spec], "x") == {words: 0}
         (spec,) = rewards_of("checklist by vqascore", [words])
         assert answered_by(spec) == "vqascore"
-        assert asked(spec, "", "x") == words
+        assert asked_of([spec], "x") == {words: 0}
 
 
 def test_a_users_reward_is_no_checklist_by_the_names_of_its_methods() -> None:
@@ -225,9 +231,14 @@ def test_a_users_reward_is_no_checklist_by_the_names_of_its_methods() -> None:
     assert not is_item(Own())
 
 
-def test_a_search_has_a_score_of_each_item_by_its_words() -> None:
+@pytest.fixture(scope="module")
+def pipe() -> Any:
     pipe = load(dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_search_has_a_score_of_each_item_by_its_words(pipe: Any) -> None:
     prompts = ["two red circles and a blue square", "a red circle"]
     told: dict[str, Any] = {"num_inference_steps": 4, "search": "best-of-n", "seed": 0}
     found = pipe(prompts, reward="checklist", budget="12nfe", report="scenes-strict", **told)
@@ -236,6 +247,38 @@ def test_a_search_has_a_score_of_each_item_by_its_words() -> None:
         assert list(result.best.scores) == words == list(result.answers)
         value = product(np.array(list(result.best.scores.values())))
         np.testing.assert_allclose(result.best.reward, value, rtol=1e-6)
+
+
+def test_answers_are_in_pngs_the_trace_and_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt, out = "a red circle and a blue square", str(tmp_path / "out")
+    asked = [str(item) for item in questions(prompt)]
+    given = ["--reward", "checklist", "--tie", "brightness", "--budget", "12nfe", "--steps", "4"]
+    assert main(["generate", prompt, *given, "--algorithm", "best-of-n", "--out", out]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for words in asked:
+        assert [line for line in lines if re.fullmatch(f"{words} .* of 3 images", line)], lines
+    (path,) = Path(out).rglob("*-seed*.png")
+    assert list(read_record(path).to_json()["search"]["scores"]) == [*asked, "brightness"]
+    (told,) = json.loads(path.with_name("trace.json").read_text())["results"]
+    assert list(told["images"][0]["scores"]) == [*asked, "brightness"]
+    assert list(told["answers"]) == asked
+    assert all(f" {had or 'none'} of 3" in "".join(lines) for had in told["answers"].values())
+
+
+def test_answers_under_way_are_those_of_the_end(pipe: Any) -> None:
+    events: list[Event] = []
+    call = {"num_inference_steps": 4, "search": "seed-pruning", "seed": 0, "budget": "20nfe"}
+    out = pipe("two red circles", reward="checklist", draft="none", on_event=events.append, **call)
+    (result,) = out.search
+    live, after = Course(result.levels, result.particles.selection, result.asked), Course.of(result)
+    for event in events:
+        live.listen(event)
+    assert live.answers == after.answers == result.answers
+    for uid, one in after.candidates.items():
+        for step, score in one.scores.items():
+            assert live.candidates[uid].scores[step].answers == score.answers
 
 
 def test_what_a_model_writes_is_checked() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from ttsnap.cli import arguments, common
 from ttsnap.cli.loading import loading
 from ttsnap.cli.parser import Arguments, Parser
+from ttsnap.core.checklist import LIST
 from ttsnap.demo.form import DemoLimits
 from ttsnap.extras import install
 from ttsnap.files.settings import Count, Port
@@ -178,9 +179,8 @@ def offered(a: Arguments) -> Any:
         learned = LEARNED if ours is None or any_model else ()
         # Visitors may take the other packaged models, too, each of which goes with its own reward.
         others = [one.rewards[0] for one in MODELS.values() if ours is not None and any_model]
-        rewards = list(
-            dict.fromkeys([*(ours.rewards if ours else ()), *others, *learned, *CLOSED_FORMS])
-        )
+        mine = () if ours is None else (*ours.rewards, LIST)
+        rewards = list(dict.fromkeys([*mine, *others, *learned, *CLOSED_FORMS]))
     own = recommended(model).draft
     draft = SamplerOptions(draft=a.draft).drafted_by(own or HOT).draft
     first = draft is not None and draft == own

@@ -14,6 +14,7 @@ from ttsnap.core.results import Candidate, Result, Spent
 from ttsnap.files.writing import write_text
 from ttsnap.loop.request import STOPPED
 from ttsnap.options.call import VideoOptions
+from ttsnap.results.answers import answer_lines
 from ttsnap.results.folders import slug
 from ttsnap.results.outputs import TIMES, enlarged_path, sheet_path, write_enlarged, write_results
 
@@ -135,7 +136,7 @@ def describe(
     print(f"\n{result.prompt}")
     lines = [
         *_images(run, index, paths),
-        *_answers(result),
+        *(f"  {line}" for line in answer_lines(result)),
         *_search(run, result),
         *_compute(result.spent),
         *_again(run, result, a, plain),
@@ -159,17 +160,6 @@ def _images(run: SearchOutcome, index: int, paths: Sequence[Path]) -> Iterator[s
     large = enlarged_path(folder, run.results, index)
     if large.exists():
         yield f"the best, {TIMES} times as large: {large}"
-
-
-def _answers(result: Result) -> Iterator[str]:
-    """A checklist as a table: what is asked, the best image's answers, and how many have it."""
-    if not result.answers:
-        return
-    wide, finished = max(map(len, result.answers)), result.spent.finished
-    best = result.images[0].scores if result.images else {}
-    for words, had in result.answers.items():
-        said = f"{best[words]:.2f}" if words in best else "  - "
-        yield f"  {words:<{wide}}  {said}  {had or 'none'} of {finished} images"
 
 
 def _search(run: SearchOutcome, result: Result) -> Iterator[str]:

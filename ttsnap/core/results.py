@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
+from ttsnap.core.checklist import YES
 from ttsnap.core.cost import KINDS, PHASES, Cost, Phase
 from ttsnap.core.outcome import Decoded
 from ttsnap.core.particles import Particles
@@ -283,8 +284,8 @@ class Result:
     Contact sheets (results/sheet.py) are made of them."""
     source: Image | None = None
     """A small copy of the picture that the prompt changes; None for prompts that are texts only."""
-    answers: Mapping[str, int] = field(default_factory=dict)
-    """How many of the finished images have each item of a checklist, by its words."""
+    asked: Mapping[str, int] = field(default_factory=dict)
+    """The items of a checklist, by their words: which of the scores each has."""
 
     def __repr__(self) -> str:
         """A line: the prompt, the best image and what it took."""
@@ -313,6 +314,12 @@ class Result:
         value = self.particles.value(np.flatnonzero(done))
         value = value[np.isfinite(value)]
         return gain is not None and bool(gain < 0.01 * (value.max() - value.min()) + 1e-12)
+
+    @property
+    def answers(self) -> dict[str, int]:
+        """How many of the finished images have each item of a checklist, by its words."""
+        final = self.particles.scores[self.particles.finished, -1]
+        return {words: int((final[:, at] >= YES).sum()) for words, at in self.asked.items()}
 
     @property
     def best(self) -> Candidate:

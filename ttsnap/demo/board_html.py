@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from ttsnap.demo.html import answered, line, picture, short
+from ttsnap.demo.html import answered, line, picture, short, token, verdict
 from ttsnap.demo.view import View
 from ttsnap.results.drawing import Cell, Drawing, drawn
 
@@ -21,6 +21,7 @@ def render_board(view: View, title: str = "") -> str:
     drawing = drawn(view.course, COLUMNS, 1)
     name = f"<b>{escape(title)}</b>" if title else ""
     head = f'<div class="tt-boardhead">{name}<span>{escape(drawing.words)}</span></div>'
+    head += _items(view)
     if not drawing.cells:
         idle = line("idle", "waiting for the first scores")
         return f'<div class="tt-board">{head}{idle}</div>'
@@ -31,8 +32,22 @@ def render_board(view: View, title: str = "") -> str:
         table.seed(cell) if cell.row < 0 else table.cell(cell) for cell in drawing.cells.values()
     )
     style = f"--n:{drawing.columns};--r:{len(drawing.bands[0])}"
-    grid = f'<div class="tt-grid" style="{style}">{table.threads()}{labels}{cells}</div>'
+    kind = "tt-grid tt-answered" if view.course.asked else "tt-grid"
+    grid = f'<div class="{kind}" style="{style}">{table.threads()}{labels}{cells}</div>'
     return f'<div class="tt-board">{head}<div class="tt-scroll" tabindex="0">{grid}</div></div>'
+
+
+def _items(view: View) -> str:
+    """The items of a checklist as buttons, which light the images that have them; and how many of
+    the finished ones that are."""
+    items = (
+        f'<button type="button" class="tt-item" data-item="{escape(token(words))}">'
+        f"{escape(words)} <small>{had}</small></button>"
+        for words, had in view.course.answers.items()
+    )
+    about = "light the images that have it; the number of finished ones that do"
+    inner = "".join(items)
+    return f'<div class="tt-items" title="{about}">{inner}</div>' if inner else ""
 
 
 class Table:
@@ -71,7 +86,7 @@ class Table:
         style = f"grid-area:{cell.row + 2}/{cell.column + 2}"
         return (
             f'<div class="{kind}" style="{style}" title="{escape(about)}"{self.led(cell)}>'
-            f"{inner}<span>{text}{more}</span></div>"
+            f"{inner}<span>{text}{more}</span>{self.answers(cell)}</div>"
         )
 
     def words(self, cell: Cell) -> tuple[str, str]:
@@ -80,9 +95,20 @@ class Table:
         if cell.score is None:
             return about, "&nbsp;"
         score = "failed" if math.isnan(cell.score.value) else short(cell.score.value)
-        marks, said = answered(cell.score)
-        about += f", step {cell.look.step}: {score}{said}"
-        return about + " · pruned here" * cell.dim, score + marks
+        about += f", step {cell.look.step}: {score}{answered(cell.score)}"
+        asked, answers = self.view.course.asked, cell.score.answers
+        marks = (verdict(met) for name, met in answers.items() if name not in asked)
+        return about + " · pruned here" * cell.dim, score + "".join(marks)
+
+    def answers(self, cell: Cell) -> str:
+        """Ticks and crosses for the items of a checklist, and which of them a picture has."""
+        asked = self.view.course.asked
+        if cell.score is None or not asked:
+            return ""
+        met = {name: yes for name, yes in cell.score.answers.items() if name in asked}
+        has = " ".join(token(name) for name, yes in met.items() if yes)
+        marks = "".join(map(verdict, met.values()))
+        return f'<span class="tt-marks" data-has="{escape(has)}">{marks}</span>'
 
     def led(self, cell: Cell) -> str:
         """The attributes by which a click on a column finds the candidate at its foot (page.js)."""

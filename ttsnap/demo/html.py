@@ -64,11 +64,15 @@ def verdict(right: bool | None) -> str:
     return f' <em class="{"tt-right" if right else "tt-wrong"}">{"✓" if right else "✗"}</em>'
 
 
-def answered(score: Score) -> tuple[str, str]:
-    """The answers about an image: marks, and words that follow its score."""
-    marks = "".join(map(verdict, score.answers.values()))
-    words = (f", {'' if met else 'not '}{name}" for name, met in score.answers.items())
-    return marks, "".join(words)
+def answered(score: Score) -> str:
+    """The answers about an image in words that follow its score: ", right, not two dogs"."""
+    return "".join(f", {'' if met else 'not '}{name}" for name, met in score.answers.items())
+
+
+def token(item: str) -> str:
+    """An item of a checklist as one word, by which a click finds the images that have it
+    (page.js)."""
+    return "_".join(item.split())
 
 
 def short(score: float) -> str:

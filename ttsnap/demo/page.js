@@ -1,5 +1,6 @@
 // What the stage does by itself: `element`. A picture opens large where it is clicked; the candidate
-// of its column, where it is under way, can then be finished or dropped.
+// of its column, where it is under way, can then be finished or dropped. A click on an item of a
+// checklist lights the pictures that have it.
 const dialog = document.createElement("dialog");
 dialog.className = "tt-zoom";
 const picture = document.createElement("img");
@@ -35,6 +36,27 @@ const open = (target) => {
   dialog.showModal();
 };
 element.addEventListener("click", ({ target }) => open(target));
+
+const lit = new Set();
+const light = () => {
+  const wanted = [];
+  for (const item of element.querySelectorAll(".tt-item")) {
+    const on = lit.has(item.dataset.item);
+    item.setAttribute("aria-pressed", on);
+    if (on) wanted.push(item.dataset.item);
+  }
+  for (const cell of element.querySelectorAll(".tt-cell")) {
+    const has = cell.querySelector("[data-has]")?.dataset.has.split(" ") ?? [];
+    cell.classList.toggle("tt-dim", wanted.some((item) => !has.includes(item)));
+  }
+};
+element.addEventListener("click", ({ target }) => {
+  const item = target.closest?.(".tt-item")?.dataset.item;
+  if (item === undefined) return;
+  if (!lit.delete(item)) lit.add(item);
+  light();
+});
+new MutationObserver(light).observe(element, { childList: true, subtree: true });  // each frame
 element.addEventListener("keydown", ({ key, target }) => key === "Enter" && open(target));
 
 element.addEventListener("input", ({ target }) => {

@@ -9,7 +9,7 @@ from html import escape
 
 from ttsnap.demo.board_html import render_board
 from ttsnap.demo.chart import render_chart
-from ttsnap.demo.html import answered, figure, line, picture, shaped, short
+from ttsnap.demo.html import answered, figure, line, picture, shaped, short, verdict
 from ttsnap.demo.view import View
 from ttsnap.results.course import Tracked
 
@@ -82,11 +82,15 @@ def _best(view: View, named: bool) -> str:
         words = f"most promising: seed {hoped.name}, still noisy"
         shown = picture(_seen(view, hoped), words)
         return figure(shown, f"{name}<span>{words}</span>", "tt-best tt-hoped")
-    marks, said = answered(best.scores[best.reached])
+    score = best.scores[best.reached]
+    said = answered(score)
     words = f"{'best' if view.course.over else 'best so far'}: seed {best.name}"
     words += "" if best.rank == -math.inf else f", reward {short(best.rank)}"
     shown = picture(view.best, words + said)
-    return figure(shown, f"{name}<span>{words}</span>{marks}{said[1:]}", "tt-best")
+    lines = "".join(
+        f"<div>{verdict(met)} {escape(item)}</div>" for item, met in score.answers.items()
+    )
+    return figure(shown, f"{name}<span>{words}</span>{lines}", "tt-best")
 
 
 def _seen(view: View, candidate: Tracked) -> str:

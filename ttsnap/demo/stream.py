@@ -80,7 +80,8 @@ def about(request: Prepared, *, both: bool = False) -> str:
         words.append(f"{noise} (in both)" if both else noise)
     if sampler.draft is not None:
         words.append("seeds are drafted first" + (" (not by best-of-N)" if both else ""))
-    words += [f"reward {' + '.join(request.engine.rewards)}", f"seeds from {request.seed}"]
+    rewards = request.request.engine.rewards or request.engine.rewards
+    words += [f"reward {' + '.join(rewards)}", f"seeds from {request.seed}"]
     return ", ".join(words)
 
 

@@ -135,6 +135,7 @@ def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSea
     """A search that has not begun, with its budget in evaluations and within the limits, and its
     drafter chosen."""
     from ttsnap.pipelines.run import decisions_of  # loaded with the model
+    from ttsnap.reward_models.registry import asked_of
 
     search = prepare_request(request, decisions_of(pipe))
     denoiser = pipe.sampling_denoiser(search.engine.sampler, **pictures_opened(search.call))
@@ -142,7 +143,7 @@ def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSea
     budget = limits.capped(request.budget, grid, denoiser.start)
     view = View(
         title_of(request),
-        Course(grid.levels, search.selection),
+        Course(grid.levels, search.selection, asked_of(search.engine.rewards, search.prompt.read)),
         budget,
         limits.seconds_of(budget),
         aspect=aspect_of(search),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ttsnap.core.checklist import YES
 from ttsnap.core.results import Event, Result
 from ttsnap.core.selection import BEST, Selection
 
@@ -28,7 +29,7 @@ class Score:
     value: float
     """The utility of its scores; nan where they failed."""
     answers: Mapping[str, bool] = field(default_factory=dict)
-    """Questions that the picture meets or not, by name."""
+    """Questions that the picture meets or not, by name; without those whose answer failed."""
     refused: bool = False
     """Whether the image is finished and must not be returned."""
 
@@ -87,6 +88,8 @@ class Course:
     """(K+1,) noise levels of the steps."""
     selection: Selection = BEST
     """What makes one number of a candidate's scores."""
+    asked: Mapping[str, int] = field(default_factory=dict)
+    """The items of a checklist, by their words: which of the scores each has."""
     candidates: dict[int, Tracked] = field(default_factory=dict)
     """By uid."""
     moves: list[Mapping[str, Any]] = field(default_factory=list)
@@ -107,7 +110,7 @@ class Course:
     @classmethod
     def of(cls, result: Result) -> Course:
         """The course of a search that is over."""
-        course = cls(result.levels, result.particles.selection)
+        course = cls(result.levels, result.particles.selection, result.asked)
         for move in result.trace:
             course.move(move)
             stops = dict(zip(move["uids"], move["stop"], strict=True))
@@ -122,7 +125,7 @@ class Course:
         return len(self.levels) - 1
 
     def listen(self, event: Event, answers: Mapping[str, bool] | None = None) -> None:
-        """Apply an event. answers: to questions about what was scored."""
+        """Apply an event. answers: to questions about what was scored, beside a checklist's."""
         self.seconds = max(self.seconds, event.seconds)
         if event.move is not None:
             self.move(event.move)
@@ -162,9 +165,11 @@ class Course:
             return
         candidate, rows = self.candidates[uid], np.array([scores], float)
         value = float(self.selection.values(rows)[0]) if scores else math.nan
+        said = {words: scores[at] for words, at in self.asked.items() if at < len(scores)}
+        met = {words: value >= YES for words, value in said.items() if not math.isnan(value)}
         finished = step == self.steps
         refused = finished and not self.selection.admits(rows)[0]
-        candidate.scores[step] = Score(step, self.nfe, value, answers or {}, refused)
+        candidate.scores[step] = Score(step, self.nfe, value, {**met, **(answers or {})}, refused)
         candidate.state = FINISHED if finished else WAITING
 
     def drop(self, uids: Sequence[int]) -> None:
@@ -197,6 +202,16 @@ class Course:
             return place, -candidate.reached, dropped, -candidate.rank, candidate.uid
 
         return sorted(self.candidates.values(), key=key)
+
+    @property
+    def answers(self) -> dict[str, int]:
+        """How many of the images that are finished so far have each item of a checklist."""
+        finished = [
+            one.scores[self.steps].answers
+            for one in self.candidates.values()
+            if self.steps in one.scores
+        ]
+        return {words: sum(said.get(words, False) for said in finished) for words in self.asked}
 
     @property
     def best(self) -> Tracked | None:

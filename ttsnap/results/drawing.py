@@ -65,6 +65,8 @@ class Drawing:
     """What the search did so far, in a line."""
     whole: bool
     """Whether every look has found room."""
+    end: int
+    """The step of finished images."""
 
     @property
     def columns(self) -> int:
@@ -102,7 +104,7 @@ def drawn(course: Course, across: int, lines: int, *, last: bool = False) -> Dra
         words += " (+1 under one: another came of it)" if more else ""
     steps = set() if last else {step for steps in rows for step in steps}
     names = {step: _row_name(course, step) for step in steps}
-    return Drawing(cells, rows, names, words, shown == every)
+    return Drawing(cells, rows, names, words, shown == every, course.steps)
 
 
 def _ends(course: Course, origin: Origins) -> list[CandidateAtStep]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from PIL import Image
 
@@ -28,6 +28,8 @@ class LiveSheet:
     """(K+1,) noise levels of the steps."""
     selection: Selection
     """What makes one number of a candidate's scores."""
+    asked: Mapping[str, int] = field(default_factory=dict)
+    """As of Course."""
     clock: Callable[[], float] = time.monotonic
     next: float = -math.inf
     """When the next sheet is due."""
@@ -35,7 +37,8 @@ class LiveSheet:
     """Whether there is something new since the last one."""
 
     def __post_init__(self) -> None:
-        self.course, self.recorder = Course(self.levels, self.selection), Recorder()
+        self.course = Course(self.levels, self.selection, self.asked)
+        self.recorder = Recorder()
 
     def take(self, event: Event) -> Image.Image | None:
         """Apply an event: a new sheet, where one is due."""

@@ -115,7 +115,7 @@ def write_results(
                     {"file": p.name, "uid": c.uid, **c.to_json()}
                     for p, c in zip(paths, result.images, strict=True)
                 ],
-                **({"answers": dict(result.answers)} if result.answers else {}),
+                **({"answers": result.answers} if result.asked else {}),
                 "warnings": list(result.warnings),
                 "moves": list(result.trace),
             }

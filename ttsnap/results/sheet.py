@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import NamedTuple, TypeAlias
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Result
-from ttsnap.results.course import Course
+from ttsnap.results.course import Course, Score
 from ttsnap.results.drawing import Cell, Drawing, drawn
 from ttsnap.results.media import data_uri, still
 
@@ -26,6 +26,8 @@ SCALES = (1.0, 0.75, 0.5)
 TEXT, GAP, NAME = 15, 10, 20
 """Pixels below a picture: for its score, and for the lines to the next row; and above a band, for
 the names of its seeds."""
+MARK = 12
+"""Pixels of a line with the answer to an item of a checklist."""
 LEAST, WIDEST, TALLEST, LIVE = 640, 1740, 1500, (640, 560)
 """Pixels of a sheet: its width at least and at most, its height at most; and of one under way."""
 HIGH = 192
@@ -48,10 +50,16 @@ class Colours(NamedTuple):
     """Of words below what was given up."""
     line: str
     winner: str
+    """Also of what is there."""
+    missing: str
 
 
-PAPER = Colours("#ffffff", "#eeeeee", "#000000", "#555555", "#999999", "#b8b8b8", "#1a7f37")
-NIGHT = Colours("#202020", "#303030", "#eeeeee", "#aaaaaa", "#888888", "#585858", "#3ddc84")
+PAPER = Colours(
+    "#ffffff", "#eeeeee", "#000000", "#555555", "#999999", "#b8b8b8", "#1a7f37", "#b3261e"
+)
+NIGHT = Colours(
+    "#202020", "#303030", "#eeeeee", "#aaaaaa", "#888888", "#585858", "#3ddc84", "#ff8f85"
+)
 FADED = 0.65
 """The share of the ground in a picture that was given up."""
 
@@ -60,7 +68,8 @@ def contact_sheet(result: Result, thumbnails: Thumbnails) -> Image.Image:
     """The looks of a search: steps are rows, the winner's column is the first, lines lead to
     continuations.
 
-    Dropped candidates are dimmed, kept images are framed, a score is under each picture. The
+    Dropped candidates are dimmed, kept images are framed, a score is under each picture, and below
+    it a tick or a cross for each item of a checklist, of finished images with its words. The
     picture that the prompt changes (`Result.source`) is left of the first row. Of too many
     candidates, the sheet shows the best; "+3" means that three more descend from a look.
 
@@ -90,11 +99,13 @@ def painted(
         left = MARGIN if live else LEFT
         left += wide + MARGIN if source is not None else 0
         across = max(1, (size[0] - left - MARGIN) // (wide + MARGIN))
-        lines = max(1, (size[1] - above) // (high + TEXT + GAP + name))
+        lines = max(1, (size[1] - above) // (high + TEXT + MARK * bool(course.asked) + GAP + name))
         drawing = drawn(course, across, lines, last=live)
         if drawing.whole:
             break
-    page = Page(drawing, thumbnails, colours, scale, wide, high, left, above, name)
+    asked = () if live else tuple(course.asked)
+    text = TEXT + MARK * bool(course.asked)
+    page = Page(drawing, thumbnails, colours, scale, wide, high, left, above, name, text, asked)
     page.words(head)
     cells = drawing.cells.values()
     for cell in sorted(cells, key=lambda cell: cell.golden):
@@ -126,6 +137,10 @@ class Page:
     """The page's head."""
     name: int
     """Above a band, for the names of its seeds."""
+    text: int
+    """Below a picture: its score, and the answers about it."""
+    asked: Sequence[str]
+    """What stands below finished images, a line each."""
 
     def __post_init__(self) -> None:
         wide = self.left + self.drawing.columns * (self.wide + MARGIN) + MARGIN
@@ -137,12 +152,14 @@ class Page:
     @property
     def pitch(self) -> int:
         """From row to row."""
-        return self.high + TEXT + GAP
+        return self.high + self.text + GAP
 
     def top(self, band: int) -> int:
         """Where the first row of a band begins."""
-        rows = sum(map(len, self.drawing.bands[:band]))
-        return self.above + rows * self.pitch + band * self.name
+        bands = self.drawing.bands[:band]
+        rows, finished = sum(map(len, bands)), sum(self.drawing.end in steps for steps in bands)
+        listed = MARK * max(0, len(self.asked) - 1)
+        return self.above + rows * self.pitch + band * self.name + finished * listed
 
     def corner(self, cell: Cell) -> tuple[int, int]:
         """The upper left corner of a look's picture; a seed stands above the first row."""
@@ -186,6 +203,7 @@ class Page:
         words = "…"
         if cell.score is not None:
             words = f"{cell.score.value:.3f}" if math.isfinite(cell.score.value) else "failed"
+            self.answers(cell, cell.score)
         self.below(cell, words)
         if cell.place is not None:
             width = 2 if cell.place else 3
@@ -207,6 +225,32 @@ class Page:
         self.sheet.paste(picture, corner)
         return picture.size
 
+    def answers(self, cell: Cell, score: Score) -> None:
+        """Ticks and crosses side by side; of a finished image one below the other, with words."""
+        x, y = self.corner(cell)
+        y += self.high + TEXT + 2
+        listed = bool(self.asked) and score.step == self.drawing.end
+        apart = min(MARK, self.wide // max(1, len(score.answers)))
+        if not listed:  # a line of descent may pass behind them
+            across = x + apart * len(score.answers)
+            self.draw.rectangle((x, y, across, y + MARK - 2), self.colours.ground)
+        for i, (words, met) in enumerate(score.answers.items()):
+            at = (x, y + i * MARK) if listed else (x + i * apart, y)
+            self.mark(at, met=met)
+            if listed:
+                shown = _shorten(words, self.wide - MARK, 10)
+                colour = self.colours.pale if cell.dim else self.colours.soft
+                self.draw.text((x + MARK, at[1] - 2), shown, colour, _font(10))
+
+    def mark(self, at: tuple[int, int], *, met: bool) -> None:
+        """A tick or a cross, whose upper left corner is here: fonts may have neither."""
+        x, y = at
+        if met:
+            self.draw.line([(x, y + 4), (x + 3, y + 7), (x + 8, y)], self.colours.winner, 2)
+        else:
+            for ends in ((y, y + 7), (y + 7, y)):
+                self.draw.line([(x, ends[0]), (x + 7, ends[1])], self.colours.missing, 2)
+
     def below(self, cell: Cell, words: str) -> None:
         """Write a score or a seed, and the number of hidden continuations."""
         x, y = self.corner(cell)
@@ -215,8 +259,10 @@ class Page:
         words = _fitting(words, self.wide - _length(f" {more}", size) * bool(more), size)
         ink = self.colours.pale if cell.dim else self.colours.ink
         right = x + self.wide - int(_length(more, size))
+        top = y + self.high + 2
+        if cell.row < 0:  # right above the picture
+            top += self.text - TEXT
         for left, text, colour in ((x, words, ink), (right, more, self.colours.pale)):
-            top = y + self.high + 2
             # a line of descent may pass behind it
             behind = (left, top, left + _length(text, size), top + TEXT - 2)
             if text:
