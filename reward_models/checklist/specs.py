@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from ttsnap.core.checklist import CHECK, NOBODY, read_list
+from ttsnap.core.checklist import CHECK, NOBODY, item_of, read_list
 from ttsnap.reward_models.checklist.questions import MOST, Item, questions
 from ttsnap.reward_models.checklist.rewards import Answers, Checklist, ItemAnswer
 from ttsnap.reward_models.registry import answered_by, make_reward
@@ -32,9 +32,7 @@ def parts(spec: Any, prompts: Sequence[str], packaged: bool) -> tuple[Any, ...]:
         place, written, by = read_list(spec)
         asked, named = True, bool(by)
         most = MOST if written else max(len(questions(prompt)) for prompt in prompts)
-        rest = spec.removeprefix("checklist")
-        found = tuple(f"checklist#{i}{rest}" for i in range(1, most + 1)) if place is None else ()
-        found = found or (spec,)
+        found = tuple(item_of(spec, i) for i in range(most)) if place is None else (spec,)
     if asked and not named and not packaged:
         raise ValueError(
             "nobody is named who answers a checklist about this model's images; write --reward"

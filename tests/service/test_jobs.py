@@ -13,21 +13,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy
 from diffusers import WanPipeline
 
 from tests.pipelines.modular import tiny_videos
-from tests.service.asking import IMAGES, LARGE, PROMPT, VIDEOS, Caller, refusal, until
-from tests.service.conftest import ALICE, BOB, CALL, Keeping, Slow, command
+from tests.service.asking import (
+    IMAGES,
+    LARGE,
+    PROMPT,
+    SMALL,
+    VIDEOS,
+    Caller,
+    refusal,
+    shown,
+    until,
+)
+from tests.service.conftest import ALICE, BOB, CALL, Keeping, Slow, command, with_jobs
 from ttsnap.cli.parser import Arguments
 from ttsnap.cli.serve import store_of
+from ttsnap.core.utility import product
 from ttsnap.request.offer import ServingCatalog
+from ttsnap.reward_models.checklist.questions import questions
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore, StoredJob
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import JsonLines
+from ttsnap.service.opening import offer_of
+
+LISTED = {"looks": "checklist", "brightness": "brightness"}
+"""Rewards by the names that clients use, a checklist among them."""
 
 
 def store_in(folder: Path, *database: str, **limits: Any) -> closing[JobStore]:
@@ -436,3 +454,31 @@ def test_where_jobs_are_kept_by_default(tmp_path: Path, monkeypatch: pytest.Monk
     for state in (None, tmp_path / "file" / "here"):
         with pytest.raises(ValueError, match="cannot be written"), kept(state):
             pass
+
+
+def test_a_checklist_is_answered_item_by_item_in_replies_and_jobs(
+    pipe: Any, tmp_path: Path
+) -> None:
+    """Lists are as long as each prompt's, and a client sees the operator's name alone."""
+    made = {name: make_rewards(spec)[0] for name, spec in LISTED.items()}
+    engines = OneDevice(pipe, made)
+    offer = offer_of("embedded", engines, None, {}, "none")
+    with with_jobs(engines, offer=offer, folder=tmp_path) as caller:
+        for prompt in ("two red circles and a blue square", "a red circle"):
+            asked = [str(item) for item in questions(prompt)]
+            body: dict[str, Any] = {"prompt": prompt, "reward": ["looks", "brightness"]}
+            found = caller.made(**body, report="looks")
+            (best,) = found["data"]
+            assert list(best["scores"]) == [*asked, "brightness"]
+            assert list(found["answers"]) == asked
+            np.testing.assert_allclose(
+                best["metrics"]["looks"], product(np.array(list(best["scores"].values())[:-1]))
+            )
+            noted = json.loads(shown(found).info["ttsnap"])
+            assert noted["search"]["scores"] == best["scores"]
+            job = caller.ended(caller.begun(**body))
+            assert job["answers"] == found["answers"]
+            assert list(job["data"][0]["scores"]) == [*asked, "brightness"]
+        never = caller.send(**SMALL, reward="looks", require="looks>1")
+        assert refusal(never)[2] == "requirement_not_met"
+        assert refusal(caller.send(**SMALL, reward="checklist"))[1] == "reward"

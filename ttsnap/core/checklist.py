@@ -58,6 +58,11 @@ def read_list(spec: str) -> tuple[int | None, str, str]:
     return int(place[1:]) - 1 if place else None, written[1:], by.removeprefix(" by ").strip()
 
 
+def item_of(spec: str, place: int) -> str:
+    """The item at a place, from 0, of a whole list."""
+    return spec.replace(LIST, f"{LIST}#{place + 1}", 1)
+
+
 def rewards_of(reward: Any, check: Sequence[str] = (), tie: Spec = None) -> tuple[Spec, ...]:
     """The rewards that a search is asked for. check: items in place of those of a `checklist`,
     which says who answers them. tie: what decides between images with the same answers.

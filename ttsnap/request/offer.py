@@ -7,11 +7,12 @@ API; what comes back holds nothing that is not offered and nothing beyond the li
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ttsnap.algorithms import make_algorithm
+from ttsnap.core.checklist import LIST
 from ttsnap.core.names import FieldError
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
@@ -76,6 +77,13 @@ class ServingCatalog:
     one."""
     true_cfg: bool = False
     """Whether its call has a true_cfg_scale beside another guidance."""
+    lists: Collection[str] = ()
+    """The rewards that are checklists, whose items a search carries."""
+
+    def spec_of(self, name: str) -> str:
+        """A reward as a search names it: a checklist is one that the reward of this name
+        answers."""
+        return f"{LIST} by {name}" if name in self.lists else name
 
 
 def request_of(
@@ -114,7 +122,7 @@ def request_of(
     named = {name: asked.pop(name) for name in CALL if name in asked}
     engine = EngineSpec(
         ModelOptions(model, task=task),
-        asked.pop("reward", offer.rewards[:1]),
+        asked.pop("reward", tuple(map(offer.spec_of, offer.rewards[:1]))),
         _drafted(taken(SamplerOptions, asked), draft, model, offer, loras),
         replace(EngineOptions.of(taken(BatchOptions, asked)), **(batch or {})),
         call=_call(named, more, offer, limits),
@@ -149,13 +157,15 @@ def _requirements(
         raise FieldError("require", str(error)) from None
     if read:
         limits.rewards_of([one.reward for one in read], offer.rewards, "require")
-    return read
+    return tuple(replace(one, reward=offer.spec_of(one.reward)) for one in read)
 
 
 READERS: dict[str, Callable[[Any, ServingCatalog, SearchLimits], Any]] = {
     "model": _model,
     "search": lambda value, offer, limits: search_of(value, offer.searches, limits.nfe),
-    "reward": lambda value, offer, limits: limits.rewards_of(value, offer.rewards, "reward"),
+    "reward": lambda value, offer, limits: tuple(
+        map(offer.spec_of, limits.rewards_of(value, offer.rewards, "reward"))
+    ),
     "report": lambda value, offer, limits: (
         limits.rewards_of(value, offer.rewards, "report") if value else ()
     ),

@@ -260,7 +260,8 @@ class PooledEngine:
             return RequestError(500, f"the search failed: {why}", "search")
         found = report(running, self.engine, RunUsage())
         reported = tuple(self.rewards[name] for name in request.request.selection.reported)
-        here = Opened(self.engine, None, request.prompts, reported)
+        scoring = tuple(self.rewards[name] for name in self.spec.rewards)
+        here = Opened(self.engine, None, request.prompts, reported, scoring)
         # The drafter's name would tell of the operator's files, and the image is made again without
         # it.
         outcome = finished(found, request, here, self.pipe, discreet=True)

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary, finalize
 
 from ttsnap.cluster.actor_group import Pool
 from ttsnap.cluster.engine import ClusterEngine
+from ttsnap.core.checklist import Spec, is_item, is_list, item_of, read_list
 from ttsnap.core.protocols import Engine
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
@@ -18,6 +19,7 @@ from ttsnap.pipelines.engine_factory import EngineBuilder
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.opening import opened, reward_placement
 from ttsnap.request.request import EngineSpec
+from ttsnap.reward_models.checklist import Checklist, ItemAnswer
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardError, RewardModel
 from ttsnap.sampling.denoiser import Capability
@@ -30,13 +32,38 @@ class Engines(Protocol):
 
     pipe: SearchMixin
     """The pipeline in this process, which finishes images."""
-    rewards: Mapping[str, RewardModel]
+    rewards: OfferedRewards
     """Rewards in this process, by the names that clients use; those of a report are called here."""
     loras: LoadedLoras
     """Those of requests, over the pipeline."""
 
     def engine(self, spec: EngineSpec) -> AbstractContextManager[Engine]:
         """An engine, until the block ends. ValueError for a spec that the model cannot do."""
+
+
+class OfferedRewards(dict[str, RewardModel]):
+    """Rewards by the names that clients use; items of a checklist as searches name them:
+    "checklist#2 by NAME"."""
+
+    def __missing__(self, name: str) -> RewardModel:
+        if not is_item(name):
+            raise KeyError(name)
+        place, _, by = read_list(name)
+        answer = ItemAnswer(self.lists[by], place)
+        return answer.called(f"{by} {answer.place + 1}")
+
+    @property
+    def lists(self) -> dict[str, Checklist]:
+        """The checklists among them, by their names."""
+        answers = ((name, one) for name, one in self.items() if isinstance(one, ItemAnswer))
+        return {name: one.given for name, one in answers if one.place is None}
+
+    def parts(self, spec: Spec, prompts: Sequence[str]) -> tuple[Spec, ...]:
+        """The items of a checklist for these prompts; any other reward as it is."""
+        if not is_list(spec):
+            return (spec,)
+        length = self.lists[read_list(spec)[2]].length(prompts)
+        return tuple(item_of(spec, i) for i in range(length))
 
 
 class OneDevice:
@@ -54,9 +81,9 @@ class OneDevice:
         """lora_mib: as of ServiceLimits."""
         self.pipe, self.loras = pipe, LoadedLoras(pipe, lora_mib)
         # Rewards' own names would tell clients of the operator's files and servers.
-        self.rewards: Mapping[str, RewardModel] = {
-            name: reward.called(name) for name, reward in rewards.items()
-        }
+        self.rewards = OfferedRewards(
+            {name: reward.called(name) for name, reward in rewards.items()}
+        )
         self._networks: WeakValueDictionary[Hashable, SharedDenoiser] = WeakValueDictionary()
 
     @contextmanager
@@ -88,13 +115,13 @@ class OneDevice:
 
 
 def build_engine(
-    spec: EngineSpec, model: ModelOptions, rewards: Sequence[str], lora_mib: int
+    spec: EngineSpec, model: ModelOptions, rewards: Mapping[str, str], lora_mib: int
 ) -> LiveEngine:
     """An engine in an actor, whose pipeline, rewards and LoRAs stay loaded for all specs of one
     model.
 
     spec: without a scheduler; its rewards go by the names that clients use. model: as it is opened
-    here. rewards: as `--reward` takes them. ValueError for a spec that does not fit. RuntimeError
+    here. rewards: as `--reward` takes them, by those names. ValueError for a spec that does not fit. RuntimeError
     where the model cannot be loaded here, and RewardError where a reward cannot: neither is the
     client's mistake.
     """
@@ -103,10 +130,11 @@ def build_engine(
     except ValueError as error:
         raise RuntimeError(str(error)) from error
     try:
-        made = [_reward(reward, model) for reward in rewards]
+        made = {name: _reward(reward, model) for name, reward in rewards.items()}
     except ValueError as error:
         raise RewardError(str(error)) from error
-    called = [reward.called(name) for name, reward in zip(spec.rewards, made, strict=True)]
+    named = OfferedRewards({name: reward.called(name) for name, reward in made.items()})
+    called = [named[name] for name in spec.rewards]
     with ExitStack() as used:
         try:
             pipe = used.enter_context(loras.under(spec.loras))
@@ -147,7 +175,8 @@ class ManyDevices:
 
     @contextmanager
     def engine(self, spec: EngineSpec) -> Iterator[Engine]:
-        rewards = tuple(self.specs[name] for name in spec.rewards)
+        names = {read_list(name)[2] if is_item(name) else name for name in spec.rewards}
+        rewards = {name: self.specs[name] for name in names}
         with self.loras.under(spec.loras):  # what does not fit is refused here
             mib = self.loras.most // 2**20
             pool = self._pool(partial(build_engine, spec, self.model, rewards, mib))

@@ -85,7 +85,8 @@ def offer_of(
     """The choices of clients. name: of the model for clients, by default the last part of its
     place. draft: as of `with_drafts`. loras: the folder of LoRAs. ValueError where there is none,
     or the model takes none."""
-    name, known = name or model.rstrip("/").rpartition("/")[2], recommended(model)
+    name = name or model.rstrip("/").rpartition("/")[2]
+    known = replace(recommended(model), parts=engines.rewards.parts)
     if loras is not None:
         lora_networks(engines.pipe)
     takes, every = engines.pipe.call_arguments(), engines.pipe.frames_every()
@@ -101,6 +102,7 @@ def offer_of(
         frame_rate=every is not None and "frame_rate" in takes,
         boundary=engines.pipe.boundary(),
         true_cfg="true_cfg_scale" in takes,
+        lists=engines.rewards.lists.keys(),
     )
     return with_drafts(offer, draft, engines.pipe, engines.rewards)
 

@@ -87,7 +87,7 @@ def usage_of(result: Result) -> dict[str, Json]:
 
 def response_fields(done: Done) -> dict[str, Any]:
     """What a search found, but for its images: of each its scores, which are null where they are no
-    numbers."""
+    numbers; and how many of the finished images have each item of a checklist."""
     data = [candidate.to_json() for candidate in done.result.images]
     height, width = done.result.images[0].pixels.shape[-2:]
     return {
@@ -95,6 +95,7 @@ def response_fields(done: Done) -> dict[str, Any]:
         "data": data,
         "usage": usage_of(done.result),
         "warnings": list(done.warnings),
+        **({"answers": done.result.answers} if done.result.asked else {}),
     }
 
 
@@ -131,7 +132,7 @@ def partial_event(partial: Partial, wanted: Generation) -> bytes:
 def completed_events(done: Done, wanted: Generation, offer: ServingCatalog) -> list[bytes]:
     """An event for each kept image, best first."""
     told = response_fields(done)
-    more = {"usage": told["usage"], "warnings": told["warnings"]}
+    more = {name: told[name] for name in ("usage", "warnings", "answers") if name in told}
     images = zip(files_of(done, wanted, offer), told["data"], strict=True)
     return [
         _event_of(
