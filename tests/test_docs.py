@@ -276,7 +276,10 @@ def nodes() -> dict[str, set[str]]:
 
 
 IN_HTTP = ("Fields of OpenAI's API", "Our fields", "Fields of vLLM-Omni and SGLang")
-NODES = ("Search Sampler", "Reward", "Reward by Node", "Budget", "Drafter", "Pick Best")
+NODES = (
+    *("Search Sampler", "Reward", "Reward by Node", "Checklist", "Budget", "Drafter"),
+    "Pick Best",
+)
 CONTRACT: dict[str, tuple[Callable[[], set[str]], str, tuple[str, ...]]] = {
     "algorithms": (lambda: set(ALGORITHMS), "algorithms.md", ("All of them",)),
     "rewards": (lambda: {*REWARDS, JUDGE, "http"}, "rewards.md", ("",)),

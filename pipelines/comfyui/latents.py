@@ -23,6 +23,7 @@ from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser
 from ttsnap.pipelines.comfyui.paths import PathDenoiser
 from ttsnap.pipelines.comfyui.stock import StockDenoiser
 from ttsnap.request.request import Prepared
+from ttsnap.results.answers import answered
 from ttsnap.results.outputs import FinishedLatents
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.kernels import make_kernel
@@ -222,11 +223,12 @@ class LatentSearch:
         watchers = (watcher(engine.grid, cap),) if watcher else ()
         results = searched(request.prompts, request.loop, engine, (kept, *watchers), should_stop)
         latents = kept.of(results)
+        asked = request.engine.rewards, engine.reward_names, request.prompt.read
         made = denoiser.unscaled(
             torch.stack(latents) if latents else denoiser.guided.latent[:0].cpu()
         )
         fields = split(made.to(intermediate_device()), denoiser.guided.shapes)
-        return FoundLatents(results[0], nested(fields))
+        return FoundLatents(answered(results[0], *asked), nested(fields))
 
 
 def rows_that_fit(patcher: Any, latent: Tensor) -> int:

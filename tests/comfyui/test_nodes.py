@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -25,7 +26,9 @@ from tests.watch import MODULE, planted, watched
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.comfyui import inputs
 from ttsnap.loop.budget import Budget
+from ttsnap.results.sheet import Page
 
+BEST = "best-of-n"
 PACK = Path(ttsnap.__file__).parents[1] / "comfyui"
 EXAMPLES = sorted((PACK / "example_workflows").glob("*.json"))
 WRITTEN = ("INT", "FLOAT", "STRING", "COMBO", "BOOLEAN")
@@ -72,7 +75,10 @@ def linked(nodes: dict[str, Any]) -> dict[str, Any]:
 
 KEYS = [
     f"Ttsnap{name}"
-    for name in ("SearchSampler", "Reward", "RewardbyNode", "Budget", "Drafter", "PickBest")
+    for name in (
+        *("SearchSampler", "Reward", "RewardbyNode", "Checklist", "Budget", "Drafter"),
+        "PickBest",
+    )
 ]
 
 
@@ -255,6 +261,29 @@ def test_every_candidate_is_seen_and_the_budget_is_the_measure(
     sizes = [max(shown[1].size) for shown in pictures if shown]
     assert sizes
     assert max(sizes) <= 768
+
+
+def test_a_checklist_is_answered_item_by_item_in_report_and_preview(
+    tmp_path: Path, comfyui: double.Management, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, marks = offered(tmp_path), list[bool]()
+    monkeypatch.setattr(Page, "mark", lambda self, at, met: marks.append(met))
+    links = linked(nodes) | {"TTSNAP_BUDGET": Budget(images=2), "TTSNAP_DRAFTER": None}
+    ask = nodes["TtsnapChecklist"].execute
+    (bright,) = links["TTSNAP_REWARD"]
+    items = "two dogs\n\n the left dog is red "
+    links["TTSNAP_REWARD"] = ask(items=items, by=(bright,)).result[0]
+    given = hostile.given_to(nodes["TtsnapSearchSampler"], links) | {"steps": 4, "algorithm": BEST}
+    with torch.inference_mode():
+        *_, report = nodes["TtsnapSearchSampler"].execute(**given).result
+        weighed = ask(items="", by=(bright,), more=(bright._replace(weight=0.5),)).result[0]
+        with pytest.raises(ValueError, match="not weighed"):
+            nodes["TtsnapSearchSampler"].execute(**{**given, "reward": weighed})
+    for words in ("two dogs", "the left dog is red"):
+        assert re.search(rf"^{words} .* of 2 images$", report, re.MULTILINE), report
+    assert marks
+    with pytest.raises(ValueError, match="one reward answers"):
+        ask(items="a", by=(bright, bright))
 
 
 def test_an_operator_offers_rewards_of_their_own_by_name(

@@ -5,6 +5,7 @@ a file beside the pack."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -15,6 +16,7 @@ from annotated_types import Interval, MaxLen
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from ttsnap.core.checklist import Spec, is_list
 from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Scores
@@ -31,8 +33,10 @@ from ttsnap.options.selection import SelectionOptions
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter
 from ttsnap.request.allowlist import kernel_for, search_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
+from ttsnap.results.answers import answer_lines
 from ttsnap.results.rank import scored
-from ttsnap.reward_models.registry import REWARDS, check_names
+from ttsnap.reward_models.checklist import Checklist, ItemAnswer
+from ttsnap.reward_models.registry import REWARDS, check_names, parts
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Shown
 
@@ -204,6 +208,21 @@ def _default(what: Any, options: Any = None) -> Any:
     return (options or {}).get("default", choices[0] if choices else None)
 
 
+def checklist(items: str, by: Sequence[Weighted]) -> Weighted:
+    """A checklist of these lines, or of what a prompt names, that one reward answers. ValueError
+    for several, and for an item that cannot be read."""
+    if len(by) != 1:
+        raise ValueError(f"one reward answers a checklist, got a chain of {len(by)}")
+    lines = [line.strip() for line in items.splitlines() if line.strip()]
+    return Weighted(ItemAnswer(Checklist(lines or None, by[0].reward), None), 1.0)
+
+
+def _searched(each: Weighted) -> Spec:
+    """A reward as a search takes it: of a checklist all items."""
+    whole = isinstance(each.reward, ItemAnswer) and each.reward.place is None
+    return each.reward.given if whole else each.reward  # type: ignore[attr-defined]
+
+
 def search_by(
     prompt: str,
     rewards: Sequence[Weighted],
@@ -215,7 +234,8 @@ def search_by(
     keep: int,
     **more: Any,
 ) -> Prepared:
-    """The search that a node asks for. Its utility is the weighted sum of the rewards.
+    """The search that a node asks for. Its utility is the weighted sum of the rewards; beside a
+    checklist they break ties.
 
     options: of the algorithm, a JSON object or nothing. more: values of other options, by the names
     of inputs. ValueError for options that the algorithm does not have, and for a sampler of ComfyUI
@@ -233,8 +253,15 @@ def search_by(
     }
     how = taken(SamplerOptions, {"kernel": KERNELS.get(sampler, "pipeline"), **chosen})
     batches = EngineOptions.of(taken(BatchOptions, chosen))
-    spec = EngineSpec(ModelOptions("ComfyUI"), tuple(each.reward for each in rewards), how, batches)
+    specs = tuple(map(_searched, rewards))
+    spec = EngineSpec(ModelOptions("ComfyUI"), specs, how, batches)
     weights = [each.weight for each in rewards]
+    listed = any(map(is_list, specs))
+    if listed and set(weights) != {1.0}:
+        raise ValueError(
+            f"beside a checklist rewards break ties and are not weighed, got weights {weights}; set"
+            " each to 1"
+        )
     asked = SearchRequest(
         (Prompt(prompt),),
         spec,
@@ -242,9 +269,9 @@ def search_by(
         budget or USUAL,
         seed,
         keep,
-        selection=taken(SelectionOptions, {"utility": weights, **chosen}),
+        selection=taken(SelectionOptions, {"utility": "mean" if listed else weights, **chosen}),
     )
-    return prepare(asked, ModelDefaults())
+    return prepare(asked, ModelDefaults(parts=partial(parts, packaged=False)))
 
 
 def frames(images: Sequence[Candidate]) -> Tensor:
@@ -262,6 +289,7 @@ def reported(result: Result, search: str, again: str | None) -> str:
     lines = [
         search,
         *(f"{rank}. seed {each.seed}: {_said(each.reward, each.scores)}" for rank, each in images),
+        *answer_lines(result),
     ]
     if result.images and again and result.particles.parent[result.best.uid] < 0:
         lines.append(again.replace("SEED", str(result.best.seed)))

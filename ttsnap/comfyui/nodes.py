@@ -21,7 +21,6 @@ from ttsnap.comfyui import inputs
 from ttsnap.comfyui.inputs import KERNELS, LINKED, USUAL, NodeReward, Weighted
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event
-from ttsnap.core.selection import Selection
 from ttsnap.loop.budget import Budget
 from ttsnap.options.every import DECLARED
 from ttsnap.options.option import Option
@@ -29,8 +28,9 @@ from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.comfyui.drafts import finishing_sigmas
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch
 from ttsnap.request.allowlist import OFFERED
+from ttsnap.request.request import Prepared
 from ttsnap.results.live_sheet import LiveSheet
-from ttsnap.reward_models.registry import make_reward
+from ttsnap.reward_models.registry import asked_of, make_reward
 
 REWARD, BUDGET, DRAFTER = map(io.Custom, LINKED)
 KINDS = {
@@ -107,15 +107,16 @@ class NodeProgress:
     returns: whether it then ends with its best image. A second time it is stopped even so.
     """
 
-    def __init__(self, selection: Selection, *, returns: bool) -> None:
-        self.selection, self.returns, self.cancelled = selection, returns, False
+    def __init__(self, request: Prepared, *, returns: bool) -> None:
+        self.request, self.returns, self.cancelled = request, returns, False
         self.bar = ProgressBar(1)
         self.spent = self.planned = 0.0
 
     def begin(self, grid: Grid, cap: Budget) -> Callable[[Event], None]:
         """What listens to a search on this grid. It counts evaluations of the budget's cap; where
         there is none, its seconds, or evaluations of all moves."""
-        sheet = LiveSheet(grid.levels, self.selection)
+        asked = asked_of(self.request.engine.rewards, self.request.prompt.read)
+        sheet = LiveSheet(grid.levels, self.request.selection, asked)
 
         def listen(event: Event) -> None:
             self.spent += event.nfe * (event.kind == "tick")
@@ -277,7 +278,7 @@ def search_sampler(
     drafts = drafter and drafter._replace(
         guider=guider(drafter.guider.model_patcher, drafter.guider.cfg)
     )
-    progress = NodeProgress(request.selection, returns=on_cancel == RETURN)
+    progress = NodeProgress(request, returns=on_cancel == RETURN)
     result, latents = LatentSearch(
         request,
         guider(model, cfg),
@@ -335,6 +336,30 @@ def reward_by_node(
             ),
         )
     ]
+
+
+@node(
+    "Checklist",
+    "Several questions about an image, each answered by itself: what is to be there.",
+    lambda: [
+        io.String.Input(
+            "items",
+            default="",
+            multiline=True,
+            tooltip=(
+                "A line each, as two dogs, text: OPEN or count: 3 apples; without any, what the "
+                "prompt names."
+            ),
+        ),
+        REWARD.Input("by", tooltip="Who answers: a reward with scores from 0 to 1, as vqascore."),
+        MORE,
+    ],
+    REWARD.Output(display_name="reward"),
+)
+def checklist(
+    items: str, by: tuple[Weighted, ...], more: tuple[Weighted, ...] = ()
+) -> Sequence[Any]:
+    return [(*more, inputs.checklist(items, by))]
 
 
 @node(
@@ -497,4 +522,5 @@ def nodes_of(rewards: Path) -> list[type[io.ComfyNode]]:
         place = "cpu" if device == "cpu" else model_management.get_torch_device()
         return [(*more, Weighted(make_reward(specs[name], device=place), weight))]
 
-    return [search_sampler, reward, reward_by_node, search_budget, search_drafter, pick_best]
+    chains = [reward, reward_by_node, checklist]
+    return [search_sampler, *chains, search_budget, search_drafter, pick_best]
