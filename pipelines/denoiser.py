@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.memory import NotEnoughMemoryError
+from ttsnap.core.outcome import Drawing
 from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.guidance import Guidance, Texts, bytes_of, on, taken
@@ -399,6 +400,9 @@ class PipelineDenoiser(Denoiser):
 
     def preview(self, x0: Tensor) -> Tensor:
         return self.pixels(self.pipe.preview_vae, x0).float()
+
+    def drawing(self, x0: Tensor, image: Tensor) -> Drawing | None:
+        return None if self.pipe.display is None else self.pipe.display(x0, image)
 
     def costs(self) -> Costs:
         nfe, decode = flops.counted(self, "decode")

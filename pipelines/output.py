@@ -142,7 +142,10 @@ def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] 
         return results, None
     rows = iter(shown)
     censored = [
-        replace(result, images=tuple(replace(c, image=next(rows)) for c in result.images))
+        replace(
+            result,
+            images=tuple(replace(c, image=next(rows), drawing=None) for c in result.images),
+        )
         for result in results
     ]
     return censored, flags
@@ -252,7 +255,7 @@ class FewerImages(UserWarning):
 
 def with_thumbnails(
     results: Sequence[Result],
-    thumbnails: Mapping[int, Mapping[tuple[int, int], Image.Image]],
+    thumbnails: Mapping[int, outputs.Thumbnails],
     flags: Sequence[bool] | None,
 ) -> list[Result]:
     """Results with what was seen on the way, but for prompts of which the safety checker flagged an
@@ -261,11 +264,7 @@ def with_thumbnails(
     for job, result in enumerate(results):
         flagged = list(itertools.islice(rest, len(result.images)))
         refused = result.particles.refused
-        seen = {
-            look: picture
-            for look, picture in thumbnails.get(job, {}).items()
-            if not refused[look[0]]
-        }
+        seen = thumbnails.get(job, outputs.Thumbnails()).without(set(np.flatnonzero(refused)))
         kept.append(result if any(flagged) else replace(result, thumbnails=seen))
     return kept
 

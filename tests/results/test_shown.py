@@ -34,7 +34,7 @@ from ttsnap.pipelines.output import with_thumbnails
 from ttsnap.pipelines.record import record_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.results.media import png_info, still, to_uint8
-from ttsnap.results.outputs import Recorder, save_made, thumbnail, write_results
+from ttsnap.results.outputs import Recorder, Thumbnails, save_made, thumbnail, write_results
 from ttsnap.results.record import FoundImage, SearchRecord, read_record
 from ttsnap.rewards.reward_model import FunctionReward
 
@@ -95,8 +95,8 @@ def test_a_result_and_an_output_are_a_line(engine: Callable[..., Any], found: An
 
 def test_notebooks_show_images_and_the_sheet(found: Any, engine: Callable[..., Any]) -> None:
     shown = pictures(found.search[0]._repr_html_())
-    assert [picture.size for picture in shown[:2]] == [(32, 32)] * 2
-    assert np.array_equal(np.asarray(shown[0]), np.asarray(found.images[0]))
+    assert [picture.size for picture in shown[:2]] == [(128, 128)] * 2
+    assert np.array_equal(np.asarray(shown[0]), np.asarray(still(found.search[0].best.shown)))
     assert shown[2].size[0] >= 480, "the contact sheet"
     assert len(pictures(found._repr_html_())) == 6
     recorder = Recorder()
@@ -195,7 +195,7 @@ def test_what_a_safety_checker_flags_has_no_sheet(engine: Callable[..., Any]) ->
     results = search(
         ["a", "b", "c"], SeedPruning(4, (0.5,), steps=(2,)), engine(), selection=Selection(keep=2)
     )
-    seen = {job: {(0, 2): object()} for job in range(3)}
+    seen = {job: Thumbnails({(0, 2): Image.new("RGB", (9, 9))}) for job in range(3)}
     flags = [False, False, False, True, False, False]
     assert [bool(r.thumbnails) for r in with_thumbnails(results, seen, flags)] == [
         True,

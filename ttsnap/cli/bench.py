@@ -244,7 +244,8 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, plain: Prepared) -> 
     options: dict[str, Json] = {}
     for each in (bench.options, model, arguments.read(BatchOptions, a)):
         options |= values(each)
-    del options["sheets"]  # they decide nothing
+    for name in ("sheets", "display"):  # they decide nothing
+        del options[name]
     return {
         "versions": versions("torch", "diffusers"),
         "prompts": {

@@ -240,7 +240,8 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None, batch
     asked = SearchRequest((prompt,), engine, algorithm, Budget(), image.first_seed, n)
     # The PNG says all; what the model recommends may have changed since.
     found = run(prepare(asked, ModelDefaults(split=pipe.split_prompt_inputs)), pipe)
-    made = next(one.pixels for one in found.results[0].images if one.seed == image.seed)
+    one = next(each for each in found.results[0].images if each.seed == image.seed)
+    made = one.pixels if image.drawn is None else one.shown
     place.parent.mkdir(exist_ok=True)
     outputs.save_made(place, made, record)
     after = to_uint8(made[None] if made.ndim == 3 else made).astype(np.int16)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.cluster.messages import Turn
-from ttsnap.core.outcome import Decoded, Outcome, thinned
+from ttsnap.core.outcome import Decoded, Drawing, Outcome, thinned
 
 
 class WhereStored(Protocol):
@@ -31,6 +31,7 @@ class Stored(Decoded):
     """The small image of `Decoded.small`, uint8."""
     level: float
     place: WhereStored | None = None
+    drawing: Drawing | None = field(default=None, repr=False)
 
     def fetch(self) -> Tensor:
         if self.place is None:
@@ -53,7 +54,7 @@ def put_aside(turn: Turn) -> tuple[Turn, list[Tensor]]:
     def stored(picture: Decoded) -> Decoded:
         aside.append(picture.fetch().cpu())
         copy = thinned(aside[-1]).double().clamp(0, 1).mul(255).round().to(torch.uint8)
-        return Stored(copy, picture.level)
+        return Stored(copy, picture.level, drawing=picture.drawing)
 
     return _each(turn, stored), aside
 

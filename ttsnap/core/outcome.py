@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.cost import Cost
@@ -24,11 +24,21 @@ class PictureLost(RuntimeError):  # noqa: N818 (an event that is handled, and no
     """An image is gone with the machine that held it."""
 
 
+class Drawing(Protocol):
+    """An image as people are shown it, where a model has a decoder for that."""
+
+    def __call__(self) -> Tensor:
+        """(3, H, W) in [0, 1], on the CPU: larger than what is scored. It is drawn when it is asked
+        for."""
+
+
 class Decoded(ABC):
     """An image (3, H, W) or a video (T, 3, H, W), in [0, 1]."""
 
     level: float
     """The noise level, in [0, 1], of the estimate that was decoded; 0 of a finished one."""
+    drawing: Drawing | None = None
+    """How people are shown it; None where that is how it was scored."""
 
     @abstractmethod
     def fetch(self) -> Tensor:
@@ -51,6 +61,7 @@ class Here(Decoded):
 
     image: Tensor = field(repr=False)
     level: float
+    drawing: Drawing | None = field(default=None, repr=False, kw_only=True)
 
     def fetch(self) -> Tensor:
         return self.image

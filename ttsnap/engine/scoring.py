@@ -22,6 +22,7 @@ from ttsnap.core.outcome import Decoded, Here, Outcome, thinned
 from ttsnap.core.price import Price
 from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
+from ttsnap.options.engine import LARGE, Display
 from ttsnap.options.option import Spec
 from ttsnap.profiling.meter import Stopwatch
 from ttsnap.reward_models.likeness import make_likeness
@@ -149,8 +150,8 @@ class RowScorer:
 
     estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing".
     shown: what rewards see of what is made, by the denoiser and the option `frames`. features: by
-    what images are compared. ValueError where there is no preview VAE, and for rewards that need
-    what there is not.
+    what images are compared. display: as the option. ValueError where there is no preview VAE, and
+    for rewards that need what there is not.
 
     A reward that fails now and then costs those images their scores. One that fails from the start,
     on all images of its first batch, ends the search by RewardError (rewards/scoring.py).
@@ -165,13 +166,14 @@ class RowScorer:
         preview: bool = False,
         frames: int = 1,
         features: Spec = None,
+        display: Display = LARGE,
     ) -> None:
         self.names = tuple(r.name for r in rewards)
         if preview and Capability.PREVIEW not in denoiser.can:
             raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
         self.likeness = make_likeness(features, self.rewards, denoiser.device)
-        self.shown = shown_of(denoiser, frames)
+        self.shown, self.large = shown_of(denoiser, frames), display == LARGE
         self.shown.check(rewards)
         self._first = RewardHealthCheck(rewards)
         self._turns: dict[str, AbstractContextManager[object]] = {
@@ -292,8 +294,11 @@ class RowScorer:
         def picture(image: Tensor | None, row: int) -> Decoded | None:
             if image is None:
                 return None
-            here = batch[row].last or image.device.type == "cpu"
-            return Here(image, levels[row]) if here else OnDevice(image, levels[row], copies, row)
+            # Drawn when somebody looks. That is no decode of the search, and no budget pays it.
+            how = {"drawing": self.denoiser.drawing(latents[row], image) if self.large else None}
+            if batch[row].last or image.device.type == "cpu":
+                return Here(image, levels[row], **how)
+            return OnDevice(image, levels[row], copies, row, **how)
 
         pictures = [picture(image, row) for row, image in enumerate(shown)]
         return BegunScores(batch, columns, broken > 0, pictures, latents, features, cost)

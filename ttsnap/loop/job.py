@@ -216,7 +216,9 @@ class Job:
             for uid in ahead:
                 picture = self.images[uid]
                 try:
-                    found[uid] = picture and Here(picture.fetch(), picture.level)
+                    found[uid] = picture and Here(
+                        picture.fetch(), picture.level, drawing=picture.drawing
+                    )
                 except PictureLost as lost:
                     seed = self.particles.seed[uid]
                     sentence = (

@@ -7,6 +7,7 @@ import errno
 import io
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ttsnap.files.writing import write_text
 from ttsnap.options.engine import BatchOptions
 from ttsnap.results.media import save_png, still
 from ttsnap.results.outputs import ENLARGED
+from ttsnap.results.record import read_record
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel, turn_of
 from ttsnap.rewards.scoring import Shown, score_in_parts
@@ -186,7 +188,7 @@ def rank(
 
     for i, path in enumerate(paths):
         try:
-            array = _pixels(path, alpha=True)
+            array = _scored(path)
         except ValueError as error:
             errors[i] = f"cannot be read: {error}"
             continue
@@ -234,6 +236,15 @@ def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:
     if is_video(data, path, FORMATS):
         return video_pixels(data, path, FORMATS)
     return files.picture_pixels(data, path, formats=FORMATS, alpha=alpha)
+
+
+def _scored(path: Path) -> NDArray[np.uint8]:
+    """The pixels that rewards see, with alpha. What was drawn large for people is averaged to the
+    size at which its search scored it."""
+    pixels, times = _pixels(path, alpha=True), 1
+    with suppress(ValueError):  # a picture of another program
+        times = read_record(path).image.drawn or 1
+    return pixels if times == 1 else np.asarray(Image.fromarray(pixels).reduce(times))
 
 
 def write_ranking(

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Interval, Len, MaxLen
@@ -30,6 +30,9 @@ from ttsnap.options.every import DECLARED
 from ttsnap.options.option import MOST_NAMES, Place, Spec, options_of
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Score = Annotated[float, Interval(ge=-1e300, le=1e300)] | None
 Scores = Annotated[Mapping[str, Score], MaxLen(100)]
@@ -71,6 +74,8 @@ class FoundImage:
     seeds: Natural | None = key("search.seeds", None)
     fps: Annotated[float, Interval(ge=0.001, le=240)] | None = key("fps", None)
     """Of a video."""
+    drawn: Annotated[int, Interval(ge=2, le=16)] | None = key("drawn", None)
+    """How many times larger than what was scored it is drawn; None of what was scored."""
 
     @property
     def first_seed(self) -> int:
@@ -147,6 +152,11 @@ class SearchRecord:
         return replace(
             self, call=call, pictures=(pictures and pictures[index]) or None, found=found
         )
+
+    def drawn(self, shown: Tensor, scored: Tensor) -> SearchRecord:
+        """That of an image (..., H, W) as people are shown it, by what was scored (..., h, w)."""
+        times = shown.shape[-1] // scored.shape[-1]
+        return self if times == 1 else replace(self, found=replace(self.image, drawn=times))
 
     def to_json(self) -> dict[str, Json]:
         """As traces, and metadata of images, have it. What an image has not is left out."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
@@ -30,8 +31,9 @@ MARK = 12
 """Pixels of a line with the answer to an item of a checklist."""
 LEAST, WIDEST, TALLEST, LIVE = 640, 1740, 1500, (640, 560)
 """Pixels of a sheet: its width at least and at most, its height at most; and of one under way."""
-HIGH = 192
-"""Pixels of an image's height in a notebook."""
+HIGH, FINE = 192, 128
+"""Pixels of an image's height in a notebook, and of a side from which on it is not shown as
+squares."""
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Thumbnails: TypeAlias = Mapping[tuple[int, int], Image.Image]
 """Small pictures of what was scored, by candidate and step."""
@@ -91,7 +93,8 @@ def painted(
 
     live: as a small picture while it runs, dark, of the last looks alone."""
     size, colours = (LIVE, NIGHT) if live else ((WIDEST, TALLEST), PAPER)
-    pictures = [*thumbnails.values(), *([] if source is None else [source])]
+    # those of a search are of one size, and may not be drawn yet
+    pictures = [*islice(thumbnails.values(), 1), *([] if source is None else [source])]
     width, height = (max((each.size[axis] for each in pictures), default=CELL) for axis in (0, 1))
     above, name = (HEAD // 2, 0) if live else (HEAD, NAME)
     for scale in SCALES:
@@ -304,7 +307,7 @@ def _shorten(text: str, width: int, size: int) -> str:
 def page_of(result: Result) -> str:
     """A result as notebooks show it: HTML with the images, of videos strips of frames, and the
     contact sheet."""
-    pictures = [(still(c.pixels, columns=SHOWN), f"seed {c.seed}") for c in result.images]
+    pictures = [(still(c.shown, columns=SHOWN), f"seed {c.seed}") for c in result.images]
     images = [_element(picture, f"height:{HIGH}px", seed) for picture, seed in pictures]
     sheet = contact_sheet(result, result.thumbnails) if result.thumbnails else None
     parts = [f"<div>{html.escape(repr(result))}</div>", f"<div>{''.join(images)}</div>"]
@@ -317,5 +320,5 @@ def _element(picture: Image.Image, style: str, text: str) -> str:
     # Small pictures are of few colours and sharp edges; photographs would make large PNGs.
     small = max(picture.size) < HIGH
     uri = data_uri(picture, "png") if small else data_uri(picture, "jpeg", quality=90)
-    style += ";image-rendering:pixelated" if small else ""
+    style += ";image-rendering:pixelated" if max(picture.size) < FINE else ""
     return f'<img src="{uri}" alt="{html.escape(text)}" style="{style}">'
