@@ -1,13 +1,13 @@
 """What a checklist gives a search by finished drafts, on captions of kinds that nobody trained on.
 
-    python benchmarks/checklists.py --prompt-seed 0 101 --folder FOLDER
+    python benchmarks/checklists.py --prompt-seed 202 303 --fit-seed 0 101 --folder FOLDER
 
 Draft and finished image of every seed are made once for each caption, and kept in FOLDER. Searches
 of `--budgets` evaluations draft a share of them, drawn again for each of `--repeats`, finish those
 that rank best, and return the best. Drafts are ranked, and images chosen, by the checker's soft
 score, by the product of a checklist's answers, or, of drafts, by how likely they are to be right:
-a logistic fit of answers and soft score on the captions of the other prompt seeds. Differences are
-paired by caption, errors are over captions.
+a logistic fit of answers and soft score on the captions of `--fit-seed`. Differences are paired by
+caption, errors are over captions.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def main() -> None:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--prompt-seed", type=int, nargs="+", default=[0, 101], help="two or more")
+    p.add_argument("--prompt-seed", type=int, nargs="+", default=[202, 303])
+    p.add_argument("--fit-seed", type=int, nargs="+", default=[0, 101], help="of other captions")
     p.add_argument("--prompts", type=int, default=24, help="captions of each prompt seed")
     p.add_argument("--seeds", type=int, default=360, help="of each caption")
     p.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200])
@@ -59,13 +60,10 @@ def main() -> None:
     a.folder.mkdir(parents=True, exist_ok=True)
     found = [seen(seed, a) for seed in a.prompt_seed]
     drafts, ends = together([each[1] for each in found]), together([each[2] for each in found])
-    told_by = [features(prompts, early) for prompts, early, _ in found]
-    odds = []
-    for i, mine in enumerate(told_by):
-        others = [j for j in range(len(found)) if j != i]
-        right = np.concatenate([found[j][2].right for j in others])
-        odds.append(fitted(np.concatenate([told_by[j] for j in others]), right)(mine))
-    likely = np.concatenate(odds)
+    others = [seen(seed, a) for seed in a.fit_seed]
+    told_by = np.concatenate([features(prompts, early) for prompts, early, _ in others])
+    odds = fitted(told_by, np.concatenate([late.right for _, _, late in others]))
+    likely = np.concatenate([odds(features(prompts, early)) for prompts, early, _ in found])
     ranks = {"soft score": drafts.soft, "checklist": product(drafts.answers), "fitted": likely}
     chosen = {"soft score": ends.soft, "checklist": product(ends.answers)}
     base, _ = searched(ends, drafts.soft, ends.soft, 0.5, a)
