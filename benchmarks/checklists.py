@@ -25,9 +25,10 @@ from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.core.checklist import YES
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.selection import Selection
-from ttsnap.core.utility import FLOOR, product
-from ttsnap.files.writing import markdown
+from ttsnap.core.utility import product
+from ttsnap.files.writing import markdown, write_json
 from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.checklist import likely
 from ttsnap.reward_models.checklist.questions import MOST, questions
 from ttsnap.reward_models.checklist.worlds import looked
 from ttsnap.sampling.rng import seeded
@@ -55,6 +56,7 @@ def main() -> None:
     p.add_argument("--seeds", type=int, default=360, help="of each caption")
     p.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200])
     p.add_argument("--repeats", type=int, default=20)
+    p.add_argument("--save", type=Path, help="the file for the fit, likely.json of ScenesLikely")
     p.add_argument("--folder", type=Path, default=Path("checklists"), help="of the images")
     a = p.parse_args()
     a.folder.mkdir(parents=True, exist_ok=True)
@@ -62,9 +64,12 @@ def main() -> None:
     drafts, ends = together([each[1] for each in found]), together([each[2] for each in found])
     others = [seen(seed, a) for seed in a.fit_seed]
     told_by = np.concatenate([features(prompts, early) for prompts, early, _ in others])
-    odds = fitted(told_by, np.concatenate([late.right for _, _, late in others]))
-    likely = np.concatenate([odds(features(prompts, early)) for prompts, early, _ in found])
-    ranks = {"soft score": drafts.soft, "checklist": product(drafts.answers), "fitted": likely}
+    fit = fitted(told_by, np.concatenate([late.right for _, _, late in others]))
+    if a.save is not None:
+        write_json(a.save, {"weights": [float(f"{weight:.6g}") for weight in fit]})
+    found_in = np.concatenate([features(prompts, early) for prompts, early, _ in found])
+    odds = found_in @ fit[:-1] + fit[-1]
+    ranks = {"soft score": drafts.soft, "checklist": product(drafts.answers), "fitted": odds}
     chosen = {"soft score": ends.soft, "checklist": product(ends.answers)}
     base, _ = searched(ends, drafts.soft, ends.soft, 0.5, a)
     rows = []
@@ -152,26 +157,17 @@ def looks_at(prompts: list[str], images: np.ndarray) -> Looks:
 
 
 def features(prompts: list[str], drafts: Looks) -> FloatArray:
-    """(P, N, 6): log answers by kind of item, the least of the groups', and the soft score."""
-    logs, found = np.log(np.maximum(drafts.answers, FLOOR)), np.zeros((*drafts.soft.shape, 6))
-    for i, prompt in enumerate(prompts):
-        kinds = [kind_of(str(item)) for item in questions(prompt)]
-        for j, kind in enumerate(kinds):
-            found[i, :, kind] += logs[i, :, j]
-        found[i, :, 5] = logs[i][:, [j for j, kind in enumerate(kinds) if kind == 0]].min(1)
-    found[..., 4] = drafts.soft
-    return found
+    """(P, N, 6) as of `likely.features`."""
+    found = []
+    for prompt, answers, soft in zip(prompts, drafts.answers, drafts.soft, strict=True):
+        items = [str(item) for item in questions(prompt)]
+        found.append(likely.features(answers[:, : len(items)], items, soft))
+    return np.stack(found)
 
 
-def kind_of(item: str) -> int:
-    """Of a group, a relation, the ground, or that nothing else is there."""
-    if "nothing else" in item:
-        return 3
-    return 2 if "background" in item else int(item.startswith("the "))
-
-
-def fitted(x: FloatArray, right: BoolArray):  # type: ignore[no-untyped-def]
-    """A logistic fit with a ridge of 1 on standardised features (P, N, D): features -> log-odds."""
+def fitted(x: FloatArray, right: BoolArray) -> FloatArray:
+    """A logistic fit with a ridge of 1 on standardised features (P, N, D): (D + 1,) the weights of
+    the features as they are, and the bias."""
     flat, y = x.reshape(-1, x.shape[-1]), right.ravel().astype(float)
     centre, width = flat.mean(0), flat.std(0) + 1e-9
     z = (flat - centre) / width
@@ -181,8 +177,8 @@ def fitted(x: FloatArray, right: BoolArray):  # type: ignore[no-untyped-def]
         return float(np.logaddexp(0, t).sum() - (y * t).sum() + w[:-1] @ w[:-1])
 
     w = minimize(loss, np.r_[np.zeros(z.shape[1]), -3.0]).x
-    print(f"fitted weights: {w.round(2).tolist()}")
-    return lambda given: ((given - centre) / width) @ w[:-1] + w[-1]
+    print(f"fitted weights of standardised features: {w.round(2).tolist()}")
+    return np.r_[w[:-1] / width, w[-1] - (centre / width) @ w[:-1]]
 
 
 def searched(

@@ -23,6 +23,7 @@ Spec: TypeAlias = str | Reward | Callable[..., Scores]
 """A reward as a user gives it: see make_reward."""
 REWARDS: dict[str, str] = {
     "scenes": "ttsnap.reward_models.scenes:ScenesReward",
+    "scenes-likely": "ttsnap.reward_models.checklist.likely:ScenesLikely",
     "scenes-learned": "ttsnap.reward_models.scenes:ScenesLearned",
     "scenes-noise-aware": "ttsnap.reward_models.scenes:ScenesNoiseAware",
     "scenes-strict": "ttsnap.reward_models.scenes:ScenesStrict",

@@ -21,6 +21,7 @@ from ttsnap.pipelines import load
 from ttsnap.results.course import Course
 from ttsnap.results.record import read_record
 from ttsnap.reward_models.checklist import Checklist
+from ttsnap.reward_models.checklist.likely import ScenesLikely, features
 from ttsnap.reward_models.checklist.questions import Item, questions
 from ttsnap.reward_models.checklist.worlds import ScenesAnswers, SignsAnswers
 from ttsnap.reward_models.checklist.writer import read_items
@@ -28,6 +29,7 @@ from ttsnap.reward_models.registry import (
     answered_by,
     asked_of,
     check_names,
+    make_reward,
     make_rewards,
     parts,
     suits_drafts,
@@ -103,6 +105,26 @@ def test_rules_say_yes_to_all_items_just_where_the_exact_checker_finds_all_right
         answers = np.stack([rules(tensor, [word] * 6) for word in words], 1)
         assert ((answers >= 0.5).all(1) == right).all(), (kind, words, answers)
         assert ((answers >= 0) & (answers <= 1)).all()
+
+
+def test_how_likely_a_draft_becomes_right() -> None:
+    """Features in closed form; and right pictures are likelier than those of another caption."""
+    items = ["two red circles", "a blue square", "the red circle left of the blue square"]
+    items += ["a black background", "3 objects and nothing else"]
+    found = features(np.array([0.5, 0.2, 0.9, 0.8, 0.001]), items, np.array(0.7))
+    logs = [np.log(0.5 * 0.2), np.log(0.9), np.log(0.8), np.log(0.01)]
+    np.testing.assert_allclose(found, [*logs, 0.7, np.log(0.2)], rtol=1e-12)
+    rng, likely = np.random.default_rng(0), ScenesLikely()
+    for kind in UNSEEN_KINDS:
+        spec, other = sample_spec(rng, kind), sample_spec(rng, kind)
+        images = torch.from_numpy(render([spec, other], rng))
+        right, wrong = likely(images, [caption(spec)] * 2)
+        assert 0 < wrong < right < 1, (kind, right, wrong)
+    staged = make_reward("scenes-likely then checklist")
+    staged.check([caption(spec)])
+    early, late = (staged(images, [caption(spec)] * 2, torch.full((2,), at)) for at in (0.4, 0.0))
+    np.testing.assert_allclose(early, likely(images, [caption(spec)] * 2), rtol=1e-6)
+    assert late[0] > 0.9 > late[1]
 
 
 def test_a_plates_colour_is_told() -> None:
