@@ -77,7 +77,7 @@ class VQAScore(AskedVLM):
         """An image, and whatever else stands before its questions, is read once for all of them."""
         if all(len(texts) == 1 for texts in prompts):
             return self(images, [text for (text,) in prompts])
-        check_images(images, prompts)
+        check_images(images)
         for texts in prompts:
             self.check(texts)
         pairs = zip(images.split(1), prompts, strict=True)

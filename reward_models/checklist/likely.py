@@ -1,7 +1,8 @@
 """How likely a draft of the embedded world is to become a right image: a logistic of what the
 checklist and the checker find in it.
 
-    ttsnap generate CAPTION --reward 'scenes-likely then checklist' --options.draft_share 0.7
+    ttsnap generate CAPTION --reward 'scenes-likely then checklist' --draft embedded \\
+        --options.draft_share 0.7 --options.keep '[]' --options.levels '[]'
 
 Its coefficients are fitted by `benchmarks/checklists.py --save`.
 """

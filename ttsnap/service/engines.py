@@ -46,11 +46,10 @@ class OfferedRewards(dict[str, RewardModel]):
     "checklist#2 by NAME"."""
 
     def __missing__(self, name: str) -> RewardModel:
-        if not is_item(name):
+        place, _, by = read_list(name) if is_item(name) else (None, "", "")
+        if place is None:
             raise KeyError(name)
-        place, _, by = read_list(name)
-        answer = ItemAnswer(self.lists[by], place)
-        return answer.called(f"{by} {answer.place + 1}")
+        return ItemAnswer(self.lists[by], place).called(f"{by} {place + 1}")
 
     @property
     def lists(self) -> dict[str, Checklist]:

@@ -132,7 +132,9 @@ def partial_event(partial: Partial, wanted: Generation) -> bytes:
 def completed_events(done: Done, wanted: Generation, offer: ServingCatalog) -> list[bytes]:
     """An event for each kept image, best first."""
     told = response_fields(done)
-    more = {name: told[name] for name in ("usage", "warnings", "answers") if name in told}
+    more: dict[str, Any] = {
+        name: told[name] for name in ("usage", "warnings", "answers") if name in told
+    }
     images = zip(files_of(done, wanted, offer), told["data"], strict=True)
     return [
         _event_of(
