@@ -14,7 +14,7 @@ from ttsnap.core.results import Event
 from ttsnap.core.selection import Selection
 from ttsnap.results.course import Course
 from ttsnap.results.outputs import Recorder
-from ttsnap.results.sheet import painted
+from ttsnap.results.sheet import Thumbnails, painted
 
 EVERY, REST = 0.4, 40
 """Seconds between two sheets, and how many times as long as painting one takes."""
@@ -44,7 +44,8 @@ class LiveSheet:
         """Apply an event: a new sheet, where one is due."""
         self.course.listen(event)
         self.recorder(event)
-        thumbnails = next(iter(self.recorder.thumbnails.values()), {})
+        made = self.recorder.thumbnails.values()
+        thumbnails: Thumbnails = next(iter(made), {})
         self.changed |= event.kind in ("score", "drop", "end")
         begin = self.clock()
         due = event.kind == "end" or begin >= self.next
