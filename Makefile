@@ -12,7 +12,7 @@ SEED ?= 71
 # The processes of a run share what Python compiles, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-system test-slow test-gpu test-comfyui lowest notebooks lint docs measure format release clean
+.PHONY: demo test test-system test-slow test-gpu test-comfyui lowest notebooks lint docs measure format release rehearse clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -87,6 +87,11 @@ docs: $(VENV)/.installed
 # make release VERSION=0.2.0: dates the changelog, commits and tags.
 release:
 	$(PYTHON) scripts/release.py $(VERSION)
+
+# What a release does short of publishing: wheel and recipe of the last commit, and the README's commands in an environment of
+# their own.
+rehearse: $(VENV)/.installed
+	$(BIN)/python scripts/rehearse.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info

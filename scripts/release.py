@@ -5,12 +5,14 @@ python scripts/release.py 0.2.0           # or make release VERSION=0.2.0
 python scripts/release.py 0.2.0 --notes   # prints the section of the changelog, for the page of the release
 python scripts/release.py 0.2.0 --pack OWNER/NAME PUBLISHER   # fills in what ComfyUI's registry asks of a publisher
 python scripts/release.py 0.2.0 --index OWNER/NAME   # fills in what PyPI shows: addresses, and links of the README
+python scripts/release.py 0.2.0 --conda SDIST   # fills in what conda-forge builds: the version, and the sdist's sha256
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import posixpath
 import re
@@ -27,6 +29,8 @@ PROJECT = ROOT / "pyproject.toml"
 README = ROOT / "README.md"
 NOTEBOOK = ROOT / "notebooks" / "01_quick_start.ipynb"
 """What the badges of the README and of itself open in Colab."""
+RECIPE = ROOT / "recipe" / "recipe.yaml"
+"""Of conda-forge's package, in the form of rattler-build."""
 CHANGELOG = ROOT / "CHANGELOG.md"
 NEXT = "Unreleased"
 
@@ -142,6 +146,15 @@ def portable(notebook: str, version: str, repository: str) -> str:
     return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
 
 
+def built(recipe: str, version: str, sdist: bytes) -> str:
+    """The recipe of conda's package, of this version, whose sdist holds these bytes."""
+    for name, value in (("version", version), ("sha256", hashlib.sha256(sdist).hexdigest())):
+        recipe, found = re.subn(rf'(?m)^  {name}: ".*"$', f'  {name}: "{value}"', recipe)
+        if found != 1:
+            raise ValueError(f"{name} stands {found} times in {RECIPE.name}")
+    return recipe
+
+
 def following(version: str) -> str:
     """What the code is called after a version: the next minor one, in development."""
     major, minor, _ = version.split(".")
@@ -190,6 +203,12 @@ def main() -> None:
         metavar="OWNER/NAME",
         help="fill in what a package index shows and do no more",
     )
+    parser.add_argument(
+        "--conda",
+        type=Path,
+        metavar="SDIST",
+        help="fill in what conda-forge builds and do no more",
+    )
     a = parser.parse_args()
     changelog = CHANGELOG.read_text(encoding="utf-8")
     if a.notes:
@@ -203,6 +222,10 @@ def main() -> None:
     if a.index:
         _write(PROJECT, addressed(PROJECT.read_text(encoding="utf-8"), a.index))
         _write(README, absolute(badged(readme, a.version, a.index), a.version, a.index))
+        return
+    if a.conda:
+        recipe = RECIPE.read_text(encoding="utf-8")
+        _write(RECIPE, built(recipe, a.version, a.conda.read_bytes()))
         return
     if not re.fullmatch(r"\d+\.\d+\.\d+", a.version):
         parser.error(f"a version is three numbers such as 0.2.0, not {a.version!r}")

@@ -74,35 +74,46 @@ def test_what_cannot_run_here_is_counted() -> None:
     "page", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PAGES]
 )
 def test_a_page_runs_as_pasted(page: str, tmp_path: Path) -> None:
+    carry_out(page, tmp_path, Path(sys.executable).parent)
+
+
+def carry_out(page: str, folder: Path, programs: Path) -> dict[str, float]:
+    """Run a page's commands in an empty folder, by the programs of an environment; the seconds that
+    each took. Servers end with it."""
     commands, files = read(page)
     for name, text in files.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    venv = Path(sys.executable).parent
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv/bin").symlink_to(venv)
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / ".venv").mkdir()
+    (folder / ".venv/bin").symlink_to(programs)
     environment = os.environ | {
-        "PATH": f"{venv}{os.pathsep}{os.environ['PATH']}",
-        "XDG_STATE_HOME": str(tmp_path),
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "XDG_STATE_HOME": str(folder),
     }
     servers = []
+    took = {}
     try:
         for command in filter(lambda command: not needs(command), commands):
-            where = {"cwd": tmp_path, "env": environment}
+            began = time.monotonic()
+            where = {"cwd": folder, "env": environment}
             if re.match(r"\S*ttsnap (serve|serve-reward|demo)\b", command):
                 servers.append(subprocess.Popen(["bash", "-euc", f"exec {command}"], **where))
                 port = re.search(
                     r"--port (\d+)", f"{command} --port {7860 if ' demo' in command else 8000}"
                 )
                 wait_for(servers[-1], int(port[1]))
-                continue
-            ran = subprocess.run(["bash", "-euc", command], **where, capture_output=True, text=True)
-            assert ran.returncode == 0, (
-                f"{page}: {command}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
-            )
+            else:
+                ran = subprocess.run(
+                    ["bash", "-euc", command], **where, capture_output=True, text=True
+                )
+                assert ran.returncode == 0, (
+                    f"{page}: {command}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+                )
+            took[command] = time.monotonic() - began
     finally:
         for server in servers:
             server.terminate()
             server.wait()
+    return took
 
 
 def wait_for(server: subprocess.Popen[bytes], port: int) -> None:

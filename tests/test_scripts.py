@@ -4,6 +4,7 @@ searches."""
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -142,6 +143,21 @@ def test_a_release_has_badges_and_a_notebook_that_lead_to_its_tag(
         "(01_quick_start.ipynb)", f"({home}/01_quick_start.ipynb)"
     )
     assert f"({home}/01_quick_start.ipynb)" in release.README.read_text(encoding="utf-8")
+
+
+def test_conda_installs_what_pip_installs(release: Any) -> None:
+    recipe = yaml.safe_load(release.built(release.RECIPE.read_text(), "1.2.3", b"an sdist"))
+    assert recipe["context"]["version"] == "1.2.3"
+    assert recipe["context"]["sha256"] == hashlib.sha256(b"an sdist").hexdigest()
+    project = tomllib.loads(release.PROJECT.read_text(encoding="utf-8"))["project"]
+    wanted = {re.sub("^torch>=", "pytorch>=", name) for name in project["dependencies"]}
+    python, *run = recipe["requirements"]["run"]
+    assert {name.replace(" ", "") for name in run} == wanted
+    assert python == "python >=${{ python_min }}"
+    assert project["requires-python"] == f">={recipe['context']['python_min']}"
+    assert recipe["about"]["summary"] == project["description"]
+    with pytest.raises(ValueError, match="sha256 stands 0 times"):
+        release.built('  version: "1"', "1.2.3", b"")
 
 
 def test_containers_and_the_space_run_commands_that_there_are() -> None:
