@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             command.add_argument(flag, **option)
     _add_evaluate(commands)
     _add_evaluate_reward(commands)
+    _add_pack(commands)
     given = vars(parser.parse_args(argv))
     name = given.pop("command")
     if "measure" in given:
@@ -158,5 +159,19 @@ def _add_evaluate_reward(commands: Any) -> None:
         from ttsnap.reward_models.registry import make_reward
 
         return evaluate(make_reward(reward), **how)
+
+    command.set_defaults(measure=measure)
+
+
+def _add_pack(commands: Any) -> None:
+    text = "store a new draft or noise-aware reward as the package has it, in eight bits"
+    command = commands.add_parser("pack", help=text, description=text)
+    command.add_argument("folder", type=Path, help="what distill or distill-draft made; rewritten")
+
+    def measure(folder: Path) -> str:
+        from train_worlds.pack import eight_bits, pack
+
+        pack(folder, eight_bits)
+        return f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*'))} bytes"
 
     command.set_defaults(measure=measure)

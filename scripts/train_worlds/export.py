@@ -7,13 +7,14 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTokenizer
 
+from train_worlds.pack import eight_bits, pack
 from ttsnap.pipelines.model_defaults import DEFAULTS_FILE
 
 _TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -27,6 +28,7 @@ def finish(
     defaults: Mapping[str, Any],
     said: Callable[[], str] | None,
     install: Path | None,
+    coarse: Collection[str] = (),
 ) -> None:
     """Write the pipeline to out/pipeline, and what is said of it to out/accuracy.md.
 
@@ -36,9 +38,10 @@ def finish(
         defaults: of searches: arguments of the call, a reward.
         said: makes a table of its accuracy; None for none.
         install: a packaged folder, in whose place a copy is put.
+        coarse: parts that are stored in eight bits.
     """
     folder = out / "pipeline"
-    export(pipe, folder, defaults)
+    export(pipe, folder, defaults, coarse)
     if said is not None:
         table = said()
         (out / "accuracy.md").write_text(table + "\n")
@@ -52,9 +55,11 @@ def finish(
         swap_in(copied, install)
 
 
-def export(pipe: Any, folder: Path, defaults: Mapping[str, Any]) -> None:
-    """Write the pipeline with weights in half precision and configs that load as fp32; the folder
-    is swapped in whole.
+def export(
+    pipe: Any, folder: Path, defaults: Mapping[str, Any], coarse: Collection[str] = ()
+) -> None:
+    """Write the pipeline with weights as a wheel packs them and configs that load as fp32; the
+    folder is swapped in whole.
 
     `defaults` of searches go to `ttsnap.json`, which stock diffusers ignores.
     """
@@ -68,6 +73,8 @@ def export(pipe: Any, folder: Path, defaults: Mapping[str, Any]) -> None:
         }
     )
     small.save_pretrained(temporary, safe_serialization=True)
+    for name in _PARTS:
+        pack(temporary / name, *([eight_bits] if name in coarse else []))
     for path in temporary.rglob("*.safetensors"):
         path.chmod(0o644)
     fast = [n for n in _TOKENIZERS if not isinstance(pipe.components[n], CLIPTokenizer)]

@@ -349,12 +349,13 @@ def train(recipe: Recipe, renders: Pairs, recorded: Pairs, out: Path) -> SceneRe
 
 def save_reader(model: SceneReader, recipe: Mapping[str, Json], folder: Path) -> None:
     """Write config.json (the whole recipe, with the reader's size as "model") and model.safetensors
-    (float16)."""
+    (bfloat16, vectors float16)."""
     (folder / CONFIG).write_text(json.dumps(recipe, indent=2) + "\n")
-    save_file(
-        {name: value.half().contiguous() for name, value in model.state_dict().items()},
-        folder / WEIGHTS,
-    )
+    tensors = {
+        name: value.to(torch.bfloat16 if value.ndim > 1 else torch.float16).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    save_file(tensors, folder / WEIGHTS)
 
 
 def run(recipe: Recipe, out: Path, recording: Path) -> None:

@@ -331,4 +331,5 @@ def run(recipe: Recipe, out: Path, decay_now: int | None = None, install: bool =
         if per_kind
         else None
     )
-    finish(turbo, out, {**to_json(recipe.defaults), "reward": "scenes"}, said, over)
+    defaults = {**to_json(recipe.defaults), "reward": "scenes"}
+    finish(turbo, out, defaults, said, over, coarse=("transformer",))

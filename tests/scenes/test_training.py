@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
-from train_worlds import base, display, lettering, reward, turbo
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
+from train_worlds import base, display, lettering, pack, reward, turbo
 from train_worlds import generator as gen
 from train_worlds import signs as sign_base
 from train_worlds.commands import main
@@ -344,13 +347,35 @@ def test_words_are_counted_and_padding_is_not_read() -> None:
     torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("store", "error", "share"), [(pack.rounded, 0.012, 0.72), (pack.eight_bits, 0.03, 0.5)]
+)
+def test_packed_weights_are_nearly_the_same_and_deflate(
+    store: pack.Store, error: float, share: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    given = {"matrix": 0.05 * torch.randn(64, 256), "bias": torch.randn(64)}
+    save_file(given, path := tmp_path / "model.safetensors", {"format": "pt"})
+    pack.pack(tmp_path, store)
+    kept = load_file(path)
+    assert (kept["matrix"].float() - given["matrix"]).norm() < error * given["matrix"].norm()
+    assert kept["bias"].equal(given["bias"].half())
+    halves = save({name: value.half() for name, value in given.items()})
+    assert len(zlib.compress(path.read_bytes())) < share * len(zlib.compress(halves))
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    before = path.read_bytes()
+    pack.pack(tmp_path, store)
+    assert path.read_bytes() == before
+
+
 def test_a_reader_is_saved_and_loaded(tmp_path: Path) -> None:
     size = ReaderSize(width=32, blocks=(1, 1), layers=1, heads=2)
     model = SceneReader(size).eval()
     reward.save_reader(model, {"model": to_json(size)}, tmp_path)
     again = load_reader(tmp_path)
     for name, value in again.state_dict().items():
-        torch.testing.assert_close(value, model.state_dict()[name], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(value, model.state_dict()[name], atol=1e-3, rtol=8e-3)
     (tmp_path / "model.safetensors").write_bytes(
         (tmp_path / "model.safetensors").read_bytes()[:1000]
     )
