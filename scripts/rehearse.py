@@ -27,14 +27,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # as pytest does
 import release  # noqa: E402
 
 from tests.test_docs_run import carry_out  # noqa: E402
+from tests.test_wheel import MOST  # noqa: E402
 from ttsnap.version import __version__  # noqa: E402
 
 REPOSITORY = "OWNER/NAME"
 TOOLS = ("build", "py-rattler-build", "twine")
 EXTRAS = "demo,ocr"
 """Of the README's commands: the page, and what reads signs."""
-MOST = 30_000_000
-"""Bytes of a wheel."""
 FIRST_PICTURE = 120
 """Most seconds of the README's first command, from the end of the installation."""
 RENDER = (

@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("pipelines", "reward_models", "distill")
 """Rooms with folders of their own, which stand within ttsnap in the wheel."""
+MOST = 30_000_000
+"""Bytes of a wheel."""
 MISSPELT = """
 from ttsnap.distill.config import DistillConfig
 from ttsnap.pipelines import downgrade, load, upgrade
@@ -116,9 +118,13 @@ def test_a_wheel_of_the_sdist_holds_the_packages_whole_and_runs_alone(
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     wheel = build("wheel", tmp_path / sdist.name.removesuffix(".tar.gz"), dist)
+    assert wheel.stat().st_size < MOST
     with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        names = archive.namelist()
+    held = {name for name in names if ".dist-info/" not in name}
     assert held == in_the_tree()
+    assert "ttsnap/py.typed" in held
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     # what trains the packaged models is not packaged
     assert not [name for name in held if "train_worlds" in name]
     if not links:
