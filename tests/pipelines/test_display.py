@@ -99,6 +99,7 @@ def test_a_saved_image_is_large_and_made_again_to_the_pixel(
     (path,), (scored,) = find_images(Path("large")), find_images(Path("small"))
     assert [Image.open(each).size for each in (path, scored)] == [(128, 128), (32, 32)]
     assert read_record(path).image.drawn == 4
+    assert "Size: 32x32" in Image.open(path).info["parameters"], "of the model's call"
     assert read_record(scored).image.drawn is None
     capsys.readouterr()
     for each in (path, scored):

@@ -134,10 +134,8 @@ def test_a_red_circle_turns_blue_in_its_place(
         {},
     )
     (line,) = re.findall(r"^    ttsnap (generate .a blue circle.*)$", page, re.MULTILINE)
-    assert (
-        main([*shlex.split(line.replace("20images", "8images")), "--device", "cpu", "--out", "o"])
-        == 0
-    )
+    how = ["--device", "cpu", "--display", "small", "--out", "o"]
+    assert main([*shlex.split(line.replace("20images", "8images")), *how]) == 0
     paths = ("red.png", next(Path("o").glob("01-*.png")))
     red, blue = (
         np.asarray(Image.open(path).convert("RGB"), float).transpose(2, 0, 1) / 255

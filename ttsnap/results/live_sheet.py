@@ -13,8 +13,8 @@ from PIL import Image
 from ttsnap.core.results import Event
 from ttsnap.core.selection import Selection
 from ttsnap.results.course import Course
-from ttsnap.results.outputs import Recorder
-from ttsnap.results.sheet import Thumbnails, painted
+from ttsnap.results.outputs import Recorder, Thumbnails
+from ttsnap.results.sheet import painted
 
 EVERY, REST = 0.4, 40
 """Seconds between two sheets, and how many times as long as painting one takes."""
@@ -44,8 +44,7 @@ class LiveSheet:
         """Apply an event: a new sheet, where one is due."""
         self.course.listen(event)
         self.recorder(event)
-        made = self.recorder.thumbnails.values()
-        thumbnails: Thumbnails = next(iter(made), {})
+        thumbnails = next(iter(self.recorder.thumbnails.values()), Thumbnails())
         self.changed |= event.kind in ("score", "drop", "end")
         begin = self.clock()
         due = event.kind == "end" or begin >= self.next

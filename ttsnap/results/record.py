@@ -240,8 +240,9 @@ class SearchRecord:
 
     def label(self, picture: Image.Image) -> None:
         """Put the infotext and the JSON into the image's `info`, under the keys of a PNG."""
+        times = self.image.drawn or 1
         picture.info |= {
-            "parameters": self.infotext(picture.size),
+            "parameters": self.infotext((picture.width // times, picture.height // times)),
             "ttsnap": json.dumps(self.to_json()),
         }
 
