@@ -32,17 +32,15 @@ WANTED = """
 
 ## Wanted
 
-Each of these models on each of these cards: {cards}.
-
 """
 CLAIM = """
 
-**To claim a model on a card**, open an issue named `evidence: MODEL on CARD`; it is yours for two weeks. Run
+**To claim an open cell**, open an issue named `evidence: MODEL on CARD`; it is yours for two weeks. Run
 `ttsnap check MODEL` (`--dry-run` says what fits), and [send what it wrote](contributing.md).
 GO, NO-GO and undecided count alike.
 
 **A maintainer looks** at the sheet, the parity rung and the versions. Tests ask whether the verdict follows from the
-figures. They ask whether the files name a path, a host, a user or a key.
+figures, and whether the files name a path, a host, a user or a key.
 """
 MODELS = {
     "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
@@ -98,24 +96,24 @@ def compare(files: dict[str, Any]) -> str:
 
 
 def wanted(files: dict[str, Any]) -> str:
-    """The table of models that people run: on which of the cards each was measured."""
+    """The table of models that people run x cards: the verdict of a file, or that nobody has
+    measured it."""
     rows = []
     for name, model in MODELS.items():
         cells = [_cell(files, model or name, card) for card in CARDS]
-        rows.append((name, f"`{model}`" if model else "", ", ".join(filter(None, cells)) or "no"))
-    head = ("model", "on the hub", "measured")
+        rows.append((f"{name} (`{model}`)" if model else name, *cells))
+    head = ("model", *CARDS)
     return markdown(head, rows, range(len(head)))
 
 
 def _cell(files: dict[str, Any], model: str, card: str) -> str:
-    """The card, with a link to its file; empty where there is none."""
     for stem, whole in sorted(files.items()):
         if (
             whole["model"] in (model, model.rpartition("/")[2])
             and card.lower() in whole["device"].lower()
         ):
-            return f"[{card}](evidence/{stem}.md)"
-    return ""
+            return f"[{whole['verdict']}](evidence/{stem}.md)"
+    return "open"
 
 
 def main() -> int:
@@ -125,8 +123,7 @@ def main() -> int:
         for path in DOCS.glob("evidence/*.json")
         if not path.name.endswith(".schedule.json")
     }
-    page, cards = DOCS / "evidence.md", ", ".join(CARDS)
-    text = HEAD + compare(files) + WANTED.format(cards=cards) + wanted(files) + CLAIM + TAIL
+    page, text = DOCS / "evidence.md", HEAD + compare(files) + WANTED + wanted(files) + CLAIM + TAIL
     if "--check" in sys.argv:
         return int(page.read_text(encoding="utf-8") != text)
     page.write_text(text, encoding="utf-8")
