@@ -207,6 +207,15 @@ def test_text_in_a_configuration_stays_text_and_classes_data() -> None:
     assert MODULE not in sys.modules
 
 
+def test_an_option_of_a_list_may_be_given_again() -> None:
+    typed = parsed(["generate", "a red circle", "--reward", "scenes", "--reward", "ocr"])
+    assert typed["reward"] == ["scenes", "ocr"]
+    assert parsed(["generate", "x", "--reward", "scenes"])["reward"] == "scenes"
+    several = ["score", "x", "--reward", "scenes", "ocr", "--reward", "safe"]
+    assert parsed(several)["reward"] == ["scenes", "ocr", "safe"]
+    assert parsed(["generate", "x", "--seed", "1", "--seed", "2"])["seed"] == 2
+
+
 def test_what_is_typed_is_read_as_yaml_once() -> None:
     typed = ["--call.b", "2", "--call.c", "[1, 0.5]", "--call.d", "words", "--call.e=true"]
     given = parsed([*config(call={"a": 1}), *typed])

@@ -103,11 +103,7 @@ def add_option(p: Any, option: Option, start: Any = None) -> None:
     default = option.start if start is None else start
     default = option.default if default is None else default
     listed = option.many and get_origin(kind) is tuple
-    how = (
-        {"nargs": "+", "type": get_args(kind)[0]}
-        if listed
-        else {"type": kind, "again": option.many}
-    )
+    how = {"nargs": "+", "type": get_args(kind)[0]} if listed else {"type": kind}
     p.add_argument(option.dashed, default=default, metavar=option.metavar, help=marked(text), **how)
 
 

@@ -45,14 +45,13 @@ class _Store(argparse.Action):
 
     hint: the type; argparse takes no type hints. needed: whether the option must be given, on the
     command line or in a file. ValueError for what does not fit the type.
-    again: whether the option may be given several times, for a list.
+    An option of a list may be given several times.
     """
 
-    def __init__(
-        self, *args: Any, type: Any = None, required: bool = False, again: bool = False, **more: Any
-    ) -> None:
+    def __init__(self, *args: Any, type: Any = None, required: bool = False, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.hint, self.needed, self.again = type, required, again
+        self.hint, self.needed = type, required
+        self.again = bool(self.option_strings) and (self.nargs == "+" or list in _origins(self))
         self.metavar = self.metavar or metavar(type, self.dest)
         if self.option_strings:
             text = self.help or ""
@@ -84,12 +83,13 @@ class _Store(argparse.Action):
         keys = option_string.removeprefix(f"{self.option_strings[0]}.").split(".")
         return _with(namespace[self.dest], keys, _loose(text))
 
-    def _with_earlier(self, namespace: Any, value: object) -> list[object]:
-        """All that was typed of an option that may be given again."""
+    def _with_earlier(self, namespace: Any, value: object) -> object:
+        """All that was typed of an option that may be given again; one value as it is."""
         typed = vars(namespace).setdefault(_TYPED, {})
         new = value if isinstance(value, list) else [value]
-        typed[self.dest] = [*typed.get(self.dest, []), *new]
-        return list(typed[self.dest])
+        earlier = typed.setdefault(self.dest, [])
+        earlier += new
+        return list(earlier) if len(earlier) > len(new) else value
 
 
 PARTS = "parts"

@@ -19,6 +19,7 @@ from ttsnap.options.call import PictureOptions, pictured_call
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import comes_along
+from ttsnap.options.selection import listed
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ def parser() -> Parser:
     )
     p.add_argument(
         "--lora",
-        type=str,
-        again=True,
+        type=str | list[str],
         default=[],
         metavar="FOLDER",
         help=(
@@ -300,15 +300,15 @@ def _named(wanted: ReplayFile, a: Arguments) -> tuple[str, tuple[str, ...]]:
     Weights are parsed by large libraries, a hub id is fetched over the network, and a path may be
     any file of this machine: a picture from somewhere must not decide on that.
     """
-    model, noted = wanted.record.model, wanted.record.lora or []
+    model, noted, given = wanted.record.model, wanted.record.lora or [], listed(a.lora)
     loras = (noted,) if isinstance(noted, str) else tuple(noted)
-    if a.lora and len(a.lora) != len(loras) > 1:
+    if given and len(given) != len(loras) > 1:
         raise ValueError(
             f"{wanted.path} was made under {len(loras)} LoRAs together, {', '.join(loras)}; give"
-            f" --lora for each, in any order, got {len(a.lora)}"
+            f" --lora for each, in any order, got {len(given)}"
         )
     strange = [("model", model)] if a.model is None and model not in PACKAGED else []
-    strange += [("lora", lora) for lora in loras if not a.lora]
+    strange += [("lora", lora) for lora in loras if not given]
     if strange and not a.trust:
         asked = " and ".join(
             f"{'LoRA' if kind == 'lora' else kind} {name!r}" for kind, name in strange
@@ -318,7 +318,7 @@ def _named(wanted: ReplayFile, a: Arguments) -> tuple[str, tuple[str, ...]]:
             f"{wanted.path} asks for the {asked}; nothing is loaded because a picture names it. If"
             f" that is what you want, add {again}, name others, or add --trust"
         )
-    return a.model or model, tuple(a.lora) or loras
+    return a.model or model, given or loras
 
 
 def _drafter(wanted: ReplayFile, a: Arguments) -> str | None:

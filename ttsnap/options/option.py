@@ -90,7 +90,7 @@ class Option:
     """Whether only kernels other than the pipeline's read the value. Recordings with one note it
     even at its default."""
     many: bool = False
-    """Whether several values may follow the flag, or the flag be given several times."""
+    """Whether several values may follow the flag."""
     determines: bool = True
     """Whether another value gives another result, so that a run is not resumed with it."""
 

@@ -56,7 +56,6 @@ class SearchOptions(Settings):
         written=str | list[str],
         metavar="ITEM",
         loads="text",
-        many=True,
     )
     tie: Spec = option(
         None,

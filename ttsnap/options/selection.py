@@ -40,7 +40,6 @@ class SelectionOptions(Settings):
         written=str | list[str] | None,
         metavar="REQUIREMENT",
         loads="reward",
-        many=True,
         recorded=False,
         noted=True,
         offered=Offered(
@@ -57,7 +56,6 @@ class SelectionOptions(Settings):
         written=str | list[str] | None,
         metavar="REQUIREMENT",
         loads="reward",
-        many=True,
         recorded=False,
     )
     report: Spec = option(
