@@ -263,22 +263,46 @@ class ItemAnswer(RewardModel, ItemReward):
     def runs_on(self) -> Any:  # type: ignore[override]
         return None if self.given.by is None else self.given.by.runs_on
 
+    @cached_property
+    def who(self) -> RewardModel | None:
+        """Who is asked; of an item that the prompt makes, whoever is named."""
+        item = None if self.given.given is None else self.given.given[self.place or 0]
+        if isinstance(item, RewardModel):
+            return item
+        reads = isinstance(item, Item) and item.kind == TEXT
+        return OCR() if reads else self.given.by
+
+    @cached_property
+    def pays_for(self) -> list[int]:
+        """The places of the items whose questions this one pays: its own. Of items that one
+        question about an image asks, the first pays for all."""
+        if self.place is None or self.who is None or not self.who.joins:
+            return [self.place or 0]
+        asked = list(range(MOST))
+        if self.given.given is not None:
+            every = self.given.parts(())
+            asked = [i for i, item in enumerate(every) if item.who is self.who]
+        return asked if self.place == asked[0] else []
+
     @property
     def tokens(self) -> int:  # type: ignore[override]
-        who = self.given.by
-        return 0 if who is None or (who.joins and self.place) else who.tokens
+        if self.place is None:
+            return sum(item.tokens for item in self._items())
+        return self.who.tokens if self.who is not None and self.pays_for else 0
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of one question; of an item that the prompt makes, those of whoever is named. The
-        first item pays for the image where all are asked at once."""
-        item = None if self.given.given is None else self.given.given[self.place or 0]
-        if isinstance(item, Item) and item.kind == TEXT:
-            return OCR().flops
-        who = item if isinstance(item, RewardModel) else self.given.by
-        if who is None:
+        """FLOPs of one question. All items at once have as many as a prompt may make."""
+        if self.place is None:
+            return sum(item.flops for item in self._items())
+        if self.who is None:
             return 0.0
-        return who.flops_more if who.joins and self.place else who.flops
+        return self.who.flops if self.pays_for else self.who.flops_more
+
+    def _items(self) -> tuple[ItemAnswer, ...]:
+        if self.given.given is not None:
+            return self.given.parts(())
+        return tuple(ItemAnswer(self.given, i) for i in range(MOST))
 
     def trial_image(self) -> Tensor:
         who = self.given.by
@@ -311,11 +335,8 @@ class ItemAnswer(RewardModel, ItemReward):
         if has.any():
             asked = self.given.answer(images, prompts, readers=int(lengths.max()))
             column[has] = asked.answers[has, self.place]
-            who = self.given.by
-            if who is not None and who.joins:  # the first pays for the one question about an image
-                self.tokens_taken = (asked.tokens.sum(1) * (self.place == 0)).tolist()
-            else:
-                self.tokens_taken = asked.tokens[:, self.place].tolist()
+            paid = [place for place in self.pays_for if place < lengths.max()]
+            self.tokens_taken = asked.tokens[:, paid].sum(1).tolist()
             if self.place in asked.errors and np.isnan(column[has]).all():
                 raise asked.errors[self.place]
         return torch.from_numpy(column)

@@ -20,11 +20,12 @@ from ttsnap.core.utility import product
 from ttsnap.pipelines import load
 from ttsnap.results.course import Course
 from ttsnap.results.record import read_record
-from ttsnap.reward_models.checklist import Checklist
+from ttsnap.reward_models.checklist import Checklist, ItemAnswer
 from ttsnap.reward_models.checklist.likely import ScenesLikely, features
 from ttsnap.reward_models.checklist.questions import Item, questions
 from ttsnap.reward_models.checklist.worlds import ScenesAnswers, SignsAnswers
 from ttsnap.reward_models.checklist.writer import read_items
+from ttsnap.reward_models.ocr import OCR
 from ttsnap.reward_models.registry import (
     answered_by,
     asked_of,
@@ -184,6 +185,26 @@ def test_tokens_of_each_item_are_told() -> None:
     first(IMAGES, ["x"] * 3)
     second(IMAGES, ["x"] * 3)
     assert (first.tokens, first.tokens_taken, second.tokens_taken) == (7, [3] * 3, [5] * 3)
+
+
+def test_the_first_item_that_one_question_asks_pays_for_the_image() -> None:
+    class Reader(RewardModel):
+        """One question about an image has all of its items."""
+
+        name, joins, tokens, flops, flops_more = "reader", True, 50, 100.0, 7.0
+
+        def __call__(self, images: Any, prompts: Any, level: Any = None) -> Any:
+            return torch.full((len(images),), 0.5, dtype=torch.float64)
+
+    first, own, second, third = Checklist(
+        ["text: OPEN", lambda images, prompts: images[:, 0].mean((1, 2)), "two dogs", "a cat"],
+        by=Reader(),
+    ).parts(["a sign"])
+    assert (first.flops, own.flops) == (OCR().flops, 0.0)
+    assert (second.flops, third.flops) == (100.0, 7.0)
+    assert [item.tokens for item in (first, own, second, third)] == [0, 0, 50, 0]
+    for items, flops in ((["two dogs", "a cat"], 107.0), (None, 100.0 + 7 * 7.0)):
+        assert ItemAnswer(Checklist(items, by=Reader()), None).flops == flops
 
 
 def test_by_name_items_of_one_list_share_it_and_nobody_answers_who_is_not_named() -> None:
