@@ -87,8 +87,10 @@ def _best(view: View, named: bool) -> str:
     words = f"{'best' if view.course.over else 'best so far'}: seed {best.name}"
     words += "" if best.rank == -math.inf else f", reward {short(best.rank)}"
     shown = picture(view.best, words + said)
+    asked = view.course.asked
     lines = "".join(
-        f"<div>{verdict(met)} {escape(item)}</div>" for item, met in score.answers.items()
+        f"<div>{verdict(met)} {escape(item if met or item in asked else f'not {item}')}</div>"
+        for item, met in score.answers.items()
     )
     return figure(shown, f"{name}<span>{words}</span>{lines}", "tt-best")
 
