@@ -37,7 +37,7 @@ class DisplaySize(Settings):
     blocks: tuple[Natural, ...] = (3, 1, 0)
 
 
-class Block(nn.Module):
+class DisplayBlock(nn.Module):
     """A residual block of two convolutions (N, C, H, W) -> same."""
 
     def __init__(self, channels: int) -> None:
@@ -66,7 +66,7 @@ class DisplayDecoder(nn.Module):
         seen = size.latent_channels + 3 * 4
         parts: list[nn.Module] = [nn.Conv2d(seen, widths[0], 3, 1, 1)]
         for here, after, blocks in zip(widths, (*widths[1:], colors), size.blocks, strict=True):
-            parts += [Block(here) for _ in range(blocks)]
+            parts += [DisplayBlock(here) for _ in range(blocks)]
             kernel = 3 if after == colors else 1
             grown = nn.Conv2d(here, 4 * after, kernel, padding=kernel // 2)
             parts += [nn.SiLU(), grown, nn.PixelShuffle(2)]
@@ -100,7 +100,7 @@ def kept_to(images: Tensor, drawn: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LargeDrawing:
-    """Latents (C, h, w) as people are shown them (core.outcome.Drawing)."""
+    """Latents (C, h, w) as people are shown them (core.outcome.LargePicture)."""
 
     folder: Path
     """Of the decoder, which any process loads."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ttsnap.core.outcome import Drawing
+from ttsnap.core.outcome import LargePicture
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
@@ -52,7 +52,7 @@ class SearchMixin:
     check_prompt: Callable[[str], Any] | None = None
     """Raises ValueError for a prompt that the model cannot read; set for models with a closed
     vocabulary."""
-    display: Callable[[Tensor, Tensor], Drawing | None] | None = None
+    display: Callable[[Tensor, Tensor], LargePicture | None] | None = None
     """How people are shown latents (C, h, w) and their image (3, H, W); set for packaged models
     (pipelines/display.py)."""
     interrupts: int = 0

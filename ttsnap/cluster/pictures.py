@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.cluster.messages import Turn
-from ttsnap.core.outcome import Decoded, Drawing, Outcome, thinned
+from ttsnap.core.outcome import Decoded, LargePicture, Outcome, thinned
 
 
 class WhereStored(Protocol):
@@ -31,7 +31,7 @@ class Stored(Decoded):
     """The small image of `Decoded.small`, uint8."""
     level: float
     place: WhereStored | None = None
-    drawing: Drawing | None = field(default=None, repr=False)
+    drawing: LargePicture | None = field(default=None, repr=False)
 
     def fetch(self) -> Tensor:
         if self.place is None:

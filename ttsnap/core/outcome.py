@@ -24,7 +24,7 @@ class PictureLost(RuntimeError):  # noqa: N818 (an event that is handled, and no
     """An image is gone with the machine that held it."""
 
 
-class Drawing(Protocol):
+class LargePicture(Protocol):
     """An image as people are shown it, where a model has a decoder for that."""
 
     def __call__(self) -> Tensor:
@@ -37,7 +37,7 @@ class Decoded(ABC):
 
     level: float
     """The noise level, in [0, 1], of the estimate that was decoded; 0 of a finished one."""
-    drawing: Drawing | None = None
+    drawing: LargePicture | None = None
     """How people are shown it; None where that is how it was scored."""
 
     @abstractmethod
@@ -61,7 +61,7 @@ class Here(Decoded):
 
     image: Tensor = field(repr=False)
     level: float
-    drawing: Drawing | None = field(default=None, repr=False, kw_only=True)
+    drawing: LargePicture | None = field(default=None, repr=False, kw_only=True)
 
     def fetch(self) -> Tensor:
         return self.image

@@ -10,7 +10,7 @@ import numpy as np
 
 from ttsnap.core.checklist import YES
 from ttsnap.core.cost import KINDS, PHASES, Cost, Phase
-from ttsnap.core.outcome import Decoded, Drawing
+from ttsnap.core.outcome import Decoded, LargePicture
 from ttsnap.core.particles import Particles
 from ttsnap.core.price import Price
 from ttsnap.core.protocols import AlgorithmState, RunUsage
@@ -243,7 +243,7 @@ class Candidate:
     dry run or a replay."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Scores by rewards that report and do not choose."""
-    drawing: Drawing | None = field(default=None, repr=False, compare=False)
+    drawing: LargePicture | None = field(default=None, repr=False, compare=False)
     """How people are shown it; None where that is `image`."""
 
     def to_json(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ttsnap.core.outcome import SHOWN, Decoded, Drawing
+from ttsnap.core.outcome import SHOWN, Decoded, LargePicture
 from ttsnap.core.results import Event, Result
 from ttsnap.files.writing import write_json
 from ttsnap.options.call import VideoOptions
@@ -32,7 +32,7 @@ class Thumbnails(Mapping[Look, Image.Image]):
     """Small pictures of scored estimates. What is drawn for people alone is drawn when it is
     looked at, so that a search does not wait for it."""
 
-    def __init__(self, found: Mapping[Look, Image.Image | Drawing] | None = None) -> None:
+    def __init__(self, found: Mapping[Look, Image.Image | LargePicture] | None = None) -> None:
         self._found = dict(found or {})
 
     def add(self, look: Look, picture: Decoded) -> None:
