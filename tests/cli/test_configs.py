@@ -211,8 +211,6 @@ def test_an_option_of_a_list_may_be_given_again() -> None:
     typed = parsed(["generate", "a red circle", "--reward", "scenes", "--reward", "ocr"])
     assert typed["reward"] == ["scenes", "ocr"]
     assert parsed(["generate", "x", "--reward", "scenes"])["reward"] == "scenes"
-    several = ["score", "x", "--reward", "scenes", "ocr", "--reward", "safe"]
-    assert parsed(several)["reward"] == ["scenes", "ocr", "safe"]
     assert parsed(["generate", "x", "--seed", "1", "--seed", "2"])["seed"] == 2
 
 

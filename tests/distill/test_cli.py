@@ -240,7 +240,7 @@ def test_a_black_box_is_learned_by_another_rewards_network(
     write_recording(Path("r"), seeds=4, texts=texts)
     command = (
         "distill --recordings r --reward brightness --steps-per-level 8 --group-size 4 --groups 3"
-        " --lr 3e-3"
+        " --lr 5e-3"
     )
     command += " --warmup 2 --validation 0.25 --device cpu --out out"
     assert ttsnap(command) == 2

@@ -45,13 +45,13 @@ class _Store(argparse.Action):
 
     hint: the type; argparse takes no type hints. needed: whether the option must be given, on the
     command line or in a file. ValueError for what does not fit the type.
-    An option of a list may be given several times.
+    An option of one value or a list may be given several times.
     """
 
     def __init__(self, *args: Any, type: Any = None, required: bool = False, **more: Any) -> None:
         super().__init__(*args, **more)
         self.hint, self.needed = type, required
-        self.again = bool(self.option_strings) and (self.nargs == "+" or list in _origins(self))
+        self.again = list in _origins(self)
         self.metavar = self.metavar or metavar(type, self.dest)
         if self.option_strings:
             text = self.help or ""
