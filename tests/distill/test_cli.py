@@ -263,7 +263,8 @@ def test_a_black_box_is_learned_by_another_rewards_network(
     )
     assert found.spent.cost == plain.spent.cost
     assert found.best.image is not None
-    assert found.best.reward == float(make_reward("brightness")(found.best.image[None], [""])[0])
+    base = make_reward("brightness")(found.best.image[None], [""])[0]
+    assert found.best.reward == pytest.approx(float(base), abs=1e-6)  # of a batch of others
 
 
 def test_a_full_disk_gets_a_clear_message(capsys: pytest.CaptureFixture[str]) -> None:
