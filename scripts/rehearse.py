@@ -1,7 +1,7 @@
 """A release of the last commit, short of publishing: what would stop a user is found here.
 
-python scripts/rehearse.py               # or make rehearse
-python scripts/rehearse.py --keep /tmp/release   # keeps what was built, and both environments
+python scripts/rehearse.py                 # or make rehearse
+python scripts/rehearse.py --keep FOLDER   # keeps what was built, and both environments
 
 1. sdist and wheel, with the addresses and links that PyPI shows; `twine check`; their size
 2. the recipe of conda's package, filled in and rendered by rattler-build

@@ -22,24 +22,18 @@ from ttsnap.files.reading import read_object
 from ttsnap.files.settings import check
 from ttsnap.reward_models.checklist.questions import questions
 from ttsnap.reward_models.checklist.worlds import looked
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.reward_models.scenes import ScenesReward
 from ttsnap.scenes import check as checked
 from ttsnap.scenes import detect, parse
 
 FILE = Path(__file__).with_name("likely.json")
 
 
-class ScenesLikely(RewardModel):
+class ScenesLikely(ScenesReward):
     """The probability that a draft, once it is finished, fulfils its whole caption. It is meant
     for drafts."""
 
     name = "scenes-likely"
-    example = "a red circle"
-
-    def check(self, prompts: Sequence[str]) -> None:
-        """ValueError for a prompt outside the grammar."""
-        for prompt in prompts:
-            parse(prompt)
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None

@@ -120,9 +120,9 @@ def build_engine(
     model.
 
     spec: without a scheduler; its rewards go by the names that clients use. model: as it is opened
-    here. rewards: as `--reward` takes them, by those names. ValueError for a spec that does not fit. RuntimeError
-    where the model cannot be loaded here, and RewardError where a reward cannot: neither is the
-    client's mistake.
+    here. rewards: as `--reward` takes them, by those names. ValueError for a spec that does not
+    fit. RuntimeError where the model cannot be loaded here, and RewardError where a reward cannot:
+    neither is the client's mistake.
     """
     try:
         loras = _loras(model, lora_mib)
