@@ -6,6 +6,7 @@ nothing else.
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import gc
 import os
@@ -158,6 +159,12 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(10_000, 20, 50)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of xdist that does not end says where it waits, and is ended."""
+    if hasattr(session.config, "workerinput"):
+        faulthandler.dump_traceback_later(120, exit=True)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """`pytest -n 2` hands out whole modules, whose tests share fixtures, unless it is told another
@@ -215,16 +222,12 @@ def ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """Ray on two cores of this machine, once for all tests of a run, as it takes about ten seconds.
-    Workers import this repository's tests, too, where a test sends them some."""
-    ray = pytest.importorskip("ray")
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    ray.init("local", num_cpus=2, runtime_env={"env_vars": {"PYTHONPATH": path}}, **quiet)
-    yield
-    ray.shutdown()
+    from tests.on_ray import ray_runs
+
+    with ray_runs():
+        yield
 
 
 @pytest.fixture
