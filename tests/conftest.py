@@ -159,6 +159,13 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(10_000, 20, 50)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """What fails is told at once, too: a run that is ended from outside prints no summary."""
+    if report.failed and sys.__stderr__ is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid}: {report.longreprtext[-2000:]}", file=sys.__stderr__, flush=True)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process of xdist that does not end says where it waits, and is ended."""
     if hasattr(session.config, "workerinput"):

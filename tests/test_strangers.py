@@ -677,14 +677,16 @@ def late(*_: object) -> None:
 
 @contextmanager
 def soon() -> Iterator[None]:
-    """A test that waits for longer fails, by the alarm's exception."""
+    """A test that waits for longer fails, by the alarm's exception. The alarm that ends a test which
+    hangs, pytest's, goes on afterwards."""
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(40)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 40)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, left)
 
 
 def read_quietly(

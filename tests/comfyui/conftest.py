@@ -11,7 +11,7 @@ import pytest
 from tests.comfyui.server import ComfyServer, checkout, serving
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def comfy() -> None:
     """`comfy` can be imported from here on, for the CPU. It reads the process's arguments once, as
     it is imported."""
@@ -25,7 +25,7 @@ def comfy() -> None:
     assert comfy.cli_args.args.cpu
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(comfy: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """ComfyUI with this repository's nodes, and the embedded model. Its cache knows what ran
     before."""

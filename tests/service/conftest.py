@@ -136,12 +136,12 @@ def slow(pipe: Any) -> Slow:
     return Slow(pipe)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def quick(pipe: Any) -> OneDevice:
     return one_device(pipe)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def jobs(
     quick: OneDevice, offer: ServingCatalog, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
@@ -164,18 +164,18 @@ def opened(**more: Any) -> Any:
     return pipe
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pipe() -> Any:
     return opened()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def editor() -> Any:
     """The embedded model, as one that redraws pictures."""
     return opened(task="image-to-image")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def drawn() -> list[bytes]:
     """Pictures of two sizes."""
     rng = np.random.default_rng(0)
@@ -185,12 +185,12 @@ def drawn() -> list[bytes]:
     ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def offer() -> ServingCatalog:
     return ServingCatalog("embedded", REWARDS, recommended)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def serving(pipe: Any, offer: ServingCatalog) -> Iterator[Callable[..., Server]]:
     """Starts servers with these limits and keys, which end with the session."""
     engines = one_device(pipe, *REWARDS)
@@ -198,12 +198,12 @@ def serving(pipe: Any, offer: ServingCatalog) -> Iterator[Callable[..., Server]]
         yield lambda *given, **more: stack.enter_context(serve(engines, offer, *given, **more))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def caller(serving: Callable[..., Server]) -> Server:
     return serving()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def editing(editor: Any) -> Iterator[Server]:
     """A server of images and edits."""
     with serve(one_device(editor), EDITS, ServiceLimits(drain=0.1, side=64)) as server:
@@ -233,12 +233,12 @@ def filming(engines: OneDevice, folder: Path) -> AbstractContextManager[Server]:
     return with_jobs(engines, limits, offer=offer, folder=folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def wan() -> Any:
     return twin("wan")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def videos(wan: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with filming(one_device(wan), tmp_path_factory.mktemp("videos")) as caller:
         yield caller
