@@ -218,12 +218,15 @@ def test_searches_from_two_threads_find_what_each_finds_alone() -> None:
     twins = {
         name: upgrade(stock(name)) for name in ("StableDiffusionPAGPipeline", "FluxInpaintPipeline")
     }
-    asked = [(name, seed) for name in twins for seed in (0, 5)]
+    ways = {"ttsnap": {}, "smc": {"kernel": "sde", "batch_size": 3, "budget": "8nfe"}}
+    asked = [(name, search) for name in twins for search in ways]
 
-    def run(name: str, seed: int) -> Tensor:
-        return pictures(found(twins[name], PROMPTS[:1], **{**call_of(name), "seed": seed}))
+    def run(name: str, search: str) -> tuple[Tensor, Any]:
+        how = {**call_of(name), "search": search, **ways[search]}
+        out = found(twins[name], PROMPTS[:1], **how)
+        return pictures(out), out.search[0].spent.cost
 
-    expected, made = {each: run(*each) for each in asked}, dict[Any, Tensor]()
+    expected, made = {each: run(*each) for each in asked}, dict[Any, Any]()
     threads = [
         threading.Thread(target=lambda each=each: made.update({each: run(*each)})) for each in asked
     ]
@@ -231,8 +234,9 @@ def test_searches_from_two_threads_find_what_each_finds_alone() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    for each in asked:
-        assert torch.allclose(made[each], expected[each], atol=1e-6), each
+    for each, (pixels, cost) in expected.items():
+        assert torch.allclose(made[each][0], pixels, atol=1e-6), each
+        assert made[each][1] == cost, each
 
 
 def test_the_stock_calls_own_errors_and_what_cannot_be_suspended() -> None:

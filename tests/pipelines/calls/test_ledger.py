@@ -219,28 +219,29 @@ def test_the_ledgers_of_300_random_searches(real_flops: None) -> None:
 
 
 def asked_of(seed: int) -> dict[str, Any]:
+    """A search by each algorithm in turn."""
     rng = random.Random(seed)
-    how = rng.choice([how for how in ALGORITHMS if how["search"] != "zero-order"])
+    ways = [how for how in ALGORITHMS if how["search"] != "zero-order"]
     return {
-        **how,
-        "budget": f"{rng.randint(8, 30)}nfe",
+        **ways[seed % len(ways)],
+        "budget": f"{rng.randint(6, 16)}nfe",
         "seed": rng.randint(0, 99),
         "batch_size": rng.randint(1, 4),
     }
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionPAGPipeline", "PixArtAlphaPipeline"])
-def test_20_mixed_searches_from_4_threads_on_one_pipe_are_what_each_is_alone(name: str) -> None:
+def test_12_mixed_searches_from_4_threads_on_one_pipe_are_what_each_is_alone() -> None:
+    name = "PixArtAlphaPipeline"
     pipe, call = upgrade(made(name).pipe), {**made(name).call, "num_inference_steps": 3}
 
     def run(seed: int) -> Any:
         return pipe(PROMPTS[:2], reward=reward, output_type="pt", **asked_of(seed), **call)
 
-    alone, together = {seed: run(seed) for seed in range(20)}, dict[int, Any]()
+    alone, together = {seed: run(seed) for seed in range(12)}, dict[int, Any]()
     workers = [
         threading.Thread(
             target=lambda first=first: together.update(
-                {seed: run(seed) for seed in range(first, 20, 4)}
+                {seed: run(seed) for seed in range(first, 12, 4)}
             )
         )
         for first in range(4)
