@@ -154,6 +154,8 @@ def train(
             batch_size=None,
             sampler=range(first * config.accumulation, len(batches)),
             num_workers=config.workers,
+            # forking a process that has threads, as numpy's, may hang
+            multiprocessing_context="spawn" if config.workers else None,
             generator=torch.Generator().manual_seed(0),
             persistent_workers=False,
             worker_init_fn=_ignore_ctrl_c,

@@ -8,15 +8,22 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
+SECONDS = 200
+"""After which work that hangs is ended."""
 
 
 def ended(work: Callable[[], object], folder: Path, seed: int) -> int:
@@ -30,28 +37,71 @@ def ended(work: Callable[[], object], folder: Path, seed: int) -> int:
 
 
 def killed(work: Callable[[], object], folder: Path, moment: int) -> bool:
-    """Do this in a forked process, which is killed just before it touches files in `folder` for the
-    time `moment`, counted from 1; whether it was, as it may have ended before."""
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
-        return os.WIFSIGNALED(status)
-    code = 1
+    """Do this in another process, which is killed just before it touches files in `folder` for the
+    time `moment`, counted from 1; whether it was, as it may have ended before. What is done must be
+    picklable."""
+    status = _asked(work, folder, moment)
+    assert not os.WIFSIGNALED(status) or os.WTERMSIG(status) == signal.SIGKILL, "it hangs"
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def undisturbed(work: Callable[[], object]) -> None:
+    """Do this in the process of which those that are killed are forks: it then has all that the
+    work imports, and they need not import it again."""
+    assert _asked(work, Path(), 0) == 0
+
+
+def _asked(*what: object) -> int:
+    asked = _forking()
+    asked.send(what)
+    status: int = asked.recv()
+    return status
+
+
+@cache
+def _forking() -> Connection:
+    """To a process without threads, which forks for this one.
+
+    A lock that another thread holds, as those of servers here, stays held in a fork for ever.
+    """
+    spawn = get_context("spawn")
+    here, there = spawn.Pipe()
+    spawn.Process(target=_fork_when_asked, args=(there,), daemon=True).start()
+    there.close()
+    return here
+
+
+def _fork_when_asked(asked: Connection) -> None:
+    tqdm.monitor_interval = 0  # else bars have a thread
+    with suppress(EOFError):
+        while True:
+            work, folder, moment = asked.recv()
+            if moment == 0:
+                work()
+                asked.send(threading.active_count() - 1)
+            elif child := os.fork():
+                asked.send(os.waitpid(child, 0)[1])
+            else:
+                _killed_at(moment, work, folder)
+
+
+def _killed_at(moment: int, work: Callable[[], object], folder: Path) -> None:
+    left, code = moment, 1
+
+    def listen(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        # What lies in a folder that is removed goes by its name alone.
+        if event in EVENTS and (
+            str(arguments[0]).startswith(str(folder)) or event in ("os.remove", "os.rmdir")
+        ):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
     try:
-        left = moment
-
-        def listen(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal left
-            # What lies in a folder that is removed goes by its name alone.
-            if event in EVENTS and (
-                str(arguments[0]).startswith(str(folder)) or event in ("os.remove", "os.rmdir")
-            ):
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        torch.set_num_threads(1)  # others do not outlive a fork
+        signal.alarm(SECONDS)
+        torch.set_num_threads(1)
         sys.addaudithook(listen)
         work()
         code = 0

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from ttsnap.files.unbroken import Unbroken
 from ttsnap.files.writing import sha256
 
 from ..bombs import Runs  # noqa: TID252
+from . import kills
 from .kills import calls, ended, killed
 from .world import WORLD, TinyStudent, settings, write_recording
 
@@ -67,7 +69,7 @@ def quick(
 ) -> tuple[DistillConfig, dict[str, Any]]:
     """A run of eight steps, and what it leaves undisturbed."""
     config = make(recording, steps_per_level=2, checkpoint_every=0, warmup=1, group_size=2)
-    distill(config, out := tmp_path_factory.mktemp("quick") / "out")
+    kills.undisturbed(partial(distill, config, out := tmp_path_factory.mktemp("quick") / "out"))
     return config, left_by(out)
 
 
@@ -124,7 +126,7 @@ def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(
     quick: Any, tmp_path: Path, seed: int
 ) -> None:
     config, expected = quick
-    assert ended(lambda: distill(config, tmp_path / "out"), tmp_path, seed) >= 2
+    assert ended(partial(distill, config, tmp_path / "out"), tmp_path, seed) >= 2
     assert left_by(tmp_path / "out") == expected
 
 
@@ -133,7 +135,7 @@ def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(quick: Any, tmp_p
     config, expected = quick
     for moment in itertools.count(1):
         out = tmp_path / str(moment)
-        if not killed(lambda out=out: distill(config, out), out, moment):  # type: ignore[misc]
+        if not killed(partial(distill, config, out), out, moment):
             break
         distill(config, out)
         assert left_by(out) == expected

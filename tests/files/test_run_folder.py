@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def train(folder: Path) -> None:
 
 SOME: Units = {"a": [b"one"], "b": [b"two", b"three"], "c": [b""]}
 WORKS: dict[str, Callable[[Path], None]] = {
-    "units": lambda folder: work(folder, SOME),
+    "units": partial(work, units=SOME),
     "recording": record,
     "benchmark": bench,
     "training": train,
@@ -101,7 +102,7 @@ def test_killed_at_any_moment_it_is_gone_on_with(name: str, tmp_path: Path) -> N
     WORKS[name](tmp_path / "undisturbed")
     for moment in itertools.count(1, 2):
         folder = tmp_path / str(moment)
-        if not killed(lambda folder=folder: WORKS[name](folder), folder, moment):  # type: ignore[misc]
+        if not killed(partial(WORKS[name], folder), folder, moment):
             break
         WORKS[name](folder)
         assert contents(folder) == contents(tmp_path / "undisturbed"), moment
@@ -121,7 +122,7 @@ def test_after_kills_each_unit_is_there_or_not(
 ) -> None:
     folder = tmp_path_factory.mktemp("kills") / "f"
     for moment in kills:
-        killed(lambda: work(folder, units), folder, moment)
+        killed(partial(work, folder, units), folder, moment)
         assert all(whole(folder / n, units[n]) for n in units if (folder / n).exists())
     work(folder, units)
     assert all(whole(folder / n, units[n]) for n in units)

@@ -405,6 +405,8 @@ def test_a_forked_process_asks_as_well() -> None:
         child = os.fork()
         if child == 0:
             try:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(60)  # other threads of this process may have held a lock
                 HttpReward(url, timeout=10)
                 os._exit(0)
             finally:

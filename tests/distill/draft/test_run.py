@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,20 +24,25 @@ from ttsnap.sampling.drafts import Checked, TrainedFor, note_check, read_draft
 from ttsnap.simulation.looks import RankedLook
 
 from ...pipelines.tiny import FAMILIES  # noqa: TID252
+from .. import kills  # noqa: TID252
 from ..kills import ended, killed  # noqa: TID252
 from .small import PROMPTS, STEPS, Brightness, bytes_in, config_of, denoiser_of, pipe_of, stock_of
 
-pytestmark = pytest.mark.usefixtures("any_flops")
 HELD_OUT = ("a green tree", "a blue house")
 
 
 def run(
     config: DraftConfig, out: Path, name: str, prompts: Listed = PROMPTS
 ) -> Sequence[RankedLook]:
+    """A draft of a pipeline whose FLOPs are not counted, also in another process."""
     out.mkdir(exist_ok=True)
-    return distill_draft(
-        pipe_of(name), config, prompts, out, measured=Measured(HELD_OUT, Brightness())
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "ttsnap.pipelines.memory.flops.count", lambda *_, rows=1, **__: (1e6 * rows, 1e5)
+        )
+        return distill_draft(
+            pipe_of(name), config, prompts, out, measured=Measured(HELD_OUT, Brightness())
+        )
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
@@ -102,12 +108,7 @@ class Undisturbed(NamedTuple):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        # any_flops
-        patch.setattr(
-            "ttsnap.pipelines.memory.flops.count", lambda *_, rows=1, **__: (1e6 * rows, 1e5)
-        )
-        run(config_of(), out, "sd3")
+    kills.undisturbed(partial(run, config_of(), out, "sd3"))
     return Undisturbed(out, left_by(out))
 
 
@@ -141,7 +142,7 @@ def left_by(out: Path) -> dict[str, bytes]:
 def test_killed_again_and_again_it_ends_as_undisturbed(
     undisturbed: Undisturbed, tmp_path: Path, seed: int
 ) -> None:
-    assert ended(lambda: run(config_of(), tmp_path / "out", "sd3"), tmp_path, seed) >= 2
+    assert ended(partial(run, config_of(), tmp_path / "out", "sd3"), tmp_path, seed) >= 2
     assert left_by(tmp_path / "out") == undisturbed.left
 
 
@@ -152,7 +153,7 @@ def test_killed_at_any_moment_it_ends_as_undisturbed(
 ) -> None:
     for moment in itertools.count(1, 7):
         out = tmp_path / str(moment)
-        if not killed(lambda out=out: run(config_of(), out, "sd3"), out, moment):  # type: ignore[misc]
+        if not killed(partial(run, config_of(), out, "sd3"), out, moment):
             break
         run(config_of(), out, "sd3")
         assert left_by(out) == undisturbed.left
