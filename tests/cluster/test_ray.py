@@ -28,11 +28,11 @@ PROMPTS, ROOT = ["a", "b"], Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def pool(ray_session: None) -> Iterator[Any]:
-    from ttsnap.cluster.ray_pool import Hosts, RayPool
+def pool(hosts: Any) -> Iterator[Any]:
+    from ttsnap.cluster.ray_pool import RayPool
 
-    with closing(Hosts(2, gpu=False)) as hosts:
-        yield RayPool.of_engines(tiny, hosts)
+    with closing(RayPool.of_engines(tiny, hosts)) as pool:
+        yield pool
 
 
 def pids(pool: Any) -> list[int]:
