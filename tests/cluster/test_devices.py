@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.pipelines.calls.tiny import stock
+from tests.pipelines.calls.tiny import call_of, stock
 from ttsnap.cluster.devices import alone
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.options.engine import DeviceOptions
@@ -68,15 +68,15 @@ def test_a_call_on_two_devices_finds_what_it_finds_on_one(pipe: Any) -> None:
 
 @pytest.mark.usefixtures("local")
 def test_a_class_that_no_family_knows_takes_its_drafter_and_arguments_along(tmp_path: Path) -> None:
-    stock("StableDiffusionPAGPipeline").save_pretrained(tmp_path)
-    pipe, size = loaded(model=tmp_path), {"height": 16, "width": 24}
+    stock("PixArtAlphaPipeline").save_pretrained(tmp_path)
+    pipe = loaded(model=tmp_path)
     how = {
         **HOW,
-        **size,
+        **call_of("PixArtAlphaPipeline"),
         "search": "ttsnap",
         "reward": "brightness",
         "budget": "12nfe",
-        "pag_scale": 2.0,
+        "guidance_scale": 2.0,
     }
     how |= {"draft": "hot", "finish": 0.5, "kernel": "ode", "output_type": "pt"}
     one, two = (pipe("a red circle", devices=n, **how) for n in (1, 2))
@@ -89,6 +89,7 @@ def test_what_actors_find_while_a_search_runs_is_told_and_counted(tmp_path: Path
     stock("StableDiffusionPAGPipeline").save_pretrained(tmp_path)
     pipe, size = loaded(model=tmp_path), {"height": 16, "width": 24}
     how = {**HOW, **size, "reward": "brightness", "budget": "3images", "batch_size": 4}
+    how["num_inference_steps"] = 2
     one, two = (pipe("a red circle", devices=n, output_type="pt", **how).search[0] for n in (1, 2))
     assert any("one by one" in said for said in one.warnings)
     assert two.warnings == one.warnings
