@@ -39,13 +39,13 @@ def open_engine(
     rewards: those of the spec, where they are loaded here. batch_size: in its place, on one device.
     ValueError where other processes cannot make the same.
     """
-    asked = pipe.model_options
-    kind = (
-        pipe._execution_device if asked is None else placement(asked.device, asked.dtype)[0]
-    ).type
     if where != DeviceOptions():
         from ttsnap.cluster.devices import alone, clustered
 
+        asked = pipe.model_options
+        kind = (
+            pipe._execution_device if asked is None else placement(asked.device, asked.dtype)[0]
+        ).type
         if not alone(where, kind):
             if spec.sampler.variety is not None:
                 raise ValueError(

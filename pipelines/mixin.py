@@ -206,9 +206,7 @@ class SearchMixin:
         they are loaded. batch_size: in its place."""
         denoiser, sampler = self.sampling_denoiser(spec.sampler, **spec.call), spec.sampler
         if rewards is None:
-            # Not self.device: an offloaded pipeline rests on the CPU or on meta.
-            device: Any = self._execution_device  # type: ignore[attr-defined]
-            rewards = make_rewards(spec.rewards, device=device)
+            rewards = make_rewards(spec.rewards, device=denoiser.device)
         return LiveEngine(
             denoiser,
             rewards,

@@ -4,6 +4,7 @@ pseudocode; and an algorithm that plays a list of moves, for engines and the loo
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,7 @@ class Scripted(DryEngine):
 def noisy(seed: int, fail: float = 0.0, rise: float = 0.1) -> Score:
     """Random scores that rise by `rise` a step; a share `fail` of the calls gives nan."""
 
+    @functools.cache
     def score(uid: int, step: int) -> float:
         rng = np.random.default_rng([seed, uid, step])
         value = rng.normal() + rise * step

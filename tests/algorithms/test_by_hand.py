@@ -16,6 +16,8 @@ from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, ByHand, UserCommand
 from ttsnap.core.selection import Selection
 from ttsnap.request.allowlist import OFFERED
 
+NFE = 80
+
 
 def hand(
     when: Callable[[Event], Sequence[UserCommand]],
@@ -28,7 +30,7 @@ def hand(
 def run(
     engine: Callable[..., Any],
     algorithm: Any,
-    budget: str | None = "150nfe",
+    budget: str | None = f"{NFE}nfe",
     keep: int = 1,
     **more: Any,
 ) -> Result:
@@ -72,7 +74,7 @@ def test_wishes_are_carried_out_and_the_script_repeats_them(
     algorithm = make_algorithm(name)
     result = run(engine, ByHand(algorithm, wishes=lambda: said, rows=3), on_event=listen)
     spent = sum(move["cost"]["nfe"] - move.get("refund", {}).get("nfe", 0) for move in result.trace)
-    assert result.spent.cost.nfe == spent <= 150
+    assert result.spent.cost.nfe == spent <= NFE
     assert result.images
     taken = result.state.taken
     uids = {wish.uid for _, wish in taken}

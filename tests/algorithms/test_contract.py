@@ -46,7 +46,7 @@ some, few = (
     settings(
         max_examples=n, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
-    for n in (8, 3)
+    for n in (5, 2)
 )
 
 
@@ -123,9 +123,9 @@ def played(
 @some
 @given(
     budget=st.one_of(
-        st.builds(Budget, nfe=st.integers(STEPS, 100)),
-        st.builds(Budget, decodes=st.integers(1, 20), nfe=st.integers(STEPS, 100)),
-        st.builds(Budget, reward_calls=st.integers(2, 40), nfe=st.integers(STEPS, 200)),
+        st.builds(Budget, nfe=st.integers(STEPS, 80)),
+        st.builds(Budget, decodes=st.integers(1, 20), nfe=st.integers(STEPS, 80)),
+        st.builds(Budget, reward_calls=st.integers(2, 30), nfe=st.integers(STEPS, 120)),
     ),
     shared=st.booleans(),
     prompts=st.integers(1, 3),
@@ -237,7 +237,7 @@ FINISH_FEW = {"rbf-published", "depth-first", "price-of-compute"}
 @pytest.mark.parametrize(
     "algorithm", [*map(build, ALGORITHMS), *VARIANTS], ids=lambda each: name_of(each)
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 @given(
     nfe=st.integers(STEPS, 120),
     cap=st.sampled_from(["", "", ",9decodes"]),
@@ -275,7 +275,7 @@ def test_without_a_budget_it_says_so_or_has_a_number_of_its_own(name: str) -> No
 @pytest.mark.parametrize("name", ALGORITHMS)
 @few
 @given(
-    nfe=st.integers(STEPS, 100),
+    nfe=st.integers(STEPS, 64),
     batch=st.integers(2, 11),
     nan=st.sampled_from([0.0, 0.3]),
     keep=st.integers(1, 3),
