@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import support_parts
 from benchmarks.support_parts import Case
+from ttsnap.pipelines.memory.flops import Memo
 
 NAMES = (
     "StableDiffusionImg2ImgPipeline",
@@ -27,10 +28,15 @@ NAMES = (
 
 @functools.cache
 def made(name: str) -> Case:
-    """The stock pipeline of a class and the arguments of a small call, which no test changes."""
+    """The stock pipeline of a class and the arguments of a small call, which no test changes.
+
+    Its twins keep in one place what calls of its parts make, which takes longer than a search.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return support_parts.stock(name)
+        case = support_parts.stock(name)
+    case.pipe._search_memo = Memo()
+    return case
 
 
 def stock(name: str) -> Any:
