@@ -184,7 +184,7 @@ def test_jobs_survive_sigkill(tmp_path: Path) -> None:
     (tmp_path / "wan" / "ttsnap.json").write_text(json.dumps(CALL))
     given = [str(tmp_path / "wan"), "--rewards", "brightness", "--state", str(tmp_path / "state")]
     given += ["--database", f"sqlite:///{tmp_path / 'rows.sqlite'}"]
-    own: dict[str, Any] = {"budget": "100images", "seed": None}
+    own: dict[str, Any] = {"budget": "60images", "seed": None}
     with command(*given) as (process, url):
         caller = Caller(url)
         names = [caller.begun(VIDEOS, **own), caller.begun(VIDEOS), caller.begun(VIDEOS, **own)]
@@ -203,7 +203,7 @@ def test_jobs_survive_sigkill(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert [(each["status"], each["usage"]["nfe"]) for each in told] == [
-        ("completed", nfe) for nfe in (400, 16, 400)
+        ("completed", nfe) for nfe in (240, 16, 240)
     ]
     assert len({each["data"][0]["seed"] for each in told}) == 3
     assert str(tmp_path) not in json.dumps(told)
