@@ -13,6 +13,8 @@ from tests.shallow import shallow
 from ttsnap.cli import demo
 from ttsnap.demo.form import DemoLimits
 
+QUEUE = 12
+"""Visitors who may wait."""
 PROMPT = "two red circles and a blue square"
 FIELDS: dict[str, Any] = {
     "prompt": PROMPT,
@@ -38,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     """Its address and its own folder."""
     pytest.importorskip("gradio")
     root = tmp_path_factory.mktemp("demo")
-    a = demo.parser().parse_args(["--device", "cpu"])
+    a = demo.parser().parse_args(["--device", "cpu", "--queue-size", str(QUEUE)])
     limits = DemoLimits(nfe=6400)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")

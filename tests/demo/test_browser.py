@@ -83,7 +83,7 @@ def no_sideways_scroll(page: Any) -> None:
 
 def test_search_streams_and_gives_an_image(visit: Opener, tmp_path: Path) -> None:
     page, boards = visit(), set[str]()
-    choose(page, "800nfe")  # long enough for several frames
+    choose(page, "300nfe")  # long enough for several frames
     page.fill("#prompt textarea", PROMPT)
     page.click("#search")
     while not page.is_visible("#download"):

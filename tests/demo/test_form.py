@@ -117,14 +117,12 @@ def asked(offer: ServingCatalog = OFFER, **changes: Any) -> Prepared:
 
 @pytest.mark.parametrize("changes", HOSTILE)
 def test_hostile_fields_are_refused(changes: dict[str, Any]) -> None:
-    begin, made = (
-        time.monotonic(),
-        {name: value() if callable(value) else value for name, value in changes.items()},
-    )
+    made = {name: value() if callable(value) else value for name, value in changes.items()}
+    begin = time.thread_time()  # however busy the machine is
     with pytest.raises(ValueError, match=r"\w{3}") as caught:
         asked(**made)
     assert len(str(caught.value)) < 1000
-    assert time.monotonic() - begin < 5  # pictures are refused before they are decoded
+    assert time.thread_time() - begin < 5  # pictures are refused before they are decoded
 
 
 def test_good_fields_are_read() -> None:

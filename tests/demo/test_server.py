@@ -32,7 +32,7 @@ from ttsnap.request.offer import ServingCatalog
 from ttsnap.results.record import read_record
 from ttsnap.scenes import sample_prompts
 
-from .conftest import FIELDS, PROMPT
+from .conftest import FIELDS, PROMPT, QUEUE
 
 gradio_client = pytest.importorskip("gradio_client")
 pytestmark = pytest.mark.usefixtures("shallow_model")
@@ -54,9 +54,9 @@ def ask(client: Any, api: str = "/search", **changes: Any) -> Any:
     return client.predict(*{**FIELDS, **changes}.values(), api_name=api)
 
 
-@pytest.fixture
-def client(server: tuple[str, Path], tmp_path: Path) -> Iterator[Any]:
-    found = connect(server[0], tmp_path)
+@pytest.fixture(scope="module")
+def client(server: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    found = connect(server[0], tmp_path_factory.mktemp("client"))
     yield found
     found.close()
 
@@ -394,7 +394,7 @@ def test_a_picture_is_changed_and_shown_before_and_after(
 
 
 def test_a_full_queue_refuses_and_serves_on(server: tuple[str, Path]) -> None:
-    """Twice as many calls as may wait: some are refused with a sentence, nothing is lost for those
+    """More calls as may wait: some are refused with a sentence, nothing is lost for those
     that listen."""
     calls = f"{server[0]}gradio_api/call/search"
 
@@ -403,9 +403,9 @@ def test_a_full_queue_refuses_and_serves_on(server: tuple[str, Path]) -> None:
         return httpx.post(calls, json={"data": values}, timeout=60)
 
     with ThreadPoolExecutor(8) as pool:
-        begun = list(pool.map(begin, range(48)))
+        begun = list(pool.map(begin, range(3 * QUEUE)))
     assert {answer.status_code for answer in begun} <= {200, 503}
     taken = [answer.json()["event_id"] for answer in begun if answer.status_code == 200]
-    assert 1 <= len(taken) < 48
+    assert 1 <= len(taken) < 3 * QUEUE
     for event in (taken[0], taken[-1]):
         assert "01-seed" in httpx.get(f"{calls}/{event}", timeout=60).text
