@@ -22,22 +22,12 @@ from ttsnap.simulation.simulate import Method, Study, curve
 from ttsnap.simulation.tune import tune
 
 from .test_simulate import recording
-
-
-def work(unit: str | int) -> tuple[str | int, int]:
-    """The unit and who did it; words misbehave."""
-    if unit == "refuse":
-        raise ValueError("this unit is refused")
-    if unit == "die":
-        os._exit(9)
-    if unit == "last long":
-        time.sleep(600)
-    return unit, os.getpid()
+from .units import work
 
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worker processes import this file by its name."""
+    """Worker processes import units.py by its name."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 
@@ -103,7 +93,8 @@ def test_nothing_runs_on_after_the_owner_was_killed(tmp_path: Path) -> None:
     script = tmp_path / "owner.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-        "from tests.simulation.test_processes import work, working\n\n"
+        "from tests.simulation.units import work\n"
+        "from ttsnap.simulation.processes import working\n\n"
         "if __name__ == '__main__':\n"
         "    with working(work, 2) as made:\n"
         "        print(next(made([1]))[1], flush=True)\n"
