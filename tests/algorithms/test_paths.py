@@ -21,7 +21,7 @@ from ..scripted import Scripted, noisy, ranked  # noqa: TID252
 
 K = 10
 GRID = Grid(tuple(np.linspace(1, 0, K + 1)))
-seeds = pytest.mark.parametrize("seed", range(16))
+seeds = pytest.mark.parametrize("seed", range(8))
 
 
 def known(seed: int, failing: float = 0.0) -> Scripted:

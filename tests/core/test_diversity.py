@@ -23,7 +23,7 @@ def test_greedy_against_brute_force(weight: float, k: int) -> None:
     shares = []
     for seed in range(40):
         rng = np.random.default_rng([seed, k])
-        values, features = rng.normal(size=11), rng.normal(size=(11, rng.integers(2, 9))) + 1
+        values, features = rng.normal(size=9), rng.normal(size=(9, rng.integers(2, 9))) + 1
         group = diverse(values, features, k, weight)
         assert len(set(group.tolist())) == k
         assert group[0] == values.argmax()

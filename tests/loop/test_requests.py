@@ -27,7 +27,7 @@ from ttsnap.loop.search import prepared
 
 PROMPTS = ["a", "b", "c"]
 relaxed = settings(
-    max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -65,7 +65,7 @@ specs = st.builds(
         st.builds(SeedPruning, n=st.integers(2, 9)),
         st.builds(RBF, streams=st.integers(1, 2), initial=st.integers(1, 3)),
     ),
-    st.builds(Budget, nfe=st.integers(8, 70)),
+    st.builds(Budget, nfe=st.integers(8, 50)),
     seed=st.integers(0, 5),
     selection=st.builds(Selection, keep=st.integers(1, 3)),
     shared=st.booleans(),

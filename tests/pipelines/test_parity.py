@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*"
 
 STEPS, SEED = 4, 3
 SEEDS = [SEED, SEED + 1]
-PRUNING = SeedPruning(6, (0.5, 0.7), steps=(1, 2))  # 6 seeds, 3 go on from step 1, 2 from step 2
+PRUNING = SeedPruning(4, (0.75, 0.7), steps=(1, 2))  # 4 seeds, 3 go on from step 1, 2 from step 2
 # Of two prompts with two images each, these give the second image the other prompt's mask.
 MIXED_MASKS = {"sana", "qwen_image", "lumina2"}
 

@@ -213,7 +213,7 @@ def budgets(draw: Any, recording: Recording) -> Budget:
     return Budget(nfe=None if kind == "flops" else nfe, flops=None if kind == "nfe" else flops)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_the_loop_and_lockstep_on_any_recording(data: Any) -> None:
     failures = data.draw(st.booleans())
