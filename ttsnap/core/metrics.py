@@ -6,7 +6,7 @@ Rewards are (..., S) over the seeds of a prompt, curves are over rising budgets.
 from __future__ import annotations
 
 import numpy as np
-from scipy import integrate, special, stats
+from scipy import special
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 
@@ -54,6 +54,8 @@ def omega(budgets: FloatArray, method: FloatArray, baseline: FloatArray) -> floa
     less the baseline's first value. nan where the baseline gains nothing from its first budget on,
     and there is no area.
     """
+    from scipy import integrate  # imported late: it is slow to start
+
     zero = baseline[0]
     area = [
         float(integrate.simpson(np.asarray(curve) - zero, x=np.asarray(budgets)))
@@ -94,6 +96,8 @@ def rank_correlation(early: FloatArray, final: FloatArray, *, kind: str = "spear
     if kind not in ("spearman", "kendall"):
         raise ValueError(f"kind must be spearman or kendall, got {kind!r}")
     if kind == "kendall":
+        from scipy import stats  # imported late: it is slow to start
+
         return float(
             np.nanmean(
                 [stats.kendalltau(e, f).statistic for e, f in zip(early, final, strict=True)]
@@ -105,6 +109,8 @@ def rank_correlation(early: FloatArray, final: FloatArray, *, kind: str = "spear
 def spearman(early: FloatArray, final: FloatArray) -> FloatArray:
     """(P,) rank correlation within each prompt of early and final (P, S); nan where the scores of a
     prompt do not vary, or one of them is nan."""
+    from scipy import stats  # imported late: it is slow to start
+
     a, b = (stats.rankdata(x, axis=1) for x in (early, final))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):
