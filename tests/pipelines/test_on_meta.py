@@ -50,11 +50,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "suspended flux": ("suspended flux", {}),
     "drafts": ("flux", {"draft": "hot"}),
     "finished drafts": ("flux", {"draft": "hot", "finish": "0.6:2"}),
-    "variety": ("sdxl", {"variety": "repel:4:0.5"}),
+    "variety": ("sd3", {"variety": "repel:4:0.5"}),
     "sde": ("sd3", {"kernel": "sde"}),
-    "ddim": ("sdxl", {"kernel": "ddim"}),
-    "unipc": ("sdxl", {"scheduler": UniPCMultistepScheduler}),
-    "dpm++": ("sdxl", {"scheduler": DPMSolverMultistepScheduler}),
+    "ddim": ("pixart_sigma", {"kernel": "ddim"}),
+    "unipc": ("pixart_sigma", {"scheduler": UniPCMultistepScheduler}),
+    "dpm++": ("pixart_sigma", {"scheduler": DPMSolverMultistepScheduler}),
 }
 LEFT: dict[str, set[Site]] = {
     "qwen_image": {ENCODE},
@@ -153,7 +153,7 @@ def test_values_leave_the_device_where_they_are_decided_on_and_nowhere_else(name
 @pytest.mark.parametrize("case", CASES)
 def test_so_it_is_for_all_families_and_kinds_of_searches(case: str) -> None:
     name, how = CASES[case]
-    device, _ = searched(name, **how)
+    device, _ = searched(name, 4, **how)
     assert set(device.left) == set(DECIDE) | LEFT.get(case, set())
     assert places(device.copied) == COPIES.get(name, set()) | COPIES.get(case, set())
 
