@@ -12,6 +12,8 @@ import inspect
 import json
 import re
 import textwrap
+from collections.abc import Mapping
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -51,8 +53,10 @@ def about(name: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
 
 
-def field_texts(kind: type[Any]) -> dict[str, str]:
-    """The docstrings below the fields of a class and its bases, by field, each in one line."""
+@cache
+def field_texts(kind: type[Any]) -> Mapping[str, str]:
+    """The docstrings below the fields of a class and its bases, by field, each in one line. Parsed
+    once: a form of the demo asks for them at each search."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         (written,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
