@@ -6,6 +6,7 @@ tests/golden/make_golden.py and make_golden_vlm.py made the scores.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,7 @@ def prompts_of(name: str) -> list[str]:
     return list(tiny.PROMPTS if name in SCORERS else tiny_vlm.PROMPTS)
 
 
+@functools.cache
 def known(name: str) -> list[Known]:
     sizes = tiny.SIZES if name in SCORERS else tiny_vlm.SIZES
     shown = tiny_vlm.videos() if name == "video_align" else tiny.images(sizes)

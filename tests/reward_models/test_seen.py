@@ -113,12 +113,9 @@ def test_signs_of_one_line(look: tuple[str, str, str]) -> None:
 )
 def test_text_in_pictures(side: int, letters: int, look: tuple[str, str, str]) -> None:
     reward = reader("ocr")
-    words = ("STONE", "STORE")
-    images = torch.cat(
-        [drawn(word, "RIVER", size=(side, side), letters=letters, look=look) for word in words]
-    )
-    scores = reward(images, ['a sign "STONE" by a sign "RIVER"'] * 2, None)
-    assert torch.as_tensor(scores).tolist() == pytest.approx([1, 0.9], abs=1e-6)
+    image = drawn("STORE", "RIVER", size=(side, side), letters=letters, look=look)
+    scores = reward(image, ['a sign "STONE" by a sign "RIVER"'], None)
+    assert torch.as_tensor(scores).tolist() == pytest.approx([0.9], abs=1e-6)
 
 
 def test_a_word_that_fills_the_picture_is_read_where_none_is_detected(

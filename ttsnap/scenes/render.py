@@ -68,23 +68,20 @@ def place(
     centres = np.zeros((len(counts), slots, 2), np.float32)
     radii = np.zeros((len(counts), slots), np.float32)
     todo = np.arange(len(counts))
+    j, i = np.triu_indices(slots, 1)  # of each pair, the earlier and the later object
     while len(todo):
         m = len(todo)
         r = lo[todo, None] + rng.random((m, slots), np.float32) * (hi - lo)[todo, None]
         room = IMAGE_SIZE - 2 * (r + _MARGIN)
         p = (r + _MARGIN)[..., None] + rng.random((m, slots, 2), np.float32) * room[..., None]
-        ok = np.ones(m, bool)
-        for i in range(slots):
-            for j in range(i):
-                d = p[:, i] - p[:, j]
-                reach = r[:, i] + r[:, j]
-                apart = (np.hypot(d[:, 0], d[:, 1]) > 1.08 * reach + _GAP) | (
-                    np.abs(d).max(-1) > reach + _GAP
-                )
-                ok &= apart | (i >= counts[todo])
-        related = np.nonzero(relations[todo] >= 0)[0]
-        at = todo[related]
-        ok[related] &= _in_relation(p[related], r[related], counts[at], relations[at], first[at])
+        d, reach = p[:, i] - p[:, j], r[:, i] + r[:, j]
+        apart = np.hypot(d[..., 0], d[..., 1]) > 1.08 * reach + _GAP
+        apart |= np.abs(d).max(-1) > reach + _GAP
+        ok = (apart | (i >= counts[todo, None])).all(1)
+        related = np.nonzero(ok & (relations[todo] >= 0))[0]
+        if len(related):
+            at = todo[related]
+            ok[related] = _in_relation(p[related], r[related], counts[at], relations[at], first[at])
         centres[todo[ok]], radii[todo[ok]] = p[ok], r[ok]
         todo = todo[~ok]
     return centres, radii
