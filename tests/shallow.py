@@ -1,14 +1,23 @@
 """The embedded model in a quarter of the time, for tests that do not mind what its images look
-like."""
+like; its files are read once in a process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
+
+from tests.pickled import copier
+from ttsnap.options.model import EMBEDDED
+from ttsnap.pipelines import located
+
+WEIGHTS = located(EMBEDDED)
+COPIERS: dict[str, Callable[[], Any]] = {}
+"""Of what was read, by the options of the call."""
 
 
 @contextmanager
@@ -16,7 +25,18 @@ def shallow() -> Iterator[None]:
     """Transformers of Stable Diffusion 3 that are loaded in here, in this process, run the last of
     their blocks alone. The others stay, so that drafts and adapters fit, and hand on what they are
     given."""
-    whole = diffusers.SD3Transformer2DModel.from_pretrained
+    whole, read = (
+        kind.from_pretrained
+        for kind in (diffusers.SD3Transformer2DModel, diffusers.DiffusionPipeline)
+    )
+
+    def pipeline(where: Any, **options: Any) -> Any:
+        if Path(where) != WEIGHTS:
+            return read(where, **options)
+        asked = str(sorted(options.items()))
+        if asked not in COPIERS:
+            COPIERS[asked] = copier(read(where, **options))
+        return COPIERS[asked]()
 
     def loaded(*args: Any, **kwargs: Any) -> Any:
         network = whole(*args, **kwargs)
@@ -26,6 +46,7 @@ def shallow() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusers.SD3Transformer2DModel, "from_pretrained", loaded)
+        patch.setattr(diffusers.DiffusionPipeline, "from_pretrained", pipeline)
         yield
 
 

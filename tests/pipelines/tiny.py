@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import io
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +23,7 @@ from diffusers import (
 )
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
+from tests.pickled import copier
 from ttsnap.pipelines import search_class
 
 Parts = dict[str, Any]
@@ -44,36 +43,15 @@ SHORT, SANA = {"max_sequence_length": 32}, {"height": 32, "width": 64, "max_sequ
 
 def parts_once(make: Callable[[], Parts]) -> Callable[[], Parts]:
     """Run `make` once, from a fixed seed that leaves torch's own generator alone; every call gets a
-    copy.
-
-    A network is mostly modules, which pickle copies in a quarter of the time that `deepcopy` takes.
-    """
+    copy."""
 
     @functools.cache
-    def original() -> tuple[bytes, list[torch.Tensor]]:
+    def original() -> Callable[[], Parts]:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            parts = make()
-        written, tensors = io.BytesIO(), list[torch.Tensor]()
+            return copier(make())
 
-        def set_aside(value: Any) -> int | None:
-            if not isinstance(value, torch.Tensor):
-                return None
-            tensors.append(value)
-            return len(tensors) - 1
-
-        pickler = pickle.Pickler(written)
-        pickler.persistent_id = set_aside  # type: ignore[method-assign]
-        pickler.dump(parts)
-        return written.getvalue(), tensors
-
-    def copied() -> Parts:
-        written, tensors = original()
-        reader = pickle.Unpickler(io.BytesIO(written))
-        reader.persistent_load = copy.deepcopy(tensors).__getitem__  # type: ignore[method-assign]
-        return reader.load()
-
-    return functools.wraps(make)(copied)
+    return functools.wraps(make)(lambda: original()())
 
 
 def quiet(pipe: Any) -> Any:
