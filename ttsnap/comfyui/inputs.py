@@ -5,7 +5,7 @@ a file beside the pack."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -76,7 +76,7 @@ class Shape(NamedTuple):
 def shape_of(option: Option) -> Shape:
     """What an input for an option takes. Numbers that may be left out are 0 then."""
     offered = option.offered or Offered()
-    told = TypeAdapter(offered.hint or option.hint).json_schema()
+    told = _schema(offered.hint or option.hint)
     kind = next(each for each in told.get("anyOf", [told]) if each["type"] != "null")
     if kind["type"] not in ("integer", "number"):
         text = kind["type"] == "string"
@@ -84,6 +84,12 @@ def shape_of(option: Option) -> Shape:
         return Shape(kind["type"], default, choices=tuple(kind.get("enum", ())))
     least = 0 if option.default is None else kind.get("minimum", -MOST)
     return Shape(kind["type"], option.default or 0, least, kind.get("maximum", MOST))
+
+
+@cache
+def _schema(hint: Any) -> dict[str, Any]:
+    """A type as JSON calls it. A node asks for those of all its inputs whenever it runs."""
+    return TypeAdapter(hint).json_schema()
 
 
 class Weighted(NamedTuple):

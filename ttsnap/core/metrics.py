@@ -6,7 +6,7 @@ Rewards are (..., S) over the seeds of a prompt, curves are over rising budgets.
 from __future__ import annotations
 
 import numpy as np
-from scipy import special
+import scipy  # loads its rooms as they are asked for: all of them take a second
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 
@@ -41,8 +41,8 @@ def best_of_n(rewards: FloatArray, n: int, of: FloatArray | None = None) -> Floa
 def _log_choose(n: IntArray, k: int) -> FloatArray:
     """log C(n, k), -inf where k > n."""
     ok = n >= k
-    m = np.where(ok, n, k)
-    value = special.gammaln(m + 1) - special.gammaln(k + 1) - special.gammaln(m - k + 1)
+    m, gammaln = np.where(ok, n, k), scipy.special.gammaln
+    value = gammaln(m + 1) - gammaln(k + 1) - gammaln(m - k + 1)
     return np.where(ok, value, -np.inf)
 
 
@@ -54,11 +54,9 @@ def omega(budgets: FloatArray, method: FloatArray, baseline: FloatArray) -> floa
     less the baseline's first value. nan where the baseline gains nothing from its first budget on,
     and there is no area.
     """
-    from scipy import integrate  # imported late: it is slow to start
-
     zero = baseline[0]
     area = [
-        float(integrate.simpson(np.asarray(curve) - zero, x=np.asarray(budgets)))
+        float(scipy.integrate.simpson(np.asarray(curve) - zero, x=np.asarray(budgets)))
         for curve in (method, baseline)
     ]
     return 100 * (area[0] - area[1]) / area[1] if area[1] > 0 else float("nan")
@@ -96,11 +94,9 @@ def rank_correlation(early: FloatArray, final: FloatArray, *, kind: str = "spear
     if kind not in ("spearman", "kendall"):
         raise ValueError(f"kind must be spearman or kendall, got {kind!r}")
     if kind == "kendall":
-        from scipy import stats  # imported late: it is slow to start
-
         return float(
             np.nanmean(
-                [stats.kendalltau(e, f).statistic for e, f in zip(early, final, strict=True)]
+                [scipy.stats.kendalltau(e, f).statistic for e, f in zip(early, final, strict=True)]
             )
         )
     return float(np.nanmean(spearman(early, final)))
@@ -109,9 +105,7 @@ def rank_correlation(early: FloatArray, final: FloatArray, *, kind: str = "spear
 def spearman(early: FloatArray, final: FloatArray) -> FloatArray:
     """(P,) rank correlation within each prompt of early and final (P, S); nan where the scores of a
     prompt do not vary, or one of them is nan."""
-    from scipy import stats  # imported late: it is slow to start
-
-    a, b = (stats.rankdata(x, axis=1) for x in (early, final))
+    a, b = (scipy.stats.rankdata(x, axis=1) for x in (early, final))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):
         each = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
