@@ -4,6 +4,7 @@ pretrained model."""
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from typing import Any
 
@@ -46,6 +47,11 @@ TWO_STAGES = ("Heun", "KDPM2", "PNDM")
 
 
 def scheduler(name: str, **more: Any) -> Any:
+    return copy.deepcopy(as_made(name, **more))
+
+
+@functools.cache  # KDPM2's take a third of a second
+def as_made(name: str, **more: Any) -> Any:
     base = {} if name.startswith("FlowMatch") else VP
     return getattr(diffusers, name)(**{**base, **OPTIONS.get(name, {}), **more})
 
