@@ -20,6 +20,7 @@ from ttsnap import Budget, Result, make_algorithm, search
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import RunUsage
 from ttsnap.core.selection import Selection
+from ttsnap.engine.background import Background
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import report
@@ -227,6 +228,20 @@ def test_ctrl_c_is_not_kept_waiting_and_leaves_no_thread(engine: Any) -> None:
     assert len(remote.sizes) == 3
     (result,) = search(["a"], make_algorithm("best-of-n", n=4), live, Budget(nfe=96))
     assert result.spent.finished == 4
+
+
+def test_where_no_thread_could_be_started_the_next_call_starts_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    background = Background()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", full)
+        with pytest.raises(RuntimeError):
+            background.submit(lambda: 1)
+    assert background.submit(lambda: 2).result(timeout=10) == 2
 
 
 def test_two_searches_in_two_threads_ask_one_reward_by_turns(engine: Any) -> None:

@@ -20,6 +20,7 @@ class Background:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._thread: threading.Thread | None = None
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Queue a call. What it returns or raises is the future's; one cancelled by then is not
@@ -27,18 +28,24 @@ class Background:
         future: Future[T] = Future()
         with self._lock:
             self._calls.append((future, call))
-            if len(self._calls) == 1:  # else there is a thread
+            # One may be left that never started, where Ctrl-C or a lack of threads prevented it.
+            if self._thread is None or not self._thread.is_alive():
                 # No program waits for it to end: a server may take minutes to answer.
-                threading.Thread(target=self._run, name="ttsnap-rewards", daemon=True).start()
+                self._thread = threading.Thread(
+                    target=self._run, name="ttsnap-rewards", daemon=True
+                )
+                self._thread.start()
         return future
 
     def _run(self) -> None:
-        left = 1
+        left = True
         while left:
             _make(*self._calls[0])
             with self._lock:
                 self._calls.popleft()
-                left = len(self._calls)
+                left = bool(self._calls)
+                if not left:
+                    self._thread = None
 
 
 def _make(future: Future[T], call: Callable[[], T]) -> None:
