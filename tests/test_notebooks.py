@@ -17,10 +17,20 @@ NAMES = sorted(path.name for path in FOLDER.glob("[0-9]*.ipynb"))
 SLOW = {"03_write_your_own_reward.ipynb", "04_record_simulate_tune.ipynb"}
 """About a minute each on one core: they record, train and tune."""
 SMALLER = {
-    "02_write_your_own_algorithm.ipynb": {"range(8, 120, 7)": "range(8, 120, 35)"},
-    "05_particles_and_interpolants.ipynb": {"1500": "100", "Watched(300": "Watched(100"},
+    "01_quick_start.ipynb": {
+        ', "four red squares on a black background"]': "]",
+        "repeats=300": "repeats=30",
+    },
+    "02_write_your_own_algorithm.ipynb": {
+        "range(8, 120, 7)": "range(8, 120, 35)",
+        ', "a purple cross left of an orange circle"]': "]",
+        "(replayed, _)": "(replayed,)",
+    },
+    "05_particles_and_interpolants.ipynb": {"1500": "100", "Watched(300": "Watched(100", "100nfe": "50nfe"},
     "06_sdxl_and_flux.ipynb": {
-        "100nfe": "40nfe",
+        '"num_inference_steps": 10': '"num_inference_steps": 4',
+        "100nfe": "16nfe",
+        "60nfe": "24nfe",
         "(1, 2, 10), 128": "(1, 1, 1), 128",
         "(guidance_embeds=True)": "(guidance_embeds=True, num_layers=1, num_single_layers=1)",
     },
