@@ -200,11 +200,11 @@ def test_megabytes_without_an_image_take_no_memory(item: bytes) -> None:
         b'{"more": [',
         b'{"prompts": ["a',
     ):
-        body, begin = start + item * (4 * 2**20 // len(item)), time.monotonic()
+        body, begin = start + item * (4 * 2**20 // len(item)), time.thread_time()
         with at_most(2 * len(body)), pytest.raises(HTTPException) as refused:
             parse(body, Limits())
         assert refused.value.status_code in (400, 413)
-        assert time.monotonic() - begin < 5
+        assert time.thread_time() - begin < 5
 
 
 def test_a_prompt_takes_no_more_room_than_it_has() -> None:

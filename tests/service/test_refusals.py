@@ -363,7 +363,7 @@ def test_clients_that_send_nothing_more_or_drip_are_let_go(strict: Server, kind:
     until(lambda: len(strict._server.server_state.connections) == 6)
     assert strict.get("/health").status_code == 503, "all places are taken"
     while not gone(strict):
-        assert time.monotonic() - begin < 8
+        assert time.monotonic() - begin < 30
         for client in clients[::2]:
             try:
                 client.sendall(b"x")  # every second one drips
@@ -424,7 +424,7 @@ def bounded(body: bytes, kind: str, times: float) -> tuple[int, str]:
     """The status and the message of a refusal, which takes few seconds, and at most so many times
     the bytes of a body; 200 without one."""
     tracemalloc.start()
-    begin = time.monotonic()
+    begin = time.process_time()  # of all threads, however busy the machine is
     try:
         read(body, kind)
         told = 200, ""
@@ -433,7 +433,7 @@ def bounded(body: bytes, kind: str, times: float) -> tuple[int, str]:
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < times * len(body) + 2**20
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10
     return told
 
 

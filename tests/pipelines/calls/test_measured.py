@@ -33,9 +33,9 @@ def test_the_table_has_classes_of_diffusers_the_newest_first(support: Any) -> No
     assert sum(line["search"] == "equal" for line in lines()) >= 130
 
 
-def test_five_lines_are_measured_again(support: Any) -> None:
+def test_three_lines_are_measured_again(support: Any) -> None:
     equal = [line for line in lines() if line["search"] == "equal"]
-    for line in random.Random(0).sample(equal, 5):
+    for line in random.Random(0).sample(equal, 3):
         found = support.measure(line["pipeline"])
         assert (found.search, found.rows) == (line["search"], line["rows"]), found
 
