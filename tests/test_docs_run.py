@@ -112,7 +112,11 @@ def carry_out(page: str, folder: Path, programs: Path) -> dict[str, float]:
     finally:
         for server in servers:
             server.terminate()
-            server.wait()
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                raise
     return took
 
 

@@ -26,7 +26,11 @@ SMALLER = {
         ', "a purple cross left of an orange circle"]': "]",
         "(replayed, _)": "(replayed,)",
     },
-    "05_particles_and_interpolants.ipynb": {"1500": "100", "Watched(300": "Watched(100", "100nfe": "50nfe"},
+    "05_particles_and_interpolants.ipynb": {
+        "1500": "100",
+        "Watched(300": "Watched(100",
+        "100nfe": "50nfe",
+    },
     "06_sdxl_and_flux.ipynb": {
         '"num_inference_steps": 10': '"num_inference_steps": 4',
         "100nfe": "16nfe",

@@ -253,7 +253,7 @@ def test_two_searches_in_two_threads_ask_one_reward_by_turns(engine: Any) -> Non
             search(PROMPTS, make_algorithm("seed-pruning"), live, Budget(nfe=80), seed=seed)
         )
 
-    threads = [threading.Thread(target=run, args=(seed,)) for seed in (1, 2)]
+    threads = [threading.Thread(target=run, args=(seed,), daemon=True) for seed in (1, 2)]
     for thread in threads:
         thread.start()
     for thread in threads:

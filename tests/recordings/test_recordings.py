@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.run_folder import RunFolder
-from ttsnap.files.writing import locked, part_of
+from ttsnap.files.writing import part_of
 from ttsnap.options.option import taken
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import (
@@ -350,24 +351,23 @@ def test_every_flipped_bit_of_the_scores_header_is_found(tmp_path: Path) -> None
 
 def test_the_lock_keeps_others_out_and_dies_with_its_holder(recorder: Any, tmp_path: Path) -> None:
     folder = cut(recorder, tmp_path / "r", 40)
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-
-    def hold() -> None:
-        with locked(folder):
-            there.send("held")
-            there.recv()  # for ever: it is killed
-
-    process = context.Process(target=hold, daemon=True)
-    process.start()
-    assert here.recv() == "held"
-    before = contents(folder)
-    for _ in range(2):
-        with pytest.raises(ValueError, match=rf"r \(process {process.pid} on"):
-            recorder(folder)
-    assert contents(folder) == before
-    process.kill()
-    process.join()
+    hold = (
+        "import sys; from pathlib import Path; from ttsnap.files.writing import locked\n"
+        "with locked(Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()  # for ever: it is killed\n"
+    )
+    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", hold, folder], **how) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            before = contents(folder)
+            for _ in range(2):
+                with pytest.raises(ValueError, match=rf"r \(process {process.pid} on"):
+                    recorder(folder)
+            assert contents(folder) == before
+        finally:
+            process.kill()
     recorder(folder)
     assert not (folder / ".lock").exists()
 

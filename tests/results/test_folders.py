@@ -86,7 +86,7 @@ def test_folders_are_numbered_made_and_removed_where_nothing_came_of_them() -> N
 
 
 def test_runs_that_start_together_get_folders_of_their_own() -> None:
-    together = threading.Barrier(8)
+    together = threading.Barrier(8, timeout=60)
 
     def run(_: int) -> str:
         together.wait()

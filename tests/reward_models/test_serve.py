@@ -314,7 +314,7 @@ def test_many_clients_lose_nothing_and_the_reward_is_called_alone() -> None:
         return [float(p) for p in prompts]
 
     with serving(FunctionReward(reward)) as url, ThreadPoolExecutor(40) as pool:
-        client, together = HttpReward(url, batch_size=2), threading.Barrier(40)
+        client, together = HttpReward(url, batch_size=2), threading.Barrier(40, timeout=60)
 
         def ask(j: int) -> list[float]:
             together.wait()
@@ -422,7 +422,7 @@ def test_control_c_ends_the_command(
         HttpReward(f"http://127.0.0.1:{port}")
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     assert main(["serve-reward", "brightness", "--port", str(port)]) == 0
     thread.join()

@@ -228,7 +228,8 @@ def test_searches_from_two_threads_find_what_each_finds_alone() -> None:
 
     expected, made = {each: run(*each) for each in asked}, dict[Any, Any]()
     threads = [
-        threading.Thread(target=lambda each=each: made.update({each: run(*each)})) for each in asked
+        threading.Thread(target=lambda each=each: made.update({each: run(*each)}), daemon=True)
+        for each in asked
     ]
     for thread in threads:
         thread.start()

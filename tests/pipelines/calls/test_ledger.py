@@ -242,7 +242,8 @@ def test_12_mixed_searches_from_4_threads_on_one_pipe_are_what_each_is_alone() -
         threading.Thread(
             target=lambda first=first: together.update(
                 {seed: run(seed) for seed in range(first, 12, 4)}
-            )
+            ),
+            daemon=True,
         )
         for first in range(4)
     ]
