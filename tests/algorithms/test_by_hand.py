@@ -16,7 +16,7 @@ from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, ByHand, UserCommand
 from ttsnap.core.selection import Selection
 from ttsnap.request.allowlist import OFFERED
 
-NFE = 80
+NFE = 64
 
 
 def hand(

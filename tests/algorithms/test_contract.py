@@ -46,7 +46,7 @@ some, few = (
     settings(
         max_examples=n, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
-    for n in (5, 2)
+    for n in (4, 2)
 )
 
 
@@ -237,7 +237,7 @@ FINISH_FEW = {"rbf-published", "depth-first", "price-of-compute"}
 @pytest.mark.parametrize(
     "algorithm", [*map(build, ALGORITHMS), *VARIANTS], ids=lambda each: name_of(each)
 )
-@settings(max_examples=7, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     nfe=st.integers(STEPS, 120),
     cap=st.sampled_from(["", "", ",9decodes"]),

@@ -60,7 +60,7 @@ def found(pipe: Any, **how: Any) -> Any:
 @pytest.mark.parametrize("does", BEHAVIOURS)
 def test_winners_are_the_stock_calls_whatever_that_does(does: str) -> None:
     pipe = toy()
-    out = found(upgrade(pipe), does=does, batch_size=3)
+    out = found(upgrade(pipe), does=does, batch_size=3, budget="3images")
     for prompt, result, made in zip(PROMPTS, out.search, out.images, strict=True):
         stock = pipe(prompt, generator=seeded(result.images[0].seed), does=does).images[0]
         assert torch.allclose(made, stock, atol=1e-6)
@@ -94,7 +94,7 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
 def test_schedulers_that_no_family_knows_are_measured(name: str) -> None:
     pipe = toy(SCHEDULERS[name]())
     twin = upgrade(pipe)
-    out = found(twin, num_inference_steps=5)
+    out = found(twin, num_inference_steps=5, budget="3images")
     stock = pipe(PROMPTS[0], generator=seeded(out.search[0].best.seed), num_inference_steps=5)
     assert torch.allclose(out.images[0], stock.images[0], atol=1e-6)
     assert 0.01 < stock.images.std() < 0.4
@@ -127,7 +127,7 @@ def test_what_is_drawn_after_the_last_step_is_the_stock_calls(
     vae: ToyVae | None, does: str
 ) -> None:
     pipe = toy(vae=vae)
-    out = found(upgrade(pipe), does=does, batch_size=3)
+    out = found(upgrade(pipe), does=does, batch_size=3, budget="3images")
     for prompt, result, made in zip(PROMPTS, out.search, out.images, strict=True):
         stock = pipe(prompt, generator=seeded(result.best.seed), does=does).images[0]
         assert torch.allclose(made, stock, atol=1e-6)
