@@ -77,7 +77,7 @@ def place(
         d, reach = p[:, i] - p[:, j], r[:, i] + r[:, j]
         apart = np.hypot(d[..., 0], d[..., 1]) > 1.08 * reach + _GAP
         apart |= np.abs(d).max(-1) > reach + _GAP
-        ok = (apart | (i >= counts[todo, None])).all(1)
+        ok = np.asarray((apart | (i >= counts[todo, None])).all(1))
         related = np.nonzero(ok & (relations[todo] >= 0))[0]
         if len(related):
             at = todo[related]
