@@ -225,6 +225,11 @@ def test_an_item_of_a_checklist_lights_the_images_that_have_it(
     assert page.get_attribute("#stage .tt-item >> nth=0", "aria-pressed") == "true"
     page.click("#stage .tt-item >> nth=0")
     assert page.locator("#stage .tt-dim").count() == 0
+    page.hover("#stage .tt-item >> nth=0")
+    page.mouse.down()
+    page.eval_on_selector("#stage .tt-items", "e => e.replaceWith(e.cloneNode(true))")  # a frame
+    page.mouse.up()
+    assert page.get_attribute("#stage .tt-item >> nth=0", "aria-pressed") == "true"
     assert "two red circles" in page.inner_text("#stage .tt-best")
     no_sideways_scroll(page)
 

@@ -37,6 +37,19 @@ const open = (target) => {
 };
 element.addEventListener("click", ({ target }) => open(target));
 
+// Browsers make no click where a frame replaced, while the button was down, what lay there.
+let down = null;
+const name = (node) =>
+  node?.closest?.(".tt-item")?.dataset.item
+  ?? node?.closest?.(".tt-cell")?.dataset.uid
+  ?? node?.closest?.("img")?.alt;
+element.addEventListener("pointerdown", ({ target, button }) => { down = button ? null : target; });
+element.addEventListener("pointerup", ({ clientX, clientY }) => {
+  const up = document.elementFromPoint(clientX, clientY);
+  if (down?.isConnected === false && name(up) !== undefined && name(up) === name(down)) up.click?.();
+  down = null;
+});
+
 const lit = new Set();
 const light = () => {
   const wanted = [];
