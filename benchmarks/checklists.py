@@ -1,6 +1,6 @@
 """What a checklist gives a search by finished drafts, on captions of kinds that nobody trained on.
 
-    python benchmarks/checklists.py --prompt-seed 202 303 --fit-seed 0 101 --folder FOLDER
+    python benchmarks/checklists.py --folder FOLDER
 
 Draft and finished image of every seed are made once for each caption, and kept in FOLDER. Searches
 of `--budgets` evaluations draft a share of them, drawn again for each of `--repeats`, finish those
@@ -50,8 +50,8 @@ def main() -> None:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--prompt-seed", type=int, nargs="+", default=[202, 303])
-    p.add_argument("--fit-seed", type=int, nargs="+", default=[0, 101], help="of other captions")
+    p.add_argument("--prompt-seed", type=int, nargs="+", default=[0, 1])
+    p.add_argument("--fit-seed", type=int, nargs="+", default=[101, 202], help="of other captions")
     p.add_argument("--prompts", type=int, default=24, help="captions of each prompt seed")
     p.add_argument("--seeds", type=int, default=360, help="of each caption")
     p.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200])

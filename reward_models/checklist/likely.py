@@ -4,7 +4,7 @@ checklist and the checker find in it.
     ttsnap generate CAPTION --reward 'scenes-likely then checklist' --draft embedded \\
         --options.draft_share 0.7 --options.keep '[]' --options.levels '[]'
 
-Its coefficients are fitted by `benchmarks/checklists.py --fit-seed 101 202 --save`.
+Its coefficients are fitted by `benchmarks/checklists.py --save`.
 """
 
 from __future__ import annotations

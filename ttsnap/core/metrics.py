@@ -6,7 +6,7 @@ Rewards are (..., S) over the seeds of a prompt, curves are over rising budgets.
 from __future__ import annotations
 
 import numpy as np
-import scipy  # loads its rooms as they are asked for: all of them take a second
+import scipy  # its subpackages load when first used; all of them take a second
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 

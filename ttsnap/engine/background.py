@@ -28,7 +28,7 @@ class Background:
         future: Future[T] = Future()
         with self._lock:
             self._calls.append((future, call))
-            # One may be left that never started, where Ctrl-C or a lack of threads prevented it.
+            # A thread may be left that Ctrl-C, or a lack of threads, kept from starting.
             if self._thread is None or not self._thread.is_alive():
                 # No program waits for it to end: a server may take minutes to answer.
                 self._thread = threading.Thread(
