@@ -423,7 +423,12 @@ class PipelineDenoiser(Denoiser):
 
     def differentiable(self, through: str) -> Sequence[Tensor]:
         self.must(Capability.DIFFERENTIATE)
-        for name in ["vae", *[self.network] * (through == "denoiser")]:
+        return self._weights(["vae", *[self.network] * (through == "denoiser")])
+
+    def _weights(self, names: Sequence[str]) -> list[Tensor]:
+        """The weights of all networks. ValueError where gradients cannot go through one of these
+        parts."""
+        for name in names:
             quantizer = getattr(getattr(self.pipe, name), "hf_quantizer", None)
             if quantizer is not None and not quantizer.is_trainable:
                 raise ValueError(

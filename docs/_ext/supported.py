@@ -37,7 +37,6 @@ def _has_lora(pipeline_class: str) -> bool:
 
 ABILITIES: dict[str, Callable[[str], bool]] = {
     "preview VAE": (PREVIEWED | PREVIEWED_BY_VIDEO_VAES).__contains__,
-    "gradients": FAMILIES.__contains__,
     "variety": FAMILIES.__contains__,
     "LoRA": _has_lora,
 }

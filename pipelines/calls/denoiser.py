@@ -10,6 +10,7 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
@@ -25,6 +26,7 @@ from ttsnap.pipelines.calls.ends import Ends
 from ttsnap.pipelines.calls.first_latents import FirstLatents
 from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.given import GivenCall
+from ttsnap.pipelines.calls.gradients import follow
 from ttsnap.pipelines.calls.hub import ONE_BY_ONE, Hub
 from ttsnap.pipelines.calls.opening import check_lists, open_call
 from ttsnap.pipelines.calls.pictures import images_of, source_of
@@ -45,6 +47,7 @@ from ttsnap.pipelines.memory import flops
 from ttsnap.sampling.denoiser import Capability, Costs
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Prediction
+from ttsnap.sampling.rng import seeded
 
 
 class CallsDenoiser(PipelineDenoiser):
@@ -56,7 +59,6 @@ class CallsDenoiser(PipelineDenoiser):
             "stock calls have conditions of their own; let each have a network of its own"
         ),
         Capability.COUPLE: "searches over stock calls couple no seeds; leave variety out",
-        Capability.DIFFERENTIATE: "stock calls run without gradients; leave guide out",
     }
     reads_scale = "guidance_embeds"
     given: GivenCall
@@ -258,10 +260,12 @@ class CallsDenoiser(PipelineDenoiser):
 
     # --- sampling ---------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def init_latents(self, generators: Sequence[Generator]) -> Tensor:
         any_prompt = self._conditions[0]
         return torch.cat([self._first.noise(any_prompt, generator) for generator in generators])
 
+    @torch.no_grad()
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
         if not self._begins_by_seed:
             return noise
@@ -271,6 +275,10 @@ class CallsDenoiser(PipelineDenoiser):
         )
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
+        with graph_of(x):
+            return self._predict(x, step, cond)
+
+    def _predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         conditions = list(map(self._conditions.followed, cond.tolist()))
         frames = list(map(self._frames.take, conditions, self._indices(step)))
         converted = self._times.converted
@@ -287,7 +295,10 @@ class CallsDenoiser(PipelineDenoiser):
         changed = not all(kept) or before != list(map(version_of, given))
         seen = torch.cat(samples) if changed and not converted else x
         for condition, frame in zip(conditions, frames, strict=True):
-            self._frames.keep(condition, frame)
+            if torch.is_grad_enabled():
+                frame.close()  # which else keeps the graph
+            else:
+                self._frames.keep(condition, frame)
         self._stepped = self.schedule.stepped(x.dtype, out.dtype)
         x0 = self.schedule.x0(seen, _mean(out, x), step)
         return Prediction(out, x0, seen if changed else None)
@@ -359,7 +370,8 @@ class CallsDenoiser(PipelineDenoiser):
 
     def _images(self, frames: Sequence[CallFrame], x0: Tensor) -> Tensor:
         """Images in [0, 1] of finished latents (N, ...), by the ends of frames."""
-        images = self.ends.images(frames, self._put_in(self._settled(x0)))
+        with graph_of(x0):
+            images = self.ends.images(frames, self._put_in(self._settled(x0)))
         self.image_dtype = images[0].dtype
         wide = torch.promote_types(self.image_dtype, torch.float32)
         return torch.stack(images).to(x0.device, wide)
@@ -367,12 +379,28 @@ class CallsDenoiser(PipelineDenoiser):
     def _put_in(self, x: Tensor) -> Sequence[Tensor]:
         """Latents (N, ...) as frames get them: copies where their calls write into them."""
         made = laid_out(x, self.rehearsed.latents)
-        rows: Sequence[Tensor] = (made.clone() if self.rehearsed.overwrites else made).split(1)
-        return rows
+        own = made.clone() if self.rehearsed.overwrites else made
+        return [own[i : i + 1] for i in range(len(own))]
 
     def _settled(self, latents: Tensor) -> Tensor:
         """Latents in the dtype in which steps leave them."""
         return latents.to(self._stepped or self.rehearsed.latents.dtype)
+
+    # --- gradients --------------------------------------------------------------------------------
+
+    def differentiable(self, through: str) -> Sequence[Tensor]:
+        name = self.pipe.stock_class().__name__
+        if not self._puts_in:
+            raise ValueError(
+                f"gradients are not taken through {name}: no latents can be put into this call, or "
+                "its steps depend on those before; search by an algorithm without gradients"
+            )
+        call = self._stopping(self._typical)
+        parts = set[str]()
+        for index in [self._times.last, *[0] * (through == "denoiser")]:
+            with closing(self._frames.begin(call, seeded(0), index)) as frame:
+                parts |= follow(frame, self.rehearsed.latents)
+        return self._weights(sorted(parts))
 
     # --- what it costs ----------------------------------------------------------------------------
 
@@ -401,6 +429,11 @@ class CallsDenoiser(PipelineDenoiser):
         networks = [weakref.ref(getattr(self.pipe, name)) for name in self.rehearsed.networks]
         layout = tuple(vars(self.layout).items())
         return memo.of((*networks, decoder, self.text_length, layout))
+
+
+def graph_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Lets what is computed of x have a graph where x is followed by gradients, and none else."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad)
 
 
 def laid_out(x: Tensor, like: Tensor) -> Tensor:

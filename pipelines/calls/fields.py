@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -43,5 +44,9 @@ class Fields:
         """The tensors of one that was joined."""
         if self.plain:
             return [x]
-        parts = x.split([shape.numel() for shape in self.shapes], dim=1)
-        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        ends = accumulate(shape.numel() for shape in self.shapes)
+        # Not by `split`, whose views must not be written into where they have a graph.
+        return [
+            x[:, end - shape.numel() : end].reshape(shape)
+            for end, shape in zip(ends, self.shapes, strict=True)
+        ]

@@ -120,11 +120,11 @@ class CallFrame:
     def go_on(self, latents: Tensor | None) -> None:
         """Let it go on with these as its latents at `index`; None: with those that it draws."""
         self._steps = self.index
-        self._suspended.answer(latents)
+        self.answer(latents)
 
     def answer(self, value: Any) -> None:
-        """Let it go on with what a part returns."""
-        self._suspended.answer(value)
+        """Let it go on with what a part returns, with a graph where gradients are enabled here."""
+        self._suspended.answer((value, torch.is_grad_enabled()))
 
     def answer_dummy(self, fill: float = 0.0) -> Shown:
         """Let it go on with a dummy of what a part returns (dummies.py), and tell of that call."""
@@ -147,7 +147,14 @@ def _program(
     asks: Ask,
 ) -> Any:
     """The stock call, whose parts ask."""
-    pipe, ask = copy.copy(stock.pipe), Led(stock, parts, index, asks)
+
+    def in_mode(question: Any) -> Any:
+        answer, graded = asks(question)
+        torch.set_grad_enabled(graded)  # a thread has a mode of its own
+        return answer
+
+    pipe = copy.copy(stock.pipe)
+    ask = Led(stock, parts, index, in_mode)
     vars(pipe).update(_methods(pipe, stock, ask))
     if hasattr(pipe, "run_safety_checker"):
         vars(pipe)[UNASKED] = None

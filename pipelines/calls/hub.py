@@ -14,6 +14,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import torch
+
 from ttsnap.core.memory import lacks_memory
 from ttsnap.pipelines.calls.alike import Alike
 from ttsnap.pipelines.calls.frame import CallFrame
@@ -143,7 +145,8 @@ class Hub:
 
     def _equal(self, frames: Sequence[CallFrame], alone: Sequence[Any], *, aligned: bool) -> bool:
         """Whether calls joined make what they make alone."""
-        made = self._joined(frames, aligned=aligned)
+        with torch.no_grad():
+            made = self._joined(frames, aligned=aligned)
         return made is not None and close(made, list(alone))
 
     def _joined(self, frames: Sequence[CallFrame], *, aligned: bool) -> list[Any] | None:

@@ -150,10 +150,9 @@ def parted(made: Any, rows: Sequence[int], *, listed: bool) -> list[Any]:
     if isinstance(made, Tensor):
         if made.ndim == 0 or len(made) != sum(rows):
             raise UnlikeError(f"a result of {tuple(made.shape)} for {sum(rows)} rows")
-        return list(made.split(list(rows)))
+        return _pieces(made, rows)
     if listed and isinstance(made, list) and len(made) == sum(rows):
-        ends = accumulate(rows)
-        return [made[end - n : end] for end, n in zip(ends, rows, strict=True)]
+        return _pieces(made, rows)
     if isinstance(made, Mapping):
         named = {name: parted(value, rows, listed=listed) for name, value in made.items()}
         return [type(made)(**{name: named[name][i] for name in named}) for i in range(len(rows))]
@@ -163,6 +162,12 @@ def parted(made: Any, rows: Sequence[int], *, listed: bool) -> list[Any]:
     if made is None or isinstance(made, bool | int | float | str):
         return [made] * len(rows)
     raise UnlikeError(f"a result of type {type(made).__name__}")
+
+
+def _pieces(made: Any, rows: Sequence[int]) -> list[Any]:
+    # Not by `split`, whose views must not be written into where they have a graph.
+    ends = accumulate(rows)
+    return [made[end - n : end] for end, n in zip(ends, rows, strict=True)]
 
 
 def close(made: Any, alone: Any) -> bool:

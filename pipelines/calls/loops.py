@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, MutableMapping
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -68,14 +69,23 @@ def begun_by(pipe: Any, asking: Asking) -> Any:
 
 def _begun_by(blocks: Any, asking: Asking) -> Any:
     twin = copy.copy(blocks)
+    kind = _graded_class(type(blocks))
+    twin.__class__ = kind
     if isinstance(blocks, LoopSequentialPipelineBlocks):
-        kind: Any = type(blocks)
         twin.__class__ = _loop_class(kind)
-        twin.asking, twin._progress_bar_config = asking, {"disable": True}
-    elif blocks.sub_blocks:
+        twin.asking = asking
+        twin._progress_bar_config = {"disable": True}
+    if blocks.sub_blocks:
         inside = {name: _begun_by(block, asking) for name, block in blocks.sub_blocks.items()}
         twin.sub_blocks = type(blocks.sub_blocks)(inside)
     return twin
+
+
+@functools.cache
+def _graded_class(kind: Any) -> Any:
+    """A class of blocks without `torch.no_grad` around each: a frame says what has a graph."""
+    own = {"__module__": kind.__module__, "__call__": inspect.unwrap(kind.__call__)}
+    return type(kind.__name__, (kind,), own)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
 from torch import Generator, Tensor
 
 from ttsnap.pipelines.calls.conditions import Condition
@@ -48,6 +49,7 @@ class FramePool:
         """A new frame of a condition, as of `begin`."""
         return self.begin(condition.stock, seeded(condition.seed), index, **parts)
 
+    @torch.no_grad()
     def begin(
         self,
         stock: StockCall,

@@ -148,6 +148,7 @@ class CallRun:
         return mark
 
 
+@torch.no_grad()
 def run_of(stock: StockCall, setting: Setting) -> CallRun:
     """Run a call without the parts that are asleep, and without decoders."""
     run = CallRun()

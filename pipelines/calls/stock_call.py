@@ -88,4 +88,5 @@ class StockCall:
         """
         if call.begun or call.part in self.hooked:
             return make(*call.args, **call.kwargs)
-        return self.kept.of((call.part, call.method), call.args, call.kwargs, make)
+        with torch.no_grad():
+            return self.kept.of((call.part, call.method), call.args, call.kwargs, make)

@@ -56,7 +56,7 @@ def test_the_table_has_every_family_and_says_what_is_declared() -> None:
     ]
     assert {len(line) for line in (head, rule, *lines)} == {len(head)}
     rows = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
-    assert (rows["SDXL"]["LoRA"], rows["SDXL"]["gradients"], rows["PixArt-Sigma"]["LoRA"]) == (
+    assert (rows["SDXL"]["LoRA"], rows["SDXL"]["variety"], rows["PixArt-Sigma"]["LoRA"]) == (
         "✓",
         "✓",
         "–",

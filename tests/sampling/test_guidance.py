@@ -482,5 +482,6 @@ def test_a_reward_that_writes_into_its_images_changes_no_other() -> None:
         FunctionReward(lambda images, prompts: images.mean((1, 2, 3)), "mean"),
     ]
     x0 = torch.full((1, 3), 0.5).double().requires_grad_()
-    value = Differentiator(mixture(), rewards, "x0").value(x0, ["a"], torch.zeros(1))
+    zero = torch.zeros(1, dtype=torch.long)
+    value = Differentiator(mixture(), rewards, "x0").value(x0, zero, ["a"], torch.zeros(1))
     assert value.item() == pytest.approx((1.0 + 0.5) / 2)

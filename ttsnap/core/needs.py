@@ -50,16 +50,18 @@ _WHY = {
         " needs no history (ode, sde)"
     ),
     Need.MIX: (
-        "starts from mixed initial noise, which cannot be done here: a recording holds no noise;"
-        " search with a model"
+        "starts from mixed initial noise, and here no image follows from noise alone: a recording"
+        " holds none, and a call may begin with a picture, or draw more of its seed; search with a"
+        " model, from text to image"
     ),
     Need.NEAR: (
         "draws step noise near other step noise, which this sampler does not allow; choose a kernel"
         " that draws noise and has no history (sde, ddim)"
     ),
     Need.ASCEND: (
-        "follows gradients of rewards, which a recording of scores does not have; search with a"
-        " model"
+        "turns initial noise along gradients of rewards, and here no image follows from noise"
+        " alone: a recording holds none, and a call may begin with a picture, or draw more of its"
+        " seed; search with a model, from text to image"
     ),
     Need.DRAFT: (
         "judges candidates by drafts, and there is no drafter; name one: --draft FOLDER,"

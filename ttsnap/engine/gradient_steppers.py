@@ -54,7 +54,8 @@ class GradientStepper(Stepper):
         )
 
     def priced(self, price: Price) -> Price:
-        rates, asked = self.gradients.rates(price.flops), len(self.gradients.rewards)
+        rates = self.gradients.rates(price.flops)
+        asked = self.gradients.calls
         return replace(price, flops=rates, guided=self.guided, depth=self.depth, asked=asked)
 
     def timed(self, seconds: Rates) -> tuple[Rates, Cost]:
@@ -75,6 +76,7 @@ class GuidedStepper(GradientStepper):
         denoiser: Denoiser,
         rewards: Sequence[RewardModel],
         batch_size: int | None,
+        frames: int = 1,
     ) -> None:
         if not isinstance(kernel, GaussianKernel) or not kernel.stochastic:
             raise ValueError(
@@ -83,7 +85,7 @@ class GuidedStepper(GradientStepper):
             )
         super().__init__(
             kernel,
-            Differentiator(denoiser, rewards, guidance.through, guidance.weights),
+            Differentiator(denoiser, rewards, guidance.through, guidance.weights, frames),
             batch_size,
         )
         self.guiding, self.through = (
@@ -200,6 +202,7 @@ class AscentStepper(GradientStepper):
         rewards: Sequence[RewardModel],
         gradient: Gradient,
         batch_size: int | None = None,
+        frames: int = 1,
     ) -> None:
         denoiser, kernel = noise.denoiser, noise.kernel
         if kernel.stochastic or kernel.keeps_history or denoiser.grid.evals is not None:
@@ -207,9 +210,8 @@ class AscentStepper(GradientStepper):
                 "climbing in initial noise needs a deterministic sampler without a history, and "
                 f"{type(kernel).__name__} is none; choose kernel ode"
             )
-        super().__init__(
-            kernel, Differentiator(denoiser, rewards, "denoiser", gradient.weights), batch_size
-        )
+        by = Differentiator(denoiser, rewards, "denoiser", gradient.weights, frames)
+        super().__init__(kernel, by, batch_size)
         self.noise, self.depth = noise, min(gradient.depth or self.grid.steps, self.grid.steps)
 
     def differentiate(self, nodes: Sequence[Node], prompts: EncodedPrompts) -> Ran:
@@ -236,7 +238,7 @@ class AscentStepper(GradientStepper):
             leaf = x.detach().requires_grad_()
             image = leaf
             gradient = self.gradients.gradient(
-                lambda: self.gradients.value(image, texts, level), image
+                lambda: self.gradients.value(image, cond, texts, level), image
             )
             for back in range(1, self.depth + 1):
                 leaf = (
@@ -245,9 +247,9 @@ class AscentStepper(GradientStepper):
                     .requires_grad_()
                 )
                 k = torch.full((len(nodes),), self.grid.steps - back)
-                moved, _ = self.kernel.step(
-                    leaf, self.denoiser.predict(leaf, k, cond), k, [()] * len(nodes), none
-                )
+                prediction = self.denoiser.predict(leaf, k, cond)
+                seen = leaf if prediction.x is None else prediction.x
+                moved, _ = self.kernel.step(seen, prediction, k, [()] * len(nodes), none)
                 (gradient,) = torch.autograd.grad(moved, leaf, gradient.to(moved.dtype))
         cost = self.gradients.cost(len(nodes), self.depth, len(nodes) * self.depth)
         return _sideways(gradient, noise), cost

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost, Rates
 from ttsnap.core.memory import lacks_memory
+from ttsnap.engine.scoring import shown_of
 from ttsnap.rewards.reward_model import RewardError, RewardModel, place_of, said
+from ttsnap.rewards.scoring import Shown
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.kernels import Prediction
@@ -37,7 +39,8 @@ class Differentiator:
     with the model.
 
     weights: of the rewards; None: all alike. through: "denoiser" or "x0", as in
-    guided_steps.RewardGuidance. `tried` is what trying the rewards took: a call of each.
+    guided_steps.RewardGuidance. frames: as the option, of a video. `tried` is what trying the
+    rewards took: a call of each.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class Differentiator:
         rewards: Sequence[RewardModel],
         through: str = "denoiser",
         weights: Sequence[float] | None = None,
+        frames: int = 1,
     ) -> None:
         self.denoiser, self.through = denoiser, through
+        self.shown = shown_of(denoiser, frames)
         self.weights = (
             [1 / len(rewards)] * len(rewards) if weights is None else [float(w) for w in weights]
         )
@@ -56,13 +61,10 @@ class Differentiator:
         self.rewards = [(w, reward) for w, reward in zip(self.weights, rewards, strict=True) if w]
         if not self.rewards:
             raise ValueError("guidance needs a reward with a weight other than 0")
-        if denoiser.frames is not None:
-            raise ValueError(
-                "gradients of rewards are not taken through videos; search without guidance, or"
-                " guide where images are made"
-            )
         for _, reward in self.rewards:
             check_reward(reward)
+        self.calls = sum(self.shown.calls(reward) for _, reward in self.rewards)
+        """Of rewards, for one gradient."""
         self._found = False
         self.tried = Cost(reward_calls=len(self.rewards))
         self.weights_of_denoiser = denoiser.differentiable(through)
@@ -87,14 +89,14 @@ class Differentiator:
                 prediction = self.denoiser.predict(leaf, k, cond)
                 x0 = prediction.x0
             else:
-                prediction = self.denoiser.predict(x, k, cond) if known is None else known
+                with torch.no_grad():
+                    prediction = self.denoiser.predict(x, k, cond) if known is None else known
                 leaf = x0 = prediction.x0.detach().requires_grad_()
-            gradient = self.gradient(lambda: self.value(x0, prompts, level), leaf)
+            gradient = self.gradient(lambda: self.value(x0, cond, prompts, level), leaf)
         if self.through == "x0":
             gradient = self.slope(k, gradient) * gradient
-        plain = Prediction(prediction.out.detach(), prediction.x0.detach())
         return WithGradient(
-            plain, gradient if gradient.dtype == torch.float64 else gradient.float()
+            prediction.detached(), gradient if gradient.dtype == torch.float64 else gradient.float()
         )
 
     def gradient(self, value: Callable[[], Tensor], leaf: Tensor) -> Tensor:
@@ -123,9 +125,7 @@ class Differentiator:
     def cost(self, rows: int, evaluations: int, nfe: int) -> Cost:
         """Of the gradients of so many rows, each back through `evaluations` of the denoiser; nfe:
         all made forward."""
-        return Cost(
-            nfe, rows, rows * len(self.rewards), gradients=rows, backwards=rows * evaluations
-        )
+        return Cost(nfe, rows, rows * self.calls, gradients=rows, backwards=rows * evaluations)
 
     def rates(self, forward: Rates) -> Rates:
         """With the price of backward passes in FLOPs: about two forward passes, and one more where
@@ -137,7 +137,7 @@ class Differentiator:
 
     def _once(self, forward: Rates) -> float:
         """What a gradient's decode and reward calls take forward, which a Cost counts as such."""
-        return forward.decodes + len(self.rewards) * forward.reward_calls
+        return forward.decodes + self.calls * forward.reward_calls
 
     @property
     def _passes(self) -> int:
@@ -165,21 +165,25 @@ class Differentiator:
         a, s = self.denoiser.path.alpha(t), self.denoiser.path.sigma(t)
         return rows(a / (a**2 + s**2), like)
 
-    def value(self, x0: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
-        """The weighted rewards of the images of x0 (N, ...), summed over rows, with a graph."""
-        images = self.denoiser.decode(x0)
+    def value(self, x0: Tensor, cond: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
+        """The weighted rewards of the images of x0 (N, ...), summed over rows, with a graph.
+
+        cond, prompts: as in a call.
+        """
+        images = self.denoiser.decode_rows(x0, cond)
         scores = [
-            w * differentiable(reward, images, prompts, level).sum() for w, reward in self.rewards
+            w * differentiable(reward, images, prompts, level, self.shown).sum()
+            for w, reward in self.rewards
         ]
         return torch.stack([score.double() for score in scores]).sum()
 
 
 def differentiable(
-    reward: RewardModel, images: Tensor, prompts: Sequence[str], level: Tensor
+    reward: RewardModel, images: Tensor, prompts: Sequence[str], level: Tensor, shown: Shown
 ) -> Tensor:
-    """Scores (N,) with a graph: by the reward's own `differentiable`, or by calling it."""
+    """Scores (N,) of images or videos with a graph, by the reward's own `differentiable`."""
     # A reward may write into what it gets.
-    scores = reward.differentiable(images.clone(), list(prompts), level)
+    scores = shown.differentiable(reward, images.clone(), list(prompts), level)
     if not isinstance(scores, Tensor) or not scores.requires_grad:
         raise ValueError(
             f"reward {reward.name!r} has no gradient: its scores do not depend on the images by "
@@ -213,7 +217,7 @@ def check_reward(reward: RewardModel) -> None:
     image = reward.trial_image().requires_grad_()
     try:
         with torch.enable_grad():
-            scores = differentiable(reward, image, [reward.example], torch.zeros(1))
+            scores = differentiable(reward, image, [reward.example], torch.zeros(1), Shown())
             (gradient,) = torch.autograd.grad(scores.double().sum(), image)
     except ValueError:
         raise

@@ -118,6 +118,7 @@ class LiveEngine(Engine):
         self.asked, self._arrived = Asked(), list[Outcome]()
         self.row_builder = RowBuilder(self.noise, self.store)
         self.gradient_batch_size = options.gradient_batch_size
+        self._frames = options.frames
         self.stepper = Stepper(denoiser, self.kernel)
         if guidance is not None:
             if denoiser.starter is not None:
@@ -127,7 +128,12 @@ class LiveEngine(Engine):
                 )
             self.later = None  # steps ask rewards, too
             self.stepper = GuidedStepper(
-                guidance, self.kernel, denoiser, self.rewards, self.gradient_batch_size
+                guidance,
+                self.kernel,
+                denoiser,
+                self.rewards,
+                self.gradient_batch_size,
+                self._frames,
             )
         self.calibration_cost += self.stepper.tried
         self._price: Price | None = None
@@ -237,7 +243,9 @@ class LiveEngine(Engine):
                 "an engine that shares its network follows no gradients; let it have its own"
             )
         self.later = None
-        self.stepper = AscentStepper(self.noise, self.rewards, gradient, self.gradient_batch_size)
+        self.stepper = AscentStepper(
+            self.noise, self.rewards, gradient, self.gradient_batch_size, self._frames
+        )
         self.calibration_cost, self._price = self.calibration_cost + self.stepper.tried, None
 
     # --- plans ------------------------------------------------------------------------------------

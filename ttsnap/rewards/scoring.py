@@ -191,6 +191,21 @@ class Shown:
 
         return of_images if whole else of_frames
 
+    def differentiable(
+        self, reward: RewardModel, images: Tensor, prompts: Sequence[str], levels: Tensor
+    ) -> Scores:
+        """Scores of images, or of videos by the mean over the frames that the reward sees, with a
+        graph: each of an image is its own, and those of a video's frames each a share of it."""
+        times = self.calls(reward)
+        if self.frames is None:
+            return reward.differentiable(images, prompts, levels)
+        seen = images[:, chosen(images.shape[1], times)].flatten(0, 1)
+        texts = [prompt for prompt in prompts for _ in range(times)]
+        scores = torch.as_tensor(
+            reward.differentiable(seen, texts, levels.repeat_interleave(times))
+        )
+        return scores.view(len(images), times).mean(1)
+
     def features(self, describe: Callable[[Tensor], Tensor], images: Tensor) -> FloatArray:
         """Features (N, D) of images, or of videos by those of the frames that a reward of images
         sees.

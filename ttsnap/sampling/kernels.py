@@ -37,6 +37,11 @@ class Prediction(NamedTuple):
     """(N, ...) the latents that were evaluated, where the model's own code may change them before;
     None: as given."""
 
+    def detached(self) -> Prediction:
+        """The same without a graph."""
+        x = None if self.x is None else self.x.detach()
+        return Prediction(self.out.detach(), self.x0.detach(), x)
+
 
 KernelState: TypeAlias = Any
 """What one particle carries from step to step beside its latent. Only the kernel that made it looks

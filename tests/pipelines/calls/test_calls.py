@@ -254,9 +254,6 @@ def test_the_stock_calls_own_errors_and_what_cannot_be_suspended() -> None:
     for given, why in (({"variety": "repel"}, "couple"), ({"latents": 1}, "its seed")):
         with pytest.raises(ValueError, match=why):
             found(pipe, PROMPTS, **given, **call_of("PixArtAlphaPipeline"))
-    mean = {"reward": lambda images, prompts: images.mean((1, 2, 3))}
-    with pytest.raises(ValueError, match="gradients"):
-        found(pipe, PROMPTS, guide="dps:1", kernel="sde", **mean, **call_of("PixArtAlphaPipeline"))
 
 
 def test_a_call_without_search_is_the_stock_one() -> None:

@@ -18,6 +18,7 @@ from tests.cover import each_once
 from ttsnap import Budget, search
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.memory import NotEnoughMemoryError
+from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.calls.hub import Hub
@@ -62,11 +63,16 @@ ALGORITHMS: tuple[dict[str, Any], ...] = (
     {"search": "svdd", "kernel": "sde"},
     {"search": "rbf", "kernel": "sde"},
 )
+GRADIENTS: tuple[dict[str, Any], ...] = (
+    {"search": "best-of-n", "kernel": "sde", "guide": "dps:2:1-0"},
+    {"search": "svdd", "kernel": "sde", "guide": "tilted:0.4:x0:1-0"},
+    {"search": "noise-ascent", "kernel": "ode"},
+)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def reward(images: Any, prompts: list[str]) -> list[float]:
-    return [float(image.flatten()[::3].mean()) for image in images]
+def reward(images: Any, prompts: list[str]) -> Any:
+    return images.flatten(1)[:, ::3].mean(1)
 
 
 def threads_of_frames() -> int:
@@ -198,6 +204,17 @@ def test_ledgers_are_what_the_parts_were_called_for(name: str) -> None:
     rng = random.Random(0)
     engine, rows = engine_of(name, rng)
     assert sum(charged(engine, rows, drawn(rng, ALGORITHMS[:3])) for _ in range(2)) == 2
+
+
+@pytest.mark.parametrize(("name", "how"), each_once(QUICK, GRADIENTS))
+def test_ledgers_of_searches_that_follow_gradients(name: str, how: dict[str, Any]) -> None:
+    rng = random.Random(2)
+    sampler = {option: value for option, value in how.items() if option != "search"}
+    engine, rows = engine_of(name, rng, **sampler)
+    engine.start()
+    engine.admit([Prompt(PROMPTS[0])])  # where a row's memory is measured, in a trial
+    ran = charged(engine, rows, drawn(rng, [how]))
+    assert ran or name == "FluxInpaintPipeline"
 
 
 @pytest.mark.slow

@@ -151,7 +151,6 @@ def test_what_cannot_be_is_refused(said: str) -> None:
     ("name", "given", "words"),
     [
         ("sd3 image2image", {"kernel": "sde", "path": "vp"}, "kernel, path"),
-        ("sd3 image2image", {"guide": "dps:1", "kernel": "sde"}, "without gradients"),
         ("sd3 image2image", {"latents": torch.zeros(1)}, "draws its own"),
         ("sd3 image2image", {"state": object()}, "values by name"),
         ("sd3 image2image", {"image": [picture(), picture(), picture()]}, "got 3"),
