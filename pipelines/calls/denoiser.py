@@ -379,7 +379,7 @@ class CallsDenoiser(PipelineDenoiser):
     def _put_in(self, x: Tensor) -> Sequence[Tensor]:
         """Latents (N, ...) as frames get them: copies where their calls write into them."""
         made = laid_out(x, self.rehearsed.latents)
-        own = made.clone() if self.rehearsed.overwrites else made
+        own = made.clone() if self.rehearsed.overwrites or made.requires_grad else made
         return [own[i : i + 1] for i in range(len(own))]
 
     def _settled(self, latents: Tensor) -> Tensor:
@@ -395,7 +395,9 @@ class CallsDenoiser(PipelineDenoiser):
                 f"gradients are not taken through {name}: no latents can be put into this call, or "
                 "its steps depend on those before; search by an algorithm without gradients"
             )
-        call = self._stopping(self._typical)
+        form = self.given.arguments["output_type"]
+        arguments = {**self._typical.arguments, "output_type": form}
+        call = self._stopping(replace(self._typical, arguments=arguments))
         parts = set[str]()
         for index in [self._times.last, *[0] * (through == "denoiser")]:
             with closing(self._frames.begin(call, seeded(0), index)) as frame:

@@ -69,7 +69,8 @@ def begun_by(pipe: Any, asking: Asking) -> Any:
 
 def _begun_by(blocks: Any, asking: Asking) -> Any:
     twin = copy.copy(blocks)
-    kind = _graded_class(type(blocks))
+    own: Any = type(blocks)
+    kind = _graded_class(own)
     twin.__class__ = kind
     if isinstance(blocks, LoopSequentialPipelineBlocks):
         twin.__class__ = _loop_class(kind)

@@ -24,8 +24,6 @@ from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.staged import Staged
 from ttsnap.sampling.denoiser import Capability
-from ttsnap.sampling.guided_steps import RewardGuidance
-from ttsnap.sampling.kernels import KERNELS
 
 from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
 from ..counted import Counted  # noqa: TID252
@@ -198,14 +196,6 @@ def test_a_reward_of_latents_scores_videos_whole() -> None:
 
 
 def test_what_is_asked_of_no_such_model_is_refused(counted: Any) -> None:
-    denoiser = Clips()
-    with pytest.raises(ValueError, match="through videos"):
-        LiveEngine(
-            denoiser,
-            [make_reward(Mean())],
-            kernel=KERNELS["sde"](denoiser),
-            guidance=RewardGuidance(),
-        )
     with pytest.raises(ValueError, match="edits no images"):
         counted().sources(torch.zeros(1, dtype=torch.long))
 
