@@ -61,9 +61,12 @@ class Suspended:
 
     def _next(self) -> Any:
         come = self._questions.get()
-        if isinstance(come, BaseException):
-            raise come
-        return come
+        try:
+            if isinstance(come, BaseException):
+                raise come
+            return come
+        finally:
+            del come  # an error's traceback holds this frame, and all tensors of the program
 
 
 def _run(
