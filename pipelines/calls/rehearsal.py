@@ -62,7 +62,7 @@ class Rehearsal:
     """Whether it writes what steps make of them, which schedulers with a history then keep."""
     nfe_flops: float
     """Of an evaluation, as the dearest step makes it."""
-    image: torch.Size
+    image: tuple[int, ...]
     """(3, H, W) of the image that it returned, or (T, 3, H, W) of the video."""
     sounds: bool
     """Whether it returned sound with it."""

@@ -100,7 +100,7 @@ class CallRun:
     """At the last decode."""
     draws: bool = False
     """Whether a decoder draws noise."""
-    image: torch.Size = torch.Size()
+    image: tuple[int, ...] = ()
     """The shape of what the call returned, as of images_of."""
     sounds: bool = False
     """Whether it returned sound."""
