@@ -26,7 +26,13 @@ NAME = "suspended program"
 
 
 class Ended(BaseException):
-    """Raised in a program at its question: what it makes is wanted no longer."""
+    """Raised in a program at its questions: what it makes is wanted no longer."""
+
+
+END = object()
+"""The answer to all questions of a program that is ended."""
+PATIENCE = 10.0
+"""Seconds to wait for a program to end, which may ask again where it cleans up, or never end."""
 
 
 @dataclass(frozen=True)
@@ -44,40 +50,52 @@ class Suspended:
 
     def __init__(self, program: Callable[[Ask], Any]) -> None:
         self._questions: SimpleQueue[Any] = SimpleQueue()
-        self._answers: SimpleQueue[Callable[[], Any]] = SimpleQueue()
+        self._answers: SimpleQueue[Any] = SimpleQueue()
         run = contextvars.copy_context().run
         args = (_run, program, self._questions, self._answers)
         thread = threading.Thread(target=run, args=args, name=NAME, daemon=True)
         self.close = weakref.finalize(self, _end, thread, self._answers)
         """Ends the program where it waits, and waits until its thread is gone."""
         thread.start()
-        self.question = self._next()
+        self.question: Any = None
         """What it waits for; `Returned` at its end."""
+        self.answer(None)
 
     def answer(self, value: Any) -> None:
         """Let it go on with this answer, until its next question; raises what the program does."""
-        self._answers.put(lambda: value)
+        self._answers.put(value)
         self.question = self._next()
 
     def _next(self) -> Any:
         come = self._questions.get()
-        if isinstance(come, BaseException):
-            raise come
-        return come
+        try:
+            if isinstance(come, BaseException):
+                raise come
+            return come
+        finally:
+            del come  # an error's traceback holds this frame, and all tensors of the program
 
 
 def _run(
     program: Callable[[Ask], Any],
     questions: SimpleQueue[Any],
-    answers: SimpleQueue[Callable[[], Any]],
+    answers: SimpleQueue[Any],
 ) -> None:
     """The work of the thread."""
 
+    def answer() -> Any:
+        value = answers.get()
+        if value is END:
+            answers.put(END)  # to its next question, which it may ask in `finally`
+            raise Ended
+        return value
+
     def ask(question: Any) -> Any:
         questions.put(question)
-        return answers.get()()
+        return answer()
 
     try:
+        answer()  # END, where Ctrl-C came while the thread started
         questions.put(Returned(program(ask)))
     except Ended:
         pass
@@ -85,11 +103,7 @@ def _run(
         questions.put(error)
 
 
-def _end(thread: threading.Thread, answers: SimpleQueue[Callable[[], Any]]) -> None:
-    answers.put(_raise_ended)
-    if thread is not threading.current_thread():
-        thread.join()
-
-
-def _raise_ended() -> None:
-    raise Ended
+def _end(thread: threading.Thread, answers: SimpleQueue[Any]) -> None:
+    answers.put(END)
+    if thread is not threading.current_thread() and thread.is_alive():
+        thread.join(PATIENCE)

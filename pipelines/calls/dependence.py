@@ -10,6 +10,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
 from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.places import NOWHERE
 from ttsnap.pipelines.calls.run import CallRun, Setting, run_of
@@ -46,7 +48,7 @@ def dependence(stock: StockCall, networks: Collection[str], count: int) -> Depen
     if later(begun) != later(led):
         return Dependence(by_seed=True, remembers=False)
     seeded = run_of(stock, replace(alone, start=start, seed=1))
-    return Dependence(by_seed=seeded.marks != base.marks, remembers=False)
+    return Dependence(by_seed=seeded.marks_from(0) != base.marks_from(0), remembers=False)
 
 
 def reads_late(stock: StockCall, networks: Collection[str], fields: Fields) -> bool:
@@ -57,7 +59,8 @@ def reads_late(stock: StockCall, networks: Collection[str], fields: Fields) -> b
 
     apart = run_of(stock, Setting(asleep=networks, fills=by_round))
     late = replace(stock, fields=replace(fields, late=True))
-    return apart.given == run_of(late, Setting(asleep=networks, fills=_ramp)).given
+    together = run_of(late, Setting(asleep=networks, fills=_ramp))
+    return torch.equal(torch.stack(apart.given), torch.stack(together.given))
 
 
 def _ramp(index: int) -> float:

@@ -83,7 +83,7 @@ class Ends:
         last: the index of finished latents.
         """
         plain = self.seen(call, last)
-        if sound_of(plain.made) is not None:
+        if self.rehearsed.sounds:
 
             def other(part: str) -> End:
                 return self.seen(call, last, lambda asked: 0.5 * (asked == part))
@@ -123,7 +123,7 @@ class Ends:
 
     def sound(self, call: StockCall, last: int, latents: Tensor) -> Tensor | None:
         """The sound of a video with finished latents, if it has any."""
-        if sound_of(self.rehearsed.made) is None:
+        if not self.rehearsed.sounds:
             return None
         frame = self.frames.begin(replace(call, asleep=self.unheard), seeded(0), last)
         self.frames.go_on([frame], [latents])

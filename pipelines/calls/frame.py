@@ -171,7 +171,10 @@ def _program(
         **{DEVICE: stock.device},
     )
     with torch.no_grad():  # a new thread does not inherit it
-        return stock.function(pipe, **owned(dict(stock.arguments)), generator=generator)
+        try:
+            return stock.function(pipe, **owned(dict(stock.arguments)), generator=generator)
+        finally:
+            vars(pipe).clear()  # its methods hold it, which only the cycle collector would see
 
 
 def _methods(pipe: Any, stock: StockCall, ask: Ask) -> dict[str, Any]:

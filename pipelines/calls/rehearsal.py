@@ -62,8 +62,10 @@ class Rehearsal:
     """Whether it writes what steps make of them, which schedulers with a history then keep."""
     nfe_flops: float
     """Of an evaluation, as the dearest step makes it."""
-    made: Any
-    """What it returned."""
+    image: tuple[int, ...]
+    """(3, H, W) of the image that it returned, or (T, 3, H, W) of the video."""
+    sounds: bool
+    """Whether it returned sound with it."""
     dummies: Dummies
     """What its networks answered."""
     hooked: frozenset[str]
@@ -138,7 +140,8 @@ def rehearse(stock: StockCall) -> Rehearsal:
         overwrites=any(version_of(latents) != then for latents, then in whole.stepped),
         writes_steps=whole.writes_steps,
         nfe_flops=max(whole.flops.values()),
-        made=whole.made,
+        image=whole.image,
+        sounds=whole.sounds,
         dummies=stock.dummies,
         hooked=frozenset(whole.hooked),
         held=changed(unchanged, whole.processors),

@@ -4,7 +4,8 @@
     run.times      # the timesteps of its steps
     run.calls      # which part was called, between which steps, with how many rows
 
-Runs are compared by marks: two sums over each tensor that a network, a decoder or a step is given.
+Runs are compared by marks: a sum over each tensor that a network, a decoder or a step is given. It
+is one of whole numbers, by the bits of the tensor, since not all devices know float64.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.joining import rows_of
 from ttsnap.pipelines.calls.parts import DECODE, denoisers_of, has_hooks
-from ttsnap.pipelines.calls.pictures import images_of
+from ttsnap.pipelines.calls.pictures import images_of, sound_of
 from ttsnap.pipelines.calls.places import LatentsPlace, place_of
 from ttsnap.pipelines.calls.questions import Drawn, PartCall, Step
 from ttsnap.pipelines.calls.shared_parts import Processor, dtypes, processors
@@ -30,8 +31,8 @@ from ttsnap.pipelines.calls.values import holds_memory, tensors_in, version_of
 from ttsnap.pipelines.suspended import Returned
 from ttsnap.sampling.rng import seeded
 
-Mark: TypeAlias = tuple[tuple[float, float], ...]
-"""Two sums over each of some tensors, by which they are known again."""
+CHUNK = 1 << 20
+"""The most numbers that are widened at once."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Called(NamedTuple):
 class CallRun:
     """What was seen of one."""
 
+    device: torch.device
+    """Where it computes."""
     drawn: list[Drawn] = field(default_factory=list)
     calls: list[Called] = field(default_factory=list)
     """Of networks and decoders."""
@@ -82,10 +85,10 @@ class CallRun:
     """These latents, and their version then, which counts changes in place."""
     writes_steps: bool = True
     """Whether these latents are, at later steps, the latents of those."""
-    marks: list[tuple[int, Mark]] = field(default_factory=list)
-    """Of what networks, steps and decoders were given, in order, and of what the call returned;
-    each with its index."""
-    given: list[Mark] = field(default_factory=list)
+    marks: list[tuple[int, Tensor]] = field(default_factory=list)
+    """Of what networks, steps and decoders were given, in order, and of the image; each with its
+    index, and where the call computes."""
+    given: list[Tensor] = field(default_factory=list)
     """Those of what networks and decoders were given."""
     hooked: set[str] = field(default_factory=set)
     """Parts in which there were hooks."""
@@ -97,17 +100,21 @@ class CallRun:
     """At the last decode."""
     draws: bool = False
     """Whether a decoder draws noise."""
-    made: Any = None
-    """What the call returned."""
+    image: tuple[int, ...] = ()
+    """The shape of what the call returned, as of images_of."""
+    sounds: bool = False
+    """Whether it returned sound."""
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
         """Of what the first round steps."""
         return tuple(step.sample.shape for step in self.firsts)
 
-    def marks_from(self, index: int) -> list[Mark]:
-        """The marks of this index and later ones."""
-        return [mark for at, mark in self.marks if at >= index]
+    def marks_from(self, index: int) -> list[int]:
+        """The marks of this index and later ones, for which the device is waited once."""
+        marks = [mark for at, mark in self.marks if at >= index]
+        found: list[int] = torch.stack(marks).tolist()
+        return found
 
     def passes(self, networks: Collection[str]) -> int:
         """Rows that are asked between two steps of the network which is asked most, at most."""
@@ -139,19 +146,19 @@ class CallRun:
         if holds_memory(call.given):
             self.filling.add(call.part)
         self.calls.append(Called(index, call.part, rows_of(call)))
-        self.given.append(self.mark(index, tensors_in(call.given)))
+        self.given += self.mark(index, tensors_in(call.given))
 
-    def mark(self, index: int, tensors: Sequence[Tensor]) -> Mark:
+    def mark(self, index: int, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Mark what was seen at an index."""
-        mark = tuple(map(_sums, tensors))
-        self.marks.append((index, mark))
-        return mark
+        marks = [_sum(each).to(self.device) for each in tensors]
+        self.marks += [(index, mark) for mark in marks]
+        return marks
 
 
 @torch.no_grad()
 def run_of(stock: StockCall, setting: Setting) -> CallRun:
     """Run a call without the parts that are asleep, and without decoders."""
-    run = CallRun()
+    run = CallRun(stock.device)
     with closing(CallFrame(stock, seeded(setting.seed))) as frame:
         while not isinstance(asked := frame.question, Returned):
             if isinstance(asked, Drawn):
@@ -164,8 +171,9 @@ def run_of(stock: StockCall, setting: Setting) -> CallRun:
                 _answer_dummy(run, frame, asked, setting)
             else:
                 _answer(run, frame, asked)
-        run.made = asked.value
-        run.mark(frame.index, [images_of(run.made)])
+        image = images_of(asked.value)
+        run.mark(frame.index, [image])
+        run.image, run.sounds = image.shape, sound_of(asked.value) is not None
     return run
 
 
@@ -204,7 +212,12 @@ def _answer_dummy(run: CallRun, frame: CallFrame, call: PartCall, setting: Setti
         run.flops[index] += shown.flops
 
 
-def _sums(tensor: Tensor) -> tuple[float, float]:
-    wide = tensor.detach().double().nan_to_num().flatten()
-    weights = torch.linspace(1, 2, wide.numel(), dtype=torch.float64, device=wide.device)
-    return float(wide.abs().sum()), float((wide * weights).sum())
+def _sum(tensor: Tensor) -> Tensor:
+    """() the sum of a tensor's bits, as whole numbers, by their places."""
+    dtype = getattr(torch, f"int{8 * min(8, tensor.element_size())}")
+    chunks = tensor.detach().flatten().view(dtype).split(CHUNK)
+    sums = [
+        (chunk * (torch.arange(len(chunk), device=chunk.device) + at * CHUNK + 1)).sum()
+        for at, chunk in enumerate(chunks)
+    ]
+    return torch.stack(sums).sum()

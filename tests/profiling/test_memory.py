@@ -22,7 +22,7 @@ from tests.scripted import Played
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.cost import Cost
 from ttsnap.core.looks import Draft
-from ttsnap.core.memory import NotEnoughMemoryError
+from ttsnap.core.memory import NotEnoughMemoryError, lacks_memory
 from ttsnap.core.moves import fresh
 from ttsnap.core.needs import NOTHING
 from ttsnap.core.results import Result
@@ -127,6 +127,24 @@ LACKS: dict[str, Callable[[], Exception]] = {
         "memory: you tried to allocate 68719476736 bytes."
     ),
 }
+SAID = {
+    "GET was unable to find an engine to execute this computation": True,
+    "FIND was unable to find an engine to execute this computation": True,
+    "Invalid buffer size: 74.51 GiB": True,
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`": True,
+    # after an error of a kernel, which no smaller batch mends
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasSgemm( handle, opa, opb)`": False,
+    "Native API failed. Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)": True,
+    'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":1154': True,
+    "CUDA error: device-side assert triggered": False,
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_a_lack_of_memory_is_known_by_what_devices_say(said: str) -> None:
+    assert lacks_memory(RuntimeError(said)) == SAID[said]
+
+
 PLACES = ("predict", "decode", "init_latents", "reward", "guess")
 PRUNED = SeedPruning(6, (0.5,), steps=(2,))
 

@@ -7,7 +7,12 @@ import re
 SAID = (
     "out of memory",  # CUDA, HIP, XPU, MPS
     "_STATUS_ALLOC_FAILED",  # cuBLAS and its kin, which say no more
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # of other calls: errors before
     "CUDNN_STATUS_NOT_SUPPORTED",  # cuDNN, where no workspace fits
+    "was unable to find an engine",  # the same, of its newer interface
+    "NVML_SUCCESS == r",  # CUDA, where it cannot say what is free
+    "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",  # XPU
+    "Invalid buffer size",  # MPS
     "DefaultCPUAllocator: can't allocate",
     "DefaultCPUAllocator: not enough",  # on Windows
     "PT_DEVMEM Allocation failed",  # HPU
