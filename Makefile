@@ -69,6 +69,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p ttsnap
 	$(BIN)/python scripts/documented_calls.py
+	$(BIN)/python scripts/measure.py --budget
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

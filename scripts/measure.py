@@ -2,6 +2,7 @@
 it should read well.
 
 python scripts/measure.py            # or: make measure
+python scripts/measure.py --budget   # fails above the tokens that pyproject.toml allows, as make lint does
 python scripts/measure.py --trace    # and what a live search enters (trace_search.py), in half a minute
 """
 
@@ -13,6 +14,7 @@ import re
 import subprocess
 import sys
 import tokenize
+import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -241,7 +243,22 @@ def measures() -> dict[str, float]:
     }
 
 
+def check_budget() -> None:
+    """End with what to do where there is more code than pyproject.toml allows."""
+    most = tomllib.loads(text_of(ROOT / "pyproject.toml"))["tool"]["ttsnap"]["most_tokens"]
+    count = sum(tokens(path)[0] for path in FILES.values())
+    if count > most:
+        sys.exit(
+            f"{count:,} tokens of code, and pyproject.toml allows {most:,}: name what goes before "
+            "you write what comes"
+        )
+    print(f"{count:,} tokens of code, of {most:,}")
+
+
 if __name__ == "__main__":
+    if "--budget" in sys.argv[1:]:
+        check_budget()
+        sys.exit()
     for what, number in measures().items():
         print(f"{number:>9,}  {what}")
     if "--trace" in sys.argv[1:]:
