@@ -357,6 +357,23 @@ def test_a_reward_that_fails_later_costs_scores_only(
         assert result.spent.nfe == 64
 
 
+@pytest.mark.parametrize("failed", [1, 2])
+def test_images_whose_last_score_failed_are_ranked_by_the_one_before(
+    engine: Any, failed: int
+) -> None:
+    """Behind those that have one."""
+    early = np.array([0.4, 0.1, 0.9, 0.3, 0.8, 0.2])
+    scores = np.full((1, 6, 9, 1), NAN)
+    scores[0, :, 3, 0] = early
+    scores[0, 4, 8] = 0.1 if failed == 1 else NAN
+    recording = Recording(("a",), scores, engine().grid, ("r",))
+    search_of = SeedPruning(6, (0.5,), steps=(3,))
+    (result,) = search(["a"], search_of, ReplayEngine(recording), selection=Selection(keep=3))
+    assert [each.seed for each in result.images] == ([4, 2, 0] if failed == 1 else [2, 4, 0])
+    assert np.isnan(result.best.reward) == (failed == 2)
+    assert (failed == 2) == any("no image has a score" in line for line in result.warnings)
+
+
 def test_recorded_and_dry_scores_may_be_missing(engine: Any) -> None:
     """Only a reward that runs is stopped: a recording whose first scores failed is played to its
     end."""
