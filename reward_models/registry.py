@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ttsnap.core.checklist import CHECK, NOBODY, is_item, is_list, read_list
+from ttsnap.core.checklist import CHECK, NOBODY, is_item, of_list, read_list
 from ttsnap.core.names import did_you_mean, load_object, unknown
 from ttsnap.core.protocols import Reward, Scores
 from ttsnap.rewards.reward_model import RewardModel, adapted, stated
@@ -109,7 +109,7 @@ def make_reward(
     FunctionReward.
     """
     refuse_credentials(spec)
-    if is_list(spec) or is_item(spec):
+    if isinstance(spec, str) and of_list(spec):
         ((reward,),) = _listed([spec], device=device, dtype=dtype)
         return reward
     if isinstance(spec, str) and len(stages := _stages(spec)) > 1:
@@ -150,21 +150,18 @@ def make_rewards(
 ) -> tuple[RewardModel, ...]:
     """One spec of make_reward or a list of them -> rewards with different names."""
     many = specs if isinstance(specs, list | tuple) else [specs]
-    asked = [spec for spec in many if is_item(spec) or is_list(spec)]
+    asked = list(filter(of_list, many))
     answers = iter(_listed(asked, device=device, dtype=dtype) if asked else ())
-    rewards = tuple(
-        reward
-        for spec in many
-        for reward in (
-            next(answers)
-            if is_item(spec) or is_list(spec)
-            else (make_reward(spec, device=device, dtype=dtype),)
-        )
-    )
+    rewards = list[RewardModel]()
+    for spec in many:
+        if of_list(spec):
+            rewards += next(answers)
+        else:
+            rewards.append(make_reward(spec, device=device, dtype=dtype))
     names = [r.name for r in rewards]
     if not rewards or len(set(names)) < len(names):
         raise ValueError(f"need at least one reward, each with a name of its own, got {names}")
-    return rewards
+    return tuple(rewards)
 
 
 def answered_by(spec: str) -> str:
@@ -192,7 +189,7 @@ def parts(spec: Spec, prompts: Sequence[str], *, packaged: bool) -> tuple[Spec, 
     """The items of a checklist for these prompts; any other reward as it is.
 
     packaged: whether the model is. ValueError where nobody is named who answers."""
-    if not (is_list(spec) or is_item(spec)):
+    if not of_list(spec):
         return (spec,)
     found: tuple[Spec, ...] = load_object("ttsnap.reward_models.checklist.specs:parts")(
         spec, prompts, packaged
@@ -227,7 +224,7 @@ def check_names(specs: object) -> None:
     refuse_credentials(specs)
     for spec in _stages(specs):
         name, colon, _ = str(spec).partition(":")
-        if is_list(spec) or is_item(spec):
+        if of_list(spec):
             if isinstance(spec, str):
                 check_names(answered_by(spec) or [])
             continue
@@ -277,7 +274,7 @@ def suits_drafts(specs: Spec | Sequence[Spec]) -> bool:
 
 def _judge(stage: str) -> str:
     """The name of what answers a checklist; "" for other rewards."""
-    return answered_by(stage).partition(":")[0] if is_list(stage) or is_item(stage) else ""
+    return answered_by(stage).partition(":")[0] if of_list(stage) else ""
 
 
 def have_weights(specs: Spec | Sequence[Spec]) -> bool:
@@ -313,9 +310,7 @@ def _what(spec: Spec) -> Any:
 def _here(specs: Spec | Sequence[Spec]) -> list[Any]:
     """The classes, functions and objects of all rewards that run in this process."""
     stages = [
-        (answered_by(stage) if is_list(stage) or is_item(stage) else stage)
-        if isinstance(stage, str)
-        else stage
+        (answered_by(stage) if of_list(stage) else stage) if isinstance(stage, str) else stage
         for stage in _stages(specs)
     ]
     return [

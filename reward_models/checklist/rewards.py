@@ -1,4 +1,4 @@
-"""A checklist as rewards: one for each item, which share a list that answers all at once.
+"""A checklist as rewards: one with a column for each item, which answers all at once.
 
     pipe(prompt, reward=Checklist(["two dogs", "the left dog is red", "text: OPEN"]))
     pipe(prompt, reward="checklist by judge:yes:model=qwen3-vl")
@@ -13,8 +13,7 @@ ranked last, as with any reward that fails. Whether it has all is not known then
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttsnap.core.arrays import FloatArray
+from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.checklist import YES, ItemReward, ListReward
 from ttsnap.core.memory import lacks_memory
 from ttsnap.core.protocols import Reward
@@ -49,20 +48,19 @@ Answers: TypeAlias = Callable[[str], tuple[Item, ...]]
 
 
 class AnsweredBatch(NamedTuple):
-    """A batch of images and what was found of it."""
+    """What was found of a batch of images."""
 
-    images: Tensor
-    prompts: tuple[str, ...]
     answers: FloatArray
-    """(N, items) of each image, nan where an answer failed and beyond the prompt's items."""
-    tokens: np.ndarray[Any, np.dtype[np.int64]]
-    """(N, items) that the answers took."""
+    """(N, items) of each image, nan where one failed, 1 where nothing was asked."""
+    tokens: IntArray
+    """(N,) that the answers took."""
     errors: dict[int, Exception]
     """Of items, by place."""
 
 
-class Checklist(ListReward):
-    """Questions about images, and who answers them.
+class Checklist(RewardModel, ListReward):
+    """Questions about images, and who answers them. As one reward, it is the product of its
+    answers.
 
     items: what is to be there, each a line ("two dogs", "text: OPEN", "count: 3 apples"), or a
     function (images, prompts) -> answers in [0, 1]; None for those of each prompt. by: who answers
@@ -73,37 +71,63 @@ class Checklist(ListReward):
     ValueError for an empty list, an item that cannot be read, or two that are the same.
     """
 
+    name = "checklist"
+    example = "a red circle"
+
     def __init__(
         self,
         items: Sequence[str | Callable[..., Any]] | None = None,
         by: str | Reward | Callable[..., Any] | None = None,
         written: Answers = questions,
     ) -> None:
-        self.given = None if items is None else [_read(item) for item in items]
+        self.fixed = None if items is None else [_read(item) for item in items]
         self.by = None if by is None else make_reward(by)
         self.written, self.known = written, dict[str, tuple[Item | RewardModel, ...]]()
-        if self.given is not None:
-            names = [named(item) for item in self.given]
+        if self.fixed is not None:
+            names = [named(item) for item in self.fixed]
             if not names or len(set(names)) < len(names):
                 raise ValueError(f"a checklist needs items, each once, got {names}")
         self._ocr: OCR | None = None
         self._worlds: dict[str, RewardModel] = {}
-        self._last: AnsweredBatch | None = None
-        self._left = 0
-        self._lock = threading.RLock()
 
-    def parts(self, prompts: Sequence[str]) -> tuple[ItemAnswer, ...]:
+    def parts(self, prompts: Sequence[str]) -> tuple[ItemAnswers, ...]:
         """A reward for each item of a list, or for as many as the longest list of these prompts
-        has."""
-        if self.given is not None:
-            return tuple(ItemAnswer(self, i, named(item)) for i, item in enumerate(self.given))
-        return tuple(ItemAnswer(self, i) for i in range(self.length(prompts)))
+        has. An engine joins them into one."""
+        return tuple(map(self.item, range(self.length(prompts))))
+
+    def item(self, place: int) -> ItemAnswers:
+        """The reward for one item."""
+        name = f"{self.name} {place + 1}" if self.fixed is None else named(self.fixed[place])
+        return ItemAnswers(self, (place,), (name,))
+
+    @property
+    def every(self) -> ItemAnswers:
+        """All items that a prompt may have."""
+        count = len(self.fixed or range(MOST))
+        return ItemAnswers(self, range(count), [self.name] * count)
+
+    @property
+    def runs_on(self) -> Any:  # type: ignore[override]
+        return None if self.by is None else self.by.runs_on
+
+    @property
+    def tokens(self) -> int:  # type: ignore[override]
+        return self.every.tokens
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of as many items as a prompt may have."""
+        return self.every.flops
+
+    def trial_image(self) -> Tensor:
+        who = self.by
+        return torch.full((1, 3, *2 * [IMAGE_SIZE]), 0.4) if who is None else who.trial_image()
 
     def length(self, prompts: Sequence[str]) -> int:
         """The number of items of the longest list; the most where a model writes them, which is
         not asked for this."""
-        if self.written is not questions:
-            return MOST
+        if self.fixed is not None or self.written is not questions:
+            return len(self.fixed or range(MOST))
         return max(len(self.items(prompt)) for prompt in prompts)
 
     def asks_of_models(self, prompts: Sequence[str]) -> bool:
@@ -116,8 +140,8 @@ class Checklist(ListReward):
 
     def items(self, prompt: str) -> tuple[Item | RewardModel, ...]:
         """What is asked of images of this prompt."""
-        if self.given is not None:
-            return tuple(self.given)
+        if self.fixed is not None:
+            return tuple(self.fixed)
         found = self.known.get(prompt) or tuple(self.written(prompt))
         if len(self.known) >= KNOWN:
             self.known.clear()
@@ -126,55 +150,57 @@ class Checklist(ListReward):
 
     def check(self, prompts: Sequence[str]) -> None:
         """ValueError for a question that cannot be answered."""
-        for prompt in prompts:
+        for prompt in filter(None, prompts):
             for item in self.items(prompt):
                 if isinstance(item, Item) and item.kind != TEXT and self.by is not None:
                     self.by.check([self._words(item)])
 
-    def answer(self, images: Tensor, prompts: Sequence[str], readers: int = 1) -> AnsweredBatch:
-        """All answers about images (N, 3, H, W) in [0, 1]. Equal batches that follow each other are
-        asked once. readers: how many rewards read them, after which they are forgotten."""
-        with self._lock:
-            last = self._last
-            if (
-                last is None
-                or last.prompts != tuple(prompts)
-                or last.images.shape != images.shape
-                or not torch.allclose(last.images, images, 0, 0, equal_nan=True)
-            ):
-                last = self._asked(images, prompts)
-                self._last, self._left = last, readers
-            self._left -= 1
-            if self._left <= 0:
-                self._last = None
-            return last
+    def who(self, place: int) -> RewardModel | None:
+        """Who answers an item; of items that the prompt makes, whoever is named."""
+        item = None if self.fixed is None else self.fixed[place]
+        if isinstance(item, RewardModel):
+            return item
+        return OCR() if item is not None and item.kind == TEXT else self.by
 
-    def _asked(self, images: Tensor, prompts: Sequence[str]) -> AnsweredBatch:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
+    ) -> FloatArray:
+        """images (N, 3, H, W) in [0, 1], N prompts -> (N,) float64."""
+        self.tokens_taken = ()
+        every = self.every
+        answers = every(images, prompts).reshape(len(prompts), -1)
+        self.tokens_taken = every.tokens_taken
+        return product(answers)
+
+    def answer(
+        self, images: Tensor, prompts: Sequence[str], places: Sequence[int]
+    ) -> AnsweredBatch:
+        """The answers about images (N, 3, H, W) in [0, 1] at these places, and at those that they
+        need."""
+        check_images(images, prompts)
         lists = [self.items(prompt) for prompt in prompts]
-        width = max(map(len, lists), default=0)
-        found = AnsweredBatch(
-            images,
-            tuple(prompts),
-            np.full((len(prompts), width), np.nan),
-            np.zeros((len(prompts), width), np.int64),
-            {},
-        )
-        every = [(row, i) for row, items in enumerate(lists) for i in range(len(items))]
+        every = {(row, i) for row, items in enumerate(lists) for i in places if i < len(items)}
+        while more := {need for pair in every for need in _needed(lists, *pair)} - every:
+            every |= more
+        width = 1 + max((*places, *(i for _, i in every)))
+        answers = np.ones((len(prompts), width))
+        found = AnsweredBatch(answers, np.zeros(len(prompts), int), {})
+        for pair in every:
+            found.answers[pair] = np.nan
         left, joins = set(every), self.by is not None and self.by.joins
         while left:  # first what needs nothing, then what that lets be asked
-            ready = sorted(pair for pair in left if joins or not left & _needed(lists, *pair))
+            ready = {pair for pair in left if joins or not left & _needed(lists, *pair)}
             if not ready:
                 raise ValueError(f"items need each other in a circle: {_circle(lists, left)}")
-            absent = [pair for pair in ready if _absent(found.answers, lists, *pair)]
-            for row, i in absent:
-                found.answers[row, i] = 0.0
-            asked = [pair for pair in ready if pair not in set(absent)]
-            left -= set(ready)
-            for who, pairs in self._by_whom(images, lists, asked).items():
-                self._ask(who, images, lists, pairs, found)
-        for row, i in every if joins else ():
-            if _absent(found.answers, lists, row, i):
-                found.answers[row, i] = 0.0
+            absent = {pair for pair in ready if _absent(found.answers, lists, *pair)}
+            for pair in absent:
+                found.answers[pair] = 0.0
+            left -= ready
+            for who, pairs in self._by_whom(images, lists, sorted(ready - absent)).items():
+                self._ask(who, images, prompts, lists, pairs, found)
+        for pair in sorted(every) if joins else ():
+            if _absent(found.answers, lists, *pair):
+                found.answers[pair] = 0.0
         return found
 
     def _by_whom(
@@ -218,6 +244,7 @@ class Checklist(ListReward):
         self,
         who: RewardModel,
         images: Tensor,
+        prompts: Sequence[str],
         lists: Sequence[Sequence[Item | RewardModel]],
         pairs: Sequence[tuple[int, int]],
         found: AnsweredBatch,
@@ -232,12 +259,12 @@ class Checklist(ListReward):
             else:
                 words: dict[int, list[str]] = {}
                 for row, item in zip(rows, items, strict=True):
-                    asked = self._words(item) if isinstance(item, Item) else found.prompts[row]
+                    asked = self._words(item) if isinstance(item, Item) else prompts[row]
                     words.setdefault(row, []).append(asked)
                 those = images if len(words) == len(images) else images[list(words)]
                 answers = as_float64(who.score_each(those, list(words.values())))
                 if len(who.tokens_taken) == len(rows):
-                    found.tokens[places] = who.tokens_taken
+                    np.add.at(found.tokens, rows, who.tokens_taken)
             found.answers[places] = _squeezed(who.name, answers)
         except Exception as error:  # of a user's code: it costs these answers, and no others
             if lacks_memory(error):
@@ -246,100 +273,71 @@ class Checklist(ListReward):
             found.errors.update(dict.fromkeys([i for _, i in pairs], error))
 
 
-class ItemAnswer(RewardModel, ItemReward):
-    """The answer to one item of a checklist, in [0, 1].
+class ItemAnswers(RewardModel, ItemReward):
+    """The answers to items of a checklist, in [0, 1], a column each.
 
-    place: of the item among those of the prompt; an image of a prompt with fewer has all that is
-    asked there: 1. None for all items at once: their product.
+    places: of the items among those of the prompt; an image of a prompt with fewer has all that is
+    asked there: 1. Of items that one question about an image asks, the first pays for all.
     """
 
-    example = "a red circle"
+    example = Checklist.example
 
-    def __init__(self, given: Checklist, place: int | None, name: str = "") -> None:
-        self.given, self.place = given, place
-        self.name = name or ("checklist" if place is None else f"checklist {place + 1}")
+    def __init__(self, given: Checklist, places: Sequence[int], names: Sequence[str]) -> None:
+        self.given, self.places = given, tuple(places)
+        self.name, *self._others = names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self._others)
+
+    def joined(self, other: RewardModel) -> RewardModel | None:
+        if not isinstance(other, ItemAnswers) or other.given is not self.given:
+            return None
+        return ItemAnswers(self.given, self.places + other.places, self.names + other.names)
 
     @property
     def runs_on(self) -> Any:  # type: ignore[override]
-        return None if self.given.by is None else self.given.by.runs_on
+        return self.given.runs_on
 
-    @cached_property
-    def who(self) -> RewardModel | None:
-        """Who is asked; of an item that the prompt makes, whoever is named."""
-        item = None if self.given.given is None else self.given.given[self.place or 0]
-        if isinstance(item, RewardModel):
-            return item
-        reads = isinstance(item, Item) and item.kind == TEXT
-        return OCR() if reads else self.given.by
-
-    @cached_property
-    def pays_for(self) -> list[int]:
-        """The places of the items whose questions this one pays: its own. Of items that one
-        question about an image asks, the first pays for all."""
-        if self.place is None or self.who is None or not self.who.joins:
-            return [self.place or 0]
-        asked = list(range(MOST))
-        if self.given.given is not None:
-            every = self.given.parts(())
-            asked = [i for i, item in enumerate(every) if item.who is self.who]
-        return asked if self.place == asked[0] else []
+    def _priced(self) -> Iterator[tuple[RewardModel, bool]]:
+        """Who answers each item, and whether a question about others has asked for it already."""
+        known: list[RewardModel] = []
+        for who in filter(None, map(self.given.who, self.places)):
+            yield who, who.joins and who in known
+            known.append(who)
 
     @property
     def tokens(self) -> int:  # type: ignore[override]
-        if self.place is None:
-            return sum(item.tokens for item in self._items())
-        return self.who.tokens if self.who is not None and self.pays_for else 0
+        return sum(who.tokens for who, paid in self._priced() if not paid)
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of one question. All items at once have as many as a prompt may make."""
-        if self.place is None:
-            return sum(item.flops for item in self._items())
-        if self.who is None:
-            return 0.0
-        return self.who.flops if self.pays_for else self.who.flops_more
-
-    def _items(self) -> tuple[ItemAnswer, ...]:
-        if self.given.given is not None:
-            return self.given.parts(())
-        return tuple(ItemAnswer(self.given, i) for i in range(MOST))
+        return sum(who.flops_more if paid else who.flops for who, paid in self._priced())
 
     def trial_image(self) -> Tensor:
-        who = self.given.by
-        return torch.full((1, 3, *2 * [IMAGE_SIZE]), 0.4) if who is None else who.trial_image()
+        return self.given.trial_image()
 
     def check(self, prompts: Sequence[str]) -> None:
-        self.given.check([prompt for prompt in prompts if prompt])
+        self.given.check(prompts)
 
     def asks(self, prompt: str) -> str | None:
-        """What is asked of images of this prompt, in words; None for nothing."""
+        """What the first one asks of images of this prompt, in words; None for nothing."""
         items = self.given.items(prompt)
-        if self.place is None or self.place >= len(items):
-            return None
-        return named(items[self.place])
+        return named(items[self.places[0]]) if self.places[0] < len(items) else None
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
-    ) -> Tensor:
-        """images (N, 3, H, W) in [0, 1], N prompts -> (N,) float64 on the CPU."""
-        check_images(images, prompts)
+    ) -> FloatArray:
+        """images (N, 3, H, W) in [0, 1], N prompts -> (N,), or with R names (N, R), float64."""
         self.tokens_taken = ()
-        lengths = np.array([len(self.given.items(prompt)) for prompt in prompts], int)
-        if self.place is None:
-            asked = self.given.answer(images, prompts)
-            self.tokens_taken = asked.tokens.sum(1).tolist()
-            rows = zip(asked.answers, lengths, strict=True)
-            return torch.tensor([float(product(row[:n])) for row, n in rows], dtype=torch.float64)
-        has = self.place < lengths
-        column = np.ones(len(prompts))
-        if has.any():
-            asked = self.given.answer(images, prompts, readers=int(lengths.max()))
-            column[has] = asked.answers[has, self.place]
-            paid = [place for place in self.pays_for if place < lengths.max()]
-            self.tokens_taken = asked.tokens[:, paid].sum(1).tolist()
-            if self.place in asked.errors and np.isnan(column[has]).all():
-                raise asked.errors[self.place]
-        return torch.from_numpy(column)
+        found = self.given.answer(images, prompts, self.places)
+        self.tokens_taken = found.tokens.tolist()
+        at = zip(self.places, self.names, strict=True)
+        self.failures = {name: found.errors[i] for i, name in at if i in found.errors}
+        answers = found.answers[:, self.places]
+        if self.failures and np.isnan(answers).all():
+            raise next(iter(self.failures.values()))
+        return answers if len(self.names) > 1 else answers[:, 0]
 
 
 def named(item: Item | RewardModel) -> str:

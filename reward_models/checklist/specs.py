@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ttsnap.core.checklist import CHECK, NOBODY, item_of, read_list
 from ttsnap.reward_models.checklist.questions import MOST, Item, questions
-from ttsnap.reward_models.checklist.rewards import Answers, Checklist, ItemAnswer
+from ttsnap.reward_models.checklist.rewards import Answers, Checklist, ItemAnswers
 from ttsnap.reward_models.registry import answered_by, make_reward
 from ttsnap.rewards.reward_model import RewardModel
 
@@ -22,9 +22,9 @@ def parts(spec: Any, prompts: Sequence[str], packaged: bool) -> tuple[Any, ...]:
     packaged: whether the model is, so that its own world's rules answer. ValueError where nobody is
     named who answers, and for an item that cannot be read."""
     if not isinstance(spec, str):
-        given = spec.given if isinstance(spec, ItemAnswer) else spec
+        given = spec.given if isinstance(spec, ItemAnswers) else spec
         asked, named = given.asks_of_models(prompts), given.by is not None
-        found: tuple[Any, ...] = (spec,) if isinstance(spec, ItemAnswer) else given.parts(prompts)
+        found: tuple[Any, ...] = (spec,) if isinstance(spec, ItemAnswers) else given.parts(prompts)
     elif spec.startswith(CHECK):
         item, named = _item(spec), bool(answered_by(spec))
         asked, found = item.kind != "text", (spec,)
@@ -45,36 +45,33 @@ def parts(spec: Any, prompts: Sequence[str], packaged: bool) -> tuple[Any, ...]:
 def made(specs: Sequence[Any], **where: Any) -> list[tuple[RewardModel, ...]]:
     """The rewards of each list or item. Items share their list. A list without items of its own,
     whose length depends on the prompt, is one reward: the product."""
-    lists: dict[tuple[str, str, bool], Checklist] = {}
+    lists: dict[tuple[str, str], Checklist] = {}
     texts: dict[str, list[str]] = {}
     for spec in specs:
         if isinstance(spec, str) and spec.startswith(CHECK):
             texts.setdefault(answered_by(spec), []).append(str(_item(spec)))
+    checks = {by: Checklist(lines, _who(by, where)) for by, lines in texts.items()}
     found: list[tuple[RewardModel, ...]] = []
     for spec in specs:
-        if isinstance(spec, ItemAnswer):
+        if isinstance(spec, ItemAnswers):
             found.append((spec,))
         elif isinstance(spec, Checklist):
-            found.append((ItemAnswer(spec, None),) if spec.given is None else spec.parts(()))
+            found.append((spec,) if spec.fixed is None else spec.parts(()))
         elif spec.startswith(CHECK):
             by = answered_by(spec)
-            key = (by, "", True)
-            if key not in lists:  # who answers is loaded once
-                lists[key] = Checklist(texts[by], _who(by, where))
-            place = texts[by].index(str(_item(spec)))
-            found.append((ItemAnswer(lists[key], place, texts[by][place]),))
+            found.append((checks[by].item(texts[by].index(str(_item(spec)))),))
         else:
             at, written, by = read_list(spec)
-            key = (by, written, False)
-            if key not in lists:
+            key = (by, written)
+            if key not in lists:  # who answers is loaded once
                 lists[key] = Checklist(None, _who(by, where), _writer(written))
-            found.append((ItemAnswer(lists[key], at),))
+            found.append((lists[key] if at is None else lists[key].item(at),))
     return found
 
 
 def asks(spec: Any, prompt: str) -> str | None:
     """What an item asks of images of this prompt, in words; None for nothing."""
-    if isinstance(spec, ItemAnswer):
+    if isinstance(spec, ItemAnswers):
         return spec.asks(prompt)
     if spec.startswith(CHECK):
         return str(_item(spec))

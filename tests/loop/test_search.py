@@ -26,7 +26,7 @@ from ttsnap.loop.search import dry_costs, fit
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.reward_models.staged import Staged
-from ttsnap.rewards.reward_model import FunctionReward, RewardError
+from ttsnap.rewards.reward_model import FunctionReward, RewardError, RewardModel
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.kernels import KERNELS
 from ttsnap.sampling.rng import seeded
@@ -298,6 +298,51 @@ def test_a_reward_that_fails_from_the_start_ends_the_search(engine: Any, prompts
     assert live.denoiser.calls <= 2 * 4 * 4  # one batch to step 3, and what is under way
 
 
+class Columns(RewardModel):
+    """Brightness and its square; the second one fails from image 6 on."""
+
+    def __init__(self, names: tuple[str, ...] = ("light", "square")) -> None:
+        self.name, self.own, self.calls, self.rows = names[0], names, 0, 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.own
+
+    def __call__(self, images: Any, prompts: Any, level: Any = None) -> Any:
+        self.calls += 1
+        light = images.mean((1, 2, 3)).double()
+        square = light**2
+        square[max(0, 6 - self.rows) :] = NAN
+        self.rows += len(images)
+        self.failures = {"square": KeyError("no such key")} if self.rows > 6 else {}
+        found = torch.stack([light, square], 1)
+        return found if len(self.own) > 1 else found[:, ["light", "square"].index(self.name)]
+
+
+@pytest.mark.parametrize("frames", [None, 4])
+def test_a_reward_with_columns_is_as_many_rewards_of_one_call(
+    engine: Any, frames: int | None
+) -> None:
+    def searched(rewards: list[Any]) -> Any:
+        live = engine()
+        live.denoiser.frames = frames
+        live = LiveEngine(live.denoiser, rewards, EngineOptions(4, frames=1))
+        (result,) = search(["a"], BestOfN(8), live, selection=Selection(keep=8))
+        return live, result
+
+    whole = Columns()
+    live, together = searched([whole])
+    _, apart = searched([Columns(("light",)), Columns(("square",))])
+    assert whole.calls == 2
+    assert live.reward_names == ("light", "square")
+    assert [each.scores for each in together.images[:6]] == [
+        each.scores for each in apart.images[:6]
+    ]
+    assert [each.seed for each in together.images] == [each.seed for each in apart.images]
+    assert together.spent.cost == apart.spent.cost
+    assert "square: KeyError" in together.warnings[0]
+
+
 class Wrong(Brightness):
     def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
         return images.mean()
@@ -355,6 +400,23 @@ def test_a_reward_that_fails_later_costs_scores_only(
         assert failed == [c.seed for c in result.images][8 - len(failed) :]  # ranked last
         assert not failed or any(f"seed {seed}" in result.warnings[0] for seed in failed)
         assert result.spent.nfe == 64
+
+
+@pytest.mark.parametrize("failed", [1, 2])
+def test_images_whose_last_score_failed_are_ranked_by_the_one_before(
+    engine: Any, failed: int
+) -> None:
+    """Behind those that have one."""
+    early = np.array([0.4, 0.1, 0.9, 0.3, 0.8, 0.2])
+    scores = np.full((1, 6, 9, 1), NAN)
+    scores[0, :, 3, 0] = early
+    scores[0, 4, 8] = 0.1 if failed == 1 else NAN
+    recording = Recording(("a",), scores, engine().grid, ("r",))
+    search_of = SeedPruning(6, (0.5,), steps=(3,))
+    (result,) = search(["a"], search_of, ReplayEngine(recording), selection=Selection(keep=3))
+    assert [each.seed for each in result.images] == ([4, 2, 0] if failed == 1 else [2, 4, 0])
+    assert np.isnan(result.best.reward) == (failed == 2)
+    assert (failed == 2) == any("no image has a score" in line for line in result.warnings)
 
 
 def test_recorded_and_dry_scores_may_be_missing(engine: Any) -> None:

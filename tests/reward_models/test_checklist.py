@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from ttsnap import BestOfN, search
 from ttsnap.cli import main
 from ttsnap.core.checklist import is_item, is_list, rewards_of
 from ttsnap.core.results import Event
@@ -20,7 +23,7 @@ from ttsnap.core.utility import product
 from ttsnap.pipelines import load
 from ttsnap.results.course import Course
 from ttsnap.results.record import read_record
-from ttsnap.reward_models.checklist import Checklist, ItemAnswer
+from ttsnap.reward_models.checklist import Checklist
 from ttsnap.reward_models.checklist.likely import ScenesLikely, features
 from ttsnap.reward_models.checklist.questions import Item, questions
 from ttsnap.reward_models.checklist.worlds import ScenesAnswers, SignsAnswers
@@ -58,6 +61,16 @@ class Fake:
         if self.fails and self.fails in prompts:
             raise RuntimeError("no answer")
         return [self.table.get(prompt, 0.9) for prompt in prompts]
+
+
+def together(rewards: Sequence[RewardModel]) -> RewardModel:
+    """As an engine asks them."""
+    whole, *others = rewards
+    for other in others:
+        joined = whole.joined(other)
+        assert joined is not None
+        whole = joined
+    return whole
 
 
 @pytest.mark.parametrize(
@@ -140,22 +153,39 @@ def test_all_items_of_a_batch_are_one_call_and_what_is_not_there_is_not_asked_fo
 ):
     fake = Fake({"a dog": 0.2, "a cat": 0.8, "the cat is red": 0.6})
     rewards = Checklist(by=fake).parts(["a red cat and a blue dog"])
-    assert [each.name for each in rewards] == [f"checklist {i}" for i in range(1, 5)]
+    whole = together(rewards)
+    assert whole.names == tuple(f"checklist {i}" for i in range(1, 5))
     prompts = ["a red cat and a blue dog"] * 3
-    scores = np.stack([np.asarray(reward(IMAGES.clone(), prompts)) for reward in rewards], 1)
-    np.testing.assert_allclose(scores, [[0.8, 0.6, 0.2, 0.0]] * 3)
+    np.testing.assert_allclose(whole(IMAGES, prompts), [[0.8, 0.6, 0.2, 0.0]] * 3)
     assert fake.calls == [["a cat", "a dog"] * 3, ["the cat is red"] * 3]
     assert rewards[1].asks(prompts[0]) == "the cat is red"
-    np.asarray(rewards[0](1 - IMAGES, prompts))  # other images are asked anew
-    assert len(fake.calls) == 4
+    np.testing.assert_allclose(rewards[1](IMAGES, prompts), 0.6)
+    assert fake.calls[2:] == [["a cat"] * 3, ["the cat is red"] * 3]  # and what it needs
+
+
+def test_searches_that_share_a_list_ask_for_each_of_their_batches_once(engine: Any) -> None:
+    class Slow(Fake):
+        def __call__(self, images: Any, prompts: Sequence[str]) -> list[float]:
+            time.sleep(0.005)  # the other threads ask meanwhile
+            return super().__call__(images, prompts)
+
+    fake = Slow({})
+    items = Checklist(["a cat", "a dog", "a fox"], by=fake).parts(())
+    engines = [engine(rewards=items, batch_size=4) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        seeds = range(4)
+        found = pool.map(lambda i: search(["a"], BestOfN(12), engines[i], seed=100 * i), seeds)
+        results = [result for (result,) in found]
+    assert len(fake.calls) == 4 * 3
+    assert sum(map(len, fake.calls)) == 4 * 12 * 3
+    assert [result.spent.cost.reward_calls for result in results] == [12 * 3] * 4
 
 
 def test_prompts_with_shorter_lists_have_all_that_is_not_asked() -> None:
     fake = Fake({})
     prompts = ["a cat", "a red cat", "moody"]
     rewards = Checklist(by=fake).parts(prompts)
-    scores = np.stack([np.asarray(reward(IMAGES, prompts)) for reward in rewards], 1)
-    np.testing.assert_allclose(scores, [[0.9, 1], [0.9, 0.9], [0.9, 1]])
+    np.testing.assert_allclose(together(rewards)(IMAGES, prompts), [[0.9, 1], [0.9, 0.9], [0.9, 1]])
     assert [rewards[1].asks(prompt) for prompt in prompts] == [None, "the cat is red", None]
     assert np.asarray(rewards[1](IMAGES[:1], prompts[:1])).tolist() == [1.0]
 
@@ -166,6 +196,10 @@ def test_an_item_that_fails_costs_its_answer_and_no_other() -> None:
     with pytest.raises(RuntimeError, match="no answer"):
         failing[0](IMAGES, ["x"] * 3)
     assert np.asarray(failing[1](IMAGES, ["x"] * 3)).tolist() == [0.7] * 3
+    both = together(failing)
+    scores = np.asarray(both(IMAGES, ["x"] * 3))
+    np.testing.assert_array_equal(scores, [[np.nan, 0.7]] * 3)
+    assert {name: str(error) for name, error in both.failures.items()} == {"a cat": "no answer"}
     beyond = Checklist(["a cat"], by=Fake({"a cat": 3.0})).parts(())
     with pytest.raises(ValueError, match="probability"):
         beyond[0](IMAGES, ["x"] * 3)
@@ -185,6 +219,9 @@ def test_tokens_of_each_item_are_told() -> None:
     first(IMAGES, ["x"] * 3)
     second(IMAGES, ["x"] * 3)
     assert (first.tokens, first.tokens_taken, second.tokens_taken) == (7, [3] * 3, [5] * 3)
+    both = together([first, second])
+    both(IMAGES, ["x"] * 3)
+    assert (both.tokens, both.tokens_taken) == (14, [8] * 3)
 
 
 def test_the_first_item_that_one_question_asks_pays_for_the_image() -> None:
@@ -196,15 +233,16 @@ def test_the_first_item_that_one_question_asks_pays_for_the_image() -> None:
         def __call__(self, images: Any, prompts: Any, level: Any = None) -> Any:
             return torch.full((len(images),), 0.5, dtype=torch.float64)
 
-    first, own, second, third = Checklist(
+    items = Checklist(
         ["text: OPEN", lambda images, prompts: images[:, 0].mean((1, 2)), "two dogs", "a cat"],
         by=Reader(),
     ).parts(["a sign"])
+    first, own, *_ = items
     assert (first.flops, own.flops) == (OCR().flops, 0.0)
-    assert (second.flops, third.flops) == (100.0, 7.0)
-    assert [item.tokens for item in (first, own, second, third)] == [0, 0, 50, 0]
-    for items, flops in ((["two dogs", "a cat"], 107.0), (None, 100.0 + 7 * 7.0)):
-        assert ItemAnswer(Checklist(items, by=Reader()), None).flops == flops
+    whole = together(items)
+    assert (whole.flops, whole.tokens) == (OCR().flops + 107.0, 50)
+    for lines, flops in ((["two dogs", "a cat"], 107.0), (None, 100.0 + 7 * 7.0)):
+        assert Checklist(lines, by=Reader()).flops == flops
 
 
 def test_by_name_items_of_one_list_share_it_and_nobody_answers_who_is_not_named() -> None:
@@ -336,4 +374,4 @@ def test_items_that_need_each_other_are_refused() -> None:
     items = (Item("a", needs=(1,)), Item("b", needs=(0,)))
     checklist = Checklist(written=lambda prompt: items)
     with pytest.raises(ValueError, match="circle"):
-        checklist.answer(torch.zeros(1, 3, 32, 32), ["a b"])
+        checklist(torch.zeros(1, 3, 32, 32), ["a b"])

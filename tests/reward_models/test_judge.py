@@ -30,7 +30,7 @@ from ttsnap.cli import generate
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results.outputs import write_results
 from ttsnap.results.record import SearchRecord
-from ttsnap.reward_models.checklist import Checklist
+from ttsnap.reward_models.checklist import Checklist, ItemAnswers
 from ttsnap.reward_models.checklist.questions import Item
 from ttsnap.reward_models.judge import Judge, JudgeOptions, PairJudge
 from ttsnap.reward_models.judge.client import Cache
@@ -265,25 +265,26 @@ def each(*answers: float, usage: Any = (120, 5)) -> Act:
     return said({"logprobs": {"content": content}}, usage)
 
 
-def test_all_items_of_an_image_are_one_question_whose_tokens_the_first_pays(
+def test_all_items_of_an_image_are_one_question_whose_tokens_are_paid_once(
     stub: Stub, tmp_path: Path
 ) -> None:
     words = (Item("a cat"), Item("it is red", needs=(0,)), Item("two dogs"))
     asked = judge(cache=str(tmp_path), image_tokens=150, concurrency=1)
-    rewards = Checklist(by=asked, written=lambda prompt: words).parts(["x"])[:3]
+    listed = Checklist(by=asked, written=lambda prompt: words)
+    whole = ItemAnswers(listed, range(3), ["cat", "red", "dogs"])
     stub.planned += [each(0.9, 0.8, 0.3), each(0.2, 0.7, 0.6), each(0.5, 0.5)]
     prompts = ["x"] * 3
-    scores = [np.asarray(reward(IMAGES, prompts)) for reward in rewards]
+    scores = np.asarray(whole(IMAGES, prompts)).T
     assert len(stub.bodies) == 3
     np.testing.assert_allclose(scores[0], [0.9, 0.2, np.nan])
     np.testing.assert_allclose(scores[1], [0.8, 0.0, np.nan])  # a cat that is not there is not red
     np.testing.assert_allclose(scores[2], [0.3, 0.6, np.nan])
-    assert [reward.tokens for reward in rewards] == [150, 0, 0]
-    assert [list(reward.tokens_taken) for reward in rewards] == [[125] * 3, [0] * 3, [0] * 3]
+    assert whole.tokens == 150
+    assert list(whole.tokens_taken) == [125] * 3
     text = stub.bodies[0]["messages"][0]["content"][1]["text"]
     assert all(f"{i}. {item.asked}" in text for i, item in enumerate(words, 1))
-    known = [np.asarray(reward(IMAGES[:2], prompts[:2])).tolist() for reward in rewards]
-    assert (known[0], len(stub.bodies)) == ([0.9, 0.2], 3)  # remembered
+    known = np.asarray(whole(IMAGES[:2], prompts[:2]))[:, 0].tolist()
+    assert (known, len(stub.bodies)) == ([0.9, 0.2], 3)  # remembered
 
 
 def test_a_rubric_is_the_mean_of_its_marks(stub: Stub) -> None:

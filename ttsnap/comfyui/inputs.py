@@ -16,7 +16,7 @@ from annotated_types import Interval, MaxLen
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ttsnap.core.checklist import Spec, is_list
+from ttsnap.core.checklist import is_list
 from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Scores
@@ -35,7 +35,7 @@ from ttsnap.request.allowlist import kernel_for, search_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 from ttsnap.results.answers import answer_lines
 from ttsnap.results.rank import scored
-from ttsnap.reward_models.checklist import Checklist, ItemAnswer
+from ttsnap.reward_models.checklist import Checklist
 from ttsnap.reward_models.registry import REWARDS, check_names, parts
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Shown
@@ -220,13 +220,7 @@ def checklist(items: str, by: Sequence[Weighted]) -> Weighted:
     if len(by) != 1:
         raise ValueError(f"one reward answers a checklist, got a chain of {len(by)}")
     lines = [line.strip() for line in items.splitlines() if line.strip()]
-    return Weighted(ItemAnswer(Checklist(lines or None, by[0].reward), None), 1.0)
-
-
-def _searched(each: Weighted) -> Spec:
-    """A reward as a search takes it: of a checklist all items."""
-    whole = isinstance(each.reward, ItemAnswer) and each.reward.place is None
-    return each.reward.given if whole else each.reward  # type: ignore[attr-defined]
+    return Weighted(Checklist(lines or None, by[0].reward), 1.0)
 
 
 def search_by(
@@ -259,7 +253,7 @@ def search_by(
     }
     how = taken(SamplerOptions, {"kernel": KERNELS.get(sampler, "pipeline"), **chosen})
     batches = EngineOptions.of(taken(BatchOptions, chosen))
-    specs = tuple(map(_searched, rewards))
+    specs = tuple(each.reward for each in rewards)
     spec = EngineSpec(ModelOptions("ComfyUI"), specs, how, batches)
     weights = [each.weight for each in rewards]
     listed = any(map(is_list, specs))

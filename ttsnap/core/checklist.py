@@ -45,6 +45,11 @@ def is_item(spec: Spec) -> bool:
     return spec.startswith(CHECK) or (found is not None and found[1] is not None)
 
 
+def of_list(spec: Spec) -> bool:
+    """Whether it is a list or an item of one."""
+    return is_list(spec) or is_item(spec)
+
+
 def read_list(spec: str) -> tuple[int | None, str, str]:
     """The place from 0 of an item, None for the whole list; who writes the questions, and who
     answers them, "" for the default. ValueError for what cannot be read."""
@@ -77,7 +82,7 @@ def rewards_of(reward: Any, check: Sequence[str] = (), tie: Spec = None) -> tupl
         given = (*items, *(one for one in given if one not in lists))
     if tie is None:
         return given
-    if not any(is_list(one) or is_item(one) for one in given):
+    if not any(map(of_list, given)):
         raise ValueError(
             f"tie {tie} decides between images that a checklist finds alike, and there is none:"
             " give --check or --reward checklist"

@@ -73,6 +73,13 @@ class Particles:
         done: BoolArray = self.finished & ~self.selection.admits(self.scores[..., -1, :])
         return done
 
+    @property
+    def before_end(self) -> Particles:
+        """The same particles, each at its last score on the way that did not fail."""
+        failed = np.isnan(self.scores[:, :-1]).any(-1)
+        steps = np.where(failed, -1, np.arange(failed.shape[1]))
+        return replace(self, scored=steps.max(1, initial=-1))
+
     def value(self, uids: IntArray | Sequence[int]) -> FloatArray:
         """Utility of the last scores of these particles, (n,) float64; -inf where a score is
         missing or failed, and where a finished image is refused."""

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.engine.scoring import RowScorer
 from ttsnap.profiling.memory import Gauge, fit_rows, fitting, gauge_of
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.rewards.scoring import ask
+from ttsnap.rewards.scoring import Call, ask
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser, Drafts
 
@@ -181,6 +181,7 @@ def fit_batches(
                 images,
                 [""] * n,
                 torch.zeros(n, device=images.device),
+                len(reward.names),
             )
             tokens += sum(scorer.shown.tokens(reward))
         scorer.features(list(images))
@@ -218,9 +219,9 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     sources = scorer.sources(torch.zeros(1, dtype=torch.long))
     scoring, bases, calls, tokens = 0.0, 0.0, 2 * scorer.calls, 0
 
-    def asked(reward: RewardModel, *call: Any) -> None:
+    def asked(reward: RewardModel, call: Call, x: Tensor, prompt: str, level: Tensor) -> None:
         nonlocal tokens
-        ask(*call)
+        ask(call, x, [prompt], level, len(reward.names))
         tokens += sum(scorer.shown.tokens(reward))
 
     for reward in scorer.rewards:
@@ -229,10 +230,10 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
         look, x, prompt = (
             (reward.score_estimates, latent, reward.example) if latents else (call, image, "")
         )
-        scoring += (taken := _again(partial(asked, reward, look, x, [prompt], level)))
+        scoring += (taken := _again(partial(asked, reward, look, x, prompt, level)))
         if reward.base_flops:
             calls += 2 * scorer.shown.calls(reward)
-            bases += max(0.0, _again(partial(asked, reward, call, image, [""], finished)) - taken)
+            bases += max(0.0, _again(partial(asked, reward, call, image, "", finished)) - taken)
     describing = _again(lambda: scorer.features([*image])) * scorer.features_taken
     # In a full batch, a draft is as much cheaper than alone as an evaluation is.
     rates = Rates(

@@ -118,10 +118,10 @@ class RewardBatch(NamedTuple):
     """(n, 3, h, w) that the rows edit, where a reward is to see them."""
 
 
-Column: TypeAlias = tuple[Tensor | FloatArray, Exception | None, IntArray]
-"""What a reward says of n rows: scores (n,), nan where it failed, why it failed, and tokens (n,)
-that it took."""
-Later: TypeAlias = Callable[[Callable[[], Column]], "Future[Column]"]
+Columns: TypeAlias = tuple[Tensor | FloatArray, Mapping[str, Exception], IntArray]
+"""What a reward says of n rows: scores (n, R) by its names, nan where one failed, why, by name, and
+tokens (n,) that it took."""
+Later: TypeAlias = Callable[[Callable[[], Columns]], "Future[Columns]"]
 """Has a reward asked in the background."""
 
 
@@ -129,7 +129,7 @@ class BegunScores(NamedTuple):
     """n rows that were decoded, with what rewards say of them, or will."""
 
     rows: Sequence[Row]
-    columns: Mapping[str, Column | Future[Column]]
+    columns: Mapping[str, Columns | Future[Columns]]
     broken: BoolArray
     """(n,) which hold nan or inf already."""
     pictures: Sequence[Decoded | None]
@@ -140,7 +140,7 @@ class BegunScores(NamedTuple):
     """Of decoding."""
 
     @property
-    def waits(self) -> list[Future[Column]]:
+    def waits(self) -> list[Future[Columns]]:
         """What is asked in the background."""
         return [column for column in self.columns.values() if isinstance(column, Future)]
 
@@ -168,7 +168,12 @@ class RowScorer:
         features: Spec = None,
         display: Display = LARGE,
     ) -> None:
-        self.names = tuple(r.name for r in rewards)
+        together: list[RewardModel] = []
+        for reward in rewards:
+            both = together[-1].joined(reward) if together else None
+            together[len(together) - (both is not None) :] = [both or reward]
+        rewards = together
+        self.names = tuple(name for r in rewards for name in r.names)
         if preview and Capability.PREVIEW not in denoiser.can:
             raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
@@ -183,7 +188,7 @@ class RowScorer:
         """Of rewards that are asked in the background, and may be asked here meanwhile."""
         # Whoever wants the images kept pays for their decodes, too.
         seen = any(r.estimates == "pixels" for r in rewards)
-        self.tokens = sum(r.tokens * self.shown.calls(r) for r in rewards)
+        self.tokens = sum(r.tokens * self.shown.seen(r) for r in rewards)
         self.calls = sum(map(self.shown.calls, rewards))
         self.estimates = "nothing" if not seen else "preview" if preview else "decode"
 
@@ -192,7 +197,7 @@ class RowScorer:
         costs, drafts = denoiser.costs(), denoiser.drafts
         per_draft = 0 if drafts is None else drafts.passes
         # Of a reward call on average over those of a score.
-        reward = sum(r.flops * self.shown.calls(r) for r in self.rewards) / self.calls
+        reward = sum(r.flops * self.shown.seen(r) for r in self.rewards) / self.calls
         preview = costs.preview if self.estimates == "preview" else 0.0
         features = 0.0 if self.likeness is None else self.likeness.flops * (self.shown.frames or 1)
         return Price(
@@ -203,7 +208,7 @@ class RowScorer:
                 preview,
                 draft_calls=costs.draft * per_draft,
                 features=features,
-                base_calls=sum(r.base_flops * self.shown.calls(r) for r in self.rewards)
+                base_calls=sum(r.base_flops * self.shown.seen(r) for r in self.rewards)
                 / max(1, self.bases),
                 **({} if denoiser.starter is None else denoiser.starter.flops()),
             ),
@@ -211,7 +216,7 @@ class RowScorer:
             estimates=self.estimates,
             passes_per_draft=per_draft,
             tokens=self.tokens,
-            more_calls=self.calls - len(self.rewards),
+            more_calls=self.calls - len(self.names),
             features=self.features_taken,
             bases=self.bases,
             start=denoiser.start,
@@ -273,14 +278,14 @@ class RowScorer:
             away = [
                 r for r in self.rewards if later is not None and self._is_away(r, early=bool(early))
             ]
-            here = {r.name: self._column(r, asked) for r in self.rewards if r not in away}
+            here = {r.name: self._columns(r, asked) for r in self.rewards if r not in away}
             features = self.features(images)
             broken, *found = landed(
                 [_broken(latents, images), *(scores for scores, _, _ in here.values())]
             )
-        columns: dict[str, Column | Future[Column]] = {}
-        for (name, (_, error, tokens)), scores in zip(here.items(), found, strict=True):
-            columns[name] = scores, error, tokens
+        columns: dict[str, Columns | Future[Columns]] = {}
+        for (name, (_, errors, tokens)), scores in zip(here.items(), found, strict=True):
+            columns[name] = scores, errors, tokens
         if later is not None:
             columns |= {reward.name: later(partial(self._alone, reward, asked)) for reward in away}
         shown = list(images)
@@ -306,16 +311,19 @@ class RowScorer:
     def end(self, begun: BegunScores) -> ScoredRows:
         """Wait for the scores. A lack of memory of a reward that was asked later is raised."""
         n, finished = len(begun.rows), np.array([row.last for row in begun.rows])
-        scores, taken = np.full((n, len(self.rewards)), np.nan), np.zeros(n, int)
+        scores, taken = np.full((n, len(self.names)), np.nan), np.zeros(n, int)
         causes: dict[str, str | None] = {}
-        for r, reward in enumerate(self.rewards):
+        for reward in self.rewards:
             answer = begun.columns[reward.name]
-            found, error, tokens = answer.result() if isinstance(answer, Future) else answer
-            column = np.where(begun.broken, np.nan, np.asarray(found))
-            self._first.check(reward.name, column, finished, begun.broken, error)
-            scores[:, r], causes[reward.name] = column, said(reward.name, error) if error else None
+            found, errors, tokens = answer.result() if isinstance(answer, Future) else answer
+            for name, of_name in zip(reward.names, np.asarray(found).T, strict=True):
+                column = np.where(begun.broken, np.nan, of_name)
+                error = errors.get(name)
+                self._first.check(name, column, finished, begun.broken, error)
+                scores[:, len(causes)] = column
+                causes[name] = said(name, error) if error else None
             taken += tokens
-        errors = [
+        reasons = [
             NOT_FINITE if bad else explained(row, causes)
             for row, bad in zip(scores, begun.broken, strict=True)
         ]
@@ -326,7 +334,7 @@ class RowScorer:
         )
         left = self.tokens - taken
         return ScoredRows(
-            scores, errors, begun.pictures, begun.latents, asked, left, begun.features
+            scores, reasons, begun.pictures, begun.latents, asked, left, begun.features
         )
 
     def _is_away(self, reward: RewardModel, *, early: bool) -> bool:
@@ -348,7 +356,7 @@ class RowScorer:
             images[i] = image
         return images, Cost(0, len(decoded), 0, len(previewed))
 
-    def _column(self, reward: RewardModel, of: RewardBatch) -> Column:
+    def _columns(self, reward: RewardModel, of: RewardBatch) -> Columns:
         """A reward's answer: estimates in its own space, the rest decoded. It may still be on the
         device."""
         n, ahead = (
@@ -356,13 +364,16 @@ class RowScorer:
             [i for i, row in enumerate(of.batch) if reward.estimates != "pixels" and not row.last],
         )
         seen = [i for i in range(n) if i not in set(ahead)]
-        tokens, errors = np.zeros(n, int), list[Exception]()
+        width = len(reward.names)
+        tokens, errors = np.zeros(n, int), dict[str, Exception]()
         found: list[tuple[list[int], Tensor | FloatArray]] = []
 
         def score(rows: list[int], call: Call, x: Tensor) -> None:
-            scores, error = answered(call, x, [of.prompts[i] for i in rows], of.levels[rows])
-            found.append((rows, scores))
-            errors.extend([error] if error else [])
+            texts = [of.prompts[i] for i in rows]
+            scores, error = answered(call, x, texts, of.levels[rows], width)
+            found.append((rows, scores.reshape(len(rows), width)))
+            failures = dict.fromkeys(reward.names, error) if error else reward.failures
+            errors.update({**failures, **errors})
 
         with self._turns[reward.name]:
             for rows in _alike(of.images, seen):
@@ -372,19 +383,18 @@ class RowScorer:
                     tokens[i] = taken
             if ahead:
                 score(ahead, reward.score_estimates, of.latents[ahead])
-        error = errors[0] if errors else None
         if len(found) == 1 and len(found[0][0]) == n:
-            return found[0][1], error, tokens
-        whole = np.full(n, np.nan)
+            return found[0][1], errors, tokens
+        whole = np.full((n, width), np.nan)
         for rows, scores in found:
             whole[rows] = as_float64(scores)
-        return whole, error, tokens
+        return whole, errors, tokens
 
     @torch.no_grad()  # which is a thread's own
-    def _alone(self, reward: RewardModel, of: RewardBatch) -> Column:
+    def _alone(self, reward: RewardModel, of: RewardBatch) -> Columns:
         """The same in the background."""
-        scores, error, tokens = self._column(reward, of)
-        return landed([scores])[0], error, tokens
+        scores, errors, tokens = self._columns(reward, of)
+        return landed([scores])[0], errors, tokens
 
 
 def shown_of(denoiser: Denoiser, frames: int) -> Shown:

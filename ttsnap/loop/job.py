@@ -196,10 +196,14 @@ class Job:
 
     def ranking(self) -> list[int]:
         """Uids of the images that may be returned, best first; rejected ones only where there is no
-        other."""
+        other. Images whose final score failed come last, by the scores that they had before."""
         admitted = set(self.images) - set(np.flatnonzero(self.particles.refused).tolist())
         uids = np.array(sorted(admitted - self.rejected or admitted), int)
-        return [int(u) for u in self.particles.ranked(uids)]
+        ranked = self.particles.ranked(uids)
+        failed = np.isneginf(self.particles.value(ranked))
+        if failed.any():
+            ranked[failed] = self.particles.before_end.ranked(ranked[failed])
+        return [int(u) for u in ranked]
 
     def chosen(self) -> list[int]:
         """Uids of the images to return, best first: the best, or of many good ones some that

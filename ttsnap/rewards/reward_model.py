@@ -8,10 +8,11 @@ import sysconfig
 import threading
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeVar
 from weakref import WeakValueDictionary
 
@@ -83,16 +84,28 @@ class RewardModel(ABC):
     """Whether several prompts for an image cost about as much as one (`score_each`)."""
     tokens_taken: Sequence[int] = ()
     """Tokens that each image of the last call took; empty without a model behind an API."""
+    failures: Mapping[str, Exception] = MappingProxyType({})
+    """Why columns of the last call have no score, by their names."""
 
     @abstractmethod
     def __call__(
         self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
     ) -> Scores:
         """images (N, 3, H, W) float in [0, 1], N prompts -> N scores, higher is better; nan where
-        an image has none.
+        an image has none. With R names (N, R), a column each.
 
         level (N,): of each estimate's noise, None for finished images. Ordinary rewards ignore it.
         """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its scores of an image, of which each is charged as a call."""
+        return (self.name,)
+
+    def joined(self, other: RewardModel) -> RewardModel | None:
+        """One reward with the columns of this one and then of the other, where one call has both;
+        None where it does not."""
+        return None
 
     def score_each(self, images: Tensor, prompts: Sequence[Sequence[str]]) -> Scores:
         """As a call, with several prompts for each of N images: the scores of the first image's,
@@ -121,7 +134,7 @@ class RewardModel(ABC):
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of a call on one image, for budgets in FLOPs."""
+        """FLOPs of a call on one image, of all its columns, for budgets in FLOPs."""
         return 0.0
 
     @cached_property

@@ -42,24 +42,26 @@ def score_images(
 
 
 def ask(
-    reward: Call, images: Tensor, prompts: list[str], levels: Tensor
+    reward: Call, images: Tensor, prompts: list[str], levels: Tensor, columns: int = 1
 ) -> tuple[FloatArray, Exception | None]:
-    """Scores (N,) float64 with nan where the reward failed, and why.
+    """Scores (N,), of several columns (N, columns), float64 with nan where the reward failed, and
+    why.
 
     A reward is a user's code and may do anything. An exception marks the batch as failed: one
     broken score must not cost a long search its other images. A reward may write into its images:
     pass a copy of images that are needed later. A lack of memory alone is raised: fewer images may
     fit, and where one does not, none will.
     """
-    scores, error = answered(reward, images, prompts, levels)
+    scores, error = answered(reward, images, prompts, levels, columns)
     return landed([scores])[0], error
 
 
 def answered(
-    reward: Call, images: Tensor, prompts: list[str], levels: Tensor
+    reward: Call, images: Tensor, prompts: list[str], levels: Tensor, columns: int = 1
 ) -> tuple[Tensor | FloatArray, Exception | None]:
     """As `ask`, with scores that may still be on a device: they wait for `landed`."""
     n = len(prompts)
+    shape = (n,) if columns == 1 else (n, columns)
     try:
         scores = reward(images, list(prompts), levels)
         scores = (
@@ -67,30 +69,34 @@ def answered(
             if isinstance(scores, Tensor) and scores.dtype in EXACT
             else as_float64(scores)
         )
-        if tuple(scores.shape) != (n,):
+        if tuple(scores.shape) != shape:
             raise ValueError(
-                f"returned shape {tuple(scores.shape)} for {n} images; it must be ({n},)"
+                f"returned shape {tuple(scores.shape)} for {n} images; it must be {shape}"
             )
     except Exception as error:
         if lacks_memory(error):
             raise
         logger.debug("reward %r failed", reward, exc_info=True)
-        return np.full(n, np.nan), error
+        return np.full(shape, np.nan), error
     return scores, None
 
 
 def landed(parts: Sequence[Tensor | FloatArray]) -> list[FloatArray]:
-    """Scores (n,) of each part, nan for inf. All leave the device of the first one together, in one
+    """Scores (n, ...) of each part, nan for inf. All leave the device of the first one together, in one
     wait."""
     ahead, found = [part for part in parts if isinstance(part, Tensor)], list[FloatArray]()
     if ahead:
         whole = (
-            torch.cat([part.to(ahead[0].device).float() for part in ahead]).cpu().double().numpy()
+            torch.cat([part.to(ahead[0].device).float().flatten() for part in ahead])
+            .cpu()
+            .double()
+            .numpy()
         )
     for part in parts:
         scores = part
         if isinstance(part, Tensor):
-            scores, whole = whole[: len(part)], whole[len(part) :]
+            scores = whole[: part.numel()].reshape(tuple(part.shape))
+            whole = whole[part.numel() :]
         found.append(np.where(np.isinf(scores), np.nan, scores))
     return found
 
@@ -157,10 +163,13 @@ class Shown:
                     " whole as well"
                 )
 
-    def calls(self, reward: RewardModel) -> int:
-        """Reward calls of one score: one for each image that the reward sees, or one for a whole
-        video."""
+    def seen(self, reward: RewardModel) -> int:
+        """How many images the reward sees for one score; of a whole video one."""
         return 1 if self.frames is None or "video" in reward.needs else self.frames
+
+    def calls(self, reward: RewardModel) -> int:
+        """Reward calls that its scores of one image or video are charged as."""
+        return self.seen(reward) * len(reward.names)
 
     def by(self, reward: RewardModel, sources: Tensor | None = None) -> Call:
         """A call of this reward on images (N, 3, H, W) or videos (N, T, 3, H, W), with its sources.
@@ -169,7 +178,7 @@ class Shown:
             without.
         """
         scores_of: Callable[..., Scores] = reward
-        whole, times = self.frames is None or "video" in reward.needs, self.calls(reward)
+        whole, times = self.frames is None or "video" in reward.needs, self.seen(reward)
         given = sources if "source" in reward.needs else None
 
         def of_images(images: Tensor, texts: list[str], levels: Tensor) -> Scores:
@@ -182,12 +191,12 @@ class Shown:
             images = videos[:, chosen(videos.shape[1], times)].flatten(0, 1)
             texts = [prompt for prompt in prompts for _ in range(times)]
             each = as_float64(of_images(images, texts, levels.repeat_interleave(times)))
-            if each.shape != (len(images),):
+            if each.shape[:1] != (len(images),):
                 raise ValueError(
                     f"returned shape {each.shape} for {len(images)} frames; it must be"
                     f" ({len(images)},)"
                 )
-            return np.asarray(each.reshape(len(videos), times).mean(1))
+            return np.asarray(each.reshape(len(videos), times, *each.shape[1:]).mean(1))
 
         return of_images if whole else of_frames
 
@@ -227,7 +236,7 @@ class Shown:
     def tokens(self, reward: RewardModel) -> list[int]:
         """Tokens of a language model that each row of the reward's last call took; none without
         such a model."""
-        taken, times = list(reward.tokens_taken), self.calls(reward)
+        taken, times = list(reward.tokens_taken), self.seen(reward)
         return [sum(taken[i : i + times]) for i in range(0, len(taken), times)]
 
 
@@ -239,8 +248,8 @@ class RewardHealthCheck:
     """
 
     def __init__(self, rewards: Sequence[RewardModel]) -> None:
-        self._split = {r.name: r.scores_estimates_apart for r in rewards}
-        # By reward, and whether images are finished: failures while none was scored, -1 from the
+        self._split = {name: r.scores_estimates_apart for r in rewards for name in r.names}
+        # By name, and whether images are finished: failures while none was scored, -1 from the
         # first score on.
         self._failed: dict[tuple[str, bool], int] = {}
 

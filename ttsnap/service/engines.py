@@ -19,7 +19,7 @@ from ttsnap.pipelines.engine_factory import EngineBuilder
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.opening import opened, reward_placement
 from ttsnap.request.request import EngineSpec
-from ttsnap.reward_models.checklist import Checklist, ItemAnswer
+from ttsnap.reward_models.checklist import Checklist
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardError, RewardModel
 from ttsnap.sampling.denoiser import Capability
@@ -49,13 +49,12 @@ class OfferedRewards(dict[str, RewardModel]):
         place, _, by = read_list(name) if is_item(name) else (None, "", "")
         if place is None:
             raise KeyError(name)
-        return ItemAnswer(self.lists[by], place).called(f"{by} {place + 1}")
+        return self.lists[by].item(place)
 
     @property
     def lists(self) -> dict[str, Checklist]:
         """The checklists among them, by their names."""
-        answers = ((name, one) for name, one in self.items() if isinstance(one, ItemAnswer))
-        return {name: one.given for name, one in answers if one.place is None}
+        return {name: one for name, one in self.items() if isinstance(one, Checklist)}
 
     def parts(self, spec: Spec, prompts: Sequence[str]) -> tuple[Spec, ...]:
         """The items of a checklist for these prompts; any other reward as it is."""
