@@ -143,11 +143,11 @@ MODELS = {
         display=signs.display_path(),
         showcase=Showcase(
             # A word of seven letters that few seeds get right: 18 % of 400. The search looks at 8
-            # seeds and finishes 2. 13 of the first seeds 0 to 99 show the difference; to the eye it
-            # is plainest from this one.
+            # seeds and finishes 2. 13 of the first seeds 0 to 99 show the difference in float32; this
+            # one does in bfloat16 as well, however a CPU rounds (docs/journal/signs.md).
             'a blue sign that says "LIBRARY" in white',
             "5 images",
-            71,
+            60,
             {"best-of-n": (63, 5), "seed-pruning": (72, 5)},
         ),
     ),
