@@ -55,8 +55,9 @@ class Budget(PerKind[int | None], unset=None):
                 isinstance(value, int | float | np.integer) and 0 < value <= most
             ):
                 shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
+                most_words = f"{most:,.0f}" if most < 1e16 else f"{most:g}"
                 raise ValueError(
-                    f"budget {name} must be a positive finite number up to {most:g}, got {shown}"
+                    f"budget {name} must be a number above 0, at most {most_words}, got {shown}"
                 )
 
     @classmethod
@@ -144,7 +145,7 @@ class Budget(PerKind[int | None], unset=None):
         """None when `cost` fits, else which cap it breaks, for a message. seconds: whether that cap
         counts."""
         broken = self.broken(cost, price, seconds=seconds)
-        return broken and f"{broken[1]:.6g} {broken[0]} of {broken[2]:.6g}"
+        return broken and f"{broken[1]:.6g} {broken[0]}"
 
     def broken(
         self, cost: Cost, price: Price, *, seconds: bool = False
