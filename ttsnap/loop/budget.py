@@ -55,9 +55,8 @@ class Budget(PerKind[int | None], unset=None):
                 isinstance(value, int | float | np.integer) and 0 < value <= most
             ):
                 shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
-                most_words = f"{most:,.0f}" if most < 1e16 else f"{most:g}"
                 raise ValueError(
-                    f"budget {name} must be a number above 0, at most {most_words}, got {shown}"
+                    f"budget {name} must be a number above 0, at most {most:,.10g}, got {shown}"
                 )
 
     @classmethod
