@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO ?= signs
 PROMPT ?= a blue sign that says "LIBRARY" in white
 BUDGET ?= 5images
-SEED ?= 71
+SEED ?= 60
 
 # The processes of a run share what Python compiles, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=

@@ -1,13 +1,20 @@
 """Pruning policies on published reward trajectories of FLUX and SDXL, with an honest ledger and the
 published one.
 
+    git clone https://github.com/TerrysLearning/TTSnap
+    git -C TTSnap checkout 99477d6ec9b274b4c6ed4050603fe5c5631b4798
+    python benchmarks/reward_tensors.py --data tensors --values TTSnap/simulation/values
     python benchmarks/reward_tensors.py --data FOLDER --fit-prompts 0:20 --fit-seeds 0:40 --test-prompts 50:100 \\
         --budgets 400:4000:200 --repeats 60 --json OUT
 
+The trajectories were published with TTSnap (arXiv 2511.22242), without a licence, so that they are
+not copied here. --values writes those of FILES into --data, of the first 100 prompts, and holds
+them against their checksums. A file there has the scores of 200 prompts x 200 seeds by one reward
+at one step.
+
 FOLDER holds *.safetensors with float32 tensors `base` and `noise_aware` (prompts, seeds, 20): the
 reward of the x0 estimate after each denoiser call, the last column that of the finished image; nan
-in `noise_aware` means that there is none (base is used). They were published with TTSnap (arXiv
-2511.22242).
+in `noise_aware` means that there is none (base is used).
 
 Figures are omega: percent of excess area of the reward-against-budget curve over best-of-N, which
 is computed exactly. Schedules and prices are fitted on the fit prompts and seeds only. Honest
@@ -19,12 +26,14 @@ the schedules as the authors' notebooks do: s calls, 19 for a finished image, fr
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from ttsnap import Budget, SeedPruning, __version__
@@ -40,6 +49,42 @@ from ttsnap.simulation.simulate import LEDGERS, best_of_n_curve, compare, curve
 from ttsnap.simulation.tune import tune
 
 AUTHORS = SeedPruning(None, (0.4, 0.4, 0.5), steps=(2, 6, 11))
+FILES = {
+    "flux_hps": "b7e7b3f23d0862536f940c7b00cad636d466f653e682ca1c0b72e0fdf34df8d9",
+    "flux_imr": "3002630c46c3c87e98f3d64c10029f9f587406895cd484d6cb42a3c154ee2355",
+    "sdxl_pic": "5bf6ac54f2563ab9b55d163be37fc4d1f26173e72ab851e27f954ac14f531722",
+}
+"""The figures' trajectories, by generator and reward (HPSv2, ImageReward, PickScore), with the
+sha256 of each file that is written."""
+SIZE, PROMPTS, STEPS = 200, 100, 20
+"""Prompts and seeds that were published, prompts that are read, and denoiser calls."""
+
+
+def written(values: Path, folder: Path) -> None:
+    """Write the published values as tensors into `folder`. SystemExit where they are others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, digest in FILES.items():
+        tensors = {
+            kind: np.stack(
+                [step_of(values / f"{name}_val_{short}", step) for step in range(STEPS)], axis=-1
+            )
+            for kind, short in (("base", "base"), ("noise_aware", "naft"))
+        }
+        path = folder / f"{name}.safetensors"
+        save_file(tensors, path)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise SystemExit(f"{path} is another file than the figures were made of")
+        print(f"{path}: as it should be")
+
+
+def step_of(folder: Path, step: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The scores (prompts, seeds) after a denoiser call; nan where none were published."""
+    path = folder / f"p{SIZE}_i{SIZE}_s{step:02d}.yaml"
+    if not path.exists():
+        return np.full((PROMPTS, SIZE), np.nan, np.float32)
+    lines = path.read_text().splitlines()
+    scores = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    return np.array(scores, np.float32).reshape(SIZE, SIZE)[:PROMPTS]
 
 
 def span(text: str) -> slice:
@@ -52,6 +97,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--data", type=Path, required=True, help="folder of *.safetensors")
+    p.add_argument("--values", type=Path, help="only write --data, of TTSnap's simulation/values")
     p.add_argument("--fit-prompts", type=span, default=slice(0, 20))
     p.add_argument("--fit-seeds", type=span, default=slice(0, 40))
     p.add_argument("--test-prompts", type=span, default=slice(50, 100))
@@ -66,6 +112,9 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--json", type=Path)
     a = p.parse_args()
+    if a.values is not None:
+        written(a.values, a.data)
+        return
     low, high, step = (float(x) for x in a.budgets.split(":"))
     budgets = [Budget(flops=b * 1e12) for b in np.arange(low, high + step / 2, step)]
     coarse = budgets[:: max(1, len(budgets) // 6)]

@@ -48,6 +48,8 @@ from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.sizing import sized_for
 
 PLAIN = "best-of-n"
+FIRST = 100
+"""First seeds from which the searches are compared one by one."""
 Recordings = Mapping[str, Recording]
 """Of the same seeds, by the names of the searches that play them."""
 Sized = Mapping[str, tuple[Task, Algorithm]]
@@ -87,6 +89,10 @@ def main() -> None:
     p.add_argument("--json", type=Path)
     p.add_argument("--plot", type=Path, help="a picture of both searches from the showcase's seed")
     a = p.parse_args()
+    if a.seeds < FIRST:
+        p.error(
+            f"--seeds must be {FIRST} or more, from each of which a search begins; got {a.seeds}"
+        )
     ours, own = MODELS[a.model], recommended(a.model)
     shown = ours.showcase or p.error(f"{a.model} has no showcase")
     given = {
@@ -123,7 +129,7 @@ def main() -> None:
     print(f"{shown.prompt!r}, {shown.budget}: {a.repeats} draws from {plain.seeds} recorded seeds")
     for name, share in found.items():
         print(f"{name:>48}: {100 * share:5.1f} ± {100 * errors[name]:.1f} %")
-    each = [shares(recordings, ours, from_seed(plain, seed), sized) for seed in range(100)]
+    each = [shares(recordings, ours, from_seed(plain, seed), sized) for seed in range(FIRST)]
     best = list(sized)[-1]
     told = [s for s, e in enumerate(each) if e[f"{best} right"] > e[f"{PLAIN} right"]]
     print(f"of the first seeds 0 to 99 the difference shows from {told}")

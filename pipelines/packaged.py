@@ -6,6 +6,7 @@ which of them training never saw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +59,13 @@ class Showcase:
             f"This prompt and seed {self.seed} were chosen so that the difference shows. From"
             f" random seeds the winner is right so often: {', '.join(shares)}."
         )
+
+    def shows(self, winners: Mapping[str, float]) -> bool:
+        """Whether best-of-N's winner is the worse one: on another machine it may be the same.
+
+        winners: rewards by search.
+        """
+        return winners.get("best-of-n", math.inf) < max(winners.values(), default=0)
 
 
 @dataclass(frozen=True)
@@ -135,11 +143,11 @@ MODELS = {
         display=signs.display_path(),
         showcase=Showcase(
             # A word of seven letters that few seeds get right: 18 % of 400. The search looks at 8
-            # seeds and finishes 2. 13 of the first seeds 0 to 99 show the difference; to the eye it
-            # is plainest from this one.
+            # seeds and finishes 2. 13 of the first seeds 0 to 99 show the difference in float32; this
+            # one does in bfloat16 as well, however a CPU rounds (docs/journal/signs.md).
             'a blue sign that says "LIBRARY" in white',
             "5 images",
-            71,
+            60,
             {"best-of-n": (63, 5), "seed-pruning": (72, 5)},
         ),
     ),

@@ -183,8 +183,8 @@ def _check_loop(run: CallRun, stock: StockCall, name: str) -> None:
                 f"one, pipe.{inner[-1]}, and give it what pipe.{inner[0]} makes"
             )
         raise ValueError(
-            f"search cannot use {name}: its call steps no scheduler, so that there is nothing to "
-            "suspend"
+            f"search cannot use this call of {name}: it steps no scheduler, so that there is nothing "
+            "to search; where it has a strength of 0, give more"
         )
     stepped, count = list(map(id, run.schedulers)), len(run.firsts)
     if stepped != stepped[:count] * (len(stepped) // count):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ttsnap.core.checklist import CHECK, NOBODY, item_of, read_list
 from ttsnap.reward_models.checklist.questions import MOST, Item, questions
 from ttsnap.reward_models.checklist.rewards import Answers, Checklist, ItemAnswers
+from ttsnap.reward_models.checklist.worlds import check_item
 from ttsnap.reward_models.registry import answered_by, make_reward
 from ttsnap.rewards.reward_model import RewardModel
 
@@ -39,6 +40,8 @@ def parts(spec: Any, prompts: Sequence[str], packaged: bool) -> tuple[Any, ...]:
             " 'checklist by vqascore', 'checklist by judge:yes:model=NAME' or another reward with"
             " scores in [0, 1], in Python Checklist(items, by=...)"
         )
+    if asked and not named and isinstance(spec, str) and spec.startswith(CHECK):
+        check_item(str(_item(spec)))
     return found
 
 

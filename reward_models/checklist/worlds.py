@@ -125,6 +125,12 @@ def _held(
     return float(1 / (1 + np.exp(-min(along - across, nearest - 2) / 2)))
 
 
+def check_item(question: str) -> None:
+    """ValueError for a question that is about neither embedded world."""
+    if _PLATE.fullmatch(question) is None:
+        looked(question)
+
+
 class SignsAnswers(RewardModel):
     """Answers about the plates of the world that writes: whether one is of a colour."""
 

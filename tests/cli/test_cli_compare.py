@@ -31,6 +31,9 @@ def test_another_algorithm_searches_with_the_same_budget_and_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shown = MODELS["embedded"].showcase
+    assert shown is not None
+    monkeypatch.setattr("ttsnap.pipelines.packaged.showcase_of", lambda *_: shown)
     prompts = ["a red circle", "a blue square"]
     argv = [
         "generate",
@@ -70,6 +73,12 @@ def test_another_algorithm_searches_with_the_same_budget_and_seeds(
             rf"24nfe:\n    seed-pruning  scenes .*\n    best-of-n     scenes {reward}.*{image}", out
         )
         assert f"contact sheet: o/{stem}-sheet.png" in out
+    winners = [
+        [result["images"][0]["reward"] for result in trace["results"]]
+        for trace in (main_trace, other)
+    ]
+    beaten = sum(best > plain for best, plain in zip(*winners, strict=True))
+    assert out.count(shown.words) == beaten, "only where the difference shows"
     (image,) = Path("o").glob("000-a-red-circle-01-seed*.png")
     large = Path("o/000-a-red-circle-best-8x.png")
     assert f"the best, 8 times as large: {large}" in out
@@ -104,6 +113,9 @@ def test_the_odds_are_told_of_the_showcase_alone(model: str) -> None:
     assert all(
         f"{name} {share} ± {error} %" in shown.words for name, (share, error) in shown.odds.items()
     )
+    assert shown.shows({"seed-pruning": 1.0, "best-of-n": 0.9})
+    for winners in ({"seed-pruning": 0.9, "best-of-n": 0.9}, {"best-of-n": 0.9}, {}):
+        assert not shown.shows(winners)
     call = defaults(model)
     engine = EngineSpec(ModelOptions(model), ("scenes",), call=call)
     asked = SearchRequest(

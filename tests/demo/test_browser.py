@@ -129,6 +129,32 @@ def test_an_error_clears_the_page_and_stop_is_active_only_while_something_runs(
     page.wait_for_function("document.querySelector('#prompt textarea').value.indexOf('dog') < 0")
 
 
+def test_a_field_that_is_refused_takes_the_place_of_an_old_result(
+    visit: Opener, tmp_path: Path
+) -> None:
+    page = visit()
+    choose(page, "20nfe")
+    page.click("#search")
+    wait_for(page, "#status", "done")
+    page.fill("#guidance input", "-1")
+    page.press("#guidance input", "Tab")
+    page.click("#search")
+    wait_for(page, "#stage .tt-error", "guidance")
+    page.fill("#guidance input", "4")
+    page.press("#guidance input", "Tab")
+    page.click("#search")
+    wait_for(page, "#status", "done")
+    (tmp_path / "notes.png").write_text("no picture")
+    page.click("#change button")
+    page.set_input_files("#picture input[type=file]", str(tmp_path / "notes.png"))
+    page.wait_for_selector("#picture img")
+    page.click("#search")
+    wait_for(page, "#stage .tt-error", "picture")
+    assert "done" not in page.inner_text("#status")
+    assert page.locator(".toast-body").count() == 0
+    page.wait_for_selector("#download", state="hidden")
+
+
 def test_the_form(visit: Opener) -> None:
     page = visit(1366, 768)
     assert page.inner_text(".tt-model") == "embedded"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.allowlist import OFFERED
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import ModelDefaults, Prepared, SearchRequest, prepare
+from ttsnap.reward_models.registry import parts
 from ttsnap.scenes import parse as parse_scene
 from ttsnap.scenes import render
 
@@ -122,6 +124,7 @@ def test_hostile_fields_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\w{3}") as caught:
         asked(**made)
     assert len(str(caught.value)) < 1000
+    assert "got None" not in str(caught.value), "which is no word of a form"
     assert time.thread_time() - begin < 5  # pictures are refused before they are decoded
 
 
@@ -309,3 +312,13 @@ def test_lines_to_repeat_a_search_say_what_was_asked(prompt: str) -> None:
     assert (a.guidance, a.negative_prompt) == (2.5, 'it\'s "blurred"')
     code = compile(python_lines(search, "cuda:0", "bfloat16"), "snippet", "exec")
     assert prompt in code.co_consts
+
+
+def test_lines_to_repeat_a_search_name_a_checklist_not_its_items() -> None:
+    itemised = ModelDefaults(parts=partial(parts, packaged=True))
+    offer = ServingCatalog("embedded", ("checklist",), lambda model: itemised)
+    search = asked(offer, rewards=["checklist"])
+    assert len(search.engine.rewards) > 1
+    line = shlex.split(command_line(search))
+    assert parse(line[1:])[1].reward == "checklist"
+    assert "reward='checklist'" in python_lines(search)

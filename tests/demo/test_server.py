@@ -194,20 +194,35 @@ def test_a_picture_of_another_visitor_or_of_the_machine_is_refused(
 ) -> None:
     """Only files in the server's own cache are read, whatever the page is told the picture is."""
     calls = f"{server[0]}gradio_api/call/search"
+    mark = Path(__file__).parents[2] / "docs" / "demo.png"
     for path in (
         "/etc/passwd",
+        str(mark),
         str(Path(__file__)),
         str(server[1]),
         "http://127.0.0.1:9/x.png",
         "\0",
         "a" * 5000,
     ):
-        values = [*{**FIELDS, "budget": "20nfe", "picture": {"path": path}}.values()]
-        answer = httpx.post(calls, json={"data": values}, timeout=30)
-        if answer.status_code == 200:
-            answer = httpx.get(f"{calls}/{answer.json()['event_id']}", timeout=30)
-        assert "error" in answer.text
-        assert "root:" not in answer.text
+        of_gradio = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        for given in ({"path": path}, of_gradio, {**of_gradio, "path": None, "url": path}):
+            values = [*{**FIELDS, "budget": "20nfe", "picture": given}.values()]
+            answer = httpx.post(calls, json={"data": values}, timeout=30)
+            if answer.status_code == 200:
+                answer = httpx.get(f"{calls}/{answer.json()['event_id']}", timeout=30)
+            assert "error" in answer.text
+            assert "root:" not in answer.text
+
+
+def test_our_own_checks_read_every_field_and_name_it(
+    client: Any, tmp_path: Path, server: tuple[str, Path]
+) -> None:
+    (tmp_path / "notes.png").write_text("no picture")
+    text = gradio_client.handle_file(tmp_path / "notes.png")
+    for name, value in (("picture", text), ("guidance", -1), ("steps", 1000), ("algorithm", "x")):
+        with pytest.raises(gradio_client.exceptions.AppError, match=name) as caught:
+            ask(client, **{name: value})
+        assert str(server[1]) not in str(caught.value)
 
 
 def known(**changes: Any) -> tuple[Any, Models]:

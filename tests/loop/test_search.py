@@ -454,7 +454,7 @@ def test_a_selection_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"budget": "7nfe"}, "8 NFE of 7"),
+        ({"budget": "7nfe"}, "takes 8 NFE;"),
         ({"prompts": []}, "no prompts"),
         ({"algorithm": BestOfN(), "budget": None}, "20images"),
         ({"algorithm": Wild()}, "deterministic"),

@@ -190,7 +190,10 @@ def _generate(
         describe(ours, index, written[0][index], a, plain=stock)
         if len(runs) > 1:
             compare(runs, index, written)
-            if (shown := showcase_of(first, recommended(a.model).call)) is not None:
+            images = {name: run.results[index].images for name, run in runs.items()}
+            winners = {name: found[0].reward for name, found in images.items() if found}
+            shown = showcase_of(first, recommended(a.model).call)
+            if shown is not None and shown.shows(winners):
                 print(f"  {shown.words}")
     if count > 1:
         tabulate(out, runs)

@@ -51,7 +51,7 @@ _WHY = {
     ),
     Need.MIX: (
         "starts from mixed initial noise, and here no image follows from noise alone: a recording"
-        " holds none, and a call may begin with a picture, or draw more of its seed; search with a"
+        " holds no noise, and a call may begin with a picture, or draw more of its seed; search with a"
         " model, from text to image"
     ),
     Need.NEAR: (
@@ -60,7 +60,7 @@ _WHY = {
     ),
     Need.ASCEND: (
         "turns initial noise along gradients of rewards, and here no image follows from noise"
-        " alone: a recording holds none, and a call may begin with a picture, or draw more of its"
+        " alone: a recording holds no noise, and a call may begin with a picture, or draw more of its"
         " seed; search with a model, from text to image"
     ),
     Need.DRAFT: (

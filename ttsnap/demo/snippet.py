@@ -21,7 +21,8 @@ def python_lines(
     search: Prepared, device: str = "cpu", dtype: str = "float32", budget: Budget | None = None
 ) -> str:
     """Lines that run this search and save its winner. budget: in place of what was asked for."""
-    rewards, request = search.engine.rewards, search.request
+    request = search.request
+    rewards = request.engine.rewards or search.engine.rewards
     arguments: dict[str, Any] = {
         "search": request.label,
         "reward": rewards[0] if len(rewards) == 1 else list(rewards),
@@ -54,7 +55,8 @@ def python_lines(
 
 def command_line(search: Prepared, budget: Budget | None = None) -> str:
     """The same by `ttsnap generate`."""
-    rewards, request = search.engine.rewards, search.request
+    request = search.request
+    rewards = request.engine.rewards or search.engine.rewards
     options: dict[str, Any] = {
         "--model": None if request.model == "embedded" else request.model,
         "--task": task_of(request),

@@ -83,6 +83,9 @@ def search_form(handlers: Handlers) -> None:
                     wrap_lines=True,
                 )
     inputs = [form[name] for name in FIELDS]
+    for field in inputs:
+        # Our own checks read what was sent: those of gradio name no field, but files of this server.
+        vars(field)["preprocess"] = _sent
     shown: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": status}
     device: dict[str, Any] = {
         "concurrency_id": "device",
@@ -105,6 +108,11 @@ def search_form(handlers: Handlers) -> None:
     stage.click(handlers.lead, None, None, queue=False, **PRIVATE)
     stop.click(handlers.stop, None, None, queue=False, api_name="stop")
     surprise.click(handlers.surprise, form["model"], [prompt, form["seed"]], queue=False, **PRIVATE)
+
+
+def _sent(value: Any) -> Any:
+    """A field's value as it came; of a picture the file, in the server's own cache."""
+    return (value.path or "") if hasattr(value, "path") else value
 
 
 def _by_hand(handlers: Handlers) -> None:
@@ -161,8 +169,6 @@ def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dic
             min_width=90,
             elem_id="guidance",
             placeholder="model's own",
-            minimum=0,
-            maximum=limits.guidance,
             step=0.5,
         )
         seed = gr.Number(

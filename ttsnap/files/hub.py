@@ -32,7 +32,8 @@ def require_repository(
     except LocalEntryNotFoundError:
         known = True
         with foreign(
-            f"no copy of {name} is in the cache, and {constants.ENDPOINT} cannot be reached"
+            f"there is no folder {name} here and no copy of it in the cache, and"
+            f" {constants.ENDPOINT} cannot be reached"
         ):
             try:
                 HfApi().model_info(name, revision=revision, timeout=10)

@@ -56,7 +56,7 @@ class Budget(PerKind[int | None], unset=None):
             ):
                 shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
                 raise ValueError(
-                    f"budget {name} must be a positive finite number up to {most:g}, got {shown}"
+                    f"budget {name} must be a number above 0, at most {most:,.10g}, got {shown}"
                 )
 
     @classmethod
@@ -144,7 +144,7 @@ class Budget(PerKind[int | None], unset=None):
         """None when `cost` fits, else which cap it breaks, for a message. seconds: whether that cap
         counts."""
         broken = self.broken(cost, price, seconds=seconds)
-        return broken and f"{broken[1]:.6g} {broken[0]} of {broken[2]:.6g}"
+        return broken and f"{broken[1]:.6g} {broken[0]}"
 
     def broken(
         self, cost: Cost, price: Price, *, seconds: bool = False

@@ -31,6 +31,8 @@ gradients."""
 
 def whole(field: str, value: object, low: int, high: int) -> int:
     """A whole number from low to high, which pages give as floats. FieldError for anything else."""
+    if value is None:
+        raise FieldError(field, f"{field} is empty; write a whole number from {low} to {high}")
     plain = int(value) if isinstance(value, float) and value.is_integer() else value
     return int(check(field, plain, Annotated[int, Interval(ge=low, le=high)]))
 

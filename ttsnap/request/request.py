@@ -300,9 +300,9 @@ def _decided(request: SearchRequest, model: ModelDefaults) -> dict[str, Any]:
     rewards = asked.rewards or listed(model.reward)
     if not rewards:
         raise ValueError(
-            f"a search with model {asked.model.model} needs a --reward: file.py:function,"
-            " module:attribute or a known name; in Python reward=, which takes functions and lists"
-            " as well"
+            f"a search with model {asked.model.model} needs a reward: a known name,"
+            " file.py:function or module:attribute, as --reward; in Python reward=, which takes"
+            " functions and lists as well"
         )
     prompts = request.prompts
     if "prompt_embeds" not in asked.call:
