@@ -119,6 +119,7 @@ class Node:
         own = self.latent, self.guess, self.kernel_state, self.place
         node = Node(self.job, self.seed, self.position, *own, mixed_in=self.mixed_in)
         node.step_noise, node.log_ratio = self.step_noise, self.log_ratio
+        node.batches = self.batches
         return node
 
 
