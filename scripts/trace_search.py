@@ -22,6 +22,8 @@ from types import CodeType, FrameType
 
 from imports import ROOT, modules
 
+sys.path.insert(0, str(ROOT))  # the package beside this script, whichever is installed
+
 PROMPT = "two red circles and a blue square"
 HOW = {"search": "seed-pruning", "reward": "scenes", "budget": "3images", "seed": 0}
 """The call of a user who wants a good image: the default algorithm, within a few images' time."""
@@ -97,8 +99,8 @@ def main() -> None:
         for file, (of_file, ran_there, of_all) in found.items():
             print(f"{of_file:>5} functions {ran_there:>5} of {of_all:>5} lines  {file}")
     print(
-        f"{len(found)} files, {functions} functions, {ran} lines that ran, {lines} lines in these"
-        " files"
+        f"{ROOT / 'ttsnap'}: {len(found)} files, {functions} functions, {ran} lines that ran,"
+        f" {lines} lines in these files"
     )
 
 

@@ -3,6 +3,7 @@ needed."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from tests.pipelines.calls.tiny import call_of, stock
-from ttsnap.cluster.devices import alone
+from ttsnap.cluster.devices import alone, connect
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.pipelines import defaults, load
@@ -163,3 +164,16 @@ def test_how_many_devices_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in (0, -1, "both", True, "2"):
         with pytest.raises(ValueError, match=f"devices must be .*got {wrong!r}"):
             DeviceOptions(wrong)
+
+
+def test_a_search_on_this_machine_outlives_the_server_of_ray(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray reads this as it starts, and ends the process so long after its server died."""
+    ray, seen = pytest.importorskip("ray"), dict[str, str]()
+    monkeypatch.setattr(os, "environ", {"HOME": "/"})
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: seen.update(os.environ))
+    for address, seconds in (("10.0.0.1:6379", None), (None, "3600")):
+        connect(address)
+        assert seen.get("RAY_gcs_rpc_server_reconnect_timeout_s") == seconds

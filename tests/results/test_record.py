@@ -310,7 +310,8 @@ def test_a_replay_is_found_by_no_pattern_that_found_the_image(
     )
     for out in (tmp_path / "one.png", tmp_path):
         assert main(["replay", str(paths[0]), "--trust", "--out", str(out)]) == 0
-    assert "exists" in said(paths[0], "--trust")
+    assert "exists" in said(paths[0], "--trust", "--out", tmp_path / "one.png")
+    assert main(["replay", str(paths[0]), "--trust"]) == 0
     assert {path.name for path in tmp_path.glob("*.png")} == {"one.png", "theirs.png"}
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ttsnap.algorithms.best_of_n import BestOfN, OneOfGroup
+from ttsnap.algorithms.best_of_n import OneOfGroup
 from ttsnap.cli import arguments
 from ttsnap.cli.common import load_model
 from ttsnap.cli.parser import Arguments, Parser
@@ -85,13 +85,13 @@ def parser() -> Parser:
     )
     p.add_argument(
         "--batch-size",
-        type=Count,
-        default=1,
+        type=Count | None,
+        default=None,
         metavar="N",
         help=(
-            "seeds that are made at once, of which one is the image's: the last digits of bfloat16"
-            " and float16 depend on it. As many as the search finished (16 where drafts were)"
-            " mostly give the same pixels, for the compute of as many images"
+            "seeds that are made at once, of which one is the image's, as the last digits of"
+            " bfloat16 and float16 depend on it (default: as many as the PNG notes of each call,"
+            " for the compute of all of them)"
         ),
     )
     p.add_argument(
@@ -201,7 +201,7 @@ def _places(paths: Sequence[Path], out: str | None, overwrite: bool) -> list[Pat
     from ttsnap.results.folders import new_file
 
     if out is None:
-        places = [path.parent / REPLAYS / path.name for path in paths]
+        places, overwrite = [path.parent / REPLAYS / path.name for path in paths], True
     elif len(paths) == 1 and not Path(out).is_dir():
         places = [Path(out)]
     else:
@@ -219,7 +219,9 @@ def _places(paths: Sequence[Path], out: str | None, overwrite: bool) -> list[Pat
     return places
 
 
-def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None, batch_size: int) -> None:
+def _replay(
+    wanted: ReplayFile, place: Path, pipe: Any, draft: str | None, batch_size: int | None
+) -> None:
     """Make one image again, write it, and say how far it is from the original, and why."""
     import numpy as np
 
@@ -233,11 +235,15 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None, batch
     call = {**record.call, **wanted.pictures}
     check_call(pipe, call, wanted.task)
     prompt, image = Prompt(record.image.prompt), record.image
-    batch = EngineOptions(batch_size=batch_size)
-    sampler, n = replace(record.sampler, draft=draft), max(batch_size, 1 + (image.place or 0))
+    again = OneOfGroup(
+        image.place or 0, (batch_size,) if batch_size else tuple(image.batches or [1])
+    )
+    batch = EngineOptions(batch_size=max(again.batches))
+    sampler = replace(record.sampler, draft=draft)
     engine = EngineSpec(ModelOptions(record.model), (_no_reward,), sampler, batch, call)
-    algorithm = OneOfGroup(image.place or 0) if batch_size == 1 else BestOfN(n)
-    asked = SearchRequest((prompt,), engine, algorithm, Budget(), image.first_seed, n)
+    asked = SearchRequest(
+        (prompt,), engine, again, Budget(), image.first_seed, batch.batch_size or 1
+    )
     # The PNG says all; what the model recommends may have changed since.
     found = run(prepare(asked, ModelDefaults(split=pipe.split_prompt_inputs)), pipe)
     one = next(each for each in found.results[0].images if each.seed == image.seed)
@@ -252,11 +258,10 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None, batch
         )
     far, dtype = abs(before - after).max(), str(pipe.dtype).removeprefix("torch.")
     print(f"wrote {place}; largest difference from {path.name}: {far} of 255")
-    if far and dtype != "float32" and batch_size == 1:
+    if far and dtype != "float32" and again.batches == (1,):
         print(
-            f"  the last digits of {dtype} depend on how many seeds are made at once: with "
-            "--batch-size N, as many as the search finished (16 where drafts were), the pixels are "
-            "mostly the same"
+            f"  the last digits of {dtype} depend on how many seeds are made at once, which this"
+            " file does not note: with --batch-size 16, say, the pixels are mostly the same"
         )
 
 

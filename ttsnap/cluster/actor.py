@@ -3,7 +3,7 @@ knows no Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -18,8 +18,7 @@ from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import RunUsage
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.scheduler import ScheduledBatch
-from ttsnap.engine.store import Node
+from ttsnap.engine.rows import Row
 from ttsnap.profiling.meter import Meter
 
 
@@ -164,57 +163,28 @@ class EngineActor(Actor):
 
     @torch.no_grad()
     def remake(self, jobs: Sequence[m.Remake]) -> None:
-        """Make the particles of these jobs again that a dead actor had, side by side."""
-        engine, store = self.engine, self.engine.store
-        for at in range(max((len(job.earlier) for job in jobs), default=0)):
+        """Make the particles of these jobs again that a dead actor had, side by side: all is done
+        again, scores included, so that nothing differs but what it took."""
+        engine = self.engine
+        again: list[Row] = []
+        for at in range(max(len(job.plans) for job in jobs)):
             for job in jobs:
-                if at < len(job.earlier):
-                    engine.submit(job.job, job.earlier[at])
-            self._drain()
-        for job in jobs:
-            self._complete([store[job.job, uid].node for uid in job.before])
-            self._differentiated(
-                [store[job.job, uid].node for uid in job.gradients if (job.job, uid) in store]
-            )
-        again = []
-        for job in jobs:
-            if job.plan is None:
-                continue
-            # All rows start from where particles were before the plan, so that they are made
-            # together.
-            rows = engine.row_builder.rows_of(job.job, job.plan)
-            engine.stepper.mark(rows)
-            for row in rows:
-                if row.uid in job.done:
-                    engine.scheduler.add([row])
-                else:
-                    again.append(row)
-        self._drain()
-        for job in jobs:
-            mine = [uid for of, uid in store if of == job.job]
-            store.remove(job.job, set(mine) - job.keep)
-            self._complete([store[job.job, uid].node for uid in job.after])
-            self._differentiated(
-                [store[job.job, uid].node for uid in job.gradients if (job.job, uid) in store]
-            )
+                if at < len(job.plans):
+                    due = job.open if at == len(job.plans) - 1 else ()
+                    again += self._begin_again(job.job, job.plans[at], due)
+            while engine.pending() or engine.asked:
+                engine.tick()
         engine.scheduler.add(again)
 
-    def _drain(self) -> None:
-        """Carry out what is queued, of which nothing is scored."""
-        while self.engine.pending():
-            self.engine.tick()
-
-    def _complete(self, nodes: Iterable[Node]) -> None:
-        """Evaluate those of these nodes that are not."""
-        size = self.engine.batch_size
-        while left := [node for node in nodes if node.prediction is None]:
-            self.engine.executor.forward(ScheduledBatch([], left[:size]), self.engine.stepper)
-
-    def _differentiated(self, nodes: Sequence[Node]) -> None:
-        """Give those of these nodes their gradients that have none."""
-        with torch.enable_grad():
-            left = [node for node in nodes if node.gradient is None]
-            self.engine.executor.differentiate(left, self.engine.stepper)
+    def _begin_again(self, job: int, plan: Plan, due: Collection[int]) -> list[Row]:
+        """Queue the rows of a plan, but for those of particles that are due, which are returned.
+        All start from where particles were before the plan."""
+        engine = self.engine
+        engine.drop(job, plan.drop.tolist())
+        rows = engine.row_builder.rows_of(job, plan)
+        engine.stepper.mark(rows)
+        engine.scheduler.add([row for row in rows if row.uid not in due])
+        return [row for row in rows if row.uid in due]
 
 
 def on_cpu(outcome: Outcome) -> Outcome:

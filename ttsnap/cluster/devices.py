@@ -36,7 +36,11 @@ def connect(address: str | None, workers: int = 1) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    cores = max(workers, os.cpu_count() or 1) if address is None else None
+    cores = None
+    if address is None:
+        cores = max(workers, os.cpu_count() or 1)
+        # its actors need no server to go on, and Ray would end this process within a minute
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")
     print(
         "starting Ray" if address is None else f"joining Ray at {address}",
         flush=True,

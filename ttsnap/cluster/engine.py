@@ -191,10 +191,7 @@ class ClusterEngine(Engine):
         return placed
 
     def drop(self, job: int, uids: Sequence[int]) -> None:
-        if (log := self._logs.get(job)) is None:
-            return
-        for actor, mine in log.drop(uids).items():
-            self.group.postpone([actor], Call(EngineActor.drop, job, tuple(mine)))
+        self.group.postpone(self.actors, Call(EngineActor.drop, job, tuple(uids)))
 
     def pending(self) -> int:
         return sum(len(log.open) for log in self._logs.values())
@@ -253,7 +250,7 @@ class ClusterEngine(Engine):
 
     def _rest(self, actor: int, outcome: Outcome, *, cancelled: bool = False) -> None:
         log = self._logs[outcome.job]
-        part = log.plans[-1].take(np.array([log.row[uid] for uid in outcome.uids.tolist()], int))
+        part = log.part(outcome)
         self._credited += (
             begun(part, outcome, self.grid) if cancelled else part.cost - outcome.unspent
         )

@@ -59,20 +59,10 @@ class Remake:
     """How to make the particles of one job again that a dead actor had."""
 
     job: int
-    earlier: tuple[Plan, ...]
-    """Parts of past plans, oldest first, which are carried out without scores."""
-    plan: Plan | None
-    """A part of the last plan, whose rows are queued, with their scores."""
-    done: frozenset[int]
-    """Particles whose rows of `plan` were carried out before."""
-    keep: frozenset[int]
-    """Particles that stay. All others were made on the way to them."""
-    before: frozenset[int] = frozenset()
-    """Particles that had an evaluation before `plan`."""
-    after: frozenset[int] = frozenset()
-    """Particles that had an evaluation after `plan`."""
-    gradients: frozenset[int] = frozenset()
-    """Particles that had a gradient."""
+    plans: tuple[Plan, ...]
+    """Its parts of all plans, oldest first."""
+    open: frozenset[int]
+    """Particles of the last plan that are not done, whose rows stay queued."""
 
 
 @dataclass(frozen=True)

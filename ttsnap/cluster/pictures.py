@@ -5,7 +5,7 @@ The driver gets the place and a small copy of each image, and fetches the images
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -32,6 +32,7 @@ class Stored(Decoded):
     level: float
     place: WhereStored | None = None
     drawing: LargePicture | None = field(default=None, repr=False)
+    batches: Sequence[int] = ()
 
     def fetch(self) -> Tensor:
         if self.place is None:
@@ -54,7 +55,7 @@ def put_aside(turn: Turn) -> tuple[Turn, list[Tensor]]:
     def stored(picture: Decoded) -> Decoded:
         aside.append(picture.fetch().cpu())
         copy = thinned(aside[-1]).double().clamp(0, 1).mul(255).round().to(torch.uint8)
-        return Stored(copy, picture.level, drawing=picture.drawing)
+        return Stored(copy, picture.level, drawing=picture.drawing, batches=picture.batches)
 
     return _each(turn, stored), aside
 

@@ -39,6 +39,8 @@ class Decoded(ABC):
     """The noise level, in [0, 1], of the estimate that was decoded; 0 of a finished one."""
     drawing: LargePicture | None = None
     """How people are shown it; None where that is how it was scored."""
+    batches: Sequence[int] = ()
+    """Rows of each call of the model that made it, on which last digits depend."""
 
     @abstractmethod
     def fetch(self) -> Tensor:
@@ -62,6 +64,7 @@ class Here(Decoded):
     image: Tensor = field(repr=False)
     level: float
     drawing: LargePicture | None = field(default=None, repr=False, kw_only=True)
+    batches: Sequence[int] = field(default=(), kw_only=True)
 
     def fetch(self) -> Tensor:
         return self.image

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -245,6 +245,8 @@ class Candidate:
     """Scores by rewards that report and do not choose."""
     drawing: LargePicture | None = field(default=None, repr=False, compare=False)
     """How people are shown it; None where that is `image`."""
+    batches: Sequence[int] = field(default=(), repr=False, compare=False)
+    """As of Decoded."""
 
     def to_json(self) -> dict[str, Any]:
         """Which one it is, and how good, as traces and replies have it. Scores that failed are

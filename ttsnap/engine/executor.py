@@ -139,9 +139,11 @@ class Executor:
 
     def _evaluate(self, pending: Sequence[PendingEval]) -> None:
         """One call of the denoiser on these nodes."""
-        prediction = self.network.denoiser.predict(*self._batch(pending))
+        batch = self._batch(pending)
+        prediction = self.network.denoiser.predict(*batch)
         for i, (peer, node) in enumerate(pending):
             node.keep_prediction(prediction, i)
+            node.batches += (len(batch[0]),)
             peer.stats["nfe"] += 1
         self.count(Cost(), 1)
 

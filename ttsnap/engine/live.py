@@ -150,6 +150,8 @@ class LiveEngine(Engine):
         """FLOPs per unit, counted once; seconds per unit once `calibrate` has run."""
         if self._price is None:
             self._price = self.stepper.priced(self.scorer.price(self.denoiser))
+            if self.executor.prompts.living:  # FLOPs were counted for another prompt
+                self.executor.prompts.encode()
         return self._price
 
     def calibrate(self) -> Cost:

@@ -67,6 +67,7 @@ class InitialNoise:
             for node, begun in zip(together, self._evaluated(together), strict=True):
                 if node in new:
                     begun.put(node)
+                    node.batches = (len(together),)
                 else:
                     self._ready.setdefault(_group(node), {})[node.place] = begun
             paying = together if self.start.size == 1 else together[:1]

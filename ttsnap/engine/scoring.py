@@ -300,10 +300,11 @@ class RowScorer:
             if image is None:
                 return None
             # Drawn when somebody looks. That is no decode of the search, and no budget pays it.
-            how = {"drawing": self.denoiser.drawing(latents[row], image) if self.large else None}
+            drawing = self.denoiser.drawing(latents[row], image) if self.large else None
             if batch[row].last or image.device.type == "cpu":
-                return Here(image, levels[row], **how)
-            return OnDevice(image, levels[row], copies, row, **how)
+                batches = batch[row].node.batches
+                return Here(image, levels[row], drawing=drawing, batches=batches)
+            return OnDevice(image, levels[row], copies, row, drawing=drawing)
 
         pictures = [picture(image, row) for row, image in enumerate(shown)]
         return BegunScores(batch, columns, broken > 0, pictures, latents, features, cost)

@@ -63,6 +63,8 @@ class Node:
     step_noise: rng.Source | None = None
     """Where the noise came from, if one step has made this particle from another one; None after
     any other step."""
+    batches: tuple[int, ...] = ()
+    """Rows of each call of the network that brought it here, the evaluation included."""
     latents_before: tuple[Tensor, ...] = ()
     """The last latents before this one, newest last, as many as a gradient of the finished image
     goes back through."""
@@ -109,6 +111,7 @@ class Node:
             latent,
             kernel_state=kernel_state,
             mixed_in=self.mixed_in,
+            batches=self.batches,
         )
 
     def unpaid(self) -> Node:
@@ -116,6 +119,7 @@ class Node:
         own = self.latent, self.guess, self.kernel_state, self.place
         node = Node(self.job, self.seed, self.position, *own, mixed_in=self.mixed_in)
         node.step_noise, node.log_ratio = self.step_noise, self.log_ratio
+        node.batches = self.batches
         return node
 
 

@@ -221,7 +221,10 @@ class Job:
                 picture = self.images[uid]
                 try:
                     found[uid] = picture and Here(
-                        picture.fetch(), picture.level, drawing=picture.drawing
+                        picture.fetch(),
+                        picture.level,
+                        drawing=picture.drawing,
+                        batches=picture.batches,
                     )
                 except PictureLost as lost:
                     seed = self.particles.seed[uid]

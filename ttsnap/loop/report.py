@@ -69,6 +69,7 @@ def _candidates(job: Job, names: Sequence[str]) -> tuple[Candidate, ...]:
             {name: float(s) for name, s in zip(names, particles.scores[uid, -1], strict=True)},
             None if (picture := job.images[uid]) is None else picture.fetch(),
             drawing=None if picture is None else picture.drawing,
+            batches=() if picture is None else picture.batches,
         )
         for uid, v in zip(ranking, values, strict=True)
         if uid in kept

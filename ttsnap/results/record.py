@@ -72,6 +72,11 @@ class FoundImage:
     nfe: NotNegative | None = key("search.nfe", None)
     """Of the whole search, as are the seeds."""
     seeds: Natural | None = key("search.seeds", None)
+    batches: Annotated[list[Annotated[int, Interval(ge=1, lt=1024)]], Len(1, 4096)] | None = key(
+        "search.batches", None
+    )
+    """Rows of each call that made it. A replay fills its calls to as many, so that a stranger's
+    file may not say any."""
     fps: Annotated[float, Interval(ge=0.001, le=240)] | None = key("fps", None)
     """Of a video."""
     drawn: Annotated[int, Interval(ge=2, le=16)] | None = key("drawn", None)
@@ -147,6 +152,7 @@ class SearchRecord:
             image.metrics,
             spent.nfe,
             spent.seeds,
+            list(image.batches) or None,
             fps,
         )
         return replace(
