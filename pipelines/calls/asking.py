@@ -52,7 +52,7 @@ def _asking_class(kind: Any, own: Any) -> Any:
         return functools.wraps(getattr(home, method))(call)
 
     found = [method for method in METHODS if hasattr(kind, method) or hasattr(own, method)]
-    return class_like(kind, {method: asks(method) for method in found})
+    return _class_like(kind, {method: asks(method) for method in found})
 
 
 def locked(tokenizer: Any) -> Any:
@@ -71,7 +71,7 @@ def _locked_class(kind: Any) -> Any:
         with ENCODING:
             return kind.__call__(self, *args, **kwargs)
 
-    return class_like(kind, {"__call__": call})
+    return _class_like(kind, {"__call__": call})
 
 
 def keeping(kept: Kept, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,7 +109,7 @@ def drawing(
     return call
 
 
-def class_like(kind: Any, methods: dict[str, Any]) -> Any:
+def _class_like(kind: Any, methods: dict[str, Any]) -> Any:
     """A class of the same name and place, with other methods."""
     return type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods})
 

@@ -32,7 +32,7 @@ from ttsnap.pipelines.calls.parts import (
     schedulers_of,
 )
 from ttsnap.pipelines.calls.questions import Drawn, PartCall, Question, Step
-from ttsnap.pipelines.calls.stepping import stepping
+from ttsnap.pipelines.calls.stepping import release, stepping
 from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.calls.values import owned
 from ttsnap.pipelines.suspended import Ask, Returned, Suspended
@@ -174,7 +174,9 @@ def _program(
         try:
             return stock.function(pipe, **owned(dict(stock.arguments)), generator=generator)
         finally:
-            vars(pipe).clear()  # its methods hold it, which only the cycle collector would see
+            vars(pipe).clear()  # its methods hold it, as those of schedulers do
+            for scheduler in ask.schedulers:
+                release(scheduler)
 
 
 def _methods(pipe: Any, stock: StockCall, ask: Ask) -> dict[str, Any]:

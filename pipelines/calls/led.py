@@ -28,6 +28,8 @@ class Led:
 
     def __init__(self, stock: StockCall, parts: Parts, to: int, ask: Ask) -> None:
         self.stock, self.parts, self.to, self.ask = stock, parts, to, ask
+        self.schedulers = list[Any]()
+        """That ask by it."""
         self.index = 0
         """Rounds begun."""
         self._round = list[Step]()

@@ -1,8 +1,7 @@
 """Copies of schedulers that ask what their steps make, and say what a frame is told.
 
 A scheduler keeps at which step it is, and a stock call may copy it. So each copy counts its steps,
-and a copy of it goes on from there. The methods are those of a class: set on a scheduler they would
-hold it, and only the cycle collector would free its tensors.
+and a copy of it goes on from there.
 """
 
 from __future__ import annotations
@@ -10,52 +9,45 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-from ttsnap.pipelines.calls.asking import class_like
 from ttsnap.pipelines.calls.histories import GIVEN
+from ttsnap.pipelines.calls.led import Led
 from ttsnap.pipelines.calls.questions import Step, Stepped
 from ttsnap.pipelines.calls.stock_call import StockCall
-from ttsnap.pipelines.suspended import Ask
+from ttsnap.pipelines.calls.told import Told
 
 POSITION = "_step_index"
 """The attribute of most schedulers with the step at which they are."""
-FRAME, TAKEN = "_frame", "_steps_taken"
-"""Attributes of a frame's scheduler: what it knows of its frame, and how often it has stepped."""
 WHOLE = "_whole"
 """The attribute of a frame's scheduler with whether its own timesteps are whole numbers."""
+CHANGED = ("step", "scale_model_input", "set_timesteps", "add_noise", "__deepcopy__", WHOLE)
+"""The attributes that a frame's scheduler has besides."""
 
 
-class _Frame(NamedTuple):
-    """What a scheduler knows of its frame, as do copies of it."""
-
-    stock: StockCall
-    ask: Ask
-
-    def __deepcopy__(self, memo: Any) -> _Frame:
-        return self
-
-
-def stepping(scheduler: Any, stock: StockCall, ask: Ask) -> Any:
+def stepping(scheduler: Any, stock: StockCall, ask: Led) -> Any:
     """A copy of a scheduler that asks what its steps make, as do copies of it."""
-    own, kind, told = copy.deepcopy(scheduler), type(scheduler), stock.told is not None
-    own.__class__ = _stepping_class(kind, scaled=stock.scaled is not None, told=told)
-    vars(own).update({FRAME: _Frame(stock, ask), TAKEN: 0})
-    return own
+    return _Steps(copy.deepcopy(scheduler), stock, ask, 0).scheduler
 
 
 def stock_scheduler(scheduler: Any) -> Any:
     """A frame's scheduler as diffusers made it, with its timesteps set and no step taken."""
     own = copy.copy(scheduler)
-    own.__class__ = type(scheduler).__base__
-    for name in (FRAME, TAKEN, WHOLE):
-        vars(own).pop(name, None)
+    release(own)
     if hasattr(own, POSITION):
         setattr(own, POSITION, None)
     return own
+
+
+def release(scheduler: Any) -> None:
+    """Take out what a frame's scheduler has besides.
+
+    Its methods hold it: nothing but the cycle collector would free its tensors.
+    """
+    for name in CHANGED:
+        vars(scheduler).pop(name, None)
 
 
 def about_to_step(scheduler: Any, position: int) -> Any:
@@ -68,72 +60,51 @@ def about_to_step(scheduler: Any, position: int) -> Any:
     return own
 
 
-@functools.cache
-def _stepping_class(kind: Any, *, scaled: bool, told: bool) -> Any:
-    """A class of schedulers whose steps ask."""
+class _Steps:
+    """The steps of one scheduler of a frame."""
 
-    def instead(method: Callable[..., Any]) -> Callable[..., Any]:
-        stock = getattr(kind, method.__name__)
+    def __init__(self, scheduler: Any, stock: StockCall, ask: Led, index: int) -> None:
+        self.scheduler, self.stock, self.ask, self.index = scheduler, stock, ask, index
+        parameters = inspect.signature(scheduler.step).parameters
+        self._names = [name for name in parameters if name != "return_dict"]
+        changes = {"step": _as(scheduler.step, self.step), "__deepcopy__": self.copied}
+        if stock.scaled is not None:
+            changes["scale_model_input"] = self.scale
+        if stock.told is not None:
+            changes |= _telling(scheduler, stock.told)
+        vars(scheduler).update(changes)
+        ask.schedulers.append(scheduler)
 
-        @functools.wraps(stock)  # with its signature, which pipelines read
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return method(stock, self, vars(self)[FRAME], *args, **kwargs)
+    def step(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        """In the place of the scheduler's own."""
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        own, told = self.scheduler, self.stock.told
+        if told is None and getattr(own, POSITION, 0) is None:
+            _begin_stepping(own, given["timestep"])
+        out, time, sample = (given.pop(name) for name in ("model_output", "timestep", "sample"))
+        more = {name: value for name, value in given.items() if name not in GIVEN}
+        moved = self.ask(Step(out, time, sample, more, own))
+        self.index += 1
+        if hasattr(own, POSITION):
+            at = self.index if told is not None else getattr(own, POSITION) + 1
+            setattr(own, POSITION, at)
+        return Stepped(moved) if return_dict else (moved, moved)
 
-        return call
+    def scale(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """In the place of `scale_model_input`."""
+        assert self.stock.scaled is not None
+        return self.stock.scaled(sample, self.index)
 
-    methods = [step, *[scale_model_input] * scaled, *[set_timesteps, add_noise] * told]
-    found = {each.__name__: instead(each) for each in methods if hasattr(kind, each.__name__)}
-    return class_like(kind, found)
-
-
-# --- in the place of a scheduler's methods --------------------------------------------------------
-
-
-def step(
-    stock: Any, own: Any, frame: _Frame, *args: Any, return_dict: bool = True, **kwargs: Any
-) -> Any:
-    """Ask what it makes."""
-    names = [name for name in inspect.signature(stock).parameters if name != "return_dict"]
-    given, told = dict(zip(names[1:], args, strict=False)) | kwargs, frame.stock.told
-    if told is None and getattr(own, POSITION, 0) is None:
-        _begin_stepping(own, given["timestep"])
-    out, time, sample = (given.pop(name) for name in ("model_output", "timestep", "sample"))
-    more = {name: value for name, value in given.items() if name not in GIVEN}
-    moved = frame.ask(Step(out, time, sample, more, own))
-    vars(own)[TAKEN] += 1
-    if hasattr(own, POSITION):
-        at = vars(own)[TAKEN] if told is not None else getattr(own, POSITION) + 1
-        setattr(own, POSITION, at)
-    return Stepped(moved) if return_dict else (moved, moved)
-
-
-def scale_model_input(
-    stock: Any, own: Any, frame: _Frame, sample: Tensor, timestep: Any = None
-) -> Tensor:
-    """As the call scales latents."""
-    assert frame.stock.scaled is not None
-    return frame.stock.scaled(sample, vars(own)[TAKEN])
-
-
-def set_timesteps(stock: Any, own: Any, frame: _Frame, *args: Any, **kwargs: Any) -> None:
-    """Say those that it is told."""
-    stock(own, *args, **kwargs)
-    told = frame.stock.told
-    assert told is not None
-    vars(own)[WHOLE] = not own.timesteps.is_floating_point()
-    own.timesteps = told.times.to(own.timesteps.device)
-    own.num_inference_steps = len(told.times)
-    if told.sigmas is not None:
-        own.sigmas = told.sigmas.to(own.sigmas.device)
-
-
-def add_noise(
-    stock: Any, own: Any, frame: _Frame, samples: Tensor, noise: Tensor, timesteps: Tensor
-) -> Tensor:
-    """Round the timesteps that it is told where its own are whole: it knows no others."""
-    near = timesteps.round().long() if vars(own).get(WHOLE) else timesteps
-    added: Tensor = stock(own, samples, noise, near)
-    return added
+    def copied(self, memo: dict[int, Any]) -> Any:
+        """A copy of the scheduler, which asks as well."""
+        own = self.scheduler
+        twin = object.__new__(type(own))
+        for name, value in vars(stock_scheduler(own)).items():
+            vars(twin)[name] = copy.deepcopy(value, memo)
+        for name in (POSITION, WHOLE):
+            if name in vars(own):
+                vars(twin)[name] = vars(own)[name]
+        return _Steps(twin, self.stock, self.ask, self.index).scheduler
 
 
 def _begin_stepping(own: Any, timestep: Any) -> None:
@@ -146,3 +117,30 @@ def _begin_stepping(own: Any, timestep: Any) -> None:
         setattr(own, POSITION, own.index_for_timestep(timestep))
     else:  # as Helios's, which reads no position
         setattr(own, POSITION, 0)
+
+
+def _telling(own: Any, told: Told) -> dict[str, Any]:
+    """Methods of a scheduler that say what it is told."""
+    set_timesteps, add_noise = own.set_timesteps, getattr(own, "add_noise", None)
+
+    def retimed(*args: Any, **kwargs: Any) -> None:
+        set_timesteps(*args, **kwargs)
+        vars(own)[WHOLE] = not own.timesteps.is_floating_point()
+        own.timesteps = told.times.to(own.timesteps.device)
+        own.num_inference_steps = len(told.times)
+        if told.sigmas is not None:
+            own.sigmas = told.sigmas.to(own.sigmas.device)
+
+    def noised(samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        # Those that are whole know no others.
+        near = timesteps.round().long() if vars(own).get(WHOLE) else timesteps
+        added: Tensor = add_noise(samples, noise, near)  # type: ignore[misc]
+        return added
+
+    changes = {"set_timesteps": _as(set_timesteps, retimed)}
+    return changes if add_noise is None else {**changes, "add_noise": noised}
+
+
+def _as(method: Any, other: Any) -> Any:
+    """Another in the place of a method, with the signature of that, which pipelines read."""
+    return functools.update_wrapper(functools.partial(other), method)
