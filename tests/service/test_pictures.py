@@ -301,8 +301,7 @@ def test_the_thumbnail_of_a_video_is_its_middle_frame() -> None:
     ).mean() == pytest.approx(127.5, abs=2)
 
 
-def test_a_file_its_stills_and_its_remix(client: OpenAI) -> None:
-    """A remix is the same request with another prompt."""
+def test_a_file_and_its_stills(client: OpenAI) -> None:
     own: dict[str, Any] = {**SMALL, "n": 2, "fps": 8}
     first = client.videos.create_and_poll(prompt="a cat", poll_interval_ms=50, extra_body=own)
     reply = client.videos.download_content(first.id)
@@ -312,60 +311,9 @@ def test_a_file_its_stills_and_its_remix(client: OpenAI) -> None:
             io.BytesIO(client.videos.download_content(first.id, variant=variant).read())
         )  # type: ignore[arg-type]
         assert (shot.format, shot.size) == ("WEBP", size)
-    again = polled(client, client.videos.remix(first.id, prompt="a dog").id)
-    assert (again.prompt, again.status, again.remixed_from_video_id) == (
-        "a dog",
-        "completed",
-        first.id,
-    )
-    assert (first.remixed_from_video_id, again.seconds) == (None, first.seconds)
-    dog: dict[str, Any] = client.videos.create_and_poll(
-        prompt="a dog", poll_interval_ms=50, extra_body=own
-    ).to_dict()
-    assert again.to_dict()["data"] == dog["data"], "its seeds, its budget, its length"
-    for ask, param in (
-        (lambda: client.videos.download_content(first.id, variant="poster"), "variant"),  # type: ignore[arg-type]
-        (lambda: client.videos.remix(first.id, prompt=" "), "prompt"),
-        (lambda: client.videos.remix(first.id, prompt=None), "prompt"),  # type: ignore[arg-type]
-    ):
-        with pytest.raises(openai.BadRequestError) as error:
-            ask()
-        assert error.value.param == param
-
-
-@pytest.mark.parametrize(
-    ("before", "given", "same"),
-    [
-        (
-            {"steps": 3, "size": "32x16"},
-            {"num_inference_steps": 2, "width": 16, "height": 32},
-            "steps,size",
-        ),
-        ({"steps": None, "num_inference_steps": 3}, {"num_inference_steps": 2}, "steps"),
-        ({"seconds": 1}, {"num_frames": 5}, "num_frames"),
-        ({"num_frames": 5}, {"seconds": 1}, "seconds"),
-        ({}, {"quality": "low", "user": "u"}, "quality"),
-    ],
-)
-def test_a_remix_may_name_fields_as_other_servers_do(
-    videos: Server, before: dict[str, Any], given: dict[str, Any], same: str
-) -> None:
-    first, body = videos.begun(VIDEOS, **before), {"prompt": "a dog", **given}
-    for kind in ("json", "data"):
-        reply = videos.ask("POST", f"{first}/remix", **{kind: body})
-        assert reply.status_code == 200, reply.text
-        jobs: Any = videos._server.jobs  # type: ignore[attr-defined]
-        fields = jobs.store.get("anybody", "video", reply.json()["id"]).body["fields"]
-        assert {
-            "steps": 2,
-            "size": "16x32",
-            "num_frames": 5,
-            "seconds": 1.0,
-            "quality": "low",
-        }.items() >= {(field, fields[field]) for field in same.split(",")}
-        assert ("seconds" in fields) + ("num_frames" in fields) <= 1
-        assert ("quality" in fields) + ("budget" in fields) == 1
-        videos.ask("DELETE", f"{VIDEOS}/{reply.json()['id']}")
+    with pytest.raises(openai.BadRequestError) as error:
+        client.videos.download_content(first.id, variant="poster")  # type: ignore[arg-type]
+    assert error.value.param == "variant"
 
 
 def test_lists_come_in_pages_and_deleted_videos_are_gone(client: OpenAI, videos: Caller) -> None:

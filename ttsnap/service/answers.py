@@ -64,17 +64,11 @@ class ResponseBuilder:
         best, *_ = await asyncio.to_thread(replies.files_of, done, wanted, self.offer)
         return best
 
-    async def later(
-        self,
-        caller: str,
-        wanted: Generation | Video,
-        pictures: Pictures,
-        remixed: str | None = None,
-    ) -> Response:
-        """A job. remixed: the id of the one that it is made of."""
+    async def later(self, caller: str, wanted: Generation | Video, pictures: Pictures) -> Response:
+        """A job."""
         if self.jobs is None:
             raise without_jobs(type(wanted))
-        job = await self.jobs.submit(wanted, caller, pictures, remixed)
+        job = await self.jobs.submit(wanted, caller, pictures)
         logger.info("%s: job %s", caller, job.id)
         return JSONResponse(shown(job, self.jobs))
 

@@ -3,7 +3,6 @@ model."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from fastapi import Depends, FastAPI, Request
@@ -103,22 +102,6 @@ def _add_videos(app: FastAPI, answers: ResponseBuilder) -> None:
         """Starts a job."""
         caller = answers.caller_of(request)
         return await answers.later(caller, *await video_in(request))
-
-    @app.post(
-        PATHS[Video.kind] + "/{name}/remix",
-        dependencies=KEYED,
-        openapi_extra=body_schema(Video, "application/json"),
-    )
-    async def remix(request: Request, name: str) -> Response:
-        """Starts a job like an earlier one, with another prompt, and with other fields where they
-        are given."""
-        caller = answers.caller_of(request)
-        if answers.jobs is None:
-            raise without_jobs(Video)
-        job = await asyncio.to_thread(answers.jobs.store.get, caller, Video.kind, name)
-        wanted, _ = await body_in(Video, request, limits, job.body["fields"])
-        pictures = await asyncio.to_thread(answers.jobs.store.pictures, job)
-        return await answers.later(caller, wanted, pictures, job.id)
 
     @app.post(VIDEO_AT_ONCE, dependencies=KEYED, openapi_extra=body_schema(Video))
     async def video_at_once(request: Request) -> Response:

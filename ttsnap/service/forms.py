@@ -59,11 +59,9 @@ class Sent:
     """Whether texts may stand for other values."""
 
 
-async def body_in(
-    kind: type[B], request: Request, limits: ServiceLimits, earlier: Mapping[str, Any] | None = None
-) -> tuple[B, Pictures]:
+async def body_in(kind: type[B], request: Request, limits: ServiceLimits) -> tuple[B, Pictures]:
     """The body of a request, and its pictures: files, or data: URLs. RequestError names the
-    parameter. earlier: as of `validated`."""
+    parameter."""
     try:
         sent = await sent_in(request, limits)
         # Decoding on the event loop would hold up all clients.
@@ -75,7 +73,7 @@ async def body_in(
     # OpenAI's client has the seconds of a video as a text in JSON, too.
     if sent.form or kind is Video:
         fields = {name: _valued(kind, name, value) for name, value in fields.items()}
-    return validated(kind, fields, earlier), pictures
+    return validated(kind, fields), pictures
 
 
 async def sent_in(request: Request, limits: ServiceLimits) -> Sent:
@@ -283,11 +281,11 @@ def _at_most(most: int, files: Mapping[str, Any], name: str) -> list[Any]:
 # --- documentation --------------------------------------------------------------------------------
 
 
-def body_schema(kind: type[Body], media: str = "") -> dict[str, Any]:
-    """The documentation of a body, with its files unless it is said to be JSON."""
-    files = () if media else FILES.get(kind, ())
+def body_schema(kind: type[Body]) -> dict[str, Any]:
+    """The documentation of a body, with its files."""
+    files = FILES.get(kind, ())
     schema = kind.model_json_schema()
     schema["properties"] = {**dict.fromkeys(files, BINARY), **schema["properties"]}
     schema["required"] = [name for name in ("image", "prompt") if name in schema["properties"]]
-    kinds = media or ("multipart/form-data" if files else "application/json")
-    return {"requestBody": {"required": True, "content": {kinds: {"schema": schema}}}}
+    media = "multipart/form-data" if files else "application/json"
+    return {"requestBody": {"required": True, "content": {media: {"schema": schema}}}}

@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from ttsnap.files.settings import Json
 from ttsnap.service.job_store import COMPLETED, FAILED, StoredJob
-from ttsnap.service.jobs import REMIXED, Jobs
+from ttsnap.service.jobs import Jobs
 from ttsnap.service.limits import RequestError
 from ttsnap.service.replies import reply_of, stills_of
 from ttsnap.service.requests import Generation, Video, read_body
@@ -139,7 +139,6 @@ def shown(job: StoredJob, jobs: Jobs) -> dict[str, Any]:
     }
     if job.kind == Video.kind:
         told["seconds"] = outcome["seconds"] if done else _seconds(wanted)
-        told[REMIXED] = job.body.get(REMIXED)
     else:
         told["created"] = int(job.created)  # as in replies with images
     return told

@@ -26,8 +26,6 @@ from ttsnap.service.tickets import Done, Partial, PendingRequest, RequestParser
 from ttsnap.service.worker import Worker
 
 logger = logging.getLogger(__name__)
-REMIXED = "remixed_from_video_id"
-"""The job of which another prompt made this one, among the values of a stored request."""
 SWEEP, AGAIN = 60.0, 1.0
 """Seconds between two looks for what expired; until what could not be done is tried again."""
 
@@ -58,21 +56,18 @@ class Jobs:
     # --- for callers ------------------------------------------------------------------------------
 
     async def submit(
-        self,
-        wanted: Generation | Video,
-        caller: str,
-        pictures: Pictures,
-        remixed: str | None = None,
+        self, wanted: Generation | Video, caller: str, pictures: Pictures
     ) -> StoredJob:
-        """Store a request. remixed: the id of the job that it is made of. RequestError for what is
-        not offered here; what the model refuses fails the job."""
+        """Store a request. RequestError for what is not offered here; what the model refuses fails
+        the job."""
         if self.worker.draining:
             raise stopping()
         ticket = self.desk.ticket(wanted, caller, pictures, job=True)
         model = self.desk.offer.model
         settled = wanted.model_copy(update={"seed": ticket.request.seed, "model": model})
-        body = settled.written() | ({} if remixed is None else {REMIXED: remixed})
-        job = await asyncio.to_thread(self.store.add, caller, wanted.kind, model, body, pictures)
+        job = await asyncio.to_thread(
+            self.store.add, caller, wanted.kind, model, settled.written(), pictures
+        )
         self._wake.set()
         return job
 

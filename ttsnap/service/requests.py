@@ -53,8 +53,6 @@ this service has not.
 """
 OPTIONS = ("cache_dit", "frame_interpolation_")
 """What is in the names of others' options that say how what this service has not is done."""
-EITHER = ({"seconds", "num_frames"}, {"budget", "quality"})
-"""Fields of which one takes the place of the other in a remix."""
 OFF = {
     *(
         "lora",
@@ -247,11 +245,8 @@ class Video(Body):
 KINDS: dict[str, type[Body]] = {kind.kind: kind for kind in (Generation, Edit, Video)}
 
 
-def validated(
-    kind: type[B], fields: Mapping[str, Any], earlier: Mapping[str, Any] | None = None
-) -> B:
-    """Fields as a body of this kind; those that are null are left out. earlier: fields of an
-    earlier body, which stay where nothing is given in their place. RequestError names the
+def validated(kind: type[B], fields: Mapping[str, Any]) -> B:
+    """Fields as a body of this kind; those that are null are left out. RequestError names the
     parameter."""
     given, unused = _used(fields)
     known = names_of(kind)
@@ -262,11 +257,6 @@ def validated(
         raise RequestError(400, "prompt is missing; say what to show", "prompt", "invalid_value")
     try:
         body = build(kind, given)
-        if earlier is not None:
-            mine = body.model_dump(exclude_unset=True)
-            replaced = {other for pair in EITHER if mine.keys() & pair for other in pair}
-            kept = {name: value for name, value in earlier.items() if name not in replaced}
-            body = build(kind, {**kept, **mine})
     except FieldError as error:
         raise RequestError.of(error) from None
     body._ignored = unused
