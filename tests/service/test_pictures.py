@@ -50,7 +50,7 @@ from ttsnap.service.forms import body_in
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import offer_of
-from ttsnap.service.replies import stills_of
+from ttsnap.service.replies import thumbnail_of
 from ttsnap.service.requests import Edit, Generation, Video, notes_of, prepared_of, validated
 from ttsnap.service.tickets import RequestParser
 
@@ -296,24 +296,22 @@ def test_a_video_is_what_the_pipeline_gives(client: OpenAI, wan: Any, tmp_path: 
 
 def test_the_thumbnail_of_a_video_is_its_middle_frame() -> None:
     video = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 8, 8)
-    assert np.asarray(
-        Image.open(io.BytesIO(stills_of(video)["thumbnail"]))
-    ).mean() == pytest.approx(127.5, abs=2)
+    middle = np.asarray(Image.open(io.BytesIO(thumbnail_of(video))))
+    assert middle.mean() == pytest.approx(127.5, abs=2)
 
 
-def test_a_file_and_its_stills(client: OpenAI) -> None:
+def test_a_file_and_its_thumbnail(client: OpenAI) -> None:
     own: dict[str, Any] = {**SMALL, "n": 2, "fps": 8}
     first = client.videos.create_and_poll(prompt="a cat", poll_interval_ms=50, extra_body=own)
     reply = client.videos.download_content(first.id)
     assert (reply.response.headers["content-type"], reply.read()[4:8]) == ("video/mp4", b"ftyp")
-    for variant, size in {"thumbnail": (32, 16), "spritesheet": (65, 33)}.items():
-        shot = Image.open(
-            io.BytesIO(client.videos.download_content(first.id, variant=variant).read())
-        )  # type: ignore[arg-type]
-        assert (shot.format, shot.size) == ("WEBP", size)
-    with pytest.raises(openai.BadRequestError) as error:
-        client.videos.download_content(first.id, variant="poster")  # type: ignore[arg-type]
-    assert error.value.param == "variant"
+    small = client.videos.download_content(first.id, variant="thumbnail").read()
+    shot = Image.open(io.BytesIO(small))
+    assert (shot.format, shot.size) == ("WEBP", (32, 16))
+    for variant in ("spritesheet", "poster"):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.videos.download_content(first.id, variant=variant)  # type: ignore[arg-type]
+        assert error.value.param == "variant"
 
 
 def test_lists_come_in_pages_and_deleted_videos_are_gone(client: OpenAI, videos: Caller) -> None:

@@ -15,9 +15,9 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from ttsnap.files.settings import Json
 from ttsnap.service.job_store import COMPLETED, FAILED, StoredJob
-from ttsnap.service.jobs import Jobs
+from ttsnap.service.jobs import THUMBNAIL, Jobs
 from ttsnap.service.limits import RequestError
-from ttsnap.service.replies import reply_of, stills_of
+from ttsnap.service.replies import reply_of, thumbnail_of
 from ttsnap.service.requests import Generation, Video, read_body
 
 PATHS = {
@@ -31,7 +31,6 @@ MEDIA = {
     "mp4": "video/mp4",
     **{kind: f"image/{kind}" for kind in ("png", "jpeg", "webp")},
 }
-STILLS = ("thumbnail", "spritesheet")
 PAGE = 100
 """Most jobs of a list."""
 
@@ -78,21 +77,19 @@ def add_job_routes(
 
     @app.get(f"{path}/{{name}}/content", dependencies=dependencies)
     async def content(request: Request, name: str) -> Response:
-        """The best of what a job made, or that of a `rank`; `variant`: thumbnail or spritesheet,
-        which are there while it runs, of the best estimate so far."""
+        """The best of what a job made, or that of a `rank`; `variant=thumbnail`: a small picture,
+        which is there while it runs, of the best estimate so far."""
         job, query = await job_of(request, name), request.query_params
         variant, rank = query.get("variant", "video"), query.get("rank", "1")
-        if variant not in ("video", "image", *STILLS):
-            said = f"variant must be one of video, {', '.join(STILLS)}, got {variant[:60]!r}"
+        if variant not in ("video", "image", "thumbnail"):
+            said = f"variant must be video, image or thumbnail, got {variant[:60]!r}"
             raise RequestError(400, said, "variant", "invalid_value")
         if job.status == COMPLETED:
             return file_of(job, jobs, variant, rank)
         preview = jobs.preview(job)
-        if variant in STILLS and preview is not None:
-            stills = await asyncio.to_thread(stills_of, preview.image)
-            return Response(
-                stills[variant], media_type=MEDIA["webp"], headers={"Cache-Control": "no-store"}
-            )
+        if variant == "thumbnail" and preview is not None:
+            small = await asyncio.to_thread(thumbnail_of, preview.image)
+            return Response(small, media_type=MEDIA["webp"], headers={"Cache-Control": "no-store"})
         raise RequestError(404, f"there is no content: the job is {job.status}", "id", "not_ready")
 
     @app.delete(f"{path}/{{name}}", dependencies=dependencies)
@@ -105,8 +102,8 @@ def add_job_routes(
 
 def file_of(job: StoredJob, jobs: Jobs, variant: str, rank: str) -> Response:
     """A file of a completed job. RequestError (404) for a rank that there is not."""
-    if variant in STILLS:
-        name, media = f"{variant}.webp", MEDIA["webp"]
+    if variant == "thumbnail":
+        name, media = THUMBNAIL, MEDIA["webp"]
     else:
         made, form = len((job.outcome or {})["data"]), read_body(job.kind, job.body).output_format
         if not rank.isdecimal() or not 1 <= int(rank[:9]) <= made:

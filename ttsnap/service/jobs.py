@@ -20,12 +20,14 @@ from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, stopping
 from ttsnap.service.loras import BUSY
 from ttsnap.service.monitoring import log_request
-from ttsnap.service.replies import files_of, response_fields, stills_of
+from ttsnap.service.replies import files_of, response_fields, thumbnail_of
 from ttsnap.service.requests import Generation, Video, read_body
 from ttsnap.service.tickets import Done, Partial, PendingRequest, RequestParser
 from ttsnap.service.worker import Worker
 
 logger = logging.getLogger(__name__)
+THUMBNAIL = "thumbnail.webp"
+"""The file beside those of a job's results."""
 SWEEP, AGAIN = 60.0, 1.0
 """Seconds between two looks for what expired; until what could not be done is tried again."""
 
@@ -220,7 +222,7 @@ class Jobs:
     def _write(self, job: StoredJob, wanted: Generation | Video, done: Done) -> dict[str, Json]:
         best, made = done.result.images[0].pixels, files_of(done, wanted, self.desk.offer)
         files = {f"{rank}.{wanted.output_format}": data for rank, data in enumerate(made, 1)}
-        files |= {f"{name}.webp": data for name, data in stills_of(best).items()}
+        files[THUMBNAIL] = thumbnail_of(best)
         try:
             for name, data in files.items():
                 write_bytes(self.store.files(job) / name, data)

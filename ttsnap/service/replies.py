@@ -56,16 +56,11 @@ def files_of(done: Done, wanted: Generation | Video, offer: ServingCatalog) -> l
     return files
 
 
-def stills_of(pixels: Tensor) -> dict[str, bytes]:
-    """(3, H, W), or a video (T, 3, H, W), in [0, 1] -> WebP pictures by name: the middle frame, and
-    several frames."""
-    frame = pixels if pixels.ndim == 3 else pixels[len(pixels) // 2]
-    return {"thumbnail": _webp(still(frame)), "spritesheet": _webp(still(pixels))}
-
-
-def _webp(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, format="WEBP", quality=QUALITY)
+def thumbnail_of(pixels: Tensor) -> bytes:
+    """(3, H, W), or a video (T, 3, H, W), in [0, 1] -> a WebP picture, of a video its middle
+    frame."""
+    frame, file = pixels if pixels.ndim == 3 else pixels[len(pixels) // 2], io.BytesIO()
+    still(frame).save(file, format="WEBP", quality=QUALITY)
     return file.getvalue()
 
 
