@@ -98,6 +98,7 @@ ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("partial_images", {"stream": True, "partial_images": 4}),
         ("draft", True, "no drafter"),
         ("response_format", {"stream": True, "response_format": "file"}),
+        ("response_format", {"n": 2, "response_format": "file"}),
         (None, {"stream": True, "size": "17x33"}, "17"),
         ("kernel", {"stream": True, "kernel": "x:y"}),
         ("budget", {"stream": True, "budget": "3nfe"}, "one image"),

@@ -51,7 +51,7 @@ class ResponseBuilder:
         done = await self._found(request, ticket)
         files = await asyncio.to_thread(replies.files_of, done, wanted, self.offer)
         if wanted.response_format == "file":
-            return Response(*replies.download(files, wanted))
+            return Response(files[0], media_type=f"image/{wanted.output_format}")
         return JSONResponse(
             await asyncio.to_thread(replies.reply_of, replies.response_fields(done), files, wanted)
         )

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,18 +102,6 @@ def reply_of(
         {**_image(file, wanted), **each} for file, each in zip(files, told["data"], strict=True)
     ]
     return {"created": int(time.time()), **_shape(told["size"], wanted), **told, "data": data}
-
-
-def download(files: Sequence[bytes], wanted: Generation) -> tuple[bytes, int, dict[str, str]]:
-    """A reply that is the image's file, or a zip of several, best first: its body, status and
-    headers."""
-    if len(files) == 1:
-        return files[0], 200, {"Content-Type": f"image/{wanted.output_format}"}
-    zipped = io.BytesIO()
-    with zipfile.ZipFile(zipped, "w") as archive:
-        for rank, file in enumerate(files, 1):
-            archive.writestr(f"{rank}.{wanted.output_format}", file)
-    return zipped.getvalue(), 200, {"Content-Type": "application/zip"}
 
 
 def partial_event(partial: Partial, wanted: Generation) -> bytes:

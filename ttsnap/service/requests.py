@@ -143,8 +143,7 @@ class Generation(Body):
 
     response_format: Literal["b64_json", "url", "file"] = Field(
         "b64_json",
-        description="images in base64, or as data: URLs; file: the image itself, or a zip of"
-        " several",
+        description="images in base64, or as data: URLs; file: the image itself",
     )
     output_format: Annotated[Literal["png", "jpeg", "webp"], _lower] = Field(
         "png", description="of images"
@@ -168,8 +167,10 @@ class Generation(Body):
             )
         if self.stream and self.background is True:
             raise FieldError("background", "a job has no stream; leave background or stream out")
-        if self.response_format == "file" and (self.stream or self.background is True):
-            said = "a file is the whole reply; leave response_format, or stream and job, out"
+        if self.response_format == "file" and (
+            self.stream or self.background is True or self.n > 1
+        ):
+            said = "one image's file is the whole reply; leave n, stream and background out"
             raise FieldError("response_format", said)
         return {}
 
