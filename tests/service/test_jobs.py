@@ -7,7 +7,9 @@ import logging
 import re
 import signal
 import sqlite3
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +40,7 @@ from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.checklist.questions import questions
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
-from ttsnap.service.job_store import JobStore, StoredJob
+from ttsnap.service.job_store import TABLE, JobStore, StoredJob, _engine
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import JsonLines
@@ -408,6 +410,68 @@ def test_a_database_that_does_not_answer_loses_no_job(
                 assert str(tmp_path) not in reply.text
         assert caller.ended(address)["usage"]["nfe"] == 200
         assert len(list((tmp_path / "jobs").iterdir())) == 1
+
+
+def test_a_database_that_hangs_holds_up_nobody(
+    slow: Slow, keeping: Keeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PostgreSQL does where it is stopped: nothing is refused, and nothing comes."""
+    monkeypatch.setattr("ttsnap.service.jobs.PATIENCE", 0.5)
+    monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.1)
+    go, before = threading.Event(), sqlalchemy.Engine.begin
+
+    def hung(engine: sqlalchemy.Engine) -> Any:
+        assert go.wait(60)
+        return before(engine)
+
+    with keeping(slow) as caller, ThreadPoolExecutor(41) as pool:
+        address = caller.begun(budget="200nfe")
+        until(lambda: caller.job(address)["progress"] > 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlalchemy.Engine, "begin", hung)
+            polls = [pool.submit(caller.get, address) for _ in range(40)]
+            assert pool.submit(caller.made).result(10)["data"]
+            replies = [poll.result(10) for poll in polls]
+            replies += [caller.get(IMAGES), caller.send(background=True)]
+            replies += [caller.ask("DELETE", address)]
+            assert {refusal(reply) for reply in replies} == {(503, None, "storage_failed")}
+            go.set()
+        assert caller.ended(address)["usage"]["nfe"] == 200, "its search was not ended"
+
+
+def test_a_server_ends_though_its_database_hangs(
+    slow: Slow, keeping: Keeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.service.jobs.PATIENCE", 0.2)
+    go, ended = threading.Event(), time.monotonic()
+
+    def hung(engine: sqlalchemy.Engine) -> None:
+        go.wait(30)
+        raise sqlalchemy.exc.OperationalError("select", {}, OSError("it was stopped"))
+
+    with keeping(slow) as caller:
+        for _ in range(2):
+            caller.begun(**LARGE)
+        until(lambda: caller.metric("active") == 2)
+        monkeypatch.setattr(sqlalchemy.Engine, "begin", hung)
+        ended = time.monotonic()
+    assert time.monotonic() - ended < 10
+    go.set()
+
+
+def test_a_connection_to_postgresql_has_time_limits_and_an_operator_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def limits(address: str) -> tuple[str, str]:
+        made: list[Any] = []
+        monkeypatch.setattr(sqlalchemy, "create_engine", lambda url, **_: made.append(url))
+        monkeypatch.setattr(TABLE.metadata, "create_all", lambda engine: None)
+        _engine(address)
+        return made[0].query["connect_timeout"], made[0].query["options"]
+
+    assert limits("postgresql+psycopg://here/jobs") == ("5", "-c statement_timeout=5000")
+    own = "postgresql+psycopg://here/jobs?connect_timeout=60"
+    assert limits(own) == ("60", "-c statement_timeout=5000")
 
 
 def test_errors_of_the_database_are_logged_without_prompts(

@@ -42,7 +42,7 @@ def add_job_routes(
     path, store = PATHS[kind], jobs.store
 
     async def job_of(request: Request, name: str) -> StoredJob:
-        return await asyncio.to_thread(store.get, caller_of(request), kind, name)
+        return await jobs.ask(store.get, caller_of(request), kind, name)
 
     @app.get(path, dependencies=dependencies)
     async def listed(request: Request) -> Response:
@@ -58,9 +58,7 @@ def add_job_routes(
                 400, f"order must be asc or desc, got {order[:60]!r}", "order", "invalid_value"
             )
         after = query.get("after") or None
-        page, more = await asyncio.to_thread(
-            store.page, owner, kind, after, int(limit), order == "desc"
-        )
+        page, more = await jobs.ask(store.page, owner, kind, after, int(limit), order == "desc")
         data: list[Json] = [shown(job, jobs) for job in page]
         ends = (
             {"first_id": page[0].id, "last_id": page[-1].id}
