@@ -330,6 +330,8 @@ HEAD = (
     " multipart/form-data; "
 )
 SLOW = {
+    "nothing": b"",
+    "half a head": HEAD.encode(),
     "half a body": (HEAD + "boundary=x\r\nContent-Length: 999\r\n\r\n--x\r\n").encode(),
     "half a chunk": (HEAD + "boundary=x\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n--x").encode(),
 }
