@@ -46,6 +46,7 @@ from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import JsonLines
 from ttsnap.service.opening import offer_of
 
+NO_RANKS = (0, 3, "x", "0000000019", "9" * 5000)
 LISTED = {"looks": "checklist", "brightness": "brightness"}
 """Rewards by the names that clients use, a checklist among them."""
 
@@ -84,9 +85,9 @@ def test_a_job_makes_what_a_request_makes_and_ends_with_a_line(
     assert told["usage"]["nfe"] == at_once["usage"]["nfe"] == 16
     content = jobs.get(f"{address}/content", rank=2)
     assert (content.headers["content-type"], content.content[:4]) == ("image/png", b"\x89PNG")
-    assert [jobs.get(f"{address}/content", rank=rank).status_code for rank in (0, 3, "x")] == [
+    assert [jobs.get(f"{address}/content", rank=rank).status_code for rank in NO_RANKS] == [
         404
-    ] * 3
+    ] * len(NO_RANKS)
     assert jobs.metric('jobs{status="completed"}') >= 1
     assert jobs.metric("job_bytes") > 0
     (record,) = [record for record in caplog.records if f"JOB {told['id']}" in record.getMessage()]

@@ -332,6 +332,7 @@ def test_lists_come_in_pages_and_deleted_videos_are_gone(client: OpenAI, videos:
         {"limit": -1},
         {"limit": 101},
         {"limit": "many"},
+        {"limit": "0000000001000"},
         {"order": "up"},
         {"after": made[2]},
     ):

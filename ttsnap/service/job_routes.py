@@ -48,17 +48,18 @@ def add_job_routes(
     async def listed(request: Request) -> Response:
         """`after`, `limit` and `order` (asc or desc), as in OpenAI's API."""
         owner, query = caller_of(request), request.query_params
-        limit, order = query.get("limit", "20"), query.get("order", "desc")
-        if not limit.isdecimal() or not 0 <= int(limit[:9]) <= PAGE:
+        text, order = query.get("limit", "20"), query.get("order", "desc")
+        limit = number_in(text)
+        if not 0 <= limit <= PAGE:
             raise RequestError(
-                400, f"limit must be from 0 to {PAGE}, got {limit[:60]!r}", "limit", "invalid_value"
+                400, f"limit must be from 0 to {PAGE}, got {text[:60]!r}", "limit", "invalid_value"
             )
         if order not in ("asc", "desc"):
             raise RequestError(
                 400, f"order must be asc or desc, got {order[:60]!r}", "order", "invalid_value"
             )
         after = query.get("after") or None
-        page, more = await jobs.ask(store.page, owner, kind, after, int(limit), order == "desc")
+        page, more = await jobs.ask(store.page, owner, kind, after, limit, order == "desc")
         data: list[Json] = [shown(job, jobs) for job in page]
         ends = (
             {"first_id": page[0].id, "last_id": page[-1].id}
@@ -104,15 +105,21 @@ def file_of(job: StoredJob, jobs: Jobs, variant: str, rank: str) -> Response:
         name, media = THUMBNAIL, MEDIA["webp"]
     else:
         made, form = len((job.outcome or {})["data"]), read_body(job.kind, job.body).output_format
-        if not rank.isdecimal() or not 1 <= int(rank[:9]) <= made:
+        number = number_in(rank)
+        if not 1 <= number <= made:
             raise RequestError(
                 404,
                 f"there are {made} here, from rank 1 on; got {rank[:60]!r}",
                 "rank",
                 "not_found",
             )
-        name, media = f"{int(rank)}.{form}", MEDIA[form]
+        name, media = f"{number}.{form}", MEDIA[form]
     return FileResponse(jobs.store.files(job) / name, media_type=media, filename=f"{job.id}-{name}")
+
+
+def number_in(text: str) -> int:
+    """A whole number in a query; -1 for what is none, or has many digits."""
+    return int(text) if text.isdecimal() and len(text) < 10 else -1
 
 
 def shown(job: StoredJob, jobs: Jobs) -> dict[str, Any]:
