@@ -379,7 +379,10 @@ def test_a_first_frame_however_it_is_sent(name: str, tmp_path: Path) -> None:
             sent(files={**texts, "image_reference": (None, json.dumps(address))}),
             sent(files={**texts, "input_reference[image_url]": (None, uri)}),
             sent(json={**own, "image_reference": address}),
-            sent(content=json.dumps({**own, "input_reference": address}).replace("/", "\\/")),
+            sent(
+                content=json.dumps({**own, "input_reference": address}).replace("/", "\\/"),
+                headers={"Content-Type": "application/json"},
+            ),
             sent(data=own, files={"input_reference": ("a.png", data)}),
         ]
         assert [reply.status_code for reply in replies] == [200] * 6, [

@@ -286,11 +286,47 @@ def test_what_is_no_request_here_is_told_so(
     body: bytes,
     told: tuple[Any, ...],
 ) -> None:
-    reply: httpx.Response = request.getfixturevalue(door).ask(method, path, content=body)
+    kind = {"Content-Type": "application/json"}
+    asker = request.getfixturevalue(door)
+    reply: httpx.Response = asker.ask(method, path, headers=kind, content=body)
     assert refusal(reply) == told, reply.text
     assert told != NO_JOBS or ("/sync" in reply.text) == path.startswith(VIDEOS)
     assert ("--task" in reply.text) == ((door, told) == ("caller", ELSEWHERE))
     assert reply.status_code != 404 or reply.json()["error"]["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:80", "Origin": "http://evil.example:80"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "[::1]", "Origin": "http://[::1]"}, 200),
+        ({"Host": "localhost:1", "Origin": "http://localhost:1"}, 200),
+        ({"Host": "service:8000"}, 200),
+    ],
+)
+def test_a_page_elsewhere_asks_nothing_of_a_service_without_keys(
+    jobs: Server, strict: Server, headers: dict[str, str], status: int
+) -> None:
+    """A browser sends what any page wants to addresses that its visitor alone can reach."""
+    assert jobs.ask("GET", IMAGES, headers=headers).status_code == status
+    sent = jobs.ask("POST", IMAGES, headers=headers, json={"prompt": PROMPT, "background": True})
+    assert sent.status_code == status
+    if status == 200:
+        jobs.ask("DELETE", f"{IMAGES}/{sent.json()['id']}", headers=headers)
+    keyed = strict.by(ALICE).ask("GET", "/v1/models", headers=headers)
+    assert keyed.status_code == 200, "no page has a key"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "text/plain; charset=application/json", ""])
+def test_a_body_has_a_type_that_pages_elsewhere_must_ask_for(caller: Server, kind: str) -> None:
+    body = b'{"prompt": "a red circle"}'
+    reply = caller.ask("POST", IMAGES, headers={"Content-Type": kind}, content=body)
+    assert refusal(reply) == (415, None, "unsupported_media_type")
 
 
 # --- hostile clients, on sockets of 127.0.0.1, of which each is refused within bounds, while others
@@ -514,7 +550,7 @@ def test_a_body_is_read_by_what_it_is() -> None:
         "search": {"name": "svdd"},
         "x": "é+&=",
     }
-    for kind in ("application/json", "text/plain", URLENCODED):
+    for kind in ("application/json", "application/json; charset=utf-8", URLENCODED):
         assert read(b' {"prompt": "a cat", "n": 2}', kind) == Sent({"prompt": "a cat", "n": 2})
     for name in ("input_reference", "image_reference"):
         text = base64.b64encode(bytes(3 * 2**20))

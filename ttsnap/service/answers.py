@@ -15,7 +15,7 @@ from ttsnap.service import replies
 from ttsnap.service.forms import Pictures
 from ttsnap.service.job_routes import shown
 from ttsnap.service.jobs import Jobs
-from ttsnap.service.keys import Keys
+from ttsnap.service.keys import Keys, refuse_pages
 from ttsnap.service.limits import RequestError
 from ttsnap.service.requests import Body, Generation, Video
 from ttsnap.service.tickets import Done, News, Partial, Passed, PendingRequest, RequestParser
@@ -32,7 +32,10 @@ class ResponseBuilder:
         self.offer, self.limits = desk.offer, desk.limits
 
     def caller_of(self, request: Request) -> str:
-        """The sender of a request. RequestError (401) for an unknown one."""
+        """The sender of a request. RequestError for an unknown one (401), and without keys for a
+        page of another place (403)."""
+        if self.keys.open:
+            refuse_pages(request.headers)
         caller = self.keys.caller(request.headers.get("authorization"))
         request.state.caller = caller if self.keys.callers else None
         return caller

@@ -42,6 +42,11 @@ LONGEST = 100
 TEXT_BYTES, ESCAPES = 2**22, 2**18
 """Of a urlencoded form, whose escapes take a hundred bytes each, and .1 s together; base64 has one
 in 32 letters."""
+KINDS = JSON, MULTIPART, URLENCODED = (
+    "application/json",
+    "multipart/form-data",
+    "application/x-www-form-urlencoded",
+)
 PICTURE = re.compile(rb'"data:image\\?/[^"\\,]{1,60};base64,[A-Za-z0-9+/=\\]*+"')
 BINARY: Json = {"type": "string", "format": "binary"}
 FILES: dict[type[Body], tuple[str, ...]] = {Edit: ("image", "mask"), Video: (FRAME,)}
@@ -82,10 +87,13 @@ async def sent_in(request: Request, limits: ServiceLimits) -> Sent:
     A form by its type is JSON where it looks so: curl -d has that type for anything.
     """
     kind, _, more = request.headers.get("content-type", "").lower().partition(";")
-    multipart = kind.strip() == "multipart/form-data"
-    if not multipart:
+    kind = kind.strip()
+    if kind not in KINDS:
+        said = f"a body is {', '.join(KINDS)}, got {kind[:60]!r}; set Content-Type"
+        raise RequestError(415, said, code="unsupported_media_type")
+    if kind != MULTIPART:
         body = await request.body()
-        if kind.strip() != "application/x-www-form-urlencoded" or body.lstrip().startswith(b"{"):
+        if kind == JSON or body.lstrip().startswith(b"{"):
             return Sent(await asyncio.to_thread(_json, body, limits))
         if len(body) > TEXT_BYTES or body.count(b"%") > ESCAPES:
             said = f"a form of {len(body)} bytes; send it as multipart/form-data, pictures as files"
@@ -287,5 +295,5 @@ def body_schema(kind: type[Body]) -> dict[str, Any]:
     schema = kind.model_json_schema()
     schema["properties"] = {**dict.fromkeys(files, BINARY), **schema["properties"]}
     schema["required"] = [name for name in ("image", "prompt") if name in schema["properties"]]
-    media = "multipart/form-data" if files else "application/json"
+    media = MULTIPART if files else JSON
     return {"requestBody": {"required": True, "content": {media: {"schema": schema}}}}
