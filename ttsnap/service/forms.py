@@ -75,10 +75,23 @@ async def body_in(kind: type[B], request: Request, limits: ServiceLimits) -> tup
         raise stopping() from None
     finally:
         request.state.let_go()
+    fields = _spread(fields)
     # OpenAI's client has the seconds of a video as a text in JSON, too.
     if sent.form or kind is Video:
         fields = {name: _valued(kind, name, value) for name, value in fields.items()}
     return validated(kind, fields), pictures
+
+
+def _spread(fields: dict[str, Any]) -> dict[str, Any]:
+    """What Hugging Face's InferenceClient sends, in our fields; others as they are."""
+    if "inputs" not in fields:
+        return fields
+    own = {"response_format": "file", "prompt": fields["inputs"]}
+    more = fields.get("parameters") or {}
+    if not isinstance(more, dict) or fields.keys() - {"inputs", "parameters"}:
+        said = "beside inputs a request has parameters, an object with all other fields"
+        raise RequestError(400, said, "parameters", "invalid_value")
+    return {**more, **own}
 
 
 async def sent_in(request: Request, limits: ServiceLimits) -> Sent:
