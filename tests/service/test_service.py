@@ -26,6 +26,7 @@ import openai
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from huggingface_hub import InferenceClient
 from openai import AsyncOpenAI
 from PIL import Image
 
@@ -614,6 +615,29 @@ def test_fields_of_other_servers_mean_what_ours_do(caller: Caller) -> None:
     wanted = validated(Generation, {**sizes, "num_inference_steps": 4})
     assert (wanted.size, wanted.options["num_inference_steps"]) == ("64x32", 4)
     assert wanted.ignored == ("rollout",)
+
+
+def test_the_client_of_hugging_face_gets_an_image(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    client = InferenceClient(caller.url + IMAGES, timeout=60)
+    own = {"budget": "16nfe", "search": "best-of-n"}
+    image = client.text_to_image(PROMPT, num_inference_steps=4, seed=3, extra_body=own)
+    assert image.tobytes() == picture(caller.made()["data"][0]["b64_json"]).tobytes()
+    assert "ttsnap" in image.info
+    for wrong in ({"parameters": [1]}, {"prompt": PROMPT}):
+        assert refusal(caller.ask("POST", IMAGES, json={"inputs": PROMPT, **wrong}))[0] == 400
+
+
+def test_a_model_has_the_names_that_its_operator_gives_it(pipe: Any, offer: ServingCatalog) -> None:
+    named = replace(offer, rewards=("brightness",), aliases=("gpt-image-1", "dall-e-3"))
+    with serve(one_device(pipe), named) as server:
+        client = client_of(server)
+        assert [model.id for model in client.models.list()] == list(named.names)
+        assert client.models.retrieve("dall-e-3").id == "dall-e-3"
+        assert server.made(model="gpt-image-1")["data"]
+        assert refusal(server.send(model="dall-e-2"))[2] == "model_not_found"
 
 
 def test_a_model_with_two_guidances_gets_each_under_its_own_name(offer: ServingCatalog) -> None:

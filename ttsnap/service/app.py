@@ -21,7 +21,7 @@ from ttsnap.service.jobs import Jobs
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError
 from ttsnap.service.monitoring import GONE, AccessLog
-from ttsnap.service.requests import Body, Edit, Generation, Video
+from ttsnap.service.requests import Body, Edit, Generation, Video, no_model
 from ttsnap.service.tickets import RequestParser
 from ttsnap.service.worker import Worker
 from ttsnap.version import __version__
@@ -138,9 +138,9 @@ def _add_jobs(app: FastAPI, answers: ResponseBuilder) -> None:
 def _add_models(app: FastAPI, answers: ResponseBuilder) -> None:
     offer, created = answers.offer, int(time.time())
 
-    def shown_model() -> dict[str, Json]:
+    def shown_model(name: str) -> dict[str, Json]:
         own: dict[str, Json] = {
-            "id": offer.model,
+            "id": name,
             "object": "model",
             "created": created,
             "owned_by": "ttsnap",
@@ -150,17 +150,14 @@ def _add_models(app: FastAPI, answers: ResponseBuilder) -> None:
     @app.get("/v1/models", dependencies=KEYED)
     async def models(request: Request) -> Response:
         answers.caller_of(request)
-        return JSONResponse({"object": "list", "data": [shown_model()]})
+        return JSONResponse({"object": "list", "data": list(map(shown_model, offer.names))})
 
     @app.get("/v1/models/{name:path}", dependencies=KEYED)
     async def one_model(request: Request, name: str) -> Response:
         answers.caller_of(request)
-        if name != offer.model:
-            there = f"there is {offer.model!r}"
-            raise RequestError(
-                404, f"no model {name[:100]!r} here; {there}", "model", "model_not_found"
-            )
-        return JSONResponse(shown_model())
+        if name not in offer.names:
+            raise no_model(name, offer)
+        return JSONResponse(shown_model(name))
 
 
 def _add_operation(app: FastAPI, worker: Worker, keys: Keys) -> None:

@@ -79,12 +79,13 @@ def offer_of(
     searches: Mapping[str, Algorithm],
     draft: str,
     *,
+    aliases: Sequence[str] = (),
     loras: str | None = None,
     edits: bool = False,
 ) -> ServingCatalog:
     """The choices of clients. name: of the model for clients, by default the last part of its
-    place. draft: as of `with_drafts`. loras: the folder of LoRAs. ValueError where there is none,
-    or the model takes none."""
+    place; aliases: further ones. draft: as of `with_drafts`. loras: the folder of LoRAs. ValueError
+    where there is none, or the model takes none."""
     name = name or model.rstrip("/").rpartition("/")[2]
     known = replace(recommended(model), parts=engines.rewards.parts)
     if loras is not None:
@@ -96,6 +97,7 @@ def offer_of(
         lambda _: known,
         searches,
         dict if loras is None else LoraFolder(Path(loras).expanduser()),
+        aliases,
         edits=edits if every is None else "image" in takes,
         needs_picture=every is not None and engines.pipe.needs_picture(),
         frames_every=every,

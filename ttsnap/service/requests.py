@@ -315,13 +315,8 @@ def prepared_of(
 ) -> Prepared:
     """The search of a body. pictures: of an edit, by argument of the pipeline's call. RequestError
     for what is not offered here, or more than the limits allow."""
-    if (model := wanted.options.get("model", offer.model)) != offer.model:
-        raise RequestError(
-            404,
-            f"no model {model!r} here; there is {offer.model!r}",
-            "model",
-            "model_not_found",
-        )
+    if (model := wanted.options.get("model", offer.model)) not in offer.names:
+        raise no_model(model, offer)
     sides = (
         {}
         if wanted.size == "auto"
@@ -337,6 +332,11 @@ def prepared_of(
         raise RequestError.of(error) from None
     except ValueError as error:
         raise RequestError(400, str(error), code="invalid_value") from None
+
+
+def no_model(name: str, offer: ServingCatalog) -> RequestError:
+    said = f"no model {name[:100]!r} here; there is {', '.join(offer.names)}"
+    return RequestError(404, said, "model", "model_not_found")
 
 
 def notes_of(wanted: Body, request: Prepared, limits: SearchLimits) -> tuple[str, ...]:
