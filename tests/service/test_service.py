@@ -275,7 +275,17 @@ def test_the_documentation_asks_for_a_key_unless_it_is_opened(
         fields = operation["requestBody"]["content"][kind]["schema"]
         assert fields["properties"].keys() >= set(fields["required"]) >= {"prompt"}
         assert operation["security"] == [{"HTTPBearer": []}]
+        assert operation["responses"].keys() >= {"400", "401", "404", "413", "429", "503"}
+        assert fields["properties"]["prompt"]["minLength"] == 1
     assert anybody.get("/v1/models").status_code == 401, "all else asks for a key as before"
+
+
+def test_the_documentation_of_a_service_without_keys_asks_for_none(jobs: Caller) -> None:
+    ways = [
+        way for path in jobs.get("/openapi.json").json()["paths"].values() for way in path.values()
+    ]
+    assert not any("security" in way for way in ways)
+    assert all("HTTPValidationError" not in json.dumps(way) for way in ways)
 
 
 def test_a_search_ends_in_time_with_its_best_image(caller: Caller, serving: Any) -> None:

@@ -7,7 +7,7 @@ of their request, and the shape of a reply with images once they are done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -36,15 +36,19 @@ PAGE = 100
 
 
 def add_job_routes(
-    app: FastAPI, jobs: Jobs, kind: str, caller_of: Callable[[Request], str], dependencies: Any
+    app: FastAPI,
+    jobs: Jobs,
+    kind: str,
+    caller_of: Callable[[Request], str],
+    documented: Mapping[str, Any],
 ) -> None:
-    """The addresses of jobs of one kind."""
+    """The addresses of jobs of one kind. documented: of FastAPI, for each."""
     path, store = PATHS[kind], jobs.store
 
     async def job_of(request: Request, name: str) -> StoredJob:
         return await jobs.ask(store.get, caller_of(request), kind, name)
 
-    @app.get(path, dependencies=dependencies)
+    @app.get(path, **documented)
     async def listed(request: Request) -> Response:
         """`after`, `limit` and `order` (asc or desc), as in OpenAI's API."""
         owner, query = caller_of(request), request.query_params
@@ -68,13 +72,13 @@ def add_job_routes(
         )
         return JSONResponse({"object": "list", "data": data, **ends, "has_more": more})
 
-    @app.get(f"{path}/{{name}}", dependencies=dependencies)
+    @app.get(f"{path}/{{name}}", **documented)
     async def one(request: Request, name: str) -> Response:
         """How far a job is; of images also what it made."""
         job = await job_of(request, name)
         return JSONResponse(await asyncio.to_thread(whole, job, jobs))
 
-    @app.get(f"{path}/{{name}}/content", dependencies=dependencies)
+    @app.get(f"{path}/{{name}}/content", **documented)
     async def content(request: Request, name: str) -> Response:
         """The best of what a job made, or that of a `rank`; `variant=thumbnail`: a small picture,
         which is there while it runs, of the best estimate so far."""
@@ -91,7 +95,7 @@ def add_job_routes(
             return Response(small, media_type=MEDIA["webp"], headers={"Cache-Control": "no-store"})
         raise RequestError(404, f"there is no content: the job is {job.status}", "id", "not_ready")
 
-    @app.delete(f"{path}/{{name}}", dependencies=dependencies)
+    @app.delete(f"{path}/{{name}}", **documented)
     async def delete(request: Request, name: str) -> Response:
         """End a job before its next step, and remove what it made."""
         job = await job_of(request, name)
