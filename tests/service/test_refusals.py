@@ -26,6 +26,7 @@ from ttsnap.files.pictured import Blank, Picture
 from ttsnap.service.forms import Sent, sent_in
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.opening import offer_of
 
 PICTURE = png(Image.new("RGB", (32, 32)))
 URI = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
@@ -357,6 +358,17 @@ def test_pictures_that_are_refused_are_not_drawn(editing: Server, monkeypatch: A
     monkeypatch.setattr(Blank, "opened", lambda self: int("it was drawn"))
     reply = editing.ask("POST", EDITED, files=form(image=[PICTURE] * 16, prompt=PROMPT))
     assert (reply.status_code, "got 16" in reply.text) == (400, True)
+
+
+def test_more_pictures_than_the_model_takes_are_not_decoded(
+    editor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = one_device(editor)
+    offer = offer_of("embedded", engines, None, {}, "none", edits=True)
+    with serve(engines, offer) as server:
+        monkeypatch.setattr(Picture, "opened", lambda *_: int("it was decoded"))
+        reply = server.ask("POST", EDITED, files=form(image=[PICTURE] * 2, prompt=PROMPT))
+        assert refusal(reply) == (400, "image", "invalid_value")
 
 
 # --- connections ----------------------------------------------------------------------------------

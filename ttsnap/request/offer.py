@@ -67,6 +67,8 @@ class ServingCatalog:
     """Whether another model may be named."""
     edits: bool = False
     """Whether the model can change pictures, or set one in motion."""
+    one_picture: bool = False
+    """Whether the model changes one picture at a time."""
     needs_picture: bool = False
     """Whether it makes nothing without one."""
     frames_every: int | None = None

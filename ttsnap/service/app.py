@@ -4,6 +4,7 @@ model."""
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -97,7 +98,8 @@ def _add_images(app: FastAPI, answers: ResponseBuilder) -> None:
         if not offer.edits:
             there = "ask POST /v1/images/generations, or a server with --task image-to-image"
             raise RequestError(404, f"{offer.model!r} changes no pictures; {there}", "model")
-        wanted, pictures = await body_in(Edit, request, limits)
+        most = replace(limits, pictures=1) if offer.one_picture else limits
+        wanted, pictures = await body_in(Edit, request, most)
         return await answers.images(request, caller, wanted, pictures)
 
 

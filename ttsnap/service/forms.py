@@ -29,8 +29,6 @@ from ttsnap.service.requests import Body, Edit, Video, not_taken, validated
 B = TypeVar("B", bound=Body)
 Pictures: TypeAlias = dict[str, Picture | tuple[Picture, ...]]
 """By argument of a pipeline's call."""
-PICTURES = 16
-"""Most pictures of one edit, as in OpenAI's API."""
 FRAME, REFERENCE = "input_reference", "image_reference"
 """The first frame of a video, as in OpenAI's API, and as vLLM-Omni has it beside."""
 URL = "url"
@@ -233,10 +231,10 @@ def _of_edit(
     fields: dict[str, Any], files: Mapping[str, list[bytes]], limits: ServiceLimits
 ) -> Pictures:
     """The pictures and the mask of an edit. Those that are texts are taken out of the fields."""
-    images, masks = _at_most(PICTURES, files, "image"), _at_most(1, files, "mask")
+    images, masks = _at_most(limits.pictures, files, "image"), _at_most(1, files, "mask")
     urls = fields.pop(URL, None) or []
     urls = urls if isinstance(urls, list) else [urls]
-    _at_most(PICTURES - len(images), {URL: urls}, URL)
+    _at_most(limits.pictures - len(images), {URL: urls}, URL)
     images = [*images, *(_inline(url, URL) for url in urls)]
     if not images:
         how = "send it as the file image of multipart/form-data"

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ttsnap.core.protocols import Algorithm
 from ttsnap.extras import install
+from ttsnap.files.pictured import Blank
 from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
 from ttsnap.pipelines.lora import lora_networks
+from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.registry import named, refuse_credentials, without_queries
 from ttsnap.rewards.reward_model import RewardModel
@@ -99,6 +101,7 @@ def offer_of(
         dict if loras is None else LoraFolder(Path(loras).expanduser()),
         aliases,
         edits=edits if every is None else "image" in takes,
+        one_picture=edits and every is None and takes_one_picture(engines.pipe, known.call),
         needs_picture=every is not None and engines.pipe.needs_picture(),
         frames_every=every,
         frame_rate=every is not None and "frame_rate" in takes,
@@ -107,6 +110,20 @@ def offer_of(
         lists=engines.rewards.lists.keys(),
     )
     return with_drafts(offer, draft, engines.pipe, engines.rewards)
+
+
+def takes_one_picture(pipe: SearchMixin, call: Mapping[str, Any]) -> bool:
+    """Whether a model refuses a second picture. False where it takes none by itself."""
+
+    def takes(pictures: object) -> bool:
+        try:
+            pipe.sampling_denoiser(SamplerOptions(), **call, image=pictures)
+        except ValueError:
+            return False
+        return True
+
+    blank = Blank((256, 256))
+    return takes(blank) and not takes((blank, blank))
 
 
 def with_drafts(
