@@ -113,17 +113,14 @@ def offer_of(
 
 
 def takes_one_picture(pipe: SearchMixin, call: Mapping[str, Any]) -> bool:
-    """Whether a model refuses a second picture. False where it takes none by itself."""
-
-    def takes(pictures: object) -> bool:
+    """Whether a model refuses a second picture. False where nothing can be learned of that."""
+    blank = Blank((256, 256))
+    for pictures in (blank, (blank, blank)):
         try:
             pipe.sampling_denoiser(SamplerOptions(), **call, image=pictures)
-        except ValueError:
-            return False
-        return True
-
-    blank = Blank((256, 256))
-    return takes(blank) and not takes((blank, blank))
+        except Exception as error:
+            return pictures is not blank and isinstance(error, ValueError)
+    return False
 
 
 def with_drafts(
