@@ -100,7 +100,7 @@ def test_a_picture_may_be_a_text_of_the_form(
         "prompt": PROMPT,
         "stream": "false",
         "size": "auto",
-        "bot_task": "think",
+        "user": "u-1",
         name: uri,
     }
     replies = [
@@ -423,17 +423,14 @@ def test_what_clients_of_vllm_omni_send_is_read(videos: Caller) -> None:
     more = {
         "guidance_scale_2": "2.5",
         "boundary_ratio": "0.9",
-        "generate_sound": "False",
-        "bot_task": "think",
+        "user": "u-1",
     }
     sent.pop("steps")
     made = videos.ask("POST", VIDEOS, data={**sent, **more, "response_format": "file"})
     assert made.status_code == 200, made.text
     job = videos.ended(f"{VIDEOS}/{made.json()['id']}")
     assert job["prompt"] == sent["prompt"]
-    assert job["warnings"] == [
-        "not used here: bot_task, generate_sound, guidance_scale_2, boundary_ratio"
-    ]
+    assert job["warnings"] == ["not used here: user, guidance_scale_2, boundary_ratio"]
     same = videos.begun(VIDEOS, prompt=sent["prompt"], steps=3, size="32x16")
     assert videos.ended(same)["data"] == job["data"]
 

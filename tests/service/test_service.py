@@ -599,32 +599,18 @@ def test_fields_of_other_servers_mean_what_ours_do(caller: Caller) -> None:
         "height": 32,
         "true_cfg_scale": 2.5,
     }
-    unused = {
-        "generator_device": "cuda",
-        "vae_use_tiling": True,
-        "enable_teacache": True,
-        "user": "u-1",
-    }
-    unused |= {"style": "vivid", "bot_task": "think", "cache_dit_steps": 3}
-    unused |= {"return_stage_metrics": True, "frame_interpolation_exp": 1}
-    off = {
-        "enable_upscaling": False,
-        "diffusers_kwargs": {},
-        "layers": 0,
-        "rollout": " None ",
-        "video_params": "{}",
-    }
+    unused = {"user": "u-1", "style": "vivid"}
     theirs |= {"num_outputs_per_prompt": 1}
-    reply = caller.made(**theirs, **unused, **off, lora=None, moderation="low")
+    reply = caller.made(**theirs, **unused, lora=None, moderation="low")
     assert [image["b64_json"] for image in reply["data"]] == [
         image["b64_json"] for image in ours["data"]
     ]
     assert ours["warnings"] == []
-    assert reply["warnings"] == [f"not used here: {', '.join((*unused, *off, 'moderation'))}"]
-    sizes = {"prompt": PROMPT, "width": "64", "height": "32", "rollout": "false"}
+    assert reply["warnings"] == [f"not used here: {', '.join((*unused, 'moderation'))}"]
+    sizes = {"prompt": PROMPT, "width": "64", "height": "32", "user": "u-1"}
     wanted = validated(Generation, {**sizes, "num_inference_steps": 4})
     assert (wanted.size, wanted.options["num_inference_steps"]) == ("64x32", 4)
-    assert wanted.ignored == ("rollout",)
+    assert wanted.ignored == ("user",)
 
 
 def test_the_client_of_hugging_face_gets_an_image(

@@ -3,8 +3,7 @@
 Fields are those of OpenAI's `POST /v1/images/generations`, and ours in addition: the options that
 are offered. Clients name rewards and searches that the operator offers, and no file, model or
 address. vLLM-Omni and SGLang have other names for some fields: {"width": 512, "height": 512,
-"num_inference_steps": 4, "generator_device": "cuda"} is {"size": "512x512", "steps": 4}, with a
-warning that generator_device is not used.
+"num_inference_steps": 4} is {"size": "512x512", "steps": 4}.
 """
 
 from __future__ import annotations
@@ -43,42 +42,8 @@ SIDES = ("width", "height")
 """What takes the place of a size."""
 CALLED = {"algorithm": "search", "mask_image": "mask"}
 """Our names of fields that are told of and not read, as their values may mean something else."""
-UNUSED = {
-    *("user", "safety_identifier", "request_id", "style", "bot_task"),
-    *("generator_device", "vae_use_slicing", "vae_use_tiling", "enable_teacache"),
-    *("return_stage_metrics", "sound_duration"),
-}
-"""Fields that change no image here: by the caller, the place and way of computing, or models that
-this service has not.
-"""
-OPTIONS = ("cache_dit", "frame_interpolation_")
-"""What is in the names of others' options that say how what this service has not is done."""
-OFF = {
-    *(
-        "lora",
-        "extra_params",
-        "layers",
-        "system_prompt",
-        "diffusers_kwargs",
-        "enhance_prompt",
-        "rollout",
-    ),
-    *(
-        "enable_upscaling",
-        "upscaling_model_path",
-        "upscaling_scale",
-        "flow_shift",
-        "progressive_mode",
-    ),
-    *("generate_sound", "enable_frame_interpolation", "video_params", "aspect_ratio", "short_edge"),
-    *("start_time_seconds", "max_sequence_length", "video_reference", "audio_reference"),
-    *("reference_image", "resolution", "infer_align_image_size", "use_system_prompt", "sys_type"),
-}
-"""Abilities of other servers that this service lacks. Switched off they change nothing; else they
-are refused."""
-LORA_UNUSED = {"local_path", "path", "lora_path", "lora_local_path", "int_id", "lora_int_id"}
-"""What vLLM-Omni says of a LoRA beside its name, by which alone one is chosen here."""
-_NOTHING: tuple[Any, ...] = (False, 0, "", "false", "0", "none", "null", {}, [], "{}", "[]")
+UNUSED = {"user", "safety_identifier", "style"}
+"""Fields of OpenAI's API that change no image here."""
 _lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
 
@@ -249,7 +214,10 @@ KINDS: dict[str, type[Body]] = {kind.kind: kind for kind in (Generation, Edit, V
 def validated(kind: type[B], fields: Mapping[str, Any]) -> B:
     """Fields as a body of this kind; those that are null are left out. RequestError names the
     parameter."""
-    given, unused = _used(fields)
+    unused = tuple(name for name in fields if name in UNUSED and fields[name] is not None)
+    given = {
+        name: value for name, value in fields.items() if value is not None and name not in unused
+    }
     known = names_of(kind)
     for name in given:
         if name not in known and name not in SIDES:
@@ -276,35 +244,10 @@ def not_taken(what: str, name: str, known: Iterable[str]) -> RequestError:
     """The answer to a parameter, or a file, that is none of those that are known here."""
     if name in CALLED:
         return RequestError(400, f"{name} is called {CALLED[name]} here", name, "unknown_parameter")
-    if name in OFF or any(name in kind.model_fields for kind in KINDS.values()):
+    if any(name in kind.model_fields for kind in KINDS.values()):
         said = f"{name} is not offered here; leave it out"
         return RequestError(400, said, name, "unsupported_parameter")
     return RequestError(400, unknown(what, name, known), name, "unknown_parameter")
-
-
-def _used(fields: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The fields that may change something, and the names of those that change nothing here."""
-    given = {name: value for name, value in fields.items() if value is not None}
-    unused = [name for name in given if name in UNUSED or any(part in name for part in OPTIONS)]
-    off = [name for name, value in given.items() if name in OFF and _plain(value) in _NOTHING]
-    given = {name: value for name, value in given.items() if name not in (*unused, *off)}
-    if (loras := given.get("lora")) is not None:
-        each = loras if isinstance(loras, list) else [loras]
-        keys = {key for one in each if isinstance(one, dict) for key in one}
-        unused += sorted(f"lora.{key}" for key in keys & LORA_UNUSED)
-        named = list(map(_without_places, each))
-        given["lora"] = named if isinstance(loras, list) else named[0]
-    return given, (*unused, *off)
-
-
-def _without_places(lora: Any) -> Any:
-    if not isinstance(lora, dict):
-        return lora
-    return {key: value for key, value in lora.items() if key not in LORA_UNUSED}
-
-
-def _plain(value: Any) -> Any:
-    return value.strip().lower() if isinstance(value, str) else value
 
 
 def prepared_of(
