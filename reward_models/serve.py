@@ -1,8 +1,7 @@
 """A server for any reward, by the protocol of http.py: FastAPI on uvicorn.
 
-It has no authentication, and uvicorn waits for slow clients: it is for trusted networks, or behind
-a proxy. Memory holds at most HELD requests of Limits.max_bytes. One request at a time is decoded,
-BATCH_PIXELS at a time, and scored.
+It has no authentication: it is for trusted networks, or behind a proxy. Memory holds at most HELD
+requests of Limits.max_bytes. One request at a time is decoded, BATCH_PIXELS at a time, and scored.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
+import h11
 import numpy as np
 import torch
 import uvicorn
@@ -28,6 +28,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ttsnap.core.protocols import Reward
 from ttsnap.files.reading import PIXELS, opened_picture, picture_pixels
@@ -73,6 +74,24 @@ class Asked(BaseModel):
     """Zeros where they are left out."""
 
 
+class Connection(H11Protocol):
+    """Ends where no whole head of a request comes within `timeout_keep_alive`, also where it
+    trickles."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """As there, where the first byte ends the time."""
+        self.conn.receive_data(data)
+        self.handle_events()
+        if self.conn.their_state is not h11.IDLE:
+            self._unset_keepalive_if_required()
+
+
 class SocketServer:
     """An application at `url`: `run` until a signal, or in a thread as a context manager."""
 
@@ -97,7 +116,7 @@ class SocketServer:
         self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=Connection,
             ws="none",
             lifespan="off",
             loop="asyncio",

@@ -255,7 +255,7 @@ def fields() -> set[str]:
         importlib.import_module(f"ttsnap.service.{name}") for name in ("requests", "forms")
     )
     taken = {name for kind in body.KINDS.values() for name in names_of(kind)}
-    return ours | taken | {*body.UNUSED, *body.OFF, files.REFERENCE, *body.SIDES}
+    return ours | taken | {*body.UNUSED, files.REFERENCE, *body.SIDES}
 
 
 def asked() -> set[str]:

@@ -7,7 +7,9 @@ import logging
 import re
 import signal
 import sqlite3
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -38,12 +40,13 @@ from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.checklist.questions import questions
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
-from ttsnap.service.job_store import JobStore, StoredJob
+from ttsnap.service.job_store import TABLE, JobStore, StoredJob, _engine
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import JsonLines
 from ttsnap.service.opening import offer_of
 
+NO_RANKS = (0, 3, "x", "0000000019", "9" * 5000)
 LISTED = {"looks": "checklist", "brightness": "brightness"}
 """Rewards by the names that clients use, a checklist among them."""
 
@@ -82,9 +85,9 @@ def test_a_job_makes_what_a_request_makes_and_ends_with_a_line(
     assert told["usage"]["nfe"] == at_once["usage"]["nfe"] == 16
     content = jobs.get(f"{address}/content", rank=2)
     assert (content.headers["content-type"], content.content[:4]) == ("image/png", b"\x89PNG")
-    assert [jobs.get(f"{address}/content", rank=rank).status_code for rank in (0, 3, "x")] == [
+    assert [jobs.get(f"{address}/content", rank=rank).status_code for rank in NO_RANKS] == [
         404
-    ] * 3
+    ] * len(NO_RANKS)
     assert jobs.metric('jobs{status="completed"}') >= 1
     assert jobs.metric("job_bytes") > 0
     (record,) = [record for record in caplog.records if f"JOB {told['id']}" in record.getMessage()]
@@ -408,6 +411,68 @@ def test_a_database_that_does_not_answer_loses_no_job(
                 assert str(tmp_path) not in reply.text
         assert caller.ended(address)["usage"]["nfe"] == 200
         assert len(list((tmp_path / "jobs").iterdir())) == 1
+
+
+def test_a_database_that_hangs_holds_up_nobody(
+    slow: Slow, keeping: Keeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PostgreSQL does where it is stopped: nothing is refused, and nothing comes."""
+    monkeypatch.setattr("ttsnap.service.jobs.PATIENCE", 0.5)
+    monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.1)
+    go, before = threading.Event(), sqlalchemy.Engine.begin
+
+    def hung(engine: sqlalchemy.Engine) -> Any:
+        assert go.wait(60)
+        return before(engine)
+
+    with keeping(slow) as caller, ThreadPoolExecutor(41) as pool:
+        address = caller.begun(budget="200nfe")
+        until(lambda: caller.job(address)["progress"] > 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlalchemy.Engine, "begin", hung)
+            polls = [pool.submit(caller.get, address) for _ in range(40)]
+            assert pool.submit(caller.made).result(10)["data"]
+            replies = [poll.result(10) for poll in polls]
+            replies += [caller.get(IMAGES), caller.send(background=True)]
+            replies += [caller.ask("DELETE", address)]
+            assert {refusal(reply) for reply in replies} == {(503, None, "storage_failed")}
+            go.set()
+        assert caller.ended(address)["usage"]["nfe"] == 200, "its search was not ended"
+
+
+def test_a_server_ends_though_its_database_hangs(
+    slow: Slow, keeping: Keeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.service.jobs.PATIENCE", 0.2)
+    go, ended = threading.Event(), time.monotonic()
+
+    def hung(engine: sqlalchemy.Engine) -> None:
+        go.wait(30)
+        raise sqlalchemy.exc.OperationalError("select", {}, OSError("it was stopped"))
+
+    with keeping(slow) as caller:
+        for _ in range(2):
+            caller.begun(**LARGE)
+        until(lambda: caller.metric("active") == 2)
+        monkeypatch.setattr(sqlalchemy.Engine, "begin", hung)
+        ended = time.monotonic()
+    assert time.monotonic() - ended < 10
+    go.set()
+
+
+def test_a_connection_to_postgresql_has_time_limits_and_an_operator_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def limits(address: str) -> tuple[str, str]:
+        made: list[Any] = []
+        monkeypatch.setattr(sqlalchemy, "create_engine", lambda url, **_: made.append(url))
+        monkeypatch.setattr(TABLE.metadata, "create_all", lambda engine: None)
+        _engine(address)
+        return made[0].query["connect_timeout"], made[0].query["options"]
+
+    assert limits("postgresql+psycopg://here/jobs") == ("5", "-c statement_timeout=5000")
+    own = "postgresql+psycopg://here/jobs?connect_timeout=60"
+    assert limits(own) == ("60", "-c statement_timeout=5000")
 
 
 def test_errors_of_the_database_are_logged_without_prompts(

@@ -26,6 +26,7 @@ from ttsnap.files.pictured import Blank, Picture
 from ttsnap.service.forms import Sent, sent_in
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.opening import offer_of
 
 PICTURE = png(Image.new("RGB", (32, 32)))
 URI = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
@@ -82,7 +83,8 @@ ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
             ("width", {"width": width, "height": 32})
             for width in ("wide", -32, 32.5, 10**9, "9" * 5000)
         ),
-        ("flow_shift", 3.0, "not offered"),
+        ("flow_shift", 3.0),
+        ("lora", {"lora": {"name": "x", "local_path": "../x"}}),
         ("enable_upscaling", True),
         ("guidance_scale_2", 2.5, "not offered"),
         ("algorithm", "svdd", "search"),
@@ -98,6 +100,7 @@ ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("partial_images", {"stream": True, "partial_images": 4}),
         ("draft", True, "no drafter"),
         ("response_format", {"stream": True, "response_format": "file"}),
+        ("response_format", {"n": 2, "response_format": "file"}),
         (None, {"stream": True, "size": "17x33"}, "17"),
         ("kernel", {"stream": True, "kernel": "x:y"}),
         ("budget", {"stream": True, "budget": "3nfe"}, "one image"),
@@ -157,9 +160,9 @@ ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("layers", "4"),
         ("input_fidelity", "high"),
         ("lora", "{"),
-        ("resolution", "640", "not offered"),
+        ("resolution", "640"),
         ("mask_image", PICTURE, "mask"),
-        ("reference_image", PICTURE, "not offered"),
+        ("reference_image", PICTURE),
         ("mask_image", URI, "mask"),
         ("url", {"image": None, "url": ["http://127.0.0.1:1/a.png"]}),
         ("url", {"image": [PICTURE] * 16, "url": URI}),
@@ -184,7 +187,7 @@ ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("flow_shift", 5),
         ("generate_sound", True),
         ("n", {"num_outputs_per_prompt": 11}, "10"),
-        ("aspect_ratio", "16:9", "not offered"),
+        ("aspect_ratio", "16:9"),
         ("response_format", "b64_json"),
         ("image_reference", {"image_reference": {"file_id": "file-1"}}),
         ("image_reference", {"image_reference": {}, "input_reference": {}}),
@@ -269,12 +272,11 @@ NO_MODEL, NO_JOBS, ELSEWHERE = (
         ("caller", "GET", f"{EDITED}/edit_1", b"", NO_JOBS),
         ("caller", "DELETE", f"{VIDEOS}/video_1", b"", NO_JOBS),
         ("caller", "POST", VIDEOS, b"{}", ELSEWHERE),
-        ("caller", "POST", f"{VIDEOS}/video_1/remix", b"{}", NO_JOBS),
         ("caller", "POST", EDITED, b"{}", ELSEWHERE),
         ("videos", "POST", IMAGES, b"{}", ELSEWHERE),
         ("videos", "POST", EDITED, b"{}", ELSEWHERE),
         ("videos", "POST", f"{VIDEOS}/video_1/edits", b"{}", (404, None, None)),
-        ("videos", "POST", f"{VIDEOS}/video_1/remix", b"{}", (404, "id", "not_found")),
+        ("videos", "POST", f"{VIDEOS}/video_1/remix", b"{}", (404, None, None)),
         ("videos", "POST", VIDEOS, b'{"prompt": "a cat", "model": "sora-2"}', NO_MODEL),
     ],
 )
@@ -286,11 +288,47 @@ def test_what_is_no_request_here_is_told_so(
     body: bytes,
     told: tuple[Any, ...],
 ) -> None:
-    reply: httpx.Response = request.getfixturevalue(door).ask(method, path, content=body)
+    kind = {"Content-Type": "application/json"}
+    asker = request.getfixturevalue(door)
+    reply: httpx.Response = asker.ask(method, path, headers=kind, content=body)
     assert refusal(reply) == told, reply.text
     assert told != NO_JOBS or ("/sync" in reply.text) == path.startswith(VIDEOS)
     assert ("--task" in reply.text) == ((door, told) == ("caller", ELSEWHERE))
     assert reply.status_code != 404 or reply.json()["error"]["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:80", "Origin": "http://evil.example:80"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "[::1]", "Origin": "http://[::1]"}, 200),
+        ({"Host": "localhost:1", "Origin": "http://localhost:1"}, 200),
+        ({"Host": "service:8000"}, 200),
+    ],
+)
+def test_a_page_elsewhere_asks_nothing_of_a_service_without_keys(
+    jobs: Server, strict: Server, headers: dict[str, str], status: int
+) -> None:
+    """A browser sends what any page wants to addresses that its visitor alone can reach."""
+    assert jobs.ask("GET", IMAGES, headers=headers).status_code == status
+    sent = jobs.ask("POST", IMAGES, headers=headers, json={"prompt": PROMPT, "background": True})
+    assert sent.status_code == status
+    if status == 200:
+        jobs.ask("DELETE", f"{IMAGES}/{sent.json()['id']}", headers=headers)
+    keyed = strict.by(ALICE).ask("GET", "/v1/models", headers=headers)
+    assert keyed.status_code == 200, "no page has a key"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "text/plain; charset=application/json", ""])
+def test_a_body_has_a_type_that_pages_elsewhere_must_ask_for(caller: Server, kind: str) -> None:
+    body = b'{"prompt": "a red circle"}'
+    reply = caller.ask("POST", IMAGES, headers={"Content-Type": kind}, content=body)
+    assert refusal(reply) == (415, None, "unsupported_media_type")
 
 
 # --- hostile clients, on sockets of 127.0.0.1, of which each is refused within bounds, while others
@@ -323,6 +361,17 @@ def test_pictures_that_are_refused_are_not_drawn(editing: Server, monkeypatch: A
     assert (reply.status_code, "got 16" in reply.text) == (400, True)
 
 
+def test_more_pictures_than_the_model_takes_are_not_decoded(
+    editor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = one_device(editor)
+    offer = offer_of("embedded", engines, None, {}, "none", edits=True)
+    with serve(engines, offer) as server:
+        monkeypatch.setattr(Picture, "opened", lambda *_: int("it was decoded"))
+        reply = server.ask("POST", EDITED, files=form(image=[PICTURE] * 2, prompt=PROMPT))
+        assert refusal(reply) == (400, "image", "invalid_value")
+
+
 # --- connections ----------------------------------------------------------------------------------
 
 HEAD = (
@@ -330,6 +379,8 @@ HEAD = (
     " multipart/form-data; "
 )
 SLOW = {
+    "nothing": b"",
+    "half a head": HEAD.encode(),
     "half a body": (HEAD + "boundary=x\r\nContent-Length: 999\r\n\r\n--x\r\n").encode(),
     "half a chunk": (HEAD + "boundary=x\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n--x").encode(),
 }
@@ -512,7 +563,7 @@ def test_a_body_is_read_by_what_it_is() -> None:
         "search": {"name": "svdd"},
         "x": "é+&=",
     }
-    for kind in ("application/json", "text/plain", URLENCODED):
+    for kind in ("application/json", "application/json; charset=utf-8", URLENCODED):
         assert read(b' {"prompt": "a cat", "n": 2}', kind) == Sent({"prompt": "a cat", "n": 2})
     for name in ("input_reference", "image_reference"):
         text = base64.b64encode(bytes(3 * 2**20))
@@ -539,7 +590,7 @@ PICTURED = {"data": {"prompt": PROMPT}, "files": {"image": ("a", PICTURE)}}
         ),
         *(
             ("videos", path, "service.forms.pictures_in", {"json": {}})
-            for path in (VIDEOS, f"{VIDEOS}/sync", "remix")
+            for path in (VIDEOS, f"{VIDEOS}/sync")
         ),
         ("editing", EDITED, "files.pictured.Picture.opened", PICTURED),
     ],
@@ -553,8 +604,6 @@ def test_bodies_are_read_and_pictures_decoded_beside_the_event_loop(
     body: Any,
 ) -> None:
     begun, go, caller = threading.Event(), threading.Event(), request.getfixturevalue(door)
-    if path == "remix":
-        path = f"{caller.begun(VIDEOS)}/remix"
 
     def slow(*_: object) -> object:
         begun.set()

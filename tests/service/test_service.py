@@ -12,7 +12,6 @@ import logging
 import re
 import threading
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +26,7 @@ import openai
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from huggingface_hub import InferenceClient
 from openai import AsyncOpenAI
 from PIL import Image
 
@@ -275,7 +275,17 @@ def test_the_documentation_asks_for_a_key_unless_it_is_opened(
         fields = operation["requestBody"]["content"][kind]["schema"]
         assert fields["properties"].keys() >= set(fields["required"]) >= {"prompt"}
         assert operation["security"] == [{"HTTPBearer": []}]
+        assert operation["responses"].keys() >= {"400", "401", "404", "413", "429", "503"}
+        assert fields["properties"]["prompt"]["minLength"] == 1
     assert anybody.get("/v1/models").status_code == 401, "all else asks for a key as before"
+
+
+def test_the_documentation_of_a_service_without_keys_asks_for_none(jobs: Caller) -> None:
+    ways = [
+        way for path in jobs.get("/openapi.json").json()["paths"].values() for way in path.values()
+    ]
+    assert not any("security" in way for way in ways)
+    assert all("HTTPValidationError" not in json.dumps(way) for way in ways)
 
 
 def test_a_search_ends_in_time_with_its_best_image(caller: Caller, serving: Any) -> None:
@@ -589,32 +599,41 @@ def test_fields_of_other_servers_mean_what_ours_do(caller: Caller) -> None:
         "height": 32,
         "true_cfg_scale": 2.5,
     }
-    unused = {
-        "generator_device": "cuda",
-        "vae_use_tiling": True,
-        "enable_teacache": True,
-        "user": "u-1",
-    }
-    unused |= {"style": "vivid", "bot_task": "think", "cache_dit_steps": 3}
-    unused |= {"return_stage_metrics": True, "frame_interpolation_exp": 1}
-    off = {
-        "enable_upscaling": False,
-        "diffusers_kwargs": {},
-        "layers": 0,
-        "rollout": " None ",
-        "video_params": "{}",
-    }
+    unused = {"user": "u-1", "style": "vivid"}
     theirs |= {"num_outputs_per_prompt": 1}
-    reply = caller.made(**theirs, **unused, **off, lora=None, moderation="low")
+    reply = caller.made(**theirs, **unused, lora=None, moderation="low")
     assert [image["b64_json"] for image in reply["data"]] == [
         image["b64_json"] for image in ours["data"]
     ]
     assert ours["warnings"] == []
-    assert reply["warnings"] == [f"not used here: {', '.join((*unused, *off, 'moderation'))}"]
-    sizes = {"prompt": PROMPT, "width": "64", "height": "32", "rollout": "false"}
+    assert reply["warnings"] == [f"not used here: {', '.join((*unused, 'moderation'))}"]
+    sizes = {"prompt": PROMPT, "width": "64", "height": "32", "user": "u-1"}
     wanted = validated(Generation, {**sizes, "num_inference_steps": 4})
     assert (wanted.size, wanted.options["num_inference_steps"]) == ("64x32", 4)
-    assert wanted.ignored == ("rollout",)
+    assert wanted.ignored == ("user",)
+
+
+def test_the_client_of_hugging_face_gets_an_image(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    client = InferenceClient(caller.url + IMAGES, timeout=60)
+    own = {"budget": "16nfe", "search": "best-of-n"}
+    image = client.text_to_image(PROMPT, num_inference_steps=4, seed=3, extra_body=own)
+    assert image.tobytes() == picture(caller.made()["data"][0]["b64_json"]).tobytes()
+    assert "ttsnap" in image.info
+    for wrong in ({"parameters": [1]}, {"prompt": PROMPT}):
+        assert refusal(caller.ask("POST", IMAGES, json={"inputs": PROMPT, **wrong}))[0] == 400
+
+
+def test_a_model_has_the_names_that_its_operator_gives_it(pipe: Any, offer: ServingCatalog) -> None:
+    named = replace(offer, rewards=("brightness",), aliases=("gpt-image-1", "dall-e-3"))
+    with serve(one_device(pipe), named) as server:
+        client = client_of(server)
+        assert [model.id for model in client.models.list()] == list(named.names)
+        assert client.models.retrieve("dall-e-3").id == "dall-e-3"
+        assert server.made(model="gpt-image-1")["data"]
+        assert refusal(server.send(model="dall-e-2"))[2] == "model_not_found"
 
 
 def test_a_model_with_two_guidances_gets_each_under_its_own_name(offer: ServingCatalog) -> None:
@@ -624,20 +643,14 @@ def test_a_model_with_two_guidances_gets_each_under_its_own_name(offer: ServingC
     assert (call["guidance_scale"], call["true_cfg_scale"]) == (2.0, 3.0)
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_a_reply_may_be_the_files_or_their_addresses(caller: Caller, n: int) -> None:
-    """As vLLM-Omni's is: of one image the image, of several a zip."""
-    told = caller.made(n=n)
-    reply = caller.send(**{**SMALL, "n": n, "output_format": "PNG", "response_format": "file"})
-    assert reply.headers["content-type"] == {1: "image/png", 2: "application/zip"}[n]
-    files = [reply.content]
-    if n > 1:
-        with zipfile.ZipFile(io.BytesIO(reply.content)) as archive:
-            assert archive.namelist() == ["1.png", "2.png"]
-            files = [archive.read(name) for name in archive.namelist()]
-    addressed = caller.made(n=n, response_format="url")["data"]
-    for file, address, image in zip(files, addressed, told["data"], strict=True):
-        assert Image.open(io.BytesIO(file)).tobytes() == picture(image["b64_json"]).tobytes()
+def test_a_reply_may_be_the_file_or_addresses(caller: Caller) -> None:
+    told = caller.made(n=2)
+    reply = caller.send(**SMALL, output_format="PNG", response_format="file")
+    assert reply.headers["content-type"] == "image/png"
+    best = picture(told["data"][0]["b64_json"])
+    assert Image.open(io.BytesIO(reply.content)).tobytes() == best.tobytes()
+    addressed = caller.made(n=2, response_format="url")["data"]
+    for address, image in zip(addressed, told["data"], strict=True):
         assert address["url"] == f"data:image/png;base64,{image['b64_json']}"
         assert "b64_json" not in address
 

@@ -104,8 +104,13 @@ def parser() -> Parser:
     )
     p.add_argument(
         "--name",
-        type=str | None,
-        help="what clients call the model (default: the last part of its name)",
+        type=str,
+        nargs="+",
+        default=[],
+        help=(
+            "what clients call the model (default: the last part of its name), and further names,"
+            " as gpt-image-1"
+        ),
     )
     p.add_argument(
         "--keys",
@@ -177,7 +182,14 @@ def run(a: Arguments) -> int:
         require_av(VIDEOS)
     with store_of(a, limits) as store, engines(a, devices, specs) as made:
         offer = offer_of(
-            a.model, made, a.name, searches, a.draft, loras=a.loras, edits=a.task != TEXT
+            a.model,
+            made,
+            next(iter(a.name), None),
+            searches,
+            a.draft,
+            aliases=a.name[1:],
+            loras=a.loras,
+            edits=a.task != TEXT,
         )
         if offer.frames_every is not None:  # also of a hub id
             require_av(VIDEOS)

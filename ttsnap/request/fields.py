@@ -44,7 +44,7 @@ class SearchFields(BaseModel):
     """What strangers write in the same words at every door; None: nothing."""
 
     model_config = STRICT
-    prompt: str = Field(description="what to show")
+    prompt: str = Field(description="what to show", json_schema_extra={"minLength": 1})
     n: Count = Field(
         1,
         description="images to keep of those that the search finishes, best first",

@@ -7,7 +7,7 @@ API; what comes back holds nothing that is not offered and nothing beyond the li
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,7 +44,7 @@ class ServingCatalog:
     """What strangers choose from."""
 
     model: str
-    """The name that they use."""
+    """The name that they use, and that they see."""
     rewards: tuple[str, ...]
     """By the names that they use; the first where none is named."""
     defaults: Callable[[str], ModelDefaults]
@@ -53,6 +53,8 @@ class ServingCatalog:
     """Those of the operator's files, beside the algorithms of the catalogue."""
     loras: Callable[[], Mapping[str, Lora]] = dict
     """LoRAs by the names that they use, as there are now."""
+    aliases: Sequence[str] = ()
+    """Further names of the model."""
     draft: str | None = None
     """The drafter that they may ask for. By `defaults`, the model's own is taken where nothing is
     said and it helps."""
@@ -65,6 +67,8 @@ class ServingCatalog:
     """Whether another model may be named."""
     edits: bool = False
     """Whether the model can change pictures, or set one in motion."""
+    one_picture: bool = False
+    """Whether the model changes one picture at a time."""
     needs_picture: bool = False
     """Whether it makes nothing without one."""
     frames_every: int | None = None
@@ -79,6 +83,11 @@ class ServingCatalog:
     """Whether its call has a true_cfg_scale beside another guidance."""
     lists: Collection[str] = ()
     """The rewards that are checklists, whose items a search carries."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names of the model."""
+        return (self.model, *self.aliases)
 
     def spec_of(self, name: str) -> str:
         """A reward as a search names it: a checklist is one that the reward of this name

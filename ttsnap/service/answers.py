@@ -15,7 +15,7 @@ from ttsnap.service import replies
 from ttsnap.service.forms import Pictures
 from ttsnap.service.job_routes import shown
 from ttsnap.service.jobs import Jobs
-from ttsnap.service.keys import Keys
+from ttsnap.service.keys import Keys, refuse_pages
 from ttsnap.service.limits import RequestError
 from ttsnap.service.requests import Body, Generation, Video
 from ttsnap.service.tickets import Done, News, Partial, Passed, PendingRequest, RequestParser
@@ -32,7 +32,10 @@ class ResponseBuilder:
         self.offer, self.limits = desk.offer, desk.limits
 
     def caller_of(self, request: Request) -> str:
-        """The sender of a request. RequestError (401) for an unknown one."""
+        """The sender of a request. RequestError for an unknown one (401), and without keys for a
+        page of another place (403)."""
+        if self.keys.open:
+            refuse_pages(request.headers)
         caller = self.keys.caller(request.headers.get("authorization"))
         request.state.caller = caller if self.keys.callers else None
         return caller
@@ -51,7 +54,7 @@ class ResponseBuilder:
         done = await self._found(request, ticket)
         files = await asyncio.to_thread(replies.files_of, done, wanted, self.offer)
         if wanted.response_format == "file":
-            return Response(*replies.download(files, wanted))
+            return Response(files[0], media_type=f"image/{wanted.output_format}")
         return JSONResponse(
             await asyncio.to_thread(replies.reply_of, replies.response_fields(done), files, wanted)
         )
@@ -64,17 +67,11 @@ class ResponseBuilder:
         best, *_ = await asyncio.to_thread(replies.files_of, done, wanted, self.offer)
         return best
 
-    async def later(
-        self,
-        caller: str,
-        wanted: Generation | Video,
-        pictures: Pictures,
-        remixed: str | None = None,
-    ) -> Response:
-        """A job. remixed: the id of the one that it is made of."""
+    async def later(self, caller: str, wanted: Generation | Video, pictures: Pictures) -> Response:
+        """A job."""
         if self.jobs is None:
             raise without_jobs(type(wanted))
-        job = await self.jobs.submit(wanted, caller, pictures, remixed)
+        job = await self.jobs.submit(wanted, caller, pictures)
         logger.info("%s: job %s", caller, job.id)
         return JSONResponse(shown(job, self.jobs))
 

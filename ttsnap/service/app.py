@@ -3,8 +3,9 @@ model."""
 
 from __future__ import annotations
 
-import asyncio
 import time
+from dataclasses import replace
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -22,16 +23,18 @@ from ttsnap.service.jobs import Jobs
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError
 from ttsnap.service.monitoring import GONE, AccessLog
-from ttsnap.service.requests import Body, Edit, Generation, Video
+from ttsnap.service.requests import Body, Edit, Generation, Video, no_model
 from ttsnap.service.tickets import RequestParser
 from ttsnap.service.worker import Worker
 from ttsnap.version import __version__
 
-KEYED = [Depends(HTTPBearer(auto_error=False))]
+BEARER = Depends(HTTPBearer(auto_error=False))
 """For the documentation; `ResponseBuilder.caller_of` checks keys."""
 VIDEO_AT_ONCE = "/v1/videos/sync"
 PICTURED = {PATHS[Edit.kind], PATHS[Video.kind], VIDEO_AT_ONCE}
 """Where bodies with pictures come."""
+BODIES = (413, 415, 422, 429)
+"""Further errors where a body comes."""
 CODES = {408: None, 413: "too_large", 503: "busy"}
 """Of bodies beyond the limits, by their status."""
 
@@ -62,24 +65,41 @@ def make_app(worker: Worker, desk: RequestParser, keys: Keys, jobs: Jobs | None 
     return app
 
 
+def _documented(keys: Keys, *statuses: int) -> dict[str, Any]:
+    """How the documentation describes an address: its errors, and whether it asks for a key."""
+    errors = (400, 403 if keys.open else 401, 404, *statuses, 503)
+    other = {"default": {"description": "Another error"}}
+    return {
+        "dependencies": [] if keys.open else [BEARER],
+        "responses": {status: {} for status in errors} | other,
+    }
+
+
 def _add_images(app: FastAPI, answers: ResponseBuilder) -> None:
     offer, limits = answers.offer, answers.limits
 
-    @app.post(PATHS[Generation.kind], dependencies=KEYED, openapi_extra=body_schema(Generation))
+    @app.post(
+        PATHS[Generation.kind],
+        **_documented(answers.keys, *BODIES),
+        openapi_extra=body_schema(Generation),
+    )
     async def generate(request: Request) -> Response:
         caller = answers.caller_of(request)
         _refuse_unless(offer.frames_every is None, offer.model, Video)
         wanted, pictures = await body_in(Generation, request, limits)
         return await answers.images(request, caller, wanted, pictures)
 
-    @app.post(PATHS[Edit.kind], dependencies=KEYED, openapi_extra=body_schema(Edit))
+    @app.post(
+        PATHS[Edit.kind], **_documented(answers.keys, *BODIES), openapi_extra=body_schema(Edit)
+    )
     async def edit(request: Request) -> Response:
         caller = answers.caller_of(request)
         _refuse_unless(offer.frames_every is None, offer.model, Video)
         if not offer.edits:
             there = "ask POST /v1/images/generations, or a server with --task image-to-image"
             raise RequestError(404, f"{offer.model!r} changes no pictures; {there}", "model")
-        wanted, pictures = await body_in(Edit, request, limits)
+        most = replace(limits, pictures=1) if offer.one_picture else limits
+        wanted, pictures = await body_in(Edit, request, most)
         return await answers.images(request, caller, wanted, pictures)
 
 
@@ -98,29 +118,15 @@ def _add_videos(app: FastAPI, answers: ResponseBuilder) -> None:
             )
         return wanted, pictures
 
-    @app.post(PATHS[Video.kind], dependencies=KEYED, openapi_extra=body_schema(Video))
+    @app.post(
+        PATHS[Video.kind], **_documented(answers.keys, *BODIES), openapi_extra=body_schema(Video)
+    )
     async def make_video(request: Request) -> Response:
         """Starts a job."""
         caller = answers.caller_of(request)
         return await answers.later(caller, *await video_in(request))
 
-    @app.post(
-        PATHS[Video.kind] + "/{name}/remix",
-        dependencies=KEYED,
-        openapi_extra=body_schema(Video, "application/json"),
-    )
-    async def remix(request: Request, name: str) -> Response:
-        """Starts a job like an earlier one, with another prompt, and with other fields where they
-        are given."""
-        caller = answers.caller_of(request)
-        if answers.jobs is None:
-            raise without_jobs(Video)
-        job = await asyncio.to_thread(answers.jobs.store.get, caller, Video.kind, name)
-        wanted, _ = await body_in(Video, request, limits, job.body["fields"])
-        pictures = await asyncio.to_thread(answers.jobs.store.pictures, job)
-        return await answers.later(caller, wanted, pictures, job.id)
-
-    @app.post(VIDEO_AT_ONCE, dependencies=KEYED, openapi_extra=body_schema(Video))
+    @app.post(VIDEO_AT_ONCE, **_documented(answers.keys, *BODIES), openapi_extra=body_schema(Video))
     async def video_at_once(request: Request) -> Response:
         """The file of the best video."""
         caller = answers.caller_of(request)
@@ -146,7 +152,8 @@ def _add_jobs(app: FastAPI, answers: ResponseBuilder) -> None:
 
     for kind in (Generation, Edit, Video):
         if answers.jobs is not None:
-            add_job_routes(app, answers.jobs, kind.kind, answers.caller_of, KEYED)
+            told = _documented(answers.keys)
+            add_job_routes(app, answers.jobs, kind.kind, answers.caller_of, told)
         else:
             there = PATHS[kind.kind] + "{rest:path}"
             app.add_api_route(there, no_job, methods=["GET", "DELETE"], include_in_schema=False)
@@ -155,29 +162,26 @@ def _add_jobs(app: FastAPI, answers: ResponseBuilder) -> None:
 def _add_models(app: FastAPI, answers: ResponseBuilder) -> None:
     offer, created = answers.offer, int(time.time())
 
-    def shown_model() -> dict[str, Json]:
+    def shown_model(name: str) -> dict[str, Json]:
         own: dict[str, Json] = {
-            "id": offer.model,
+            "id": name,
             "object": "model",
             "created": created,
             "owned_by": "ttsnap",
         }
         return {**own, "loras": list(offer.loras())}
 
-    @app.get("/v1/models", dependencies=KEYED)
+    @app.get("/v1/models", **_documented(answers.keys))
     async def models(request: Request) -> Response:
         answers.caller_of(request)
-        return JSONResponse({"object": "list", "data": [shown_model()]})
+        return JSONResponse({"object": "list", "data": list(map(shown_model, offer.names))})
 
-    @app.get("/v1/models/{name:path}", dependencies=KEYED)
+    @app.get("/v1/models/{name:path}", **_documented(answers.keys))
     async def one_model(request: Request, name: str) -> Response:
         answers.caller_of(request)
-        if name != offer.model:
-            there = f"there is {offer.model!r}"
-            raise RequestError(
-                404, f"no model {name[:100]!r} here; {there}", "model", "model_not_found"
-            )
-        return JSONResponse(shown_model())
+        if name not in offer.names:
+            raise no_model(name, offer)
+        return JSONResponse(shown_model(name))
 
 
 def _add_operation(app: FastAPI, worker: Worker, keys: Keys) -> None:

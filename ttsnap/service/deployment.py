@@ -53,6 +53,8 @@ class ReplicaSettings(Settings):
     """The folder of LoRAs, on each machine, as --loras of `ttsnap serve`."""
     name: str | None = None
     """The name of the model for clients."""
+    aliases: str = ""
+    """Further names, separated by spaces."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """A GPU for each replica, or a core of the CPU."""
     dtype: str = "auto"
@@ -102,7 +104,13 @@ class Replica:
             searches_of(settings.searches.split()),
         )
         offer = offer_of(
-            settings.model, engines, settings.name, searches, settings.draft, loras=settings.loras
+            settings.model,
+            engines,
+            settings.name,
+            searches,
+            settings.draft,
+            aliases=settings.aliases.split(),
+            loras=settings.loras,
         )
         traces = traces_of_environment()
         self._worker = Worker(

@@ -29,8 +29,6 @@ from ttsnap.service.requests import Body, Edit, Video, not_taken, validated
 B = TypeVar("B", bound=Body)
 Pictures: TypeAlias = dict[str, Picture | tuple[Picture, ...]]
 """By argument of a pipeline's call."""
-PICTURES = 16
-"""Most pictures of one edit, as in OpenAI's API."""
 FRAME, REFERENCE = "input_reference", "image_reference"
 """The first frame of a video, as in OpenAI's API, and as vLLM-Omni has it beside."""
 URL = "url"
@@ -42,6 +40,11 @@ LONGEST = 100
 TEXT_BYTES, ESCAPES = 2**22, 2**18
 """Of a urlencoded form, whose escapes take a hundred bytes each, and .1 s together; base64 has one
 in 32 letters."""
+KINDS = JSON, MULTIPART, URLENCODED = (
+    "application/json",
+    "multipart/form-data",
+    "application/x-www-form-urlencoded",
+)
 PICTURE = re.compile(rb'"data:image\\?/[^"\\,]{1,60};base64,[A-Za-z0-9+/=\\]*+"')
 BINARY: Json = {"type": "string", "format": "binary"}
 FILES: dict[type[Body], tuple[str, ...]] = {Edit: ("image", "mask"), Video: (FRAME,)}
@@ -59,11 +62,9 @@ class Sent:
     """Whether texts may stand for other values."""
 
 
-async def body_in(
-    kind: type[B], request: Request, limits: ServiceLimits, earlier: Mapping[str, Any] | None = None
-) -> tuple[B, Pictures]:
+async def body_in(kind: type[B], request: Request, limits: ServiceLimits) -> tuple[B, Pictures]:
     """The body of a request, and its pictures: files, or data: URLs. RequestError names the
-    parameter. earlier: as of `validated`."""
+    parameter."""
     try:
         sent = await sent_in(request, limits)
         # Decoding on the event loop would hold up all clients.
@@ -72,10 +73,23 @@ async def body_in(
         raise stopping() from None
     finally:
         request.state.let_go()
+    fields = _spread(fields)
     # OpenAI's client has the seconds of a video as a text in JSON, too.
     if sent.form or kind is Video:
         fields = {name: _valued(kind, name, value) for name, value in fields.items()}
-    return validated(kind, fields, earlier), pictures
+    return validated(kind, fields), pictures
+
+
+def _spread(fields: dict[str, Any]) -> dict[str, Any]:
+    """What Hugging Face's InferenceClient sends, in our fields; others as they are."""
+    if "inputs" not in fields:
+        return fields
+    own = {"response_format": "file", "prompt": fields["inputs"]}
+    more = fields.get("parameters") or {}
+    if not isinstance(more, dict) or fields.keys() - {"inputs", "parameters"}:
+        said = "beside inputs a request has parameters, an object with all other fields"
+        raise RequestError(400, said, "parameters", "invalid_value")
+    return {**more, **own}
 
 
 async def sent_in(request: Request, limits: ServiceLimits) -> Sent:
@@ -84,10 +98,13 @@ async def sent_in(request: Request, limits: ServiceLimits) -> Sent:
     A form by its type is JSON where it looks so: curl -d has that type for anything.
     """
     kind, _, more = request.headers.get("content-type", "").lower().partition(";")
-    multipart = kind.strip() == "multipart/form-data"
-    if not multipart:
+    kind = kind.strip()
+    if kind not in KINDS:
+        said = f"a body is {', '.join(KINDS)}, got {kind[:60]!r}; set Content-Type"
+        raise RequestError(415, said, code="unsupported_media_type")
+    if kind != MULTIPART:
         body = await request.body()
-        if kind.strip() != "application/x-www-form-urlencoded" or body.lstrip().startswith(b"{"):
+        if kind == JSON or body.lstrip().startswith(b"{"):
             return Sent(await asyncio.to_thread(_json, body, limits))
         if len(body) > TEXT_BYTES or body.count(b"%") > ESCAPES:
             said = f"a form of {len(body)} bytes; send it as multipart/form-data, pictures as files"
@@ -214,10 +231,10 @@ def _of_edit(
     fields: dict[str, Any], files: Mapping[str, list[bytes]], limits: ServiceLimits
 ) -> Pictures:
     """The pictures and the mask of an edit. Those that are texts are taken out of the fields."""
-    images, masks = _at_most(PICTURES, files, "image"), _at_most(1, files, "mask")
+    images, masks = _at_most(limits.pictures, files, "image"), _at_most(1, files, "mask")
     urls = fields.pop(URL, None) or []
     urls = urls if isinstance(urls, list) else [urls]
-    _at_most(PICTURES - len(images), {URL: urls}, URL)
+    _at_most(limits.pictures - len(images), {URL: urls}, URL)
     images = [*images, *(_inline(url, URL) for url in urls)]
     if not images:
         how = "send it as the file image of multipart/form-data"
@@ -283,11 +300,11 @@ def _at_most(most: int, files: Mapping[str, Any], name: str) -> list[Any]:
 # --- documentation --------------------------------------------------------------------------------
 
 
-def body_schema(kind: type[Body], media: str = "") -> dict[str, Any]:
-    """The documentation of a body, with its files unless it is said to be JSON."""
-    files = () if media else FILES.get(kind, ())
+def body_schema(kind: type[Body]) -> dict[str, Any]:
+    """The documentation of a body, with its files."""
+    files = FILES.get(kind, ())
     schema = kind.model_json_schema()
     schema["properties"] = {**dict.fromkeys(files, BINARY), **schema["properties"]}
     schema["required"] = [name for name in ("image", "prompt") if name in schema["properties"]]
-    kinds = media or ("multipart/form-data" if files else "application/json")
-    return {"requestBody": {"required": True, "content": {kinds: {"schema": schema}}}}
+    media = MULTIPART if files else JSON
+    return {"requestBody": {"required": True, "content": {media: {"schema": schema}}}}

@@ -7,7 +7,7 @@ of their request, and the shape of a reply with images once they are done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,9 +15,9 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from ttsnap.files.settings import Json
 from ttsnap.service.job_store import COMPLETED, FAILED, StoredJob
-from ttsnap.service.jobs import REMIXED, Jobs
+from ttsnap.service.jobs import THUMBNAIL, Jobs
 from ttsnap.service.limits import RequestError
-from ttsnap.service.replies import reply_of, stills_of
+from ttsnap.service.replies import reply_of, thumbnail_of
 from ttsnap.service.requests import Generation, Video, read_body
 
 PATHS = {
@@ -31,37 +31,39 @@ MEDIA = {
     "mp4": "video/mp4",
     **{kind: f"image/{kind}" for kind in ("png", "jpeg", "webp")},
 }
-STILLS = ("thumbnail", "spritesheet")
 PAGE = 100
 """Most jobs of a list."""
 
 
 def add_job_routes(
-    app: FastAPI, jobs: Jobs, kind: str, caller_of: Callable[[Request], str], dependencies: Any
+    app: FastAPI,
+    jobs: Jobs,
+    kind: str,
+    caller_of: Callable[[Request], str],
+    documented: Mapping[str, Any],
 ) -> None:
-    """The addresses of jobs of one kind."""
+    """The addresses of jobs of one kind. documented: of FastAPI, for each."""
     path, store = PATHS[kind], jobs.store
 
     async def job_of(request: Request, name: str) -> StoredJob:
-        return await asyncio.to_thread(store.get, caller_of(request), kind, name)
+        return await jobs.ask(store.get, caller_of(request), kind, name)
 
-    @app.get(path, dependencies=dependencies)
+    @app.get(path, **documented)
     async def listed(request: Request) -> Response:
         """`after`, `limit` and `order` (asc or desc), as in OpenAI's API."""
         owner, query = caller_of(request), request.query_params
-        limit, order = query.get("limit", "20"), query.get("order", "desc")
-        if not limit.isdecimal() or not 0 <= int(limit[:9]) <= PAGE:
+        text, order = query.get("limit", "20"), query.get("order", "desc")
+        limit = number_in(text)
+        if not 0 <= limit <= PAGE:
             raise RequestError(
-                400, f"limit must be from 0 to {PAGE}, got {limit[:60]!r}", "limit", "invalid_value"
+                400, f"limit must be from 0 to {PAGE}, got {text[:60]!r}", "limit", "invalid_value"
             )
         if order not in ("asc", "desc"):
             raise RequestError(
                 400, f"order must be asc or desc, got {order[:60]!r}", "order", "invalid_value"
             )
         after = query.get("after") or None
-        page, more = await asyncio.to_thread(
-            store.page, owner, kind, after, int(limit), order == "desc"
-        )
+        page, more = await jobs.ask(store.page, owner, kind, after, limit, order == "desc")
         data: list[Json] = [shown(job, jobs) for job in page]
         ends = (
             {"first_id": page[0].id, "last_id": page[-1].id}
@@ -70,32 +72,30 @@ def add_job_routes(
         )
         return JSONResponse({"object": "list", "data": data, **ends, "has_more": more})
 
-    @app.get(f"{path}/{{name}}", dependencies=dependencies)
+    @app.get(f"{path}/{{name}}", **documented)
     async def one(request: Request, name: str) -> Response:
         """How far a job is; of images also what it made."""
         job = await job_of(request, name)
         return JSONResponse(await asyncio.to_thread(whole, job, jobs))
 
-    @app.get(f"{path}/{{name}}/content", dependencies=dependencies)
+    @app.get(f"{path}/{{name}}/content", **documented)
     async def content(request: Request, name: str) -> Response:
-        """The best of what a job made, or that of a `rank`; `variant`: thumbnail or spritesheet,
-        which are there while it runs, of the best estimate so far."""
+        """The best of what a job made, or that of a `rank`; `variant=thumbnail`: a small picture,
+        which is there while it runs, of the best estimate so far."""
         job, query = await job_of(request, name), request.query_params
         variant, rank = query.get("variant", "video"), query.get("rank", "1")
-        if variant not in ("video", "image", *STILLS):
-            said = f"variant must be one of video, {', '.join(STILLS)}, got {variant[:60]!r}"
+        if variant not in ("video", "image", "thumbnail"):
+            said = f"variant must be video, image or thumbnail, got {variant[:60]!r}"
             raise RequestError(400, said, "variant", "invalid_value")
         if job.status == COMPLETED:
             return file_of(job, jobs, variant, rank)
         preview = jobs.preview(job)
-        if variant in STILLS and preview is not None:
-            stills = await asyncio.to_thread(stills_of, preview.image)
-            return Response(
-                stills[variant], media_type=MEDIA["webp"], headers={"Cache-Control": "no-store"}
-            )
+        if variant == "thumbnail" and preview is not None:
+            small = await asyncio.to_thread(thumbnail_of, preview.image)
+            return Response(small, media_type=MEDIA["webp"], headers={"Cache-Control": "no-store"})
         raise RequestError(404, f"there is no content: the job is {job.status}", "id", "not_ready")
 
-    @app.delete(f"{path}/{{name}}", dependencies=dependencies)
+    @app.delete(f"{path}/{{name}}", **documented)
     async def delete(request: Request, name: str) -> Response:
         """End a job before its next step, and remove what it made."""
         job = await job_of(request, name)
@@ -105,19 +105,25 @@ def add_job_routes(
 
 def file_of(job: StoredJob, jobs: Jobs, variant: str, rank: str) -> Response:
     """A file of a completed job. RequestError (404) for a rank that there is not."""
-    if variant in STILLS:
-        name, media = f"{variant}.webp", MEDIA["webp"]
+    if variant == "thumbnail":
+        name, media = THUMBNAIL, MEDIA["webp"]
     else:
         made, form = len((job.outcome or {})["data"]), read_body(job.kind, job.body).output_format
-        if not rank.isdecimal() or not 1 <= int(rank[:9]) <= made:
+        number = number_in(rank)
+        if not 1 <= number <= made:
             raise RequestError(
                 404,
                 f"there are {made} here, from rank 1 on; got {rank[:60]!r}",
                 "rank",
                 "not_found",
             )
-        name, media = f"{int(rank)}.{form}", MEDIA[form]
+        name, media = f"{number}.{form}", MEDIA[form]
     return FileResponse(jobs.store.files(job) / name, media_type=media, filename=f"{job.id}-{name}")
+
+
+def number_in(text: str) -> int:
+    """A whole number in a query; -1 for what is none, or has many digits."""
+    return int(text) if text.isdecimal() and len(text) < 10 else -1
 
 
 def shown(job: StoredJob, jobs: Jobs) -> dict[str, Any]:
@@ -139,7 +145,6 @@ def shown(job: StoredJob, jobs: Jobs) -> dict[str, Any]:
     }
     if job.kind == Video.kind:
         told["seconds"] = outcome["seconds"] if done else _seconds(wanted)
-        told[REMIXED] = job.body.get(REMIXED)
     else:
         told["created"] = int(job.created)  # as in replies with images
     return told

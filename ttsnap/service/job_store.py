@@ -40,6 +40,15 @@ MIB = 2**20
 SERVER, GIVEN = "server-id", "given"
 """The file in the state folder that names it in the database; how names of files begin that came
 with a request."""
+LIMITS = {
+    "connect_timeout": "5",
+    "tcp_user_timeout": "5000",
+    "keepalives_idle": "5",
+    "keepalives_interval": "5",
+    "options": "-c statement_timeout=5000",
+}
+"""Of a connection to PostgreSQL: seconds and milliseconds. Those of the operator's address come
+first."""
 
 TABLE = sa.Table(
     "ttsnap_jobs",
@@ -367,8 +376,11 @@ def _engine(database: str | sa.URL) -> sa.Engine:
     """A connection to a database, with the table of jobs. ValueError for an address that is none,
     and where the driver is not installed; SQLAlchemyError where it does not answer."""
     try:
+        address = sa.make_url(database)
+        if address.get_driver_name().startswith("psycopg"):
+            address = address.set(query={**LIMITS, **address.query})
         # of rows: they hold prompts
-        engine = sa.create_engine(database, pool_pre_ping=True, hide_parameters=True)
+        engine = sa.create_engine(address, pool_pre_ping=True, hide_parameters=True)
     except (sa.exc.ArgumentError, ImportError) as error:
         takes = (
             "--database takes an address of SQLAlchemy, as postgresql+psycopg://HOST/NAME, and its"

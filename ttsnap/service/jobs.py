@@ -11,23 +11,30 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
+from typing import TypeVar
 
+from ttsnap.engine.background import Background
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_bytes
 from ttsnap.service.forms import Pictures
 from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, JobStore, StoredJob
 from ttsnap.service.keys import Keys
-from ttsnap.service.limits import RequestError, stopping
+from ttsnap.service.limits import RequestError, stopping, storage_failed
 from ttsnap.service.loras import BUSY
 from ttsnap.service.monitoring import log_request
-from ttsnap.service.replies import files_of, response_fields, stills_of
+from ttsnap.service.replies import files_of, response_fields, thumbnail_of
 from ttsnap.service.requests import Generation, Video, read_body
 from ttsnap.service.tickets import Done, Partial, PendingRequest, RequestParser
 from ttsnap.service.worker import Worker
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
-REMIXED = "remixed_from_video_id"
-"""The job of which another prompt made this one, among the values of a stored request."""
+THUMBNAIL = "thumbnail.webp"
+"""The file beside those of a job's results."""
+THREADS, PATIENCE = 8, 10.0
+"""Threads that ask the database for callers; seconds until a caller is told that it does not
+answer."""
 SWEEP, AGAIN = 60.0, 1.0
 """Seconds between two looks for what expired; until what could not be done is tried again."""
 
@@ -52,27 +59,36 @@ class Jobs:
     def __init__(self, store: JobStore, worker: Worker, desk: RequestParser, keys: Keys) -> None:
         self.store, self.worker, self.desk, self.keys = store, worker, desk, keys
         self._runs: dict[str, _JobRun] = {}
+        # Others than those of images: a database that hangs holds up itself alone.
+        self._threads = cycle([Background() for _ in range(THREADS)])
+        self._own = Background()
         self._wake = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
 
     # --- for callers ------------------------------------------------------------------------------
 
+    async def ask(self, call: Callable[..., T], *given: object) -> T:
+        """What a method of the store returns. RequestError (503) where that takes too long."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await asyncio.wrap_future(next(self._threads).submit(partial(call, *given)))
+        except TimeoutError as error:
+            self.store.log.error("the database of jobs hangs", error)
+            raise storage_failed() from None
+
     async def submit(
-        self,
-        wanted: Generation | Video,
-        caller: str,
-        pictures: Pictures,
-        remixed: str | None = None,
+        self, wanted: Generation | Video, caller: str, pictures: Pictures
     ) -> StoredJob:
-        """Store a request. remixed: the id of the job that it is made of. RequestError for what is
-        not offered here; what the model refuses fails the job."""
+        """Store a request. RequestError for what is not offered here; what the model refuses fails
+        the job."""
         if self.worker.draining:
             raise stopping()
         ticket = self.desk.ticket(wanted, caller, pictures, job=True)
         model = self.desk.offer.model
         settled = wanted.model_copy(update={"seed": ticket.request.seed, "model": model})
-        body = settled.written() | ({} if remixed is None else {REMIXED: remixed})
-        job = await asyncio.to_thread(self.store.add, caller, wanted.kind, model, body, pictures)
+        job = await self.ask(
+            self.store.add, caller, wanted.kind, model, settled.written(), pictures
+        )
         self._wake.set()
         return job
 
@@ -89,10 +105,10 @@ class Jobs:
 
     async def delete(self, job: StoredJob) -> None:
         """End a job before the next batch, and remove all that is known of it."""
+        await self.ask(self.store.delete, job)
         run = self._runs.get(job.id)
         if run is not None and run.task is not None:
             run.task.cancel()
-        await asyncio.to_thread(self.store.delete, job)
         self._wake.set()
 
     # --- the server's -----------------------------------------------------------------------------
@@ -112,18 +128,19 @@ class Jobs:
             if run.task is not None:
                 run.task.cancel()
             try:
-                await asyncio.to_thread(self.store.put_back, run.job)
-            except Exception:  # the next server finds it under way, and begins it again
+                await self.ask(self.store.put_back, run.job)
+            except Exception:  # the next server finds them under way, and begins them again
                 logger.exception("a job could not be queued again")
+                return
 
     async def _run_all(self) -> None:
         while True:
             self._wake.clear()
             pause = SWEEP
             try:
-                await asyncio.to_thread(self.store.sweep)  # first, as it makes room on a full disk
+                await self._awaited(self.store.sweep)  # first, as it makes room on a full disk
                 await self._begin()
-                self._measure(await asyncio.to_thread(self.store.counts))
+                self._measure(await self._awaited(self.store.counts))
             except Exception as error:  # the database may answer again
                 self.store.log.error("jobs cannot be looked up", error)
                 pause = AGAIN
@@ -145,7 +162,7 @@ class Jobs:
             and self.worker.is_alive()
             and not self.worker.draining
         ):
-            waiting = await asyncio.to_thread(
+            waiting = await self._awaited(
                 self.store.waiting, self.desk.offer.model, self.keys.names
             )
             busy = Counter(run.job.owner for run in self._runs.values())
@@ -154,7 +171,7 @@ class Jobs:
                 busy and (job.attempts or any(run.job.attempts for run in self._runs.values()))
             ):
                 return
-            if await asyncio.to_thread(self.store.begin, job):
+            if await self._awaited(self.store.begin, job):
                 run = self._runs[job.id] = _JobRun(job)
                 run.task = asyncio.create_task(self._run(run))
                 run.task.add_done_callback(partial(self._ended, run))
@@ -188,11 +205,15 @@ class Jobs:
         nfe = "-" if run.ticket is None else run.ticket.nfe
         log_request("JOB", job.id, status, time.monotonic() - begin, job.owner, nfe)
 
+    async def _awaited(self, call: Callable[..., T], *given: object) -> T:
+        """What a method of the store returns, however long it takes."""
+        return await asyncio.wrap_future(self._own.submit(partial(call, *given)))
+
     async def _noted(self, note: Callable[..., object], *what: object) -> None:
         """Note what became of a job, as soon as the database answers."""
         while True:
             try:
-                await asyncio.to_thread(note, *what)
+                await self._awaited(note, *what)
                 return
             except Exception as error:
                 self.store.log.error("what became of a job cannot be noted", error)
@@ -225,7 +246,7 @@ class Jobs:
     def _write(self, job: StoredJob, wanted: Generation | Video, done: Done) -> dict[str, Json]:
         best, made = done.result.images[0].pixels, files_of(done, wanted, self.desk.offer)
         files = {f"{rank}.{wanted.output_format}": data for rank, data in enumerate(made, 1)}
-        files |= {f"{name}.webp": data for name, data in stills_of(best).items()}
+        files[THUMBNAIL] = thumbnail_of(best)
         try:
             for name, data in files.items():
                 write_bytes(self.store.files(job) / name, data)

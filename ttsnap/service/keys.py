@@ -6,6 +6,8 @@ import hashlib
 import hmac
 import logging
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,9 @@ SHORTEST = 16
 """Characters of a key: shorter ones could be guessed."""
 ANYBODY = "anybody"
 """Who asks where no key is needed."""
+
+HERE = re.compile(r"([^.:]*|[0-9.]+|\[[0-9a-f:.]+\])(:[0-9]+)?", re.IGNORECASE)
+"""What a Host may be that no stranger can give an address to."""
 
 
 @dataclass
@@ -124,6 +129,19 @@ class Keys:
                 401, f"no API key, or one that is not known; {wanted}", code="invalid_api_key"
             )
         return found
+
+
+def refuse_pages(headers: Mapping[str, str]) -> None:
+    """RequestError (403) where a browser asks for a page of another place, or for one whose name
+    was made to stand for this address."""
+    host = headers.get("host", "")
+    if not HERE.fullmatch(host):
+        said = f"without keys a service answers to its address or localhost, got {host[:60]!r}"
+        raise RequestError(403, f"{said}; start it with --keys", code="invalid_host")
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != host:
+        said = f"a service without keys takes nothing from pages elsewhere, got {origin[:60]!r}"
+        raise RequestError(403, f"{said}; start it with --keys", code="invalid_origin")
 
 
 def _caller(words: list[str], where: str) -> tuple[bytes, str]:

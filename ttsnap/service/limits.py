@@ -46,6 +46,8 @@ class ServiceLimits(SearchLimits):
     """Seconds for the body of a request to arrive."""
     connections: Count = 256
     """Open connections; more are answered with status 503."""
+    pictures: Count = 16
+    """Of one edit, as in OpenAI's API."""
     idle: Count = 4
     """Engines without work that stay ready."""
 

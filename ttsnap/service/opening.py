@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ttsnap.core.protocols import Algorithm
 from ttsnap.extras import install
+from ttsnap.files.pictured import Blank
 from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
 from ttsnap.pipelines.lora import lora_networks
+from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.registry import named, refuse_credentials, without_queries
 from ttsnap.rewards.reward_model import RewardModel
@@ -79,12 +81,13 @@ def offer_of(
     searches: Mapping[str, Algorithm],
     draft: str,
     *,
+    aliases: Sequence[str] = (),
     loras: str | None = None,
     edits: bool = False,
 ) -> ServingCatalog:
     """The choices of clients. name: of the model for clients, by default the last part of its
-    place. draft: as of `with_drafts`. loras: the folder of LoRAs. ValueError where there is none,
-    or the model takes none."""
+    place; aliases: further ones. draft: as of `with_drafts`. loras: the folder of LoRAs. ValueError
+    where there is none, or the model takes none."""
     name = name or model.rstrip("/").rpartition("/")[2]
     known = replace(recommended(model), parts=engines.rewards.parts)
     if loras is not None:
@@ -96,7 +99,9 @@ def offer_of(
         lambda _: known,
         searches,
         dict if loras is None else LoraFolder(Path(loras).expanduser()),
+        aliases,
         edits=edits if every is None else "image" in takes,
+        one_picture=edits and every is None and takes_one_picture(engines.pipe, known.call),
         needs_picture=every is not None and engines.pipe.needs_picture(),
         frames_every=every,
         frame_rate=every is not None and "frame_rate" in takes,
@@ -105,6 +110,17 @@ def offer_of(
         lists=engines.rewards.lists.keys(),
     )
     return with_drafts(offer, draft, engines.pipe, engines.rewards)
+
+
+def takes_one_picture(pipe: SearchMixin, call: Mapping[str, Any]) -> bool:
+    """Whether a model refuses a second picture. False where nothing can be learned of that."""
+    blank = Blank((256, 256))
+    for pictures in (blank, (blank, blank)):
+        try:
+            pipe.sampling_denoiser(SamplerOptions(), **call, image=pictures)
+        except Exception as error:
+            return pictures is not blank and isinstance(error, ValueError)
+    return False
 
 
 def with_drafts(

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,16 +55,11 @@ def files_of(done: Done, wanted: Generation | Video, offer: ServingCatalog) -> l
     return files
 
 
-def stills_of(pixels: Tensor) -> dict[str, bytes]:
-    """(3, H, W), or a video (T, 3, H, W), in [0, 1] -> WebP pictures by name: the middle frame, and
-    several frames."""
-    frame = pixels if pixels.ndim == 3 else pixels[len(pixels) // 2]
-    return {"thumbnail": _webp(still(frame)), "spritesheet": _webp(still(pixels))}
-
-
-def _webp(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, format="WEBP", quality=QUALITY)
+def thumbnail_of(pixels: Tensor) -> bytes:
+    """(3, H, W), or a video (T, 3, H, W), in [0, 1] -> a WebP picture, of a video its middle
+    frame."""
+    frame, file = pixels if pixels.ndim == 3 else pixels[len(pixels) // 2], io.BytesIO()
+    still(frame).save(file, format="WEBP", quality=QUALITY)
     return file.getvalue()
 
 
@@ -108,18 +102,6 @@ def reply_of(
         {**_image(file, wanted), **each} for file, each in zip(files, told["data"], strict=True)
     ]
     return {"created": int(time.time()), **_shape(told["size"], wanted), **told, "data": data}
-
-
-def download(files: Sequence[bytes], wanted: Generation) -> tuple[bytes, int, dict[str, str]]:
-    """A reply that is the image's file, or a zip of several, best first: its body, status and
-    headers."""
-    if len(files) == 1:
-        return files[0], 200, {"Content-Type": f"image/{wanted.output_format}"}
-    zipped = io.BytesIO()
-    with zipfile.ZipFile(zipped, "w") as archive:
-        for rank, file in enumerate(files, 1):
-            archive.writestr(f"{rank}.{wanted.output_format}", file)
-    return zipped.getvalue(), 200, {"Content-Type": "application/zip"}
 
 
 def partial_event(partial: Partial, wanted: Generation) -> bytes:

@@ -3,8 +3,7 @@
 Fields are those of OpenAI's `POST /v1/images/generations`, and ours in addition: the options that
 are offered. Clients name rewards and searches that the operator offers, and no file, model or
 address. vLLM-Omni and SGLang have other names for some fields: {"width": 512, "height": 512,
-"num_inference_steps": 4, "generator_device": "cuda"} is {"size": "512x512", "steps": 4}, with a
-warning that generator_device is not used.
+"num_inference_steps": 4} is {"size": "512x512", "steps": 4}.
 """
 
 from __future__ import annotations
@@ -43,44 +42,8 @@ SIDES = ("width", "height")
 """What takes the place of a size."""
 CALLED = {"algorithm": "search", "mask_image": "mask"}
 """Our names of fields that are told of and not read, as their values may mean something else."""
-UNUSED = {
-    *("user", "safety_identifier", "request_id", "style", "bot_task"),
-    *("generator_device", "vae_use_slicing", "vae_use_tiling", "enable_teacache"),
-    *("return_stage_metrics", "sound_duration"),
-}
-"""Fields that change no image here: by the caller, the place and way of computing, or models that
-this service has not.
-"""
-OPTIONS = ("cache_dit", "frame_interpolation_")
-"""What is in the names of others' options that say how what this service has not is done."""
-EITHER = ({"seconds", "num_frames"}, {"budget", "quality"})
-"""Fields of which one takes the place of the other in a remix."""
-OFF = {
-    *(
-        "lora",
-        "extra_params",
-        "layers",
-        "system_prompt",
-        "diffusers_kwargs",
-        "enhance_prompt",
-        "rollout",
-    ),
-    *(
-        "enable_upscaling",
-        "upscaling_model_path",
-        "upscaling_scale",
-        "flow_shift",
-        "progressive_mode",
-    ),
-    *("generate_sound", "enable_frame_interpolation", "video_params", "aspect_ratio", "short_edge"),
-    *("start_time_seconds", "max_sequence_length", "video_reference", "audio_reference"),
-    *("reference_image", "resolution", "infer_align_image_size", "use_system_prompt", "sys_type"),
-}
-"""Abilities of other servers that this service lacks. Switched off they change nothing; else they
-are refused."""
-LORA_UNUSED = {"local_path", "path", "lora_path", "lora_local_path", "int_id", "lora_int_id"}
-"""What vLLM-Omni says of a LoRA beside its name, by which alone one is chosen here."""
-_NOTHING: tuple[Any, ...] = (False, 0, "", "false", "0", "none", "null", {}, [], "{}", "[]")
+UNUSED = {"user", "safety_identifier", "style"}
+"""Fields of OpenAI's API that change no image here."""
 _lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
 
@@ -145,8 +108,7 @@ class Generation(Body):
 
     response_format: Literal["b64_json", "url", "file"] = Field(
         "b64_json",
-        description="images in base64, or as data: URLs; file: the image itself, or a zip of"
-        " several",
+        description="images in base64, or as data: URLs; file: the image itself",
     )
     output_format: Annotated[Literal["png", "jpeg", "webp"], _lower] = Field(
         "png", description="of images"
@@ -170,8 +132,10 @@ class Generation(Body):
             )
         if self.stream and self.background is True:
             raise FieldError("background", "a job has no stream; leave background or stream out")
-        if self.response_format == "file" and (self.stream or self.background is True):
-            said = "a file is the whole reply; leave response_format, or stream and job, out"
+        if self.response_format == "file" and (
+            self.stream or self.background is True or self.n > 1
+        ):
+            said = "one image's file is the whole reply; leave n, stream and background out"
             raise FieldError("response_format", said)
         return {}
 
@@ -247,13 +211,13 @@ class Video(Body):
 KINDS: dict[str, type[Body]] = {kind.kind: kind for kind in (Generation, Edit, Video)}
 
 
-def validated(
-    kind: type[B], fields: Mapping[str, Any], earlier: Mapping[str, Any] | None = None
-) -> B:
-    """Fields as a body of this kind; those that are null are left out. earlier: fields of an
-    earlier body, which stay where nothing is given in their place. RequestError names the
+def validated(kind: type[B], fields: Mapping[str, Any]) -> B:
+    """Fields as a body of this kind; those that are null are left out. RequestError names the
     parameter."""
-    given, unused = _used(fields)
+    unused = tuple(name for name in fields if name in UNUSED and fields[name] is not None)
+    given = {
+        name: value for name, value in fields.items() if value is not None and name not in unused
+    }
     known = names_of(kind)
     for name in given:
         if name not in known and name not in SIDES:
@@ -262,11 +226,6 @@ def validated(
         raise RequestError(400, "prompt is missing; say what to show", "prompt", "invalid_value")
     try:
         body = build(kind, given)
-        if earlier is not None:
-            mine = body.model_dump(exclude_unset=True)
-            replaced = {other for pair in EITHER if mine.keys() & pair for other in pair}
-            kept = {name: value for name, value in earlier.items() if name not in replaced}
-            body = build(kind, {**kept, **mine})
     except FieldError as error:
         raise RequestError.of(error) from None
     body._ignored = unused
@@ -285,35 +244,10 @@ def not_taken(what: str, name: str, known: Iterable[str]) -> RequestError:
     """The answer to a parameter, or a file, that is none of those that are known here."""
     if name in CALLED:
         return RequestError(400, f"{name} is called {CALLED[name]} here", name, "unknown_parameter")
-    if name in OFF or any(name in kind.model_fields for kind in KINDS.values()):
+    if any(name in kind.model_fields for kind in KINDS.values()):
         said = f"{name} is not offered here; leave it out"
         return RequestError(400, said, name, "unsupported_parameter")
     return RequestError(400, unknown(what, name, known), name, "unknown_parameter")
-
-
-def _used(fields: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The fields that may change something, and the names of those that change nothing here."""
-    given = {name: value for name, value in fields.items() if value is not None}
-    unused = [name for name in given if name in UNUSED or any(part in name for part in OPTIONS)]
-    off = [name for name, value in given.items() if name in OFF and _plain(value) in _NOTHING]
-    given = {name: value for name, value in given.items() if name not in (*unused, *off)}
-    if (loras := given.get("lora")) is not None:
-        each = loras if isinstance(loras, list) else [loras]
-        keys = {key for one in each if isinstance(one, dict) for key in one}
-        unused += sorted(f"lora.{key}" for key in keys & LORA_UNUSED)
-        named = list(map(_without_places, each))
-        given["lora"] = named if isinstance(loras, list) else named[0]
-    return given, (*unused, *off)
-
-
-def _without_places(lora: Any) -> Any:
-    if not isinstance(lora, dict):
-        return lora
-    return {key: value for key, value in lora.items() if key not in LORA_UNUSED}
-
-
-def _plain(value: Any) -> Any:
-    return value.strip().lower() if isinstance(value, str) else value
 
 
 def prepared_of(
@@ -324,13 +258,8 @@ def prepared_of(
 ) -> Prepared:
     """The search of a body. pictures: of an edit, by argument of the pipeline's call. RequestError
     for what is not offered here, or more than the limits allow."""
-    if (model := wanted.options.get("model", offer.model)) != offer.model:
-        raise RequestError(
-            404,
-            f"no model {model!r} here; there is {offer.model!r}",
-            "model",
-            "model_not_found",
-        )
+    if (model := wanted.options.get("model", offer.model)) not in offer.names:
+        raise no_model(model, offer)
     sides = (
         {}
         if wanted.size == "auto"
@@ -346,6 +275,11 @@ def prepared_of(
         raise RequestError.of(error) from None
     except ValueError as error:
         raise RequestError(400, str(error), code="invalid_value") from None
+
+
+def no_model(name: str, offer: ServingCatalog) -> RequestError:
+    said = f"no model {name[:100]!r} here; there is {', '.join(offer.names)}"
+    return RequestError(404, said, "model", "model_not_found")
 
 
 def notes_of(wanted: Body, request: Prepared, limits: SearchLimits) -> tuple[str, ...]:
