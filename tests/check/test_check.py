@@ -27,7 +27,7 @@ from ttsnap.check.evidence import cleaned, page, write
 from ttsnap.check.ladder import Figure, Rung, Setup
 from ttsnap.check.parity import STOCK, parity
 from ttsnap.check.signal import _effective, signal
-from ttsnap.check.verdict import GO, NO_GO, UNDECIDED, of_service, verdict
+from ttsnap.check.verdict import GO, NO_GO, UNDECIDED, verdict
 from ttsnap.cli import main
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
@@ -235,7 +235,7 @@ def test_evidence_names_no_path_host_user_or_key(monkeypatch: pytest.MonkeyPatch
     assert cleaned(told) == {**told, "told": list(TOLD.values())}
 
 
-def test_evidence_shows_the_words_of_a_service_and_no_file_elsewhere(tmp_path: Path) -> None:
+def test_evidence_shows_words_as_words_and_no_file_elsewhere(tmp_path: Path) -> None:
     words = "<img src=//x> ![](//x/y.png) [a](//x) `code` @somebody #1 www.x.org"
     out, secret = tmp_path / "out", tmp_path / "secret"
     secret.write_text("secret")
@@ -247,10 +247,8 @@ def test_evidence_shows_the_words_of_a_service_and_no_file_elsewhere(tmp_path: P
         "dtype": "",
         "versions": {},
     }
-    found = {
-        "service": Rung("service", said=[words], missing={"a request": f"status 400: {words}"})
-    }
-    judged = of_service(found["service"])
+    found = {"parity": Rung("parity", said=[words], missing={"stock": words})}
+    judged = verdict(found)
     made = write(out, {**about, "command": "c", "use": ""}, found, judged, tmp_path / "sheet.png")
     plain = re.sub(r"`[^`]*`", "", made.read_text())
     assert not re.search(r"[<>\[\]@]|www|#\d", plain)

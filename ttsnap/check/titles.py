@@ -38,14 +38,6 @@ TITLES = {
     "best-of-n": "best-of-N",
     "ranking-drafts": "drafts that rank",
     "finished-drafts": "drafts that are finished",
-    # a service
-    "request": "a request",
-    "request-of": "a request, at {} at a time",
-    "latency": "latency of requests, at {} at a time",
-    "rate": "images a second, at {} at a time",
-    "fill": "batches filled, at {} at a time",
-    "among": "one alone against the same among {}",
-    "branching": "{} alone against the same among {}",
 }
 
 

@@ -90,21 +90,6 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
     )
 
 
-def of_service(rung: Rung) -> Verdict:
-    """GO where a service answers all its clients with the images that it makes for one alone."""
-    if rung.holds is False:
-        return Verdict(NO_GO, ("an image among others is another one than alone",))
-    failed = [name for name in rung.missing if name.startswith("request")]
-    why = [f"{title(name)}: {rung.missing[name]}" for name in failed]
-    if rung.holds is None:
-        why.append("no image was made alone and among others")
-    rates = "; ".join(
-        f"{title(f'rate:{clients}')}: {figure}" for clients, figure in rung.of("rate").items()
-    )
-    same = f"images are the same alone and among others; {rates}"
-    return Verdict(UNDECIDED, tuple(why)) if why else Verdict(GO, (same,))
-
-
 def _scores(signal: Rung) -> list[str]:
     """What speaks against the scores themselves."""
     against = []

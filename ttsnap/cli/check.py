@@ -43,9 +43,6 @@ With a model, a ladder that fits into --minutes; each rung is useful if it stops
 With --dry-run, nothing is loaded but the model's config.json files: what its parts, a row, a decode and a search take
 of memory and FLOPs, and which cards that fits. All of it is on paper, and nothing is measured.
 
-With --url, a service: latency, images a second and how full batches are at 1, 4 and 16 clients, and whether an image
-among others is the one that is made alone. The environment's TTSNAP_API_KEY is its key.
-
 It writes MODEL_DEVICE_DATE.md and .json into --out, to be shown to others: no path, host, user or key is in them.
 
 examples:
@@ -53,7 +50,6 @@ examples:
   ttsnap check embedded --minutes 5
   ttsnap check stabilityai/stable-diffusion-3.5-medium --reward imagereward
   ttsnap check stabilityai/stable-diffusion-3.5-medium --dry-run
-  ttsnap check --url http://127.0.0.1:8000
 """
 SHARES = {"parity": 0.1, "cost": 0.3, "denoising": 0.05, "signal": 0.55}
 """Of the minutes, by rung; what one leaves, those after it may take."""
@@ -77,12 +73,6 @@ def parser() -> Parser:
         default=None,
         metavar="MODEL",
         help=Common("a packaged model, a diffusers folder, or a hub id"),
-    )
-    what.add_argument(
-        "--url",
-        type=str | None,
-        metavar="URL",
-        help=Common("a service in place of a model, by its address"),
     )
     what.add_argument(
         "--dry-run",
@@ -124,8 +114,6 @@ def parser() -> Parser:
 def run(a: Arguments) -> int:
     """Say what is here; then climb the ladder, where a model is named. 1 where something is broken,
     and for NO-GO."""
-    if a.url is not None:
-        return _service(a)
     if a.dry_run:
         return _dry_run(a)
     place, _ = common.opening().placement(a.device, a.dtype)
@@ -146,30 +134,6 @@ def run(a: Arguments) -> int:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _service(a: Arguments) -> int:
-    from ttsnap.check.service import Service
-    from ttsnap.check.verdict import of_service
-    from ttsnap.reward_models.registry import refuse_credentials
-    from ttsnap.version import versions
-
-    if a.model is not None:
-        raise ValueError(f"--url checks a service, which has a model; leave out {a.model}")
-    refuse_credentials(a.url)
-    service = Service(a.url, 60 * a.minutes, _say)
-    vars(a)["model"] = service.model()
-    found = service.check(_prompts(a))
-    _say("\n".join(f"  {line}" for line in found.lines()))
-    about = {
-        "model": a.model,
-        "device": "a service",
-        "dtype": "",
-        "use": "",
-        "versions": versions(),
-        "command": shlex.join(["ttsnap", "check", *_typed(a, *OUTPUTS)]),
-    }
-    return _judged(Path(a.out), about, {"service": found}, of_service(found))
 
 
 def _dry_run(a: Arguments) -> int:
