@@ -365,7 +365,7 @@ def checked(folder: Path) -> Setup:
 def read_rung(folder: Path) -> None:
     found = checked(folder).climb("signal", lambda _: Rung("signal"), 1.0)
     found.lines()
-    verdict({"parity": found, "denoising": found, "signal": found})
+    verdict({"parity": found, "signal": found})
 
 
 def read_plan(folder: Path) -> None:

@@ -3,7 +3,6 @@ it writes."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import runpy
@@ -19,10 +18,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from tests.pipelines.tiny import SIZE, quiet, sd3, sdxl
+from tests.pipelines.tiny import SIZE, quiet, sd3
 from ttsnap.check import environment
 from ttsnap.check.cost import cost
-from ttsnap.check.denoising import denoising
 from ttsnap.check.evidence import cleaned, page, write
 from ttsnap.check.ladder import Figure, Rung, Setup
 from ttsnap.check.parity import STOCK, parity
@@ -45,7 +43,6 @@ from ttsnap.scenes import sample_prompts
 pytestmark = pytest.mark.usefixtures("any_flops")
 ROOT = Path(__file__).parents[2]
 RUNGS = {"parity": parity, "cost": cost, "signal": signal}
-ALL = {**RUNGS, "denoising": denoising}
 STEPS = {"num_inference_steps": 6, "guidance_scale": 1.0, **SIZE}
 Make = Callable[..., Setup]
 
@@ -67,7 +64,7 @@ def setup(tmp_path: Path) -> Make:
 
 def climbed(setup: Setup, *names: str) -> dict[str, Rung]:
     for name in names or RUNGS:
-        setup.climb(name, ALL[name], 600)
+        setup.climb(name, RUNGS[name], 600)
     return setup.found
 
 
@@ -135,37 +132,6 @@ def test_a_search_by_another_scheduler_than_the_models_gets_no_go(
     judged = verdict(climbed(made, "parity"))
     assert judged.word == NO_GO
     assert "another picture" in judged.why[0]
-
-
-MISFITS = (
-    "noise taken for v",
-    "v taken for noise",
-    "noise, diffusers' default betas",
-    "v, cosine betas",
-)
-
-
-@pytest.mark.parametrize("case", ["flow, shift 10", "noise", *MISFITS])
-def test_a_scheduler_that_does_not_fit_the_network_gets_no_go(
-    case: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    schedulers: Any = importlib.import_module("wrong_schedulers")
-    kind, scheduler, fits = schedulers.CASES[case]
-    found = schedulers.measured(quiet(load("embedded", dtype=torch.float32)), kind, scheduler, 8)
-    assert found.holds is fits, found.lines()
-    # without its other rungs
-    assert verdict({"denoising": found}).word == (UNDECIDED if fits else NO_GO)
-
-
-@pytest.mark.parametrize("make", [sd3, sdxl])
-def test_a_network_that_is_not_trained_is_told_from_a_wrong_scheduler(
-    setup: Make, make: Any
-) -> None:
-    made = setup(pipe=quiet(upgrade(make())), call={"num_inference_steps": 8, **SIZE})
-    assert climbed(made, "denoising")["denoising"].holds is None
-    judged = verdict(made.found)
-    assert (judged.word, "not trained" in " ".join(judged.why)) == (UNDECIDED, True)
 
 
 def test_what_could_not_run_says_why_and_the_verdict_knows(setup: Make, tmp_path: Path) -> None:
@@ -328,7 +294,7 @@ def test_the_command_writes_evidence_and_refuses_another_check_in_its_folder(
     (path,) = (path for path in tmp_path.glob("embedded_*.json") if ".schedule" not in path.name)
     whole = json.loads(path.read_text())
     assert whole["command"] == "ttsnap check embedded --minutes 0.02 --steps 3 --batch-size 4"
-    assert list(whole["rungs"]) == ["parity", "cost", "denoising", "signal"]
+    assert list(whole["rungs"]) == ["parity", "cost", "signal"]
     assert str(tmp_path) not in path.read_text() + path.with_suffix(".md").read_text()
     assert main([*words, "--steps", "4"]) == 2
     assert (

@@ -42,17 +42,6 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
         )
     elif not parity.holds:
         open_.append("parity is not known")
-    fit = found.get("denoising", Rung("denoising"))
-    if fit.holds is False:
-        against.append(
-            "the scheduler (its prediction_type, its noise schedule) does not fit the network: see"
-            " denoising"
-        )
-    elif fit.figures and fit.holds is None:
-        open_.append(
-            "estimates say little of images: the network is not trained, or the scheduler does not"
-            " fit it"
-        )
     against += _scores(signal)
     leads = signal.of("lead")
     best = max(leads, key=lambda name: leads[name].low or 0.0, default=None)

@@ -34,11 +34,10 @@ buys. The exit status is 1 where something is broken.
 
 With a model, a ladder that fits into --minutes; each rung is useful if it stops there, and the same command goes on:
 
-  parity     whether the stock pipeline makes the winner again, in any batch
-  cost       seconds of an evaluation by batch, a decode, a reward call; memory
-  denoising  whether the scheduler fits the network
-  signal     how well early scores rank seeds, and what searches gain
-  verdict    GO, NO-GO (the exit status is 1) or undecided, why, what to run
+  parity   whether the stock pipeline makes the winner again, in any batch
+  cost     seconds of an evaluation by batch, a decode, a reward call; memory
+  signal   how well early scores rank seeds, and what searches gain
+  verdict  GO, NO-GO (the exit status is 1) or undecided, why, what to run
 
 With --dry-run, nothing is loaded but the model's config.json files: what its parts, a row, a decode and a search take
 of memory and FLOPs, and which cards that fits. All of it is on paper, and nothing is measured.
@@ -51,7 +50,7 @@ examples:
   ttsnap check stabilityai/stable-diffusion-3.5-medium --reward imagereward
   ttsnap check stabilityai/stable-diffusion-3.5-medium --dry-run
 """
-SHARES = {"parity": 0.1, "cost": 0.3, "denoising": 0.05, "signal": 0.55}
+SHARES = {"parity": 0.1, "cost": 0.3, "signal": 0.6}
 """Of the minutes, by rung; what one leaves, those after it may take."""
 ABOUT = "about.json"
 OUTPUTS = ("out", "json")
@@ -193,12 +192,11 @@ def _climb(a: Arguments, place: Any) -> int:
 def _climb_rungs(setup: Setup, end: float) -> None:
     """Each rung within its share of the time that is left."""
     from ttsnap.check.cost import cost
-    from ttsnap.check.denoising import denoising
     from ttsnap.check.parity import parity
     from ttsnap.check.signal import signal
 
     whole = 1.0
-    for rung in (parity, cost, denoising, signal):
+    for rung in (parity, cost, signal):
         name = rung.__name__
         within = SHARES[name] / whole * (end - time.monotonic())
         whole -= SHARES[name]
