@@ -42,7 +42,8 @@ With a model, a ladder that fits into --minutes; each rung is useful if it stops
 With --dry-run, nothing is loaded but the model's config.json files: what its parts, a row, a decode and a search take
 of memory and FLOPs, and which cards that fits. All of it is on paper, and nothing is measured.
 
-It writes MODEL_DEVICE_DATE.md and .json into --out, to be shown to others: no path, host, user or key is in them.
+It writes MODEL_DEVICE_DATE.md and .json into --out, to be shown to others: figures, versions and
+listed options; no prompt, path, address or message of an error.
 
 examples:
   ttsnap check
@@ -55,6 +56,16 @@ SHARES = {"parity": 0.1, "cost": 0.3, "signal": 0.6}
 ABOUT = "about.json"
 OUTPUTS = ("out", "json")
 """Options that say where to write."""
+OWN = (
+    "reward",
+    "draft",
+    "prompts_file",
+    "negative_prompt",
+    "call",
+    "lora",
+    "preview_vae",
+)
+"""Options whose values may be a user's own: evidence shows of them what comes with ttsnap."""
 DRY_BUDGET = "16images"
 """Of the search that is priced on paper."""
 PROMPTS = 12
@@ -172,21 +183,26 @@ def _dry_run(a: Arguments) -> int:
 def _climb(a: Arguments, place: Any) -> int:
     from ttsnap.check.environment import device_name
     from ttsnap.check.evidence import FORMAT
-    from ttsnap.check.verdict import verdict
+    from ttsnap.check.verdict import NO_GO, verdict
     from ttsnap.files.run_folder import json_folder
     from ttsnap.results.folders import slug
 
-    out = Path(a.out)
-    work = out / slug(a.model)
+    work = Path(a.out) / slug(a.model)
     with resumable(work):
         setup, settings = _setup(a, work)
         settings |= {"device": device_name(place), "format": FORMAT}
         with json_folder(work, ABOUT, "check", settings).opened():
             _climb_rungs(setup, time.monotonic() + 60 * a.minutes)
             judged = verdict(setup.found)
-            told = {"command": shlex.join(["ttsnap", "check", a.model, *_typed(a, *OUTPUTS)])}
-            about = {**settings, **told, "use": _use(a, setup, judged.best)}
-            return _judged(out, about, setup.found, judged, work / "sheet.png")
+            page = _written(a, setup, settings, judged)
+    _say(
+        f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to"
+        " be shown"
+    )
+    if judged.schedule:
+        use = _use(a, a.model, setup.draft, judged.best)
+        _say(f"{use} --algorithm {page.with_suffix('.schedule.json')}")
+    return int(judged.word == NO_GO)
 
 
 def _climb_rungs(setup: Setup, end: float) -> None:
@@ -204,23 +220,20 @@ def _climb_rungs(setup: Setup, end: float) -> None:
         _say("\n".join(f"  {line}" for line in setup.climb(name, rung, within).lines()))
 
 
-def _judged(
-    out: Path, about: dict[str, Any], found: Any, judged: Verdict, sheet: Path | None = None
-) -> int:
-    """Write the evidence, and say the verdict. 1 for NO-GO."""
+def _written(a: Arguments, setup: Setup, settings: dict[str, Any], judged: Verdict) -> Path:
+    """Write the evidence; the path of its page."""
     from ttsnap.check import evidence
-    from ttsnap.check.verdict import NO_GO
 
-    page = evidence.write(
-        out, {**about, "date": datetime.date.today().isoformat()}, found, judged, sheet
-    )
-    _say(
-        f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to"
-        " be shown"
-    )
-    if judged.schedule:
-        _say(f"{about['use']} --algorithm {page.with_suffix('.schedule.json')}")
-    return int(judged.word == NO_GO)
+    model = evidence.public_model(a.model)
+    own = _public(a)
+    about = {
+        **settings,
+        "date": datetime.date.today().isoformat(),
+        "rewards": [evidence.public_spec(reward, "REWARD") for reward in settings["rewards"]],
+        "command": shlex.join(["ttsnap", "check", model, *_typed(own, *OUTPUTS)]),
+        "use": _use(own, model, evidence.public_spec(setup.draft, "DRAFT"), judged.best),
+    }
+    return evidence.write(Path(a.out), about, setup.found, judged, setup.out / "sheet.png")
 
 
 def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
@@ -290,15 +303,25 @@ def _typed(a: Arguments, *without: str) -> list[str]:
     return words
 
 
-def _use(a: Arguments, setup: Setup, best: str | None) -> str:
+def _public(a: Arguments) -> Arguments:
+    """The same, with what is a user's own replaced by what it is called in the help."""
+    from ttsnap.check.evidence import public_spec
+
+    settings = parser().settings()
+    given = {name: a.get(name) for name in OWN if a.get(name) != settings[name].default}
+    public = {name: public_spec(each, str(settings[name].metavar)) for name, each in given.items()}
+    return Arguments(**{**vars(a), **public})
+
+
+def _use(a: Arguments, model: str, draft: str | None, best: str | None) -> str:
     """The command of the search that measured best; best-of-N's where none is better."""
     from ttsnap.check.signal import FINISHED, PRUNING
 
-    words = ["ttsnap", "generate", "PROMPT", "--model", a.model, "--budget", "4images"]
+    words = ["ttsnap", "generate", "PROMPT", "--model", model, "--budget", "4images"]
     words += _typed(a, *OUTPUTS, "minutes", "prompts_file", "draft", "finish")
     if best in (None, PRUNING):
         return shlex.join(
             [*words, "--draft", "none", *([] if best else ["--algorithm", "best-of-n"])]
         )
     finish = "noise" if best != FINISHED else "draft" if a.finish == "auto" else str(a.finish)
-    return shlex.join([*words, "--draft", str(setup.draft), "--finish", finish])
+    return shlex.join([*words, "--draft", str(draft), "--finish", finish])
