@@ -2,8 +2,7 @@
 service_mix.py and service_soak.py share, and what the slow tests run.
 
 `rough`: a third of the clients goes away at random moments, some send what is no request, some ask
-for too much. service_soak.py does that for long, to a server in a process of its own. Throughput
-and latency are what `ttsnap check --url` measures.
+for too much. service_soak.py does that for long, to a server in a process of its own.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ CLAIM = """
 GO, NO-GO and undecided count alike.
 
 **A maintainer looks** at the sheet, the parity rung and the versions. Tests ask whether the verdict follows from the
-figures, and whether the files name a path, a host, a user or a key.
+figures, and whether the files hold listed fields only.
 """
 MODELS = {
     "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",

@@ -52,7 +52,7 @@ from ttsnap.bench.prompts import PromptRecord, read_prompt_set
 from ttsnap.bench.summary import summarize
 from ttsnap.check.ladder import Rung, Setup
 from ttsnap.check.signal import planned
-from ttsnap.check.verdict import of_service, verdict
+from ttsnap.check.verdict import verdict
 from ttsnap.cli import distill, generate, replay
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import EstimatorAt, estimates
@@ -365,8 +365,7 @@ def checked(folder: Path) -> Setup:
 def read_rung(folder: Path) -> None:
     found = checked(folder).climb("signal", lambda _: Rung("signal"), 1.0)
     found.lines()
-    verdict({"parity": found, "denoising": found, "signal": found})
-    of_service(found)
+    verdict({"parity": found, "signal": found})
 
 
 def read_plan(folder: Path) -> None:

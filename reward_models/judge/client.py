@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ttsnap.extras import install
@@ -119,7 +119,9 @@ class Client:
         turns = asyncio.Semaphore(o.concurrency)
         with read_proxies():
             # images go to the user's server only
-            http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+            http = openai.DefaultAsyncHttpxClient(
+                follow_redirects=False, event_hooks={"response": [_close_error]}
+            )
         key = read_key(KEY) or "none"  # the package wants one, servers of one's own mostly do not
         async with openai.AsyncOpenAI(
             api_key=key,
@@ -127,6 +129,7 @@ class Client:
             timeout=o.timeout,
             max_retries=o.retries,
             http_client=http,
+            default_headers={"Accept-Encoding": "identity"},  # what is compressed has no bound
         ) as client:
 
             async def one(question: Question, body: dict[str, Json]) -> Judgement:
@@ -189,13 +192,19 @@ class Client:
         return Judgement((float("nan"),), tokens, f"{self.options.model} {why}")
 
 
+async def _close_error(reply: Any) -> None:
+    """Close an error reply unread: the package would read all of it, and nothing quotes it."""
+    if not reply.is_success:
+        await reply.aclose()
+
+
 async def _reply(client: openai.AsyncOpenAI, body: dict[str, Json]) -> bytes:
     """The bytes of a successful reply, one more than REPLY_BYTES at least where there are too
     many."""
     text = bytearray()
     asking = client.chat.completions.with_streaming_response
     async with asking.create(model="", messages=[], extra_body=body) as reply:
-        async for part in reply.iter_bytes():
+        async for part in reply.http_response.aiter_raw():
             text += part
             if len(text) > REPLY_BYTES:
                 break

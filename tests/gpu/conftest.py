@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ import pytest
 import torch
 
 from ttsnap.check.environment import device_name
-from ttsnap.check.evidence import cleaned, shown
 from ttsnap.version import versions
 
 DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
@@ -60,4 +60,6 @@ def evidence(stats: dict[str, list[Any]]) -> Iterator[str]:
     yield ""
     for report in [*stats.get("failed", []), *stats.get("error", [])]:
         test = report.nodeid.rpartition("/")[2]
-        yield cleaned(f"- {test}: {shown(str(report.longreprtext).strip().splitlines()[-1])}")
+        # The last line ends with the name of the exception, and begins with a path.
+        kind = re.search(r"[\w.]*$", str(report.longreprtext).strip())
+        yield f"- {test}: {kind[0] if kind else ''}"

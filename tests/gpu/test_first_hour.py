@@ -98,4 +98,4 @@ def test_what_to_send_names_the_device_and_what_failed_and_no_folder() -> None:
     page = "\n".join(evidence({"passed": [1, 2], "failed": [report]}))
     assert page.startswith("# tests/gpu on ")
     assert "2 passed, 1 failed" in page
-    assert "- test_x.py::test_y: x.py:3: OutOfMemory" in page
+    assert "- test_x.py::test_y: OutOfMemory" in page

@@ -4,6 +4,7 @@ what does not."""
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import logging
@@ -15,6 +16,7 @@ import traceback
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -157,9 +159,9 @@ def truncated(handler: Handler, body: Body) -> None:
     handler.close_connection = True
 
 
-def drip(handler: Handler, body: Body) -> None:
+def drip(handler: Handler, body: Body, status: int = 200) -> None:
     """A byte now and then, so that no single read waits for long."""
-    handler.send(b"{", Content_Length="5000")
+    handler.send(b"{", status, Content_Length="5000")
     for _ in range(100):
         handler.wfile.write(b" ")
         time.sleep(0.02)
@@ -242,6 +244,7 @@ def test_what_is_asked(stub: Stub) -> None:
     }
     assert stub.paths == ["/v1/chat/completions"]
     assert stub.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert stub.headers[0]["accept-encoding"] == "identity"
 
 
 def test_scores_come_back_in_order_while_questions_run_side_by_side(stub: Stub) -> None:
@@ -356,6 +359,10 @@ NO_ANSWERS = [
     *((raw(text), "list of choices") for text in ('{"choices": []}', '{"choices": {"0": 1}}')),
     (truncated, "could not be asked ("),
     (drip, "gave no answer within 0.5 s"),
+    # What an error says is not waited for, and what is compressed has no bound.
+    (partial(drip, status=400), "tiny refused with status 400"),
+    (partial(drip, status=500), "tiny refused with status 500"),
+    (raw(gzip.compress(json.dumps(reply({})).encode()), Content_Encoding="gzip"), "a JSON object"),
     (flood, "more than 1,048,576 bytes"),
     (slow(0.8, likely({"Yes": 1.0})), "gave no answer within 0.5 s"),
     *(

@@ -1,12 +1,9 @@
 """What operators say, are given and watch: keys, a dashboard, a unit, a container, replicas of Ray,
-traces, a check."""
+traces."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import configparser
-import gzip
 import json
 import os
 import re
@@ -15,16 +12,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -33,15 +26,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from tests import bombs
 from tests.service.asking import IMAGES, PROMPT, SMALL, Caller, best, refusal, until
 from tests.service.conftest import ALICE, BOB, Server
-from ttsnap.check import service
-from ttsnap.check.ladder import Rung
-from ttsnap.check.service import Service
-from ttsnap.check.verdict import GO, NO_GO, UNDECIDED, of_service
 from ttsnap.cli import serve as cli
-from ttsnap.core.prompt import Prompt
 from ttsnap.service import opening
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.keys import ANYBODY, Keys
@@ -434,131 +421,3 @@ def test_spans_go_to_the_collector_that_the_environment_names(
     traces.tracer.start_span("queue").end()
     traces.provider.force_flush()
     assert sent == [("http://127.0.0.1:9/v1/traces", "queue")]
-
-
-# --- a check of a service -------------------------------------------------------------------------
-
-
-class Own(Service):
-    """A service that draws noise where several ask."""
-
-    def _ask(self, client: httpx.AsyncClient, number: int) -> Any:
-        seen = np.random.default_rng(number if len(self.images) < 2 else None)
-        return seen.integers(256, size=(8, 8, 3), dtype=np.uint8)
-
-
-def test_a_check_of_a_service_tells_its_rates_and_whether_images_are_those_of_one_alone(
-    caller: Caller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "ASKED", {**service.ASKED, "steps": 2})
-    checked = Service(caller.url, 0.0, lambda _: None)
-    assert checked.model() == "embedded"
-    found = checked.check([Prompt("two green crosses"), Prompt("a red circle")])
-    figures = {name: figure.value for name, figure in found.figures.items()}
-    for compared in ("among:16", "branching:svdd:4"):
-        most = found.figures[compared].high
-        assert most is not None
-        assert most <= 1, "rounding may differ with the batch"
-    # two images in a batch of 16
-    assert figures["fill:1"] == pytest.approx(12.5)
-    assert figures["fill:16"] > 3 * 12.5  # how full depends on when they come
-    assert figures["latency:4"] > 0
-    assert of_service(found).word == GO
-    wrong = Own(caller.url, 0.0, lambda _: None)
-    assert of_service(wrong.check([Prompt("a red circle")])).word == NO_GO
-
-
-def test_a_check_of_a_service_that_refuses_callers_is_undecided(
-    serving: Callable[..., Server],
-) -> None:
-    server = serving(ServiceLimits(per_key=1, drain=0.1))
-    found = Service(server.url, 0.0, lambda _: None).check([Prompt("a red circle")])
-    assert "429" in found.missing["request-of:16"]
-    assert of_service(found).word == UNDECIDED
-    with pytest.raises(ValueError, match="no service answers"):
-        Service("http://127.0.0.1:9", 0.0).model()
-
-
-@dataclass
-class Else(Service):
-    """Something else than a service. It answers this to all, or by the last part of the path."""
-
-    answer: Callable[[str], Any] = str
-
-    @contextmanager
-    def open(self) -> Iterator[httpx.AsyncClient]:
-        def handle(request: httpx.Request) -> httpx.Response:
-            made = self.answer(request.url.path.rpartition("/")[2])
-            packed = {"content-encoding": "gzip"} if made == PACKED else {}
-            return httpx.Response(
-                200, headers=packed, content=once(made) if isinstance(made, bytes) else made
-            )
-
-        yield httpx.AsyncClient(base_url=self.url, transport=httpx.MockTransport(handle))
-
-    @classmethod
-    def checked(cls, answer: Callable[[str], Any]) -> Rung:
-        return cls("http://else", 0.0, lambda _: None, answer=answer).check(
-            [Prompt("a red circle")]
-        )
-
-
-def pictured(data: bytes) -> bytes:
-    return json.dumps({"data": [{"b64_json": base64.b64encode(data).decode()}]}).encode()
-
-
-async def once(part: bytes) -> AsyncIterator[bytes]:
-    yield part
-
-
-async def endless(part: bytes) -> AsyncIterator[bytes]:
-    while True:
-        yield part
-        await asyncio.sleep(0.001)
-
-
-LARGE = pictured(bombs.png(8192, 8190, pixels=b""))
-PACKED = gzip.compress(bytes(2**26))
-HOSTILE: dict[str, Callable[[], Any]] = {
-    "an object": lambda: b"{}",
-    "a list": lambda: b"[]",
-    "a page": lambda: b"<html>",
-    "deep": lambda: b"[" * 9999,
-    "large": lambda: LARGE,
-    "no text": lambda: b'{"data": [{"b64_json": null}]}',
-    "no picture": lambda: pictured(b"hello"),
-    "gzip": lambda: PACKED,
-    "endless": lambda: endless(bytes(2**20)),
-    "slow": lambda: endless(b" "),
-}
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_a_check_of_something_else_than_a_service_says_what_came(
-    kind: str, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr(service, "PATIENCE", 0.3)
-    tracemalloc.start()
-    found = Else.checked(lambda _: HOSTILE[kind]())
-    most = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert most < 2**27
-    assert found.missing["request"].startswith(
-        "it did not" if kind == "slow" else "it answered with no image"
-    )
-    assert of_service(found).word == UNDECIDED
-    with pytest.raises(ValueError, match="no service answers"):
-        Else("http://else", 0.0, answer=lambda _: HOSTILE[kind]()).model()
-
-
-def test_figures_of_a_service_are_finite() -> None:
-    numbers = iter(["0", "nan", "inf", "1e308", "-inf", "1e999"])
-
-    def answer(path: str) -> bytes:
-        number = next(numbers, "0")
-        told = f"ttsnap_nfe_total {number}\nttsnap_batch_places_total {number}"
-        return told.encode() if path == "metrics" else pictured(bombs.png())
-
-    figures = Else.checked(answer).figures
-    assert figures
-    assert np.isfinite([figure.value for figure in figures.values()]).all()

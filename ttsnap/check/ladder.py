@@ -117,9 +117,9 @@ class Rung:
     figures: dict[str, Figure] = field(default_factory=dict)
     """By the names of `titles`."""
     said: list[str] = field(default_factory=list)
-    """What holds, in words."""
+    """What holds, in our own words: evidence shows them, and names nothing of a user's."""
     missing: dict[str, str] = field(default_factory=dict)
-    """What could not be measured, by name, and why."""
+    """What could not be measured, by name, and why, which evidence leaves out."""
     holds: bool | None = None
     """Whether what it is for holds; None where that is not known."""
     done: bool = False

@@ -30,7 +30,8 @@ def parity(setup: Setup) -> Rung:
     stock call."""
     rung, prompt = Rung("parity"), setup.prompts[0]
     whole, winner, told = _images(setup, None)
-    rung.said += told
+    for notice in told:
+        setup.say(notice)
     if len(whole) < SEEDS:
         rung.missing["parity"] = f"{SEEDS} images do not fit into the time; give more --minutes"
         return rung

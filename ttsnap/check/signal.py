@@ -211,7 +211,7 @@ def _effective(setup: Setup, rung: Rung, whole: Recording) -> None:
         found = metrics.effective(len(names), float(np.mean(list(pairs.values()))))
         rung.note(f"effective-rewards:{len(names)}", Figure(found), why)
     rung.said += [
-        f"{names[a]} and {names[b]} rank images the same (correlation {rho:.2f}): one would do"
+        f"rewards {a + 1} and {b + 1} rank images the same (correlation {rho:.2f}): one would do"
         for (a, b), rho in pairs.items()
         if rho > SAME
     ]

@@ -21,10 +21,6 @@ TITLES = {
     "share-of-decodes": "share of its decodes",
     "share-of-rewards": "share of its rewards",
     "share-of-loop": "share that is neither the model's nor a reward's",
-    # denoising
-    "removed": "noise that estimates remove at noise {}",
-    "found": "noise that they find, as a part of what there is, at noise {}",
-    "meant": "noise that there is, as a part of what they find, at noise {}",
     # signal
     "rank": "rank correlation of the {} at noise {}, {} evaluations",
     "effective-seeds": "as many independent seeds as {} are worth",
@@ -38,14 +34,6 @@ TITLES = {
     "best-of-n": "best-of-N",
     "ranking-drafts": "drafts that rank",
     "finished-drafts": "drafts that are finished",
-    # a service
-    "request": "a request",
-    "request-of": "a request, at {} at a time",
-    "latency": "latency of requests, at {} at a time",
-    "rate": "images a second, at {} at a time",
-    "fill": "batches filled, at {} at a time",
-    "among": "one alone against the same among {}",
-    "branching": "{} alone against the same among {}",
 }
 
 

@@ -42,26 +42,12 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
         )
     elif not parity.holds:
         open_.append("parity is not known")
-    fit = found.get("denoising", Rung("denoising"))
-    if fit.holds is False:
-        against.append(
-            "the scheduler (its prediction_type, its noise schedule) does not fit the network: see"
-            " denoising"
-        )
-    elif fit.figures and fit.holds is None:
-        open_.append(
-            "estimates say little of images: the network is not trained, or the scheduler does not"
-            " fit it"
-        )
     against += _scores(signal)
     leads = signal.of("lead")
     best = max(leads, key=lambda name: leads[name].low or 0.0, default=None)
     won = False
     if best is None:
-        open_.append(
-            "no search was compared with best-of-N: "
-            + "; ".join(signal.missing.values() or ["no signal"])
-        )
+        open_.append("no search was compared with best-of-N: see signal")
     else:
         lead = leads[best]
         won = (lead.low or 0.0) > 0
@@ -88,21 +74,6 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
     return Verdict(
         GO, (f"winners are the stock pipeline's own images; {said}{known}",), best, chosen
     )
-
-
-def of_service(rung: Rung) -> Verdict:
-    """GO where a service answers all its clients with the images that it makes for one alone."""
-    if rung.holds is False:
-        return Verdict(NO_GO, ("an image among others is another one than alone",))
-    failed = [name for name in rung.missing if name.startswith("request")]
-    why = [f"{title(name)}: {rung.missing[name]}" for name in failed]
-    if rung.holds is None:
-        why.append("no image was made alone and among others")
-    rates = "; ".join(
-        f"{title(f'rate:{clients}')}: {figure}" for clients, figure in rung.of("rate").items()
-    )
-    same = f"images are the same alone and among others; {rates}"
-    return Verdict(UNDECIDED, tuple(why)) if why else Verdict(GO, (same,))
 
 
 def _scores(signal: Rung) -> list[str]:

@@ -34,32 +34,38 @@ buys. The exit status is 1 where something is broken.
 
 With a model, a ladder that fits into --minutes; each rung is useful if it stops there, and the same command goes on:
 
-  parity     whether the stock pipeline makes the winner again, in any batch
-  cost       seconds of an evaluation by batch, a decode, a reward call; memory
-  denoising  whether the scheduler fits the network
-  signal     how well early scores rank seeds, and what searches gain
-  verdict    GO, NO-GO (the exit status is 1) or undecided, why, what to run
+  parity   whether the stock pipeline makes the winner again, in any batch
+  cost     seconds of an evaluation by batch, a decode, a reward call; memory
+  signal   how well early scores rank seeds, and what searches gain
+  verdict  GO, NO-GO (the exit status is 1) or undecided, why, what to run
 
 With --dry-run, nothing is loaded but the model's config.json files: what its parts, a row, a decode and a search take
 of memory and FLOPs, and which cards that fits. All of it is on paper, and nothing is measured.
 
-With --url, a service: latency, images a second and how full batches are at 1, 4 and 16 clients, and whether an image
-among others is the one that is made alone. The environment's TTSNAP_API_KEY is its key.
-
-It writes MODEL_DEVICE_DATE.md and .json into --out, to be shown to others: no path, host, user or key is in them.
+It writes MODEL_DEVICE_DATE.md and .json into --out, to be shown to others: figures, versions and
+listed options; no prompt, path, address or message of an error.
 
 examples:
   ttsnap check
   ttsnap check embedded --minutes 5
   ttsnap check stabilityai/stable-diffusion-3.5-medium --reward imagereward
   ttsnap check stabilityai/stable-diffusion-3.5-medium --dry-run
-  ttsnap check --url http://127.0.0.1:8000
 """
-SHARES = {"parity": 0.1, "cost": 0.3, "denoising": 0.05, "signal": 0.55}
+SHARES = {"parity": 0.1, "cost": 0.3, "signal": 0.6}
 """Of the minutes, by rung; what one leaves, those after it may take."""
 ABOUT = "about.json"
 OUTPUTS = ("out", "json")
 """Options that say where to write."""
+OWN = (
+    "reward",
+    "draft",
+    "prompts_file",
+    "negative_prompt",
+    "call",
+    "lora",
+    "preview_vae",
+)
+"""Options whose values may be a user's own: evidence shows of them what comes with ttsnap."""
 DRY_BUDGET = "16images"
 """Of the search that is priced on paper."""
 PROMPTS = 12
@@ -77,12 +83,6 @@ def parser() -> Parser:
         default=None,
         metavar="MODEL",
         help=Common("a packaged model, a diffusers folder, or a hub id"),
-    )
-    what.add_argument(
-        "--url",
-        type=str | None,
-        metavar="URL",
-        help=Common("a service in place of a model, by its address"),
     )
     what.add_argument(
         "--dry-run",
@@ -124,8 +124,6 @@ def parser() -> Parser:
 def run(a: Arguments) -> int:
     """Say what is here; then climb the ladder, where a model is named. 1 where something is broken,
     and for NO-GO."""
-    if a.url is not None:
-        return _service(a)
     if a.dry_run:
         return _dry_run(a)
     place, _ = common.opening().placement(a.device, a.dtype)
@@ -146,30 +144,6 @@ def run(a: Arguments) -> int:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _service(a: Arguments) -> int:
-    from ttsnap.check.service import Service
-    from ttsnap.check.verdict import of_service
-    from ttsnap.reward_models.registry import refuse_credentials
-    from ttsnap.version import versions
-
-    if a.model is not None:
-        raise ValueError(f"--url checks a service, which has a model; leave out {a.model}")
-    refuse_credentials(a.url)
-    service = Service(a.url, 60 * a.minutes, _say)
-    vars(a)["model"] = service.model()
-    found = service.check(_prompts(a))
-    _say("\n".join(f"  {line}" for line in found.lines()))
-    about = {
-        "model": a.model,
-        "device": "a service",
-        "dtype": "",
-        "use": "",
-        "versions": versions(),
-        "command": shlex.join(["ttsnap", "check", *_typed(a, *OUTPUTS)]),
-    }
-    return _judged(Path(a.out), about, {"service": found}, of_service(found))
 
 
 def _dry_run(a: Arguments) -> int:
@@ -209,32 +183,36 @@ def _dry_run(a: Arguments) -> int:
 def _climb(a: Arguments, place: Any) -> int:
     from ttsnap.check.environment import device_name
     from ttsnap.check.evidence import FORMAT
-    from ttsnap.check.verdict import verdict
+    from ttsnap.check.verdict import NO_GO, verdict
     from ttsnap.files.run_folder import json_folder
     from ttsnap.results.folders import slug
 
-    out = Path(a.out)
-    work = out / slug(a.model)
+    work = Path(a.out) / slug(a.model)
     with resumable(work):
         setup, settings = _setup(a, work)
         settings |= {"device": device_name(place), "format": FORMAT}
         with json_folder(work, ABOUT, "check", settings).opened():
             _climb_rungs(setup, time.monotonic() + 60 * a.minutes)
             judged = verdict(setup.found)
-            told = {"command": shlex.join(["ttsnap", "check", a.model, *_typed(a, *OUTPUTS)])}
-            about = {**settings, **told, "use": _use(a, setup, judged.best)}
-            return _judged(out, about, setup.found, judged, work / "sheet.png")
+            page = _written(a, setup, settings, judged)
+    _say(
+        f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to"
+        " be shown"
+    )
+    if judged.schedule:
+        use = _use(a, a.model, setup.draft, judged.best)
+        _say(f"{use} --algorithm {page.with_suffix('.schedule.json')}")
+    return int(judged.word == NO_GO)
 
 
 def _climb_rungs(setup: Setup, end: float) -> None:
     """Each rung within its share of the time that is left."""
     from ttsnap.check.cost import cost
-    from ttsnap.check.denoising import denoising
     from ttsnap.check.parity import parity
     from ttsnap.check.signal import signal
 
     whole = 1.0
-    for rung in (parity, cost, denoising, signal):
+    for rung in (parity, cost, signal):
         name = rung.__name__
         within = SHARES[name] / whole * (end - time.monotonic())
         whole -= SHARES[name]
@@ -242,23 +220,20 @@ def _climb_rungs(setup: Setup, end: float) -> None:
         _say("\n".join(f"  {line}" for line in setup.climb(name, rung, within).lines()))
 
 
-def _judged(
-    out: Path, about: dict[str, Any], found: Any, judged: Verdict, sheet: Path | None = None
-) -> int:
-    """Write the evidence, and say the verdict. 1 for NO-GO."""
+def _written(a: Arguments, setup: Setup, settings: dict[str, Any], judged: Verdict) -> Path:
+    """Write the evidence; the path of its page."""
     from ttsnap.check import evidence
-    from ttsnap.check.verdict import NO_GO
 
-    page = evidence.write(
-        out, {**about, "date": datetime.date.today().isoformat()}, found, judged, sheet
-    )
-    _say(
-        f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to"
-        " be shown"
-    )
-    if judged.schedule:
-        _say(f"{about['use']} --algorithm {page.with_suffix('.schedule.json')}")
-    return int(judged.word == NO_GO)
+    model = evidence.public_model(a.model)
+    own = _public(a)
+    about = {
+        **settings,
+        "date": datetime.date.today().isoformat(),
+        "rewards": [evidence.public_spec(reward, "REWARD") for reward in settings["rewards"]],
+        "command": shlex.join(["ttsnap", "check", model, *_typed(own, *OUTPUTS)]),
+        "use": _use(own, model, evidence.public_spec(setup.draft, "DRAFT"), judged.best),
+    }
+    return evidence.write(Path(a.out), about, setup.found, judged, setup.out / "sheet.png")
 
 
 def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
@@ -328,15 +303,25 @@ def _typed(a: Arguments, *without: str) -> list[str]:
     return words
 
 
-def _use(a: Arguments, setup: Setup, best: str | None) -> str:
+def _public(a: Arguments) -> Arguments:
+    """The same, with what is a user's own replaced by what it is called in the help."""
+    from ttsnap.check.evidence import public_spec
+
+    settings = parser().settings()
+    given = {name: a.get(name) for name in OWN if a.get(name) != settings[name].default}
+    public = {name: public_spec(each, str(settings[name].metavar)) for name, each in given.items()}
+    return Arguments(**{**vars(a), **public})
+
+
+def _use(a: Arguments, model: str, draft: str | None, best: str | None) -> str:
     """The command of the search that measured best; best-of-N's where none is better."""
     from ttsnap.check.signal import FINISHED, PRUNING
 
-    words = ["ttsnap", "generate", "PROMPT", "--model", a.model, "--budget", "4images"]
+    words = ["ttsnap", "generate", "PROMPT", "--model", model, "--budget", "4images"]
     words += _typed(a, *OUTPUTS, "minutes", "prompts_file", "draft", "finish")
     if best in (None, PRUNING):
         return shlex.join(
             [*words, "--draft", "none", *([] if best else ["--algorithm", "best-of-n"])]
         )
     finish = "noise" if best != FINISHED else "draft" if a.finish == "auto" else str(a.finish)
-    return shlex.join([*words, "--draft", str(setup.draft), "--finish", finish])
+    return shlex.join([*words, "--draft", str(draft), "--finish", finish])
