@@ -69,8 +69,8 @@ class SearchMixin:
             return  # a subclass of a search pipeline
         if not hasattr(cls, "output_class"):
             # That of a base, where a subclass hands its arguments on.
-            *_, last = (vars(base).get("__call__", stock) for base in stock_class.__mro__)
-            cls.output_class = output.stock_output(last)
+            *_, last = (kind for kind in stock_class.__mro__ if "__call__" in vars(kind))
+            cls.output_class = output.stock_output(last.__call__)
         parameters = arguments.with_prompt(call_parameters(stock_class))
 
         @functools.wraps(stock)

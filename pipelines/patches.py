@@ -15,7 +15,7 @@ from ttsnap.pipelines.pipeline_copy import registered
 
 KNOWN = ("accelerate.", "diffusers.", "torch.", "transformers.", "ttsnap.")
 """Packages whose own methods, and those that they set, a search calls as they are."""
-METHODS = ("__call__", "forward", "step", "set_timesteps", "scale_model_input", "add_noise")
+METHODS = {"__call__", "forward", "step", "set_timesteps", "scale_model_input", "add_noise"}
 """Of pipeline classes, modules and schedulers."""
 
 
@@ -41,26 +41,19 @@ def _patches(part: Any) -> Iterator[str]:
         if getattr(hook, "_is_stateful", False):
             yield f"forward by {type(hook).__name__}"
     kind: Any = type(part)
-    for method in METHODS:
-        own = getattr(kind, method, None)
-        places = [(getattr(part, "__dict__", {}).get(method), own)]
-        if kind.__module__.startswith(KNOWN):
-            places.append((own, ...))
-        for function, end in places:
-            yield from (f"{method} by {stranger}" for stranger in _strangers(function, end))
+    own = kind.__module__.partition(".")[0]
+    for owner in (part, kind) if kind.__module__.startswith(KNOWN) else (part,):
+        for method in METHODS & getattr(owner, "__dict__", {}).keys():
+            for maker in _makers(vars(owner)[method]):
+                if not f"{maker}.".startswith((*KNOWN, f"{own}.")):
+                    yield f"{method} by {maker}"
 
 
-def _strangers(function: Any, own: Any) -> Iterator[str]:
-    """The modules of code that a function is of, and what it wraps, which are of none of KNOWN.
-
-    own: the function of a class's own method, which it may wrap.
-    """
-    while function is not None and getattr(function, "__func__", None) is not own:
+def _makers(function: Any) -> Iterator[str]:
+    """The modules of code that a function is of, and what it wraps, whose names it may bear."""
+    while function is not None:
         plain = getattr(function, "func", function)  # of functools.partial
         plain = getattr(plain, "__func__", plain)
-        # `__module__` of a function is that of what it wraps.
-        code = getattr(plain, "__globals__", {}).get("__name__")
-        name = str(code or getattr(plain, "__module__", KNOWN[0]))
-        if not name.startswith(KNOWN):
-            yield name
+        code = getattr(plain, "__globals__", vars(type(plain)))
+        yield str(code.get("__name__", code.get("__module__")))
         function = getattr(function, "__wrapped__", None)

@@ -80,15 +80,13 @@ def is_guider(part: Any) -> bool:
     return hasattr(part, "set_state") and hasattr(part, "prepare_inputs")
 
 
-def _may_denoise(part: Any) -> bool:
-    """Whether a part may be a network that denoises: any but language models and decoders."""
-    network = isinstance(part, nn.Module) and not hasattr(part, DECODE)
-    return network and not isinstance(uncompiled(part), PreTrainedModel)
-
-
 def denoisers_of(parts: Parts) -> frozenset[str]:
-    """The names of parts that may denoise."""
-    return frozenset(name for name, part in parts.items() if _may_denoise(part))
+    """The names of parts that may denoise: any networks but language models and decoders."""
+    return frozenset(
+        name
+        for name, part in modules_of(parts).items()
+        if not (hasattr(part, DECODE) or isinstance(uncompiled(part), PreTrainedModel))
+    )
 
 
 def main_first(networks: Iterable[str]) -> tuple[str, ...]:

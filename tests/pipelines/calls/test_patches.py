@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import FluxPipeline, StableDiffusionPipeline
+from diffusers import FluxPipeline, StableDiffusionPipeline, WanPipeline
 from torch import nn
 
 from tests.pipelines import tiny as families
@@ -82,6 +82,14 @@ def test_a_call_that_hands_its_arguments_on_is_searched() -> None:
     finds_the_stock_image(pipe, {**call, "halved": True, "guidance_scale": 3.0})
     with pytest.raises(ValueError, match=r"halvd.*halved"):
         found(upgrade(pipe), ["a fox"], halvd=True, **call)
+
+
+def test_a_video_call_that_hands_its_arguments_on_makes_videos() -> None:
+    class OwnVideos(WanPipeline):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    assert search_class(OwnVideos).output_class is search_class(WanPipeline).output_class
 
 
 def test_parameters_are_those_of_the_base_where_arguments_are_handed_on() -> None:
