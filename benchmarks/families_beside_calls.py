@@ -15,7 +15,7 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,21 +51,20 @@ def frames_over(pipe: Any) -> Any:
 def at_once(net: Any) -> Iterator[None]:
     """A network that answers with zeros, in what it made of the first call of that shape."""
     kind: Any = type(net)
-    forward: Callable[..., Any] = kind.forward
     known: dict[Any, Any] = {}
 
     def answer(self: Any, *args: Any, **kwargs: Any) -> Any:
         rows = [len(each) for each in tensors_in((args, kwargs)) if each.ndim]
         key = (*rows, shape_of(args), shape_of(kwargs))
         if key not in known:
-            known[key] = mapped(forward(self, *args, **kwargs), torch.zeros_like)
+            known[key] = mapped(kind.forward(self, *args, **kwargs), torch.zeros_like)
         return known[key]
 
-    kind.forward = answer
+    net.__class__ = type(kind.__name__, (kind,), {"forward": answer})
     try:
         yield
     finally:
-        kind.forward = forward
+        net.__class__ = kind
 
 
 def tensor_bytes() -> int:

@@ -95,14 +95,14 @@ def _is_known(cls: type) -> bool:
 def search_class(cls: Any) -> Any:
     """The search pipeline's class for a pipeline class; the same class where it searches already.
 
-    Classes that no family knows, and those with a `__call__` of their own, are searched by
-    suspending that call. ValueError for one that cannot be suspended.
+    Classes that no family knows, and those with a `__call__` or parts of their own, are searched
+    by suspending their call. ValueError for one that cannot be suspended.
     """
     if issubclass(cls, load_object(SEARCH)):
         return cls
     known = [base for base in cls.__mro__ if _is_known(base)]
     base = known[0] if known else None
-    if base is None or cls.__call__ is not base.__call__:
+    if base is None or (cls.__call__, cls.__init__) != (base.__call__, base.__init__):
         return load_object(CALLS)(cls)
     family_class = load_object(FAMILIES[base.__name__])
     if base is cls:

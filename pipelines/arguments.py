@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttsnap.core.names import did_you_mean
 from ttsnap.core.prompt import Prompt
@@ -24,7 +24,6 @@ from ttsnap.options.option import Option, changed, same, taken
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.options.selection import SelectionOptions
-from ttsnap.pipelines.pipeline_copy import registered
 from ttsnap.request.request import checked_seed
 
 
@@ -195,28 +194,6 @@ def refuse_unknown(
 def _meant(name: str, known: Iterable[str]) -> str:
     """A question, where a name looks like a misspelt one."""
     return did_you_mean(name, [*known, *DECLARED])
-
-
-def refuse_step_caches(parts: Mapping[str, Any]) -> None:
-    """ValueError when a module reuses results of earlier steps: they belong to the rows of an
-    earlier batch."""
-    for name, part in parts.items():
-        if not isinstance(part, nn.Module):
-            continue
-        hooks = [hook for module in part.modules() for hook in registered(module)]
-        stateful = sorted(
-            {type(hook).__name__ for hook in hooks if getattr(hook, "_is_stateful", False)}
-        )
-        if stateful or getattr(part, "is_cache_enabled", False):
-            instead = (
-                f"call {name}.disable_cache()"
-                if hasattr(part, "disable_cache")
-                else "load one without it"
-            )
-            raise ValueError(
-                f"{name} has a step cache ({', '.join(stateful) or 'enable_cache'}), whose rows"
-                f" would be mixed up when candidates are pruned; {instead} before a search"
-            )
 
 
 def prompts_in(prompt: Any) -> list[Any]:

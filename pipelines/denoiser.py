@@ -18,13 +18,13 @@ from torch import Tensor
 from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.core.outcome import LargePicture
 from ttsnap.core.prompt import Prompt
-from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.guidance import Guidance, Texts, bytes_of, on, taken
 from ttsnap.pipelines.latents.convert import convert
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings, joined
 from ttsnap.pipelines.latents.layouts import Plain, unscaled
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory import flops
+from ttsnap.pipelines.patches import refuse_patches
 from ttsnap.profiling.memory import fitting, gauge_of
 from ttsnap.sampling.denoiser import Capability, Costs, Denoiser
 from ttsnap.sampling.interpolants import Interpolant
@@ -97,6 +97,7 @@ class PipelineDenoiser(Denoiser):
         vars(pipe).setdefault("_search_memo", flops.Memo())
         # this call's scheduler and settings must not show in the user's
         self.pipe: Any = copy.copy(pipe)
+        refuse_patches({f"pipe.{name}": part for name, part in pipe.components.items()})
         self.device = self.pipe._execution_device  # read once: it walks through all modules
         self._encodings = Encodings()
         if takes := self.honours.split():
@@ -108,6 +109,7 @@ class PipelineDenoiser(Denoiser):
             stock: Any = next(
                 base for base in type(pipe).__mro__ if base.__module__.startswith("diffusers.")
             )
+            refuse_patches({stock.__name__: stock})
             known = inspect.signature(stock.__call__).parameters
             call = {name: known[name].default for name in takes} | call
         self.read_call(SimpleNamespace(**call))
@@ -129,8 +131,7 @@ class PipelineDenoiser(Denoiser):
         )
 
     def set_up(self, schedule: Schedule, guidance: Guidance) -> None:
-        """Set the schedule and the guidance. ValueError where a network has a step cache."""
-        refuse_step_caches({f"pipe.{name}": part for name, part in self.pipe.components.items()})
+        """Set the schedule and the guidance."""
         self.schedule, self.guidance = schedule, guidance
         # prepare_latents scales by its init_noise_sigma
         vars(self.pipe)["scheduler"] = schedule.scheduler

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar
@@ -25,6 +24,7 @@ from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_of
 from ttsnap.pipelines.run import decisions_of, run
+from ttsnap.pipelines.signatures import call_parameters
 from ttsnap.pipelines.variety import couple_seeds
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.reward_models.registry import make_rewards
@@ -61,14 +61,17 @@ class SearchMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.stock_class() is object:
+        stock_class = cls.stock_class()
+        if stock_class is object:
             return  # a mixin again
-        stock = cls.stock_class().__call__
+        stock = stock_class.__call__
         if "__call__" in vars(cls) or getattr(cls.__call__, "__wrapped__", None) is stock:  # type: ignore[operator]
             return  # a subclass of a search pipeline
         if not hasattr(cls, "output_class"):
-            cls.output_class = output.stock_output(stock)
-        parameters = arguments.with_prompt(inspect.signature(stock).parameters)
+            # That of a base, where a subclass hands its arguments on.
+            *_, last = (kind for kind in stock_class.__mro__ if "__call__" in vars(kind))
+            cls.output_class = output.stock_output(last.__call__)
+        parameters = arguments.with_prompt(call_parameters(stock_class))
 
         @functools.wraps(stock)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -85,7 +88,7 @@ class SearchMixin:
                     raise ValueError(
                         f"{given_names} given without search=; name one, as search='best-of-n'"
                     )
-                return stock(self, *args, **kwargs)
+                return stock_class.__call__(self, *args, **kwargs)  # perhaps replaced by now
             given.pop("self")
             return self._search(asked, parameters, given)
 

@@ -22,7 +22,8 @@ def copied(pipe: Any, cls: type) -> Any:
     for name in _OWN:
         if name in vars(pipe):
             vars(twin)[name] = copy.copy(vars(pipe)[name])
-    if hasattr(pipe, "scheduler"):
+    # A step that was set on an object may hold that.
+    if hasattr(pipe, "scheduler") and "step" not in getattr(pipe.scheduler, "__dict__", ()):
         twin.scheduler = copy.deepcopy(pipe.scheduler)
     return twin
 

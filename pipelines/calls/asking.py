@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ttsnap.pipelines.calls.kept import Kept
-from ttsnap.pipelines.calls.parts import METHODS, forget_own_methods
+from ttsnap.pipelines.calls.parts import METHODS, forget_own_methods, uncompiled
 from ttsnap.pipelines.calls.places import LatentsPlace
 from ttsnap.pipelines.calls.questions import Drawn, DrawnBy, PartCall
 from ttsnap.pipelines.denoiser import ENCODING
@@ -33,7 +33,7 @@ def asking(name: str, own: nn.Module, part: nn.Module, ask: Ask) -> Any:
         return ask(PartCall(name, method, args, kwargs))
 
     kind: Any = type(part)
-    own_kind: Any = type(own)
+    own_kind: Any = type(uncompiled(own))
     twin = _copied(part, _asking_class(kind, own_kind))
     forget_own_methods(twin)
     vars(twin)[ASKS] = asks

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline
 from torch import nn
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 Parts: TypeAlias = Mapping[str, Any]
 """Parts of a pipeline, by name."""
@@ -80,19 +80,23 @@ def is_guider(part: Any) -> bool:
     return hasattr(part, "set_state") and hasattr(part, "prepare_inputs")
 
 
-def _may_denoise(part: Any) -> bool:
-    """Whether a part may be a network that denoises: diffusers' own, which does not decode."""
-    return isinstance(part, ModelMixin) and not hasattr(part, DECODE)
-
-
 def denoisers_of(parts: Parts) -> frozenset[str]:
-    """The names of parts that may denoise."""
-    return frozenset(name for name, part in parts.items() if _may_denoise(part))
+    """The names of parts that may denoise: any networks but language models and decoders."""
+    return frozenset(
+        name
+        for name, part in modules_of(parts).items()
+        if not (hasattr(part, DECODE) or isinstance(uncompiled(part), PreTrainedModel))
+    )
 
 
 def main_first(networks: Iterable[str]) -> tuple[str, ...]:
     """Names of networks, that of the one first which others, as ControlNets, lead."""
     return tuple(sorted(networks, key=lambda name: (name not in MAIN, name)))
+
+
+def uncompiled(part: Any) -> Any:
+    """A part without the wrapper of torch.compile, which has the methods of its class."""
+    return getattr(part, "_orig_mod", part)
 
 
 def forget_own_methods(part: nn.Module) -> None:
@@ -108,7 +112,8 @@ def has_hooks(part: nn.Module) -> bool:
 
 def drops_values(part: nn.Module) -> bool:
     """Whether a part has dropout in training mode. Encoders of transformers have some unseen."""
-    if part.training and not isinstance(part, ModelMixin):
-        return True
-    dropouts = [inside for inside in part.modules() if isinstance(inside, nn.Dropout)]
-    return any(inside.training and inside.p > 0 for inside in dropouts)
+    training = [inside for inside in part.modules() if inside.training]
+    return any(
+        isinstance(inside, PreTrainedModel) or (isinstance(inside, nn.Dropout) and inside.p > 0)
+        for inside in training
+    )

@@ -25,6 +25,7 @@ from ttsnap.pipelines.calls.pictures import pictures_for
 from ttsnap.pipelines.calls.tasks import TEXT_TO_IMAGE, class_for, task_of
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
+from ttsnap.pipelines.signatures import call_parameters
 
 NEEDS = ("generator", "output_type")
 """Arguments that a stock call must take."""
@@ -48,7 +49,7 @@ class SearchCallsMixin(SearchMixin):
 
     def stock_arguments(self) -> Mapping[str, Any]:
         """The arguments of the stock call with their defaults, `Parameter.empty` where is none."""
-        parameters = inspect.signature(self.stock_call()).parameters.values()
+        parameters = call_parameters(self.stock_class()).values()
         named = [each for each in parameters if each.kind is not each.VAR_KEYWORD]
         return {each.name: each.default for each in named}
 
@@ -171,7 +172,7 @@ def _search_class(stock: Any) -> Any:
     if loops.is_modular(stock):
         return twin_class(stock, SearchModularMixin, output_class=_modular_output(stock))
     known = issubclass(stock, DiffusionPipeline)
-    parameters = inspect.signature(stock.__call__).parameters if known else {}
+    parameters = call_parameters(stock) if known else {}
     if missing := [name for name in NEEDS if name not in parameters]:
         raise ValueError(
             f"search cannot use {stock.__name__}: it is no pipeline of diffusers whose call takes "

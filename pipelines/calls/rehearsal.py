@@ -25,6 +25,7 @@ from ttsnap.pipelines.calls.shared_parts import Processor, changed, dtypes, proc
 from ttsnap.pipelines.calls.stepping import stock_scheduler
 from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.calls.values import version_of
+from ttsnap.pipelines.patches import refuse_patches
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def rehearse(stock: StockCall) -> Rehearsal:
     candidates = denoisers_of(stock.modules)
     unchanged, widths = processors(stock.modules), dtypes(stock.modules)
     whole = _run_by_seed(stock, candidates, name)
+    refuse_patches(stock.modules)  # such as the call has made
     _check_loop(whole, stock, name)
     count = len(whole.firsts)
     networks = _networks(whole, candidates, stock.modules, name)
@@ -162,9 +164,15 @@ def _check_training(stock: StockCall) -> None:
 
 
 def _run_by_seed(stock: StockCall, asleep: Collection[str], name: str) -> CallRun:
-    """The whole call. ValueError where it draws what no seed makes again."""
+    """The whole call. ValueError where it fails, and where it draws what no seed makes again."""
     before = torch.default_generator.get_state()
-    whole = run_of(stock, Setting(asleep))
+    try:
+        whole = run_of(stock, Setting(asleep))
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"search cannot use this call of {name}, whose code fails by {type(error).__name__}: "
+            f"{error}; where it works without search=, it reads more of its networks than results"
+        ) from error
     if not torch.equal(before, torch.default_generator.get_state()):
         raise ValueError(
             f"search cannot use this call of {name}: it draws noise from torch's global generator, "

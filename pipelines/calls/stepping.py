@@ -67,6 +67,11 @@ class _Steps:
         self.scheduler, self.stock, self.ask, self.index = scheduler, stock, ask, index
         parameters = inspect.signature(scheduler.step).parameters
         self._names = [name for name in parameters if name != "return_dict"]
+        if "timestep" not in parameters:
+            raise ValueError(
+                f"step of {type(scheduler).__name__} hides its arguments, {self._names}, by which a"
+                " search goes; name them, or decorate it by functools.wraps"
+            )
         changes = {"step": _as(scheduler.step, self.step), "__deepcopy__": self.copied}
         if stock.scaled is not None:
             changes["scale_model_input"] = self.scale

@@ -22,6 +22,7 @@ from ttsnap.pipelines.calls.parts import ENCODE, Parts, modules_of
 from ttsnap.pipelines.calls.places import LatentsPlace
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.told import Told
+from ttsnap.pipelines.signatures import call_parameters
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class StockCall:
     @property
     def takes(self) -> Mapping[str, inspect.Parameter]:
         """The arguments that the call takes."""
-        return inspect.signature(self.function).parameters
+        return call_parameters(type(self.pipe).stock_class())
 
     def real(self, call: PartCall, parts: Parts) -> nn.Module:
         """The part that answers a call. parts: in the place of the pipeline's.

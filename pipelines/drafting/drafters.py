@@ -21,11 +21,11 @@ from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import HOT, SELF, calls_of
-from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.drafting.known_drafters import KnownDrafter, known_drafter, names_for
 from ttsnap.pipelines.lora import LOADING, hub_file, tuned_layers, under_lora
 from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.packaged import draft_folder
+from ttsnap.pipelines.patches import refuse_patches
 from ttsnap.pipelines.pipeline_copy import hooked
 from ttsnap.sampling.drafts import (
     DRAFT_FILE,
@@ -272,7 +272,7 @@ def _fitting(base: Any, net: Any, said: str) -> nn.Module:
                 f"{said}: its {name} is {theirs}, that of the model's network {mine}; a drafter"
                 " must read the same latents and texts"
             )
-    refuse_step_caches({said: bare})
+    refuse_patches({said: bare})
     fitting: nn.Module = net
     return fitting
 

@@ -235,8 +235,8 @@ def make_schedule(
 def check_scheduler(scheduler: Any) -> None:
     """ValueError for a scheduler that search cannot use."""
     name = type(scheduler).__name__
-    if name not in SUPPORTED:
-        why = WHY_NOT.get(name, f"supported are {', '.join(sorted(SUPPORTED))}")
+    if name not in SUPPORTED or not type(scheduler).__module__.startswith("diffusers."):
+        why = WHY_NOT.get(name, f"supported are diffusers' own {', '.join(sorted(SUPPORTED))}")
         raise ValueError(f"search cannot use {name}: {why}; set pipe.scheduler to another one")
     if name == "PNDMScheduler" and not scheduler.config.skip_prk_steps:
         raise ValueError(

@@ -1,0 +1,267 @@
+"""Searches with pipelines that people have patched, by hand or by a package: the winner is what the
+stock call makes of its seed, or the search is refused."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from diffusers import FluxPipeline, StableDiffusionPipeline, WanPipeline
+from torch import nn
+
+from tests.pipelines import tiny as families
+from ttsnap.pipelines import search_class, upgrade
+from ttsnap.pipelines.calls.pipeline import SearchCallsMixin
+from ttsnap.pipelines.signatures import call_parameters
+
+from .test_calls import alone, found, pictures
+from .tiny import call_of, stock
+
+SUSPENDED = "PixArtAlphaPipeline"
+
+
+def own(name: str = SUSPENDED) -> tuple[Any, dict[str, Any]]:
+    """A pipeline that a test may change, and a small call."""
+    if name in families.FAMILIES:
+        family = families.FAMILIES[name]
+        return family.build(), {**family.call, "num_inference_steps": 3}
+    pipe = copy.copy(stock(name))
+    for part in ("transformer", "scheduler"):
+        vars(pipe)[part] = copy.deepcopy(getattr(pipe, part))
+    return pipe, call_of(name)
+
+
+def finds_the_stock_image(pipe: Any, call: dict[str, Any], twin: Any = None) -> None:
+    out = found(twin or upgrade(pipe), ["a fox"], search="best-of-n", budget="2images", **call)
+    expected = alone(pipe, "a fox", out.search[0].images[0].seed, **call)
+    torch.testing.assert_close(pictures(out)[0], expected, atol=1e-5, rtol=0)
+
+
+# --- other objects in the place of parts and methods ----------------------------------------------
+
+
+class Around(nn.Module):
+    """A module of a user around a network."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("around", [functools.partial(torch.compile, backend="eager"), Around])
+def test_a_network_inside_another_module_is_searched(around: Callable[[Any], Any]) -> None:
+    pipe, call = own()
+    pipe.transformer = around(pipe.transformer)
+    finds_the_stock_image(pipe, call)
+
+
+def test_a_call_that_hands_its_arguments_on_is_searched() -> None:
+    pipe, call = own()
+
+    class OwnCall(type(pipe)):  # type: ignore[misc]
+        def __call__(self, prompt: Any = None, halved: bool = False, **kwargs: Any) -> Any:
+            out = super().__call__(prompt=prompt, **kwargs)
+            out.images = out.images / (2 if halved else 1)
+            return out
+
+    pipe.__class__ = OwnCall
+    finds_the_stock_image(pipe, {**call, "halved": True, "guidance_scale": 3.0})
+    with pytest.raises(ValueError, match=r"halvd.*halved"):
+        found(upgrade(pipe), ["a fox"], halvd=True, **call)
+
+
+def test_a_video_call_that_hands_its_arguments_on_makes_videos() -> None:
+    class OwnVideos(WanPipeline):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    assert search_class(OwnVideos).output_class is search_class(WanPipeline).output_class
+
+
+def test_parameters_are_those_of_the_base_where_arguments_are_handed_on() -> None:
+    class First:
+        def __call__(self, prompt: str, *, steps: int = 3) -> None: ...
+
+    class Second(First):
+        def __call__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    class Third(Second):
+        def __call__(self, scale: int, **kwargs: Any) -> None: ...
+
+    assert list(call_parameters(First)) == ["self", "prompt", "steps"]
+    assert list(call_parameters(Second)) == ["self", "prompt", "steps", "kwargs"]
+    assert list(call_parameters(Third)) == ["self", "scale", "prompt", "steps", "kwargs"]
+
+
+def test_a_subclass_with_parts_of_its_own_is_none_of_a_family() -> None:
+    """As of Kohya's fix, whose U-Net reads one timestep for all rows."""
+    pipe, call = own("sd15")
+    seen: list[float] = []
+
+    class OwnUNet(type(pipe.unet)):  # type: ignore[misc]
+        def forward(self, sample: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+            factor = 1.5 if timestep > 500 else 1.0
+            seen.append(factor)
+            return super().forward(sample * factor, timestep, *args, **kwargs)
+
+    class OwnParts(StableDiffusionPipeline):  # type: ignore[misc]
+        @functools.wraps(StableDiffusionPipeline.__init__)
+        def __init__(self, **parts: Any) -> None:
+            super().__init__(**parts)
+
+    pipe.unet.__class__, pipe.__class__ = OwnUNet, OwnParts
+    assert issubclass(search_class(OwnParts), SearchCallsMixin)
+    finds_the_stock_image(pipe, call)
+    assert len(set(seen)) == 2
+
+
+# --- patches --------------------------------------------------------------------------------------
+
+
+def cached(forward: Callable[..., Any], *, wraps: bool = True) -> Callable[..., Any]:
+    """What step caches put in the place of a method."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    return functools.wraps(forward)(call) if wraps else call
+
+
+def inner_forward(pipe: Any) -> None:
+    block = pipe.transformer.transformer_blocks[0]
+    block.forward = cached(block.forward)
+
+
+def forward_under_a_hook(pipe: Any) -> None:
+    pipe.transformer.forward = functools.partial(cached(pipe.transformer.forward, wraps=False))
+    cpu_offload(pipe.transformer, torch.device("cpu"))
+
+
+def own_step(pipe: Any) -> None:
+    pipe.scheduler.step = cached(pipe.scheduler.step)
+
+
+def hidden_arguments(pipe: Any) -> None:
+    class OwnStep(type(pipe.scheduler)):  # type: ignore[misc]
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            return super().step(*args, **kwargs)
+
+    pipe.scheduler = OwnStep.from_config(pipe.scheduler.config)
+
+
+def namesake(pipe: Any) -> None:
+    kind = type(pipe.scheduler)
+
+    def step(self: Any, out: Any, *args: Any, **kwargs: Any) -> Any:
+        return kind.step(self, out / 2, *args, **kwargs)
+
+    names = {"step": functools.wraps(kind.step)(step), "__module__": __name__}
+    pipe.scheduler = type(kind.__name__, (kind,), names).from_config(pipe.scheduler.config)
+
+
+PATCHES = {
+    inner_forward: "transformer_blocks.0.forward.*test_patches",
+    forward_under_a_hook: "transformer has forward by .*test_patches",
+    own_step: "scheduler has step by .*test_patches",
+    hidden_arguments: "OwnStep",
+    namesake: r"DPMSolverMultistepScheduler|FlowMatchEulerDiscreteScheduler",
+}
+
+
+@pytest.mark.parametrize("name", [SUSPENDED, "flux"])
+@pytest.mark.parametrize("patch", PATCHES)
+def test_what_was_set_on_parts_is_refused_by_name(name: str, patch: Any) -> None:
+    pipe, call = own(name)
+    patch(pipe)
+    with pytest.raises(ValueError, match=PATCHES[patch]):
+        found(upgrade(pipe), ["a fox"], **call)
+
+
+@pytest.mark.parametrize("name", [SUSPENDED, "flux"])
+def test_a_class_whose_method_was_replaced_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, call = own(name)
+    twin = upgrade(pipe)
+    for kind, method in ((type(pipe.transformer), "forward"), (type(pipe.scheduler), "step")):
+        with monkeypatch.context() as patched:
+            patched.setattr(kind, method, cached(getattr(kind, method)))
+            with pytest.raises(ValueError, match=rf"{method} by .*test_patches"):
+                found(twin, ["a fox"], **call)
+
+
+def test_what_is_the_classs_own_and_what_torch_has_made_is_searched() -> None:
+    pipe, call = own()
+    block = pipe.transformer.transformer_blocks[0]
+    block.forward = block.forward  # as a cache that was disabled leaves it
+    pipe.transformer.forward = torch.compile(pipe.transformer.forward, backend="eager")
+    cpu_offload(pipe.transformer, torch.device("cpu"))
+    finds_the_stock_image(pipe, call)
+
+
+def test_a_step_that_holds_its_scheduler_is_kept_by_plain_calls() -> None:
+    pipe, call = own()
+    own_step(pipe)
+    expected = alone(pipe, "a fox", 1, **call)
+    assert torch.equal(alone(upgrade(pipe), "a fox", 1, **call), expected)
+
+
+@pytest.mark.parametrize("name", [SUSPENDED, "flux"])
+def test_a_call_that_was_replaced_later_is_the_plain_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, call = own(name)
+    twin, kind = upgrade(pipe), type(pipe)
+
+    def halved(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = before(self, *args, **kwargs)
+        out.images = out.images / 2
+        return out
+
+    before = kind.__call__
+    monkeypatch.setattr(kind, "__call__", functools.wraps(before)(halved))
+    assert torch.equal(alone(twin, "a fox", 1, **call), alone(pipe, "a fox", 1, **call))
+    if kind is FluxPipeline:  # whose family has steps of its own
+        with pytest.raises(ValueError, match="__call__ by "):
+            found(twin, ["a fox"], **call)
+    else:
+        finds_the_stock_image(pipe, call, twin)
+
+
+def test_a_call_that_patches_its_network_or_looks_inside_it_is_refused() -> None:
+    """As those of reference-only attention and of self-attention guidance."""
+    pipe, call = own()
+    kind, block = type(pipe), pipe.transformer.transformer_blocks[0]
+
+    class Patching(kind):  # type: ignore[misc, valid-type]
+        def __call__(self, **kwargs: Any) -> Any:
+            inner = self.transformer.transformer_blocks[0]
+            inner.forward = cached(inner.forward)
+            return super().__call__(**kwargs)
+
+    class Looking(kind):  # type: ignore[misc, valid-type]
+        def __call__(self, **kwargs: Any) -> Any:
+            super().__call__(**kwargs)
+            return self.transformer.seen_last.images
+
+    pipe.__class__ = Patching
+    with pytest.raises(ValueError, match=r"transformer_blocks.0.forward by"):
+        found(upgrade(pipe), ["a fox"], **call)
+    del block.forward
+    pipe.__class__ = Looking
+    with pytest.raises(ValueError, match=r"Looking.*AttributeError.*seen_last"):
+        found(upgrade(pipe), ["a fox"], **call)
