@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from ttsnap.files.settings import check, kinds_of
 from ttsnap.options.call import CALL
 from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.every import DECLARED
-from ttsnap.options.option import Option, changed, same, taken
+from ttsnap.options.option import Option, changed, named_beside, same, taken
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.options.selection import SelectionOptions
@@ -37,11 +37,11 @@ class SearchArguments(NamedTuple):
     selection: SelectionOptions = SelectionOptions()
 
     @classmethod
-    def of(cls, given: dict[str, Any]) -> SearchArguments:
+    def of(cls, given: dict[str, Any], stock: Collection[str] = ()) -> SearchArguments:
         """From the arguments of a call, out of which they are taken; those that are not there at
-        their defaults."""
-        how = taken(SearchOptions, given), taken(SamplerOptions, given), taken(BatchOptions, given)
-        return cls(*how, taken(DeviceOptions, given), taken(SelectionOptions, given))
+        their defaults. stock: the names of the stock call's own."""
+        kinds = SearchOptions, SamplerOptions, BatchOptions, DeviceOptions, SelectionOptions
+        return cls(*(taken(kind, given, stock) for kind in kinds))
 
     @property
     def changed(self) -> list[str]:
@@ -58,7 +58,8 @@ def _explained(option: Option) -> str:
 
 
 SEARCH_ARGUMENTS = f"""
-Search arguments (without `search` the call is the stock one):
+Search arguments (without `search` the call is the stock one). A name that the stock call has, too, is the stock call's:
+the search argument is then called search_NAME.
 {chr(10).join(map(_explained, DECLARED.values()))}
 `num_images_per_prompt` is how many images come back per prompt, best first; fewer, with a warning, where the budget did
 not finish as many: `.search[i].images` are those of prompt i. The output is the stock one with
@@ -73,6 +74,8 @@ _SKIP_LAYER = (
 )
 # What to do instead, where a family's search does not take an argument of the stock call.
 INSTEAD: dict[str, str] = {
+    "seed": "candidate i starts from search_seed + i",
+    "batch_size": "num_images_per_prompt is how many images come back",
     "latents": "every candidate draws its own from its seed",
     "audio_latents": "every candidate draws its own from its seed",
     **dict.fromkeys(
@@ -122,21 +125,25 @@ ALIASES = {**dict(_SAME), **{there: here for here, there in _SAME}}
 
 
 def signature(stock: Mapping[str, inspect.Parameter]) -> inspect.Signature:
-    """A stock signature and the search arguments, by keyword only, which take the place of stock
-    ones of their name."""
-    added = {
-        o.name: inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default)
+    """A stock signature and the search arguments, by keyword only."""
+    added = [
+        inspect.Parameter(
+            named_beside(o.name, stock), inspect.Parameter.KEYWORD_ONLY, default=o.default
+        )
         for o in DECLARED.values()
-    }
+    ]
     return inspect.Signature(
-        sorted({**stock, **added}.values(), key=lambda parameter: parameter.kind)
+        sorted([*stock.values(), *added], key=lambda parameter: parameter.kind)
     )
 
 
 def with_prompt(stock: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
-    """Parameters of a stock call and, where it reads no prompt, one that only rewards read."""
-    prompt = inspect.Parameter("prompt", inspect.Parameter.KEYWORD_ONLY, default=None)
-    given = stock if "prompt" in stock else {**stock, "prompt": prompt}
+    """Parameters of a stock call and, where it has none, those of a prompt that only rewards read,
+    and of how many images come back."""
+    given = dict(stock)
+    for name in ("prompt", "num_images_per_prompt"):
+        more = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        given.setdefault(name, more)
     return dict(sorted(given.items(), key=lambda named: named[1].kind))
 
 

@@ -267,10 +267,8 @@ class PipelineDenoiser(Denoiser):
         """The part of latents (N, ...) that becomes an image or a video, without its sound."""
         return latents
 
-    def sound(self, latents: Tensor) -> Tensor | None:
-        """The sound (N, channels, samples) of videos with these finished latents (N, ...), if they
-        have any."""
-        return None
+    def must_return(self, form: str) -> None:
+        """ValueError where the stock call returns nothing in this form (output_type)."""
 
     def by(self, net: Any, **more: Any) -> Self:
         """A copy, with the encoded prompts, whose network is another. more: other attributes of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -16,14 +16,14 @@ from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
-from ttsnap.options.option import taken
+from ttsnap.options.option import named_beside, taken
 from ttsnap.options.sampler import DRAFT, Finish, SamplerOptions
 from ttsnap.options.selection import listed
 from ttsnap.pipelines import arguments, output, pipeline_copy
 from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_of
-from ttsnap.pipelines.run import decisions_of, run
+from ttsnap.pipelines.run import SearchOutcome, decisions_of, run
 from ttsnap.pipelines.signatures import call_parameters
 from ttsnap.pipelines.variety import couple_seeds
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
@@ -43,7 +43,8 @@ class SearchMixin:
     output_class: ClassVar[type[Any]]
     """The stock output class; where a family does not set it, the one that the code of the stock
     `__call__` names."""
-    output_types: ClassVar[tuple[str, ...]] = output.TYPES
+    suspends: ClassVar[bool] = False
+    """Whether its searches suspend the stock call, which then makes what comes back, too."""
     own_defaults: ModelDefaults | None = None
     """What its searches take where their users say nothing, in place of what the model's folder
     says."""
@@ -75,7 +76,8 @@ class SearchMixin:
 
         @functools.wraps(stock)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            asked = arguments.SearchArguments.of(kwargs)
+            own = self.stock_arguments()
+            asked = arguments.SearchArguments.of(kwargs, own)
             given = arguments.bound(parameters, (self, *args), kwargs)
             if isinstance(given.get("prompt"), Iterator):  # it can be read once only
                 given["prompt"] = list(given["prompt"])
@@ -84,9 +86,10 @@ class SearchMixin:
                     for prompt in arguments.prompts_in(given.get("prompt")):
                         if isinstance(prompt, str):  # the call itself refuses others
                             self.check_prompt(prompt)
-                if given_names := " and ".join(asked.changed):
+                if asked.changed:
+                    names = " and ".join(named_beside(name, own) for name in asked.changed)
                     raise ValueError(
-                        f"{given_names} given without search=; name one, as search='best-of-n'"
+                        f"{names} given without search=; name one, as search='best-of-n'"
                     )
                 return stock_class.__call__(self, *args, **kwargs)  # perhaps replaced by now
             given.pop("self")
@@ -142,6 +145,17 @@ class SearchMixin:
         )
         return text.replace(written, stock)
 
+    def stock_call(self) -> Callable[..., Any]:
+        """The stock call, of the pipeline and arguments by name."""
+        stock: Any = self.stock_class()
+        return stock.__call__  # type: ignore[no-any-return]
+
+    def stock_arguments(self) -> Mapping[str, Any]:
+        """The arguments of the stock call with their defaults, `Parameter.empty` where is none."""
+        parameters = call_parameters(self.stock_class()).values()
+        named = [each for each in parameters if each.kind is not each.VAR_KEYWORD]
+        return {each.name: each.default for each in named}
+
     def call_arguments(self) -> Collection[str]:
         """The arguments of the stock call that a search honours, beside the prompt."""
         return {*type(self).denoiser_class.honours.split()}
@@ -194,7 +208,8 @@ class SearchMixin:
         batches of a compiled network are padded. ValueError for a kernel that is unknown or does
         not fit.
         """
-        how = taken(SamplerOptions, given), taken(EngineOptions, given)
+        stock = self.stock_arguments()
+        how = taken(SamplerOptions, given, stock), taken(EngineOptions, given, stock)
         call = defaults_of(self).completed(given)
         return self.engine_of(EngineSpec(model_of(self), listed(reward), *how, call), network)
 
@@ -274,15 +289,16 @@ class SearchMixin:
         generator = call.pop("generator", None)
         keep, output_type, return_dict = arguments.returned(call, known)
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
+        if call.get("prompt") is None and "prompt" not in self.stock_arguments():
+            call["prompt"] = ""
         prompts = arguments.prompts_of(call, wanted.reward_prompts)
         call = {name: value for name, value in call.items() if name in takes}
-        if output_type not in self.output_types:
+        if not self.suspends and output_type not in output.TYPES:
             raise ValueError(
-                f"output_type must be one of {self.output_types} under search, got {output_type!r}"
+                f"output_type must be one of {output.TYPES} under search, got {output_type!r}"
             )
-        latent = output_type == "latent"
-        sounds = "audio" in {field.name for field in fields(self.output_class)}
-        batch = EngineOptions.of(asked.batches, keep=("latents",) if latent or sounds else ())
+        keeps = self.suspends or output_type == "latent"
+        batch = EngineOptions.of(asked.batches, keep=("latents",) if keeps else ())
         with arguments.drawn(
             arguments.source_of(wanted.seed, generator, len(prompts) * keep)
         ) as seed:
@@ -299,21 +315,27 @@ class SearchMixin:
             search = prepare(request, decisions_of(self))
             stock_call |= search.given
             output.tell(self, stock_call, known)
-            found = run(search, self, asked.devices, wanted.on_event, wanted.should_stop)
-        denoiser, results, flags = found.denoiser, found.results, found.flags
-        output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
-        device: Any = self._execution_device  # type: ignore[attr-defined]
-        audio = output.sound(denoiser, found.latents, device) if sounds and not latent else None
-        images: output.Images | output.Videos
-        if latent:
-            images, flags = output.latents(denoiser, found.latents, device), None
-        else:
-            pixels = [candidate.pixels for result in results for candidate in result.images]
-            images = output.converted(pixels, output_type, denoiser.image_dtype, device)
+            found = run(
+                search, self, asked.devices, wanted.on_event, wanted.should_stop, form=output_type
+            )
+        given = {**stock_call, "num_timesteps": len(found.denoiser.schedule.timesteps)}
+        output.tell(self, given, known)
+        images, more = self.returned(found, search.prompts, output_type)
         if output_type == "pil" and isinstance(images, list):
-            output.label_images(images, results, found.record)
-        output.warn_of_missing(results, keep)
-        more = {"nsfw_content_detected": flags, "audio": audio}
+            output.label_images(images, found.results, found.record)
+        output.warn_of_missing(found.results, keep)
         if return_dict:
-            return output.make_output(self.output_class, images, results, **more)
-        return images, results
+            return output.make_output(self.output_class, images, found.results, **more)
+        return images, found.results
+
+    def returned(
+        self, found: SearchOutcome, prompts: Sequence[Prompt], form: str
+    ) -> tuple[Any, dict[str, Any]]:
+        """What the stock call returns of the images that were found, in a form (output_type); and
+        its other fields."""
+        device: Any = self._execution_device  # type: ignore[attr-defined]
+        if form == "latent":
+            return output.latents(found.denoiser, found.latents, device), {}
+        pixels = [candidate.pixels for result in found.results for candidate in result.images]
+        images = output.converted(pixels, form, found.denoiser.image_dtype, device)
+        return images, {"nsfw_content_detected": found.flags}

@@ -232,12 +232,14 @@ def converted(
     return pictures if moving else [picture for (picture,) in pictures]
 
 
-def sound(denoiser: PipelineDenoiser, found: list[Tensor], device: torch.device) -> Tensor | None:
-    """The sound of finished latents, one video after the other, as the stock call decodes it."""
-    with torch.no_grad():
-        made = [denoiser.sound(one[None].to(device)) for one in found]
-    heard = [each for each in made if each is not None]
-    return torch.cat(heard) if heard else None
+def joined(values: Sequence[Any]) -> Any:
+    """What several calls returned in one field, as one value."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(values))
+    if isinstance(first, np.ndarray):
+        return np.concatenate(values)
+    return [row for value in values for row in value] if isinstance(first, list) else first
 
 
 def latents(denoiser: PipelineDenoiser, found: list[Tensor], device: torch.device) -> Images:
@@ -285,7 +287,7 @@ def label_images(made: Images | Videos, results: Sequence[Result], record: Searc
     rows = [
         (index, rank) for index, result in enumerate(results) for rank in range(len(result.images))
     ]
-    for one, (index, rank) in zip(made, rows, strict=True):
+    for one, (index, rank) in zip(made, rows, strict=False):
         picture = one[0] if isinstance(one, list) else one
         record.of(results[index], rank, index).label(picture)
 

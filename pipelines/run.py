@@ -92,13 +92,14 @@ def run(
     loaded: LoadedRewards | None = None,
     loop: LoopSearch | None = None,
     batch_size: int | None = None,
+    form: str | None = None,
 ) -> SearchOutcome:
     """Search with a search pipeline.
 
     on_event: called with every Event. should_stop: asked once per batch; when it says True, or
     `pipe._interrupt` is set, prompts under way end with their best finished image. loaded: rewards
-    that are there. loop: as of `run_on`. batch_size: in place of the search's. ValueError for what
-    the model refuses.
+    that are there. loop: as of `run_on`. batch_size: in place of the search's. form: in
+    which images will be asked for, as of output_type. ValueError for what the model refuses.
     """
     interrupts = pipe.interrupts
     rewards, reports = loaded or LoadedRewards()
@@ -111,6 +112,8 @@ def run(
 
     where, spec = devices or DeviceOptions(), search.engine
     with open_engine(spec, where, pipe, rewards, batch_size) as (engine, denoiser):
+        if form is not None:
+            denoiser.must_return(form)
         opened = Opened(engine, denoiser, search.prompts, reports)
         # the model's own is taken where it was checked
         if not search.request.engine.sampler.left_open:

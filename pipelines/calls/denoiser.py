@@ -29,7 +29,7 @@ from ttsnap.pipelines.calls.given import GivenCall
 from ttsnap.pipelines.calls.gradients import follow
 from ttsnap.pipelines.calls.hub import ONE_BY_ONE, Hub
 from ttsnap.pipelines.calls.opening import check_lists, open_call
-from ttsnap.pipelines.calls.pictures import images_of, source_of
+from ttsnap.pipelines.calls.pictures import alike, images_of, main_of, sound_of, source_of
 from ttsnap.pipelines.calls.places import NOWHERE
 from ttsnap.pipelines.calls.pool import FramePool
 from ttsnap.pipelines.calls.questions import PartCall
@@ -44,6 +44,7 @@ from ttsnap.pipelines.guidance import Guidance, InCall
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory import flops
+from ttsnap.pipelines.output import converted
 from ttsnap.sampling.denoiser import Capability, Costs
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Prediction
@@ -61,6 +62,8 @@ class CallsDenoiser(PipelineDenoiser):
         Capability.COUPLE: "searches over stock calls couple no seeds; leave variety out",
     }
     reads_scale = "guidance_embeds"
+    returns_more = False
+    """Whether what comes back is more than the pictures that a search sees: sound, another range."""
     given: GivenCall
     rehearsed: Rehearsal
     hub: Hub
@@ -102,11 +105,20 @@ class CallsDenoiser(PipelineDenoiser):
 
     def _are_pictures(self, tensors: Any) -> bool:
         """Whether tensors that the call returned show what its arrays do, in [0, 1]."""
-        arguments = {**self._typical.arguments, "output_type": "np"}
-        call = self._stopping(replace(self._typical, arguments=arguments))
-        arrays = self.ends.seen(call, self._times.last).made
+        arrays = self._dummy_of("np")
         pairs = zip(images_of(tensors), images_of(arrays), strict=True)  # small, as allclose copies
         return all(torch.allclose(one.float().cpu(), other, atol=1e-2) for one, other in pairs)
+
+    def must_return(self, form: str) -> None:
+        made = self._dummy_of(form)
+        seen = [images_of(self._dummy_of(self.given.arguments["output_type"]))]
+        own = converted(seen, form, torch.float32, self.device)
+        self.returns_more = sound_of(made) is not None or not alike(main_of(made), own)
+
+    def _dummy_of(self, form: str) -> Any:
+        """What the call returns in a form, with dummies."""
+        call = self._stopping(_returning(form, self._typical))
+        return self.ends.seen(call, self._times.last).made
 
     # --- what it can do ---------------------------------------------------------------------------
 
@@ -364,9 +376,13 @@ class CallsDenoiser(PipelineDenoiser):
             [self._frames.begin_for(condition, last, vae=vae) for _ in range(len(x0))], x0
         )
 
-    def sound(self, latents: Tensor) -> Tensor | None:
-        call = self._stopping(self._typical)
-        return self.ends.sound(call, self._times.last, self._settled(latents))
+    @torch.no_grad()
+    def returned(self, latents: Tensor, cond: Tensor, form: str) -> Any:
+        """What the call returns in a form (output_type), of finished latents (1, ...)."""
+        condition = self._conditions.followed(int(cond))
+        stock = replace(_returning(form, condition.stock), asleep=frozenset())
+        (row,) = self._put_in(self._settled(latents.to(stock.device)))
+        return self.ends.returned(condition._replace(stock=stock), self._times.last, row)
 
     def _images(self, frames: Sequence[CallFrame], x0: Tensor) -> Tensor:
         """Images in [0, 1] of finished latents (N, ...), by the ends of frames."""
@@ -395,9 +411,7 @@ class CallsDenoiser(PipelineDenoiser):
                 f"gradients are not taken through {name}: no latents can be put into this call, or "
                 "its steps depend on those before; search by an algorithm without gradients"
             )
-        form = self.given.arguments["output_type"]
-        arguments = {**self._typical.arguments, "output_type": form}
-        call = self._stopping(replace(self._typical, arguments=arguments))
+        call = self._stopping(_returning(self.given.arguments["output_type"], self._typical))
         parts = set[str]()
         for index in [self._times.last, *[0] * (through == "denoiser")]:
             with closing(self._frames.begin(call, seeded(0), index)) as frame:
@@ -436,6 +450,10 @@ class CallsDenoiser(PipelineDenoiser):
 def graph_of(x: Tensor) -> AbstractContextManager[Any]:
     """Lets what is computed of x have a graph where x is followed by gradients, and none else."""
     return torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad)
+
+
+def _returning(form: str, call: StockCall) -> StockCall:
+    return replace(call, arguments={**call.arguments, "output_type": form})
 
 
 def laid_out(x: Tensor, like: Tensor) -> Tensor:

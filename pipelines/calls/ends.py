@@ -1,7 +1,8 @@
-"""The ends of stock calls, after their last step: images of finished latents, and sound of videos.
+"""The ends of stock calls, after their last step: images of finished latents, and all that a call
+returns of them.
 
-A call with sound decodes that, too. Pictures of estimates do without, and the sound of a winner
-without its pictures. Which part is for what is seen where each in turn answers something else.
+A call with sound decodes that, too. Pictures of estimates do without. Which part is for what is
+seen where each in turn answers something else.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ttsnap.pipelines.calls.conditions import Condition
 from ttsnap.pipelines.calls.frame import CallFrame
-from ttsnap.pipelines.calls.pictures import images_of, sound_of
+from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.calls.pool import FramePool
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.rehearsal import Rehearsal
@@ -45,18 +47,16 @@ class End:
         """Of all parts but these."""
         return sum(flops for part, flops in self.flops.items() if part not in asleep)
 
-    def without(
-        self,
-        others: Mapping[str, End],
-        of: Callable[[Any], Tensor | None],
-    ) -> frozenset[str]:
-        """The parts on which this of what is made does not depend.
+    def without(self, others: Mapping[str, End]) -> frozenset[str]:
+        """The parts on which the pictures do not depend.
 
         others: the end where one part answered with another number, by that part.
         """
-        own = of(self.made)
+        own = [images_of(self.made)]
         reads = {part: self._readers(other) for part, other in others.items()}
-        needed = {part for part, other in others.items() if not _equal([own], [of(other.made)])}
+        needed = {
+            part for part, other in others.items() if not _equal(own, [images_of(other.made)])
+        }
         while more := {part for part in others if reads[part] & needed} - needed:
             needed |= more
         return frozenset(others.keys() - needed)
@@ -74,11 +74,9 @@ class Ends:
     rehearsed: Rehearsal
     unseen: frozenset[str] = frozenset()
     """The parts that pictures do without."""
-    unheard: frozenset[str] = frozenset()
-    """The parts that sound does without."""
 
     def know(self, call: StockCall, last: int) -> End:
-        """Find what pictures and sound do without; returns the end of this call with all parts.
+        """Find what pictures do without; returns the end of this call with all parts.
 
         last: the index of finished latents.
         """
@@ -88,9 +86,7 @@ class Ends:
             def other(part: str) -> End:
                 return self.seen(call, last, lambda asked: 0.5 * (asked == part))
 
-            others = {part: other(part) for part in plain.given}
-            self.unseen = plain.without(others, images_of)
-            self.unheard = plain.without(others, sound_of)
+            self.unseen = plain.without({part: other(part) for part in plain.given})
         return plain
 
     @torch.no_grad()
@@ -121,13 +117,12 @@ class Ends:
                     self.frames.go_on([frame], [each])
         return [images_of(frame.returned) for frame in frames]
 
-    def sound(self, call: StockCall, last: int, latents: Tensor) -> Tensor | None:
-        """The sound of a video with finished latents, if it has any."""
-        if not self.rehearsed.sounds:
-            return None
-        frame = self.frames.begin(replace(call, asleep=self.unheard), seeded(0), last)
-        self.frames.go_on([frame], [latents])
-        return sound_of(frame.returned)
+    def returned(self, condition: Condition, last: int, latents: Tensor) -> Any:
+        """What a call returns of finished latents (1, ...)."""
+        frame = self.frames.begin_for(condition, last)
+        with CASTING:
+            self.frames.go_on([frame], [latents])
+        return frame.returned
 
 
 def _equal(some: Sequence[Any], others: Sequence[Any]) -> bool:

@@ -55,14 +55,19 @@ def source_of(image: Any) -> Tensor:
     return made / 2 + 0.5 if made.min() < 0 else made
 
 
+def main_of(made: Any) -> Any:
+    """The pictures among what a stock call returned, as it returned them."""
+    named = [getattr(made, name) for name in FIELDS if hasattr(made, name)]
+    return named[0] if named else made[0]
+
+
 def images_of(made: Any) -> Tensor:
     """The image (3, H, W), or video (T, 3, H, W), in [0, 1] that a stock call returned.
 
     Where it is transparent, it lies on white. NoPictureError for anything else, as sound or depth.
     """
-    named = [getattr(made, name) for name in FIELDS if hasattr(made, name)]
     try:
-        image = _image(named[0] if named else made[0])
+        image = _image(main_of(made))
     except (TypeError, ValueError, AttributeError, IndexError, KeyError):
         image = torch.empty(0)
     if image.ndim in (3, 4) and image.shape[-3] == 4:  # as Qwen-Image-2.1 makes it
@@ -74,6 +79,19 @@ def images_of(made: Any) -> Tensor:
             f"{type(made).__name__}"
         )
     return image
+
+
+def alike(some: Any, others: Any) -> bool:
+    """Whether pictures are of one type and shape, and begin with the same values."""
+    first, second = (
+        np.asarray(each.float().cpu() if isinstance(each, Tensor) else each)
+        for each in (some, others)
+    )
+    return (
+        type(some) is type(others)
+        and first.shape == second.shape
+        and np.allclose(first.flat[:999], second.flat[:999], atol=1e-2)
+    )
 
 
 def sound_of(made: Any) -> Tensor | None:

@@ -21,10 +21,11 @@ from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
 from ttsnap.pipelines.calls.opening import takes_one_each
 from ttsnap.pipelines.calls.parts import DEVICE, denoisers_of, main_first
-from ttsnap.pipelines.calls.pictures import pictures_for
+from ttsnap.pipelines.calls.pictures import main_of, pictures_for
 from ttsnap.pipelines.calls.tasks import TEXT_TO_IMAGE, class_for, task_of
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
+from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput, joined
+from ttsnap.pipelines.run import SearchOutcome
 from ttsnap.pipelines.signatures import call_parameters
 
 NEEDS = ("generator", "output_type")
@@ -39,19 +40,9 @@ class SearchCallsMixin(SearchMixin):
     """First base of the search twin of a pipeline that no family knows, before its stock class."""
 
     denoiser_class: ClassVar[Any] = CallsDenoiser
+    suspends: ClassVar[bool] = True
     task: str | None = None
     """What it was loaded for, where that was said: it then makes images of text, too."""
-
-    def stock_call(self) -> Callable[..., Any]:
-        """The stock call, of the pipeline and arguments by name."""
-        stock: Any = self.stock_class()
-        return stock.__call__  # type: ignore[no-any-return]
-
-    def stock_arguments(self) -> Mapping[str, Any]:
-        """The arguments of the stock call with their defaults, `Parameter.empty` where is none."""
-        parameters = call_parameters(self.stock_class()).values()
-        named = [each for each in parameters if each.kind is not each.VAR_KEYWORD]
-        return {each.name: each.default for each in named}
 
     def call_arguments(self) -> Collection[str]:
         names = self.stock_arguments().keys() - NOT_TAKEN
@@ -84,6 +75,27 @@ class SearchCallsMixin(SearchMixin):
             split.append(replace(prompt, inputs={**prompt.inputs, **own}))
         texts = {name: "" for name in listed if "prompt" in name}
         return split, {**call, **blanks(split[0].inputs), **texts}
+
+    def returned(
+        self, found: SearchOutcome, prompts: Sequence[Prompt], form: str
+    ) -> tuple[Any, dict[str, Any]]:
+        denoiser = found.denoiser
+        flagged = form != "latent" and any(found.flags or ())  # in frames no safety checker looks
+        if flagged or not found.latents or not denoiser.returns_more:
+            return super().returned(found, prompts, form)
+        denoiser.encode(prompts)
+        counts = torch.tensor([len(result.images) for result in found.results])
+        jobs = torch.arange(len(counts)).repeat_interleave(counts)
+        seeds = [image.seed for result in found.results for image in result.images]
+        cond = denoiser.conditions(jobs, seeds)
+        made = [
+            denoiser.returned(latents[None], at, form)
+            for latents, at in zip(found.latents, cond, strict=True)
+        ]
+        self.maybe_free_model_hooks()
+        names = vars(made[0]).keys()
+        more = {name: joined([getattr(each, name) for each in made]) for name in names}
+        return joined(list(map(main_of, made))), {**more, "nsfw_content_detected": found.flags}
 
     def denoiser(self, **call: Any) -> Any:
         twin = self._from_text(call)

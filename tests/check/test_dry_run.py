@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from diffusers import StableDiffusionPAGPipeline
 
 from tests.pipelines.tiny import FAMILIES
 from ttsnap.check.cost import evaluate
-from ttsnap.check.dry_run import CARDS, GIB, Batch, Paper, worked_out
+from ttsnap.check.dry_run import CARDS, GIB, Batch, Paper, lines, worked_out
 from ttsnap.cli import main
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
@@ -99,9 +101,11 @@ def test_a_card_holds_what_fits() -> None:
         "bfloat16",
         8,
         8,
+        None,
         4,
         2,
         weights,
+        {},
         ("transformer",),
         GIB // 4,
         {"text_encoder": GIB},
@@ -111,6 +115,9 @@ def test_a_card_holds_what_fits() -> None:
         "best-of-n",
     )
     assert [paper.on(gb).offload for gb in (2, 8, 16, 24)] == [None, "group", "model", "none"]
+    rewarded = replace(paper, rewards={"imagereward": 6.0 * GIB})
+    assert [rewarded.on(gb).offload for gb in (8, 16, 24)] == ["group", "group", "model"]
+    assert "| 16 | --offload model | 19 |" in re.sub(" +", " ", "\n".join(lines(paper)))
     assert [card.gb for card in paper.cards()] == list(CARDS)
     assert all(
         1 <= paper.on(gb).decodes <= paper.on(gb).rows <= 64 for gb in (8, 12, 16, 24, 48, 80)
@@ -145,6 +152,9 @@ def test_the_command_needs_nothing_but_configurations(
     )
     assert [card["offload"] for card in found["cards"]] == ["none"] * len(CARDS)
     assert "--reward imagereward --height 16 --width 24 --steps 4" in said
+    assert "weights: imagereward" in said
+    assert "--offload" not in said
+    assert found["rewards"]["imagereward"] > GIB
     assert "--dry-run" not in said
     (folder / "unet" / "config.json").unlink()
     assert main(words) == 2

@@ -3,7 +3,9 @@ not."""
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections import Counter
 from typing import Any
 
 import diffusers
@@ -12,6 +14,7 @@ import torch
 from diffusers import AutoencoderTiny, ControlNetModel
 
 from docs._ext import supported as matrix
+from ttsnap.options.every import DECLARED
 from ttsnap.pipelines import FAMILIES as SUPPORTED
 from ttsnap.pipelines import search_class, upgrade
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
@@ -101,3 +104,37 @@ def test_a_preview_vae_decodes_where_the_table_says_so(name: str) -> None:
             assert torch.equal(
                 preview, (pipe.preview_vae.decode(noise).sample / 2 + 0.5).clamp(0, 1)
             )
+
+
+def test_what_a_stock_call_takes_is_its_own_and_searches_are_asked_for_under_other_names() -> None:
+    names = [name for name in dir(diffusers) if name.endswith("Pipeline")]
+    kinds = [kind for name in names if isinstance(kind := getattr(diffusers, name, None), type)]
+    taken = Counter[str]()
+    for kind in kinds:
+        if not issubclass(kind, diffusers.DiffusionPipeline):
+            continue
+        given: dict[str, Any] = {}
+
+        @functools.wraps(kind.__call__)
+        def plain(self: Any, *args: Any, given: dict[str, Any] = given, **kwargs: Any) -> None:
+            given.update(kwargs)
+
+        try:
+            twin = search_class(type(kind.__name__, (kind,), {"__call__": plain}))
+        except ValueError:
+            continue
+        stock = inspect.signature(kind.__call__).parameters
+        both = inspect.signature(twin.__call__).parameters
+        assert all(both[name] == stock[name] for name in stock), kind
+        own = [f"search_{name}" if name in stock else name for name in DECLARED]
+        assert [both[name].default for name in own] == [o.default for o in DECLARED.values()]
+        call = {
+            each.name: object()
+            for each in stock.values()
+            if each.name != "self" and each.kind is not each.VAR_KEYWORD
+        }
+        twin.__new__(twin)(**call)
+        assert given == call, kind
+        taken.update(DECLARED.keys() & stock.keys())
+    assert taken["batch_size"] >= 8
+    assert {"frames", "seed"} <= taken.keys()

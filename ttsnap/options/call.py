@@ -133,6 +133,8 @@ NOT_TAKEN = {
     "self",
     "prompt",
     "generator",
+    "seed",
+    "batch_size",
     "output_type",
     "return_dict",
     "latents",

@@ -10,6 +10,7 @@ declarations back.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, get_origin
 
@@ -144,10 +145,18 @@ def values(given: Any) -> dict[str, Any]:
     return {f.name: vars(given)[f.name] for f in dataclasses.fields(given)}
 
 
-def taken(kind: type[Options], given: dict[str, Any]) -> Options:
-    """A settings object of the arguments that are its options, which are taken out of `given`."""
-    names = [option.name for option in options_of(kind)]
-    return kind(**{name: given.pop(name) for name in names if name in given})
+def named_beside(name: str, others: Collection[str]) -> str:
+    """What an option is called beside other arguments: search_NAME where one of them is NAME."""
+    return f"search_{name}" if name in others else name
+
+
+def taken(kind: type[Options], given: dict[str, Any], beside: Collection[str] = ()) -> Options:
+    """A settings object of the arguments that are its options, which are taken out of `given`.
+
+    beside: the names of other arguments that may be given there.
+    """
+    names = {option.name: named_beside(option.name, beside) for option in options_of(kind)}
+    return kind(**{name: given.pop(key) for name, key in names.items() if key in given})
 
 
 def changed(given: Any) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ttsnap.core.needs import Need
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
-from ttsnap.pipelines.calls.pictures import pictures_for
+from ttsnap.pipelines.calls.pictures import images_of, pictures_for
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 
@@ -169,10 +169,14 @@ def test_frames_are_one_video_and_several_pictures() -> None:
 def test_pictures_are_asked_for_in_a_form_in_which_the_call_makes_them() -> None:
     pipe = toy()
     out = found(upgrade(pipe), does="raw")
-    made = pipe(
-        PROMPTS[0], generator=seeded(out.search[0].best.seed), does="raw", output_type="np"
-    ).images
-    assert torch.allclose(out.images[0], made[0], atol=1e-6)
+    best = out.search[0].best
+
+    def made(form: str) -> Any:
+        return pipe(PROMPTS[0], generator=seeded(best.seed), does="raw", output_type=form).images
+
+    assert torch.allclose(best.image, images_of(made("np")[None]), atol=1e-6)
+    # which come back as the stock call returns them
+    assert torch.allclose(out.images, made("pt"), atol=1e-6)
 
 
 def test_what_torch_compiles_is_neither_traced_nor_counted() -> None:
