@@ -40,8 +40,13 @@ class SearchArguments(NamedTuple):
     def of(cls, given: dict[str, Any], stock: Collection[str] = ()) -> SearchArguments:
         """From the arguments of a call, out of which they are taken; those that are not there at
         their defaults. stock: the names of the stock call's own."""
-        kinds = SearchOptions, SamplerOptions, BatchOptions, DeviceOptions, SelectionOptions
-        return cls(*(taken(kind, given, stock) for kind in kinds))
+        return cls(
+            taken(SearchOptions, given, stock),
+            taken(SamplerOptions, given, stock),
+            taken(BatchOptions, given, stock),
+            taken(DeviceOptions, given, stock),
+            taken(SelectionOptions, given, stock),
+        )
 
     @property
     def changed(self) -> list[str]:

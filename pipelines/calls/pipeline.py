@@ -92,7 +92,8 @@ class SearchCallsMixin(SearchMixin):
             denoiser.returned(latents[None], at, form)
             for latents, at in zip(found.latents, cond, strict=True)
         ]
-        self.maybe_free_model_hooks()
+        pipe: Any = self
+        pipe.maybe_free_model_hooks()
         names = vars(made[0]).keys()
         more = {name: joined([getattr(each, name) for each in made]) for name in names}
         return joined(list(map(main_of, made))), {**more, "nsfw_content_detected": found.flags}

@@ -113,7 +113,7 @@ class CallRun:
     def marks_from(self, index: int) -> list[int]:
         """The marks of this index and later ones, for which the device is waited once."""
         marks = [mark for at, mark in self.marks if at >= index]
-        found: list[int] = torch.stack(marks).tolist()
+        found: list[int] = torch.stack(marks).tolist() if marks else []
         return found
 
     def passes(self, networks: Collection[str]) -> int:

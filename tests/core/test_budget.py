@@ -164,8 +164,8 @@ def test_ledger_with_reserve_and_parent() -> None:
 def test_flops_and_seconds() -> None:
     price = Price(Rates(nfe=10, decodes=5, reward_calls=1), Rates(nfe=0.1), passes_per_nfe=2)
     assert Budget(flops=100).shortfall(Cost(9, 1, 1), price) is None
-    assert Budget(flops=95).shortfall(Cost(9, 1, 1), price) == "96 FLOPs of 95"
-    assert Budget(seconds=1).shortfall(Cost(11), price, seconds=True) == "1.1 seconds of 1"
+    assert Budget(flops=95).shortfall(Cost(9, 1, 1), price) == "96 FLOPs"
+    assert Budget(seconds=1).shortfall(Cost(11), price, seconds=True) == "1.1 seconds"
     assert Budget(seconds=1).shortfall(Cost(11), price) is None
     assert Spent(Cost(9, 1, 1), price, "").forward_passes == 18
 
