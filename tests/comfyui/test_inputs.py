@@ -57,6 +57,7 @@ def test_a_request_says_what_the_node_was_given() -> None:
     assert made.engine.sampler.kernel == "pipeline"
     assert request().budget == USUAL
     assert request().engine.batch.batch_size is None
+    assert [request(diverse=each).selection.diversity for each in (False, True)] == [0.0, 1.0]
 
 
 def test_options_are_data_of_the_algorithm_that_was_chosen() -> None:

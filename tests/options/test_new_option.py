@@ -16,7 +16,6 @@ from pathlib import Path
 from ttsnap.pipelines.arguments import SearchArguments
 from ttsnap.pipelines.families.sana import SearchSanaPipeline
 from ttsnap.cli import arguments, parse, replay
-from ttsnap.comfyui import inputs
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.fields import SearchFields
@@ -67,9 +66,6 @@ told = body_schema(Generation)["requestBody"]["content"]["application/json"]["sc
 assert told["properties"]["mirrored"]["description"].startswith("turn the noises")
 with pytest.raises(RequestError, match="mirrored must be true or false, got 'yes'"):
     validated(Generation, {**fields, "mirrored": "yes"})
-assert inputs.shape_of(inputs.INPUTS["mirrored"]) == ("boolean", False, None, inputs.MOST, ())
-node = inputs.search_by("x", [inputs.Weighted("scenes", 1.0)], "euler", "best-of-n", "", None, 1, 1, mirrored=True)
-assert node.engine.sampler.mirrored is True
 
 again = parse(shlex.split(command_line(wanted))[1:])[1]
 assert arguments.read(SamplerOptions, again) == sampler

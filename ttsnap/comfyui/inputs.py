@@ -5,7 +5,7 @@ a file beside the pack."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -13,7 +13,6 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 from annotated_types import Interval, MaxLen
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from ttsnap.core.checklist import is_list
@@ -24,10 +23,8 @@ from ttsnap.core.results import Candidate, Result
 from ttsnap.files.reading import parse_object, read_object
 from ttsnap.files.settings import Word, check, short
 from ttsnap.loop.budget import Budget
-from ttsnap.options import every
-from ttsnap.options.engine import BatchOptions, EngineOptions
+from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
-from ttsnap.options.option import Offered, Option, taken
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.selection import SelectionOptions
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter
@@ -48,48 +45,6 @@ KERNELS = {f"ttsnap: {name}": name for name in ("ode", "sde", "ddim", "ancestral
 """ttsnap's own kernels, by their names in the list of samplers."""
 USUAL = Budget(images=8.0)
 """Where no node Budget is connected."""
-
-
-INSTEAD = {
-    *("search", "reward", "budget", "seed", "kernel", "draft", "model", "lora"),
-    *("num_inference_steps", "guidance_scale", "true_cfg_scale", "negative_prompt"),
-    *("require", "report"),
-}
-"""Options for which another input or node stands, and two that a chain of rewards cannot name."""
-OWN = {name: option for name, option in every.OFFERED.items() if option.name not in INSTEAD}
-"""The other options that strangers may set: inputs of the node that searches."""
-INPUTS = {"batch_size": every.DECLARED["batch_size"], **OWN}
-MOST = 2**31 - 1
-
-
-class Shape(NamedTuple):
-    """What an input takes."""
-
-    type: str
-    """As JSON calls it."""
-    default: Any
-    low: float | None = None
-    high: float = MOST
-    choices: tuple[str, ...] = ()
-
-
-def shape_of(option: Option) -> Shape:
-    """What an input for an option takes. Numbers that may be left out are 0 then."""
-    offered = option.offered or Offered()
-    told = _schema(offered.hint or option.hint)
-    kind = next(each for each in told.get("anyOf", [told]) if each["type"] != "null")
-    if kind["type"] not in ("integer", "number"):
-        text = kind["type"] == "string"
-        default = "" if text and option.default is None else option.default
-        return Shape(kind["type"], default, choices=tuple(kind.get("enum", ())))
-    least = 0 if option.default is None else kind.get("minimum", -MOST)
-    return Shape(kind["type"], option.default or 0, least, kind.get("maximum", MOST))
-
-
-@cache
-def _schema(hint: Any) -> dict[str, Any]:
-    """A type as JSON calls it. A node asks for those of all its inputs whenever it runs."""
-    return TypeAdapter(hint).json_schema()
 
 
 class Weighted(NamedTuple):
@@ -232,14 +187,15 @@ def search_by(
     budget: Budget | None,
     seed: int,
     keep: int,
-    **more: Any,
+    batch_size: int = 0,
+    diverse: bool = False,
 ) -> Prepared:
     """The search that a node asks for. Its utility is the weighted sum of the rewards; beside a
     checklist they break ties.
 
-    options: of the algorithm, a JSON object or nothing. more: values of other options, by the names
-    of inputs. ValueError for options that the algorithm does not have, and for a sampler of ComfyUI
-    where it needs one that draws noise or has a path.
+    options: of the algorithm, a JSON object or nothing. batch_size: 0 for what fits. ValueError for
+    options that the algorithm does not have, and for a sampler of ComfyUI where it needs one that
+    draws noise or has a path.
     """
     given = parse_object(options, "options") if options.strip() else {}
     search = search_of({**given, "name": algorithm} if given else algorithm, {}, most=10_000)
@@ -248,11 +204,8 @@ def search_by(
             f"{algorithm} branches candidates, or takes them back, which the sampler {sampler}"
             f" cannot do; choose the sampler 'ttsnap: {kernel}'"
         )
-    chosen = {
-        option.name: more[name] or option.default for name, option in INPUTS.items() if name in more
-    }
-    how = taken(SamplerOptions, {"kernel": KERNELS.get(sampler, "pipeline"), **chosen})
-    batches = EngineOptions.of(taken(BatchOptions, chosen))
+    how = SamplerOptions(kernel=KERNELS.get(sampler, "pipeline"))
+    batches = EngineOptions(batch_size=batch_size or None)
     specs = tuple(each.reward for each in rewards)
     spec = EngineSpec(ModelOptions("ComfyUI"), specs, how, batches)
     weights = [each.weight for each in rewards]
@@ -269,7 +222,7 @@ def search_by(
         budget or USUAL,
         seed,
         keep,
-        selection=taken(SelectionOptions, {"utility": "mean" if listed else weights, **chosen}),
+        selection=SelectionOptions("mean" if listed else weights, diverse=diverse),
     )
     return prepare(asked, ModelDefaults(parts=partial(parts, packaged=False)))
 

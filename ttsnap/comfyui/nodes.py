@@ -23,7 +23,6 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event
 from ttsnap.loop.budget import Budget
 from ttsnap.options.every import DECLARED
-from ttsnap.options.option import Option
 from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.comfyui.drafts import finishing_sigmas
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch
@@ -40,8 +39,6 @@ KINDS = {
     "INT": io.Int,
     "FLOAT": io.Float,
 }
-BY_TYPE = {"boolean": io.Boolean, "integer": io.Int, "number": io.Float, "string": io.String}
-"""Of options, by what JSON calls their types."""
 SAMPLERS = [
     *(name for name in comfy.samplers.KSampler.SAMPLERS if name != "dpm_adaptive"),
     *KERNELS,
@@ -86,19 +83,6 @@ def of_ksampler(*names: str) -> list[Any]:
     """Inputs as KSampler declares them, with its tooltips."""
     stock = nodes.KSampler.INPUT_TYPES()["required"]
     return [KINDS[stock[name][0]].Input(name, **stock[name][1]) for name in names]
-
-
-def of_option(name: str, option: Option, most: float | None = None) -> Any:
-    """An input as an option declares it; 0 stands for a number that is left out."""
-    told = inputs.shape_of(option)
-    text = f"{option.text[0].upper()}{option.text[1:]}"
-    if option.unset and told.default == 0:
-        text += f"; 0 for {option.unset}"
-    bounds = {} if told.low is None else {"min": told.low, "max": most or told.high}
-    declared = {"optional": True, "default": told.default, "tooltip": f"{text}.", **bounds}
-    if told.choices:
-        return io.Combo.Input(name, list(told.choices), **declared)
-    return BY_TYPE[told.type].Input(name, **declared)
 
 
 class NodeProgress:
@@ -191,7 +175,14 @@ class NodeProgress:
             placeholder='{"n": 20}',
             tooltip="Options of the algorithm as JSON, as `ttsnap algorithms` lists them.",
         ),
-        of_option("batch_size", DECLARED["batch_size"], most=256),
+        io.Int.Input(
+            "batch_size",
+            optional=True,
+            default=0,
+            min=0,
+            max=256,
+            tooltip="Most candidates per call of the model; 0 for as many as fit, at most 16.",
+        ),
         io.Combo.Input(
             "previews",
             ["vae", "previewer"],
@@ -206,7 +197,12 @@ class NodeProgress:
             optional=True,
             tooltip="When you cancel: stop everything, or go on with the best images found so far.",
         ),
-        *(of_option(name, option) for name, option in inputs.OWN.items()),
+        io.Boolean.Input(
+            "diverse",
+            optional=True,
+            default=False,
+            tooltip="Keep images that are unlike each other.",
+        ),
     ],
     io.Latent.Output(display_name="latent"),
     io.Image.Output(display_name="images"),
@@ -233,14 +229,23 @@ def search_sampler(
     budget: Budget | None = None,
     drafter: GuiderDrafter | None = None,
     options: str = "",
+    batch_size: int = 0,
     previews: str = "vae",
     on_cancel: str = "stop",
-    **more: Any,
+    diverse: bool = False,
 ) -> Sequence[Any]:
-    """Search as KSampler would sample: its latent, noise, sigmas, and mask. more: values of the
-    inputs that are made of options."""
+    """Search as KSampler would sample: its latent, noise, sigmas, and mask."""
     request = inputs.search_by(
-        prompt, reward, sampler_name, algorithm, options, budget, seed, keep, **more
+        prompt,
+        reward,
+        sampler_name,
+        algorithm,
+        options,
+        budget,
+        seed,
+        keep,
+        batch_size=batch_size,
+        diverse=diverse,
     )
     name = "euler" if sampler_name in KERNELS else sampler_name
 
