@@ -26,6 +26,21 @@ CARDS = (8, 12, 16, 24, 48, 80)
 CONTEXT = 0.5
 """GiB of a card that its driver takes."""
 GIB = 2**30
+REWARDS = {
+    "clip": 1.6,
+    "open_clip": 0.6,
+    "aesthetics": 1.6,
+    "counting": 0.9,
+    "imagereward": 1.7,
+    "pickscore": 3.7,
+    "hpsv2": 3.7,
+    "hpsv2.1": 3.7,
+    "videoalign": 4.4,
+    "hpsv3": 15.5,
+    "unifiedreward": 15.5,
+    "vqascore": 31.0,
+}
+"""GiB of the weights of rewards, as a search loads them: they stay on the card."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +80,15 @@ class Paper:
     dtype: str
     height: int
     width: int
+    frames: int | None
+    """Of a video."""
     steps: int
     passes: int
     """Of an evaluation: 2 with guidance."""
     weights: Mapping[str, int]
     """By part."""
+    rewards: Mapping[str, float]
+    """The weights of rewards, by name."""
     denoisers: tuple[str, ...]
     """The parts that denoise."""
     largest: int
@@ -89,7 +108,7 @@ class Paper:
 
     def on(self, gb: int) -> Card:
         """What fits into a card, with as little offloading as it takes."""
-        free = (gb - CONTEXT) * GIB
+        free = (gb - CONTEXT) * GIB - sum(self.rewards.values())
         for offload in ("none", "model", "group"):
             encoding, denoising, decoding = self._resident(offload, free)
             rows, decodes = self.row.fits(free - denoising), self.decode.fits(free - decoding)
@@ -111,8 +130,15 @@ class Paper:
         return largest, denoiser, vae
 
 
-def worked_out(pipe: Any, networks: Mapping[str, Answers], search: Prepared, name: str) -> Paper:
-    """Encode a prompt, evaluate and decode one row and two on paper, and price the search."""
+def worked_out(
+    pipe: Any,
+    networks: Mapping[str, Answers],
+    search: Prepared,
+    name: str,
+    rewards: Sequence[str] = (),
+) -> Paper:
+    """Encode a prompt, evaluate and decode one row and two on paper, and price the search. rewards:
+    names of REWARDS, in the place of which the search has others."""
     engine = pipe.engine_of(search.engine)
     denoiser: Any = engine.denoiser
     encoders = _noted(networks, lambda: denoiser.encode(search.prompts[:1]))
@@ -120,7 +146,7 @@ def worked_out(pipe: Any, networks: Mapping[str, Answers], search: Prepared, nam
     one, two = (_noted(networks, lambda n=n: evaluate(denoiser, n)) for n in (1, 2))  # type: ignore[misc]
     decodes = [_noted(networks, lambda n=n: _decode(denoiser, n)) for n in (1, 2)]  # type: ignore[misc]
     costs = [
-        max(size for part, size in each.items() if part not in texts)
+        max((size for part, size in each.items() if part not in texts), default=0)
         for each in (one, two, *decodes)
     ]
     weights = {
@@ -134,9 +160,11 @@ def worked_out(pipe: Any, networks: Mapping[str, Answers], search: Prepared, nam
         str(pipe.dtype).removeprefix("torch."),
         denoiser.layout.height,
         denoiser.layout.width,
+        denoiser.frames,
         denoiser.grid.steps,
         denoiser.passes_per_nfe,
         weights,
+        {reward: REWARDS[reward] * GIB for reward in rewards},
         tuple(part for part in one if part not in texts | {"vae"}),
         max(map(_own_bytes, layers), default=0),
         {part: size for part, size in {**one, **encoders}.items() if part in texts},
@@ -160,7 +188,10 @@ def _noted(networks: Mapping[str, Answers], call: Callable[[], object]) -> dict[
     """The peaks of the parts that a call asks."""
     for each in networks.values():
         each.peak = 0
+        each.remembers = True
     call()
+    for each in networks.values():
+        each.remembers = False
     return {name: each.peak for name, each in networks.items() if each.peak}
 
 
@@ -172,11 +203,13 @@ def record(paper: Paper) -> dict[str, Any]:
 def lines(paper: Paper) -> Iterator[str]:
     """All of it as tables to read."""
     guided = f"{paper.passes} passes" if paper.passes > 1 else "1 pass"
+    frames = "" if paper.frames is None else f", {paper.frames} frames"
     yield (
-        f"{paper.model} on paper: {paper.width} x {paper.height}, {paper.dtype}, {paper.steps}"
-        f" steps, {guided} an evaluation"
+        f"{paper.model} on paper: {paper.width} x {paper.height}{frames}, {paper.dtype},"
+        f" {paper.steps} steps, {guided} an evaluation"
     )
-    sizes = {f"weights: {name}": size for name, size in paper.weights.items()}
+    weights = {**paper.weights, **paper.rewards}
+    sizes: dict[str, float] = {f"weights: {name}": size for name, size in weights.items()}
     sizes |= {f"encoding a prompt: {name}": size for name, size in paper.encoders.items()}
     sizes |= {"a row": paper.row.first, "each further row": paper.row.more}
     sizes |= {"a decode": paper.decode.first, "each further decode": paper.decode.more}
@@ -189,16 +222,20 @@ def lines(paper: Paper) -> Iterator[str]:
     yield f"the search: {paper.search}"
     yield ""
     yield markdown(
-        ("card, GB", "option", "rows", "decodes"), [_line(card) for card in paper.cards()]
+        ("card, GB", "option", "RAM, GiB", "rows", "decodes"),
+        [_line(card, sum(paper.weights.values())) for card in paper.cards()],
     )
 
 
-def _line(card: Card) -> Sequence[object]:
+def _line(card: Card, weights: int) -> Sequence[object]:
+    """weights: bytes of all parts, which an offload keeps in the machine's memory."""
     if card.offload is None:
-        return card.gb, "does not fit", "", ""
+        return card.gb, "does not fit", "", "", ""
+    moves = card.offload != "none"
     return (
         card.gb,
-        "" if card.offload == "none" else f"--offload {card.offload}",
+        f"--offload {card.offload}" if moves else "",
+        f"{weights / GIB:.0f}" if moves else "",
         card.rows,
         card.decodes,
     )

@@ -152,7 +152,8 @@ def _dry_run(a: Arguments) -> int:
         raise ValueError("--dry-run is of a model: ttsnap check MODEL --dry-run")
     _, kind = common.opening().placement("gpu" if a.device == "auto" else a.device, a.dtype)
     load_libraries()
-    from ttsnap.check.dry_run import lines, record, worked_out
+    from ttsnap.check.dry_run import REWARDS, lines, record, worked_out
+    from ttsnap.files.reading import foreign
     from ttsnap.files.writing import write_json
     from ttsnap.pipelines.model_defaults import defaults_of
     from ttsnap.pipelines.on_paper import on_paper
@@ -161,20 +162,25 @@ def _dry_run(a: Arguments) -> int:
     vars(a)["task"] = TEXT
     prompts = _prompts(a)[:1]
     engine = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None))
-    unknown = have_weights(engine.rewards)
+    counted = [str(reward) for reward in engine.rewards if reward in REWARDS]
+    unknown = have_weights([reward for reward in engine.rewards if reward not in REWARDS])
     pipe, networks = on_paper(a.model, kind)
     defaults = defaults_of(pipe)
-    if unknown or not (engine.rewards or defaults.reward):
+    if counted or unknown or not (engine.rewards or defaults.reward):
         free = Arguments(**{**vars(a), "reward": "brightness"})  # which takes nothing
         engine = common.engine_spec(free, prompts, engine.sampler)
     request = SearchRequest(tuple(prompts), engine, "seed-pruning", Budget.parse(DRY_BUDGET))
-    paper = worked_out(pipe, networks, prepare(request, defaults), a.model)
+    with foreign(f"cannot work out {a.model} on paper"):
+        paper = worked_out(pipe, networks, prepare(request, defaults), a.model, counted)
     _say("\n".join(lines(paper)))
     if unknown:
-        _say(f"without what {a.reward} takes, which is not known on paper")
+        _say("without what other rewards take, which is not known on paper")
     words = ["ttsnap", "generate", "PROMPT", "--model", a.model, "--budget", DRY_BUDGET]
     words += _typed(a, "minutes", "prompts_file", "dry_run", "offload", *OUTPUTS)
-    _say(f"\nwith the option of your card\n\n    {shlex.join(words)}")
+    smallest = {card.offload: card.gb for card in reversed(paper.cards()) if card.offload}
+    for offload, gb in smallest.items():
+        option = [] if offload == "none" else ["--offload", offload]
+        _say(f"\nfrom {gb} GB on\n\n    {shlex.join([*words, *option])}")
     if a.json is not None:
         write_json(Path(a.json), record(paper))
     return 0

@@ -243,6 +243,8 @@ class Parser(argparse.ArgumentParser):
             meant = f"; it is {WRITTEN[name].dashed} here" if name in WRITTEN else ""
             if words[0].casefold().removesuffix("s") in UNITS:
                 meant = f"; a number and its unit are one word, as 50{words[0]}"
+            if flag == "--dry-run":
+                meant = "; it is ttsnap check MODEL --dry-run"
             meant = meant or did_you_mean(flag, self._option_string_actions)
             return f"unknown argument{'s' if len(words) > 1 else ''} {' '.join(words)[:200]}{meant}"
         return message.replace(

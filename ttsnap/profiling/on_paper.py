@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -43,6 +43,8 @@ class Live(TorchDispatchMode):
             and torch.device(kwargs["device"]).type == "cpu"
         ):
             return torch.full(args[0].shape, self._lengths[args[0]])
+        if any(isinstance(each, Tensor) and each.is_meta for each in tree_leaves((args, kwargs))):
+            args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
         made = func(*args, **(kwargs or {}))
         if func is _SUM and not args[0].is_floating_point():
             self._lengths[made] = math.prod(args[0].shape[dim] for dim in args[1])
@@ -67,6 +69,11 @@ class Live(TorchDispatchMode):
 
     def _freed(self, size: int) -> None:
         self.now -= size
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    """A buffer of a network without weights, which pipelines read on the CPU."""
+    return tensor.to("meta")
 
 
 class Fused(TorchFunctionMode):
