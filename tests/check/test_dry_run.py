@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +118,7 @@ def test_a_card_holds_what_fits() -> None:
     )
     assert [paper.on(gb).offload for gb in (2, 8, 16, 24)] == [None, "group", "model", "none"]
     rewarded = replace(paper, rewards={"imagereward": 6.0 * GIB})
-    assert [rewarded.on(gb).offload for gb in (8, 16, 24)] == ["group", "group", "model"]
+    assert [rewarded.on(gb).offload for gb in (8, 16, 24)] == [None, "group", "model"]
     assert "| 16 | --offload model | 19 |" in re.sub(" +", " ", "\n".join(lines(paper)))
     assert [card.gb for card in paper.cards()] == list(CARDS)
     assert all(
@@ -158,3 +160,58 @@ def test_the_command_needs_nothing_but_configurations(
     assert "--dry-run" not in said
     (folder / "unet" / "config.json").unlink()
     assert main(words) == 2
+
+
+FAST = ("Krea2Pipeline", "LTX2Pipeline", "SkyReelsV2Pipeline")
+"""Lists in model_index.json, statistics in buffers, and a video."""
+ON_PAPER = """
+AnimateDiffPAGPipeline AnimateDiffPipeline AnimateDiffSDXLPipeline AnyFlowPipeline
+AuraFlowPipeline BriaFiboPipeline BriaPipeline ChromaPipeline CogVideoXPipeline
+CogView3PlusPipeline DreamLiteMobilePipeline DreamLitePipeline EasyAnimatePipeline
+FluxKontextPipeline FluxPipeline HunyuanDiTPAGPipeline HunyuanDiTPipeline HunyuanImagePipeline
+HunyuanVideo15Pipeline HunyuanVideoPipeline Kandinsky3Pipeline Kandinsky5T2IPipeline
+Kandinsky6TI2VAPipeline Krea2Pipeline LDMTextToImagePipeline LTX2ConditionPipeline
+LTX2DFRPipeline LTX2HDRPipeline LTX2InContextPipeline LTX2Pipeline
+LTXI2VLongMultiPromptPipeline LTXPipeline LatentConsistencyModelPipeline LattePipeline
+LongCatImagePipeline Lumina2Pipeline LuminaPipeline MotifVideoPipeline NucleusMoEImagePipeline
+OvisImagePipeline PRXPipeline PixArtAlphaPipeline PixArtSigmaPAGPipeline PixArtSigmaPipeline
+QwenImagePipeline SanaPAGPipeline SanaPipeline SanaVideoPipeline
+SkyReelsV2DiffusionForcingPipeline SkyReelsV2Pipeline StableDiffusion3PAGPipeline
+StableDiffusion3Pipeline StableDiffusionPAGPipeline StableDiffusionPipeline
+StableDiffusionXLPAGPipeline StableDiffusionXLPipeline WanPipeline ZImageOmniPipeline
+ZImagePipeline
+"""
+"""Classes whose small parts can be worked out from a prompt alone. Others are refused."""
+
+
+def classes() -> list[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        names = importlib.import_module("support").names()
+    return [
+        pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
+        for name in names
+        if "Modular" not in name
+    ]
+
+
+@pytest.mark.parametrize("name", classes())
+def test_the_configurations_of_every_class_are_worked_out_or_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = sys.modules["support_parts"]
+    try:
+        case = parts.stock(name)
+        folder = configurations(case.pipe, tmp_path)
+    except Exception as error:
+        pytest.skip(f"its small parts are not made or not saved: {error}")
+    call = {k: v for k, v in case.call.items() if isinstance(v, int | float | str)}
+    given = {"steps": call.pop("num_inference_steps", 4)}
+    given |= {side: call.pop(side) for side in ("height", "width") if side in call}
+    typed = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    words = ["check", str(folder), "--dry-run", "--dtype", "float32", *typed]
+    with parts.small_pictures():
+        status = main([*words, "--call", json.dumps(call)])
+    said = capsys.readouterr()
+    assert status == (0 if name in ON_PAPER.split() else 2), said.err
+    assert "Traceback" not in said.err

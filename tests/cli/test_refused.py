@@ -83,6 +83,7 @@ UNLOADED = [
         "serve embedded --rewards best=pikscore",
         "unknown reward 'pikscore'; did you mean pickscore?",
     ),
+    ("generate x --dry-run", "it is ttsnap check MODEL --dry-run"),
     ("bench --preset dogtrim --dry-run", "PROMPTS_FILE must be given"),
     ("tune p.txt", "p.txt is no recording"),
     ("demo --reward brightnes", "did you mean brightness?"),

@@ -146,7 +146,7 @@ def worked_out(
     one, two = (_noted(networks, lambda n=n: evaluate(denoiser, n)) for n in (1, 2))  # type: ignore[misc]
     decodes = [_noted(networks, lambda n=n: _decode(denoiser, n)) for n in (1, 2)]  # type: ignore[misc]
     costs = [
-        max(size for part, size in each.items() if part not in texts)
+        max((size for part, size in each.items() if part not in texts), default=0)
         for each in (one, two, *decodes)
     ]
     weights = {
