@@ -7,7 +7,6 @@ It imports the engine and what lies below it, and algorithms and rewards by name
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import replace
@@ -229,15 +228,19 @@ def index_of(folder: Path, given: Collection[str], trusted: bool) -> dict[str, A
 
 
 def makes_videos(model: str | Path) -> bool:
-    """Whether the model in a folder makes videos, by the name of its class: nothing is loaded.
-    False for a hub id."""
+    """Whether the model in a folder makes videos, by what its class returns: nothing is loaded.
+    False for a hub id, and for a class that cannot be searched."""
     import diffusers
-    from diffusers import DiffusionPipeline
 
     where = located(model)
     kind = None if where is None else index_of(where, (), trusted=True).get("_class_name")
-    stock = getattr(diffusers, str(kind), DiffusionPipeline)
-    return "num_frames" in inspect.signature(stock.__call__).parameters
+    stock = getattr(diffusers, str(kind), None)
+    if stock is None:
+        return False
+    try:
+        return bool(search_class(stock).makes_videos())
+    except ValueError:
+        return False
 
 
 def located(model: str | Path) -> Path | None:

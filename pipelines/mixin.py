@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -173,6 +173,14 @@ class SearchMixin:
     def needs_picture(self) -> bool:
         """Whether its call needs a picture."""
         return False
+
+    @classmethod
+    def makes_videos(cls) -> bool:
+        """Whether its stock call returns frames, or is told how many."""
+        returned = {field.name for field in fields(cls.output_class)}
+        return bool(returned & {"frames", "videos"}) or "num_frames" in call_parameters(
+            cls.stock_class()
+        )
 
     def frames_every(self) -> int | None:
         """How many frames of a video one latent frame stands for; None where it makes images."""

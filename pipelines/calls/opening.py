@@ -56,16 +56,17 @@ def open_call(pipe: Any, call: Mapping[str, Any]) -> OpenedCall:
 
 def _in_a_form_that_it_makes(given: GivenCall) -> tuple[GivenCall, StockCall, Rehearsal]:
     """The call with the first of FORMS in which it makes pictures, and its rehearsal."""
+    refusals = list[ValueError]()
     for form in FORMS:
         formed = given.returning(form)
         try:
             with quiet(loops.LOGGER):
                 return formed, *_rehearsed(formed)
         except ValueError as refused:
-            other = isinstance(refused, NoPictureError) or "output_type" in str(refused)
-            if not other or form == FORMS[-1]:
+            if not (isinstance(refused, NoPictureError) or "output_type" in str(refused)):
                 raise
-    raise AssertionError("each form is refused or made")
+            refusals.append(refused)
+    raise refusals[0]
 
 
 @torch.no_grad()

@@ -30,8 +30,6 @@ from ttsnap.pipelines.signatures import call_parameters
 
 NEEDS = ("generator", "output_type")
 """Arguments that a stock call must take."""
-FRAMES = "num_frames"
-"""The argument with the length of a video."""
 LATENT_FRAME = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 """What pipelines call the number of frames that one latent frame stands for."""
 
@@ -127,7 +125,7 @@ class SearchCallsMixin(SearchMixin):
         return self.stock_arguments().get("image") is inspect.Parameter.empty
 
     def frames_every(self) -> int | None:
-        if FRAMES not in self.stock_arguments():
+        if not (self.makes_videos() or "num_frames" in self.stock_arguments()):
             return None
         found = [getattr(self, name) for name in LATENT_FRAME if hasattr(self, name)]
         return int(found[0]) if found else 1

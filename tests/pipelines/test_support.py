@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -16,7 +18,7 @@ from diffusers import AutoencoderTiny, ControlNetModel
 from docs._ext import supported as matrix
 from ttsnap.options.every import DECLARED
 from ttsnap.pipelines import FAMILIES as SUPPORTED
-from ttsnap.pipelines import search_class, upgrade
+from ttsnap.pipelines import makes_videos, search_class, upgrade
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
 
 from .modular.tiny import CASES, SLOW, twin
@@ -104,6 +106,16 @@ def test_a_preview_vae_decodes_where_the_table_says_so(name: str) -> None:
             assert torch.equal(
                 preview, (pipe.preview_vae.decode(noise).sample / 2 + 0.5).clamp(0, 1)
             )
+
+
+def test_a_model_of_videos_is_known_by_what_its_class_returns(tmp_path: Path) -> None:
+    for name, moves in (
+        ("SanaVideoPipeline", True),
+        ("WanPipeline", True),
+        ("SanaPipeline", False),
+    ):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        assert makes_videos(tmp_path) is moves
 
 
 def test_what_a_stock_call_takes_is_its_own_and_searches_are_asked_for_under_other_names() -> None:
