@@ -432,7 +432,9 @@ def test_what_clients_of_vllm_omni_send_is_read(videos: Caller) -> None:
     assert job["prompt"] == sent["prompt"]
     assert job["warnings"] == ["not used here: user, guidance_scale_2, boundary_ratio"]
     same = videos.begun(VIDEOS, prompt=sent["prompt"], steps=3, size="32x16")
-    assert videos.ended(same)["data"] == job["data"]
+    (one,), (other,) = videos.ended(same)["data"], job["data"]
+    assert one["seed"] == other["seed"]
+    assert one["reward"] == pytest.approx(other["reward"], abs=1e-6)  # batches may round apart
 
 
 def test_a_model_of_two_networks_reads_the_guidance_of_both() -> None:

@@ -169,7 +169,7 @@ ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
         (None, {"size": "17x33"}, "33"),
         (None, {"image": [PICTURE] * 2}, "got 2"),
         (None, {"image": [PICTURE] * 2, "stream": "true"}, "got 2"),
-        (None, {"mask": PICTURE}, "settings"),
+        (None, {"mask": PICTURE}, "mask"),
     ),
     "videos": (
         ("size", "64x99"),
