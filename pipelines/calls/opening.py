@@ -56,17 +56,18 @@ def open_call(pipe: Any, call: Mapping[str, Any]) -> OpenedCall:
 
 def _in_a_form_that_it_makes(given: GivenCall) -> tuple[GivenCall, StockCall, Rehearsal]:
     """The call with the first of FORMS in which it makes pictures, and its rehearsal."""
-    refusals = list[ValueError]()
+    said = ""  # not the error, whose traceback would hold it in a cycle
     for form in FORMS:
         formed = given.returning(form)
         try:
             with quiet(loops.LOGGER):
                 return formed, *_rehearsed(formed)
+        except NoPictureError as refused:
+            said = str(refused)
         except ValueError as refused:
-            if not (isinstance(refused, NoPictureError) or "output_type" in str(refused)):
+            if "output_type" not in str(refused) or (form == FORMS[-1] and not said):
                 raise
-            refusals.append(refused)
-    raise refusals[0]
+    raise NoPictureError(said)
 
 
 @torch.no_grad()

@@ -64,8 +64,7 @@ def test_calls_leave_no_tensor_to_the_cycle_collector(name: str) -> None:
             gc.enable()
 
     call()  # what parts make on paper is kept with their pipeline
-    # Threads of tests before may make or free something meanwhile; a leak comes each time.
-    assert [] in (left_by_a_call(), left_by_a_call(), left_by_a_call())
+    assert left_by_a_call() == []
 
 
 class BigVae(ToyVae):
