@@ -24,7 +24,6 @@ from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_of
 from ttsnap.pipelines.run import SearchOutcome, decisions_of, run
-from ttsnap.pipelines.signatures import call_parameters
 from ttsnap.pipelines.variety import couple_seeds
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.reward_models.registry import make_rewards
@@ -72,7 +71,7 @@ class SearchMixin:
             # That of a base, where a subclass hands its arguments on.
             *_, last = (kind for kind in stock_class.__mro__ if "__call__" in vars(kind))
             cls.output_class = output.stock_output(last.__call__)
-        parameters = arguments.with_prompt(call_parameters(stock_class))
+        parameters = arguments.with_prompt(arguments.call_parameters(stock_class))
 
         @functools.wraps(stock)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -152,7 +151,7 @@ class SearchMixin:
 
     def stock_arguments(self) -> Mapping[str, Any]:
         """The arguments of the stock call with their defaults, `Parameter.empty` where is none."""
-        parameters = call_parameters(self.stock_class()).values()
+        parameters = arguments.call_parameters(self.stock_class()).values()
         named = [each for each in parameters if each.kind is not each.VAR_KEYWORD]
         return {each.name: each.default for each in named}
 
@@ -178,7 +177,7 @@ class SearchMixin:
     def makes_videos(cls) -> bool:
         """Whether its stock call returns frames, or is told how many."""
         returned = {field.name for field in fields(cls.output_class)}
-        return bool(returned & {"frames", "videos"}) or "num_frames" in call_parameters(
+        return bool(returned & {"frames", "videos"}) or "num_frames" in arguments.call_parameters(
             cls.stock_class()
         )
 

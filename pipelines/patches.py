@@ -51,7 +51,7 @@ def _patches(part: Any) -> Iterator[str]:
 
 def _makers(function: Any) -> Iterator[str]:
     """The modules of code that a function is of, and what it wraps, whose names it may bear."""
-    while callable(function):  # Mochi has a number called step
+    while callable(function):  # data may have such a name, too, as a number in Mochi's VAE
         plain = getattr(function, "func", function)  # of functools.partial
         plain = getattr(plain, "__func__", plain)
         code = getattr(plain, "__globals__", vars(type(plain)))

@@ -1,7 +1,7 @@
 """Whether gradients go through a stock call: tried without its networks, before anything is paid.
 
-Networks and decoders answer with dummies that have a graph back to what they were given. So a gradient is lost
-where the call's own code loses it, as where it detaches its latents or goes on in numpy.
+Networks and decoders answer with dummies that have a graph back to what they were given. So a
+gradient is lost only where the call's own code loses it: it detaches its latents, or uses numpy.
 """
 
 from __future__ import annotations

@@ -83,15 +83,17 @@ def images_of(made: Any) -> Tensor:
 
 def alike(some: Any, others: Any) -> bool:
     """Whether pictures are of one type and shape, and begin with the same values."""
-    first, second = (
-        np.asarray(each.float().cpu() if isinstance(each, Tensor) else each)
-        for each in (some, others)
-    )
+    first = _array(some)
+    second = _array(others)
     return (
         type(some) is type(others)
         and first.shape == second.shape
         and np.allclose(first.flat[:999], second.flat[:999], atol=1e-2)
     )
+
+
+def _array(pictures: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(pictures.float().cpu() if isinstance(pictures, Tensor) else pictures)
 
 
 def sound_of(made: Any) -> Tensor | None:

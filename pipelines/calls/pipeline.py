@@ -17,6 +17,7 @@ from ttsnap.extras import install
 from ttsnap.files.pictured import blanks
 from ttsnap.options.call import NOT_TAKEN
 from ttsnap.pipelines import search_class, twin_class
+from ttsnap.pipelines.arguments import call_parameters
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
 from ttsnap.pipelines.calls.opening import takes_one_each
@@ -26,7 +27,6 @@ from ttsnap.pipelines.calls.tasks import TEXT_TO_IMAGE, class_for, task_of
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput, joined
 from ttsnap.pipelines.run import SearchOutcome
-from ttsnap.pipelines.signatures import call_parameters
 
 NEEDS = ("generator", "output_type")
 """Arguments that a stock call must take."""

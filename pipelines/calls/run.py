@@ -173,7 +173,8 @@ def run_of(stock: StockCall, setting: Setting) -> CallRun:
                 _answer(run, frame, asked)
         image = images_of(asked.value)
         run.mark(frame.index, [image])
-        run.image, run.sounds = image.shape, sound_of(asked.value) is not None
+        run.image = image.shape
+        run.sounds = sound_of(asked.value) is not None
     return run
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttsnap.pipelines.arguments import call_parameters
 from ttsnap.pipelines.calls.dummies import Dummies
 from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.kept import Kept
@@ -22,7 +23,6 @@ from ttsnap.pipelines.calls.parts import ENCODE, Parts, modules_of
 from ttsnap.pipelines.calls.places import LatentsPlace
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.told import Told
-from ttsnap.pipelines.signatures import call_parameters
 
 
 @dataclass(frozen=True)

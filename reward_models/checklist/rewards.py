@@ -283,7 +283,8 @@ class ItemAnswers(RewardModel, ItemReward):
     example = Checklist.example
 
     def __init__(self, given: Checklist, places: Sequence[int], names: Sequence[str]) -> None:
-        self.given, self.places = given, tuple(places)
+        self.given = given
+        self.places = tuple(places)
         self.name, *self._others = names
 
     @property

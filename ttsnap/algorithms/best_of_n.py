@@ -54,7 +54,9 @@ class OneOfGroup(Settings):
     def step(
         self, state: Grid, particles: Particles, rng: np.random.Generator
     ) -> tuple[Move | None, Grid]:
-        alike, begun, end = len(self.batches) == 1, len(particles), state.steps
+        alike = len(self.batches) == 1
+        begun = len(particles)
+        end = state.steps
         if not begun:
             whole = alike and not self.place
             first = max(self.place + 1, self.batches[0])

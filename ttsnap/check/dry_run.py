@@ -40,7 +40,7 @@ REWARDS = {
     "unifiedreward": 15.5,
     "vqascore": 31.0,
 }
-"""GiB of the weights of rewards, as a search loads them: they stay on the card."""
+"""GiB of the weights of rewards, by their published numbers of parameters. They stay on the card."""
 
 
 @dataclass(frozen=True)

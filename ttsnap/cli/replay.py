@@ -201,7 +201,8 @@ def _places(paths: Sequence[Path], out: str | None, overwrite: bool) -> list[Pat
     from ttsnap.results.folders import new_file
 
     if out is None:
-        places, overwrite = [path.parent / REPLAYS / path.name for path in paths], True
+        places = [path.parent / REPLAYS / path.name for path in paths]
+        overwrite = True  # of replays alone
     elif len(paths) == 1 and not Path(out).is_dir():
         places = [Path(out)]
     else:

@@ -40,6 +40,10 @@ Needs = frozenset[Need | Gradient]
 NOTHING: Needs = frozenset()
 
 
+_NO_NOISE = (
+    "and here no image follows from noise alone: a recording holds no noise, and a call may begin"
+    " with a picture, or draw more of its seed; search with a model, from text to image"
+)
 _WHY = {
     Need.BRANCH: (
         "makes several continuations of one candidate, but this sampler is deterministic and they"
@@ -49,20 +53,12 @@ _WHY = {
         "takes candidates back to noisier steps, which this sampler cannot do; choose a kernel that"
         " needs no history (ode, sde)"
     ),
-    Need.MIX: (
-        "starts from mixed initial noise, and here no image follows from noise alone: a recording"
-        " holds no noise, and a call may begin with a picture, or draw more of its seed; search with a"
-        " model, from text to image"
-    ),
+    Need.MIX: (f"starts from mixed initial noise, {_NO_NOISE}"),
     Need.NEAR: (
         "draws step noise near other step noise, which this sampler does not allow; choose a kernel"
         " that draws noise and has no history (sde, ddim)"
     ),
-    Need.ASCEND: (
-        "turns initial noise along gradients of rewards, and here no image follows from noise"
-        " alone: a recording holds no noise, and a call may begin with a picture, or draw more of its"
-        " seed; search with a model, from text to image"
-    ),
+    Need.ASCEND: (f"turns initial noise along gradients of rewards, {_NO_NOISE}"),
     Need.DRAFT: (
         "judges candidates by drafts, and there is no drafter; name one: --draft FOLDER,"
         " draft='FOLDER'"

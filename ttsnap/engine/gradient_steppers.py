@@ -28,6 +28,7 @@ from ttsnap.engine.stepper import Ran, Report, Stepper
 from ttsnap.engine.store import Node, stacked
 from ttsnap.profiling.memory import SHARE, gauge_of
 from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.scoring import Shown
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.guided_steps import GuidedKernel, RewardGuidance
@@ -76,7 +77,7 @@ class GuidedStepper(GradientStepper):
         denoiser: Denoiser,
         rewards: Sequence[RewardModel],
         batch_size: int | None,
-        frames: int = 1,
+        shown: Shown = Shown(),
     ) -> None:
         if not isinstance(kernel, GaussianKernel) or not kernel.stochastic:
             raise ValueError(
@@ -85,7 +86,7 @@ class GuidedStepper(GradientStepper):
             )
         super().__init__(
             kernel,
-            Differentiator(denoiser, rewards, guidance.through, guidance.weights, frames),
+            Differentiator(denoiser, rewards, guidance.through, guidance.weights, shown),
             batch_size,
         )
         self.guiding, self.through = (
@@ -202,7 +203,7 @@ class AscentStepper(GradientStepper):
         rewards: Sequence[RewardModel],
         gradient: Gradient,
         batch_size: int | None = None,
-        frames: int = 1,
+        shown: Shown = Shown(),
     ) -> None:
         denoiser, kernel = noise.denoiser, noise.kernel
         if kernel.stochastic or kernel.keeps_history or denoiser.grid.evals is not None:
@@ -210,7 +211,7 @@ class AscentStepper(GradientStepper):
                 "climbing in initial noise needs a deterministic sampler without a history, and "
                 f"{type(kernel).__name__} is none; choose kernel ode"
             )
-        by = Differentiator(denoiser, rewards, "denoiser", gradient.weights, frames)
+        by = Differentiator(denoiser, rewards, "denoiser", gradient.weights, shown)
         super().__init__(kernel, by, batch_size)
         self.noise, self.depth = noise, min(gradient.depth or self.grid.steps, self.grid.steps)
 

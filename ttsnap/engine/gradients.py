@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost, Rates
 from ttsnap.core.memory import lacks_memory
-from ttsnap.engine.scoring import shown_of
 from ttsnap.rewards.reward_model import RewardError, RewardModel, place_of, said
 from ttsnap.rewards.scoring import Shown
 from ttsnap.sampling.denoiser import Denoiser
@@ -39,8 +38,8 @@ class Differentiator:
     with the model.
 
     weights: of the rewards; None: all alike. through: "denoiser" or "x0", as in
-    guided_steps.RewardGuidance. frames: as the option, of a video. `tried` is what trying the
-    rewards took: a call of each.
+    guided_steps.RewardGuidance. shown: what rewards see. `tried` is what trying the rewards took: a
+    call of each.
     """
 
     def __init__(
@@ -49,10 +48,9 @@ class Differentiator:
         rewards: Sequence[RewardModel],
         through: str = "denoiser",
         weights: Sequence[float] | None = None,
-        frames: int = 1,
+        shown: Shown = Shown(),
     ) -> None:
-        self.denoiser, self.through = denoiser, through
-        self.shown = shown_of(denoiser, frames)
+        self.denoiser, self.through, self.shown = denoiser, through, shown
         self.weights = (
             [1 / len(rewards)] * len(rewards) if weights is None else [float(w) for w in weights]
         )
@@ -63,7 +61,7 @@ class Differentiator:
             raise ValueError("guidance needs a reward with a weight other than 0")
         for _, reward in self.rewards:
             check_reward(reward)
-        self.calls = sum(self.shown.calls(reward) for _, reward in self.rewards)
+        self.calls = sum(shown.calls(reward) for _, reward in self.rewards)
         """Of rewards, for one gradient."""
         self._found = False
         self.tried = Cost(reward_calls=len(self.rewards))

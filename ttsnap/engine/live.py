@@ -118,7 +118,6 @@ class LiveEngine(Engine):
         self.asked, self._arrived = Asked(), list[Outcome]()
         self.row_builder = RowBuilder(self.noise, self.store)
         self.gradient_batch_size = options.gradient_batch_size
-        self._frames = options.frames
         self.stepper = Stepper(denoiser, self.kernel)
         if guidance is not None:
             if denoiser.starter is not None:
@@ -133,7 +132,7 @@ class LiveEngine(Engine):
                 denoiser,
                 self.rewards,
                 self.gradient_batch_size,
-                self._frames,
+                self.scorer.shown,
             )
         self.calibration_cost += self.stepper.tried
         self._price: Price | None = None
@@ -246,7 +245,7 @@ class LiveEngine(Engine):
             )
         self.later = None
         self.stepper = AscentStepper(
-            self.noise, self.rewards, gradient, self.gradient_batch_size, self._frames
+            self.noise, self.rewards, gradient, self.gradient_batch_size, self.scorer.shown
         )
         self.calibration_cost, self._price = self.calibration_cost + self.stepper.tried, None
 

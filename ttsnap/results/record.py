@@ -75,8 +75,8 @@ class FoundImage:
     batches: Annotated[list[Annotated[int, Interval(ge=1, lt=1024)]], Len(1, 4096)] | None = key(
         "search.batches", None
     )
-    """Rows of each call that made it. A replay fills its calls to as many, so that a stranger's
-    file may not say any."""
+    """Rows of each call of the network that made it. A replay fills its calls to as many; the
+    bounds are for a file that may be a stranger's."""
     fps: Annotated[float, Interval(ge=0.001, le=240)] | None = key("fps", None)
     """Of a video."""
     drawn: Annotated[int, Interval(ge=2, le=16)] | None = key("drawn", None)

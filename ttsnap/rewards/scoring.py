@@ -82,8 +82,8 @@ def answered(
 
 
 def landed(parts: Sequence[Tensor | FloatArray]) -> list[FloatArray]:
-    """Scores (n, ...) of each part, nan for inf. All leave the device of the first one together, in one
-    wait."""
+    """Scores (n, ...) of each part, nan for inf. All leave the device of the first one together, in
+    one wait."""
     ahead, found = [part for part in parts if isinstance(part, Tensor)], list[FloatArray]()
     if ahead:
         whole = (
@@ -203,11 +203,10 @@ class Shown:
     def differentiable(
         self, reward: RewardModel, images: Tensor, prompts: Sequence[str], levels: Tensor
     ) -> Scores:
-        """Scores of images, or of videos by the mean over the frames that the reward sees, with a
-        graph: each of an image is its own, and those of a video's frames each a share of it."""
-        times = self.calls(reward)
+        """Scores (N,) with a graph; of a video the mean over the frames that the reward sees."""
         if self.frames is None:
             return reward.differentiable(images, prompts, levels)
+        times = self.seen(reward)
         seen = images[:, chosen(images.shape[1], times)].flatten(0, 1)
         texts = [prompt for prompt in prompts for _ in range(times)]
         scores = torch.as_tensor(

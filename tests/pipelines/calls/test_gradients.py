@@ -16,6 +16,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.pipelines import upgrade
 from ttsnap.rewards.reward_model import FunctionReward
+from ttsnap.rewards.scoring import Shown
 from ttsnap.sampling.rng import seeded
 
 from .tiny import call_of, stock
@@ -65,7 +66,8 @@ def test_a_gradient_is_the_slope_of_the_reward(name: str) -> None:
         cond = denoiser.conditions(torch.zeros(2, dtype=torch.long), [0, 1])
         x = denoiser.begin(denoiser.init_latents([seeded(0), seeded(1)]), cond)
         k = torch.tensor([0, 1])
-        differentiate = Differentiator(denoiser, [FunctionReward(wavy)], frames=FRAMES)
+        shown = Shown(None if denoiser.frames is None else FRAMES)
+        differentiate = Differentiator(denoiser, [FunctionReward(wavy)], shown=shown)
         found = differentiate(x, k, cond, ["a cat"] * 2)
         uphill = found.gradient / found.gradient.norm()
         direction = torch.randn(x.shape, generator=seeded(2)).to(uphill) + 10 * uphill

@@ -16,8 +16,8 @@ from torch import nn
 
 from tests.pipelines import tiny as families
 from ttsnap.pipelines import search_class, upgrade
+from ttsnap.pipelines.arguments import call_parameters
 from ttsnap.pipelines.calls.pipeline import SearchCallsMixin
-from ttsnap.pipelines.signatures import call_parameters
 
 from .test_calls import alone, found, pictures
 from .tiny import call_of, stock
