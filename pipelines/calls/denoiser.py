@@ -12,15 +12,16 @@ from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
+from operator import itemgetter
 from types import SimpleNamespace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Generator, Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.prompt import Prompt
-from ttsnap.pipelines.calls.conditions import Conditions
+from ttsnap.pipelines.calls.conditions import Condition, Conditions
 from ttsnap.pipelines.calls.drafts import DraftCall, DraftRow, check_arrival, draft_call
 from ttsnap.pipelines.calls.ends import Ends
 from ttsnap.pipelines.calls.first_latents import FirstLatents
@@ -39,6 +40,8 @@ from ttsnap.pipelines.calls.schedules import schedule_of
 from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.calls.times import FrameTimes
 from ttsnap.pipelines.calls.values import version_of
+from ttsnap.pipelines.calls.widening import Widening
+from ttsnap.pipelines.calls.widths import widening_of
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import Guidance, InCall
 from ttsnap.pipelines.latents.layouts import Plain
@@ -70,6 +73,8 @@ class CallsDenoiser(PipelineDenoiser):
     ends: Ends
     _times: FrameTimes
     """Of the whole call, of which `schedule` is the end where particles begin later."""
+    _widening: Widening | None = None
+    """How a frame makes several images, if it can."""
     _draft: DraftCall | None = None
     """Of a copy that evaluates as a drafter does."""
     _arrives = False
@@ -99,6 +104,8 @@ class CallsDenoiser(PipelineDenoiser):
                 "pipe.scheduler to one that draws none"
             )
         plain = self.ends.know(self._stopping(self._typical), self._times.last)
+        if not (found.by_seed or found.remembers or hooks) and found.fields.plain:
+            self._widening = widening_of(self._stopping(self._typical))
         self._decode_flops = plain.all_flops(self.ends.unseen)
         if self.given.arguments["output_type"] == "pt" and not self._are_pictures(plain.made):
             self.given = self.given.returning("np")  # as in Kandinsky
@@ -240,7 +247,8 @@ class CallsDenoiser(PipelineDenoiser):
 
     def _stopping(self, call: StockCall) -> StockCall:
         """A call whose frames stop where the rehearsal found that they can, at the call's times."""
-        stopping = replace(self.rehearsed.stopping(call), asleep=self.ends.unseen)
+        stopping = self.rehearsed.stopping(call)
+        stopping = replace(stopping, asleep=self.ends.unseen, widening=self._widening)
         return self._times.telling(stopping)
 
     def sources(self, cond: Tensor) -> Tensor:
@@ -274,17 +282,15 @@ class CallsDenoiser(PipelineDenoiser):
 
     @torch.no_grad()
     def init_latents(self, generators: Sequence[Generator]) -> Tensor:
-        any_prompt = self._conditions[0]
-        return torch.cat([self._first.noise(any_prompt, generator) for generator in generators])
+        return self._first.noise(self._conditions[0], generators)
 
     @torch.no_grad()
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
         if not self._begins_by_seed:
             return noise
-        found, numbers = self._conditions, cond.tolist()
-        return torch.cat(
-            [self._first.of(found[number], found.followed(number)) for number in numbers]
-        )
+        numbers = cond.tolist()
+        followed = list(map(self._conditions.followed, numbers))
+        return self._first.of([self._conditions[number] for number in numbers], followed)
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         with graph_of(x):
@@ -292,28 +298,48 @@ class CallsDenoiser(PipelineDenoiser):
 
     def _predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         conditions = list(map(self._conditions.followed, cond.tolist()))
-        frames = list(map(self._frames.take, conditions, self._indices(step)))
+        placed = self._placed(conditions, self._indices(step))
+        frames = [each.frame for each in placed]
         converted = self._times.converted
         scaled = self.schedule.scaled(x, step) if converted else x
-        given = self._put_in(scaled)
+        given = self._put_in(placed, scaled)
         before = list(map(version_of, given))
-        for frame, row in zip(frames, given, strict=True):
+        for frame, latents in zip(frames, given, strict=True):
             if not isinstance(frame.question, PartCall):  # else it has begun with those of its seed
-                frame.go_on(row)
+                frame.go_on(latents)
         self.hub.run(frames)
-        out = torch.cat([frame.step.out for frame in frames])
+        out = in_order(placed, [frame.step.out for frame in frames])
         samples = [frame.step.sample for frame in frames]
-        kept = [sample is row for sample, row in zip(samples, given, strict=True)]
+        kept = [sample is latents for sample, latents in zip(samples, given, strict=True)]
         changed = not all(kept) or before != list(map(version_of, given))
-        seen = torch.cat(samples) if changed and not converted else x
-        for condition, frame in zip(conditions, frames, strict=True):
+        seen = in_order(placed, samples) if changed and not converted else x
+        for frame, rows in placed:
             if torch.is_grad_enabled():
                 frame.close()  # which else keeps the graph
             else:
-                self._frames.keep(condition, frame)
+                self._frames.keep(conditions[rows[0]], frame)
         self._stepped = self.schedule.stepped(x.dtype, out.dtype)
         x0 = self.schedule.x0(seen, _mean(out, x), step)
         return Prediction(out, x0, seen if changed else None)
+
+    def _placed(
+        self,
+        conditions: Sequence[Condition],
+        indices: Sequence[int],
+        *,
+        ends: bool = False,
+    ) -> list[Placed]:
+        """Rows, of conditions and at indices, in frames. ends: whether frames end with them."""
+        together: dict[Any, list[int]] = {}
+        for row, (condition, index) in enumerate(zip(conditions, indices, strict=True)):
+            together.setdefault(condition.key(index), []).append(row)
+        placed = list[Placed]()
+        for rows in together.values():
+            first = rows[0]
+            for frame in self._frames.take(conditions[first], indices[first], len(rows), ends=ends):
+                placed.append(Placed(frame, rows[: frame.images]))
+                rows = rows[frame.images :]
+        return placed
 
     # --- drafts -----------------------------------------------------------------------------------
 
@@ -356,7 +382,7 @@ class CallsDenoiser(PipelineDenoiser):
             told = self._times.told_at(
                 scheduler, index, timestep, begin=self.rehearsed.begin, arrives=self._arrives
             )
-            rows.append(DraftRow(self._conditions.followed(number), index, told))
+            rows.append(DraftRow(self._conditions.followed(number), index, timestep, told))
         return _mean(self._draft.evaluate(rows, laid_out(x, self.rehearsed.latents)), x)
 
     # --- images -----------------------------------------------------------------------------------
@@ -365,38 +391,48 @@ class CallsDenoiser(PipelineDenoiser):
         return self.decode_rows(x0, torch.zeros(len(x0), dtype=torch.long))
 
     def decode_rows(self, x0: Tensor, cond: Tensor) -> Tensor:
-        conditions, last = map(self._conditions.followed, cond.tolist()), self._times.last
-        frames = [self._frames.take(condition, last, ends=True) for condition in conditions]
-        return self._images(frames, x0)
+        conditions = list(map(self._conditions.followed, cond.tolist()))
+        indices = [self._times.last] * len(conditions)
+        return self._images(self._placed(conditions, indices, ends=True), x0)
 
     def preview(self, x0: Tensor) -> Tensor:
         condition, last = self._conditions.followed(0), self._times.last
-        vae = self.pipe.preview_vae
-        return self._images(
-            [self._frames.begin_for(condition, last, vae=vae) for _ in range(len(x0))], x0
-        )
+        placed = list[Placed]()
+        rows = range(len(x0))
+        while rows:
+            vae = self.pipe.preview_vae
+            frame = self._frames.begin_for(condition, last, len(rows), vae=vae)
+            placed.append(Placed(frame, rows[: frame.width]))
+            rows = rows[frame.width :]
+        return self._images(placed, x0)
 
     @torch.no_grad()
     def returned(self, latents: Tensor, cond: Tensor, form: str) -> Any:
         """What the call returns in a form (output_type), of finished latents (1, ...)."""
         condition = self._conditions.followed(int(cond))
         stock = replace(_returning(form, condition.stock), asleep=frozenset())
-        (row,) = self._put_in(self._settled(latents.to(stock.device)))
-        return self.ends.returned(condition._replace(stock=stock), self._times.last, row)
+        own = laid_out(self._settled(latents.to(stock.device)), self.rehearsed.latents).clone()
+        return self.ends.returned(condition._replace(stock=stock), self._times.last, own)
 
-    def _images(self, frames: Sequence[CallFrame], x0: Tensor) -> Tensor:
+    def _images(self, placed: Sequence[Placed], x0: Tensor) -> Tensor:
         """Images in [0, 1] of finished latents (N, ...), by the ends of frames."""
         with graph_of(x0):
-            images = self.ends.images(frames, self._put_in(self._settled(x0)))
+            given = self._put_in(placed, self._settled(x0))
+            made = self.ends.images([each.frame for each in placed], given)
+        rows = [row for each in placed for row in each.rows]
+        images = [image for _, image in sorted(zip(rows, made, strict=True), key=itemgetter(0))]
         self.image_dtype = images[0].dtype
         wide = torch.promote_types(self.image_dtype, torch.float32)
         return torch.stack(images).to(x0.device, wide)
 
-    def _put_in(self, x: Tensor) -> Sequence[Tensor]:
+    def _put_in(self, placed: Sequence[Placed], x: Tensor) -> Sequence[Tensor]:
         """Latents (N, ...) as frames get them: copies where their calls write into them."""
-        made = laid_out(x, self.rehearsed.latents)
-        own = made.clone() if self.rehearsed.overwrites or made.requires_grad else made
-        return [own[i : i + 1] for i in range(len(own))]
+        found = list[Tensor]()
+        for frame, rows in placed:
+            own = laid_out(_rows(x, rows, frame.width), self.rehearsed.latents)
+            copies = self.rehearsed.overwrites or own.requires_grad
+            found.append(own.clone() if copies else own)
+        return found
 
     def _settled(self, latents: Tensor) -> Tensor:
         """Latents in the dtype in which steps leave them."""
@@ -414,7 +450,7 @@ class CallsDenoiser(PipelineDenoiser):
         call = self._stopping(_returning(self.given.arguments["output_type"], self._typical))
         parts = set[str]()
         for index in [self._times.last, *[0] * (through == "denoiser")]:
-            with closing(self._frames.begin(call, seeded(0), index)) as frame:
+            with closing(self._frames.begin(call, [seeded(0)], index)) as frame:
                 parts |= follow(frame, self.rehearsed.latents)
         return self._weights(sorted(parts))
 
@@ -450,6 +486,32 @@ class CallsDenoiser(PipelineDenoiser):
 def graph_of(x: Tensor) -> AbstractContextManager[Any]:
     """Lets what is computed of x have a graph where x is followed by gradients, and none else."""
     return torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad)
+
+
+class Placed(NamedTuple):
+    """A frame, and the rows whose latents its first images are."""
+
+    frame: CallFrame
+    rows: Sequence[int]
+
+
+def _rows(x: Tensor, rows: Sequence[int], width: int) -> Tensor:
+    """Rows of x (N, ...), and the last again for further images of a frame."""
+    start = rows[0]
+    if list(rows) == list(range(start, start + width)):
+        return x[start : start + width]
+    rows = [*rows, *[rows[-1]] * (width - len(rows))]
+    return torch.cat([x[row : row + 1] for row in rows])
+
+
+def in_order(placed: Sequence[Placed], values: Sequence[Tensor]) -> Tensor:
+    """What frames have (n, ...) for their images, in the order of rows (N, ...)."""
+    found = dict[int, Tensor]()
+    for (frame, rows), value in zip(placed, values, strict=True):
+        if len(placed) == 1 and frame.images == frame.width and list(rows) == sorted(rows):
+            return value
+        found |= {row: value[i : i + 1] for i, row in enumerate(rows)}
+    return torch.cat([found[row] for row in range(len(found))])
 
 
 def _returning(form: str, call: StockCall) -> StockCall:

@@ -41,7 +41,13 @@ class DraftRow:
 
     condition: Condition
     index: int
+    timestep: float
     told: Told
+
+    @property
+    def key(self) -> tuple[object, float]:
+        """What rows agree in that one frame can have."""
+        return self.condition.key(self.index), self.timestep
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,21 @@ class DraftCall:
 
     def evaluate(self, rows: Sequence[DraftRow], x: Tensor) -> Tensor:
         """The guided output (N, ...) for latents x (N, ...), scaled as the network reads them."""
-        frames = [self._begin(row) for row in rows]
-        self.frames.go_on(frames, x.split(1))
+        frames = list[CallFrame]()
+        at = list[int]()
+        groups = dict[Any, list[int]]()
+        for i, row in enumerate(rows):
+            alone = row.condition.stock.widening is None
+            groups.setdefault((row.key, i if alone else None), []).append(i)
+        for numbers in groups.values():
+            frames.append(self._begin(rows[numbers[0]], len(numbers)))
+            at += numbers
+        whole = len(groups) == 1
+        self.frames.go_on(frames, [x if whole else x[numbers] for numbers in groups.values()])
         made = torch.cat([frame.step.out for frame in frames])
         for frame in frames:
             frame.close()
-        return made
+        return made if at == sorted(at) else made[torch.tensor(at).argsort().to(made.device)]
 
     def asked(self, row: DraftRow, latents: Tensor) -> list[Tensor]:
         """The tensors that the network is given for a row."""
@@ -76,10 +91,11 @@ class DraftCall:
         frame.close()
         return given
 
-    def _begin(self, row: DraftRow) -> CallFrame:
-        stock = replace(self._guided(row.condition.stock), told=row.told, scaled=unscaled)
-        parts = {self.network: self.net}
-        return self.frames.begin(stock, seeded(row.condition.seed), row.index, **parts)
+    def _begin(self, row: DraftRow, images: int = 1) -> CallFrame:
+        wide = row.condition.stock.widened(images)
+        stock = replace(self._guided(wide), told=row.told, scaled=unscaled)
+        generators = [seeded(row.condition.seed) for _ in range(images)]
+        return self.frames.begin(stock, generators, row.index, **{self.network: self.net})
 
     def _guided(self, call: StockCall) -> StockCall:
         return replace(call, arguments={**call.arguments, **self.guided})
@@ -87,7 +103,7 @@ class DraftCall:
     @torch.no_grad()
     def counted(self, call: StockCall, latents: Tensor) -> DraftCall:
         """The same, with what an evaluation takes. latents: of the first step of this call."""
-        frame = self.frames.begin(self._guided(call), seeded(0), **{self.network: self.net})
+        frame = self.frames.begin(self._guided(call), [seeded(0)], **{self.network: self.net})
         frame.go_on(latents)
         passes, flops = _evaluated(frame, self.frames.hub.networks)
         return replace(self, passes=passes, flops=flops)
@@ -131,7 +147,7 @@ def check_arrival(rehearsed: Rehearsal, call: StockCall, draft: DraftCall) -> No
     if len(told.times) == 1:
         return
     one, other = (
-        draft.asked(DraftRow(Condition(call, 0), 0, each), rehearsed.latents)
+        draft.asked(DraftRow(Condition(call, 0), 0, 0.0, each), rehearsed.latents)
         for each in (told, told.arriving(0))
     )
     if all(map(torch.equal, one, other)):

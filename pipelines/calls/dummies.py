@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ttsnap.pipelines.calls.joining import PartArguments, joined, stacked
 from ttsnap.pipelines.calls.parts import forget_own_methods
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.values import holds_memory, leaves, mapped, size_of
@@ -49,6 +50,12 @@ class Dummies:
         """What this call makes, filled with a ramp up to this number, which tells rows apart."""
         device = _device(call, part)
         return mapped(self.shown(part, call).made, lambda like: _ramp(like, fill, device))
+
+    def of_several(self, part: nn.Module, call: PartCall, arguments: PartArguments) -> Any:
+        """The same for each image of a call. arguments: its own."""
+        one = joined([arguments.alone(0)], aligned=True)
+        made = self.of(part, call._replace(args=one.args, kwargs=dict(one.kwargs)))
+        return stacked([made] * arguments.width, arguments)
 
     def shown(self, part: nn.Module, call: PartCall) -> Shown:
         """What this call of a part makes, and its FLOPs."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ttsnap.pipelines.calls.conditions import Condition
 from ttsnap.pipelines.calls.frame import CallFrame
-from ttsnap.pipelines.calls.pictures import images_of
+from ttsnap.pipelines.calls.pictures import images_of, several_of
 from ttsnap.pipelines.calls.pool import FramePool
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.rehearsal import Rehearsal
@@ -99,7 +99,7 @@ class Ends:
     ) -> End:
         """The end of a call, whose parts answer with dummies. parts: in place of the pipeline's."""
         end = End()
-        frame = self.frames.begin(call, seeded(0), last, **parts)
+        frame = self.frames.begin(call, [seeded(0)], last, **parts)
         frame.go_on(self.rehearsed.latents)
         while isinstance(asked := frame.question, PartCall):
             end.given[asked.part] += tensors_in(asked.given)
@@ -108,14 +108,17 @@ class Ends:
         return end
 
     def images(self, frames: Sequence[CallFrame], latents: Sequence[Tensor]) -> list[Tensor]:
-        """Images in [0, 1] of finished latents (1, ...), which frames wait for."""
+        """Images in [0, 1] of finished latents (n, ...), which frames of n images wait for."""
         if not self.rehearsed.casts:
             self.frames.go_on(frames, latents)
         else:
             for frame, each in zip(frames, latents, strict=True):
                 with CASTING:
                     self.frames.go_on([frame], [each])
-        return [images_of(frame.returned) for frame in frames]
+        made = list[Tensor]()
+        for frame in frames:
+            made += several_of(frame.returned, frame.width)
+        return made
 
     def returned(self, condition: Condition, last: int, latents: Tensor) -> Any:
         """What a call returns of finished latents (1, ...)."""

@@ -6,8 +6,11 @@ call that keeps more of a seed, as a picture that its VAE samples, has latents o
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
+import torch
 from torch import Generator, Tensor
 
 from ttsnap.pipelines.calls.conditions import Condition
@@ -15,28 +18,48 @@ from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.pool import FramePool
 from ttsnap.pipelines.calls.questions import Drawn, PartCall
 from ttsnap.pipelines.calls.rehearsal import Rehearsal
+from ttsnap.pipelines.calls.stock_call import StockCall
+from ttsnap.sampling.rng import seeded
 
 
 @dataclass(frozen=True)
 class FirstLatents:
-    """First latents (1, ...) of the frames of a call."""
+    """Those of the frames of a call."""
 
     frames: FramePool
     rehearsed: Rehearsal
 
-    def noise(self, condition: Condition, generator: Generator) -> Tensor:
-        """By a generator, which stands then as in the stock call."""
-        frame, found = self.frames.begin(condition.stock, generator), self.rehearsed
-        if found.by_seed or not found.fields.plain:
-            return self._of_first_step(frame)
-        return self._drawn(frame, condition)
+    def noise(self, condition: Condition, generators: Sequence[Generator]) -> Tensor:
+        """(N, ...) by generators, which stand then as in the stock call."""
+        found = self.rehearsed
+        made = list[Tensor]()
+        for frame in self._begun(condition.stock, generators):
+            if found.by_seed or not found.fields.plain:
+                made.append(self._of_first_step(frame))
+            else:
+                made.append(self._drawn(frame, condition))
+        return torch.cat(made)
 
-    def of(self, condition: Condition, followed: Condition) -> Tensor:
-        """Those of a prompt and a seed. followed: what its frame goes on for."""
-        frame, found = self.frames.begin_for(condition), self.rehearsed
-        if isinstance(frame.question, Drawn) and found.fields.plain:
-            return self._drawn(frame, followed)
-        return self._of_first_step(frame)
+    def of(self, conditions: Sequence[Condition], followed: Sequence[Condition]) -> Tensor:
+        """(N, ...) those of prompts and seeds. followed: what their frames go on for."""
+        made = list[Tensor]()
+        rows = zip(conditions, followed, strict=True)
+        for after, some in groupby(rows, key=lambda row: row[1]):
+            seeds = [condition.seed for condition, _ in some]
+            for frame in self._begun(after.stock, list(map(seeded, seeds))):
+                if isinstance(frame.question, Drawn) and self.rehearsed.fields.plain:
+                    made.append(self._drawn(frame, after))
+                else:
+                    made.append(self._of_first_step(frame))
+        return torch.cat(made)
+
+    def _begun(self, stock: StockCall, generators: Sequence[Generator]) -> Iterator[CallFrame]:
+        """New frames, of as many images as they can have."""
+        if stock.widening is not None:
+            yield self.frames.begin(stock, generators)
+            return
+        for generator in generators:
+            yield self.frames.begin(stock, [generator])
 
     def _drawn(self, frame: CallFrame, condition: Condition) -> Tensor:
         """What a frame has drawn, which then waits for any latents of a condition."""

@@ -1,8 +1,10 @@
 """One stock call of a pipeline under way, which stops where it asks (questions.py).
 
-    frame = CallFrame(stock, generator)   # stops where its first latents are drawn
-    frame.go_on(x)                        # x are its latents; it stops where it calls a network
-    frame.answer(out)                     # what that makes; it stops at the scheduler's step
+    frame = CallFrame(stock, [generator])  # stops where its first latents are drawn
+    frame.go_on(x)                         # x are its latents; it stops where it calls a network
+    frame.answer(out)                      # what that makes; it stops at the scheduler's step
+
+A frame is of one image, or of as many as its stock call has generators (widths.py).
 
 The pipeline object is a copy. Its parts are copies of the outer objects alone, over the same
 weights (asking.py). So nothing that a frame sets shows in the user's pipeline.
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from ttsnap.pipelines.calls.asking import asking, drawing, keeping
 from ttsnap.pipelines.calls.dummies import Shown
+from ttsnap.pipelines.calls.joining import PartArguments
 from ttsnap.pipelines.calls.led import Led
 from ttsnap.pipelines.calls.loops import TREE, begun_by
 from ttsnap.pipelines.calls.parts import (
@@ -41,20 +44,22 @@ from ttsnap.pipelines.suspended import Ask, Returned, Suspended
 class CallFrame:
     """One stock call under way. It ends with the last reference to it.
 
-    parts: in the place of the pipeline's. index: that of the latents which it first waits for; at 0
-    it stops where its first ones are drawn.
+    generators: one per image. parts: in the place of the pipeline's. index: that of the latents
+    which it first waits for; at 0 it stops where its first ones are drawn.
     """
 
     def __init__(
         self,
         stock: StockCall,
-        generator: torch.Generator,
+        generators: Sequence[torch.Generator],
         parts: Parts | None = None,
         index: int = 0,
     ) -> None:
-        self.stock, self.parts, self._to = stock, parts or {}, index
+        self.stock, self.parts, self._to = stock.widened(len(generators)), parts or {}, index
+        self.images = self.width
+        """How many of its images are wanted, which are the first."""
         self._steps = max(0, index - 1)
-        program = functools.partial(_program, stock, generator, self.parts, index)
+        program = functools.partial(_program, self.stock, generators, self.parts, index)
         self._suspended = Suspended(program)
 
     # --- what it waits for ------------------------------------------------------------------------
@@ -71,6 +76,13 @@ class CallFrame:
         asked = self.question
         assert isinstance(asked, PartCall)
         return asked
+
+    @property
+    def arguments(self) -> PartArguments:
+        """Those of that call."""
+        call = self.call
+        rowed = self.stock.rowed(call.part)
+        return PartArguments(call.args, call.kwargs, self.width, 0, self.images, rowed)
 
     @property
     def drawn(self) -> Tensor:
@@ -95,6 +107,11 @@ class CallFrame:
         return asked.value
 
     # --- where it is ------------------------------------------------------------------------------
+
+    @property
+    def width(self) -> int:
+        """How many images it makes."""
+        return self.stock.width
 
     @property
     def index(self) -> int:
@@ -141,7 +158,7 @@ class CallFrame:
 
 def _program(
     stock: StockCall,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     parts: Parts,
     index: int,
     asks: Ask,
@@ -154,6 +171,7 @@ def _program(
         return answer
 
     pipe = copy.copy(stock.pipe)
+    generator = generators[0] if stock.width == 1 else list(generators)
     ask = Led(stock, parts, index, in_mode)
     vars(pipe).update(_methods(pipe, stock, ask))
     if hasattr(pipe, "run_safety_checker"):
@@ -186,7 +204,7 @@ def _methods(pipe: Any, stock: StockCall, ask: Ask) -> dict[str, Any]:
         return drawing(stock.places, method, ask)
 
     kind: Any = type(pipe)
-    found = {name: keeping(stock.kept, getattr(pipe, name)) for name in encoding_methods(kind)}
+    found = {name: keeping(stock.encodings, getattr(pipe, name)) for name in encoding_methods(kind)}
     found |= {name: draws(getattr(pipe, name)) for name in drawing_methods(kind)}
     if TREE in vars(pipe):
         found[TREE] = begun_by(pipe, draws)

@@ -1,8 +1,9 @@
 """Answers what frames wait for: calls of one part by many frames in one batch, where they may be.
 
-Whether it does is tried, not believed. Networks may mix rows, as perturbed-attention guidance
-splits its batch in three. The first two calls of a kind are made together and apart; where the
-results differ, such calls stay apart.
+Whether it does is tried, not believed, since networks may mix rows. In the first batch of a kind
+two images are made apart as well; where the results differ, images of such calls stay apart.
+
+A frame may have more images than are wanted: those of particles that are gone. No network sees them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -19,7 +20,14 @@ import torch
 from ttsnap.core.memory import lacks_memory
 from ttsnap.pipelines.calls.alike import Alike
 from ttsnap.pipelines.calls.frame import CallFrame
-from ttsnap.pipelines.calls.joining import PartArguments, close, joined, parted, rows_of
+from ttsnap.pipelines.calls.joining import (
+    close,
+    image_of,
+    joined,
+    parted,
+    rows_of,
+    stacked,
+)
 from ttsnap.pipelines.calls.parts import DECODE
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.shared_parts import Processor
@@ -36,7 +44,7 @@ class Hub:
 
     networks: the parts that denoise. held: attention processors that frames put into them, by part.
     alone: whether frames change them around single calls, so that each goes through all of its
-    calls before the next.
+    calls before the next. joins: what other hubs of the same networks know of calls of a kind.
     """
 
     def __init__(
@@ -45,17 +53,18 @@ class Hub:
         held: Mapping[str, Sequence[Processor]] | None = None,
         *,
         alone: bool = False,
+        joins: MutableMapping[Hashable, bool] | None = None,
     ) -> None:
         self.networks, self.held, self.alone = frozenset(networks), held or {}, alone
         self.calls: Counter[str] = Counter()
         """How often each part was called, by its name."""
         self.rows: Counter[str] = Counter()
-        """How many calls of frames that answered."""
+        """How many images those were of."""
         self.apart: set[str] = set(networks) if alone else set()
         """Parts whose calls cannot be joined."""
         self.tried = Counter[tuple[str, bool]]()
         """Rows made again to try it, of each part, and whether in the place of the pipeline's."""
-        self._joins: dict[Hashable, bool] = {}
+        self._joins: MutableMapping[Hashable, bool] = {} if joins is None else joins
         """Whether calls of a kind can be joined."""
         self._alike = Alike()
 
@@ -119,35 +128,50 @@ class Hub:
     def _answers(self, frames: Sequence[CallFrame]) -> list[Any]:
         """What frames wait for whose calls are of one kind."""
         first = frames[0]
-        self.rows[first.call.part] += len(frames)
-        if len(frames) == 1:
-            return [self._called(first)]
+        images = sum(frame.images for frame in frames)
+        self.rows[first.call.part] += images
+        if not self._may_join(first.call) or (len(frames) == 1 and first.width == 1):
+            return [self._called(frame) for frame in frames]
         aligned = len({frame.index for frame in frames}) == 1
-        kind, known = (_kind(first), aligned), list[Any]()
-        if kind not in self._joins:
-            known = [self._called(frame) for frame in frames[:2]]
-            self._joins[kind] = self._equal(frames[:2], known, aligned=aligned)
-            self._note_trial(frames[:2], joins=self._joins[kind])
-        rest, made = frames[len(known) :], None
-        if self._joins[kind] and len(rest) > 1:
-            made = self._joined(rest, aligned=aligned)
-        if made is None:
-            made = [self._called(frame) for frame in rest]
-        return known + made
+        kind = _kind(first), aligned
+        if images > 1 and kind not in self._joins:
+            return self._tried(frames, kind, aligned=aligned)
+        made = None
+        if images == 1 or self._joins[kind]:
+            made = self._joined(frames, aligned=aligned)
+        return [self._apart(frame) for frame in frames] if made is None else made
 
-    def _note_trial(self, frames: Sequence[CallFrame], *, joins: bool) -> None:
-        """Count rows that were made again, and say once of a part that its calls stay apart."""
+    def _tried(self, frames: Sequence[CallFrame], kind: Hashable, *, aligned: bool) -> list[Any]:
+        """The same, where two images are made apart as well."""
+        made = self._joined(frames, aligned=aligned)
+        places = [(frame, image) for frame in frames for image in range(frame.images)]
+        answers = {} if made is None else dict(zip(frames, made, strict=True))
+        alone = list[bool]()
+        for frame, image in places[:2]:
+            if made is not None and all(alone):
+                alone.append(self._is_alone(frame, image, answers[frame]))
+        self._joins[kind] = made is not None and all(alone)
+        if made is not None and self._joins[kind]:
+            self._note_trial(frames[0], len(alone))
+            return made
+        self._note_trial(frames[0], len(alone) + len(places))
         name = frames[0].call.part
-        self.tried[name, name in frames[0].parts] += sum(rows_of(frame.call) for frame in frames)
-        if not joins and name not in self.apart:
+        if name not in self.apart:
             self.apart.add(name)
             logger.warning(ONE_BY_ONE.format(name))
+        return [self._apart(frame) for frame in frames]
 
-    def _equal(self, frames: Sequence[CallFrame], alone: Sequence[Any], *, aligned: bool) -> bool:
-        """Whether calls joined make what they make alone."""
+    def _is_alone(self, frame: CallFrame, image: int, answer: Any) -> bool:
+        """Whether one image of an answer is what the part makes of it alone."""
         with torch.no_grad():
-            made = self._joined(frames, aligned=aligned)
-        return made is not None and close(made, list(alone))
+            alone = self._alone(frame, image)
+        return close(image_of(answer, frame.arguments, image), alone)
+
+    def _note_trial(self, frame: CallFrame, images: int) -> None:
+        """Count rows that were made to try it."""
+        name = frame.call.part
+        passes = rows_of(frame.call) // frame.width
+        self.tried[name, name in frame.parts] += images * passes
 
     def _joined(self, frames: Sequence[CallFrame], *, aligned: bool) -> list[Any] | None:
         """What frames wait for, in one call; None where that cannot be.
@@ -155,6 +179,8 @@ class Hub:
         Raises what a lack of memory does.
         """
         try:
+            if len(frames) == 1 and frames[0].images == frames[0].width:
+                return [self._called(frames[0])]
             return self._together(frames, aligned=aligned)
         except (RuntimeError, ValueError, IndexError, TypeError) as why:
             if lacks_memory(why):
@@ -164,10 +190,24 @@ class Hub:
 
     def _together(self, frames: Sequence[CallFrame], *, aligned: bool) -> list[Any]:
         """What frames wait for, in one call. UnlikeError where that cannot be."""
-        calls = [PartArguments(frame.call.args, frame.call.kwargs) for frame in frames]
+        calls = [frame.arguments for frame in frames]
         one = joined(calls, aligned=aligned, equal=self._alike)
-        made = self._call(frames[0], *one.args, **one.kwargs)
-        return parted(made, [call.rows for call in calls], listed=isinstance(one.input, list))
+        return parted(self._call(frames[0], *one.args, **one.kwargs), calls)
+
+    def _apart(self, frame: CallFrame) -> Any:
+        """What a frame waits for, image by image."""
+        if frame.width == 1:
+            return self._called(frame)
+        made = [self._alone(frame, image) for image in range(frame.images)]
+        made += made[-1:] * (frame.width - frame.images)
+        return stacked(made, frame.arguments)
+
+    def _alone(self, frame: CallFrame, image: int) -> Any:
+        """What a frame waits for, of one image."""
+        if frame.width == 1:
+            return self._called(frame)
+        one = joined([frame.arguments.alone(image)], aligned=True)
+        return self._call(frame, *one.args, **one.kwargs)
 
     def _called(self, frame: CallFrame) -> Any:
         """What a frame waits for, in a call of its own."""

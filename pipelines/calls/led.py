@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ttsnap.pipelines.calls.between import Between
 from ttsnap.pipelines.calls.fields import Fields
+from ttsnap.pipelines.calls.joining import PartArguments
 from ttsnap.pipelines.calls.parts import Parts
 from ttsnap.pipelines.calls.questions import Drawn, PartCall, Step
 from ttsnap.pipelines.calls.stock_call import StockCall
@@ -54,7 +55,12 @@ class Led:
         later = stock.asleep if self.index else frozenset()
         does_without = stock.networks if self.index < self.to else later
         if call.part in does_without:
-            return stock.dummies.of(stock.real(call, self.parts), call)
+            part = stock.real(call, self.parts)
+            if stock.width == 1:
+                return stock.dummies.of(part, call)
+            rowed = stock.rowed(call.part)
+            arguments = PartArguments(call.args, call.kwargs, stock.width, rowed=rowed)
+            return stock.dummies.of_several(part, call, arguments)
         return self.ask(call._replace(begun=self.index > 0))
 
     def _drawn(self, question: Drawn) -> Any:

@@ -61,6 +61,16 @@ def main_of(made: Any) -> Any:
     return named[0] if named else made[0]
 
 
+def several_of(made: Any, n: int) -> list[Tensor]:
+    """The n images or videos that a stock call returned, as of `images_of`."""
+    pictures = main_of(made)
+    if n == 1:
+        return [images_of(made)]
+    if len(pictures) != n:
+        raise NoPictureError(f"{n} pictures are wanted, and {len(pictures)} came")
+    return [images_of((pictures[i : i + 1],)) for i in range(n)]
+
+
 def images_of(made: Any) -> Tensor:
     """The image (3, H, W), or video (T, 3, H, W), in [0, 1] that a stock call returned.
 

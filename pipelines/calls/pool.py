@@ -30,30 +30,57 @@ class FramePool:
         self.hub, self.remembers = hub, remembers
         self._waiting: dict[tuple[int, int, int], list[CallFrame]] = {}
 
-    def take(self, condition: Condition, index: int, *, ends: bool = False) -> CallFrame:
-        """A frame that waits for its latents at this index. ends: whether it ends with them.
+    def take(
+        self,
+        condition: Condition,
+        index: int,
+        images: int = 1,
+        *,
+        ends: bool = False,
+    ) -> list[CallFrame]:
+        """Frames that wait for the latents of so many images at this index, perhaps of more.
 
-        RuntimeError where it would have to remember steps that it has not made.
+        ends: whether they end with them; then they are of no more. RuntimeError where a frame would
+        have to remember steps that it has not made.
         """
-        waiting = self._waiting.get(condition.key(index))
-        if waiting:
-            return waiting.pop()
+        waiting = self._waiting.get(condition.key(index), [])
+        frames = list[CallFrame]()
+        left = images
+        while left:
+            frame = _fitting(waiting, left, more=not ends)
+            if frame is None:
+                frame = self._led(condition, index, left, ends=ends)
+            frame.images = min(left, frame.width)
+            left -= frame.images
+            frames.append(frame)
+        return frames
+
+    def _led(self, condition: Condition, index: int, images: int, *, ends: bool) -> CallFrame:
+        """A new frame of as many of these images as it can have."""
         if self.remembers and index > 0 and not ends:
             raise RuntimeError(
                 f"the stock call of seed {condition.seed} is lost, whose steps depend on those "
                 "before; search again, with a smaller batch_size where memory was short"
             )
-        return self.begin_for(condition, index)
+        return self.begin_for(condition, index, images)
 
-    def begin_for(self, condition: Condition, index: int = 0, **parts: Any) -> CallFrame:
-        """A new frame of a condition, as of `begin`."""
-        return self.begin(condition.stock, seeded(condition.seed), index, **parts)
+    def begin_for(
+        self,
+        condition: Condition,
+        index: int = 0,
+        images: int = 1,
+        **parts: Any,
+    ) -> CallFrame:
+        """A new frame of a condition, as of `begin`, of as many of these images as it can have."""
+        width = 1 if condition.stock.widening is None else images
+        generators = [seeded(condition.seed) for _ in range(width)]
+        return self.begin(condition.stock, generators, index, **parts)
 
     @torch.no_grad()
     def begin(
         self,
         stock: StockCall,
-        generator: Generator,
+        generators: Sequence[Generator],
         index: int = 0,
         **parts: Any,
     ) -> CallFrame:
@@ -61,7 +88,7 @@ class FramePool:
 
         At 0 it has drawn its first latents or, where none can be put in, waits for its network.
         """
-        frame = CallFrame(stock, generator, parts, index)
+        frame = CallFrame(stock, generators, parts, index)
         self.hub.run([frame], networks=False)
         return frame
 
@@ -84,7 +111,7 @@ class FramePool:
         self._waiting.setdefault(condition.key(frame.index), []).append(frame)
 
     def trim(self, most: int) -> None:
-        """End frames, those of the earliest places first, until no more than so many wait.
+        """End frames, those of the earliest places first, without which there are enough images.
 
         Where frames remember, none can take another's place, and nothing tells whose particle is
         gone: all stay until none is left.
@@ -92,9 +119,12 @@ class FramePool:
         if self.remembers and most > 0:
             return
         frames = [(key, frame) for key, waiting in self._waiting.items() for frame in waiting]
-        for key, frame in frames[: max(0, len(frames) - most)]:
-            self._waiting[key].remove(frame)
-            frame.close()
+        images = sum(frame.images for _, frame in frames)
+        for key, frame in frames:
+            if images - frame.images >= most:
+                images -= frame.images
+                self._waiting[key].remove(frame)
+                frame.close()
         self._waiting = {key: waiting for key, waiting in self._waiting.items() if waiting}
 
     def forget_others(self, calls: Collection[StockCall]) -> None:
@@ -103,3 +133,20 @@ class FramePool:
         for key in [key for key in self._waiting if key[0] not in known]:
             for frame in self._waiting.pop(key):
                 frame.close()
+
+
+def _fitting(frames: list[CallFrame], images: int, *, more: bool) -> CallFrame | None:
+    """Takes one of these frames: the smallest of so many images, else the largest.
+
+    more: whether it may be of more.
+    """
+    enough = [frame for frame in frames if frame.width >= images] if more else []
+    rest = [frame for frame in frames if frame.width <= images]
+    if enough:
+        found = min(enough, key=lambda frame: frame.width)
+    elif rest:
+        found = max(rest, key=lambda frame: frame.width)
+    else:
+        return None
+    frames.remove(found)
+    return found

@@ -159,7 +159,7 @@ class CallRun:
 def run_of(stock: StockCall, setting: Setting) -> CallRun:
     """Run a call without the parts that are asleep, and without decoders."""
     run = CallRun(stock.device)
-    with closing(CallFrame(stock, seeded(setting.seed))) as frame:
+    with closing(CallFrame(stock, [seeded(setting.seed)])) as frame:
         while not isinstance(asked := frame.question, Returned):
             if isinstance(asked, Drawn):
                 run.drawn.append(asked)

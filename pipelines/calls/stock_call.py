@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,10 @@ from ttsnap.pipelines.calls.parts import ENCODE, Parts, modules_of
 from ttsnap.pipelines.calls.places import LatentsPlace
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.told import Told
+from ttsnap.pipelines.calls.widening import Widening
+
+WIDTHS = 2
+"""Of how many widths what methods encoded is kept, which has a copy of it for each image."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,15 @@ class StockCall:
     dummies: Dummies = field(default_factory=Dummies)
     """What networks and others answer where a frame does without them."""
     kept: Kept = field(default_factory=Kept)
-    """What methods and encoders made for its frames."""
+    """What encoders made for its frames."""
+    encodings: Kept = field(default_factory=Kept)
+    """What methods of the pipeline made of that, for frames of this width."""
+    widening: Widening | None = None
+    """How it makes several images; None: it makes one."""
+    width: int = 1
+    """How many it makes."""
+    _wide: dict[int, StockCall] = field(default_factory=dict, init=False)
+    """The same for other widths, those of the last frames."""
 
     @functools.cached_property
     def parts(self) -> Parts:
@@ -71,6 +83,24 @@ class StockCall:
     def takes(self) -> Mapping[str, inspect.Parameter]:
         """The arguments that the call takes."""
         return call_parameters(type(self.pipe).stock_class())
+
+    def widened(self, width: int) -> StockCall:
+        """The same call of so many images."""
+        if width == self.width:
+            return self
+        assert self.widening is not None
+        found = self._wide.pop(width, None)
+        if found is None:
+            arguments = self.widening.of(self.arguments, width)
+            found = replace(self, arguments=arguments, width=width, encodings=Kept())
+        self._wide[width] = found
+        for old in list(self._wide)[:-WIDTHS]:
+            del self._wide[old]
+        return found
+
+    def rowed(self, part: str) -> frozenset[Any] | None:
+        """Which arguments of a part have rows, where frames have several images."""
+        return None if self.widening is None else self.widening.rowed.get(part)
 
     def real(self, call: PartCall, parts: Parts) -> nn.Module:
         """The part that answers a call. parts: in the place of the pipeline's.

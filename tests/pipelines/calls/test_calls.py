@@ -136,13 +136,17 @@ def test_the_ledger_counts_what_networks_answer_and_costs_are_a_familys(real_flo
     assert engine.denoiser.hub.rows["unet"] == sum(result.spent.nfe for result in results)
 
 
-def test_joining_is_tried_and_perturbed_attention_stays_apart() -> None:
+def test_joining_is_tried_and_images_stay_apart_where_a_network_mixes_them() -> None:
     pag, plain = stock("StableDiffusionPAGPipeline"), families.shared("sd15")
     size = {**families.SIZE, "num_inference_steps": 4}
-    joins = Counter[str]()
+    mixing = copy.copy(plain)
+    mixing.unet = copy.deepcopy(plain.unet)
+    mixing.unet.conv_out.register_forward_hook(lambda net, args, out: out + out.mean(0))
+    calls = Counter[str]()
     for name, pipe in (
         ("pag", upgrade(pag)),
         ("plain", copied(plain, calls_search_class(type(plain)))),
+        ("mixing", copied(mixing, calls_search_class(type(plain)))),
     ):
         denoiser = pipe.denoiser(**size)
         denoiser.encode([PROMPTS[0]])
@@ -151,11 +155,11 @@ def test_joining_is_tried_and_perturbed_attention_stays_apart() -> None:
             for _ in range(2):
                 denoiser.predict(x, torch.zeros(3).long(), torch.zeros(3).long())
                 denoiser.decode(x)
-        joins[name] = denoiser.hub.calls["unet"]
-        assert denoiser.hub.apart == ({"unet"} if name == "pag" else set())
-        # Two apart, two together, the third; then all three.
-        assert denoiser.hub.calls["vae"] == 2 + 1 + 1 + 1
-    assert joins == {"pag": 2 + 1 + 1 + 3, "plain": 2 + 1 + 1 + 1}
+        calls[name] = denoiser.hub.calls["unet"]
+        assert denoiser.hub.apart == ({"unet"} if name == "mixing" else set())
+        # Three together, two of them apart; then all three.
+        assert denoiser.hub.calls["vae"] == 1 + 2 + 1
+    assert calls == {"pag": 1 + 2 + 1, "plain": 1 + 2 + 1, "mixing": 1 + 1 + 3 + 3}
 
 
 class Waits(TorchDispatchMode):

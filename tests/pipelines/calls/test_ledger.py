@@ -108,17 +108,17 @@ class Seen:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        equal = Hub._equal
+        alone = Hub._is_alone
 
         def tried(*args: Any, **how: Any) -> bool:
             self._tries = True
             try:
-                return equal(*args, **how)
+                return alone(*args, **how)
             finally:
                 self._tries = False
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Hub, "_equal", tried)
+            patched.setattr(Hub, "_is_alone", tried)
             for name, part in self.parts.items():
                 method, kind = "decode" if name == VAE else "__call__", type(part)
                 counted = self._counted(name, getattr(kind, method))
