@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from operator import itemgetter
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -53,6 +53,8 @@ from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.rng import seeded
 
+Found = TypeVar("Found")
+
 
 class CallsDenoiser(PipelineDenoiser):
     """One stock call of a pipeline, whose frames stand at the steps of rows."""
@@ -89,7 +91,10 @@ class CallsDenoiser(PipelineDenoiser):
         self.frames = found.image[0] if len(found.image) > 3 else None
         self.network = found.networks[0]  # type: ignore[misc]
         self.text_length = tuple(found.latents.shape), found.passes, found.nfe_flops
-        self.hub = Hub(found.networks, found.held, alone=hooks)
+        joins: dict[Hashable, bool] = {}
+        if not (found.held or hooks):
+            joins = self._once("joins", lambda: joins)
+        self.hub = Hub(found.networks, found.held, alone=hooks, joins=joins)
         self._frames = FramePool(self.hub, remembers=found.remembers)
         self._first = FirstLatents(self._frames, found)
         self.ends = Ends(self._frames, found)
@@ -103,12 +108,28 @@ class CallsDenoiser(PipelineDenoiser):
                 "noise after its last step, too, from the generator of its steps; set "
                 "pipe.scheduler to one that draws none"
             )
-        plain = self.ends.know(self._stopping(self._typical), self._times.last)
-        if not (found.by_seed or found.remembers or hooks) and found.fields.plain:
-            self._widening = widening_of(self._stopping(self._typical))
-        self._decode_flops = plain.all_flops(self.ends.unseen)
-        if self.given.arguments["output_type"] == "pt" and not self._are_pictures(plain.made):
+        self.ends.unseen, self._decode_flops, are_pictures = self._once("end", self._know_end)
+        if not are_pictures:
             self.given = self.given.returning("np")  # as in Kandinsky
+        if not (found.by_seed or found.remembers or hooks) and found.fields.plain:
+            typical = self._stopping(self._typical)
+            self._widening = self._once("widening", lambda: widening_of(typical))
+
+    def _once(self, what: Hashable, find: Callable[[], Found]) -> Found:
+        """What was found of a call like this one, or is found now."""
+        known = self.rehearsed.known
+        if what not in known:
+            known[what] = find()
+        found: Found = known[what]
+        return found
+
+    def _know_end(self) -> tuple[frozenset[str], float, bool]:
+        """The parts that pictures do without, FLOPs of a decode, and whether tensors that the call
+        returns are pictures in [0, 1]."""
+        plain = self.ends.know(self._stopping(self._typical), self._times.last)
+        tensors = self.given.arguments["output_type"] == "pt"
+        are_pictures = not tensors or self._are_pictures(plain.made)
+        return self.ends.unseen, plain.all_flops(self.ends.unseen), are_pictures
 
     def _are_pictures(self, tensors: Any) -> bool:
         """Whether tensors that the call returned show what its arrays do, in [0, 1]."""
@@ -117,10 +138,13 @@ class CallsDenoiser(PipelineDenoiser):
         return all(torch.allclose(one.float().cpu(), other, atol=1e-2) for one, other in pairs)
 
     def must_return(self, form: str) -> None:
+        self.returns_more = self._once(("returns", form), lambda: self._returns_more(form))
+
+    def _returns_more(self, form: str) -> bool:
         made = self._dummy_of(form)
         seen = [images_of(self._dummy_of(self.given.arguments["output_type"]))]
         own = converted(seen, form, torch.float32, self.device)
-        self.returns_more = sound_of(made) is not None or not alike(main_of(made), own)
+        return sound_of(made) is not None or not alike(main_of(made), own)
 
     def _dummy_of(self, form: str) -> Any:
         """What the call returns in a form, with dummies."""

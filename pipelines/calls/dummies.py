@@ -51,8 +51,10 @@ class Dummies:
         device = _device(call, part)
         return mapped(self.shown(part, call).made, lambda like: _ramp(like, fill, device))
 
-    def of_several(self, part: nn.Module, call: PartCall, arguments: PartArguments) -> Any:
-        """The same for each image of a call. arguments: its own."""
+    def of_images(self, part: nn.Module, call: PartCall, arguments: PartArguments) -> Any:
+        """The same of a call of several images, for each of them. arguments: its own."""
+        if arguments.width == 1:
+            return self.of(part, call)
         one = joined([arguments.alone(0)], aligned=True)
         made = self.of(part, call._replace(args=one.args, kwargs=dict(one.kwargs)))
         return stacked([made] * arguments.width, arguments)

@@ -10,9 +10,10 @@ latents as they are, or return stand-ins for them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ttsnap.pipelines.calls.between import Between
@@ -21,6 +22,7 @@ from ttsnap.pipelines.calls.joining import PartArguments
 from ttsnap.pipelines.calls.parts import Parts
 from ttsnap.pipelines.calls.questions import Drawn, PartCall, Step
 from ttsnap.pipelines.calls.stock_call import StockCall
+from ttsnap.pipelines.calls.values import mapped, size_of
 from ttsnap.pipelines.suspended import Ask
 
 
@@ -37,6 +39,8 @@ class Led:
         """Steps of the round that is under way."""
         self._given = list[Tensor]()
         """The latents of all fields that were put in last."""
+        self._dummies: dict[Hashable, Any] = {}
+        """What answered for parts, by what their results' shapes follow from in one call."""
         self._between: Between | None = None
         """What sees the operators of the round, from its first step to its last."""
 
@@ -55,13 +59,19 @@ class Led:
         later = stock.asleep if self.index else frozenset()
         does_without = stock.networks if self.index < self.to else later
         if call.part in does_without:
-            part = stock.real(call, self.parts)
-            if stock.width == 1:
-                return stock.dummies.of(part, call)
-            rowed = stock.rowed(call.part)
-            arguments = PartArguments(call.args, call.kwargs, stock.width, rowed=rowed)
-            return stock.dummies.of_several(part, call, arguments)
+            return self._dummy(call)
         return self.ask(call._replace(begun=self.index > 0))
+
+    def _dummy(self, call: PartCall) -> Any:
+        """In the place of what a part makes."""
+        stock = self.stock
+        rowed = stock.rowed(call.part)
+        arguments = PartArguments(call.args, call.kwargs, stock.width, rowed=rowed)
+        key = call.part, call.method, size_of(arguments.input)
+        if key not in self._dummies:
+            part = stock.real(call, self.parts)
+            self._dummies[key] = stock.dummies.of_images(part, call, arguments)
+        return mapped(self._dummies[key], torch.clone)
 
     def _drawn(self, question: Drawn) -> Any:
         if self.to > 0:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.dummies import Dummies
@@ -17,11 +18,14 @@ from ttsnap.pipelines.calls.given import TYPICAL, GivenCall
 from ttsnap.pipelines.calls.pictures import NoPictureError, pictures_for
 from ttsnap.pipelines.calls.rehearsal import Rehearsal, rehearse
 from ttsnap.pipelines.calls.run import first_shapes
+from ttsnap.pipelines.calls.shared_parts import dtypes
 from ttsnap.pipelines.calls.stock_call import StockCall
+from ttsnap.pipelines.calls.values import PLAIN, likeness_of
 from ttsnap.pipelines.memory import flops
 from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.pipelines.quiet import quiet
 
+STEPS = "num_inference_steps"
 FORMS = ("pt", "np", "pil")
 """Of pictures that stock calls return, the exact ones first; a call may make others than those."""
 
@@ -74,14 +78,40 @@ def _in_a_form_that_it_makes(given: GivenCall) -> tuple[GivenCall, StockCall, Re
 def _rehearsed(given: GivenCall) -> tuple[StockCall, Rehearsal]:
     call = given.for_prompt(TYPICAL)
     typical = replace(call, dummies=Dummies(_shown(call)))
-    return typical, rehearse(typical)
+    return typical, rehearse(typical, _known(call))
 
 
 def _shown(call: StockCall) -> dict[Any, Any]:
     """What calls of the pipeline's parts make, kept with it while its parts are the same."""
+    shown: dict[Any, Any] = _memo(call, "shown")
+    return shown
+
+
+def _known(call: StockCall) -> dict[Hashable, Any]:
+    """What is known of calls like this one, kept in the same way.
+
+    They agree in all but the number of steps, in what was set on the pipeline, and in their
+    schedulers. Pictures go by their sizes.
+    """
+    arguments = {name: value for name, value in call.arguments.items() if name != STEPS}
+    own = [each for each in vars(call.pipe).items() if isinstance(each[1], PLAIN)]
+    others = [part for part in call.parts.values() if not isinstance(part, nn.Module)]
+    settings = tuple((type(part), repr(getattr(part, "config", None))) for part in others)
+    widths = tuple(dtypes(call.modules).items())
+    try:
+        key = likeness_of([arguments, own])
+    except TypeError:
+        return {}
+    kind = type(call.pipe).stock_class()
+    known: dict[Hashable, Any] = _memo(call, "alike", kind, key, settings, widths, str(call.device))
+    return known
+
+
+def _memo(call: StockCall, *key: Hashable) -> Any:
+    """What is kept with a pipeline while its parts are the same."""
     parts = list(call.modules.values())
     memo: flops.Memo = call.pipe._search_memo
-    return memo.of(("shown", *map(weakref.ref, parts), *map(flops.filling, parts)))
+    return memo.of((*key, *map(weakref.ref, parts), *map(flops.filling, parts)))
 
 
 # --- lists of pictures ----------------------------------------------------------------------------

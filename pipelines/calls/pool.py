@@ -113,13 +113,16 @@ class FramePool:
     def trim(self, most: int) -> None:
         """End frames, those of the earliest places first, without which there are enough images.
 
-        Where frames remember, none can take another's place, and nothing tells whose particle is
-        gone: all stay until none is left.
+        Nothing tells which images of a wide frame are still wanted, and to lead a new frame takes
+        longer than to keep some in vain: twice as many as particles are enough. Where frames
+        remember, none can take another's place: all stay until none is left.
         """
         if self.remembers and most > 0:
             return
         frames = [(key, frame) for key, waiting in self._waiting.items() for frame in waiting]
         images = sum(frame.images for _, frame in frames)
+        if any(frame.width > 1 for _, frame in frames):
+            most *= 2
         for key, frame in frames:
             if images - frame.images >= most:
                 images -= frame.images

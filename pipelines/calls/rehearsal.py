@@ -7,9 +7,9 @@ dummies (run.py) show all of it, and what a search cannot follow.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,8 @@ class Rehearsal:
     """Attention processors that the call has put into its networks, by part."""
     casts: bool
     """Whether it changes the dtype of a part to decode."""
+    known: dict[Hashable, Any]
+    """What was found of calls that differ in the number of their steps alone."""
 
     def stopping(self, call: StockCall) -> StockCall:
         """A call whose frames stop where this found that they can."""
@@ -88,12 +90,22 @@ class Rehearsal:
         )
 
 
-def rehearse(stock: StockCall) -> Rehearsal:
-    """Run a call without its networks, some times.
+class Structure(NamedTuple):
+    """What does not depend on the number of steps, of which the runs are many."""
+
+    by_seed: bool
+    remembers: bool
+    late: bool
+    draws_last: bool
+
+
+def rehearse(stock: StockCall, known: dict[Hashable, Any] | None = None) -> Rehearsal:
+    """Run a call without its networks, some times; once where calls like it are known.
 
     ValueError, in one sentence, for a call that a search cannot suspend.
     """
     name = type(stock.pipe).stock_class().__name__
+    known = {} if known is None else known
     _check_training(stock)
     candidates = denoisers_of(stock.modules)
     unchanged, widths = processors(stock.modules), dtypes(stock.modules)
@@ -108,21 +120,10 @@ def rehearse(stock: StockCall) -> Rehearsal:
     places = tuple(place for place in whole.places if place is not None)
     if len(places) < count:
         places = NOWHERE
-    by_seed, remembers = dependence(replace(stock, places=places), networks, count)
-    if whole.filling & networks:  # a frame that is led without its networks has an empty cache
-        by_seed = remembers = True
-    fields = Fields(whole.shapes)
-    if count > 1:
-        late = reads_late(replace(stock, places=NOWHERE), networks, fields)
-        fields = replace(fields, late=late)
-    last = len(whole.times)
-    other = run_of(stock, Setting(asleep=candidates, seed=1))
-    draws_last = whole.draws or other.marks_from(last) != whole.marks_from(last)
-    if remembers and count > 1:
-        raise ValueError(
-            f"search cannot use {name} yet: a step of its {count} schedulers depends on more of "
-            "those before than on the latents"
-        )
+    if "structure" not in known:
+        known["structure"] = _structure(replace(stock, places=places), whole, networks, name)
+    found: Structure = known["structure"]
+    fields = Fields(whole.shapes, found.late)
     schedulers = [remembering(stock_scheduler(step.scheduler)) for step in whole.firsts]
     times = torch.tensor(whole.times[::count], dtype=torch.float64)
     return Rehearsal(
@@ -136,9 +137,9 @@ def rehearse(stock: StockCall) -> Rehearsal:
         step_arguments=step_arguments,
         passes=whole.passes(networks),
         latents=fields.joined([step.sample for step in whole.firsts]),
-        by_seed=by_seed or draws_last,
-        remembers=remembers,
-        draws_last=draws_last,
+        by_seed=found.by_seed,
+        remembers=found.remembers,
+        draws_last=found.draws_last,
         overwrites=any(version_of(latents) != then for latents, then in whole.stepped),
         writes_steps=whole.writes_steps,
         nfe_flops=max(whole.flops.values()),
@@ -148,7 +149,35 @@ def rehearse(stock: StockCall) -> Rehearsal:
         hooked=frozenset(whole.hooked),
         held=changed(unchanged, whole.processors),
         casts=bool(whole.dtypes) and whole.dtypes != widths,
+        known=known,
     )
+
+
+def _structure(
+    stock: StockCall,
+    whole: CallRun,
+    networks: Collection[str],
+    name: str,
+) -> Structure:
+    """Find it by further runs. whole: the first one. ValueError where steps of several schedulers
+    remember."""
+    count = len(whole.firsts)
+    by_seed, remembers = dependence(stock, networks, count)
+    if whole.filling & set(networks):  # a frame led without its networks has an empty cache
+        by_seed = remembers = True
+    late = False
+    if count > 1:
+        late = reads_late(replace(stock, places=NOWHERE), networks, Fields(whole.shapes))
+    last = len(whole.times)
+    asleep = denoisers_of(stock.modules)
+    other = run_of(replace(stock, places=None), Setting(asleep=asleep, seed=1))
+    draws_last = whole.draws or other.marks_from(last) != whole.marks_from(last)
+    if remembers and count > 1:
+        raise ValueError(
+            f"search cannot use {name} yet: a step of its {count} schedulers depends on more of "
+            "those before than on the latents"
+        )
+    return Structure(by_seed or draws_last, remembers, late, draws_last)
 
 
 # --- refusals -------------------------------------------------------------------------------------

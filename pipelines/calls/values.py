@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Generator, Tensor
 
 STATELESS = (
@@ -109,6 +110,11 @@ def identity_of(value: Any) -> Hashable:
     return _key(value, _identity)
 
 
+def likeness_of(value: Any) -> Hashable:
+    """A value but for the numbers in its arrays and pictures. TypeError for other objects."""
+    return _key(value, _likeness)
+
+
 def _key(value: Any, leaf: Callable[[Any], Hashable]) -> Hashable:
     if isinstance(value, Mapping):
         return tuple((name, _key(inside, leaf)) for name, inside in value.items())
@@ -135,6 +141,14 @@ def _identity(leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.dtype, leaf.device
     return type(leaf), leaf if isinstance(leaf, PLAIN) else id(leaf)
+
+
+def _likeness(leaf: Any) -> Hashable:
+    if isinstance(leaf, Image):
+        return leaf.size, leaf.mode
+    if not isinstance(leaf, PLAIN | Tensor | np.ndarray):
+        raise TypeError(f"nothing tells what is in {type(leaf).__name__}")
+    return _identity(leaf)
 
 
 def version_of(tensor: Tensor) -> int:

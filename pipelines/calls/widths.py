@@ -85,10 +85,14 @@ def _go_on(
     rowed: dict[str, frozenset[Path]],
 ) -> None:
     """Let frames go on that wait for the same, to their next questions."""
+    for frame in (wide, *ones):
+        _encode(frame)
     asked: Any = wide.question
     others: list[Any] = [frame.question for frame in ones]
     if any(type(other) is not type(asked) for other in others):
         raise _ApartError(f"{type(asked).__name__} beside {type(others[0]).__name__}")
+    if isinstance(asked, Returned):
+        return
     if isinstance(asked, PartCall):
         _call(wide, ones, rowed)
         return
@@ -105,6 +109,14 @@ def _go_on(
         frame.go_on(each)
 
 
+def _encode(frame: CallFrame) -> None:
+    """Answer a frame's calls of parts that are neither networks nor decoders."""
+    while isinstance(call := frame.question, PartCall):
+        if call.part in frame.stock.networks or call.method == DECODE:
+            return
+        frame.answer(frame.stock.encoded(call, getattr(frame.real(call), call.method)))
+
+
 def _moved(sample: Tensor, image: int) -> Tensor:
     """In the place of what a step makes, another for each image."""
     return sample * 0.75 + 0.125 * (image + 1)
@@ -116,15 +128,9 @@ def _call(
     rowed: dict[str, frozenset[Path]],
 ) -> None:
     """Answer a call of a part."""
-    stock = wide.stock
     call = wide.call
     if any((frame.call.part, frame.call.method) != (call.part, call.method) for frame in ones):
         raise _ApartError(f"{call.part} beside {ones[0].call.part}")
-    if call.part not in stock.networks and call.method != DECODE:
-        for frame in (wide, *ones):
-            make = getattr(frame.real(frame.call), call.method)
-            frame.answer(frame.stock.encoded(frame.call, make))
-        return
     answers = [_dummy(frame, image) for image, frame in enumerate(ones)]
     own = frozenset(_paths(wide.arguments, ones[0].arguments))
     if rowed.setdefault(call.part, own) != own:
