@@ -46,7 +46,6 @@ def test_the_dashboard_asks_for_metrics_that_there_are(monkeypatch: pytest.Monke
     metrics = Metrics()
     metrics.requests.labels("done").inc()
     metrics.jobs.labels("queued").set(1)
-    metrics.loras.labels("loaded").inc()
     metrics.ran(Batch(0.0, 1.0, 4, 8, {"denoise": 1.0}), ())
     lines = re.findall(r"^(ttsnap_\w+)(\{[^}]*\})? \S+$", metrics.text().decode(), re.M)
     there = {name: set(re.findall(r"(\w+)=", labels)) for name, labels in lines}

@@ -26,7 +26,14 @@ from tests.service.asking import IMAGES, PROMPT, Caller, best, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 BODIES: list[dict[str, Any]] = [
-    {"prompt": PROMPT, "seed": seed, "steps": 4, "budget": "120nfe", "background": True}
+    {
+        "prompt": PROMPT,
+        "seed": seed,
+        "steps": 4,
+        "budget": "120nfe",
+        "search": "best-of-n",
+        "background": True,
+    }
     for seed in range(6)
 ]
 KEYS = {name: name * 20 for name in "abc"}
@@ -140,13 +147,10 @@ def test_60_jobs_of_three_servers_that_are_killed_at_random(database: str, tmp_p
             server.process.kill()
             server.process.wait(60)
             killed += 1
-            print(time.time(), "killed", server.log.name, left(), flush=True)
             server.begin()
         assert killed >= 3, "the jobs were too small"
         until(lambda: all(server.ready for server in servers), 180)
-        print(time.time(), left(), flush=True)
         until(lambda: not left(), 300)
-        print(time.time(), flush=True)
 
         found: dict[int, set[Any]] = {}
         for body, key, address in jobs:

@@ -99,7 +99,7 @@ def parser() -> Parser:
         metavar="FOLDER",
         help=(
             "LoRAs that clients choose from: NAME.safetensors, or a folder NAME with such a file;"
-            " looked up at every request"
+            " read once"
         ),
     )
     p.add_argument(
@@ -188,7 +188,6 @@ def run(a: Arguments) -> int:
             searches,
             a.draft,
             aliases=a.name[1:],
-            loras=a.loras,
             edits=a.task != TEXT,
         )
         if offer.frames_every is not None:  # also of a hub id
@@ -246,6 +245,7 @@ def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     from ttsnap.cluster.devices import alone, hosts
     from ttsnap.pipelines.opening import prepare, settled
     from ttsnap.service.engines import ManyDevices, OneDevice
+    from ttsnap.service.loras import loras_in
 
     place, _ = common.opening().placement(a.device, a.dtype)
     spread = not alone(devices, place.type)
@@ -258,7 +258,8 @@ def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     }
     pipe = common.load_model(a.model, device, a.dtype, loras=model.loras, task=a.task)
     prepare(pipe, model)
-    here = OneDevice(pipe, rewards, a.lora_mib)
+    offered = () if a.loras is None else loras_in(Path(a.loras).expanduser())
+    here = OneDevice(pipe, rewards, offered)
     if not spread:
         yield here
         return

@@ -21,7 +21,6 @@ from ttsnap.service.forms import Pictures
 from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, JobStore, StoredJob
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, stopping, storage_failed
-from ttsnap.service.loras import BUSY
 from ttsnap.service.monitoring import log_request
 from ttsnap.service.replies import files_of, response_fields, thumbnail_of
 from ttsnap.service.requests import Generation, Video, read_body
@@ -199,8 +198,7 @@ class Jobs:
         try:
             outcome = await self._outcome(run)
         except RequestError as error:
-            if error.code in ("stopping", BUSY):
-                await asyncio.sleep(AGAIN * (error.code == BUSY))
+            if error.code == "stopping":
                 await self._noted(self.store.put_back, job)
                 return
             status, outcome = FAILED, error.told()

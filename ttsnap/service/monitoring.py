@@ -23,7 +23,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ttsnap.core.prompt import PRIVATE
 from ttsnap.service.limits import RequestError
-from ttsnap.service.loras import LoadedLoras
 from ttsnap.service.tickets import PendingRequest
 
 access, logger = logging.getLogger("ttsnap.service.access"), logging.getLogger(__name__)
@@ -224,12 +223,6 @@ class Metrics(Observer):
         self.engines = Gauge(
             "ttsnap_configurations", "Configurations that are kept ready.", registry=registry
         )
-        self.loras = Counter(
-            "ttsnap_loras", "LoRAs that were loaded and evicted.", ["event"], registry=registry
-        )
-        self.lora_bytes = Gauge(
-            "ttsnap_lora_bytes", "Bytes of the weights of loaded LoRAs.", registry=registry
-        )
         self.jobs = Gauge("ttsnap_jobs", "Stored jobs by status.", ["status"], registry=registry)
         self.job_bytes = Gauge("ttsnap_job_bytes", "Bytes of the files of jobs.", registry=registry)
         if torch.cuda.is_available():
@@ -252,14 +245,11 @@ class Metrics(Observer):
         if outcome == "done":
             self.latency.observe(time.monotonic() - ticket.came)
 
-    def measure(self, waiting: int, active: int, engines: int, loras: LoadedLoras) -> None:
+    def measure(self, waiting: int, active: int, engines: int) -> None:
         """Note how much there is of everything now."""
         self.waiting.set(waiting)
         self.active.set(active)
         self.engines.set(engines)
-        self.lora_bytes.set(loras.bytes)
-        for event, times in loras.taken().items():
-            self.loras.labels(event).inc(times)
 
     def text(self) -> bytes:
         """All metrics, as they are now."""
