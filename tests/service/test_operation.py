@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from tests.service.asking import IMAGES, PROMPT, SMALL, Caller, best, refusal, until
+from tests.service.asking import IMAGES, PROMPT, SMALL, Caller, until
 from tests.service.conftest import ALICE, BOB, Server
 from ttsnap.cli import serve as cli
 from ttsnap.service import opening
@@ -187,64 +186,26 @@ def test_a_file_that_changes_is_read_again(
 # --- replicas of Ray Serve ------------------------------------------------------------------------
 
 
-def test_what_the_operator_says_is_checked_before_a_replica_starts(tmp_path: Path) -> None:
+def test_what_the_operator_says_is_checked_before_a_replica_starts() -> None:
     pytest.importorskip("ray.serve")
     from ray.serve.schema import ServeDeploySchema
 
-    from ttsnap.service.deployment import ReplicaSettings, app
+    from ttsnap.cli.replicas import app
 
-    (application,) = ServeDeploySchema.model_validate(yaml.safe_load(block("yaml"))).applications
-    assert application.import_path == "ttsnap.service.deployment:app"
-    settings = ReplicaSettings.of(application.args)
-    assert (settings.limits, settings.max_replicas) == (ServiceLimits(nfe=2000, side=1024), 8)
-    wrong: list[dict[str, object]] = [
-        {"device": "cuda:1"},
-        {"min_replicas": 0},
-        {"reward": "clip"},
-        {"limits": {"nfe": 0}},
-        {"model": "some/model", "device": "cpu"},
-        {"keys": str(tmp_path / "keys"), "device": "cpu"},
-    ]
-    for given in wrong:
-        with pytest.raises(ValueError, match=next(iter(given))):
-            app(given)
+    (application,) = ServeDeploySchema.model_validate(yaml.safe_load(block("yml"))).applications
+    assert application.import_path == "ttsnap.cli.replicas:app"
+    cli.parser().parse_args(shlex.split(application.args["options"]))
+    with pytest.raises(ValueError, match="--database"):
+        app({"options": "embedded --device cpu"})
+    with pytest.raises(ValueError, match="model"):
+        app({"model": "embedded"})
 
 
-@pytest.mark.slow
-def test_two_replicas_serve_callers_with_keys(
-    ray_session: None, caller: Caller, tmp_path: Path
-) -> None:
-    pytest.importorskip("ray.serve")
-    from ray import serve
-
-    from ttsnap.service.deployment import app
-
-    (tmp_path / "keys").write_text(f"alice {ALICE}\n")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    try:
-        settings = {
-            "device": "cpu",
-            "min_replicas": "2",
-            "max_replicas": "2",
-            "keys": str(tmp_path / "keys"),
-        }
-        serve.run(app(settings), name="images", route_prefix="/")
-        alice = Caller(f"http://127.0.0.1:{port}", ALICE)
-        with ThreadPoolExecutor(4) as pool:
-            replies = list(pool.map(lambda _: alice.made(), range(8)))
-        assert {best(reply)[0] for reply in replies} == {best(caller.made())[0]}
-        assert "completed" in alice.send(**SMALL, stream=True).text
-        assert refusal(alice.by(BOB).send())[0] == 401
-        states = serve.status().applications["images"].deployments["Replica"].replica_states
-        assert states == {"RUNNING": 2}
-        served = {alice.get("/metrics").text for _ in range(20)}
-        assert sum('ttsnap_requests_total{outcome="done"}' in text for text in served) >= 2, (
-            "both have served"
-        )
-    finally:
-        serve.shutdown()
+def test_the_compose_file_starts_servers_that_share_a_database() -> None:
+    services = yaml.safe_load(block("yaml"))["services"]
+    a = cli.parser().parse_args(services["service"]["command"][1:])
+    assert a.database.startswith("postgresql+psycopg://ttsnap@database/")
+    assert services["service"]["deploy"] == {"replicas": 3}
 
 
 # --- traces: spans of requests and jobs, in the caller's trace, without prompts -------------------
