@@ -174,3 +174,36 @@ def test_60_jobs_of_three_servers_that_are_killed_at_random(database: str, tmp_p
         assert servers[0].by(KEYS["b"]).get(address).status_code == 404
         assert servers[2].by(KEYS["a"]).ask("DELETE", address).status_code == 200
         assert [server.by(KEYS["a"]).get(address).status_code for server in servers] == [404] * 3
+
+
+def test_three_replicas_of_which_one_is_killed(
+    database: str, ray_session: None, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray.serve")
+    from ray import serve
+
+    from ttsnap.cli.replicas import app
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = f"embedded --device cpu --rewards brightness --state {tmp_path / 'state'}"
+    running = app({"options": f"{options} --database {database}"})
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        handle: Any = running._bound_deployment.options(num_replicas=3)  # type: ignore[attr-defined]
+        serve.run(
+            handle.bind(*running._bound_deployment.init_args), name="images", route_prefix="/"
+        )  # type: ignore[attr-defined]
+        caller = Caller(f"http://127.0.0.1:{port}")
+        addresses = [f"{IMAGES}/{caller.send(**BODIES[i % 6]).json()['id']}" for i in range(20)]
+        until(lambda: any(caller.job(each)["status"] == "in_progress" for each in addresses), 60)
+        found = subprocess.run(
+            ["pgrep", "-f", "ServeReplica:images"], capture_output=True, text=True
+        )
+        replicas = [int(line) for line in found.stdout.split()]
+        os.kill(replicas[0], signal.SIGKILL)
+        until(lambda: all(caller.job(each)["status"] == "completed" for each in addresses), 300)
+        results = [best(caller.job(each)) for each in addresses]
+        assert results[:6] == results[6:12] == results[12:18], "the same result"
+    finally:
+        serve.shutdown()
