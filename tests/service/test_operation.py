@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def test_the_dashboard_asks_for_metrics_that_there_are(monkeypatch: pytest.Monke
     metrics = Metrics()
     metrics.requests.labels("done").inc()
     metrics.jobs.labels("queued").set(1)
-    metrics.ran(Batch(0.0, 1.0, 4, 8, {"denoise": 1.0}), ())
+    metrics.ran(Batch(1.0, 4, 8, {"denoise": 1.0}))
     lines = re.findall(r"^(ttsnap_\w+)(\{[^}]*\})? \S+$", metrics.text().decode(), re.M)
     there = {name: set(re.findall(r"(\w+)=", labels)) for name, labels in lines}
     board = json.loads((DOCS / "_static" / "grafana.json").read_text())
@@ -260,63 +259,27 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_search_inside(
     caller.ask("POST", IMAGES, headers, json={"prompt": PROMPT, **SMALL})
     for path in ("/metrics", "/health"):
         caller.get(path)
-    request, queue, search = spans.only(REQUEST, "queue", "search")
+    request, search = spans.only(REQUEST, "search")
     assert f"{request.context.trace_id:032x}" == CALLER
-    assert parent_of(queue) == parent_of(search) == request.context.span_id
+    assert parent_of(search) == request.context.span_id
     about = request.attributes
     assert (about["http.response.status_code"], about["ttsnap.search"]) == (200, "best-of-n")
     assert (about["ttsnap.rewards"], about["ttsnap.key"]) == (("scenes",), "anybody")
-    batches = spans.of("batch")
-    assert (
-        search.attributes["ttsnap.nfe"]
-        == 16
-        == sum(span.attributes["ttsnap.nfe"] for span in batches)
-    )
-    assert search.attributes["ttsnap.batches"] == len(batches) == 4
-    assert {parent_of(span) for span in batches} == {search.context.span_id}
-    assert {parent_of(span) for span in spans.of("denoise")} == {
-        span.context.span_id for span in batches
-    }
-    assert {parent_of(span) for span in spans.of("reward")} == {batches[-1].context.span_id}
-    for span in batches:
-        inside = [
-            part for part in spans.get_finished_spans() if parent_of(part) == span.context.span_id
-        ]
-        assert all(
-            span.start_time <= part.start_time <= part.end_time <= span.end_time for part in inside
-        )
-    assert queue.end_time <= search.start_time
-    names = {span.name for span in spans.get_finished_spans()}
-    assert names == {REQUEST, "queue", "search", "batch", "denoise", "decode", "reward"}
+    assert search.attributes["ttsnap.nfe"] == 16
+    (begun,) = search.events
+    assert search.start_time <= begun.timestamp <= search.end_time
+    assert len(spans.get_finished_spans()) == 2
     told = "".join(span.to_json() for span in spans.get_finished_spans())
     assert not any(word in told for word in ("crosses", "green"))
 
 
-def test_a_batch_of_several_searches_is_written_once_with_links(
-    caller: Caller, spans: Spans
-) -> None:
-    with ThreadPoolExecutor(3) as pool:
-        for seed in range(3):
-            pool.submit(caller.made, seed=seed, budget="120nfe")
-    until(lambda: len(spans.of(REQUEST)) == len(spans.of("search")) == 3)
-    searches, shared = (
-        {span.context.span_id for span in spans.of("search")},
-        [span for span in spans.of("batch") if span.links],
-    )
-    assert shared
-    for span in shared:
-        linked = {link.context.span_id for link in span.links} | {parent_of(span)}
-        assert len(linked) == span.attributes["ttsnap.searches"] > 1
-        assert linked <= searches
-    assert sum(span.attributes["ttsnap.nfe"] for span in spans.of("batch")) == 360
-
-
 def test_what_is_refused_or_left_ends_its_spans(caller: Server, spans: Spans) -> None:
     assert caller.send(**{**SMALL, "budget": "1nfe"}).status_code == 400
-    request, queue = spans.only(REQUEST, "queue")
+    request, refused = spans.only(REQUEST, "search")
     assert request.attributes["http.response.status_code"] == 400
-    assert queue.attributes["ttsnap.outcome"] == "refused"
-    assert not spans.of("search")
+    assert refused.attributes["ttsnap.outcome"] == "refused"
+    assert not refused.events
+    spans.clear()
     caller.left()
     (search,) = spans.only("search")
     assert search.attributes["ttsnap.outcome"] == "cancelled"
@@ -325,9 +288,9 @@ def test_what_is_refused_or_left_ends_its_spans(caller: Server, spans: Spans) ->
 
 def test_a_job_is_a_trace_of_its_own(caller: Caller, spans: Spans) -> None:
     caller.begun()
-    job, queue, search, request = spans.only("job", "queue", "search", REQUEST)
+    job, search, request = spans.only("job", "search", REQUEST)
     assert job.parent is None
-    assert parent_of(queue) == parent_of(search) == job.context.span_id
+    assert parent_of(search) == job.context.span_id
     assert request.context.trace_id != job.context.trace_id
 
 
@@ -378,6 +341,6 @@ def test_spans_go_to_the_collector_that_the_environment_names(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     traces = opening.traces_of_environment()
     assert traces is not None
-    traces.tracer.start_span("queue").end()
+    traces.tracer.start_span("search").end()
     traces.provider.force_flush()
-    assert sent == [("http://127.0.0.1:9/v1/traces", "queue")]
+    assert sent == [("http://127.0.0.1:9/v1/traces", "search")]

@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -168,8 +168,6 @@ def log_to_stderr(*, requests: bool = True, lines: Literal["text", "json"] = "te
 class Batch:
     """One batch of an engine, with what was decoded and scored after it."""
 
-    begin: float
-    """By `time.time`."""
     seconds: float
     nfe: int
     """Evaluations, rows of other engines among them."""
@@ -187,9 +185,6 @@ class Observer:
 
     def begun(self, ticket: PendingRequest) -> None:
         """Its search begins."""
-
-    def ran(self, batch: Batch, tickets: Sequence[PendingRequest]) -> None:
-        """A batch ran; tickets: of the searches that were under way on its engine."""
 
     def ended(self, ticket: PendingRequest, outcome: str) -> None:
         """A request is done, cancelled, refused or failed."""
@@ -231,7 +226,8 @@ class Metrics(Observer):
             )
             memory.set_function(torch.cuda.memory_allocated)
 
-    def ran(self, batch: Batch, tickets: Sequence[PendingRequest]) -> None:
+    def ran(self, batch: Batch) -> None:
+        """A batch ran."""
         if batch.nfe > 0:
             self.nfe.inc(batch.nfe)
         if batch.room > 0:

@@ -223,21 +223,18 @@ class Worker(threading.Thread):
         return self._pool[spec]
 
     def _batch(self, pooled: PooledEngine) -> None:
-        engine, tickets = pooled.engine, tuple(pooled.under_way)
-        nfe, phases, rooms, begin, at = (
-            self._nfe(),
-            dict(engine.timings),
-            engine.room,
-            time.monotonic(),
-            time.time(),
-        )
+        engine = pooled.engine
+        nfe = self._nfe()
+        phases = dict(engine.timings)
+        rooms = engine.room
+        begin = time.monotonic()
         try:
             ended = pooled.turn()
         except Exception as error:
             logger.error(
                 "searches failed",
                 exc_info=error,
-                extra=private(*(t.request.prompt for t in tickets)),
+                extra=private(*(ticket.request.prompt for ticket in pooled.under_way)),
             )
             self._drop(pooled.spec)
             for ticket in list(pooled.under_way):
@@ -245,11 +242,10 @@ class Worker(threading.Thread):
             return
         seconds = time.monotonic() - begin
         took = {phase: after - phases.get(phase, 0.0) for phase, after in engine.timings.items()}
-        batch = Batch(at, seconds, self._nfe() - nfe, engine.room - rooms, took)
+        batch = Batch(seconds, self._nfe() - nfe, engine.room - rooms, took)
         self._shares.serve(pooled.spec, seconds)
         pooled.measure(batch)
-        for observer in self._observers:
-            observer.ran(batch, tickets)
+        self.metrics.ran(batch)
         for ticket, answer in ended.items():
             ticket.tell(answer)
             self._end(ticket, "done" if isinstance(answer, Done) else "failed")
