@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
+from tests.on_ray import ray_runs
 from tests.service.asking import IMAGES, PROMPT, Caller, best, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -176,34 +179,38 @@ def test_60_jobs_of_three_servers_that_are_killed_at_random(database: str, tmp_p
         assert [server.by(KEYS["a"]).get(address).status_code for server in servers] == [404] * 3
 
 
-def test_three_replicas_of_which_one_is_killed(
-    database: str, ray_session: None, tmp_path: Path
-) -> None:
+def test_three_replicas_of_which_one_is_killed(database: str, tmp_path: Path) -> None:
     pytest.importorskip("ray.serve")
     from ray import serve
 
-    from ttsnap.cli.replicas import app
+    from ttsnap.cli.replicas import Replica, app
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     options = f"embedded --device cpu --rewards brightness --state {tmp_path / 'state'}"
-    running = app({"options": f"{options} --database {database}"})
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    try:
-        handle: Any = running._bound_deployment.options(num_replicas=3)  # type: ignore[attr-defined]
-        serve.run(
-            handle.bind(*running._bound_deployment.init_args), name="images", route_prefix="/"
-        )  # type: ignore[attr-defined]
-        caller = Caller(f"http://127.0.0.1:{port}")
-        addresses = [f"{IMAGES}/{caller.send(**BODIES[i % 6]).json()['id']}" for i in range(20)]
-        until(lambda: any(caller.job(each)["status"] == "in_progress" for each in addresses), 60)
-        found = subprocess.run(
-            ["pgrep", "-f", "ServeReplica:images"], capture_output=True, text=True
-        )
-        replicas = [int(line) for line in found.stdout.split()]
-        os.kill(replicas[0], signal.SIGKILL)
-        until(lambda: all(caller.job(each)["status"] == "completed" for each in addresses), 300)
-        results = [best(caller.job(each)) for each in addresses]
-        assert results[:6] == results[6:12] == results[12:18], "the same result"
-    finally:
-        serve.shutdown()
+    options += f" --database {database}"
+    with ray_runs(8):
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        try:
+            assert app({"options": options})
+            three = serve.deployment(num_replicas=3)(serve.ingress()(Replica))
+            serve.run(three.bind(shlex.split(options)), name="images", route_prefix="/")
+            caller = Caller(f"http://127.0.0.1:{port}")
+            bodies = [BODIES[i % 6] for i in range(20)]
+            addresses = [f"{IMAGES}/{caller.send(**body).json()['id']}" for body in bodies]
+            begun = {"in_progress", "completed"}
+            until(lambda: any(caller.job(each)["status"] in begun for each in addresses), 60)
+            lines = psutil.Process().children(recursive=True)
+            named = [each for each in lines if "ServeReplica:images" in " ".join(each.cmdline())]
+            assert len(named) == 3
+            named[0].kill()
+
+            def done(address: str) -> bool:
+                reply = caller.get(address)  # a proxy that has not noticed yet answers 500
+                return reply.status_code == 200 and reply.json()["status"] == "completed"
+
+            until(lambda: all(map(done, addresses)), 240)
+            results = [best(caller.job(each)) for each in addresses]
+            assert results[:6] == results[6:12] == results[12:18], "the same result"
+        finally:
+            serve.shutdown()

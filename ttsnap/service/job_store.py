@@ -443,7 +443,8 @@ class JobStore:
         return {"ended": now, "expires": now + 3600 * self.limits.job_hours}
 
 
-def _read(row: sa.Row[Any]) -> StoredJob:
+def _read(row: Any) -> StoredJob:
+    """A row of JOBS."""
     fields = dict(row._mapping)
     progress = fields.pop("progress") or {}
     return StoredJob(**fields, progress=progress.get(fields["id"], 0))

@@ -92,8 +92,8 @@ class Traces(Observer):
                 "ttsnap.images": request.selection.keep,
             }
         )
-        search = self.tracer.start_span("search", set_span_in_context(parent))
-        self._spans[ticket] = (parent, search)
+        span = self.tracer.start_span("search", set_span_in_context(parent))
+        self._spans[ticket] = (parent, span)
 
     def begun(self, ticket: PendingRequest) -> None:
         _, search = self._spans[ticket]
