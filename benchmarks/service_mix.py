@@ -42,7 +42,7 @@ from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
-from ttsnap.service.loras import LoraFolder
+from ttsnap.service.loras import loras_in
 from ttsnap.service.server import GenerationServer
 
 CLIENTS = 50
@@ -69,11 +69,10 @@ class Answer:
 def server_of(pipe: Any, loras: Path, limits: ServiceLimits) -> GenerationServer:
     """A server of images and edits by the embedded model, on any free port."""
     rewards = {name: make_rewards(name)[0] for name in ("scenes", "brightness")}
-    offer = ServingCatalog(
-        "embedded", tuple(rewards), recommended, edits=True, loras=LoraFolder(loras)
-    )
-    where = ("127.0.0.1", 0)
-    return GenerationServer(OneDevice(pipe, rewards), offer, limits, None, where)
+    engines = OneDevice(pipe, rewards, loras_in(loras))
+    offered = engines.loras.offered
+    offer = ServingCatalog("embedded", tuple(rewards), recommended, edits=True, loras=offered)
+    return GenerationServer(engines, offer, limits, None, ("127.0.0.1", 0))
 
 
 def ask(client: OpenAI, number: int) -> Answer:

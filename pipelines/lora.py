@@ -6,11 +6,10 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import safe_open
 from torch import nn
 
 from ttsnap.files.hub import require_repository
@@ -200,16 +199,30 @@ def _under_lora(
     return UnderLora(twin, own)
 
 
-def rescaled(under: UnderLora, networks: Sequence[str], scales: Mapping[str, float]) -> UnderLora:
-    """A twin over all the same weights, whose adapters have these scales."""
-    twin = UnderLora(copied(under.pipe, type(under.pipe)), under.own)
+def with_adapters(
+    under: UnderLora, networks: Sequence[str], scales: Mapping[str, float], off: Collection[str]
+) -> UnderLora:
+    """A twin over all the same weights, of whose adapters these are on, by these scales, and others
+    off. The pipeline's own stay as they are."""
+    twin = copied(under.pipe, type(under.pipe))
+    vars(twin).pop("_search_memo", None)
     for name in networks:
-        vars(twin.pipe)[name] = net = shared_copy(getattr(twin.pipe, name))
+        net = shared_copy(getattr(twin, name))
+        vars(twin)[name] = net
+        flags = {parameter: parameter.requires_grad for parameter in net.parameters()}
         for _, layer in tuned_layers(net):
-            for adapter, scale in scales.items():
-                layer.set_scale(adapter, scale)
-    twin.learn(under, networks)
-    return twin
+            there = [adapter for adapter in layer.active_adapters if adapter not in off]
+            layer.set_adapter(there)
+            layer.enable_adapters(bool(there))
+            for adapter in scales.keys() & set(there):
+                layer.set_scale(adapter, scales[adapter])
+        _restore(flags)
+    own = {}
+    for place, adapter in enumerate(scales):
+        for at, parameter in under.own.items():
+            if f".{adapter}." in f"{at}.":
+                own[at.replace(adapter, str(place))] = parameter
+    return UnderLora(twin, own)
 
 
 def lora_networks(pipe: Any) -> list[str]:
@@ -225,14 +238,6 @@ def lora_networks(pipe: Any) -> list[str]:
             " other hooks of this pipeline move or cast; do without them"
         )
     return names
-
-
-def numbers_in(path: Path) -> int:
-    """How many numbers the tensors of a file are. ValueError for a file that is damaged, or not
-    whole yet."""
-    _check_head(path, str(path))
-    with foreign(f"{path} cannot be read"), safe_open(path, "pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def _restore(flags: Mapping[nn.Parameter, bool]) -> None:

@@ -17,14 +17,14 @@ END = 60.0
 
 
 @contextmanager
-def ray_runs() -> Iterator[None]:
+def ray_runs(cores: int = 2) -> Iterator[None]:
     """Ray starts here, which takes about ten seconds, and ends here. Its workers import this
     repository's tests, too, where a test sends them some."""
     ray = pytest.importorskip("ray")
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     before = set(psutil.Process().children(recursive=True))
-    ray.init("local", num_cpus=2, runtime_env={"env_vars": {"PYTHONPATH": path}}, **quiet)
+    ray.init("local", num_cpus=cores, runtime_env={"env_vars": {"PYTHONPATH": path}}, **quiet)
     begun = set(psutil.Process().children(recursive=True)) - before
     yield
     # It waits for its processes in C++, which no signal ends, and all tests are over by now.

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from tests.service.asking import Caller, png
 from tests.shallow import shallow
 from ttsnap.pipelines import load, recommended, upgrade
 from ttsnap.request.offer import ServingCatalog
-from ttsnap.request.request import EngineSpec, ModelDefaults
+from ttsnap.request.request import EngineSpec, Lora, ModelDefaults
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.job_store import JobStore
@@ -66,9 +66,10 @@ def few_steps(model: str) -> ModelDefaults:
 EDITS = ServingCatalog("embedded", ("brightness",), few_steps, edits=True)
 
 
-def one_device(pipe: Any, *rewards: str) -> OneDevice:
+def one_device(pipe: Any, *rewards: str, loras: Sequence[Lora] = ()) -> OneDevice:
     """Of a model, with these rewards or brightness."""
-    return OneDevice(pipe, {name: make_rewards(name)[0] for name in rewards or ("brightness",)})
+    named = {name: make_rewards(name)[0] for name in rewards or ("brightness",)}
+    return OneDevice(pipe, named, loras)
 
 
 def serve(

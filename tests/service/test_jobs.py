@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
 import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import sqlalchemy
 from diffusers import WanPipeline
+from sqlalchemy.exc import OperationalError
 
 from tests.pipelines.modular import tiny_videos
 from tests.service.asking import (
@@ -40,7 +42,7 @@ from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.checklist.questions import questions
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
-from ttsnap.service.job_store import TABLE, JobStore, StoredJob, _engine
+from ttsnap.service.job_store import LEASE, TABLE, JobStore, StoredJob, _engine
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import JsonLines
@@ -66,9 +68,15 @@ def stored(store: JobStore, size: int, job: StoredJob | None = None) -> StoredJo
     """A job that is done, with a file of so many bytes."""
     job = job or added(store)
     (store.files(job) / "1.png").write_bytes(b"0" * size)
-    store.begin(job)
+    assert taken(store, job.owner) == job.id
     store.end(job, "completed", {})
     return job
+
+
+def taken(store: JobStore, *owners: str) -> str | None:
+    """The id of the job that is begun."""
+    job = store.take("embedded", owners or {"anybody"}, alone=True)
+    return None if job is None else job.id
 
 
 def test_a_job_makes_what_a_request_makes_and_ends_with_a_line(
@@ -217,13 +225,14 @@ def test_a_job_is_not_begun_for_ever(tmp_path: Path) -> None:
         job = added(store)
     for _ in range(3):
         with store_in(tmp_path) as store:
-            assert [each.id for each in store.waiting("embedded", {"anybody"})] == [job.id]
-            assert store.begin(job)
+            store.beat({})
+            assert taken(store) == job.id
     with store_in(tmp_path) as store:
+        store.beat({})
         told = store.get("anybody", "image_generation", job.id)
         assert (told.status, (told.outcome or {})["code"]) == ("failed", "server_error")
         assert "ended 3 times" in (told.outcome or {})["message"]
-        assert store.waiting("embedded", {"anybody"}) == []
+        assert taken(store) is None
 
 
 def test_the_end_of_a_server_counts_against_the_job_that_runs_alone(
@@ -231,7 +240,7 @@ def test_the_end_of_a_server_counts_against_the_job_that_runs_alone(
 ) -> None:
     with store_in(tmp_path) as store:
         jobs = [added(store, budget="16nfe", steps=4) for _ in range(4)]
-        assert all(map(store.begin, jobs[:3])), "and the server ends"
+        assert [taken(store) for _ in range(3)] == [job.id for job in jobs[:3]], "and it ends"
     names, slow.left = [f"{IMAGES}/{job.id}" for job in jobs], 1
     with keeping(slow) as caller:
         until(lambda: slow.left < 0)
@@ -256,11 +265,12 @@ def test_a_full_disk_is_told_of_once_and_emptied_by_what_expires_and_by_callers(
         return before(connection, statement, *more, **others)
 
     with store_in(tmp_path, job_hours=1e-9) as store:
-        jobs, before = [stored(store, 1000) for _ in range(2)], sqlalchemy.Connection.execute
+        jobs = [stored(store, 1000) for _ in range(2)]
+        before = sqlalchemy.Connection.execute
         monkeypatch.setattr(sqlalchemy.Connection, "execute", execute)
-        for refused in (store.begin, store.put_back, lambda job: added(store)):
+        for refused in (lambda: store.put_back(jobs[1]), lambda: added(store)):
             with pytest.raises(RequestError, match="cannot be stored"):
-                refused(jobs[1])
+                refused()
         assert [record.levelname for record in caplog.records] == ["ERROR"]
         assert "disk is full" in caplog.text
         store.delete(jobs[0])
@@ -275,9 +285,11 @@ def test_a_full_disk_is_told_of_once_and_emptied_by_what_expires_and_by_callers(
         }
         store.limits = ServiceLimits()
         kept = stored(store, 800)
-        (tmp_path / "jobs" / jobs[0].id).mkdir()
-        (tmp_path / "jobs" / jobs[0].id / "1.png").write_bytes(b"0" * 1000)
-    with store_in(tmp_path):  # it begins by removing what is no job's
+        orphan = tmp_path / "jobs" / jobs[0].id
+        orphan.mkdir()
+        (orphan / "1.png").write_bytes(b"0" * 1000)
+        os.utime(orphan, (0, 0))
+        store.sweep()
         assert [path.name for path in (tmp_path / "jobs").iterdir()] == [kept.id]
 
 
@@ -290,7 +302,8 @@ def test_a_job_is_gone_though_the_disk_is_too_full_to_forget_it(
         return before(connection, statement, *more, **others)
 
     with store_in(tmp_path) as store:
-        jobs, before = [added(store), stored(store, 10)], sqlalchemy.Connection.execute
+        jobs = [stored(store, 10), added(store)]
+        before = sqlalchemy.Connection.execute
         kept = added(store, "bob")
         with monkeypatch.context() as patch:
             patch.setattr(sqlalchemy.Connection, "execute", execute)
@@ -301,7 +314,8 @@ def test_a_job_is_gone_though_the_disk_is_too_full_to_forget_it(
                     store.get("anybody", job.kind, job.id)
             assert store.page("anybody", job.kind, None, 9, True) == ([], False)
         store.sweep()
-        assert store.waiting("embedded", {"anybody", "bob"}) == [kept]
+        assert taken(store, "anybody", "bob") == kept.id
+        assert taken(store, "anybody", "bob") is None
         assert store.counts()["completed"] == 0
 
 
@@ -487,18 +501,78 @@ def test_errors_of_the_database_are_logged_without_prompts(
     assert ("no such table" in caplog.text, PROMPT in caplog.text) == (True, False)
 
 
-def test_a_folder_is_one_servers_and_a_database_may_be_several(tmp_path: Path) -> None:
+def test_a_folder_with_sqlite_is_one_servers_and_a_database_has_one_folder(tmp_path: Path) -> None:
     with store_in(tmp_path), pytest.raises(ValueError, match="another process"):
         JobStore(tmp_path, ServiceLimits())
-    with pytest.raises(ValueError, match="--database"):
-        JobStore(tmp_path, ServiceLimits(), "nothing://here")
+    for address in ("nothing://here", "mysql://here/jobs", "nowhere"):
+        with pytest.raises(ValueError, match="--database"):
+            JobStore(tmp_path, ServiceLimits(), address)
     address = f"sqlite:///{tmp_path / 'shared.sqlite'}"
-    with store_in(tmp_path / "one", address) as one, store_in(tmp_path / "other", address) as other:
-        job = one.add("anybody", "video", "wan", {"fields": {"prompt": PROMPT}, "ignored": []}, {})
-        assert one.get("anybody", "video", job.id) == job
-        assert other.waiting("wan", {"anybody"}) == []
-        with pytest.raises(RequestError, match="no video"):
-            other.get("anybody", "video", job.id)
+    with store_in(tmp_path / "one", address) as one:
+        one.beat({})
+        with pytest.raises(ValueError, match="--state"):
+            JobStore(tmp_path / "other", ServiceLimits(), address)
+        one.leave()
+    with store_in(tmp_path / "other", address):
+        pass
+
+
+def test_jobs_of_a_server_without_beats_go_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that wakes up again learns that they are no longer its own."""
+    monkeypatch.setattr("ttsnap.service.job_store.locked", lambda folder: nullcontext())
+    with store_in(tmp_path) as one, store_in(tmp_path) as other:
+        monkeypatch.setattr(one, "_alone", False)
+        monkeypatch.setattr(other, "_alone", False)
+        jobs = [added(one).id for _ in range(3)]
+        for store in (one, other):
+            store.beat({})
+        assert [taken(one), taken(other)] == jobs[:2]
+        assert one.beat({jobs[0]: 40}) == {jobs[0]}
+        kept = other.get("anybody", "image_generation", jobs[0])
+        assert (kept.status, kept.progress, kept.attempts) == ("in_progress", 40, 1)
+        clock = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: clock + LEASE / 2)
+        assert one.beat({}) == {jobs[0]}
+        assert other.beat({}) == {jobs[1]}
+        monkeypatch.setattr(time, "monotonic", lambda: clock + 1.4 * LEASE)
+        assert other.beat({}) == {jobs[1]}, "less than a lease after the last beat"
+        assert taken(other) == jobs[2], "the first one still lives"
+        monkeypatch.setattr(time, "monotonic", lambda: clock + 2.2 * LEASE)
+        assert other.beat({}) == set(jobs[1:])
+        assert taken(other) == jobs[0]
+        for store in (one, other):
+            store.end(kept, "completed", {"by": store is other})
+        assert other.get("anybody", "image_generation", jobs[0]).outcome == {"by": True}
+        assert one.beat({}) == set()
+        other.leave()
+        one.beat({})
+        assert {taken(one) for _ in range(2)} == set(jobs[1:])
+
+
+def test_a_database_that_was_away_takes_no_servers_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.service.job_store.locked", lambda folder: nullcontext())
+    with store_in(tmp_path) as one, store_in(tmp_path) as other:
+        monkeypatch.setattr(other, "_alone", False)
+        job = added(one).id
+        one.beat({})
+        other.beat({})
+        assert taken(one) == job
+        clock = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: clock + 2 * LEASE)
+
+        def away() -> None:
+            raise OperationalError("", {}, OSError())
+
+        with monkeypatch.context() as patch:
+            patch.setattr(other._engine, "begin", away)
+            with pytest.raises(RequestError):
+                other.beat({})
+        other.beat({})
+        assert taken(other) is None
 
 
 def test_where_jobs_are_kept_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

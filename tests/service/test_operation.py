@@ -9,11 +9,9 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from tests.service.asking import IMAGES, PROMPT, SMALL, Caller, best, refusal, until
+from tests.service.asking import IMAGES, PROMPT, SMALL, Caller, until
 from tests.service.conftest import ALICE, BOB, Server
 from ttsnap.cli import serve as cli
 from ttsnap.service import opening
@@ -46,8 +44,7 @@ def test_the_dashboard_asks_for_metrics_that_there_are(monkeypatch: pytest.Monke
     metrics = Metrics()
     metrics.requests.labels("done").inc()
     metrics.jobs.labels("queued").set(1)
-    metrics.loras.labels("loaded").inc()
-    metrics.ran(Batch(0.0, 1.0, 4, 8, {"denoise": 1.0}), ())
+    metrics.ran(Batch(1.0, 4, 8, {"denoise": 1.0}))
     lines = re.findall(r"^(ttsnap_\w+)(\{[^}]*\})? \S+$", metrics.text().decode(), re.M)
     there = {name: set(re.findall(r"(\w+)=", labels)) for name, labels in lines}
     board = json.loads((DOCS / "_static" / "grafana.json").read_text())
@@ -188,64 +185,26 @@ def test_a_file_that_changes_is_read_again(
 # --- replicas of Ray Serve ------------------------------------------------------------------------
 
 
-def test_what_the_operator_says_is_checked_before_a_replica_starts(tmp_path: Path) -> None:
+def test_what_the_operator_says_is_checked_before_a_replica_starts() -> None:
     pytest.importorskip("ray.serve")
     from ray.serve.schema import ServeDeploySchema
 
-    from ttsnap.service.deployment import ReplicaSettings, app
+    from ttsnap.cli.replicas import app
 
-    (application,) = ServeDeploySchema.model_validate(yaml.safe_load(block("yaml"))).applications
-    assert application.import_path == "ttsnap.service.deployment:app"
-    settings = ReplicaSettings.of(application.args)
-    assert (settings.limits, settings.max_replicas) == (ServiceLimits(nfe=2000, side=1024), 8)
-    wrong: list[dict[str, object]] = [
-        {"device": "cuda:1"},
-        {"min_replicas": 0},
-        {"reward": "clip"},
-        {"limits": {"nfe": 0}},
-        {"model": "some/model", "device": "cpu"},
-        {"keys": str(tmp_path / "keys"), "device": "cpu"},
-    ]
-    for given in wrong:
-        with pytest.raises(ValueError, match=next(iter(given))):
-            app(given)
+    (application,) = ServeDeploySchema.model_validate(yaml.safe_load(block("yml"))).applications
+    assert application.import_path == "ttsnap.cli.replicas:app"
+    cli.parser().parse_args(shlex.split(application.args["options"]))
+    with pytest.raises(ValueError, match="--database"):
+        app({"options": "embedded --device cpu"})
+    with pytest.raises(ValueError, match="model"):
+        app({"model": "embedded"})
 
 
-@pytest.mark.slow
-def test_two_replicas_serve_callers_with_keys(
-    ray_session: None, caller: Caller, tmp_path: Path
-) -> None:
-    pytest.importorskip("ray.serve")
-    from ray import serve
-
-    from ttsnap.service.deployment import app
-
-    (tmp_path / "keys").write_text(f"alice {ALICE}\n")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    try:
-        settings = {
-            "device": "cpu",
-            "min_replicas": "2",
-            "max_replicas": "2",
-            "keys": str(tmp_path / "keys"),
-        }
-        serve.run(app(settings), name="images", route_prefix="/")
-        alice = Caller(f"http://127.0.0.1:{port}", ALICE)
-        with ThreadPoolExecutor(4) as pool:
-            replies = list(pool.map(lambda _: alice.made(), range(8)))
-        assert {best(reply)[0] for reply in replies} == {best(caller.made())[0]}
-        assert "completed" in alice.send(**SMALL, stream=True).text
-        assert refusal(alice.by(BOB).send())[0] == 401
-        states = serve.status().applications["images"].deployments["Replica"].replica_states
-        assert states == {"RUNNING": 2}
-        served = {alice.get("/metrics").text for _ in range(20)}
-        assert sum('ttsnap_requests_total{outcome="done"}' in text for text in served) >= 2, (
-            "both have served"
-        )
-    finally:
-        serve.shutdown()
+def test_the_compose_file_starts_servers_that_share_a_database() -> None:
+    services = yaml.safe_load(block("yaml"))["services"]
+    a = cli.parser().parse_args(services["service"]["command"][1:])
+    assert a.database.startswith("postgresql+psycopg://ttsnap@database/")
+    assert services["service"]["deploy"] == {"replicas": 3}
 
 
 # --- traces: spans of requests and jobs, in the caller's trace, without prompts -------------------
@@ -300,63 +259,27 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_search_inside(
     caller.ask("POST", IMAGES, headers, json={"prompt": PROMPT, **SMALL})
     for path in ("/metrics", "/health"):
         caller.get(path)
-    request, queue, search = spans.only(REQUEST, "queue", "search")
+    request, search = spans.only(REQUEST, "search")
     assert f"{request.context.trace_id:032x}" == CALLER
-    assert parent_of(queue) == parent_of(search) == request.context.span_id
+    assert parent_of(search) == request.context.span_id
     about = request.attributes
     assert (about["http.response.status_code"], about["ttsnap.search"]) == (200, "best-of-n")
     assert (about["ttsnap.rewards"], about["ttsnap.key"]) == (("scenes",), "anybody")
-    batches = spans.of("batch")
-    assert (
-        search.attributes["ttsnap.nfe"]
-        == 16
-        == sum(span.attributes["ttsnap.nfe"] for span in batches)
-    )
-    assert search.attributes["ttsnap.batches"] == len(batches) == 4
-    assert {parent_of(span) for span in batches} == {search.context.span_id}
-    assert {parent_of(span) for span in spans.of("denoise")} == {
-        span.context.span_id for span in batches
-    }
-    assert {parent_of(span) for span in spans.of("reward")} == {batches[-1].context.span_id}
-    for span in batches:
-        inside = [
-            part for part in spans.get_finished_spans() if parent_of(part) == span.context.span_id
-        ]
-        assert all(
-            span.start_time <= part.start_time <= part.end_time <= span.end_time for part in inside
-        )
-    assert queue.end_time <= search.start_time
-    names = {span.name for span in spans.get_finished_spans()}
-    assert names == {REQUEST, "queue", "search", "batch", "denoise", "decode", "reward"}
+    assert search.attributes["ttsnap.nfe"] == 16
+    (begun,) = search.events
+    assert search.start_time <= begun.timestamp <= search.end_time
+    assert len(spans.get_finished_spans()) == 2
     told = "".join(span.to_json() for span in spans.get_finished_spans())
     assert not any(word in told for word in ("crosses", "green"))
 
 
-def test_a_batch_of_several_searches_is_written_once_with_links(
-    caller: Caller, spans: Spans
-) -> None:
-    with ThreadPoolExecutor(3) as pool:
-        for seed in range(3):
-            pool.submit(caller.made, seed=seed, budget="120nfe")
-    until(lambda: len(spans.of(REQUEST)) == len(spans.of("search")) == 3)
-    searches, shared = (
-        {span.context.span_id for span in spans.of("search")},
-        [span for span in spans.of("batch") if span.links],
-    )
-    assert shared
-    for span in shared:
-        linked = {link.context.span_id for link in span.links} | {parent_of(span)}
-        assert len(linked) == span.attributes["ttsnap.searches"] > 1
-        assert linked <= searches
-    assert sum(span.attributes["ttsnap.nfe"] for span in spans.of("batch")) == 360
-
-
 def test_what_is_refused_or_left_ends_its_spans(caller: Server, spans: Spans) -> None:
     assert caller.send(**{**SMALL, "budget": "1nfe"}).status_code == 400
-    request, queue = spans.only(REQUEST, "queue")
+    request, refused = spans.only(REQUEST, "search")
     assert request.attributes["http.response.status_code"] == 400
-    assert queue.attributes["ttsnap.outcome"] == "refused"
-    assert not spans.of("search")
+    assert refused.attributes["ttsnap.outcome"] == "refused"
+    assert not refused.events
+    spans.clear()
     caller.left()
     (search,) = spans.only("search")
     assert search.attributes["ttsnap.outcome"] == "cancelled"
@@ -365,9 +288,9 @@ def test_what_is_refused_or_left_ends_its_spans(caller: Server, spans: Spans) ->
 
 def test_a_job_is_a_trace_of_its_own(caller: Caller, spans: Spans) -> None:
     caller.begun()
-    job, queue, search, request = spans.only("job", "queue", "search", REQUEST)
+    job, search, request = spans.only("job", "search", REQUEST)
     assert job.parent is None
-    assert parent_of(queue) == parent_of(search) == job.context.span_id
+    assert parent_of(search) == job.context.span_id
     assert request.context.trace_id != job.context.trace_id
 
 
@@ -418,6 +341,6 @@ def test_spans_go_to_the_collector_that_the_environment_names(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     traces = opening.traces_of_environment()
     assert traces is not None
-    traces.tracer.start_span("queue").end()
+    traces.tracer.start_span("search").end()
     traces.provider.force_flush()
-    assert sent == [("http://127.0.0.1:9/v1/traces", "queue")]
+    assert sent == [("http://127.0.0.1:9/v1/traces", "search")]

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
@@ -99,7 +99,7 @@ def parser() -> Parser:
         metavar="FOLDER",
         help=(
             "LoRAs that clients choose from: NAME.safetensors, or a folder NAME with such a file;"
-            " looked up at every request"
+            " read once"
         ),
     )
     p.add_argument(
@@ -159,11 +159,25 @@ def parser() -> Parser:
 
 def run(a: Arguments) -> int:
     """Serve until SIGTERM or Ctrl-C."""
+    with parts_of(a) as parts:
+        from ttsnap.service.monitoring import log_to_stderr
+        from ttsnap.service.server import GenerationServer
+
+        with common.listening(a), loading("the service"):
+            server = GenerationServer(address=(a.host, a.port), **parts)
+        log_to_stderr(requests=not a.no_access_log, lines=a.log_format)
+        _serve(server, parts["offer"], parts["keys"])
+    print("stopped")
+    return 0
+
+
+@contextmanager
+def parts_of(a: Arguments) -> Iterator[dict[str, Any]]:
+    """What a service is made of, by the arguments of `Service`."""
     load_torch()
     try:
         from ttsnap.service.keys import Keys
-        from ttsnap.service.monitoring import log_to_stderr
-        from ttsnap.service.server import GenerationServer
+        from ttsnap.service.opening import bound_kernels, offer_of, offered, traces_of_environment
     except ImportError as error:
         raise ValueError(
             f"the service needs fastapi and others ({error}): {install('service')}"
@@ -171,34 +185,30 @@ def run(a: Arguments) -> int:
     from ttsnap.pipelines import makes_videos
     from ttsnap.request.allowlist import searches_of
     from ttsnap.results.media import require_av
-    from ttsnap.service.opening import bound_kernels, offer_of, offered, traces_of_environment
 
     bound_kernels()
-    limits, traces = arguments.read(ServiceLimits, a), traces_of_environment()
+    limits = arguments.read(ServiceLimits, a)
+    traces = traces_of_environment()
     keys = replace(Keys.chosen(a.keys), open_docs=a.open_docs)
-    devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
+    devices = arguments.read(DeviceOptions, a)
+    specs = offered(list(a.rewards), a.model)
     searches = searches_of(list(a.searches))
     if makes_videos(a.model):
         require_av(VIDEOS)
     with store_of(a, limits) as store, engines(a, devices, specs) as made:
-        offer = offer_of(
-            a.model,
-            made,
-            next(iter(a.name), None),
-            searches,
-            a.draft,
-            aliases=a.name[1:],
-            loras=a.loras,
-            edits=a.task != TEXT,
-        )
+        name = next(iter(a.name), None)
+        edits = a.task != TEXT
+        offer = offer_of(a.model, made, name, searches, a.draft, aliases=a.name[1:], edits=edits)
         if offer.frames_every is not None:  # also of a hub id
             require_av(VIDEOS)
-        with common.listening(a), loading("the service"):
-            server = GenerationServer(made, offer, limits, keys, (a.host, a.port), store, traces)
-        log_to_stderr(requests=not a.no_access_log, lines=a.log_format)
-        _serve(server, offer, keys)
-    print("stopped")
-    return 0
+        yield {
+            "engines": made,
+            "offer": offer,
+            "limits": limits,
+            "keys": keys,
+            "store": store,
+            "traces": traces,
+        }
 
 
 def _serve(server: GenerationServer, offer: ServingCatalog, keys: Keys) -> None:
@@ -246,6 +256,7 @@ def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     from ttsnap.cluster.devices import alone, hosts
     from ttsnap.pipelines.opening import prepare, settled
     from ttsnap.service.engines import ManyDevices, OneDevice
+    from ttsnap.service.loras import loras_in
 
     place, _ = common.opening().placement(a.device, a.dtype)
     spread = not alone(devices, place.type)
@@ -258,7 +269,8 @@ def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     }
     pipe = common.load_model(a.model, device, a.dtype, loras=model.loras, task=a.task)
     prepare(pipe, model)
-    here = OneDevice(pipe, rewards, a.lora_mib)
+    offered = () if a.loras is None else loras_in(Path(a.loras).expanduser())
+    here = OneDevice(pipe, rewards, offered)
     if not spread:
         yield here
         return

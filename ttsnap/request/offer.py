@@ -51,8 +51,8 @@ class ServingCatalog:
     """What a model decides where nothing is given."""
     searches: Mapping[str, Algorithm] = field(default_factory=dict)
     """Those of the operator's files, beside the algorithms of the catalogue."""
-    loras: Callable[[], Mapping[str, Lora]] = dict
-    """LoRAs by the names that they use, as there are now."""
+    loras: Mapping[str, Lora] = field(default_factory=dict)
+    """LoRAs by the names that they use."""
     aliases: Sequence[str] = ()
     """Further names of the model."""
     draft: str | None = None
@@ -179,7 +179,7 @@ READERS: dict[str, Callable[[Any, ServingCatalog, SearchLimits], Any]] = {
         limits.rewards_of(value, offer.rewards, "report") if value else ()
     ),
     "require": _requirements,
-    "lora": lambda value, offer, limits: limits.loras_of(value, offer.loras()),
+    "lora": lambda value, offer, limits: limits.loras_of(value, offer.loras),
     "negative_prompt": lambda value, offer, limits: limits.line(
         value, "negative_prompt", empty=True
     ),

@@ -102,10 +102,6 @@ class Lora:
     """By which clients and metadata call it."""
     path: str = field(repr=False)
     """The file of its weights."""
-    version: tuple[int, ...] = field(repr=False)
-    """Another one where the file was changed."""
-    size: int = field(repr=False)
-    """How many numbers its weights are."""
     scale: float = 1.0
 
     def __str__(self) -> str:

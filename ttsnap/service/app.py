@@ -169,7 +169,7 @@ def _add_models(app: FastAPI, answers: ResponseBuilder) -> None:
             "created": created,
             "owned_by": "ttsnap",
         }
-        return {**own, "loras": list(offer.loras())}
+        return {**own, "loras": list(offer.loras)}
 
     @app.get("/v1/models", **_documented(answers.keys))
     async def models(request: Request) -> Response:

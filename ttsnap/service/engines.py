@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from typing import Protocol
-from weakref import WeakValueDictionary, finalize
+from weakref import WeakValueDictionary
 
 from ttsnap.cluster.actor_group import Pool
 from ttsnap.cluster.engine import ClusterEngine
@@ -18,12 +18,11 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines.engine_factory import EngineBuilder
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.opening import opened, reward_placement
-from ttsnap.request.request import EngineSpec
+from ttsnap.request.request import EngineSpec, Lora
 from ttsnap.reward_models.checklist import Checklist
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardError, RewardModel
 from ttsnap.sampling.denoiser import Capability
-from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.loras import LoadedLoras
 
 
@@ -74,10 +73,11 @@ class OneDevice:
         self,
         pipe: SearchMixin,
         rewards: Mapping[str, RewardModel],
-        lora_mib: int = ServiceLimits.lora_mib,
+        loras: Iterable[Lora] = (),
     ) -> None:
-        """lora_mib: as of ServiceLimits."""
-        self.pipe, self.loras = pipe, LoadedLoras(pipe, lora_mib)
+        """ValueError for a LoRA that does not fit the model."""
+        self.pipe = pipe
+        self.loras = LoadedLoras(pipe, loras)
         # Rewards' own names would tell clients of the operator's files and servers.
         self.rewards = OfferedRewards(
             {name: reward.called(name) for name, reward in rewards.items()}
@@ -89,13 +89,13 @@ class OneDevice:
         rewards = tuple(self.rewards[name] for name in spec.rewards)
         drafts = spec.sampler.drafted_by(None).draft is not None
         alone = drafts or Capability.SHARE in self.pipe.denoiser_class.cannot
-        with self.loras.under(spec.loras) as pipe:
-            network = None if alone else self._network(spec, pipe)
-            engine = pipe.engine_of(spec, network, rewards)
-            try:
-                yield engine
-            finally:
-                engine.leave()
+        pipe = self.loras.under(spec.loras)
+        network = None if alone else self._network(spec, pipe)
+        engine = pipe.engine_of(spec, network, rewards)
+        try:
+            yield engine
+        finally:
+            engine.leave()
 
     def _network(self, spec: EngineSpec, pipe: SearchMixin) -> SharedDenoiser:
         """The network of all engines of this spec, on this pipeline, but for steps and rewards."""
@@ -113,18 +113,18 @@ class OneDevice:
 
 
 def build_engine(
-    spec: EngineSpec, model: ModelOptions, rewards: Mapping[str, str], lora_mib: int
+    spec: EngineSpec, model: ModelOptions, rewards: Mapping[str, str], loras: tuple[Lora, ...]
 ) -> LiveEngine:
     """An engine in an actor, whose pipeline, rewards and LoRAs stay loaded for all specs of one
     model.
 
     spec: without a scheduler; its rewards go by the names that clients use. model: as it is opened
-    here. rewards: as `--reward` takes them, by those names. ValueError for a spec that does not
-    fit. RuntimeError where the model cannot be loaded here, and RewardError where a reward cannot:
+    here. rewards: as `--reward` takes them, by those names. loras: that are offered. ValueError for
+    a spec that does not fit. RuntimeError where the model cannot be loaded here, and RewardError where a reward cannot:
     neither is the client's mistake.
     """
     try:
-        loras = _loras(model, lora_mib)
+        loaded = _loras(model, loras)
     except ValueError as error:
         raise RuntimeError(str(error)) from error
     try:
@@ -133,19 +133,12 @@ def build_engine(
         raise RewardError(str(error)) from error
     named = OfferedRewards({name: reward.called(name) for name, reward in made.items()})
     called = [named[name] for name in spec.rewards]
-    with ExitStack() as used:
-        try:
-            pipe = used.enter_context(loras.under(spec.loras))
-        except (ValueError, RequestError) as error:  # the serving process has loaded the same
-            raise RuntimeError(str(error)) from error
-        engine = EngineBuilder(spec).engine_of(pipe, called)
-        finalize(engine, used.pop_all().close)
-    return engine
+    return EngineBuilder(spec).engine_of(loaded.under(spec.loras), called)
 
 
 @cache
-def _loras(model: ModelOptions, mib: int) -> LoadedLoras:
-    return LoadedLoras(opened(model), mib)
+def _loras(model: ModelOptions, loras: tuple[Lora, ...]) -> LoadedLoras:
+    return LoadedLoras(opened(model), loras)
 
 
 @cache
@@ -175,10 +168,9 @@ class ManyDevices:
     def engine(self, spec: EngineSpec) -> Iterator[Engine]:
         names = {read_list(name)[2] if is_item(name) else name for name in spec.rewards}
         rewards = {name: self.specs[name] for name in names}
-        with self.loras.under(spec.loras):  # what does not fit is refused here
-            mib = self.loras.most // 2**20
-            pool = self._pool(partial(build_engine, spec, self.model, rewards, mib))
-            try:
-                yield ClusterEngine(pool)
-            finally:
-                pool.close()
+        loras = tuple(self.loras.offered.values())
+        pool = self._pool(partial(build_engine, spec, self.model, rewards, loras))
+        try:
+            yield ClusterEngine(pool)
+        finally:
+            pool.close()

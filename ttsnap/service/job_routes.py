@@ -14,10 +14,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from ttsnap.files.settings import Json
-from ttsnap.service.job_store import COMPLETED, FAILED, StoredJob
+from ttsnap.service.job_store import COMPLETED, FAILED, RUNNING, StoredJob
 from ttsnap.service.jobs import THUMBNAIL, Jobs
 from ttsnap.service.limits import RequestError
-from ttsnap.service.replies import reply_of, thumbnail_of
+from ttsnap.service.replies import reply_of
 from ttsnap.service.requests import Generation, Video, read_body
 
 PATHS = {
@@ -89,10 +89,11 @@ def add_job_routes(
             raise RequestError(400, said, "variant", "invalid_value")
         if job.status == COMPLETED:
             return file_of(job, jobs, variant, rank)
-        preview = jobs.preview(job)
-        if variant == "thumbnail" and preview is not None:
-            small = await asyncio.to_thread(thumbnail_of, preview.image)
-            return Response(small, media_type=MEDIA["webp"], headers={"Cache-Control": "no-store"})
+        preview = store.files(job) / THUMBNAIL
+        if variant == "thumbnail" and job.status == RUNNING and preview.exists():
+            fresh = {"Cache-Control": "no-store"}
+            small = await asyncio.to_thread(preview.read_bytes)
+            return Response(small, media_type=MEDIA["webp"], headers=fresh)
         raise RequestError(404, f"there is no content: the job is {job.status}", "id", "not_ready")
 
     @app.delete(f"{path}/{{name}}", **documented)

@@ -1,12 +1,12 @@
 """Runs the jobs of a store on the worker, a few at a time. A job is a search like any other, for
-which nobody waits."""
+which nobody waits. Other servers may take jobs of the same store."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from ttsnap.service.forms import Pictures
 from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, JobStore, StoredJob
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, stopping, storage_failed
-from ttsnap.service.loras import BUSY
 from ttsnap.service.monitoring import log_request
 from ttsnap.service.replies import files_of, response_fields, thumbnail_of
 from ttsnap.service.requests import Generation, Video, read_body
@@ -35,8 +34,9 @@ THUMBNAIL = "thumbnail.webp"
 THREADS, PATIENCE = 8, 10.0
 """Threads that ask the database for callers; seconds until a caller is told that it does not
 answer."""
-SWEEP, AGAIN = 60.0, 1.0
-"""Seconds between two looks for what expired; until what could not be done is tried again."""
+BEAT, SWEEP, AGAIN = 2.0, 60.0, 1.0
+"""Seconds between two looks for jobs; for what expired; until what could not be done is tried
+again."""
 
 
 @dataclass(eq=False)
@@ -45,15 +45,19 @@ class _JobRun:
 
     job: StoredJob
     ticket: PendingRequest | None = None
-    preview: Partial | None = None
     task: asyncio.Task[None] | None = None
+
+    @property
+    def progress(self) -> int:
+        """Percent of the budget that is spent."""
+        return 0 if self.ticket is None else min(99, int(100 * self.ticket.share))
 
 
 class Jobs:
     """The jobs of a server. All methods are called in its event loop.
 
-    A job that the server's end interrupts is begun anew by the next one, from its seed. It waits
-    while another model is served, and while its caller's key is not known.
+    A job that the server's end interrupts is begun anew by another one or the next, from its seed.
+    It waits while another model is served, and while its caller's key is not known.
     """
 
     def __init__(self, store: JobStore, worker: Worker, desk: RequestParser, keys: Keys) -> None:
@@ -93,15 +97,11 @@ class Jobs:
         return job
 
     def progress(self, job: StoredJob) -> int:
-        """Percent of the budget that is spent."""
+        """Percent of the budget that is spent; of a job elsewhere, some seconds ago."""
         run = self._runs.get(job.id)
-        share = run.ticket.share if run is not None and run.ticket is not None else 0.0
-        return 100 if job.status == COMPLETED else min(99, int(100 * share))
-
-    def preview(self, job: StoredJob) -> Partial | None:
-        """The best estimate so far of a job that is under way."""
-        run = self._runs.get(job.id)
-        return None if run is None else run.preview
+        if job.status == COMPLETED:
+            return 100
+        return job.progress if run is None else run.progress
 
     async def delete(self, job: StoredJob) -> None:
         """End a job before the next batch, and remove all that is known of it."""
@@ -124,21 +124,24 @@ class Jobs:
         left = {run.task for run in self._runs.values() if run.task is not None}
         if left:
             await asyncio.wait(left, timeout=max(0.0, self.worker.patience))
-        for run in list(self._runs.values()):
-            if run.task is not None:
-                run.task.cancel()
-            try:
-                await self.ask(self.store.put_back, run.job)
-            except Exception:  # the next server finds them under way, and begins them again
-                logger.exception("a job could not be queued again")
-                return
+        for task in left:
+            task.cancel()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._awaited(self.store.leave)
+        except Exception:  # others find this server dead, and begin its jobs again
+            logger.exception("jobs could not be queued again")
 
     async def _run_all(self) -> None:
+        swept = -math.inf
         while True:
             self._wake.clear()
-            pause = SWEEP
+            pause = BEAT
             try:
-                await self._awaited(self.store.sweep)  # first, as it makes room on a full disk
+                if time.monotonic() > swept + SWEEP:  # first, as it makes room on a full disk
+                    await self._awaited(self.store.sweep)
+                    swept = time.monotonic()
+                await self._beat()
                 await self._begin()
                 self._measure(await self._awaited(self.store.counts))
             except Exception as error:  # the database may answer again
@@ -148,6 +151,16 @@ class Jobs:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
 
+    async def _beat(self) -> None:
+        """Say that this server lives, and end what it runs no more: jobs that were deleted, or
+        begun elsewhere."""
+        before = list(self._runs.values())
+        held = await self._awaited(self.store.beat, {run.job.id: run.progress for run in before})
+        lost = [run.task for run in before if run.task is not None and run.job.id not in held]
+        for task in lost:
+            task.cancel()
+        await asyncio.gather(*lost, return_exceptions=True)
+
     def _measure(self, counts: Mapping[str, int]) -> None:
         metrics = self.worker.metrics
         for status in (QUEUED, RUNNING, COMPLETED, FAILED):
@@ -155,26 +168,23 @@ class Jobs:
         metrics.job_bytes.set(counts["bytes"])
 
     async def _begin(self) -> None:
-        """Begin queued jobs while there is room: the oldest of the callers who have the fewest
-        under way. One that may have ended a server runs alone, so that another end is its own."""
+        """Begin queued jobs while there is room. One that may have ended a server runs alone, so
+        that another end is its own."""
         while (
             len(self._runs) < self.desk.limits.jobs
             and self.worker.is_alive()
             and not self.worker.draining
+            and not any(run.job.attempts for run in self._runs.values())
         ):
-            waiting = await self._awaited(
-                self.store.waiting, self.desk.offer.model, self.keys.names
-            )
-            busy = Counter(run.job.owner for run in self._runs.values())
-            job = min(waiting, key=lambda job: busy[job.owner], default=None)
-            if job is None or (
-                busy and (job.attempts or any(run.job.attempts for run in self._runs.values()))
-            ):
+            model = self.desk.offer.model
+            alone = not self._runs
+            job = await self._awaited(self.store.take, model, self.keys.names, alone)
+            if job is None:
                 return
-            if await self._awaited(self.store.begin, job):
-                run = self._runs[job.id] = _JobRun(job)
-                run.task = asyncio.create_task(self._run(run))
-                run.task.add_done_callback(partial(self._ended, run))
+            run = _JobRun(job)
+            self._runs[job.id] = run
+            run.task = asyncio.create_task(self._run(run))
+            run.task.add_done_callback(partial(self._ended, run))
 
     def _ended(self, run: _JobRun, task: asyncio.Task[None]) -> None:
         """Also of a task that was cancelled before its first step."""
@@ -188,8 +198,7 @@ class Jobs:
         try:
             outcome = await self._outcome(run)
         except RequestError as error:
-            if error.code in ("stopping", BUSY):
-                await asyncio.sleep(AGAIN * (error.code == BUSY))
+            if error.code == "stopping":
                 await self._noted(self.store.put_back, job)
                 return
             status, outcome = FAILED, error.told()
@@ -201,7 +210,8 @@ class Jobs:
             )
         else:
             status = COMPLETED
-        await self._noted(self.store.end, job, status, outcome)
+        if not await self._noted(self.store.end, job, status, outcome):
+            return
         nfe = "-" if run.ticket is None else run.ticket.nfe
         log_request("JOB", job.id, status, time.monotonic() - begin, job.owner, nfe)
 
@@ -209,12 +219,11 @@ class Jobs:
         """What a method of the store returns, however long it takes."""
         return await asyncio.wrap_future(self._own.submit(partial(call, *given)))
 
-    async def _noted(self, note: Callable[..., object], *what: object) -> None:
+    async def _noted(self, note: Callable[..., T], *what: object) -> T:
         """Note what became of a job, as soon as the database answers."""
         while True:
             try:
-                await self._awaited(note, *what)
-                return
+                return await self._awaited(note, *what)
             except Exception as error:
                 self.store.log.error("what became of a job cannot be noted", error)
             await asyncio.sleep(AGAIN)
@@ -237,11 +246,16 @@ class Jobs:
         while True:
             news = await ticket.news.get()
             if isinstance(news, Partial):
-                run.preview = news
+                await asyncio.to_thread(self._show, run.job, news)
             elif isinstance(news, Done):
                 return await asyncio.to_thread(self._write, run.job, wanted, news)
             elif isinstance(news, RequestError):
                 raise news
+
+    def _show(self, job: StoredJob, preview: Partial) -> None:
+        """Keep the best estimate so far where any server finds it."""
+        with suppress(OSError):  # it may have been deleted, or the disk be full
+            write_bytes(self.store.files(job) / THUMBNAIL, thumbnail_of(preview.image))
 
     def _write(self, job: StoredJob, wanted: Generation | Video, done: Done) -> dict[str, Json]:
         best, made = done.result.images[0].pixels, files_of(done, wanted, self.desk.offer)

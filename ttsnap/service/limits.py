@@ -33,9 +33,6 @@ class ServiceLimits(SearchLimits):
     job_hours: Positive = option(24.0, "hours for which what a job made is kept")
     job_mib: Count = option(1024, "MiB that the jobs of one caller keep on the disk")
     state_mib: Count = option(8192, "MiB that the jobs of all callers keep on the disk")
-    lora_mib: Count = option(
-        2048, "MiB that LoRAs of requests take; those that were used least lately go first"
-    )
     body_bytes: Count = 2**16
     """Bytes of a request."""
     form_bytes: Count = 2**24

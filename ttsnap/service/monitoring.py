@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -23,7 +23,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ttsnap.core.prompt import PRIVATE
 from ttsnap.service.limits import RequestError
-from ttsnap.service.loras import LoadedLoras
 from ttsnap.service.tickets import PendingRequest
 
 access, logger = logging.getLogger("ttsnap.service.access"), logging.getLogger(__name__)
@@ -169,8 +168,6 @@ def log_to_stderr(*, requests: bool = True, lines: Literal["text", "json"] = "te
 class Batch:
     """One batch of an engine, with what was decoded and scored after it."""
 
-    begin: float
-    """By `time.time`."""
     seconds: float
     nfe: int
     """Evaluations, rows of other engines among them."""
@@ -188,9 +185,6 @@ class Observer:
 
     def begun(self, ticket: PendingRequest) -> None:
         """Its search begins."""
-
-    def ran(self, batch: Batch, tickets: Sequence[PendingRequest]) -> None:
-        """A batch ran; tickets: of the searches that were under way on its engine."""
 
     def ended(self, ticket: PendingRequest, outcome: str) -> None:
         """A request is done, cancelled, refused or failed."""
@@ -224,12 +218,6 @@ class Metrics(Observer):
         self.engines = Gauge(
             "ttsnap_configurations", "Configurations that are kept ready.", registry=registry
         )
-        self.loras = Counter(
-            "ttsnap_loras", "LoRAs that were loaded and evicted.", ["event"], registry=registry
-        )
-        self.lora_bytes = Gauge(
-            "ttsnap_lora_bytes", "Bytes of the weights of loaded LoRAs.", registry=registry
-        )
         self.jobs = Gauge("ttsnap_jobs", "Stored jobs by status.", ["status"], registry=registry)
         self.job_bytes = Gauge("ttsnap_job_bytes", "Bytes of the files of jobs.", registry=registry)
         if torch.cuda.is_available():
@@ -238,7 +226,8 @@ class Metrics(Observer):
             )
             memory.set_function(torch.cuda.memory_allocated)
 
-    def ran(self, batch: Batch, tickets: Sequence[PendingRequest]) -> None:
+    def ran(self, batch: Batch) -> None:
+        """A batch ran."""
         if batch.nfe > 0:
             self.nfe.inc(batch.nfe)
         if batch.room > 0:
@@ -252,14 +241,11 @@ class Metrics(Observer):
         if outcome == "done":
             self.latency.observe(time.monotonic() - ticket.came)
 
-    def measure(self, waiting: int, active: int, engines: int, loras: LoadedLoras) -> None:
+    def measure(self, waiting: int, active: int, engines: int) -> None:
         """Note how much there is of everything now."""
         self.waiting.set(waiting)
         self.active.set(active)
         self.engines.set(engines)
-        self.lora_bytes.set(loras.bytes)
-        for event, times in loras.taken().items():
-            self.loras.labels(event).inc(times)
 
     def text(self) -> bytes:
         """All metrics, as they are now."""

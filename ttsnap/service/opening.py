@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.core.protocols import Algorithm
@@ -16,13 +15,11 @@ from ttsnap.files.pictured import Blank
 from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
-from ttsnap.pipelines.lora import lora_networks
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.registry import named, refuse_credentials, without_queries
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import Engines
-from ttsnap.service.loras import LoraFolder
 
 if TYPE_CHECKING:
     from ttsnap.service.tracing import Traces
@@ -82,23 +79,19 @@ def offer_of(
     draft: str,
     *,
     aliases: Sequence[str] = (),
-    loras: str | None = None,
     edits: bool = False,
 ) -> ServingCatalog:
     """The choices of clients. name: of the model for clients, by default the last part of its
-    place; aliases: further ones. draft: as of `with_drafts`. loras: the folder of LoRAs. ValueError
-    where there is none, or the model takes none."""
+    place; aliases: further ones. draft: as of `with_drafts`."""
     name = name or model.rstrip("/").rpartition("/")[2]
     known = replace(recommended(model), parts=engines.rewards.parts)
-    if loras is not None:
-        lora_networks(engines.pipe)
     takes, every = engines.pipe.call_arguments(), engines.pipe.frames_every()
     offer = ServingCatalog(
         name,
         tuple(engines.rewards),
         lambda _: known,
         searches,
-        dict if loras is None else LoraFolder(Path(loras).expanduser()),
+        engines.loras.offered,
         aliases,
         edits=edits if every is None else "image" in takes,
         one_picture=edits and every is None and takes_one_picture(engines.pipe, known.call),

@@ -61,6 +61,29 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+class Service:
+    """The application over a model, with what runs behind it: the same on a socket and in a replica
+    of Ray Serve."""
+
+    def __init__(
+        self,
+        engines: Engines,
+        offer: ServingCatalog,
+        limits: ServiceLimits,
+        keys: Keys,
+        store: JobStore | None,
+        traces: Traces | None,
+    ) -> None:
+        """store: of jobs; without it there are none."""
+        self.worker = Worker(engines, limits, Metrics(), plain(offer, limits), traces)
+        desk = RequestParser(offer, limits)
+        self.jobs = None if store is None else Jobs(store, self.worker, desk, keys)
+        self.app = make_app(self.worker, desk, keys, self.jobs)
+        self.offer = offer
+        if traces is not None:
+            traces.watch(self.app)
+
+
 class GenerationServer(SocketServer):
     """Serves a model until Ctrl-C or SIGTERM."""
 
@@ -76,18 +99,14 @@ class GenerationServer(SocketServer):
     ) -> None:
         """store: of jobs; without it there are none. address, OSError and OverflowError: as of
         SocketServer."""
-        limits, keys = limits or ServiceLimits(), keys or Keys()
-        self.worker = Worker(engines, limits, Metrics(), plain(offer, limits), traces)
-        desk = RequestParser(offer, limits)
-        jobs = None if store is None else Jobs(store, self.worker, desk, keys)
-        app = make_app(self.worker, desk, keys, jobs)
-        if traces is not None:
-            traces.watch(app)
+        limits = limits or ServiceLimits()
+        service = Service(engines, offer, limits, keys or Keys(), store, traces)
+        self.worker = service.worker
         super().__init__(
-            app,
+            service.app,
             address,
             connections=limits.connections,
-            server=partial(Server, worker=self.worker, jobs=jobs),
+            server=partial(Server, worker=self.worker, jobs=service.jobs),
             timeout_graceful_shutdown=GRACE,
             timeout_keep_alive=IDLE,
         )

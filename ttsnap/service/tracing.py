@@ -2,21 +2,15 @@
 holds a prompt.
 
     POST /v1/images/generations        the request, in the caller's trace where it sends a traceparent
-      queue                            until its search begins
-      search                           until its answer is there
-        batch                          a batch of the model, of this search and others
-          denoise, decode, reward      what the batch took of the device
+      search                           until its answer is there; `begun` is when it need wait no more
 
-A job has a span `job` of its own in place of the request. A batch is written once, into the trace
-of its oldest search that is sampled, with links to the other ones. Every search counts its batches
-and their seconds.
+A job has a span `job` of its own in place of the request.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -27,10 +21,10 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
-from opentelemetry.trace import Link, Span, StatusCode, set_span_in_context
+from opentelemetry.trace import Span, StatusCode, set_span_in_context
 
 from ttsnap.core.names import unknown
-from ttsnap.service.monitoring import Batch, Observer
+from ttsnap.service.monitoring import Observer
 from ttsnap.service.tickets import PendingRequest
 from ttsnap.version import __version__
 
@@ -58,26 +52,14 @@ def provider_of_environment() -> TracerProvider:
     return provider
 
 
-@dataclass
-class _Spans:
-    """Of one request under way."""
-
-    parent: Span
-    """Of the request, or of the job."""
-    now: Span
-    """Queue, then search."""
-    batches: int = 0
-    seconds: float = 0.0
-    """Of its batches, which others may have shared."""
-
-
 class Traces(Observer):
     """Writes spans of the requests of one worker."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self.provider = provider
         self.tracer = provider.get_tracer("ttsnap.service", __version__)
-        self._spans: dict[PendingRequest, _Spans] = {}
+        self._spans: dict[PendingRequest, tuple[Span, Span]] = {}
+        """Of the request or the job, and of its search."""
 
     def watch(self, app: FastAPI) -> None:
         """Write a span for each HTTP request to an application."""
@@ -110,54 +92,17 @@ class Traces(Observer):
                 "ttsnap.images": request.selection.keep,
             }
         )
-        self._spans[ticket] = _Spans(
-            parent, self.tracer.start_span("queue", set_span_in_context(parent))
-        )
+        span = self.tracer.start_span("search", set_span_in_context(parent))
+        self._spans[ticket] = (parent, span)
 
     def begun(self, ticket: PendingRequest) -> None:
-        spans = self._spans[ticket]
-        spans.now.end()
-        spans.now = self.tracer.start_span("search", set_span_in_context(spans.parent))
-
-    def ran(self, batch: Batch, tickets: Sequence[PendingRequest]) -> None:
-        phases = {phase: seconds for phase, seconds in batch.phases.items() if seconds > 0}
-        if not phases:  # a turn in which searches only end
-            return
-        several = [self._spans[ticket] for ticket in tickets]
-        for spans in several:
-            spans.batches += 1
-            spans.seconds += batch.seconds
-        sampled = [spans.now for spans in several if spans.now.is_recording()]
-        if not sampled:
-            return
-        first, *others = sampled
-        about = {
-            "ttsnap.nfe": batch.nfe,
-            "ttsnap.places": batch.room,
-            "ttsnap.searches": len(tickets),
-        }
-        links, at = [Link(other.get_span_context()) for other in others], int(1e9 * batch.begin)
-        span = self.tracer.start_span(
-            "batch", set_span_in_context(first), attributes=about, links=links, start_time=at
-        )
-        inside, end = set_span_in_context(span), at + int(1e9 * batch.seconds)
-        for phase, seconds in phases.items():  # one after the other, as the device does them
-            part = self.tracer.start_span(phase, inside, start_time=at)
-            at = min(end, at + int(1e9 * seconds))
-            part.end(at)
-        span.end(end)
+        _, search = self._spans[ticket]
+        search.add_event("begun")
 
     def ended(self, ticket: PendingRequest, outcome: str) -> None:
-        spans = self._spans.pop(ticket)
-        spans.now.set_attributes(
-            {
-                "ttsnap.outcome": outcome,
-                "ttsnap.nfe": ticket.nfe,
-                "ttsnap.batches": spans.batches,
-                "ttsnap.batch_seconds": spans.seconds,
-            }
-        )
-        for span in (spans.now, spans.parent) if ticket.job else (spans.now,):
+        parent, search = self._spans.pop(ticket)
+        search.set_attributes({"ttsnap.outcome": outcome, "ttsnap.nfe": ticket.nfe})
+        for span in (search, parent) if ticket.job else (search,):
             if outcome == "failed":
                 span.set_status(StatusCode.ERROR)
             span.end()

@@ -11,7 +11,7 @@ from ttsnap.core.names import FieldError
 from ttsnap.core.prompt import private
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
-from ttsnap.request.request import EngineSpec, Lora, Prepared
+from ttsnap.request.request import EngineSpec, Prepared
 from ttsnap.rewards.reward_model import RewardError
 from ttsnap.service.engine_pool import PooledEngine, devices_fail
 from ttsnap.service.engines import Engines
@@ -53,8 +53,6 @@ class Worker(threading.Thread):
         self._first = first
         self._wake = threading.Condition()
         self._waiting: deque[PendingRequest] = deque()
-        self._held: set[PendingRequest] = set()
-        """Of those that wait, the ones whose LoRAs are being loaded."""
         self._open: set[PendingRequest] = set()
         """Submitted, and not ended."""
         self._active: dict[PendingRequest, PooledEngine] = {}
@@ -132,7 +130,7 @@ class Worker(threading.Thread):
             )
         while True:
             with self._wake:
-                while not (self._active or self.draining or self._beginners()):
+                while not (self._active or self.draining or self._waiting):
                     self._wake.wait(timeout=1.0)
                 if self.draining and not self._active and not self._waiting:
                     return
@@ -165,23 +163,11 @@ class Worker(threading.Thread):
         if busy:
             self._batch(self._pool[self._shares.first()])
         self._forget(self.limits.idle)
-        self.metrics.measure(
-            len(self._waiting), len(self._active), len(self._pool), self.engines.loras
-        )
-
-    def _beginners(self) -> list[PendingRequest]:
-        """The requests that wait for their begin alone, or that end without one."""
-        loading = self.engines.loras.loading
-        return [
-            ticket
-            for ticket in self._waiting
-            if ticket.cancelled or not (loading and ticket in self._held)
-        ]
+        self.metrics.measure(len(self._waiting), len(self._active), len(self._pool))
 
     def _take(self) -> None:
-        """Begin requests while there is room, but for those whose LoRAs are being loaded. Cancelled
-        ones end here, and so do all that wait while the service drains."""
-        self._held = set()
+        """Begin requests while there is room. Cancelled ones end here, and so do all that wait while
+        the service drains."""
         with self._wake:
             waiting = list(self._waiting)
         for ticket in waiting:
@@ -189,23 +175,15 @@ class Worker(threading.Thread):
                 self._end(ticket, "cancelled" if ticket.cancelled else "refused", stopping())
             elif len(self._active) >= self.limits.active:
                 continue
-            elif not self._begin(ticket):
-                self._held.add(ticket)
-                continue
+            else:
+                self._begin(ticket)
             with self._wake:
                 self._waiting.remove(ticket)
 
-    def _woken(self) -> None:
-        with self._wake:
-            self._wake.notify()
-
-    def _begin(self, ticket: PendingRequest) -> bool:
-        """Begin a request, or end it where that cannot be. False where its LoRAs are not loaded
-        yet."""
+    def _begin(self, ticket: PendingRequest) -> None:
+        """Begin a request, or end it where that cannot be."""
         spec = ticket.request.engine
         try:
-            if not self._loaded(spec.loras):
-                return False
             pooled = self._engine_of(spec)
             pooled.add(ticket)
         except RequestError as refused:
@@ -236,15 +214,6 @@ class Worker(threading.Thread):
             ticket.tell(Passed())
             for observer in self._observers:
                 observer.begun(ticket)
-        return True
-
-    def _loaded(self, loras: tuple[Lora, ...]) -> bool:
-        """Whether the LoRAs of a request are there; else they are being loaded."""
-        try:
-            return self.engines.loras.ready(loras, self._woken)
-        except RequestError:
-            self._forget(0)  # idle engines keep their LoRAs
-            return self.engines.loras.ready(loras, self._woken)
 
     def _engine_of(self, spec: EngineSpec) -> PooledEngine:
         """The engine of a spec, which is made where there is none."""
@@ -254,21 +223,18 @@ class Worker(threading.Thread):
         return self._pool[spec]
 
     def _batch(self, pooled: PooledEngine) -> None:
-        engine, tickets = pooled.engine, tuple(pooled.under_way)
-        nfe, phases, rooms, begin, at = (
-            self._nfe(),
-            dict(engine.timings),
-            engine.room,
-            time.monotonic(),
-            time.time(),
-        )
+        engine = pooled.engine
+        nfe = self._nfe()
+        phases = dict(engine.timings)
+        rooms = engine.room
+        begin = time.monotonic()
         try:
             ended = pooled.turn()
         except Exception as error:
             logger.error(
                 "searches failed",
                 exc_info=error,
-                extra=private(*(t.request.prompt for t in tickets)),
+                extra=private(*(ticket.request.prompt for ticket in pooled.under_way)),
             )
             self._drop(pooled.spec)
             for ticket in list(pooled.under_way):
@@ -276,11 +242,10 @@ class Worker(threading.Thread):
             return
         seconds = time.monotonic() - begin
         took = {phase: after - phases.get(phase, 0.0) for phase, after in engine.timings.items()}
-        batch = Batch(at, seconds, self._nfe() - nfe, engine.room - rooms, took)
+        batch = Batch(seconds, self._nfe() - nfe, engine.room - rooms, took)
         self._shares.serve(pooled.spec, seconds)
         pooled.measure(batch)
-        for observer in self._observers:
-            observer.ran(batch, tickets)
+        self.metrics.ran(batch)
         for ticket, answer in ended.items():
             ticket.tell(answer)
             self._end(ticket, "done" if isinstance(answer, Done) else "failed")
