@@ -127,7 +127,6 @@ def test_the_command_and_the_file_that_are_shown_are_accepted(name: str) -> None
         "tune 'a red circle'",
         "calibrate 'a red circle' --checks '[3, 9]'",
         "distill --out o --recordings 'a red circle' --reward scenes",
-        "evaluate --reward scenes --recordings 'a red circle'",
     ],
 )
 def test_printed_settings_given_back_are_the_same_settings(words: str, capsys: Any) -> None:

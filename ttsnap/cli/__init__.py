@@ -65,7 +65,6 @@ COMMANDS = {
         "score": "rank the images of a folder by a reward",
         "distill": "train a noise-aware reward on recordings with images",
         "distill-draft": "train a draft LoRA, which guesses early what each seed becomes",
-        "evaluate": "measure a reward on noisy estimates of recordings",
         "serve-reward": "serve a reward over HTTP, to other machines too",
     }.items()
 }
