@@ -51,8 +51,6 @@ examples:
   ttsnap tune recordings/mine --out tuned.json
   ttsnap generate "a red circle above a blue square" --algorithm tuned.json
   ttsnap tune recordings/mine --policy price-of-compute --out priced.json
-  ttsnap generate --prompts-file prompts.txt --algorithm priced.json --shared \\
-      --budget 200nfe
 """
 
 
