@@ -32,7 +32,7 @@ PRUNING = "seed-pruning"
 """The algorithm whose schedule is fitted."""
 DEFAULT = "seed pruning as it is by default"
 """The schedule to beat, in words."""
-DESCRIPTION = """Fit a pruning schedule (when to check, how many to keep) to a recording, or prices of compute.
+DESCRIPTION = """Fit a pruning schedule, or prices of compute, to a recording.
 
 Where the recording holds drafts of the initial noise (`ttsnap record --draft`), what share of the cost they are to
 take is fitted, too, none included, and whether what they leave is finished without another check.
