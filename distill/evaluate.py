@@ -72,11 +72,10 @@ class Evaluation(Settings):
     """The rewards compared, the base first."""
     prompts: int
     seeds: int
-    held_out: bool | None = None
+    held_out: bool = True
     """Whether training saw none of the prompts."""
-    base_below: float | None = None
-    """The level up to which an exported student leaves estimates to its base, None where that is
-    not known."""
+    base_below: float = 0.0
+    """The level up to which an exported student leaves estimates to its base."""
     rows: tuple[dict[str, Any], ...] = ()
     """{"step", "level", NAME: measures}, cleanest first."""
 
@@ -109,7 +108,7 @@ def evaluate(
     *,
     batch_size: int = 64,
     member: Member = ALONE,
-    held_out: bool | None = None,
+    held_out: bool = True,
 ) -> Evaluation:
     """Measure rewards, by name, on the estimates at `steps` against final rewards, (S,) for each of
     `prompts`.

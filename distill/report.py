@@ -29,8 +29,7 @@ def table(evaluation: Evaluation) -> str:
             numbers = [_number(row[name][key]) for key in COLUMNS]
             body.append([f"{row['level']:.3f}", str(row["step"]), name, *numbers])
     lines = markdown(head, body, left=(2,))
-    kinds = {True: "held-out prompts", False: "of the prompts trained on", None: "prompts"}
-    kind = kinds[evaluation.held_out]
+    kind = "held-out prompts" if evaluation.held_out else "of the prompts trained on"
     count = f"{evaluation.prompts} {kind} x {evaluation.seeds} seeds"
     note = f"{count}; ranks within a prompt; best kept, regret: of a cut to the best quarter"
     return f"{lines}\n\n{note}"
@@ -38,13 +37,8 @@ def table(evaluation: Evaluation) -> str:
 
 def usage(evaluation: Evaluation) -> str:
     """A sentence: at which noise levels the exported reward uses the trained network, and why not
-    at others.
-
-    Empty where the evaluation does not know.
-    """
+    at others."""
     below = evaluation.base_below
-    if below is None:
-        return ""
     base, student = evaluation.names
     left = [row for row in evaluation.rows if row["level"] <= below]
     if not left:

@@ -21,9 +21,9 @@ from ttsnap.distill.processes import Member
 from ttsnap.distill.scoring import TARGETS, final_scores, score_entries, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
 from ttsnap.distill.train import Curriculum, train
-from ttsnap.files.plain_yaml import as_yaml, load_settings, read_yaml
+from ttsnap.files.plain_yaml import as_yaml, load_settings
 from ttsnap.files.run_folder import RunFolder, differences
-from ttsnap.files.settings import Json, build, to_json
+from ttsnap.files.settings import Json, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.options.option import determining
 from ttsnap.reward_models.noise_aware.student import NoiseAware
@@ -269,17 +269,3 @@ def exported(found: Evaluation, below: float) -> Evaluation:
             row = {**row, student: row[base], "unused": row[student]}
         rows.append(row)
     return replace(found, rows=tuple(rows), base_below=below)
-
-
-def held_out_prompts(path: Path, texts: tuple[str, ...]) -> list[int]:
-    """Numbers of the prompts that a run with this config.yaml held out, if these are the prompts of
-    its recordings."""
-    data = read_yaml(path, "configuration")
-    if not isinstance(data, dict):
-        raise ValueError(
-            f"{path} holds no configuration: expected keys and values, got {data!r:.80}"
-        )
-    # others may be of earlier versions
-    told = {name: data[name] for name in ("validation", "seed") if name in data}
-    config = build(DistillConfig, {"reward": "any", "recordings": ["any"], **told})
-    return curriculum.held_out(texts, config.validation, config.seed)[1]

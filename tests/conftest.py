@@ -270,7 +270,7 @@ def any_flops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def few_prices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ttsnap calibrate` finds the prices of two budgets on 30 seeds, not of seven on 200, for
+    """`ttsnap tune --policy price-of-compute` finds the prices of two budgets on 30 seeds, not of seven on 200, for
     other tests."""
     from ttsnap.simulation.calibrate import calibrate
 

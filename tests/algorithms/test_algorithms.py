@@ -202,7 +202,7 @@ def test_what_does_not_fit_a_grid_is_shown(algorithm: Any, levels: Any, said: st
         ("best", {}, "unknown algorithm 'best'"),
         ("missing.json", {}, "missing.json"),
         ("best-of-n", {"keep": [1]}, r"\['keep'\]; it has \['n'\]"),
-        ("price-of-compute", {"n": 3}, "ttsnap calibrate"),
+        ("price-of-compute", {"n": 3}, "ttsnap tune RECORDING --policy"),
         *[(spec, {"n": 3}, "type Algorithm") for spec in (None, 3, True, ["smc"])],
     ],
 )

@@ -112,7 +112,7 @@ def test_the_command_and_the_file_that_are_shown_are_accepted(name: str) -> None
     text = described(name)
     command = next(line for line in text.splitlines() if line.startswith("  ttsnap generate"))
     parse(shlex.split(command)[1:])
-    if name == "price-of-compute":  # whose file is made by ttsnap calibrate
+    if name == "price-of-compute":  # whose file is made by ttsnap tune --policy price-of-compute
         assert "as a file" not in text
     else:
         make_algorithm(json.loads(text.splitlines()[-1]))
@@ -125,9 +125,8 @@ def test_the_command_and_the_file_that_are_shown_are_accepted(name: str) -> None
         "record 'a red circle' --out o --score-steps '[2, 6]'",
         "simulate 'a red circle' --budgets 10nfe 20nfe",
         "tune 'a red circle'",
-        "calibrate 'a red circle' --checks '[3, 9]'",
+        "tune 'a red circle' --policy price-of-compute --check-at '[3, 9]'",
         "distill --out o --recordings 'a red circle' --reward scenes",
-        "evaluate --reward scenes --recordings 'a red circle'",
     ],
 )
 def test_printed_settings_given_back_are_the_same_settings(words: str, capsys: Any) -> None:

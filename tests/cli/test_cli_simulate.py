@@ -1,4 +1,4 @@
-"""`ttsnap simulate`, `tune` and `calibrate` as a new user meets them, and what they write in
+"""`ttsnap simulate` and `tune` as a new user meets them, and what they write in
 use."""
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording
 
 PROMPTS = ["two red circles and a blue square", "a green cross above a yellow triangle"]
+PRICED = ["--policy", "price-of-compute", "--out", "priced.json"]
 FEW = ["--budgets", "8nfe", "16nfe", "40nfe"]
 
 
@@ -87,7 +88,7 @@ def test_from_a_recording_to_images(
     table = capsys.readouterr().out
     assert len(table.splitlines()) == 8
     assert table in out
-    assert main(["calibrate", inside, "--checks", "[1, 2, 4]"]) == 0
+    assert main(["tune", inside, *PRICED, "--check-at", "[1, 2, 4]"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"explain, within a prompt: step 1: \d+%, step 2: \d+%, step 4: 100%", out), (
         out
@@ -153,7 +154,7 @@ def test_nothing_is_overwritten_unless_asked(
 ) -> None:
     commands: list[tuple[list[str], str]] = [
         (["tune", inside, "--trials", "2", *FEW], "tuned.json"),
-        (["calibrate", inside], "priced.json"),
+        (["tune", inside, *PRICED], "priced.json"),
         (["simulate", inside, *FEW, "--repeats", "1", "--out", "curves"], "curves/curves.csv"),
     ]
     for argv, name in commands:
@@ -195,18 +196,24 @@ def test_published_tensors_and_levels(inside: str, capsys: pytest.CaptureFixture
 REFUSED = [
     ("simulate R --prompts 3", "cannot read range '3'; write it like 0:20"),
     ("tune R --seeds a:b", "cannot read range 'a:b'"),
-    ("calibrate R --prompts 12:20", "leaves nothing of the recorded 12 prompts x 20 seeds"),
+    (
+        "tune R --policy price-of-compute --prompts 12:20",
+        "leaves nothing of the recorded 12 prompts x 20 seeds",
+    ),
     ("simulate R --utility magic", "unknown utility 'magic'"),
     ("tune R --utility '[1, 2]'", "2 weights for 1 rewards"),
-    ("calibrate R --utility '[1, 2]'", "2 weights for 1 rewards"),
-    ("calibrate nowhere", "nowhere"),
+    ("tune R --policy price-of-compute --utility '[1, 2]'", "2 weights for 1 rewards"),
+    ("tune nowhere --policy price-of-compute", "nowhere"),
     ("simulate R --budgets magic", "cannot read budget 'magic'"),
     ("simulate R --budgets 3nfe", "too small for one image, which takes 4 NFE;"),
     ("simulate R --budgets 40:20:5nfe", "cannot read budgets '40:20:5nfe'; write them like"),
     ("simulate R --budgets 1:1000000000:1nfe", "at most 1000 at once"),
     (f"simulate R --budgets 1:{'9' * 400}:1nfe", "at most 1000 at once"),
     ("simulate R --budgets 1e308nfe", "must be a number above 0, at most"),
-    ("simulate R --algorithms price-of-compute", "`ttsnap calibrate RECORDING --out priced.json`"),
+    (
+        "simulate R --algorithms price-of-compute",
+        "`ttsnap tune RECORDING --policy price-of-compute --out priced.json`",
+    ),
     ("simulate R --algorithms none.json", "cannot read algorithm file none.json"),
     ("simulate R --ledger magic", "unknown --ledger 'magic'; choose one of honest, published"),
     ("simulate R --repeats 0", "repeats must be at least 1, got 0"),
@@ -216,12 +223,15 @@ REFUSED = [
     ("tune R --holdout 1", "holdout 1.0 of 12 prompts leaves 0"),
     ("tune R --out no/t.json", "no folder no to write t.json to"),
     (
-        "calibrate R --checks '[1, 3]'",
+        "tune R --policy price-of-compute --check-at '[1, 3]'",
         r"checks must rise and end at the last grid step 4, got \[1, 3\]",
     ),
-    ("calibrate R --score-cost -1", "--score-cost must be at least 0, got -1"),
-    ("calibrate R --prompts 0:2", "at least 3 prompts of 5 seeds to calibrate, got 2 of 20"),
-    ("calibrate R --utility rank_sum", "rank_sum scores no image by itself"),
+    ("tune R --score-cost -1", "--score-cost must be at least 0, got -1"),
+    (
+        "tune R --policy price-of-compute --prompts 0:2",
+        "at least 3 prompts of 5 seeds to calibrate, got 2 of 20",
+    ),
+    ("tune R --policy price-of-compute --utility rank_sum", "rank_sum scores no image by itself"),
 ]
 
 
@@ -240,8 +250,8 @@ def test_recordings_that_are_unfinished_do_not_vary_or_failed(inside: str, capsy
     Path("unfinished").mkdir()
     Path("unfinished/recording.json").write_text(json.dumps(Header.of(whole).to_json()))
     for name in (*scores, "unfinished"):
-        for command in ("simulate", "tune", "calibrate"):
-            refuse([command, name], name, capsys)
+        for command in ("simulate", "tune", "tune --policy price-of-compute"):
+            refuse([*command.split(), name], name, capsys)
     # Prompts that were kept out do not vary: the schedule is written, and nothing is said of it.
     half = whole.scores.copy()
     half[9:] = 0.3

@@ -164,7 +164,6 @@ REFUSED = [
             "record",
             "bench",
             "simulate",
-            "evaluate",
             "distill",
             "distill-draft",
         )

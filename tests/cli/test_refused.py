@@ -16,7 +16,7 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
-from ttsnap.cli import common, evaluate, loading, main, serve, serve_reward
+from ttsnap.cli import common, loading, main, serve, serve_reward
 from ttsnap.cli.parser import Arguments
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
@@ -88,7 +88,6 @@ UNLOADED = [
     ("tune p.txt", "p.txt is no recording"),
     ("demo --reward brightnes", "did you mean brightness?"),
     ("serve-reward hpsv4", "did you mean hpsv"),
-    ("evaluate --recordings r --reward scenes --base scens", "did you mean scenes?"),
     (f"{A} --image gone.png", "no such picture: gone.png"),
     (f"{A} --height 64", "draws at most 32 x 32 pixels, got width 32 and height 64"),
     (
@@ -200,7 +199,7 @@ def test_what_cannot_be_parsed(words: str, said: str, capsys: pytest.CaptureFixt
 def test_what_cannot_be_is_refused_before_anything_is_loaded(
     words: str, said: str, capsys: Any, monkeypatch: Any
 ) -> None:
-    for module in (loading, common, serve, serve_reward, evaluate):
+    for module in (loading, common, serve, serve_reward):
         monkeypatch.setattr(module, "load_torch", lambda: pytest.fail("torch was loaded"))
     error = said_of(words, capsys)
     assert re.search(said, error), error

@@ -1,5 +1,4 @@
-"""`ttsnap distill` and `ttsnap evaluate` as a new user meets them, on a recording of the embedded
-model."""
+"""`ttsnap distill` as a new user meets it, on a recording of the embedded model."""
 
 from __future__ import annotations
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from ttsnap.cli import main
+from ttsnap.distill import curriculum
 from ttsnap.distill.evaluate import measure
 from ttsnap.distill.training import Loop, Weights
 from ttsnap.recordings.folder import load_recording
@@ -100,31 +100,16 @@ def test_recorded_interrupted_resumed_exported_and_evaluated(
     assert losses("again") == losses("out")
     assert ttsnap(command, "--lr", "1") == 2
     assert "out holds a run with other settings: lr is 0.001, not 1.0" in capsys.readouterr().err
-
-    evaluate = (
-        "evaluate --reward brightness --base scenes --recordings out/recording --device cpu"
-        " --prompts"
-    )
-    # as of ttsnap 0.1.0
-    Path("old.yaml").write_text(f"{Path('out/config.yaml').read_text()}trackers: []\n")
-    assert ttsnap(evaluate, "old.yaml", "--json", "e.json", "--plot", "e.png") == 0
-    found, trained = (
-        json.loads(Path(name).read_text()) for name in ("e.json", "out/evaluation.json")
-    )
-    assert (found["names"], found["held_out"], found["prompts"]) == (
-        ["scenes", "brightness"],
-        True,
-        2,
-    )
-    assert [row["scenes"] for row in found["levels"]] == [
-        row["scenes"] for row in trained["levels"]
-    ]
-    assert Path("e.png").read_bytes()[:4] == b"\x89PNG"
     # The base's scores of the estimates are those that were recorded.
-    assert ttsnap(evaluate, ":", "--json", "all.json") == 0
     recording = load_recording("out/recording")
-    for row in json.loads(Path("all.json").read_text())["levels"]:
-        expected = measure(recording.scores[:, :, row["step"], 0], recording.final[..., 0])
+    evaluation = json.loads(Path("out/evaluation.json").read_text())
+    held_out = curriculum.held_out(recording.prompts, 0.5, 0)[1]
+    for row in evaluation["levels"]:
+        early, final = (
+            recording.scores[held_out, :, row["step"], 0],
+            recording.final[held_out, :, 0],
+        )
+        expected = measure(early, final)
         assert row["scenes"]["rmse"] == pytest.approx(expected["rmse"], abs=0.01)  # of 8-bit images
 
 
@@ -152,20 +137,6 @@ def test_noise_aware_clip_from_training_to_evaluation(
             in capsys.readouterr().out
         )
         assert about["base_below"] == about["info"]["evaluation"]["base_below"] == 1.0
-        evaluate = (
-            f"evaluate --recordings r --json {kind}.json --prompts {kind}/config.yaml --device cpu"
-            " --reward"
-        )
-        assert ttsnap(evaluate, f"noise-aware:{kind}/reward") == 2
-        assert f"write 'noise-aware:{kind}/reward on clip:clip'" in capsys.readouterr().err
-        assert ttsnap(evaluate, f"noise-aware:{kind}/reward on clip:clip") == 0
-        again, trained = (
-            json.loads(Path(p).read_text()) for p in (f"{kind}.json", f"{kind}/evaluation.json")
-        )
-        assert again["names"] == trained["names"]
-        for a, b in zip(again["levels"], trained["levels"], strict=True):
-            for name in again["names"]:
-                assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5)
 
 
 def test_the_dogtrim_preset_trains_each_level_and_exports_what_it_trained(
@@ -281,8 +252,6 @@ def test_a_full_disk_gets_a_clear_message(capsys: pytest.CaptureFixture[str]) ->
 
 
 OF_BRIGHTNESS = "distill --out o --reward brightness"
-EVALUATE = "evaluate --recordings r --reward"
-
 
 BAD = (
     ("distill --out o", "reward is missing"),
@@ -292,12 +261,6 @@ BAD = (
     (f"{OF_BRIGHTNESS} --recordings r", "cannot be made noise-aware"),
     (f"{OF_BRIGHTNESS} --record.prompts_file empty.txt", "empty.txt holds no prompt"),
     (f"{OF_BRIGHTNESS} --record.seed two", "record section does not fit"),
-    (f"{EVALUATE} brightness", "has no base of its own; name .* --base"),
-    (f"{EVALUATE} magic", "unknown reward 'magic'"),
-    (f"{EVALUATE} brightness --prompts 9:", "none of the 4 prompts"),
-    (f"{EVALUATE} brightness --prompts a:b", "must be a range"),
-    (f"{EVALUATE} brightness --prompts n.yaml", "no such configuration"),
-    (f"{EVALUATE} brightness --json no/e.json", "there is no folder no"),
 )
 
 

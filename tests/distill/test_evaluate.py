@@ -70,7 +70,7 @@ def test_rewards_on_recorded_estimates(tmp_path: Path) -> None:
     text = report.table(found)
     head = "noise step reward Spearman Kendall best kept regret R2 slope RMSE"
     assert text.splitlines()[0].replace("|", " ").split() == head.split()
-    assert "2 prompts x 6 seeds" in text
+    assert "2 held-out prompts x 6 seeds" in text
     report.plot(found, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 1000
     for reward, prompts, said in (
@@ -132,4 +132,3 @@ def test_what_is_exported_is_told_from_what_was_trained() -> None:
         (exported(blind, 0.0), "at every noise level, as no prompt was held out"),
     ):
         assert all(text in report.usage(evaluation) for text in said)
-    assert report.usage(raw) == ""

@@ -43,7 +43,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files as `ttsnap tune` and `ttsnap calibrate` write them."""
+    """Files as `ttsnap tune` write them."""
     folder = tmp_path_factory.mktemp("searches")
     levels = pipe.denoiser(**{**defaults(), "num_inference_steps": STEPS}).grid.levels
     rng = np.random.default_rng(0)

@@ -48,7 +48,7 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
     if "forecast" in defaults and "forecast" not in options:
         raise ValueError(
             f"{spec} needs a forecast of how scores develop with this model and reward: make one"
-            " from a recording with `ttsnap calibrate RECORDING --out priced.json`, and give"
+            " from a recording with `ttsnap tune RECORDING --policy price-of-compute --out priced.json`, and give"
             " priced.json as the algorithm"
         )
     entry, hints = ALGORITHMS[spec], hints_of(kind)

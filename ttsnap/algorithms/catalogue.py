@@ -114,7 +114,7 @@ ALGORITHMS: dict[str, Entry] = {
         "Price of compute",
         "look where a look is worth most; stop when none is",
         "ours, after Weitzman 1979",
-        "a forecast file, made from a recording by ttsnap calibrate",
+        "a forecast file, made from a recording by ttsnap tune --policy price-of-compute",
     ),
     "top-noises": _seeds(
         "top_noises:TopNoises",

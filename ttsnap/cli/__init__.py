@@ -59,13 +59,11 @@ COMMANDS = {
         "demo": "open a web page to run searches on and watch them",
         "record": "keep the scores of many seeds, to study searches on",
         "simulate": "compare policies over a recording, in seconds",
-        "tune": "fit a pruning schedule to a recording",
-        "calibrate": "fit a policy that prices compute to a recording",
+        "tune": "fit a pruning schedule, or prices of compute, to a recording",
         "bench": "run a prompt set by several algorithms at equal budgets",
         "score": "rank the images of a folder by a reward",
         "distill": "train a noise-aware reward on recordings with images",
         "distill-draft": "train a draft LoRA, which guesses early what each seed becomes",
-        "evaluate": "measure a reward on noisy estimates of recordings",
         "serve-reward": "serve a reward over HTTP, to other machines too",
     }.items()
 }

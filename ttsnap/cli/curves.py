@@ -1,4 +1,4 @@
-"""What the studies of a recording share (simulate, tune, calibrate): its arguments, budgets,
+"""What the studies of a recording share (simulate, tune): its arguments, budgets,
 progress and tables."""
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def parser() -> Parser:
         nargs="+",
         default=[],
         help=(
-            "names, .json files such as those of `ttsnap tune` and `ttsnap calibrate`, or"
+            "names, .json files such as those of `ttsnap tune`, or"
             " file.py:Class (default: seed-pruning; with drafts and without where they were"
             " recorded)"
         ),

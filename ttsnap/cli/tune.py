@@ -1,10 +1,11 @@
-"""`ttsnap tune`: a pruning schedule for a model and a reward, from a recording."""
+"""`ttsnap tune`: a pruning schedule, or a policy that prices compute, for a model and a reward, from
+a recording."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ttsnap.cli import arguments
 from ttsnap.cli.curves import (
@@ -20,7 +21,7 @@ from ttsnap.cli.curves import (
 )
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import resumable
-from ttsnap.files.settings import Count
+from ttsnap.files.settings import Count, NotNegative
 from ttsnap.options.engine import WorkerOptions
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ PRUNING = "seed-pruning"
 """The algorithm whose schedule is fitted."""
 DEFAULT = "seed pruning as it is by default"
 """The schedule to beat, in words."""
-DESCRIPTION = """Fit a pruning schedule (when to check, how many to keep) to a recording.
+DESCRIPTION = """Fit a pruning schedule, or prices of compute, to a recording.
 
 Where the recording holds drafts of the initial noise (`ttsnap record --draft`), what share of the cost they are to
 take is fitted, too, none included, and whether what they leave is finished without another check.
@@ -41,10 +42,15 @@ table is the one that `ttsnap simulate` prints of them. The result is an algorit
 --algorithm`, `ttsnap simulate --algorithms` and the pipelines. On the prompts that it was fitted on, it finds no less
 than best-of-N or the default schedule. Ctrl-C and SIGTERM are safe: the same command resumes.
 
-example:
+--policy price-of-compute forecasts the finished reward from early scores. It takes one candidate one check further at
+a time, always the most promising one, and moves budget from prompts that are done to prompts that are not (with
+--shared). 20 prompts x 40 seeds suffice. Recorded drafts of the initial noise are the first check.
+
+examples:
   ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/mine
   ttsnap tune recordings/mine --out tuned.json
   ttsnap generate "a red circle above a blue square" --algorithm tuned.json
+  ttsnap tune recordings/mine --policy price-of-compute --out priced.json
 """
 
 
@@ -53,6 +59,12 @@ def parser() -> Parser:
     p = Parser(DESCRIPTION)
     add_recording_arguments(p)
     p.add_argument(
+        "--policy",
+        type=Literal["seed-pruning", "price-of-compute"],
+        default=PRUNING,
+        help="what is fitted: seed-pruning, or price-of-compute",
+    )
+    p.add_argument(
         "--budgets", type=str, nargs="+", default=[], help="to fit for (default: 2 to 20 images)"
     )
     p.add_argument("--trials", type=Count, default=400, help="schedules to try")
@@ -60,12 +72,33 @@ def parser() -> Parser:
     p.add_argument(
         "--holdout", type=float, default=0.3, help="share of the prompts to keep out of the fit"
     )
+    p.add_argument(
+        "--check-at",
+        type=list[int | str] | None,
+        help=(
+            "of price-of-compute: steps at which to score, as '[4, 8, 20]'; the last is the number of steps."
+            " '[\"draft:1@0\", 4, 8, 20]' begins with a draft of one call, as is done by default"
+            " where drafts were recorded"
+        ),
+    )
+    p.add_argument(
+        "--score-cost",
+        type=NotNegative | None,
+        help=(
+            "of price-of-compute: price of a decode with its rewards, in evaluations (default: by"
+            " recorded FLOPs, as are drafts; 0 for NFE budgets, which count drafts by their passes)"
+        ),
+    )
     add_file_arguments(p, "tuned.json")
     return p
 
 
 def run(a: Arguments) -> int:
     """Search, write the winner, say what it is worth."""
+    if a.policy != PRUNING:
+        return _price(a)
+    if a.check_at is not None or a.score_cost is not None:
+        raise ValueError("--check-at and --score-cost are for --policy price-of-compute")
     from ttsnap.algorithms import spec_of
     from ttsnap.core import utility
     from ttsnap.files.writing import write_json
@@ -124,6 +157,54 @@ def run(a: Arguments) -> int:
     short = short_of_seeds(recording, schedule, budgets)
     if short is not None:
         print(too_few_seeds("it", short, recording.seeds))
+    print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
+    return 0
+
+
+def _price(a: Arguments) -> int:
+    """Fit price-of-compute, write it, and say how well early scores forecast."""
+    import numpy as np
+
+    from ttsnap.algorithms.pricing.forecast import written
+    from ttsnap.core import utility
+    from ttsnap.files.writing import write_json
+    from ttsnap.loop.budget import Budget, task_of
+    from ttsnap.recordings.replay import ReplayEngine
+    from ttsnap.results.folders import new_file
+    from ttsnap.simulation.calibrate import IMAGES, calibrate
+
+    out = new_file(a.out, a.overwrite)
+    recording = read_recording(a)
+    # costs in evaluations, 0 where FLOPs are not known
+    by_flops = task_of(Budget(flops=1.0), ReplayEngine(recording))
+    score_cost, draft_cost = by_flops.score_cost, by_flops.draft_cost or None
+    if a.score_cost is not None:
+        score_cost, draft_cost = a.score_cost, None
+    check_cost = max(0.0, score_cost - (by_flops.score_cost - by_flops.checking))
+    with progress(len(IMAGES), "budget", desc="prices") as advance:
+        forecast = calibrate(
+            recording,
+            checks=a.check_at,
+            score_cost=score_cost,
+            check_cost=check_cost,
+            draft_cost=draft_cost,
+            utility=utility.make(a.utility),
+            seed=a.seed,
+            on_progress=advance,
+            workers=arguments.read(WorkerOptions, a).workers,
+        )
+    write_json(out, {"name": "price-of-compute", "forecast": forecast.to_json()})
+    known = 1 - np.array(
+        [np.var(forecast.paths[:, -1] - forecast.paths[:, j]) for j in range(len(forecast.checks))]
+    )
+    names = (
+        f"step {check}" if isinstance(check, int) else check for check in written(forecast.checks)
+    )
+    shares = ", ".join(f"{name}: {r:.0%}" for name, r in zip(names, known, strict=True))
+    print(
+        f"variance of the finished reward that the scores so far explain, within a prompt: {shares}"
+    )
+    print(f"a decode with its rewards counts as {score_cost:.3g} evaluations")
     print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
     return 0
 

@@ -91,7 +91,8 @@ class Forecast:
         known = np.asarray(self.prices)
         if not len(known):
             raise ValueError(
-                "this forecast was fitted without prices for shared budgets; run `ttsnap calibrate`"
+                "this forecast was fitted without prices for shared budgets; run `ttsnap tune --policy"
+                " price-of-compute`"
             )
         return float(np.exp(np.interp(np.log(allowance), np.log(known[:, 0]), np.log(known[:, 1]))))
 
@@ -112,7 +113,9 @@ class Forecast:
         if odd := {f.name for f in dataclasses.fields(cls)} ^ set(found):
             whose = "it lacks " if odd - set(found) else ""
             raise ValueError(
-                f"not a forecast written by `ttsnap calibrate`: {whose}{sorted(odd)}"[:260]
+                f"not a forecast written by `ttsnap tune --policy price-of-compute`: {whose}{sorted(odd)}"[
+                    :260
+                ]
             )
         checks = read_checks(found["checks"])
         arrays = _arrays({**found, "checks": [check.step for check in checks]})

@@ -68,7 +68,7 @@ class PriceOfCompute:
     the forecast."""
 
     forecast: Forecast
-    """What `ttsnap calibrate` found in a recording of this model, steps and reward; the file that
+    """What `ttsnap tune --policy price-of-compute` found in a recording of this model, steps and reward; the file that
     it writes is an algorithm by itself (--algorithm priced.json)."""
     n: int = 256
     """Most seeds of a prompt."""
