@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.memory import NotEnoughMemoryError
-from ttsnap.core.outcome import LargePicture
 from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines.guidance import Guidance, Texts, bytes_of, on, taken
 from ttsnap.pipelines.latents.convert import convert
@@ -399,9 +398,6 @@ class PipelineDenoiser(Denoiser):
 
     def preview(self, x0: Tensor) -> Tensor:
         return self.pixels(self.pipe.preview_vae, x0).float()
-
-    def drawing(self, x0: Tensor, image: Tensor) -> LargePicture | None:
-        return None if self.pipe.display is None else self.pipe.display(x0, image)
 
     def costs(self) -> Costs:
         nfe, decode = flops.counted(self, "decode")

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Result
 from ttsnap.results.course import DROPPED, Course, Score
-from ttsnap.results.drawing import Cell, Drawing, drawn
+from ttsnap.results.drawing import Cell, Drawing, Look, drawn
 from ttsnap.results.media import data_uri, still
 
 CELL, MARGIN, HEAD, LEFT = 96, 8, 68, 76
@@ -34,7 +33,7 @@ HIGH, FINE = 192, 128
 """Pixels of an image's height in a notebook, and of a side from which on it is not shown as
 squares."""
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Thumbnails: TypeAlias = Mapping[tuple[int, int], Image.Image]
+Thumbnails: TypeAlias = Mapping[Look, Image.Image]
 """Small pictures of what was scored, by candidate and step."""
 
 
@@ -91,8 +90,7 @@ def painted(
 
     live: as a small picture while it runs, dark, of the last looks alone."""
     size, colours = (LIVE, NIGHT) if live else ((WIDEST, TALLEST), PAPER)
-    # those of a search are of one size, and may not be drawn yet
-    pictures = [*islice(thumbnails.values(), 1), *([] if source is None else [source])]
+    pictures = [*thumbnails.values(), *([] if source is None else [source])]
     width, height = (max((each.size[axis] for each in pictures), default=CELL) for axis in (0, 1))
     above, name = (HEAD // 2, 0) if live else (HEAD, NAME)
     for scale in SCALES:
@@ -271,7 +269,7 @@ def _shorten(text: str, width: int, size: int) -> str:
 def page_of(result: Result) -> str:
     """A result as notebooks show it: HTML with the images, of videos strips of frames, and the
     contact sheet."""
-    pictures = [(still(c.shown, columns=SHOWN), f"seed {c.seed}") for c in result.images]
+    pictures = [(still(c.pixels, columns=SHOWN), f"seed {c.seed}") for c in result.images]
     images = [_element(picture, f"height:{HIGH}px", seed) for picture, seed in pictures]
     sheet = contact_sheet(result, result.thumbnails) if result.thumbnails else None
     parts = [f"<div>{html.escape(repr(result))}</div>", f"<div>{''.join(images)}</div>"]
