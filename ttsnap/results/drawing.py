@@ -106,8 +106,8 @@ def drawn(course: Course, across: int, lines: int, *, last: bool = False) -> Dra
     names = {step: _row_name(course, step) for step in steps}
     whole = len(cells) == every and sum(map(len, bands)) <= lines
     heads = {divmod(at, across): column.best for at, column in enumerate(columns)}
-    rows = [tuple(sorted(steps)) for steps in bands]
-    return Drawing(cells, heads, rows, names, words, whole, course.steps)
+    shown = [tuple(sorted(steps)) for steps in bands]
+    return Drawing(cells, heads, shown, names, words, whole, course.steps)
 
 
 def _looks(course: Course, last: bool) -> dict[int, list[Look]]:
