@@ -302,15 +302,14 @@ def sheet(
         pipe.engine(rewards, draft=a.draft, finish=f, **defaults(a.model))
         for f in (finish, "noise")
     ]
-    ends = [[r.best.shown for r in search(prompts, BestOfN(1), engine)] for engine in engines]
+    ends = [[r.best.pixels for r in search(prompts, BestOfN(1), engine)] for engine in engines]
     denoiser: Any = engines[0].denoiser
     denoiser.encode([Prompt(prompt) for prompt in prompts])
     noise = denoiser.init_latents([seeded(0) for _ in prompts])
     begun, _, guess = denoiser.starter.begin(noise, torch.arange(len(prompts)), (), ())
     level = denoiser.grid.levels[0]
-    drafts = zip(guess, denoiser.decode(guess), strict=True)
     rows = {
-        "draft": [pair[1] if pipe.display is None else pipe.display(*pair)() for pair in drafts],
+        "draft": denoiser.decode(guess),
         f"with noise, {level:.2g}": denoiser.decode(begun),
         f"finished, {denoiser.grid.nfe} steps": ends[0],
         f"from noise, {engines[1].grid.nfe} steps": ends[1],

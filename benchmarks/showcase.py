@@ -271,7 +271,7 @@ def plot(
         rows.append(
             (name, found.spent, sorted(finished, key=lambda e: (e.uids[0] != winner, -e.scores[0])))
         )
-    images = [[still(event.shown) for event in finished] for _, _, finished in rows]
+    images = [[still(event.image) for event in finished] for _, _, finished in rows]
     read = getattr(engine.rewards[0], "read", None)  # the OCR's
     width, height = images[0][0].size
     wide, gap = max(map(len, images)), 0.08

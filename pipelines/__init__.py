@@ -157,8 +157,6 @@ def load(
     import diffusers
     from diffusers import DiffusionPipeline
 
-    from ttsnap.pipelines.display import LargeDrawing
-
     where, ours = located(model), _packaged(model)
     # diffusers asks for every part, also for those that were saved as absent (SD3 without T5)
     if where is not None:
@@ -188,7 +186,6 @@ def load(
         vars(twin)["task"] = task
     if ours is not None:
         twin.check_prompt = ours.world.parse
-        twin.display = functools.partial(LargeDrawing.of, ours.display)
     return twin
 
 

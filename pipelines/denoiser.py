@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.memory import NotEnoughMemoryError
-from ttsnap.core.outcome import LargePicture
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.variety import Repel
 from ttsnap.pipelines.guidance import Guidance, Texts, bytes_of, on, taken
@@ -426,9 +425,6 @@ class PipelineDenoiser(Denoiser):
 
     def preview(self, x0: Tensor) -> Tensor:
         return self.pixels(self.pipe.preview_vae, x0).float()
-
-    def drawing(self, x0: Tensor, image: Tensor) -> LargePicture | None:
-        return None if self.pipe.display is None else self.pipe.display(x0, image)
 
     def costs(self) -> Costs:
         nfe, decode = flops.counted(self, "decode")

@@ -7,9 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from ttsnap.core.outcome import LargePicture
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
@@ -52,9 +49,6 @@ class SearchMixin:
     check_prompt: Callable[[str], Any] | None = None
     """Raises ValueError for a prompt that the model cannot read; set for models with a closed
     vocabulary."""
-    display: Callable[[Tensor, Tensor], LargePicture | None] | None = None
-    """How people are shown latents (C, h, w) and their image (3, H, W); set for packaged models
-    (pipelines/display.py)."""
     interrupts: int = 0
     """How often `_interrupt` was set to True. Each search under way sees that it is more than at
     its beginning."""

@@ -144,7 +144,7 @@ def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] 
     censored = [
         replace(
             result,
-            images=tuple(replace(c, image=next(rows), drawing=None) for c in result.images),
+            images=tuple(replace(c, image=next(rows)) for c in result.images),
         )
         for result in results
     ]
@@ -257,7 +257,7 @@ class FewerImages(UserWarning):
 
 def with_thumbnails(
     results: Sequence[Result],
-    thumbnails: Mapping[int, outputs.Thumbnails],
+    thumbnails: Mapping[int, Mapping[tuple[int, int], Image.Image]],
     flags: Sequence[bool] | None,
 ) -> list[Result]:
     """Results with what was seen on the way, but for prompts of which the safety checker flagged an
@@ -266,7 +266,8 @@ def with_thumbnails(
     for job, result in enumerate(results):
         flagged = list(itertools.islice(rest, len(result.images)))
         refused = result.particles.refused
-        seen = thumbnails.get(job, outputs.Thumbnails()).without(set(np.flatnonzero(refused)))
+        pictures = thumbnails.get(job, {})
+        seen = {look: picture for look, picture in pictures.items() if not refused[look[0]]}
         kept.append(result if any(flagged) else replace(result, thumbnails=seen))
     return kept
 

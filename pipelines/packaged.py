@@ -79,7 +79,6 @@ class Packaged:
         right: the requirement that a correct image's score satisfies.
         examples: prompts to begin with.
         draft: the folder of its drafter, which the draft "embedded" means.
-        display: the folder of the decoder by which people are shown its pictures.
         showcase: to begin with before them.
     """
 
@@ -89,7 +88,6 @@ class Packaged:
     right: Requirement
     examples: tuple[str, ...]
     draft: Path
-    display: Path
     showcase: Showcase | None = None
 
     @property
@@ -124,7 +122,6 @@ _MANY_STEPS = Packaged(
         },
     ),
     draft=scenes.draft_path(),
-    display=scenes.display_path(),
 )
 MODELS = {
     EMBEDDED: _MANY_STEPS,
@@ -140,7 +137,6 @@ MODELS = {
             'a yellow sign that says "COFFEE"',
         ),
         draft=signs.draft_path(),
-        display=signs.display_path(),
         showcase=Showcase(
             # A word of seven letters that few seeds get right: 18 % of 400. The search looks at 8
             # seeds and finishes 2. 13 of the first seeds 0 to 99 show the difference in float32; this

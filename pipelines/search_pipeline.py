@@ -183,7 +183,6 @@ class SearchPipeline(Protocol[Stock]):
         decode_batch_size: int | None = None,
         gradient_batch_size: int | None = None,
         frames: int = 4,
-        display: Literal["large", "small"] = "large",
         devices: int | Literal["all", "auto"] = 1,
         ray_address: str | None = None,
         **stock: Unpack[CallArguments],

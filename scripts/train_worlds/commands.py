@@ -49,15 +49,6 @@ TRAINERS: dict[str, tuple[str, str, dict[str, Option]]] = {
             }
         },
     ),
-    "display": (
-        "a decoder that draws a world's latents four times as large, to be looked at",
-        "a model's latents, checkpoints, samples, and in decoder/ the result",
-        {
-            "--world": {"choices": ("scenes", "signs"), "default": "scenes"},
-            "--decay-now": DECAY_NOW,
-            "--install": INSTALL,
-        },
-    ),
     "sign_reader": (
         "the reader of words in latents, from which the noise-aware reward of signs is distilled",
         "renders, and reader.safetensors",

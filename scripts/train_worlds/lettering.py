@@ -148,15 +148,10 @@ def layout(
 
 
 def render(
-    signs: Sequence[Sign], rng: np.random.Generator, scale: int = 1
+    signs: Sequence[Sign], rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images (N, 3, H, W) uint8, and label maps (N, 32, 96) (see `NUM_LABELS`).
-
-    scale: H and W are so many times 32 and 96, 1, 2 or 4; the layout depends on `rng` alone.
-    """
-    drawn = (HEIGHT * scale, WIDTH * scale)
-    images = np.empty((len(signs), 3, *drawn), np.uint8)
-    each = _SCALE // scale
+    """Images (N, 3, 32, 96) uint8, and label maps (N, 32, 96) (see `NUM_LABELS`)."""
+    images = np.empty((len(signs), 3, HEIGHT, WIDTH), np.uint8)
     maps = np.zeros((len(signs), HEIGHT, WIDTH), np.uint8)
     for i, sign in enumerate(signs):
         name = FONTS[rng.integers(len(FONTS))]
@@ -172,8 +167,9 @@ def render(
             )
             rows = slice(round(base - height), round(base))
             maps[i, rows, round(left) : round(left + width)] = 1 + LETTERS.index(letter)
-        parts = np.asarray(mask, np.float32).reshape(drawn[0], each, drawn[1], each)
-        cover = parts.mean((1, 3)) / 255
+        cover = (
+            np.asarray(mask, np.float32).reshape(HEIGHT, _SCALE, WIDTH, _SCALE).mean((1, 3)) / 255
+        )
         ink = sign.ink or str(rng.choice(inks(sign.ground)))
         ground, letters = (np.array(RGB[c], np.float32)[:, None, None] for c in (sign.ground, ink))
         images[i] = np.rint(ground + cover * (letters - ground))

@@ -36,7 +36,7 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_generate_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    how = ["--keep", "2", "--display", "small", *QUICK]
+    how = ["--keep", "2", *QUICK]
     assert main(["generate", PROMPT, "--budget", "60nfe", *how]) == 0
     folder = tmp_path / "outputs" / "0001-two-red-circles-and-a-blue-square"
     images = sorted(folder.glob("0*.png"))

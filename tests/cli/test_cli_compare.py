@@ -44,8 +44,6 @@ def test_another_algorithm_searches_with_the_same_budget_and_seeds(
         "best-of-n",
         "--options.keep",
         "[0.5]",
-        "--display",
-        "small",
         *QUICK,
     ]
     assert main(argv) == 0

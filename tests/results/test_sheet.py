@@ -1,9 +1,7 @@
-"""Contact sheets: every look under the one that it came from, what is dropped dimmed, the winner
-framed."""
+"""Contact sheets: best candidates first, what is dropped dimmed, the winner framed."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,9 +18,8 @@ from ttsnap.core.results import Result
 from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.scoring import OnDevice, SmallCopies
-from ttsnap.results import lineage, outputs, sheet
+from ttsnap.results import outputs, sheet
 from ttsnap.results.drawing import Cell
-from ttsnap.results.lineage import CandidateAtStep, origins
 from ttsnap.sampling.kernels import Sde
 
 GREEN = (0x1A, 0x7F, 0x37)
@@ -55,8 +52,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
     look = sheet.Page.look
 
     def kept(painted: sheet.Page, cell: Cell) -> None:
-        if cell.row >= 0:
-            page.append((*cell.look, *painted.corner(cell)))
+        page.append((*cell.look, *painted.corner(cell)))
         look(painted, cell)
 
     def looks(result: Result, thumbnails: Any) -> list[tuple[int, int, int, int]]:
@@ -125,7 +121,7 @@ def test_words_count_the_seeds_that_started_and_tell_long_ones_and_drafts_apart(
     first = 2**64 - 100
     result, recorder = searched(pruned(12, 1), seed=first)
     recorder.sheet(result)
-    named = {words: wide for words, wide in written if words.startswith("seed ")}
+    named = {words: wide for words, wide in written if words.startswith("…")}
     assert len(named) == 12
     assert max(named.values()) <= sheet.CELL, "within their columns"
     assert {int(words[-2:]) for words in named} == {(first + i) % 100 for i in range(12)}
@@ -215,14 +211,9 @@ def test_a_sheet_of_many_tries_is_mostly_pictures(name: str, searched: Any, look
     result, recorder = searched(make_algorithm(name), "200nfe")
     told = looks(result, recorder.thumbnails[0])
     columns, rows = {x for *_, x, _ in told}, {y for *_, y in told}
-    filled = len(told) / (len(columns) * len(rows))
-    assert len(columns) <= lineage.NARROW or filled >= lineage.FILLED / 2
-    below: Counter[object] = Counter()
-    origin = origins(result.trace, recorder.thumbnails[0])
-    for uid, step, *_ in told:
-        look = CandidateAtStep(uid, step)
-        below[origin[look]] += look not in origin.values() and step < max(result.particles.step)
-    assert max(below.values()) <= lineage.SIBLINGS
+    assert len(told) / (len(columns) * len(rows)) > 0.3
+    whole = len(recorder.thumbnails[0])
+    assert len(told) == whole if name == "svdd" else len(told) > 0.4 * whole
 
 
 def test_small_copies_of_the_estimates_of_a_batch_leave_the_device_together(

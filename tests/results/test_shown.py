@@ -34,8 +34,10 @@ from ttsnap.pipelines.output import with_thumbnails
 from ttsnap.pipelines.record import record_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.results.media import png_info, still, to_uint8
-from ttsnap.results.outputs import Recorder, Thumbnails, save_made, thumbnail, write_results
+from ttsnap.results.outputs import Recorder, save_made, thumbnail, write_results
+from ttsnap.results.rank import rank
 from ttsnap.results.record import FoundImage, SearchRecord, read_record
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import FunctionReward
 
 CALL = {"num_inference_steps": 8, "guidance_scale": 4.0, "negative_prompt": "fog"}
@@ -95,8 +97,8 @@ def test_a_result_and_an_output_are_a_line(engine: Callable[..., Any], found: An
 
 def test_notebooks_show_images_and_the_sheet(found: Any, engine: Callable[..., Any]) -> None:
     shown = pictures(found.search[0]._repr_html_())
-    assert [picture.size for picture in shown[:2]] == [(128, 128)] * 2
-    assert np.array_equal(np.asarray(shown[0]), np.asarray(still(found.search[0].best.shown)))
+    assert [picture.size for picture in shown[:2]] == [(32, 32)] * 2
+    assert np.array_equal(np.asarray(shown[0]), np.asarray(still(found.search[0].best.pixels)))
     assert shown[2].size[0] >= 480, "the contact sheet"
     assert len(pictures(found._repr_html_())) == 6
     recorder = Recorder()
@@ -129,6 +131,26 @@ def test_images_carry_what_made_them(
     assert (
         int(re.search(r"largest difference from saved.png: (\d+)", capsys.readouterr().out)[1]) <= 1
     )  # type: ignore[index]
+
+
+def test_files_that_earlier_versions_drew_large_are_replayed_and_scored(
+    found: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    picture = found.images[2]
+    picture.save(small, pnginfo=png_info(picture))
+    drawn = picture.resize((128, 128), Image.Resampling.NEAREST)
+    drawn.info = {"ttsnap": json.dumps({**json.loads(picture.info["ttsnap"]), "drawn": 4})}
+    drawn.save(large, pnginfo=png_info(drawn))
+    assert main(["replay", str(large)]) == 0
+    assert (
+        int(re.search(r"largest difference from large.png: (\d+)", capsys.readouterr().out)[1]) <= 1
+    )  # type: ignore[index]
+    replayed = tmp_path / "replays" / "large.png"
+    assert Image.open(replayed).size == (32, 32)
+    assert read_record(replayed).to_json() == read_record(small).to_json()
+    ranked = rank([small, large], ["a red circle"] * 2, [make_reward("scenes")], lambda s: s[:, 0])
+    assert ranked[0].value == pytest.approx(ranked[1].value)
 
 
 NESTED = [
@@ -195,7 +217,7 @@ def test_what_a_safety_checker_flags_has_no_sheet(engine: Callable[..., Any]) ->
     results = search(
         ["a", "b", "c"], SeedPruning(4, (0.5,), steps=(2,)), engine(), selection=Selection(keep=2)
     )
-    seen = {job: Thumbnails({(0, 2): Image.new("RGB", (9, 9))}) for job in range(3)}
+    seen = {job: {(0, 2): Image.new("RGB", (9, 9))} for job in range(3)}
     flags = [False, False, False, True, False, False]
     assert [bool(r.thumbnails) for r in with_thumbnails(results, seen, flags)] == [
         True,

@@ -134,7 +134,7 @@ def test_a_red_circle_turns_blue_in_its_place(
         {},
     )
     (line,) = re.findall(r"^    ttsnap (generate .a blue circle.*)$", page, re.MULTILINE)
-    how = ["--device", "cpu", "--display", "small", "--out", "o"]
+    how = ["--device", "cpu", "--out", "o"]
     assert main([*shlex.split(line.replace("20images", "8images")), *how]) == 0
     paths = ("red.png", next(Path("o").glob("01-*.png")))
     red, blue = (

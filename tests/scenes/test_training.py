@@ -17,7 +17,7 @@ import yaml
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
-from train_worlds import base, display, lettering, pack, reward, turbo
+from train_worlds import base, lettering, pack, reward, turbo
 from train_worlds import generator as gen
 from train_worlds import signs as sign_base
 from train_worlds.commands import main
@@ -28,7 +28,6 @@ from train_worlds.vae import VaeRecipe, VaeSize
 
 from ttsnap.files.settings import build, to_json
 from ttsnap.pipelines import defaults, load
-from ttsnap.pipelines.display import load_display
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.scenes import caption, check, detect, is_held_out, parse, render, sample_spec
 from ttsnap.scenes.reader import (
@@ -100,21 +99,6 @@ def test_one_command_runs_a_recipe(world: str, recipe: Any, tmp_path: Path) -> N
         width,
         height,
     )
-
-
-@pytest.mark.parametrize("world", ["scenes", "signs"])
-def test_a_decoder_for_display_is_trained(world: str, tmp_path: Path) -> None:
-    recipe = display.Recipe(pairs=8, made=2, made_steps=2, rendered=2, drawn=1, steps=2)
-    (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(recipe)))
-    out = tmp_path / "out"
-    how = ["--recipe", str(tmp_path / "mini.yaml"), "--out", str(out), "--world", world]
-    main(["display", *how])
-    main(["display", *how])  # nothing left to train
-    made, cells = load_display(out / "decoder"), 24 if world == "signs" else 8
-    with torch.no_grad():
-        drawn = made(torch.zeros(1, 8, 8, cells), torch.zeros(1, 3, 32, 4 * cells))
-    assert drawn.shape == (1, 3, 128, 16 * cells)
-    assert (out / "samples_00002.png").exists()
 
 
 def test_training_forward_is_the_stock_forward() -> None:

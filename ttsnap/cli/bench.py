@@ -244,8 +244,7 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, plain: Prepared) -> 
     options: dict[str, Json] = {}
     for each in (bench.options, model, arguments.read(BatchOptions, a)):
         options |= values(each)
-    for name in ("sheets", "display"):  # they decide nothing
-        del options[name]
+    del options["sheets"]  # it decides nothing
     return {
         "versions": versions("torch", "diffusers"),
         "prompts": {

@@ -39,7 +39,7 @@ def write_runs(out: Path, runs: Runs, videos: VideoOptions | None = None) -> lis
         paths = write_results(folder, run.results, run.record, videos)
         for index, result in enumerate(run.results):
             if result.images:
-                write_enlarged(enlarged_path(folder, run.results, index), result.best.shown)
+                write_enlarged(enlarged_path(folder, run.results, index), result.best.pixels)
         written.append(paths)
     if len(written[0]) > 1:
         text = io.StringIO()

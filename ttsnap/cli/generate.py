@@ -59,7 +59,7 @@ def parser() -> Parser:
     arguments.add_sampler(p.add_argument_group("sampler"))
     model = p.add_argument_group("model and memory")
     arguments.add_options(model, ModelOptions)
-    arguments.add_options(model, BatchOptions, without=("display",))
+    arguments.add_options(model, BatchOptions)
     arguments.add_options(model, DeviceOptions)
     output = p.add_argument_group("output")
     output.add_argument(
@@ -71,7 +71,6 @@ def parser() -> Parser:
     output.add_argument(
         "--overwrite", action="store_true", help="allow --out to hold files already"
     )
-    arguments.add_options(output, BatchOptions, "display")
     arguments.add_options(output, VideoOptions)
     return p
 

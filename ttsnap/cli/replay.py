@@ -225,6 +225,7 @@ def _replay(
 ) -> None:
     """Make one image again, write it, and say how far it is from the original, and why."""
     import numpy as np
+    from PIL import Image
 
     from ttsnap.pipelines.opening import check_call
     from ttsnap.pipelines.run import run
@@ -232,7 +233,7 @@ def _replay(
     from ttsnap.results.media import to_uint8
 
     path, record = wanted.path, wanted.record
-    before = wanted.pixels().astype(np.int16)
+    before = wanted.pixels()
     call = {**record.call, **wanted.pictures}
     check_call(pipe, call, wanted.task)
     prompt, image = Prompt(record.image.prompt), record.image
@@ -248,17 +249,24 @@ def _replay(
     # The PNG says all; what the model recommends may have changed since.
     found = run(prepare(asked, ModelDefaults(split=pipe.split_prompt_inputs)), pipe)
     one = next(each for each in found.results[0].images if each.seed == image.seed)
-    made = one.pixels if image.drawn is None else one.shown
+    made = one.pixels
     place.parent.mkdir(exist_ok=True)
-    outputs.save_made(place, made, record)
-    after = to_uint8(made[None] if made.ndim == 3 else made).astype(np.int16)
+    outputs.save_made(place, made, replace(record, found=replace(image, drawn=None)))
+    after = to_uint8(made[None] if made.ndim == 3 else made)
+    if image.drawn:
+        before = np.stack([np.asarray(Image.fromarray(x).reduce(image.drawn)) for x in before])
     if before.shape != after.shape:
         raise ValueError(
             f"{path} has size {before.shape[:3]}, its replay {after.shape[:3]}; is it the original"
             " file?"
         )
-    far, dtype = abs(before - after).max(), str(pipe.dtype).removeprefix("torch.")
+    far = abs(before.astype(np.int16) - after).max()
+    dtype = str(pipe.dtype).removeprefix("torch.")
     print(f"wrote {place}; largest difference from {path.name}: {far} of 255")
+    if image.drawn:
+        print(
+            f"  {path.name} was drawn {image.drawn} times as large, and is averaged to compare it"
+        )
     if far and dtype != "float32" and again.batches == (1,):
         print(
             f"  the last digits of {dtype} depend on how many seeds are made at once, which this"

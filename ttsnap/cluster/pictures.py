@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.cluster.messages import Turn
-from ttsnap.core.outcome import Decoded, LargePicture, Outcome, thinned
+from ttsnap.core.outcome import Decoded, Outcome, thinned
 
 
 class WhereStored(Protocol):
@@ -31,7 +31,6 @@ class Stored(Decoded):
     """The small image of `Decoded.small`, uint8."""
     level: float
     place: WhereStored | None = None
-    drawing: LargePicture | None = field(default=None, repr=False)
     batches: Sequence[int] = ()
 
     def fetch(self) -> Tensor:
@@ -55,7 +54,7 @@ def put_aside(turn: Turn) -> tuple[Turn, list[Tensor]]:
     def stored(picture: Decoded) -> Decoded:
         aside.append(picture.fetch().cpu())
         copy = thinned(aside[-1]).double().clamp(0, 1).mul(255).round().to(torch.uint8)
-        return Stored(copy, picture.level, drawing=picture.drawing, batches=picture.batches)
+        return Stored(copy, picture.level, batches=picture.batches)
 
     return _each(turn, stored), aside
 

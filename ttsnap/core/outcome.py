@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.cost import Cost
@@ -24,21 +24,11 @@ class PictureLost(RuntimeError):  # noqa: N818 (an event that is handled, and no
     """An image is gone with the machine that held it."""
 
 
-class LargePicture(Protocol):
-    """An image as people are shown it, where a model has a decoder for that."""
-
-    def __call__(self) -> Tensor:
-        """(3, H, W) in [0, 1], on the CPU: larger than what is scored. It is drawn when it is asked
-        for."""
-
-
 class Decoded(ABC):
     """An image (3, H, W) or a video (T, 3, H, W), in [0, 1]."""
 
     level: float
     """The noise level, in [0, 1], of the estimate that was decoded; 0 of a finished one."""
-    drawing: LargePicture | None = None
-    """How people are shown it; None where that is how it was scored."""
     batches: Sequence[int] = ()
     """Rows of each call of the model that made it, on which last digits depend."""
 
@@ -63,7 +53,6 @@ class Here(Decoded):
 
     image: Tensor = field(repr=False)
     level: float
-    drawing: LargePicture | None = field(default=None, repr=False, kw_only=True)
     batches: Sequence[int] = field(default=(), kw_only=True)
 
     def fetch(self) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ttsnap.core.checklist import YES
 from ttsnap.core.cost import KINDS, PHASES, Cost, Phase
-from ttsnap.core.outcome import Decoded, LargePicture
+from ttsnap.core.outcome import Decoded
 from ttsnap.core.particles import Particles
 from ttsnap.core.price import Price
 from ttsnap.core.protocols import AlgorithmState, RunUsage
@@ -221,12 +221,6 @@ class Event:
         there."""
         return None if self.picture is None else self.picture.fetch()
 
-    @property
-    def shown(self) -> Tensor | None:
-        """What was decoded, as people are shown it: as in Candidate."""
-        drawing = None if self.picture is None else self.picture.drawing
-        return self.image if drawing is None else drawing()
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -243,8 +237,6 @@ class Candidate:
     dry run or a replay."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Scores by rewards that report and do not choose."""
-    drawing: LargePicture | None = field(default=None, repr=False, compare=False)
-    """How people are shown it; None where that is `image`."""
     batches: Sequence[int] = field(default=(), repr=False, compare=False)
     """As of Decoded."""
 
@@ -267,12 +259,6 @@ class Candidate:
         if self.image is None:
             raise ValueError(f"no image of seed {self.seed}: this search ran without a model")
         return self.image
-
-    @property
-    def shown(self) -> Tensor:
-        """The image or video as people are shown it: what a packaged model draws large. ValueError
-        where no model ran."""
-        return self.pixels if self.drawing is None else self.drawing()
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,5 +1,4 @@
-"""The drawing of a search as HTML: looks at candidates over the steps at which they were scored,
-with lines of descent."""
+"""The drawing of a search as HTML: looks at candidates over the steps at which they were scored."""
 
 from __future__ import annotations
 
@@ -8,12 +7,11 @@ from html import escape
 
 from ttsnap.demo.html import answered, line, picture, short, token, verdict
 from ttsnap.demo.view import View
+from ttsnap.results.course import Tracked
 from ttsnap.results.drawing import Cell, Drawing, drawn
 
 COLUMNS = 18
 """Of pictures on the board, at most, in one band: what is not in sight is reached by scrolling."""
-PICTURE_SHARE = 0.42
-"""The middle of a picture, as a share of its row's height: the score stands below."""
 
 
 def render_board(view: View, title: str = "") -> str:
@@ -28,12 +26,11 @@ def render_board(view: View, title: str = "") -> str:
     table = Table(view, drawing)
     labels = '<div class="tt-row tt-corner" style="grid-row:1"><small>seed</small></div>'
     labels += "".join(map(table.row_label, drawing.bands[0]))
-    cells = "".join(
-        table.seed(cell) if cell.row < 0 else table.cell(cell) for cell in drawing.cells.values()
-    )
+    seeds = "".join(table.seed(column, one) for (_, column), one in drawing.heads.items())
+    cells = "".join(map(table.cell, drawing.cells.values()))
     style = f"--n:{drawing.columns};--r:{len(drawing.bands[0])}"
     kind = "tt-grid tt-answered" if view.course.asked else "tt-grid"
-    grid = f'<div class="{kind}" style="{style}">{table.threads()}{labels}{cells}</div>'
+    grid = f'<div class="{kind}" style="{style}">{labels}{seeds}{cells}</div>'
     return f'<div class="tt-board">{head}<div class="tt-scroll" tabindex="0">{grid}</div></div>'
 
 
@@ -55,8 +52,8 @@ class Table:
 
     def __init__(self, view: View, drawing: Drawing) -> None:
         self.view, self.drawing = view, drawing
-        shown = drawing.cells.values()
-        self.feet = {cell.column: cell.row for cell in sorted(shown, key=lambda cell: cell.row)}
+        shown = sorted(drawing.cells.values(), key=lambda cell: cell.row)
+        self.feet = {cell.led: cell.look for cell in shown}
 
     def row_label(self, step: int) -> str:
         name, noise = self.drawing.names[step]
@@ -64,10 +61,10 @@ class Table:
         small = f"<small>{noise}</small>" if noise else ""
         return f'<div class="tt-row" style="grid-row:{row}">{name}{small}</div>'
 
-    def seed(self, cell: Cell) -> str:
-        """The name of a seed above its first picture."""
-        kind, style = " tt-crown" * cell.golden, f"grid-column:{cell.column + 2}"
-        return f'<div class="tt-col{kind}" style="{style}">{cell.candidate.seed}</div>'
+    def seed(self, column: int, best: Tracked) -> str:
+        """The seed of a column, which stands out above the best image."""
+        kind = " tt-crown" * (best is self.view.course.best)
+        return f'<div class="tt-col{kind}" style="grid-column:{column + 2}">{best.seed}</div>'
 
     def cell(self, cell: Cell) -> str:
         """A picture with its score below."""
@@ -82,11 +79,10 @@ class Table:
         }
         kind = " ".join(name for name, holds in kinds.items() if holds)
         inner = "<i></i>" if uri is None else picture(uri, about)
-        more = f"<small>+{cell.more}</small>" if cell.more else ""
         style = f"grid-area:{cell.row + 2}/{cell.column + 2}"
         return (
             f'<div class="{kind}" style="{style}" title="{escape(about)}"{self.led(cell)}>'
-            f"{inner}<span>{text}{more}</span>{self.answers(cell)}</div>"
+            f"{inner}<span>{text}</span>{self.answers(cell)}</div>"
         )
 
     def words(self, cell: Cell) -> tuple[str, str]:
@@ -95,7 +91,7 @@ class Table:
         if cell.score is None:
             return about, "&nbsp;"
         score = "failed" if math.isnan(cell.score.value) else short(cell.score.value)
-        about += f", step {cell.look.step}: {score}{answered(cell.score)}"
+        about += f", step {cell.look[1]}: {score}{answered(cell.score)}"
         asked, answers = self.view.course.asked, cell.score.answers
         marks = (verdict(met) for name, met in answers.items() if name not in asked)
         return about + " · pruned here" * cell.dim, score + "".join(marks)
@@ -111,28 +107,10 @@ class Table:
         return f'<span class="tt-marks" data-has="{escape(has)}">{marks}</span>'
 
     def led(self, cell: Cell) -> str:
-        """The attributes by which a click on a column finds the candidate at its foot (page.js)."""
+        """The attributes by which a click on a picture finds the candidate that it belongs to
+        (page.js)."""
         if cell.led is None or not self.view.led:
             return ""
-        foot = cell.row == self.feet[cell.column]
+        foot = cell.look == self.feet[cell.led]
         asked = f' data-asked="{self.view.asked(cell.led)}"' if foot else ""
         return f' data-uid="{cell.led}"{asked}'
-
-    def threads(self) -> str:
-        """Lines from looks to those that came of them; those of the winner stand out."""
-        paths: dict[bool, str] = {False: "", True: ""}
-        for cell in self.drawing.cells.values():
-            if cell.source is None:
-                continue
-            source = self.drawing.cells[cell.source]
-            if source.row < 0 and source.column == cell.column and cell.row == 0:
-                continue  # a seed's name stands right above
-            x0, x1 = source.column + 0.5, cell.column + 0.5
-            # aside right below the origin
-            y0, y1 = max(0.0, source.row + PICTURE_SHARE), source.row + 1 + PICTURE_SHARE
-            middle = (y0 + y1) / 2
-            bend = "" if x0 == x1 else f"C{x0} {middle:g} {x1} {middle:g} {x1} {y1:g}"
-            paths[cell.golden] += f"M{x0} {y0:g}{bend}V{cell.row + PICTURE_SHARE:g}"
-        lines = f'<path d="{paths[False]}"/><path class="tt-gold" d="{paths[True]}"/>'
-        box = f"0 0 {self.drawing.columns} {len(self.drawing.bands[0])}"
-        return f'<svg class="tt-threads" viewBox="{box}" preserveAspectRatio="none">{lines}</svg>'

@@ -114,10 +114,10 @@ class LiveSearches(SearchThread):
         def listen(event: Event) -> None:
             answers: dict[str, bool] = {}
             small = best = ""
-            if (shown := event.shown) is not None:
+            if (shown := event.image) is not None:
                 small = thumbnail_uri(shown)
                 if event.step == search.grid.steps:
-                    right = judge(event.image)
+                    right = judge(shown)
                     answers = {} if right is None else {RIGHT: right}
                     if sum(event.scores) / len(event.scores) >= event.best - 1e-9:
                         best = thumbnail_uri(shown, LARGE)
@@ -169,10 +169,10 @@ class LiveSearches(SearchThread):
         view.note = "; ".join(filter(None, notes))
         if result.images:
             named = view.course.candidates
-            view.best = thumbnail_uri(result.images[0].shown, FULL)
+            view.best = thumbnail_uri(result.images[0].pixels, FULL)
             view.kept = tuple(
                 (
-                    thumbnail_uri(c.shown, LARGE),
+                    thumbnail_uri(c.pixels, LARGE),
                     f"{rank}. seed {named[c.uid].name}, reward {short(c.reward)}",
                 )
                 for rank, c in enumerate(result.images[1:], 2)

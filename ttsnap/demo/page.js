@@ -1,5 +1,5 @@
 // What the stage does by itself: `element`. A picture opens large where it is clicked; the candidate
-// of its column, where it is under way, can then be finished or dropped. A click on an item of a
+// that it belongs to, where it is under way, can then be finished or dropped. A click on an item of a
 // checklist lights the pictures that have it.
 const dialog = document.createElement("dialog");
 dialog.className = "tt-zoom";

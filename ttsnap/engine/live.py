@@ -107,7 +107,6 @@ class LiveEngine(Engine):
             preview=options.preview,
             frames=options.frames,
             features=options.features,
-            display=options.display,
         )
         self.reward_names, self.keep = self.scorer.names, tuple(options.keep)
         self.executor = Executor(

@@ -22,7 +22,6 @@ from ttsnap.core.outcome import Decoded, Here, Outcome, thinned
 from ttsnap.core.price import Price
 from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
-from ttsnap.options.engine import LARGE, Display
 from ttsnap.options.option import Spec
 from ttsnap.profiling.meter import Stopwatch
 from ttsnap.reward_models.likeness import make_likeness
@@ -166,7 +165,6 @@ class RowScorer:
         preview: bool = False,
         frames: int = 1,
         features: Spec = None,
-        display: Display = LARGE,
     ) -> None:
         together: list[RewardModel] = []
         for reward in rewards:
@@ -178,7 +176,7 @@ class RowScorer:
             raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
         self.likeness = make_likeness(features, self.rewards, denoiser.device)
-        self.shown, self.large = shown_of(denoiser, frames), display == LARGE
+        self.shown = shown_of(denoiser, frames)
         self.shown.check(rewards)
         self._first = RewardHealthCheck(rewards)
         self._turns: dict[str, AbstractContextManager[object]] = {
@@ -299,12 +297,9 @@ class RowScorer:
         def picture(image: Tensor | None, row: int) -> Decoded | None:
             if image is None:
                 return None
-            # Drawn when somebody looks. That is no decode of the search, and no budget pays it.
-            drawing = self.denoiser.drawing(latents[row], image) if self.large else None
             if batch[row].last or image.device.type == "cpu":
-                batches = batch[row].node.batches
-                return Here(image, levels[row], drawing=drawing, batches=batches)
-            return OnDevice(image, levels[row], copies, row, drawing=drawing)
+                return Here(image, levels[row], batches=batch[row].node.batches)
+            return OnDevice(image, levels[row], copies, row)
 
         pictures = [picture(image, row) for row, image in enumerate(shown)]
         return BegunScores(batch, columns, broken > 0, pictures, latents, features, cost)

@@ -221,10 +221,7 @@ class Job:
                 picture = self.images[uid]
                 try:
                     found[uid] = picture and Here(
-                        picture.fetch(),
-                        picture.level,
-                        drawing=picture.drawing,
-                        batches=picture.batches,
+                        picture.fetch(), picture.level, batches=picture.batches
                     )
                 except PictureLost as lost:
                     seed = self.particles.seed[uid]

@@ -68,7 +68,6 @@ def _candidates(job: Job, names: Sequence[str]) -> tuple[Candidate, ...]:
             float(v) if np.isfinite(v) else float("nan"),
             {name: float(s) for name, s in zip(names, particles.scores[uid, -1], strict=True)},
             None if (picture := job.images[uid]) is None else picture.fetch(),
-            drawing=None if picture is None else picture.drawing,
             batches=() if picture is None else picture.batches,
         )
         for uid, v in zip(ranking, values, strict=True)

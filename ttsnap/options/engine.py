@@ -12,15 +12,13 @@ from ttsnap.options.option import Spec, option, values
 _FITTING = "as many as fit into the GPU's memory, the batch size without one"
 Kept = Literal["latents"]
 """What an engine hands to listeners beside the decoded estimates."""
-Display = Literal["large", "small"]
-LARGE: Display = "large"
 _CLUSTER = ", as HOST:6379, or auto for the one that this machine belongs to"
 
 
 @dataclass(frozen=True)
 class BatchOptions(Settings):
-    """Sizes of batches, which decide speed, memory, and the last digits of results; how much of a
-    video is scored; and how images are shown.
+    """Sizes of batches, which decide speed, memory, and the last digits of results; and how much of
+    a video is scored.
 
     Raises ValueError for sizes below 1.
     """
@@ -49,14 +47,6 @@ class BatchOptions(Settings):
         "frames of a video, chosen evenly, that a reward of images sees; the score is their mean",
         python="Each frame is a reward call. Rewards that need videos get all frames, in one call.",
         metavar="N",
-    )
-    display: Display = option(
-        LARGE,
-        "how people are shown what a packaged model draws, in files, sheets and notebooks: large,"
-        " four times its size, or small, as it was scored",
-        python="`images` are as they were scored.",
-        recorded=False,
-        determines=False,
     )
 
 

@@ -1,62 +1,66 @@
 """The drawing of a search as values: which looks are shown, where, and what stands below them.
 
-Best candidates come first. A candidate is a column, a row a step at which candidates were scored.
-Columns that find no room side by side stand in further bands below. The contact sheet (sheet.py),
-ComfyUI's preview and the demo paint it, while a search runs and after.
+Best candidates come first. A row is a step at which candidates were scored. A candidate stands in
+the first column of its seed in which there is room for it; a look from which several candidates
+branched off, with the best of them. Columns that find no room side by side stand in further bands
+below. The contact sheet (sheet.py), ComfyUI's preview and the demo paint it, while a search runs and
+after.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
 
 from ttsnap.core.looks import ESTIMATE
 from ttsnap.results.course import DROPPED, FINISHED, GOING, Course, Score, Tracked
-from ttsnap.results.lineage import (
-    CandidateAtStep,
-    Family,
-    Origins,
-    chain,
-    choose,
-    hidden_below,
-    in_bands,
-    mixed,
-    origins,
-)
+
+Look: TypeAlias = tuple[int, int]
+"""A candidate (uid) scored at a step."""
 
 
 class Cell(NamedTuple):
-    """A look in its place; at step -1 a seed, which is named above the first row."""
+    """A look in its place."""
 
-    look: CandidateAtStep
-    source: CandidateAtStep | None
-    """The look that it came of; None for seeds."""
+    look: Look
     band: int
     column: int
     row: int
-    """In its band; -1 for seeds."""
+    """In its band."""
     candidate: Tracked
     score: Score | None
-    """None for seeds, and where the candidate is on its way."""
+    """None where the candidate is on its way."""
     dim: bool
     """Whether it was given up here."""
-    golden: bool
-    """Whether the best image came of it."""
     place: int | None
     """Of a finished image that is kept, from 0: it has a frame."""
-    more: int
-    """Candidates that came of it and are not shown."""
     led: int | None
-    """The candidate at the foot of its column, if it may be finished or dropped."""
+    """The candidate that it belongs to, if that may be finished or dropped."""
+
+
+@dataclass
+class Column:
+    """Looks one below the other, all of one seed."""
+
+    best: Tracked
+    """The candidate that came first."""
+    looks: dict[Look, int] = field(default_factory=dict)
+    """Each with the candidate (uid) that it belongs to: its own, or one that came of it."""
+
+    def has_room(self, seed: int, looks: Sequence[Look]) -> bool:
+        steps = {step for _, step in self.looks}
+        return seed == self.best.seed and not any(step in steps for _, step in looks)
 
 
 @dataclass(frozen=True)
 class Drawing:
     """A drawing of a search, at one moment."""
 
-    cells: Mapping[CandidateAtStep, Cell]
+    cells: Mapping[Look, Cell]
+    heads: Mapping[tuple[int, int], Tracked]
+    """The best candidate of each column, by band and column."""
     bands: Sequence[tuple[int, ...]]
     """The steps of each band's rows."""
     names: Mapping[int, tuple[str, str]]
@@ -70,112 +74,90 @@ class Drawing:
 
     @property
     def columns(self) -> int:
-        return max((cell.column for cell in self.cells.values()), default=-1) + 1
+        return max((column for _, column in self.heads), default=-1) + 1
 
 
 def drawn(course: Course, across: int, lines: int, *, last: bool = False) -> Drawing:
     """The drawing of a search with at most `across` columns side by side, and `lines` rows in all.
 
     last: a band is one row, of the last looks that were scored."""
-    origin = _tree(course, under_way=not last)
-    ends = _ends(course, origin)
-    if last:
-        alone = [end for end in ends if end not in set(origin.values())]
-        families = [Family({end: None}, {end: 0}) for end in alone]
-    else:
-        given_up = {end for end in ends if course.candidates[end.uid].state == DROPPED}
-        families = choose(ends, mixed(ends, given_up), origin, across, across * lines)
-    bands: list[list[Family]] = []
-    rows: list[tuple[int, ...]] = []
-    for band in in_bands(families, across):
-        looks = [look for family in band for look in family.origin]
-        steps = {course.steps if last else look.step for look in looks} - {-1}
-        if bands and sum(map(len, rows)) + len(steps) > lines:
-            break
-        bands.append(band)
-        rows.append(tuple(sorted(steps)))
-    cells = _cells(course, origin, bands, rows)
-    shown = sum(look.step >= 0 for look in cells)
-    every = len(families) if last else sum(look.step >= 0 for look in origin)
+    columns: list[Column] = []
+    bands: list[set[int]] = []
+    every = 0
+    for uid, looks in _looks(course, last).items():
+        every += len(looks)
+        one = course.candidates[uid]
+        fitting = (at for at, column in enumerate(columns) if column.has_room(one.seed, looks))
+        at = len(columns) if last else next(fitting, len(columns))
+        band = at // across
+        steps = {course.steps} if last else {step for _, step in looks}
+        rows = [*bands[:band], steps.union(*bands[band : band + 1]), *bands[band + 1 :]]
+        if len(rows) > 1 and sum(map(len, rows)) > lines:
+            continue
+        bands = rows
+        if at == len(columns):
+            columns.append(Column(one))
+        columns[at].looks |= dict.fromkeys(looks, uid)
+    cells = _cells(course, columns, [sorted(steps) for steps in bands], across)
     words = _words(course)
-    if shown < every:
-        words += f"; {shown} of {every} pictures shown"
-        more = any(cell.more for cell in cells.values())
-        words += " (+1 under one: another came of it)" if more else ""
-    steps = set() if last else {step for steps in rows for step in steps}
+    if len(cells) < every:
+        words += f"; {len(cells)} of {every} pictures shown"
+    steps = set() if last else set().union(*bands)
     names = {step: _row_name(course, step) for step in steps}
-    return Drawing(cells, rows, names, words, shown == every, course.steps)
+    whole = len(cells) == every and sum(map(len, bands)) <= lines
+    heads = {divmod(at, across): column.best for at, column in enumerate(columns)}
+    shown = [tuple(sorted(steps)) for steps in bands]
+    return Drawing(cells, heads, shown, names, words, whole, course.steps)
 
 
-def _ends(course: Course, origin: Origins) -> list[CandidateAtStep]:
-    """The last look at each candidate, best first."""
-    last = {look.uid: look for look in sorted(origin, key=lambda look: look.step)}
-    return [last[one.uid] for one in course.ranked() if one.uid in last]
-
-
-def _tree(course: Course, *, under_way: bool) -> Origins:
-    """The looks that were scored. under_way: and one for each candidate on its way, at the next
-    step at which anything was scored."""
-    looks = {(one.uid, step) for one in course.candidates.values() for step in one.scores}
-    steps = sorted({step for _, step in looks})
-    going = [one for one in course.candidates.values() if under_way and one.state == GOING]
-    aims = {(one.uid, one.aim) for one in going}
-    found = origins(course.moves, looks | aims)
-    moved: Origins = {}
-    for uid, aim in aims - looks - set(found.values()):
-        at = CandidateAtStep(uid, next((step for step in steps if step >= aim), aim))
-        if at not in found:
-            moved[CandidateAtStep(uid, aim)] = at
-    return {moved.get(look) or look: source for look, source in found.items()}
+def _looks(course: Course, last: bool) -> dict[int, list[Look]]:
+    """The looks that belong to each candidate (uid), best first: its own, and those that it came of
+    unless they belong to a better one. last: the last of them, among those that were scored; else
+    one more for a candidate on its way, at the next step at which anything was scored."""
+    steps = sorted({step for one in course.candidates.values() for step in one.scores})
+    taken: set[Look] = set()
+    belonging: dict[int, list[Look]] = {}
+    for one in course.ranked():
+        looks = [(one.uid, step) for step in one.scores]
+        if one.state == GOING and not last:
+            looks += [(one.uid, step) for step in steps if step >= one.aim][:1]
+        first = min((step for _, step in looks), default=one.aim)
+        parent = course.candidates.get(one.parent)
+        while parent is not None:
+            looks += [(parent.uid, step) for step in parent.scores if step < first]
+            first = min([first, *parent.scores])
+            parent = course.candidates.get(parent.parent)
+        looks = sorted((look for look in looks if look not in taken), key=lambda look: look[1])
+        taken.update(looks)
+        if looks:
+            belonging[one.uid] = looks[-1:] if last else looks
+    return belonging
 
 
 def _cells(
-    course: Course,
-    origin: Origins,
-    bands: Sequence[Sequence[Family]],
-    rows: Sequence[tuple[int, ...]],
-) -> dict[CandidateAtStep, Cell]:
+    course: Course, columns: Sequence[Column], bands: Sequence[Sequence[int]], across: int
+) -> dict[Look, Cell]:
     best = course.best
     kept = course.kept or (() if best is None else (best.uid,))
-    places = {CandidateAtStep(uid, course.steps): place for place, uid in enumerate(kept)}
-    won = next((look for look in places if look in origin), None)
-    golden = set(chain(won, origin))
-    shown = {look for band in bands for family in band for look in family.origin}
-    hidden, given_up = hidden_below(origin, shown), _given_up(course, origin)
-    cells: dict[CandidateAtStep, Cell] = {}
-    for band, families in enumerate(bands):
-        free = 0
-        row = {step: place for place, step in enumerate(rows[band])}
-        for family in families:
-            downwards = sorted(family.origin, key=lambda look: look.step)
-            feet = {family.columns[look]: course.candidates[look.uid] for look in downwards}
-            for look, column in family.columns.items():
-                candidate, foot = course.candidates[look.uid], feet[column]
-                cells[look] = Cell(
-                    look,
-                    family.origin[look],
-                    band,
-                    free + column,
-                    -1 if look.step < 0 else row.get(look.step, 0),
-                    candidate,
-                    candidate.scores.get(look.step),
-                    dim=look in given_up,
-                    golden=look in golden,
-                    place=places.get(look),
-                    more=hidden[look],
-                    led=foot.uid if foot.open else None,
-                )
-            free += family.wide
+    places = {(uid, course.steps): place for place, uid in enumerate(kept)}
+    cells: dict[Look, Cell] = {}
+    for at, column in enumerate(columns):
+        band = at // across
+        feet = {uid: look for look, uid in sorted(column.looks.items(), key=lambda x: x[0][1])}
+        for look, uid in column.looks.items():
+            candidate = course.candidates[look[0]]
+            cells[look] = Cell(
+                look,
+                band,
+                at % across,
+                bands[band].index(look[1]) if look[1] in bands[band] else 0,
+                candidate,
+                candidate.scores.get(look[1]),
+                dim=look == feet[uid] and candidate.state == DROPPED,
+                place=places.get(look),
+                led=uid if course.candidates[uid].open else None,
+            )
     return cells
-
-
-def _given_up(course: Course, origin: Origins) -> set[CandidateAtStep]:
-    """The looks at which candidates were dropped, and seeds of which nobody is left."""
-    going_on = set(origin.values())
-    ends = {look for look in origin if look not in going_on}
-    dropped = {look for look in ends if course.candidates[look.uid].state == DROPPED}
-    living = {chain(look, origin)[-1] for look in ends - dropped}
-    return dropped | {look for look in origin if look.step < 0 and look not in living}
 
 
 def _row_name(course: Course, step: int) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from PIL import Image
 from ttsnap.core.results import Event
 from ttsnap.core.selection import Selection
 from ttsnap.results.course import Course
-from ttsnap.results.outputs import Recorder, Thumbnails
+from ttsnap.results.outputs import Recorder
 from ttsnap.results.sheet import painted
 
 EVERY, REST = 0.4, 40
@@ -44,7 +44,7 @@ class LiveSheet:
         """Apply an event: a new sheet, where one is due."""
         self.course.listen(event)
         self.recorder(event)
-        thumbnails = next(iter(self.recorder.thumbnails.values()), Thumbnails())
+        thumbnails = next(iter(self.recorder.thumbnails.values()), {})
         self.changed |= event.kind in ("score", "drop", "end")
         begin = self.clock()
         due = event.kind == "end" or begin >= self.next

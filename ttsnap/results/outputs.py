@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ttsnap.core.outcome import SHOWN, Decoded, LargePicture
+from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Event, Result
 from ttsnap.files.writing import write_json
 from ttsnap.options.call import VideoOptions
+from ttsnap.results.drawing import Look
 from ttsnap.results.folders import slug
 from ttsnap.results.media import Pixels, frames_of, save_png, save_video, still
 from ttsnap.results.record import SearchRecord, plain
@@ -24,50 +25,19 @@ if TYPE_CHECKING:
 SMALL, TIMES = 128, 8
 """Where images have fewer pixels a side than SMALL, the best gets a copy TIMES as large."""
 ENLARGED = f"best-{TIMES}x.png"
-Look = tuple[int, int]
-"""(uid, step) of a scored estimate."""
-
-
-class Thumbnails(Mapping[Look, Image.Image]):
-    """Small pictures of scored estimates. What is drawn for people alone is drawn when it is
-    looked at, so that a search does not wait for it."""
-
-    def __init__(self, found: Mapping[Look, Image.Image | LargePicture] | None = None) -> None:
-        self._found = dict(found or {})
-
-    def add(self, look: Look, picture: Decoded) -> None:
-        """Keep what was decoded, as people are shown it."""
-        drawn = picture.drawing
-        self._found[look] = thumbnail(still(picture.small())) if drawn is None else drawn
-
-    def without(self, uids: Collection[int]) -> Thumbnails:
-        """Those of other candidates."""
-        return Thumbnails({look: x for look, x in self._found.items() if look[0] not in uids})
-
-    def __getitem__(self, look: Look) -> Image.Image:
-        found = self._found[look]
-        if not isinstance(found, Image.Image):
-            found = self._found[look] = thumbnail(still(found()))
-        return found
-
-    def __iter__(self) -> Iterator[Look]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
 
 
 @dataclass
 class Recorder:
     """A listener of a search (`on_event`) that keeps a thumbnail of every scored estimate."""
 
-    thumbnails: dict[int, Thumbnails] = field(default_factory=dict)
+    thumbnails: dict[int, dict[Look, Image.Image]] = field(default_factory=dict)
     """By the number of the prompt."""
 
     def __call__(self, event: Event) -> None:
         if event.kind == "score" and event.picture is not None:
-            kept = self.thumbnails.setdefault(event.job, Thumbnails())
-            kept.add((event.uids[0], event.step), event.picture)
+            seen = self.thumbnails.setdefault(event.job, {})
+            seen[event.uids[0], event.step] = thumbnail(still(event.picture.small()))
 
     def sheet(self, result: Result, job: int = 0) -> Image.Image:
         """The contact sheet of the result of prompt number `job`."""
@@ -133,9 +103,7 @@ def write_results(
             moving = candidate.pixels.ndim > 3
             ending, fps = (videos.video_format, videos.fps) if moving else ("png", None)
             paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.{ending}")
-            shown = candidate.shown
-            told = record.of(result, rank, index, fps).drawn(shown, candidate.pixels)
-            save_made(paths[-1], shown, told)
+            save_made(paths[-1], candidate.pixels, record.of(result, rank, index, fps))
         if result.images:
             save_png(sheet_path(out, results, index), contact_sheet(result, result.thumbnails), ())
         written.append(paths)

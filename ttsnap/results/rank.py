@@ -239,7 +239,7 @@ def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:
 
 
 def _scored(path: Path) -> NDArray[np.uint8]:
-    """The pixels that rewards see, with alpha. What was drawn large for people is averaged to the
+    """The pixels that rewards see, with alpha. What an earlier version drew large is averaged to the
     size at which its search scored it."""
     pixels, times = _pixels(path, alpha=True), 1
     with suppress(ValueError):  # a picture of another program

@@ -32,7 +32,7 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.version import __version__
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 Score = Annotated[float, Interval(ge=-1e300, le=1e300)] | None
 Scores = Annotated[Mapping[str, Score], MaxLen(100)]
@@ -80,7 +80,7 @@ class FoundImage:
     fps: Annotated[float, Interval(ge=0.001, le=240)] | None = key("fps", None)
     """Of a video."""
     drawn: Annotated[int, Interval(ge=2, le=16)] | None = key("drawn", None)
-    """How many times larger than what was scored it is drawn; None of what was scored."""
+    """How many times larger than what was scored a file of an earlier version is."""
 
     @property
     def first_seed(self) -> int:
@@ -158,11 +158,6 @@ class SearchRecord:
         return replace(
             self, call=call, pictures=(pictures and pictures[index]) or None, found=found
         )
-
-    def drawn(self, shown: Tensor, scored: Tensor) -> SearchRecord:
-        """That of an image (..., H, W) as people are shown it, by what was scored (..., h, w)."""
-        times = shown.shape[-1] // scored.shape[-1]
-        return self if times == 1 else replace(self, found=replace(self.image, drawn=times))
 
     def to_json(self) -> dict[str, Json]:
         """As traces, and metadata of images, have it. What an image has not is left out."""
@@ -246,9 +241,8 @@ class SearchRecord:
 
     def label(self, picture: Image.Image) -> None:
         """Put the infotext and the JSON into the image's `info`, under the keys of a PNG."""
-        times = self.image.drawn or 1
         picture.info |= {
-            "parameters": self.infotext((picture.width // times, picture.height // times)),
+            "parameters": self.infotext(picture.size),
             "ttsnap": json.dumps(self.to_json()),
         }
 

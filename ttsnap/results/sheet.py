@@ -1,5 +1,4 @@
-"""The contact sheet of a search, painted: its best candidates first, a row for each step, with
-lines of descent."""
+"""The contact sheet of a search, painted: its best candidates first, a row for each step."""
 
 from __future__ import annotations
 
@@ -8,15 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
 from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Result
-from ttsnap.results.course import Course, Score
-from ttsnap.results.drawing import Cell, Drawing, drawn
+from ttsnap.results.course import DROPPED, Course, Score
+from ttsnap.results.drawing import Cell, Drawing, Look, drawn
 from ttsnap.results.media import data_uri, still
 
 CELL, MARGIN, HEAD, LEFT = 96, 8, 68, 76
@@ -25,7 +23,7 @@ that of the rows' names."""
 SCALES = (1.0, 0.75, 0.5)
 """By which pictures are made smaller where there are many; the narrowest column has half a CELL."""
 TEXT, GAP, NAME = 15, 10, 20
-"""Pixels below a picture: for its score, and for the lines to the next row; and above a band, for
+"""Pixels below a picture: for its score, and the room to the next row; and above a band, for
 the names of its seeds."""
 MARK = 12
 """Pixels of a line with the answer to an item of a checklist."""
@@ -35,7 +33,7 @@ HIGH, FINE = 192, 128
 """Pixels of an image's height in a notebook, and of a side from which on it is not shown as
 squares."""
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Thumbnails: TypeAlias = Mapping[tuple[int, int], Image.Image]
+Thumbnails: TypeAlias = Mapping[Look, Image.Image]
 """Small pictures of what was scored, by candidate and step."""
 
 
@@ -67,13 +65,12 @@ FADED = 0.65
 
 
 def contact_sheet(result: Result, thumbnails: Thumbnails) -> Image.Image:
-    """The looks of a search: steps are rows, the winner's column is the first, lines lead to
-    continuations.
+    """The looks of a search: steps are rows, the winner's column is the first.
 
     Dropped candidates are dimmed, kept images are framed, a score is under each picture, and below
     it a tick or a cross for each item of a checklist, of finished images with its words. The
     picture that the prompt changes (`Result.source`) is left of the first row. Of too many
-    candidates, the sheet shows the best; "+3" means that three more descend from a look.
+    candidates, the sheet shows the best. A column is of one seed.
 
     thumbnails: as outputs.Recorder keeps them.
     """
@@ -93,8 +90,7 @@ def painted(
 
     live: as a small picture while it runs, dark, of the last looks alone."""
     size, colours = (LIVE, NIGHT) if live else ((WIDEST, TALLEST), PAPER)
-    # those of a search are of one size, and may not be drawn yet
-    pictures = [*islice(thumbnails.values(), 1), *([] if source is None else [source])]
+    pictures = [*thumbnails.values(), *([] if source is None else [source])]
     width, height = (max((each.size[axis] for each in pictures), default=CELL) for axis in (0, 1))
     above, name = (HEAD // 2, 0) if live else (HEAD, NAME)
     for scale in SCALES:
@@ -110,10 +106,7 @@ def painted(
     text = TEXT + MARK * bool(course.asked)
     page = Page(drawing, thumbnails, colours, scale, wide, high, left, above, name, text, asked)
     page.words(head)
-    cells = drawing.cells.values()
-    for cell in sorted(cells, key=lambda cell: cell.golden):
-        page.thread(cell)
-    for cell in cells:
+    for cell in drawing.cells.values():
         page.look(cell)
     if source is not None:
         page.picture(source, (LEFT, HEAD))
@@ -153,6 +146,11 @@ class Page:
         self.draw = ImageDraw.Draw(self.sheet)
 
     @property
+    def size(self) -> int:
+        """Of the font of what stands above and below pictures."""
+        return 12 if self.wide >= 64 else 10
+
+    @property
     def pitch(self) -> int:
         """From row to row."""
         return self.high + self.text + GAP
@@ -165,7 +163,7 @@ class Page:
         return self.above + rows * self.pitch + band * self.name + finished * listed
 
     def corner(self, cell: Cell) -> tuple[int, int]:
-        """The upper left corner of a look's picture; a seed stands above the first row."""
+        """The upper left corner of a look's picture."""
         x = self.left + cell.column * (self.wide + MARGIN)
         return x, self.top(cell.band) + cell.row * self.pitch
 
@@ -180,27 +178,16 @@ class Page:
                 label = "\n".join(self.drawing.names.get(step, ())).strip()
                 y = self.top(band) + row * self.pitch + self.high // 2 - 16
                 self.draw.multiline_text((MARGIN, y), label, ink, _font(12))
-
-    def thread(self, cell: Cell) -> None:
-        """The line to a look from its origin."""
-        if cell.source is None:
-            return
-        source, half = self.drawing.cells[cell.source], self.wide // 2
-        (x0, y0), (x1, y1) = self.corner(source), self.corner(cell)
-        bend = y0 + self.pitch - GAP // 2
-        points = [(x0 + half, bend), (x1 + half, bend), (x1 + half, y1)]
-        if source.row >= 0:
-            points.insert(0, (x0 + half, y0 + self.high))
-        elif x0 == x1 and cell.row == 0:
-            return  # the seed's name stands right above
-        colour = self.colours.winner if cell.golden else self.colours.line
-        self.draw.line(points, colour, 2 if cell.golden else 1)
+        for (band, column), best in self.drawing.heads.items() if self.name else ():
+            x = self.left + column * (self.wide + MARGIN)
+            words = f"seed {best.seed}"
+            if _length(words, self.size) > self.wide:  # the last digits tell long ones apart
+                words = f"…{words[-5:]}"
+            colour = self.colours.pale if best.state == DROPPED else ink
+            self.draw.text((x, self.top(band) - 16), words, colour, _font(self.size))
 
     def look(self, cell: Cell) -> None:
-        """A picture with what stands below it; or the name of a seed."""
-        if cell.row < 0:
-            self.below(cell, f"seed {cell.candidate.seed}")
-            return
+        """A picture with what stands below it."""
         x, y = self.corner(cell)
         wide, high = self.picture(self.thumbnails.get(cell.look), (x, y), dim=cell.dim)
         words = "…"
@@ -234,9 +221,6 @@ class Page:
         y += self.high + TEXT + 2
         listed = bool(self.asked) and score.step == self.drawing.end
         apart = min(MARK, self.wide // max(1, len(score.answers)))
-        if not listed:  # a line of descent may pass behind them
-            across = x + apart * len(score.answers)
-            self.draw.rectangle((x, y, across, y + MARK - 2), self.colours.ground)
         for i, (words, met) in enumerate(score.answers.items()):
             at = (x, y + i * MARK) if listed else (x + i * apart, y)
             self.mark(at, met=met)
@@ -255,22 +239,10 @@ class Page:
                 self.draw.line([(x, ends[0]), (x + 7, ends[1])], self.colours.missing, 2)
 
     def below(self, cell: Cell, words: str) -> None:
-        """Write a score or a seed, and the number of hidden continuations."""
+        """Write a score."""
         x, y = self.corner(cell)
-        size = 12 if self.wide >= 64 else 10
-        more = f"+{cell.more}" if cell.more else ""
-        words = _fitting(words, self.wide - _length(f" {more}", size) * bool(more), size)
         ink = self.colours.pale if cell.dim else self.colours.ink
-        right = x + self.wide - int(_length(more, size))
-        top = y + self.high + 2
-        if cell.row < 0:  # right above the picture
-            top += self.text - TEXT
-        for left, text, colour in ((x, words, ink), (right, more, self.colours.pale)):
-            # a line of descent may pass behind it
-            behind = (left, top, left + _length(text, size), top + TEXT - 2)
-            if text:
-                self.draw.rectangle(behind, self.colours.ground)
-                self.draw.text((left, top), text, colour, _font(size))
+        self.draw.text((x, y + self.high + 2), words, ink, _font(self.size))
 
 
 @cache
@@ -282,16 +254,6 @@ def _font(size: int) -> Font:
 def _length(text: str, size: int) -> float:
     """In pixels."""
     return _font(size).getlength(text)
-
-
-def _fitting(words: str, wide: float, size: int) -> str:
-    """ "seed 7", of long seeds the last digits, which tell them apart."""
-    kind, _, number = words.rpartition(" ")
-    digit = _length("0", size)
-    if not kind or _length(f"{kind} ", size) + digit * len(number) <= wide:
-        return words
-    named = f"{kind} …" if wide >= 64 else "…"
-    return named + number[-max(1, int((wide - _length(named, size)) / digit)) :]
 
 
 def _shorten(text: str, width: int, size: int) -> str:
@@ -307,7 +269,7 @@ def _shorten(text: str, width: int, size: int) -> str:
 def page_of(result: Result) -> str:
     """A result as notebooks show it: HTML with the images, of videos strips of frames, and the
     contact sheet."""
-    pictures = [(still(c.shown, columns=SHOWN), f"seed {c.seed}") for c in result.images]
+    pictures = [(still(c.pixels, columns=SHOWN), f"seed {c.seed}") for c in result.images]
     images = [_element(picture, f"height:{HIGH}px", seed) for picture, seed in pictures]
     sheet = contact_sheet(result, result.thumbnails) if result.thumbnails else None
     parts = [f"<div>{html.escape(repr(result))}</div>", f"<div>{''.join(images)}</div>"]

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
-from ttsnap.core.outcome import LargePicture
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.start import AS_NOISE, Start
 from ttsnap.sampling.interpolants import Interpolant
@@ -192,10 +191,6 @@ class Denoiser(ABC):
     def preview(self, x0: Tensor) -> Tensor:
         """As `decode`, by a small VAE. ValueError where there is none."""
         raise ValueError(f"{type(self).__name__} has no preview VAE; set pipe.preview_vae")
-
-    def drawing(self, x0: Tensor, image: Tensor) -> LargePicture | None:
-        """How people are shown latents (...), where that is not the image that was decoded."""
-        return None
 
     # --- what it costs, and what it shares --------------------------------------------------------
 

@@ -35,7 +35,6 @@ __all__ = [
     "caption",
     "check",
     "detect",
-    "display_path",
     "draft_path",
     "is_held_out",
     "judge",
@@ -65,8 +64,3 @@ def draft_path() -> Path:
     """The draft of the trained model: a LoRA that guesses where its sampler will end
     (docs/drafts.md)."""
     return FOLDER / "draft"
-
-
-def display_path() -> Path:
-    """Its decoder for display: it draws the same latents four times as large."""
-    return FOLDER / "display"

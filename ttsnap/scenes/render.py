@@ -119,25 +119,18 @@ def _mean(p: Floats, which: NDArray[np.bool_]) -> Floats:
 
 @overload
 def render(
-    specs: Sequence[Spec],
-    rng: np.random.Generator,
-    *,
-    labels: Literal[False] = False,
-    scale: int = 1,
+    specs: Sequence[Spec], rng: np.random.Generator, *, labels: Literal[False] = False
 ) -> Floats: ...
 @overload
 def render(
-    specs: Sequence[Spec], rng: np.random.Generator, *, labels: Literal[True], scale: int = 1
+    specs: Sequence[Spec], rng: np.random.Generator, *, labels: Literal[True]
 ) -> tuple[Floats, NDArray[np.uint8]]: ...
 def render(
-    specs: Sequence[Spec], rng: np.random.Generator, *, labels: bool = False, scale: int = 1
+    specs: Sequence[Spec], rng: np.random.Generator, *, labels: bool = False
 ) -> Floats | tuple[Floats, NDArray[np.uint8]]:
-    """Images (N, 3, H, W) in [0, 1]; with `labels`, also the dense label maps (N, H, W) (see
-    `NUM_LABELS`).
-
-    scale: H and W are so many times 32; the layout depends on `rng` alone.
-    """
-    n, side = len(specs), IMAGE_SIZE * scale
+    """Images (N, 3, 32, 32) in [0, 1]; with `labels`, also the dense label maps (N, 32, 32) (see
+    `NUM_LABELS`)."""
+    n = len(specs)
     counts = np.array([s.num_objects for s in specs], np.int64)
     relations = np.array(
         [-1 if s.relation is None else RELATIONS.index(s.relation) for s in specs], np.int64
@@ -154,9 +147,11 @@ def render(
         for k, (color_name, shape_name) in enumerate(spec.objects):
             what[i, k] = COLORS.index(color_name) * len(SHAPES) + SHAPES.index(shape_name)
 
-    ys, xs = (np.mgrid[0:side, 0:side].astype(np.float32) + np.float32(0.5)) / np.float32(scale)
-    images = np.broadcast_to(GRAY_LEVELS[ground][:, None, None, None], (n, 3, side, side)).copy()
-    maps = np.zeros((n, side, side), np.uint8)
+    ys, xs = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) + np.float32(0.5)
+    images = np.broadcast_to(
+        GRAY_LEVELS[ground][:, None, None, None], (n, 3, IMAGE_SIZE, IMAGE_SIZE)
+    ).copy()
+    maps = np.zeros((n, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     for k in range(slots):
         for shape in range(len(SHAPES)):
             rows = np.nonzero((what[:, k] >= 0) & (what[:, k] % len(SHAPES) == shape))[0]
@@ -164,8 +159,9 @@ def render(
                 continue
             dx = xs - centres[rows, k, 0][:, None, None]
             dy = ys - centres[rows, k, 1][:, None, None]
-            outside = signed_distance(shape, dx, dy, radii[rows, k][:, None, None])
-            cover = np.clip(0.5 - scale * outside, 0, 1)
+            cover = np.clip(
+                0.5 - signed_distance(shape, dx, dy, radii[rows, k][:, None, None]), 0, 1
+            )
             color = RGB[what[rows, k] // len(SHAPES)][:, :, None, None]
             images[rows] += cover[:, None] * (color - images[rows])
             maps[rows] = np.where(

@@ -10,7 +10,6 @@ __all__ = [
     "RGB",
     "Sign",
     "caption",
-    "display_path",
     "draft_path",
     "noise_aware_path",
     "parse",
@@ -33,8 +32,3 @@ def noise_aware_path() -> Path:
     """Its noise-aware reward: a network that predicts from unfinished latents what an OCR will
     say."""
     return Path(__file__).parent / "noise_aware"
-
-
-def display_path() -> Path:
-    """Its decoder for display: it draws the same latents four times as large."""
-    return Path(__file__).parent / "display"
