@@ -50,7 +50,7 @@ def programs() -> Path | None:
     return there[-1] if there else None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def database() -> Iterator[str]:
     """The address of an empty database, in a server of its own."""
     pytest.importorskip("psycopg")
