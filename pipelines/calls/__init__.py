@@ -3,6 +3,7 @@
     upgrade(pipe)                   pipeline.py: the search twin of any class
         │ opening.py: one call, opened for a search
         ├── rehearsal.py            what the call does, found without its networks
+        ├── widths.py               whether a frame can make several images (widening.py)
         └── denoiser.py             a Denoiser: rows of a search, as frames
                 │ conditions.py     what each row is of: a prompt, perhaps a seed
                 ├── pool.py         frames that wait, by condition and step

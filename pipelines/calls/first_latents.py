@@ -24,7 +24,7 @@ from ttsnap.sampling.rng import seeded
 
 @dataclass(frozen=True)
 class FirstLatents:
-    """Those of the frames of a call."""
+    """First latents (N, ...) of the frames of a call."""
 
     frames: FramePool
     rehearsed: Rehearsal
@@ -44,9 +44,12 @@ class FirstLatents:
         """(N, ...) those of prompts and seeds. followed: what their frames go on for."""
         made = list[Tensor]()
         rows = zip(conditions, followed, strict=True)
-        for after, some in groupby(rows, key=lambda row: row[1]):
-            seeds = [condition.seed for condition, _ in some]
-            for frame in self._begun(after.stock, list(map(seeded, seeds))):
+        # By identity, since calls may hold pictures, which may be tensors.
+        for _, some in groupby(rows, key=lambda row: row[1].key(0)):
+            together = list(some)
+            after = together[0][1]
+            generators = [seeded(condition.seed) for condition, _ in together]
+            for frame in self._begun(after.stock, generators):
                 if isinstance(frame.question, Drawn) and self.rehearsed.fields.plain:
                     made.append(self._drawn(frame, after))
                 else:

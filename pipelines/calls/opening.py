@@ -26,6 +26,10 @@ from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.pipelines.quiet import quiet
 
 STEPS = "num_inference_steps"
+ALIKE = "alike"
+KINDS = 32
+"""Of how many kinds of calls of a pipeline it is kept what a rehearsal found: callers of a service
+may each have their own."""
 FORMS = ("pt", "np", "pil")
 """Of pictures that stock calls return, the exact ones first; a call may make others than those."""
 
@@ -94,7 +98,9 @@ def _known(call: StockCall) -> dict[Hashable, Any]:
     schedulers. Pictures go by their sizes.
     """
     arguments = {name: value for name, value in call.arguments.items() if name != STEPS}
-    own = [each for each in vars(call.pipe).items() if isinstance(each[1], PLAIN)]
+    # What a stock call sets itself has a name that begins so.
+    named = [each for each in vars(call.pipe).items() if not each[0].startswith("_")]
+    own = [each for each in named if isinstance(each[1], PLAIN)]
     others = [part for part in call.parts.values() if not isinstance(part, nn.Module)]
     settings = tuple((type(part), repr(getattr(part, "config", None))) for part in others)
     widths = tuple(dtypes(call.modules).items())
@@ -103,7 +109,10 @@ def _known(call: StockCall) -> dict[Hashable, Any]:
     except TypeError:
         return {}
     kind = type(call.pipe).stock_class()
-    known: dict[Hashable, Any] = _memo(call, "alike", kind, key, settings, widths, str(call.device))
+    known: dict[Hashable, Any] = _memo(call, ALIKE, kind, key, settings, widths, str(call.device))
+    memo: flops.Memo = call.pipe._search_memo
+    for old in [each for each in list(memo) if each[0] == ALIKE][:-KINDS]:
+        memo.pop(old, None)
     return known
 
 

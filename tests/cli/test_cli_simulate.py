@@ -231,6 +231,7 @@ REFUSED = [
         "tune R --policy price-of-compute --prompts 0:2",
         "at least 3 prompts of 5 seeds to calibrate, got 2 of 20",
     ),
+    ("tune R --policy price-of-compute --trials 9 --holdout 0.2", "--trials and --holdout"),
     ("tune R --policy price-of-compute --utility rank_sum", "rank_sum scores no image by itself"),
 ]
 

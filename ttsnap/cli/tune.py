@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PRUNING = "seed-pruning"
 """The algorithm whose schedule is fitted."""
+OF_PRUNING: dict[str, object] = {"budgets": [], "trials": 400, "checks": 5, "holdout": 0.3}
+"""Arguments of that fit alone, with their defaults."""
 DEFAULT = "seed pruning as it is by default"
 """The schedule to beat, in words."""
 DESCRIPTION = """Fit a pruning schedule, or prices of compute, to a recording.
@@ -64,14 +66,11 @@ def parser() -> Parser:
         default=PRUNING,
         help="what is fitted: seed-pruning, or price-of-compute",
     )
-    p.add_argument(
-        "--budgets", type=str, nargs="+", default=[], help="to fit for (default: 2 to 20 images)"
-    )
-    p.add_argument("--trials", type=Count, default=400, help="schedules to try")
-    p.add_argument("--checks", type=Count, default=5, help="most checks in a schedule")
-    p.add_argument(
-        "--holdout", type=float, default=0.3, help="share of the prompts to keep out of the fit"
-    )
+    p.add_argument("--budgets", type=str, nargs="+", help="to fit for (default: 2 to 20 images)")
+    p.add_argument("--trials", type=Count, help="schedules to try")
+    p.add_argument("--checks", type=Count, help="most checks in a schedule")
+    p.add_argument("--holdout", type=float, help="share of the prompts to keep out of the fit")
+    p.set_defaults(**OF_PRUNING)
     p.add_argument(
         "--check-at",
         type=list[int | str] | None,
@@ -96,6 +95,11 @@ def parser() -> Parser:
 def run(a: Arguments) -> int:
     """Search, write the winner, say what it is worth."""
     if a.policy != PRUNING:
+        if given := [name for name, value in OF_PRUNING.items() if getattr(a, name) != value]:
+            raise ValueError(
+                f"{' and '.join(f'--{name}' for name in given)} fit a schedule; leave them out with"
+                f" --policy {a.policy}"
+            )
         return _price(a)
     if a.check_at is not None or a.score_cost is not None:
         raise ValueError("--check-at and --score-cost are for --policy price-of-compute")

@@ -264,3 +264,14 @@ def test_a_call_without_search_is_the_stock_one() -> None:
     pipe, call = stock("PixArtAlphaPipeline"), call_of("PixArtAlphaPipeline")
     made = upgrade(pipe)(prompt=PROMPTS[0], generator=seeded(0), output_type="pt", **call).images
     assert torch.equal(made[0], alone(pipe, PROMPTS[0], 0, **call))
+
+
+def test_pictures_of_prompts_are_their_own_as_tensors_too() -> None:
+    pipe, call = stock("StableDiffusionImg2ImgPipeline"), call_of("StableDiffusionImg2ImgPipeline")
+    images = [torch.full((1, 3, 32, 32), value) for value in (0.2, 0.8)]
+    out = found(upgrade(pipe), PROMPTS[:2], **{**call, "image": images})
+    for prompt, image, result, made in zip(
+        PROMPTS[:2], images, out.search, pictures(out), strict=True
+    ):
+        own = {**call, "image": image}
+        assert torch.allclose(made, alone(pipe, prompt, result.best.seed, **own), atol=1e-5)
