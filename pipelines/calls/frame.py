@@ -55,7 +55,9 @@ class CallFrame:
         parts: Parts | None = None,
         index: int = 0,
     ) -> None:
-        self.stock, self.parts, self._to = stock.widened(len(generators)), parts or {}, index
+        self.stock = stock.widened(len(generators))
+        self.parts = parts or {}
+        self._to = index
         self.images = self.width
         """How many of its images are wanted, which are the first."""
         self._steps = max(0, index - 1)

@@ -50,7 +50,9 @@ class Differentiator:
         weights: Sequence[float] | None = None,
         shown: Shown = Shown(),
     ) -> None:
-        self.denoiser, self.through, self.shown = denoiser, through, shown
+        self.denoiser = denoiser
+        self.through = through
+        self.shown = shown
         self.weights = (
             [1 / len(rewards)] * len(rewards) if weights is None else [float(w) for w in weights]
         )

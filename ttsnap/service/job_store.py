@@ -168,8 +168,10 @@ class JobStore:
         with self._engine.connect() as connection:
             others = connection.scalars(sa.select(SERVERS.c.id)).all()
         if not all(self._sign(name).exists() for name in others):
-            said = "other servers of this database keep files elsewhere; give all the same --state"
-            raise ValueError(f"{self._folder}: {said}")
+            raise ValueError(
+                f"{self._folder} is not where servers of this database keep their files; give the"
+                f" same --state as they, or empty the table {SERVERS.name} if none of them runs"
+            )
         self._sign(self._server).touch()
 
     def files(self, job: StoredJob) -> Path:
