@@ -66,6 +66,8 @@ class Hub:
         """Rows made again to try it, of each part, and whether in the place of the pipeline's."""
         self._joins: MutableMapping[Hashable, bool] = {} if joins is None else joins
         """Whether calls of a kind can be joined."""
+        self._unlike = set[Hashable]()
+        """Kinds of which the first calls could not be made together: those of other searches may."""
         self._alike = Alike()
 
     def run(self, frames: Sequence[CallFrame], *, networks: bool = True) -> None:
@@ -134,11 +136,12 @@ class Hub:
             return [self._called(frame) for frame in frames]
         aligned = len({frame.index for frame in frames}) == 1
         kind = _kind(first), aligned
-        if images > 1 and kind not in self._joins:
+        if images > 1 and kind not in self._joins and kind not in self._unlike:
             return self._tried(frames, kind, aligned=aligned)
-        made = None
-        if images == 1 or self._joins[kind]:
-            made = self._joined(frames, aligned=aligned)
+        joins = images == 1 or self._joins.get(kind, False)
+        if not joins:
+            self.apart.add(first.call.part)
+        made = self._joined(frames, aligned=aligned) if joins else None
         return [self._apart(frame) for frame in frames] if made is None else made
 
     def _tried(self, frames: Sequence[CallFrame], kind: Hashable, *, aligned: bool) -> list[Any]:
@@ -150,8 +153,11 @@ class Hub:
         for frame, image in places[:2]:
             if made is not None and all(alone):
                 alone.append(self._is_alone(frame, image, answers[frame]))
-        self._joins[kind] = made is not None and all(alone)
-        if made is not None and self._joins[kind]:
+        if made is None:
+            self._unlike.add(kind)
+        else:
+            self._joins[kind] = all(alone)
+        if made is not None and all(alone):
             self._note_trial(frames[0], len(alone))
             return made
         self._note_trial(frames[0], len(alone) + len(places))

@@ -160,6 +160,11 @@ def test_joining_is_tried_and_images_stay_apart_where_a_network_mixes_them() -> 
         # Three together, two of them apart; then all three.
         assert denoiser.hub.calls["vae"] == 1 + 2 + 1
     assert calls == {"pag": 1 + 2 + 1, "plain": 1 + 2 + 1, "mixing": 1 + 1 + 3 + 3}
+    later = pipe.denoiser(**size)
+    later.encode([PROMPTS[0]])
+    with torch.no_grad():
+        later.predict(x, torch.zeros(3).long(), torch.zeros(3).long())
+    assert (later.hub.apart, later.hub.calls["unet"]) == ({"unet"}, 3), "known from the first"
 
 
 class Waits(TorchDispatchMode):

@@ -225,6 +225,23 @@ def test_rows_that_are_made_twice_to_try_joining_are_told() -> None:
     }
 
 
+def test_calls_that_failed_together_once_are_tried_again_by_the_next_search() -> None:
+    twin, rows = upgrade(toy()), torch.zeros(5).long()
+    apart = list[set[str]]()
+    for fails in (True, False):
+        denoiser = twin.denoiser()
+        denoiser.encode(["a fox"])
+        if fails:
+            denoiser.hub._joined = lambda *args, **how: None
+        x = denoiser.init_latents([seeded(seed) for seed in range(5)])
+        with torch.no_grad():
+            denoiser.predict(x, rows, rows)
+        apart.append(denoiser.hub.apart)
+        called = denoiser.hub.calls["transformer"]
+    assert apart == [{"transformer"}, set()]
+    assert called == 1 + 2, "together, and two of them apart"
+
+
 def test_states_go_on_in_other_frames_and_children_from_their_parents() -> None:
     """Zero-order search mixes noise, RBF renoises, SMC branches: with rows at many steps, on two
     paths."""
