@@ -87,10 +87,10 @@ def test_a_class_that_no_family_knows_takes_its_drafter_and_arguments_along(tmp_
 
 @pytest.mark.usefixtures("local")
 def test_what_actors_find_while_a_search_runs_is_told_and_counted(tmp_path: Path) -> None:
-    stock("StableDiffusionPAGPipeline").save_pretrained(tmp_path)
-    pipe, size = loaded(model=tmp_path), {"height": 16, "width": 24}
-    how = {**HOW, **size, "reward": "brightness", "budget": "3images", "batch_size": 4}
-    how["num_inference_steps"] = 2
+    stock("AnimateDiffPipeline").save_pretrained(tmp_path)  # whose network mixes the rows of a call
+    pipe = loaded(model=tmp_path)
+    how = {**HOW, **call_of("AnimateDiffPipeline"), "reward": "brightness", "budget": "3images"}
+    how |= {"num_inference_steps": 2, "batch_size": 4}
     one, two = (pipe("a red circle", devices=n, output_type="pt", **how).search[0] for n in (1, 2))
     assert any("one by one" in said for said in one.warnings)
     assert two.warnings == one.warnings

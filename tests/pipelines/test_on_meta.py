@@ -39,8 +39,12 @@ ENCODE, FORWARD = (
 )
 COPIES_OF_ALL = {("pipelines/denoiser.py", "PipelineDenoiser.init_latents"), ENCODE}
 """Noise, which stock pipelines draw on the CPU, and what their encoders read."""
-REMEMBERED = {("pipelines/calls/alike.py", "Alike._same"), ("pipelines/calls/joining.py", "_near")}
-"""Whether calls join is tried once."""
+REMEMBERED = {
+    ("pipelines/calls/kept.py", "_Entry.is_of.<locals>.<genexpr>"),
+    ("pipelines/calls/joining.py", "_near"),
+}
+"""Whether calls join is tried once. A frame of another number of images asks for its prompt again,
+and what encoders were given is compared once."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{
         name: (name, {})
