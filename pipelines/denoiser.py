@@ -7,16 +7,19 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, cast
+from weakref import proxy
 
 import torch
 from torch import Tensor
 
 from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.core.prompt import Prompt
+from ttsnap.options.variety import Repel
 from ttsnap.pipelines.guidance import Guidance, Texts, bytes_of, on, taken
 from ttsnap.pipelines.latents.convert import convert
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings, joined
@@ -24,10 +27,13 @@ from ttsnap.pipelines.latents.layouts import Plain, unscaled
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory import flops
 from ttsnap.pipelines.patches import refuse_patches
+from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.profiling.memory import fitting, gauge_of
+from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Capability, Costs, Denoiser
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Prediction
+from ttsnap.sampling.repel import coupled
 
 logger = logging.getLogger(__name__)
 PART = 16
@@ -170,6 +176,27 @@ class PipelineDenoiser(Denoiser):
         at = self.guidance.at
         later = None if at is None else at[int(self.grid.calls[step]) :]
         self.set_up(self.schedule.beginning_at(step), replace(self.guidance, at=later))
+
+    def coupled(
+        self, how: Repel, calls: int
+    ) -> tuple[Callable[..., Prediction], Callable[[], float]]:
+        """`predict` of a group of seeds that are coupled, in the first evaluations of this call, and
+        the FLOPs of it beside an evaluation of each seed (sampling.starts.Coupled)."""
+        # other searches call the network itself meanwhile, which the copy is not
+        net, here = shared_copy(self.net), proxy(self)
+        whole, guidance = self.schedule, self.guidance
+
+        def coupling(twin: Any, key: rng.Key = (0, 0)) -> AbstractContextManager[None]:
+            return coupled(twin.net, how, lambda _: twin.image_tokens, key)
+
+        def predict(x: Tensor, step: Tensor, cond: Tensor, key: rng.Key | None) -> Prediction:
+            twin = here.by(net, schedule=whole, guidance=guidance)
+            with nullcontext() if key is None else coupling(twin, key):
+                prediction: Prediction = twin.predict(x, step, cond)
+            return prediction
+
+        count = partial(flops.counted_coupled, here, how.size, partial(here.by, net), coupling)
+        return predict, count
 
     @property
     def image_tokens(self) -> slice:

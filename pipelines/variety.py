@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from math import floor
-from typing import Any
-from weakref import proxy
-
-from torch import Tensor
 
 from ttsnap.options.option import Spec
 from ttsnap.options.variety import Repel
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.memory.flops import counted_coupled
-from ttsnap.pipelines.pipeline_copy import shared_copy
-from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Capability
-from ttsnap.sampling.kernels import Prediction, make_kernel
-from ttsnap.sampling.repel import coupled
+from ttsnap.sampling.kernels import make_kernel
 from ttsnap.sampling.starts import Coupled
 
 
@@ -43,28 +33,16 @@ def couple_seeds(denoiser: PipelineDenoiser, how: Repel, kernel: Spec) -> None:
             f" {steps} of {grid.steps} here, and leaves at least one free; set the level, as in"
             f" repel:{how.size}:{floor(100 * grid.levels[0]) / 100:g}"
         )
-    # other searches call the network itself meanwhile, which the copy is not
-    net, here = shared_copy(denoiser.net), proxy(denoiser)
-    whole, guidance = denoiser.schedule, denoiser.guidance
-
-    def coupling(twin: Any, key: rng.Key = (0, 0)) -> AbstractContextManager[None]:
-        return coupled(twin.net, how, twin.image_tokens, key)
-
-    def predict(x: Tensor, step: Tensor, cond: Tensor, key: rng.Key | None) -> Prediction:
-        twin = here.by(net, schedule=whole, guidance=guidance)
-        within = nullcontext() if key is None else coupling(twin, key)
-        with within:
-            prediction: Prediction = twin.predict(x, step, cond)
-        return prediction
-
+    nfe = int(grid.calls[steps])
+    predict, flops_beside = denoiser.coupled(how, nfe)
     starter = Coupled(
         predict,
         make_kernel(kernel, denoiser),
         size=how.size,
         steps=steps,
-        nfe=int(grid.calls[steps]),
+        nfe=nfe,
         image_nfe=grid.nfe,
-        flops_beside=lambda: counted_coupled(here, how.size, partial(here.by, net), coupling),
+        flops_beside=flops_beside,
     )
     denoiser.begin_later(steps)
     denoiser.starter = starter

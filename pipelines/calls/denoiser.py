@@ -15,13 +15,16 @@ from dataclasses import replace
 from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from weakref import proxy
 
 import torch
 from torch import Generator, Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.prompt import Prompt
+from ttsnap.options.variety import Repel
 from ttsnap.pipelines.calls.conditions import Condition, Conditions
+from ttsnap.pipelines.calls.coupling import CoupledHub
 from ttsnap.pipelines.calls.drafts import DraftCall, DraftRow, check_arrival, draft_call
 from ttsnap.pipelines.calls.ends import Ends
 from ttsnap.pipelines.calls.first_latents import FirstLatents
@@ -48,6 +51,8 @@ from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory import flops
 from ttsnap.pipelines.output import converted
+from ttsnap.pipelines.pipeline_copy import shared_copy
+from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Capability, Costs
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Prediction
@@ -64,7 +69,6 @@ class CallsDenoiser(PipelineDenoiser):
         Capability.SHARE: (
             "stock calls have conditions of their own; let each have a network of its own"
         ),
-        Capability.COUPLE: "searches over stock calls couple no seeds; leave variety out",
     }
     reads_scale = "guidance_embeds"
     returns_more = False
@@ -159,6 +163,11 @@ class CallsDenoiser(PipelineDenoiser):
         return self.rehearsed.places != NOWHERE and not self.rehearsed.remembers
 
     @property
+    def _couples(self) -> bool:
+        """Whether seeds can be denoised as a group, whose calls are one."""
+        return self._puts_in and not (self._begins_by_seed or self.hub.alone)
+
+    @property
     def _begins_later(self) -> bool:
         """Whether the call begins later than its scheduler, with a picture under noise."""
         return self.rehearsed.begin > 0
@@ -174,12 +183,19 @@ class CallsDenoiser(PipelineDenoiser):
             found.discard(Capability.PATH)
         if not (self._puts_in and self._times.known_path):
             found.discard(Capability.DRAFT)
+        if not self._couples:
+            found.discard(Capability.COUPLE)
         if "vae" not in self.pipe.components:  # which a preview takes the place of
             found.discard(Capability.PREVIEW)
         return found | {Capability.EDIT} if self.given.edits else found
 
     def must(self, can: Capability) -> None:
         super().must(can)
+        if can is Capability.COUPLE and not self._couples:
+            raise ValueError(
+                "the rows of a group cannot be one call here: latents are not all that this call "
+                "keeps of a seed, or its steps depend on those before; leave variety out"
+            )
         if can is Capability.DRAFT and not self._puts_in:
             raise ValueError(
                 "no latents can be put into this call, or its steps depend on those before; leave "
@@ -289,7 +305,8 @@ class CallsDenoiser(PipelineDenoiser):
         self._frames.trim(particles)
 
     def tried(self) -> Cost:
-        rows, self.hub.tried = self.hub.tried, Counter()
+        rows = Counter(self.hub.tried)
+        self.hub.tried.clear()
         # Of parts that one evaluation or decode calls, that with the most rows.
         most: Counter[str] = Counter()
         for (part, instead), n in rows.items():
@@ -364,6 +381,46 @@ class CallsDenoiser(PipelineDenoiser):
                 placed.append(Placed(frame, rows[: frame.images]))
                 rows = rows[frame.images :]
         return placed
+
+    # --- coupled seeds ----------------------------------------------------------------------------
+
+    def coupled(
+        self, how: Repel, calls: int
+    ) -> tuple[Callable[..., Prediction], Callable[[], float]]:
+        # other searches call the networks themselves meanwhile, which copies are not
+        own = {name: getattr(self.pipe, name) for name in self.rehearsed.networks}
+        nets = {name: shared_copy(net) for name, net in own.items() if type(net) is type(self.net)}
+        hub = CoupledHub(own, nets, how, self.rehearsed.latents, self.hub.tried)
+        pool = FramePool(hub, remembers=False, parts=nets)
+        whole, here = self.schedule, proxy(self)
+
+        def predict(x: Tensor, step: Tensor, cond: Tensor, key: rng.Key | None) -> Prediction:
+            twin = here.by(here.net, schedule=whole)
+            if key is not None:
+                vars(twin).update(_frames=pool, hub=hub)
+                hub.key = key
+            prediction: Prediction = twin.predict(x, step, cond)
+            if key is not None and int(step[0]) + 1 == calls:
+                pool.trim(0)
+            return prediction
+
+        if self._coupled_flops(hub) == 0:
+            raise ValueError(
+                f"variety couples seeds in attention, of which {type(self.net).__name__} has none; "
+                "leave variety out"
+            )
+        return predict, lambda: here._coupled_flops(hub)
+
+    def _coupled_flops(self, hub: CoupledHub) -> float:
+        """FLOPs of coupling a seed with the others of a group, beside its evaluation."""
+        memo, kind = self.memo(), ("coupled", hub.how.size)
+        if kind not in memo:
+            call = self._stopping(self._typical)
+            with closing(self._frames.begin(call, [seeded(0)])) as frame:
+                frame.go_on(self.rehearsed.latents)
+                memo[kind] = hub.flops(frame)
+        found: float = memo[kind]
+        return found
 
     # --- drafts -----------------------------------------------------------------------------------
 

@@ -119,7 +119,7 @@ class Hub:
         """Frames whose calls are to be joined."""
         together: dict[Hashable, list[CallFrame]] = {}
         for frame in frames:
-            key = _kind(frame) if self._may_join(frame.call) else id(frame)
+            key = kind_of(frame) if self._may_join(frame.call) else id(frame)
             together.setdefault(key, []).append(frame)
         return list(together.values())
 
@@ -135,7 +135,7 @@ class Hub:
         if not self._may_join(first.call) or (len(frames) == 1 and first.width == 1):
             return [self._called(frame) for frame in frames]
         aligned = len({frame.index for frame in frames}) == 1
-        kind = _kind(first), aligned
+        kind = kind_of(first), aligned
         if images > 1 and kind not in self._joins and kind not in self._unlike:
             return self._tried(frames, kind, aligned=aligned)
         joins = images == 1 or self._joins.get(kind, False)
@@ -233,7 +233,7 @@ def _part(frame: CallFrame) -> str:
     return frame.call.part
 
 
-def _kind(frame: CallFrame) -> Hashable:
+def kind_of(frame: CallFrame) -> Hashable:
     """What calls agree in that may be one."""
     call = frame.call
     return id(frame.real(call)), call.method, shape_of(call.args), shape_of(call.kwargs)

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from ttsnap.pipelines.calls.conditions import Condition
 from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.hub import Hub
+from ttsnap.pipelines.calls.parts import Parts
 from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.sampling.rng import seeded
 
@@ -23,11 +24,11 @@ class FramePool:
     """Frames that wait, and how new ones are begun.
 
     remembers: whether a frame's steps depend on those that it has made, so that no other can take
-    its place.
+    its place. parts: in place of the pipeline's.
     """
 
-    def __init__(self, hub: Hub, *, remembers: bool) -> None:
-        self.hub, self.remembers = hub, remembers
+    def __init__(self, hub: Hub, *, remembers: bool, parts: Parts | None = None) -> None:
+        self.hub, self.remembers, self._parts = hub, remembers, parts or {}
         self._waiting: dict[tuple[int, int, int], list[CallFrame]] = {}
 
     def take(
@@ -88,7 +89,7 @@ class FramePool:
 
         At 0 it has drawn its first latents or, where none can be put in, waits for its network.
         """
-        frame = CallFrame(stock, generators, parts, index)
+        frame = CallFrame(stock, generators, {**self._parts, **parts}, index)
         self.hub.run([frame], networks=False)
         return frame
 

@@ -54,35 +54,58 @@ def attentions(net: nn.Module) -> list[nn.Module]:
         module
         for name, module in net.named_modules()
         if getattr(module, "processor", None) is not None and hasattr(module, "set_processor")
-        if not getattr(module, "is_cross_attention", False) and "context_refiner" not in name
+        if not getattr(module, "is_cross_attention", False) and not _of_text(name)
     ]
 
 
+def _of_text(name: str) -> bool:
+    """Whether a module of this name refines texts, as the network begins."""
+    return "refiner" in name and "noise_refiner" not in name
+
+
 @contextmanager
-def coupled(net: nn.Module, how: Repel, image: slice, key: rng.Key) -> Iterator[None]:
+def coupled(
+    net: nn.Module,
+    how: Repel,
+    image: Callable[[int], slice | None],
+    key: rng.Key,
+    rows: int | None = None,
+) -> Iterator[None]:
     """Within it, calls of the network couple their rows: `how.size` seeds, and with guidance these
     again, apart.
 
     net: called by nobody else meanwhile, and not compiled: compiled code does not see hooks. image:
-    where image tokens are in a sequence that has text as well. key: which with the layer says what
-    tokens are let off, so that a run repeats.
+    where image tokens are in a sequence of this length; None for one of a text. key: which with the
+    layer says what tokens are let off, so that a run repeats. rows: of a call, where attention may
+    see each as several, as it does the frames of videos.
     """
     with ExitStack() as stack:
         for layer, attention in enumerate(attentions(net)):
-            change = partial(_changed, how=how, image=image, key=(*key, layer))
+            change = partial(_changed, how=how, image=image, key=(*key, layer), rows=rows)
             stack.callback(_hooked(attention, change).remove)
         yield
 
 
-def _changed(h: Tensor, how: Repel, image: slice, key: rng.Key) -> Tensor:
+def _changed(
+    h: Tensor,
+    how: Repel,
+    image: Callable[[int], slice | None],
+    key: rng.Key,
+    rows: int | None,
+) -> Tensor:
     """Tokens (M, L, D) after attention, those of images coupled."""
-    halves = h[:, image].split(how.size)
+    if len(h) % (rows or len(h)):
+        return h
+    out = h.reshape(rows or len(h), -1, h.shape[-1]).clone()
+    where = image(out.shape[1])
+    if where is None:
+        return h
+    halves = out[:, where].split(how.size)
     kept = torch.rand(halves[0].shape[:2], generator=rng.generator(key)) >= how.drop
-    out = h.clone()
-    out[:, image] = torch.cat(
+    out[:, where] = torch.cat(
         [repelled(half, kept.to(h.device, non_blocking=True), how) for half in halves]
     )
-    return out
+    return out.reshape(h.shape)
 
 
 def _hooked(attention: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -90,10 +113,15 @@ def _hooked(attention: Any, change: Callable[[Tensor], Tensor]) -> Any:
     back-end ends there."""
     out = getattr(attention, "to_out", None)
     if out is None:  # FLUX projects it later, together with the MLP
-        return attention.register_forward_hook(lambda _, inputs, h: change(h))
+        return attention.register_forward_hook(lambda _, inputs, h: _first_changed(h, change))
     if isinstance(out, nn.ModuleList):
         return out[0].register_forward_pre_hook(lambda _, inputs: (change(inputs[0]), *inputs[1:]))
     width = attention.inner_dim  # FLUX.2 projects it together with the MLP, whose part comes second
     return out.register_forward_pre_hook(
         lambda _, inputs: (torch.cat([change(inputs[0][..., :width]), inputs[0][..., width:]], -1),)
     )
+
+
+def _first_changed(made: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What an attention returns, of which the image's part comes first."""
+    return (change(made[0]), *made[1:]) if isinstance(made, tuple) else change(made)

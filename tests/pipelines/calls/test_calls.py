@@ -260,9 +260,11 @@ def test_the_stock_calls_own_errors_and_what_cannot_be_suspended() -> None:
             found(upgrade(training), PROMPTS, **call_of("PixArtAlphaPipeline"))
     finally:
         training.text_encoder.eval()
-    for given, why in (({"variety": "repel"}, "couple"), ({"latents": 1}, "its seed")):
-        with pytest.raises(ValueError, match=why):
-            found(pipe, PROMPTS, **given, **call_of("PixArtAlphaPipeline"))
+    with pytest.raises(ValueError, match="its seed"):
+        found(pipe, PROMPTS, latents=1, **call_of("PixArtAlphaPipeline"))
+    inpainting = "Flux2KleinInpaintPipeline"
+    with pytest.raises(ValueError, match="leave variety out"):
+        found(upgrade(stock(inpainting)), PROMPTS, variety="repel:2:0.5", **call_of(inpainting))
 
 
 def test_a_call_without_search_is_the_stock_one() -> None:
