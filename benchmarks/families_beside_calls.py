@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from families import FAMILIES, build
 
-from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.calls.pipeline import calls_search_class
+from ttsnap.pipelines import search_class, upgrade
 from ttsnap.pipelines.calls.values import mapped, shape_of, tensors_in
 from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.pipelines.quiet import quiet
@@ -40,7 +39,7 @@ def frames_over(pipe: Any) -> Any:
 
     Texts come as embeddings, so that no prompt is passed on.
     """
-    twin = copied(pipe, calls_search_class(type(pipe)))
+    twin = copied(pipe, search_class(type(pipe)))
     takes = dict(twin.stock_arguments())
     del takes["prompt"]
     vars(twin)["stock_arguments"] = lambda: takes

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from ttsnap.pipelines.guidance import taken
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.writing import write_whole
 from ttsnap.pipelines import defaults, load
-from ttsnap.pipelines.guidance import taken
 from ttsnap.sampling.rng import seeded
 from ttsnap.scenes import sample_prompts
 

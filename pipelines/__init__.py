@@ -1,12 +1,10 @@
-"""Diffusers pipelines open to search: what all families share, and `families/`, one short file for
-each.
+"""Diffusers pipelines open to search: any class, by its stock call.
 
 It imports the engine and what lies below it, and algorithms and rewards by name.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,32 +25,11 @@ if TYPE_CHECKING:
 
 Stock = TypeVar("Stock")
 """The class of the stock pipeline."""
-# Stock class: its search twin.
-FAMILIES: dict[str, str] = {
-    "StableDiffusionPipeline": (
-        "ttsnap.pipelines.families.stable_diffusion:SearchStableDiffusionPipeline"
-    ),
-    "StableDiffusionXLPipeline": (
-        "ttsnap.pipelines.families.stable_diffusion_xl:SearchStableDiffusionXLPipeline"
-    ),
-    "PixArtSigmaPipeline": "ttsnap.pipelines.families.pixart_sigma:SearchPixArtSigmaPipeline",
-    "StableDiffusion3Pipeline": (
-        "ttsnap.pipelines.families.stable_diffusion_3:SearchStableDiffusion3Pipeline"
-    ),
-    "FluxPipeline": "ttsnap.pipelines.families.flux:SearchFluxPipeline",
-    "Flux2KleinPipeline": "ttsnap.pipelines.families.flux2_klein:SearchFlux2KleinPipeline",
-    "QwenImagePipeline": "ttsnap.pipelines.families.qwen_image:SearchQwenImagePipeline",
-    "SanaPipeline": "ttsnap.pipelines.families.sana:SearchSanaPipeline",
-    "ZImagePipeline": "ttsnap.pipelines.families.z_image:SearchZImagePipeline",
-    "Lumina2Pipeline": "ttsnap.pipelines.families.lumina2:SearchLumina2Pipeline",
-}
 SEARCH = "ttsnap.pipelines.mixin:SearchMixin"
 """First base of all search pipelines."""
-CALLS = "ttsnap.pipelines.calls.pipeline:calls_search_class"
-CALLS_MIXIN = "ttsnap.pipelines.calls.pipeline:SearchCallsMixin"
+TWIN = "ttsnap.pipelines.calls.pipeline:search_twin"
 CLASS_FOR = "ttsnap.pipelines.calls.tasks:class_for"
-"""What makes search twins of pipelines that are of no family. Like the families, it is imported
-when it is needed, since it imports what loads pipelines."""
+"""Imported when they are needed, since they import what loads pipelines."""
 SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
 """How the names of single files of weights end."""
 
@@ -61,9 +38,8 @@ def upgrade(pipe: Stock) -> SearchPipeline[Stock]:
     """The search twin of a loaded stock pipeline: same weights, hooks and settings; the original
     stays as it is.
 
-    Ten families are known. The stock call of any other pipeline is suspended where it calls its
-    network and steps its scheduler (ttsnap.pipelines.calls). ValueError for one that cannot be
-    suspended.
+    Searches suspend its stock call where it calls its network and steps its scheduler
+    (ttsnap.pipelines.calls). ValueError for a class whose call cannot be suspended.
     """
     stock: Any = type(pipe)
     cls = search_class(stock)
@@ -85,28 +61,12 @@ def downgrade(pipe: SearchPipeline[Stock]) -> Stock:
     )
 
 
-def _is_known(cls: type) -> bool:
-    """Whether this is one of diffusers' own classes that a family searches."""
-    return cls.__name__ in FAMILIES and cls.__module__.startswith("diffusers.")
-
-
-@functools.cache
 def search_class(cls: Any) -> Any:
     """The search pipeline's class for a pipeline class; the same class where it searches already.
 
-    Classes that no family knows, and those with a `__call__` or parts of their own, are searched
-    by suspending their call. ValueError for one that cannot be suspended.
+    ValueError for one whose call cannot be suspended.
     """
-    if issubclass(cls, load_object(SEARCH)):
-        return cls
-    known = [base for base in cls.__mro__ if _is_known(base)]
-    base = known[0] if known else None
-    if base is None or (cls.__call__, cls.__init__) != (base.__call__, base.__init__):
-        return load_object(CALLS)(cls)
-    family_class = load_object(FAMILIES[base.__name__])
-    if base is cls:
-        return family_class
-    return twin_class(cls, family_class)
+    return cls if issubclass(cls, load_object(SEARCH)) else load_object(TWIN)(cls)
 
 
 def twin_class(stock: Any, base: Any, **members: Any) -> Any:
@@ -115,31 +75,16 @@ def twin_class(stock: Any, base: Any, **members: Any) -> Any:
     def reduce(self: Any, protocol: Any) -> Any:
         made: Any = object.__reduce_ex__(self, protocol)
         # pickle finds the stock class by its name.
-        return (_restore, (stock, base), *made[2:]) if type(self) is twin else made
+        return (_restore, (stock,), *made[2:]) if type(self) is twin else made
 
     names = {"__module__": __name__, "__reduce_ex__": reduce, **members}
     twin = type(f"Search{stock.__name__}", (base, stock), names)
     return twin
 
 
-def _restore(stock: Any, base: Any) -> Any:
-    # which classes may have that another twin has, too
-    suspends = issubclass(base, load_object(CALLS_MIXIN))
-    twin = load_object(CALLS)(stock) if suspends else search_class(stock)
+def _restore(stock: Any) -> Any:
+    twin = search_class(stock)
     return twin.__new__(twin)
-
-
-def custom_pipeline(family: str) -> str:
-    """Path of the file with a family's search pipeline, which diffusers loads by
-    `custom_pipeline=`.
-
-    family: a stock class ("FluxPipeline") or its module here ("flux"); ValueError for others.
-    """
-    modules = {name: path.partition(":")[0].rpartition(".")[2] for name, path in FAMILIES.items()}
-    module = modules.get(family, family)
-    if module not in modules.values():
-        raise ValueError(f"no family {family!r}; choose one of {', '.join(modules.values())}")
-    return str(Path(__file__).parent / "families" / f"{module}.py")
 
 
 def load(
@@ -152,7 +97,7 @@ def load(
     "inpainting", "editing", ... (ttsnap.options.model.TASKS), by diffusers' class for it over the
     model's parts. Weights are read from safetensors only, unless `use_safetensors` says otherwise,
     and no code that comes with a model runs without `trust_remote_code=True`. Raises ValueError
-    that says what is wrong when there is no such folder or the family is not supported.
+    that says what is wrong when there is no such folder or the class cannot be searched.
     """
     import diffusers
     from diffusers import DiffusionPipeline
@@ -194,7 +139,7 @@ def _search_class_for(stock: Any, task: str | None) -> Any:
     none."""
     if task in (None, TEXT):
         return search_class(stock)
-    return load_object(CALLS)(load_object(CLASS_FOR)(stock, task))
+    return search_class(load_object(CLASS_FOR)(stock, task))
 
 
 def index_of(folder: Path, given: Collection[str], trusted: bool) -> dict[str, Any]:

@@ -71,13 +71,7 @@ not finish as many: `.search[i].images` are those of prompt i. The output is the
 `.search`, the list of ttsnap.core.results.Result, one per prompt; with return_dict=False it is (images, results). With
 output_type="latent" its images are the winners' final latents.
 """
-_SKIP_LAYER = (
-    "guidance_layers",
-    "layer_guidance_scale",
-    "layer_guidance_stop",
-    "layer_guidance_start",
-)
-# What to do instead, where a family's search does not take an argument of the stock call.
+# What to do instead of arguments that a search, or a model, does not take.
 INSTEAD: dict[str, str] = {
     "seed": "candidate i starts from search_seed + i",
     "batch_size": "num_images_per_prompt is how many images come back",
@@ -100,17 +94,7 @@ INSTEAD: dict[str, str] = {
     **dict.fromkeys(
         ("negative_prompt_embeds_mask", "negative_prompt_attention_mask"), "pass negative_prompt"
     ),
-    **{
-        f"{sign}ip_adapter_image{form}": "image prompts are not supported"
-        for sign in ("", "negative_")
-        for form in ("", "_embeds")
-    },
-    **{f"skip_{what}": "skip-layer guidance is not supported" for what in _SKIP_LAYER},
-    "image_embeds": "pass image",
-    "masked_image_latents": "pass image and mask_image",
-    "padding_mask_crop": "images are not cropped to their mask; crop image and mask_image before",
     "timesteps": "its steps are set by num_inference_steps",
-    "denoising_start": "a search redraws an image from where strength says",
     "denoising_end": "a search scores finished images, not latents for a refiner",
     "prompt_2": "this search gives one text to all encoders; leave it out",
     "negative_prompt": "this search takes no negative prompts",
@@ -118,9 +102,6 @@ INSTEAD: dict[str, str] = {
     "true_cfg_scale": "it guides by a negative prompt, and this search takes none",
     "guidance_scale": "this model is not guided by a scale; leave it out",
     "guidance_scale_2": "this model has one network; use guidance_scale",
-    "cfg_normalization": "this search guides without a limit; leave it out",
-    "cfg_truncation": "this search guides every step; leave it out",
-    "caption_upsample_temperature": "this search reads prompts as they are; rewrite them before",
     "state": "pass its values by name, as prompt=",
     "output": "a search returns its images",
 }
@@ -197,7 +178,7 @@ def returned(call: dict[str, Any], known: Mapping[str, inspect.Parameter]) -> tu
 def refuse_unknown(
     call: Mapping[str, Any], known: Mapping[str, inspect.Parameter], takes: Any, who: str
 ) -> None:
-    """ValueError for arguments, other than at their defaults, that the family's denoiser does not
+    """ValueError for arguments, other than at their defaults, that the search does not
     take, and for texts in the place of numbers."""
     for name, value in call.items():
         if isinstance(value, str) and name in CALL and str not in kinds_of(CALL[name].hint):

@@ -1,208 +1,298 @@
-"""The denoiser of a pipeline's call: what all families share."""
+"""Any pipeline's stock call as a Denoiser: frames for the rows of a batch, wherever they stand.
+
+Latents are put into frames, which call the network together and step apart. What is to be known of
+the pipeline, a rehearsal finds.
+"""
 
 from __future__ import annotations
 
 import copy
-import inspect
-import logging
-import threading
+import math
+import weakref
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
-from functools import partial
-from types import SimpleNamespace
-from typing import Any, ClassVar, Self, cast
+from operator import itemgetter
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 from weakref import proxy
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from ttsnap.core.memory import NotEnoughMemoryError
+from ttsnap.core.cost import Cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.variety import Repel
-from ttsnap.pipelines.guidance import Guidance, Texts, bytes_of, on, taken
+from ttsnap.pipelines.calls.conditions import Condition, Conditions
+from ttsnap.pipelines.calls.coupling import CoupledHub
+from ttsnap.pipelines.calls.drafts import DraftCall, DraftRow, check_arrival, draft_call
+from ttsnap.pipelines.calls.ends import Ends
+from ttsnap.pipelines.calls.first_latents import FirstLatents
+from ttsnap.pipelines.calls.frame import CallFrame
+from ttsnap.pipelines.calls.given import GivenCall
+from ttsnap.pipelines.calls.gradients import follow
+from ttsnap.pipelines.calls.hub import ONE_BY_ONE, Hub
+from ttsnap.pipelines.calls.opening import check_lists, open_call
+from ttsnap.pipelines.calls.pictures import alike, images_of, main_of, sound_of, source_of
+from ttsnap.pipelines.calls.places import NOWHERE
+from ttsnap.pipelines.calls.pool import FramePool
+from ttsnap.pipelines.calls.questions import PartCall
+from ttsnap.pipelines.calls.rehearsal import Rehearsal
+from ttsnap.pipelines.calls.run import first_shapes
+from ttsnap.pipelines.calls.schedules import schedule_of
+from ttsnap.pipelines.calls.stock_call import StockCall
+from ttsnap.pipelines.calls.times import FrameTimes
+from ttsnap.pipelines.calls.values import version_of
+from ttsnap.pipelines.calls.widening import Widening
+from ttsnap.pipelines.calls.widths import widening_of
 from ttsnap.pipelines.latents.convert import convert
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings, joined
-from ttsnap.pipelines.latents.layouts import Plain, unscaled
 from ttsnap.pipelines.latents.schedule import Schedule
-from ttsnap.pipelines.memory import flops
+from ttsnap.pipelines.memory.memo import Memo
+from ttsnap.pipelines.output import converted
 from ttsnap.pipelines.patches import refuse_patches
 from ttsnap.pipelines.pipeline_copy import shared_copy
-from ttsnap.profiling.memory import fitting, gauge_of
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Capability, Costs, Denoiser
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Prediction
-from ttsnap.sampling.repel import coupled
+from ttsnap.sampling.rng import seeded
 
-logger = logging.getLogger(__name__)
-PART = 16
-"""Prompts of a call of the text encoders."""
-ENCODING = threading.RLock()
-"""Held while prompts are encoded: fast tokenizers are set, by each call, to how it pads and
-cuts."""
-
-
-NO_FLOW_MAP = (
-    "draft self is for flow maps, whose network reads the time that it is to arrive at, and that of"
-    " this call reads none; draft hot takes any model"
-)
+Found = TypeVar("Found")
+EMBEDS = "guidance_embeds"
+"""The setting of networks with distilled guidance, which read its scale."""
 
 
 class PipelineDenoiser(Denoiser):
-    """One call of a pipeline, composed of a layout of latents, a schedule, a guidance and perhaps a
-    drafter.
+    """One stock call of a pipeline, whose frames stand at the steps of rows."""
 
-    A family defines `honours`, `read_call` and `call`, and overrides what it does differently from
-    most.
-    """
-
-    honours: ClassVar[str] = ""
-    """The arguments of the stock call, besides the prompt, that a search takes: names, separated by
-    blanks."""
-    network: ClassVar[str] = "transformer"
-    """The pipeline's attribute that is the denoising network."""
-    blocks: ClassVar[str | None] = "transformer_blocks"
-    """The network's attribute that is its list of transformer blocks, if it has one."""
-    halves: ClassVar[bool] = False
-    """Whether encode_prompt returns all positive fields before all negative ones. In other families
-    they alternate."""
-    encodes_apart: ClassVar[bool] = False
-    """Whether a prompt's encoding is the same in any batch, as it is padded to a fixed length. Then
-    it is kept."""
-    shared_texts: ClassVar[int] = 0
-    """How many of the text fields, which are the last, are the same for all prompts."""
-    noise_dtype: ClassVar[torch.dtype | None] = None
-    """The dtype of initial noise; None: that of the encoded prompts."""
-    reads_scale: ClassVar[str | None] = None
-    """The setting of networks with distilled guidance, which read its scale (`embedded_scale`)."""
-    cannot: ClassVar[Mapping[Capability, str]] = {}
-    """What no call of the family can do, with the error message."""
-    layout: Plain
-    inputs: EncoderInputs
-    """What the text encoders read besides the prompts."""
-    negative_inputs: EncoderInputs | None = None
-    """The same for negative prompts, in pipelines that encode these by a second call."""
-    text_length: Hashable = None
-    """What decides on the number of text tokens, and so on FLOPs, where calls may differ in it."""
+    cannot: ClassVar[Mapping[Capability, str]] = {
+        Capability.SHARE: (
+            "stock calls have conditions of their own; let each have a network of its own"
+        ),
+    }
+    """What no call can do, with the error message."""
+    network: str
+    """The name of the part that denoises."""
+    height: int
+    width: int
+    """Of its images, in pixels."""
+    scale: float
+    """The guidance scale of the call: that of its two passes, or the one that the network reads."""
+    returns_more = False
+    """Whether what comes back is more than the pictures that a search sees: sound, another range."""
     schedule: Schedule
-    guidance: Guidance
-    embedded_scale: float | None = None
-    """The scale that a network with distilled guidance reads."""
-    texts: Texts
-    """The encoded prompts."""
+    given: GivenCall
+    rehearsed: Rehearsal
+    hub: Hub
+    ends: Ends
     image_dtype: torch.dtype = torch.float32
     """The dtype in which the VAE decoded the last images, before `decode` widened them."""
-    _in_ram = False
-    """Whether encoded prompts are not on the device."""
     _stepped: torch.dtype | None = None
     """The dtype in which the scheduler's steps leave latents; None before any prediction."""
+    _times: FrameTimes
+    """Of the whole call, of which `schedule` is the end where particles begin later."""
+    _widening: Widening | None = None
+    """How a frame makes several images, if it can."""
+    _draft: DraftCall | None = None
+    """Of a copy that evaluates as a drafter does."""
+    _arrives = False
+    """Whether it is told to arrive at the end."""
 
     def __init__(self, pipe: Any, **call: Any) -> None:
-        vars(pipe).setdefault("_search_memo", flops.Memo())
+        """Rehearse a call with these arguments. ValueError for one that no search can suspend."""
+        vars(pipe).setdefault("_search_memo", Memo())
         # this call's scheduler and settings must not show in the user's
         self.pipe: Any = copy.copy(pipe)
         refuse_patches({f"pipe.{name}": part for name, part in pipe.components.items()})
-        self.device = self.pipe._execution_device  # read once: it walks through all modules
-        self._encodings = Encodings()
-        if takes := self.honours.split():
-            if unknown := sorted(call.keys() - takes):
-                raise TypeError(
-                    f"{type(self).__name__} takes no {', '.join(unknown)}; it takes"
-                    f" {', '.join(takes)}"
-                )
-            stock: Any = next(
-                base for base in type(pipe).__mro__ if base.__module__.startswith("diffusers.")
-            )
-            refuse_patches({stock.__name__: stock})
-            known = inspect.signature(stock.__call__).parameters
-            call = {name: known[name].default for name in takes} | call
-        self.read_call(SimpleNamespace(**call))
-
-    def check_inputs(self, call: SimpleNamespace, height: int, width: int, **changes: Any) -> None:
-        """Run the pipeline's own check of these arguments, with changes. ValueError for what it
-        refuses."""
-        # PixArt-Sigma refuses a call without callback_steps.
-        values = {
-            "callback_steps": 1,
-            **vars(call),
-            "prompt": self.inputs.checked,
-            "height": height,
-            "width": width,
-        }
-        values |= changes
-        self.pipe.check_inputs(
-            **{n: values.get(n) for n in inspect.signature(self.pipe.check_inputs).parameters}
+        stock: Any = next(
+            base for base in type(pipe).__mro__ if base.__module__.startswith("diffusers.")
         )
-
-    def set_up(self, schedule: Schedule, guidance: Guidance) -> None:
-        """Set the schedule and the guidance."""
-        self.schedule, self.guidance = schedule, guidance
-        # prepare_latents scales by its init_noise_sigma
-        vars(self.pipe)["scheduler"] = schedule.scheduler
-        self.passes_per_nfe = guidance.passes
-        self.grid, self.kernel = schedule.grid, schedule.kernel
+        refuse_patches({stock.__name__: stock})
+        self.device = self.pipe._execution_device  # read once: it walks through all modules
+        self._prompts = list[Prompt]()
+        self._calls = list[StockCall]()
+        self._draft_calls = dict[tuple[int, float | None, bool], tuple[Any, DraftCall]]()
+        self.given, self._typical, self.rehearsed, hooks = open_call(self.pipe, call)
+        found = self.rehearsed
+        self.height, self.width = found.image[-2:]
+        self.frames = found.image[0] if len(found.image) > 3 else None
+        self.network = found.networks[0]
+        joins: dict[Hashable, bool] = {}
+        if not (found.held or hooks):
+            joins = self._once("joins", lambda: joins)
+        self.hub = Hub(found.networks, found.held, alone=hooks, joins=joins)
+        self._frames = FramePool(self.hub, remembers=found.remembers)
+        self._first = FirstLatents(self._frames, found)
+        self.ends = Ends(self._frames, found)
+        self.scale = self.given.scale(self._typical, embeds=self._embeds)
+        self.passes_per_nfe = found.passes
         stay = getattr(self.pipe, "_exclude_from_cpu_offload", ())
         # enable_model_cpu_offload
         self.offloaded = bool(getattr(self.pipe, "_all_hooks", ())) and "vae" not in stay
         self.gradient_checkpointing = bool(getattr(self.net, "is_gradient_checkpointing", False))
-        if schedule.path is not None and schedule.times is not None:
-            self.path, self.times = schedule.path, schedule.times
-        self.can = frozenset(self._abilities()) - self.cannot.keys()
+        schedule = schedule_of(found)
+        self._times = FrameTimes(schedule)
+        self._follow(schedule)
+        if found.draws_last and getattr(self.kernel, "stochastic", False):
+            raise ValueError(
+                f"search cannot use {type(self.schedule.scheduler).__name__} here: the call draws "
+                "noise after its last step, too, from the generator of its steps; set "
+                "pipe.scheduler to one that draws none"
+            )
+        self.ends.unseen, self._decode_flops, are_pictures = self._once("end", self._know_end)
+        if not are_pictures:
+            self.given = self.given.returning("np")  # as in Kandinsky
+        if not (found.by_seed or found.remembers or hooks) and found.fields.plain:
+            typical = self._stopping(self._typical)
+            self._widening = self._once("widening", lambda: widening_of(typical))
+
+    def _once(self, what: Hashable, find: Callable[[], Found]) -> Found:
+        """What was found of a call like this one, or is found now."""
+        known = self.rehearsed.known
+        if what not in known:
+            known[what] = find()
+        found: Found = known[what]
+        return found
+
+    def _know_end(self) -> tuple[frozenset[str], float, bool]:
+        """The parts that pictures do without, FLOPs of a decode, and whether tensors that the call
+        returns are pictures in [0, 1]."""
+        plain = self.ends.know(self._stopping(self._typical), self._times.last)
+        tensors = self.given.arguments["output_type"] == "pt"
+        are_pictures = not tensors or self._are_pictures(plain.made)
+        return self.ends.unseen, plain.all_flops(self.ends.unseen), are_pictures
+
+    def _are_pictures(self, tensors: Any) -> bool:
+        """Whether tensors that the call returned show what its arrays do, in [0, 1]."""
+        arrays = self._dummy_of("np")
+        pairs = zip(images_of(tensors), images_of(arrays), strict=True)  # small, as allclose copies
+        return all(torch.allclose(one.float().cpu(), other, atol=1e-2) for one, other in pairs)
+
+    def must_return(self, form: str) -> None:
+        self.returns_more = self._once(("returns", form), lambda: self._returns_more(form))
+
+    def _returns_more(self, form: str) -> bool:
+        made = self._dummy_of(form)
+        seen = [images_of(self._dummy_of(self.given.arguments["output_type"]))]
+        own = converted(seen, form, torch.float32, self.device)
+        return sound_of(made) is not None or not alike(main_of(made), own)
+
+    def _dummy_of(self, form: str) -> Any:
+        """What the call returns in a form, with dummies."""
+        call = self._stopping(_returning(form, self._typical))
+        return self.ends.seen(call, self._times.last).made
+
+    # --- what it can do ---------------------------------------------------------------------------
+
+    @property
+    def _puts_in(self) -> bool:
+        """Whether latents can be put in at any step, for any particle."""
+        return self.rehearsed.places != NOWHERE and not self.rehearsed.remembers
+
+    @property
+    def _couples(self) -> bool:
+        """Whether seeds can be denoised as a group, whose calls are one."""
+        return self._puts_in and not (self._begins_by_seed or self.hub.alone)
+
+    @property
+    def _begins_later(self) -> bool:
+        """Whether the call begins later than its scheduler, with a picture under noise."""
+        return self.rehearsed.begin > 0
+
+    @property
+    def _begins_by_seed(self) -> bool:
+        """Whether first latents are of a prompt and a seed, in place of noise for any prompt."""
+        return self.rehearsed.by_seed or self.given.redraws
 
     def _abilities(self) -> set[Capability]:
         """What this call can do, before `cannot` is taken away."""
-        found = {Capability.SHARE, Capability.DRAFT, Capability.DIFFERENTIATE, Capability.COUPLE}
-        if self.schedule.path is not None and self.schedule.times is not None:
+        found = {Capability.SHARE, Capability.DIFFERENTIATE}
+        if self._puts_in and self.schedule.path is not None and self.schedule.times is not None:
             found.add(Capability.PATH)
-        if getattr(self.pipe, "preview_vae", None) is not None:
+        if self._puts_in and self._times.known_path:
+            found.add(Capability.DRAFT)
+        if self._couples:
+            found.add(Capability.COUPLE)
+        # the VAE, which a preview takes the place of
+        if getattr(self.pipe, "preview_vae", None) is not None and "vae" in self.pipe.components:
             found.add(Capability.PREVIEW)
+        if self.given.edits:
+            found.add(Capability.EDIT)
         return found
 
     def must(self, can: Capability) -> None:
-        """ValueError where the family cannot do this."""
+        """ValueError where this call cannot do this."""
         if can in self.cannot:
             raise ValueError(self.cannot[can])
+        if can is Capability.COUPLE and not self._couples:
+            raise ValueError(
+                "the rows of a group cannot be one call here: latents are not all that this call "
+                "keeps of a seed, or its steps depend on those before; leave variety out"
+            )
+        if can is Capability.DRAFT and not self._puts_in:
+            raise ValueError(
+                "no latents can be put into this call, or its steps depend on those before; leave "
+                "draft out"
+            )
+        if can is Capability.DRAFT and not self._times.known_path:
+            raise ValueError(
+                "drafts are told times of the path that a model was trained on, which is not known "
+                f"of {type(self.schedule.scheduler).__name__}; leave draft out"
+            )
+
+    # --- when it steps ----------------------------------------------------------------------------
+
+    def _follow(self, schedule: Schedule) -> None:
+        """Step at the times of this schedule."""
+        self._times = replace(self._times, whole=schedule)
+        self._set(schedule)
+
+    def _set(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        # prepare_latents scales by its init_noise_sigma
+        vars(self.pipe)["scheduler"] = schedule.scheduler
+        self.grid, self.kernel = schedule.grid, schedule.kernel
+        if schedule.path is not None and schedule.times is not None:
+            self.path, self.times = schedule.path, schedule.times
+        self.can = frozenset(self._abilities()) - self.cannot.keys()
+        self.mixes_noise = not self._begins_by_seed
+        self.forget_prompts()
 
     def convert(
-        self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline"
+        self,
+        path: str | Interpolant | None = None,
+        times: str | Tensor = "pipeline",
     ) -> None:
         """Sample along another path, at other times (pipelines/latents/convert.py), with one
         evaluation a step."""
-        self.set_up(convert(self.schedule, path, times), self.guidance)
+        moved = path is not None or not isinstance(times, str) or times != "pipeline"
+        if self.rehearsed.remembers or (moved and not self._puts_in):
+            raise ValueError(
+                "no latents can be put into this call; leave kernel, path and times out"
+            )
+        converted = moved or self.schedule.prediction != "flow"
+        if converted and (self._begins_later or self.rehearsed.by_seed):
+            raise ValueError(
+                "this call keeps more of a seed than its latents, or begins at a later step, on "
+                "the model's own path; leave kernel, path and times out"
+            )
+        self._times = replace(self._times, converted=converted)
+        self._follow(convert(self.schedule, path, times))
 
     def begin_later(self, step: int) -> None:
         """Let the grid begin at this step of what it is, to which a `starter` brings particles."""
-        at = self.guidance.at
-        later = None if at is None else at[int(self.grid.calls[step]) :]
-        self.set_up(self.schedule.beginning_at(step), replace(self.guidance, at=later))
+        if self._begins_later:
+            raise ValueError(
+                "particles of this call begin with a picture under noise, not with noise; set "
+                "finish to noise, so that drafts only rank"
+            )
+        self._set(self.schedule.beginning_at(step))
 
-    def coupled(
-        self, how: Repel, calls: int
-    ) -> tuple[Callable[..., Prediction], Callable[[], float]]:
-        """`predict` of a group of seeds that are coupled, in the first evaluations of this call, and
-        the FLOPs of it beside an evaluation of each seed (sampling.starts.Coupled)."""
-        # other searches call the network itself meanwhile, which the copy is not
-        net, here = shared_copy(self.net), proxy(self)
-        whole, guidance = self.schedule, self.guidance
-
-        def coupling(twin: Any, key: rng.Key = (0, 0)) -> AbstractContextManager[None]:
-            return coupled(twin.net, how, lambda _: twin.image_tokens, key)
-
-        def predict(x: Tensor, step: Tensor, cond: Tensor, key: rng.Key | None) -> Prediction:
-            twin = here.by(net, schedule=whole, guidance=guidance)
-            with nullcontext() if key is None else coupling(twin, key):
-                prediction: Prediction = twin.predict(x, step, cond)
-            return prediction
-
-        count = partial(flops.counted_coupled, here, how.size, partial(here.by, net), coupling)
-        return predict, count
-
-    @property
-    def image_tokens(self) -> slice:
-        """Where image tokens are in the attention of the network's blocks, some of which read text
-        as well."""
-        return slice(None)
+    def _indices(self, step: Tensor) -> list[int]:
+        """The indices of frames at positions (N,) of `schedule`."""
+        before = self._times.before(self.schedule)
+        found: list[int] = (step + before).tolist()
+        return found
 
     @property
     def net(self) -> Any:
@@ -210,91 +300,181 @@ class PipelineDenoiser(Denoiser):
         return getattr(self.pipe, self.network)
 
     @property
-    def scale(self) -> float:
-        """The guidance scale of this call: the one that the network reads, or that of its two
-        passes."""
-        if self.embedded_scale is None or not self.embeds:
-            return self.guidance.scale
-        return self.embedded_scale
+    def _embeds(self) -> bool:
+        """Whether the network reads a guidance scale."""
+        return bool(getattr(self.net, "config", {}).get(EMBEDS))
+
+    # --- prompts ----------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str | Prompt]) -> None:
+        # By identity, since prompts may hold pictures, which are slow to compare.
+        known = dict(zip(map(id, self._prompts), self._calls, strict=True))
+        asked = [Prompt.of(prompt) for prompt in prompts]
+        self._calls = [known.get(id(prompt)) or self._encoded(prompt) for prompt in asked]
+        self._prompts = asked
+        self._conditions = Conditions(self._calls, by_seed=self.rehearsed.by_seed)
+        self._frames.forget_others(self._calls)
+
+    def forget_prompts(self) -> None:
+        self.encode([])
+
+    @torch.no_grad()
+    def _encoded(self, prompt: Prompt) -> StockCall:
+        """The call of a prompt. ValueError where its latents have another shape than others'."""
+        call = self._stopping(self.given.for_prompt(prompt))
+        if not prompt.inputs:
+            return call
+        check_lists(self.pipe, {**self.given.arguments, **prompt.inputs})
+        wanted = self.rehearsed.fields.shapes
+        made = first_shapes(replace(call, places=None, fields=None))
+        if made != wanted:
+            raise ValueError(
+                "prompts of one search share batches, so that their images must have one size, and "
+                f"{prompt.text[:60]!r} has latents of {_sizes(made)}, others of {_sizes(wanted)}: "
+                "give height and width, or one picture of one size for each"
+            )
+        return call
+
+    def _stopping(self, call: StockCall) -> StockCall:
+        """A call whose frames stop where the rehearsal found that they can, at the call's times."""
+        stopping = self.rehearsed.stopping(call)
+        stopping = replace(stopping, asleep=self.ends.unseen, widening=self._widening)
+        return self._times.telling(stopping)
+
+    def sources(self, cond: Tensor) -> Tensor:
+        calls = [self._conditions[number].stock for number in cond.tolist()]
+        images = [source_of(call.arguments["image"]) for call in calls]
+        return torch.cat(images).to(self.device)
+
+    def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
+        if not self._begins_by_seed:
+            return prompts
+        return torch.tensor(list(map(self._conditions.number, prompts.tolist(), seeds)))
+
+    def trim(self, particles: int) -> None:
+        self._frames.trim(particles)
+
+    def tried(self) -> Cost:
+        rows = Counter(self.hub.tried)
+        self.hub.tried.clear()
+        # Of parts that one evaluation or decode calls, that with the most rows.
+        most: Counter[str] = Counter()
+        for (part, instead), n in rows.items():
+            decoded = "previews" if instead else "decodes"
+            kind = "nfe" if part in self.rehearsed.networks else decoded
+            most[kind] = max(most[kind], n)
+        return Cost(**{**most, "nfe": math.ceil(most["nfe"] / self.rehearsed.passes)})
 
     @property
-    def embeds(self) -> bool:
-        """Whether the network reads a guidance scale."""
-        return self.reads_scale is not None and bool(self.net.config.get(self.reads_scale))
+    def notices(self) -> tuple[str, ...]:
+        return tuple(ONE_BY_ONE.format(part) for part in sorted(self.hub.apart))
 
-    def native_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """This size in pixels; a side that is None is the pipeline's own."""
-        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        return height or native, width or native
+    # --- sampling ---------------------------------------------------------------------------------
 
-    # --- what a family defines or overrides -------------------------------------------------------
+    @torch.no_grad()
+    def init_latents(self, generators: Sequence[Generator]) -> Tensor:
+        return self._first.noise(self._conditions[0], generators)
 
-    def read_call(self, call: SimpleNamespace) -> None:
-        """Set `layout` and `inputs` from the arguments of a stock call, and `set_up` a schedule and
-        a guidance. ValueError for schedulers that search cannot use, and for what the pipeline
-        refuses."""
-        raise NotImplementedError
+    @torch.no_grad()
+    def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
+        if not self._begins_by_seed:
+            return noise
+        numbers = cond.tolist()
+        followed = list(map(self._conditions.followed, numbers))
+        return self._first.of([self._conditions[number] for number in numbers], followed)
 
-    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
-        """One pass of the network at x (M, ...) and timesteps t (M,) with the encoded texts of
-        these rows: (M, ...)."""
-        raise NotImplementedError
+    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
+        with graph_of(x):
+            return self._predict(x, step, cond)
 
-    def _encode(
-        self, inputs: EncoderInputs, prompts: Sequence[Prompt], n: int | None = None, **more: Any
-    ) -> list[Any]:
-        """What the pipeline's encode_prompt returns for these prompts and inputs. n: see
-        EncoderInputs.arguments."""
+    def _predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
+        conditions = list(map(self._conditions.followed, cond.tolist()))
+        placed = self._placed(conditions, self._indices(step))
+        frames = [each.frame for each in placed]
+        converted = self._times.converted
+        scaled = self.schedule.scaled(x, step) if converted else x
+        given = self._put_in(placed, scaled)
+        before = list(map(version_of, given))
+        for frame, latents in zip(frames, given, strict=True):
+            if not isinstance(frame.question, PartCall):  # else it has begun with those of its seed
+                frame.go_on(latents)
+        self.hub.run(frames)
+        out = in_order(placed, [frame.step.out for frame in frames])
+        samples = [frame.step.sample for frame in frames]
+        kept = [sample is latents for sample, latents in zip(samples, given, strict=True)]
+        changed = not all(kept) or before != list(map(version_of, given))
+        seen = in_order(placed, samples) if changed and not converted else x
+        for frame, rows in placed:
+            if torch.is_grad_enabled():
+                frame.close()  # which else keeps the graph
+            else:
+                self._frames.keep(conditions[rows[0]], frame)
+        self._stepped = self.schedule.stepped(x.dtype, out.dtype)
+        x0 = self.schedule.x0(seen, _mean(out, x), step)
+        return Prediction(out, x0, seen if changed else None)
 
-        whole = not inputs.alike or n not in (None, len(prompts))
+    def _placed(
+        self,
+        conditions: Sequence[Condition],
+        indices: Sequence[int],
+        *,
+        ends: bool = False,
+    ) -> list[Placed]:
+        """Rows, of conditions and at indices, in frames. ends: whether frames end with them."""
+        together: dict[Any, list[int]] = {}
+        for row, (condition, index) in enumerate(zip(conditions, indices, strict=True)):
+            together.setdefault(condition.key(index), []).append(row)
+        placed = list[Placed]()
+        for rows in together.values():
+            first = rows[0]
+            for frame in self._frames.take(conditions[first], indices[first], len(rows), ends=ends):
+                placed.append(Placed(frame, rows[: frame.images]))
+                rows = rows[frame.images :]
+        return placed
 
-        def encode(some: Sequence[Prompt]) -> Any:
-            with ENCODING:
-                given = inputs.arguments(some, n if whole else None)
-                return self.pipe.encode_prompt(**given, device=self.device, **more)
+    # --- coupled seeds ----------------------------------------------------------------------------
 
-        if whole:
-            return list(encode(prompts))
-        parts = partial(self._in_parts, encode)
-        return list(self._encodings(prompts, parts) if self.encodes_apart else parts(prompts))
+    def coupled(
+        self, how: Repel, calls: int
+    ) -> tuple[Callable[..., Prediction], Callable[[], float]]:
+        """`predict` of a group of seeds that are coupled, in the first evaluations of this call, and
+        the FLOPs of it beside an evaluation of each seed (sampling.starts.Coupled)."""
+        # other searches call the networks themselves meanwhile, which copies are not
+        own = {name: getattr(self.pipe, name) for name in self.rehearsed.networks}
+        nets = {name: shared_copy(net) for name, net in own.items() if type(net) is type(self.net)}
+        hub = CoupledHub(own, nets, how, self.rehearsed.latents, self.hub.tried)
+        pool = FramePool(hub, remembers=False, parts=nets)
+        whole, here = self.schedule, proxy(self)
 
-    def _in_parts(
-        self, encode: Callable[[Sequence[Prompt]], Any], prompts: Sequence[Prompt]
-    ) -> list[Any]:
-        """What encode(prompts) returns, for a part of them at a time. It goes to RAM where it would
-        fill the device."""
-        parts: list[Any] = []
-        size = at = 0
+        def predict(x: Tensor, step: Tensor, cond: Tensor, key: rng.Key | None) -> Prediction:
+            twin = here.by(here.net, schedule=whole)
+            if key is not None:
+                vars(twin).update(_frames=pool, hub=hub)
+                hub.key = key
+            prediction: Prediction = twin.predict(x, step, cond)
+            if key is not None and int(step[0]) + 1 == calls:
+                pool.trim(0)
+            return prediction
 
-        def lacks(n: int, short: str) -> None:
-            if n < 2:
-                raise NotEnoughMemoryError(
-                    f"encoding one prompt takes more memory than there is: {short}"
-                )
-            logger.warning("out of memory: prompts are encoded %d at a time", n // 2)
+        if self._coupled_flops(hub) == 0:
+            raise ValueError(
+                f"variety couples seeds in attention, of which {type(self.net).__name__} has none; "
+                "leave variety out"
+            )
+        return predict, lambda: here._coupled_flops(hub)
 
-        while at < len(prompts):
-            part, size = fitting(prompts[at : at + (size or PART)], encode, lacks)
-            if not parts and (gauge := gauge_of(self.device)) is not None:
-                self._in_ram |= bytes_of(part) // size * len(prompts) > gauge.free() // 4
-            parts.append(on(part, torch.device("cpu")) if self._in_ram else part)
-            at += size
-        return joined(parts, self.shared_texts)
+    def _coupled_flops(self, hub: CoupledHub) -> float:
+        """FLOPs of coupling a seed with the others of a group, beside its evaluation."""
+        memo, kind = self.memo(), ("coupled", hub.how.size)
+        if kind not in memo:
+            call = self._stopping(self._typical)
+            with closing(self._frames.begin(call, [seeded(0)])) as frame:
+                frame.go_on(self.rehearsed.latents)
+                memo[kind] = hub.flops(frame)
+        found: float = memo[kind]
+        return found
 
-    def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [0, 1] of finished latents."""
-        return self.postprocess(vae.decode(unscaled(vae, x0.to(vae.dtype)), return_dict=False)[0])
-
-    def finished(self, latents: Tensor) -> Tensor:
-        """Finished latents (N, ...) as the pipeline returns them for output_type="latent"."""
-        return latents
-
-    def seen(self, latents: Tensor) -> Tensor:
-        """The part of latents (N, ...) that becomes an image or a video, without its sound."""
-        return latents
-
-    def must_return(self, form: str) -> None:
-        """ValueError where the stock call returns nothing in this form (output_type)."""
+    # --- drafts -----------------------------------------------------------------------------------
 
     def by(self, net: Any, **more: Any) -> Self:
         """A copy, with the encoded prompts, whose network is another. more: other attributes of
@@ -310,142 +490,151 @@ class PipelineDenoiser(Denoiser):
 
         None: without guidance, or at the call's scale where the network reads one. arrives: whether
         the network, a flow map, is told to arrive at the end, guided as the call is. ValueError for
-        guidance that needs negative prompts, where the call encodes none, and for no flow map.
+        guidance that no argument of the call says, and for no flow map.
         """
+        key = id(net), scale, arrives
+        if key not in self._draft_calls:
+            self._draft_calls[key] = net, self._draft_call(net, scale, arrives)
+        _, found = self._draft_calls[key]
+        twin = self.by(found.net, drafts=None, _stepped=None, _draft=found, _arrives=arrives)
+        twin.passes_per_nfe = found.passes
+        return twin
+
+    def _draft_call(self, net: Any, scale: float | None, arrives: bool) -> DraftCall:
+        guided: dict[str, float] | None = {} if arrives else None
+        if scale is not None:
+            name = self.given.scale_name(self._typical, embeds=self._embeds)
+            if name is None:
+                raise ValueError(
+                    f"this draft is made at guidance {scale:g}, which no argument of this call says"
+                )
+            guided = {} if arrives else {name: scale}
+        call, alone = self._stopping(self._typical), self.hub.alone
+        made = draft_call(self.rehearsed, call, net, guided, alone=alone)
         if arrives:
-            raise ValueError(NO_FLOW_MAP)
-        twin, own = self.by(net, drafts=None, _stepped=None), self.guidance
-        if scale is not None and twin.embeds:
-            twin.embedded_scale, scale = scale, None
-        if scale is not None and not own.guided:
-            raise ValueError(
-                f"this draft is made at guidance {scale:g}, for which this call of "
-                f"{type(twin).__name__} encodes no negative prompt; guide by more than 1"
-            )
-        own_scale = own.scale if scale is None else scale
-        twin.guidance = replace(own, guided=scale is not None, scale=own_scale)
-        twin.passes_per_nfe = twin.guidance.passes
-        return twin
+            check_arrival(self.rehearsed, call, made)
+        return made
 
-    def draft_flops(self, twin: Callable[[], Self]) -> float:
-        """FLOPs of one forward pass of a drafter. twin: makes the copy that evaluates by it."""
-        return flops.counted_draft(self, twin)
+    def draft_flops(self) -> float:
+        """FLOPs of one forward pass, of a copy that evaluates as a drafter does."""
+        assert self._draft is not None
+        return self._draft.flops / self._draft.passes
 
-    def meta_twin(self) -> Self:
-        """A copy with all tensors that `predict` and a decode read on the meta device."""
-        twin: Self = flops.meta_twin(self)
-        return twin
+    def drafted(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
+        """The guided output (N, ...) of a copy that evaluates as a drafter does.
 
-    # --- what families build on -------------------------------------------------------------------
-
-    def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
-        """The network's guided output (N, ...), as the scheduler wants it.
-
-        x (N, ...), scaled for the network, and t (N,), the scheduler's timesteps, are on the
-        device. step (N,), positions in the schedule, and at (N,), rows of the encoded prompts, are
-        on the CPU.
+        x (N, ...), scaled for the network, and t (N,), the timesteps that rows are told, are on the
+        device. step (N,), positions in the schedule, and at (N,), conditions, are on the CPU.
         """
-        texts = self.texts
-        if self._in_ram:
-            texts = texts.each(lambda fields: on(taken(fields, at), x.device))
-            at = torch.arange(len(at))
-        return self.guidance(self.call, x, t, step, texts, at)
-
-    def forward(self, *inputs: Any, **more: Any) -> Tensor:
-        """What the network makes of these inputs."""
-        out: Tensor = self.net(*inputs, **more, return_dict=False)[0]
-        return out
-
-    def embedded(self, x: Tensor) -> Tensor | None:
-        """The scale (N,) float32 that a network with distilled guidance reads; None for other
-        networks."""
-        if self.embedded_scale is None or not self.embeds:
-            return None
-        return torch.full([1], self.embedded_scale, device=x.device, dtype=torch.float32).expand(
-            len(x)
-        )
-
-    def postprocess(self, decoded: Tensor) -> Tensor:
-        """Images in [0, 1] of a VAE's output, by the pipeline's own processor."""
-        fitted = self.layout.fitted(self.pipe.image_processor, decoded)
-        return cast(Tensor, self.pipe.image_processor.postprocess(fitted, output_type="pt"))
-
-    def settled(self, latents: Tensor, vae: Any) -> Tensor:
-        """Latents in the dtype in which steps leave them, and the stock call unscales them:
-        finished ones are wider where they share a batch with estimates. Before any prediction: the
-        VAE's dtype."""
-        return latents.to(vae.dtype if self._stepped is None else self._stepped)
-
-    # --- sampling.Denoiser ------------------------------------------------------------------------
-
-    def forget_prompts(self) -> None:
-        self._encodings = Encodings()
-
-    def encode(self, prompts: Sequence[str | Prompt]) -> None:
-        # One call of the text encoders, which pads to the longest.
-        all_prompts, guided = [Prompt.of(prompt) for prompt in prompts], self.guidance.guided
-        if self.negative_inputs is not None:
-            positive = self._encode(self.inputs, all_prompts)
-            n = len(positive[0])
-            self.texts = Texts(
-                positive, self._encode(self.negative_inputs, all_prompts, n) if guided else None
+        assert self._draft is not None
+        scheduler, rows = self.rehearsed.scheduler, list[DraftRow]()
+        for index, timestep, number in zip(
+            self._indices(step), t.tolist(), at.tolist(), strict=True
+        ):
+            told = self._times.told_at(
+                scheduler, index, timestep, begin=self.rehearsed.begin, arrives=self._arrives
             )
-            return
-        parts = self._encode(self.inputs, all_prompts, do_classifier_free_guidance=guided)
-        half = len(parts) // 2
-        positive, negative = (
-            (parts[:half], parts[half:]) if self.halves else (parts[::2], parts[1::2])
-        )
-        self.texts = Texts(positive, negative if guided else None)
+            rows.append(DraftRow(self._conditions.followed(number), index, timestep, told))
+        return _mean(self._draft.evaluate(rows, laid_out(x, self.rehearsed.latents)), x)
 
-    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        made = self.pipe.prepare_latents(
-            len(generators),
-            self.layout.channels(self.net),
-            self.layout.height,
-            self.layout.width,
-            self.noise_dtype or self.texts.positive[0].dtype,
-            self.device,
-            list(generators),
-        )
-        # packed latents come with their ids
-        latents: Tensor = made[0] if isinstance(made, tuple) else made
-        return latents
-
-    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
-        t = self.schedule.timesteps[step].to(x.device, non_blocking=True)
-        out = self.guided(self.schedule.scaled(x, step), t, step, cond)
-        self._stepped = self.schedule.stepped(x.dtype, out.dtype)
-        return Prediction(out, self.schedule.x0(x, out, step))
+    # --- images -----------------------------------------------------------------------------------
 
     def decode(self, x0: Tensor) -> Tensor:
-        images = self.pixels(self.pipe.vae, x0)
-        self.image_dtype = images.dtype
-        return images if images.dtype == torch.float64 else images.float()
+        return self.decode_rows(x0, torch.zeros(len(x0), dtype=torch.long))
+
+    def decode_rows(self, x0: Tensor, cond: Tensor) -> Tensor:
+        conditions = list(map(self._conditions.followed, cond.tolist()))
+        indices = [self._times.last] * len(conditions)
+        return self._images(self._placed(conditions, indices, ends=True), x0)
 
     def preview(self, x0: Tensor) -> Tensor:
-        return self.pixels(self.pipe.preview_vae, x0).float()
+        condition, last = self._conditions.followed(0), self._times.last
+        placed = list[Placed]()
+        rows = range(len(x0))
+        while rows:
+            vae = self.pipe.preview_vae
+            frame = self._frames.begin_for(condition, last, len(rows), vae=vae)
+            placed.append(Placed(frame, rows[: frame.width]))
+            rows = rows[frame.width :]
+        return self._images(placed, x0)
 
-    def costs(self) -> Costs:
-        nfe, decode = flops.counted(self, "decode")
-        preview = flops.counted(self, "preview")[1] if Capability.PREVIEW in self.can else 0.0
-        return Costs(nfe, decode, preview, 0.0 if self.drafts is None else self.drafts.flops())
+    @torch.no_grad()
+    def returned(self, latents: Tensor, cond: Tensor, form: str) -> Any:
+        """What the call returns in a form (output_type), of finished latents (1, ...)."""
+        condition = self._conditions.followed(int(cond))
+        stock = replace(_returning(form, condition.stock), asleep=frozenset())
+        own = laid_out(self.settled(latents.to(stock.device)), self.rehearsed.latents).clone()
+        return self.ends.returned(condition._replace(stock=stock), self._times.last, own)
 
-    def memo(self, decoder: str = "decode") -> MutableMapping[Hashable, Any]:
-        memo: flops.Memo = self.pipe._search_memo
-        return memo.of(flops.setting_of(self, decoder))
+    def _images(self, placed: Sequence[Placed], x0: Tensor) -> Tensor:
+        """Images in [0, 1] of finished latents (N, ...), by the ends of frames."""
+        with graph_of(x0):
+            given = self._put_in(placed, self.settled(x0))
+            made = self.ends.images([each.frame for each in placed], given)
+        rows = [row for each in placed for row in each.rows]
+        images = [image for _, image in sorted(zip(rows, made, strict=True), key=itemgetter(0))]
+        self.image_dtype = images[0].dtype
+        wide = torch.promote_types(self.image_dtype, torch.float32)
+        return torch.stack(images).to(x0.device, wide)
 
-    def merge_schedule(self, other: Self) -> int:
-        self.must(Capability.SHARE)
-        if flops.setting_of(self, "decode") != flops.setting_of(other, "decode"):
-            raise ValueError("calls share a network where they agree in size and guidance")
-        start, guidance = len(self.schedule.timesteps), self.guidance.followed_by(other.guidance)
-        self.schedule, self.guidance = self.schedule.followed_by(other.schedule), guidance
-        return start
+    def _put_in(self, placed: Sequence[Placed], x: Tensor) -> Sequence[Tensor]:
+        """Latents (N, ...) as frames get them: copies where their calls write into them."""
+        found = list[Tensor]()
+        for frame, rows in placed:
+            own = laid_out(_rows(x, rows, frame.width), self.rehearsed.latents)
+            copies = self.rehearsed.overwrites or own.requires_grad
+            found.append(own.clone() if copies else own)
+        return found
+
+    def settled(self, latents: Tensor) -> Tensor:
+        """Latents in the dtype in which steps leave them: finished ones are wider where they share
+        a batch with estimates."""
+        return latents.to(self._stepped or self.rehearsed.latents.dtype)
+
+    # --- gradients --------------------------------------------------------------------------------
 
     def differentiable(self, through: str) -> Sequence[Tensor]:
-        self.must(Capability.DIFFERENTIATE)
-        return self._weights(["vae", *[self.network] * (through == "denoiser")])
+        name = self.pipe.stock_class().__name__
+        if not self._puts_in:
+            raise ValueError(
+                f"gradients are not taken through {name}: no latents can be put into this call, or "
+                "its steps depend on those before; search by an algorithm without gradients"
+            )
+        call = self._stopping(_returning(self.given.arguments["output_type"], self._typical))
+        parts = set[str]()
+        for index in [self._times.last, *[0] * (through == "denoiser")]:
+            with closing(self._frames.begin(call, [seeded(0)], index)) as frame:
+                parts |= follow(frame, self.rehearsed.latents)
+        return self._weights(sorted(parts))
+
+    # --- what it costs ----------------------------------------------------------------------------
+
+    def costs(self) -> Costs:
+        preview = self._preview_flops() if Capability.PREVIEW in self.can else 0.0
+        draft = 0.0 if self.drafts is None else self.drafts.flops()
+        return Costs(self.rehearsed.nfe_flops, self._decode_flops, preview, draft)
+
+    def _preview_flops(self) -> float:
+        """FLOPs of the end of a call whose decoder is the preview VAE.
+
+        ValueError for one that it cannot use.
+        """
+        call, vae = self._stopping(self._typical), self.pipe.preview_vae
+        try:
+            end = self.ends.seen(call, self._times.last, vae=vae)
+        except AttributeError as error:  # of the preview VAE, which the end of the call reads
+            raise ValueError(
+                f"the stock call of {self.pipe.stock_class().__name__} cannot decode by "
+                f"preview_vae: {error}; set pipe.preview_vae to None"
+            ) from error
+        return end.all_flops(self.ends.unseen)
+
+    def memo(self, decoder: str = "decode") -> MutableMapping[Hashable, Any]:
+        memo: Memo = self.pipe._search_memo
+        found = self.rehearsed
+        networks = [weakref.ref(getattr(self.pipe, name)) for name in found.networks]
+        size = tuple(found.latents.shape), found.image, found.passes, found.nfe_flops
+        return memo.of((*networks, decoder, *size))
 
     def _weights(self, names: Sequence[str]) -> list[Tensor]:
         """The weights of all networks. ValueError where gradients cannot go through one of these
@@ -461,3 +650,59 @@ class PipelineDenoiser(Denoiser):
             part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)
         ]
         return [parameter for network in networks for parameter in network.parameters()]
+
+
+def graph_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Lets what is computed of x have a graph where x is followed by gradients, and none else."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad)
+
+
+class Placed(NamedTuple):
+    """A frame, and the rows whose latents its first images are."""
+
+    frame: CallFrame
+    rows: Sequence[int]
+
+
+def _rows(x: Tensor, rows: Sequence[int], width: int) -> Tensor:
+    """Rows of x (N, ...), and the last again for further images of a frame."""
+    start = rows[0]
+    if list(rows) == list(range(start, start + width)):
+        return x[start : start + width]
+    rows = [*rows, *[rows[-1]] * (width - len(rows))]
+    return torch.cat([x[row : row + 1] for row in rows])
+
+
+def in_order(placed: Sequence[Placed], values: Sequence[Tensor]) -> Tensor:
+    """What frames have (n, ...) for their images, in the order of rows (N, ...)."""
+    found = dict[int, Tensor]()
+    for (frame, rows), value in zip(placed, values, strict=True):
+        if len(placed) == 1 and frame.images == frame.width and list(rows) == sorted(rows):
+            return value
+        found |= {row: value[i : i + 1] for i, row in enumerate(rows)}
+    return torch.cat([found[row] for row in range(len(found))])
+
+
+def _returning(form: str, call: StockCall) -> StockCall:
+    return replace(call, arguments={**call.arguments, "output_type": form})
+
+
+def laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """x (N, ...) in the memory layout of `like` (1, ...).
+
+    The last digits of a matrix product depend on it.
+    """
+    strides = like.stride()
+    axes = [0, *sorted(range(1, x.ndim), key=lambda axis: -strides[axis])]
+    if axes == sorted(axes):
+        return x
+    return x.permute(axes).contiguous().permute([axes.index(axis) for axis in range(x.ndim)])
+
+
+def _mean(out: Tensor, x: Tensor) -> Tensor:
+    """A network's output without a variance, which some predict, too."""
+    return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out
+
+
+def _sizes(shapes: Sequence[torch.Size]) -> str:
+    return " and ".join(str(tuple(shape)) for shape in shapes)

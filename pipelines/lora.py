@@ -14,7 +14,7 @@ from torch import nn
 
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
-from ttsnap.pipelines.memory.flops import Memo
+from ttsnap.pipelines.memory.memo import Memo
 from ttsnap.pipelines.pipeline_copy import copied, hooked, shared_copy
 from ttsnap.pipelines.quiet import quiet
 

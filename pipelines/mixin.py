@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar
 
+import torch
+
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
+from ttsnap.files.pictured import blanks
 from ttsnap.loop.budget import Budget
+from ttsnap.options.call import NOT_TAKEN
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import named_beside, taken
 from ttsnap.options.sampler import DRAFT, Finish, SamplerOptions
 from ttsnap.options.selection import listed
-from ttsnap.pipelines import arguments, output, pipeline_copy
+from ttsnap.pipelines import arguments, output, pipeline_copy, search_class
+from ttsnap.pipelines.calls.opening import takes_one_each
+from ttsnap.pipelines.calls.parts import DEVICE, denoisers_of, main_first
+from ttsnap.pipelines.calls.pictures import main_of, pictures_for
+from ttsnap.pipelines.calls.tasks import TEXT_TO_IMAGE, class_for, task_of
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_of
@@ -30,17 +40,18 @@ from ttsnap.sampling.drafts import fitting, sized
 from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import make_kernel
 
+LATENT_FRAME = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+"""What pipelines call the number of frames that one latent frame stands for."""
+
 
 class SearchMixin:
-    """First base of a search pipeline, before its stock class; `denoiser_class` is the family's
-    PipelineDenoiser."""
+    """First base of a search pipeline, before its stock class."""
 
-    denoiser_class: ClassVar[Any]
+    denoiser_class: ClassVar[Any] = PipelineDenoiser
     output_class: ClassVar[type[Any]]
-    """The stock output class; where a family does not set it, the one that the code of the stock
-    `__call__` names."""
-    suspends: ClassVar[bool] = False
-    """Whether its searches suspend the stock call, which then makes what comes back, too."""
+    """The stock output class: the one that the code of the stock `__call__` names."""
+    task: str | None = None
+    """What it was loaded for, where that was said: it then makes images of text, too."""
     own_defaults: ModelDefaults | None = None
     """What its searches take where their users say nothing, in place of what the model's folder
     says."""
@@ -114,7 +125,7 @@ class SearchMixin:
 
         As in diffusers the weights are shared. They are cast only when `dtype` is given, and the
         original keeps its hooks and its scheduler. ValueError for changes that this class does not
-        know, and for networks of another family.
+        know, and for networks of another class.
         """
         old, dtype = changes.pop("torch_dtype", None), changes.pop("dtype", None)
         if (other := changes.pop("custom_pipeline", None)) is not None:
@@ -151,21 +162,29 @@ class SearchMixin:
 
     def call_arguments(self) -> Collection[str]:
         """The arguments of the stock call that a search honours, beside the prompt."""
-        return {*type(self).denoiser_class.honours.split()}
+        names = self.stock_arguments().keys() - NOT_TAKEN
+        return {name for name in names if not name.endswith("prompt_embeds")}
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """As the stock class finds it, but in frames, for which it is known."""
+        stock: Any = super()
+        found: torch.device = vars(self).get(DEVICE) or stock._execution_device
+        return found
 
     def denoising_network(self) -> str:
         """The name of the part that denoises."""
-        name: str = type(self).denoiser_class.network
-        return name
+        parts: Any = self
+        return main_first(denoisers_of(parts.components))[0]
 
     def task_of(self, call: Mapping[str, object]) -> str | None:
         """What a call with these arguments does, where that is not to make images from text
         alone."""
-        return None
+        return task_of(self.stock_arguments(), self.components, call)  # type: ignore[attr-defined]
 
     def needs_picture(self) -> bool:
         """Whether its call needs a picture."""
-        return False
+        return self.stock_arguments().get("image") is inspect.Parameter.empty
 
     @classmethod
     def makes_videos(cls) -> bool:
@@ -177,12 +196,16 @@ class SearchMixin:
 
     def frames_every(self) -> int | None:
         """How many frames of a video one latent frame stands for; None where it makes images."""
-        return None
+        if not (self.makes_videos() or "num_frames" in self.stock_arguments()):
+            return None
+        found = [getattr(self, name) for name in LATENT_FRAME if hasattr(self, name)]
+        return int(found[0]) if found else 1
 
     def boundary(self) -> float | None:
         """Where the second of two networks begins, as a share of the training steps; None for
         models of one network."""
-        return None
+        found: float | None = self.config.get("boundary_ratio")  # type: ignore[attr-defined]
+        return found
 
     def split_prompt_inputs(
         self, prompts: Sequence[Prompt], call: Mapping[str, Any]
@@ -190,12 +213,43 @@ class SearchMixin:
         """The prompts with what lists in the call give for each of them, and the call as engines
         take it: with blank pictures of the first prompt's size, and an empty negative prompt.
         ValueError for lists of other lengths."""
-        return list(prompts), dict(call)
+        listed: dict[str, Sequence[Any]] = {}
+        for name, value in call.items():
+            if "prompt" in name and isinstance(value, list | tuple):
+                listed[name] = value
+        several = pictures_for(call, len(prompts)) if len(prompts) > 1 else {}
+        if several and takes_one_each(self, {**call, **several}):
+            listed |= several
+        split = []
+        for i, prompt in enumerate(prompts):
+            own = {name: values[i] for name, values in listed.items()}
+            split.append(replace(prompt, inputs={**prompt.inputs, **own}))
+        texts = {name: "" for name in listed if "prompt" in name}
+        return split, {**call, **blanks(split[0].inputs), **texts}
 
     def denoiser(self, **call: Any) -> Any:
-        """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance,
-        negative prompt)."""
-        return type(self).denoiser_class(self, **call)
+        """The Denoiser for these arguments of the stock call (sizes, steps, guidance, negative
+        prompt, pictures)."""
+        twin = self._from_text(call)
+        if twin is None:
+            return type(self).denoiser_class(self, **call)
+        takes = twin.call_arguments()
+        return twin.denoiser(**{name: value for name, value in call.items() if name in takes})
+
+    def _from_text(self, call: Mapping[str, Any]) -> Any | None:
+        """The search twin for images of text over the same parts.
+
+        That is where a call lacks the picture that its own class redraws; None where it does not,
+        or diffusers has no such class.
+        """
+        if (
+            self.task is None
+            or "image" not in self.stock_arguments()
+            or call.get("image") is not None
+        ):
+            return None
+        kind = class_for(self.stock_class(), TEXT_TO_IMAGE)
+        return None if kind is self.stock_class() else search_class(kind).from_pipe(self)
 
     def engine(
         self, reward: Any, *, network: SharedDenoiser | None = None, **given: Any
@@ -294,12 +348,7 @@ class SearchMixin:
             call["prompt"] = ""
         prompts = arguments.prompts_of(call, wanted.reward_prompts)
         call = {name: value for name, value in call.items() if name in takes}
-        if not self.suspends and output_type not in output.TYPES:
-            raise ValueError(
-                f"output_type must be one of {output.TYPES} under search, got {output_type!r}"
-            )
-        keeps = self.suspends or output_type == "latent"
-        batch = EngineOptions.of(asked.batches, keep=("latents",) if keeps else ())
+        batch = EngineOptions.of(asked.batches, keep=("latents",))
         with arguments.drawn(
             arguments.source_of(wanted.seed, generator, len(prompts) * keep)
         ) as seed:
@@ -334,9 +383,34 @@ class SearchMixin:
     ) -> tuple[Any, dict[str, Any]]:
         """What the stock call returns of the images that were found, in a form (output_type); and
         its other fields."""
-        device: Any = self._execution_device  # type: ignore[attr-defined]
+        denoiser = found.denoiser
+        pipe: Any = self
+        flagged = form != "latent" and any(found.flags or ())  # in frames no safety checker looks
+        if found.latents and denoiser.returns_more and not flagged:
+            return self._returned_by_calls(found, prompts, form)
         if form == "latent":
-            return output.latents(found.denoiser, found.latents, device), {}
+            return output.latents(denoiser, found.latents, pipe._execution_device), {}
         pixels = [candidate.pixels for result in found.results for candidate in result.images]
-        images = output.converted(pixels, form, found.denoiser.image_dtype, device)
+        images = output.converted(pixels, form, denoiser.image_dtype, pipe._execution_device)
         return images, {"nsfw_content_detected": found.flags}
+
+    def _returned_by_calls(
+        self, found: SearchOutcome, prompts: Sequence[Prompt], form: str
+    ) -> tuple[Any, dict[str, Any]]:
+        """The same, where stock calls return more than the pictures that searches see."""
+        denoiser = found.denoiser
+        denoiser.encode(prompts)
+        counts = torch.tensor([len(result.images) for result in found.results])
+        jobs = torch.arange(len(counts)).repeat_interleave(counts)
+        seeds = [image.seed for result in found.results for image in result.images]
+        cond = denoiser.conditions(jobs, seeds)
+        made = [
+            denoiser.returned(latents[None], at, form)
+            for latents, at in zip(found.latents, cond, strict=True)
+        ]
+        pipe: Any = self
+        pipe.maybe_free_model_hooks()
+        names = vars(made[0]).keys()
+        more = {name: output.joined([getattr(each, name) for each in made]) for name in names}
+        images = output.joined(list(map(main_of, made)))
+        return images, {**more, "nsfw_content_detected": found.flags}

@@ -34,10 +34,9 @@ if TYPE_CHECKING:
     from ttsnap.pipelines.denoiser import PipelineDenoiser
 
 Images: TypeAlias = "list[Image.Image] | NDArray[np.float32] | Tensor"
-"""N images in one of the forms in TYPES; an empty list where a search returned no image."""
+"""N images in one of the forms pil, pt, np and latent; an empty list where a search returned no image."""
 Videos: TypeAlias = "list[list[Image.Image]] | NDArray[np.float32] | Tensor"
 """N videos in one of these forms."""
-TYPES = ("pil", "pt", "np", "latent")
 
 
 @dataclass
@@ -243,12 +242,8 @@ def joined(values: Sequence[Any]) -> Any:
 
 
 def latents(denoiser: PipelineDenoiser, found: list[Tensor], device: torch.device) -> Images:
-    """Final latents in the form in which the stock call returns them; a denoiser may convert by
-    `finished`."""
-    if not found:
-        return []
-    stack = denoiser.settled(torch.stack(found).to(device), denoiser.pipe.vae)
-    return denoiser.finished(stack)
+    """Final latents in the dtype in which the stock call returns them."""
+    return denoiser.settled(torch.stack(found).to(device)) if found else []
 
 
 class FewerImages(UserWarning):

@@ -190,9 +190,6 @@ def measures() -> dict[str, float]:
     asking = [path for module, path in FILES.items() if room_of(module) != "request"]
     checked = [path for path in own if not set(path.relative_to(ROOT).parts) & set(PROGRAMS)]
     doors = [path for path in own if set(path.relative_to(ROOT).parts) & set(DOORS)]
-    families = [
-        path for path in every if path.parent.name == "families" and path.stem != "__init__"
-    ]
     tests = sorted((ROOT / "tests").rglob("*.py"))
     docs = set((ROOT / "docs").rglob("*.md"))
     made = set((ROOT / "docs" / "reference" / "commands").glob("*.md"))  # by the build of the site
@@ -213,7 +210,6 @@ def measures() -> dict[str, float]:
         "lines": len(texts),
         "lines of the doors": sum(map(lines, doors)),
         "lines of the tests": sum(map(lines, tests)),
-        "lines of a family's file, on average": round(sum(map(lines, families)) / len(families)),
         "files": len(every),
         f"files over {MOST_LINES} lines": sum(lines(path) > MOST_LINES for path in every),
         "functions": count(every, lambda node: isinstance(node, DEFINITIONS)),

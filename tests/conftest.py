@@ -254,21 +254,6 @@ def shallow_model(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def real_flops() -> None:
-    """For tests of what FLOPs are, where others have `any_flops`."""
-
-
-@pytest.fixture
-def any_flops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FLOPs of pipelines are not counted, which takes several times as long as a search with a tiny
-    one."""
-    if "real_flops" not in request.fixturenames:
-        monkeypatch.setattr(
-            "ttsnap.pipelines.memory.flops.count", lambda *_, rows=1, **__: (1e6 * rows, 1e5)
-        )
-
-
-@pytest.fixture
 def few_prices(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ttsnap tune --policy price-of-compute` finds the prices of two budgets on 30 seeds, not of seven on 200, for
     other tests."""

@@ -6,6 +6,7 @@ So nothing that a frame sets shows in the user's pipeline, and no other frame se
 from __future__ import annotations
 
 import functools
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,9 +17,11 @@ from ttsnap.pipelines.calls.kept import Kept
 from ttsnap.pipelines.calls.parts import METHODS, forget_own_methods, uncompiled
 from ttsnap.pipelines.calls.places import LatentsPlace
 from ttsnap.pipelines.calls.questions import Drawn, DrawnBy, PartCall
-from ttsnap.pipelines.denoiser import ENCODING
 from ttsnap.pipelines.suspended import Ask
 
+ENCODING = threading.RLock()
+"""Held while prompts are encoded: fast tokenizers are set, by each call, to how it pads and
+cuts."""
 ASKS = "_asks"
 """The attribute of a part by which it asks."""
 

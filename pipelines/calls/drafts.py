@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ttsnap.pipelines.calls.conditions import Condition
 from ttsnap.pipelines.calls.frame import CallFrame
+from ttsnap.pipelines.calls.given import SCALES
 from ttsnap.pipelines.calls.hub import Hub
 from ttsnap.pipelines.calls.joining import rows_of
 from ttsnap.pipelines.calls.pool import FramePool
@@ -26,11 +27,13 @@ from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.calls.times import unscaled
 from ttsnap.pipelines.calls.told import Told
 from ttsnap.pipelines.calls.values import tensors_in
-from ttsnap.pipelines.denoiser import NO_FLOW_MAP
-from ttsnap.pipelines.guidance import SCALES
 from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.sampling.rng import seeded
 
+NO_FLOW_MAP = (
+    "draft self is for flow maps, whose network reads the time that it is to arrive at, and that of"
+    " this call reads none; draft hot takes any model"
+)
 UNGUIDED = (1.0, 0.0)
 """Scales at which stock calls do without guidance; most at the first."""
 

@@ -14,8 +14,9 @@ from ttsnap.pipelines.calls.asking import locked
 from ttsnap.pipelines.calls.parts import tokenizers_of
 from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.calls.tasks import PICTURES
-from ttsnap.pipelines.guidance import SCALES
 
+SCALES = ("true_cfg_scale", "guidance_scale")
+"""The arguments of stock calls with a guidance scale, that of two passes first."""
 TYPICAL = Prompt("a red circle and a blue square")
 """Of a rehearsal."""
 

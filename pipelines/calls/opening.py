@@ -21,7 +21,7 @@ from ttsnap.pipelines.calls.run import first_shapes
 from ttsnap.pipelines.calls.shared_parts import dtypes
 from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.calls.values import PLAIN, likeness_of
-from ttsnap.pipelines.memory import flops
+from ttsnap.pipelines.memory.memo import Memo, filling
 from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.pipelines.quiet import quiet
 
@@ -110,7 +110,7 @@ def _known(call: StockCall) -> dict[Hashable, Any]:
         return {}
     kind = type(call.pipe).stock_class()
     known: dict[Hashable, Any] = _memo(call, ALIKE, kind, key, settings, widths, str(call.device))
-    memo: flops.Memo = call.pipe._search_memo
+    memo: Memo = call.pipe._search_memo
     for old in [each for each in list(memo) if each[0] == ALIKE][:-KINDS]:
         memo.pop(old, None)
     return known
@@ -119,8 +119,8 @@ def _known(call: StockCall) -> dict[Hashable, Any]:
 def _memo(call: StockCall, *key: Hashable) -> Any:
     """What is kept with a pipeline while its parts are the same."""
     parts = list(call.modules.values())
-    memo: flops.Memo = call.pipe._search_memo
-    return memo.of((*key, *map(weakref.ref, parts), *map(flops.filling, parts)))
+    memo: Memo = call.pipe._search_memo
+    return memo.of((*key, *map(weakref.ref, parts), *map(filling, parts)))
 
 
 # --- lists of pictures ----------------------------------------------------------------------------

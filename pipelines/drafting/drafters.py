@@ -23,7 +23,7 @@ from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import HOT, SELF, calls_of
 from ttsnap.pipelines.drafting.known_drafters import KnownDrafter, known_drafter, names_for
 from ttsnap.pipelines.lora import LOADING, hub_file, tuned_layers, under_lora
-from ttsnap.pipelines.memory.flops import Memo
+from ttsnap.pipelines.memory.memo import Memo
 from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.patches import refuse_patches
 from ttsnap.pipelines.pipeline_copy import hooked

@@ -4,9 +4,7 @@ sampler's."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 from weakref import proxy
 
 import torch
@@ -15,9 +13,7 @@ from torch import Tensor
 from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafters import Drafter, DraftSpec, make_drafter
-from ttsnap.pipelines.guidance import InCall
 from ttsnap.pipelines.latents.convert import own_path, timestep_unit
-from ttsnap.pipelines.latents.layouts import Packed
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.drafts import begins_as_noise, call_times, guess, unchecked
@@ -98,7 +94,7 @@ class Drafting:
 
         def estimate(at: Tensor, time: Tensor) -> Tensor:
             timestep = (time * unit).float().to(x.device, non_blocking=True)
-            out = twin.guided(at.to(x.dtype), timestep, position, cond)
+            out = twin.drafted(at.to(x.dtype), timestep, position, cond)
             there = replace(schedule, alpha=path.alpha(time), sigma=path.sigma(time), scale=None)
             return there.x0(at, out, each)
 
@@ -139,7 +135,7 @@ class Drafting:
         return float(level(path, call_times(t, calls, self.drafter.settings.first_time)[-1][1]))
 
     def flops(self) -> float:
-        return self.denoiser.draft_flops(self.twin)
+        return self.twin().draft_flops()
 
     def doubt(self, model: str) -> str | None:
         """A warning where the drafter was not checked for this model (by its name), number of steps
@@ -152,53 +148,3 @@ class Drafting:
         drafter."""
         how = self.drafter
         return self.denoiser.by_drafter(how.net, how.settings.guidance, arrives=how.arrives)
-
-
-def stock_lines(
-    denoiser: PipelineDenoiser, prompt: str, call: Mapping[str, Any], seed: int
-) -> list[str]:
-    """Lines by which stock diffusers makes a finished draft of a seed again; none where it took
-    several calls, or where no family knows the pipeline, and so not what redraws.
-
-    `drafter` in them is the pipeline with the drafter's network, `redraw` the family's
-    image-to-image pipeline.
-    """
-    drafts = denoiser.drafts
-    if not isinstance(drafts, Drafting) or drafts.whole is None or drafts.calls > 1:
-        return []
-    if isinstance(denoiser.guidance, InCall):
-        return []
-    whole, twin, settings = drafts.whole, drafts.twin(), drafts.drafter.settings
-    first = {"sigmas": [settings.first_time]}
-    if whole.prediction != "flow":
-        first = {"timesteps": [float(whole.timesteps[0]) * settings.first_time]}
-    scale = twin.embedded_scale if twin.embeds else settings.guidance or 1.0
-    sides = {"height", "width"}
-    drawn = {name: call[name] for name in (*sorted(sides), "max_sequence_length") if name in call}
-    redrawn = {name: value for name, value in call.items() if name != "num_inference_steps"}
-    if denoiser.network == "unet":  # its image-to-image takes the size of the picture
-        redrawn = {name: value for name, value in redrawn.items() if name not in sides}
-    steps, latent = whole.grid.steps, "draft"
-    if isinstance(layout := denoiser.layout, Packed):
-        latent = (
-            f"redraw._unpack_latents(draft, {layout.height}, {layout.width},"
-            " redraw.vae_scale_factor)"
-        )
-    of_seed = f"generator=torch.Generator().manual_seed({seed})"
-
-    def written(**given: Any) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in given.items())
-
-    draft = written(
-        prompt=prompt,
-        num_inference_steps=1,
-        guidance_scale=scale,
-        **first,
-        **drawn,
-        output_type="latent",
-    )
-    rest = written(num_inference_steps=steps, strength=denoiser.grid.steps / steps, **redrawn)
-    return [
-        f"draft = drafter({draft}, {of_seed}).images",
-        f"redraw(prompt={prompt!r}, image={latent}, {rest}, {of_seed})",
-    ]

@@ -21,14 +21,13 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.files.reading import read_object
 from ttsnap.options.option import Spec, same
 from ttsnap.options.sampler import AUTO, DRAFT, NOISE, SamplerOptions, calls_of
+from ttsnap.pipelines.calls.given import SCALES
 from ttsnap.pipelines.drafting.drafters import make_drafter
-from ttsnap.pipelines.guidance import SCALES
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
 from ttsnap.pipelines.record import adapters
 from ttsnap.reward_models.registry import suits_drafts
-from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.drafts import Checked, DraftSettings, read_draft
 
 logger = logging.getLogger(__name__)
@@ -111,8 +110,6 @@ def drafting(
         )
     if not isinstance(sampler.draft, str) or sampler.finish not in (AUTO, DRAFT):
         return sampler
-    if (why := pipe.denoiser_class.cannot.get(Capability.DRAFT)) is not None:
-        raise ValueError(why)
     return finishing(
         sampler, make_drafter(pipe, pipe.denoising_network(), sampler.draft).settings, call
     )
@@ -140,11 +137,7 @@ def own_draft(pipe: Any) -> OwnDraft | None:
     folder: with a LoRA, another class, network or scheduler, or offloading. ValueError for a
     damaged draft.json."""
     defaults = defaults_of(pipe)
-    if (
-        defaults.draft is None
-        or Capability.DRAFT in pipe.denoiser_class.cannot
-        or not pipe.name_or_path
-    ):
+    if defaults.draft is None or not pipe.name_or_path:
         return None
     folder = Path(pipe.name_or_path)
     network = getattr(pipe, pipe.denoising_network())
@@ -161,8 +154,9 @@ def own_draft(pipe: Any) -> OwnDraft | None:
         return None
     where, _ = calls_of(defaults.draft)
     settings = read_draft(draft_folder(pipe, where))
-    height, width = pipe.denoiser(**defaults.completed({})).native_size(None, None)
-    return OwnDraft(defaults.draft, settings, {"height": height, "width": width, **defaults.call})
+    own_call = pipe.denoiser(**defaults.completed({}))
+    size = {"height": own_call.height, "width": own_call.width}
+    return OwnDraft(defaults.draft, settings, {**size, **defaults.call})
 
 
 def _drafts(algorithm: Algorithm) -> bool:

@@ -13,12 +13,10 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from numpy.typing import NDArray
 from torch import Tensor
@@ -289,52 +287,6 @@ def laid_open(
     path = Linear() if flow else None
     return Schedule(
         scheduler, at, alpha, sigma, scale, prediction, grid, path, times, kernel, name in NARROWING
-    )
-
-
-def call_schedule(scheduler: Any, call: SimpleNamespace, *, scaled: bool = True) -> Schedule:
-    """The schedule by the steps, timesteps, sigmas and eta of a stock call.
-
-    scaled: whether the scheduler scales initial noise and the network's input. ValueError for one
-        that cannot.
-    """
-    if scaled and not hasattr(scheduler, "init_noise_sigma"):
-        name = type(scheduler).__name__
-        raise ValueError(
-            f"{name} cannot be used with this pipeline, nor in its stock call: it has no"
-            " init_noise_sigma"
-        )
-    return make_schedule(
-        scheduler,
-        call.num_inference_steps,
-        timesteps=call.timesteps,
-        sigmas=call.sigmas,
-        step_arguments={"eta": call.eta},
-        scaled=scaled,
-    )
-
-
-def flow_schedule(
-    scheduler: Any, call: SimpleNamespace, mu: float, *, own_sigmas: bool = False
-) -> Schedule:
-    """The schedule of a flow by the steps and sigmas of a stock call, by default evenly spaced from
-    1.
-
-    own_sigmas: whether schedulers with `use_flow_sigmas` keep their own.
-    """
-    steps = max(1, call.num_inference_steps)  # make_schedule refuses fewer
-    sigmas = np.linspace(1.0, 1 / steps, steps) if call.sigmas is None else call.sigmas
-    own = own_sigmas and scheduler.config.get("use_flow_sigmas")
-    return make_schedule(scheduler, call.num_inference_steps, sigmas=None if own else sigmas, mu=mu)
-
-
-def token_shift(scheduler: Any, tokens: int, most: float = 1.15) -> float:
-    """mu for a picture of so many tokens, as in Flux. most: max_shift, where the scheduler has
-    none."""
-    c = scheduler.config
-    limits = (c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096))
-    return float(
-        calculate_shift(tokens, *limits, c.get("base_shift", 0.5), c.get("max_shift", most))
     )
 
 

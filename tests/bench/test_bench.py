@@ -51,9 +51,7 @@ def once(whole: bool, *what: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _inside(
-    shallow_model: None, any_flops: None, request: Any, tmp_path: Path, monkeypatch: Any
-) -> None:
+def _inside(shallow_model: None, request: Any, tmp_path: Path, monkeypatch: Any) -> None:
     whole = "ray_session" in request.fixturenames  # as in `shallow_model`
     monkeypatch.setattr(common, "load_model", functools.partial(once, whole))
     monkeypatch.chdir(tmp_path)

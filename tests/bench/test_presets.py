@@ -73,7 +73,6 @@ def test_dogtrim_halves_as_its_authors_and_no_baseline_gets_more(
 
 def test_parts_have_their_budgets_and_the_table_has_the_papers_layout(
     shallow_model: None,
-    any_flops: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -40,7 +40,6 @@ from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 
-pytestmark = pytest.mark.usefixtures("any_flops")
 ROOT = Path(__file__).parents[2]
 RUNGS = {"parity": parity, "cost": cost, "signal": signal}
 STEPS = {"num_inference_steps": 6, "guidance_scale": 1.0, **SIZE}

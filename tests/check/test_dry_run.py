@@ -27,7 +27,6 @@ from ttsnap.pipelines.on_paper import on_paper as made
 from ttsnap.profiling.on_paper import Live
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 
-pytestmark = pytest.mark.usefixtures("real_flops")
 PROMPT = Prompt("a red circle")
 
 

@@ -7,5 +7,5 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _quick(shallow_model: None, any_flops: None) -> None:
+def _quick(shallow_model: None) -> None:
     pass

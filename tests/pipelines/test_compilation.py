@@ -83,7 +83,6 @@ def test_regions_are_compiled_where_diffusers_names_them(family: str) -> None:
     assert 0 < graphs() <= (2 * len(sizes) if family == "flux" else RECOMPILE_LIMIT)
 
 
-@pytest.mark.usefixtures("real_flops")
 def test_flops_are_counted_on_an_uncompiled_copy() -> None:
     call = {**tiny.FAMILIES["sd3"].call, "num_inference_steps": 2}
     expected = upgrade(tiny.sd3()).denoiser(**call).costs()

@@ -27,7 +27,7 @@ from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafting.drafters import Drafter, _settings
 from ttsnap.pipelines.drafting.drafting import stock_lines, use_drafter
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
-from ttsnap.pipelines.memory.flops import setting_of
+from ttsnap.pipelines.memory.memo import setting_of
 from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, write_draft, write_settings
 from ttsnap.sampling.rng import seeded
 
@@ -290,7 +290,6 @@ def test_a_draft_beside_a_compiled_network_is_not_compiled_and_leaves_the_other_
     assert not any(m._compiled_call_impl is not None for m in base.drafts.drafter.net.modules())
 
 
-@pytest.mark.usefixtures("real_flops")
 def test_a_lora_that_is_not_merged_costs_more(
     lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

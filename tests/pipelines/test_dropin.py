@@ -33,6 +33,7 @@ from diffusers.hooks import apply_pyramid_attention_broadcast
 from diffusers.pipelines.stable_diffusion_3 import StableDiffusion3PipelineOutput
 from diffusers.utils import dynamic_modules_utils
 from transformers import CLIPImageProcessor, T5Config, T5EncoderModel
+from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline as Twin
 
 from ttsnap import BestOfN, SeedPruning
 from ttsnap.algorithms.smc.smc import SMC
@@ -50,7 +51,6 @@ from ttsnap.pipelines import (
     upgrade,
 )
 from ttsnap.pipelines.drafting import drafters
-from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline as Twin
 from ttsnap.pipelines.opening import moves, placed
 from ttsnap.pipelines.output import reported, search_output, stock_output
 from ttsnap.pipelines.search_pipeline import CallArguments, SearchPipeline

@@ -27,12 +27,12 @@ from diffusers import (
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 
 from ttsnap import BestOfN
 from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 
 from ..cover import each_once  # noqa: TID252
 from .tiny import (
@@ -505,7 +505,6 @@ def test_embeddings_stand_for_their_prompts(name: str, change: Change) -> None:
 
 
 @pytest.mark.parametrize(("name", "guided"), each_once(list(FAMILIES), [True, False]))
-@pytest.mark.usefixtures("real_flops")
 def test_flops_are_counted_without_a_call_and_are_those_of_one(
     name: str, guided: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -657,7 +656,6 @@ def test_what_cannot_be_honoured_is_refused_before_any_compute(
         ),
     ],
 )
-@pytest.mark.usefixtures("real_flops")
 def test_parts_that_do_not_fit_are_refused(name: str, edit: Any, change: Change, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         upgrade(edited(edit)(name)).denoiser(**arguments(name, change)).costs()

@@ -15,11 +15,9 @@ from diffusers import SD3Transformer2DModel
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
-from ttsnap.pipelines.memory.flops import Memo
+from ttsnap.pipelines.memory.memo import Memo
 
 from .tiny import FAMILIES, jitter
-
-pytestmark = pytest.mark.usefixtures("real_flops")
 
 
 @pytest.fixture(autouse=True)

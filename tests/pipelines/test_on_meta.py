@@ -21,8 +21,7 @@ from tests.pipelines.tiny import FAMILIES
 from ttsnap import SeedPruning, search
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.calls.pipeline import calls_search_class
+from ttsnap.pipelines import search_class, upgrade
 from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.request.request import EngineSpec
 from ttsnap.rewards.reward_model import RewardModel
@@ -121,7 +120,7 @@ def searched(name: str, n: int = 8, *, scheduler: Any = None, **how: Any) -> tup
             FAMILIES[family].build(),
             FAMILIES[family].call,
         )
-        pipe = placed(copied(stock, calls_search_class(type(stock))), place)
+        pipe = placed(copied(stock, search_class(type(stock))), place)
     else:
         case = families().build(name, "tiny", META, torch.float32)
         place, stock, call = {"now": META}, case.pipe, case.call

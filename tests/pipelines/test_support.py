@@ -19,7 +19,7 @@ from docs._ext import supported as matrix
 from ttsnap.options.every import DECLARED
 from ttsnap.pipelines import FAMILIES as SUPPORTED
 from ttsnap.pipelines import makes_videos, search_class, upgrade
-from ttsnap.pipelines.calls.denoiser import CallsDenoiser
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 
 from .modular.tiny import CASES, SLOW, twin
 from .test_families import PACKED
@@ -47,7 +47,7 @@ def test_pipelines_that_no_family_knows_are_taken_and_a_controlnet_is_left_behin
         controlnet=ControlNetModel.from_unet(stock.unet),
     )
     for pipe in (controlled, other("FluxControlPipeline", "flux")):
-        assert type(upgrade(pipe)).denoiser_class is CallsDenoiser
+        assert type(upgrade(pipe)).denoiser_class is PipelineDenoiser
     assert "controlnet" not in search_class(type(stock)).from_pipe(controlled).components
     with pytest.raises(ValueError, match="no pipeline of diffusers"):
         upgrade(stock.unet)

@@ -23,10 +23,9 @@ from ttsnap.algorithms.best_of_n import OneOfGroup
 from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.variety import Repel
-from ttsnap.pipelines import upgrade
+from ttsnap.pipelines import search_class, upgrade
 from ttsnap.pipelines.calls.coupling import CoupledHub
-from ttsnap.pipelines.calls.pipeline import calls_search_class
-from ttsnap.pipelines.memory.flops import Memo
+from ttsnap.pipelines.memory.memo import Memo
 from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.results import png_info
 from ttsnap.results.record import parse_record
@@ -100,7 +99,7 @@ def family(name: str) -> tuple[Any, dict[str, Any]]:
 
 def by_calls(pipe: Any) -> Any:
     """The same pipeline, whose stock calls are suspended."""
-    return copied(pipe, calls_search_class(pipe.stock_class()))
+    return copied(pipe, search_class(pipe.stock_class()))
 
 
 def known(name: str, way: str) -> tuple[Any, dict[str, Any]]:
@@ -191,7 +190,6 @@ def test_attention_is_coupled_by_formula(name: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-@pytest.mark.usefixtures("real_flops")
 def test_suspended_calls_are_coupled_as_families_are(name: str) -> None:
     (pipe, call), how = family(name), "repel:3:0.75:3:0.2:0.3"
     vars(pipe)["_search_memo"] = (
@@ -319,7 +317,6 @@ def test_what_cannot_be_is_refused() -> None:
         )
 
 
-@pytest.mark.usefixtures("real_flops")
 def test_what_coupling_takes_is_counted() -> None:
     """Of each token a product with every token of the group, at each attention and in both halves
     of guidance."""

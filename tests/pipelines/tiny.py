@@ -24,7 +24,7 @@ from diffusers import (
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from tests.pickled import copier
-from ttsnap.pipelines import search_class
+from ttsnap.pipelines.memory.memo import Memo
 
 Parts = dict[str, Any]
 
@@ -608,10 +608,7 @@ def save_lora(
 
 @functools.cache
 def shared(name: str) -> Any:
-    """One of FAMILIES that no test changes. FLOPs, which take longer than a search, are counted
-    once for all twins."""
+    """One of FAMILIES that no test changes, and what is measured of it, kept once for all twins."""
     pipe = FAMILIES[name].build()
-    # Every pipeline with a denoiser keeps what was counted; twins that are made later keep it in
-    # the same place.
-    search_class(type(pipe)).denoiser_class(pipe, **FAMILIES[name].call)
+    vars(pipe)["_search_memo"] = Memo()
     return pipe

@@ -88,7 +88,7 @@ def test_what_does_not_fit_together_is_refused_before_anything_runs() -> None:
             prepared("scenes", require=("ocr",), **how)
 
 
-@pytest.mark.usefixtures("shallow_model", "any_flops")
+@pytest.mark.usefixtures("shallow_model")
 def test_the_call_of_a_pipeline(tmp_path: Path) -> None:
     from ttsnap.pipelines import load
 

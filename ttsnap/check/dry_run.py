@@ -158,8 +158,8 @@ def worked_out(
     return Paper(
         name,
         str(pipe.dtype).removeprefix("torch."),
-        denoiser.layout.height,
-        denoiser.layout.width,
+        denoiser.height,
+        denoiser.width,
         denoiser.frames,
         denoiser.grid.steps,
         denoiser.passes_per_nfe,

@@ -213,12 +213,7 @@ def _again(run: SearchOutcome, result: Result, a: Arguments, plain: bool) -> Ite
         again = "`ttsnap replay` makes the winner again with the seeds that it began with"
         yield f"{again}; plain diffusers does not"
     elif sampler.finishes:
-        from ttsnap.pipelines.drafting.drafting import stock_lines
-
-        if lines := stock_lines(run.denoiser, result.prompt, run.record.call, best.seed):
-            names = "`drafter` has the drafter's network, `redraw` is image-to-image"
-            yield f"the winner in plain diffusers: {names}:"
-            yield from (f"  {line}" for line in lines)
+        yield "`ttsnap replay` makes the winner again; plain diffusers finishes no drafts"
 
 
 def _plain_call(run: SearchOutcome, result: Result, a: Arguments) -> Iterator[str]:

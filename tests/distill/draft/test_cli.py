@@ -24,7 +24,7 @@ from ...said import error_of  # noqa: TID252
 from ..kills import calls  # noqa: TID252
 from .small import bytes_in
 
-pytestmark = pytest.mark.usefixtures("shallow_model", "any_flops")
+pytestmark = pytest.mark.usefixtures("shallow_model")
 SMALL = """
 call: {num_inference_steps: 4}
 trajectories: {count: 4, shard: 4, batch: 4, states: 2}

@@ -19,10 +19,9 @@ from tests.pipelines import tiny as families
 from ttsnap import search
 from ttsnap.algorithms import make_algorithm
 from ttsnap.loop.budget import Budget
-from ttsnap.pipelines import upgrade
+from ttsnap.pipelines import search_class, upgrade
 from ttsnap.pipelines.calls import frame
 from ttsnap.pipelines.calls.pictures import images_of
-from ttsnap.pipelines.calls.pipeline import calls_search_class
 from ttsnap.pipelines.calls.shared_parts import changed
 from ttsnap.pipelines.calls.shared_parts import processors as all_processors
 from ttsnap.pipelines.pipeline_copy import copied
@@ -78,7 +77,7 @@ def test_winners_are_what_the_stock_call_makes_of_their_seeds(name: str) -> None
 
 def test_a_video_comes_with_its_sound_which_estimates_do_without() -> None:
     pipe, call = stock("LTX2ImageToVideoPipeline"), call_of("LTX2ImageToVideoPipeline")
-    twin = copied(pipe, calls_search_class(type(pipe)))
+    twin = copied(pipe, search_class(type(pipe)))
     out = found(twin, PROMPTS[:1], budget="2images", **call)
     generator = seeded(out.search[0].best.seed)
     made = pipe(prompt=PROMPTS[0], generator=generator, output_type="pt", **call)
@@ -113,7 +112,7 @@ def test_rows_that_go_alone_are_equal_to_the_last_bit_and_no_thread_is_left() ->
 )
 def test_kernels_and_paths_find_what_a_family_finds(how: dict[str, Any]) -> None:
     pipe, call = families.shared("sd3"), {**families.FAMILIES["sd3"].call, "num_inference_steps": 4}
-    twin = copied(pipe, calls_search_class(type(pipe)))
+    twin = copied(pipe, search_class(type(pipe)))
     ours, theirs = (found(each, PROMPTS, **how, **call) for each in (twin, upgrade(pipe)))
     assert [result.spent.nfe for result in ours.search] == [
         result.spent.nfe for result in theirs.search
@@ -124,10 +123,10 @@ def test_kernels_and_paths_find_what_a_family_finds(how: dict[str, Any]) -> None
     assert torch.allclose(pictures(ours), pictures(theirs), atol=2e-5)
 
 
-def test_the_ledger_counts_what_networks_answer_and_costs_are_a_familys(real_flops: None) -> None:
+def test_the_ledger_counts_what_networks_answer_and_costs_are_a_familys() -> None:
     family = families.FAMILIES["sdxl"]
     pipe, call = families.shared("sdxl"), {**family.call, "num_inference_steps": 4}
-    twin = copied(pipe, calls_search_class(type(pipe)))
+    twin = copied(pipe, search_class(type(pipe)))
     engine, known = twin.engine(reward, **call), upgrade(pipe).engine(reward, **call)
     assert engine.price.passes_per_nfe == known.price.passes_per_nfe == 2
     assert engine.price.flops.nfe == pytest.approx(known.price.flops.nfe, rel=0.02)
@@ -145,8 +144,8 @@ def test_joining_is_tried_and_images_stay_apart_where_a_network_mixes_them() -> 
     calls = Counter[str]()
     for name, pipe in (
         ("pag", upgrade(pag)),
-        ("plain", copied(plain, calls_search_class(type(plain)))),
-        ("mixing", copied(mixing, calls_search_class(type(plain)))),
+        ("plain", copied(plain, search_class(type(plain)))),
+        ("mixing", copied(mixing, search_class(type(plain)))),
     ):
         denoiser = pipe.denoiser(**size)
         denoiser.encode([PROMPTS[0]])
@@ -190,7 +189,7 @@ def test_steps_wait_for_the_device_no_more_than_those_of_stock_calls(
 
     monkeypatch.setattr(frame, "_program", watched)
     pipe, call = families.shared(name), {**families.FAMILIES[name].call, "num_inference_steps": 4}
-    denoiser = copied(pipe, calls_search_class(type(pipe))).denoiser(**call)
+    denoiser = copied(pipe, search_class(type(pipe))).denoiser(**call)
     denoiser.encode(PROMPTS[:1])
     x, cond = denoiser.init_latents([seeded(seed) for seed in range(3)]), torch.zeros(3).long()
     with torch.no_grad(), Waits():
@@ -207,7 +206,7 @@ def test_steps_wait_for_the_device_no_more_than_those_of_stock_calls(
     assert ours <= 2 / 4 * Waits.counts.total()
 
 
-def test_a_preview_vae_decodes_estimates_and_is_priced(real_flops: None) -> None:
+def test_a_preview_vae_decodes_estimates_and_is_priced() -> None:
     pipe, call = copy.copy(stock("PixArtAlphaPipeline")), call_of("PixArtAlphaPipeline")
     blocks = len(pipe.vae.config.block_out_channels)
     widths = {f"{side}_block_out_channels": (4,) * blocks for side in ("encoder", "decoder")}

@@ -16,9 +16,8 @@ from tests.pipelines import tiny as families
 from ttsnap import BestOfN, search
 from ttsnap.algorithms import make_algorithm
 from ttsnap.loop.budget import Budget
-from ttsnap.pipelines import upgrade
+from ttsnap.pipelines import search_class, upgrade
 from ttsnap.pipelines.calls.pictures import images_of
-from ttsnap.pipelines.calls.pipeline import calls_search_class
 from ttsnap.pipelines.calls.shared_parts import changed
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.pipeline_copy import copied
@@ -45,16 +44,14 @@ def figures(out: Any) -> list[Any]:
         ("sdxl", {"draft": "hot:2", "finish": 0.6, "kernel": "ode"}),
     ],
 )
-def test_drafts_find_what_a_family_finds(
-    name: str, how: dict[str, Any], tmp_path: Path, real_flops: None
-) -> None:
+def test_drafts_find_what_a_family_finds(name: str, how: dict[str, Any], tmp_path: Path) -> None:
     pipe, call = (
         families.FAMILIES[name].build(),
         {**families.FAMILIES[name].call, "num_inference_steps": 5},
     )
     if how["draft"] == "lora":
         how = {**how, "draft": str(families.save_lora(pipe, tmp_path))}
-    twin = copied(pipe, calls_search_class(type(pipe)))
+    twin = copied(pipe, search_class(type(pipe)))
     asked = {**how, **call, "budget": "20nfe"}
     ours, theirs = (found(each, PROMPTS, **asked) for each in (twin, upgrade(pipe)))
     assert figures(ours) == figures(theirs)

@@ -219,7 +219,7 @@ def test_ledgers_of_searches_that_follow_gradients(name: str, how: dict[str, Any
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_the_ledgers_of_300_random_searches(real_flops: None) -> None:
+def test_the_ledgers_of_300_random_searches() -> None:
     rng, ran = random.Random(1), 0
     for _ in range(36):
         for name in ALL:

@@ -17,7 +17,7 @@ from torch import nn
 from tests.pipelines import tiny as families
 from ttsnap.pipelines import search_class, upgrade
 from ttsnap.pipelines.arguments import call_parameters
-from ttsnap.pipelines.calls.pipeline import SearchCallsMixin
+from ttsnap.pipelines.mixin import SearchMixin
 
 from .test_calls import alone, found, pictures
 from .tiny import call_of, stock
@@ -124,7 +124,7 @@ def test_a_subclass_with_parts_of_its_own_is_none_of_a_family() -> None:
             super().__init__(**parts)
 
     pipe.unet.__class__, pipe.__class__ = OwnUNet, OwnParts
-    assert issubclass(search_class(OwnParts), SearchCallsMixin)
+    assert issubclass(search_class(OwnParts), SearchMixin)
     finds_the_stock_image(pipe, call)
     assert len(set(seen)) == 2
 

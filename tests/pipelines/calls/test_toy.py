@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ttsnap.core.needs import Need
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.calls.denoiser import CallsDenoiser
 from ttsnap.pipelines.calls.pictures import images_of, pictures_for
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 
@@ -297,13 +297,13 @@ def test_frames_that_step_several_fields_stay_where_tensors_alone_are_made_betwe
 def test_frames_are_no_more_than_particles_and_go_with_the_search(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trim, counts = CallsDenoiser.trim, list[tuple[int, int]]()
+    trim, counts = PipelineDenoiser.trim, list[tuple[int, int]]()
 
-    def counted(self: CallsDenoiser, particles: int) -> None:
+    def counted(self: PipelineDenoiser, particles: int) -> None:
         trim(self, particles)
         counts.append((sum(thread.name == NAME for thread in threading.enumerate()), particles))
 
-    monkeypatch.setattr(CallsDenoiser, "trim", counted)
+    monkeypatch.setattr(PipelineDenoiser, "trim", counted)
     found(upgrade(toy()), batch_size=4, budget="20images")
     assert all(frames <= particles for frames, particles in counts)
     assert max(frames for frames, _ in counts) > 8

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import support_parts
 from benchmarks.support_parts import Case
-from ttsnap.pipelines.memory.flops import Memo
+from ttsnap.pipelines.memory.memo import Memo
 
 NAMES = (
     "StableDiffusionImg2ImgPipeline",

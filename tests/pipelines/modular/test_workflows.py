@@ -257,7 +257,6 @@ def test_a_model_is_loaded_for_a_task(tmp_path: Path) -> None:
         load(tmp_path, task="editing")
 
 
-@pytest.mark.usefixtures("real_flops")
 def test_a_preview_vae_that_the_blocks_cannot_use_is_refused() -> None:
     pipe = twin("flux2_klein")
     pipe.preview_vae = AutoencoderTiny(latent_channels=4)

@@ -19,7 +19,7 @@ from tests.golden import tiny_vlm
 from tests.pipelines import tiny
 from ttsnap import BestOfN
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.memory.flops import Memo
+from ttsnap.pipelines.memory.memo import Memo
 from ttsnap.sampling.rng import seeded
 
 from . import tiny_videos as videos
