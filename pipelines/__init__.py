@@ -129,17 +129,10 @@ def _restore(stock: Any, base: Any) -> Any:
     return twin.__new__(twin)
 
 
-def custom_pipeline(family: str) -> str:
-    """Path of the file with a family's search pipeline, which diffusers loads by
-    `custom_pipeline=`.
-
-    family: a stock class ("FluxPipeline") or its module here ("flux"); ValueError for others.
-    """
-    modules = {name: path.partition(":")[0].rpartition(".")[2] for name, path in FAMILIES.items()}
-    module = modules.get(family, family)
-    if module not in modules.values():
-        raise ValueError(f"no family {family!r}; choose one of {', '.join(modules.values())}")
-    return str(Path(__file__).parent / "families" / f"{module}.py")
+def custom_pipeline() -> str:
+    """Path of the file by which diffusers loads a search pipeline of any class, as
+    `custom_pipeline=`."""
+    return str(Path(__file__).parent / "any_search_pipeline.py")
 
 
 def load(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 from tests.pipelines.tiny import FAMILIES, PIXART_BETAS, jitter, quiet
-from ttsnap.pipelines import custom_pipeline, upgrade
+from ttsnap.pipelines import upgrade
 from ttsnap import SeedPruning
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -37,7 +37,6 @@ for prompt, image, result in zip(prompts, out.images, out.search):
     torch.testing.assert_close(image, again, atol=1e-4, rtol=1e-4)
 with pytest.raises(ValueError, match="callback"):
     twin("a cat", search="best-of-n", reward="brightness", budget="9nfe", callback=print, **CALL)
-assert custom_pipeline("pixart_alpha").endswith("families/pixart_alpha.py")
 """
 
 
