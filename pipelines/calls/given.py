@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import torch
+
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
 from ttsnap.pipelines.calls import guiders, loops
@@ -50,11 +52,13 @@ class GivenCall:
         if "prompt" in self.pipe.stock_arguments():
             own |= {"prompt": prompt.text}
         pipe, tokenizers = self.pipe, tokenizers_of(self.pipe.components)
+        device = pipe._execution_device
         return StockCall(
             pipe,
             pipe.stock_call(),
             {**self.arguments, **own},
-            pipe._execution_device,
+            device,
+            torch.is_autocast_enabled(device.type),
             {name: locked(part) for name, part in tokenizers.items()},
         )
 
