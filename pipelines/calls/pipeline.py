@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.extras import install
@@ -24,6 +25,7 @@ from ttsnap.pipelines.calls.opening import takes_one_each
 from ttsnap.pipelines.calls.parts import DEVICE, denoisers_of, main_first
 from ttsnap.pipelines.calls.pictures import main_of, pictures_for
 from ttsnap.pipelines.calls.tasks import TEXT_TO_IMAGE, class_for, task_of
+from ttsnap.pipelines.calls.values import tensors_in
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput, joined
 from ttsnap.pipelines.run import SearchOutcome
@@ -43,8 +45,7 @@ class SearchCallsMixin(SearchMixin):
     """What it was loaded for, where that was said: it then makes images of text, too."""
 
     def call_arguments(self) -> Collection[str]:
-        names = self.stock_arguments().keys() - NOT_TAKEN
-        return {name for name in names if not name.endswith("prompt_embeds")}
+        return self.stock_arguments().keys() - NOT_TAKEN
 
     @property
     def _execution_device(self) -> torch.device:
@@ -60,19 +61,20 @@ class SearchCallsMixin(SearchMixin):
     def split_prompt_inputs(
         self, prompts: Sequence[Prompt], call: Mapping[str, Any]
     ) -> tuple[list[Prompt], dict[str, Any]]:
-        listed: dict[str, Sequence[Any]] = {}
-        for name, value in call.items():
-            if "prompt" in name and isinstance(value, list | tuple):
-                listed[name] = value
+        named = [each for each in call.items() if "prompt" in each[0]]
+        listed = {name: each for name, each in named if isinstance(each, list | tuple | Tensor)}
+        embeds = {name: each for name, each in listed.items() if tensors_in(each)}
         several = pictures_for(call, len(prompts)) if len(prompts) > 1 else {}
         if several and takes_one_each(self, {**call, **several}):
             listed |= several
         split = []
         for i, prompt in enumerate(prompts):
             own = {name: values[i] for name, values in listed.items()}
+            own |= {name: values[i : i + 1] for name, values in embeds.items()}
             split.append(replace(prompt, inputs={**prompt.inputs, **own}))
         texts = {name: "" for name in listed if "prompt" in name}
-        return split, {**call, **blanks(split[0].inputs), **texts}
+        rows = {name: values[:1] for name, values in embeds.items()}
+        return split, {**call, **blanks(split[0].inputs), **texts, **rows}
 
     def returned(
         self, found: SearchOutcome, prompts: Sequence[Prompt], form: str
