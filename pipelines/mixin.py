@@ -290,7 +290,8 @@ class SearchMixin:
         generator = call.pop("generator", None)
         keep, output_type, return_dict = arguments.returned(call, known)
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
-        if call.get("prompt") is None and "prompt" not in self.stock_arguments():
+        needs_text = "prompt" in self.stock_arguments() or arguments.embeddings_in(call)
+        if call.get("prompt") is None and not needs_text:
             call["prompt"] = ""
         prompts = arguments.prompts_of(call, wanted.reward_prompts)
         call = {name: value for name, value in call.items() if name in takes}
