@@ -17,8 +17,7 @@ from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.run import distill_draft
 from ttsnap.distill.draft.student import DraftStudent, blocks_of
 from ttsnap.distill.training import METRICS, read_metrics
-from ttsnap.pipelines import downgrade, load, upgrade
-from ttsnap.pipelines.calls.pipeline import calls_search_class
+from ttsnap.pipelines import downgrade, load, search_class, upgrade
 
 from ...pipelines.tiny import FAMILIES, shared  # noqa: TID252
 from .small import PROMPTS, config_of, stock_of
@@ -62,7 +61,7 @@ def test_an_estimate_is_what_the_stock_call_makes_in_one_step(name: str) -> None
     text = "a red circle above a blue square"
     own = {"max_sequence_length": 1} if name == "embedded" else FAMILIES[name].call
     call = {**own, "num_inference_steps": 4}
-    pipe = calls_search_class(type(stock)).from_pipe(stock)
+    pipe = search_class(type(stock)).from_pipe(stock)
     student = DraftStudent(pipe, call, states=2, first_time=0.8, rank=2)
     generator = torch.Generator().manual_seed(0)
     for each in student.parameters.values():
