@@ -290,7 +290,7 @@ class CallsDenoiser(PipelineDenoiser):
         """The call of a prompt, with what encoders made for one of the same prompt."""
         other = here[id(prompt)]
         call = self._stopping(self.given.for_prompt(prompt))
-        return replace(call, kept=other.kept, encodings=other.encodings)
+        return replace(call, kept=other.kept, encodings=other.encodings, beside=other)
 
     def forget_prompts(self) -> None:
         self.encode([])
