@@ -262,7 +262,7 @@ class LiveEngine(Engine):
         self.store.clear()
         self.noise.forget()
         self.executor.prompts.clear()
-        self.network.denoiser.forget_prompts()
+        self.network.forget_prompts()
         self.executor.watch.reset()
 
     def admit(self, prompts: Sequence[Prompt]) -> None:
