@@ -4,7 +4,7 @@ their weights.
     python benchmarks/draft_on_paper.py                      # a minute on a CPU
     python benchmarks/draft_on_paper.py --models flux --rank 16 --tflops 400 --json flux.json
 
-The networks are the published ones (families.py, "full"), on the meta device, which holds shapes
+The networks are the published ones (models.py, "full"), on the meta device, which holds shapes
 and no numbers. The LoRA of `ttsnap distill-draft` is put on them, and a row goes forward and back:
 what does not fit fails here, within a minute, and not after a day. Counted are the LoRA, FLOPs, and
 the bytes that the backward pass needs. From these follow hours at `--tflops`, the speed that a GPU
