@@ -311,9 +311,7 @@ def missing(name: str, size: str) -> str | None:
     if name == EMBEDDED:
         return None
     return (
-        f"it has no {size} configuration"
-        if size == "full" and MODELS[name].full is None
-        else None
+        f"it has no {size} configuration" if size == "full" and MODELS[name].full is None else None
     )
 
 
@@ -467,9 +465,7 @@ def arguments() -> argparse.Namespace:
     )
     p.add_argument("--json", type=Path, metavar="OUT", help="write all figures there")
     loop = p.add_argument_group("loop")
-    loop.add_argument(
-        "--models", nargs="+", choices=known, help="default: all that have the size"
-    )
+    loop.add_argument("--models", nargs="+", choices=known, help="default: all that have the size")
     loop.add_argument("--size", choices=("tiny", "medium", "full"), default="medium")
     loop.add_argument(
         "--candidates",

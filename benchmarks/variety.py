@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from arguments import add_dtype
 from torch import Tensor
-from variety_methods import Plain, methods
+from variety_methods import METHODS, Plain
 
 from ttsnap import Budget, SeedPruning
 from ttsnap.core.arrays import FloatArray
@@ -122,7 +122,8 @@ class Bench:
             )
         self.call = {**defaults(model.name), **model.call}
         plain = self.denoiser(Plain())
-        self.grid, self.guided, self.scale = plain.grid, plain.guidance.guided, plain.guidance.scale
+        self.grid = plain.grid
+        self.passes = plain.passes_per_nfe
         self.check = plain.grid.step_at(SeedPruning().settled().levels[0])
         costs = plain.costs()
         self.flops = Rates(nfe=costs.nfe / plain.passes_per_nfe, decodes=costs.decode)
@@ -181,16 +182,13 @@ class Bench:
         found = np.load(file)
         return Sampled(*(found[name] for name in Sampled._fields))
 
-    def measured(
-        self, method: Plain, found: Sampled, images: int, repeats: int
-    ) -> dict[str, FloatArray]:
+    def measured(self, found: Sampled, images: int, repeats: int) -> dict[str, FloatArray]:
         """Figures of each prompt (P,) of these samples, with searches at the FLOPs of so many plain
         images."""
-        steps, guidance = self.grid.steps, self.denoiser(method).guidance
-        plain = [2 if self.guided else 1] * steps
-        evals = plain if guidance.at is None else [1 + at for at in guidance.at]
+        steps = self.grid.steps
+        evals = [self.passes] * steps
         budget = Budget(
-            flops=images * (sum(plain) * self.flops.nfe + self.flops.decodes) * (1 + 1e-9)
+            flops=images * (sum(evals) * self.flops.nfe + self.flops.decodes) * (1 + 1e-9)
         )
         scores = np.full((*found.final.shape[:2], steps + 1, 2), np.nan)
         scores[:, :, self.check], scores[:, :, -1] = found.early, found.final
@@ -261,11 +259,11 @@ def main() -> None:
         bench = Bench(name, a.folder, getattr(torch, a.dtype), a.choose, a.prompts, a.prompt_seed)
 
         def figures(method: Plain, part: str, bench: Bench = bench) -> dict[str, FloatArray]:
-            return bench.measured(method, bench.kept(method, part, a.seeds), a.images, a.repeats)
+            return bench.measured(bench.kept(method, part, a.seeds), a.images, a.repeats)
 
         best: dict[str, Plain] = {}
         print(f"\n## {name}\n")
-        for kind, settings in methods(bench.guided, bench.scale).items():
+        for kind, settings in METHODS.items():
             if a.methods and kind not in ("none", *a.methods):
                 continue
             tried = [figures(method, "choose") for method in settings] if a.choose else []
