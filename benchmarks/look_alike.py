@@ -72,7 +72,8 @@ def main() -> None:
     captions = sample_prompts(a.captions, 0, held_out=False)
     ends = images_of(denoiser, captions)
     length = call["max_sequence_length"]
-    words, _, pooled_words, _ = pipe.encode_prompt(captions, None, None, max_sequence_length=length)
+    with torch.no_grad():
+        words, _, pooled, _ = pipe.encode_prompt(captions, None, None, max_sequence_length=length)
     net = copy.deepcopy(pipe.transformer).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=a.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -87,7 +88,7 @@ def main() -> None:
         start = torch.randn(end.shape, generator=dice)
         x = end + share.view(-1, 1, 1, 1) * (start - end)
         with torch.autocast("cpu", torch.bfloat16):
-            out = net(x, words[rows], pooled_words[rows], share * 1000).sample
+            out = net(x, words[rows], pooled[rows], share * 1000).sample
         loss = (out.float() - (start - end)).pow(2).mean()
         optimizer.zero_grad()
         loss.backward()

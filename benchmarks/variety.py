@@ -4,13 +4,8 @@
     python benchmarks/variety.py
 
 Models: the embedded one at its own guidance and at a strong one, its few-step version, a copy of
-that whose seeds look alike (look_alike.py), and `signs`. Methods are wrappers of the denoiser:
-
-- `repel`: groups of seeds push each other apart at high noise levels (ttsnap.sampling.repel).
-- `interval`: guidance only where the noise level is in (low, high] (arXiv 2404.07724). Elsewhere
-  the pass without the prompt is saved, and the saved FLOPs are spent on more seeds.
-- `scale`: another guidance scale at all levels, to tell what a limited interval is worth beside
-  that.
+that whose seeds look alike (look_alike.py), and `signs`. The method is `repel`: groups of seeds push
+each other apart at high noise levels (ttsnap.sampling.repel).
 
 Every seed of a prompt is denoised once; its x0 estimate at the check of seed pruning is scored, and
 its image. Of that: the mean distance between two seeds of a prompt, in features that no search sees
@@ -121,7 +116,7 @@ class Bench:
                 torch.load(folder / model.weights, weights_only=True)
             )
         self.call = {**defaults(model.name), **model.call}
-        plain = self.denoiser(Plain())
+        plain = self.denoiser()
         self.grid = plain.grid
         self.passes = plain.passes_per_nfe
         self.check = plain.grid.step_at(SeedPruning().settled().levels[0])
@@ -130,11 +125,8 @@ class Bench:
         self.rewards = [OCR("line")] if self.signs else make_rewards(["scenes", "scenes-strict"])
         self.likeness = None if self.signs else make_likeness("scenes-learned", [])
 
-    def denoiser(self, method: Plain) -> Any:
-        """The model's denoiser under a method."""
-        d = self.pipe.denoiser(**self.call)
-        method.set_up(d)
-        return d
+    def denoiser(self) -> Any:
+        return self.pipe.denoiser(**self.call)
 
     def scored(self, images: Tensor, prompts: Sequence[str]) -> FloatArray:
         """(N, 2) soft score and whether it is right."""
@@ -146,7 +138,9 @@ class Bench:
     @torch.no_grad()
     def sample(self, method: Plain, prompts: Sequence[str], seeds: int) -> Sampled:
         """All seeds of these prompts, one prompt after the other."""
-        d, rows = self.denoiser(method), []
+        d = self.denoiser()
+        predict = method.of(d)
+        rows = []
         for text in prompts:
             d.encode([Prompt(text)])
             cond, names = torch.zeros(seeds, dtype=torch.long), [text] * seeds
@@ -155,7 +149,7 @@ class Bench:
             state: Any = [None] * seeds
             early = np.empty((seeds, 2))
             for k in range(d.grid.steps):
-                prediction = method.predict(d, x, k, cond, range(seeds))
+                prediction = predict(x, k, cond)
                 if k == self.check:
                     early = self.scored(d.decode(prediction.x0), names)
                 keys = [(seed, 0, k) for seed in range(seeds)]
