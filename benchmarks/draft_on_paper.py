@@ -153,7 +153,7 @@ class Given(NamedTuple):
     kwargs: Any
 
 
-class Asked(Exception):
+class AskedError(Exception):
     """The network is asked; its arguments follow."""
 
 
@@ -173,12 +173,12 @@ def _given(pipe: Any, call: Mapping[str, Any]) -> Given:
     """Of the first step of a stock call."""
 
     def stop(net: nn.Module, args: Any, kwargs: Any) -> None:
-        raise Asked(args, kwargs)
+        raise AskedError(args, kwargs)
 
     hook = network(pipe).register_forward_pre_hook(stop, with_kwargs=True)
     try:
         pipe(**call)
-    except Asked as asked:
+    except AskedError as asked:
         args, kwargs = mapped(asked.args, lambda each: each.to("meta"))
         return Given(args[0] if args else kwargs["hidden_states"], args, kwargs)
     finally:

@@ -135,6 +135,7 @@ def ratio(case: Case, denoiser: Any, clock: Callable[[], float], repeats: int) -
 
 def measured(name: str, repeats: int) -> dict[str, Any]:
     """A line of the table."""
+    torch.manual_seed(0)
     with quiet("diffusers"):
         case = stock(name)
     call = {key: value for key, value in case.call.items() if key != "prompt"}
