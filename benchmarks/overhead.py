@@ -108,9 +108,7 @@ class NetworkClock:
             clock._spans.append((begin, clock._mark()))
             return out
 
-        module.__class__ = type(
-            plain.__name__, (plain,), {"__call__": call, "__module__": plain.__module__}
-        )
+        module.__class__ = type(plain.__name__, (plain,), {"__call__": call})
 
     def _mark(self) -> Any:
         if self._device.type != "cpu":
