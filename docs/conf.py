@@ -29,7 +29,6 @@ extensions = [
     "inner_modules",
     "outside_pages",
     "search_arguments",
-    "support_matrix",
     "known_drafters",
 ]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}

@@ -1,5 +1,5 @@
-"""What a search pipeline returns: the family's own output class with `search`, safety-checked and
-in the form asked."""
+"""What a search pipeline returns: the stock output class with `search`, safety-checked and in the
+form asked."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ Videos: TypeAlias = "list[list[Image.Image]] | NDArray[np.float32] | Tensor"
 
 @dataclass
 class ImagesOutput(BaseOutput):
-    """The stock output of a family that has none of its own."""
+    """The output of stock calls that have none of their own."""
 
     images: Images
 
 
 @dataclass
 class FramesOutput(BaseOutput):
-    """The stock output of a family of videos that has none of its own."""
+    """The same of videos."""
 
     frames: Videos
 
 
 @dataclass
 class SoundOutput(BaseOutput):
-    """That of a family whose videos have sound; audio: (N, channels, samples), or None where no
-    video was finished."""
+    """The same of videos with sound; audio: (N, channels, samples), or None where no video was
+    finished."""
 
     frames: Videos
     audio: Tensor | None

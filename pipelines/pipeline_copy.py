@@ -76,7 +76,7 @@ def rebuilt(pipe: Any, cls: Any, changes: dict[str, Any]) -> Any:
 
     Unlike diffusers' from_pipe it casts nothing and keeps what was set on the object (hooks,
     progress bar). As there, networks must be of the very classes that `cls` names: those of other
-    families bear the same names. Raises ValueError for changes that `cls` does not know and for
+    pipelines bear the same names. Raises ValueError for changes that `cls` does not know and for
     parts that neither has.
     """
     parts, settings = cls._get_signature_keys(cls)

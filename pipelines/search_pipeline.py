@@ -126,8 +126,7 @@ CallArguments = TypedDict(  # noqa: UP013
     total=False,
 )
 
-"""Arguments of the stock calls of all families; each pipeline refuses those that it does not
-take."""
+"""Arguments of stock calls; each pipeline refuses those that it does not take."""
 
 
 class SearchOutput(Protocol):

@@ -1,4 +1,4 @@
-"""The schedule of a stock call, also under schedulers that no family knows.
+"""The schedule of a stock call, also under schedulers that no list names.
 
 What attributes say of noise levels and estimates is tried before use. Where a scheduler does
 otherwise, as EDM's, both are measured: by the noise that it adds, and by what its steps make of

@@ -1,7 +1,6 @@
-"""What the rows of a batch are made of: latents, noise levels, encoded prompts.
+"""What the rows of a batch are made of: latents and noise levels.
 
-`layouts` has the shapes of latents. `encoder_inputs` has what text encoders read, and keeps encoded
-prompts. `schedule` lays a diffusers scheduler open, so that rows at different steps share a batch.
+`schedule` lays a diffusers scheduler open, so that rows at different steps share a batch.
 `scheduler_kernel` steps as the scheduler does. `convert` puts another path under a pretrained
 model. `tiny_video_vae` decodes previews of videos.
 """

@@ -65,7 +65,7 @@ def use_attention(pipe: Any, backend: str = SDPA) -> str:
     "sage", ...). It is tried on the pipeline's device, dtype and head sizes before it is used: move
     the pipeline first. ValueError for an unknown name. Pipelines that share the network share the
     change. Where diffusers dispatches attention (Flux, Flux.2, Qwen-Image, Z-Image) it sets the
-    backend for the whole process. Other models of these families that were not given one get it,
+    backend for the whole process. Other models of these kinds that were not given one get it,
     too. Switch before compile_denoiser.
     """
     name, model = backend.lower(), network(pipe)

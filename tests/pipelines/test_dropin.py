@@ -31,7 +31,6 @@ from diffusers import StableDiffusion3Img2ImgPipeline as Img2Img
 from diffusers import StableDiffusion3Pipeline as Stock
 from diffusers.hooks import apply_pyramid_attention_broadcast
 from diffusers.pipelines.stable_diffusion_3 import StableDiffusion3PipelineOutput
-from diffusers.utils import dynamic_modules_utils
 from transformers import CLIPImageProcessor, T5Config, T5EncoderModel
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline as Twin
 
@@ -42,7 +41,6 @@ from ttsnap.options.call import CALL as READ
 from ttsnap.options.every import DECLARED
 from ttsnap.pipelines import (
     FAMILIES,
-    custom_pipeline,
     defaults,
     downgrade,
     load,
@@ -249,29 +247,6 @@ def test_saved_and_loaded(stock: Any, saved: Path) -> None:
         assert type(pipe) is cls
         torch.testing.assert_close(plain(quiet(pipe)), plain(stock), atol=1e-5, rtol=0)
     assert load(saved, dtype=torch.bfloat16).transformer.dtype == torch.bfloat16
-
-
-@pytest.fixture
-def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers copies custom code to a cache that it puts on sys.path."""
-    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-
-@pytest.mark.usefixtures("modules_cache")
-def test_every_family_has_a_custom_pipeline() -> None:
-    for family, place in FAMILIES.items():
-        module, _, name = place.partition(":")
-        path = Path(custom_pipeline(family))
-        assert str(path) == custom_pipeline(module.rpartition(".")[2])
-        cls = dynamic_modules_utils.get_class_from_dynamic_module(
-            path.parent, path.name, trust_remote_code=True
-        )
-        assert cls.__name__ == name
-        assert cls.stock_class().__name__ == family
-        assert "images" in cls.output_class.__dataclass_fields__
-    with pytest.raises(ValueError, match=r"'flux99'; .*stable_diffusion_3"):
-        custom_pipeline("flux99")
 
 
 def test_a_revision_may_be_pinned(stock: Any, monkeypatch: pytest.MonkeyPatch) -> None:

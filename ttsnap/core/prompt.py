@@ -19,8 +19,8 @@ class Prompt:
     reward_text: str | None = None
     """What rewards read, where that is another text."""
     negative: str | None = None
-    """The negative prompt; None: that of the call. In some families a call without one has no
-    second pass of guidance. Its prompts have none either."""
+    """The negative prompt; None: that of the call. Some pipelines have no second pass of guidance
+    without one."""
     inputs: Mapping[str, object] = field(default_factory=dict, hash=False)
     """Arguments of the pipeline's call that are given for this prompt alone, by name: pictures, a
     mask."""

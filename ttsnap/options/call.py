@@ -1,7 +1,6 @@
-"""Arguments of the pipelines' own calls that a file may give, for all families; pictures to start
-from; video files.
+"""Arguments of the pipelines' own calls that a file may give; pictures to start from; video files.
 
-Which of them one family takes is its denoiser's matter (ttsnap.pipelines.opening.check_call).
+Which of them a pipeline takes, its stock call says (ttsnap.pipelines.opening.check_call).
 """
 
 from __future__ import annotations
@@ -146,8 +145,6 @@ NOT_TAKEN = {
     "callback_on_step_end",
     "callback_on_step_end_tensor_inputs",
     "denoising_end",
-    "prompt_embeds_mask",
-    "negative_prompt_embeds_mask",
 }
 """Arguments of stock calls that a search does not take: seeds make latents, and listeners hear of
 steps."""

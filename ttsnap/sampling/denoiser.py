@@ -78,7 +78,7 @@ class Drafts(Protocol):
 
 
 class Denoiser(ABC):
-    """One pipeline family, set up for one call: fixed size, steps and guidance.
+    """A model, set up for one call: fixed size, steps and guidance.
 
     A subclass sets the attributes without a value and defines the abstract methods. The rest has a
     default, which says that this denoiser cannot do it, or that there is nothing to know.
