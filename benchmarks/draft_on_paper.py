@@ -115,9 +115,8 @@ def worked_out(name: str, size: str, rank: int) -> Paper:
             )
         }
         weights = sum(p.numel() * p.element_size() for p in net.parameters())
-        blocks = "transformer_blocks" if hasattr(net, "transformer_blocks") else None
         with init_empty_weights(include_buffers=False):
-            lora = add_lora(net, blocks, rank)
+            lora = add_lora(net, rank)
         net.to(torch.bfloat16)  # in which autocast computes
         called = _flops(lambda: _out(net, one), grad=False)
         net.train()
