@@ -48,8 +48,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*"
 
 PROMPTS = ["a cat", "two dogs in snow"]
 STEPS, SEED = 2, 5
-PACKED = ("flux", "flux_schnell", "qwen_image", "flux2_klein")
-"""Latents are packed, so that no VAE decodes them as they are."""
 UNETS = ("sd15", "sdxl")
 Change = dict[str, Any]
 Build = Callable[[str], Any]
@@ -537,7 +535,8 @@ def test_flops_are_counted_without_a_call_and_are_those_of_one(
     with caplog.at_level(logging.DEBUG, "ttsnap"):
         denoiser = upgrade(pipe).denoiser(**arguments(name, {} if guided else UNGUIDED[name]))
         predict, decode, *_ = denoiser.costs()
-    assert "real call" not in caplog.text
+    # That of Lumina 2 reads from its mask how long a text is.
+    assert ("real call" in caplog.text) == (name == "lumina2")
     assert not denoiser.hub.calls
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         denoiser.encode(["a red circle and a blue square"])
@@ -613,13 +612,13 @@ def test_a_network_of_distilled_guidance_takes_no_call_without_its_scale() -> No
         upgrade(pipe).denoiser(**arguments("qwen_image"))
 
 
-def test_a_vae_that_was_widened_to_decode_is_narrow_again_where_it_fails(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_vae_that_was_widened_to_decode_is_narrow_again_where_it_fails() -> None:
     pipe = FAMILIES["sdxl"].build().to(torch.float16)
     expected = by_search(pipe, PROMPTS[:1], arguments("sdxl"))["pt"]
-    with monkeypatch.context() as failing, pytest.raises(ValueError, match="no decoder"):
-        failing.setattr(pipe.vae.decoder, "forward", Mock(side_effect=ValueError("no decoder")))
+    fails = Mock(side_effect=ValueError("no decoder"))
+    hook = pipe.vae.decoder.register_forward_pre_hook(fails)
+    with pytest.raises(ValueError, match="no decoder"):
         by_search(pipe, PROMPTS[:1], arguments("sdxl"))
+    hook.remove()
     assert pipe.vae.dtype == torch.float16
     assert torch.equal(by_search(pipe, PROMPTS[:1], arguments("sdxl"))["pt"], expected)
