@@ -52,6 +52,9 @@ def open_call(pipe: Any, call: Mapping[str, Any]) -> OpenedCall:
     ValueError for what no search can suspend, and for several pictures where the call takes one for
     each image.
     """
+    steps = call.get(STEPS)
+    if isinstance(steps, int) and steps < 1:
+        raise ValueError(f"{STEPS} must be at least 1, got {steps}")
     check_lists(pipe, call)
     given, typical, rehearsed = _in_a_form_that_it_makes(GivenCall.of(pipe, call))
     hooks = any(guiders.puts_hooks(part) for part in pipe.components.values())

@@ -135,7 +135,7 @@ TEXT_TO_IMAGE = {
     for name, family in tiny.FAMILIES.items()
     if name != "flux_schnell"
 }
-"""Those with a search class of their own, of which test_families.py tells what is honoured."""
+"""Those with a search class of their own, of which test_arguments.py tells what is honoured."""
 ALL = {**CLASSIC, **TEXT_TO_IMAGE}
 
 EMBEDS = ("prompt_embeds", "pooled_prompt_embeds", "prompt_embeds_mask", "prompt_attention_mask")
