@@ -3,12 +3,8 @@ what it holds."""
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +17,7 @@ from tests.pipelines.tiny import FAMILIES
 from ttsnap import SeedPruning, search
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.pipelines import search_class, upgrade
-from ttsnap.pipelines.pipeline_copy import copied
+from ttsnap.pipelines import upgrade
 from ttsnap.request.request import EngineSpec
 from ttsnap.rewards.reward_model import RewardModel
 
@@ -32,25 +27,14 @@ DECIDE: dict[Site, int] = {
 }
 """What is read of each of three batches: scores, and whether images are finite. Finished images go
 once."""
-ENCODE, FORWARD = (
-    ("pipelines/denoiser.py", f"PipelineDenoiser.{name}")
-    for name in ("_encode.<locals>.encode", "forward")
-)
-COPIES_OF_ALL = {("pipelines/denoiser.py", "PipelineDenoiser.init_latents"), ENCODE}
-"""Noise, which stock pipelines draw on the CPU, and what their encoders read."""
-REMEMBERED = {
-    ("pipelines/calls/kept.py", "_Entry.is_of.<locals>.<genexpr>"),
-    ("pipelines/calls/joining.py", "_near"),
-}
-"""Whether calls join is tried once. A frame of another number of images asks for its prompt again,
-and what encoders were given is compared once."""
+COPIES_OF_ALL: set[Site] = set()
+REMEMBERED: set[Site] = set()
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{
         name: (name, {})
         for name in ("sd15", "sdxl", "pixart_sigma", "sana", "qwen_image", "z_image", "lumina2")
     },
     "flux2_klein": ("flux2_klein", {}),
-    "suspended flux": ("suspended flux", {}),
     "drafts": ("flux", {"draft": "hot"}),
     "finished drafts": ("flux", {"draft": "hot", "finish": "0.6:2"}),
     "variety": ("sd3", {"variety": "repel:4:0.5"}),
@@ -59,39 +43,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("pixart_sigma", {"scheduler": UniPCMultistepScheduler}),
     "dpm++": ("pixart_sigma", {"scheduler": DPMSolverMultistepScheduler}),
 }
-LEFT: dict[str, set[Site]] = {
-    "qwen_image": {ENCODE},
-    "lumina2": {FORWARD},
-    "suspended flux": REMEMBERED,
-}
-"""What else is read: by networks and encoders that read lengths of texts, and by trials."""
-COPIES: dict[str, set[Site]] = {
-    "sdxl": {("pipelines/families/stable_diffusion_xl.py", "StableDiffusionXLDenoiser._sized")},
-    "flux": {("pipelines/families/flux.py", "FluxDenoiser.encode")},
-    "flux2_klein": {("pipelines/families/flux2_klein.py", "Flux2KleinDenoiser.encode")},
-    "qwen_image": {
-        FORWARD,
-        ("pipelines/families/qwen_image.py", "QwenImageDenoiser.pixels.<locals>.<genexpr>"),
-    },
-    "z_image": {FORWARD},
-    "lumina2": {FORWARD},
-    "suspended flux": {
-        ("pipelines/calls/asking.py", "drawing.<locals>.call"),
-        ("pipelines/calls/frame.py", "_program"),
-        ("pipelines/calls/kept.py", "Kept.of"),
-    },
-    "unipc": {("pipelines/latents/scheduler_kernel.py", "SchedulerKernel._step")},
-}
-"""What else is copied to the device with the host waiting: once a call, or in networks and
-schedulers of diffusers."""
-
-
-def families() -> Any:
-    """Those of the benchmarks, with embeddings in the place of texts."""
-    folder = str(Path(__file__).parents[2] / "benchmarks")
-    if folder not in sys.path:
-        sys.path.append(folder)
-    return importlib.import_module("families")
+LEFT: dict[str, set[Site]] = {}
+COPIES: dict[str, set[Site]] = {}
 
 
 class Bright(RewardModel):
@@ -107,35 +60,22 @@ class Bright(RewardModel):
 
 
 def searched(name: str, n: int = 8, *, scheduler: Any = None, **how: Any) -> tuple[Device, Any]:
-    """What the device saw of a search of n seeds, half of which are pruned. name: of a family, or
-    of one whose stock call is suspended, after "suspended ".
+    """What the device saw of a search of n seeds, half of which are pruned.
 
-    A stock call is rehearsed on the CPU, which reads what networks make.
+    The call is rehearsed on the CPU, which reads what networks make.
     """
-    family = name.removeprefix("suspended ")
-    suspended = family != name
-    if suspended:
-        place, stock, call = (
-            {"now": torch.device("cpu")},
-            FAMILIES[family].build(),
-            FAMILIES[family].call,
-        )
-        pipe = placed(copied(stock, search_class(type(stock))), place)
-    else:
-        case = families().build(name, "tiny", META, torch.float32)
-        place, stock, call = {"now": META}, case.pipe, case.call
-        if scheduler is not None:
-            stock.scheduler = scheduler.from_config(stock.scheduler.config)
-        pipe = placed(upgrade(stock), place)
-    given = {**call, "num_inference_steps": 4}
-    spec = EngineSpec(None, (Bright(),), SamplerOptions(**how), EngineOptions(batch_size=4), given)
-    with nullcontext() if suspended else on_device():
-        engine = pipe.engine_of(spec)
-    if suspended:
-        place["now"] = engine.denoiser.device = META
-        for part in stock.components.values():
-            if isinstance(part, torch.nn.Module):
-                part.to(META)
+    stock = FAMILIES[name].build()
+    if scheduler is not None:
+        stock.scheduler = scheduler.from_config(stock.scheduler.config)
+    place = {"now": torch.device("cpu")}
+    pipe = placed(upgrade(stock), place)
+    call = {**FAMILIES[name].call, "num_inference_steps": 4}
+    spec = EngineSpec(None, (Bright(),), SamplerOptions(**how), EngineOptions(batch_size=4), call)
+    engine = pipe.engine_of(spec)
+    place["now"] = engine.denoiser.device = META
+    for part in stock.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(META)
     with on_device() as device:
         (result,) = search(["a cat"], SeedPruning(n, (0.5,), steps=(1,)), engine)
     return device, result
