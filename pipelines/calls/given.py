@@ -46,6 +46,11 @@ class GivenCall:
         """The call of one prompt."""
         own = opened(prompt.inputs)
         if prompt.negative is not None:
+            if "negative_prompt" not in self.pipe.stock_arguments():
+                name = self.pipe.stock_class().__name__
+                raise ValueError(
+                    f"{name} reads no negative prompts; leave out {prompt.negative[:60]!r}"
+                )
             own |= {"negative_prompt": prompt.negative}
         if "prompt" in self.pipe.stock_arguments():
             own |= {"prompt": prompt.text}
