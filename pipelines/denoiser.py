@@ -181,6 +181,11 @@ class PipelineDenoiser(Denoiser):
     # --- what it can do ---------------------------------------------------------------------------
 
     @property
+    def wide(self) -> bool:
+        """Whether a stock call may make several images of a prompt, each as one of its own does."""
+        return self._widening is not None
+
+    @property
     def _puts_in(self) -> bool:
         """Whether latents can be put in at any step, for any particle."""
         return self.rehearsed.places != NOWHERE and not self.rehearsed.remembers

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ttsnap.pipelines.arguments import embeddings_in
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.dummies import Dummies
 from ttsnap.pipelines.calls.given import TYPICAL, GivenCall
@@ -151,7 +152,14 @@ def takes_one_each(pipe: Any, call: Mapping[str, Any]) -> bool:
 
 
 def check_lists(pipe: Any, call: Mapping[str, Any]) -> None:
-    """ValueError for several pictures where the call takes one for each image."""
+    """ValueError for several pictures where the call takes one for each image, and for embeddings
+    of several prompts."""
+    for value in (*embeddings_in(call), *embeddings_in(call, "negative_")):
+        if len(value) > 1:
+            raise ValueError(
+                f"a call takes the embeddings of one prompt, got those of {len(value)}; give each "
+                "its own, as Prompt(text, inputs={'prompt_embeds': rows})"
+            )
     several = pictures_for(call)
     if several and takes_one_each(pipe, call):
         counts = [f"one {name}, got {len(values)}" for name, values in several.items()]

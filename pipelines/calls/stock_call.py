@@ -40,6 +40,8 @@ class StockCall:
     arguments: Mapping[str, Any]
     device: torch.device
     """Where it computes."""
+    autocast: bool
+    """Whether its encoders compute under autocast."""
     tokenizers: Mapping[str, Any]
     """By name. All frames share them: `encode_prompt` may set one, and is called once."""
     places: Sequence[LatentsPlace] | None = None
@@ -115,9 +117,11 @@ class StockCall:
         """What `make` makes of a call of a part that does not denoise.
 
         It is kept where it is made before the first step. Of parts that the call hooks it is not,
-        since their hooks look at more than results.
+        since their hooks look at more than results. Autocast is as where this call was opened: that
+        around an evaluation alone is for the network.
         """
-        if call.begun or call.part in self.hooked:
-            return make(*call.args, **call.kwargs)
-        with torch.no_grad():
-            return self.kept.of((call.part, call.method), call.args, call.kwargs, make)
+        with torch.autocast(self.device.type, enabled=self.autocast):
+            if call.begun or call.part in self.hooked:
+                return make(*call.args, **call.kwargs)
+            with torch.no_grad():
+                return self.kept.of((call.part, call.method), call.args, call.kwargs, make)

@@ -126,6 +126,7 @@ def test_other_schedulers_and_paths_are_told_of_equal_noise(
     base, plain = denoiser(pipe, name), denoiser(pipe, name, **UNGUIDED[name])
     for made in (base, plain) if convert else ():
         made.convert(convert)
+        made.encode(PROMPTS)
     told_the_truth(base, plain, 1, 3)
 
 
@@ -190,7 +191,6 @@ def test_nothing_leaks_into_the_model(
     assert flags == [p.requires_grad for p in parameters()]
     assert pipe.text_encoder.state_dict().keys() == words
     assert not any(pipe.get_list_adapters().values())
-    assert base.memo() is denoiser(pipe, "sd15").memo()
 
 
 def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str]) -> None:
