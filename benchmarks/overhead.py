@@ -43,7 +43,7 @@ from torch import Tensor
 from ttsnap import BestOfN, SeedPruning, __version__, pipelines, search
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
-from ttsnap.pipelines.latents.schedule import make_schedule
+from ttsnap.pipelines.latents.schedule import laid_open
 from ttsnap.pipelines.memory.acceleration import compile_denoiser, network, use_attention
 from ttsnap.pipelines.opening import placement
 from ttsnap.reward_models.registry import make_rewards
@@ -386,7 +386,10 @@ def stock_step(
 def our_step(name: str, x: Tensor, out: Tensor, k: Tensor) -> Callable[[], Callable[[], Any]]:
     """A maker of calls: one step of our kernel, of rows that have come to their positions k (ROWS,)
     step by step."""
-    kernel = make_schedule(getattr(stock_schedulers, name)(), 2 * ROWS).kernel
+    scheduler = getattr(stock_schedulers, name)()
+    scheduler.set_timesteps(2 * ROWS)
+    scheduler.set_begin_index(0)
+    kernel = laid_open(scheduler).kernel
 
     def keys(at: Tensor) -> list[rng.Key]:
         return [(i, 0, position) for i, position in enumerate(at.tolist())]

@@ -103,10 +103,6 @@ class PipelineDenoiser(Denoiser):
         # this call's scheduler and settings must not show in the user's
         self.pipe: Any = copy.copy(pipe)
         refuse_patches({f"pipe.{name}": part for name, part in pipe.components.items()})
-        stock: Any = next(
-            base for base in type(pipe).__mro__ if base.__module__.startswith("diffusers.")
-        )
-        refuse_patches({stock.__name__: stock})
         self.device = self.pipe._execution_device  # read once: it walks through all modules
         self._prompts = list[Prompt]()
         self._calls = list[StockCall]()

@@ -393,10 +393,17 @@ class SearchMixin:
         if found.latents and denoiser.returns_more and not flagged:
             return self._returned_by_calls(found, prompts, form)
         if form == "latent":
-            return output.latents(denoiser, found.latents, pipe._execution_device), {}
+            return self._latents(found), {}
         pixels = [candidate.pixels for result in found.results for candidate in result.images]
         images = output.converted(pixels, form, denoiser.image_dtype, pipe._execution_device)
         return images, {"nsfw_content_detected": found.flags}
+
+    def _latents(self, found: SearchOutcome) -> Any:
+        """Final latents in the dtype in which the stock call returns them."""
+        if not found.latents:
+            return []
+        pipe: Any = self
+        return found.denoiser.settled(torch.stack(found.latents).to(pipe._execution_device))
 
     def _returned_by_calls(
         self, found: SearchOutcome, prompts: Sequence[Prompt], form: str
@@ -417,4 +424,5 @@ class SearchMixin:
         names = vars(made[0]).keys()
         more = {name: output.joined([getattr(each, name) for each in made]) for name in names}
         images = output.joined(list(map(main_of, made)))
-        return images, {**more, "nsfw_content_detected": found.flags}
+        flags = None if form == "latent" else found.flags  # which the stock call checks images for
+        return images, {**more, "nsfw_content_detected": flags}

@@ -49,6 +49,11 @@ class GivenCall:
         """The call of one prompt."""
         own = opened(prompt.inputs)
         if prompt.negative is not None:
+            if "negative_prompt" not in self.pipe.stock_arguments():
+                name = self.pipe.stock_class().__name__
+                raise ValueError(
+                    f"{name} reads no negative prompts; leave out {prompt.negative[:60]!r}"
+                )
             own |= {"negative_prompt": prompt.negative}
         takes = self.pipe.stock_arguments()
         if "prompt" in takes:
