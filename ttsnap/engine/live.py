@@ -101,7 +101,7 @@ class LiveEngine(Engine):
         )
         check_drafts(denoiser, self.kernel)
         self.scorer = RowScorer(
-            self.network.denoiser,
+            denoiser,
             self.rewards,
             self.grid,
             preview=options.preview,
