@@ -62,8 +62,6 @@ class PipelineDenoiser(Denoiser):
     blanks."""
     network: ClassVar[str] = "transformer"
     """The pipeline's attribute that is the denoising network."""
-    blocks: ClassVar[str | None] = "transformer_blocks"
-    """The network's attribute that is its list of transformer blocks, if it has one."""
     halves: ClassVar[bool] = False
     """Whether encode_prompt returns all positive fields before all negative ones. In other families
     they alternate."""

@@ -64,7 +64,6 @@ Found = TypeVar("Found")
 class CallsDenoiser(PipelineDenoiser):
     """One stock call of a pipeline, whose frames stand at the steps of rows."""
 
-    blocks = None
     cannot: ClassVar[Any] = {
         Capability.SHARE: (
             "stock calls have conditions of their own; let each have a network of its own"
