@@ -22,6 +22,7 @@ from ttsnap.pipelines import downgrade, load, search_class, upgrade
 from ...pipelines.tiny import FAMILIES, shared  # noqa: TID252
 from .small import PROMPTS, config_of, stock_of
 
+pytestmark = pytest.mark.usefixtures("any_flops")
 BLOCKS = {
     "UNet2DConditionModel": None,
     "SD3Transformer2DModel": "transformer_blocks",
@@ -91,7 +92,14 @@ def test_an_estimate_is_what_the_stock_call_makes_in_one_step(name: str) -> None
 
 
 # a video, one with processors that each call puts in, and one whose linear layers are in two lists
-@pytest.mark.parametrize("kind", ["WanPipeline", "StableDiffusionPAGPipeline", "ChromaPipeline"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "WanPipeline",
+        pytest.param("StableDiffusionPAGPipeline", marks=pytest.mark.slow),
+        "ChromaPipeline",
+    ],
+)
 def test_a_draft_is_made_of_a_class_that_nothing_knows(kind: str, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
