@@ -92,14 +92,6 @@ INSTEAD: dict[str, str] = {
         ),
         "use on_event",
     ),
-    "prompt_embeds": "pass prompts",
-    "negative_prompt_embeds": "pass negative_prompt",
-    "pooled_prompt_embeds": "pass prompts",
-    "negative_pooled_prompt_embeds": "pass negative_prompt",
-    **dict.fromkeys(("prompt_embeds_mask", "prompt_attention_mask"), "pass prompts"),
-    **dict.fromkeys(
-        ("negative_prompt_embeds_mask", "negative_prompt_attention_mask"), "pass negative_prompt"
-    ),
     **{
         f"{sign}ip_adapter_image{form}": "image prompts are not supported"
         for sign in ("", "negative_")
@@ -229,7 +221,7 @@ def prompts_in(prompt: Any) -> list[Any]:
     return list(prompt) if isinstance(prompt, list | tuple) else []
 
 
-def embeddings_in(call: Mapping[str, Any], sign: str = "") -> list[Sequence[Any]]:
+def embeddings_in(call: Mapping[str, Any], sign: str = "") -> list[Any]:
     """Embeddings among arguments that stand for the prompts, or for negative_ ones."""
     named = [name for name in call if name.startswith(f"{sign}prompt_embeds")]
     found = [call[name] for name in named if "mask" not in name]
