@@ -22,7 +22,6 @@ from ttsnap.pipelines import downgrade, load, search_class, upgrade
 from ...pipelines.tiny import FAMILIES, shared  # noqa: TID252
 from .small import PROMPTS, config_of, stock_of
 
-pytestmark = pytest.mark.usefixtures("any_flops")
 BLOCKS = {
     "UNet2DConditionModel": None,
     "SD3Transformer2DModel": "transformer_blocks",
