@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import random
 import time
 from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import pytest
+import torch
 
 from tests.pipelines.tiny import FAMILIES, shared
 from ttsnap import Budget, make_algorithm
@@ -22,7 +26,9 @@ from ttsnap.loop.search import prepared
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import search_class
 from ttsnap.pipelines.pipeline_copy import copied
+from ttsnap.sampling.denoiser import Capability
 
+from .test_ledger import VAE, Seen, rows_of_a_call
 from .tiny import call_of, stock
 
 NAMES = ("sd15", "sdxl", "sd3", "flux", "z_image", "qwen_image")
