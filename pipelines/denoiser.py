@@ -11,11 +11,11 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary, proxy
 
 import torch
@@ -29,7 +29,6 @@ from ttsnap.pipelines.calls.coupling import CoupledHub
 from ttsnap.pipelines.calls.drafts import DraftCall, DraftRow, check_arrival, draft_call
 from ttsnap.pipelines.calls.ends import Ends
 from ttsnap.pipelines.calls.first_latents import FirstLatents
-from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.given import GivenCall
 from ttsnap.pipelines.calls.gradients import follow
 from ttsnap.pipelines.calls.hub import ONE_BY_ONE, Hub
@@ -39,6 +38,15 @@ from ttsnap.pipelines.calls.places import NOWHERE
 from ttsnap.pipelines.calls.pool import FramePool
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.rehearsal import Rehearsal
+from ttsnap.pipelines.calls.rows import (
+    Evaluation,
+    Placed,
+    graph_of,
+    in_order,
+    laid_out,
+    mean_of,
+    taken,
+)
 from ttsnap.pipelines.calls.run import first_shapes
 from ttsnap.pipelines.calls.schedules import schedule_of
 from ttsnap.pipelines.calls.stock_call import StockCall
@@ -425,7 +433,7 @@ class PipelineDenoiser(Denoiser):
         for i in of.unique().tolist():
             one, rows = self._members.get(int(starts[i]), self), (of == i).nonzero()[:, 0]
             order += rows.tolist()
-            own = _rows(x, rows.tolist(), len(rows))
+            own = taken(x, rows.tolist(), len(rows))
             begun.append((one, one._start(own, step[rows] - starts[i], cond[rows])))
         self.hub.run([each.frame for _, one in begun for each in one.placed])
         made = [one._finish(own) for one, own in begun]
@@ -468,7 +476,7 @@ class PipelineDenoiser(Denoiser):
             else:
                 self._frames.keep(conditions[rows[0]], frame)
         self._stepped = self.schedule.stepped(x.dtype, out.dtype)
-        x0 = self.schedule.x0(seen, _mean(out, x), step)
+        x0 = self.schedule.x0(seen, mean_of(out, x), step)
         return Prediction(out, x0, seen if changed else None)
 
     def merge_schedule(self, other: Self) -> int:
@@ -613,7 +621,7 @@ class PipelineDenoiser(Denoiser):
                 scheduler, index, timestep, begin=self.rehearsed.begin, arrives=self._arrives
             )
             rows.append(DraftRow(self._conditions.followed(number), index, timestep, told))
-        return _mean(self._draft.evaluate(rows, laid_out(x, self.rehearsed.latents)), x)
+        return mean_of(self._draft.evaluate(rows, laid_out(x, self.rehearsed.latents)), x)
 
     # --- images -----------------------------------------------------------------------------------
 
@@ -659,7 +667,7 @@ class PipelineDenoiser(Denoiser):
         """Latents (N, ...) as frames get them: copies where their calls write into them."""
         found = list[Tensor]()
         for frame, rows in placed:
-            own = laid_out(_rows(x, rows, frame.width), self.rehearsed.latents)
+            own = laid_out(taken(x, rows, frame.width), self.rehearsed.latents)
             copies = self.rehearsed.overwrites or own.requires_grad
             found.append(own.clone() if copies else own)
         return found
@@ -730,70 +738,8 @@ class PipelineDenoiser(Denoiser):
         return [parameter for network in networks for parameter in network.parameters()]
 
 
-def graph_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Lets what is computed of x have a graph where x is followed by gradients, and none else."""
-    return torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad)
-
-
-class Placed(NamedTuple):
-    """A frame, and the rows whose latents its first images are."""
-
-    frame: CallFrame
-    rows: Sequence[int]
-
-
-class Evaluation(NamedTuple):
-    """An evaluation under way."""
-
-    x: Tensor
-    step: Tensor
-    conditions: Sequence[Condition]
-    """Of its rows."""
-    placed: Sequence[Placed]
-    given: Sequence[Tensor]
-    """What frames were given."""
-    before: Sequence[int]
-    """How often that was changed in place then."""
-
-
-def _rows(x: Tensor, rows: Sequence[int], width: int) -> Tensor:
-    """Rows of x (N, ...), and the last again for further images of a frame."""
-    start = rows[0]
-    if list(rows) == list(range(start, start + width)):
-        return x[start : start + width]
-    rows = [*rows, *[rows[-1]] * (width - len(rows))]
-    return torch.cat([x[row : row + 1] for row in rows])
-
-
-def in_order(placed: Sequence[Placed], values: Sequence[Tensor]) -> Tensor:
-    """What frames have (n, ...) for their images, in the order of rows (N, ...)."""
-    found = dict[int, Tensor]()
-    for (frame, rows), value in zip(placed, values, strict=True):
-        if len(placed) == 1 and frame.images == frame.width and list(rows) == sorted(rows):
-            return value
-        found |= {row: value[i : i + 1] for i, row in enumerate(rows)}
-    return torch.cat([found[row] for row in range(len(found))])
-
-
 def _returning(form: str, call: StockCall) -> StockCall:
     return replace(call, arguments={**call.arguments, "output_type": form})
-
-
-def laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """x (N, ...) in the memory layout of `like` (1, ...).
-
-    The last digits of a matrix product depend on it.
-    """
-    strides = like.stride()
-    axes = [0, *sorted(range(1, x.ndim), key=lambda axis: -strides[axis])]
-    if axes == sorted(axes):
-        return x
-    return x.permute(axes).contiguous().permute([axes.index(axis) for axis in range(x.ndim)])
-
-
-def _mean(out: Tensor, x: Tensor) -> Tensor:
-    """A network's output without a variance, which some predict, too."""
-    return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out
 
 
 def _sizes(shapes: Sequence[torch.Size]) -> str:
