@@ -216,7 +216,9 @@ class SearchMixin:
         prompt.
         ValueError for lists of other lengths."""
         named = [each for each in call.items() if "prompt" in each[0]]
-        listed = {name: each for name, each in named if isinstance(each, list | tuple | Tensor)}
+        listed: dict[str, Any] = {
+            name: each for name, each in named if isinstance(each, list | tuple | Tensor)
+        }
         embeds = {name: each for name, each in listed.items() if tensors_in(each)}
         several = pictures_for(call, len(prompts)) if len(prompts) > 1 else {}
         if several and takes_one_each(self, {**call, **several}):
