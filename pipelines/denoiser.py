@@ -668,6 +668,8 @@ class PipelineDenoiser(Denoiser):
         found = list[Tensor]()
         for frame, rows in placed:
             own = laid_out(taken(x, rows, frame.width), self.rehearsed.latents)
+            if frame.index and self._stepped is not None and not self._times.converted:
+                own = own.to(self._stepped)  # a batch with noise is wider than what was stepped
             copies = self.rehearsed.overwrites or own.requires_grad
             found.append(own.clone() if copies else own)
         return found

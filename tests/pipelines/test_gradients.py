@@ -47,8 +47,9 @@ SLOW = (
     "Krea2ModularPipeline",
     "StableDiffusionPAGPipeline",
 )
-TEXT = [name for name in FAMILIES if name != "z_image"]
-"""Z-Image's own call asserts float32."""
+TEXT = [name for name in FAMILIES if name not in ("z_image", "lumina2")]
+"""Z-Image's own call asserts float32, and that of Lumina 2 takes the dtype of its text encoder, Gemma,
+which makes nan of float64."""
 CASES = [
     *((name, "denoiser") for name in QUICK),
     *(pytest.param(name, "denoiser", marks=pytest.mark.slow) for name in SLOW),
@@ -72,8 +73,8 @@ def opened(name: str) -> Any:
             case = support_parts.stock(name)
         pipe, call = case.pipe, {k: v for k, v in case.call.items() if k != "prompt"}
     pipe.to(dtype=torch.float64)
-    if name in ("sana", "lumina2"):
-        pipe.text_encoder.float()  # Gemma makes nan of float64
+    if name == "sana":
+        pipe.text_encoder.float()
     denoiser = upgrade(pipe).denoiser(**call)
     if name in FAMILIES and (Capability.PATH not in denoiser.can or denoiser.grid.evals):
         denoiser.convert()
@@ -106,7 +107,7 @@ def test_a_gradient_is_the_slope_of_the_reward(name: str, through: str) -> None:
             return float(wavy(seen, None).sum()) * len(x) / len(seen)
 
         # Parts of Sana compute in float32, and its norms of few channels bend sharply.
-        size, exact = (5e-5, 4e-2) if name == "sana" else (1e-4, 2e-3)
+        size, exact = (1e-5, 4e-2) if name == "sana" else (1e-4, 2e-3)
         expected = (end(size) - end(-size)) / (2 * size)
     rise = float((found.gradient * direction).sum())
     assert rise == pytest.approx(expected, rel=exact)

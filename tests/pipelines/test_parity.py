@@ -285,7 +285,9 @@ def test_the_stock_pipeline_makes_pruned_winners_again_from_their_seeds_however_
     assert case.most_apart(mixed) <= case.tolerance
 
 
-ROUNDING = 0.0
+ROUNDING = 0.025
+"""How far bfloat16 products of a batch may be from those of a row alone: one or two last digits
+(.008), and six in Lumina 2, which pads texts of other lengths."""
 AUTOCAST = [
     ("sd15", "default"),
     ("flux2_klein", "default"),
@@ -310,8 +312,9 @@ def test_under_autocast_a_batch_is_the_stock_calls_images(case: Case) -> None:
     """Weights and noise in float32, some of what is calculated in bfloat16: some schedulers go on
     in that, some not."""
     with torch.autocast("cpu", torch.bfloat16):
+        _, alone = case.by_search(BestOfN(2), keep=2, batch_size=1)
+        assert case.most_apart(alone) == 0
         assert case.most_apart(case.batch()) <= ROUNDING
-        print(case.family, case.most_apart(case.batch()))
 
 
 @pytest.mark.parametrize(
