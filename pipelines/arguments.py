@@ -202,7 +202,7 @@ def prompts_in(prompt: Any) -> list[Any]:
     return list(prompt) if isinstance(prompt, list | tuple) else []
 
 
-def embeddings_in(call: Mapping[str, Any], sign: str = "") -> list[Sequence[Any]]:
+def embeddings_in(call: Mapping[str, Any], sign: str = "") -> list[Any]:
     """Embeddings among arguments that stand for the prompts, or for negative_ ones."""
     named = [name for name in call if name.startswith(f"{sign}prompt_embeds")]
     found = [call[name] for name in named if "mask" not in name]

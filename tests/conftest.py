@@ -94,7 +94,7 @@ SYSTEM = (
     "pipelines/calls/test_calls.py::test_searches_from_two_threads_find_what_each_finds_alone",
     "algorithms/test_contract.py::test_a_requirement_that_all_images_meet_changes_nothing",
     "pipelines/test_on_meta.py::test_so_it_is_for_other_models_and_kinds_of_searches",
-    "pipelines/test_parity.py::test_a_batch_of_seeds_is_the_stock_batch",
+    "pipelines/test_parity.py::test_a_batch_of_seeds_is_the_stock_calls_images",
     "simulation/test_drafted.py::test_priced_lockstep_with_drafts_is_the_loop",
     "pipelines/modular/test_workflows.py::test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds",
     "pipelines/test_flops.py::test_longer_texts_are_counted_anew_by_a_pipeline_that_counted_others",

@@ -22,6 +22,7 @@ from ttsnap.pipelines.calls.pictures import images_of, several_of
 from ttsnap.pipelines.calls.pool import FramePool
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.rehearsal import Rehearsal
+from ttsnap.pipelines.calls.shared_parts import dtypes_kept
 from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.calls.values import tensors_in
 from ttsnap.sampling.rng import seeded
@@ -113,7 +114,7 @@ class Ends:
             self.frames.go_on(frames, latents)
         else:
             for frame, each in zip(frames, latents, strict=True):
-                with CASTING:
+                with CASTING, dtypes_kept(frame.stock.modules):
                     self.frames.go_on([frame], [each])
         made = list[Tensor]()
         for frame in frames:
@@ -123,7 +124,7 @@ class Ends:
     def returned(self, condition: Condition, last: int, latents: Tensor) -> Any:
         """What a call returns of finished latents (1, ...)."""
         frame = self.frames.begin_for(condition, last)
-        with CASTING:
+        with CASTING, dtypes_kept(frame.stock.modules):
             self.frames.go_on([frame], [latents])
         return frame.returned
 

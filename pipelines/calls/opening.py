@@ -52,6 +52,9 @@ def open_call(pipe: Any, call: Mapping[str, Any]) -> OpenedCall:
     ValueError for what no search can suspend, and for several pictures where the call takes one for
     each image.
     """
+    steps = call.get(STEPS)
+    if isinstance(steps, int) and steps < 1:
+        raise ValueError(f"{STEPS} must be at least 1, got {steps}")
     check_lists(pipe, call)
     given, typical, rehearsed = _in_a_form_that_it_makes(GivenCall.of(pipe, call))
     hooks = any(guiders.puts_hooks(part) for part in pipe.components.values())
@@ -88,8 +91,8 @@ def _rehearsed(given: GivenCall) -> tuple[StockCall, Rehearsal]:
 
 def _shown(call: StockCall) -> dict[Any, Any]:
     """What calls of the pipeline's parts make, kept with it while its parts are the same."""
-    shown: dict[Any, Any] = _memo(call, "shown")
-    return shown
+    memo: Memo = call.pipe._search_memo
+    return memo.of(_key(call, "shown"))
 
 
 def _known(call: StockCall) -> dict[Hashable, Any]:
@@ -110,18 +113,19 @@ def _known(call: StockCall) -> dict[Hashable, Any]:
     except TypeError:
         return {}
     kind = type(call.pipe).stock_class()
-    known: dict[Hashable, Any] = _memo(call, ALIKE, kind, key, settings, widths, str(call.device))
+    alike = _key(call, ALIKE, kind, key, settings, widths, str(call.device))
     memo: Memo = call.pipe._search_memo
+    known = memo.of(alike)
+    known[ALIKE] = alike
     for old in [each for each in list(memo) if each[0] == ALIKE][:-KINDS]:
         memo.pop(old, None)
     return known
 
 
-def _memo(call: StockCall, *key: Hashable) -> Any:
-    """What is kept with a pipeline while its parts are the same."""
+def _key(call: StockCall, *key: Hashable) -> tuple[Hashable, ...]:
+    """Of what is kept with a pipeline while its parts are the same."""
     parts = list(call.modules.values())
-    memo: Memo = call.pipe._search_memo
-    return memo.of((*key, *map(weakref.ref, parts), *map(filling, parts)))
+    return (*key, *map(weakref.ref, parts), *map(filling, parts))
 
 
 # --- lists of pictures ----------------------------------------------------------------------------

@@ -7,7 +7,8 @@ there are frames; where it finds the second, calls end one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -53,3 +54,15 @@ def dtypes(parts: Mapping[str, nn.Module]) -> dict[str, torch.dtype]:
     """The dtype of each part's first weight."""
     first = {name: next(part.parameters(), None) for name, part in parts.items()}
     return {name: weight.dtype for name, weight in first.items() if weight is not None}
+
+
+@contextmanager
+def dtypes_kept(parts: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Parts have the dtypes that they had, whether what changes them puts them back or not."""
+    before = dtypes(parts)
+    try:
+        yield
+    finally:
+        for name, dtype in dtypes(parts).items():
+            if dtype is not before[name]:
+                parts[name].to(before[name])

@@ -64,6 +64,8 @@ class StockCall:
     """What encoders made for its frames."""
     encodings: Kept = field(default_factory=Kept)
     """What methods of the pipeline made of that, for frames of this width."""
+    beside: StockCall | None = None
+    """One of the same prompt, with which it shares what is kept; it may have other steps."""
     widening: Widening | None = None
     """How it makes several images; None: it makes one."""
     width: int = 1
@@ -94,7 +96,8 @@ class StockCall:
         found = self._wide.pop(width, None)
         if found is None:
             arguments = self.widening.of(self.arguments, width)
-            found = replace(self, arguments=arguments, width=width, encodings=Kept())
+            kept = Kept() if self.beside is None else self.beside.widened(width).encodings
+            found = replace(self, arguments=arguments, width=width, encodings=kept)
         self._wide[width] = found
         for old in list(self._wide)[:-WIDTHS]:
             del self._wide[old]

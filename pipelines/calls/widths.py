@@ -28,6 +28,7 @@ from ttsnap.pipelines.calls.joining import (
 from ttsnap.pipelines.calls.parts import DECODE
 from ttsnap.pipelines.calls.pictures import several_of
 from ttsnap.pipelines.calls.questions import Drawn, PartCall, Step
+from ttsnap.pipelines.calls.shared_parts import dtypes_kept
 from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.calls.values import identity_of, tensors_in
 from ttsnap.pipelines.calls.widening import Widening, ways
@@ -104,9 +105,9 @@ def _go_on(
         _check(asked.out, torch.cat([other.out for other in others]))
         _check(asked.sample, torch.cat([other.sample for other in others]))
         latents = [_moved(other.sample, i) for i, other in enumerate(others)]
-    wide.go_on(torch.cat(latents))
-    for frame, each in zip(ones, latents, strict=True):
-        frame.go_on(each)
+    for frame, each in zip((wide, *ones), (torch.cat(latents), *latents), strict=True):
+        with dtypes_kept(frame.stock.modules):  # one that it widens to decode, the next widens, too
+            frame.go_on(each)
 
 
 def _encode(frame: CallFrame) -> None:

@@ -1,72 +1,152 @@
-"""Gradients through every family's denoiser and decoder, against finite differences in float64."""
+"""Gradients through stock calls, against finite differences in float64."""
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
+from benchmarks import support_parts
+from ttsnap.core.outcome import chosen
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.pipelines import upgrade
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import FunctionReward
+from ttsnap.rewards.scoring import Shown
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.rng import seeded
 from ttsnap.scenes.grammar import parse
 from ttsnap.scenes.render import render
 
 from ..cover import each_once  # noqa: TID252
+from .calls.tiny import call_of, stock
 from .tiny import FAMILIES
+
+FRAMES = 2
+"""Of a video, that the reward sees."""
+QUICK = (
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusion3InpaintPipeline",
+    "WanPipeline",
+    "ZImageModularPipeline",
+)
+SLOW = (
+    "FluxKontextPipeline",
+    "QwenImageEditPipeline",
+    "CogVideoXPipeline",
+    "AnimateDiffPipeline",
+    "LTX2Pipeline",
+    "Krea2Pipeline",
+    "Krea2ModularPipeline",
+    "StableDiffusionPAGPipeline",
+)
+TEXT = [name for name in FAMILIES if name != "z_image"]
+"""Z-Image's own call asserts float32."""
+CASES = [
+    *((name, "denoiser") for name in QUICK),
+    *(pytest.param(name, "denoiser", marks=pytest.mark.slow) for name in SLOW),
+    *each_once(TEXT, ["denoiser", "x0"]),
+]
 
 
 def wavy(images: Tensor, prompts: Any) -> Tensor:
     """Smooth, and different at every pixel."""
-    weights = torch.linspace(-1, 1, images[0].numel(), dtype=torch.float64).view(images[0].shape)
-    return torch.sin(3 * images.double() * weights).flatten(1).mean(1)
+    weights = torch.linspace(-1, 1, images[0].numel(), dtype=images.dtype).view(images[0].shape)
+    return torch.sin(3 * images * weights).flatten(1).mean(1)
 
 
-@pytest.mark.parametrize(("name", "through"), each_once(list(FAMILIES), ["denoiser", "x0"]))
-def test_gradients_of_every_family(name: str, through: str) -> None:
-    pipe = upgrade(FAMILIES[name].build())
-    denoiser = pipe.denoiser(**FAMILIES[name].call, num_inference_steps=4)
-    if Capability.PATH not in denoiser.can or denoiser.grid.evals is not None:
+def opened(name: str) -> Any:
+    """The denoiser of a small call in float64."""
+    if name in FAMILIES:
+        pipe, call = FAMILIES[name].build(), {**FAMILIES[name].call, "num_inference_steps": 4}
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            case = support_parts.stock(name)
+        pipe, call = case.pipe, {k: v for k, v in case.call.items() if k != "prompt"}
+    pipe.to(dtype=torch.float64)
+    if name in ("sana", "lumina2"):
+        pipe.text_encoder.float()  # Gemma makes nan of float64
+    denoiser = upgrade(pipe).denoiser(**call)
+    if name in FAMILIES and (Capability.PATH not in denoiser.can or denoiser.grid.evals):
         denoiser.convert()
-    with torch.no_grad():
-        denoiser.encode(["a cat"])
-        x = denoiser.init_latents([seeded(0), seeded(1)]).double()
-    doubled = tree_map_only(
-        Tensor, lambda t: t.double() if t.is_floating_point() else t, dict(vars(denoiser))
-    )
-    vars(denoiser).update(doubled)  # encoded texts, too
-    getattr(pipe, denoiser.network).double(), pipe.vae.double()
-    k, cond = torch.tensor([1, 2]), torch.zeros(2, dtype=torch.long)
-    differentiate = Differentiator(denoiser, [FunctionReward(wavy)], through)
-    found = differentiate(x, k, cond, ["a cat"] * 2)
-    uphill = found.gradient.double() / found.gradient.norm()
-    direction = torch.randn(x.shape, generator=seeded(2)).double() + 10 * uphill
-    # Parts of Sana compute in float32, and its norms of few channels bend sharply: its differences
-    # are coarser.
-    size, exact = (5e-5, 4e-2) if name == "sana" else (1e-4, 2e-3)
-    slope = differentiate.slope(k, x) if through == "x0" else 0
+    return denoiser
 
-    @torch.no_grad()
-    def end(h: float) -> float:
-        x0 = (
-            denoiser.predict(x if through == "x0" else x + h * direction, k, cond).x0
-            + h * slope * direction
-        )
-        return float(wavy(denoiser.decode(x0), None).sum())
 
-    expected = (end(size) - end(-size)) / (2 * size)
-    assert float((found.gradient * direction).sum()) == pytest.approx(expected, rel=exact, abs=1e-8)
+@pytest.mark.parametrize(("name", "through"), CASES)
+def test_a_gradient_is_the_slope_of_the_reward(name: str, through: str) -> None:
+    with support_parts.small_pictures():
+        denoiser = opened(name)
+        denoiser.encode([Prompt("a cat")])
+        cond = denoiser.conditions(torch.zeros(2, dtype=torch.long), [0, 1])
+        x = denoiser.begin(denoiser.init_latents([seeded(0), seeded(1)]), cond)
+        k = torch.tensor([0, 1])
+        shown = Shown(None if denoiser.frames is None else FRAMES)
+        differentiate = Differentiator(denoiser, [FunctionReward(wavy)], through, shown=shown)
+        found = differentiate(x, k, cond, ["a cat"] * 2)
+        uphill = found.gradient / found.gradient.norm()
+        direction = torch.randn(x.shape, generator=seeded(2)).to(uphill) + 10 * uphill
+        slope = differentiate.slope(k, x) if through == "x0" else 0
+
+        @torch.no_grad()
+        def end(h: float) -> float:
+            moved = x if through == "x0" else x + h * direction
+            made = denoiser.predict(moved, k, cond)
+            pictures = denoiser.decode_rows(made.x0 + h * slope * direction, cond)
+            seen = pictures
+            if denoiser.frames is not None:
+                seen = pictures[:, chosen(pictures.shape[1], FRAMES)].flatten(0, 1)
+            return float(wavy(seen, None).sum()) * len(x) / len(seen)
+
+        # Parts of Sana compute in float32, and its norms of few channels bend sharply.
+        size, exact = (5e-5, 4e-2) if name == "sana" else (1e-4, 2e-3)
+        expected = (end(size) - end(-size)) / (2 * size)
+    rise = float((found.gradient * direction).sum())
+    assert rise == pytest.approx(expected, rel=exact)
     assert abs(expected) > 1e-7
     assert not found.prediction.x0.requires_grad
+
+
+def bright(images: Tensor, prompts: Any) -> Tensor:
+    return images.double().mean((1, 2, 3))
+
+
+def test_searches_follow_gradients_and_are_charged_for_them() -> None:
+    name = "StableDiffusionControlNetPipeline"
+    pipe = upgrade(stock(name))
+    steps = call_of(name)["num_inference_steps"]
+    for how in ({"guide": "dps:2:1-0", "kernel": "sde"}, {"search": "noise-ascent"}):
+        given = {"search": {"name": "best-of-n", "n": 2}, **how, **call_of(name)}
+        (result,) = pipe("a fox", reward=bright, budget="40nfe", seed=3, **given).search
+        cost = result.spent.cost
+        assert cost.gradients > 0
+        assert cost.backwards == cost.gradients * (steps if "search" in how else 1)
+    scores = result.particles.scores[:, -1, 0]
+    assert result.best.reward == scores.max() > scores[0]
+
+
+def test_what_has_no_gradient_is_refused_before_anything_is_computed() -> None:
+    inpainting = upgrade(stock("StableDiffusion3InpaintPipeline"))
+    call = call_of("StableDiffusion3InpaintPipeline")
+    with pytest.raises(ValueError, match="picture"):
+        inpainting("a fox", search="noise-ascent", reward=bright, budget="20nfe", **call)
+
+    class Detaching(VaeImageProcessor):  # type: ignore[misc]
+        def postprocess(self, image: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return super().postprocess(image.detach(), *args, **kwargs)
+
+    pipe = upgrade(copy.copy(stock("PixArtAlphaPipeline")))
+    pipe.image_processor = Detaching()
+    call = {"kernel": "ode", **call_of("PixArtAlphaPipeline")}
+    with pytest.raises(ValueError, match="decoder of PixArtAlpha"):
+        pipe("a fox", search="noise-ascent", reward=bright, budget="20nfe", **call)
 
 
 def test_the_learned_reward_without_rounding() -> None:
@@ -97,10 +177,6 @@ def test_quantised_networks_are_refused() -> None:
     denoiser.differentiable("x0")
     denoiser.net.hf_quantizer.is_trainable = True
     denoiser.differentiable("denoiser")
-
-
-def bright(images: Tensor, prompts: Any) -> Tensor:
-    return images.double().mean((1, 2, 3))
 
 
 @pytest.mark.parametrize("name", ["sd3", "sdxl"])

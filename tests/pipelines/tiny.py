@@ -28,6 +28,10 @@ from ttsnap.pipelines.memory.memo import Memo
 
 Parts = dict[str, Any]
 
+TOLERANCE = 1e-5
+"""What users are promised: how far an image may be from what the stock call makes of its prompt and
+seed alone, in float32, as a share of the largest value."""
+
 # The noise schedules that the published checkpoints of these families were trained with.
 STABLE_DIFFUSION_BETAS: dict[str, Any] = {
     "beta_start": 0.00085,

@@ -91,7 +91,14 @@ def test_an_estimate_is_what_the_stock_call_makes_in_one_step(name: str) -> None
 
 
 # a video, one with processors that each call puts in, and one whose linear layers are in two lists
-@pytest.mark.parametrize("kind", ["WanPipeline", "StableDiffusionPAGPipeline", "ChromaPipeline"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "WanPipeline",
+        pytest.param("StableDiffusionPAGPipeline", marks=pytest.mark.slow),
+        "ChromaPipeline",
+    ],
+)
 def test_a_draft_is_made_of_a_class_that_nothing_knows(kind: str, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
