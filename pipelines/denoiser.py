@@ -396,7 +396,12 @@ class PipelineDenoiser(Denoiser):
             decoded = "previews" if instead else "decodes"
             kind = "nfe" if part in self.rehearsed.networks else decoded
             most[kind] = max(most[kind], n)
-        return Cost(**{**most, "nfe": math.ceil(most["nfe"] / self.rehearsed.passes)})
+        drafted = 0
+        for _, draft in self._draft_calls.values():
+            drafted += draft.frames.hub.tried[draft.network, True]
+            draft.frames.hub.tried.clear()
+        nfe = math.ceil(most["nfe"] / self.rehearsed.passes)
+        return Cost(**{**most, "nfe": nfe, "draft_calls": drafted})
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -134,26 +134,6 @@ class Schedule:
             kernel=begun_later(self.kernel, p),
         )
 
-    def followed_by(self, other: Schedule) -> Schedule:
-        """This schedule with the positions of another after its own, for `scaled` and `x0`. Grid,
-        path, times and kernel stay. ValueError where the two differ in more than their
-        positions."""
-        if self.prediction != other.prediction or (self.scale is None) != (other.scale is None):
-            raise ValueError(
-                "calls share a network where they follow one scheduler, path and prediction type"
-            )
-        return replace(
-            self,
-            timesteps=torch.cat([self.timesteps, other.timesteps]),
-            alpha=torch.cat([self.alpha, other.alpha]),
-            sigma=torch.cat([self.sigma, other.sigma]),
-            scale=(
-                None
-                if self.scale is None or other.scale is None
-                else torch.cat([self.scale, other.scale])
-            ),
-        )
-
     def stepped(self, noise: torch.dtype, out: torch.dtype) -> torch.dtype:
         """The dtype of latents after a step, by those of initial noise and of the network's output,
         which differ under autocast."""

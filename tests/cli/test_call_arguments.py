@@ -1,5 +1,4 @@
-"""Arguments of a stock call that no option names, of a class that no family knows: given, printed,
-replayed."""
+"""Arguments of a stock call that no option names: given, printed, replayed."""
 
 from __future__ import annotations
 

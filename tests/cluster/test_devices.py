@@ -68,7 +68,7 @@ def test_a_call_on_two_devices_finds_what_it_finds_on_one(pipe: Any) -> None:
 
 
 @pytest.mark.usefixtures("local")
-def test_a_class_that_no_family_knows_takes_its_drafter_and_arguments_along(tmp_path: Path) -> None:
+def test_any_class_takes_its_drafter_and_arguments_along(tmp_path: Path) -> None:
     stock("PixArtAlphaPipeline").save_pretrained(tmp_path)
     pipe = loaded(model=tmp_path)
     how = {

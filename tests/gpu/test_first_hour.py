@@ -1,4 +1,4 @@
-"""What owners of a GPU try first: a class that is no family, offloading, a card that is too small,
+"""What owners of a GPU try first: offloading, a card that is too small,
 two cards."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every family on a device in two precisions: stock's images, gradients, guidance, attention,
+"""Ten models on a device in two precisions: stock's images, gradients, guidance, attention,
 compilation, previews."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLOSE = {"fp32": 1e-3, "bf16": 0.1}
 """How far images of other batch sizes may be apart in the mean, as a share of their mean: kernels
 differ by batch."""
 ON_CPU = [("flux", "bf16", "cpu"), ("sd3", "bf16", "cpu")]
-"""What the fast suite adds to tests/pipelines/test_parity.py, which compares all families in
+"""What the fast suite adds to tests/pipelines/test_parity.py, which compares all of them in
 fp32."""
 SEED = 3
 
