@@ -27,8 +27,8 @@ Stock = TypeVar("Stock")
 """The class of the stock pipeline."""
 SEARCH = "ttsnap.pipelines.mixin:SearchMixin"
 """First base of all search pipelines."""
-TWIN = "ttsnap.pipelines.calls.pipeline:search_twin"
-CLASS_FOR = "ttsnap.pipelines.calls.tasks:class_for"
+TWIN = "ttsnap.pipelines.calls.twins:search_twin"
+CLASS_FOR = "ttsnap.pipelines.calls.pictures:class_for"
 """Imported when they are needed, since they import what loads pipelines."""
 SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
 """How the names of single files of weights end."""

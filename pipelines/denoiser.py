@@ -24,19 +24,14 @@ from torch import Generator, Tensor
 from ttsnap.core.cost import Cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.variety import Repel
-from ttsnap.pipelines.calls.conditions import Condition, Conditions
 from ttsnap.pipelines.calls.coupling import CoupledHub
 from ttsnap.pipelines.calls.drafts import DraftCall, DraftRow, check_arrival, draft_call
-from ttsnap.pipelines.calls.ends import Ends
-from ttsnap.pipelines.calls.first_latents import FirstLatents
-from ttsnap.pipelines.calls.given import GivenCall
 from ttsnap.pipelines.calls.gradients import follow
 from ttsnap.pipelines.calls.hub import ONE_BY_ONE, Hub
+from ttsnap.pipelines.calls.latents import Ends, FirstLatents
 from ttsnap.pipelines.calls.opening import ALIKE, check_lists, open_call
 from ttsnap.pipelines.calls.pictures import alike, images_of, main_of, sound_of, source_of
-from ttsnap.pipelines.calls.places import NOWHERE
 from ttsnap.pipelines.calls.pool import FramePool
-from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.rehearsal import Rehearsal
 from ttsnap.pipelines.calls.rows import (
     Evaluation,
@@ -47,13 +42,12 @@ from ttsnap.pipelines.calls.rows import (
     mean_of,
     taken,
 )
-from ttsnap.pipelines.calls.run import first_shapes
-from ttsnap.pipelines.calls.schedules import schedule_of
-from ttsnap.pipelines.calls.stock_call import StockCall
-from ttsnap.pipelines.calls.times import FrameTimes
+from ttsnap.pipelines.calls.runs import first_shapes
+from ttsnap.pipelines.calls.schedules import FrameTimes, schedule_of
+from ttsnap.pipelines.calls.stock_call import Condition, Conditions, GivenCall, StockCall, Widening
+from ttsnap.pipelines.calls.stops import NOWHERE, PartCall
 from ttsnap.pipelines.calls.values import PLAIN, leaves, version_of
-from ttsnap.pipelines.calls.widening import Widening
-from ttsnap.pipelines.calls.widths import widening_of
+from ttsnap.pipelines.calls.widening import widening_of
 from ttsnap.pipelines.latents.convert import convert
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory.memo import Memo

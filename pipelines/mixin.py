@@ -25,8 +25,7 @@ from ttsnap.options.selection import listed
 from ttsnap.pipelines import arguments, output, pipeline_copy, search_class
 from ttsnap.pipelines.calls.opening import takes_one_each
 from ttsnap.pipelines.calls.parts import DEVICE, denoisers_of, main_first
-from ttsnap.pipelines.calls.pictures import main_of, pictures_for
-from ttsnap.pipelines.calls.tasks import TEXT_TO_IMAGE, class_for, task_of
+from ttsnap.pipelines.calls.pictures import TEXT_TO_IMAGE, class_for, main_of, pictures_for, task_of
 from ttsnap.pipelines.calls.values import tensors_in
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter

@@ -18,7 +18,7 @@ from ttsnap.options.variety import Repel
 from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.hub import ONE_BY_ONE, Hub, kind_of
 from ttsnap.pipelines.calls.joining import PartArguments, joined
-from ttsnap.pipelines.calls.questions import PartCall
+from ttsnap.pipelines.calls.stops import PartCall
 from ttsnap.pipelines.calls.values import mapped
 from ttsnap.profiling.flops import count_flops, on_meta
 from ttsnap.sampling import rng

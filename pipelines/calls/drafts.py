@@ -15,17 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttsnap.pipelines.calls.conditions import Condition
 from ttsnap.pipelines.calls.frame import CallFrame
-from ttsnap.pipelines.calls.given import SCALES
 from ttsnap.pipelines.calls.hub import Hub
 from ttsnap.pipelines.calls.joining import rows_of
 from ttsnap.pipelines.calls.pool import FramePool
-from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.rehearsal import Rehearsal
-from ttsnap.pipelines.calls.stock_call import StockCall
-from ttsnap.pipelines.calls.times import unscaled
-from ttsnap.pipelines.calls.told import Told
+from ttsnap.pipelines.calls.schedules import unscaled
+from ttsnap.pipelines.calls.stock_call import SCALES, Condition, StockCall, Told
+from ttsnap.pipelines.calls.stops import PartCall
 from ttsnap.pipelines.calls.values import tensors_in
 from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.sampling.rng import seeded

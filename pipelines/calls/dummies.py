@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttsnap.pipelines.calls.joining import PartArguments, joined, stacked
 from ttsnap.pipelines.calls.parts import forget_own_methods
-from ttsnap.pipelines.calls.questions import PartCall
+from ttsnap.pipelines.calls.stops import PartCall
 from ttsnap.pipelines.calls.values import holds_memory, leaves, mapped, size_of
 from ttsnap.profiling.flops import count_flops, on_meta
 

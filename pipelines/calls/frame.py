@@ -20,23 +20,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ttsnap.pipelines.calls.asking import asking, drawing, keeping
 from ttsnap.pipelines.calls.dummies import Shown
 from ttsnap.pipelines.calls.joining import PartArguments
-from ttsnap.pipelines.calls.led import Led
-from ttsnap.pipelines.calls.loops import TREE, begun_by
+from ttsnap.pipelines.calls.modular import TREE, begun_by
 from ttsnap.pipelines.calls.parts import (
     DEVICE,
     UNASKED,
     Parts,
+    asking,
+    drawing,
     drawing_methods,
     encoding_methods,
     guiders_of,
+    keeping,
     schedulers_of,
 )
-from ttsnap.pipelines.calls.questions import Drawn, PartCall, Question, Step
-from ttsnap.pipelines.calls.stepping import release, stepping
+from ttsnap.pipelines.calls.stepping import Led, release, stepping
 from ttsnap.pipelines.calls.stock_call import StockCall
+from ttsnap.pipelines.calls.stops import Drawn, PartCall, Question, Step
 from ttsnap.pipelines.calls.values import owned
 from ttsnap.pipelines.suspended import Ask, Returned, Suspended
 

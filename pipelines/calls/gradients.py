@@ -14,7 +14,7 @@ from torch import Tensor
 from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.parts import DECODE
 from ttsnap.pipelines.calls.pictures import images_of
-from ttsnap.pipelines.calls.questions import PartCall, Step
+from ttsnap.pipelines.calls.stops import PartCall, Step
 from ttsnap.pipelines.calls.values import mapped, tensors_in
 
 

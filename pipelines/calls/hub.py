@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from ttsnap.core.memory import lacks_memory
-from ttsnap.pipelines.calls.alike import Alike
 from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.joining import (
     close,
@@ -28,10 +27,9 @@ from ttsnap.pipelines.calls.joining import (
     rows_of,
     stacked,
 )
-from ttsnap.pipelines.calls.parts import DECODE
-from ttsnap.pipelines.calls.questions import PartCall
-from ttsnap.pipelines.calls.shared_parts import Processor
-from ttsnap.pipelines.calls.values import shape_of
+from ttsnap.pipelines.calls.parts import DECODE, Processor
+from ttsnap.pipelines.calls.stops import PartCall
+from ttsnap.pipelines.calls.values import Alike, shape_of
 
 logger = logging.getLogger(__name__)
 

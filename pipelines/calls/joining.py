@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from ttsnap.pipelines.calls.questions import PartCall
+from ttsnap.pipelines.calls.stops import PartCall
 from ttsnap.pipelines.calls.values import shape_of, tensors_in
 
 INPUTS = ("hidden_states", "sample", "x", "z")

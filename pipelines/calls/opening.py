@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from ttsnap.pipelines.arguments import embeddings_in
-from ttsnap.pipelines.calls import guiders, loops
+from ttsnap.pipelines.calls import modular
 from ttsnap.pipelines.calls.dummies import Dummies
-from ttsnap.pipelines.calls.given import TYPICAL, GivenCall
+from ttsnap.pipelines.calls.parts import dtypes
 from ttsnap.pipelines.calls.pictures import NoPictureError, pictures_for
 from ttsnap.pipelines.calls.rehearsal import Rehearsal, rehearse
-from ttsnap.pipelines.calls.run import first_shapes
-from ttsnap.pipelines.calls.shared_parts import dtypes
-from ttsnap.pipelines.calls.stock_call import StockCall
+from ttsnap.pipelines.calls.runs import first_shapes
+from ttsnap.pipelines.calls.stock_call import TYPICAL, GivenCall, StockCall
 from ttsnap.pipelines.calls.values import PLAIN, likeness_of
 from ttsnap.pipelines.memory.memo import Memo, filling
 from ttsnap.pipelines.pipeline_copy import shared_copy
@@ -57,7 +56,7 @@ def open_call(pipe: Any, call: Mapping[str, Any]) -> OpenedCall:
         raise ValueError(f"{STEPS} must be at least 1, got {steps}")
     check_lists(pipe, call)
     given, typical, rehearsed = _in_a_form_that_it_makes(GivenCall.of(pipe, call))
-    hooks = any(guiders.puts_hooks(part) for part in pipe.components.values())
+    hooks = any(modular.puts_hooks(part) for part in pipe.components.values())
     changed = set(rehearsed.held).union(rehearsed.networks if hooks else ())
     if changed:
         # Frames put processors and hooks into parts, which no other search may see.
@@ -72,7 +71,7 @@ def _in_a_form_that_it_makes(given: GivenCall) -> tuple[GivenCall, StockCall, Re
     for form in FORMS:
         formed = given.returning(form)
         try:
-            with quiet(loops.LOGGER):
+            with quiet(modular.LOGGER):
                 return formed, *_rehearsed(formed)
         except NoPictureError as refused:
             said = str(refused)
@@ -144,7 +143,7 @@ def takes_one_each(pipe: Any, call: Mapping[str, Any]) -> bool:
         given = GivenCall.of(own, arguments).returning(FORMS[0])
         return first_shapes(given.for_prompt(TYPICAL))
 
-    with quiet(loops.LOGGER), torch.no_grad():
+    with quiet(modular.LOGGER), torch.no_grad():
         try:
             several = shapes(call)
         except Exception:

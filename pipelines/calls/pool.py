@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ttsnap.pipelines.calls.conditions import Condition
 from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.hub import Hub
 from ttsnap.pipelines.calls.parts import Parts
-from ttsnap.pipelines.calls.stock_call import StockCall
+from ttsnap.pipelines.calls.stock_call import Condition, StockCall
 from ttsnap.sampling.rng import seeded
 
 

@@ -14,17 +14,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ttsnap.pipelines.calls.dependence import dependence, reads_late
 from ttsnap.pipelines.calls.dummies import Dummies
-from ttsnap.pipelines.calls.fields import Fields
-from ttsnap.pipelines.calls.histories import remembering
-from ttsnap.pipelines.calls.parts import denoisers_of, drops_values, main_first, pipelines_in
-from ttsnap.pipelines.calls.places import NOWHERE, LatentsPlace
-from ttsnap.pipelines.calls.run import CallRun, Setting, run_of
-from ttsnap.pipelines.calls.shared_parts import Processor, changed, dtypes, processors
-from ttsnap.pipelines.calls.stepping import stock_scheduler
+from ttsnap.pipelines.calls.parts import (
+    Processor,
+    changed,
+    denoisers_of,
+    drops_values,
+    dtypes,
+    main_first,
+    pipelines_in,
+    processors,
+)
+from ttsnap.pipelines.calls.runs import CallRun, Setting, dependence, reads_late, run_of
+from ttsnap.pipelines.calls.stepping import remembering, stock_scheduler
 from ttsnap.pipelines.calls.stock_call import StockCall
-from ttsnap.pipelines.calls.values import version_of
+from ttsnap.pipelines.calls.stops import NOWHERE, LatentsPlace
+from ttsnap.pipelines.calls.values import Fields, version_of
 from ttsnap.pipelines.patches import refuse_patches
 
 

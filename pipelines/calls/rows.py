@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ttsnap.pipelines.calls.conditions import Condition
 from ttsnap.pipelines.calls.frame import CallFrame
+from ttsnap.pipelines.calls.stock_call import Condition
 
 
 class Placed(NamedTuple):

@@ -1,23 +1,245 @@
-"""Copies of schedulers that ask what their steps make, and say what a frame is told.
-
-A scheduler keeps at which step it is, and a stock call may copy it. So each copy counts its steps,
-and a copy of it goes on from there.
-"""
+"""Schedulers in frames: they stop where they step, remember what their steps need, and lead a frame to
+a later step."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import inspect
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from torch import Generator, Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from ttsnap.pipelines.calls.histories import GIVEN
-from ttsnap.pipelines.calls.led import Led
-from ttsnap.pipelines.calls.questions import Step, Stepped
-from ttsnap.pipelines.calls.stock_call import StockCall
-from ttsnap.pipelines.calls.told import Told
+from ttsnap.pipelines.calls.joining import PartArguments
+from ttsnap.pipelines.calls.parts import Parts
+from ttsnap.pipelines.calls.stock_call import StockCall, Told
+from ttsnap.pipelines.calls.stops import Drawn, PartCall, Step, Stepped
+from ttsnap.pipelines.calls.values import Fields, mapped, size_of
+from ttsnap.pipelines.suspended import Ask
+
+# --- Schedulers that a stock call hands what they made a step before, as ones that keep it
+# themselves
+# CogVideoX's DPM solver is of two steps and has no history: its call gives each step the last x0
+# estimate.
+
+GIVEN = ("old_pred_original_sample", "timestep_back")
+"""The arguments of a step with what a step made before it, and at which timestep."""
+
+
+def remembering(scheduler: Any) -> Any:
+    """A scheduler over the same inside that keeps GIVEN; itself where its step takes none of it.
+
+    It has made no step.
+    """
+    if not set(GIVEN) <= inspect.signature(scheduler.step).parameters.keys():
+        return scheduler
+    own = copy.copy(scheduler)
+    if GIVEN[0] not in vars(own):
+        kind: Any = type(scheduler)
+        own.__class__ = _kind(kind)
+    vars(own).update(dict.fromkeys(GIVEN))
+    return own
+
+
+@functools.cache
+def _kind(kind: Any) -> Any:
+    """The class of schedulers of this one that keep GIVEN."""
+
+    @functools.wraps(kind.step)  # by whose signature stock calls give arguments
+    def step(
+        self: Any,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        generator: Generator | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        before = {name: vars(self)[name] for name in GIVEN}
+        given = {
+            "timestep": timestep,
+            "sample": sample,
+            "eta": eta,
+            "generator": generator,
+            **before,
+        }
+        moved, estimate = kind.step(self, model_output, return_dict=False, **given)
+        vars(self).update(zip(GIVEN, (estimate, timestep), strict=True))
+        if not return_dict:
+            return moved, estimate
+        return DDIMSchedulerOutput(prev_sample=moved, pred_original_sample=estimate)
+
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "step": step})
+
+
+# --- What a call makes between the steps of one round, of latents that are known at its end alone -
+# LTX-2 steps its video and then its sound, and a search steps both at once. Until then the call goes
+# on with stand-ins. What it has made of them, as where it puts a given first frame before the others,
+# is made again of the latents.
+
+
+class Between(TorchDispatchMode):
+    """Sees the operators of the thread that enters it, and keeps those that read a stand-in."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stand_ins: list[Tensor] = []
+        self._made: list[tuple[Any, Any, Any, Any]] = []
+        """The operator, its arguments and what it made, of each that read a stand-in."""
+        self._read = set[int]()
+        """The memory of stand-ins, and of what was made of them."""
+
+    def stand_in(self, sample: Tensor) -> Tensor:
+        """In the place of the latents that a step makes of these."""
+        self.stand_ins.append(sample.clone())
+        self._read |= _memory(self.stand_ins[-1:])
+        return self.stand_ins[-1]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if self._read & _memory(tree_leaves((args, kwargs))):
+            self._read |= _memory(tree_leaves(made))
+            self._made.append((func, args, kwargs, made))
+        return made
+
+    def settle(self, latents: Sequence[Tensor]) -> None:
+        """Write latents into their stand-ins, and make again what was made of these."""
+        for stand_in, moved in zip(self.stand_ins, latents, strict=False):
+            stand_in.copy_(moved)
+        for func, args, kwargs, made in self._made:
+            for old, new in zip(tree_leaves(made), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, Tensor) and not _memory([old]) & _memory([new]):
+                    old.copy_(new)
+
+
+def _memory(values: Iterable[Any]) -> set[int]:
+    """Where tensors are kept, which views share."""
+    return {value.untyped_storage()._cdata for value in values if isinstance(value, Tensor)}
+
+
+# --- How a frame is led to a later step: it answers itself until the call waits for its latents
+# there
+#     led to 2:   Drawn  PartCall  Step  PartCall  Step     PartCall  Step     ...
+#     answered    by itself ........................ asks    asks      asks
+#
+# A round of the loop is one question. Where it steps several fields, latents are put in at the first,
+# from which the others have theirs. Guided outputs are known at the last. Until then steps leave
+# latents as they are, or return stand-ins for them.
+
+
+class Led:
+    """What a stock call asks by. to: the index of the latents that it first waits for."""
+
+    def __init__(self, stock: StockCall, parts: Parts, to: int, ask: Ask) -> None:
+        self.stock, self.parts, self.to, self.ask = stock, parts, to, ask
+        self.schedulers = list[Any]()
+        """That ask by it."""
+        self.index = 0
+        """Rounds begun."""
+        self._round = list[Step]()
+        """Steps of the round that is under way."""
+        self._given = list[Tensor]()
+        """The latents of all fields that were put in last."""
+        self._dummies: dict[Hashable, Any] = {}
+        """What answered for parts, by what their results' shapes follow from in one call."""
+        self._between: Between | None = None
+        """What sees the operators of the round, from its first step to its last."""
+
+    def __call__(self, question: Any) -> Any:
+        if isinstance(question, Drawn):
+            return self._drawn(question)
+        if isinstance(question, PartCall):
+            return self._called(question)
+        if self.stock.fields is None:
+            self.index += 1
+            return self.ask(question)
+        return self._stepped(question, self.stock.fields)
+
+    def _called(self, call: PartCall) -> Any:
+        stock = self.stock
+        later = stock.asleep if self.index else frozenset()
+        does_without = stock.networks if self.index < self.to else later
+        if call.part in does_without:
+            return self._dummy(call)
+        return self.ask(call._replace(begun=self.index > 0))
+
+    def _dummy(self, call: PartCall) -> Any:
+        """In the place of what a part makes."""
+        stock = self.stock
+        rowed = stock.rowed(call.part)
+        arguments = PartArguments(call.args, call.kwargs, stock.width, rowed=rowed)
+        key = call.part, call.method, size_of(arguments.input)
+        if key not in self._dummies:
+            part = stock.real(call, self.parts)
+            self._dummies[key] = stock.dummies.of_images(part, call, arguments)
+        return mapped(self._dummies[key], torch.clone)
+
+    def _drawn(self, question: Drawn) -> Any:
+        if self.to > 0:
+            return question.made
+        if self.stock.fields is None:
+            return self.ask(question)
+        if question.field == 0:
+            latents = self.ask(question)
+            self._given = [] if latents is None else self.stock.fields.parted(latents)
+        return self._given[question.field] if self._given else question.made
+
+    def _stepped(self, step: Step, fields: Fields) -> Tensor:
+        """The latents of one field after its step: until the call is where it is led, what was put
+        in there, and from then on what the search makes of all fields of a round."""
+        if not self._round:
+            self.index += 1
+        self._round.append(step)
+        steps = self._round
+        ends = len(steps) == fields.count
+        if ends:
+            self._round = []
+        if self.index < self.to:
+            return step.sample
+        if self.index > self.to:
+            return self._moved(steps, fields) if ends else self._unmoved(step, fields)
+        if len(steps) == 1:  # the first step of the round asks for the latents of all fields
+            self._given = fields.parted(self.ask(step))
+        return self._given[len(steps) - 1]
+
+    def _unmoved(self, step: Step, fields: Fields) -> Tensor:
+        """What a step makes before the last of its round is known."""
+        if not fields.late:
+            return step.sample
+        if self._between is None:
+            self._between = Between()
+            self._between.__enter__()
+        return self._between.stand_in(step.sample)
+
+    def _moved(self, steps: Sequence[Step], fields: Fields) -> Tensor:
+        """What the last step of a round makes, with which those before it are known."""
+        between, self._between = self._between, None
+        if between is not None:
+            between.__exit__(None, None, None)
+        parts = fields.parted(self.ask(_joined(fields, steps)))
+        if between is not None:
+            between.settle(parts)
+        return parts[-1]
+
+
+def _joined(fields: Fields, steps: Sequence[Step]) -> Step:
+    """The steps of a round as one."""
+    out = fields.joined([step.out for step in steps])
+    sample = fields.joined([step.sample for step in steps])
+    return steps[0]._replace(out=out, sample=sample)
+
+
+# --- Copies of schedulers that ask what their steps make, and say what a frame is told ------------
+# A scheduler keeps at which step it is, and a stock call may copy it. So each copy counts its steps,
+# and a copy of it goes on from there.
 
 POSITION = "_step_index"
 """The attribute of most schedulers with the step at which they are."""

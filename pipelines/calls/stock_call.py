@@ -1,29 +1,113 @@
-"""The stock call of a pipeline, for one prompt: what frames are begun of.
+"""The stock call of a pipeline: its arguments, that of one prompt, what frames are begun of, and what
+differs from seed to seed.
 
-It says what the call is given, and how its frames go: which parts they do without, where latents
-are put in, what their schedulers say. Frames of one call differ in their latents alone.
-"""
+It says what the call is given, and how its frames go: how many images they have, which parts they do
+without, where latents are put in, what their schedulers say. Frames of one call differ in their
+latents alone."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from ttsnap.pipelines.arguments import call_parameters
+from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import opened
+from ttsnap.pipelines.arguments import call_parameters, embeddings_in
+from ttsnap.pipelines.calls import modular
 from ttsnap.pipelines.calls.dummies import Dummies
-from ttsnap.pipelines.calls.fields import Fields
-from ttsnap.pipelines.calls.kept import Kept
-from ttsnap.pipelines.calls.parts import ENCODE, Parts, modules_of
-from ttsnap.pipelines.calls.places import LatentsPlace
-from ttsnap.pipelines.calls.questions import PartCall
-from ttsnap.pipelines.calls.told import Told
-from ttsnap.pipelines.calls.widening import Widening
+from ttsnap.pipelines.calls.parts import ENCODE, Parts, locked, modules_of, tokenizers_of
+from ttsnap.pipelines.calls.pictures import PICTURES
+from ttsnap.pipelines.calls.stops import LatentsPlace, PartCall
+from ttsnap.pipelines.calls.values import Fields, Kept
+
+# --- What the schedulers of frames say where it is not their own: other timesteps, other noise
+# levels
+# A call that was converted to another path steps at times of that path. A draft is told of less noise
+# than there is, and that its step arrives at the end.
+
+
+class Told(NamedTuple):
+    """What a scheduler says."""
+
+    times: Tensor
+    """(P,) timesteps."""
+    sigmas: Tensor | None = None
+    """(P + 1,) noise levels; None: its own."""
+
+    @classmethod
+    def of(cls, scheduler: Any) -> Told:
+        """What a scheduler says, whose timesteps are set."""
+        times = torch.as_tensor(scheduler.timesteps).cpu()
+        sigmas = getattr(scheduler, "sigmas", None)
+        known = sigmas is not None and len(sigmas) > len(times)
+        wide = times if times.is_floating_point() else times.float()
+        return cls(wide, torch.as_tensor(sigmas).cpu() if known else None)
+
+    def at(self, position: int, timestep: float) -> Told:
+        """Another timestep at a position."""
+        times = self.times.clone()
+        times[position] = timestep
+        return self._replace(times=times)
+
+    def arriving(self, position: int) -> Told:
+        """Nothing after a position, so that the step from it arrives at the end."""
+        after = torch.arange(len(self.times) + 1) > position
+        times = self.times.masked_fill(after[:-1], 0)
+        if self.sigmas is None:
+            return Told(times)
+        return Told(times, self.sigmas.masked_fill(after[: len(self.sigmas)], 0))
+
+
+# --- How a stock call is told to make several images of one prompt --------------------------------
+# Widening("num_images_per_prompt").of({"prompt": "a fox"}, 3)
+# # {"prompt": "a fox", "num_images_per_prompt": 3}
+# Widening().of({"prompt": "a fox"}, 3)
+# # {"prompt": ["a fox", "a fox", "a fox"]}
+
+COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
+"""Arguments that say how many."""
+
+
+class Widening(NamedTuple):
+    """One way."""
+
+    number: str | None = None
+    """The argument that says how many; None: prompts and pictures are lists."""
+    rowed: Mapping[str, frozenset[Any]] = {}
+    """Which arguments of each part's calls have a row for each image (joining.Path)."""
+
+    def of(self, arguments: Mapping[str, Any], n: int) -> dict[str, Any]:
+        """The arguments of n images."""
+        if self.number is not None:
+            return {**arguments, self.number: n}
+        return {name: _repeated(name, value, n) for name, value in arguments.items()}
+
+
+def ways(arguments: Collection[str]) -> list[Widening]:
+    """What a call with these arguments may know."""
+    return [*(Widening(name) for name in COUNTS if name in arguments), Widening()]
+
+
+def _repeated(name: str, value: Any, n: int) -> Any:
+    """An argument of one image, for n."""
+    if value is None or not ("prompt" in name or name in PICTURES):
+        return value
+    if isinstance(value, Tensor):
+        return torch.cat([value] * n)
+    if isinstance(value, list):
+        return value * n
+    return [value] * n
+
+
+# --- The stock call of a pipeline, for one prompt: what frames are begun of -----------------------
+# It says what the call is given, and how its frames go: which parts they do without, where latents
+# are put in, what their schedulers say. Frames of one call differ in their latents alone.
 
 WIDTHS = 2
 """Of how many widths what methods encoded is kept, which has a copy of it for each image."""
@@ -128,3 +212,132 @@ class StockCall:
                 return make(*call.args, **call.kwargs)
             with torch.no_grad():
                 return self.kept.of((call.part, call.method), call.args, call.kwargs, make)
+
+
+# --- The stock call of a pipeline with the arguments that all images share: a StockCall a prompt --
+
+SCALES = ("true_cfg_scale", "guidance_scale")
+"""The arguments of stock calls with a guidance scale, that of two passes first."""
+TYPICAL = Prompt("a red circle and a blue square")
+"""Of a rehearsal."""
+
+
+@dataclass(frozen=True)
+class GivenCall:
+    """A pipeline object of a call alone, and the arguments of that call."""
+
+    pipe: Any
+    arguments: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, pipe: Any, call: Mapping[str, Any]) -> Self:
+        """Of these arguments. Those that set guiders of a modular pipeline set those of `pipe`."""
+        given = opened(call)
+        vars(pipe).update(modular.set_by(pipe, given))
+        if modular.is_modular(pipe.stock_class()):
+            takes = {each.name for each in modular.inputs_of(pipe)}
+            given = {name: value for name, value in given.items() if name in takes}
+        return cls(pipe, given)
+
+    def returning(self, form: str) -> Self:
+        """The same, which returns what it makes in this form: pt, np, pil."""
+        return replace(self, arguments={**self.arguments, "output_type": form})
+
+    def for_prompt(self, prompt: Prompt) -> StockCall:
+        """The call of one prompt."""
+        own = opened(prompt.inputs)
+        if prompt.negative is not None:
+            if "negative_prompt" not in self.pipe.stock_arguments():
+                name = self.pipe.stock_class().__name__
+                raise ValueError(
+                    f"{name} reads no negative prompts; leave out {prompt.negative[:60]!r}"
+                )
+            own |= {"negative_prompt": prompt.negative}
+        takes = self.pipe.stock_arguments()
+        if "prompt" in takes:
+            embedded = embeddings_in({**self.arguments, **own})
+            own |= {"prompt": None if embedded else prompt.text}
+        if "negative_prompt" in takes and embeddings_in({**self.arguments, **own}, "negative_"):
+            own.setdefault("negative_prompt", self.arguments.get("negative_prompt"))
+        pipe, tokenizers = self.pipe, tokenizers_of(self.pipe.components)
+        device = pipe._execution_device
+        return StockCall(
+            pipe,
+            pipe.stock_call(),
+            {**self.arguments, **own},
+            device,
+            torch.is_autocast_enabled(device.type),
+            {name: locked(part) for name, part in tokenizers.items()},
+        )
+
+    @property
+    def edits(self) -> bool:
+        """Whether it changes a picture."""
+        return "image" in self.arguments
+
+    @functools.cached_property
+    def redraws(self) -> bool:
+        """Whether first latents are a noised picture, which each prompt may have of its own."""
+        pictured = any(self.arguments.get(name) is not None for name in PICTURES)
+        return pictured and "strength" in self.pipe.stock_arguments()
+
+    def scale_name(self, call: StockCall, *, embeds: bool) -> str | None:
+        """The argument that guides by two passes or, where the network reads a scale, that one."""
+        names = [name for name in SCALES if name in call.takes]
+        if not names:
+            return None
+        return names[-1] if embeds else names[0]
+
+    def scale(self, call: StockCall, *, embeds: bool) -> float:
+        """The guidance scale, 1 where there is none."""
+        name = self.scale_name(call, embeds=embeds)
+        if name is None:
+            return 1.0
+        value = self.arguments.get(name, call.takes[name].default)
+        return float(value) if isinstance(value, int | float) else 1.0
+
+
+# --- What rows of a search are of: an encoded prompt or, where a seed changes more than noise, both
+# conditions = Conditions([fox, hens])    # the stock calls of two prompts
+# conditions[1]                           # of the second, for any seed
+# conditions.number(1, seed=7)            # 2, from now on the second with what seed 7 draws
+
+
+class Condition(NamedTuple):
+    """What a frame is begun for: frames of one condition differ in their latents alone."""
+
+    stock: StockCall
+    seed: int
+    """By which it draws what else it draws; 0 where that changes nothing."""
+
+    def key(self, index: int) -> tuple[int, int, int]:
+        """Under which its frames wait that stand at this index."""
+        return id(self.stock), self.seed, index
+
+
+class Conditions:
+    """Those of the prompts of a search, by their numbers: first the prompts, then what seeds add.
+
+    by_seed: whether more than first latents differs from seed to seed.
+    """
+
+    def __init__(self, calls: Sequence[StockCall] = (), *, by_seed: bool = False) -> None:
+        self._all = [Condition(call, 0) for call in calls]
+        self._by_seed = by_seed
+        self._numbers: dict[tuple[int, int], int] = {}
+
+    def __getitem__(self, number: int) -> Condition:
+        return self._all[number]
+
+    def number(self, prompt: int, seed: int) -> int:
+        """That of a prompt and a seed."""
+        pair = prompt, seed
+        if pair not in self._numbers:
+            self._numbers[pair] = len(self._all)
+            self._all.append(self._all[prompt]._replace(seed=seed))
+        return self._numbers[pair]
+
+    def followed(self, number: int) -> Condition:
+        """What frames are begun for that follow rows of a condition from their latents on."""
+        found = self._all[number]
+        return found if self._by_seed else found._replace(seed=0)

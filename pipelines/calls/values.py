@@ -1,20 +1,25 @@
-"""Values of calls as trees: mappings, lists and tuples, whose leaves are tensors or anything else.
-
-    tensors_in([a, {"b": b}])              # [a, b]
-    mapped([a, {"b": b}], torch.clone)     # [a.clone(), {"b": b.clone()}]
-
-Arguments and results are compared, copied and known again by them.
-"""
+"""Values that calls are given and make, nested in lists and dictionaries: walked, joined as one round,
+compared and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Any
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Generator, Tensor
+
+# --- Values of calls as trees: mappings, lists and tuples, whose leaves are tensors or anything
+# else
+#     tensors_in([a, {"b": b}])              # [a, b]
+#     mapped([a, {"b": b}], torch.clone)     # [a.clone(), {"b": b.clone()}]
+#
+# Arguments and results are compared, copied and known again by them.
 
 STATELESS = (
     Tensor,
@@ -154,3 +159,127 @@ def _likeness(leaf: Any) -> Hashable:
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was changed in place; 0 where nothing counts that."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+# --- What one round of a loop steps, as the one tensor of a candidate -----------------------------
+# Most loops step one tensor, which has one row. LTX-2 steps a video and its sound, each by a
+# scheduler of its own. DiT steps two rows for one image.
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The tensors that a round steps, in order. They share noise levels, steps and kernel."""
+
+    shapes: tuple[torch.Size, ...]
+    """Of each, with its rows."""
+    late: bool = False
+    """Whether what the first ones' steps make may be written when the last one's is known, with all
+    that was made of it since (between.py)."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.shapes)
+
+    @property
+    def plain(self) -> bool:
+        """Whether they are one tensor with one row, which a search can take as it is."""
+        return self.count == 1 and self.shapes[0][0] == 1
+
+    def joined(self, values: Sequence[Tensor]) -> Tensor:
+        """That tensor (1, ...), or the numbers of all of them (1, n)."""
+        if self.plain:
+            return values[0]
+        return torch.cat([value.reshape(1, -1) for value in values], dim=1)
+
+    def parted(self, x: Tensor) -> list[Tensor]:
+        """The tensors of one that was joined."""
+        if self.plain:
+            return [x]
+        ends = accumulate(shape.numel() for shape in self.shapes)
+        # Not by `split`, whose views must not be written into where they have a graph.
+        return [
+            x[:, end - shape.numel() : end].reshape(shape)
+            for end, shape in zip(ends, self.shapes, strict=True)
+        ]
+
+
+# --- Which tensors are equal, asked once for each of them while it lives unchanged ----------------
+# Calls are joined where what has no rows is equal in all. A device is waited for to compare, so that
+# embeddings and tables, which are the same objects from step to step, are not compared at each.
+
+
+class Alike:
+    """Whether two tensors are equal, to the last bit."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[int, tuple[weakref.ref[Tensor], int, object]] = {}
+        """By the id of a tensor: itself, its version then, and an object that equal ones share."""
+
+    def __call__(self, one: Tensor, other: Tensor) -> bool:
+        base, other_base = one._base, other._base  # a timestep is an entry of its scheduler's list
+        if one.numel() == 1 and base is not None and other_base is not None:
+            here = one.storage_offset() == other.storage_offset()
+            if here and self._same(base, other_base):
+                return True
+        return self._same(one, other)
+
+    def _same(self, one: Tensor, other: Tensor) -> bool:
+        kind = self._kind(other)
+        if kind is self._kind(one):
+            return True
+        if one.shape != other.shape or one.dtype != other.dtype or not torch.equal(one, other):
+            return False
+        self._keep(one, kind)
+        return True
+
+    def _kind(self, tensor: Tensor) -> object:
+        known = self._kinds.get(id(tensor))
+        if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
+            return self._keep(tensor, object())
+        return known[2]
+
+    def _keep(self, tensor: Tensor, kind: object) -> object:
+        kinds, key = self._kinds, id(tensor)
+        held = weakref.ref(tensor, lambda _: kinds.pop(key, None))
+        kinds[key] = held, version_of(tensor), kind
+        return kind
+
+
+# --- What was made of arguments, made once for equal ones -----------------------------------------
+# Frames of one prompt call the same encoders for the same texts and pictures. Embeddings may have
+# hundreds of MB, so that they are shared, and compared where they are.
+
+
+class Kept:
+    """Results by what made them and by its arguments."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Hashable, list[_Entry]] = {}
+        """By all but the numbers in arrays."""
+
+    def of(self, what: Hashable, args: Any, kwargs: Any, make: Callable[..., Any]) -> Any:
+        """What `make` makes of these arguments, in lists of its own: stock calls change those."""
+        key = what, identity_of(args), identity_of(kwargs)
+        entries, arrays = self._entries.setdefault(key, []), arrays_in((args, kwargs))
+        found = next((entry for entry in entries if entry.is_of(arrays)), None)
+        if found is None:
+            made = make(*args, **kwargs)
+            found = _Entry(made, (args, kwargs), arrays, list(map(version_of, arrays)))
+            entries.append(found)
+        return mapped(found.made, lambda tensor: tensor)
+
+
+class _Entry(NamedTuple):
+    made: Any
+    arguments: Any
+    """Held, since keys have their ids."""
+    arrays: list[Tensor]
+    """Those in them."""
+    versions: list[int]
+
+    def is_of(self, arrays: Sequence[Tensor]) -> bool:
+        """Whether it was made of these numbers."""
+        if self.versions != list(map(version_of, self.arrays)):
+            return False
+        return all(torch.equal(*pair) for pair in zip(self.arrays, arrays, strict=True))

@@ -21,7 +21,7 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.files.reading import read_object
 from ttsnap.options.option import Spec, same
 from ttsnap.options.sampler import AUTO, DRAFT, NOISE, SamplerOptions, calls_of
-from ttsnap.pipelines.calls.given import SCALES
+from ttsnap.pipelines.calls.stock_call import SCALES
 from ttsnap.pipelines.drafting.drafters import make_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.packaged import draft_folder

@@ -30,8 +30,8 @@ DECIDE: dict[Site, int] = {
 once."""
 COMPARED: set[Site] = {
     ("pipelines/calls/joining.py", "_near"),
-    ("pipelines/calls/kept.py", "_Entry.is_of.<locals>.<genexpr>"),
-    ("pipelines/calls/alike.py", "Alike._same"),
+    ("pipelines/calls/values.py", "_Entry.is_of.<locals>.<genexpr>"),
+    ("pipelines/calls/values.py", "Alike._same"),
     ("pipelines/denoiser.py", "PipelineDenoiser.drafted"),
 }
 """What is read beside that: whether calls join is tried once, what encoders were given is compared
@@ -45,8 +45,8 @@ STOCK: set[Site] = {
 schedule."""
 COPIES: set[Site] = {
     *STOCK,
-    ("pipelines/calls/asking.py", "drawing.<locals>.call"),
-    ("pipelines/calls/kept.py", "Kept.of"),
+    ("pipelines/calls/parts.py", "drawing.<locals>.call"),
+    ("pipelines/calls/values.py", "Kept.of"),
     ("pipelines/calls/stepping.py", "_telling.<locals>.retimed"),
     ("pipelines/latents/scheduler_kernel.py", "SchedulerKernel._step"),
 }

@@ -26,7 +26,7 @@ TASKS = (
     "text-to-video",
     "image-to-video",
 )
-"""What models do; which class does what: ttsnap.pipelines.calls.tasks."""
+"""What models do; which class does what: ttsnap.pipelines.calls.pictures."""
 _SHORT = {"img": "image", "txt": "text", "vid": "video", "i": "image", "t": "text", "v": "video"}
 SIGNS = "signs"
 """The name of the embedded model that writes words."""

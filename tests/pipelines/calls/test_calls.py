@@ -21,9 +21,9 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.loop.budget import Budget
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.calls import frame
+from ttsnap.pipelines.calls.parts import changed
+from ttsnap.pipelines.calls.parts import processors as all_processors
 from ttsnap.pipelines.calls.pictures import images_of
-from ttsnap.pipelines.calls.shared_parts import changed
-from ttsnap.pipelines.calls.shared_parts import processors as all_processors
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 

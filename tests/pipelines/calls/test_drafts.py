@@ -16,8 +16,8 @@ from ttsnap import BestOfN, search
 from ttsnap.algorithms import make_algorithm
 from ttsnap.loop.budget import Budget
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.calls.parts import changed
 from ttsnap.pipelines.calls.pictures import images_of
-from ttsnap.pipelines.calls.shared_parts import changed
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.calls import frame, run
+from ttsnap.pipelines.calls import frame, runs
 from ttsnap.profiling.on_paper import Live, peak
 from ttsnap.sampling.rng import seeded
 
@@ -90,7 +90,7 @@ def watched(mode: TorchDispatchMode) -> Iterator[None]:
 def test_a_call_is_opened_in_about_the_memory_of_a_stock_call_and_keeps_no_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run, "CHUNK", 1 << 12)
+    monkeypatch.setattr(runs, "CHUNK", 1 << 12)
     pipe, live = toy(vae=BigVae().eval()), Live("cpu")
     alone = peak(lambda: pipe(PROMPTS[0], generator=seeded(0)), "cpu")
     with watched(live):

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from ttsnap.extras import install
 from ttsnap.pipelines import twin_class
 from ttsnap.pipelines.arguments import call_parameters
-from ttsnap.pipelines.calls import guiders, loops
+from ttsnap.pipelines.calls import modular
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
 
@@ -29,13 +29,13 @@ class SearchModularMixin(SearchMixin):
     """
 
     def stock_call(self) -> Callable[..., Any]:
-        return loops.called
+        return modular.called
 
     def stock_arguments(self) -> Mapping[str, Any]:
         empty = inspect.Parameter.empty
-        named = [each for each in loops.inputs_of(self) if each.name is not None]
+        named = [each for each in modular.inputs_of(self) if each.name is not None]
         own = {each.name: empty if each.required else each.default for each in named}
-        return {**dict.fromkeys(guiders.settings(self)), **own}
+        return {**dict.fromkeys(modular.settings(self)), **own}
 
     def needs_picture(self) -> bool:
         blocks: Any = self.blocks  # type: ignore[attr-defined]
@@ -66,7 +66,7 @@ def search_twin(stock: Any) -> Any:
 
 @functools.cache
 def _search_class(stock: Any) -> Any:
-    if loops.is_modular(stock):
+    if modular.is_modular(stock):
         return twin_class(stock, SearchModularMixin, output_class=_modular_output(stock))
     known = issubclass(stock, DiffusionPipeline)
     parameters = call_parameters(stock) if known else {}
@@ -100,6 +100,6 @@ def _cleaning(stock: Any) -> list[Any]:
 
 def _modular_output(stock: Any) -> type[Any]:
     made = {each.name for each in stock().blocks.intermediate_outputs}
-    if loops.SOUND in made:
+    if modular.SOUND in made:
         return SoundOutput
     return FramesOutput if "videos" in made else ImagesOutput
