@@ -142,7 +142,7 @@ def on_device() -> Iterator[Device]:
         mock.patch.object(torch, "Event", _Event),
         # which knows no such device
         mock.patch.object(torch, "is_autocast_enabled", return_value=False),
-        mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()),
+        mock.patch.object(torch, "autocast", return_value=nullcontext()),
         mock.patch.object(torch.accelerator, "current_stream", return_value=None),
         Fused(),
         device,
