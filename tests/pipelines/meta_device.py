@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -140,6 +140,9 @@ def on_device() -> Iterator[Device]:
         # of masks, all of whose tokens are then seen
         mock.patch("torch.fx.experimental._config.meta_nonzero_assume_all_nonzero", True),
         mock.patch.object(torch, "Event", _Event),
+        # which knows no such device
+        mock.patch.object(torch, "is_autocast_enabled", return_value=False),
+        mock.patch.object(torch, "autocast", return_value=nullcontext()),
         mock.patch.object(torch.accelerator, "current_stream", return_value=None),
         Fused(),
         device,
