@@ -4,7 +4,7 @@ their weights.
     python benchmarks/draft_on_paper.py                      # a minute on a CPU
     python benchmarks/draft_on_paper.py --models flux --rank 16 --tflops 400 --json flux.json
 
-The networks are the published ones (families.py, "full"), on the meta device, which holds shapes
+The networks are the published ones (models.py, "full"), on the meta device, which holds shapes
 and no numbers. The LoRA of `ttsnap distill-draft` is put on them, and a row goes forward and back:
 what does not fit fails here, within a minute, and not after a day. Counted are the LoRA, FLOPs, and
 the bytes that the backward pass needs. From these follow hours at `--tflops`, the speed that a GPU
@@ -25,25 +25,26 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from accelerate import init_empty_weights
-from families import build
+from models import build
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ttsnap.distill.draft.config import TrainingConfig, TrajectoryConfig
-from ttsnap.distill.draft.student import DraftStudent
+from ttsnap.distill.draft.student import add_lora
 from ttsnap.files.writing import markdown
-from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.drafting.drafters import Drafter
-from ttsnap.pipelines.drafting.drafting import use_drafter
+from ttsnap.pipelines.calls.values import mapped
+from ttsnap.pipelines.memory.acceleration import network
 from ttsnap.pipelines.pipeline_copy import shared_copy
 
 STEPS = {"sdxl": 30, "sd3": 28, "flux": 28}
 NAMES = {"sdxl": "SDXL", "sd3": "SD3.5 medium", "flux": "FLUX.1 dev"}
+UNGUIDED = {"guidance_scale": 1.0}
+"""As a drafter is called."""
 STATE = 20
 """Bytes of a trained number: itself, its gradient, two moments and its average, in float32."""
 
@@ -90,55 +91,69 @@ class Paper:
 
 
 def worked_out(name: str, size: str, rank: int) -> Paper:
-    """Put the LoRA on a family's network, take a row forward and back, and count."""
+    """Put the LoRA on a model's network, take a row forward and back, and count."""
     case = build(name, size, torch.device("meta" if size == "full" else "cpu"), torch.bfloat16)
+    pipe = _at_home(case.pipe)
     call = {key: _at_hand(value) for key, value in case.call.items()}
-    pipe, states = _at_home(upgrade(case.pipe)), TrajectoryConfig().states
-    with init_empty_weights(include_buffers=False):
-        student = DraftStudent(
-            pipe,
-            {**call, "num_inference_steps": STEPS[name]},
-            states=states,
-            first_time=0.87,
-            rank=rank,
-        )
-    base = pipe.denoiser(**call, num_inference_steps=STEPS[name])
-    numbers = sum(p.numel() for p in student.parameters.values())
-    model, drafter = _on_meta(base), _on_meta(student._denoiser)
-    latent = _latent(base)
-    net: Any = drafter.net
+    call |= {"num_inference_steps": STEPS[name]}
+    half = {**call, **{side: call[side] // 2 for side in ("height", "width")}}
+    both = _given(pipe, call)
+    one = _given(pipe, {**call, **UNGUIDED})
+    small = _given(pipe, {**half, **UNGUIDED})
+    passes = len(both[0])
+    net = network(pipe).to("meta")
     with _fused_attention():
-        plain = _flops(lambda: _out(model, latent), grad=False)
-        called = _flops(lambda: _out(drafter, latent), grad=False)
+        plain = _flops(lambda: _out(net, both), grad=False)
         cheaper = {
-            words: _flops(partial(_out, thin, small), grad=False)
-            for words, thin, small in _cheaper(pipe, {**call, "num_inference_steps": STEPS[name]})
+            words: _flops(partial(_out, leave_out(net, depth), given), grad=False)
+            for words, depth, given in (
+                ("LoRA merged", 1.0, one),
+                ("half of the blocks", 0.5, one),
+                ("a fifth of the blocks", 0.2, one),
+                ("half the pixels a side", 1.0, small),
+                ("both: half of the blocks, half the pixels a side", 0.5, small),
+            )
         }
-        net.train().requires_grad_(False)
-        for part, p in net.named_parameters():
-            p.requires_grad_("lora_" in part)
-        back, kept = _trained(drafter, latent)
+        weights = sum(p.numel() * p.element_size() for p in net.parameters())
+        with init_empty_weights(include_buffers=False):
+            lora = add_lora(net, rank)
+        net.to(torch.bfloat16)  # in which autocast computes
+        called = _flops(lambda: _out(net, one), grad=False)
+        net.train()
+        back, kept = _trained(net, one)
         net.enable_gradient_checkpointing()
-        checkpointed, kept_checkpointed = _trained(drafter, latent)
+        checkpointed, kept_checkpointed = _trained(net, one)
     return Paper(
         model=NAMES[name],
         steps=STEPS[name],
-        passes=base.passes_per_nfe,
-        weights=sum(p.numel() * p.element_size() for p in base.net.parameters()),
-        layers=len(student.parameters) // 2,
-        numbers=numbers,
-        base=plain / base.passes_per_nfe,
+        passes=passes,
+        weights=weights,
+        layers=len(lora) // 2,
+        numbers=sum(p.numel() for p in lora.values()),
+        base=plain / passes,
         call=called,
         cheaper=cheaper,
         back=back,
         checkpointed=checkpointed,
         kept=kept,
         kept_checkpointed=kept_checkpointed,
-        latent=latent.numel(),
+        latent=one[0].numel(),
     )
 
 
 # --- on the meta device ---------------------------------------------------------------------------
+
+
+class Given(NamedTuple):
+    """What a network is called with, on the meta device."""
+
+    latents: Tensor
+    args: Any
+    kwargs: Any
+
+
+class AskedError(Exception):
+    """The network is asked; its arguments follow."""
 
 
 def _at_home(pipe: Any) -> Any:
@@ -153,53 +168,40 @@ def _at_hand(value: Any) -> Any:
     return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
 
 
-def _on_meta(denoiser: Any) -> Any:
-    """A denoiser on meta, with the encodings of one prompt, and the LoRA in the type that autocast
-    computes in."""
-    denoiser.encode(["any prompt"])
-    twin = denoiser.meta_twin()
-    twin.net.to(torch.bfloat16)
-    return twin
+def _given(pipe: Any, call: Mapping[str, Any]) -> Given:
+    """Of the first step of a stock call."""
+
+    def stop(net: nn.Module, args: Any, kwargs: Any) -> None:
+        raise AskedError(args, kwargs)
+
+    hook = network(pipe).register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        pipe(**call)
+    except AskedError as asked:
+        args, kwargs = mapped(asked.args, lambda each: each.to("meta"))
+        return Given(args[0] if args else kwargs["hidden_states"], args, kwargs)
+    finally:
+        hook.remove()
+    raise ValueError("the stock call asked no network")
 
 
-def _cheaper(pipe: Any, call: Mapping[str, Any]) -> Iterator[tuple[str, Any, Tensor]]:
-    """Merged drafters on meta, with a latent of theirs, by what makes a call of them cheaper."""
-    half = {**call, **{side: call[side] // 2 for side in ("height", "width")}}
-    for words, depth, sized in (
-        ("LoRA merged", 1.0, call),
-        ("half of the blocks", 0.5, call),
-        ("a fifth of the blocks", 0.2, call),
-        ("half the pixels a side", 1.0, half),
-        ("both: half of the blocks, half the pixels a side", 0.5, half),
-    ):
-        denoiser = pipe.denoiser(**sized)
-        net = shared_copy(denoiser.net)
-        leave_out(net, depth)
-        use_drafter(denoiser, Drafter(net))
-        thin = _on_meta(denoiser.drafts.twin())
-        denoiser.encode(["any prompt"])
-        yield words, thin, _latent(denoiser)
-
-
-def leave_out(net: nn.Module, depth: float) -> None:
-    """Keep this share of each list of alike blocks of a network, spread evenly; the last block
-    stays."""
-    for name, part in net.named_modules():
+def leave_out(net: nn.Module, depth: float) -> nn.Module:
+    """A copy with this share of each list of alike blocks of a network, spread evenly; the last
+    block stays."""
+    thin: nn.Module = shared_copy(net)
+    for name, part in thin.named_modules():
         if name.rpartition(".")[2] in ("transformer_blocks", "single_transformer_blocks"):
             last, kept = len(part) - 1, max(1, round(depth * len(part)))
             stay = {last - round(i * last / max(kept - 1, 1)) for i in range(kept)}
             for i in range(len(part)):
                 if i not in stay:
                     del part._modules[str(i)]
+    return thin
 
 
-def _latent(denoiser: Any) -> Tensor:
-    return denoiser.init_latents([torch.Generator().manual_seed(0)]).to("meta", torch.bfloat16)
-
-
-def _out(denoiser: Any, latent: Tensor) -> Tensor:
-    zero = torch.zeros(1, dtype=torch.long)
-    return denoiser.guided(latent, denoiser.schedule.timesteps[:1].to("meta"), zero, zero)
+def _out(net: Any, given: Given) -> Tensor:
+    out: Tensor = net(*given.args, **{**given.kwargs, "return_dict": False})[0]
+    return out
 
 
 @contextmanager
@@ -232,9 +234,9 @@ def _flops(call: Any, *, grad: bool) -> float:
     return float(counter.get_total_flops())
 
 
-def _trained(denoiser: Any, latent: Tensor) -> tuple[float, int]:
+def _trained(net: Any, given: Given) -> tuple[float, int]:
     """FLOPs of a row forward and back, and the bytes that are kept in between."""
-    weights = {p.untyped_storage()._cdata for p in denoiser.net.parameters()}
+    weights = {p.untyped_storage()._cdata for p in net.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -245,13 +247,11 @@ def _trained(denoiser: Any, latent: Tensor) -> tuple[float, int]:
 
     def both() -> None:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            found = _out(denoiser, latent)
+            found = _out(net, given)
         found.float().pow(2).mean().backward()
 
     flops = _flops(both, grad=True)
-    missing = [
-        name for name, p in denoiser.net.named_parameters() if p.requires_grad and p.grad is None
-    ]
+    missing = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
     if missing:
         print(
             f"no gradient reaches {len(missing)} of the LoRA's matrices, which stay as they are:"

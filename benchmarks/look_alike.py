@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from ttsnap.pipelines.guidance import taken
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.writing import write_whole
@@ -68,11 +67,13 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=Path("build/variety/look_alike.pt"))
     a = p.parse_args()
     pipe = load(BASE, dtype=torch.float32)
-    denoiser = pipe.denoiser(**defaults(BASE))
+    call = defaults(BASE)
+    denoiser = pipe.denoiser(**call)
     captions = sample_prompts(a.captions, 0, held_out=False)
     ends = images_of(denoiser, captions)
-    denoiser.encode([Prompt(text) for text in captions])
-    texts = [field.detach() for field in denoiser.texts.positive]
+    length = call["max_sequence_length"]
+    with torch.no_grad():
+        words, _, pooled, _ = pipe.encode_prompt(captions, None, None, max_sequence_length=length)
     net = copy.deepcopy(pipe.transformer).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=a.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -86,9 +87,8 @@ def main() -> None:
         end = ends[rows]
         start = torch.randn(end.shape, generator=dice)
         x = end + share.view(-1, 1, 1, 1) * (start - end)
-        text, pooled = taken(texts, rows)
         with torch.autocast("cpu", torch.bfloat16):
-            out = net(x, text, pooled, share * 1000).sample
+            out = net(x, words[rows], pooled[rows], share * 1000).sample
         loss = (out.float() - (start - end)).pow(2).mean()
         optimizer.zero_grad()
         loss.backward()

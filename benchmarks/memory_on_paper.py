@@ -25,7 +25,7 @@ from typing import Any
 
 import diffusers as d
 import torch
-from families import (
+from models import (
     SHIFT,
     STABLE_DIFFUSION,
     _flow,

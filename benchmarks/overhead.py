@@ -2,13 +2,13 @@
 batching saves.
 
     python benchmarks/overhead.py --json overhead.json                        # medium networks; minutes on a CPU
-    python benchmarks/overhead.py --size full --families sdxl flux --candidates 1 4 16 --steps 20     # on a GPU
-    python benchmarks/overhead.py --parts loop --families embedded --candidates 8 32 64 --steps 20
+    python benchmarks/overhead.py --size full --models sdxl flux --candidates 1 4 16 --steps 20     # on a GPU
+    python benchmarks/overhead.py --parts loop --models embedded --candidates 8 32 64 --steps 20
 
 Parts (docs/performance.md describes the columns):
 
 loop        N unpruned candidates through the search loop against the stock pipeline's own call at the same batch, from
-            the same seeds, in turns. Networks have random weights (families.py); "embedded" is the
+            the same seeds, in turns. Networks have random weights (models.py); "embedded" is the
             one with weights.
 schedulers  One step of a batch of 16: the stock scheduler's, ours at one position, ours at 16
 different ones.
@@ -37,13 +37,13 @@ import numpy as np
 import torch
 import transformers
 from diffusers import schedulers as stock_schedulers
-from families import FAMILIES, Case, build
+from models import MODELS, Case, build
 from torch import Tensor
 
 from ttsnap import BestOfN, SeedPruning, __version__, pipelines, search
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
-from ttsnap.pipelines.latents.schedule import make_schedule
+from ttsnap.pipelines.latents.schedule import laid_open
 from ttsnap.pipelines.memory.acceleration import compile_denoiser, network, use_attention
 from ttsnap.pipelines.opening import placement
 from ttsnap.reward_models.registry import make_rewards
@@ -108,9 +108,7 @@ class NetworkClock:
             clock._spans.append((begin, clock._mark()))
             return out
 
-        module.__class__ = type(
-            plain.__name__, (plain,), {"__call__": call, "__module__": plain.__module__}
-        )
+        module.__class__ = type(plain.__name__, (plain,), {"__call__": call})
 
     def _mark(self) -> Any:
         if self._device.type != "cpu":
@@ -172,7 +170,7 @@ def median(values: Any) -> float:
 
 
 def prepared(name: str, a: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Case:
-    """A family's search pipeline where it is to run, and the arguments of its call."""
+    """A model's search pipeline where it is to run, and the arguments of its call."""
     home = device if a.offload == "none" else torch.device("cpu")
     if name == EMBEDDED:
         pipe = pipelines.load(dtype=dtype).to(home)
@@ -265,7 +263,7 @@ def compare(
 
 
 HEAD = (
-    f"{'family':<13} {'N':>3} {'GFLOP':>8} {'stock s':>8} {'ratio':>6} {'min':>6} {'max':>6}"
+    f"{'model':<13} {'N':>3} {'GFLOP':>8} {'stock s':>8} {'ratio':>6} {'min':>6} {'max':>6}"
     f" {'network':>8} "
 )
 HEAD += f"{'beside ms':>15} {'added':>7} {'count s':>8} {'differ':>8} {'memory':>7}"
@@ -275,7 +273,7 @@ def line(row: dict[str, Any]) -> str:
     beside = f"{1e3 * row['beside_stock_seconds']:.1f}/{1e3 * row['beside_ours_seconds']:.1f}"
     memory = f"{row['memory_ratio']:.3f}" if "memory_ratio" in row else "-"
     return (
-        f"{row['family']:<13} {row['candidates']:>3} {row['gflop']:>8.1f}"
+        f"{row['model']:<13} {row['candidates']:>3} {row['gflop']:>8.1f}"
         f" {row['stock_seconds']:>8.3f} {row['ratio']:>6.3f} {row['ratio_min']:>6.3f}"
         f" {row['ratio_max']:>6.3f} {row['network_share']:>8.1%} {beside:>15} {row['added']:>+7.2%}"
         f" {row['counting_seconds']:>8.2f} {row['difference']:>8.1g} {memory:>7}"
@@ -285,41 +283,37 @@ def line(row: dict[str, Any]) -> str:
 def loop_costs(
     a: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> Iterator[dict[str, Any]]:
-    """A row for every family and number of candidates, or one that says why there is none."""
+    """A row for every model and number of candidates, or one that says why there is none."""
     print(HEAD)
-    for name in a.families:
+    for name in a.models:
         why = missing(name, a.size)
         try:
             if why is not None:
                 print(f"{name}: skipped, {why}")
-                yield {"family": name, "skipped": why}
+                yield {"model": name, "skipped": why}
                 continue
-            for row in family_costs(name, a, device, dtype):
+            for row in model_costs(name, a, device, dtype):
                 print(line(row), flush=True)
                 yield row
-        except Exception as error:  # the other families are still worth having
+        except Exception as error:  # the other models are still worth having
             why = f"{type(error).__name__}: {str(error).strip()[:300]}"
             print(f"{name}: failed, {why}")
-            yield {"family": name, "failed": why}
+            yield {"model": name, "failed": why}
         gc.collect()
         if device.type != "cpu":
             torch.accelerator.empty_cache()
 
 
 def missing(name: str, size: str) -> str | None:
-    """Why this family cannot be measured, if so."""
+    """Why this model cannot be measured, if so."""
     if name == EMBEDDED:
         return None
-    if FAMILIES[name].stock not in pipelines.FAMILIES:
-        return f"{FAMILIES[name].stock} has no search pipeline"
     return (
-        f"it has no {size} configuration"
-        if size == "full" and FAMILIES[name].full is None
-        else None
+        f"it has no {size} configuration" if size == "full" and MODELS[name].full is None else None
     )
 
 
-def family_costs(
+def model_costs(
     name: str, a: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> Iterator[dict[str, Any]]:
     case = prepared(name, a, device, dtype)
@@ -331,7 +325,7 @@ def family_costs(
     counting = time.perf_counter() - begin
     clock = NetworkClock(network(case.pipe), device)
     for n in a.candidates:
-        known = {"family": name, "gflop": flops / 1e9, "counting_seconds": counting}
+        known = {"model": name, "gflop": flops / 1e9, "counting_seconds": counting}
         yield {**known, **compare(case, n, clock, a, device)}
 
 
@@ -347,7 +341,7 @@ def step_costs(
         f" {'16 positions':>13}"
     )
     for name in SCHEDULERS:
-        for family, shape in LATENTS.items():
+        for model, shape in LATENTS.items():
             x, out = (torch.randn(ROWS, *shape, device=device).to(dtype) for _ in range(2))
             calls = {
                 "stock": stock_step(name, x, out, device),
@@ -360,11 +354,11 @@ def step_costs(
                     times[how].append(1e3 * timed(prepare(), device))
             row = {
                 "scheduler": name,
-                "latents": family,
+                "latents": model,
                 **{f"{k}_ms": median(v[1:]) for k, v in times.items()},
             }
             print(
-                f"{name:<32} {family:<7} {row['stock_ms']:>9.2f} {row['one_ms']:>13.2f}"
+                f"{name:<32} {model:<7} {row['stock_ms']:>9.2f} {row['one_ms']:>13.2f}"
                 f" {row['many_ms']:>13.2f}"
             )
             yield row
@@ -392,7 +386,10 @@ def stock_step(
 def our_step(name: str, x: Tensor, out: Tensor, k: Tensor) -> Callable[[], Callable[[], Any]]:
     """A maker of calls: one step of our kernel, of rows that have come to their positions k (ROWS,)
     step by step."""
-    kernel = make_schedule(getattr(stock_schedulers, name)(), 2 * ROWS).kernel
+    scheduler = getattr(stock_schedulers, name)()
+    scheduler.set_timesteps(2 * ROWS)
+    scheduler.set_begin_index(0)
+    kernel = laid_open(scheduler).kernel
 
     def keys(at: Tensor) -> list[rng.Key]:
         return [(i, 0, position) for i, position in enumerate(at.tolist())]
@@ -456,7 +453,7 @@ def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [EMBEDDED, *FAMILIES]
+    known = [EMBEDDED, *MODELS]
     p.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     p.add_argument("--repeats", type=int, default=7, help="pairs of runs (default 7)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, xpu")
@@ -469,9 +466,7 @@ def arguments() -> argparse.Namespace:
     )
     p.add_argument("--json", type=Path, metavar="OUT", help="write all figures there")
     loop = p.add_argument_group("loop")
-    loop.add_argument(
-        "--families", nargs="+", choices=known, help="default: all that have the size"
-    )
+    loop.add_argument("--models", nargs="+", choices=known, help="default: all that have the size")
     loop.add_argument("--size", choices=("tiny", "medium", "full"), default="medium")
     loop.add_argument(
         "--candidates",
@@ -498,8 +493,8 @@ def arguments() -> argparse.Namespace:
     b.add_argument("--batching-steps", type=int, default=20)
     b.add_argument("--prompt-seed", type=int, default=0)
     a = p.parse_args()
-    a.families = a.families or [
-        n for n in known if a.size != "full" or (n in FAMILIES and FAMILIES[n].full)
+    a.models = a.models or [
+        n for n in known if a.size != "full" or (n in MODELS and MODELS[n].full)
     ]
     a.steps = a.steps or (20 if a.size == "full" else 4)
     return a

@@ -25,7 +25,7 @@ from typing import Any
 
 import diffusers as d
 import torch
-from families import STABLE_DIFFUSION, _full_vae, _made, build
+from models import STABLE_DIFFUSION, _full_vae, _made, build
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ttsnap.profiling.meter import peak_rss
@@ -107,10 +107,10 @@ def sd35() -> Any:
     return d.StableDiffusion3Pipeline(**_parts("sd3", CLIPTextModelWithProjection))
 
 
-def _parts(family: str, first: Any) -> dict[str, Any]:
-    """The network, VAE and scheduler of a family at full size, and two of its text encoders, in
+def _parts(model: str, first: Any) -> dict[str, Any]:
+    """The network, VAE and scheduler of a model at full size, and two of its text encoders, in
     bfloat16."""
-    parts = build(family, "full", META, torch.bfloat16).pipe.components
+    parts = build(model, "full", META, torch.bfloat16).pipe.components
     parts = {
         name: filled(part) if isinstance(part, torch.nn.Module) else part
         for name, part in parts.items()

@@ -49,7 +49,6 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.calls.pictures import FIELDS, images_of
 from ttsnap.pipelines.calls.pool import FramePool
-from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.sampling.rng import seeded
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "support.csv"
@@ -190,8 +189,6 @@ def _searched(name: str, case: Case) -> Measured:
     difference = _difference(engine, case, "ttsnap", Budget(images=4))
     found = Measured(name, "equal" if difference < 1e-5 else "differs", f"{difference:.0e}")
     denoiser = engine.denoiser
-    if not isinstance(denoiser, PipelineDenoiser):
-        return found._replace(rows="together")
     found = found._replace(
         rows="one by one" if denoiser.hub.apart & denoiser.hub.networks else "together"
     )

@@ -4,13 +4,8 @@
     python benchmarks/variety.py
 
 Models: the embedded one at its own guidance and at a strong one, its few-step version, a copy of
-that whose seeds look alike (look_alike.py), and `signs`. Methods are wrappers of the denoiser:
-
-- `repel`: groups of seeds push each other apart at high noise levels (ttsnap.sampling.repel).
-- `interval`: guidance only where the noise level is in (low, high] (arXiv 2404.07724). Elsewhere
-  the pass without the prompt is saved, and the saved FLOPs are spent on more seeds.
-- `scale`: another guidance scale at all levels, to tell what a limited interval is worth beside
-  that.
+that whose seeds look alike (look_alike.py), and `signs`. The method is `repel`: groups of seeds push
+each other apart at high noise levels (ttsnap.sampling.repel).
 
 Every seed of a prompt is denoised once; its x0 estimate at the check of seed pruning is scored, and
 its image. Of that: the mean distance between two seeds of a prompt, in features that no search sees
@@ -35,7 +30,7 @@ import numpy as np
 import torch
 from arguments import add_dtype
 from torch import Tensor
-from variety_methods import Plain, methods
+from variety_methods import METHODS, Plain
 
 from ttsnap import Budget, SeedPruning
 from ttsnap.core.arrays import FloatArray
@@ -121,19 +116,17 @@ class Bench:
                 torch.load(folder / model.weights, weights_only=True)
             )
         self.call = {**defaults(model.name), **model.call}
-        plain = self.denoiser(Plain())
-        self.grid, self.guided, self.scale = plain.grid, plain.guidance.guided, plain.guidance.scale
+        plain = self.denoiser()
+        self.grid = plain.grid
+        self.passes = plain.passes_per_nfe
         self.check = plain.grid.step_at(SeedPruning().settled().levels[0])
         costs = plain.costs()
         self.flops = Rates(nfe=costs.nfe / plain.passes_per_nfe, decodes=costs.decode)
         self.rewards = [OCR("line")] if self.signs else make_rewards(["scenes", "scenes-strict"])
         self.likeness = None if self.signs else make_likeness("scenes-learned", [])
 
-    def denoiser(self, method: Plain) -> Any:
-        """The model's denoiser under a method."""
-        d = self.pipe.denoiser(**self.call)
-        method.set_up(d)
-        return d
+    def denoiser(self) -> Any:
+        return self.pipe.denoiser(**self.call)
 
     def scored(self, images: Tensor, prompts: Sequence[str]) -> FloatArray:
         """(N, 2) soft score and whether it is right."""
@@ -145,7 +138,9 @@ class Bench:
     @torch.no_grad()
     def sample(self, method: Plain, prompts: Sequence[str], seeds: int) -> Sampled:
         """All seeds of these prompts, one prompt after the other."""
-        d, rows = self.denoiser(method), []
+        d = self.denoiser()
+        predict = method.of(d)
+        rows = []
         for text in prompts:
             d.encode([Prompt(text)])
             cond, names = torch.zeros(seeds, dtype=torch.long), [text] * seeds
@@ -154,7 +149,7 @@ class Bench:
             state: Any = [None] * seeds
             early = np.empty((seeds, 2))
             for k in range(d.grid.steps):
-                prediction = method.predict(d, x, k, cond, range(seeds))
+                prediction = predict(x, k, cond)
                 if k == self.check:
                     early = self.scored(d.decode(prediction.x0), names)
                 keys = [(seed, 0, k) for seed in range(seeds)]
@@ -181,16 +176,13 @@ class Bench:
         found = np.load(file)
         return Sampled(*(found[name] for name in Sampled._fields))
 
-    def measured(
-        self, method: Plain, found: Sampled, images: int, repeats: int
-    ) -> dict[str, FloatArray]:
+    def measured(self, found: Sampled, images: int, repeats: int) -> dict[str, FloatArray]:
         """Figures of each prompt (P,) of these samples, with searches at the FLOPs of so many plain
         images."""
-        steps, guidance = self.grid.steps, self.denoiser(method).guidance
-        plain = [2 if self.guided else 1] * steps
-        evals = plain if guidance.at is None else [1 + at for at in guidance.at]
+        steps = self.grid.steps
+        evals = [self.passes] * steps
         budget = Budget(
-            flops=images * (sum(plain) * self.flops.nfe + self.flops.decodes) * (1 + 1e-9)
+            flops=images * (sum(evals) * self.flops.nfe + self.flops.decodes) * (1 + 1e-9)
         )
         scores = np.full((*found.final.shape[:2], steps + 1, 2), np.nan)
         scores[:, :, self.check], scores[:, :, -1] = found.early, found.final
@@ -261,11 +253,11 @@ def main() -> None:
         bench = Bench(name, a.folder, getattr(torch, a.dtype), a.choose, a.prompts, a.prompt_seed)
 
         def figures(method: Plain, part: str, bench: Bench = bench) -> dict[str, FloatArray]:
-            return bench.measured(method, bench.kept(method, part, a.seeds), a.images, a.repeats)
+            return bench.measured(bench.kept(method, part, a.seeds), a.images, a.repeats)
 
         best: dict[str, Plain] = {}
         print(f"\n## {name}\n")
-        for kind, settings in methods(bench.guided, bench.scale).items():
+        for kind, settings in METHODS.items():
             if a.methods and kind not in ("none", *a.methods):
                 continue
             tried = [figures(method, "choose") for method in settings] if a.choose else []

@@ -87,6 +87,12 @@ def _restore(stock: Any) -> Any:
     return twin.__new__(twin)
 
 
+def custom_pipeline() -> str:
+    """Path of the file by which diffusers loads a search pipeline of any class, as
+    `custom_pipeline=`."""
+    return str(Path(__file__).parent / "any_search_pipeline.py")
+
+
 def load(
     model: str | Path = EMBEDDED, *, task: str | None = None, **options: Any
 ) -> SearchPipeline[DiffusionPipeline]:

@@ -86,14 +86,6 @@ INSTEAD: dict[str, str] = {
         ),
         "use on_event",
     ),
-    "prompt_embeds": "pass prompts",
-    "negative_prompt_embeds": "pass negative_prompt",
-    "pooled_prompt_embeds": "pass prompts",
-    "negative_pooled_prompt_embeds": "pass negative_prompt",
-    **dict.fromkeys(("prompt_embeds_mask", "prompt_attention_mask"), "pass prompts"),
-    **dict.fromkeys(
-        ("negative_prompt_embeds_mask", "negative_prompt_attention_mask"), "pass negative_prompt"
-    ),
     "timesteps": "its steps are set by num_inference_steps",
     "denoising_end": "a search scores finished images, not latents for a refiner",
     "prompt_2": "this search gives one text to all encoders; leave it out",
@@ -210,17 +202,25 @@ def prompts_in(prompt: Any) -> list[Any]:
     return list(prompt) if isinstance(prompt, list | tuple) else []
 
 
+def embeddings_in(call: Mapping[str, Any], sign: str = "") -> list[Any]:
+    """Embeddings among arguments that stand for the prompts, or for negative_ ones."""
+    named = [name for name in call if name.startswith(f"{sign}prompt_embeds")]
+    found = [call[name] for name in named if "mask" not in name]
+    return [value for value in found if isinstance(value, list | tuple | Tensor)]
+
+
 def prompts_of(call: dict[str, Any], reward_prompts: Any) -> list[Prompt]:
     """What is searched for: what the model encodes, and what the rewards read. Takes `prompt` out
     of the call.
 
     Raises ValueError unless every argument named like a prompt and given as a list or tensor has
-    one entry a prompt.
+    one entry a prompt, and for texts beside their embeddings.
     """
-    prompt, embeds = call.pop("prompt", None), call.get("prompt_embeds")
+    prompt, embeds = call.pop("prompt", None), next(iter(embeddings_in(call)), None)
     if prompt is not None and embeds is not None:
         raise ValueError(
-            "give prompt= or prompt_embeds=, not both; reward_prompts= says what the rewards read"
+            f"give prompt= or prompt_embeds=, not both, and prompt is {prompt!r}; reward_prompts="
+            " says what the rewards read"
         )
     if prompt is None and embeds is not None:
         if reward_prompts is None:
@@ -239,6 +239,12 @@ def prompts_of(call: dict[str, Any], reward_prompts: Any) -> list[Prompt]:
                 f"{name} has {len(value)} entries, but there are {n} prompts; give one entry a"
                 " prompt"
             )
+    for sign in ("", "negative_"):
+        if any(each is None for value in embeddings_in(call, sign) for each in value):
+            raise ValueError(
+                f"{sign}prompt_embeds are None for some of the {n} prompts; give them for all, or"
+                " search for the others by a call of their own"
+            )
     read = [reward_prompts] * n if isinstance(reward_prompts, str) else list(reward_prompts or ())
     if reward_prompts is not None and (
         len(read) != n or not all(isinstance(text, str) for text in read)
@@ -248,6 +254,13 @@ def prompts_of(call: dict[str, Any], reward_prompts: Any) -> list[Prompt]:
             " each"
         )
     prompts = [Prompt.of(each) for each in (read if given is None else given)]
+    negative = [call.get("negative_prompt"), *(each.negative for each in prompts)]
+    negative = [text for text in negative if text is not None]
+    if negative and embeddings_in(call, "negative_"):
+        raise ValueError(
+            "give negative_prompt= or negative_prompt_embeds=, not both, and negative_prompt is"
+            f" {negative[0]!r}"
+        )
     if given is None or not read:
         return prompts
     return [replace(each, reward_text=text) for each, text in zip(prompts, read, strict=True)]

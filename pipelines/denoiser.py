@@ -11,11 +11,12 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
-from weakref import proxy
+from typing import Any, Self, TypeVar
+from weakref import WeakValueDictionary, proxy
 
 import torch
 from torch import Generator, Tensor
@@ -28,21 +29,29 @@ from ttsnap.pipelines.calls.coupling import CoupledHub
 from ttsnap.pipelines.calls.drafts import DraftCall, DraftRow, check_arrival, draft_call
 from ttsnap.pipelines.calls.ends import Ends
 from ttsnap.pipelines.calls.first_latents import FirstLatents
-from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.given import GivenCall
 from ttsnap.pipelines.calls.gradients import follow
 from ttsnap.pipelines.calls.hub import ONE_BY_ONE, Hub
-from ttsnap.pipelines.calls.opening import check_lists, open_call
+from ttsnap.pipelines.calls.opening import ALIKE, check_lists, open_call
 from ttsnap.pipelines.calls.pictures import alike, images_of, main_of, sound_of, source_of
 from ttsnap.pipelines.calls.places import NOWHERE
 from ttsnap.pipelines.calls.pool import FramePool
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.rehearsal import Rehearsal
+from ttsnap.pipelines.calls.rows import (
+    Evaluation,
+    Placed,
+    graph_of,
+    in_order,
+    laid_out,
+    mean_of,
+    taken,
+)
 from ttsnap.pipelines.calls.run import first_shapes
 from ttsnap.pipelines.calls.schedules import schedule_of
 from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.calls.times import FrameTimes
-from ttsnap.pipelines.calls.values import version_of
+from ttsnap.pipelines.calls.values import PLAIN, leaves, version_of
 from ttsnap.pipelines.calls.widening import Widening
 from ttsnap.pipelines.calls.widths import widening_of
 from ttsnap.pipelines.latents.convert import convert
@@ -65,12 +74,6 @@ EMBEDS = "guidance_embeds"
 class PipelineDenoiser(Denoiser):
     """One stock call of a pipeline, whose frames stand at the steps of rows."""
 
-    cannot: ClassVar[Mapping[Capability, str]] = {
-        Capability.SHARE: (
-            "stock calls have conditions of their own; let each have a network of its own"
-        ),
-    }
-    """What no call can do, with the error message."""
     network: str
     """The name of the part that denoises."""
     height: int
@@ -93,6 +96,10 @@ class PipelineDenoiser(Denoiser):
     """Of the whole call, of which `schedule` is the end where particles begin later."""
     _widening: Widening | None = None
     """How a frame makes several images, if it can."""
+    _members: WeakValueDictionary[int, PipelineDenoiser]
+    """Those of calls whose rows it evaluates, too, by where their positions begin."""
+    _end = 0
+    """Where those of the next one would."""
     _draft: DraftCall | None = None
     """Of a copy that evaluates as a drafter does."""
     _arrives = False
@@ -104,13 +111,10 @@ class PipelineDenoiser(Denoiser):
         # this call's scheduler and settings must not show in the user's
         self.pipe: Any = copy.copy(pipe)
         refuse_patches({f"pipe.{name}": part for name, part in pipe.components.items()})
-        stock: Any = next(
-            base for base in type(pipe).__mro__ if base.__module__.startswith("diffusers.")
-        )
-        refuse_patches({stock.__name__: stock})
         self.device = self.pipe._execution_device  # read once: it walks through all modules
         self._prompts = list[Prompt]()
         self._calls = list[StockCall]()
+        self._members = WeakValueDictionary[int, PipelineDenoiser]()
         self._draft_calls = dict[tuple[int, float | None, bool], tuple[Any, DraftCall]]()
         self.given, self._typical, self.rehearsed, hooks = open_call(self.pipe, call)
         found = self.rehearsed
@@ -185,6 +189,11 @@ class PipelineDenoiser(Denoiser):
     # --- what it can do ---------------------------------------------------------------------------
 
     @property
+    def wide(self) -> bool:
+        """Whether a stock call may make several images of a prompt, each as one of its own does."""
+        return self._widening is not None
+
+    @property
     def _puts_in(self) -> bool:
         """Whether latents can be put in at any step, for any particle."""
         return self.rehearsed.places != NOWHERE and not self.rehearsed.remembers
@@ -193,6 +202,12 @@ class PipelineDenoiser(Denoiser):
     def _couples(self) -> bool:
         """Whether seeds can be denoised as a group, whose calls are one."""
         return self._puts_in and not (self._begins_by_seed or self.hub.alone)
+
+    @property
+    def _shares(self) -> bool:
+        """Whether rows of other calls can join its own: pictures of a call are not compared."""
+        plain = all(isinstance(leaf, PLAIN) for leaf in leaves(self.given.arguments))
+        return plain and self._couples and not self.hub.held
 
     @property
     def _begins_later(self) -> bool:
@@ -205,14 +220,16 @@ class PipelineDenoiser(Denoiser):
         return self.rehearsed.by_seed or self.given.redraws
 
     def _abilities(self) -> set[Capability]:
-        """What this call can do, before `cannot` is taken away."""
-        found = {Capability.SHARE, Capability.DIFFERENTIATE}
+        """What this call can do."""
+        found = {Capability.DIFFERENTIATE}
         if self._puts_in and self.schedule.path is not None and self.schedule.times is not None:
             found.add(Capability.PATH)
         if self._puts_in and self._times.known_path:
             found.add(Capability.DRAFT)
         if self._couples:
             found.add(Capability.COUPLE)
+        if self._shares:
+            found.add(Capability.SHARE)
         # the VAE, which a preview takes the place of
         if getattr(self.pipe, "preview_vae", None) is not None and "vae" in self.pipe.components:
             found.add(Capability.PREVIEW)
@@ -222,8 +239,12 @@ class PipelineDenoiser(Denoiser):
 
     def must(self, can: Capability) -> None:
         """ValueError where this call cannot do this."""
-        if can in self.cannot:
-            raise ValueError(self.cannot[can])
+        if can is Capability.SHARE and not self._shares:
+            raise ValueError(
+                "rows of other calls cannot join this one, which is given pictures, changes its "
+                "networks, or keeps more of a seed or of steps than latents; let it have a network "
+                "of its own"
+            )
         if can is Capability.COUPLE and not self._couples:
             raise ValueError(
                 "the rows of a group cannot be one call here: latents are not all that this call "
@@ -254,7 +275,7 @@ class PipelineDenoiser(Denoiser):
         self.grid, self.kernel = schedule.grid, schedule.kernel
         if schedule.path is not None and schedule.times is not None:
             self.path, self.times = schedule.path, schedule.times
-        self.can = frozenset(self._abilities()) - self.cannot.keys()
+        self.can = frozenset(self._abilities())
         self.mixes_noise = not self._begins_by_seed
         self.forget_prompts()
 
@@ -307,13 +328,25 @@ class PipelineDenoiser(Denoiser):
     # --- prompts ----------------------------------------------------------------------------------
 
     def encode(self, prompts: Sequence[str | Prompt]) -> None:
+        self._take([Prompt.of(prompt) for prompt in prompts], self._encoded)
+        here = dict(zip(map(id, self._prompts), self._calls, strict=True))
+        for member in list(self._members.values()):
+            member._take(self._prompts, partial(member._beside, here))
+
+    def _take(self, prompts: list[Prompt], make: Callable[[Prompt], StockCall]) -> None:
+        """Have the calls of these prompts and no others. make: those of new ones."""
         # By identity, since prompts may hold pictures, which are slow to compare.
         known = dict(zip(map(id, self._prompts), self._calls, strict=True))
-        asked = [Prompt.of(prompt) for prompt in prompts]
-        self._calls = [known.get(id(prompt)) or self._encoded(prompt) for prompt in asked]
-        self._prompts = asked
+        self._calls = [known.get(id(prompt)) or make(prompt) for prompt in prompts]
+        self._prompts = prompts
         self._conditions = Conditions(self._calls, by_seed=self.rehearsed.by_seed)
         self._frames.forget_others(self._calls)
+
+    def _beside(self, here: Mapping[int, StockCall], prompt: Prompt) -> StockCall:
+        """The call of a prompt, with what encoders made for one of the same prompt."""
+        other = here[id(prompt)]
+        call = self._stopping(self.given.for_prompt(prompt))
+        return replace(call, kept=other.kept, encodings=other.encodings, beside=other)
 
     def forget_prompts(self) -> None:
         self.encode([])
@@ -385,33 +418,86 @@ class PipelineDenoiser(Denoiser):
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         with graph_of(x):
-            return self._predict(x, step, cond)
+            if self._members:
+                return self._predict_for_all(x, step, cond)
+            begun = self._start(x, step, cond)
+            self.hub.run([each.frame for each in begun.placed])
+            return self._finish(begun)
 
-    def _predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
+    def _predict_for_all(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
+        """The same of rows of several calls, whose frames call the network together."""
+        starts = torch.tensor([0, *sorted(self._members)])
+        of = torch.bucketize(step, starts, right=True) - 1
+        begun = list[tuple[PipelineDenoiser, Evaluation]]()
+        order = list[int]()
+        for i in of.unique().tolist():
+            one, rows = self._members.get(int(starts[i]), self), (of == i).nonzero()[:, 0]
+            order += rows.tolist()
+            own = taken(x, rows.tolist(), len(rows))
+            begun.append((one, one._start(own, step[rows] - starts[i], cond[rows])))
+        self.hub.run([each.frame for _, one in begun for each in one.placed])
+        made = [one._finish(own) for one, own in begun]
+        self._stepped = begun[0][0]._stepped
+        if len(made) == 1:
+            return made[0]
+        back = torch.tensor(order).argsort().to(x.device, non_blocking=True)
+        out, x0 = (
+            torch.cat(parts)[back] for parts in ([m.out for m in made], [m.x0 for m in made])
+        )
+        seen = None
+        if any(each.x is not None for each in made):
+            pairs = zip(made, begun, strict=True)
+            seen = torch.cat([own.x if m.x is None else m.x for m, (_, own) in pairs])[back]
+        return Prediction(out, x0, seen)
+
+    def _start(self, x: Tensor, step: Tensor, cond: Tensor) -> Evaluation:
+        """Put rows into frames, which then wait for the network."""
         conditions = list(map(self._conditions.followed, cond.tolist()))
         placed = self._placed(conditions, self._indices(step))
-        frames = [each.frame for each in placed]
-        converted = self._times.converted
-        scaled = self.schedule.scaled(x, step) if converted else x
+        scaled = self.schedule.scaled(x, step) if self._times.converted else x
         given = self._put_in(placed, scaled)
         before = list(map(version_of, given))
-        for frame, latents in zip(frames, given, strict=True):
+        for (frame, _), latents in zip(placed, given, strict=True):
             if not isinstance(frame.question, PartCall):  # else it has begun with those of its seed
                 frame.go_on(latents)
-        self.hub.run(frames)
-        out = in_order(placed, [frame.step.out for frame in frames])
-        samples = [frame.step.sample for frame in frames]
+        return Evaluation(x, step, conditions, placed, given, before)
+
+    def _finish(self, begun: Evaluation) -> Prediction:
+        """The evaluation of rows whose frames wait at their step."""
+        x, step, conditions, placed, given, before = begun
+        out = in_order(placed, [each.frame.step.out for each in placed])
+        samples = [each.frame.step.sample for each in placed]
         kept = [sample is latents for sample, latents in zip(samples, given, strict=True)]
         changed = not all(kept) or before != list(map(version_of, given))
-        seen = in_order(placed, samples) if changed and not converted else x
+        seen = in_order(placed, samples) if changed and not self._times.converted else x
         for frame, rows in placed:
             if torch.is_grad_enabled():
                 frame.close()  # which else keeps the graph
             else:
                 self._frames.keep(conditions[rows[0]], frame)
         self._stepped = self.schedule.stepped(x.dtype, out.dtype)
-        x0 = self.schedule.x0(seen, _mean(out, x), step)
+        x0 = self.schedule.x0(seen, mean_of(out, x), step)
         return Prediction(out, x0, seen if changed else None)
+
+    def merge_schedule(self, other: Self) -> int:
+        self.must(Capability.SHARE)
+        other.must(Capability.SHARE)
+        if self._kind != other._kind:
+            raise ValueError(
+                "calls share a network where they differ in the number of their steps alone; let "
+                "this one have a network of its own"
+            )
+        other.hub = other._frames.hub = self.hub
+        start = self._end or len(self.schedule.timesteps)
+        self._end = start + len(other.schedule.timesteps)
+        self._members[start] = other
+        return start
+
+    @property
+    def _kind(self) -> Any:
+        """In what calls agree whose rows join: they may differ in the number of their steps."""
+        found = self.rehearsed
+        return found.known.get(ALIKE, id(self)), found.networks, found.places
 
     def _placed(
         self,
@@ -535,7 +621,7 @@ class PipelineDenoiser(Denoiser):
                 scheduler, index, timestep, begin=self.rehearsed.begin, arrives=self._arrives
             )
             rows.append(DraftRow(self._conditions.followed(number), index, timestep, told))
-        return _mean(self._draft.evaluate(rows, laid_out(x, self.rehearsed.latents)), x)
+        return mean_of(self._draft.evaluate(rows, laid_out(x, self.rehearsed.latents)), x)
 
     # --- images -----------------------------------------------------------------------------------
 
@@ -581,7 +667,7 @@ class PipelineDenoiser(Denoiser):
         """Latents (N, ...) as frames get them: copies where their calls write into them."""
         found = list[Tensor]()
         for frame, rows in placed:
-            own = laid_out(_rows(x, rows, frame.width), self.rehearsed.latents)
+            own = laid_out(taken(x, rows, frame.width), self.rehearsed.latents)
             if frame.index and self._stepped is not None and not self._times.converted:
                 own = own.to(self._stepped)  # a batch with noise is wider than what was stepped
             copies = self.rehearsed.overwrites or own.requires_grad
@@ -654,56 +740,8 @@ class PipelineDenoiser(Denoiser):
         return [parameter for network in networks for parameter in network.parameters()]
 
 
-def graph_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Lets what is computed of x have a graph where x is followed by gradients, and none else."""
-    return torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad)
-
-
-class Placed(NamedTuple):
-    """A frame, and the rows whose latents its first images are."""
-
-    frame: CallFrame
-    rows: Sequence[int]
-
-
-def _rows(x: Tensor, rows: Sequence[int], width: int) -> Tensor:
-    """Rows of x (N, ...), and the last again for further images of a frame."""
-    start = rows[0]
-    if list(rows) == list(range(start, start + width)):
-        return x[start : start + width]
-    rows = [*rows, *[rows[-1]] * (width - len(rows))]
-    return torch.cat([x[row : row + 1] for row in rows])
-
-
-def in_order(placed: Sequence[Placed], values: Sequence[Tensor]) -> Tensor:
-    """What frames have (n, ...) for their images, in the order of rows (N, ...)."""
-    found = dict[int, Tensor]()
-    for (frame, rows), value in zip(placed, values, strict=True):
-        if len(placed) == 1 and frame.images == frame.width and list(rows) == sorted(rows):
-            return value
-        found |= {row: value[i : i + 1] for i, row in enumerate(rows)}
-    return torch.cat([found[row] for row in range(len(found))])
-
-
 def _returning(form: str, call: StockCall) -> StockCall:
     return replace(call, arguments={**call.arguments, "output_type": form})
-
-
-def laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """x (N, ...) in the memory layout of `like` (1, ...).
-
-    The last digits of a matrix product depend on it.
-    """
-    strides = like.stride()
-    axes = [0, *sorted(range(1, x.ndim), key=lambda axis: -strides[axis])]
-    if axes == sorted(axes):
-        return x
-    return x.permute(axes).contiguous().permute([axes.index(axis) for axis in range(x.ndim)])
-
-
-def _mean(out: Tensor, x: Tensor) -> Tensor:
-    """A network's output without a variance, which some predict, too."""
-    return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out
 
 
 def _sizes(shapes: Sequence[torch.Size]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
@@ -26,6 +27,7 @@ from ttsnap.pipelines.calls.opening import takes_one_each
 from ttsnap.pipelines.calls.parts import DEVICE, denoisers_of, main_first
 from ttsnap.pipelines.calls.pictures import main_of, pictures_for
 from ttsnap.pipelines.calls.tasks import TEXT_TO_IMAGE, class_for, task_of
+from ttsnap.pipelines.calls.values import tensors_in
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
@@ -162,8 +164,7 @@ class SearchMixin:
 
     def call_arguments(self) -> Collection[str]:
         """The arguments of the stock call that a search honours, beside the prompt."""
-        names = self.stock_arguments().keys() - NOT_TAKEN
-        return {name for name in names if not name.endswith("prompt_embeds")}
+        return self.stock_arguments().keys() - NOT_TAKEN
 
     @property
     def _execution_device(self) -> torch.device:
@@ -211,21 +212,25 @@ class SearchMixin:
         self, prompts: Sequence[Prompt], call: Mapping[str, Any]
     ) -> tuple[list[Prompt], dict[str, Any]]:
         """The prompts with what lists in the call give for each of them, and the call as engines
-        take it: with blank pictures of the first prompt's size, and an empty negative prompt.
+        take it: with blank pictures of the first prompt's size, its embeddings, and an empty negative
+        prompt.
         ValueError for lists of other lengths."""
-        listed: dict[str, Sequence[Any]] = {}
-        for name, value in call.items():
-            if "prompt" in name and isinstance(value, list | tuple):
-                listed[name] = value
+        named = [each for each in call.items() if "prompt" in each[0]]
+        listed: dict[str, Any] = {
+            name: each for name, each in named if isinstance(each, list | tuple | Tensor)
+        }
+        embeds = {name: each for name, each in listed.items() if tensors_in(each)}
         several = pictures_for(call, len(prompts)) if len(prompts) > 1 else {}
         if several and takes_one_each(self, {**call, **several}):
             listed |= several
         split = []
         for i, prompt in enumerate(prompts):
             own = {name: values[i] for name, values in listed.items()}
+            own |= {name: values[i : i + 1] for name, values in embeds.items()}
             split.append(replace(prompt, inputs={**prompt.inputs, **own}))
         texts = {name: "" for name in listed if "prompt" in name}
-        return split, {**call, **blanks(split[0].inputs), **texts}
+        rows = {name: values[:1] for name, values in embeds.items()}
+        return split, {**call, **blanks(split[0].inputs), **texts, **rows}
 
     def denoiser(self, **call: Any) -> Any:
         """The Denoiser for these arguments of the stock call (sizes, steps, guidance, negative
@@ -344,7 +349,8 @@ class SearchMixin:
         generator = call.pop("generator", None)
         keep, output_type, return_dict = arguments.returned(call, known)
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
-        if call.get("prompt") is None and "prompt" not in self.stock_arguments():
+        needs_text = "prompt" in self.stock_arguments() or arguments.embeddings_in(call)
+        if call.get("prompt") is None and not needs_text:
             call["prompt"] = ""
         prompts = arguments.prompts_of(call, wanted.reward_prompts)
         call = {name: value for name, value in call.items() if name in takes}
@@ -389,10 +395,17 @@ class SearchMixin:
         if found.latents and denoiser.returns_more and not flagged:
             return self._returned_by_calls(found, prompts, form)
         if form == "latent":
-            return output.latents(denoiser, found.latents, pipe._execution_device), {}
+            return self._latents(found), {}
         pixels = [candidate.pixels for result in found.results for candidate in result.images]
         images = output.converted(pixels, form, denoiser.image_dtype, pipe._execution_device)
         return images, {"nsfw_content_detected": found.flags}
+
+    def _latents(self, found: SearchOutcome) -> Any:
+        """Final latents in the dtype in which the stock call returns them."""
+        if not found.latents:
+            return []
+        pipe: Any = self
+        return found.denoiser.settled(torch.stack(found.latents).to(pipe._execution_device))
 
     def _returned_by_calls(
         self, found: SearchOutcome, prompts: Sequence[Prompt], form: str
@@ -413,4 +426,5 @@ class SearchMixin:
         names = vars(made[0]).keys()
         more = {name: output.joined([getattr(each, name) for each in made]) for name in names}
         images = output.joined(list(map(main_of, made)))
-        return images, {**more, "nsfw_content_detected": found.flags}
+        flags = None if form == "latent" else found.flags  # which the stock call checks images for
+        return images, {**more, "nsfw_content_detected": flags}

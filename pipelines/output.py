@@ -9,7 +9,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -29,9 +29,7 @@ from ttsnap.results.record import SearchRecord
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Shown, score_in_parts
-
-if TYPE_CHECKING:
-    from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.sampling.denoiser import Denoiser
 
 Images: TypeAlias = "list[Image.Image] | NDArray[np.float32] | Tensor"
 """N images in one of the forms pil, pt, np and latent; an empty list where a search returned no image."""
@@ -170,7 +168,7 @@ def judged(pipe: Any, images: list[Tensor]) -> tuple[list[Tensor], list[bool] | 
 
 
 def sources_of(
-    denoiser: PipelineDenoiser, prompts: Sequence[Prompt], metrics: Sequence[RewardModel]
+    denoiser: Denoiser, prompts: Sequence[Prompt], metrics: Sequence[RewardModel]
 ) -> list[Tensor | None]:
     """What each of these prompts edits, (3, h, w), where one of these metrics needs it; on the CPU,
     as images are."""
@@ -239,11 +237,6 @@ def joined(values: Sequence[Any]) -> Any:
     if isinstance(first, np.ndarray):
         return np.concatenate(values)
     return [row for value in values for row in value] if isinstance(first, list) else first
-
-
-def latents(denoiser: PipelineDenoiser, found: list[Tensor], device: torch.device) -> Images:
-    """Final latents in the dtype in which the stock call returns them."""
-    return denoiser.settled(torch.stack(found).to(device)) if found else []
 
 
 class FewerImages(UserWarning):

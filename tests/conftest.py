@@ -46,7 +46,6 @@ SYSTEM = (
     ),
     *(
         "options/test_new_option.py",
-        "pipelines/test_new_family.py",
         "test_docs_run.py::test_a_page_runs_as_pasted",
     ),
     *(
@@ -94,7 +93,7 @@ SYSTEM = (
     "pipelines/calls/test_measured.py::test_calls_that_were_refused_once",
     "pipelines/calls/test_calls.py::test_searches_from_two_threads_find_what_each_finds_alone",
     "algorithms/test_contract.py::test_a_requirement_that_all_images_meet_changes_nothing",
-    "pipelines/test_on_meta.py::test_so_it_is_for_all_families_and_kinds_of_searches",
+    "pipelines/test_on_meta.py::test_so_it_is_for_other_models_and_kinds_of_searches",
     "pipelines/test_parity.py::test_a_batch_of_seeds_is_the_stock_calls_images",
     "simulation/test_drafted.py::test_priced_lockstep_with_drafts_is_the_loop",
     "pipelines/modular/test_workflows.py::test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds",

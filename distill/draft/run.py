@@ -16,7 +16,7 @@ from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.report import DRAFT, card, evaluate
-from ttsnap.distill.draft.student import CARD, WEIGHTS, DraftStudent, export, start_from
+from ttsnap.distill.draft.student import CARD, WEIGHTS, DraftStudent, check_lora, export, start_from
 from ttsnap.distill.draft.train import check_training, last_validation, train
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import Member
@@ -83,6 +83,7 @@ def distill_draft(
         )
     call, looks = dict(config.call or {}), list[RankedLook]()
     denoiser = pipe.denoiser(**call)
+    check_lora(pipe, denoiser.net)
     purpose = TrainedFor(config.model, denoiser.grid.steps, float(denoiser.scale))
     settings = trajectories.settings_of(
         config.trajectories, config.model, call, prompts, pipe.dtype

@@ -23,7 +23,7 @@ from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_text, write_whole
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafters import Drafter
-from ttsnap.pipelines.drafting.drafting import use_drafter
+from ttsnap.pipelines.drafting.drafting import estimated, use_drafter
 from ttsnap.pipelines.latents.convert import own_path
 from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.sampling.drafts import DraftSettings, write_draft
@@ -56,13 +56,12 @@ class DraftStudent:
         self._scale = size.float()
         self.first_time, self.network, self.device = first_time, denoiser.network, denoiser.device
         self.second_time = float(self.times[0]) / 2
-        given = {*(self.times * first_time).tolist(), self.second_time}
-        self._given = torch.tensor(sorted(given, reverse=True), dtype=torch.float64)
+        second = torch.tensor([self.second_time], dtype=torch.float64)
+        self._given = torch.cat([self.times * first_time, second])
         self.net: Any = shared_copy(denoiser.net)
-        self.parameters = add_lora(self.net, denoiser.blocks, rank)
+        self.parameters = add_lora(self.net, rank)
         use_drafter(denoiser, Drafter(self.net, DraftSettings(first_time=first_time)))
         self._denoiser: PipelineDenoiser = denoiser.drafts.twin()
-        self._denoiser.convert(None, torch.cat([self._given, torch.zeros(1, dtype=torch.float64)]))
 
     def checkpoint(self) -> None:
         """Compute the blocks again in the backward pass, to save memory. ValueError for a network
@@ -72,7 +71,7 @@ class DraftStudent:
 
     def compile(self) -> None:
         """Compile the blocks in place, or the whole network where it has none."""
-        blocks = self._denoiser.blocks
+        blocks = blocks_of(self.net)
         for part in [self.net] if blocks is None else self.net.get_submodule(blocks):
             part.compile(dynamic=False)
 
@@ -94,16 +93,40 @@ class DraftStudent:
         Possible times: first_time times the time of a state, and second_time.
         """
         at = (time.double().unsqueeze(1) - self._given).abs().argmin(1)
-        return self._denoiser.predict(x, at, cond).x0
+        step = at % len(self.times)  # second calls are of drafts from noise
+        return estimated(self._denoiser, x, self._given[at], step, cond, x.dtype)
 
 
-def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]:
+def blocks_of(net: nn.Module) -> str | None:
+    """The name of the network's list of transformer blocks; None where it has none, as U-Nets.
+
+    That is its longest list of modules of one class, and the last of those of one length; in networks
+    of two kinds of blocks, as FLUX, the list that bears this name.
+    """
+    lists = {name: part for name, part in net.named_children() if isinstance(part, nn.ModuleList)}
+    if "down_blocks" in lists:
+        return None
+    alike = {name: part for name, part in lists.items() if len(set(map(type, part))) == 1}
+    if "transformer_blocks" in alike:
+        return "transformer_blocks"
+    return max(reversed(alike), key=lambda name: len(alike[name]), default=None)
+
+
+def check_lora(pipe: Any, net: Any) -> None:
+    """ValueError where diffusers puts no LoRA into this network, or saves none of this pipeline."""
+    if not (hasattr(net, "add_adapter") and hasattr(pipe, "save_lora_weights")):
+        raise ValueError(
+            f"a draft is a LoRA, and diffusers has none for a {type(net).__name__} of a"
+            f" {pipe.stock_class().__name__}"
+        )
+
+
+def add_lora(net: Any, rank: int) -> dict[str, nn.Parameter]:
     """Put a LoRA in float32, which changes nothing yet, on every linear layer of the blocks; its
     parameters by name.
 
-    blocks: the network's attribute that lists blocks; None stands for all linear layers. With
-    several lists of blocks (FLUX has double and single ones, Lumina refiners) all of them get it.
-    ValueError for a network that carries a LoRA.
+    With several lists of blocks (FLUX has double and single ones, Lumina refiners) all of them get
+    it; without any, all linear layers of the network. ValueError for a network that carries a LoRA.
     """
     from peft import LoraConfig
 
@@ -116,7 +139,7 @@ def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]
     lists = tuple(
         f"{name}." for name, part in net.named_children() if isinstance(part, nn.ModuleList)
     )
-    within = "" if blocks is None else lists
+    within = "" if blocks_of(net) is None else lists
     linear = [
         name
         for name, part in net.named_modules()

@@ -119,6 +119,11 @@ def check_trajectories(denoiser: Denoiser, config: TrajectoryConfig) -> None:
             " not decide where a trajectory ends: a draft needs a deterministic one, as Euler,"
             " DDIM or DPM-Solver++"
         )
+    if not denoiser.mixes_noise:
+        raise ValueError(
+            "what this call makes of a seed depends on more than its initial noise, which is all"
+            " that a draft sees; give it no picture"
+        )
     if grid.nfe != grid.steps:
         raise ValueError(
             "the sampler takes several evaluations in a step; choose one that takes one (Euler,"

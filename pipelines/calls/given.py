@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import torch
+
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
+from ttsnap.pipelines.arguments import embeddings_in
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.asking import locked
 from ttsnap.pipelines.calls.parts import tokenizers_of
@@ -46,15 +49,26 @@ class GivenCall:
         """The call of one prompt."""
         own = opened(prompt.inputs)
         if prompt.negative is not None:
+            if "negative_prompt" not in self.pipe.stock_arguments():
+                name = self.pipe.stock_class().__name__
+                raise ValueError(
+                    f"{name} reads no negative prompts; leave out {prompt.negative[:60]!r}"
+                )
             own |= {"negative_prompt": prompt.negative}
-        if "prompt" in self.pipe.stock_arguments():
-            own |= {"prompt": prompt.text}
+        takes = self.pipe.stock_arguments()
+        if "prompt" in takes:
+            embedded = embeddings_in({**self.arguments, **own})
+            own |= {"prompt": None if embedded else prompt.text}
+        if "negative_prompt" in takes and embeddings_in({**self.arguments, **own}, "negative_"):
+            own.setdefault("negative_prompt", self.arguments.get("negative_prompt"))
         pipe, tokenizers = self.pipe, tokenizers_of(self.pipe.components)
+        device = pipe._execution_device
         return StockCall(
             pipe,
             pipe.stock_call(),
             {**self.arguments, **own},
-            pipe._execution_device,
+            device,
+            torch.is_autocast_enabled(device.type),
             {name: locked(part) for name, part in tokenizers.items()},
         )
 

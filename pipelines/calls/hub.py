@@ -134,7 +134,8 @@ class Hub:
         self.rows[first.call.part] += images
         if not self._may_join(first.call) or (len(frames) == 1 and first.width == 1):
             return [self._called(frame) for frame in frames]
-        aligned = len({frame.index for frame in frames}) == 1
+        # A pipeline object is of one call, and so of one schedule.
+        aligned = len({(id(frame.stock.pipe), frame.index) for frame in frames}) == 1
         kind = kind_of(first), aligned
         if images > 1 and kind not in self._joins and kind not in self._unlike:
             return self._tried(frames, kind, aligned=aligned)

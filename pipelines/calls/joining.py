@@ -287,7 +287,7 @@ def _picked(made: Any, rows: Sequence[slice], count: int, *, listed: bool) -> An
         return [row for each in rows for row in made[each]]
     if isinstance(made, Mapping):
         inside = {name: _picked(each, rows, count, listed=listed) for name, each in made.items()}
-        return type(made)(**inside)
+        return inside if type(made) is dict else type(made)(**inside)
     if isinstance(made, tuple | list):
         return type(made)(_picked(each, rows, count, listed=listed) for each in made)
     if made is None or isinstance(made, bool | int | float | str):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ttsnap.pipelines.arguments import embeddings_in
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.dummies import Dummies
 from ttsnap.pipelines.calls.given import TYPICAL, GivenCall
@@ -90,8 +91,8 @@ def _rehearsed(given: GivenCall) -> tuple[StockCall, Rehearsal]:
 
 def _shown(call: StockCall) -> dict[Any, Any]:
     """What calls of the pipeline's parts make, kept with it while its parts are the same."""
-    shown: dict[Any, Any] = _memo(call, "shown")
-    return shown
+    memo: Memo = call.pipe._search_memo
+    return memo.of(_key(call, "shown"))
 
 
 def _known(call: StockCall) -> dict[Hashable, Any]:
@@ -112,18 +113,19 @@ def _known(call: StockCall) -> dict[Hashable, Any]:
     except TypeError:
         return {}
     kind = type(call.pipe).stock_class()
-    known: dict[Hashable, Any] = _memo(call, ALIKE, kind, key, settings, widths, str(call.device))
+    alike = _key(call, ALIKE, kind, key, settings, widths, str(call.device))
     memo: Memo = call.pipe._search_memo
+    known = memo.of(alike)
+    known[ALIKE] = alike
     for old in [each for each in list(memo) if each[0] == ALIKE][:-KINDS]:
         memo.pop(old, None)
     return known
 
 
-def _memo(call: StockCall, *key: Hashable) -> Any:
-    """What is kept with a pipeline while its parts are the same."""
+def _key(call: StockCall, *key: Hashable) -> tuple[Hashable, ...]:
+    """Of what is kept with a pipeline while its parts are the same."""
     parts = list(call.modules.values())
-    memo: Memo = call.pipe._search_memo
-    return memo.of((*key, *map(weakref.ref, parts), *map(filling, parts)))
+    return (*key, *map(weakref.ref, parts), *map(filling, parts))
 
 
 # --- lists of pictures ----------------------------------------------------------------------------
@@ -154,7 +156,14 @@ def takes_one_each(pipe: Any, call: Mapping[str, Any]) -> bool:
 
 
 def check_lists(pipe: Any, call: Mapping[str, Any]) -> None:
-    """ValueError for several pictures where the call takes one for each image."""
+    """ValueError for several pictures where the call takes one for each image, and for embeddings
+    of several prompts."""
+    for value in (*embeddings_in(call), *embeddings_in(call, "negative_")):
+        if len(value) > 1:
+            raise ValueError(
+                f"a call takes the embeddings of one prompt, got those of {len(value)}; give each "
+                "its own, as Prompt(text, inputs={'prompt_embeds': rows})"
+            )
     several = pictures_for(call)
     if several and takes_one_each(pipe, call):
         counts = [f"one {name}, got {len(values)}" for name, values in several.items()]

@@ -40,6 +40,8 @@ class StockCall:
     arguments: Mapping[str, Any]
     device: torch.device
     """Where it computes."""
+    autocast: bool
+    """Whether its encoders compute under autocast."""
     tokenizers: Mapping[str, Any]
     """By name. All frames share them: `encode_prompt` may set one, and is called once."""
     places: Sequence[LatentsPlace] | None = None
@@ -62,6 +64,8 @@ class StockCall:
     """What encoders made for its frames."""
     encodings: Kept = field(default_factory=Kept)
     """What methods of the pipeline made of that, for frames of this width."""
+    beside: StockCall | None = None
+    """One of the same prompt, with which it shares what is kept; it may have other steps."""
     widening: Widening | None = None
     """How it makes several images; None: it makes one."""
     width: int = 1
@@ -92,7 +96,8 @@ class StockCall:
         found = self._wide.pop(width, None)
         if found is None:
             arguments = self.widening.of(self.arguments, width)
-            found = replace(self, arguments=arguments, width=width, encodings=Kept())
+            kept = Kept() if self.beside is None else self.beside.widened(width).encodings
+            found = replace(self, arguments=arguments, width=width, encodings=kept)
         self._wide[width] = found
         for old in list(self._wide)[:-WIDTHS]:
             del self._wide[old]
@@ -115,9 +120,11 @@ class StockCall:
         """What `make` makes of a call of a part that does not denoise.
 
         It is kept where it is made before the first step. Of parts that the call hooks it is not,
-        since their hooks look at more than results.
+        since their hooks look at more than results. Autocast is as where this call was opened: that
+        around an evaluation alone is for the network.
         """
-        if call.begun or call.part in self.hooked:
-            return make(*call.args, **call.kwargs)
-        with torch.no_grad():
-            return self.kept.of((call.part, call.method), call.args, call.kwargs, make)
+        with torch.autocast(self.device.type, enabled=self.autocast):
+            if call.begun or call.part in self.hooked:
+                return make(*call.args, **call.kwargs)
+            with torch.no_grad():
+                return self.kept.of((call.part, call.method), call.args, call.kwargs, make)

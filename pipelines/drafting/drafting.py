@@ -90,13 +90,9 @@ class Drafting:
         t = path.inverse_ratio(alpha / sigma)
         scale = torch.hypot(alpha, sigma) / torch.hypot(path.alpha(t), path.sigma(t))
         wide = x if x.dtype == torch.float64 else x.float()
-        unit, each = timestep_unit(schedule, path), torch.arange(len(x))
 
         def estimate(at: Tensor, time: Tensor) -> Tensor:
-            timestep = (time * unit).float().to(x.device, non_blocking=True)
-            out = twin.drafted(at.to(x.dtype), timestep, position, cond)
-            there = replace(schedule, alpha=path.alpha(time), sigma=path.sigma(time), scale=None)
-            return there.x0(at, out, each)
+            return estimated(twin, at, time, position, cond, x.dtype)
 
         return guess(
             path, estimate, wide / rows(scale, wide), t, calls, self.drafter.settings.first_time
@@ -148,3 +144,25 @@ class Drafting:
         drafter."""
         how = self.drafter
         return self.denoiser.by_drafter(how.net, how.settings.guidance, arrives=how.arrives)
+
+
+def estimated(
+    twin: PipelineDenoiser,
+    x: Tensor,
+    time: Tensor,
+    position: Tensor,
+    cond: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """x0 estimates (N, ...) at points x (N, ...) of the model's own path, by the drafter of a twin,
+    whose network is told times (N,).
+
+    position (N,): in the twin's schedule, where trajectories left it. dtype: that of x for the
+    network.
+    """
+    schedule = twin.schedule
+    path = own_path(schedule)
+    timestep = (time * timestep_unit(schedule, path)).float().to(x.device, non_blocking=True)
+    out = twin.drafted(x.to(dtype), timestep, position, cond)
+    there = replace(schedule, alpha=path.alpha(time), sigma=path.sigma(time), scale=None)
+    return there.x0(x, out, torch.arange(len(x)))

@@ -8,17 +8,13 @@ step.
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ttsnap.core.grid import Grid
@@ -192,44 +188,6 @@ class Schedule:
         return (alpha * wide / norm - sigma * out) / norm
 
 
-def make_schedule(
-    scheduler: Any,
-    num_inference_steps: int,
-    *,
-    timesteps: Sequence[int] | None = None,
-    sigmas: Sequence[float] | NDArray[np.float64] | None = None,
-    step_arguments: Mapping[str, Any] | None = None,
-    scaled: bool = True,
-    **extra: Any,
-) -> Schedule:
-    """The schedule of one call, with a copy of the scheduler.
-
-    timesteps, sigmas: as in the pipeline's call. extra: for set_timesteps (mu). step_arguments: for
-    the scheduler's step (eta). scaled: whether the pipeline calls the scheduler's
-    scale_model_input, which most flow pipelines do not. ValueError for a scheduler that is not
-    supported or cannot be set up with these arguments.
-    """
-    check_scheduler(scheduler)
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-    name, scheduler = type(scheduler).__name__, copy.deepcopy(scheduler)
-    count = None if timesteps is not None or sigmas is not None else num_inference_steps
-    given: dict[str, Any] = {
-        k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None
-    }
-    try:
-        with np.errstate(invalid="ignore"):  # laid_open refuses what is no number
-            retrieve_timesteps(scheduler, count, "cpu", **given, **extra)
-    except (TypeError, AssertionError) as error:  # the stock pipeline fails with these, too
-        passed = ", ".join([*given, *extra]) or "a number of steps"
-        raise ValueError(
-            f"{name} cannot be set up with {passed}, which the pipeline passes: {error}"
-        ) from error
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
-    return laid_open(scheduler, scaled=scaled, step_arguments=step_arguments)
-
-
 def check_scheduler(scheduler: Any) -> None:
     """ValueError for a scheduler that search cannot use."""
     name = type(scheduler).__name__
@@ -247,7 +205,6 @@ def laid_open(
     *,
     begin: int = 0,
     count: int | None = None,
-    scaled: bool = True,
     step_arguments: Mapping[str, Any] | None = None,
 ) -> Schedule:
     """The schedule of a scheduler whose timesteps are set, from position `begin` on, as where an
@@ -255,7 +212,8 @@ def laid_open(
 
     count: of its positions; None: all of them, though some schedulers list where the last step
         arrives.
-    scaled, step_arguments: see make_schedule. ValueError for a scheduler that cannot begin there.
+    step_arguments: for the scheduler's step (eta). ValueError for a scheduler that cannot begin
+        there.
     """
     name = type(scheduler).__name__
     # Blocks of modular pipelines leave them on the device.
@@ -275,7 +233,7 @@ def laid_open(
     evals = tuple(b - a for a, b in pairwise(ends))
     grid = Grid((*levels.tolist(), 0.0), None if set(evals) == {1} else evals)
     flow = prediction == "flow"
-    scale = torch.sqrt(sigma**2 + 1) if scaled and name in SCALED else None
+    scale = torch.sqrt(sigma**2 + 1) if name in SCALED else None
     # its intermediate points are scaled by their own noise
     if scale is not None and name.startswith("KDPM2"):
         between = torch.as_tensor(scheduler.sigmas_interpol).cpu()[begin : begin + len(at)].float()

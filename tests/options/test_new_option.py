@@ -14,7 +14,8 @@ import shlex
 import pytest
 from pathlib import Path
 from ttsnap.pipelines.arguments import SearchArguments
-from ttsnap.pipelines.families.sana import SearchSanaPipeline
+from diffusers import SanaPipeline
+from ttsnap.pipelines import search_class
 from ttsnap.cli import arguments, parse, replay
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.model import ModelOptions
@@ -30,7 +31,7 @@ from ttsnap.service.forms import body_schema
 from ttsnap.service.limits import RequestError
 from ttsnap.service.requests import Generation, prepared_of, validated
 
-call = SearchSanaPipeline.__call__
+call = search_class(SanaPipeline).__call__
 assert inspect.signature(call).parameters["mirrored"].default is False
 assert "    mirrored: turn the noises of odd seeds from left to right." in call.__doc__
 assert SearchArguments.of({"mirrored": True}).changed == ["mirrored"]

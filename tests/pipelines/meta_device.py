@@ -137,6 +137,8 @@ def on_device() -> Iterator[Device]:
     with (
         mock.patch.object(suspended, "_run", run),
         mock.patch("ttsnap.engine.live.Meter", _meter),
+        # of masks, all of whose tokens are then seen
+        mock.patch("torch.fx.experimental._config.meta_nonzero_assume_all_nonzero", True),
         mock.patch.object(torch, "Event", _Event),
         mock.patch.object(torch.accelerator, "current_stream", return_value=None),
         Fused(),

@@ -25,9 +25,8 @@ from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafting.drafters import Drafter, _settings
-from ttsnap.pipelines.drafting.drafting import stock_lines, use_drafter
+from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
-from ttsnap.pipelines.memory.memo import setting_of
 from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, write_draft, write_settings
 from ttsnap.sampling.rng import seeded
 
@@ -48,7 +47,9 @@ def unguided(pipe: Any, name: str) -> Any:
     made = denoiser(pipe, name, **UNGUIDED[name])
     # its scheduler tells the network whole timesteps, cut off below the noise that is there
     if name == "sana":
-        made.schedule = replace(made.schedule, timesteps=1000 * made.schedule.sigma)
+        made._times = replace(made._times, converted=True)
+        made._follow(replace(made.schedule, timesteps=1000 * made.schedule.sigma))
+        made.encode(PROMPTS)
     return made
 
 
@@ -125,6 +126,7 @@ def test_other_schedulers_and_paths_are_told_of_equal_noise(
     base, plain = denoiser(pipe, name), denoiser(pipe, name, **UNGUIDED[name])
     for made in (base, plain) if convert else ():
         made.convert(convert)
+        made.encode(PROMPTS)
     told_the_truth(base, plain, 1, 3)
 
 
@@ -134,13 +136,14 @@ def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
     base = denoiser(shared("flux_schnell"), "flux_schnell")
     x, steps, at = rows(base, 0, 2)
     t = base.times[steps].float().view(-1, 1, 1)
+    made = drafted(base, "hot:2")
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = base.guided(x, 1000 * t.flatten(), steps, at)
+        out: Tensor = base.drafts.twin().drafted(x, 1000 * t.flatten(), steps, at)
         return out
 
     first = x - 0.87 * t * velocity(x, 0.87 * t)
-    close(drafted(base, "hot:2"), first)
+    close(made, first)
     half = t / 2
     moved = (1 - half) * first + half * (x - (1 - t) * first) / t
     close(base.drafts.guess(x, steps, at, 2), moved - half * velocity(moved, half))
@@ -188,7 +191,6 @@ def test_nothing_leaks_into_the_model(
     assert flags == [p.requires_grad for p in parameters()]
     assert pipe.text_encoder.state_dict().keys() == words
     assert not any(pipe.get_list_adapters().values())
-    assert setting_of(base, "decode") == setting_of(denoiser(pipe, "sd15"), "decode")
 
 
 def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str]) -> None:
@@ -457,20 +459,33 @@ def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, sche
             kind(**{key: parts[key] for key in inspect.signature(kind).parameters if key in parts})
         )
 
-    lines = stock_lines(denoiser, PROMPTS[0], call, 3)
-    names: Any = {
-        "torch": torch,
-        "drafter": one_of(type(stock), **{network: drafter.net}),
-        "redraw": one_of(redraws),
-    }
-    exec("\n".join([lines[0], f"image = {lines[1][:-1]}, output_type='latent').images"]), names)
+    whole, first_time = denoiser.drafts.whole, drafter.settings.first_time
+    first: Any = {"sigmas": [first_time]}
+    if whole.prediction != "flow":
+        first = {"timesteps": [float(whole.timesteps[0]) * first_time]}
+    scale = {"guidance_scale": call["guidance_scale"] if name == "flux" else 1.0}
+    of_prompt = {"prompt": PROMPTS[0], "output_type": "latent"}
+    draws = one_of(type(stock), **{network: drafter.net})
+    again = {**call, **scale, "num_inference_steps": 1, **first, **of_prompt}
+    again.pop("negative_prompt", None)
+    latents = draws(**again, generator=seeded(3)).images
+    redraw, redrawn = one_of(redraws), dict(call)
+    if name == "flux":
+        size = denoiser.height, denoiser.width
+        latents = redraw._unpack_latents(latents, *size, redraw.vae_scale_factor)
+    if network == "unet":  # its image-to-image takes the size of the picture
+        redrawn = {key: value for key, value in call.items() if key not in ("height", "width")}
+    share = denoiser.grid.steps / whole.grid.steps
+    expected = redraw(
+        image=latents, strength=share, generator=seeded(3), **{**redrawn, **of_prompt}
+    ).images
     # latents of SDXL are as large as 10
-    torch.testing.assert_close(found, names["image"], rtol=2e-6, atol=5e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=5e-5)
     assert float(found.std()) > 0.1
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_every_family_that_drafts_finishes_drafts(name: str) -> None:
+def test_drafts_of_every_model_are_finished(name: str) -> None:
     pipe, call = upgrade(shared(name)), {**FAMILIES[name].call, "num_inference_steps": 4}
     if name == "sd15":  # its own PNDM begins at the start alone
         pipe.scheduler = diffusers.DDIMScheduler(**STABLE_DIFFUSION_BETAS)

@@ -1,4 +1,4 @@
-"""The networks of benchmarks/families.py at full size."""
+"""The networks of benchmarks/models.py at full size."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PUBLISHED = {
 
 def test_full_size_networks_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    families: Any = importlib.import_module("families")
+    models: Any = importlib.import_module("models")
     for name, (part, published) in PUBLISHED.items():
-        case = families.build(name, "full", torch.device("meta"), torch.bfloat16)
+        case = models.build(name, "full", torch.device("meta"), torch.bfloat16)
         parameters = list(getattr(case.pipe, part).parameters())
         assert (sum(p.numel() for p in parameters), {p.dtype for p in parameters}) == (
             published,

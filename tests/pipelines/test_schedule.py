@@ -9,6 +9,7 @@ import random
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,7 +25,13 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.latents.convert import convert
-from ttsnap.pipelines.latents.schedule import HISTORY, SUPPORTED, laid_open, make_schedule
+from ttsnap.pipelines.latents.schedule import (
+    HISTORY,
+    SUPPORTED,
+    Schedule,
+    check_scheduler,
+    laid_open,
+)
 from ttsnap.pipelines.latents.scheduler_kernel import SchedulerKernel
 from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.interpolants import rows
@@ -46,6 +53,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 TWO_STAGES = ("Heun", "KDPM2", "PNDM")
 
 
+def opened(scheduler: Any, steps: int) -> Schedule:
+    """The schedule of a copy that is set to these steps, as by a stock call."""
+    check_scheduler(scheduler)
+    own = copy.deepcopy(scheduler)
+    with np.errstate(invalid="ignore"):
+        own.set_timesteps(steps, device="cpu")
+    if hasattr(own, "set_begin_index"):
+        own.set_begin_index(0)
+    return laid_open(own)
+
+
 def scheduler(name: str, **more: Any) -> Any:
     return copy.deepcopy(as_made(name, **more))
 
@@ -60,7 +78,7 @@ def as_made(name: str, **more: Any) -> Any:
 def test_two_stage_steps_count_twice_and_the_scheduler_itself_stays_as_it_is(name: str) -> None:
     own = scheduler(name)
     own.set_timesteps(3)
-    before, schedule = own.timesteps.clone(), make_schedule(own, 6)
+    before, schedule = own.timesteps.clone(), opened(own, 6)
     grid = schedule.grid
     assert torch.equal(own.timesteps, before)
     twice = (2, 1, 1, 1, 1, 1) if name == "PNDMScheduler" else (2, 2, 2, 2, 2, 1)
@@ -74,9 +92,9 @@ def test_two_stage_steps_count_twice_and_the_scheduler_itself_stays_as_it_is(nam
 def test_a_call_whose_noise_levels_are_no_numbers_is_refused() -> None:
     """One step ends at `shift_terminal` and begins at pure noise."""
     own = scheduler("FlowMatchEulerDiscreteScheduler", shift_terminal=0.1)
-    assert make_schedule(own, 2).grid.levels == pytest.approx((1.0, 0.1, 0.0))
+    assert opened(own, 2).grid.levels == pytest.approx((1.0, 0.1, 0.0))
     with pytest.raises(ValueError, match=r"1 steps.*nan.*more steps"):
-        make_schedule(own, 1)
+        opened(own, 1)
 
 
 @pytest.mark.parametrize("name", sorted(SUPPORTED))
@@ -88,7 +106,7 @@ def test_x0_is_recovered_from_what_the_network_puts_out(name: str, kind: str) ->
     if (name, kind) == ("DDIMScheduler", "v_prediction"):
         more |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     try:
-        schedule = make_schedule(scheduler(name, **more), 6)
+        schedule = opened(scheduler(name, **more), 6)
     except (ValueError, NotImplementedError) as error:
         pytest.skip(str(error))
     for made, begin in ((schedule, 0), (convert(schedule, "cosine", "uniform"), 1)):
@@ -141,8 +159,9 @@ def test_a_scheduler_set_on_another_device_is_laid_open_on_the_cpu(name: str) ->
     ],
 )
 def test_what_search_cannot_use_is_refused(name: str, more: dict[str, Any], said: str) -> None:
+    own = getattr(diffusers, name)(**more)
     with pytest.raises(ValueError, match=said):
-        make_schedule(getattr(diffusers, name)(**more), 5)
+        opened(own, 5)
 
 
 class Solved(MixtureDenoiser):
@@ -156,7 +175,7 @@ class Solved(MixtureDenoiser):
             if name.startswith("FlowMatch")
             else {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
         )
-        self.schedule = make_schedule(getattr(diffusers, name)(**flow, **options), steps)
+        self.schedule = opened(getattr(diffusers, name)(**flow, **options), steps)
         self.grid, self.kernel, self.calls = self.schedule.grid, self.schedule.kernel, 0
 
     def predict(self, x: Any, step: Any, cond: Any) -> Prediction:
@@ -251,7 +270,7 @@ def one_by_one(kernel: Any, noise: Any, outs: Any) -> list[list[Any]]:
 @pytest.mark.parametrize("name", sorted(HISTORY))
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_rows_of_equal_history_step_together_to_the_bit(name: str, kind: Any) -> None:
-    schedule, draw = make_schedule(scheduler(name), 5), random.Random(0)
+    schedule, draw = opened(scheduler(name), 5), random.Random(0)
     kernel: Any = schedule.kernel
     noise = torch.randn(5, 4, 5, 7, generator=seeded(0)).to(kind)
     outs = torch.randn(len(schedule.timesteps), *noise.shape, generator=seeded(1)).to(kind)
@@ -272,7 +291,7 @@ def test_rows_of_equal_history_step_together_to_the_bit(name: str, kind: Any) ->
 
 @pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
 def test_a_step_of_eight_rows_takes_few_more_operators_than_the_stock_step(name: str) -> None:
-    schedule = make_schedule(scheduler(name), 6)
+    schedule = opened(scheduler(name), 6)
     kernel, stock = schedule.kernel, copy.deepcopy(schedule.scheduler)
     x = torch.randn(8, 4, 5, 7, generator=seeded(0))
     states: Any = [kernel.init(row, (i, 0), seeded(i)) for i, row in enumerate(x)]
@@ -299,7 +318,7 @@ def test_only_a_flow_goes_back_to_noisier_steps() -> None:
 @pytest.mark.parametrize("name", sorted(SUPPORTED))
 def test_the_dtype_of_stepped_latents_is_foreseen(name: str) -> None:
     """Under autocast noise is wide and what the network puts out is narrow."""
-    schedule = make_schedule(scheduler(name), 4)
+    schedule = opened(scheduler(name), 4)
     for noise in (torch.float32, torch.bfloat16):
         own, x = copy.deepcopy(schedule.scheduler), torch.ones(1, 4, 2, 2, dtype=noise)
         for position in range(len(schedule.timesteps)):
@@ -364,11 +383,11 @@ def test_own_path_ode_is_the_scheduler_itself() -> None:
 def test_rbf_times_stay_near_the_noise() -> None:
     """reference: RBF's 10 steps on VP, in FLUX's own times."""
     noisier: Any = convert(
-        make_schedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=12.0), 30), "vp"
+        opened(diffusers.FlowMatchEulerDiscreteScheduler(shift=12.0), 30), "vp"
     ).times
     # points noisier than the path are spread
     assert (noisier[0], bool((noisier.diff() < 0).all())) == (1, True)
-    found = convert(make_schedule(diffusers.FlowMatchEulerDiscreteScheduler(), 10), "vp", "sqrt")
+    found = convert(opened(diffusers.FlowMatchEulerDiscreteScheduler(), 10), "vp", "sqrt")
     known = [0.993, 0.993, 0.992, 0.990, 0.986, 0.978, 0.962, 0.929, 0.859, 0.709]
     assert (found.timesteps / 1000).tolist() == pytest.approx(known, abs=6e-4)
 

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from docs._ext import supported as matrix
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.latents.tiny_video_vae import TinyVideoVAE
 from ttsnap.pipelines.opening import _preview_vae
@@ -176,8 +175,8 @@ def test_files_are_read_by_their_shapes_or_refused(tmp_path: Path) -> None:
 
 
 PREVIEWED = {
-    *matrix.PREVIEWED_BY_VIDEO_VAES,
     *(
+        "QwenImagePipeline",
         "QwenImageModularPipeline",
         "WanModularPipeline",
         "WanImage2VideoModularPipeline",

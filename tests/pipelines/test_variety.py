@@ -1,5 +1,4 @@
-"""Groups of seeds that are coupled, by families and by suspended calls: by formula, and the model
-itself where nothing is changed."""
+"""Groups of seeds that are coupled: by formula, and the model itself where nothing is changed."""
 
 from __future__ import annotations
 
@@ -23,10 +22,8 @@ from ttsnap.algorithms.best_of_n import OneOfGroup
 from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.variety import Repel
-from ttsnap.pipelines import search_class, upgrade
+from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.calls.coupling import CoupledHub
-from ttsnap.pipelines.memory.memo import Memo
-from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.results import png_info
 from ttsnap.results.record import parse_record
 from ttsnap.sampling.kernels import make_kernel
@@ -79,10 +76,6 @@ IMAGE = {
     "z_image": slice(0, 24),
 }
 """Where image tokens are in attention, where text has some as well."""
-GUIDANCE_ENDS: dict[str, dict[str, Any]] = {
-    "lumina2": {"cfg_trunc_ratio": 0.5},
-    "z_image": {"cfg_truncation": 0.8},
-}
 
 
 def dark(images: Any, prompts: Any) -> Any:
@@ -95,20 +88,6 @@ def family(name: str) -> tuple[Any, dict[str, Any]]:
     if name in ("sd15", "sdxl"):
         pipe.scheduler = diffusers.DDIMScheduler(**STABLE_DIFFUSION_BETAS)
     return pipe, {**FAMILIES[name].call, "num_inference_steps": STEPS}
-
-
-def by_calls(pipe: Any) -> Any:
-    """The same pipeline, whose stock calls are suspended."""
-    return copied(pipe, search_class(pipe.stock_class()))
-
-
-def known(name: str, way: str) -> tuple[Any, dict[str, Any]]:
-    """A pipeline, and a call of it, by "family" or by "calls"."""
-    pipe, call = family(name)
-    return (pipe if way == "family" else by_calls(pipe)), call
-
-
-WAYS = pytest.mark.parametrize("way", ["family", "calls"])
 
 
 def sampling(pipe: Any, variety: str | None, call: dict[str, Any]) -> Any:
@@ -142,11 +121,10 @@ def stepped(denoiser: Any, steps: int, seeds: Sequence[int] = SEEDS, now: Any = 
     return x
 
 
-@WAYS
 @pytest.mark.parametrize("name", sorted(ENDS))
-def test_attention_is_coupled_by_formula(name: str, way: str) -> None:
+def test_attention_is_coupled_by_formula(name: str) -> None:
     """As by a network whose attention is changed by hand, in groups that change nothing."""
-    (pipe, call), how = known(name, way), Repel(3, 0.75, 3.0, 0.2, 0.3)
+    (pipe, call), how = family(name), Repel(3, 0.75, 3.0, 0.2, 0.3)
     denoiser = sampling(pipe, "repel:3:0.75:3:0.2:0.3", call)
     image, net, now = IMAGE.get(name, slice(None)), copy.deepcopy(denoiser.net), [0]
     assert 0 < denoiser.start.alone.nfe < STEPS
@@ -172,7 +150,7 @@ def test_attention_is_coupled_by_formula(name: str, way: str) -> None:
         module: Any = net.get_submodule(end)
         own = {"forward": staticmethod(wrapped(module, layer, end))}
         module.__class__ = type("Coupled", (type(module),), own)
-    changed = known(name, way)[0]
+    changed = family(name)[0]
     setattr(changed, denoiser.network, net)
     by_hand = sampling(changed, "repel:3:0.75:0", call)
     plain = by_hand.starter.predict
@@ -190,26 +168,8 @@ def test_attention_is_coupled_by_formula(name: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_suspended_calls_are_coupled_as_families_are(name: str) -> None:
-    (pipe, call), how = family(name), "repel:3:0.75:3:0.2:0.3"
-    vars(pipe)["_search_memo"] = (
-        Memo()
-    )  # in which other tests may have kept FLOPs that are not real
-    ends = GUIDANCE_ENDS.get(name, {})
-    for more in ({}, FAMILIES[name].unguided, *[ends] * bool(ends)):
-        ours, theirs = (sampling(each, how, {**call, **more}) for each in (by_calls(pipe), pipe))
-        made, expected = begun(ours), begun(theirs)
-        # SDXL's differ by 3e-6, others by 1e-6 or less
-        assert (made - expected).abs().max() < 5e-6 * expected.abs().max(), more
-        assert ours.starter.start == theirs.starter.start
-        if more is not ends:  # of which the family counts no pass at the first step
-            assert ours.starter.flops() == theirs.starter.flops()
-
-
-@WAYS
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_nothing_coupled_is_the_model_to_the_bit(name: str, way: str) -> None:
-    pipe, call = known(name, way)
+def test_nothing_coupled_is_the_model_to_the_bit(name: str) -> None:
+    pipe, call = family(name)
     plain, none, coupled = (
         sampling(pipe, how, call) for how in (None, "repel:3:0.75:0", "repel:3:0.75")
     )
@@ -275,9 +235,8 @@ def test_compiled_and_offloaded_networks_are_coupled(name: str) -> None:
     assert not any(module._forward_pre_hooks for module in pipe.transformer.modules())
 
 
-@WAYS
-def test_an_image_says_how_and_is_made_again(way: str) -> None:
-    (pipe, call), variety = known("sd3", way), "repel:3:0.75:3:0.2"
+def test_an_image_says_how_and_is_made_again() -> None:
+    (pipe, call), variety = family("sd3"), "repel:3:0.75:3:0.2"
     how = {"reward": dark, "variety": variety, **call}
     out = pipe(PROMPTS, search=BestOfN(4), seed=11, num_images_per_prompt=4, batch_size=7, **how)
     plain = pipe(PROMPTS, search=BestOfN(4), seed=11, num_images_per_prompt=4, reward=dark, **call)

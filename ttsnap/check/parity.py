@@ -32,6 +32,9 @@ def parity(setup: Setup) -> Rung:
     whole, winner, told = _images(setup, None)
     for notice in told:
         setup.say(notice)
+    denoiser: Any = setup.engine().denoiser
+    if not denoiser.wide:
+        setup.say("each image has a stock call of its own, since one for several makes others")
     if len(whole) < SEEDS:
         rung.missing["parity"] = f"{SEEDS} images do not fit into the time; give more --minutes"
         return rung

@@ -101,7 +101,7 @@ class LiveEngine(Engine):
         )
         check_drafts(denoiser, self.kernel)
         self.scorer = RowScorer(
-            self.network.denoiser,
+            denoiser,
             self.rewards,
             self.grid,
             preview=options.preview,
@@ -262,7 +262,7 @@ class LiveEngine(Engine):
         self.store.clear()
         self.noise.forget()
         self.executor.prompts.clear()
-        self.network.denoiser.forget_prompts()
+        self.network.forget_prompts()
         self.executor.watch.reset()
 
     def admit(self, prompts: Sequence[Prompt]) -> None:

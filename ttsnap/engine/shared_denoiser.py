@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.noise import InitialNoise
 from ttsnap.engine.store import Node
@@ -50,7 +49,6 @@ class SharedDenoiser:
         self.peers: WeakKeyDictionary[Peer, Callable[[int], Sequence[Node]]] = WeakKeyDictionary()
         """Who shares it, each with what gives at most so many of its nodes that wait for their
         evaluation. Engines hold their peers, which go with them."""
-        self._starts: dict[Grid, int] = {denoiser.grid: 0}
 
     def welcome(self, denoiser: Denoiser, *, guided: bool) -> None:
         """Get the denoiser of another engine ready to share it. guided: whether its steps follow
@@ -65,9 +63,7 @@ class SharedDenoiser:
     def start_of(self, denoiser: Denoiser) -> int:
         """Where the positions of this call begin among those of the network's denoiser. ValueError
         for a call that differs from that in more than its steps."""
-        if denoiser.grid not in self._starts:
-            self._starts[denoiser.grid] = self.denoiser.merge_schedule(denoiser)
-        return self._starts[denoiser.grid]
+        return 0 if denoiser is self.denoiser else self.denoiser.merge_schedule(denoiser)
 
     @torch.no_grad()
     def encode(self) -> None:
@@ -77,6 +73,11 @@ class SharedDenoiser:
         row = 0
         for one in prompts:
             row = one.place(row)
+
+    def forget_prompts(self) -> None:
+        """Keep no prompt of jobs that have ended, where none is under way."""
+        if not any(peer.noise.prompts.living for peer in self.peers):
+            self.denoiser.forget_prompts()
 
     def fill_from_peers(self, host: Peer, room: int) -> list[PendingEval]:
         """At most `room` nodes of other engines, which fill up a batch of this one; whose come

@@ -145,8 +145,6 @@ NOT_TAKEN = {
     "callback_on_step_end",
     "callback_on_step_end_tensor_inputs",
     "denoising_end",
-    "prompt_embeds_mask",
-    "negative_prompt_embeds_mask",
 }
 """Arguments of stock calls that a search does not take: seeds make latents, and listeners hear of
 steps."""

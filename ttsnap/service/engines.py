@@ -88,17 +88,17 @@ class OneDevice:
     def engine(self, spec: EngineSpec) -> Iterator[Engine]:
         rewards = tuple(self.rewards[name] for name in spec.rewards)
         drafts = spec.sampler.drafted_by(None).draft is not None
-        alone = drafts or Capability.SHARE in self.pipe.denoiser_class.cannot
         pipe = self.loras.under(spec.loras)
-        network = None if alone else self._network(spec, pipe)
+        network = None if drafts else self._network(spec, pipe)
         engine = pipe.engine_of(spec, network, rewards)
         try:
             yield engine
         finally:
             engine.leave()
 
-    def _network(self, spec: EngineSpec, pipe: SearchMixin) -> SharedDenoiser:
-        """The network of all engines of this spec, on this pipeline, but for steps and rewards."""
+    def _network(self, spec: EngineSpec, pipe: SearchMixin) -> SharedDenoiser | None:
+        """The network of all engines of this spec, on this pipeline, but for steps and rewards;
+        None where each has its own."""
         call = dict(spec.call)
         size = tuple(
             sorted((name, value) for name, value in call.items() if name != "num_inference_steps")
@@ -106,9 +106,10 @@ class OneDevice:
         key = (pipe, size, spec.sampler)
         network = self._networks.get(key)
         if network is None:
-            network = self._networks[key] = SharedDenoiser(
-                pipe.sampling_denoiser(spec.sampler, **call)
-            )
+            denoiser = pipe.sampling_denoiser(spec.sampler, **call)
+            if Capability.SHARE not in denoiser.can:
+                return None
+            network = self._networks[key] = SharedDenoiser(denoiser)
         return network
 
 

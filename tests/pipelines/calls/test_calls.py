@@ -1,5 +1,4 @@
-"""Searches with pipelines that no family knows: winners beside stock calls, ledgers, threads,
-refusals."""
+"""Searches by suspended calls: winners beside stock calls, ledgers, threads, refusals."""
 
 from __future__ import annotations
 
@@ -14,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.pipelines import tiny as families
 from ttsnap import search
 from ttsnap.algorithms import make_algorithm
 from ttsnap.loop.budget import Budget
-from ttsnap.pipelines import search_class, upgrade
+from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.calls import frame
 from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.calls.shared_parts import changed
 from ttsnap.pipelines.calls.shared_parts import processors as all_processors
-from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 
@@ -77,7 +76,7 @@ def test_winners_are_what_the_stock_call_makes_of_their_seeds(name: str) -> None
 
 def test_a_video_comes_with_its_sound_which_estimates_do_without() -> None:
     pipe, call = stock("LTX2ImageToVideoPipeline"), call_of("LTX2ImageToVideoPipeline")
-    twin = copied(pipe, search_class(type(pipe)))
+    twin = upgrade(pipe)
     out = found(twin, PROMPTS[:1], budget="2images", **call)
     generator = seeded(out.search[0].best.seed)
     made = pipe(prompt=PROMPTS[0], generator=generator, output_type="pt", **call)
@@ -107,30 +106,18 @@ def test_rows_that_go_alone_are_equal_to_the_last_bit_and_no_thread_is_left() ->
     assert [thread for thread in threading.enumerate() if thread.name == NAME] == []
 
 
-@pytest.mark.parametrize(
-    "how", [{"search": "rbf", "kernel": "sde", "path": "vp"}, {"search": "smc", "kernel": "sde"}]
-)
-def test_kernels_and_paths_find_what_a_family_finds(how: dict[str, Any]) -> None:
-    pipe, call = families.shared("sd3"), {**families.FAMILIES["sd3"].call, "num_inference_steps": 4}
-    twin = copied(pipe, search_class(type(pipe)))
-    ours, theirs = (found(each, PROMPTS, **how, **call) for each in (twin, upgrade(pipe)))
-    assert [result.spent.nfe for result in ours.search] == [
-        result.spent.nfe for result in theirs.search
-    ]
-    assert [result.images[0].uid for result in ours.search] == [
-        result.images[0].uid for result in theirs.search
-    ]
-    assert torch.allclose(pictures(ours), pictures(theirs), atol=2e-5)
-
-
-def test_the_ledger_counts_what_networks_answer_and_costs_are_a_familys() -> None:
-    family = families.FAMILIES["sdxl"]
-    pipe, call = families.shared("sdxl"), {**family.call, "num_inference_steps": 4}
-    twin = copied(pipe, search_class(type(pipe)))
-    engine, known = twin.engine(reward, **call), upgrade(pipe).engine(reward, **call)
-    assert engine.price.passes_per_nfe == known.price.passes_per_nfe == 2
-    assert engine.price.flops.nfe == pytest.approx(known.price.flops.nfe, rel=0.02)
-    assert engine.price.flops.decodes == pytest.approx(known.price.flops.decodes, rel=0.02)
+def test_the_ledger_counts_what_networks_answer_and_prices_are_those_of_the_stock_call() -> None:
+    call = {**families.FAMILIES["sdxl"].call, "num_inference_steps": 4}
+    pipe = families.shared("sdxl")
+    engine = upgrade(pipe).engine(reward, **call)
+    with FlopCounterMode(display=False) as whole:
+        alone(pipe, PROMPTS[0], 0, **call)
+    with FlopCounterMode(display=False) as texts:
+        pipe.encode_prompt(PROMPTS[0])
+    flops = engine.price.flops
+    assert engine.price.passes_per_nfe == 2
+    stock_flops = whole.get_total_flops() - texts.get_total_flops()
+    assert 4 * flops.nfe + flops.decodes == pytest.approx(stock_flops, rel=0.02)
     results = search(PROMPTS, make_algorithm("ttsnap"), engine, Budget(nfe=17), seed=1)
     assert engine.denoiser.hub.rows["unet"] == sum(result.spent.nfe for result in results)
 
@@ -144,8 +131,8 @@ def test_joining_is_tried_and_images_stay_apart_where_a_network_mixes_them() -> 
     calls = Counter[str]()
     for name, pipe in (
         ("pag", upgrade(pag)),
-        ("plain", copied(plain, search_class(type(plain)))),
-        ("mixing", copied(mixing, search_class(type(plain)))),
+        ("plain", upgrade(plain)),
+        ("mixing", upgrade(mixing)),
     ):
         denoiser = pipe.denoiser(**size)
         denoiser.encode([PROMPTS[0]])
@@ -189,7 +176,7 @@ def test_steps_wait_for_the_device_no_more_than_those_of_stock_calls(
 
     monkeypatch.setattr(frame, "_program", watched)
     pipe, call = families.shared(name), {**families.FAMILIES[name].call, "num_inference_steps": 4}
-    denoiser = copied(pipe, search_class(type(pipe))).denoiser(**call)
+    denoiser = upgrade(pipe).denoiser(**call)
     denoiser.encode(PROMPTS[:1])
     x, cond = denoiser.init_latents([seeded(seed) for seed in range(3)]), torch.zeros(3).long()
     with torch.no_grad(), Waits():

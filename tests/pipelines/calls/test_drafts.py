@@ -1,11 +1,10 @@
-"""A drafter in the place of the network of a stock call, beside a family's; and flow maps that
-draft for themselves."""
+"""A drafter in the place of the network of a stock call; and flow maps that draft for
+themselves."""
 
 from __future__ import annotations
 
 import gc
 import threading
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -16,47 +15,16 @@ from tests.pipelines import tiny as families
 from ttsnap import BestOfN, search
 from ttsnap.algorithms import make_algorithm
 from ttsnap.loop.budget import Budget
-from ttsnap.pipelines import search_class, upgrade
+from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.calls.shared_parts import changed
 from ttsnap.pipelines.drafting.drafting import use_drafter
-from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 
 from .test_calls import PROMPTS, alone, found, pictures, processors, reward
 from .tiny import call_of, stock
 from .toy import toy
-
-
-def figures(out: Any) -> list[Any]:
-    """What each search spent, and the seed that it found."""
-    spent = [(result.spent.nfe, result.spent.cost.draft_calls) for result in out.search]
-    flops = [pytest.approx(result.spent.flops_by["denoise"], rel=0.02) for result in out.search]
-    return [spent, flops, [result.images[0].seed for result in out.search]]
-
-
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [
-        ("sd3", {"draft": "lora"}),
-        ("sd3", {"draft": "lora", "finish": 0.6}),
-        ("sdxl", {"draft": "hot:2", "finish": 0.6, "kernel": "ode"}),
-    ],
-)
-def test_drafts_find_what_a_family_finds(name: str, how: dict[str, Any], tmp_path: Path) -> None:
-    pipe, call = (
-        families.FAMILIES[name].build(),
-        {**families.FAMILIES[name].call, "num_inference_steps": 5},
-    )
-    if how["draft"] == "lora":
-        how = {**how, "draft": str(families.save_lora(pipe, tmp_path))}
-    twin = copied(pipe, search_class(type(pipe)))
-    asked = {**how, **call, "budget": "20nfe"}
-    ours, theirs = (found(each, PROMPTS, **asked) for each in (twin, upgrade(pipe)))
-    assert figures(ours) == figures(theirs)
-    assert all(result.spent.cost.draft_calls > 4 for result in ours.search)
-    assert torch.allclose(pictures(ours), pictures(theirs), atol=2e-5)
 
 
 def test_a_drafter_answers_in_frames_of_its_own_which_go_at_once() -> None:

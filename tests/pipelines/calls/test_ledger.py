@@ -1,5 +1,4 @@
-"""Random searches over classes that no family knows: what they are charged, from threads, and where
-a part fails."""
+"""Random searches: what they are charged, from threads, and where a part fails."""
 
 from __future__ import annotations
 

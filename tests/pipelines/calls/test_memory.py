@@ -96,7 +96,7 @@ def test_a_call_is_opened_in_about_the_memory_of_a_stock_call_and_keeps_no_image
     with watched(live):
         denoiser = upgrade(pipe).denoiser()
     image = 4 * 3 * 512 * 512
-    assert (denoiser.layout.height, denoiser.layout.width) == (512, 512)
+    assert (denoiser.height, denoiser.width) == (512, 512)
     assert live.peak < alone + 2 * image
     assert live.now < image
 

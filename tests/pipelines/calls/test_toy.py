@@ -91,7 +91,7 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_schedulers_that_no_family_knows_are_measured(name: str) -> None:
+def test_schedulers_that_are_not_known_are_measured(name: str) -> None:
     pipe = toy(SCHEDULERS[name]())
     twin = upgrade(pipe)
     out = found(twin, num_inference_steps=5, budget="3images")

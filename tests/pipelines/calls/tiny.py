@@ -1,4 +1,4 @@
-"""Stock pipelines of classes that no family knows, over tiny parts, and a small call of each."""
+"""Stock pipelines of more classes, over tiny parts, and a small call of each."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ CLASSIC = {
     name: Classic(f"{kind}Pipeline", parts, call, **more)
     for name, (kind, parts, call, more) in ROWS.items()
 }
-"""Those whose searches suspend their calls."""
+"""Those of other tasks than images of text, and of videos."""
 TEXT_TO_IMAGE = {
     name: Classic(
         family.pipeline.__name__,
@@ -135,7 +135,6 @@ TEXT_TO_IMAGE = {
     for name, family in tiny.FAMILIES.items()
     if name != "flux_schnell"
 }
-"""Those with a search class of their own, of which test_arguments.py tells what is honoured."""
 ALL = {**CLASSIC, **TEXT_TO_IMAGE}
 
 EMBEDS = ("prompt_embeds", "pooled_prompt_embeds", "prompt_embeds_mask", "prompt_attention_mask")

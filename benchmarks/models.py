@@ -1,4 +1,4 @@
-"""Pipelines of ten families with random weights and no text encoders, in three sizes, for
+"""Ten pipelines with random weights and no text encoders, in three sizes, for
 benchmarks.
 
 "tiny" runs at once. "medium" has a denoiser of 5 to 12 GFLOP for an evaluation (with guidance: both
@@ -59,30 +59,28 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Family:
-    """stock: the pipeline's class; small and full make a Case, full None where there is no full
-    configuration."""
+class Model:
+    """small and full make a Case, full None where there is no full configuration."""
 
-    stock: str
     small: Callable[[Scale], Case]
     full: Callable[[torch.device, torch.dtype], Case] | None = None
 
 
 def build(name: str, size: str, device: torch.device, dtype: torch.dtype) -> Case:
-    """A family's pipeline on `device`, in evaluation mode; the same weights in every run.
+    """A model's pipeline on `device`, in evaluation mode; the same weights in every run.
 
-    KeyError for an unknown family. ValueError for a full configuration that is not here.
+    KeyError for an unknown model. ValueError for a full configuration that is not here.
     """
-    family = FAMILIES[name]
+    model = MODELS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if size == "full":
-            if family.full is None:
+            if model.full is None:
                 raise ValueError(f"{name} has no full configuration")
-            case = family.full(device, dtype)
+            case = model.full(device, dtype)
             case.pipe.vae.enable_slicing()
         else:
-            case = family.small(SCALES[size])
+            case = model.small(SCALES[size])
             _tamed(case.pipe)
     for part in case.pipe.components.values():
         if isinstance(part, torch.nn.Module):
@@ -199,7 +197,7 @@ def _unet(s: Scale, **config: Any) -> Any:
     )
 
 
-# --- families -------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 def _sd15(s: Scale) -> Case:
@@ -549,15 +547,15 @@ def _flux2_klein(s: Scale) -> Case:
     return Case(pipe, {**_square(4 * s.side), **GUIDANCE, **_text(s.text, s.width)})
 
 
-FAMILIES: dict[str, Family] = {
-    "sd15": Family("StableDiffusionPipeline", _sd15),
-    "sdxl": Family("StableDiffusionXLPipeline", _sdxl, _sdxl_full),
-    "sd3": Family("StableDiffusion3Pipeline", _sd3, _sd35_full),
-    "flux": Family("FluxPipeline", _flux, _flux_full),
-    "pixart_sigma": Family("PixArtSigmaPipeline", _pixart_sigma),
-    "sana": Family("SanaPipeline", _sana),
-    "qwen_image": Family("QwenImagePipeline", _qwen_image),
-    "z_image": Family("ZImagePipeline", _z_image),
-    "lumina2": Family("Lumina2Pipeline", _lumina2),
-    "flux2_klein": Family("Flux2KleinPipeline", _flux2_klein),
+MODELS: dict[str, Model] = {
+    "sd15": Model(_sd15),
+    "sdxl": Model(_sdxl, _sdxl_full),
+    "sd3": Model(_sd3, _sd35_full),
+    "flux": Model(_flux, _flux_full),
+    "pixart_sigma": Model(_pixart_sigma),
+    "sana": Model(_sana),
+    "qwen_image": Model(_qwen_image),
+    "z_image": Model(_z_image),
+    "lumina2": Model(_lumina2),
+    "flux2_klein": Model(_flux2_klein),
 }
