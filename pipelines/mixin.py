@@ -233,7 +233,8 @@ class SearchMixin:
 
     def denoiser(self, **call: Any) -> Any:
         """The Denoiser for these arguments of the stock call (sizes, steps, guidance, negative
-        prompt, pictures)."""
+        prompt, pictures). TypeError for others."""
+        arguments.refuse_misspelt(call, self.call_arguments(), type(self).__name__)
         twin = self._from_text(call)
         if twin is None:
             return type(self).denoiser_class(self, **call)

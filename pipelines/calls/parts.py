@@ -10,10 +10,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -212,7 +214,21 @@ def asking(name: str, own: nn.Module, part: nn.Module, ask: Ask) -> Any:
     twin = _copied(part, _asking_class(kind, own_kind))
     forget_own_methods(twin)
     vars(twin)[ASKS] = asks
+    if hasattr(own, "bn") and not hasattr(part, "bn"):
+        _decode_as_denoised(twin, own)
     return twin
+
+
+def _decode_as_denoised(twin: Any, own: Any) -> None:
+    """Let a preview VAE, which decodes what networks denoise, have statistics that change nothing.
+
+    own: the VAE of FLUX.2, by whose statistics (C,) the stock call scales latents back.
+    """
+    mean, variance = own.bn.running_mean, own.bn.running_var
+    vars(twin)["bn"] = SimpleNamespace(
+        running_mean=torch.zeros_like(mean), running_var=torch.ones_like(variance)
+    )
+    vars(twin)["_internal_dict"] = FrozenDict({**twin.config, "batch_norm_eps": 0.0})
 
 
 @functools.cache
