@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
+from torch.amp import is_autocast_available
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
@@ -57,7 +58,7 @@ class GivenCall:
             pipe.stock_call(),
             {**self.arguments, **own},
             device,
-            torch.is_autocast_enabled(device.type),
+            is_autocast_available(device.type) and torch.is_autocast_enabled(device.type),
             {name: locked(part) for name, part in tokenizers.items()},
         )
 

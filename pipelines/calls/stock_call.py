@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
 from ttsnap.pipelines.arguments import call_parameters
 from ttsnap.pipelines.calls.dummies import Dummies
@@ -120,7 +122,9 @@ class StockCall:
         since their hooks look at more than results. Autocast is as where this call was opened: that
         around an evaluation alone is for the network.
         """
-        with torch.autocast(self.device.type, enabled=self.autocast):
+        kind = self.device.type
+        known = is_autocast_available(kind)  # not on the meta device
+        with torch.autocast(kind, enabled=self.autocast) if known else nullcontext():
             if call.begun or call.part in self.hooked:
                 return make(*call.args, **call.kwargs)
             with torch.no_grad():
