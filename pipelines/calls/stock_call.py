@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
@@ -207,7 +209,9 @@ class StockCall:
         since their hooks look at more than results. Autocast is as where this call was opened: that
         around an evaluation alone is for the network.
         """
-        with torch.autocast(self.device.type, enabled=self.autocast):
+        kind = self.device.type
+        known = is_autocast_available(kind)  # not on the meta device
+        with torch.autocast(kind, enabled=self.autocast) if known else nullcontext():
             if call.begun or call.part in self.hooked:
                 return make(*call.args, **call.kwargs)
             with torch.no_grad():
@@ -266,7 +270,7 @@ class GivenCall:
             pipe.stock_call(),
             {**self.arguments, **own},
             device,
-            torch.is_autocast_enabled(device.type),
+            is_autocast_available(device.type) and torch.is_autocast_enabled(device.type),
             {name: locked(part) for name, part in tokenizers.items()},
         )
 
