@@ -68,6 +68,8 @@ class RunningRequest:
     """Cost of one image."""
     watch: RequestClock
     listeners: tuple[Listener, ...]
+    make: Callable[[int, int, Prompt], Job]
+    """Makes a job with this number, of the prompt at this place, which has not begun."""
     jobs: tuple[Job, ...]
     """All of them, in the order of the prompts."""
     queue: deque[Job]
@@ -102,24 +104,50 @@ class RunningRequest:
         )
         pot = Ledger(spec.budget.times(len(prompts)), price) if spec.shared else None
 
-        def job(place: int, prompt: Prompt) -> Job:
+        def make(index: int, place: int, prompt: Prompt) -> Job:
             """What the prompt draws depends on its text for rewards and the seed alone, not on
             other prompts."""
             ledger = Ledger(spec.budget, price) if pot is None else Ledger(Budget(), price, pot)
             ledger.hold(whole)
             table = ParticleTable(engine.grid.steps, rewards, selection)
             rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.read.encode())])
-            return Job(first + place, place, prompt, ledger, table, spec.algorithm.init(task), rng)
+            return Job(index, place, prompt, ledger, table, spec.algorithm.init(task), rng)
 
         selection = spec.selection.named(engine.reward_names)
-        jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
+        jobs = tuple(make(first + i, i, prompt) for i, prompt in enumerate(prompts))
         timed = price.seconds is not None and watch.deadline < np.inf and len(engine.timings) > 0
         pace = (
             Pace(engine, price.seconds, watch, spec.plan)
             if price.seconds is not None and timed
             else None
         )
-        return cls(spec, cap, task, whole, watch, tuple(listeners), jobs, deque(jobs), pace=pace)
+        heard = tuple(listeners)
+        return cls(spec, cap, task, whole, watch, heard, make, jobs, deque(jobs), pace=pace)
+
+    @property
+    def repeated(self) -> list[Job]:
+        """Jobs that begin anew where some are lost: those that are not at their end, and all that
+        share a budget with one of them."""
+        if self.spec.shared:
+            return list(self.jobs)
+        return sorted([*self.active, *self.queue], key=lambda job: job.place)
+
+    def begin_anew(self, first: int) -> None:
+        """Begin the repeated jobs again, numbered from `first` on. Their seeds and draws are the
+        same, and so is what they find."""
+        repeated = self.repeated
+        for job in repeated:
+            job.ledger.refund(job.ledger.spent)
+            job.ledger.close()
+        again = {
+            job.place: self.make(index, job.place, job.prompt)
+            for index, job in enumerate(repeated, first)
+        }
+        self.jobs = tuple(again.get(job.place, job) for job in self.jobs)
+        self.active.clear()
+        self.queue = deque(again.values())
+        if self.pace is not None:
+            self.pace.ahead = 0 * self.pace.ahead
 
     @property
     def done(self) -> bool:

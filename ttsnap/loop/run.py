@@ -11,12 +11,15 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.memory import lacks_memory
 from ttsnap.core.moves import advance, fresh
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Engine, EngineLost
+from ttsnap.core.protocols import Engine, EngineLost, JobsLost
 from ttsnap.core.validate import check_declared, validate
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.job import Job, Notice, Proposal
 from ttsnap.loop.request import FOUND, SHORT, STOPPED, TIMED, Listener, LoopSearch, RunningRequest
 from ttsnap.loop.submission import Submission
+
+MOST_ANEW = 30
+"""How often jobs begin anew before one of them ends."""
 
 
 class Run(Submission):
@@ -30,6 +33,10 @@ class Run(Submission):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._admitted = 0
+        self._paid = Cost()
+        """By jobs that are at their end."""
+        self._begun_anew = 0
+        """How often since the last job ended."""
         self.lost = False
         """Whether the engine cannot go on; nothing can be added then."""
         engine.start()
@@ -88,6 +95,8 @@ class Run(Submission):
                     self._end(job)
                 if request.late:
                     self._wind_up(request, TIMED)
+        except JobsLost as lost:
+            self._begin_anew(lost)
         except EngineLost as lost:
             self._end_all(str(lost))
         except Exception as error:
@@ -105,8 +114,10 @@ class Run(Submission):
         if request.ended == STOPPED:
             return
         try:
-            self._wind_up(request, STOPPED)
             self._forget_queue(request)
+            self._wind_up(request, STOPPED)
+        except JobsLost as lost:
+            self._begin_anew(lost)
         except EngineLost as lost:
             self._end_all(str(lost))
 
@@ -114,13 +125,16 @@ class Run(Submission):
         """End a request at once, as nobody waits for it any more: no image is finished for it. What
         did not run is refunded. Where the engine turns out to be lost, all requests end with what
         they have."""
-        request.stopping = True
+        request.stopping, cancelled = True, Notice("cancelled; no further image was finished")
         try:
             self._forget_queue(request)
             for job in list(request.active):
                 self._recall(job)
-                job.warnings.append(Notice("cancelled; no further image was finished"))
+                job.warnings.append(cancelled)
                 self._end(job)
+        except JobsLost as lost:
+            self._give_up(request, cancelled)
+            self._begin_anew(lost)
         except EngineLost as lost:
             self._end_all(str(lost))
         self.requests = [other for other in self.requests if other is not request]
@@ -250,16 +264,41 @@ class Run(Submission):
         """The engine is lost: there is nothing to tell it, and no more to hear from it."""
         self.lost = True
         for request in self.requests:
-            for job in request.active:
-                job.warnings.append(
-                    Notice("the engine is lost; the search ends with what it has", why)
-                )
-                job.ledger.close()
-                job.settle()
-                request.tell("end", job)
-            request.active.clear()
-            request.queue.clear()
+            self._give_up(
+                request, Notice("the engine is lost; the search ends with what it has", why)
+            )
         self.requests = []
+
+    def _give_up(self, request: RunningRequest, why: Notice) -> None:
+        """End a request without its engine."""
+        for job in request.active:
+            job.warnings.append(why)
+            job.ledger.close()
+            job.settle()
+            request.tell("end", job)
+        request.active.clear()
+        request.queue.clear()
+
+    def _begin_anew(self, lost: JobsLost) -> None:
+        """A part of the engine broke down: prompts that are not at their end begin again."""
+        self._begun_anew += 1
+        requests = [request for request in self.requests if not request.done]
+        repeated = [job for request in requests for job in request.repeated]
+        ended = [job.ledger.spent for job in repeated if job.index not in self._of_job]
+        self._paid = self._paid - Cost().plus(*ended)
+        try:
+            if self._begun_anew > MOST_ANEW:
+                raise EngineLost(f"{lost}, {MOST_ANEW} times before a prompt was done")
+            self.engine.begin_anew(self._paid)
+            self._of_job.clear()
+            self._admitted = 0
+            for request in requests:
+                request.begin_anew(self._admitted)
+                self._of_job |= {job.index: request for job in request.queue}
+                self._admitted += len(request.queue)
+                self.engine.admit([job.prompt for job in request.queue])
+        except EngineLost as why:
+            self._end_all(str(why))
 
     def _end_short(self, error: Exception) -> bool:
         """No row fits into memory any more: all end with what is finished, and what did not run is
@@ -297,5 +336,7 @@ class Run(Submission):
 
     def _release(self, job: Job) -> None:
         job.ledger.close()
+        self._paid = self._paid + job.ledger.spent
+        self._begun_anew = 0
         self.engine.release(job.index)
         del self._of_job[job.index]

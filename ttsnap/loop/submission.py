@@ -127,6 +127,6 @@ class Submission:
 
     def _collect(self, outcome: Outcome) -> None:
         request = self._of_job[outcome.job]
-        job = request.jobs[outcome.job - request.jobs[0].index]
+        job = next(job for job in request.active if job.index == outcome.job)
         job.take(outcome, self.grid.steps)
         request.tell_scores(job, outcome, self.engine)
