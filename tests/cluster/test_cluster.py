@@ -19,7 +19,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Need
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
-from ttsnap.core.results import Result
+from ttsnap.core.results import Event, Result
 from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
@@ -400,3 +400,22 @@ def test_an_image_that_is_lost_with_its_machine_gives_way_to_the_next_best(mixtu
     )[0]
     assert found.best.uid == plain.images[1].uid
     assert f"the image of seed {plain.best.seed} is lost" in found.warnings[0]
+
+
+@pytest.mark.parametrize("kills", [0, 2])
+@pytest.mark.parametrize("name", ["best-of-n", "svdd", "seed-pruning"])
+def test_a_person_leads_a_search_and_what_ran_is_paid(mixture: Any, name: str, kills: int) -> None:
+    cluster, _ = on_actors(mixture, build(name), seed=3, kills=kills)
+    leds: list[Any] = []
+
+    def listen(event: Event) -> None:
+        leds.extend([event.led] * (event.led is not None))
+        if event.kind == "tick":
+            for led in leds:
+                led.drop(2)
+                led.finish(1, prompt=1)
+
+    results = search(PROMPTS[:2], build(name), cluster, Budget(nfe=80), on_event=listen)
+    assert all(result.images and result.spent.nfe <= 80 for result in results)
+    assert any(result.by_hand for result in results)
+    assert cluster.group.ran - cluster.lost == spent(results)

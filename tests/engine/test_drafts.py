@@ -213,7 +213,7 @@ def any_engine(kind: str, draw: np.random.Generator) -> LiveEngine:
 
 def any_algorithm(live: LiveEngine, draw: np.random.Generator) -> Any:
     # refuse groups, or have no budget
-    never = {"price-of-compute", "keep-all", "by-hand", "refined", "noise-ascent"}
+    never = {"price-of-compute", "keep-all", "refined", "noise-ascent"}
     names = [
         name
         for name in sorted(set(ALGORITHMS) - never)

@@ -12,15 +12,15 @@ import numpy as np
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
-from ttsnap.core.moves import CONTINUE
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan, image_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine
-from ttsnap.core.results import Event
+from ttsnap.core.results import DROP, FINISH, Event
 from ttsnap.core.selection import BEST, Selection
 from ttsnap.core.table import ParticleTable
 from ttsnap.loop.budget import Budget, Cap, tightest
+from ttsnap.loop.by_hand import alone
 from ttsnap.loop.clock import Pace, PlannedMove, RequestClock
 from ttsnap.loop.job import Job
 from ttsnap.loop.ledger import Ledger
@@ -83,6 +83,8 @@ class RunningRequest:
     """Whether nothing new is begun."""
     ended: str = ""
     """Why: STOPPED, TIMED or SHORT."""
+    in_parts: bool = False
+    """As of Led."""
     eager: bool = False
     """Whether some seeds are scored before the others begin, for whoever waits for pictures."""
 
@@ -153,6 +155,14 @@ class RunningRequest:
     def done(self) -> bool:
         return not (self.queue or self.active)
 
+    def drop(self, uid: int, prompt: int = 0) -> None:
+        """As of Led."""
+        self.jobs[prompt].said.append((DROP, uid))
+
+    def finish(self, uid: int, prompt: int = 0) -> None:
+        """As of Led."""
+        self.jobs[prompt].said.append((FINISH, uid))
+
     def tell(self, kind: str, job: Job | None, **details: Any) -> None:
         """Tell the listeners what happened (`Event`) to a prompt, or to none in particular."""
         if self.listeners:
@@ -212,8 +222,8 @@ class RunningRequest:
 
     def part(self, job: Job, plan: Plan, batch: int) -> int:
         """How many rows of a plan are begun before it is known what they take, or how they look."""
-        alone = (plan.rows.kind <= CONTINUE).all() and (plan.rows.stop < self.task.grid.steps).all()
-        if not alone or not (self.spec.plan or (self.eager and not job.trace)):
+        early = alone(plan) and (plan.rows.stop < self.task.grid.steps).all()
+        if not early or not (self.spec.plan or (self.eager and not job.trace)):
             return len(plan)
         return min(batch, max(2, -(-(job.begun + len(plan)) // PARTS)))
 

@@ -13,6 +13,7 @@ from ttsnap.core.moves import advance, fresh
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine, EngineLost, JobsLost
 from ttsnap.core.validate import check_declared, validate
+from ttsnap.loop.by_hand import Remainder, without
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.job import Job, Notice, Proposal
 from ttsnap.loop.request import FOUND, SHORT, STOPPED, TIMED, Listener, LoopSearch, RunningRequest
@@ -20,6 +21,8 @@ from ttsnap.loop.submission import Submission
 
 MOST_ANEW = 30
 """How often jobs begin anew before one of them ends."""
+ASKED = 10
+"""How often an algorithm is asked that wants to go on with what a person finished."""
 
 
 class Run(Submission):
@@ -81,6 +84,8 @@ class Run(Submission):
         too short for one row more, but where nothing has an image: then that is raised."""
         try:
             for request in list(self.requests):
+                for job in [job for job in request.active if job.said]:
+                    self._lead(job)
                 self._take_up(request)
                 ready = [job for job in request.active if not job.waiting]
                 # Prompts that share a budget are asked in rounds, so that speed does not decide who
@@ -175,7 +180,7 @@ class Run(Submission):
             job = request.queue.popleft()
             job.closing = request.stopping
             request.active.append(job)
-            request.tell("start", job)
+            request.tell("start", job, led=request)
             if not shared:
                 self._ask(request, [job])
 
@@ -206,16 +211,24 @@ class Run(Submission):
     def _propose(self, request: RunningRequest, job: Job) -> Proposal:
         if job.closing:
             return Proposal(None, np.inf, job.state)
-        algorithm, task = request.spec.algorithm, request.task
-        particles = job.particles.after_move(job.moved, request.left(job))
-        move, state = algorithm.step(job.state, particles, job.rng)
-        if move is None:
-            return Proposal(None, np.inf, state)
-        if len(move):
-            validate(move, particles, self.grid, algorithm)
-        plan = self._resolve(job, move, particles)
-        check_declared(plan, algorithm, drafter=task.draft_calls > 0)
-        return Proposal(plan, float(move.value), state)
+        algorithm, state, moved = request.spec.algorithm, job.state, job.moved
+        for _ in range(ASKED if job.led else 1):
+            if job.led and len(moved) and (moved < 0).all():
+                return Proposal(None, np.inf, state)  # all that it began was dropped
+            particles = job.particles.after_move(moved, request.left(job))
+            move, state = algorithm.step(state, particles, job.rng)
+            if move is None:
+                return Proposal(None, np.inf, state)
+            left = Remainder(move, np.arange(len(move)), np.full(len(move), -1))
+            if job.led:
+                left = without(move, particles, job.dropped)
+            moved = left.moved
+            if len(left.move):
+                validate(left.move, particles, self.grid, algorithm)
+                break
+        plan = self._resolve(job, left.move, particles)
+        check_declared(plan, algorithm, drafter=request.task.draft_calls > 0)
+        return Proposal(plan, float(left.move.value), state, left.at, moved)
 
     def _stop(self, job: Job) -> None:
         """Nothing else is wanted or can be paid for: end, or finish the best particle first, from
@@ -227,16 +240,20 @@ class Run(Submission):
             self._end(job)
             return
         job.closing, job.proposal = True, None
+        # who a person dropped is finished where nothing else can be
         uids = job.unfinished(nearest=bool(request.ended))
+        kept = uids[~np.isin(uids, job.dropped)]
         if request.uses_time:
             many = (
-                fresh(self.engine.capacity, end) if not len(uids) else advance(particles, uids, end)
+                fresh(self.engine.capacity, end) if not len(kept) else advance(particles, kept, end)
             )
             plan = self._resolve(job, many, particles)
             rows = request.rows_in_time(job, plan, Cost())
             if rows and self._submit_prefix(job, plan.take(slice(rows))):
                 return
-        single = [*(advance(particles, [uid], end) for uid in uids), fresh(1, end)] if must else []
+        one = fresh(1, end)
+        single = [*(advance(particles, [uid], end) for uid in kept), one] if must else []
+        single += [advance(particles, [uid], end) for uid in np.setdiff1d(uids, kept) if must]
         if any(self._submit(job, self._resolve(job, move, particles)) for move in single):
             return
         if not job.finished:
