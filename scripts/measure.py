@@ -35,9 +35,9 @@ REACH = {
     "diverse": "diverse diversity likeness Likeness make_likeness",
 }
 """Names in the code by which a feature is built, by feature: what mentions one must know of it."""
-OTHERS = {"finish": {"algorithms"}, "require": {"check"}}
-"""Rooms that mean another thing by such a name: rbf has an option `finish`, and by-hand a wish;
-check reads the requirements of packages."""
+OTHERS = {"finish": {"algorithms", "core", "loop", "demo"}, "require": {"check"}}
+"""Rooms that mean another thing by such a name: rbf has an option `finish`, and people finish a
+candidate of a running search; check reads the requirements of packages."""
 SEARCHES = ("SearchRequest", "EngineSpec", "Prepared", "LoopSearch")
 """Classes that say what a search does. The room `request` makes them."""
 WIDE = 100

@@ -19,7 +19,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Need
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
-from ttsnap.core.results import Result
+from ttsnap.core.results import Event, Result
 from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
@@ -246,7 +246,7 @@ def test_a_large_request_keeps_a_small_one_waiting_only_where_jobs_take_no_turns
     run.cancel(large)
 
 
-def test_weights_reach_all_actors_and_those_that_take_the_place_of_a_dead_one(mixture: Any) -> None:
+def test_weights_reach_all_actors_until_their_job_is_released(mixture: Any) -> None:
     cluster, pool = on_actors(partial(mixture, fair=True), build("best-of-n"))
 
     def weights() -> list[dict[int, float]]:
@@ -256,15 +256,61 @@ def test_weights_reach_all_actors_and_those_that_take_the_place_of_a_dead_one(mi
     run, (first, second) = requests_on(cluster, 200, 200)
     cluster.weigh(second.jobs[0].index, 2.5)
     assert weights() == [{1: 2.5}] * 2
-    before = cluster.room
-    assert before >= cluster.nfe > 0
-    pool.dead.add(1)
-    assert weights() == [{1: 2.5}] * 2
-    assert cluster.room >= before, "what the dead actor did is not forgotten"
     run.cancel(second)
     assert weights() == [{}] * 2
     assert not first.done
     run.cancel(first)
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop", "add"])
+def test_an_actor_that_dies_as_a_request_comes_or_goes_changes_nothing_of_the_others(
+    mixture: Any, how: str
+) -> None:
+    alone, _ = on_actors(mixture, build("best-of-n"))
+    quiet, (other,) = requests_on(alone, 200)
+    while quiet.busy:
+        quiet.turn()
+    cluster, pool = on_actors(mixture, build("best-of-n"))
+    run, (kept, gone) = requests_on(cluster, 200, 200)
+    before = cluster.room
+    assert before >= cluster.nfe > 0
+    pool.dead.add(1)
+    if how == "add":
+        last = add(run, 200)
+    else:
+        getattr(run, how)(gone)
+        last = kept
+    while run.busy:
+        run.turn()
+    assert cluster.room >= before, "what the dead actor did is not forgotten"
+    wanted = [request.jobs[0] for request in (other, kept, last)]
+    assert len({tuple(job.particles.scores[:, -1].ravel()) for job in wanted}) == 1
+    assert gone.jobs[0].finished or how == "cancel"
+    assert cluster.lost.nfe > 0
+
+
+@pytest.mark.parametrize("name", ["price-of-compute", "seed-pruning"])
+def test_prompts_that_share_a_budget_find_the_same_when_actors_die(mixture: Any, name: str) -> None:
+    algorithm = build(name)
+    how: dict[str, Any] = {"budget": Budget(nfe=60), "shared": True}
+    alone = search(PROMPTS, algorithm, mixture(algorithm), **how)
+    for kills in (1, 4):
+        cluster, pool = on_actors(mixture, algorithm, 2, kills=kills, often=0.1)
+        search_again(alone, algorithm, cluster, **how)
+        assert pool.deaths
+
+
+def test_a_search_that_kills_its_actors_at_the_same_step_comes_to_an_end(mixture: Any) -> None:
+    """Turns pass between deaths, so that no actor seems hopeless."""
+    cluster, pool = on_actors(mixture, build("best-of-n"), 1)
+
+    def listen(event: Any) -> None:
+        if event.kind == "score":
+            pool.dead.add(0)
+
+    (found,) = search(PROMPTS[:1], build("best-of-n"), cluster, Budget(nfe=60), on_event=listen)
+    assert "before a prompt was done" in found.warnings[0]
+    assert cluster.group.ran.nfe > 60
 
 
 def test_the_seeds_of_one_prompt_run_on_all_engines(mixture: Any) -> None:
@@ -354,3 +400,22 @@ def test_an_image_that_is_lost_with_its_machine_gives_way_to_the_next_best(mixtu
     )[0]
     assert found.best.uid == plain.images[1].uid
     assert f"the image of seed {plain.best.seed} is lost" in found.warnings[0]
+
+
+@pytest.mark.parametrize("kills", [0, 2])
+@pytest.mark.parametrize("name", ["best-of-n", "svdd", "seed-pruning"])
+def test_a_person_leads_a_search_and_what_ran_is_paid(mixture: Any, name: str, kills: int) -> None:
+    cluster, _ = on_actors(mixture, build(name), seed=3, kills=kills)
+    leds: list[Any] = []
+
+    def listen(event: Event) -> None:
+        leds.extend([event.led] * (event.led is not None))
+        if event.kind == "tick":
+            for led in leds:
+                led.drop(2)
+                led.finish(1, prompt=1)
+
+    results = search(PROMPTS[:2], build(name), cluster, Budget(nfe=80), on_event=listen)
+    assert all(result.images and result.spent.nfe <= 80 for result in results)
+    assert any(result.by_hand for result in results)
+    assert cluster.group.ran - cluster.lost == spent(results)

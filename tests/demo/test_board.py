@@ -16,7 +16,6 @@ import pytest
 from tests.engine.test_drafts import made
 from ttsnap import SeedPruning
 from ttsnap.algorithms import make_algorithm
-from ttsnap.algorithms.by_hand import UserCommand
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
@@ -27,7 +26,7 @@ from ttsnap.demo.form import aspect_of
 from ttsnap.demo.html import RIGHT, thumbnail_uri
 from ttsnap.demo.live import why_unspent
 from ttsnap.demo.panels import render_stage
-from ttsnap.demo.view import View
+from ttsnap.demo.view import Hand, View
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
@@ -126,7 +125,7 @@ def test_every_moment_is_drawn(name: str) -> None:
 
 
 def test_the_best_are_shown_the_most_promising_among_them() -> None:
-    view = seen(begun(2 * COLUMNS), wishes=[])
+    view = seen(begun(2 * COLUMNS), hand=Hand())
     for uid in range(2 * COLUMNS):
         view.course.score(uid, 1, [uid / 100])
         view.pictures[uid, 1] = f"data:,{uid}"
@@ -241,8 +240,8 @@ def test_ticks_are_round(low: float, high: float, found: list[float]) -> None:
 
 def test_a_column_says_whom_a_click_leads_and_at_once_what_was_asked() -> None:
     view = seen(begun())
-    assert "data-uid" not in render_board(view)  # a comparison takes no wishes
-    view.wishes = [UserCommand("finish", 1), UserCommand("drop", 1)]
+    assert "data-uid" not in render_board(view)  # nobody leads a comparison
+    view.hand = Hand(asked={1: "drop"})
     view.course.score(2, 1, [0.5])
     view.course.drop([2])
     html = render_board(view)

@@ -273,10 +273,9 @@ def test_closing_the_page_stops_its_search(visit: Opener) -> None:
     other.wait_for_selector("#download", state="visible", timeout=40_000)
 
 
-def test_a_candidate_is_finished_by_hand_and_the_search_ended_with_it(visit: Opener) -> None:
+def test_a_candidate_is_finished_by_hand(visit: Opener) -> None:
     page = visit()
     choose(page, "1600nfe", 20)
-    page.click("#by-hand button")
     page.click("#search")
     page.locator("#stage [data-uid] img").nth(1).click()
     name = page.inner_text(".tt-zoom p").split(",")[0].removeprefix("seed ")
@@ -287,9 +286,9 @@ def test_a_candidate_is_finished_by_hand_and_the_search_ended_with_it(visit: Ope
             cell => cell.title.startsWith(`seed ${name}, step 3`))""",
         arg=name,
     )
-    page.click("#best")
+    page.click("#stop")
     wait_for_image(page)
-    assert "2 wishes by hand" in page.inner_text("#stage .tt-note")
+    assert "led by hand" in page.inner_text("#stage .tt-note")
 
 
 def test_a_picture_is_changed_with_a_wipe_between_before_and_after(

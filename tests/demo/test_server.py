@@ -14,17 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock, call
 
 import gradio as gr
 import httpx
 import pytest
 from PIL import Image
 
-from ttsnap.algorithms.by_hand import UserCommand
-from ttsnap.demo.form import DemoLimits, read, read_wish
-from ttsnap.demo.handlers import Handlers, Running, _shown
+from ttsnap.cli import main
+from ttsnap.demo.form import DemoLimits, read
+from ttsnap.demo.handlers import Handlers, _shown
 from ttsnap.demo.live import Turns
 from ttsnap.demo.stream import PERIOD, Frame, stream
+from ttsnap.demo.view import Hand
 from ttsnap.demo.worker import Models
 from ttsnap.files.pictured import Picture
 from ttsnap.pipelines import load, recommended
@@ -137,7 +139,7 @@ def test_stop_keeps_an_image(client: Any) -> None:
     assert "stopped" in answer[1]
     trace = json.loads(files_of(answer)["trace.json"].read_text())["results"][0]
     assert len(trace["images"]) == 1
-    assert answer[4].startswith("# The search on the page was led by hand")
+    assert answer[4].startswith("# The search on the page was stopped early")
     assert trace["spent"]["nfe"] < 1500
 
 
@@ -236,18 +238,18 @@ def known(**changes: Any) -> tuple[Any, Models]:
 
 def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_path: Path) -> None:
     """The iterator is closed, the thread ends, and the next visitor is served."""
-    (asked, models), stop = known(budget="1600nfe", steps=20), threading.Event()
-    frames = stream(asked, models, DemoLimits(), stop, tmp_path)
+    (asked, models), hand = known(budget="1600nfe", steps=20), Hand()
+    frames = stream(asked, models, DemoLimits(), hand, tmp_path)
     while "tt-grid" not in next(frames).stage:
         pass
     frames.close()
-    assert stop.is_set()
+    assert hand.stop.is_set()
     end = time.monotonic() + 20
     while models.lock.locked() and time.monotonic() < end:
         time.sleep(0.05)
     assert not models.lock.locked()
     begin = time.monotonic()
-    told = list(stream(asked, models, DemoLimits(seconds=0.9), threading.Event(), tmp_path))
+    told = list(stream(asked, models, DemoLimits(seconds=0.9), Hand(), tmp_path))
     assert 3 <= len(told) <= 3 + (time.monotonic() - begin) / PERIOD  # throttled
     assert "0.9 seconds" in told[-1].status
     assert told[-1].files
@@ -255,7 +257,7 @@ def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_pat
 
 def test_both_searches_of_a_comparison_are_there_at_once_and_spend_alike(tmp_path: Path) -> None:
     asked, models = known(budget="40nfe", steps=5, rewards=["brightness"])
-    frames = list(stream(asked, models, DemoLimits(), threading.Event(), tmp_path, compare=True))
+    frames = list(stream(asked, models, DemoLimits(), Hand(), tmp_path, compare=True))
     stages = [frame.stage for frame in frames if "tt-two" in frame.stage]
     assert len(stages) == len(frames) - 1, "all but the one that waits for the device"
     for stage in stages:
@@ -276,7 +278,7 @@ def test_both_searches_of_a_comparison_are_there_at_once_and_spend_alike(tmp_pat
                     known(**changes)[0],
                     models,
                     DemoLimits(),
-                    threading.Event(),
+                    Hand(),
                     tmp_path,
                     compare=True,
                 )
@@ -285,11 +287,11 @@ def test_both_searches_of_a_comparison_are_there_at_once_and_spend_alike(tmp_pat
 
 def test_a_comparison_that_is_stopped_gives_both_images(tmp_path: Path) -> None:
     asked, models = known(budget="1600nfe", steps=20)
-    stop = threading.Event()
-    frames = stream(asked, models, DemoLimits(), stop, tmp_path, compare=True)
+    hand = Hand()
+    frames = stream(asked, models, DemoLimits(), hand, tmp_path, compare=True)
     while "tt-grid" not in next(frames).stage:
         pass
-    stop.set()
+    hand.stop.set()
     last = list(frames)[-1]
     assert len([path for path in last.files if path.name.startswith("01-seed")]) == 2
     assert not models.lock.locked()
@@ -300,61 +302,53 @@ def test_the_stop_button_works_while_a_search_runs(tmp_path: Path) -> None:
     assert [_shown(frame)[-1].get("interactive") for frame in frames] == [True, None, False]
 
 
-def test_wishes_by_hand_are_carried_out_and_noted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_visitor_leads_a_search_which_notes_it_and_its_images_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked, models = known(budget="60nfe", steps=10, rewards=["brightness"])
-    wishes: list[UserCommand] = []
-    spend, wished = Turns.spend, threading.Event()
+    asked, models = known(budget="60nfe", steps=10, rewards=["brightness"], keep=4)
+    hand, said = Hand(), threading.Event()
+    spend = Turns.spend
 
     def spend_and_wait(turns: Turns, place: int, nfe: int) -> None:
         spend(turns, place, nfe)
-        # the board is there; a fast search would end before the visitor's wishes
+        # the board is there; a fast search would end before the visitor's commands
         if turns._spent[place] > 20:
-            assert wished.wait(60)
+            assert said.wait(60)
 
     monkeypatch.setattr(Turns, "spend", spend_and_wait)
-    for frame in stream(asked, models, DemoLimits(), threading.Event(), tmp_path, wishes=wishes):
-        if "tt-grid" in frame.stage and not wishes:
-            wishes += [
-                read_wish("drop", 3, None, DemoLimits()),
-                read_wish("best", None, 2, DemoLimits()),
-            ]
-            wished.set()
+    for frame in stream(asked, models, DemoLimits(), hand, tmp_path):
+        if "tt-grid" in frame.stage and not said.is_set():
+            assert hand.led is not None
+            hand.led.drop(3)
+            hand.led.finish(1)
+            said.set()
     trace = json.loads((tmp_path / "trace.json").read_text())
-    noted = trace["settings"]["by_hand"]
-    assert [verb for _, verb, *_ in noted["taken"]][-1] == "best"
+    noted = [move["by_hand"] for move in trace["results"][0]["moves"] if "by_hand" in move]
+    assert noted == [{"drop": [3], "finish": [1]}]
     assert "by hand" in frame.stage
     assert "led by hand" in frame.python
     assert frame.files
+    pictures = [path for path in frame.files if path.name[0] == "0"]
+    assert [one["uid"] for one in trace["results"][0]["images"]].count(1) == 1
+    for path in pictures:
+        assert read_record(path).by_hand == noted[0]
+        assert main(["replay", str(path)]) == 0
+        assert "difference from" in (text := capsys.readouterr().out)
+        assert ": 0 of 255" in text
     assert trace["results"][0]["spent"]["nfe"] <= 60
 
 
-def test_stop_finishes_the_best_and_ends_at_once_where_it_is_said_again(tmp_path: Path) -> None:
-    offer = ServingCatalog("embedded", ("scenes",), recommended)
-    handlers = Handlers(offer, DemoLimits(), known()[1], tmp_path)
-    request: Any = SimpleNamespace(session_hash="a")
-    for wishes in ([], None):
-        running = handlers.running["a"] = Running(wishes)
-        handlers.stop(request)
-        assert running.stop.is_set() == (wishes is None)
-        assert wishes in (None, [UserCommand("best", number=1)])
-        handlers.stop(request)
-        assert running.stop.is_set()
-
-
-def test_a_click_on_the_board_is_a_wish_and_anything_else_a_refusal(tmp_path: Path) -> None:
+def test_a_click_on_the_board_is_a_command_and_anything_else_a_refusal(tmp_path: Path) -> None:
     handlers = Handlers(
         ServingCatalog("embedded", ("scenes",), recommended), DemoLimits(), known()[1], tmp_path
     )
     request: Any = SimpleNamespace(session_hash="a")
-    wishes: list[UserCommand] = []
-    handlers.running["a"] = Running(wishes)
+    led = MagicMock()
+    handlers.running["a"] = Hand(led=led)
     for asked in ({"verb": "drop", "uid": 12}, {"verb": "finish", "uid": 40}):
         handlers.lead(request, gr.EventData(None, asked))
-    handlers.best(request, 3)
-    wanted = [UserCommand("drop", 12), UserCommand("finish", 40), UserCommand("best", number=3)]
-    assert wishes == wanted
+    wanted = [call.drop(12), call.finish(40)]
+    assert led.mock_calls == wanted
     bad = (None, "", "x", "3", "12 ↳", -1, ["3"], 10**30, True, {"a": 1}, 0.5)
     clicks = (
         None,
@@ -372,10 +366,10 @@ def test_a_click_on_the_board_is_a_wish_and_anything_else_a_refusal(tmp_path: Pa
     ):
         with pytest.raises(gr.Error):
             handlers.lead(request, gr.EventData(None, asked))
-    for number in bad:
-        with pytest.raises(gr.Error):
-            handlers.best(request, number)
-    assert wishes == wanted
+    handlers.running["a"] = Hand()  # of a comparison
+    with pytest.raises(gr.Error):
+        handlers.lead(request, gr.EventData(None, {"verb": "drop", "uid": 1}))
+    assert led.mock_calls == wanted
 
 
 def test_a_picture_is_changed_and_shown_before_and_after(
@@ -392,7 +386,7 @@ def test_a_picture_is_changed_and_shown_before_and_after(
     )
     # a frame for each event, however fast the search is
     monkeypatch.setattr("ttsnap.demo.stream.PERIOD", 0)
-    frames = list(stream(asked, models, DemoLimits(), threading.Event(), tmp_path))
+    frames = list(stream(asked, models, DemoLimits(), Hand(), tmp_path))
     assert frames[1].stage.count("tt-wipe") == 1
     assert "tt-after" not in frames[1].stage
     last = frames[-1]

@@ -4,7 +4,6 @@ may take."""
 from __future__ import annotations
 
 import re
-import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from ttsnap.cli import common, demo
 from ttsnap.demo.form import DemoLimits, examples, read
 from ttsnap.demo.stream import stream
+from ttsnap.demo.view import Hand
 from ttsnap.demo.worker import Models
 
 from .conftest import FIELDS
@@ -38,7 +38,7 @@ def test_a_button_shows_what_it_was_chosen_for(
         pytest.importorskip("rapidocr")
     limits = DemoLimits()
     asked = read({**FIELDS, "steps": 20, **example}, OFFER, limits)
-    frames = list(stream(asked, models(dtype), limits, threading.Event(), tmp_path, compare=True))
+    frames = list(stream(asked, models(dtype), limits, Hand(), tmp_path, compare=True))
     last = frames[-1]
     assert last.status == "done"
     if "seed" in example:

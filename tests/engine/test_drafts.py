@@ -34,7 +34,7 @@ from ttsnap.core.moves import advance, fresh
 from ttsnap.core.needs import NOTHING, Need
 from ttsnap.core.plans import image_cost
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.results import Event, Result
+from ttsnap.core.results import Event, Led, Result
 from ttsnap.core.selection import Selection
 from ttsnap.core.start import AS_NOISE, Start
 from ttsnap.engine.live import LiveEngine
@@ -213,7 +213,7 @@ def any_engine(kind: str, draw: np.random.Generator) -> LiveEngine:
 
 def any_algorithm(live: LiveEngine, draw: np.random.Generator) -> Any:
     # refuse groups, or have no budget
-    never = {"price-of-compute", "keep-all", "by-hand", "refined", "noise-ascent"}
+    never = {"price-of-compute", "keep-all", "refined", "noise-ascent"}
     names = [
         name
         for name in sorted(set(ALGORITHMS) - never)
@@ -228,14 +228,31 @@ def any_algorithm(live: LiveEngine, draw: np.random.Generator) -> Any:
     return make_algorithm(name, **(options if draw.random() < 0.7 else {}))
 
 
+def lead(draw: np.random.Generator, led: list[Led], event: Event) -> None:
+    """Drop or finish a candidate at random, now and then. led: the search, once it is told."""
+    if event.led is not None:
+        event.led.in_parts = draw.random() < 0.7
+        led[:] = [event.led]
+    elif event.kind == "tick" and draw.random() < 0.3:
+        said = led[0].drop if draw.integers(2) else led[0].finish
+        said(int(draw.integers(20)), int(draw.integers(2)))
+
+
 def attack(kind: str, number: int) -> bool:
-    """A random search by any algorithm, with any budget, size of groups and batches, stopped
-    anywhere or not at all; False where that cannot be."""
+    """A random search by any algorithm, with any budget, size of groups and batches, led by hand or
+    not, stopped anywhere or not at all; False where that cannot be."""
     draw, ticks = np.random.default_rng(number), list[Any]()
     live = any_engine(kind, draw)
     one = image_cost(live.grid, 1, live.price)
     most = int(draw.integers(one.nfe + one.draft_calls, 3 * one.nfe + 20 * one.draft_calls))
     stop_after, shared = int(draw.integers(0, 30)), bool(draw.integers(2))
+    by_hand, led = np.random.default_rng(number), list[Led]()
+
+    def listen(event: Event) -> None:
+        ticks.extend([event] * (event.kind == "tick"))
+        if number % 2:
+            lead(by_hand, led, event)
+
     try:
         results = search(
             ["a", "b"],
@@ -244,7 +261,7 @@ def attack(kind: str, number: int) -> bool:
             f"{most}nfe",
             shared=shared,
             seed=int(draw.integers(100)),
-            on_event=lambda event: ticks.append(event) if event.kind == "tick" else None,
+            on_event=listen,
             should_stop=lambda: len(ticks) > stop_after,
         )
     except ValueError:
@@ -255,6 +272,30 @@ def attack(kind: str, number: int) -> bool:
     assert shared or all(r.spent.nfe <= most for r in results)
     assert all(r.images for r in results) or len(ticks) > stop_after
     return True
+
+
+@pytest.mark.parametrize("live", [finishing(1), grouped()], ids=["finish", "groups"])
+def test_commands_come_between_the_batches_of_a_move_that_cannot_be_interrupted(
+    live: LiveEngine,
+) -> None:
+    seen: list[Event] = []
+    named: list[int] = []
+
+    def listen(event: Event) -> None:
+        seen.append(event)
+        if event.led is not None:
+            event.led.in_parts = True
+        if event.kind == "score" and not named:
+            named.extend(event.uids)
+            seen[0].led.finish(*named)  # type: ignore[union-attr]
+
+    (result,) = search(["a"], SeedPruning(24, (0.5,), steps=(2,)), live, on_event=listen)
+    paid([result], live)
+    moves = [event.move for event in seen if event.move is not None]
+    assert len(moves[0]["uids"]) == live.capacity // 2
+    assert moves[1]["by_hand"] == {"finish": named}
+    assert result.particles.finished[named].all()
+    assert result.spent.seeds == 24
 
 
 @pytest.mark.parametrize(("kind", "searches"), [("drafts", 16), ("finish", 16), ("groups", 32)])

@@ -270,6 +270,7 @@ def test_plain_arguments_reach_the_pipeline_and_no_drafter_which_only_chose_the_
             {"search__algorithm": "svdd", "search__shared": True},
             "only all of them together find it again",
         ),
+        ({"search__by_hand": {"finish": [1]}}, "a person led its search"),
     ],
 )
 def test_an_image_from_a_branch_is_made_again_by_its_search(
@@ -277,7 +278,9 @@ def test_an_image_from_a_branch_is_made_again_by_its_search(
 ) -> None:
     assert advice in said(forged(tmp_path, branched=True, **values))
     assert not loaded
-    assert main(["replay", str(forged(tmp_path, search__shared=True))]) == 0, "its seed makes it"
+    led = {"n": 4, "taken": [[2, "drop", 3, -1, 0]]}  # as commands were noted at first
+    for noted in ({"search__shared": True}, {"search__by_hand": led}):
+        assert main(["replay", str(forged(tmp_path, **noted))]) == 0, "its seed makes it"
 
 
 def test_a_replay_is_found_by_no_pattern_that_found_the_image(

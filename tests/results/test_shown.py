@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 
 from ttsnap import SeedPruning, make_algorithm, search
-from ttsnap.algorithms.by_hand import ByHand
 from ttsnap.algorithms.nested import Nested
 from ttsnap.algorithms.refined import Refined
 from ttsnap.algorithms.smc.smc import SMC
@@ -195,9 +194,6 @@ def test_what_is_not_plain_is_left_out_or_named(pipe: Any, monkeypatch: pytest.M
     )
     assert (found.options or {})["keep"] == (0.5,)
     assert told(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget()).options == {"n": 2}
-    led = told(pipe, ByHand(SeedPruning(4), wishes=list), sampler, {}, Budget()).options or {}
-    assert "algorithm" in led
-    assert "wishes" not in led
     # Without peft, which diffusers asks for where it is asked for adapters.
     monkeypatch.setattr("ttsnap.pipelines.record.USE_PEFT_BACKEND", False)
     monkeypatch.setattr("diffusers.loaders.lora_base.USE_PEFT_BACKEND", False)

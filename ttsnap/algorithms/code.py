@@ -82,8 +82,12 @@ class CoDe(Settings):
         if state.branched:
             streams = [particles.moved[i :: len(parents)] for i in range(len(parents))]
             parents = tuple(
-                self._choose(uids[uids >= 0], particles, rng) for uids in streams if uids[0] >= 0
+                self._choose(uids[uids >= 0], particles, rng)
+                for uids in streams
+                if (uids >= 0).any()
             )
+        if not parents:
+            return None, state
         stop, *later = state.stops
         alone = particles.step[list(parents)].min() + 1 == stop == particles.scores.shape[1] - 1
         n = 1 if alone else self.n or 1

@@ -111,6 +111,8 @@ class DepthFirst(Settings):
         resting = np.flatnonzero(
             particles.alive & (particles.step == at) & (particles.scored == at)
         )
+        if not len(resting):
+            return None, state
         best = resting[[np.argmax(particles.value(resting))]]
         return advance(particles, best, end), state._replace(j=len(self.levels))
 

@@ -89,7 +89,7 @@ class RBF(Settings):
             - grid.calls[particles.step[at]]
             + (grid.steps - particles.step[at]) * task.checking
         )
-        base = max(0, int(particles.left / float(ahead.sum()) + 1e-9))
+        base = max(0, int(particles.left / max(1.0, float(ahead.sum())) + 1e-9))
         streams = tuple(
             Stream(u, v, base)
             for u, v in zip(at.tolist(), particles.value(at).tolist(), strict=True)

@@ -49,4 +49,4 @@ class VerifierThreshold(RBF):
         )
 
     def _accepts(self, score: float, step: int, stream: Stream, state: RBFState) -> bool:
-        return bool(np.isfinite(score)) and score >= state.bars[step - 1]
+        return bool(np.isfinite(score)) and score >= state.bars[:step][-1]

@@ -190,6 +190,8 @@ def _check_seed_alone(path: Path, record: SearchRecord) -> None:
         again = (
             "its search shared a budget with others, and only all of them together find it again"
         )
+    elif record.by_hand:
+        again = "a person led its search, and no settings lead it again"
     elif gone := removed(record.algorithm):
         again = gone
     raise ValueError(f"{path} {how}, so the seed alone does not make it again; {again}")

@@ -3,12 +3,10 @@ knows no Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
-
-import torch
 
 from ttsnap.cluster import messages as m
 from ttsnap.core.cost import NAMES, Cost
@@ -18,7 +16,6 @@ from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import RunUsage
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.rows import Row
 from ttsnap.profiling.meter import Meter
 
 
@@ -42,7 +39,7 @@ class EngineActor(Actor):
 
     def __init__(self, make: Callable[[], LiveEngine]) -> None:
         self.engine = make()
-        self._counted, self._following = Cost(), 0
+        self._counted = Cost()
         self._meter, self._begun, self._measures = (
             Meter(self.engine.denoiser.device),
             ExitStack(),
@@ -65,26 +62,12 @@ class EngineActor(Actor):
         """All that the engine has ever counted."""
         return Cost(**{name: self.engine.stats[name] for name in NAMES})
 
-    def start(
-        self,
-        prompts: Mapping[int, Prompt] | None = None,
-        following: int = 0,
-        gradient: Gradient | None = None,
-        weights: Mapping[int, float] | None = None,
-    ) -> None:
-        """Forget all jobs, and continue with those of these prompts, by number.
-
-        following: the number of the next job. gradient: the one that an algorithm needs on this
-            cluster.
-        weights: of the jobs that have one.
-        """
+    def start(self, gradient: Gradient | None = None) -> None:
+        """Forget all jobs. gradient: the one that an algorithm needs on this cluster."""
         self.engine.start()
-        self._counted, self._following = self._all(), following
+        self._counted = self._all()
         if gradient is not None:
             self.engine.differentiate(gradient)
-        self.engine.resume(prompts or {}, following)
-        for job, weight in (weights or {}).items():
-            self.engine.weigh(job, weight)
 
     def describe(self) -> m.Description:
         """What the engine is."""
@@ -120,18 +103,14 @@ class EngineActor(Actor):
         self.engine.differentiate(gradient)
         return self.describe()
 
-    def admit(self, first: int, prompts: Sequence[Prompt]) -> m.Description:
-        """New jobs, numbered from `first` on. Jobs that `start` has made are left as they are."""
-        new = prompts[self._following - first :]
-        if new:
-            self.engine.admit(new)
-        self._following = first + len(prompts)
+    def admit(self, prompts: Sequence[Prompt]) -> m.Description:
+        """New jobs."""
+        self.engine.admit(prompts)
         return self.describe()
 
     def retract(self, following: int) -> None:
         """Forget the jobs from number `following` on, which is the next one: not all actors could
         admit them."""
-        self._following = following
         self.engine.executor.prompts.retract(following)
 
     def weigh(self, job: int, weight: float) -> None:
@@ -158,33 +137,6 @@ class EngineActor(Actor):
     def submit(self, job: int, plan: Plan) -> None:
         """Queue the rows of a part of a plan."""
         self.engine.submit(job, plan)
-
-    # --- what a dead actor had --------------------------------------------------------------------
-
-    @torch.no_grad()
-    def remake(self, jobs: Sequence[m.Remake]) -> None:
-        """Make the particles of these jobs again that a dead actor had, side by side: all is done
-        again, scores included, so that nothing differs but what it took."""
-        engine = self.engine
-        again: list[Row] = []
-        for at in range(max(len(job.plans) for job in jobs)):
-            for job in jobs:
-                if at < len(job.plans):
-                    due = job.open if at == len(job.plans) - 1 else ()
-                    again += self._begin_again(job.job, job.plans[at], due)
-            while engine.pending() or engine.asked:
-                engine.tick()
-        engine.scheduler.add(again)
-
-    def _begin_again(self, job: int, plan: Plan, due: Collection[int]) -> list[Row]:
-        """Queue the rows of a plan, but for those of particles that are due, which are returned.
-        All start from where particles were before the plan."""
-        engine = self.engine
-        engine.drop(job, plan.drop.tolist())
-        rows = engine.row_builder.rows_of(job, plan)
-        engine.stepper.mark(rows)
-        engine.scheduler.add([row for row in rows if row.uid not in due])
-        return [row for row in rows if row.uid in due]
 
 
 def on_cpu(outcome: Outcome) -> Outcome:

@@ -77,8 +77,6 @@ class ActorGroup:
         self.flights: list[deque[Flight]] = [deque() for _ in range(n)]
         self._postponed: list[list[Call[Any]]] = [[] for _ in range(n)]
         self.deaths = [0] * n
-        self.died = False
-        """Whether any actor has died since `reset`."""
         self.last = [Turn() for _ in range(n)]
         """The last answer of each actor that lives."""
         self.gone = Cost()
@@ -94,7 +92,7 @@ class ActorGroup:
             flights.clear()
         for postponed in self._postponed:
             postponed.clear()
-        self.died, self.gone = False, Cost()
+        self.gone = Cost()
 
     def postpone(self, actors: Iterable[int], call: Call[None]) -> None:
         """Send a call to each of these actors with the next one that is posted there."""
@@ -182,7 +180,6 @@ class ActorGroup:
 
     def _revive(self, actor: int, flight: Flight, death: ActorDied) -> None:
         self.deaths[actor] += 1
-        self.died = True
         if self.deaths[actor] >= MOST_DEATHS:
             raise EngineLost(
                 f"actor {actor} of {len(self)} died {MOST_DEATHS} times in a row ({death}); the"

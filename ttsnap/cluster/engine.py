@@ -1,20 +1,19 @@
 """ClusterEngine: one search on many devices, an actor with a live engine on each.
 
 To the loop it is an engine like any other. A fresh seed goes to the actor with the fewest rows, and
-all that is made of it stays there. job_log.py knows how to make again what a dead actor had.
+all that is made of it stays there. Where an actor dies, all jobs begin anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
 from ttsnap.cluster.actor import EngineActor
 from ttsnap.cluster.actor_group import ActorGroup, Pool
-from ttsnap.cluster.job_log import JobLog
-from ttsnap.cluster.merging import ClusterMeter, agreed, averaged, begun, merged
+from ttsnap.cluster.merging import ClusterMeter, agreed, averaged, merged
 from ttsnap.cluster.messages import Call, Description
 from ttsnap.core.cost import Cost
 from ttsnap.core.moves import FRESH
@@ -23,7 +22,7 @@ from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Engine
+from ttsnap.core.protocols import Engine, JobsLost
 
 SOME = 16
 """Rows of a batch, until the batch sizes of the actors are known."""
@@ -44,15 +43,18 @@ class ClusterEngine(Engine):
 
     def _forget(self) -> None:
         self.group.reset()
-        self._prompts: dict[int, Prompt] = {}
+        self.lost = Cost()
+        self._broken = False
+        """Whether an actor died, with the particles of jobs."""
         self._following = 0
-        self._logs: dict[int, JobLog] = {}
-        self._weights: dict[int, float] = {}
+        """The number of the next job."""
+        self._home: dict[int, dict[int, int]] = {}
+        """The actor of each particle, by job and uid."""
+        self._open: dict[int, set[int]] = {}
+        """Uids whose rows are not done, by job."""
         self._arrived: list[Outcome] = []
         self._failures: list[Exception] = []
         """Of batches, which `tick` raises: another call may hear of them."""
-        self._cancelling: dict[int, dict[int, Outcome | None]] = {}
-        self._credited = Cost()
         self.sent = [0] * len(self.actors)
         """Rows on each actor."""
         self.batches = [SOME] * len(self.actors)
@@ -109,14 +111,6 @@ class ClusterEngine(Engine):
         """Seconds by phase, on average over the actors, which work side by side."""
         return averaged([turn.timings for turn in self.group.last])
 
-    @property
-    def lost(self) -> Cost:
-        """Cost that was computed in vain because an actor died; exact while no row is under way."""
-        if not self.group.died:
-            return Cost()
-        gap = (self.group.ran - self._credited).named()
-        return Cost(**{name: max(0, amount) for name, amount in gap.items()})
-
     def meter(self) -> ClusterMeter:
         """Measures memory and energy of all actors."""
         return ClusterMeter(self.group)
@@ -137,48 +131,48 @@ class ClusterEngine(Engine):
 
     def start(self) -> None:
         self._forget()
-        self.group.ask(self.actors, Call(EngineActor.start))
+        self.group.ask(self.actors, Call(EngineActor.start, self._gradient))
+
+    def begin_anew(self, paid: Cost) -> None:
+        ran = self.group.ran
+        self.start()
+        self.group.gone = ran
+        self.lost = ran - paid
 
     def admit(self, prompts: Sequence[Prompt]) -> None:
-        first = self._following
-        self._prompts |= dict(enumerate(prompts, first))
-        self._following += len(prompts)
         try:
-            self._describe(
-                self.group.ask(self.actors, Call(EngineActor.admit, first, tuple(prompts)))
-            )
+            self._describe(self.group.ask(self.actors, Call(EngineActor.admit, tuple(prompts))))
         except Exception:
-            self._following = first
-            self._prompts = {job: prompt for job, prompt in self._prompts.items() if job < first}
             # some actors may have these jobs
-            self.group.postpone(self.actors, Call(EngineActor.retract, first))
+            self.group.postpone(self.actors, Call(EngineActor.retract, self._following))
             raise
+        self._following += len(prompts)
 
     def release(self, job: int) -> None:
-        self._logs.pop(job, None)
-        self._prompts.pop(job, None)
-        self._weights.pop(job, None)
+        self._home.pop(job, None)
+        self._open.pop(job, None)
         self.group.postpone(self.actors, Call(EngineActor.release, job))
 
     def weigh(self, job: int, weight: float) -> None:
-        self._weights[job] = weight
         self.group.postpone(self.actors, Call(EngineActor.weigh, job, weight))
 
     def submit(self, job: int, plan: Plan) -> None:
-        log = self._logs.setdefault(job, JobLog())
-        actors = self._placed(log, plan)
-        log.begin(plan, actors)
+        home = self._home.setdefault(job, {})
+        actors = self._placed(home, plan)
+        uids = plan.uid.tolist()
+        home.update(zip(uids, actors, strict=True))
+        self._open[job] = set(uids)
         for actor in sorted(set(actors)):
             rows = np.flatnonzero(np.equal(actors, actor))
             self.sent[actor] += len(rows)
             self.group.postpone([actor], Call(EngineActor.submit, job, plan.take(rows)))
 
-    def _placed(self, log: JobLog, plan: Plan) -> list[int]:
+    def _placed(self, at: Mapping[int, int], plan: Plan) -> list[int]:
         """The actor of each row: that of its parent, and for fresh seeds those with the fewest rows
         for their batch."""
         kinds, parents = plan.rows.kind.tolist(), plan.rows.parent.tolist()
         home = [
-            None if kind == FRESH else log.actor[parent]
+            None if kind == FRESH else at[parent]
             for kind, parent in zip(kinds, parents, strict=True)
         ]
         loads = [sent + home.count(actor) for actor, sent in enumerate(self.sent)]
@@ -194,43 +188,49 @@ class ClusterEngine(Engine):
         self.group.postpone(self.actors, Call(EngineActor.drop, job, tuple(uids)))
 
     def pending(self) -> int:
-        return sum(len(log.open) for log in self._logs.values())
+        return sum(map(len, self._open.values()))
 
     def tick(self) -> list[Outcome]:
         """The outcomes that are ready; waits for the first actor that has some, never for the
         slowest."""
         self._go_on()
         if self.pending() and self.group.busy:
-            self.group.listen(1.0)
+            self._listen()
             if self._failures:
                 raise self._failures.pop()
             self._go_on()
         return self.arrived()
+
+    def _listen(self) -> None:
+        if not self._broken:
+            self.group.listen(1.0)
+        if self._broken:
+            raise JobsLost("an actor died")
 
     def arrived(self) -> list[Outcome]:
         done, self._arrived = self._arrived, []
         return done
 
     def cancel(self, job: int) -> Outcome:
-        if (log := self._logs.get(job)) is None:
-            return merged(job, [])
-        self._cancelling[job] = dict.fromkeys(log.actor[uid] for uid in log.open)
-        for actor in list(self._cancelling[job]):
-            self._cancel(actor, job)
-        while any(part is None for part in self._cancelling[job].values()):
-            self.group.listen(1.0)
-        return merged(
-            job, [part for part in self._cancelling.pop(job).values() if part is not None]
-        )
+        home = self._home.get(job, {})
+        actors = {home[uid] for uid in self._open.get(job, ())}
+        parts: list[Outcome] = []
+        for actor in actors:
+            self.group.post(actor, Call(EngineActor.cancel, job), self._cancelled(actor, parts))
+        while len(parts) < len(actors):
+            self._listen()
+        return merged(job, parts)
 
-    def _cancel(self, actor: int, job: int) -> None:
+    def _cancelled(
+        self, actor: int, parts: list[Outcome]
+    ) -> Callable[[tuple[list[Outcome], Outcome]], None]:
         def cancelled(answer: tuple[list[Outcome], Outcome]) -> None:
             arrived, outcome = answer
             self._completed(actor, arrived)
-            self._rest(actor, outcome, cancelled=True)
-            self._cancelling[job][actor] = outcome
+            self._rest(actor, outcome)
+            parts.append(outcome)
 
-        self.group.post(actor, Call(EngineActor.cancel, job), cancelled)
+        return cancelled
 
     # --- rows on their way ------------------------------------------------------------------------
 
@@ -248,30 +248,11 @@ class ClusterEngine(Engine):
             self._rest(actor, outcome)
         self._arrived += outcomes
 
-    def _rest(self, actor: int, outcome: Outcome, *, cancelled: bool = False) -> None:
-        log = self._logs[outcome.job]
-        part = log.part(outcome)
-        self._credited += (
-            begun(part, outcome, self.grid) if cancelled else part.cost - outcome.unspent
-        )
-        log.rest(outcome, cancelled=cancelled)
-        self.sent[actor] -= len(part)
-
-    # --- an actor has died ------------------------------------------------------------------------
+    def _rest(self, actor: int, outcome: Outcome) -> None:
+        self._open[outcome.job] -= set(outcome.uids.tolist())
+        self.sent[actor] -= len(outcome.uids)
 
     def _revived(self, actor: int) -> None:
-        """Give a new actor the jobs of the dead one, and have it make its particles again."""
-        start = Call(
-            EngineActor.start,
-            dict(self._prompts),
-            self._following,
-            self._gradient,
-            dict(self._weights),
-        )
-        self.group.post(actor, start)
-        remakes = [log.remake(job, actor) for job, log in self._logs.items()]
-        if orders := [order for order in remakes if order is not None]:
-            self.group.post(actor, Call(EngineActor.remake, orders))
-        for job, parts in self._cancelling.items():
-            if actor in parts and parts[actor] is None:
-                self._cancel(actor, job)
+        """A new actor has nothing of what the dead one had."""
+        self._broken = True
+        self.group.post(actor, Call(EngineActor.start, self._gradient))

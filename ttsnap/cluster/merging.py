@@ -12,9 +12,7 @@ from ttsnap.cluster.actor import EngineActor
 from ttsnap.cluster.actor_group import ActorGroup
 from ttsnap.cluster.messages import Call, Description
 from ttsnap.core.cost import NAMES, Cost, Rates
-from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Outcome
-from ttsnap.core.plans import Plan, from_noise
 from ttsnap.core.protocols import EngineLost, RunUsage
 
 
@@ -52,18 +50,6 @@ def averaged(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
         phase: sum(part[phase] for part in timed) / len(timed)
         for phase in (timed[0] if timed else ())
     }
-
-
-def begun(plan: Plan, cancelled: Outcome, grid: Grid) -> Cost:
-    """The cost of rows of a plan that were cancelled before they were done."""
-    nfe = grid.calls[cancelled.step] - grid.calls[plan.rows.start] + cancelled.cached - plan.paid
-    made = from_noise(plan.rows) & (
-        np.zeros(len(plan), bool) if cancelled.begun is None else cancelled.begun
-    )
-    drafts = int((plan.costs.get("draft_calls", np.zeros(len(plan), int)) * made).sum())
-    return cancelled.look_cost + Cost(
-        int(np.clip(nfe, 0, plan.costs["nfe"]).sum()), draft_calls=drafts
-    )
 
 
 def merged(job: int, parts: Sequence[Outcome]) -> Outcome:

@@ -10,7 +10,6 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Need
-from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
 
 AnswerT = TypeVar("AnswerT")
@@ -52,17 +51,6 @@ class Turn:
     """What it has computed to find how to compute, since its process began."""
     notices: tuple[str, ...] = ()
     """What results should say of how it computes."""
-
-
-@dataclass(frozen=True)
-class Remake:
-    """How to make the particles of one job again that a dead actor had."""
-
-    job: int
-    plans: tuple[Plan, ...]
-    """Its parts of all plans, oldest first."""
-    open: frozenset[int]
-    """Particles of the last plan that are not done, whose rows stay queued."""
 
 
 @dataclass(frozen=True)

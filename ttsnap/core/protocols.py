@@ -140,6 +140,10 @@ class EngineLost(RuntimeError):  # noqa: N818 (it is no mistake of the user)
     still be reported."""
 
 
+class JobsLost(RuntimeError):  # noqa: N818 (it is no mistake of the user)
+    """A part of an engine broke down with what it had: jobs can `begin_anew`."""
+
+
 class Engine(ABC):
     """Carries plans out. Rows of several jobs (one job per prompt) share its batches.
 
@@ -152,6 +156,9 @@ class Engine(ABC):
     """What it hands to listeners of each scored row beside the image: "latents"."""
     calibration_cost: Cost = Cost()
     """What it has spent before searches, on finding batch sizes and the like."""
+    lost: Cost = Cost()
+    """What it has computed in vain since `start`, because a part of it broke down; no ledger pays
+    for it."""
     draft_calls: int = 0
     """Calls of its drafter in one draft, as its user wants it; 0 where it has no drafter."""
 
@@ -203,12 +210,6 @@ class Engine(ABC):
         """Seconds by phase since `start`; none where it does not take the time."""
         return {}
 
-    @property
-    def lost(self) -> Cost:
-        """What it has computed in vain since `start`, because a part of it broke down; no ledger
-        pays for it."""
-        return Cost()
-
     def meter(self) -> AbstractContextManager[UsageMeter | None]:
         """Measures what runs inside it; gives None where nothing is measured."""
         return nullcontext()
@@ -226,6 +227,11 @@ class Engine(ABC):
     @abstractmethod
     def start(self) -> None:
         """Forget all jobs: those that are admitted from now on count from 0."""
+
+    def begin_anew(self, paid: Cost) -> None:
+        """Start again after JobsLost. paid: what of all that it ran jobs have paid for that are at
+        their end."""
+        self.start()
 
     def admit(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027
         """Get ready for these prompts beside those that there are: one job each, numbered on from
@@ -253,8 +259,8 @@ class Engine(ABC):
 
     def arrived(self) -> list[Outcome]:
         """Rows that have become complete since the last `tick`, as by the time that a `cancel`
-        takes effect; none where only `tick` completes rows. EngineLost where it cannot go on; so
-        may `tick` and `cancel`."""
+        takes effect; none where only `tick` completes rows. EngineLost where it cannot go on,
+        JobsLost where it can begin anew; so may `tick` and `cancel`."""
         return []
 
     @abstractmethod

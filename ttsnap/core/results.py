@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
@@ -179,7 +179,28 @@ class TracedMove(TypedDict):
     look: NotRequired[str]
     """How unfinished particles were scored, where not by x0 estimates."""
     refund: NotRequired[dict[str, int]]
-    """The part of the cost that did not run, where the search was stopped."""
+    """The part of the cost that did not run, where rows were taken back."""
+    by_hand: NotRequired[dict[str, list[int]]]
+    """Uids that a person dropped or finished with it, by DROP and FINISH."""
+
+
+DROP, FINISH = "drop", "finish"
+"""What a person may do to a candidate."""
+
+
+class Led(Protocol):
+    """A running search as people lead it, from any thread. Commands are carried out between two
+    batches; one about a candidate that is finished, dropped or unknown does nothing."""
+
+    in_parts: bool
+    """Whether seeds that begin by drafts or in groups, which cannot be interrupted, begin a batch
+    at a time, so that commands come in between. It is set at "start"."""
+
+    def drop(self, uid: int, prompt: int = 0) -> None:
+        """Give a candidate up. What of it did not run is refunded."""
+
+    def finish(self, uid: int, prompt: int = 0) -> None:
+        """Finish a candidate before all others, as far as the budget pays for it."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +235,8 @@ class Event:
     """Of a score."""
     best: float = float("nan")
     """The best reward of a finished image so far."""
+    led: Led | None = field(default=None, repr=False)
+    """The running search, of "start"."""
 
     @property
     def image(self) -> Tensor | None:
@@ -316,6 +339,13 @@ class Result:
         value = self.particles.value(np.flatnonzero(done))
         value = value[np.isfinite(value)]
         return gain is not None and bool(gain < 0.01 * (value.max() - value.min()) + 1e-12)
+
+    @property
+    def by_hand(self) -> dict[str, list[int]]:
+        """Uids that a person dropped or finished, by DROP and FINISH; empty where nobody did."""
+        led = [move["by_hand"] for move in self.trace if "by_hand" in move]
+        uids = {verb: [uid for one in led for uid in one.get(verb, ())] for verb in (DROP, FINISH)}
+        return {verb: named for verb, named in uids.items() if named}
 
     @property
     def answers(self) -> dict[str, int]:

@@ -35,7 +35,7 @@ def build(
     with page:
         html(HEADER.format(model=escape(offer.model)))
         search_form(handlers)
-        page.unload(handlers.leave)
+        page.unload(handlers.stop)
     page.queue(max_size=queue_size, api_open=False, default_concurrency_limit=4)
     return page
 

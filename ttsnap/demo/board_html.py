@@ -109,8 +109,9 @@ class Table:
     def led(self, cell: Cell) -> str:
         """The attributes by which a click on a picture finds the candidate that it belongs to
         (page.js)."""
-        if cell.led is None or not self.view.led:
+        hand = self.view.hand
+        if cell.led is None or hand is None or self.view.course.over:
             return ""
         foot = cell.look == self.feet[cell.led]
-        asked = f' data-asked="{self.view.asked(cell.led)}"' if foot else ""
+        asked = f' data-asked="{hand.asked.get(cell.led, "")}"' if foot else ""
         return f' data-uid="{cell.led}"{asked}'

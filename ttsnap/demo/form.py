@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 from ttsnap.algorithms import ALGORITHMS, GROUPS
-from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, UserCommand
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.names import FieldError, unknown
 from ttsnap.files.settings import Count, Fraction, Positive, check, short
@@ -184,16 +183,6 @@ def budget_words(text: Any, steps: Any, limits: DemoLimits, strength: Any = 1) -
         whole_images = f"{full:,.3g} whole image{'' if full == 1 else 's'}"
         caps.append(f"{nfe:,} evaluations of the model: as many as {whole_images} take")
     return f"At most {', and '.join(caps)}."
-
-
-def read_wish(verb: Any, uid: Any, number: Any, limits: DemoLimits) -> UserCommand:
-    """A wish by hand: to drop or finish a candidate, or to finish a number of them. FieldError for
-    anything else."""
-    if verb == BEST:
-        return UserCommand(BEST, number=whole("images to finish", number, 1, limits.images))
-    if verb not in (DROP, FINISH):
-        raise FieldError("wish", unknown("wish", verb, (DROP, FINISH, BEST)))
-    return UserCommand(verb, whole("candidate", uid, 0, MOST_SEED))
 
 
 def algorithm_choices() -> list[tuple[str, str]]:

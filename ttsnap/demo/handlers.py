@@ -6,7 +6,6 @@ import inspect
 import logging
 import random
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,14 +15,17 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from ttsnap.algorithms.by_hand import BEST, UserCommand
+from ttsnap.core.names import unknown
+from ttsnap.core.results import DROP, FINISH
 from ttsnap.demo import form
 from ttsnap.demo.html import line
 from ttsnap.demo.panels import render_plain
 from ttsnap.demo.stream import Frame, stream
+from ttsnap.demo.view import Hand
 from ttsnap.demo.worker import Models
 from ttsnap.files import reading as files
 from ttsnap.pipelines.packaged import MODELS
+from ttsnap.request.limits import whole
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import SearchRequest
 
@@ -47,8 +49,8 @@ FIELDS = (
     "diverse",
 )
 """The form's fields, in the order of the API's arguments."""
-MOST_WISHES = 1000
-STOP = UserCommand(BEST, number=1)
+MOST_COMMANDS = 1000
+"""Candidates that a visitor may drop or finish in one search."""
 
 
 def _box(text: str, title: str, *, visible: bool = True) -> gr.Error:
@@ -68,16 +70,6 @@ def _of_the_form(run: Handler) -> Handler:
     return run
 
 
-@dataclass(eq=False)
-class Running:
-    """A search of a session."""
-
-    wishes: list[UserCommand] | None
-    """The visitor's; None where it takes none."""
-    stop: threading.Event = field(default_factory=threading.Event)
-    """Ends it."""
-
-
 @dataclass
 class Handlers:
     """The page's functions, and the running searches of each session."""
@@ -87,15 +79,14 @@ class Handlers:
     models: Models
     root: Path
     """The folder of this server's files: the cache, and one folder for each running search."""
-    running: dict[str, Running] = field(default_factory=dict)
+    running: dict[str, Hand] = field(default_factory=dict)
     """By session."""
 
     @_of_the_form
     def search(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Search for the best image under the budget; streams the board, and ends with files and
         lines to repeat it."""
-        wishes: list[UserCommand] = []
-        yield from self._run(request, values, partial(self._searched, wishes=wishes), wishes)
+        yield from self._run(request, values, self._searched)
 
     @_of_the_form
     def compare(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
@@ -108,13 +99,12 @@ class Handlers:
         request: gr.Request,
         values: tuple[Any, ...],
         frames: Callable[..., Iterator[Any]],
-        wishes: list[UserCommand] | None = None,
     ) -> Iterator[tuple[Any, ...]]:
-        """Stream frames(request, stop)."""
+        """Stream frames(request, hand)."""
         session = str(request.session_hash)
-        mine = self.running[session] = Running(wishes)
+        mine = self.running[session] = Hand()
         try:
-            yield from frames(self._read(values), mine.stop)
+            yield from frames(self._read(values), mine)
         except Exception as error:
             stage, raised = _failed(error)
             yield stage, line("word", ""), *_NOTHING, gr.update(interactive=False)
@@ -124,12 +114,10 @@ class Handlers:
             if self.running.get(session) is mine:
                 del self.running[session]
 
-    def _searched(
-        self, wanted: SearchRequest, stop: threading.Event, **how: Any
-    ) -> Iterator[tuple[Any, ...]]:
+    def _searched(self, wanted: SearchRequest, hand: Hand, **how: Any) -> Iterator[tuple[Any, ...]]:
         # downloads are copied to the cache
         with tempfile.TemporaryDirectory(prefix="run-", dir=self.root) as folder:
-            for frame in stream(wanted, self.models, self.limits, stop, Path(folder), **how):
+            for frame in stream(wanted, self.models, self.limits, hand, Path(folder), **how):
                 yield _shown(frame)
 
     def _read(self, values: tuple[Any, ...]) -> SearchRequest:
@@ -140,43 +128,30 @@ class Handlers:
         return form.read(fields, self.offer, self.limits)
 
     def stop(self, request: gr.Request) -> None:
-        """End this visitor's search with its best candidate, finished.
-
-        The second time, and where wishes are not taken, it ends at once, with the best finished
-        image."""
-        running = self.running.get(str(request.session_hash))
-        if running is None or running.wishes is None or STOP in running.wishes:
-            self.leave(request)
-        else:
-            running.wishes.append(STOP)
-
-    def leave(self, request: gr.Request) -> None:
-        """End this visitor's search at once."""
-        if (running := self.running.get(str(request.session_hash))) is not None:
-            running.stop.set()
+        """End this visitor's search with its best finished image; one is finished where there is
+        none."""
+        if (hand := self.running.get(str(request.session_hash))) is not None:
+            hand.stop.set()
 
     def lead(self, request: gr.Request, event: gr.EventData) -> None:
         """Drop a candidate of this visitor's search, or finish it at once, as the board's button
         says."""
         data = vars(event)["_data"]
-        asked = data if isinstance(data, dict) else {}
-        self._wish(request, asked.get("verb"), asked.get("uid"))
-
-    def best(self, request: gr.Request, number: Any) -> None:
-        """Finish the best few candidates of this visitor's search, and end it."""
-        self._wish(request, BEST, number=number)
-
-    def _wish(self, request: gr.Request, verb: Any, uid: Any = None, number: Any = None) -> None:
-        running = self.running.get(str(request.session_hash))
+        told = data if isinstance(data, dict) else {}
+        hand = self.running.get(str(request.session_hash))
+        verb = told.get("verb")
         try:
-            wish = form.read_wish(verb, uid, number, self.limits)
-            if running is None or running.wishes is None:
+            uid = whole("candidate", told.get("uid"), 0, form.MOST_SEED)
+            if verb not in (DROP, FINISH):
+                raise ValueError(unknown("command", verb, (DROP, FINISH)))
+            if hand is None or hand.led is None:
                 raise ValueError("no search of yours is running; press Search first")
-            if len(running.wishes) >= MOST_WISHES:
-                raise ValueError(f"a search takes {MOST_WISHES} wishes at most")
+            if len(hand.asked) >= MOST_COMMANDS:
+                raise ValueError(f"a search takes {MOST_COMMANDS} commands at most")
         except ValueError as error:
             raise _box(str(error), "That cannot be done") from None
-        running.wishes.append(wish)
+        hand.asked[uid] = verb
+        (hand.led.drop if verb == DROP else hand.led.finish)(uid)
 
     def surprise(self, model: Any) -> tuple[str, int]:
         """A random prompt for the model of the form, and a random seed."""

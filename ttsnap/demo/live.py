@@ -1,4 +1,4 @@
-"""Searches side by side, each on a board, with a visitor's wishes."""
+"""Searches side by side, each on a board; one alone is led by its visitor."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ttsnap.algorithms.by_hand import ByHand, ByHandState, UserCommand
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result, Spent
 from ttsnap.core.selection import Selection
 from ttsnap.demo.form import DemoLimits, title_of
 from ttsnap.demo.html import FULL, LARGE, RIGHT, short, thumbnail_uri
+from ttsnap.demo.view import Hand
 from ttsnap.demo.worker import Models, RunningSearch, SearchThread, prepare, run_search
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
-from ttsnap.loop.request import LoopSearch
 from ttsnap.loop.search import fit
 from ttsnap.loop.search import search as search_dry
 from ttsnap.request.request import Prepared, SearchRequest
@@ -82,19 +81,18 @@ class LiveSearches(SearchThread):
         requests: Sequence[SearchRequest],
         models: Models,
         limits: DemoLimits,
-        stop: threading.Event,
-        wishes: Sequence[UserCommand] | None,
+        hand: Hand,
     ) -> None:
-        super().__init__(requests, models, limits, stop)
-        self.wishes = wishes
-        """Of the visitor, a list that may grow meanwhile; None where the searches take none."""
+        super().__init__(requests, models, limits, hand.stop)
+        self.hand = hand if len(requests) == 1 else None
+        """The visitor's; None of a comparison, which nobody leads."""
         self.searches: list[RunningSearch] = []
         """In the order of the requests; none before the device is free."""
 
     def work(self) -> None:
         searches = [prepare(self.pipe, request, self.limits) for request in self.requests]
         for search in searches:
-            search.view.wishes = self.wishes
+            search.view.hand = self.hand
         with self.lock:
             self.searches = searches
         turns = Turns(len(searches))
@@ -112,6 +110,9 @@ class LiveSearches(SearchThread):
         judge = self.models.judge(request.prompt.text, request.request.model)
 
         def listen(event: Event) -> None:
+            if self.hand is not None and event.led is not None:
+                event.led.in_parts = True
+                self.hand.led = event.led
             answers: dict[str, bool] = {}
             small = best = ""
             if (shown := event.image) is not None:
@@ -133,9 +134,6 @@ class LiveSearches(SearchThread):
             turns.begin(place)
             loop = search.loop
             rows = _rows(self.pipe, loop.budget)
-            if (wishes := self.wishes) is not None:
-                algorithm = ByHand(request.algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
-                loop = LoopSearch(algorithm, loop.budget, loop.selection, loop.seed)
             result, record = run_search(self.pipe, request, loop, self.should_stop, listen, rows)
         except Exception as error:  # as in `run`
             self.error = error
@@ -147,11 +145,6 @@ class LiveSearches(SearchThread):
             result = replace(
                 result, spent=replace(result.spent, seconds=seconds, seconds_all_prompts=seconds)
             )
-        if taken := by_hand(result):
-            record = replace(
-                record,
-                by_hand={"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]},
-            )
         with self.lock:
             self._end(search, result, record)
 
@@ -160,10 +153,10 @@ class LiveSearches(SearchThread):
         search.result, search.record = result, record
         view = search.view
         view.course.end(result)
-        taken = by_hand(result)
         notes = [*result.warnings]
-        if taken:
-            notes.append(f"{len(taken)} wish{'es' * (len(taken) != 1)} by hand carried out")
+        if led := result.by_hand:
+            counts = [f"{len(uids)} to {verb}" for verb, uids in led.items()]
+            notes.append(f"led by hand: {', '.join(counts)}")
         elif not (self.stop.is_set() or self.late):
             notes.append(why_unspent(search.request, search.loop.budget, search.grid, result.spent))
         view.note = "; ".join(filter(None, notes))
@@ -184,11 +177,6 @@ def _rows(pipe: Any, budget: Budget) -> int | None:
     if pipe._execution_device.type != "cpu" or budget.nfe is None:
         return None
     return max(2, min(MOST_ROWS, budget.nfe // LOOKS))
-
-
-def by_hand(result: Result) -> tuple[tuple[int, UserCommand], ...]:
-    """The wishes that were carried out, with their turns."""
-    return result.state.taken if isinstance(result.state, ByHandState) else ()
 
 
 def why_unspent(request: Prepared, budget: Budget, grid: Grid, spent: Spent) -> str:

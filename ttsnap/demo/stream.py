@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ttsnap.algorithms.by_hand import BEST, UserCommand
 from ttsnap.demo import snippet
 from ttsnap.demo.form import BASELINE, DemoLimits, baseline, title_of
-from ttsnap.demo.live import LiveSearches, by_hand
+from ttsnap.demo.live import LiveSearches
 from ttsnap.demo.panels import render_plain, render_stage
+from ttsnap.demo.view import Hand
 from ttsnap.demo.worker import Models
 from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.results import outputs
@@ -37,22 +36,21 @@ def stream(
     request: SearchRequest,
     models: Models,
     limits: DemoLimits,
-    stop: threading.Event,
+    hand: Hand,
     folder: Path,
     *,
     compare: bool = False,
-    wishes: Sequence[UserCommand] = (),
 ) -> Iterator[Frame]:
     """Run a search, with best-of-N to compare with it, and write its files to `folder`.
 
-    wishes: of the visitor, a list that may grow meanwhile. A comparison of algorithms takes none.
+    hand: leads the search, but no comparison, and stops both.
     Closing the iterator stops the search. ValueError for a request that the model or the search
     refuses.
     """
     if compare:
         check_comparable(request)
-    both, heard = ([request, baseline(request)], None) if compare else ([request], wishes)
-    worker = LiveSearches(both, models, limits, stop, heard)
+    both = [request, baseline(request)] if compare else [request]
+    worker = LiveSearches(both, models, limits, hand)
     status, words = "starting", "The first scores are on their way."
     if models.lock.locked():
         status, words = "waiting for the device", "Another search is on the device; yours is next."
@@ -119,11 +117,10 @@ def _ended(worker: LiveSearches) -> tuple[str, str]:
     """How the searches ended; and a comment on the lines that repeat them, where these find more or
     less."""
     results = [search.result for search in worker.searches if search.result is not None]
-    led = [wish.verb for result in results for _, wish in by_hand(result)]
     caveat = ""
     if worker.stop.is_set() or worker.late:
         caveat = "was stopped early; this one goes on to the end of the budget"
-    elif led:
+    elif any(result.by_hand for result in results):
         caveat = "was led by hand, as its trace.json says; this one goes on without"
     comment = f"# The search on the page {caveat}.\n" if caveat else ""
     if worker.stop.is_set():
@@ -131,6 +128,4 @@ def _ended(worker: LiveSearches) -> tuple[str, str]:
     if worker.late:
         most = f"{worker.limits.seconds:g} seconds, the most that this demo allows"
         return f"stopped after {most}", comment
-    if BEST in led:
-        return "stopped; the best candidates were finished", comment
     return "done", comment

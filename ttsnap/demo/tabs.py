@@ -65,7 +65,6 @@ def search_form(handlers: Handlers) -> None:
             winner = gr.DownloadButton(
                 "Download the image", visible=False, variant="primary", elem_id="download"
             )
-            _by_hand(handlers)
             with gr.Accordion("Files, and how to repeat this search", open=False, elem_id="after"):
                 files = gr.File(
                     label="Images with their settings inside, contact sheet, trace",
@@ -113,21 +112,6 @@ def search_form(handlers: Handlers) -> None:
 def _sent(value: Any) -> Any:
     """A field's value as it came; of a picture the file, in the server's own cache."""
     return (value.path or "") if hasattr(value, "path") else value
-
-
-def _by_hand(handlers: Handlers) -> None:
-    """A visitor's wishes while a search runs."""
-    with gr.Accordion("By hand, while a search runs", open=False, elem_id="by-hand"):
-        html(
-            line(
-                "hint",
-                "A click on a column of the board finishes its candidate at once, or drops it.",
-            )
-        )
-        with gr.Row(elem_classes="tt-pair"):
-            number = gr.Number(1, label="How many", precision=0, min_width=70, elem_id="number")
-            end = gr.Button("Stop, finish the best", size="sm", min_width=120, elem_id="best")
-            end.click(handlers.best, number, None, queue=False, **PRIVATE)
 
 
 def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,25 @@
-"""One search on the page: its course, its pictures, and what a visitor is told and asks."""
+"""One search on the page: its course, its pictures, what a visitor is told, and does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
 from dataclasses import dataclass, field
 
-from ttsnap.algorithms.by_hand import UserCommand
+from ttsnap.core.results import Led
 from ttsnap.loop.budget import Budget
 from ttsnap.results.course import Course
+
+
+@dataclass(eq=False)
+class Hand:
+    """A visitor's hand on a search."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Ends it."""
+    led: Led | None = None
+    """The search as it runs; None before, and of a comparison."""
+    asked: dict[int, str] = field(default_factory=dict)
+    """What was last asked of each candidate."""
 
 
 @dataclass
@@ -31,14 +43,5 @@ class View:
     """The picture that the search changes, as a data URI."""
     aspect: float = 1.0
     """Width of the images by their height."""
-    wishes: Sequence[UserCommand] | None = None
-    """Those of the visitor so far; None where the search takes none."""
-
-    @property
-    def led(self) -> bool:
-        """Whether the visitor may still finish and drop candidates."""
-        return self.wishes is not None and not self.course.over
-
-    def asked(self, uid: int) -> str:
-        """What the visitor last asked of a candidate; "" where nothing."""
-        return next((wish.verb for wish in reversed(self.wishes or ()) if wish.uid == uid), "")
+    hand: Hand | None = None
+    """The visitor's; None where nobody leads the search."""

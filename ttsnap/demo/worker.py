@@ -122,7 +122,7 @@ class RunningSearch:
 
     request: Prepared
     loop: LoopSearch
-    """What is run: within the limits, and perhaps led by hand."""
+    """What is run, within the limits."""
     grid: Grid
     view: View
     result: Result | None = None

@@ -11,7 +11,7 @@ between moves.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from weakref import proxy
@@ -269,15 +269,6 @@ class LiveEngine(Engine):
         self.check(prompts)
         self.executor.prompts.admit(prompts)
         self.calibration_cost += self.stepper.prepare([prompt.read for prompt in prompts])
-
-    def resume(self, prompts: Mapping[int, Prompt], following: int) -> None:
-        """Go on with the jobs of another engine: their prompts by number, of which the next one is
-        `following`."""
-        self.executor.prompts.resume(prompts, following)
-        if prompts:
-            self.calibration_cost += self.stepper.prepare(
-                [prompt.read for prompt in prompts.values()]
-            )
 
     def release(self, job: int) -> None:
         self.store.remove(job, [uid for of, uid in self.store if of == job])

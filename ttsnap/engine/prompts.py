@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -61,12 +61,6 @@ class EncodedPrompts:
         """Forget the jobs from this number on, which is that of the next one."""
         self._prompts = {job: prompt for job, prompt in self._prompts.items() if job < following}
         self._next = following
-
-    def resume(self, prompts: Mapping[int, Prompt], following: int) -> None:
-        """Jobs of these numbers and prompts, and no others; the next one has number `following`."""
-        self._prompts, self._next = dict(prompts), following
-        if prompts:
-            self.encode()
 
     def place(self, first: int) -> int:
         """They are encoded, in rows from `first` on; returns the row after the last."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,9 @@ from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt, private
 from ttsnap.core.protocols import AlgorithmState
-from ttsnap.core.results import TracedMove
+from ttsnap.core.results import DROP, FINISH, TracedMove
 from ttsnap.core.table import ParticleTable
+from ttsnap.loop.by_hand import Said, of
 from ttsnap.loop.ledger import Ledger
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,10 @@ class Proposal(NamedTuple):
     """What the plan is worth (Move.value)."""
     state: AlgorithmState
     """The algorithm's, once the plan is carried out."""
+    at: IntArray = np.empty(0, int)
+    """(n,) places of the plan's rows in the algorithm's move."""
+    moved: IntArray = np.empty(0, int)
+    """(N,) what has come of the algorithm's rows: -1 for those that are not begun."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -94,6 +100,12 @@ class Job:
     """Scores that failed."""
     idle: int = 0
     """Moves in a row that cost nothing."""
+    said: deque[tuple[str, int]] = dataclasses.field(default_factory=deque)
+    """Commands of a person that are not carried out yet. Other threads append to it."""
+    by_hand: Said = dataclasses.field(default_factory=list)
+    """Commands that are carried out with the next plan."""
+    led: bool = False
+    """Whether there was a command."""
 
     @property
     def particles(self) -> Particles:
@@ -139,6 +151,22 @@ class Job:
             self.trace[-1]["refund"] = refund.counts()
         self.waiting = 0
 
+    @property
+    def dropped(self) -> IntArray:
+        """Living candidates that the next plan drops."""
+        return np.array([uid for uid in of(DROP, self.by_hand) if self.particles.alive[uid]], int)
+
+    def still_proposed(self, proposal: Proposal) -> Proposal | None:
+        """What is left of a proposal after a person's commands. One of which nothing is begun is
+        made anew."""
+        if proposal.plan is None or not self.begun:
+            return None
+        parents = proposal.plan.rows.parent
+        kept = ~np.isin(parents, [uid for _, uid in self.by_hand])
+        done = np.isin(parents, of(FINISH, self.by_hand))
+        self.moved[proposal.at[done]] = parents[done]
+        return proposal._replace(plan=proposal.plan.take(kept.nonzero()[0]), at=proposal.at[kept])
+
     def move_ends(self) -> None:
         """No more rows of its algorithm's last move are begun."""
         self.moves, self.begun = self.moves + 1, 0
@@ -163,6 +191,11 @@ class Job:
         )
         if plan.look != ESTIMATE:
             self.trace[-1]["look"] = plan.look.name
+        if self.by_hand:
+            self.trace[-1]["by_hand"] = {
+                verb: uids for verb in (DROP, FINISH) if (uids := of(verb, self.by_hand))
+            }
+            self.by_hand = []
 
     def take(self, outcome: Outcome, end: int) -> None:
         """Rows of the plan are done: note scores, and the images of those that came to step `end`.

@@ -12,15 +12,15 @@ import numpy as np
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
-from ttsnap.core.moves import CONTINUE
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan, image_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine
-from ttsnap.core.results import Event
+from ttsnap.core.results import DROP, FINISH, Event
 from ttsnap.core.selection import BEST, Selection
 from ttsnap.core.table import ParticleTable
 from ttsnap.loop.budget import Budget, Cap, tightest
+from ttsnap.loop.by_hand import alone
 from ttsnap.loop.clock import Pace, PlannedMove, RequestClock
 from ttsnap.loop.job import Job
 from ttsnap.loop.ledger import Ledger
@@ -68,6 +68,8 @@ class RunningRequest:
     """Cost of one image."""
     watch: RequestClock
     listeners: tuple[Listener, ...]
+    make: Callable[[int, int, Prompt], Job]
+    """Makes a job with this number, of the prompt at this place, which has not begun."""
     jobs: tuple[Job, ...]
     """All of them, in the order of the prompts."""
     queue: deque[Job]
@@ -81,6 +83,8 @@ class RunningRequest:
     """Whether nothing new is begun."""
     ended: str = ""
     """Why: STOPPED, TIMED or SHORT."""
+    in_parts: bool = False
+    """As of Led."""
     eager: bool = False
     """Whether some seeds are scored before the others begin, for whoever waits for pictures."""
 
@@ -102,28 +106,62 @@ class RunningRequest:
         )
         pot = Ledger(spec.budget.times(len(prompts)), price) if spec.shared else None
 
-        def job(place: int, prompt: Prompt) -> Job:
+        def make(index: int, place: int, prompt: Prompt) -> Job:
             """What the prompt draws depends on its text for rewards and the seed alone, not on
             other prompts."""
             ledger = Ledger(spec.budget, price) if pot is None else Ledger(Budget(), price, pot)
             ledger.hold(whole)
             table = ParticleTable(engine.grid.steps, rewards, selection)
             rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.read.encode())])
-            return Job(first + place, place, prompt, ledger, table, spec.algorithm.init(task), rng)
+            return Job(index, place, prompt, ledger, table, spec.algorithm.init(task), rng)
 
         selection = spec.selection.named(engine.reward_names)
-        jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
+        jobs = tuple(make(first + i, i, prompt) for i, prompt in enumerate(prompts))
         timed = price.seconds is not None and watch.deadline < np.inf and len(engine.timings) > 0
         pace = (
             Pace(engine, price.seconds, watch, spec.plan)
             if price.seconds is not None and timed
             else None
         )
-        return cls(spec, cap, task, whole, watch, tuple(listeners), jobs, deque(jobs), pace=pace)
+        heard = tuple(listeners)
+        return cls(spec, cap, task, whole, watch, heard, make, jobs, deque(jobs), pace=pace)
+
+    @property
+    def repeated(self) -> list[Job]:
+        """Jobs that begin anew where some are lost: those that are not at their end, and all that
+        share a budget with one of them."""
+        if self.spec.shared:
+            return list(self.jobs)
+        return sorted([*self.active, *self.queue], key=lambda job: job.place)
+
+    def begin_anew(self, first: int) -> None:
+        """Begin the repeated jobs again, numbered from `first` on. Their seeds and draws are the
+        same, and so is what they find."""
+        repeated = self.repeated
+        for job in repeated:
+            job.ledger.refund(job.ledger.spent)
+            job.ledger.close()
+        again = {
+            job.place: self.make(index, job.place, job.prompt)
+            for index, job in enumerate(repeated, first)
+        }
+        self.jobs = tuple(again.get(job.place, job) for job in self.jobs)
+        self.active.clear()
+        self.queue = deque(again.values())
+        if self.pace is not None:
+            self.pace.ahead = 0 * self.pace.ahead
 
     @property
     def done(self) -> bool:
         return not (self.queue or self.active)
+
+    def drop(self, uid: int, prompt: int = 0) -> None:
+        """As of Led."""
+        self.jobs[prompt].said.append((DROP, uid))
+
+    def finish(self, uid: int, prompt: int = 0) -> None:
+        """As of Led."""
+        self.jobs[prompt].said.append((FINISH, uid))
 
     def tell(self, kind: str, job: Job | None, **details: Any) -> None:
         """Tell the listeners what happened (`Event`) to a prompt, or to none in particular."""
@@ -184,8 +222,8 @@ class RunningRequest:
 
     def part(self, job: Job, plan: Plan, batch: int) -> int:
         """How many rows of a plan are begun before it is known what they take, or how they look."""
-        alone = (plan.rows.kind <= CONTINUE).all() and (plan.rows.stop < self.task.grid.steps).all()
-        if not alone or not (self.spec.plan or (self.eager and not job.trace)):
+        early = alone(plan) and (plan.rows.stop < self.task.grid.steps).all()
+        if not early or not (self.spec.plan or (self.eager and not job.trace)):
             return len(plan)
         return min(batch, max(2, -(-(job.begun + len(plan)) // PARTS)))
 

@@ -11,12 +11,18 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.memory import lacks_memory
 from ttsnap.core.moves import advance, fresh
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Engine, EngineLost
+from ttsnap.core.protocols import Engine, EngineLost, JobsLost
 from ttsnap.core.validate import check_declared, validate
+from ttsnap.loop.by_hand import Remainder, without
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.job import Job, Notice, Proposal
 from ttsnap.loop.request import FOUND, SHORT, STOPPED, TIMED, Listener, LoopSearch, RunningRequest
 from ttsnap.loop.submission import Submission
+
+MOST_ANEW = 30
+"""How often jobs begin anew before one of them ends."""
+ASKED = 10
+"""How often an algorithm is asked that wants to go on with what a person finished."""
 
 
 class Run(Submission):
@@ -30,6 +36,10 @@ class Run(Submission):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._admitted = 0
+        self._paid = Cost()
+        """By jobs that are at their end."""
+        self._begun_anew = 0
+        """How often since the last job ended."""
         self.lost = False
         """Whether the engine cannot go on; nothing can be added then."""
         engine.start()
@@ -74,6 +84,8 @@ class Run(Submission):
         too short for one row more, but where nothing has an image: then that is raised."""
         try:
             for request in list(self.requests):
+                for job in [job for job in request.active if job.said]:
+                    self._lead(job)
                 self._take_up(request)
                 ready = [job for job in request.active if not job.waiting]
                 # Prompts that share a budget are asked in rounds, so that speed does not decide who
@@ -88,6 +100,8 @@ class Run(Submission):
                     self._end(job)
                 if request.late:
                     self._wind_up(request, TIMED)
+        except JobsLost as lost:
+            self._begin_anew(lost)
         except EngineLost as lost:
             self._end_all(str(lost))
         except Exception as error:
@@ -105,8 +119,10 @@ class Run(Submission):
         if request.ended == STOPPED:
             return
         try:
-            self._wind_up(request, STOPPED)
             self._forget_queue(request)
+            self._wind_up(request, STOPPED)
+        except JobsLost as lost:
+            self._begin_anew(lost)
         except EngineLost as lost:
             self._end_all(str(lost))
 
@@ -114,13 +130,16 @@ class Run(Submission):
         """End a request at once, as nobody waits for it any more: no image is finished for it. What
         did not run is refunded. Where the engine turns out to be lost, all requests end with what
         they have."""
-        request.stopping = True
+        request.stopping, cancelled = True, Notice("cancelled; no further image was finished")
         try:
             self._forget_queue(request)
             for job in list(request.active):
                 self._recall(job)
-                job.warnings.append(Notice("cancelled; no further image was finished"))
+                job.warnings.append(cancelled)
                 self._end(job)
+        except JobsLost as lost:
+            self._give_up(request, cancelled)
+            self._begin_anew(lost)
         except EngineLost as lost:
             self._end_all(str(lost))
         self.requests = [other for other in self.requests if other is not request]
@@ -161,7 +180,7 @@ class Run(Submission):
             job = request.queue.popleft()
             job.closing = request.stopping
             request.active.append(job)
-            request.tell("start", job)
+            request.tell("start", job, led=request)
             if not shared:
                 self._ask(request, [job])
 
@@ -192,16 +211,24 @@ class Run(Submission):
     def _propose(self, request: RunningRequest, job: Job) -> Proposal:
         if job.closing:
             return Proposal(None, np.inf, job.state)
-        algorithm, task = request.spec.algorithm, request.task
-        particles = job.particles.after_move(job.moved, request.left(job))
-        move, state = algorithm.step(job.state, particles, job.rng)
-        if move is None:
-            return Proposal(None, np.inf, state)
-        if len(move):
-            validate(move, particles, self.grid, algorithm)
-        plan = self._resolve(job, move, particles)
-        check_declared(plan, algorithm, drafter=task.draft_calls > 0)
-        return Proposal(plan, float(move.value), state)
+        algorithm, state, moved = request.spec.algorithm, job.state, job.moved
+        for _ in range(ASKED if job.led else 1):
+            if job.led and len(moved) and (moved < 0).all():
+                return Proposal(None, np.inf, state)  # all that it began was dropped
+            particles = job.particles.after_move(moved, request.left(job))
+            move, state = algorithm.step(state, particles, job.rng)
+            if move is None:
+                return Proposal(None, np.inf, state)
+            left = Remainder(move, np.arange(len(move)), np.full(len(move), -1))
+            if job.led:
+                left = without(move, particles, job.dropped)
+            moved = left.moved
+            if len(left.move):
+                validate(left.move, particles, self.grid, algorithm)
+                break
+        plan = self._resolve(job, left.move, particles)
+        check_declared(plan, algorithm, drafter=request.task.draft_calls > 0)
+        return Proposal(plan, float(left.move.value), state, left.at, moved)
 
     def _stop(self, job: Job) -> None:
         """Nothing else is wanted or can be paid for: end, or finish the best particle first, from
@@ -213,16 +240,20 @@ class Run(Submission):
             self._end(job)
             return
         job.closing, job.proposal = True, None
+        # who a person dropped is finished where nothing else can be
         uids = job.unfinished(nearest=bool(request.ended))
+        kept = uids[~np.isin(uids, job.dropped)]
         if request.uses_time:
             many = (
-                fresh(self.engine.capacity, end) if not len(uids) else advance(particles, uids, end)
+                fresh(self.engine.capacity, end) if not len(kept) else advance(particles, kept, end)
             )
             plan = self._resolve(job, many, particles)
             rows = request.rows_in_time(job, plan, Cost())
             if rows and self._submit_prefix(job, plan.take(slice(rows))):
                 return
-        single = [*(advance(particles, [uid], end) for uid in uids), fresh(1, end)] if must else []
+        one = fresh(1, end)
+        single = [*(advance(particles, [uid], end) for uid in kept), one] if must else []
+        single += [advance(particles, [uid], end) for uid in np.setdiff1d(uids, kept) if must]
         if any(self._submit(job, self._resolve(job, move, particles)) for move in single):
             return
         if not job.finished:
@@ -250,16 +281,41 @@ class Run(Submission):
         """The engine is lost: there is nothing to tell it, and no more to hear from it."""
         self.lost = True
         for request in self.requests:
-            for job in request.active:
-                job.warnings.append(
-                    Notice("the engine is lost; the search ends with what it has", why)
-                )
-                job.ledger.close()
-                job.settle()
-                request.tell("end", job)
-            request.active.clear()
-            request.queue.clear()
+            self._give_up(
+                request, Notice("the engine is lost; the search ends with what it has", why)
+            )
         self.requests = []
+
+    def _give_up(self, request: RunningRequest, why: Notice) -> None:
+        """End a request without its engine."""
+        for job in request.active:
+            job.warnings.append(why)
+            job.ledger.close()
+            job.settle()
+            request.tell("end", job)
+        request.active.clear()
+        request.queue.clear()
+
+    def _begin_anew(self, lost: JobsLost) -> None:
+        """A part of the engine broke down: prompts that are not at their end begin again."""
+        self._begun_anew += 1
+        requests = [request for request in self.requests if not request.done]
+        repeated = [job for request in requests for job in request.repeated]
+        ended = [job.ledger.spent for job in repeated if job.index not in self._of_job]
+        self._paid = self._paid - Cost().plus(*ended)
+        try:
+            if self._begun_anew > MOST_ANEW:
+                raise EngineLost(f"{lost}, {MOST_ANEW} times before a prompt was done")
+            self.engine.begin_anew(self._paid)
+            self._of_job.clear()
+            self._admitted = 0
+            for request in requests:
+                request.begin_anew(self._admitted)
+                self._of_job |= {job.index: request for job in request.queue}
+                self._admitted += len(request.queue)
+                self.engine.admit([job.prompt for job in request.queue])
+        except EngineLost as why:
+            self._end_all(str(why))
 
     def _end_short(self, error: Exception) -> bool:
         """No row fits into memory any more: all end with what is finished, and what did not run is
@@ -297,5 +353,7 @@ class Run(Submission):
 
     def _release(self, job: Job) -> None:
         job.ledger.close()
+        self._paid = self._paid + job.ledger.spent
+        self._begun_anew = 0
         self.engine.release(job.index)
         del self._of_job[job.index]

@@ -8,17 +8,24 @@ import dataclasses
 import numpy as np
 
 from ttsnap.core.cost import Cost
-from ttsnap.core.moves import Move
+from ttsnap.core.moves import CONTINUE, Move
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan, owned_gradients, resolve, unspent
 from ttsnap.core.protocols import Engine
+from ttsnap.core.results import DROP, FINISH
 from ttsnap.core.validate import check_idle
+from ttsnap.loop.by_hand import alone, of, open_ones, resumed
 from ttsnap.loop.job import Job, Notice, Proposal
 from ttsnap.loop.ledger import reserve_after
 from ttsnap.loop.request import RunningRequest
 
 _NONE = np.empty(0, int)
+NOT_PAID = {
+    DROP: "the candidate of seed {} goes on, as the budget pays for no other image",
+    FINISH: "the candidate of seed {} was not finished at once, as the budget does not pay for it",
+}
+"""Of commands that the budget does not allow."""
 
 
 class Submission:
@@ -31,6 +38,9 @@ class Submission:
 
     def _resolve(self, job: Job, move: Move, particles: Particles) -> Plan:
         seed = self._of_job[job.index].spec.seed
+        if job.by_hand:
+            drop = np.setdiff1d(np.append(move.drop, job.dropped), move.rows.parent)
+            move = dataclasses.replace(move, drop=drop)
         return resolve(move, particles, self.grid, self.rewards, self.engine.price, seed)
 
     def _submit_part(self, request: RunningRequest, job: Job, proposal: Proposal) -> bool:
@@ -43,19 +53,21 @@ class Submission:
             job.rejected |= set(plan.reject.tolist())
         if not plan:
             return False
-        part = request.part(job, plan, max(1, self.engine.capacity // 2))
+        batch = max(1, self.engine.capacity // 2)
+        waits = request.in_parts and alone(plan) and not self._interruptible(plan)
+        part = batch if waits else request.part(job, plan, batch)
         rows = min(
             part, request.rows_in_time(job, plan, reserve_after(plan, job.particles, self.engine))
         )
         if not rows or not (submitted := self._submit_prefix(job, plan.take(slice(rows)))):
             return False
         if not job.begun:
-            job.moved = np.full(len(plan), -1)
-        job.moved[job.begun : job.begun + submitted] = plan.uid[:submitted]
+            job.moved = proposal.moved.copy()
+        job.moved[proposal.at[:submitted]] = plan.uid[:submitted]
         job.begun += submitted
         if submitted == part < len(plan):
             rest = dataclasses.replace(plan.take(slice(part, None)), drop=_NONE, reject=_NONE)
-            job.proposal = proposal._replace(plan=rest)
+            job.proposal = proposal._replace(plan=rest, at=proposal.at[part:])
         else:
             job.move_ends()
         return True
@@ -106,8 +118,48 @@ class Submission:
         self.engine.submit(job.index, plan)
         return True
 
-    def _recall(self, job: Job) -> None:
-        """Take the rows of a prompt back from the engine, and refund what of them did not run."""
+    def _lead(self, job: Job) -> None:
+        """Carry out what a person said of candidates. What is under way is taken back, and goes on
+        from where it is, without who is dropped, and behind who is finished; or it is through
+        first, where it is not interruptible."""
+        plan, back = job.plan if job.waiting else None, None
+        if plan is not None and not self._interruptible(plan):
+            return
+        said = open_ones([job.said.popleft() for _ in range(len(job.said))], job.particles)
+        if not said or job.closing:
+            return
+        if plan is not None:
+            back = self._recall(job)
+        job.led, job.by_hand = True, open_ones([*job.by_hand, *said], job.particles)
+        following = self._following(job, plan, back)
+        if job.proposal is not None:
+            job.proposal = job.still_proposed(job.proposal)
+        gone = of(DROP, job.by_hand)
+        submitted = self._submit_prefix(job, following) if following else 0
+        job.moved[np.isin(job.moved, [*gone, *following.uid[submitted:]])] = -1
+
+    def _interruptible(self, plan: Plan) -> bool:
+        """Whether its rows can be taken back, to go on later. Children share what they begin with,
+        and seeds whose draft was not made, or their group's, would be given up."""
+        plain = self.engine.price.start.plain
+        return alone(plan) if plain else bool((plan.rows.kind == CONTINUE).all())
+
+    def _following(self, job: Job, plan: Plan | None, back: Outcome | None) -> Plan:
+        """What commands leave of a plan, whose rows were taken back, and who is finished before.
+        Commands that the budget does not pay for are taken off, with a notice."""
+        said, particles = job.by_hand, job.particles
+        while True:
+            following = self._resolve(job, resumed(said, plan, back, particles), particles)
+            first = following.take(slice(max(1, len(of(FINISH, said)))))
+            reserve = reserve_after(first, particles, self.engine)
+            if not (said and first) or job.ledger.affords(first.cost, reserve):
+                return following
+            verb, uid = said.pop()
+            job.warnings.append(Notice(NOT_PAID[verb].format(particles.seed[uid])))
+
+    def _recall(self, job: Job) -> Outcome:
+        """Take the rows of a prompt back from the engine, and refund what of them did not run; how
+        far they got."""
         cancelled = self.engine.cancel(job.index)
         for outcome in self.engine.arrived():
             self._collect(outcome)
@@ -124,9 +176,10 @@ class Submission:
         request = self._of_job[job.index]
         if request.pace is not None:
             request.pace.returned(refund, waits=request.waiting > 0)
+        return cancelled
 
     def _collect(self, outcome: Outcome) -> None:
         request = self._of_job[outcome.job]
-        job = request.jobs[outcome.job - request.jobs[0].index]
+        job = next(job for job in request.active if job.index == outcome.job)
         job.take(outcome, self.grid.steps)
         request.tell_scores(job, outcome, self.engine)

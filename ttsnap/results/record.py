@@ -125,7 +125,7 @@ class SearchRecord:
     rewards: Sequence[str] = ()
     utility: Spec = None
     by_hand: Mapping[str, Any] | None = None
-    """The wishes of whoever led the search."""
+    """What a person dropped and finished in the search of an image (`Result.by_hand`)."""
 
     def of(
         self, result: Result, rank: int = 0, index: int = 0, fps: float | None = None
@@ -156,7 +156,11 @@ class SearchRecord:
             fps,
         )
         return replace(
-            self, call=call, pictures=(pictures and pictures[index]) or None, found=found
+            self,
+            call=call,
+            pictures=(pictures and pictures[index]) or None,
+            found=found,
+            by_hand=result.by_hand or None,
         )
 
     def to_json(self) -> dict[str, Json]:
@@ -199,6 +203,7 @@ class SearchRecord:
             **{"options": None, **_taken(found, _KEYS)},
             sampler=SamplerOptions(**{"draft": None, **_taken(found, _SAMPLER)}),
             noted=_taken(found, _NOTED),
+            by_hand=found.get("search.by_hand"),
             found=FoundImage(**_taken(found, _IMAGE_KEYS)),
         )
 
@@ -260,6 +265,7 @@ _HINTS: dict[str, Any] = {
     **{key: hints_of(SearchRecord)[name] for key, name in _KEYS.items()},
     **{key: hints_of(FoundImage)[name] for key, name in _IMAGE_KEYS.items()},
     **{key: DECLARED[name].told for key, name in (_SAMPLER | _NOTED).items()},
+    "search.by_hand": Object,
 }
 """The type of every value by its key."""
 _NEEDED = {"prompt", "seed", "model", "call", "kernel", "ttsnap", "sampler", "search"}
