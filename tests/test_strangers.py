@@ -65,11 +65,20 @@ from ttsnap.distill.evaluate import Evaluation
 from ttsnap.files.pictures import is_video, texts_in, video_pixels
 from ttsnap.files.plain_yaml import load_settings, read_yaml
 from ttsnap.files.reading import picture_pixels, read_bytes, read_json, read_object, read_tensors
+from ttsnap.files.run_folder import digest
 from ttsnap.files.settings import build
 from ttsnap.options.model import TEXT
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.recordings.folder import load_recording, open_recording, packed, progress, read_images
-from ttsnap.recordings.header import HEADER_CRC, Header, checksum
+from ttsnap.recordings.folder import (
+    HEADER_CRC,
+    checksum,
+    load_recording,
+    open_recording,
+    packed,
+    progress,
+    read_images,
+)
+from ttsnap.recordings.header import Header
 from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import Shard, ShardWriter, read_shard
@@ -326,7 +335,7 @@ def write_scores(folder: Path, doc: Any) -> None:
 def write_unit(folder: Path, doc: Any) -> None:
     header = Header.of(RECORDING)
     (folder / "recording.json").write_text(json.dumps(header.to_json()))
-    about = {**doc, "header": header.digest()} if isinstance(doc, dict) else {}
+    about = {**doc, "header": digest(header.to_json())} if isinstance(doc, dict) else {}
     (folder / "unit-00000.safetensors").write_bytes(packed(SCORES, "unit", about))
 
 
