@@ -177,8 +177,6 @@ def _dtype(wanted: ReplayFile, a: Arguments) -> str:
 
 def _check_seed_alone(path: Path, record: SearchRecord) -> None:
     """ValueError for an image that its seed alone does not make."""
-    from ttsnap.results.record import removed
-
     if record.image.branched:
         how = "came from a branch of its seed"
     elif record.sampler.guide:
@@ -190,8 +188,6 @@ def _check_seed_alone(path: Path, record: SearchRecord) -> None:
         again = (
             "its search shared a budget with others, and only all of them together find it again"
         )
-    elif gone := removed(record.algorithm):
-        again = gone
     raise ValueError(f"{path} {how}, so the seed alone does not make it again; {again}")
 
 
