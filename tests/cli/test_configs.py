@@ -169,8 +169,8 @@ REFUSED = [
             "distill-draft",
         )
     ),
-    ("generate", f"call: '{{class_path: {MODULE}.Thing}}'", "values, got '"),
-    ("distill", "record: '{model: someone/model}'", "values, got '"),
+    ("generate", f"call: '{{class_path: {MODULE}.Thing}}'", "dictionary, got '"),
+    ("distill", "record: '{model: someone/model}'", "dictionary, got '"),
     *(
         ("generate", f"{name}: null", f"{name} is null")
         for name in ("options", "call", "seed", "keep", "kernel", "model", "algorithm")

@@ -182,7 +182,7 @@ def test_round_trip_and_what_determines(tmp_path: Path) -> None:
         ({"order": "random"}, "got 'random'"),
         ({"loss": {"name": "l1"}}, "got 'l1'"),
         ({"loss": {"temperature": 0}}, "loss.temperature must be greater than 0, got 0"),
-        ({"student": {"kind": "head"}}, "got 'head'"),
+        ({"student": {"kind": "head"}}, "unknown student.kind 'head'"),
         ({"student": {"space": "latents"}}, "reads pixels, not latents"),
         ({"student": {"per_level": True}}, "student.per_level"),
         ({"order": "uniform", "lr": [1.0, 0.5]}, "order uniform"),
