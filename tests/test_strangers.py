@@ -69,6 +69,7 @@ from ttsnap.files.run_folder import digest
 from ttsnap.files.settings import build
 from ttsnap.options.model import TEXT
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines.replay import no_reward
 from ttsnap.recordings.folder import (
     HEADER_CRC,
     checksum,
@@ -162,7 +163,6 @@ PNG = {
     "lora": None,
     "path": None,
     "times": "pipeline",
-    "noises": "independent",
     "branched": False,
     "draft": "someone/draft:2",
     "search": {
@@ -251,7 +251,7 @@ def found(prepared: Prepared, pipe: Any) -> Any:
     request = prepared.request
     assert isinstance(request.search, OneOfGroup)
     assert request.search.place < 1024
-    assert request.engine.rewards == (replay._no_reward,)
+    assert request.engine.rewards == (no_reward,)
     call = request.engine.call
     assert set(call) <= set(pipe.call_arguments())
     assert all(
@@ -295,7 +295,7 @@ def read_png(folder: Path, name: str = "x.png") -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "load_model", load)
-        patch.setattr("ttsnap.pipelines.run.run", found)
+        patch.setattr("ttsnap.pipelines.replay.run", found)
         replay.run(PARSERS["replay"].parse_args([str(folder / name), "--overwrite"]))
 
 

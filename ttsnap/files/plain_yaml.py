@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_origin
 
 import yaml
 
-from ttsnap.files.reading import DEPTH, bounded, foreign, read_bytes, unique
+from ttsnap.files.reading import bounded, foreign, read_bytes, unique
 from ttsnap.files.settings import Json, build, check, kinds_of, to_json
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 
 YAML_BYTES = 2**20
+DEPTH = 64
+"""Most levels of lists and mappings inside each other."""
 
 
 def read_yaml(path: str | Path, what: str = "file") -> Json:
@@ -134,9 +136,11 @@ def _add(kind: str, read: Callable[[str], Json], pattern: str, *first: str) -> N
 
 
 _add("null", lambda text: None, "~|null|Null|NULL|", "~", "n", "N", "")
-_add("bool", lambda text: text in ("true", "True", "TRUE"), "[tT]rue|TRUE|[fF]alse|FALSE", *"tTfF")
+_BOOL = {"true": True, "false": False}
+_add("bool", lambda text: _BOOL[text.lower()], "[tT]rue|TRUE|[fF]alse|FALSE", *"tTfF")
 _add("int", lambda text: bounded(int(text)), "[-+]?[0-9]+", *"-+0123456789")
-_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+# infinity and nan are read as numbers, so that they are refused
+_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 _add("float", lambda text: bounded(float(text)), _FLOAT, *"-+.0123456789")
 # JSON writes two halves of a character, which YAML does not join; half of one fails
 _add("str", lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16"), "")

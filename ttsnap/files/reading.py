@@ -3,7 +3,7 @@ that names them.
 
 Every reader of the toolkit goes through here (docs/explanation/security.md). Nothing here imports,
 runs or opens what a file names. Accepted values have finite numbers of at most 64 bits, whole
-Unicode, and no key twice. They are nested at most DEPTH deep, and within the limits of size.
+Unicode, and no key twice. They are nested at most 200 deep, and within the limits of size.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from PIL import Image, UnidentifiedImageError
 
 from ttsnap.files.settings import Json
 
-DEPTH = 64
-"""Most levels of lists and objects inside each other."""
 JSON_BYTES, PICTURE_BYTES, TENSOR_BYTES = 64 * 2**20, 2**28, 2**33
 PIXELS = 2**26
 """Most pixels of a picture (8192 x 8192): a small file may say that it holds thousands of

@@ -162,6 +162,18 @@ class SearchRecord:
             self, call=call, pictures=(pictures and pictures[index]) or None, found=found
         )
 
+    def require_seed_alone(self) -> None:
+        """ValueError for an image that its seed alone does not make."""
+        if not self.image.branched and not self.sampler.guide:
+            return
+        how = "came from a branch of its seed"
+        if not self.image.branched:
+            how = f"was guided by {self.sampler.guide!r}"
+        again = "run `ttsnap generate` with the settings in its trace.json"
+        if self.noted.get("shared"):
+            again = "its search shared a budget; only all of its prompts together find it again"
+        raise ValueError(f"{how}, so the seed alone does not make it again; {again}")
+
     def drawn(self, shown: Tensor, scored: Tensor) -> SearchRecord:
         """That of an image (..., H, W) as people are shown it, by what was scored (..., h, w)."""
         times = shown.shape[-1] // scored.shape[-1]
