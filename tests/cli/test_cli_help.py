@@ -15,7 +15,7 @@ import pytest
 from ttsnap.algorithms import ALGORITHMS, GROUPS, make_algorithm
 from ttsnap.cli import COMMANDS, main, parse
 from ttsnap.cli.algorithms import described
-from ttsnap.cli.common import read_prompts
+from ttsnap.cli.arguments import read_prompts
 from ttsnap.extras import install
 
 ROOT = Path(__file__).parents[2]

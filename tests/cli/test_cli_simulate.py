@@ -208,7 +208,7 @@ REFUSED = [
     ("simulate R --budgets 1e308nfe", "must be a number above 0, at most"),
     ("simulate R --algorithms price-of-compute", "`ttsnap calibrate RECORDING --out priced.json`"),
     ("simulate R --algorithms none.json", "cannot read algorithm file none.json"),
-    ("simulate R --ledger magic", "unknown --ledger 'magic'; choose one of honest, published"),
+    ("simulate R --ledger magic", "--ledger must be 'honest' or 'published', got 'magic'"),
     ("simulate R --repeats 0", "repeats must be greater than or equal to 1, got 0"),
     ("simulate R --workers 0", "workers must be greater than or equal to 1, got 0"),
     ("tune R --trials 0", "trials must be greater than or equal to 1, got 0"),

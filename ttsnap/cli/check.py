@@ -161,14 +161,14 @@ def _dry_run(a: Arguments) -> int:
 
     vars(a)["task"] = TEXT
     prompts = _prompts(a)[:1]
-    engine = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None))
+    engine = arguments.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None))
     counted = [str(reward) for reward in engine.rewards if reward in REWARDS]
     unknown = have_weights([reward for reward in engine.rewards if reward not in REWARDS])
     pipe, networks = on_paper(a.model, kind)
     defaults = defaults_of(pipe)
     if counted or unknown or not (engine.rewards or defaults.reward):
         free = Arguments(**{**vars(a), "reward": "brightness"})  # which takes nothing
-        engine = common.engine_spec(free, prompts, engine.sampler)
+        engine = arguments.engine_spec(free, prompts, engine.sampler)
     request = SearchRequest(tuple(prompts), engine, "seed-pruning", Budget.parse(DRY_BUDGET))
     with foreign(f"cannot work out {a.model} on paper"):
         paper = worked_out(pipe, networks, prepare(request, defaults), a.model, counted)
@@ -251,7 +251,7 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
         raise ValueError(
             f"a check is of the model's seeds as they are, got {a.variety}; leave --variety out"
         )
-    asked = common.engine_spec(a, prompts, draft.drafted_by(None))
+    asked = arguments.engine_spec(a, prompts, draft.drafted_by(None))
     search = common.prepared(SearchRequest(tuple(prompts), asked, "keep-all", Budget()))
     rewards = chosen = [str(reward) for reward in search.engine.rewards]
     if a.model in PACKAGED:
@@ -295,7 +295,7 @@ def _prompts(a: Arguments) -> list[Prompt]:
     import ttsnap.check
 
     file = a.prompts_file or str(Path(ttsnap.check.__file__).with_name("prompts.txt"))
-    return common.read_prompts(Arguments(**{**vars(a), "prompts_file": file}), "check")
+    return arguments.read_prompts(Arguments(**{**vars(a), "prompts_file": file}), "check")
 
 
 def _typed(a: Arguments, *without: str) -> list[str]:

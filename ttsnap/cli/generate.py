@@ -121,11 +121,11 @@ def run(a: Arguments) -> int:
 def _searches(a: Arguments) -> dict[str, Prepared]:
     """The searches by the names of their algorithms, that of --algorithm first. ValueError for what
     does not fit."""
-    prompts = common.read_prompts(a, "generate", a.task)
+    prompts = arguments.read_prompts(a, "generate", a.task)
     if a.compare == a.algorithm:
         raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
-    engine = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a))
-    first = common.asked(a, prompts, own_algorithm(a.algorithm), engine)
+    engine = arguments.engine_spec(a, prompts, arguments.read(SamplerOptions, a))
+    first = arguments.asked(a, prompts, own_algorithm(a.algorithm), engine)
     asked = {a.algorithm: first}
     if a.compare:
         asked[a.compare] = first.by(own_algorithm(a.compare))

@@ -103,7 +103,7 @@ def run(a: Arguments) -> int:
     """Record, or resume, and say how well early scores tell the final ones."""
     from ttsnap.recordings.folder import RECORDING, progress, run_folder
 
-    prompts = common.read_prompts(a, "record", a.task)
+    prompts = arguments.read_prompts(a, "record", a.task)
     what = arguments.read(RecordOptions, a)
     workers = arguments.read(WorkerOptions, a)
     sampler = arguments.read(SamplerOptions, a).drafted_by(None)
@@ -112,7 +112,7 @@ def run(a: Arguments) -> int:
             "--check-draft is about a drafter, and there is none; name it: --draft FOLDER"
         )
     common.opening().placement(a.device, a.dtype)  # says that torch is loaded
-    engine = common.engine_spec(a, prompts, sampler, what.keep)
+    engine = arguments.engine_spec(a, prompts, sampler, what.keep)
     search = common.prepared(SearchRequest(tuple(prompts), engine, "keep-all", Budget(), what.seed))
     # One recording is of one engine, which notes the pictures of the first prompt.
     spec = dataclasses.replace(search.engine, call={**search.engine.call, **prompts[0].inputs})

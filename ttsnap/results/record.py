@@ -170,7 +170,9 @@ class SearchRecord:
         if not self.image.branched:
             how = f"was guided by {self.sampler.guide!r}"
         again = "run `ttsnap generate` with the settings in its trace.json"
-        if self.noted.get("shared"):
+        if self.by_hand:
+            again = "a person led its search, and no settings lead it again"
+        elif self.noted.get("shared"):
             again = "its search shared a budget; only all of its prompts together find it again"
         raise ValueError(f"{how}, so the seed alone does not make it again; {again}")
 
@@ -211,6 +213,7 @@ class SearchRecord:
                 scheduler=found["sampler"],
                 sampler=SamplerOptions(**{"draft": None, **sampler}),
                 noted={name: found[name] for name in _NOTED if name in there},
+                by_hand=found["by_hand"],
                 found=FoundImage(**{name: found[name] for name in _IMAGE}),
             )
         except ValueError as error:
@@ -276,6 +279,7 @@ _HINTS: dict[str, Any] = {
     **{name: hints_of(SearchRecord)[name] for name in _RECORD},
     **hints_of(FoundImage),
     "sampler": Word,
+    "by_hand": Object,
     **{name: DECLARED[name].told for name in (*_SAMPLER, *_NOTED)},
 }
 _NEEDED = (
