@@ -65,6 +65,7 @@ def add_prompts(p: Any) -> None:
     # those of --config.
     p.add_argument(
         "prompts",
+        type=str,
         nargs="*",
         default=argparse.SUPPRESS,
         metavar="PROMPT",
@@ -159,7 +160,7 @@ def read(kind: type[T], a: Arguments) -> T:
 def read_prompts(a: Arguments, command: str, task: str = TEXT) -> list[Prompt]:
     """The prompts given and those of the set in the file; where the task takes pictures, with those
     that the set names. ValueError for what is no set, no prompt, or an empty one."""
-    prompts = [Prompt(text) for text in _given(a)]
+    prompts = [Prompt(text) for text in a.get("prompts", [])]
     if a.prompts_file is not None:
         from ttsnap.bench.prompts import read_prompt_set
 
@@ -184,17 +185,6 @@ def with_pictures(entries: Sequence[PromptRecord], file: Path, task: str) -> lis
     from ttsnap.bench.pictures import pictured
 
     return pictured(entries, file if file.is_dir() else file.parent)
-
-
-def _given(a: Arguments) -> list[str]:
-    """The prompts of the command line or of --config. ValueError for what is neither a text nor a
-    list of texts."""
-    prompts = a.get("prompts") or []
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"prompts must be a text or a list of texts, got {str(prompts)[:80]}")
-    return list(prompts)
 
 
 def report_of(a: Arguments) -> Any:

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin
 
 import yaml
 
@@ -93,8 +93,8 @@ class _Yaml(yaml.SafeLoader):
     """Values of YAML 1.2, and no other tags. Aliases are refused: a few lines of them can stand for
     thousands of millions of values."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-    yaml_constructors: ClassVar[dict[str | None, Any]] = {None: yaml.SafeLoader.construct_undefined}
+    yaml_implicit_resolvers = {}  # noqa: RUF012
+    yaml_constructors = {None: yaml.SafeLoader.construct_undefined}  # noqa: RUF012
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -126,6 +126,10 @@ def _mapping(loader: _Yaml, node: Any) -> dict[str, Json]:
     return unique(pairs)
 
 
+def _sequence(loader: _Yaml, node: Any) -> list[Json]:
+    return loader.construct_sequence(node, deep=True)
+
+
 def _add(kind: str, read: Callable[[str], Json], pattern: str, *first: str) -> None:
     """Have texts of a pattern, which begin with one of these characters, read as values of a
     kind."""
@@ -145,9 +149,7 @@ _add("float", lambda text: bounded(float(text)), _FLOAT, *"-+.0123456789")
 # JSON writes two halves of a character, which YAML does not join; half of one fails
 _add("str", lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16"), "")
 _Yaml.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Yaml.add_constructor(
-    "tag:yaml.org,2002:seq", lambda loader, node: loader.construct_sequence(node, deep=True)
-)
+_Yaml.add_constructor("tag:yaml.org,2002:seq", _sequence)
 
 
 def parse_yaml(text: str | bytes, where: object) -> Json:
