@@ -259,7 +259,7 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
 
         rewards = list(dict.fromkeys([*chosen, MODELS[a.model].right.reward]))
     judges = rewards[len(chosen) :]
-    pipe, loaded = common.loaded(a, search, DeviceOptions(), *judges)
+    pipe, loaded = common.loaded(search, DeviceOptions(), *judges)
     _, kind = common.opening().placement(a.device, a.dtype)
     pipe.set_progress_bar_config(disable=True)
     from ttsnap.check.ladder import Setup

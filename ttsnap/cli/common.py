@@ -127,12 +127,11 @@ def load_model(
     return placed
 
 
-def loaded(
-    a: Arguments, search: Prepared, devices: DeviceOptions, *more: str
-) -> tuple[Any, LoadedRewards]:
+def loaded(search: Prepared, devices: DeviceOptions, *more: str) -> tuple[Any, LoadedRewards]:
     """The pipeline of a search, and its rewards with some more. Where other processes search, they
     load what they need themselves, and this one keeps off the devices."""
-    place, _ = opening().placement(a.device, a.dtype)
+    model = search.engine.model
+    place, _ = opening().placement(model.device, model.dtype)
     from ttsnap.pipelines.opening import check_call, prepare
     from ttsnap.pipelines.run import LoadedRewards
 
@@ -145,10 +144,9 @@ def loaded(
     rewards = load_rewards(names, device=place) if here else None
     reported = search.request.selection.reported
     report = load_rewards(reported, device=place) if reported else ()
-    device, offload = (a.device, a.offload) if here else ("cpu", "none")
-    model = arguments.read(ModelOptions, a)
-    pipe = load_model(a.model, device, a.dtype, offload, model.loras, a.task)
-    check_call(pipe, search.engine.call, a.task)
+    device, offload = (model.device, model.offload) if here else ("cpu", "none")
+    pipe = load_model(model.model, device, model.dtype, offload, model.loras, model.task)
+    check_call(pipe, search.engine.call, model.task)
     prepare(pipe, model)
     return pipe, LoadedRewards(rewards, report)
 

@@ -168,7 +168,7 @@ def _generate(
     """Load, search, and write to `out`, which is reserved."""
     devices = arguments.read(DeviceOptions, a)
     first = searches[a.algorithm]
-    pipe, rewards = common.loaded(a, first, devices)
+    pipe, rewards = common.loaded(first, devices)
     from ttsnap.pipelines import recommended  # loaded with the model
     from ttsnap.pipelines.packaged import showcase_of
 
