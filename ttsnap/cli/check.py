@@ -54,8 +54,6 @@ examples:
 SHARES = {"parity": 0.1, "cost": 0.3, "signal": 0.6}
 """Of the minutes, by rung; what one leaves, those after it may take."""
 ABOUT = "about.json"
-OUTPUTS = ("out", "json")
-"""Options that say where to write."""
 OWN = (
     "reward",
     "draft",
@@ -115,9 +113,6 @@ def parser() -> Parser:
         metavar="FOLDER",
         help=Common("where to write, and to go on from"),
     )
-    output.add_argument(
-        "--json", type=str | None, metavar="FILE", help="file for the figures of --dry-run"
-    )
     return p
 
 
@@ -152,9 +147,8 @@ def _dry_run(a: Arguments) -> int:
         raise ValueError("--dry-run is of a model: ttsnap check MODEL --dry-run")
     _, kind = common.opening().placement("gpu" if a.device == "auto" else a.device, a.dtype)
     load_libraries()
-    from ttsnap.check.dry_run import REWARDS, lines, record, worked_out
+    from ttsnap.check.dry_run import REWARDS, lines, worked_out
     from ttsnap.files.reading import foreign
-    from ttsnap.files.writing import write_json
     from ttsnap.pipelines.model_defaults import defaults_of
     from ttsnap.pipelines.on_paper import on_paper
     from ttsnap.reward_models.registry import have_weights
@@ -176,13 +170,11 @@ def _dry_run(a: Arguments) -> int:
     if unknown:
         _say("without what other rewards take, which is not known on paper")
     words = ["ttsnap", "generate", "PROMPT", "--model", a.model, "--budget", DRY_BUDGET]
-    words += _typed(a, "minutes", "prompts_file", "dry_run", "offload", *OUTPUTS)
+    words += _typed(a, "minutes", "prompts_file", "dry_run", "offload", "out")
     smallest = {card.offload: card.gb for card in reversed(paper.cards()) if card.offload}
     for offload, gb in smallest.items():
         option = [] if offload == "none" else ["--offload", offload]
         _say(f"\nfrom {gb} GB on\n\n    {shlex.join([*words, *option])}")
-    if a.json is not None:
-        write_json(Path(a.json), record(paper))
     return 0
 
 
@@ -236,7 +228,7 @@ def _written(a: Arguments, setup: Setup, settings: dict[str, Any], judged: Verdi
         **settings,
         "date": datetime.date.today().isoformat(),
         "rewards": [evidence.public_spec(reward, "REWARD") for reward in settings["rewards"]],
-        "command": shlex.join(["ttsnap", "check", model, *_typed(own, *OUTPUTS)]),
+        "command": shlex.join(["ttsnap", "check", model, *_typed(own, "out")]),
         "use": _use(own, model, evidence.public_spec(setup.draft, "DRAFT"), judged.best),
     }
     return evidence.write(Path(a.out), about, setup.found, judged, setup.out / "sheet.png")
@@ -324,7 +316,7 @@ def _use(a: Arguments, model: str, draft: str | None, best: str | None) -> str:
     from ttsnap.check.signal import FINISHED, PRUNING
 
     words = ["ttsnap", "generate", "PROMPT", "--model", model, "--budget", "4images"]
-    words += _typed(a, *OUTPUTS, "minutes", "prompts_file", "draft", "finish")
+    words += _typed(a, "out", "minutes", "prompts_file", "draft", "finish")
     if best in (None, PRUNING):
         return shlex.join(
             [*words, "--draft", "none", *([] if best else ["--algorithm", "best-of-n"])]
