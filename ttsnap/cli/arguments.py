@@ -26,10 +26,7 @@ from ttsnap.request.request import EngineSpec, SearchRequest
 if TYPE_CHECKING:
     from ttsnap.bench.prompts import PromptRecord
 
-SETTINGS = (
-    "YAML or JSON file of settings (- is standard input), named as these options; what is typed"
-    " wins over it"
-)
+SETTINGS = "YAML or JSON file of settings, named as these options; what is typed wins over it"
 REWARD = next(option.help for option in options_of(SearchOptions) if option.name == "reward")
 Values = dict[str, Any]
 """Options by name."""

@@ -13,8 +13,7 @@ from ttsnap.core.checklist import LIST
 from ttsnap.core.names import unknown
 from ttsnap.core.requirement import Requirement
 from ttsnap.files.pictured import SUFFIXES
-from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml, read_yaml
-from ttsnap.files.reading import read_once
+from ttsnap.files.plain_yaml import read_yaml
 from ttsnap.files.settings import check, kinds_of
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.engine import WorkerOptions
@@ -38,18 +37,17 @@ _TEXTS = {*(name for name, what in _LOADS.items() if what == "text"), "prompts",
 
 
 def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) -> dict[str, Any]:
-    """The values of a configuration file by the names of options, read once and checked.
+    """The values of a configuration file by the names of options, checked.
 
     known: the options of the command; words: the command line. ValueError for what no configuration
     may say. Code, weights, addresses and files elsewhere pass with --trust.
     """
-    where = "standard input" if path == "-" else path
-    data = parse_yaml(read_once(path, YAML_BYTES, "configuration file"), where)
+    data = read_yaml(path, "configuration file")
     if not isinstance(data, dict | None):
         raise ValueError(
-            f"{where} holds no configuration: expected keys and values, got {data!r:.80}"
+            f"{path} holds no configuration: expected keys and values, got {data!r:.80}"
         )
-    found = settings_in(known, data or {}, where)
+    found = settings_in(known, data or {}, path)
     strange = dict(_strange(found))
     for value in strange.values():
         refuse_credentials(value)
@@ -58,7 +56,7 @@ def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) ->
             f"{name} {without_queries(repr(value))}" for name, value in strange.items()
         )
         raise ValueError(
-            f"{where} names {named[:300]}: code is not run, nor weights, addresses and files"
+            f"{path} names {named[:300]}: code is not run, nor weights, addresses and files"
             " elsewhere used, because a configuration says so. Add --trust where you trust the"
             " file"
         )

@@ -79,26 +79,6 @@ def read_bytes(path: str | Path, most: int, what: str = "file") -> bytes:
             data = file.read(most + 1)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
-    return _bounded(data, most, path, what)
-
-
-def read_once(name: str, most: int, what: str = "file") -> bytes:
-    """The whole of what a user names on the command line: a file, a pipe, or - for standard input.
-
-    A pipe can be read once only: the bytes that are checked must be the bytes that are used.
-    ValueError as of `read_bytes`.
-    """
-    try:
-        with open(0, "rb", closefd=False) if name == "-" else open(name, "rb") as file:
-            data = file.read(most + 1)
-    except FileNotFoundError:
-        raise ValueError(f"no such {what}: {name[:200]}") from None
-    except OSError as error:
-        raise ValueError(f"cannot read {name[:200]}: {error.strerror or error}") from None
-    return _bounded(data, most, name, what)
-
-
-def _bounded(data: bytes, most: int, path: str | Path, what: str) -> bytes:
     if len(data) > most:
         raise ValueError(f"{path} is too large: at most {most:,} bytes are read of a {what}")
     return data
