@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +12,15 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import resumable
-from ttsnap.core.prompt import Prompt
 from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
-from ttsnap.options.engine import BatchOptions, WorkerOptions
+from ttsnap.options.engine import BatchOptions, DeviceOptions, WorkerOptions
 from ttsnap.options.model import EMBEDDED, ModelOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import HOT, SamplerOptions, calls_of
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, Prepared, SearchRequest
 
 if TYPE_CHECKING:
     from ttsnap.recordings.replay import Recording
@@ -120,7 +119,7 @@ def run(a: Arguments) -> int:
     # what can be refused is refused before a model is loaded
     run_folder(out, {"prompts": [prompt.text for prompt in prompts], **what.noted()}).check()
     begin = _together if workers != WorkerOptions() else _alone
-    make = begin(spec, search.prompts, out, what, workers)
+    make = begin(search, spec, out, what, workers)
 
     def safe() -> str:
         if (out / RECORDING).exists():
@@ -138,29 +137,20 @@ def run(a: Arguments) -> int:
 
 
 def _alone(
-    spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordOptions, by: WorkerOptions
+    search: Prepared, spec: EngineSpec, out: Path, what: RecordOptions, by: WorkerOptions
 ) -> Callable[[], Recording]:
     """Load the model and be ready to record in this process."""
+    pipe, rewards = common.loaded(search, DeviceOptions())
+    from ttsnap.pipelines.engine_factory import recording_info
     from ttsnap.recordings.record import record
 
-    model = spec.model
-    rewards = common.load_rewards(
-        spec.rewards, device=common.opening().placement(model.device, model.dtype)[0]
-    )
-    pipe = common.load_model(
-        model.model, model.device, model.dtype, loras=model.loras, task=model.task
-    )
-    from ttsnap.pipelines.engine_factory import recording_info
-    from ttsnap.pipelines.opening import check_call
-
-    check_call(pipe, spec.call, model.task)
-    engine = pipe.engine_of(spec, rewards=rewards)
+    engine = pipe.engine_of(spec, rewards=rewards.scoring)
     info = recording_info(pipe, engine, spec)
-    return partial(record, engine, prompts, out, what, info=info, progress_bar=True)
+    return partial(record, engine, search.prompts, out, what, info=info, progress_bar=True)
 
 
 def _together(
-    spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordOptions, by: WorkerOptions
+    search: Prepared, spec: EngineSpec, out: Path, what: RecordOptions, by: WorkerOptions
 ) -> Callable[[], Recording]:
     """Be ready to record by workers, each of which loads the model."""
 
@@ -177,7 +167,7 @@ def _together(
         if not on_gpus(model.device, by.workers):
             model = settled(model, "cpu")
         builder = EngineBuilder(dataclasses.replace(spec, model=model))
-        return record(builder, prompts, out, what, workers=by.workers, progress_bar=True)
+        return record(builder, search.prompts, out, what, workers=by.workers, progress_bar=True)
 
     return make
 
