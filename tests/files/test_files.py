@@ -14,6 +14,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import yaml
 from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,8 +65,8 @@ def test_yaml_is_plain_values() -> None:
     }
     assert parse_yaml(text, "x") == held
     assert parse_yaml("", "x") is None
-    texts = ["true", "1e-4", "012", "089", "~", "", "yes", "1.5"]
-    assert parse_yaml(dumped(texts), "x") == texts
+    texts = ["true", "1e-4", "012", "089", "~", "", "yes", "off", "1.5", "12:30"]
+    assert parse_yaml(dumped(texts), "x") == yaml.safe_load(dumped(texts)) == texts
     for bad in ("[.inf, 1e999]", "!!set {a}", "{a: 1, a: 2}", "[&a 1, *a]", "{1: 2}", "[" * 99):
         with pytest.raises(ValueError, match="cannot read x"):
             parse_yaml(bad, "x")

@@ -109,9 +109,7 @@ class _Yaml(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Yaml` would read as another value."""
-
-    yaml_implicit_resolvers = _Yaml.yaml_implicit_resolvers
+    """Quotes what `_Yaml`, or a reader of YAML 1.1, would read as another value."""
 
 
 def _mapping(loader: _Yaml, node: Any) -> dict[str, Json]:
@@ -135,7 +133,8 @@ def _add(kind: str, read: Callable[[str], Json], pattern: str, *first: str) -> N
     kind."""
     tag = f"tag:yaml.org,2002:{kind}"
     if first:
-        _Yaml.add_implicit_resolver(tag, re.compile(rf"(?:{pattern})$"), first)
+        for reader in (_Yaml, _Dumper):
+            reader.add_implicit_resolver(tag, re.compile(rf"(?:{pattern})$"), first)
     _Yaml.add_constructor(tag, lambda _, node: read(node.value))
 
 
