@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from ttsnap.engine.scoring import shown_of
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.request import Listener, LoopSearch
 from ttsnap.loop.search import searched
+from ttsnap.options.call import VideoOptions
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import PACKAGED
 from ttsnap.pipelines import output
@@ -27,7 +29,13 @@ from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_name, record_of
 from ttsnap.request.request import ModelDefaults, Prepared
 from ttsnap.results.answers import answered
-from ttsnap.results.outputs import FinishedLatents, Recorder
+from ttsnap.results.outputs import (
+    FinishedLatents,
+    Recorder,
+    enlarged_path,
+    write_enlarged,
+    write_results,
+)
 from ttsnap.results.record import SearchRecord
 from ttsnap.reward_models.registry import make_rewards, parts
 from ttsnap.rewards.reward_model import RewardModel
@@ -47,6 +55,15 @@ class SearchOutcome:
     """The denoiser of the call, in this process; None where there is none."""
     latents: list[Tensor] = field(default_factory=list)
     """Of each image, where the request's engine hands them to listeners (`EngineOptions.keep`)."""
+
+    def write(self, folder: Path, videos: VideoOptions | None = None) -> list[list[Path]]:
+        """Write the images with their record, contact sheets and a trace to a folder; the paths of
+        the images by prompt. videos: their format and speed."""
+        paths = write_results(folder, self.results, self.record, videos)
+        for index, result in enumerate(self.results):
+            if result.images:
+                write_enlarged(enlarged_path(folder, self.results, index), result.best.pixels)
+        return paths
 
 
 class LoadedRewards(NamedTuple):

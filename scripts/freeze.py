@@ -251,9 +251,10 @@ def searches() -> dict[str, Any]:
         for name, words in lines.items():
             found[name] = {"status": main([*words, *QUICK, "--out", name]), **files_in(Path(name))}
         for name, more in {"pruned": [], "redrawn": redraw[2:], "finished": []}.items():
-            path, again = next(Path(name).glob("01-*.png")), Path("replays", name)
-            status = main(["replay", str(path), "--device", "cpu", *more, "--out", f"{again}.png"])
-            same = body_of(Path(f"{again}.png").read_bytes()) == body_of(path.read_bytes())
+            path = next(Path(name).glob("01-*.png"))
+            again = Path("replays", name)
+            status = main(["replay", str(path), "--device", "cpu", *more, "--out", str(again)])
+            same = body_of((again / path.name).read_bytes()) == body_of(path.read_bytes())
             found[f"replayed {name}"] = {"status": status, "same": same}
         found["called"], found["page"] = called(), page()
     found["nodes"] = nodes()
@@ -310,9 +311,9 @@ def paired(algorithm: str, words: list[str], folder: Path) -> dict[str, Any]:
         **files_in(folder),
     }
     for path in sorted((folder / "made").glob("01-*.png")):
-        again = folder / "again.png"
+        again = folder / "again"
         found["replay"] = said(["replay", str(path), "--device", "cpu", "--out", str(again)])
-        found["same"] = body_of(again.read_bytes()) == body_of(path.read_bytes())
+        found["same"] = body_of((again / path.name).read_bytes()) == body_of(path.read_bytes())
     return found
 
 

@@ -29,7 +29,7 @@ DOORS = ("cli", "service", "demo", "cluster", "comfyui")
 """Rooms by which people come in: they hold how users type, a listener, and how a result is
 shown."""
 REACH = {
-    "finish": "finish finishes Finish finish_drafts FromDrafts from_drafts begin_calls",
+    "finish": "finish finishes Finish finish_drafts FromDrafts from_drafts",
     "variety": "variety repel Repel Coupled couple_seeds coupled COUPLE",
     "require": "require Requirement Gate gate",
     "diverse": "diverse diversity likeness Likeness make_likeness",

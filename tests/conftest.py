@@ -54,6 +54,11 @@ SYSTEM = (
         "pipelines/test_dropin.py::test_the_documentation_runs",
     ),
     # Whole programs, also those that are interrupted, killed, and go on.
+    *(
+        "test_written_before.py::test_images_are_made_again",
+        "test_written_before.py::test_what_was_begun_is_gone_on_with",
+        "test_written_before.py::test_a_benchmark_is_gone_on_with",
+    ),
     *("test_wheel.py", "bench/test_bench.py", "cli/test_cli_record.py", "cli/test_cli_simulate.py"),
     *(
         "distill/test_run.py",

@@ -65,11 +65,21 @@ from ttsnap.distill.evaluate import Evaluation
 from ttsnap.files.pictures import is_video, texts_in, video_pixels
 from ttsnap.files.plain_yaml import load_settings, read_yaml
 from ttsnap.files.reading import picture_pixels, read_bytes, read_json, read_object, read_tensors
+from ttsnap.files.run_folder import digest
 from ttsnap.files.settings import build
 from ttsnap.options.model import TEXT
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.recordings.folder import load_recording, open_recording, packed, progress, read_images
-from ttsnap.recordings.header import HEADER_CRC, Header, checksum
+from ttsnap.pipelines.replay import no_reward
+from ttsnap.recordings.folder import (
+    HEADER_CRC,
+    checksum,
+    load_recording,
+    open_recording,
+    packed,
+    progress,
+    read_images,
+)
+from ttsnap.recordings.header import Header
 from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import Shard, ShardWriter, read_shard
@@ -153,7 +163,6 @@ PNG = {
     "lora": None,
     "path": None,
     "times": "pipeline",
-    "noises": "independent",
     "branched": False,
     "draft": "someone/draft:2",
     "search": {
@@ -242,7 +251,7 @@ def found(prepared: Prepared, pipe: Any) -> Any:
     request = prepared.request
     assert isinstance(request.search, OneOfGroup)
     assert request.search.place < 1024
-    assert request.engine.rewards == (replay._no_reward,)
+    assert request.engine.rewards == (no_reward,)
     call = request.engine.call
     assert set(call) <= set(pipe.call_arguments())
     assert all(
@@ -286,7 +295,7 @@ def read_png(folder: Path, name: str = "x.png") -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "load_model", load)
-        patch.setattr("ttsnap.pipelines.run.run", found)
+        patch.setattr("ttsnap.pipelines.replay.run", found)
         replay.run(PARSERS["replay"].parse_args([str(folder / name), "--overwrite"]))
 
 
@@ -326,7 +335,7 @@ def write_scores(folder: Path, doc: Any) -> None:
 def write_unit(folder: Path, doc: Any) -> None:
     header = Header.of(RECORDING)
     (folder / "recording.json").write_text(json.dumps(header.to_json()))
-    about = {**doc, "header": header.digest()} if isinstance(doc, dict) else {}
+    about = {**doc, "header": digest(header.to_json())} if isinstance(doc, dict) else {}
     (folder / "unit-00000.safetensors").write_bytes(packed(SCORES, "unit", about))
 
 

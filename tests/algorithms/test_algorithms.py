@@ -124,8 +124,8 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (SMC, {"every": 0}, "every"),
     (SMC, {"lam": -1.0}, "lam"),
     (SMC, {"gamma": 0.0}, "gamma"),
-    (SMC, {"potential": "min"}, "potential 'min'"),
-    (SMC, {"temper": "no"}, "temper 'no'"),
+    (SMC, {"potential": "min"}, "potential .*'min'"),
+    (SMC, {"temper": "no"}, "temper .*'no'"),
     (SMC, {"resampler": "no"}, "resampler 'no'"),
     (SMC, {"temper": "adaptive", "ess": 1.0}, "ess below 1"),
     (SMC, {"ess": 1.5}, "ess"),
@@ -135,7 +135,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (CoDe, {"block": 0}, "block"),
     (CoDe, {"temperature": -1.0}, "temperature"),
     (RBF, {"streams": 0}, "streams"),
-    (RBF, {"finish": "last"}, "finish 'last'"),
+    (RBF, {"finish": "last"}, "finish .*'last'"),
     (VerifierThreshold, {"quantiles": (0.5, 2.0)}, r"quantiles\[1\]"),
     (TopNoises, {"keep": 0}, "keep .* got 0"),
     (EpsilonGreedy, {"n": 0}, "n"),
@@ -143,10 +143,10 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (EpsilonGreedy, {"streams": 0}, "streams"),
     (EpsilonGreedy, {"eps": 1.1}, "eps"),
     (EpsilonGreedy, {"lam": 0.0}, "lam"),
-    (SearchOverPaths, {"n": 0}, "at least 1"),
+    (SearchOverPaths, {"n": 0}, "n must be .* 1"),
     (SearchOverPaths, {"legs": (5, 5)}, "legs"),
     (SearchOverPaths, {"start": 1.0}, "start"),
-    (ZeroOrder, {"n": 0}, "at least 1"),
+    (ZeroOrder, {"n": 0}, "n must be .* 1"),
     (ZeroOrder, {"mix": 1.0}, "mix"),
     (ZeroOrder, {"keep": 0.0}, "keep"),
     (BestFirst, {"block": 0}, "block"),
@@ -203,7 +203,7 @@ def test_what_does_not_fit_a_grid_is_shown(algorithm: Any, levels: Any, said: st
         ("missing.json", {}, "missing.json"),
         ("best-of-n", {"keep": [1]}, r"\['keep'\]; it has \['n'\]"),
         ("price-of-compute", {"n": 3}, "ttsnap tune RECORDING --policy"),
-        *[(spec, {"n": 3}, "type Algorithm") for spec in (None, 3, True, ["smc"])],
+        *[(spec, {"n": 3}, "of Algorithm") for spec in (None, 3, True, ["smc"])],
     ],
 )
 def test_what_is_no_algorithm_or_option_of_it_is_shown(given: Any, options: Any, said: str) -> None:
@@ -256,7 +256,9 @@ def test_files_hold_known_names_and_values_of_their_types(spec: Any, tmp_path: P
     (tmp_path / "other.json").write_text('{"name": "top-noises"}')
     path = tmp_path / "theirs.json"
     path.write_text(json.dumps(spec))
-    with pytest.raises(ValueError, match=r"must be|unknown|another file|theirs\.json") as caught:
+    with pytest.raises(
+        ValueError, match=r"must be|missing|unknown|another file|theirs\.json"
+    ) as caught:
         make_algorithm(str(path))
     words = set(re.findall(r"[a-z][\w.:-]*", str(spec))) - {"name"}
     assert any(word in str(caught.value) for word in words)

@@ -52,9 +52,9 @@ def test_numbers_and_pictures_are_checked_written_and_replayed(
     assert record.pictures == {"image": digest_of(Image.open("red.png"))}
     again = ["replay", str(found), "--model", model, *HOW]
     for wrong, why in (
-        ([], "give it by --image"),
-        (["--call.image", "blue.png"], "another picture"),
-        (["--call.image", "red.png", "--call.eta", "0.5"], "eta is no picture"),
+        ([], "--image: it notes"),
+        (["--call.image", "blue.png"], "other pictures"),
+        (["--call.image", "red.png", "--call.eta", "0.5"], "eta: it notes"),
     ):
         assert main([*again, *wrong]) == 2
         assert why in capsys.readouterr().err

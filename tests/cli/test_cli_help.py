@@ -15,7 +15,7 @@ import pytest
 from ttsnap.algorithms import ALGORITHMS, GROUPS, make_algorithm
 from ttsnap.cli import COMMANDS, main, parse
 from ttsnap.cli.algorithms import described
-from ttsnap.cli.common import read_prompts
+from ttsnap.cli.arguments import read_prompts
 from ttsnap.extras import install
 
 ROOT = Path(__file__).parents[2]
@@ -140,7 +140,6 @@ def test_printed_settings_given_back_are_the_same_settings(words: str, capsys: A
 def test_prompts_of_a_config_file_are_read_and_what_is_typed_wins_wherever_it_stands() -> None:
     for written, typed, expected in (
         ("[a red circle, a blue square]", [], ["a red circle", "a blue square"]),
-        ("a red circle", [], ["a red circle"]),
         ("[a red circle]", ["a green cross"], ["a green cross"]),
     ):
         Path("run.yaml").write_text(f"prompts: {written}\nseed: 5\nkeep: 2\n")
@@ -151,9 +150,10 @@ def test_prompts_of_a_config_file_are_read_and_what_is_typed_wins_wherever_it_st
             a = parse(["generate", *argv])[1]
             assert [prompt.text for prompt in read_prompts(a, "generate")] == expected
             assert (a.seed, a.keep) == (3, 2)
-    Path("run.yaml").write_text("prompts: [1, 2]\n")
-    with pytest.raises(ValueError, match=r"\[1, 2\]"):
-        read_prompts(parse(["generate", "--config", "run.yaml"])[1], "generate")
+    for written in ("[1, 2]", "a red circle"):
+        Path("run.yaml").write_text(f"prompts: {written}\n")
+        with pytest.raises(ValueError, match=r"run\.yaml: prompts"):
+            parse(["generate", "--config", "run.yaml"])
 
 
 def test_what_is_said_about_installing_works() -> None:

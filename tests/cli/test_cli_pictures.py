@@ -88,12 +88,9 @@ def test_a_picture_is_changed_and_the_image_made_again_from_it(
     assert "in plain diffusers" not in capsys.readouterr().out
     replay = ["replay", str(found), "--device", "cpu"]
     for more, said in (
-        ([], f"with the digest {red}; give it by --image"),
-        (
-            ["--image", "blue.png"],
-            f"--image has the digest {blue}, that which was changed had {red}",
-        ),
-        (["--image", "red.png", "--mask-image", "red.png"], "no picture for --mask-image"),
+        ([], f"--image: it notes the digest {red}, got no picture"),
+        (["--image", "blue.png"], f"--image: it notes the digest {red}, got {blue}"),
+        (["--image", "red.png", "--mask-image", "red.png"], "--mask-image: it notes"),
     ):
         assert main([*replay, *more]) == 2
         assert said in capsys.readouterr().err

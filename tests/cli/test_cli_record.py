@@ -38,8 +38,8 @@ def test_interrupted_resumed_and_replayed(tmp_path: Path, capsys: Any, monkeypat
     argv = ["record", *PROMPTS, *SIZES, "--images", "--out"]
     assert main([*argv, "whole"]) == 0
     out = capsys.readouterr().out
-    assert "noise     scenes" in out
-    assert len(re.findall(r"^ +\d   [01]\.\d{3}   ", out, re.MULTILINE)) == 4
+    assert "noise | scenes" in out
+    assert len(re.findall(r"^\| +\d \| [01]\.\d{3} \|", out, re.MULTILINE)) == 4
     assert "2 prompts x 6 seeds recorded in whole, their images in images/" in out
 
     score, calls = ScenesReward.__call__, 0

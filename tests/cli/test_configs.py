@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -140,7 +139,7 @@ def test_plain_settings_need_no_word() -> None:
 BILLION = "seed: '{a: &a [x, x], b: [*a, *a]}'"
 REFUSED = [
     *(
-        ("generate", f"seed: {quote}{':'.join(['1'] * 2**16)}{quote}", "number, got '1:1:1")
+        ("generate", f"seed: {quote}{':'.join(['1'] * 2**16)}{quote}", "integer, got '1:1:1")
         for quote in ("", "'")
     ),
     *(
@@ -158,7 +157,7 @@ REFUSED = [
         for text in (f"reward+: [{SCORE}]", f"record: {{reward+: [{SCORE}]}}", BILLION)
     ),
     *(
-        (command, f"reward: !!set {{{SCORE}: null}}", "with the tag")
+        (command, f"reward: !!set {{{SCORE}: null}}", "the tag")
         for command in (
             "generate",
             "record",
@@ -168,8 +167,8 @@ REFUSED = [
             "distill-draft",
         )
     ),
-    ("generate", f"call: '{{class_path: {MODULE}.Thing}}'", "values, got '"),
-    ("distill", "record: '{model: someone/model}'", "values, got '"),
+    ("generate", f"call: '{{class_path: {MODULE}.Thing}}'", "dictionary, got '"),
+    ("distill", "record: '{model: someone/model}'", "dictionary, got '"),
     *(
         ("generate", f"{name}: null", f"{name} is null")
         for name in ("options", "call", "seed", "keep", "kernel", "model", "algorithm")
@@ -222,38 +221,12 @@ def test_what_is_typed_is_read_as_yaml_once() -> None:
     }
 
 
-@pytest.mark.parametrize("kind", ["pipe", "standard input", "fifo"])
-def test_what_can_be_read_once_is_checked_and_used(kind: str) -> None:
-    def given(text: bytes) -> Any:
-        ours, theirs = os.pipe()
-        os.write(theirs, text)
-        os.close(theirs)
-        before = os.dup(0)
-        os.dup2(ours, 0)
-        path = {"pipe": f"/dev/fd/{ours}", "standard input": "-", "fifo": "/dev/stdin"}[kind]
-        try:
-            return parsed(["generate", "a", "--config", path])
-        finally:
-            os.dup2(before, 0)
-            os.close(before)
-            os.close(ours)
-
-    assert given(b"seed: 5").seed == 5
-    with pytest.raises(ValueError, match="configuration says"):
-        given(f"reward: {SCORE}".encode())
-    with pytest.raises(ValueError, match="with the tag"):
-        given(f"reward: !!set {{{SCORE}: null}}".encode())
-
-
 @pytest.mark.parametrize(
     ("path", "said"),
     [
         ("{seed: 1}", r"no such configuration file: \{seed: 1\}"),
-        (".", r"cannot read \.: Is a directory"),
-        (
-            "/dev/zero",
-            "/dev/zero is too large: at most 1,048,576 bytes are read of a configuration file",
-        ),
+        (".", r"no such configuration file: \."),
+        ("/dev/zero", "no such configuration file: /dev/zero"),
     ],
 )
 def test_a_configuration_is_a_file(path: str, said: str) -> None:

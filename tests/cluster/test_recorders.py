@@ -108,7 +108,7 @@ def test_a_signal_waits_for_the_units_of_all_workers(
         (["--workers", "3"], "3 workers"),
         (["--workers", "2", "--device", "cuda"], "no GPU is there"),
         (["--workers", "2", "--device", "cuda:1"], "got cuda:1"),
-        (["--workers", "0"], "workers must be at least 1, got 0"),
+        (["--workers", "0"], "workers must be greater than or equal to 1, got 0"),
         (["--ray-address", "auto", "--reward", "magic"], "'magic'"),
     ],
 )

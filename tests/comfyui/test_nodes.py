@@ -315,7 +315,7 @@ def test_an_operator_offers_rewards_of_their_own_by_name(
         ({"clip": "x.py:score"}, "'clip' already"),
         ({"mine": "nowhere.py:score"}, "nowhere.py"),
         ({"mine": "pickscor"}, "pickscore"),
-        ({"mine": ["clip"]}, "mine must be text"),
+        ({"mine": ["clip"]}, "mine must be a valid string"),
         ({"mine": "http://me:secret@house"}, "before the @"),
         ("[1]", "rewards.json"),
     ],

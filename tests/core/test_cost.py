@@ -125,9 +125,9 @@ assert _counts(spent) == "2 NFE (2 forward passes), 0 decodes, 0 reward calls an
 recording = Recording(("a",), np.zeros((1, 2, 2, 1)), Grid((1.0, 0.0)), ("r",), price=price)
 told = Header.of(recording).to_json()
 assert told["price"]["flops"]["answer"] == 2.0
-assert Header.read(json.dumps(told), Path("here"))[0].price == price
+assert Header.from_json(told, Path("here")).price == price
 del told["price"]["flops"]["answer"]
-assert Header.read(json.dumps(told), Path("older"))[0].price == Price(Rates(nfe=10.0))
+assert Header.from_json(told, Path("before")).price == Price(Rates(nfe=10.0))
 """
 
 

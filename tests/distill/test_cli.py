@@ -257,7 +257,7 @@ BAD = (
     ("distill --out o", "reward is missing"),
     (OF_BRIGHTNESS, "no data"),
     (f"{OF_BRIGHTNESS} --recordings nowhere", "no such recording: nowhere"),
-    (f"{OF_BRIGHTNESS} --recordings r --order up", "unknown --order 'up'"),
+    (f"{OF_BRIGHTNESS} --recordings r --order up", "--order must be .*got 'up'"),
     (f"{OF_BRIGHTNESS} --recordings r", "cannot be made noise-aware"),
     (f"{OF_BRIGHTNESS} --record.prompts_file empty.txt", "empty.txt holds no prompt"),
     (f"{OF_BRIGHTNESS} --record.seed two", "record section does not fit"),

@@ -43,7 +43,7 @@ from ttsnap.loop.dry import DryEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import Finish, SamplerOptions
-from ttsnap.recordings.folder import load_recording, open_recording, save_recording
+from ttsnap.recordings.folder import load_recording, save_recording
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.record import describe, record
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -373,23 +373,10 @@ def test_a_replay_is_the_live_search(
                 assert all(r.spent.cost.draft_calls for r in live)
 
 
-OLD: dict[str, dict[str, Any]] = {
-    "drafts": {},
-    "finish": {"begin_calls": 1},
-    "groups": {"groups": {"size": SIZE, "nfe": AHEAD}},
-}
-"""How prices of 0.1.0 said how particles begin."""
-
-
-@pytest.mark.parametrize("kind", OLD)
-def test_headers_of_earlier_versions_are_read(kind: str, recordings: dict[str, Recording]) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_header_says_how_particles_begin(kind: str, recordings: dict[str, Recording]) -> None:
     header = Header.of(recordings[kind])
-    told = header.to_json()
-    old = {**told, "price": {**told["price"], **OLD[kind]}}  # type: ignore[dict-item]
-    start = old["price"].pop("start", {})  # type: ignore[union-attr]
-    if start:
-        old["image_nfe"] = start["image_nfe"]
-    assert Header.read(json.dumps(old), Path("old")) == (header, {"format": told["format"]})
+    assert Header.from_json(json.loads(json.dumps(header.to_json())), Path("x")) == header
 
 
 @pytest.mark.parametrize("kind", ["finish", "groups"])
@@ -609,22 +596,9 @@ def test_a_recording_holds_the_scores_of_its_looks(recordings: dict[str, Recordi
         search(["a"], SeedPruning(5, draft_calls=3), ReplayEngine(r), seed=3)
 
 
-def test_coarse_rollouts_of_an_older_recording_are_left_alone(
-    recordings: Any, tmp_path: Path
-) -> None:
+def test_a_part_of_a_recording_has_its_looks(recordings: dict[str, Recording]) -> None:
     recorded = recordings["drafts"]
-    header = replace(Header.of(recorded), looks=(*LOOKS, "rollout:3@2"))
-    with open_recording(tmp_path / "r", header) as folder:
-        folder.add(
-            header.units()[0],
-            np.concatenate([recorded.columns, recorded.columns[:, :, :1]], 2),
-            None,
-        )
-        folder.finish()
-    again = load_recording(tmp_path / "r")
-    np.testing.assert_array_equal(again.columns, recorded.columns)
-    assert (again.price, again.offers) == (recorded.price, {Need.DRAFT})
-    part = again.select(slice(1, 2), slice(5, 9))
+    part = recorded.select(slice(1, 2), slice(5, 9))
     for seen, scores in recorded.looks.items():
         np.testing.assert_array_equal(part.looks[seen], scores[1:2, 5:9])
 

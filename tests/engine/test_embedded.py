@@ -99,7 +99,7 @@ def test_no_decode_is_charged_or_made_for_estimates(pipe: Any) -> None:
     assert engine.price.estimates == "nothing"
     with pytest.raises(ValueError, match="known are pixels"):
         pipe.engine(Peek("features"), **CALL)
-    with pytest.raises(ValueError, match="one of latents"):
+    with pytest.raises(ValueError, match="must be 'latents'"):
         pipe.engine(reward, keep=["features"], **CALL)
 
 

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import yaml
 from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ from ttsnap.files import reading as files
 from ttsnap.files.hub import require_repository
 from ttsnap.files.pictured import Blank, Picture, blanks, digest_of, digests, opened
 from ttsnap.files.pictures import texts_in
-from ttsnap.files.plain_yaml import parse_yaml
+from ttsnap.files.plain_yaml import dumped, parse_yaml
 
 plain = (
     st.none()
@@ -57,13 +58,18 @@ def test_nan_passes_where_it_may() -> None:
 
 
 def test_yaml_is_plain_values() -> None:
-    text = "{a: [1, x, 2.5], b: [2001-01-01, 1e-4, 0x10, yes, ~, '5', 1E+5, a*b, 12:30, 012]}"
+    text = "{a: [1, x, 2.5], b: [2001-01-01, 1e-4, true, yes, ~, '5', 1E+5, a*b, 12:30, 012]}"
     held = {
         "a": [1, "x", 2.5],
-        "b": ["2001-01-01", 1e-4, 16, True, None, "5", 1e5, "a*b", "12:30", 12],
+        "b": ["2001-01-01", 1e-4, True, "yes", None, "5", 1e5, "a*b", "12:30", 12],
     }
     assert parse_yaml(text, "x") == held
     assert parse_yaml("", "x") is None
+    texts = ["true", "1e-4", "012", "089", "~", "", "yes", "off", "1.5", "12:30"]
+    assert parse_yaml(dumped(texts), "x") == yaml.safe_load(dumped(texts)) == texts
+    for bad in ("[.inf, 1e999]", "!!set {a}", "{a: 1, a: 2}", "[&a 1, *a]", "{1: 2}", "[" * 99):
+        with pytest.raises(ValueError, match="cannot read x"):
+            parse_yaml(bad, "x")
     # as one number, in base 60, a megabyte of them took ten minutes
     digits = ":".join(["1"] * 2**12)
     assert parse_yaml(digits, "x") == digits

@@ -56,20 +56,20 @@ def test_what_is_left_out_keeps_its_default() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"rate": 0}, r"^rate must be above 0, got 0$"),
-        ({"keep": 1}, r"^keep must be below 1, got 1$"),
-        ({"share": float("1.5")}, r"^share must be at most 1, got 1\.5$"),
-        ({"rate": "nan"}, "^rate must be a number, got 'nan'"),
-        ({"one": {"width": 2.5}}, r"^one\.width must be a whole number, got 2\.5$"),
+        ({"rate": 0}, r"^rate must be greater than 0, got 0$"),
+        ({"keep": 1}, r"^keep must be less than 1, got 1$"),
+        ({"share": float("1.5")}, r"^share must be less than or equal to 1, got 1\.5$"),
+        ({"rate": "nan"}, "^rate must be a valid number, got 'nan'"),
+        ({"one": {"width": 2.5}}, r"^one\.width must be a valid integer, got 2\.5$"),
         (
             {"many": [{"width": 1}, {"width": 1, "shares": [0.5, 2]}]},
             r"^many\[1\]\.shares\[1\] must .* 1, got 2",
         ),
-        ({"one": {}}, r"^missing key\(s\) one\.width$"),
-        ({"one": 3}, "^one must be keys and values, got 3"),
-        ({"other": 3}, r"^unknown key\(s\) other; known are rate, keep, share, one, many$"),
-        ({"a\n\x1b": 3}, r"^unknown key\(s\) a\\n\\x1b; known are"),
-        ([], "^the settings must be keys and values"),
+        ({"one": {}}, r"^one\.width is missing$"),
+        ({"one": 3}, "^one must be .*, got 3"),
+        ({"other": 3}, r"^other is unknown; known are rate, keep, share, one, many$"),
+        ({"a\n\x1b": 3}, r"^a\\n\\x1b is unknown; known are"),
+        ([], "^the settings must be .*got "),
     ],
 )
 def test_what_does_not_fit_is_named(data: Any, message: str) -> None:
@@ -89,17 +89,17 @@ def test_no_item_of_a_list_that_is_too_long_is_looked_at() -> None:
 @pytest.mark.parametrize(
     ("hint", "value", "message"),
     [
-        (Count | Literal["all"], 0, "^x must be at least 1, got 0$"),
+        (Count | Literal["all"], 0, "^x must .* 1 or 'all', got 0$"),
         (
             Count | Literal["all"],
             "al",
-            "^x must be a whole number or one of all, got 'al'; did you mean all[?]$",
+            "^x must .* 'all', got 'al'; did you mean all[?]$",
         ),
-        (str | list[float], [1, "a"], r"^x\[1\] must be a number, got 'a'$"),
+        (str | list[float], [1, "a"], r"^x\[1\] must be a valid number, got 'a'$"),
         (
             dict[Literal["scale"], float],
             {"scal": 1},
-            "^unknown key of x 'scal'; did you mean scale[?]",
+            "^key of x must be 'scale', got 'scal'; did you mean scale[?]",
         ),
     ],
 )

@@ -51,7 +51,7 @@ assert SamplerOptions().noted() == {"kernel": "pipeline"}
 found = {"prompt": "x", "seed": 1, "model": "embedded", "call": {}, "ttsnap": "1", "sampler": "S",
          "search": {"algorithm": "a", "budget": "1nfe", "reward": 1.0}, **sampler.told()}
 assert record.SearchRecord.from_json(found, "x.png").sampler.mirrored is True
-with pytest.raises(ValueError, match="the ttsnap metadata of x.png: mirrored must be true or false, got 'yes'"):
+with pytest.raises(ValueError, match="the ttsnap metadata of x.png: mirrored must be .*got 'yes'"):
     record.SearchRecord.from_json({**found, "mirrored": "yes"}, "x.png")
 
 spec = EngineSpec(ModelOptions(), ("scenes",), sampler)
@@ -65,7 +65,7 @@ assert prepared_of(body, offer, SearchLimits()).engine.sampler.mirrored is True
 assert request_of(SearchFields.of(fields), offer, SearchLimits()).engine.sampler.mirrored is True
 told = body_schema(Generation)["requestBody"]["content"]["application/json"]["schema"]
 assert told["properties"]["mirrored"]["description"].startswith("turn the noises")
-with pytest.raises(RequestError, match="mirrored must be true or false, got 'yes'"):
+with pytest.raises(RequestError, match="mirrored must be .*got 'yes'"):
     validated(Generation, {**fields, "mirrored": "yes"})
 
 again = parse(shlex.split(command_line(wanted))[1:])[1]

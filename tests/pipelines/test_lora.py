@@ -174,11 +174,11 @@ def test_generate_record_and_replay(tmp_path: Path, capsys: Any, monkeypatch: An
     settings = json.loads(Path("with/trace.json").read_text())["settings"]
     assert read_record(image).lora == settings["lora"] == option
     assert main(["replay", str(image)]) == 2  # a picture does not decide what is loaded
-    assert f"the LoRA '{option}'" in capsys.readouterr().err
+    assert f"the lora '{option}'" in capsys.readouterr().err
     assert main(["replay", str(image), "--trust"]) == 0
     assert largest(image, image.parent / "replays" / image.name) <= 1
-    assert main(["replay", str(image), "--lora", f"{lora}:-3", "--out", "other.png"]) == 0
-    assert largest(image, Path("other.png")) > 1
+    assert main(["replay", str(image), "--lora", f"{lora}:-3", "--out", "other"]) == 0
+    assert largest(image, Path("other", image.name)) > 1
     record = ["record", prompt, "--seeds", "1", "--out", "recording", *quick]
     assert main([*record, "--lora", option]) == 0
     assert main(record) == 2

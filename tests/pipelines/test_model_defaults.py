@@ -285,7 +285,7 @@ def test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafte
     image = Image.open(png)
     for drafter, refusal in (
         (None, "no drafter"),
-        *((name, f"drafter '{name}'") for name in STRANGERS),
+        *((name, f"draft '{name}'") for name in STRANGERS),
     ):
         info = PngInfo()
         info.add_text("ttsnap", json.dumps({**json.loads(image.info["ttsnap"]), "draft": drafter}))

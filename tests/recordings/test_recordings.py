@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -244,7 +243,7 @@ def test_settings_that_fit_nothing_leave_nothing(recorder: Any, tmp_path: Path) 
         ({"seed": -1}, "got -1"),
         ({"seeds": 0}, "got 0"),
         ({"block": (0, 3)}, "block must"),
-        ({"info": {"when": object()}}, "info must"),
+        ({"info": {"when": object()}}, "got <object"),
         ({"prompts": []}, "needs prompts"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -261,29 +260,6 @@ def test_other_files_are_left_alone(recorder: Any, tmp_path: Path) -> None:
         recorder(tmp_path / "thesis.tex")
     (tmp_path / "thesis.tex").unlink()
     recorder(tmp_path)
-
-
-def test_recordings_of_the_old_format_are_read_and_resumed(recorder: Any, tmp_path: Path) -> None:
-    """Prices without guidance, `decode_estimates`, a header without a checksum."""
-    whole, old = recorder(tmp_path / "whole"), cut(recorder, tmp_path / "old", 60)
-    settings = json.loads((old / "recording.json").read_text())
-    settings["price"] = {
-        key: settings["price"][key] for key in ("flops", "seconds", "passes_per_nfe")
-    }
-    settings["price"]["decode_estimates"] = True
-    (old / "recording.json").write_text(json.dumps(settings))
-    assert progress(old) == (2, 4)
-    counter = Brightness()
-    recorder(old, reward=counter)
-    assert counter.images == 25
-    assert contents(old)["scores.safetensors"] == contents(tmp_path / "whole")["scores.safetensors"]
-    about = {**settings, "shards": [], "crc32": zlib.crc32(whole.scores.tobytes())}
-    save_file(
-        {"scores": whole.scores}, tmp_path / "old.safetensors", {"recording": json.dumps(about)}
-    )
-    read = load_recording(tmp_path / "old.safetensors")
-    np.testing.assert_array_equal(read.scores, whole.scores)
-    assert (read.price, read.info) == (whole.price, whole.info)
 
 
 def test_a_guided_recording_is_resumed_and_replayed(engine: Any, tmp_path: Path) -> None:
@@ -318,7 +294,7 @@ def test_a_guided_recording_is_resumed_and_replayed(engine: Any, tmp_path: Path)
     ):
         forged = {**header, "price": {**header["price"], **change}}
         with pytest.raises(ValueError, match=f"damaged: {said}"):
-            Header.read(json.dumps(forged), tmp_path)
+            Header.from_json(forged, tmp_path)
 
 
 def test_every_flipped_bit_of_the_scores_header_is_found(tmp_path: Path) -> None:
@@ -403,8 +379,8 @@ def test_files_that_are_no_recording(recorder: Any, tmp_path: Path) -> None:
     for forged, message in [
         ({**header, "format": 2}, "has format 2, this ttsnap reads 1; update"),
         ({**header, "levels": [0.0, 1.0]}, "damaged: grid levels"),
-        ({**header, "price": {}}, "damaged"),
-        (lacking, r"it lacks \['rewards'\]"),
+        ({**header, "price": {"flops": 3}}, "damaged"),
+        (lacking, "damaged: .*rewards"),
     ]:
         where.write_text(json.dumps(forged))
         with pytest.raises(ValueError, match=message):

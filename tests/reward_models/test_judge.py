@@ -667,13 +667,13 @@ def test_what_is_no_key_proxy_or_address_is_refused_unseen(
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("maybe", "kind of judge 'maybe'; choose one of yes, rubric, pairs"),
-        ("yes:modle=x", "unknown key"),
+        ("maybe", "kind of judge must be 'yes', 'rubric' or 'pairs', got 'maybe'"),
+        ("yes:modle=x", "modle is unknown; did you mean model"),
         ("yes:fast", "cannot read the judge's options 'fast'"),
         ("yes:model=a,model=b", "cannot read the judge's options"),
-        ("yes:concurrency=0", r"concurrency must be at least 1, got 0"),
+        ("yes:concurrency=0", r"concurrency must be .* 1, got 0"),
         ("yes:timeout=inf", "timeout must be a finite number"),
-        ("yes:detail=none", "judge.detail 'none'"),
+        ("yes:detail=none", "judge.detail .*'none'"),
         ("yes:api_key=sk-x", "a key is no option"),
         ("yes:base_url=ftp://x", "starts with http"),
         *(
@@ -682,7 +682,7 @@ def test_what_is_no_key_proxy_or_address_is_refused_unseen(
         ),
         (
             "yes:base_url=http://host/v1,model=gemini@001,retries=-1",
-            "retries must be at least 0, got -1",
+            "retries must be .* 0, got -1",
         ),
         ("yes:base_url=http://host/v1?key=sk-x", "base_url holds a name, a password"),
         ("yes:base_url=http://host:x/v1", "no address that can be read"),

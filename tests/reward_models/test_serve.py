@@ -434,7 +434,7 @@ def test_control_c_ends_the_command(
         assert main(["serve-reward", "brightness", "--port", url.rpartition(":")[2]]) == 2
     assert "choose another --host or --port" in capsys.readouterr().err
     assert main(["serve-reward", "brightness", "--port", "0", "--max-images", "0"]) == 2
-    assert "max_images must be at least 1, got 0" in capsys.readouterr().err
+    assert "max_images must be greater than or equal to 1, got 0" in capsys.readouterr().err
 
 
 def test_missing_libraries_are_named(

@@ -97,11 +97,14 @@ def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
         ({"weights": "elsewhere/model"}, "weights"),
         ({"trained_for": {"steps": 0}}, "steps"),
         ({"trained_for": {"model": "m" * 301}}, "300 characters"),
-        ({"checked": [{"model": "m"}]}, r"checked\[0\]\.steps"),
+        ({"checked": [{"model": "m"}]}, r"checked\[0\]\..* is missing"),
         ({"checked": [{**CHECKED, "figures": {"rank": "high"}}]}, r"figures\.rank"),
         ({"checked": [{**CHECKED, "figures": [0.4]}]}, "figures"),
         ({"checked": [CHECKED] * 1001}, "1,000 checks"),
-        ({"checked": [{**CHECKED, "figures": {str(k): 0 for k in range(101)}}]}, "100 values"),
+        (
+            {"checked": [{**CHECKED, "figures": {str(k): 0 for k in range(101)}}]},
+            "at most 100 items",
+        ),
     ],
 )
 def test_files_of_strangers_are_refused_in_a_sentence_that_names_them(

@@ -386,7 +386,7 @@ def test_refusals_come_before_any_compute() -> None:
         (FunctionReward(lambda images, prompts: [0.0] * len(images)), {}, "has no gradient"),
         (reward, {"kernel": Ode}, "Ode draws none"),
         (reward, {"guide": RewardGuidance(weights=(1.0, 2.0))}, "2 weights for 1 rewards"),
-        (reward, {"gradient_batch_size": 0}, "at least 1, got 0"),
+        (reward, {"gradient_batch_size": 0}, "equal to 1, got 0"),
     ):
         with pytest.raises(ValueError, match=said):
             engine_of(denoiser, made, **{"guide": RewardGuidance(), **how})

@@ -62,7 +62,7 @@ ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("n", 0),
         ("n", 11, "10"),
         ("n", 1.5),
-        ("seed", "1", "whole"),
+        ("seed", "1", "integer"),
         ("seed", -1),
         *(("size", size) for size in SIZES),
         (None, {"size": "17x33"}, "17"),

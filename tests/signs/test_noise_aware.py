@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from ttsnap.distill.run import distill
 from ttsnap.files.settings import build
 from ttsnap.options.record import RecordOptions
 from ttsnap.pipelines import defaults, load
-from ttsnap.recordings.header import _price, _price_to_json
+from ttsnap.recordings.header import Header
 from ttsnap.recordings.record import record
+from ttsnap.recordings.replay import Recording
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.signs import SignsNoiseAware, letter_ids
@@ -75,7 +77,7 @@ def test_rows_are_scored_alike_in_any_batch_by_word_and_level() -> None:
     assert torch.equal(torch.as_tensor(made(images, prompts, level)), Brightness()(images, prompts))
 
 
-def test_a_search_decodes_and_reads_finished_images_only(pipe: Any) -> None:
+def test_a_search_decodes_and_reads_finished_images_only(pipe: Any, tmp_path: Path) -> None:
     base = Counting()
     engine = pipe.engine(SignsNoiseAware(base), batch_size=8, **CALL)
     assert engine.price.estimates == "nothing"
@@ -93,8 +95,10 @@ def test_a_search_decodes_and_reads_finished_images_only(pipe: Any) -> None:
     )
     scored = 9 * flops.reward_calls + 3 * flops.base_calls
     assert found.spent.flops == pytest.approx(21 * flops.nfe + 3 * flops.decodes + scored)
-    recorded = _price(json.loads(json.dumps(_price_to_json(engine.price))), None)
-    assert (recorded.bases, recorded.flops) == (1, flops)
+    scores = np.zeros((1, 1, engine.grid.steps + 1, 1))
+    recording = Recording(("a",), scores, engine.grid, ("r",), price=engine.price)
+    told = json.loads(json.dumps(Header.of(recording).to_json()))
+    assert Header.from_json(told, tmp_path).price == engine.price
     engine.calibrate()
     assert engine.price.seconds is not None
 

@@ -90,7 +90,7 @@ def test_a_check_says_and_notes_it(
     write_draft("drafter", DraftSettings(first_time=0.9, trained_for=TrainedFor("tiny")))
     out = check_draft(made(good), Path("rec.json"))
     assert said in out
-    assert "0.5   1.000 +- 0.000   draft:1@0" in out or good < 0
+    assert "0.5 |  1.000 ± 0.000 |  draft:1@0" in out or good < 0
     settings = read_draft("drafter")
     assert settings.first_time == 0.9
     (check,) = settings.checked

@@ -4,7 +4,7 @@ cards that fits."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -193,11 +193,6 @@ def _noted(networks: Mapping[str, Answers], call: Callable[[], object]) -> dict[
     for each in networks.values():
         each.remembers = False
     return {name: each.peak for name, each in networks.items() if each.peak}
-
-
-def record(paper: Paper) -> dict[str, Any]:
-    """All of it, JSON-ready."""
-    return {**asdict(paper), "cards": [asdict(card) for card in paper.cards()]}
 
 
 def lines(paper: Paper) -> Iterator[str]:

@@ -188,11 +188,11 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, Prepared]:
             f"--prompts {a.prompts} leaves none of the {len(whole.prompts)} prompts of"
             f" {a.prompts_file}"
         )
-    texts = common.with_pictures(prompts, Path(a.prompts_file or "."), a.task)
+    texts = arguments.with_pictures(prompts, Path(a.prompts_file or "."), a.task)
     # studies name their drafters
     arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a).drafted_by(None))
-    engine = common.engine_spec(a, texts, arms[0].sampler)
-    request = common.asked(a, texts, ALGORITHMS[0], engine)
+    engine = arguments.engine_spec(a, texts, arms[0].sampler)
+    request = arguments.asked(a, texts, ALGORITHMS[0], engine)
     plain = common.prepared(request)
     common.check_affordable(plain)
     searches = {}
@@ -259,7 +259,7 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, plain: Prepared) -> 
         "shared": plain.shared,
         "reward": a.reward or plain.engine.rewards[0],
         "utility": a.utility,
-        "report": common.report_of(a),
+        "report": arguments.report_of(a),
         "seed": plain.seed,
         **options,
         "call": {**call, **digests(call)},

@@ -28,13 +28,13 @@ class BenchModel:
     pipe: Any = None
 
     def __init__(self, a: Arguments) -> None:
-        self._a, self._devices = a, arguments.read(DeviceOptions, a)
+        self._devices = arguments.read(DeviceOptions, a)
 
     def of(self, bench: Bench) -> BenchModel:
         """The same, for the searches of this benchmark. The first one's loads."""
         self.bench, first = bench, cast("Prepared", bench.searches[bench.arms[0].name])
         if self.pipe is None:
-            self.pipe, self._loaded = common.loaded(self._a, first, self._devices)
+            self.pipe, self._loaded = common.loaded(first, self._devices)
         for reward in self._loaded.reports or ():
             reward.check([prompt.read for prompt in bench.texts])
         return self

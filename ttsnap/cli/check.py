@@ -54,8 +54,6 @@ examples:
 SHARES = {"parity": 0.1, "cost": 0.3, "signal": 0.6}
 """Of the minutes, by rung; what one leaves, those after it may take."""
 ABOUT = "about.json"
-OUTPUTS = ("out", "json")
-"""Options that say where to write."""
 OWN = (
     "reward",
     "draft",
@@ -115,9 +113,6 @@ def parser() -> Parser:
         metavar="FOLDER",
         help=Common("where to write, and to go on from"),
     )
-    output.add_argument(
-        "--json", type=str | None, metavar="FILE", help="file for the figures of --dry-run"
-    )
     return p
 
 
@@ -152,23 +147,22 @@ def _dry_run(a: Arguments) -> int:
         raise ValueError("--dry-run is of a model: ttsnap check MODEL --dry-run")
     _, kind = common.opening().placement("gpu" if a.device == "auto" else a.device, a.dtype)
     load_libraries()
-    from ttsnap.check.dry_run import REWARDS, lines, record, worked_out
+    from ttsnap.check.dry_run import REWARDS, lines, worked_out
     from ttsnap.files.reading import foreign
-    from ttsnap.files.writing import write_json
     from ttsnap.pipelines.model_defaults import defaults_of
     from ttsnap.pipelines.on_paper import on_paper
     from ttsnap.reward_models.registry import have_weights
 
     vars(a)["task"] = TEXT
     prompts = _prompts(a)[:1]
-    engine = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None))
+    engine = arguments.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None))
     counted = [str(reward) for reward in engine.rewards if reward in REWARDS]
     unknown = have_weights([reward for reward in engine.rewards if reward not in REWARDS])
     pipe, networks = on_paper(a.model, kind)
     defaults = defaults_of(pipe)
     if counted or unknown or not (engine.rewards or defaults.reward):
         free = Arguments(**{**vars(a), "reward": "brightness"})  # which takes nothing
-        engine = common.engine_spec(free, prompts, engine.sampler)
+        engine = arguments.engine_spec(free, prompts, engine.sampler)
     request = SearchRequest(tuple(prompts), engine, "seed-pruning", Budget.parse(DRY_BUDGET))
     with foreign(f"cannot work out {a.model} on paper"):
         paper = worked_out(pipe, networks, prepare(request, defaults), a.model, counted)
@@ -176,13 +170,11 @@ def _dry_run(a: Arguments) -> int:
     if unknown:
         _say("without what other rewards take, which is not known on paper")
     words = ["ttsnap", "generate", "PROMPT", "--model", a.model, "--budget", DRY_BUDGET]
-    words += _typed(a, "minutes", "prompts_file", "dry_run", "offload", *OUTPUTS)
+    words += _typed(a, "minutes", "prompts_file", "dry_run", "offload", "out")
     smallest = {card.offload: card.gb for card in reversed(paper.cards()) if card.offload}
     for offload, gb in smallest.items():
         option = [] if offload == "none" else ["--offload", offload]
         _say(f"\nfrom {gb} GB on\n\n    {shlex.join([*words, *option])}")
-    if a.json is not None:
-        write_json(Path(a.json), record(paper))
     return 0
 
 
@@ -236,7 +228,7 @@ def _written(a: Arguments, setup: Setup, settings: dict[str, Any], judged: Verdi
         **settings,
         "date": datetime.date.today().isoformat(),
         "rewards": [evidence.public_spec(reward, "REWARD") for reward in settings["rewards"]],
-        "command": shlex.join(["ttsnap", "check", model, *_typed(own, *OUTPUTS)]),
+        "command": shlex.join(["ttsnap", "check", model, *_typed(own, "out")]),
         "use": _use(own, model, evidence.public_spec(setup.draft, "DRAFT"), judged.best),
     }
     return evidence.write(Path(a.out), about, setup.found, judged, setup.out / "sheet.png")
@@ -251,7 +243,7 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
         raise ValueError(
             f"a check is of the model's seeds as they are, got {a.variety}; leave --variety out"
         )
-    asked = common.engine_spec(a, prompts, draft.drafted_by(None))
+    asked = arguments.engine_spec(a, prompts, draft.drafted_by(None))
     search = common.prepared(SearchRequest(tuple(prompts), asked, "keep-all", Budget()))
     rewards = chosen = [str(reward) for reward in search.engine.rewards]
     if a.model in PACKAGED:
@@ -259,7 +251,7 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
 
         rewards = list(dict.fromkeys([*chosen, MODELS[a.model].right.reward]))
     judges = rewards[len(chosen) :]
-    pipe, loaded = common.loaded(a, search, DeviceOptions(), *judges)
+    pipe, loaded = common.loaded(search, DeviceOptions(), *judges)
     _, kind = common.opening().placement(a.device, a.dtype)
     pipe.set_progress_bar_config(disable=True)
     from ttsnap.check.ladder import Setup
@@ -295,7 +287,7 @@ def _prompts(a: Arguments) -> list[Prompt]:
     import ttsnap.check
 
     file = a.prompts_file or str(Path(ttsnap.check.__file__).with_name("prompts.txt"))
-    return common.read_prompts(Arguments(**{**vars(a), "prompts_file": file}), "check")
+    return arguments.read_prompts(Arguments(**{**vars(a), "prompts_file": file}), "check")
 
 
 def _typed(a: Arguments, *without: str) -> list[str]:
@@ -324,7 +316,7 @@ def _use(a: Arguments, model: str, draft: str | None, best: str | None) -> str:
     from ttsnap.check.signal import FINISHED, PRUNING
 
     words = ["ttsnap", "generate", "PROMPT", "--model", model, "--budget", "4images"]
-    words += _typed(a, *OUTPUTS, "minutes", "prompts_file", "draft", "finish")
+    words += _typed(a, "out", "minutes", "prompts_file", "draft", "finish")
     if best in (None, PRUNING):
         return shlex.join(
             [*words, "--draft", "none", *([] if best else ["--algorithm", "best-of-n"])]

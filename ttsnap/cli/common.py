@@ -13,77 +13,19 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.cli import arguments
 from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.cli.parser import Arguments
-from ttsnap.core.checklist import rewards_of
 from ttsnap.core.names import unknown
-from ttsnap.core.prompt import Prompt
 from ttsnap.core.requirement import Requirement
 from ttsnap.files.hub import require_repository
-from ttsnap.loop.budget import Budget
-from ttsnap.options.call import WRITTEN, PictureOptions, pictured_call
-from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions, Kept
+from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
-from ttsnap.options.sampler import NOISE, SamplerOptions
-from ttsnap.options.selection import SelectionOptions, listed
-from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
+from ttsnap.options.sampler import NOISE
+from ttsnap.options.selection import listed
+from ttsnap.request.request import ModelDefaults, Prepared, SearchRequest, prepare
 from ttsnap.reward_models.registry import LIKENESSES, REWARDS, named, parts
 from ttsnap.reward_models.registry import check_names as check_rewards
 
 if TYPE_CHECKING:
-    from ttsnap.bench.prompts import PromptRecord
     from ttsnap.pipelines.run import LoadedRewards
-
-# --- reading them ---------------------------------------------------------------------------------
-
-
-def read_prompts(a: Arguments, command: str, task: str = TEXT) -> list[Prompt]:
-    """The prompts given and those of the set in the file; where the task takes pictures, with those
-    that the set names. ValueError for what is no set, no prompt, or an empty one."""
-    prompts = [Prompt(text) for text in _given(a)]
-    if a.prompts_file is not None:
-        from ttsnap.bench.prompts import read_prompt_set
-
-        prompts += with_pictures(
-            read_prompt_set(Path(a.prompts_file)).prompts, Path(a.prompts_file), task
-        )
-    if not prompts:
-        raise ValueError(f'no prompt: ttsnap {command} "a red circle", or --prompts-file FILE')
-    if any(not prompt.text.strip() for prompt in prompts):
-        raise ValueError(
-            f"prompt {[p.text.strip() for p in prompts].index('') + 1} of {len(prompts)} is empty"
-        )
-    return prompts
-
-
-def with_pictures(entries: Sequence[PromptRecord], file: Path, task: str) -> list[Prompt]:
-    """The prompts of these entries of a set; where the task takes pictures, with those that the set
-    names, from the folder that it lies in. ValueError for names that are none, and files that are
-    no pictures."""
-    if task == TEXT:
-        return [Prompt(entry.text) for entry in entries]
-    from ttsnap.bench.pictures import pictured
-
-    return pictured(entries, file if file.is_dir() else file.parent)
-
-
-def _given(a: Arguments) -> list[str]:
-    """The prompts of the command line or of --config. ValueError for what is neither a text nor a
-    list of texts."""
-    prompts = a.get("prompts") or []
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"prompts must be a text or a list of texts, got {str(prompts)[:80]}")
-    return list(prompts)
-
-
-def report_of(a: Arguments) -> Any:
-    """--report as given, or what a packaged model reports beside the reward by which it is
-    searched; else None."""
-    if a.report or a.reward is not None or a.model not in PACKAGED:
-        return a.report or None
-    from ttsnap.pipelines.packaged import MODELS
-
-    return MODELS[a.model].report
 
 
 def load_rewards(spec: Any, **where: Any) -> Any:
@@ -96,39 +38,6 @@ def load_rewards(spec: Any, **where: Any) -> Any:
         opening().check_here(where["device"])
     with loading(f"the reward{'s' * (len(names) > 1)} {', '.join(map(without_queries, names))}"):
         return make_rewards(spec, **where)
-
-
-def engine_spec(
-    a: Arguments, prompts: Sequence[Prompt], sampler: SamplerOptions, keep: Sequence[Kept] = ()
-) -> EngineSpec:
-    """The engine that is asked for. keep: as in EngineOptions. ValueError for pictures that do not
-    fit."""
-    from ttsnap.reward_models.registry import refuse_credentials
-
-    refuse_credentials(a.reward)  # before it is written into a file
-    written = {name: a[option.flag] for name, option in WRITTEN.items()}
-    call = {name: value for name, value in written.items() if value is not None}
-    call |= pictured_call(a.call) | _picture_arguments(a, prompts)
-    batch = EngineOptions.of(arguments.read(BatchOptions, a), keep)
-    rewards = rewards_of(a.reward, listed(a.get("check")), a.get("tie"))
-    return EngineSpec(arguments.read(ModelOptions, a), rewards, sampler, batch, call)
-
-
-def asked(
-    a: Arguments, prompts: Sequence[Prompt], search: Any, engine: EngineSpec
-) -> SearchRequest:
-    """What a command that searches is asked for: by its options, those that it has."""
-    return SearchRequest(
-        tuple(prompts),
-        engine,
-        search,
-        budget_of(a),
-        a.seed,
-        a.get("keep", 1),
-        a.get("options", {}),
-        a.shared,
-        replace(arguments.read(SelectionOptions, a), report=report_of(a)),
-    )
 
 
 def prepared(request: SearchRequest) -> Prepared:
@@ -145,35 +54,6 @@ def prepared(request: SearchRequest) -> Prepared:
     search = prepare(request, replace(defaults, parts=partial(parts, packaged=packaged)))
     check_call_sides(located(request.model) or Path(), search.engine.call)
     return search
-
-
-def _picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Pictures for all prompts, and strength, by argument of the pipeline's call.
-
-    ValueError for files that are no pictures, where some prompts have other kinds of pictures than
-    others, and where there are pictures for all prompts as well.
-    """
-    given = arguments.read(PictureOptions, a)
-    for_all = given.read(a.task)
-    kinds = list(dict.fromkeys(", ".join(prompt.inputs) or "no picture" for prompt in prompts))
-    if len(kinds) > 1:
-        raise ValueError(
-            f"some prompts have {kinds[0]} and others {kinds[1]}; give all the same kinds of"
-            " pictures"
-        )
-    if twice := sorted(for_all.keys() & prompts[0].inputs.keys()):
-        raise ValueError(
-            f"{twice} for all prompts, and one of its own for each in {a.prompts_file}; leave"
-            " one out"
-        )
-    strength = {} if given.strength is None else {"strength": given.strength}
-    return {**for_all, **strength}
-
-
-def budget_of(a: Arguments) -> Budget:
-    """--budget or --effort, the medium one without either. ValueError for both, or one that cannot
-    be read."""
-    return Budget.parse(a.budget, "medium" if a.budget is None and a.effort is None else a.effort)
 
 
 def check_names(given: Arguments) -> None:
@@ -247,12 +127,11 @@ def load_model(
     return placed
 
 
-def loaded(
-    a: Arguments, search: Prepared, devices: DeviceOptions, *more: str
-) -> tuple[Any, LoadedRewards]:
+def loaded(search: Prepared, devices: DeviceOptions, *more: str) -> tuple[Any, LoadedRewards]:
     """The pipeline of a search, and its rewards with some more. Where other processes search, they
     load what they need themselves, and this one keeps off the devices."""
-    place, _ = opening().placement(a.device, a.dtype)
+    model = search.engine.model
+    place, _ = opening().placement(model.device, model.dtype)
     from ttsnap.pipelines.opening import check_call, prepare
     from ttsnap.pipelines.run import LoadedRewards
 
@@ -265,10 +144,9 @@ def loaded(
     rewards = load_rewards(names, device=place) if here else None
     reported = search.request.selection.reported
     report = load_rewards(reported, device=place) if reported else ()
-    device, offload = (a.device, a.offload) if here else ("cpu", "none")
-    model = arguments.read(ModelOptions, a)
-    pipe = load_model(a.model, device, a.dtype, offload, model.loras, a.task)
-    check_call(pipe, search.engine.call, a.task)
+    device, offload = (model.device, model.offload) if here else ("cpu", "none")
+    pipe = load_model(model.model, device, model.dtype, offload, model.loras, model.task)
+    check_call(pipe, search.engine.call, model.task)
     prepare(pipe, model)
     return pipe, LoadedRewards(rewards, report)
 
@@ -290,6 +168,3 @@ def listening(a: Arguments) -> Iterator[None]:
         raise ValueError(
             f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port"
         ) from None
-
-
-# --- what was written -----------------------------------------------------------------------------

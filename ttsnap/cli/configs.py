@@ -13,8 +13,7 @@ from ttsnap.core.checklist import LIST
 from ttsnap.core.names import unknown
 from ttsnap.core.requirement import Requirement
 from ttsnap.files.pictured import SUFFIXES
-from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml, read_yaml
-from ttsnap.files.reading import read_once
+from ttsnap.files.plain_yaml import read_yaml
 from ttsnap.files.settings import check, kinds_of
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.engine import WorkerOptions
@@ -24,39 +23,31 @@ from ttsnap.options.option import options_of
 from ttsnap.options.sampler import comes_along
 from ttsnap.reward_models.registry import REWARDS, refuse_credentials, without_queries
 
-_DECLARED = (
-    *DECLARED.values(),
-    *options_of(ModelOptions),
-    *options_of(WorkerOptions),
-    *WRITTEN.values(),
-)
-
-
-def _loading(what: str) -> set[str]:
-    """The options whose values make ttsnap load something of this kind."""
-    return {option.flag for option in _DECLARED if option.loads == what}
-
-
-_REWARDS = {*_loading("reward"), "base"}
-_MODELS = _loading("model")
-_ADDRESSES = _loading("address")
-_LIKENESSES = _loading("likeness")
-_TEXTS = {*_loading("text"), "prompts", "call"}
+_LOADS = {
+    option.flag: option.loads
+    for option in (
+        *DECLARED.values(),
+        *options_of(ModelOptions),
+        *options_of(WorkerOptions),
+        *WRITTEN.values(),
+    )
+}
+"""What the values of options make ttsnap load."""
+_TEXTS = {*(name for name, what in _LOADS.items() if what == "text"), "prompts", "call"}
 
 
 def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) -> dict[str, Any]:
-    """The values of a configuration file by the names of options, read once and checked.
+    """The values of a configuration file by the names of options, checked.
 
     known: the options of the command; words: the command line. ValueError for what no configuration
     may say. Code, weights, addresses and files elsewhere pass with --trust.
     """
-    where = "standard input" if path == "-" else path
-    data = parse_yaml(read_once(path, YAML_BYTES, "configuration file"), where)
+    data = read_yaml(path, "configuration file")
     if not isinstance(data, dict | None):
         raise ValueError(
-            f"{where} holds no configuration: expected keys and values, got {data!r:.80}"
+            f"{path} holds no configuration: expected keys and values, got {data!r:.80}"
         )
-    found = settings_in(known, data or {}, where)
+    found = settings_in(known, data or {}, path)
     strange = dict(_strange(found))
     for value in strange.values():
         refuse_credentials(value)
@@ -65,7 +56,7 @@ def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) ->
             f"{name} {without_queries(repr(value))}" for name, value in strange.items()
         )
         raise ValueError(
-            f"{where} names {named[:300]}: code is not run, nor weights, addresses and files"
+            f"{path} names {named[:300]}: code is not run, nor weights, addresses and files"
             " elsewhere used, because a configuration says so. Add --trust where you trust the"
             " file"
         )
@@ -145,27 +136,36 @@ def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(name, value) of what a configuration names that does not come with ttsnap."""
     for name, value in _leaves(data):
         key = name.rpartition(".")[2].replace("-", "_")
-        if not isinstance(value, str):
-            continue
-        if key in ("require", "until"):
-            value = str(Requirement.parse(value).reward)
-        plain = value.replace("'", "").replace('"', "") if key == "algorithms" else value
-        if (
-            (
-                key in _REWARDS
-                and any(part.strip() not in (*REWARDS, LIST) for part in re.split(_WORDS, value))
-            )
-            or (key == "draft" and not comes_along(value))
-            or (key in _MODELS - {"draft"} and value not in PACKAGED)
-            or (key in _ADDRESSES and value != "auto")
-            or (key in ("kind", *_LIKENESSES) and ":" in value)
-            or (key == "attention" and "hub" in value)
-            or (key in ("algorithm", "algorithms", "compare") and ".py:" in plain)
-            # an arm, as "nested first=a.json"
-            or (key == "algorithms" and re.search(r"[\\/~]|\.\.", plain))
-            or (not _is_text(name.removeprefix("record."), value) and _is_away(value))
+        if isinstance(value, str) and not (
+            _comes_along(key, value)
+            and (_is_text(name.removeprefix("record."), value) or not _is_away(value))
         ):
             yield name, value
+
+
+def _comes_along(key: str, value: str) -> bool:
+    """Whether what an option's value names comes with ttsnap, or nothing is loaded for it."""
+    if key in ("require", "until"):
+        key, value = "reward", str(Requirement.parse(value).reward)
+    if key == "draft":
+        return comes_along(value)
+    if key == "attention":
+        return "hub" not in value
+    if key in ("algorithm", "compare"):
+        return ".py:" not in value
+    if key == "algorithms":  # an arm, as "nested first=a.json"
+        plain = value.replace("'", "").replace('"', "")
+        return ".py:" not in plain and not re.search(r"[\\/~]|\.\.", plain)
+    match "reward" if key == "base" else "likeness" if key == "kind" else _LOADS.get(key):
+        case "reward":
+            return {part.strip() for part in re.split(_WORDS, value)} <= {*REWARDS, LIST}
+        case "model":
+            return value in PACKAGED
+        case "address":
+            return value == "auto"
+        case "likeness":
+            return ":" not in value
+    return True
 
 
 def _is_text(name: str, value: str) -> bool:

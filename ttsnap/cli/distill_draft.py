@@ -145,7 +145,9 @@ def _prompts(a: Arguments, config: DraftConfig) -> tuple[Prompts, tuple[str, ...
 
     canonical = recommended(a.model).canonical
     texts = list(
-        dict.fromkeys(canonical(prompt.text) for prompt in common.read_prompts(a, "distill-draft"))
+        dict.fromkeys(
+            canonical(prompt.text) for prompt in arguments.read_prompts(a, "distill-draft")
+        )
     )
     if len(texts) <= wanted:
         raise ValueError(

@@ -16,7 +16,7 @@ from ttsnap.loop.request import STOPPED
 from ttsnap.options.call import VideoOptions
 from ttsnap.results.answers import answer_lines
 from ttsnap.results.folders import slug
-from ttsnap.results.outputs import TIMES, enlarged_path, sheet_path, write_enlarged, write_results
+from ttsnap.results.outputs import TIMES, enlarged_path, sheet_path
 
 if TYPE_CHECKING:  # loaded with the model
     from ttsnap.pipelines.run import SearchOutcome
@@ -36,11 +36,7 @@ def write_runs(out: Path, runs: Runs, videos: VideoOptions | None = None) -> lis
     written: list[list[list[Path]]] = []
     for name, run in runs.items():
         folder = out / slug(Path(name).stem) if written else out
-        paths = write_results(folder, run.results, run.record, videos)
-        for index, result in enumerate(run.results):
-            if result.images:
-                write_enlarged(enlarged_path(folder, run.results, index), result.best.pixels)
-        written.append(paths)
+        written.append(run.write(folder, videos))
     if len(written[0]) > 1:
         text = io.StringIO()
         csv.writer(text).writerows(_rows(out, runs, written))

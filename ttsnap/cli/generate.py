@@ -120,11 +120,11 @@ def run(a: Arguments) -> int:
 def _searches(a: Arguments) -> dict[str, Prepared]:
     """The searches by the names of their algorithms, that of --algorithm first. ValueError for what
     does not fit."""
-    prompts = common.read_prompts(a, "generate", a.task)
+    prompts = arguments.read_prompts(a, "generate", a.task)
     if a.compare == a.algorithm:
         raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
-    engine = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a))
-    first = common.asked(a, prompts, own_algorithm(a.algorithm), engine)
+    engine = arguments.engine_spec(a, prompts, arguments.read(SamplerOptions, a))
+    first = arguments.asked(a, prompts, own_algorithm(a.algorithm), engine)
     asked = {a.algorithm: first}
     if a.compare:
         asked[a.compare] = first.by(own_algorithm(a.compare))
@@ -167,7 +167,7 @@ def _generate(
     """Load, search, and write to `out`, which is reserved."""
     devices = arguments.read(DeviceOptions, a)
     first = searches[a.algorithm]
-    pipe, rewards = common.loaded(a, first, devices)
+    pipe, rewards = common.loaded(first, devices)
     from ttsnap.pipelines import recommended  # loaded with the model
     from ttsnap.pipelines.packaged import showcase_of
 

@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_origin
 
-import yaml
-
 from ttsnap.cli.configs import read_config, read_preset, settings_in
 from ttsnap.cli.help import Formatter, metavar, page, with_default
 from ttsnap.core.names import did_you_mean
-from ttsnap.files.plain_yaml import parse_yaml, read_text
+from ttsnap.files.plain_yaml import dumped, parse_yaml, read_text
 from ttsnap.files.settings import kinds_of, plain
 from ttsnap.loop.budget import UNITS
 from ttsnap.options.call import WRITTEN
@@ -216,9 +214,7 @@ class Parser(argparse.ArgumentParser):
         vars(found).pop(_TYPED, None)
         if vars(found).pop("print_config", False):
             shown = Arguments(**{a.dest: found[a.dest] for a in self._actions if a.dest in found})
-            print(
-                yaml.safe_dump(plain(shown.nested()), sort_keys=False, allow_unicode=True), end=""
-            )
+            print(dumped(plain(shown.nested())), end="")
             self.exit()
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,18 +12,17 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import resumable
-from ttsnap.core.prompt import Prompt
+from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
-from ttsnap.options.engine import BatchOptions, WorkerOptions
+from ttsnap.options.engine import BatchOptions, DeviceOptions, WorkerOptions
 from ttsnap.options.model import EMBEDDED, ModelOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import HOT, SamplerOptions, calls_of
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, Prepared, SearchRequest
 
 if TYPE_CHECKING:
-    from ttsnap.files.settings import Json
     from ttsnap.recordings.replay import Recording
     from ttsnap.simulation.looks import Against
 
@@ -101,22 +100,26 @@ def run_with(options: dict[str, Any]) -> None:
 
 def run(a: Arguments) -> int:
     """Record, or resume, and say how well early scores tell the final ones."""
-    prompts = common.read_prompts(a, "record", a.task)
-    what, workers = arguments.read(RecordOptions, a), arguments.read(WorkerOptions, a)
-    if a.check_draft and arguments.read(SamplerOptions, a).drafted_by(None).draft is None:
+    from ttsnap.recordings.folder import RECORDING, progress, run_folder
+
+    prompts = arguments.read_prompts(a, "record", a.task)
+    what = arguments.read(RecordOptions, a)
+    workers = arguments.read(WorkerOptions, a)
+    sampler = arguments.read(SamplerOptions, a).drafted_by(None)
+    if a.check_draft and sampler.draft is None:
         raise ValueError(
             "--check-draft is about a drafter, and there is none; name it: --draft FOLDER"
         )
     common.opening().placement(a.device, a.dtype)  # says that torch is loaded
-    from ttsnap.recordings.folder import RECORDING, progress
-
-    sampler = arguments.read(SamplerOptions, a).drafted_by(None)
-    engine = common.engine_spec(a, prompts, sampler, what.keep)
+    engine = arguments.engine_spec(a, prompts, sampler, what.keep)
     search = common.prepared(SearchRequest(tuple(prompts), engine, "keep-all", Budget(), what.seed))
     # One recording is of one engine, which notes the pictures of the first prompt.
     spec = dataclasses.replace(search.engine, call={**search.engine.call, **prompts[0].inputs})
-    asked = spec, search.prompts, (out := Path(a.out)), what
-    make = _alone(*asked) if workers == WorkerOptions() else _together(*asked, workers)
+    out = Path(a.out)
+    # what can be refused is refused before a model is loaded
+    run_folder(out, {"prompts": [prompt.text for prompt in prompts], **what.noted()}).check()
+    begin = _together if workers != WorkerOptions() else _alone
+    make = begin(search, spec, out, what, workers)
 
     def safe() -> str:
         if (out / RECORDING).exists():
@@ -133,50 +136,23 @@ def run(a: Arguments) -> int:
     return 0
 
 
-def _check(prompts: Sequence[Prompt], out: Path, what: RecordOptions, **more: Json) -> None:
-    """ValueError where the folder holds something else; what can be refused is refused before a
-    model is loaded."""
-    from ttsnap.recordings.folder import run_folder
-
-    settings = {"prompts": [prompt.text for prompt in prompts], **what.noted(), **more}
-    run_folder(out, settings).check()
-
-
 def _alone(
-    spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordOptions
+    search: Prepared, spec: EngineSpec, out: Path, what: RecordOptions, by: WorkerOptions
 ) -> Callable[[], Recording]:
     """Load the model and be ready to record in this process."""
+    pipe, rewards = common.loaded(search, DeviceOptions())
+    from ttsnap.pipelines.engine_factory import recording_info
     from ttsnap.recordings.record import record
 
-    model = spec.model
-    rewards = common.load_rewards(
-        spec.rewards, device=common.opening().placement(model.device, model.dtype)[0]
-    )
-    _check(prompts, out, what, rewards=[r.name for r in rewards])
-    pipe = common.load_model(
-        model.model, model.device, model.dtype, loras=model.loras, task=model.task
-    )
-    from ttsnap.pipelines.engine_factory import recording_info
-    from ttsnap.pipelines.opening import check_call
-
-    check_call(pipe, spec.call, model.task)
-    engine = pipe.engine_of(spec, rewards=rewards)
-    return partial(
-        record,
-        engine,
-        prompts,
-        out,
-        what,
-        info=recording_info(pipe, engine, spec),
-        progress_bar=True,
-    )
+    engine = pipe.engine_of(spec, rewards=rewards.scoring)
+    info = recording_info(pipe, engine, spec)
+    return partial(record, engine, search.prompts, out, what, info=info, progress_bar=True)
 
 
 def _together(
-    spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordOptions, by: WorkerOptions
+    search: Prepared, spec: EngineSpec, out: Path, what: RecordOptions, by: WorkerOptions
 ) -> Callable[[], Recording]:
     """Be ready to record by workers, each of which loads the model."""
-    _check(prompts, out, what)
 
     def make() -> Recording:
         from ttsnap.cluster.devices import connect
@@ -191,37 +167,29 @@ def _together(
         if not on_gpus(model.device, by.workers):
             model = settled(model, "cpu")
         builder = EngineBuilder(dataclasses.replace(spec, model=model))
-        return record(builder, prompts, out, what, workers=by.workers, progress_bar=True)
+        return record(builder, search.prompts, out, what, workers=by.workers, progress_bar=True)
 
     return make
 
 
 def _table(recording: Recording) -> str:
-    """One line a scored step: how well its scores rank the seeds as the finished images do."""
+    """A row for each scored step: how well its scores rank the seeds as the finished images do."""
     import numpy as np
 
     from ttsnap.recordings.record import step_correlations
 
-    correlations, names = step_correlations(recording), recording.reward_names
-    widths = [max(8, len(name)) for name in names]
-    lines = [
-        (
-            "rank correlation (Spearman, within a prompt) of the estimates' scores with the"
-            " finished images'"
-        ),
-        "  step   noise   "
-        + "  ".join(f"{name:>{w}}" for name, w in zip(names, widths, strict=True)),
+    each = step_correlations(recording)
+    rows = [
+        [step, f"{recording.grid.levels[step]:.3f}", *(f"{value:.3f}" for value in each[step])]
+        for step in np.flatnonzero(recording.scored)[:-1]
     ]
-    for step in np.flatnonzero(recording.scored)[:-1]:
-        cells = [
-            f"{'-' if np.isnan(value) else format(value, '.3f'):>{w}}"
-            for value, w in zip(correlations[step], widths, strict=True)
-        ]
-        lines.append(f"  {step:4d}   {recording.grid.levels[step]:5.3f}   " + "  ".join(cells))
-    missing = int(np.isnan(recording.scores[:, :, list(recording.scored)]).sum())
-    if np.isnan(correlations[-1]).any():
-        lines.append("  (-: the finished images' scores do not vary within any prompt)")
-    return "\n".join(lines) + (f"\nwarning: {missing} scores failed and are nan" if missing else "")
+    lines = [
+        "rank correlation (Spearman, within a prompt) of estimates' scores with finished images'",
+        markdown(["step", "noise", *recording.reward_names], rows, left=()),
+    ]
+    if missing := int(np.isnan(recording.scores[:, :, list(recording.scored)]).sum()):
+        lines.append(f"warning: {missing} scores failed and are nan")
+    return "\n".join(lines)
 
 
 def check_draft(recording: Recording, hot: Path) -> str:
@@ -238,10 +206,8 @@ def check_draft(recording: Recording, hot: Path) -> str:
             "drafts are compared with estimates, and the recording lacks one of the two; record"
             " with --draft, and estimates by --score-steps or without it"
         )
-    lines = [
-        f"  {look.nfe:6.4g}   {look.mean:.3f} +- {look.error:.3f}   {look.seen}" for look in looks
-    ]
-    table = "\n".join(["\n     NFE   Spearman         look", *lines, "", *map(_verdict, found)])
+    rows = [[f"{look.nfe:.4g}", f"{look.mean:.3f} ± {look.error:.3f}", look.seen] for look in looks]
+    table = "\n".join(["", markdown(["NFE", "Spearman", "look"], rows), "", *map(_verdict, found)])
     figures, info = figures_of(recording, found), recording.info
     if not any(name.startswith("gain of ") for name in figures):
         return (

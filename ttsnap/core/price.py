@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Price:
     """In seconds; None until they have been measured."""
     passes_per_nfe: int = 1
     """Forward passes of one evaluation: 2 with classifier-free guidance."""
-    estimates: str = "decode"
+    estimates: Literal["decode", "preview", "nothing"] = "decode"
     """What scoring an unfinished estimate takes: a "decode", a "preview" by a cheap VAE, or
     "nothing". A finished image always takes a decode."""
     guided: GuidedSteps | None = None

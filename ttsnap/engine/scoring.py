@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -188,6 +188,7 @@ class RowScorer:
         seen = any(r.estimates == "pixels" for r in rewards)
         self.tokens = sum(r.tokens * self.shown.seen(r) for r in rewards)
         self.calls = sum(map(self.shown.calls, rewards))
+        self.estimates: Literal["decode", "preview", "nothing"]
         self.estimates = "nothing" if not seen else "preview" if preview else "decode"
 
     def price(self, denoiser: Denoiser) -> Price:

@@ -3,16 +3,15 @@ files."""
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin
 
 import yaml
 
-from ttsnap.files.reading import DEPTH, HUGE, foreign, read_bytes, reason, unique
+from ttsnap.files.reading import bounded, foreign, read_bytes, unique
 from ttsnap.files.settings import Json, build, check, kinds_of, to_json
 
 if TYPE_CHECKING:
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 
 YAML_BYTES = 2**20
+DEPTH = 64
+"""Most levels of lists and mappings inside each other."""
 
 
 def read_yaml(path: str | Path, what: str = "file") -> Json:
@@ -44,7 +45,7 @@ def load_settings(cls: type[S], path: Path) -> S:
 
 def as_yaml(settings: DataclassInstance) -> str:
     """A dataclass as YAML. `load_settings` reads it back from a file."""
-    return yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True)
+    return dumped(to_json(settings))
 
 
 def read_text(name: str, text: str, hint: Any) -> Any:
@@ -88,83 +89,80 @@ def _example(name: str, kind: object, text: str) -> str:
     return f"; write it as {_EXAMPLES[kind]}" if kind in _EXAMPLES else ""
 
 
-def parse_yaml(text: str | bytes, where: object) -> Json:
-    """The value that YAML text stands for: mappings, sequences, texts, numbers, booleans and null.
+class _Yaml(yaml.SafeLoader):
+    """Values of YAML 1.2, and no other tags. Aliases are refused: a few lines of them can stand for
+    thousands of millions of values."""
 
-    A plain date or time (12:30) is a text, 1e-4 a number, and 012 twelve, as in YAML 1.2.
-    ValueError for damage, deep nesting, a key that stands twice, and any other tag (!!set,
-    !!binary, << that merges). ValueError, too, for numbers that are not finite or beyond 64 bits,
-    and for aliases: a few lines of them can stand for thousands of millions of values.
+    yaml_implicit_resolvers = {}  # noqa: RUF012
+    yaml_constructors = {None: yaml.SafeLoader.construct_undefined}  # noqa: RUF012
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it uses aliases (*name), which are not read here; write them out")
+        self.depth += 1
+        if self.depth > DEPTH:
+            raise ValueError("it is nested too deeply")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Yaml`, or a reader of YAML 1.1, would read as another value."""
+
+
+def _mapping(loader: _Yaml, node: Any) -> dict[str, Json]:
+    pairs = [
+        (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
+        for key, value in node.value
+    ]
+    for key, _ in pairs:
+        if not isinstance(key, str):
+            line = node.start_mark.line + 1
+            raise ValueError(f"line {line} has the key {key!r:.40}, which is no text; quote it")
+    return unique(pairs)
+
+
+def _sequence(loader: _Yaml, node: Any) -> list[Json]:
+    return loader.construct_sequence(node, deep=True)
+
+
+def _add(kind: str, read: Callable[[str], Json], pattern: str, *first: str) -> None:
+    """Have texts of a pattern, which begin with one of these characters, read as values of a
+    kind."""
+    tag = f"tag:yaml.org,2002:{kind}"
+    if first:
+        for reader in (_Yaml, _Dumper):
+            reader.add_implicit_resolver(tag, re.compile(rf"(?:{pattern})$"), first)
+    _Yaml.add_constructor(tag, lambda _, node: read(node.value))
+
+
+_add("null", lambda text: None, "~|null|Null|NULL|", "~", "n", "N", "")
+_BOOL = {"true": True, "false": False}
+_add("bool", lambda text: _BOOL[text.lower()], "[tT]rue|TRUE|[fF]alse|FALSE", *"tTfF")
+_add("int", lambda text: bounded(int(text)), "[-+]?[0-9]+", *"-+0123456789")
+# infinity and nan are read as numbers, so that they are refused
+_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+_add("float", lambda text: bounded(float(text)), _FLOAT, *"-+.0123456789")
+# JSON writes two halves of a character, which YAML does not join; half of one fails
+_add("str", lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16"), "")
+_Yaml.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Yaml.add_constructor("tag:yaml.org,2002:seq", _sequence)
+
+
+def parse_yaml(text: str | bytes, where: object) -> Json:
+    """The value that YAML 1.2 text stands for: mappings, sequences, texts, numbers, booleans and
+    null.
+
+    ValueError for damage, deep nesting, a key that stands twice, aliases, other tags (!!set), and
+    numbers that are not finite or beyond 64 bits.
     """
     with foreign(f"cannot read {where}"):
-        depth = 0
-        for event in yaml.parse(text, yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(
-                    "it uses aliases (*name), which are not read here; write the values out"
-                )
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
-                event, yaml.CollectionEndEvent
-            )
-            if depth > DEPTH:
-                raise ValueError("it is nested too deeply")
-        loader = _Yaml(text)
-        node = loader.get_single_node()
-    try:
-        return None if node is None else _yaml_value(node, loader)
-    except ValueError as error:
-        raise ValueError(f"cannot read {where}: {reason(error)}") from None
-
-
-class _Yaml(yaml.SafeLoader):
-    """Text to nodes, where a plain date is a text and 1e-4 a number."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
-_ZEROS = re.compile(r"[-+]?0[0-9]+")
-_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
-
-
-def _yaml_value(node: yaml.Node, loader: yaml.SafeLoader) -> Json:
-    """What a node stands for. ValueError for all but the seven kinds of plain values."""
-    kind = node.tag.removeprefix("tag:yaml.org,2002:")
-    if isinstance(node, yaml.MappingNode) and kind == "map":
-        return unique(
-            [(_yaml_key(key, loader), _yaml_value(value, loader)) for key, value in node.value]
-        )
-    if isinstance(node, yaml.SequenceNode) and kind == "seq":
-        return [_yaml_value(item, loader) for item in node.value]
-    if not isinstance(node, yaml.ScalarNode) or kind not in ("str", "int", "float", "bool", "null"):
-        raise ValueError(
-            f"line {node.start_mark.line + 1} holds a value with the tag {node.tag[-40:]}; plain"
-            " values are read here: mappings, sequences, texts, numbers, true, false and null"
-        )
-    # JSON writes two halves of a character, which YAML does not join; half of one fails
-    if kind == "str":
-        return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
-    # YAML 1.1 makes 750 of 12:30, and takes minutes for a megabyte of such digits
-    if ":" in node.value:
-        return str(node.value)
-    with foreign(f"line {node.start_mark.line + 1}"):
-        decimal = kind == "int" and _ZEROS.fullmatch(node.value)
-        value: Json = int(node.value) if decimal else loader.construct_object(node)
-    if (
-        abs(value) >= HUGE
-        if isinstance(value, int)
-        else isinstance(value, float) and not math.isfinite(value)
-    ):
-        raise ValueError(f"{node.value[:40]} is no finite number of 64 bits")
+        value: Json = yaml.load(text, _Yaml)
     return value
 
 
-def _yaml_key(node: yaml.Node, loader: yaml.SafeLoader) -> str:
-    if isinstance(key := _yaml_value(node, loader), str):
-        return key
-    raise ValueError(
-        f"line {node.start_mark.line + 1} has the key {str(key)[:40]}, which is no text; quote it"
-    )
+def dumped(value: Json) -> str:
+    """A value as YAML, which `parse_yaml` reads back."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

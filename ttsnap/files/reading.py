@@ -3,7 +3,7 @@ that names them.
 
 Every reader of the toolkit goes through here (docs/explanation/security.md). Nothing here imports,
 runs or opens what a file names. Accepted values have finite numbers of at most 64 bits, whole
-Unicode, and no key twice. They are nested at most DEPTH deep, and within the limits of size.
+Unicode, and no key twice. They are nested at most 200 deep, and within the limits of size.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from PIL import Image, UnidentifiedImageError
 
 from ttsnap.files.settings import Json
 
-DEPTH = 64
-"""Most levels of lists and objects inside each other."""
 JSON_BYTES, PICTURE_BYTES, TENSOR_BYTES = 64 * 2**20, 2**28, 2**33
 PIXELS = 2**26
 """Most pixels of a picture (8192 x 8192): a small file may say that it holds thousands of
@@ -81,26 +79,6 @@ def read_bytes(path: str | Path, most: int, what: str = "file") -> bytes:
             data = file.read(most + 1)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
-    return _bounded(data, most, path, what)
-
-
-def read_once(name: str, most: int, what: str = "file") -> bytes:
-    """The whole of what a user names on the command line: a file, a pipe, or - for standard input.
-
-    A pipe can be read once only: the bytes that are checked must be the bytes that are used.
-    ValueError as of `read_bytes`.
-    """
-    try:
-        with open(0, "rb", closefd=False) if name == "-" else open(name, "rb") as file:
-            data = file.read(most + 1)
-    except FileNotFoundError:
-        raise ValueError(f"no such {what}: {name[:200]}") from None
-    except OSError as error:
-        raise ValueError(f"cannot read {name[:200]}: {error.strerror or error}") from None
-    return _bounded(data, most, name, what)
-
-
-def _bounded(data: bytes, most: int, path: str | Path, what: str) -> bytes:
     if len(data) > most:
         raise ValueError(f"{path} is too large: at most {most:,} bytes are read of a {what}")
     return data
@@ -122,26 +100,17 @@ def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Json:
     ValueError for damage, deep nesting, repeated keys, broken Unicode, and numbers that are not
     finite or beyond 64 bits. nan: NaN and Infinity pass.
     """
-
-    def constant(name: str) -> float:
-        if not nan:
-            raise ValueError(f"{name} is no number in JSON")
-        return float(name)
+    from pydantic_core import from_json
 
     try:
+        # it bounds nesting, and refuses half a character
+        from_json(text, allow_inf_nan=nan)
         value: Json = json.loads(
             text,
-            parse_constant=constant,
-            parse_float=_float,
-            parse_int=_int,
+            parse_float=lambda digits: bounded(float(digits)),
+            parse_int=lambda digits: bounded(int(digits)),
             object_pairs_hook=unique,
         )
-        _shallow(value)
-        low = text.lower()
-        if "\\ud" in low if isinstance(low, str) else b"\\ud" in low:  # perhaps half a character
-            json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError:
-        raise ValueError(f"{where} is damaged: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{where} is damaged: {reason(error)}") from None
     return value
@@ -167,18 +136,11 @@ def _as_object(value: Json, where: object) -> dict[str, Json]:
     return value
 
 
-def _float(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"{digits[:40]} is too large a number")
-    return value
-
-
-def _int(digits: str) -> int:
-    value = int(digits) if len(digits) < 24 else HUGE
-    if abs(value) >= HUGE:
-        raise ValueError(f"{digits[:24]}... is too large a number")
-    return value
+def bounded(number: float) -> float:
+    """A number that is finite, a whole one of at most 64 bits. ValueError for others."""
+    if math.isinf(number) if isinstance(number, float) else abs(number) >= HUGE:
+        raise ValueError(f"{str(number)[:24]} is too large a number")
+    return number
 
 
 def unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
@@ -188,22 +150,6 @@ def unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {twice[:40]!r} stands twice in an object")
     return members
-
-
-def _shallow(value: object) -> None:
-    """ValueError where lists and objects are nested more than DEPTH deep, so that what walks them
-    may recurse."""
-    level: list[object] = [value]
-    for _ in range(DEPTH):
-        boxes = [
-            item.values() if isinstance(item, dict) else item
-            for item in level
-            if isinstance(item, dict | list)
-        ]
-        level = [item for box in boxes for item in box]
-        if not level:
-            return
-    raise ValueError("it is nested too deeply")
 
 
 # --- pictures -------------------------------------------------------------------------------------

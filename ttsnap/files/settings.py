@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin,
 
 from annotated_types import Ge, Gt, Interval, MaxLen
 
-from ttsnap.core.names import FieldError, did_you_mean, unknown
+from ttsnap.core.names import FieldError, did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -51,7 +51,7 @@ class Rule:
 
         def held(value: object) -> object:
             if not self.fits(value):
-                raise PydanticCustomError("rule", "{words}", {"words": self.words})
+                raise PydanticCustomError("rule", "Input should be {words}", {"words": self.words})
             return value
 
         return core_schema.no_info_after_validator_function(held, handler(kind))
@@ -75,28 +75,6 @@ Name = Annotated[str, MaxLen(100)]
 Names = Name | Annotated[list[Name], MaxLen(64)]
 """One, or several."""
 
-_MUST = {
-    "bool_type": "true or false",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    **dict.fromkeys(("list_type", "tuple_type", "sequence_str"), "a list"),
-    **dict.fromkeys(("dict_type", "mapping_type", "dataclass_type"), "keys and values"),
-    "is_instance_of": "of type {class}",
-    "literal_error": "one of {expected}",
-    "greater_than_equal": "at least {ge}",
-    "greater_than": "above {gt}",
-    "less_than_equal": "at most {le}",
-    "less_than": "below {lt}",
-    "string_too_long": "text of at most {max_length} characters",
-    "too_long": "at most {max_length} values",
-    "too_short": "at least {min_length} values",
-    "missing": "more values",
-}
-"""What a value must be, by the types of pydantic's errors; of others pydantic's own words."""
-_KINDS = ("_type", "is_instance_of", "literal_error")
-"""How the types of errors end that say that a value is of another kind."""
 _STRICT: dict[object, dict[str, object]] = {
     **{kind: {"strict": True} for kind in ("bool", "int", "str")},
     "float": {"strict": True, "allow_inf_nan": False},
@@ -122,8 +100,7 @@ def check(name: str, value: object, hint: object) -> object:
     try:
         return validator.validate_python(value)
     except ValidationError as error:
-        place, said = line(error, name, value, hint)
-        raise FieldError(name or re.split(r"[.\[]", place)[0], said) from None
+        raise _refusal(error, name, value, hint) from None
 
 
 @cache
@@ -166,82 +143,52 @@ def _built_in(value: object) -> object:
     return value
 
 
-def line(error: ValidationError, name: str, value: object, hint: object) -> tuple[str, str]:
-    """The place of a fault that pydantic found, and a line about it: what must be there, what was
+def _refusal(error: ValidationError, name: str, value: object, hint: object) -> FieldError:
+    """What is said of the deepest fault, an unknown key before others: what must be there, what was
     got, what is near."""
     errors = error.errors(include_url=False)
-    if own := next((each for each in errors if each["type"] == "value_error"), None):
-        refused = own["ctx"]["error"]
-        return (refused.field if isinstance(refused, FieldError) else name), str(refused)
-    found = [(_place(name, value, each["loc"], each["type"]), each) for each in errors]
-    if strange := [
-        (place, each["loc"])
-        for place, each in found
-        if each["type"] in ("unexpected_keyword_argument", "extra_forbidden")
-    ]:
-        level = strange[0][0].removesuffix(_key(strange[0][1][-1]))
-        known = [level + key for key in _keys(hint, strange[0][1][:-1])]
-        near = did_you_mean(strange[0][0], known)
-        keys = ", ".join(place for place, _ in strange)
-        return strange[0][0], f"unknown key(s) {keys:.300}{near}; known are {', '.join(known)}"
-    if missing := [
-        place
-        for place, each in found
-        if each["type"] == "missing" and isinstance(each["loc"][-1], str)
-    ]:
-        return missing[0], f"missing key(s) {', '.join(missing)}"
-    first = found[0][0]
-    found = [
-        (place, each) for place, each in found if re.match(r"[.\[]|$", place.removeprefix(first))
-    ]
-    place = max((place for place, _ in found), key=len)
-    here = [each for where, each in found if where == place]
-    here = [each for each in here if not each["type"].endswith(_KINDS)] or here
-    got = here[0]["input"]
-    choices = [
-        word
-        for each in here
-        for word in re.findall("'([^']*)'", each.get("ctx", {}).get("expected", ""))
-    ]
-    if all(each["type"] == "literal_error" for each in here):
-        where, colon, last = place.rpartition(": ")
-        return place, f"{where}{colon}{unknown(last, got, choices)}"
-    must = " or ".join(dict.fromkeys(map(_must, here)))
-    near = did_you_mean(got, choices) if isinstance(got, str) else ""
-    return place, f"{place or 'the settings'} must be {must}, got {short(got)}{near}"
+    for each in errors:
+        if each["type"] == "value_error":
+            refused = each["ctx"]["error"]
+            field = refused.field if isinstance(refused, FieldError) else name
+            return FieldError(field, str(refused))
+    places = [_place(name, value, each) for each in errors]
+    at = max(range(len(errors)), key=lambda i: (_is_unknown(errors[i]), len(places[i])))
+    first = errors[at]
+    place = places[at]
+    field = name or re.split(r"[.\[]", place)[0]
+    if _is_unknown(first):
+        known = _keys(hint, first["loc"][:-1])
+        near = did_you_mean(str(first["loc"][-1]), known)
+        return FieldError(field, f"{place} is unknown{near}; known are {', '.join(known)}")
+    if first["type"] == "missing":
+        return FieldError(field, f"{place} is missing")
+    here = [each["msg"] for each, where in zip(errors, places, strict=True) if where == place]
+    said = " or ".join(dict.fromkeys(re.sub(r"^\w+ should", "must", each) for each in here))
+    said = said.replace(" or must be ", " or ")
+    got = first["input"]
+    near = did_you_mean(got, re.findall("'([^']*)'", said)) if isinstance(got, str) else ""
+    return FieldError(field, f"{place or 'the settings'} {said}, got {short(got)}{near}")
 
 
-def _must(error: Any) -> str:
-    """What a value must be by one of pydantic's errors."""
-    known = {
-        key: f"{v:g}" if isinstance(v, float) else v for key, v in error.get("ctx", {}).items()
-    }
-    if error["type"] not in _MUST:
-        return str(error["msg"]).removeprefix("Input should be ")
-    return _MUST[error["type"]].format(**known).replace("'", "")
+def _is_unknown(error: Any) -> bool:
+    return error["type"] in ("unexpected_keyword_argument", "extra_forbidden")
 
 
-def _place(name: str, value: Any, loc: Sequence[int | str], kind: str) -> str:
+def _place(name: str, value: Any, error: Any) -> str:
     """The name of a value inside another: one.width, many[1]. Pydantic names branches of unions as
     well."""
-    for part in loc:
-        if isinstance(value, Mapping) and part in value:
-            name, value = f"{name}.{_key(part)}".removeprefix("."), value[part]
-        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
-            name, value = f"{name}[{part}]", value[part]
+    for part in error["loc"]:
+        missing = error["type"] == "missing" and part == error["loc"][-1]
+        if isinstance(value, list | tuple) and isinstance(part, int):
+            name += f"[{part}]"
+            value = None if missing else value[part]
+        elif missing or (isinstance(value, Mapping) and part in value):
+            name += f".{str(part).encode('unicode_escape').decode():.100}"
+            value = None if missing else value[part]
         elif part == "[key]":
             name = f"key of {name.rpartition('.')[0]}"
-    return (
-        f"{name}.{loc[-1]}".removeprefix(".")
-        if kind == "missing" and isinstance(loc[-1], str)
-        else name
-    )
-
-
-def _key(part: int | str) -> str:
-    """A key as messages show it, in one line."""
-    text = str(part)
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+    return name.removeprefix(".")
 
 
 def _keys(hint: object, loc: Sequence[int | str]) -> list[str]:

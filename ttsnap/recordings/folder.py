@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -25,15 +25,15 @@ from ttsnap.files.reading import Tensor
 from ttsnap.files.run_folder import RunFolder, differences, digest
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_bytes
-from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum
+from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.replay import PUBLISHED, Recording, recording_of
 from ttsnap.recordings.shards import RecordedImage, Shard, read_shard, read_shards
 
 RECORDING, SCORES, IMAGES = "recording.json", "scores.safetensors", "images"
 UNIT_FILES = "unit-*.safetensors"
 """Their names, as a pattern (Unit.file)."""
-_LEFT_OUT: Mapping[str, Json] = {"extras": [], "looks": []}
-"""Settings that a header does not write where they are empty."""
+HEADER_CRC = "header_crc32"
+"""Key of a safetensors header for the checksum of its other keys."""
 
 
 def load_recording(
@@ -129,7 +129,7 @@ def run_folder(folder: Path, settings: Mapping[str, Json], text: str = "") -> Ru
     """The folder of a recording, whose header must have these keys and values. text: the header."""
 
     def differing() -> list[str]:
-        there = {**_LEFT_OUT, **_read_header(folder).to_json()}
+        there = _read_header(folder).to_json()
         return differences({key: there.get(key) for key in settings}, dict(settings))
 
     return RunFolder(folder, RECORDING, "recording", differing, text)
@@ -143,7 +143,7 @@ def open_recording(folder: Path, header: Header) -> Iterator[OpenRecording]:
     """
     settings = header.to_json()
     text = json.dumps(settings, indent=1, ensure_ascii=False)
-    run = run_folder(folder, {**_LEFT_OUT, **settings}, text)
+    run = run_folder(folder, settings, text)
     finished = (folder / SCORES).exists()
     run.check()
     with nullcontext() if finished else run.opened(renew=False):
@@ -154,7 +154,9 @@ class OpenRecording:
     """The units of a recording in a folder that `open_recording` opened."""
 
     def __init__(self, folder: Path, header: Header) -> None:
-        self.folder, self.header, self._digest = folder, header, header.digest()
+        self.folder = folder
+        self.header = header
+        self._digest = _digest(folder)
         if self.finished:
             self._remove_units()  # of a process that was killed just before this
         self._done = _units_of(folder, header)
@@ -234,16 +236,33 @@ def packed(scores: FloatArray, key: str, about: Mapping[str, Json]) -> bytes:
     return save({"scores": scores}, {key: json.dumps({**about, HEADER_CRC: checksum(about)})})
 
 
+def checksum(about: Mapping[str, Json]) -> int:
+    """CRC-32 of JSON values, whatever their order."""
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
 def unpacked(path: Path, key: str, what: str) -> tuple[FloatArray, dict[str, Json]]:
     """The scores and the JSON of a file that `packed` made. ValueError for another file, and for a
     damaged one."""
-    tensors, metadata = files.read_tensors(path, what)
+    return _unpacked(path, key, *files.read_tensors(path, what))
+
+
+def _unpacked(
+    path: Path, key: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[FloatArray, dict[str, Json]]:
     about = files.parse_object(metadata.get(key, ""), path)
     if about.pop(HEADER_CRC, None) != checksum(about):
         raise ValueError(
             f"{path} is damaged: its header does not have the checksum with which it was written"
         )
-    return _held_to_checksum(path, tensors, about.pop("crc32", None)), about
+    scores = tensors.get("scores")
+    if scores is None or scores.dtype != np.float64:
+        raise ValueError(f"{path} is damaged: it should hold scores, float64")
+    if zlib.crc32(scores.tobytes()) != about.pop("crc32", None):
+        raise ValueError(
+            f"{path} is damaged: the scores do not have the checksum with which they were written"
+        )
+    return np.asarray(scores, np.float64), about
 
 
 def _units_of(folder: Path, header: Header) -> dict[int, tuple[FloatArray, Shard | None]]:
@@ -254,18 +273,22 @@ def _units_of(folder: Path, header: Header) -> dict[int, tuple[FloatArray, Shard
     names = {path.name for path in folder.glob(UNIT_FILES)}
     if not names:
         return {}
-    # older versions wrote the same settings in other words
-    digests = header.digest(), digest(files.read_object(folder / RECORDING))
+    settings = _digest(folder)
     units = [unit for unit in header.units() if unit.file in names]
-    return {unit.index: _read_unit(folder / unit.file, unit, header, digests) for unit in units}
+    return {unit.index: _read_unit(folder / unit.file, unit, header, settings) for unit in units}
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 of the settings in a folder."""
+    return digest(files.read_object(folder / RECORDING))
 
 
 def _read_unit(
-    path: Path, unit: Unit, header: Header, digests: Collection[str]
+    path: Path, unit: Unit, header: Header, settings: str
 ) -> tuple[FloatArray, Shard | None]:
     try:
         scores, about = unpacked(path, "unit", "unit of a recording")
-        if about.get("header") not in digests:
+        if about.get("header") != settings:
             raise ValueError(f"{path} was recorded with other settings than {RECORDING} holds")
         if scores.shape != (shape := (len(unit.prompts), len(unit.seeds), *header.shape[2:])):
             raise ValueError(
@@ -284,7 +307,7 @@ def _read_header(folder: Path) -> Header:
         text = files.read_bytes(where, files.JSON_BYTES).decode()
     except ValueError:
         raise ValueError(f"{folder} is no recording: it has no readable {RECORDING}") from None
-    return Header.read(text, where)[0]
+    return Header.from_json(files.parse_object(text, where), where)
 
 
 def _require_finished(folder: Path) -> None:
@@ -300,28 +323,11 @@ def _check_scores(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> tuple[Header, FloatArray, list[Shard]]:
     """Header, scores and shards of a scores.safetensors. ValueError for a wrong checksum."""
-    header, extra = Header.read(metadata.get("recording", ""), path)
-    unknown = set(extra) - {"format", "shards", "crc32", HEADER_CRC}
-    if unknown:
-        raise ValueError(
-            f"{path} is damaged: its header has keys that no ttsnap writes: {sorted(unknown)}"
-        )
-    scores = _held_to_checksum(path, tensors, extra.get("crc32"))
+    scores, about = _unpacked(path, "recording", tensors, metadata)
+    shards = read_shards(about.pop("shards", []), path)
+    header = Header.from_json(about, path)
     if scores.shape != header.shape:
         raise ValueError(
             f"{path} is damaged: it should hold scores of shape {header.shape}, not {scores.shape}"
         )
-    return header, scores, read_shards(extra.get("shards", []), path)
-
-
-def _held_to_checksum(path: Path, tensors: Mapping[str, Tensor], crc: Json) -> FloatArray:
-    """The scores among a file's tensors. ValueError unless they are float64 and have this
-    checksum."""
-    scores = tensors.get("scores")
-    if scores is None or scores.dtype != np.float64:
-        raise ValueError(f"{path} is damaged: it should hold scores, float64")
-    if zlib.crc32(scores.tobytes()) != crc:
-        raise ValueError(
-            f"{path} is damaged: the scores do not have the checksum with which they were written"
-        )
-    return np.asarray(scores, np.float64)
+    return header, scores, shards

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_type_hints
 
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.cost import KINDS, Rates
+from ttsnap.core.cost import KINDS
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import EstimatorAt
-from ttsnap.core.price import GuidedSteps, Price
-from ttsnap.core.start import AS_NOISE, Start
-from ttsnap.files import reading as files
-from ttsnap.files.run_folder import digest
-from ttsnap.files.settings import Json, build, check, short
+from ttsnap.core.price import Price
+from ttsnap.files.settings import Json, build, to_json
 from ttsnap.recordings.replay import Recording
 
 FORMAT = 1
 MOST_UNITS, MOST_SCORES = 10**7, 10**10
-COUNTS = ("passes_per_nfe", "depth", "asked", "passes_per_draft", "more_calls", "bases")
-"""Whole numbers of a price."""
-HEADER_CRC = "header_crc32"
-"""Key of scores.safetensors' header for the checksum of its other keys. The oldest files lack
-it."""
-NEWER = ("extras", "evals", "looks")
-"""Settings that the oldest files lack, and that are left out where they are empty."""
-_ROLLOUT = re.compile("rollout:[1-9][0-9]{0,3}@[0-9]{1,6}")
+UNITS = ("flops", "seconds")
+"""What a price tells rates in."""
+_ONE = {kind.name: kind.one for kind in KINDS}
+"""Files name a rate in the singular."""
+_NAMES = {one: name for name, one in _ONE.items()}
 
 
 @dataclass(frozen=True)
@@ -86,17 +75,16 @@ class Header:
     info: Mapping[str, Json]
     """What else is known (model, call, versions), JSON-ready."""
     extras: tuple[str, ...] = ()
-    """What is kept with each image: "latents", in earlier versions also "features:BLOCK"."""
+    """What is kept with each image: "latents"."""
     evals: tuple[int, ...] | None = None
     """Evaluations of each step, where one takes several."""
     looks: tuple[str, ...] = ()
-    """Looks in addition to estimates, as "draft:1@0", in earlier versions also coarse rollouts, as
-    "rollout:3@4"."""
+    """Looks in addition to estimates, as "draft:1@0"."""
 
     def __post_init__(self) -> None:
         last = Grid(self.levels, self.evals).steps
-        seen = [look for look in self.seen if look]
-        if len(set(self.looks)) < len(self.looks) or any(look.step >= last for look in seen):
+        late = any(look.step >= last for look in self.seen)
+        if len(set(self.looks)) < len(self.looks) or late:
             raise ValueError(f"looks must differ and come before step {last}, got {self.looks}")
         if not self.prompts or not self.rewards:
             raise ValueError(
@@ -134,11 +122,9 @@ class Header:
             )
 
     @property
-    def seen(self) -> tuple[EstimatorAt | None, ...]:
-        """The looks; None for a coarse rollout, whose scores are left alone."""
-        return tuple(
-            None if _ROLLOUT.fullmatch(text) else EstimatorAt.read(text) for text in self.looks
-        )
+    def seen(self) -> tuple[EstimatorAt, ...]:
+        """The looks."""
+        return tuple(map(EstimatorAt.read, self.looks))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -168,68 +154,33 @@ class Header:
             scored=tuple(k in self.steps for k in range(points)),
             price=self.price,
             info=self.info,
-            looks={seen: scores[:, :, points + i] for i, seen in enumerate(self.seen) if seen},
+            looks={seen: scores[:, :, points + i] for i, seen in enumerate(self.seen)},
         )
 
     def to_json(self) -> dict[str, Json]:
-        """The settings after a round trip through JSON. ValueError where `info` is not
-        JSON-ready."""
-        try:
-            price = _price_to_json(self.price)
-            data = {"format": FORMAT, **dataclasses.asdict(self), "price": price}
-            settings = dict(json.loads(json.dumps(data)))
-        except TypeError as error:
-            raise ValueError(f"info must hold plain JSON values: {error}") from None
-        for name in NEWER:  # as in older recordings
-            if not settings[name]:
-                del settings[name]
-        return settings
-
-    def digest(self) -> str:
-        """SHA-256 of the settings, in hexadecimal, whatever the order of their JSON."""
-        return digest(self.to_json())
+        """The settings as JSON. ValueError where `info` is not JSON-ready."""
+        price = to_json(self.price)
+        rates = {unit: _renamed(price[unit], _ONE) for unit in UNITS}
+        return {"format": FORMAT, **to_json(self), "price": {**price, **rates}}
 
     @classmethod
-    def read(cls, text: str, where: Path) -> tuple[Header, dict[str, Json]]:
-        """A header from JSON, and the other keys of that JSON.
-
-        ValueError that names `where` for what is no header, a damaged one, or one of another
-        format.
-        """
-        data = files.parse_json(text, where)
-        if not isinstance(data, dict) or "format" not in data:
+    def from_json(cls, data: Mapping[str, Json], where: Path) -> Header:
+        """A header of what `to_json` says. ValueError that names `where` for what is no header, a
+        damaged one, or one of another format."""
+        settings = dict(data)
+        there = settings.pop("format", None)
+        if there is None:
             raise ValueError(f"{where} does not describe a recording of ttsnap")
-        if data["format"] != FORMAT:
-            there = str(data["format"])[:40]
+        if there != FORMAT:
             raise ValueError(
-                f"{where} has format {there}, this ttsnap reads {FORMAT}; update ttsnap"
+                f"{where} has format {str(there)[:40]}, this ttsnap reads {FORMAT}; update ttsnap"
             )
-        if HEADER_CRC in data and data[HEADER_CRC] != checksum(
-            {k: v for k, v in data.items() if k != HEADER_CRC}
-        ):
-            raise ValueError(
-                f"{where} is damaged: its header does not have the checksum with which it was"
-                " written"
-            )
-        names = [f.name for f in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in data and name not in NEWER]
-        if missing:
-            raise ValueError(f"{where} is damaged: it lacks {missing}")
-        return cls._from(data, where), {
-            k: v for k, v in data.items() if k not in (*names, "image_nfe")
-        }
-
-    @classmethod
-    def _from(cls, data: Mapping[str, Json], where: Path) -> Header:
-        hints = get_type_hints(cls)
+        price = settings.get("price")
+        if isinstance(price, dict):
+            rates = {unit: _renamed(price[unit], _NAMES) for unit in UNITS if unit in price}
+            settings["price"] = {**price, **rates}
         try:
-            plain = {
-                name: check(name, data[name], hints[name])
-                for name in data
-                if name in hints and name != "price"
-            }
-            price = _price(_object("price", data["price"]), data.get("image_nfe"))
-            return cls(**plain, price=price)
+            return build(cls, settings)
         except ValueError as error:
             raise ValueError(f"{where} is damaged: {error}") from None
 
@@ -253,84 +204,8 @@ class Header:
         )
 
 
-def checksum(about: Mapping[str, Json]) -> int:
-    """CRC-32 of JSON values, whatever their order."""
-    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
-
-
-def _object(name: str, value: Json) -> Mapping[str, Json]:
-    """ValueError for what has no keys."""
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name} must hold keys and values, got {short(value)}")
-    return value
-
-
-def _price(data: Mapping[str, Json], image_nfe: Json) -> Price:
-    """A price from JSON. The oldest recordings have `decode_estimates` for `estimates`, and no
-    guidance."""
-    if missing := sorted({"flops", "seconds", "passes_per_nfe"} - set(data)):
-        raise ValueError(f"price lacks {missing}")
-    seconds, guided = data["seconds"], data.get("guided")
-    estimates = data.get("estimates", "decode" if data.get("decode_estimates", True) else "nothing")
-    if estimates not in ("decode", "preview", "nothing"):
-        raise ValueError(
-            f"estimates must be decode, preview or nothing, got {str(estimates)[:40]!r}"
-        )
-    return Price(
-        flops=_rates(_object("flops", data["flops"])),
-        seconds=None if seconds is None else _rates(_object("seconds", seconds)),
-        estimates=str(estimates),
-        guided=None if guided is None else build(GuidedSteps, guided, "guided."),
-        start=_start(data, image_nfe),
-        **{name: check(name, data[name], int) for name in COUNTS if name in data},
-    )
-
-
-def _rates(data: Mapping[str, Json]) -> Rates:
-    names = {kind.one: kind.name for kind in KINDS} | {"call": "call"}
-    if unknown := sorted(set(data) - set(names)):
-        raise ValueError(
-            f"prices are of {', '.join(names)}; this ttsnap knows no {unknown}, update it"
-        )
-    return Rates(
-        **{names[key]: check(f"the price of {key}", value, float) for key, value in data.items()}
-    )
-
-
-def _price_to_json(price: Price) -> dict[str, Json]:
-    """A price as `_price` reads it. Drafters and frames are left out where there are none, as in
-    older files."""
-    seconds = None if price.seconds is None else _rates_to_json(price.seconds)
-    data = dataclasses.asdict(price) | {"flops": _rates_to_json(price.flops), "seconds": seconds}
-    del data["tokens"], data["features"]  # a recording asks no judge, and compares no images
-    for name in ("passes_per_draft", "more_calls", "bases"):
-        if not data[name]:
-            del data[name]
-    if price.start == AS_NOISE:
-        del data["start"]
-    else:
-        taken = price.start.cost.named().items()
-        data["start"]["cost"] = {kind: amount for kind, amount in taken if amount}
-    return data
-
-
-def _start(price: Mapping[str, Json], image_nfe: Json) -> Start:
-    """How seeds begin. Older files have it as `begin_calls` or `groups` of a price, and as
-    `image_nfe` of the header."""
-    made = {"image_nfe": image_nfe}
-    if (groups := price.get("groups")) is not None:
-        keys, groups = ("size", "nfe"), _object("groups", groups)
-        size, nfe = (check(f"groups.{key}", groups.get(key), int) for key in keys)
-        whole: Json = {"nfe": size * nfe, "coupled": size * nfe}
-        made |= {"size": size, "first": nfe, "cost": whole}
-    elif "begin_calls" in price:
-        made["cost"] = {"draft_calls": price["begin_calls"]}
-    return build(Start, price.get("start", made), "start.")
-
-
-def _rates_to_json(rates: Rates) -> dict[str, float]:
-    """Rates by the singular of each kind, rare ones last, as in all recordings so far."""
-    priced = list(zip(KINDS, rates.amounts(), strict=True))
-    usual = {kind.one: rate for kind, rate in priced if not kind.rare}
-    rare = {kind.one: rate for kind, rate in priced if kind.rare and (rate or not kind.newer)}
-    return usual | {"call": rates.call} | rare
+def _renamed(rates: Json, names: Mapping[str, str]) -> Json:
+    """Rates by other names of their kinds."""
+    if not isinstance(rates, dict):
+        return rates
+    return {names.get(kind, kind): rate for kind, rate in rates.items()}

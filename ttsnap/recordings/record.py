@@ -122,7 +122,8 @@ def describe(
         block=options.block or (1, max(1, options.seeds)),
         images=options.images,
         extras=options.keep,
-        price=replace(engine.price, seconds=None, tokens=0),
+        # a recording asks no judge, and compares no images
+        price=replace(engine.price, seconds=None, tokens=0, features=0),
         info={
             "versions": versions("torch", "diffusers"),
             **engine.batch_sizes,

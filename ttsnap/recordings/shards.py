@@ -1,7 +1,6 @@
 """Images of one unit of a recording as one tar of PNGs, named as webdataset names them.
 
-An image may come with its latent, a float16 .npy of the same name. Earlier versions also kept
-hidden states of the denoiser (features.npy).
+An image may come with its latent, a float16 .npy of the same name.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ttsnap.files.settings import Json, build
 from ttsnap.files.writing import sha256
 from ttsnap.results.media import Pixels, to_uint8
 
-NAME = re.compile(r"([0-9]{5,9})-([0-9]{1,19})-([0-9]{3,9})\.(png|latent\.npy|features\.npy)")
+NAME = re.compile(r"([0-9]{5,9})-([0-9]{1,19})-([0-9]{3,9})\.(png|latent\.npy)")
 """Prompt, seed, step and extension of a file in a tar; the most digits of each keep the numbers
 within 64 bits."""
 _SHARD = re.compile(r"unit-[0-9]{5,9}\.tar")

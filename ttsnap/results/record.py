@@ -13,9 +13,9 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Interval, Len, MaxLen
@@ -24,15 +24,22 @@ from PIL import Image
 from ttsnap.core.results import Result
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in
-from ttsnap.files.settings import Json, Natural, NotNegative, Rule, Word, check, hints_of
+from ttsnap.files.settings import (
+    Json,
+    Natural,
+    NotNegative,
+    Rule,
+    Word,
+    build,
+    check,
+    hints_of,
+    short,
+)
 from ttsnap.options.call import CALL, NOT_TAKEN, OTHER, Text
 from ttsnap.options.every import DECLARED
 from ttsnap.options.option import MOST_NAMES, Place, Spec, options_of
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.version import __version__
-
-if TYPE_CHECKING:
-    pass
 
 Score = Annotated[float, Interval(ge=-1e300, le=1e300)] | None
 Scores = Annotated[Mapping[str, Score], MaxLen(100)]
@@ -44,42 +51,34 @@ Name = Annotated[str, Rule("the name of an argument", NAME.fullmatch)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-def key(name: str, default: Any = MISSING) -> Any:
-    """A field of a record that metadata has under this key, if it has one; "search.NAME" is inside
-    "search"."""
-    return field(default=default, metadata={"key": name})
-
-
 @dataclass(frozen=True)
 class FoundImage:
-    """One image of a search. What files of earlier versions lack is None."""
+    """One image of a search. What is not known is None."""
 
-    prompt: Text = key("prompt")
-    seed: Annotated[int, Interval(ge=0, le=2**64 - 1)] = key("seed")
-    reward: Score = key("search.reward")
+    prompt: Text
+    seed: Annotated[int, Interval(ge=0, le=2**64 - 1)]
+    reward: Score
     """None where it failed, as of other scores."""
-    branched: bool | None = key("branched", None)
+    branched: bool | None = None
     """Whether it has a parent, so that its seed alone does not make it again."""
-    place: Annotated[int, Interval(ge=0, lt=1024)] | None = key("search.place", None)
+    place: Annotated[int, Interval(ge=0, lt=1024)] | None = None
     """Of its seed, from 0, in a group of seeds that began together (variety repel), of which the
     first is seed - place; None of one that began alone. A replay begins all before it, too, so that
     a stranger's file may not say any."""
-    rank: Natural | None = key("search.rank", None)
+    rank: Natural | None = None
     """From 1, the best."""
-    scores: Scores | None = key("search.scores", None)
-    metrics: Scores | None = key("search.metrics", None)
+    scores: Scores | None = None
+    metrics: Scores | None = None
     """By rewards that only report."""
-    nfe: NotNegative | None = key("search.nfe", None)
+    nfe: NotNegative | None = None
     """Of the whole search, as are the seeds."""
-    seeds: Natural | None = key("search.seeds", None)
-    batches: Annotated[list[Annotated[int, Interval(ge=1, lt=1024)]], Len(1, 4096)] | None = key(
-        "search.batches", None
-    )
+    seeds: Natural | None = None
+    batches: Annotated[list[Annotated[int, Interval(ge=1, lt=1024)]], Len(1, 4096)] | None = None
     """Rows of each call of the network that made it. A replay fills its calls to as many; the
     bounds are for a file that may be a stranger's."""
-    fps: Annotated[float, Interval(ge=0.001, le=240)] | None = key("fps", None)
+    fps: Annotated[float, Interval(ge=0.001, le=240)] | None = None
     """Of a video."""
-    drawn: Annotated[int, Interval(ge=2, le=16)] | None = key("drawn", None)
+    drawn: Annotated[int, Interval(ge=2, le=16)] | None = None
     """How many times larger than what was scored a file of an earlier version is."""
 
     @property
@@ -97,24 +96,24 @@ class SearchRecord:
     hold its own.
     """
 
-    model: Place = key("model")
-    scheduler: Word = key("sampler")
+    model: Place
+    scheduler: Word
     """The name of its class."""
-    call: Object = key("call")
+    call: Object
     """Plain arguments of the model's own call."""
-    sampler: SamplerOptions = key("")
+    sampler: SamplerOptions
     """Each option has a key of its own."""
-    algorithm: Annotated[str, MaxLen(1000)] = key("search.algorithm")
-    options: Object | None = key("search.options")
+    algorithm: Annotated[str, MaxLen(1000)]
+    options: Object | None
     """Of the algorithm."""
-    budget: Word = key("search.budget")
-    ttsnap: Word = key("ttsnap", __version__)
-    lora: Place | Annotated[list[Place], Len(1, MOST_NAMES)] | None = key("lora", None)
-    task: Word | None = key("task", None)
-    dtype: Dtype | None = key("dtype", None)
+    budget: Word
+    ttsnap: Word = __version__
+    lora: Place | Annotated[list[Place], Len(1, MOST_NAMES)] | None = None
+    task: Word | None = None
+    dtype: Dtype | None = None
     pictures: (
         Annotated[Mapping[Name, Digest | Annotated[list[Digest], Len(1, 16)]], Len(1, 16)] | None
-    ) = key("pictures", None)
+    ) = None
     """Digests of the pictures that it was made of, by argument of the call."""
     noted: Mapping[str, Any] = field(default_factory=dict)
     """The values of other options that are `noted`, by name."""
@@ -163,49 +162,59 @@ class SearchRecord:
             by_hand=result.by_hand or None,
         )
 
+    def require_seed_alone(self) -> None:
+        """ValueError for an image that its seed alone does not make."""
+        if not self.image.branched and not self.sampler.guide:
+            return
+        how = "came from a branch of its seed"
+        if not self.image.branched:
+            how = f"was guided by {self.sampler.guide!r}"
+        again = "run `ttsnap generate` with the settings in its trace.json"
+        if self.by_hand:
+            again = "a person led its search, and no settings lead it again"
+        elif self.noted.get("shared"):
+            again = "its search shared a budget; only all of its prompts together find it again"
+        raise ValueError(f"{how}, so the seed alone does not make it again; {again}")
+
     def to_json(self) -> dict[str, Json]:
         """As traces, and metadata of images, have it. What an image has not is left out."""
-        values = {key: vars(self)[name] for key, name in _KEYS.items()}
-        values |= self.sampler.told()
-        rare = {f"search.{name}": value for name, value in self.noted.items()}
-        values |= _there({**rare, "search.by_hand": self.by_hand})
+        flat: dict[str, Any] = {name: vars(self)[name] for name in _RECORD}
+        flat |= {"sampler": self.scheduler, **self.sampler.told(), **self.noted}
+        if self.by_hand is not None:
+            flat["by_hand"] = self.by_hand
         if self.found is None:
-            flat = {key.removeprefix("search."): value for key, value in values.items()}
             own = {"utility": self.utility, "seed": self.seed, "reward": self.rewards}
             return _json({**flat, **own})
-        values |= {key: vars(self.found)[name] for key, name in _IMAGE_KEYS.items()}
-        there = _there(values) | {"search.reward": self.found.reward}
-        inside = {key for key in there if key.startswith("search.")}
-        told = {key: value for key, value in there.items() if key not in inside}
-        search = {key.removeprefix("search."): there[key] for key in inside}
-        return _json({**told, "search": search})
+        flat |= vars(self.found)
+        there = {name: value for name, value in flat.items() if value is not None}
+        there["reward"] = self.found.reward
+        search = {name: there.pop(name) for name in list(there) if name not in _OUTSIDE}
+        return _json({**there, "search": search})
 
     @classmethod
     def from_json(cls, told: object, where: object) -> SearchRecord:
         """That of an image, of metadata that anyone may have written. ValueError that names what
-        does not fit.
-
-        Options that were removed since are left out at their old defaults, and so are optional keys
-        that hold null.
-        """
-        fields = _as_now(told, where)
-        if missing := sorted(_NEEDED - set(fields)):
-            raise ValueError(f"the ttsnap metadata of {where} lacks {missing}")
-        hints = {key: hint for key, hint in _HINTS.items() if not key.startswith("search.")}
-        found = _checked(fields, {**hints, "search": Object}, "", where)
-        inside = {f"search.{name}": value for name, value in found.pop("search").items()}
-        found |= _checked(inside, _HINTS, "", where)
-        if missing := sorted(_NEEDED_INSIDE - set(found)):
-            names = [key.removeprefix("search.") for key in missing]
-            raise ValueError(f"the ttsnap metadata of {where} lacks {names} in search")
-        checked_call(found["call"], where, others=True)
-        return cls(
-            **{"options": None, **_taken(found, _KEYS)},
-            sampler=SamplerOptions(**{"draft": None, **_taken(found, _SAMPLER)}),
-            noted=_taken(found, _NOTED),
-            by_hand=found.get("search.by_hand"),
-            found=FoundImage(**_taken(found, _IMAGE_KEYS)),
-        )
+        does not fit. Optional keys that hold null are as if they were not there."""
+        search = told.get("search") if isinstance(told, dict) else None
+        if not isinstance(told, dict) or not isinstance(search, dict):
+            raise ValueError(f"the ttsnap metadata of {where} lacks search, or what is in it")
+        flat = {name: value for name, value in told.items() if name != "search"} | search
+        there = {name: value for name, value in flat.items() if value is not None}
+        try:
+            found = vars(build(_METADATA, there))
+            sampler = {name: found[name] for name in _SAMPLER if name in there}
+            record = cls(
+                **{name: found[name] for name in _RECORD},
+                scheduler=found["sampler"],
+                sampler=SamplerOptions(**{"draft": None, **sampler}),
+                noted={name: found[name] for name in _NOTED if name in there},
+                by_hand=found["by_hand"],
+                found=FoundImage(**{name: found[name] for name in _IMAGE}),
+            )
+        except ValueError as error:
+            raise ValueError(f"the ttsnap metadata of {where}: {error}") from None
+        checked_call(record.call, where, others=True)
+        return record
 
     def infotext(self, size: tuple[int, int]) -> str:
         """An image's, of this width and height, in the form that A1111, Forge, SD.Next and others
@@ -252,69 +261,39 @@ class SearchRecord:
         }
 
 
-def _keys(kind: type[Any]) -> dict[str, str]:
-    """The names of the fields that metadata has, by its keys."""
-    return {f.metadata["key"]: f.name for f in fields(kind) if f.metadata.get("key")}
-
-
-_KEYS, _IMAGE_KEYS = _keys(SearchRecord), _keys(FoundImage)
-_SAMPLER = {option.name: option.name for option in options_of(SamplerOptions)}
-_NOTED = {f"search.{option.name}": option.name for option in DECLARED.values() if option.noted}
-"""Names by keys, as of the fields of a record."""
+_IMAGE = tuple(hints_of(FoundImage))
+_RECORD = (
+    *("model", "call", "algorithm", "options", "budget"),
+    *("ttsnap", "lora", "task", "dtype", "pictures"),
+)
+"""What the metadata of an image has of a record and of its image, under the same names."""
+_SAMPLER = [option.name for option in options_of(SamplerOptions)]
+_NOTED = [option.name for option in DECLARED.values() if option.noted]
 _HINTS: dict[str, Any] = {
-    **{key: hints_of(SearchRecord)[name] for key, name in _KEYS.items()},
-    **{key: hints_of(FoundImage)[name] for key, name in _IMAGE_KEYS.items()},
-    **{key: DECLARED[name].told for key, name in (_SAMPLER | _NOTED).items()},
-    "search.by_hand": Object,
+    **{name: hints_of(SearchRecord)[name] for name in _RECORD},
+    **hints_of(FoundImage),
+    "sampler": Word,
+    "by_hand": Object,
+    **{name: DECLARED[name].told for name in (*_SAMPLER, *_NOTED)},
 }
-"""The type of every value by its key."""
-_NEEDED = {"prompt", "seed", "model", "call", "kernel", "ttsnap", "sampler", "search"}
-_NEEDED_INSIDE = {"search.algorithm", "search.budget", "search.reward"}
-
-
-def _taken(found: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The values that are there, by the names of these keys."""
-    return {name: found[key] for key, name in names.items() if key in found}
-
-
-def _there(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if value is not None}
-
-
-REMOVED = {
-    "antithetic": "antithetic initial noises",
-    "orthogonal": "orthogonal initial noises",
-    "spectral-evolution": "evolution in the low frequencies of the noise",
-    "polynomial": "polynomial paths",
-    "cads": "prompts that each seed reads under noise",
-    **dict.fromkeys(("sin", "sin2", "exp", "clipping", "tan"), "rare amounts of noise"),
+_NEEDED = (
+    *("prompt", "seed", "model", "call", "kernel", "ttsnap", "sampler", "algorithm", "budget"),
+)
+_METADATA = make_dataclass(
+    "Metadata",
+    [
+        (name, hint) if name in _NEEDED else (name, hint, field(default=None))
+        for name, hint in _HINTS.items()
+    ],
+    kw_only=True,
+)
+"""The metadata of an image, as if all keys stood beside each other."""
+_OUTSIDE = {
+    *("prompt", "seed", "branched", "fps", "drawn", "model", "sampler", "call", "ttsnap", "lora"),
+    *("task", "dtype", "pictures"),
+    *_SAMPLER,
 }
-"""Names in files of earlier versions, and what they meant (docs/journal)."""
-LAST = {"cads": "0.2.0.dev0 of November 2026"}
-"""The last versions that knew them, where not 0.1.0."""
-
-
-def _as_now(told: object, where: object) -> dict[str, Any]:
-    """Metadata of earlier versions with the keys of now. ValueError for what only they knew."""
-    now = dict(told) if isinstance(told, dict) else {}
-    # it chose among seeds, and changed no image
-    now.pop("estimate_guidance", None)
-    if (noises := now.pop("noises", "independent")) not in ("independent", None):
-        why = removed(noises) or f"no version of ttsnap had noises {noises!r:.60}"
-        raise ValueError(f"{where} cannot be made again: {why}")
-    kept_apart = str(now.get("variety")).partition(":")[0]
-    for name in (now.get("path"), *str(now.get("kernel")).split(":")[1:2], kept_apart):
-        if why := removed(name):
-            raise ValueError(f"{where} cannot be made again: {why}")
-    return now
-
-
-def removed(name: object) -> str:
-    """Why a file that names this cannot be followed; empty for what was not removed."""
-    what = REMOVED.get(name) if isinstance(name, str) else None
-    if not what:
-        return ""
-    return f"ttsnap {LAST.get(str(name), '0.1.0')} was the last version with {what} ({name})"
+"""Its keys that are not in "search"."""
 
 
 def checked_call(call: object, where: object, *, others: bool = False) -> dict[str, Any]:
@@ -324,20 +303,27 @@ def checked_call(call: object, where: object, *, others: bool = False) -> dict[s
     others: also those that are not listed, as data: whether the model's call takes them is for
     whoever calls it. Their texts name no file of this machine, and no address.
     """
-    if not isinstance(call, dict):
-        raise ValueError(f"{where} must hold an object of arguments, got {str(call)[:60]}")
-    hints = {name: argument.hint for name, argument in CALL.items()}
-    if others and len(call) <= MOST_ARGUMENTS:
-        refused = {*CALL, *NOT_TAKEN, *DECLARED}
-        more = {n: value for n, value in call.items() if n not in refused and NAME.fullmatch(n)}
-        hints |= dict.fromkeys(more, OTHER)
-        for name, value in more.items():
-            if named := [text for text in _texts(value) if _leads_away(text)]:
-                raise ValueError(
-                    f"{where} has {named[0][:60]!r} for call.{name}: a file of this machine, or an "
-                    "address, which no file may name"
-                )
-    _checked(call, hints, "call.", where)
+    if not isinstance(call, dict) or len(call) > MOST_ARGUMENTS:
+        raise ValueError(f"{where} must hold an object of arguments, got {short(call)}")
+    for name, value in call.items():
+        listed = name in CALL
+        if not listed and (
+            not others or name in {*NOT_TAKEN, *DECLARED} or not NAME.fullmatch(name)
+        ):
+            raise ValueError(
+                f"{where} asks for call.{name[:60]}, which no file may set: plain arguments of a"
+                " model's own call only"
+            )
+        if away := [] if listed else [text for text in _texts(value) if _leads_away(text)]:
+            raise ValueError(
+                f"{where} has {away[0][:60]!r} for call.{name}: a file of this machine, or an "
+                "address, which no file may name"
+            )
+        if value is not None:
+            try:
+                check(f"call.{name}", value, CALL[name].hint if listed else OTHER)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
     return dict(call)
 
 
@@ -349,29 +335,6 @@ def _texts(value: object) -> list[str]:
 
 def _leads_away(text: str) -> bool:
     return "://" in text or os.path.exists(os.path.expanduser(text))
-
-
-def _checked(
-    found: Mapping[str, object], known: Mapping[str, Any], prefix: str, where: object
-) -> dict[str, Any]:
-    """The values that there are, of their types; null only where it may be, and means something."""
-    unknown = [f"{prefix}{name[:60]}" for name in sorted(set(found) - set(known))]
-    if unknown:
-        names = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise ValueError(
-            f"{where} asks for {names}, which no file may set: a PNG may hold plain settings of a"
-            " model's own call only (or this ttsnap is older than the file)"
-        )
-    checked: dict[str, Any] = {}
-    for name, value in found.items():
-        if value is not None or f"{prefix}{name}" in _NEEDED:
-            try:
-                check(f"{prefix}{name}", value, known[name])
-            except ValueError as error:
-                raise ValueError(f"the ttsnap metadata of {where}: {error}") from None
-        if value is not None or name == "search.reward":
-            checked[name] = value
-    return checked
 
 
 def read_record(path: Path) -> SearchRecord:

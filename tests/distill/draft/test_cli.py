@@ -78,7 +78,7 @@ def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(
             ["--prompts-file", "two.txt"],
             "two.txt holds 2 different prompts, of which 2 are held out",
         ),
-        (["--training.first-time", "2"], "first-time must be at most 1, got 2"),
+        (["--training.first-time", "2"], "first-time must be less than or equal to 1, got 2"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
