@@ -22,6 +22,7 @@ import torch
 from torch import Generator, Tensor
 
 from ttsnap.core.cost import Cost
+from ttsnap.core.memory import lacks_memory
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.variety import Repel
 from ttsnap.pipelines.calls.coupling import CoupledHub
@@ -709,7 +710,10 @@ class PipelineDenoiser(Denoiser):
         call, vae = self._stopping(self._typical), self.pipe.preview_vae
         try:
             end = self.ends.seen(call, self._times.last, vae=vae)
-        except AttributeError as error:  # of the preview VAE, which the end of the call reads
+        # of what the end of the call reads of a preview VAE, or of latents that this does not take
+        except (AttributeError, RuntimeError) as error:
+            if lacks_memory(error):
+                raise
             raise ValueError(
                 f"the stock call of {self.pipe.stock_class().__name__} cannot decode by "
                 f"preview_vae: {error}; set pipe.preview_vae to None"

@@ -251,7 +251,7 @@ def test_a_model_is_loaded_for_a_task(tmp_path: Path) -> None:
 def test_a_preview_vae_that_the_blocks_cannot_use_is_refused() -> None:
     pipe = twin("flux2_klein")
     pipe.preview_vae = AutoencoderTiny(latent_channels=4)
-    with pytest.raises(ValueError, match=r"Flux2KleinModularPipeline .* preview_vae: .*bn"):
+    with pytest.raises(ValueError, match=r"Flux2KleinModularPipeline .* preview_vae: .* channels"):
         pipe(
             prompt="a cat",
             search="seed-pruning",
