@@ -191,9 +191,9 @@ def refuse_unknown(
 
 
 def refuse_misspelt(call: Mapping[str, Any], takes: Collection[str], who: str) -> None:
-    """TypeError for arguments that a denoiser does not take."""
+    """ValueError for arguments that a denoiser does not take."""
     for name in sorted(call.keys() - {*takes}):
-        raise TypeError(f"a search with {who} takes no {name}{_meant(name, takes)}")
+        raise ValueError(f"a search with {who} takes no {name}{_meant(name, takes)}")
 
 
 def _meant(name: str, known: Iterable[str]) -> str:

@@ -32,6 +32,7 @@ from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_of
 from ttsnap.pipelines.run import SearchOutcome, decisions_of, run
+from ttsnap.pipelines.sides import check_sides
 from ttsnap.pipelines.variety import couple_seeds
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.reward_models.registry import make_rewards
@@ -233,8 +234,12 @@ class SearchMixin:
 
     def denoiser(self, **call: Any) -> Any:
         """The Denoiser for these arguments of the stock call (sizes, steps, guidance, negative
-        prompt, pictures). TypeError for others."""
+        prompt, pictures). ValueError for others, and for sizes that the model does not draw."""
         arguments.refuse_misspelt(call, self.call_arguments(), type(self).__name__)
+        pipe: Any = self
+        network = getattr(pipe, self.denoising_network())
+        size = [call.get(name) or 0 for name in ("height", "width")]
+        check_sides(getattr(network, "config", {}), getattr(pipe, "vae_scale_factor", 1), *size)
         twin = self._from_text(call)
         if twin is None:
             return type(self).denoiser_class(self, **call)

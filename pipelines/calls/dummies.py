@@ -33,6 +33,8 @@ class Shown(NamedTuple):
     flops: float
     draws: bool
     """Whether it draws noise."""
+    by_value: bool = False
+    """Whether that depends on values, as of masks that say how long texts are."""
 
 
 class Dummies:
@@ -41,10 +43,11 @@ class Dummies:
     shown: what other calls of the same parts have seen, and where this one adds to it.
     """
 
-    def __init__(self, shown: dict[Any, Shown] | None = None) -> None:
+    def __init__(self, shown: dict[Any, Shown | None] | None = None) -> None:
         self._copies: dict[int, tuple[nn.Module, nn.Module]] = {}
         """Copies without weights, by the id of a part, which is held."""
-        self._shown: dict[Any, Shown] = {} if shown is None else shown
+        self._shown: dict[Any, Shown | None] = {} if shown is None else shown
+        """None for kinds of calls that are told apart by their whole numbers, too."""
 
     def of(self, part: nn.Module, call: PartCall, fill: float = 0.0) -> Any:
         """What this call makes, filled with a ramp up to this number, which tells rows apart."""
@@ -61,19 +64,27 @@ class Dummies:
 
     def shown(self, part: nn.Module, call: PartCall) -> Shown:
         """What this call of a part makes, and its FLOPs."""
-        key = weakref.ref(part), call.method, size_of(call.args), size_of(call.kwargs)
-        if key in self._shown:
-            return self._shown[key]
+        kind = weakref.ref(part), call.method, size_of(call.args), size_of(call.kwargs)
+        key: Any = kind
+        if kind in self._shown and self._shown[kind] is None:
+            key = kind, _whole_numbers(call)
+        if (known := self._shown.get(key)) is not None:
+            return known
         shown = self._show(part, call)
         # Each frame's own calls fill and read what holds memory.
-        if not holds_memory((call.given, shown.made)):
-            self._shown[key] = shown
+        if holds_memory((call.given, shown.made)):
+            return shown
+        if shown.by_value:
+            self._shown[kind] = None
+            key = kind, _whole_numbers(call)
+        self._shown[key] = shown
         return shown
 
     def _show(self, part: nn.Module, call: PartCall) -> Shown:
         if _compiles(part):
             return _seen(part, call)
         found, draws = list[Any](), _Draws()
+        by_value = False
 
         def run(by: nn.Module, given: tuple[Any, Any]) -> None:
             args, kwargs = given
@@ -85,9 +96,10 @@ class Dummies:
             flops = count_flops(lambda: run(copy, given))
         except Exception:  # what depends on values, or cannot leave its device
             logger.debug("%s is seen by a real call", call.part, exc_info=True)
+            by_value = True
             found.clear()
             flops = count_flops(lambda: run(part, call.given))
-        return Shown(_on_meta(found[0]), flops, draws.found)
+        return Shown(_on_meta(found[0]), flops, draws.found, by_value)
 
     def _copy(self, part: nn.Module) -> nn.Module:
         """A part without weights."""
@@ -95,6 +107,13 @@ class Dummies:
             self._copies[id(part)] = part, on_meta(part)
             forget_own_methods(self._copies[id(part)][1])
         return self._copies[id(part)][1]
+
+
+def _whole_numbers(call: PartCall) -> tuple[tuple[int, ...], ...]:
+    """The values of masks and other tensors of whole numbers that a call is given."""
+    tensors = [each for each in leaves(call.given) if isinstance(each, Tensor)]
+    whole = [each for each in tensors if not (each.is_floating_point() or each.is_complex())]
+    return tuple(tuple(each.flatten().tolist()) for each in whole)
 
 
 def _compiles(part: nn.Module) -> bool:

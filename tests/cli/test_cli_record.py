@@ -19,7 +19,15 @@ from ttsnap.recordings.folder import load_recording, read_images
 from ttsnap.recordings.replay import ReplayEngine
 from ttsnap.reward_models.scenes import ScenesReward
 
-MEASURED = ("seconds", "peak", "reserved", "memory", "energy", "verifier")  # of live runs only
+MEASURED = (
+    "seconds",
+    "peak",
+    "reserved",
+    "memory",
+    "energy",
+    "verifier",
+    "calibration",
+)  # of live runs only
 PROMPTS = ["two red circles and a blue square", "a green cross above a yellow triangle"]
 SIZES = ["--seeds", "6", "--seed", "3", "--steps", "4", "--batch-size", "1", "--device", "cpu"]
 """Four units, of a prompt and three seeds each."""

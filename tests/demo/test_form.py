@@ -171,7 +171,7 @@ def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafte
         {"draft": [1]},
         {"draft": True, "model": "some/model"},
     ):
-        with pytest.raises(ValueError, match=r"drafter|true or false"):
+        with pytest.raises(ValueError, match=r"drafter|boolean"):
             wanted(offer, rewards=["brightness"], **changes)
     with pytest.raises(ValueError, match="no drafter"):
         asked(draft=True)

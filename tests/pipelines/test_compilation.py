@@ -54,7 +54,7 @@ def test_pruning_compiles_once_per_batch_size_and_changes_nothing() -> None:
     compile_denoiser(pipe, backend="eager")
     assert pipe._search_buckets is upgrade(pipe)._search_buckets is True
     torch.testing.assert_close(found(), expected, atol=1e-4, rtol=1e-3)
-    assert graphs() == 2
+    assert graphs() == 3  # one of a row alone, to try whether rows join
     assert not counters["graph_break"]
     assert list(network(pipe).state_dict()) == state
 

@@ -276,7 +276,7 @@ def test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafte
     assert main([*words, "--out", str(tmp_path / "with")]) == 0
     said = capsys.readouterr().out
     assert "drafts by embedded were finished" in said
-    assert "redraw(prompt='a red circle', image=draft, num_inference_steps=6, strength=0.5" in said
+    assert "`ttsnap replay` makes the winner again" in said
     assert "seed-pruning with drafts  scenes" in said
     assert said.count("--draft none") == 2
     (png,) = (tmp_path / "with").glob("01-*.png")
