@@ -100,10 +100,20 @@ def on_paper(model: str | Path, dtype: torch.dtype) -> tuple[Any, dict[str, Answ
             for name, kind in index.items()
             if not name.startswith("_")
         }
-        pipe: Any = upgrade(stock(**parts))
-    networks = {
-        name: Answers(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)
-    }
+        pipe = upgrade(stock(**parts))
+    return without_weights(pipe)
+
+
+def without_weights(pipe: Any) -> tuple[Any, dict[str, Answers]]:
+    """A search pipeline whose networks are on the meta device, as one that runs its calls on the
+    CPU; and its networks, by name. The pipeline is changed: it makes no image again."""
+    found = {name: each for name, each in pipe.components.items() if isinstance(each, nn.Module)}
+    for part in found.values():
+        for layer in part.modules():  # pipelines read statistics that networks keep in buffers
+            for key, buffer in layer.named_buffers(recurse=False):
+                layer._buffers[key] = torch.ones_like(buffer, device="cpu")
+        part.eval().requires_grad_(requires_grad=False)
+    networks = {name: Answers(part) for name, part in found.items()}
     pipe.set_progress_bar_config(disable=True)
     return _here(pipe, {}), networks
 
@@ -159,12 +169,8 @@ def _part(folder: Path, library: str | None, name: str | None, dtype: torch.dtyp
             part = kind.from_config(kind.load_config(folder))
         else:
             part = kind(kind.config_class.from_pretrained(folder))
-    for layer in part.modules():  # pipelines read statistics that networks keep in buffers
-        for key, buffer in layer.named_buffers(recurse=False):
-            layer._buffers[key] = torch.ones_like(buffer, device="cpu")
     # diffusers would warn of what from_pretrained keeps in float32
-    part = nn.Module.to(part, dtype)
-    return part.eval().requires_grad_(requires_grad=False)
+    return nn.Module.to(part, dtype)
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
