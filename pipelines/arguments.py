@@ -190,12 +190,6 @@ def refuse_unknown(
         raise ValueError(f"{refused} cannot be used with search= for {who}{meant}")
 
 
-def refuse_misspelt(call: Mapping[str, Any], takes: Collection[str], who: str) -> None:
-    """ValueError for arguments that a denoiser does not take."""
-    for name in sorted(call.keys() - {*takes}):
-        raise ValueError(f"a search with {who} takes no {name}{_meant(name, takes)}")
-
-
 def _meant(name: str, known: Iterable[str]) -> str:
     """A question, where a name looks like a misspelt one."""
     return did_you_mean(name, [*known, *DECLARED])

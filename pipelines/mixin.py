@@ -234,8 +234,7 @@ class SearchMixin:
 
     def denoiser(self, **call: Any) -> Any:
         """The Denoiser for these arguments of the stock call (sizes, steps, guidance, negative
-        prompt, pictures). ValueError for others, and for sizes that the model does not draw."""
-        arguments.refuse_misspelt(call, self.call_arguments(), type(self).__name__)
+        prompt, pictures). ValueError for sizes that the model does not draw."""
         pipe: Any = self
         network = getattr(pipe, self.denoising_network())
         size = [call.get(name) or 0 for name in ("height", "width")]

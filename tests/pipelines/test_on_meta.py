@@ -29,6 +29,7 @@ DECIDE: dict[Site, int] = {
 """What is read of each of three batches: scores, and whether images are finite. Finished images go
 once."""
 COMPARED: set[Site] = {
+    ("pipelines/calls/dummies.py", "_whole_numbers.<locals>.<genexpr>"),
     ("pipelines/calls/joining.py", "_near"),
     ("pipelines/calls/values.py", "_Entry.is_of.<locals>.<genexpr>"),
     ("pipelines/calls/values.py", "Alike._same"),
