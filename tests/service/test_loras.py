@@ -105,14 +105,10 @@ def test_an_image_is_what_the_pipeline_gives_under_the_lora(
         ("num_inference_steps" if name == "steps" else name): value for name, value in SMALL.items()
     }
     out = own(PROMPT, draft=None, reward="brightness", **call)
-    for lora in (
-        {"name": name, "scale": scale},
-        {"lora_name": name, "lora_scale": scale},
-    ):
-        reply = under(caller, lora)
-        assert apart(shown(reply), out.images[0]) <= 1, "rounding may differ with the batch"
-        assert best(reply)[0] == out.search[0].best.seed
-        assert reply["warnings"] == []
+    reply = under(caller, {"name": name, "scale": scale})
+    assert apart(shown(reply), out.images[0]) <= 1, "rounding may differ with the batch"
+    assert best(reply)[0] == out.search[0].best.seed
+    assert reply["warnings"] == []
     told = shown(reply).info["ttsnap"]
     assert json.loads(told)["lora"] == (f"{name}:{scale}" if scale != 1 else name)
     assert str(folder) not in told

@@ -17,13 +17,13 @@ from starlette.requests import ClientDisconnect
 from ttsnap.files.settings import Json
 from ttsnap.reward_models.serve import BodyLimits
 from ttsnap.service.answers import ResponseBuilder, without_jobs
-from ttsnap.service.forms import FRAME, Pictures, body_in, body_schema
+from ttsnap.service.forms import Pictures, body_in, body_schema
 from ttsnap.service.job_routes import MEDIA, PATHS, add_job_routes
 from ttsnap.service.jobs import Jobs
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError
 from ttsnap.service.monitoring import GONE, AccessLog
-from ttsnap.service.requests import Body, Edit, Generation, Video, no_model
+from ttsnap.service.requests import FRAME, Body, Edit, Generation, Video, no_model
 from ttsnap.service.tickets import RequestParser
 from ttsnap.service.worker import Worker
 from ttsnap.version import __version__
