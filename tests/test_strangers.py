@@ -425,7 +425,7 @@ OFFER = ServingCatalog("embedded", ("scenes", "brightness"), lambda model: Model
 
 def read_keys(folder: Path) -> None:
     try:
-        importlib.import_module("ttsnap.service.keys").Keys.read(folder / "keys")
+        importlib.import_module("ttsnap.service.limits").Keys.read(folder / "keys")
     except ValueError as error:
         assert "secret-key" not in str(error)  # noqa: PT017
         raise

@@ -29,11 +29,10 @@ from ttsnap.cli import main
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines.lora import load_lora
 from ttsnap.request.offer import ServingCatalog
-from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.engines import MOST_TWINS, ManyDevices, OneDevice, loras_in
 from ttsnap.service.limits import ServiceLimits
-from ttsnap.service.loras import MOST_TWINS, loras_in
-from ttsnap.service.opening import offer_of
 from ttsnap.service.requests import Generation, prepared_of, validated
+from ttsnap.service.server import offer_of
 
 HALF = {"name": "sketch", "scale": 0.5}
 

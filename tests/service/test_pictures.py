@@ -49,10 +49,9 @@ from ttsnap.service.engines import OneDevice
 from ttsnap.service.forms import body_in
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.opening import offer_of
-from ttsnap.service.replies import thumbnail_of
 from ttsnap.service.requests import Edit, Generation, Video, notes_of, prepared_of, validated
-from ttsnap.service.tickets import RequestParser
+from ttsnap.service.server import offer_of
+from ttsnap.service.tickets import RequestParser, thumbnail_of
 
 OWN: dict[str, Any] = {**SMALL, "strength": 0.75, "negative_prompt": "noise"}
 LIMITS = ServiceLimits(drain=0.1, side=64)

@@ -24,9 +24,8 @@ from tests.service.asking import EDITED, IMAGES, PROMPT, VIDEOS, png, received, 
 from tests.service.conftest import ALICE, EDITS, Server, one_device, serve
 from ttsnap.files.pictured import Blank, Picture
 from ttsnap.service.forms import Sent, sent_in
-from ttsnap.service.keys import Keys
-from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.opening import offer_of
+from ttsnap.service.limits import Keys, RequestError, ServiceLimits
+from ttsnap.service.server import offer_of
 
 PICTURE = png(Image.new("RGB", (32, 32)))
 URI = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"

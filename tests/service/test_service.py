@@ -66,11 +66,9 @@ from ttsnap.request.offer import ServingCatalog
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engine_pool import PooledEngine
 from ttsnap.service.engines import ManyDevices
-from ttsnap.service.keys import Keys
-from ttsnap.service.limits import ServiceLimits
-from ttsnap.service.replies import file_of
+from ttsnap.service.limits import Keys, ServiceLimits
 from ttsnap.service.requests import Generation, notes_of, prepared_of, validated
-from ttsnap.service.tickets import Partial, Progress
+from ttsnap.service.tickets import Partial, Progress, file_of
 
 
 def test_a_generation_is_what_the_pipeline_gives(caller: Caller, pipe: Any) -> None:
