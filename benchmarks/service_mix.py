@@ -40,9 +40,8 @@ from ttsnap.files.writing import markdown
 from ttsnap.pipelines import load, recommended
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.service.engines import OneDevice
+from ttsnap.service.engines import OneDevice, loras_in
 from ttsnap.service.limits import ServiceLimits
-from ttsnap.service.loras import loras_in
 from ttsnap.service.server import GenerationServer
 
 CLIENTS = 50

@@ -241,7 +241,7 @@ def addresses() -> set[str]:
 
 
 def fields() -> set[str]:
-    """Of all bodies, other servers' names for them, and those that change nothing."""
+    """Of all bodies, and other names for them."""
     bodies = [
         way["requestBody"]["content"]
         for ways in api().values()
@@ -251,11 +251,9 @@ def fields() -> set[str]:
     ours = {
         name for body in bodies for kind in body.values() for name in kind["schema"]["properties"]
     }
-    body, files = (
-        importlib.import_module(f"ttsnap.service.{name}") for name in ("requests", "forms")
-    )
+    body = importlib.import_module("ttsnap.service.requests")
     taken = {name for kind in body.KINDS.values() for name in names_of(kind)}
-    return ours | taken | {*body.UNUSED, files.REFERENCE, *body.SIDES}
+    return ours | taken | {*body.SIDES}
 
 
 def asked() -> set[str]:
@@ -275,7 +273,7 @@ def nodes() -> dict[str, set[str]]:
     }
 
 
-IN_HTTP = ("Fields of OpenAI's API", "Our fields", "Fields of vLLM-Omni and SGLang")
+IN_HTTP = ("Fields of OpenAI's API", "Our fields", "Other names of fields")
 NODES = (
     *("Search Sampler", "Reward", "Reward by Node", "Checklist", "Budget", "Drafter"),
     "Pick Best",

@@ -425,19 +425,20 @@ OFFER = ServingCatalog("embedded", ("scenes", "brightness"), lambda model: Model
 
 def read_keys(folder: Path) -> None:
     try:
-        importlib.import_module("ttsnap.service.keys").Keys.read(folder / "keys")
+        importlib.import_module("ttsnap.service.limits").Keys.read(folder / "keys")
     except ValueError as error:
         assert "secret-key" not in str(error)  # noqa: PT017
         raise
 
 
 def read_body(folder: Path) -> None:
-    """A request's, as JSON and as a urlencoded form."""
+    """A request's, as JSON and as a form."""
     from tests.service.asking import received
     from ttsnap.service.forms import sent_in
     from ttsnap.service.limits import RequestError, ServiceLimits
 
-    body, form = read_bytes(folder / "x.json", 2**20), "application/x-www-form-urlencoded"
+    body = read_bytes(folder / "x.json", 2**20)
+    form = "multipart/form-data; boundary=x"
     with suppress(RequestError):
         LOOP.run_until_complete(sent_in(received(body, form), ServiceLimits()))
     try:

@@ -32,7 +32,7 @@ from ttsnap.reward_models.http import HttpReward
 from ttsnap.reward_models.registry import check_names, make_reward
 from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.rewards.scoring import score_images
-from ttsnap.service.opening import offered
+from ttsnap.service.server import offered
 
 from .test_serve import IMAGES, PROMPTS, serving
 

@@ -29,10 +29,8 @@ from ttsnap.request.request import EngineSpec, Lora, ModelDefaults
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.job_store import JobStore
-from ttsnap.service.keys import Keys
-from ttsnap.service.limits import ServiceLimits
-from ttsnap.service.opening import offer_of
-from ttsnap.service.server import GenerationServer
+from ttsnap.service.limits import Keys, ServiceLimits
+from ttsnap.service.server import GenerationServer, offer_of
 
 ALICE, BOB = "a" * 20, "b" * 20
 REWARDS = ("scenes", "brightness")

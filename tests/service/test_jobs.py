@@ -43,10 +43,9 @@ from ttsnap.reward_models.checklist.questions import questions
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import LEASE, TABLE, JobStore, StoredJob, _engine
-from ttsnap.service.keys import Keys
-from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.limits import Keys, RequestError, ServiceLimits
 from ttsnap.service.monitoring import JsonLines
-from ttsnap.service.opening import offer_of
+from ttsnap.service.server import offer_of
 
 NO_RANKS = (0, 3, "x", "0000000019", "9" * 5000)
 LISTED = {"looks": "checklist", "brightness": "brightness"}

@@ -29,11 +29,10 @@ from ttsnap.cli import main
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines.lora import load_lora
 from ttsnap.request.offer import ServingCatalog
-from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.engines import MOST_TWINS, ManyDevices, OneDevice, loras_in
 from ttsnap.service.limits import ServiceLimits
-from ttsnap.service.loras import MOST_TWINS, loras_in
-from ttsnap.service.opening import offer_of
 from ttsnap.service.requests import Generation, prepared_of, validated
+from ttsnap.service.server import offer_of
 
 HALF = {"name": "sketch", "scale": 0.5}
 
@@ -105,14 +104,10 @@ def test_an_image_is_what_the_pipeline_gives_under_the_lora(
         ("num_inference_steps" if name == "steps" else name): value for name, value in SMALL.items()
     }
     out = own(PROMPT, draft=None, reward="brightness", **call)
-    for lora in (
-        {"name": name, "scale": scale},
-        {"lora_name": name, "lora_scale": scale},
-    ):
-        reply = under(caller, lora)
-        assert apart(shown(reply), out.images[0]) <= 1, "rounding may differ with the batch"
-        assert best(reply)[0] == out.search[0].best.seed
-        assert reply["warnings"] == []
+    reply = under(caller, {"name": name, "scale": scale})
+    assert apart(shown(reply), out.images[0]) <= 1, "rounding may differ with the batch"
+    assert best(reply)[0] == out.search[0].best.seed
+    assert reply["warnings"] == []
     told = shown(reply).info["ttsnap"]
     assert json.loads(told)["lora"] == (f"{name}:{scale}" if scale != 1 else name)
     assert str(folder) not in told

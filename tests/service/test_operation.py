@@ -27,12 +27,10 @@ from opentelemetry.trace import StatusCode
 from tests.service.asking import IMAGES, PROMPT, SMALL, Caller, until
 from tests.service.conftest import ALICE, BOB, Server
 from ttsnap.cli import serve as cli
-from ttsnap.service import opening
 from ttsnap.service.job_store import JobStore
-from ttsnap.service.keys import ANYBODY, Keys
-from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.limits import ANYBODY, Keys, RequestError, ServiceLimits
 from ttsnap.service.monitoring import Batch, Metrics
-from ttsnap.service.opening import KERNELS
+from ttsnap.service.server import KERNELS, TRACED, traces_of_environment
 from ttsnap.service.tracing import Traces, provider_of_environment
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -307,12 +305,12 @@ def test_neither_unknown_paths_nor_words_of_errors_are_written(
 
 
 def test_the_environment_says_whether_and_where_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in opening.TRACED:
+    for name in TRACED:
         monkeypatch.delenv(name, raising=False)
-    assert opening.traces_of_environment() is None
+    assert traces_of_environment() is None
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
     with pytest.raises(ValueError, match="zipkin"):
-        opening.traces_of_environment()
+        traces_of_environment()
     for exporter, off, there in (
         ("none", "", False),
         ("console", "", True),
@@ -320,7 +318,7 @@ def test_the_environment_says_whether_and_where_to(monkeypatch: pytest.MonkeyPat
     ):
         monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
         monkeypatch.setenv("OTEL_SDK_DISABLED", off)
-        assert (opening.traces_of_environment() is not None) is there
+        assert (traces_of_environment() is not None) is there
     monkeypatch.delenv("OTEL_SDK_DISABLED")
     for given, name in (("images", "images"), ("", "ttsnap")):
         monkeypatch.setenv("OTEL_SERVICE_NAME", given)
@@ -339,7 +337,7 @@ def test_spans_go_to_the_collector_that_the_environment_names(
     monkeypatch.setattr("ttsnap.service.tracing.OTLPSpanExporter.export", export)
     monkeypatch.delenv("OTEL_TRACES_EXPORTER", raising=False)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    traces = opening.traces_of_environment()
+    traces = traces_of_environment()
     assert traces is not None
     traces.tracer.start_span("search").end()
     traces.provider.force_flush()

@@ -49,10 +49,9 @@ from ttsnap.service.engines import OneDevice
 from ttsnap.service.forms import body_in
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.opening import offer_of
-from ttsnap.service.replies import thumbnail_of
 from ttsnap.service.requests import Edit, Generation, Video, notes_of, prepared_of, validated
-from ttsnap.service.tickets import RequestParser
+from ttsnap.service.server import offer_of
+from ttsnap.service.tickets import RequestParser, thumbnail_of
 
 OWN: dict[str, Any] = {**SMALL, "strength": 0.75, "negative_prompt": "noise"}
 LIMITS = ServiceLimits(drain=0.1, side=64)
@@ -87,28 +86,6 @@ def test_an_edit_is_what_the_pipeline_gives(
     assert [image["seed"] for image in data] == [c.seed for c in out.search[0].images]
     for image, theirs in zip(data, out.images, strict=True):
         assert apart(picture(image["b64_json"]), theirs) <= 1
-
-
-@pytest.mark.parametrize("name", ["url", "url[]"])
-def test_a_picture_may_be_a_text_of_the_form(
-    editing: Caller, drawn: list[bytes], name: str
-) -> None:
-    """As vLLM-Omni's benchmark sends it, without a file; with one the form is a multipart one."""
-    uri = f"data:image/png;base64,{base64.b64encode(drawn[0] + bytes(10**5)).decode()}"
-    own = {
-        **OWN,
-        "prompt": PROMPT,
-        "stream": "false",
-        "size": "auto",
-        "user": "u-1",
-        name: uri,
-    }
-    replies = [
-        editing.ask("POST", EDITED, data=own),
-        editing.ask("POST", EDITED, files={key: (None, str(value)) for key, value in own.items()}),
-    ]
-    expected = edited(editing, drawn[0])["data"]
-    assert [reply.json().get("data") for reply in replies] == [expected] * 2, replies[0].text[:200]
 
 
 def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -> None:
@@ -351,7 +328,7 @@ def test_seconds_are_as_many_frames_as_the_model_makes(videos: Caller) -> None:
     [
         ("files", "mp4", "video/mp4", b"ftyp"),
         ("json", "webp", "image/webp", b"WEBP"),
-        ("data", "PNG", "image/png", b"\r\n"),
+        ("json", "PNG", "image/png", b"\r\n"),
     ],
 )
 def test_a_video_at_once(videos: Caller, sent: str, form: str, media: str, magic: bytes) -> None:
@@ -375,17 +352,15 @@ def test_a_first_frame_however_it_is_sent(name: str, tmp_path: Path) -> None:
             return caller.ask("POST", path, **more)
 
         replies = [
-            sent(data={**own, "image_reference": json.dumps(address)}),
-            sent(files={**texts, "image_reference": (None, json.dumps(address))}),
             sent(files={**texts, "input_reference[image_url]": (None, uri)}),
-            sent(json={**own, "image_reference": address}),
+            sent(json={**own, "input_reference": address}),
             sent(
                 content=json.dumps({**own, "input_reference": address}).replace("/", "\\/"),
                 headers={"Content-Type": "application/json"},
             ),
             sent(data=own, files={"input_reference": ("a.png", data)}),
         ]
-        assert [reply.status_code for reply in replies] == [200] * 6, [
+        assert [reply.status_code for reply in replies] == [200] * 4, [
             reply.text[:200] for reply in replies
         ]
         assert len({reply.content for reply in replies}) == 1
@@ -411,28 +386,16 @@ def test_a_first_frame_however_it_is_sent(name: str, tmp_path: Path) -> None:
             assert refusal(bare) == (400, "input_reference", "missing_parameter")
 
 
-def test_what_clients_of_vllm_omni_send_is_read(videos: Caller) -> None:
-    """A form without a file, which is urlencoded."""
-    sent = {
-        **SMALL,
-        "prompt": "a cat & 50 % more + é",
-        "num_inference_steps": "3",
-        "width": "32",
-        "height": "16",
-    }
-    more = {
-        "guidance_scale_2": "2.5",
-        "boundary_ratio": "0.9",
-        "user": "u-1",
-    }
-    sent.pop("steps")
-    made = videos.ask("POST", VIDEOS, data={**sent, **more, "response_format": "file"})
-    assert made.status_code == 200, made.text
-    job = videos.ended(f"{VIDEOS}/{made.json()['id']}")
-    assert job["prompt"] == sent["prompt"]
-    assert job["warnings"] == ["not used here: user, guidance_scale_2, boundary_ratio"]
-    same = videos.begun(VIDEOS, prompt=sent["prompt"], steps=3, size="32x16")
-    (one,), (other,) = videos.ended(same)["data"], job["data"]
+def test_other_names_of_fields_are_read_and_unknown_fields_named(videos: Caller) -> None:
+    sides = {"num_inference_steps": 3, "width": 32, "height": 16}
+    own = {name: value for name, value in SMALL.items() if name != "steps"}
+    unused = {"style": "vivid", "flow_shift": [5], "x" * 100: "", "guidance_scale_2": 2.5}
+    reply = videos.send(VIDEOS, **own, **sides, **unused)
+    job = videos.ended(f"{VIDEOS}/{reply.json()['id']}")
+    assert job["warnings"] == [f"not used here: style, flow_shift, {'x' * 60}, guidance_scale_2"]
+    same = videos.begun(VIDEOS, steps=3, size="32x16")
+    (one,) = videos.ended(same)["data"]
+    (other,) = job["data"]
     assert one["seed"] == other["seed"]
     assert one["reward"] == pytest.approx(other["reward"], abs=1e-6)  # batches may round apart
 

@@ -35,8 +35,8 @@ from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Discreet, JsonLines, log_request, log_to_stderr
-from ttsnap.service.opening import with_drafts
 from ttsnap.service.requests import Generation, prepared_of, validated
+from ttsnap.service.server import with_drafts
 
 STEPS = 6
 

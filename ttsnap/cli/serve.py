@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # these rooms are loaded once the arguments are checked
     from ttsnap.request.offer import ServingCatalog
     from ttsnap.service.engines import Engines
     from ttsnap.service.job_store import JobStore
-    from ttsnap.service.keys import Keys
+    from ttsnap.service.limits import Keys
     from ttsnap.service.server import GenerationServer
 
 VIDEOS = "serving videos, as .mp4 where clients say nothing,"
@@ -176,8 +176,8 @@ def parts_of(a: Arguments) -> Iterator[dict[str, Any]]:
     """What a service is made of, by the arguments of `Service`."""
     load_torch()
     try:
-        from ttsnap.service.keys import Keys
-        from ttsnap.service.opening import bound_kernels, offer_of, offered, traces_of_environment
+        from ttsnap.service.limits import Keys
+        from ttsnap.service.server import bound_kernels, offer_of, offered, traces_of_environment
     except ImportError as error:
         raise ValueError(
             f"the service needs fastapi and others ({error}): {install('service')}"
@@ -255,8 +255,7 @@ def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     clients."""
     from ttsnap.cluster.devices import alone, hosts
     from ttsnap.pipelines.opening import prepare, settled
-    from ttsnap.service.engines import ManyDevices, OneDevice
-    from ttsnap.service.loras import loras_in
+    from ttsnap.service.engines import ManyDevices, OneDevice, loras_in
 
     place, _ = common.opening().placement(a.device, a.dtype)
     spread = not alone(devices, place.type)

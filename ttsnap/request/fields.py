@@ -48,7 +48,6 @@ class SearchFields(BaseModel):
     n: Count = Field(
         1,
         description="images to keep of those that the search finishes, best first",
-        validation_alias=AliasChoices("n", "num_outputs_per_prompt"),
     )
 
     @model_validator(mode="before")
@@ -75,13 +74,11 @@ class SearchFields(BaseModel):
 
 
 class LoraChoice(BaseModel):
-    """A LoRA that is asked for, in our words or vLLM-Omni's."""
+    """A LoRA that is asked for."""
 
     model_config = STRICT
-    name: str = Field(validation_alias=AliasChoices("name", "lora_name", "adapter"))
-    scale: Annotated[float, Interval(ge=-MOST_SCALE, le=MOST_SCALE)] | None = Field(
-        None, validation_alias=AliasChoices("scale", "lora_scale")
-    )
+    name: str
+    scale: Annotated[float, Interval(ge=-MOST_SCALE, le=MOST_SCALE)] | None = None
     """None: 1."""
 
 

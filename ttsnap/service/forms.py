@@ -1,4 +1,4 @@
-"""What a client sent: the fields and the pictures of a request, as JSON or as a form of either kind.
+"""What a client sent: the fields and the pictures of a request, as JSON or as a form.
 
 Texts come within `ServiceLimits.body_bytes`, pictures apart. How much arrives, and how fast, is
 `BodyLimits`' to hold (ttsnap.reward_models.serve).
@@ -11,7 +11,7 @@ import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar, get_origin
+from typing import Any, TypeAlias, TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -21,34 +21,24 @@ from ttsnap.core.names import FieldError
 from ttsnap.files.pictured import Picture
 from ttsnap.files.plain_yaml import read_text
 from ttsnap.files.reading import parse_json
-from ttsnap.files.settings import Json, kinds_of
+from ttsnap.files.settings import Json
 from ttsnap.request.fields import names_of
 from ttsnap.service.limits import RequestError, ServiceLimits, stopping
-from ttsnap.service.requests import Body, Edit, Video, not_taken, validated
+from ttsnap.service.requests import FRAME, Body, Edit, Video, not_taken, validated
 
 B = TypeVar("B", bound=Body)
 Pictures: TypeAlias = dict[str, Picture | tuple[Picture, ...]]
 """By argument of a pipeline's call."""
-FRAME, REFERENCE = "input_reference", "image_reference"
-"""The first frame of a video, as in OpenAI's API, and as vLLM-Omni has it beside."""
-URL = "url"
-"""A picture of an edit as the text of a form, as vLLM-Omni's clients send it; or several."""
 PARTS = 40
 """Most fields of a form, and most files."""
 LONGEST = 100
 """Characters of a value inside a dictionary, which may be a number."""
-TEXT_BYTES, ESCAPES = 2**22, 2**18
-"""Of a urlencoded form, whose escapes take a hundred bytes each, and .1 s together; base64 has one
-in 32 letters."""
-KINDS = JSON, MULTIPART, URLENCODED = (
-    "application/json",
-    "multipart/form-data",
-    "application/x-www-form-urlencoded",
-)
+JSON = "application/json"
+MULTIPART = "multipart/form-data"
+CURL = "application/x-www-form-urlencoded"
+"""The type that curl -d gives to JSON, too."""
 PICTURE = re.compile(rb'"data:image\\?/[^"\\,]{1,60};base64,[A-Za-z0-9+/=\\]*+"')
 BINARY: Json = {"type": "string", "format": "binary"}
-FILES: dict[type[Body], tuple[str, ...]] = {Edit: ("image", "mask"), Video: (FRAME,)}
-"""The files that a body comes with."""
 
 
 @dataclass(frozen=True)
@@ -93,24 +83,18 @@ def _spread(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 async def sent_in(request: Request, limits: ServiceLimits) -> Sent:
-    """What stands in a body. RequestError for a damaged one, and for more than the limits.
-
-    A form by its type is JSON where it looks so: curl -d has that type for anything.
-    """
+    """What stands in a body. RequestError for a damaged one, and for more than the limits."""
     kind, _, more = request.headers.get("content-type", "").lower().partition(";")
     kind = kind.strip()
-    if kind not in KINDS:
-        said = f"a body is {', '.join(KINDS)}, got {kind[:60]!r}; set Content-Type"
-        raise RequestError(415, said, code="unsupported_media_type")
+    if kind == CURL and (await request.body()).lstrip().startswith(b"{"):
+        kind = JSON
+    if kind == JSON:
+        return Sent(await asyncio.to_thread(_json, await request.body(), limits))
     if kind != MULTIPART:
-        body = await request.body()
-        if kind == JSON or body.lstrip().startswith(b"{"):
-            return Sent(await asyncio.to_thread(_json, body, limits))
-        if len(body) > TEXT_BYTES or body.count(b"%") > ESCAPES:
-            said = f"a form of {len(body)} bytes; send it as multipart/form-data, pictures as files"
-            raise RequestError(413, said, code="too_large")
+        said = f"a body is {JSON} or {MULTIPART}, got {kind[:60]!r}; set Content-Type"
+        raise RequestError(415, said, code="unsupported_media_type")
     # Some charsets take hours to decode a megabyte, as punycode.
-    elif "charset" in more.replace('"', "").replace("charset=utf-8", ""):
+    if "charset" in more.replace('"', "").replace("charset=utf-8", ""):
         raise _unreadable("its text must be UTF-8; leave charset out")
     form = await _form(request, limits.form_bytes)
     texts = [(name, value) for name, value in form if isinstance(value, str)]
@@ -161,9 +145,8 @@ def _json(body: bytes, limits: ServiceLimits) -> dict[str, Any]:
     picture = max(pictures, key=lambda found: found.end() - found.start(), default=None)
     if picture is not None and len(body) - len(picture[0]) <= most:
         fields = _object(body[: picture.start()] + b'"the picture"' + body[picture.end() :])
-        for name in (FRAME, REFERENCE):
-            if fields.get(name) == {"image_url": "the picture"}:
-                return {**fields, name: _object(b'{"image_url":%b}' % picture[0])}
+        if fields.get(FRAME) == {"image_url": "the picture"}:
+            return {**fields, FRAME: _object(b'{"image_url":%b}' % picture[0])}
     said = f"a request of {len(body)} bytes; at most {most} beside the picture of {FRAME}"
     raise RequestError(413, said, code="too_large")
 
@@ -174,7 +157,7 @@ def _fields(texts: Iterable[tuple[str, str]], limits: ServiceLimits) -> dict[str
     size = 0
     for name, value in texts:
         outer, bracket, key = name.removesuffix("]").partition("[")
-        if outer not in (FRAME, REFERENCE, URL):
+        if outer != FRAME:
             size += len(value)
         inside = fields.setdefault(outer, {} if key else []) if bracket else None
         # of options, as {"name": "svdd", "streams": 3}, or a long address
@@ -187,10 +170,6 @@ def _fields(texts: Iterable[tuple[str, str]], limits: ServiceLimits) -> dict[str
     if size > limits.body_bytes:
         said = f"texts of a form are above their maximum size of {limits.body_bytes} bytes together"
         raise RequestError(413, said, code="too_large")
-    for name in (FRAME, REFERENCE):
-        if isinstance(text := fields.get(name), str) and text.startswith("{"):
-            # as vLLM-Omni's clients send it
-            fields[name] = _json(b'{"%b":%b}' % (name.encode(), text.encode()), limits)[name]
     return fields
 
 
@@ -200,10 +179,7 @@ def _valued(kind: type[Body], name: str, value: Any) -> Any:
     if field is None or not isinstance(value, str):
         return value
     hint: Any = field.rebuild_annotation()
-    objects = any(get_origin(each) is dict for each in kinds_of(hint))
     try:
-        if objects and value.startswith("{"):
-            return parse_json(value.encode(), name)
         return read_text(name, value, hint)
     except ValueError as error:
         raise RequestError(400, str(error), name, "invalid_value") from None
@@ -217,30 +193,26 @@ def pictures_in(
 ) -> tuple[dict[str, Any], Pictures]:
     """The fields without pictures, and the pictures by argument of the pipeline's call. Several of
     one argument make one result together. RequestError names the parameter."""
-    fields, known = dict(sent.fields), FILES.get(kind, ())
-    if other := next((name for name in sent.files if name not in known), None):
-        raise not_taken("file", other[:60], known)
+    fields = dict(sent.fields)
+    for name in sent.files:
+        if name not in kind.files:
+            raise not_taken("file", name[:60], kind.files)
     if issubclass(kind, Edit):
-        return fields, _of_edit(fields, sent.files, limits)
+        return fields, _of_edit(sent.files, limits)
     if issubclass(kind, Video):
         return fields, _of_video(fields, sent.files, limits)
     return fields, {}
 
 
-def _of_edit(
-    fields: dict[str, Any], files: Mapping[str, list[bytes]], limits: ServiceLimits
-) -> Pictures:
-    """The pictures and the mask of an edit. Those that are texts are taken out of the fields."""
-    images, masks = _at_most(limits.pictures, files, "image"), _at_most(1, files, "mask")
-    urls = fields.pop(URL, None) or []
-    urls = urls if isinstance(urls, list) else [urls]
-    _at_most(limits.pictures - len(images), {URL: urls}, URL)
-    images = [*images, *(_inline(url, URL) for url in urls)]
+def _of_edit(files: Mapping[str, list[bytes]], limits: ServiceLimits) -> Pictures:
+    """The pictures and the mask of an edit."""
+    images = _at_most(limits.pictures, files, "image")
+    masks = _at_most(1, files, "mask")
     if not images:
         how = "send it as the file image of multipart/form-data"
         raise RequestError(400, f"an edit needs a picture: {how}", "image", "missing_parameter")
-    found = _pictures(images, "image", limits)
-    return arguments_of({"image": found, "mask_image": _pictures(masks, "mask", limits)})
+    pictures = _pictures(images, "image", limits)
+    return arguments_of({"image": pictures, "mask_image": _pictures(masks, "mask", limits)})
 
 
 def _of_video(
@@ -248,12 +220,11 @@ def _of_video(
 ) -> Pictures:
     """The first frame of a video, where it has one. A text is taken out of the fields."""
     frames = _at_most(1, files, FRAME)
-    texts = {name: fields.pop(name, None) for name in (FRAME, REFERENCE)}
-    given = [name for name, text in texts.items() if text is not None]
-    if len(frames) + len(given) > 1:
-        said = f"give one first frame, as {FRAME}"
-        raise RequestError(400, said, given[-1], "invalid_value")
-    frames = [*frames, *(_inline(texts[name], name) for name in given)]
+    reference = fields.pop(FRAME, None)
+    if reference is not None:
+        if frames:
+            raise RequestError(400, f"give one {FRAME}", FRAME, "invalid_value")
+        frames = [_inline(reference)]
     return arguments_of({"image": _pictures(frames, FRAME, limits.of_videos)})
 
 
@@ -264,18 +235,18 @@ def arguments_of(pictures: Mapping[str, tuple[Picture, ...]]) -> Pictures:
     }
 
 
-def _inline(reference: object, name: str) -> bytes:
-    """The picture of "data:..." or {"image_url": "data:..."}. RequestError for an address, which
-    nobody here connects to."""
-    url = reference.get("image_url") if isinstance(reference, Mapping) else reference
+def _inline(reference: object) -> bytes:
+    """The picture of {"image_url": "data:..."}. RequestError for an address, which nobody here
+    connects to."""
+    url = reference.get("image_url") if isinstance(reference, Mapping) else None
     head, _, data = url.partition(",") if isinstance(url, str) else ("", "", "")
     if not head.startswith("data:image/") or not head.endswith(";base64"):
-        how = "send a file, or data:image/...;base64,..."
-        raise RequestError(400, f"{name} is a picture: {how}", name, "invalid_value")
+        how = 'send a file, or {"image_url": "data:image/...;base64,..."}'
+        raise RequestError(400, f"{FRAME} is a picture: {how}", FRAME, "invalid_value")
     try:
         return base64.b64decode(data, validate=True)
     except ValueError:
-        raise RequestError(400, f"{name} holds no base64", name, "invalid_image") from None
+        raise RequestError(400, f"{FRAME} holds no base64", FRAME, "invalid_image") from None
 
 
 def _pictures(files: Sequence[bytes], field: str, limits: ServiceLimits) -> tuple[Picture, ...]:
@@ -302,7 +273,7 @@ def _at_most(most: int, files: Mapping[str, Any], name: str) -> list[Any]:
 
 def body_schema(kind: type[Body]) -> dict[str, Any]:
     """The documentation of a body, with its files."""
-    files = FILES.get(kind, ())
+    files = kind.files
     schema = kind.model_json_schema()
     schema["properties"] = {**dict.fromkeys(files, BINARY), **schema["properties"]}
     schema["required"] = [name for name in ("image", "prompt") if name in schema["properties"]]

@@ -170,7 +170,7 @@ class JobStore:
         if not all(self._sign(name).exists() for name in others):
             raise ValueError(
                 f"{self._folder} is not where servers of this database keep their files; give the"
-                f" same --state as they, or empty the table {SERVERS.name} if none of them runs"
+                f" same --state as they, or, if none of them runs: DELETE FROM {SERVERS.name}"
             )
         self._sign(self._server).touch()
 

@@ -2,7 +2,7 @@
 
 Fields are those of OpenAI's `POST /v1/images/generations`, and ours in addition: the options that
 are offered. Clients name rewards and searches that the operator offers, and no file, model or
-address. vLLM-Omni and SGLang have other names for some fields: {"width": 512, "height": 512,
+address. diffusers has other names for some fields: {"width": 512, "height": 512,
 "num_inference_steps": 4} is {"size": "512x512", "steps": 4}.
 """
 
@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 from annotated_types import Interval
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
-from ttsnap.core.names import FieldError, unknown
+from ttsnap.core.names import FieldError, nearest, unknown
 from ttsnap.files.settings import Count, Fraction, Json, Positive, Rule, Share, build
 from ttsnap.options.call import CALL, Scale
 from ttsnap.options.every import DECLARED
@@ -38,21 +38,22 @@ EFFORT: dict[Quality, str] = {
 }
 """The effort of qualities with another name."""
 WIDTH_HEIGHT = re.compile("auto|[0-9]{1,5}x[0-9]{1,5}")
+FRAME = "input_reference"
+"""The first frame of a video, as in OpenAI's API."""
 SIDES = ("width", "height")
 """What takes the place of a size."""
-CALLED = {"algorithm": "search", "mask_image": "mask"}
-"""Our names of fields that are told of and not read, as their values may mean something else."""
-UNUSED = {"user", "safety_identifier", "style"}
-"""Fields of OpenAI's API that change no image here."""
+OTHERS = 20
+"""Most fields of a request that nobody here knows: each is compared with all that are known."""
 _lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
 
 class Body(SearchFields):
-    """The body of any request. Fields of OpenAI's API that this service cannot honour are refused
-    by name."""
+    """The body of any request."""
 
     kind: ClassVar[str]
     """The subject of a stream's events, and of a job."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """The pictures that it comes with."""
 
     size: Annotated[str, Rule("WIDTHxHEIGHT, or auto", WIDTH_HEIGHT.fullmatch)] = Field(
         "auto", description="WIDTHxHEIGHT, or auto"
@@ -144,6 +145,7 @@ class Edit(Generation):
     """A picture changed by a text: the fields of a generation, and how far it is redrawn."""
 
     kind: ClassVar[str] = "image_edit"
+    files: ClassVar[tuple[str, ...]] = ("image", "mask")
 
     strength: Fraction | None = Field(None, description=CALL["strength"].text)
 
@@ -155,6 +157,7 @@ class Video(Body):
     """A video from a text, and from a first frame where the model takes one."""
 
     kind: ClassVar[str] = "video"
+    files: ClassVar[tuple[str, ...]] = (FRAME,)
 
     seconds: Positive | None = Field(
         None, description="how long it is, as near as the model's frames allow"
@@ -209,26 +212,32 @@ class Video(Body):
 
 
 KINDS: dict[str, type[Body]] = {kind.kind: kind for kind in (Generation, Edit, Video)}
+OURS = {name for kind in KINDS.values() for name in [*names_of(kind), *kind.files]}
+"""The fields of all kinds of requests."""
 
 
 def validated(kind: type[B], fields: Mapping[str, Any]) -> B:
-    """Fields as a body of this kind; those that are null are left out. RequestError names the
-    parameter."""
-    unused = tuple(name for name in fields if name in UNUSED and fields[name] is not None)
-    given = {
-        name: value for name, value in fields.items() if value is not None and name not in unused
-    }
-    known = names_of(kind)
-    for name in given:
-        if name not in known and name not in SIDES:
-            raise not_taken("parameter", name[:60], [*known, *SIDES])
+    """Fields as a body of this kind; those that are null are left out, and so are those that nobody
+    here knows. RequestError names the parameter: one that looks like ours, or that another kind of
+    request has, is refused."""
+    taken = [*names_of(kind), *SIDES]
+    known = [*taken, *kind.files]
+    given = {name: value for name, value in fields.items() if value is not None}
+    others = [name for name in given if name not in taken]
+    if len(others) > OTHERS:
+        said = f"the request has {len(others)} unknown fields, and {OTHERS} are the most"
+        raise RequestError(400, said, others[0][:60], "unknown_parameter")
+    for name in others:
+        if name in OURS or nearest(name, known) is not None:
+            raise not_taken("parameter", name[:60], known)
+        del given[name]
     if "prompt" not in given:
         raise RequestError(400, "prompt is missing; say what to show", "prompt", "invalid_value")
     try:
         body = build(kind, given)
     except FieldError as error:
         raise RequestError.of(error) from None
-    body._ignored = unused
+    body._ignored = tuple(name[:60] for name in others)
     return body
 
 
@@ -242,10 +251,8 @@ def read_body(kind: str, told: Mapping[str, Any]) -> Any:
 
 def not_taken(what: str, name: str, known: Iterable[str]) -> RequestError:
     """The answer to a parameter, or a file, that is none of those that are known here."""
-    if name in CALLED:
-        return RequestError(400, f"{name} is called {CALLED[name]} here", name, "unknown_parameter")
-    if any(name in kind.model_fields for kind in KINDS.values()):
-        said = f"{name} is not offered here; leave it out"
+    if name in OURS:
+        said = f"{name} is not offered as a {what} here; leave it out"
         return RequestError(400, said, name, "unsupported_parameter")
     return RequestError(400, unknown(what, name, known), name, "unknown_parameter")
 
