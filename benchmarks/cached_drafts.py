@@ -244,11 +244,11 @@ class Searches:
 def recorded(
     pipe: Any, prompts: list[str], a: argparse.Namespace
 ) -> tuple[dict[str, Made], float, dict[float, FloatArray]]:
-    """Full images and the model's own drafter as ways, FLOPs of a look, and pruning at each budget: (2, P)."""
+    """Full images and the model's own drafter as ways, FLOPs of a look, and what pruning finds at
+    each budget: (2, P)."""
     strict = ["scenes-strict"] if a.reward == "scenes" else []
-    engine = pipe.engine(
-        [a.reward, *strict], batch_size=64, draft=a.draft or None, finish="noise", **a.call
-    )
+    draft = {"draft": a.draft, "finish": "noise"} if a.draft else {"draft": None}
+    engine = pipe.engine([a.reward, *strict], batch_size=64, **draft, **a.call)
     looks = (f"draft:{engine.draft_calls}@0",) if a.draft else ()
     with tempfile.TemporaryDirectory() as folder:
         made = record(engine, prompts, folder, RecordOptions(a.seeds, seed=0, looks=looks))
