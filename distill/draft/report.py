@@ -11,11 +11,11 @@ from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.student import WEIGHTS
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.settings import Json
-from ttsnap.files.writing import markdown, sha256
+from ttsnap.files.writing import sha256
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.sampling.drafts import Checked, TrainedFor
-from ttsnap.simulation.looks import RankedLook, drafts_against_estimates, figures_of, ranked
+from ttsnap.simulation.looks import RankedLook, drafts_against_estimates, figures_of, ranked, table
 from ttsnap.version import __version__
 
 DRAFT = "draft"
@@ -57,25 +57,6 @@ def evaluate(
     looks = ranked(recording)
     figures = figures_of(recording, drafts_against_estimates(looks))
     return looks, Checked(purpose.model, steps, purpose.guidance_scale or 0.0, figures)
-
-
-def table(looks: Sequence[RankedLook]) -> str:
-    """A Markdown table with a row for each look."""
-    rows = [
-        (_name(look.seen), f"{look.nfe:.3g}", f"{look.mean:.3f} +- {look.error:.3f}")
-        for look in looks
-    ]
-    return markdown(("look", "NFE", "Spearman"), rows, left=(0, 2))
-
-
-def _name(seen: EstimatorAt) -> str:
-    """In words: "draft, 2 calls", "x0 estimate at step 3"."""
-    kind, _, calls = seen.look.partition(":")
-    if kind != "draft":
-        return f"x0 estimate at step {seen.step}"
-    return f"draft, {calls} call{'s' * (calls != '1')}" + (
-        f", from step {seen.step}" if seen.step else ""
-    )
 
 
 def card(

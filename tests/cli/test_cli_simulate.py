@@ -55,6 +55,11 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str
     return str(folder)
 
 
+def cells(line: str) -> list[str]:
+    """Of a row of a Markdown table."""
+    return re.split(r" *\| *", line)[1:-1]
+
+
 @pytest.mark.usefixtures("few_prices")
 def test_from_a_recording_to_images(
     inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -86,7 +91,7 @@ def test_from_a_recording_to_images(
         == 0
     )
     table = capsys.readouterr().out
-    assert len(table.splitlines()) == 8
+    assert len(table.splitlines()) == 9
     assert table in out
     assert main(["tune", inside, *PRICED, "--check-at", "[1, 2, 4]"]) == 0
     out = capsys.readouterr().out
@@ -103,7 +108,7 @@ def test_from_a_recording_to_images(
     )
     assert main(["simulate", inside, "--algorithms", "best-of-n.json", "--repeats", "2", *FEW]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[1].split() == ["budget", "best-of-n", "best-of-n.json"]
+    assert cells(out.splitlines()[1]) == ["budget", "best-of-n", "best-of-n.json"]
     assert "does not pay for the 16 seeds that best-of-n.json was given" in out
 
     argv = [
@@ -121,11 +126,13 @@ def test_from_a_recording_to_images(
         assert main([*argv, *shared, "--out", f"curves{len(shared)}"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "12 prompts x 20 seeds, honest ledger, the winner's score: scenes"
-        assert lines[1].split() == ["budget", "best-of-n", "tuned", "priced"]
-        assert [line.split()[0] for line in lines[2:5]] == ["8nfe", "16nfe", "40nfe"]
-        assert re.fullmatch(r"omega, % +0 +-?[\d.]+ ± [\d.]+ +-?[\d.]+ ± [\d.]+", lines[5])
-        assert re.match(r"equals N +10 ", lines[6])
-        assert re.match(r"equals best-of-n at 40nfe from ", lines[7])
+        assert cells(lines[1]) == ["budget", "best-of-n", "tuned", "priced"]
+        assert [cells(line)[0] for line in lines[3:6]] == ["8nfe", "16nfe", "40nfe"]
+        label, base, *others = cells(lines[6])
+        assert (label, base) == ("omega, %", "0")
+        assert all(re.fullmatch(r"-?[\d.]+ ± [\d.]+", cell) for cell in others)
+        assert cells(lines[7])[:2] == ["equals N", "10"]
+        assert cells(lines[8])[0] == "equals best-of-n at 40nfe from"
         with Path(f"curves{len(shared)}/curves.csv").open() as file:
             table = list(csv.DictReader(file))
         assert [row["algorithm"] for row in table] == ["best-of-n"] * 3 + ["tuned"] * 3 + [
@@ -142,7 +149,7 @@ def test_from_a_recording_to_images(
     ]
     for i, extra in enumerate(runs):
         assert main(["generate", *PROMPTS, *call, "--out", f"o{i}", "--algorithm", *extra]) == 0
-        spent = [int(n) for n in re.findall(r"spent (\d+) NFE", capsys.readouterr().out)]
+        spent = [int(n) for n in re.findall(r"spent (\d+) nfe", capsys.readouterr().out)]
         assert 4 <= min(spent) <= sum(spent) <= 24
         assert "--shared" in extra or max(spent) <= 12
         assert len(list((tmp_path / f"o{i}").rglob("*.png"))) >= 2
@@ -189,7 +196,7 @@ def test_published_tensors_and_levels(inside: str, capsys: pytest.CaptureFixture
     assert main([*argv, "--algorithms", "steps.json", "--prompts", "1:5", "--scores", "base"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("4 prompts x 30 seeds, published ledger")
-    assert re.search(r"^800tflop +-?[\d.]+ ± [\d.]+ ", out, re.MULTILINE)
+    assert re.search(r"^\| 800tflop +\| +-?[\d.]+ ± [\d.]+ ", out, re.MULTILINE)
     refuse([*argv, "--algorithms", "seed-pruning"], "in steps only", capsys)
 
 
@@ -274,7 +281,7 @@ def test_one_prompt_budgets_that_buy_the_same_and_names_that_meet(inside: str, c
     assert "Warning" not in out.err
     assert main(["simulate", inside, "--budgets", "8nfe", "9nfe", "10nfe"]) == 0
     out = capsys.readouterr()
-    assert re.search(r"omega, % +- +-\n", out.out), out.out
+    assert re.search(r"omega, % +\| +- +\| +- \|\n", out.out), out.out
     assert (
         "omega is not defined: best-of-n gains nothing from the smallest budget to the largest"
         in out.out
@@ -288,7 +295,7 @@ def test_one_prompt_budgets_that_buy_the_same_and_names_that_meet(inside: str, c
         main(["simulate", inside, "--algorithms", "a/t.json", "b/t.json", "--repeats", "1", *FEW])
         == 0
     )
-    assert capsys.readouterr().out.splitlines()[1].split() == [
+    assert cells(capsys.readouterr().out.splitlines()[1]) == [
         "budget",
         "best-of-n",
         "a/t.json",

@@ -109,7 +109,7 @@ def test_scores_are_weighted_sums() -> None:
     twice, report = values_of(images, "", chain)
     assert twice == pytest.approx([3 * value for value in plain])
     assert plain[1] > plain[0]
-    assert report.startswith(f"0: {twice[0]:.4g} (brightness ")
+    assert report.startswith(f"0: reward {twice[0]:.4g}, brightness ")
     with pytest.raises(ValueError, match="quotes"):
         values_of(images, "no quoted text", [Weighted(Strict(), 1.0)])
 

@@ -101,7 +101,6 @@ TRIAL = """
 import json
 import numpy as np
 from pathlib import Path
-from ttsnap.cli.found import _counts
 from ttsnap.core import Cost, Grid, Price, Rates, Spent
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.ledger import Ledger
@@ -121,7 +120,8 @@ ledger.charge(cost)
 spent = Spent(ledger.spent, price, str(ledger))
 told = spent.to_json()
 assert (told["answers"], told["flops"], told["flops_reward"]) == (350, 720.0, 700.0)
-assert _counts(spent) == "2 NFE (2 forward passes), 0 decodes, 0 reward calls and 350 answers"
+counts = "2 nfe, 0 decodes, 0 reward calls, 350 answers, 2 forward passes"
+assert str(spent).startswith(f"{counts} of a budget of ")
 recording = Recording(("a",), np.zeros((1, 2, 2, 1)), Grid((1.0, 0.0)), ("r",), price=price)
 told = Header.of(recording).to_json()
 assert told["price"]["flops"]["answer"] == 2.0

@@ -241,9 +241,7 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, plain: Prepared) -> 
     model = replace(
         arguments.read(ModelOptions, a), device=place.type, dtype=str(kind).removeprefix("torch.")
     )
-    options: dict[str, Json] = {}
-    for each in (bench.options, model, arguments.read(BatchOptions, a)):
-        options |= values(each)
+    options = values(bench.options) | values(model) | values(arguments.read(BatchOptions, a))
     del options["sheets"]  # it decides nothing
     return {
         "versions": versions("torch", "diffusers"),

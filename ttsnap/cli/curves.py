@@ -14,6 +14,7 @@ from ttsnap.cli import arguments
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import left_by_signals
 from ttsnap.files.settings import Natural
+from ttsnap.files.writing import markdown
 from ttsnap.options.engine import WorkerOptions
 from ttsnap.options.selection import SelectionOptions
 
@@ -128,8 +129,7 @@ def print_curves(
     many = f"{len(recording.prompts)} prompt{'s' if len(recording.prompts) > 1 else ''}"
     reward = utility.described(given, recording.reward_names)
     print(f"{many} x {recording.seeds} seeds, {ledger} ledger, the winner's score: {reward}")
-    rows = [["budget", *curves]]
-    rows += [
+    rows = [
         [str(budget), *(_with_error(c.mean[i], c.error[i], 4) for c in curves.values())]
         for i, budget in enumerate(base.budgets)
     ]
@@ -148,10 +148,7 @@ def print_curves(
             ["equals N", *(_shown(v.equivalent_n) for v in (best, *versus))],
             [f"equals best-of-n at {base.budgets[-1]} from", "", *matching],
         ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *rest in rows:
-        cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
-        print("  ".join([first.ljust(widths[0]), *cells]))
+    print(markdown(["budget", *curves], rows))
     if undefined:
         print(
             "omega is not defined: best-of-n gains nothing from the smallest budget to the largest"

@@ -87,10 +87,11 @@ def run(a: Arguments) -> int:
     prompts, held_out = _prompts(a, config)
     with loading("torch and accelerate"):
         from ttsnap.distill import checkpoints, processes
-        from ttsnap.distill.draft.report import DRAFT, table
+        from ttsnap.distill.draft.report import DRAFT
         from ttsnap.distill.draft.run import COMMAND, Measured, distill_draft
         from ttsnap.distill.training import CHECKPOINTS
         from ttsnap.pipelines.opening import check_call
+        from ttsnap.simulation.looks import table
     place = common.opening().placement(a.device, a.dtype)[0]
     dtype = "float32" if a.dtype == "auto" and place.type == "cpu" else a.dtype  # it is trained
     member = processes.start(COMMAND, cpu=place.type == "cpu", announced=True)

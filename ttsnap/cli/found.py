@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli.parser import Arguments
-from ttsnap.core.cost import KINDS, Phase
-from ttsnap.core.results import Candidate, Result, Spent
-from ttsnap.files.writing import write_text
-from ttsnap.loop.request import STOPPED
+from ttsnap.core.results import Result, Spent
+from ttsnap.files.writing import markdown, write_csv
 from ttsnap.options.call import VideoOptions
-from ttsnap.results.answers import answer_lines
 from ttsnap.results.folders import slug
 from ttsnap.results.outputs import TIMES, enlarged_path, sheet_path
+from ttsnap.results.report import listed, report, scored
 
 if TYPE_CHECKING:  # loaded with the model
     from ttsnap.pipelines.run import SearchOutcome
@@ -24,100 +21,63 @@ if TYPE_CHECKING:  # loaded with the model
 TABLE = "table.csv"
 """Of several prompts: a row for each image, with prompt, algorithm, rank, seed, scores, evaluations
 and file."""
-PARTS: dict[Phase, str] = {"denoise": "denoiser", "decode": "decoder", "reward": "reward"}
-"""What most of a search's time goes to, by phase."""
+PARTS = {
+    "denoise": "denoiser",
+    "decode": "decoder",
+    "reward": "reward",
+    "gradient": "gradients",
+    "between": "between them",
+}
+"""What a search's time goes to, by phase."""
 Runs = Mapping[str, "SearchOutcome"]
 """What each algorithm found, by its name, that of --algorithm first."""
 
 
-def write_runs(out: Path, runs: Runs, videos: VideoOptions | None = None) -> list[list[list[Path]]]:
-    """Write the first run to `out`, others to folders in it; the images' paths by run and prompt.
-    Of several prompts, a table of all images as well."""
-    written: list[list[list[Path]]] = []
-    for name, run in runs.items():
-        folder = out / slug(Path(name).stem) if written else out
-        written.append(run.write(folder, videos))
-    if len(written[0]) > 1:
-        text = io.StringIO()
-        csv.writer(text).writerows(_rows(out, runs, written))
-        write_text(out / TABLE, text.getvalue())
-    return written
+Written = list[list[list[Path]]]
+"""The paths of images by run and prompt."""
 
 
-def _rows(out: Path, runs: Runs, written: Sequence[Sequence[Sequence[Path]]]) -> list[list[object]]:
-    """A row for each image, after one of names."""
-    found = [
-        (result, rank, name, path)
-        for index in range(len(written[0]))
-        for (name, run), paths in zip(runs.items(), written, strict=True)
-        for result in [run.results[index]]
-        for rank, path in enumerate(paths[index])
-    ]
-    scored = (_scored(result.images[rank]) for result, rank, *_ in found)
-    names = list(dict.fromkeys(name for scores in scored for name in scores))
-    head: list[object] = ["prompt", "algorithm", "rank", "seed", *names, "nfe", "file"]
-    rows: list[list[object]] = [head]
-    for result, rank, algorithm, path in found:
-        image, file = result.images[rank], path.relative_to(out)
-        scores = _scored(image)
-        values = [scores.get(name, "") for name in names]
-        whose = [result.prompt, algorithm, rank + 1, image.seed]
-        rows.append([*whose, *values, result.spent.nfe, file])
-    return rows
+def write_runs(out: Path, runs: Runs, videos: VideoOptions | None = None) -> Written:
+    """Write the first run to `out`, others to folders in it."""
+    folders = [out, *(out / slug(Path(name).stem) for name in list(runs)[1:])]
+    return [run.write(folder, videos) for run, folder in zip(runs.values(), folders, strict=True)]
 
 
-def tabulate(out: Path, runs: Runs) -> None:
-    """Print the winners of all prompts, a line each, and means over the prompts that have an image,
-    for each run."""
-    for name, run in runs.items():
-        wide = min(60, max(len(result.prompt) for result in run.results))
-        print(f"\n{len(run.results)} prompts, {name}:")
-        for result in run.results:
-            best = "no image"
+def tabulate(out: Path, runs: Runs, written: Written) -> None:
+    """Print the winners of all prompts by all runs, and their means. Of several prompts, write a
+    table of all images as well."""
+    rows: list[dict[str, Any]] = []
+    lines: list[list[object]] = []
+    for (name, run), paths in zip(runs.items(), written, strict=True):
+        best = [scored(result.best) for result in run.results if result.images]
+        for result, files in zip(run.results, paths, strict=True):
+            drafts = result.spent.cost.draft_calls
+            for rank, (image, path) in enumerate(zip(result.images, files, strict=True), 1):
+                whose = {"prompt": result.prompt, "algorithm": name, "rank": rank}
+                own = {**whose, "seed": image.seed, "nfe": result.spent.nfe, "drafts": drafts}
+                own["file"] = path.relative_to(out)
+                rows.append({**own, **scored(image), **own})
+            words = ["no image", ""]
             if result.images:
-                best = f"{_scores(result.best)}, seed {result.best.seed}"
-            print(f"  {result.prompt[:wide]:<{wide}}  {best}")
-        scores = [_scored(result.best) for result in run.results if result.images]
-        means = {
-            name: sum(each[name] for each in scores) / len(scores)
-            for name in (scores[0] if scores else {})
-        }
-        if means:
-            print(f"  {'mean':<{wide}}  {_listed(means)}")
-    print(f"  table: {out / TABLE}")
-
-
-def compare(runs: Runs, index: int, written: Sequence[Sequence[Sequence[Path]]]) -> None:
-    """Print the winners of all runs for a prompt, a line each."""
-    results = [run.results[index] for run in runs.values()]
-    print(f"  at the same budget of {results[0].spent.budget}:")
-    names = [
-        name + (" with drafts" if _drafted(result) else "")
-        for name, result in zip(runs, results, strict=True)
-    ]
-    wide = max(map(len, names))
-    for name, result, paths in zip(names, results, written, strict=True):
-        best = f"{_scores(result.best)}   {paths[index][0]}" if result.images else "no image"
-        print(f"    {name:<{wide}}  {best}")
-    if len(set(map(_drafted, results))) > 1:
-        print("  drafts count in the budget; --draft none compares the searches without them")
+                words = [listed(scored(result.best)), str(files[0])]
+            lines.append([result.prompt[:60], name, drafts, *words])
+        if len(best) > 1:
+            common = [key for key in best[0] if all(key in scores for scores in best)]
+            means = {key: fmean(scores[key] for scores in best) for key in common}
+            lines.append(["mean", name, "", listed(means), ""])
+    print(f"\nwinners, each of a budget of {run.results[0].spent.budget}:")
+    print(markdown(["prompt", "algorithm", "drafts", "scores", "file"], lines, left=range(5)))
+    if len({_drafted(result) for run in runs.values() for result in run.results}) > 1:
+        print("drafts count in the budget; --draft none compares the searches without them")
+    if len(run.results) > 1:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        write_csv(out / TABLE, columns, [[row.get(key, "") for key in columns] for row in rows])
+        print(f"table: {out / TABLE}")
 
 
 def _drafted(result: Result) -> bool:
     """Whether the search looked at drafts."""
     return result.spent.cost.draft_calls > 0
-
-
-def _scored(candidate: Candidate) -> dict[str, float]:
-    return {**candidate.scores, **candidate.metrics}
-
-
-def _scores(candidate: Candidate) -> str:
-    return _listed(_scored(candidate))
-
-
-def _listed(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def describe(
@@ -131,9 +91,9 @@ def describe(
     result = run.results[index]
     print(f"\n{result.prompt}")
     lines = [
-        *_images(run, index, paths),
-        *(f"  {line}" for line in answer_lines(result)),
-        *_search(run, result),
+        *report(result, paths),
+        *_files(run, index, paths),
+        *_more(run, result),
         *_compute(result.spent),
         *_again(run, result, a, plain),
     ]
@@ -141,14 +101,8 @@ def describe(
         print(f"  {line}")
 
 
-def _images(run: SearchOutcome, index: int, paths: Sequence[Path]) -> Iterator[str]:
-    """The images that came back, best first, and the pictures of the whole search."""
-    result = run.results[index]
-    for warning in result.warnings:
-        yield f"warning: {warning}"
-    for rank, candidate in enumerate(result.images, 1):
-        path = paths[rank - 1] if paths else "(not written)"
-        yield f"{rank}. seed {candidate.seed}: {_scores(candidate)}   {path}"
+def _files(run: SearchOutcome, index: int, paths: Sequence[Path]) -> Iterator[str]:
+    """The pictures of the whole search."""
     if not paths:
         return
     folder = paths[0].parent
@@ -158,43 +112,37 @@ def _images(run: SearchOutcome, index: int, paths: Sequence[Path]) -> Iterator[s
         yield f"the best, {TIMES} times as large: {large}"
 
 
-def _search(run: SearchOutcome, result: Result) -> Iterator[str]:
-    """How far the search went: its budget, its seeds, its drafts, and whether more would help."""
-    spent, sampler = result.spent, run.record.sampler
-    ended = ""
-    if spent.ended:
-        ended = f"; {spent.ended} by you" if spent.ended == STOPPED else f"; {spent.ended}"
-    yield f"spent {_counts(spent)} of a budget of {spent.budget}{ended}"
-    yield f"{spent.seeds} seeds started, {spent.finished} finished"
+def _more(run: SearchOutcome, result: Result) -> Iterator[str]:
+    """What drafts were for, and whether more budget would help."""
+    sampler = run.record.sampler
     if _drafted(result):
         use = "were finished" if sampler.finishes else "said which seeds to denoise"
         yield f"drafts by {sampler.told()['draft']} {use} (--draft none searches without)"
     if result.saturated:
-        gain = f"{spent.gain_of_second_half:.2g}"
+        gain = f"{result.spent.gain_of_second_half:.2g}"
         raised = f"the last half of the finished images raised the best by {gain}"
         yield f"{raised}: more budget would buy little"
 
 
 def _compute(spent: Spent) -> Iterator[str]:
     """What the search took in FLOPs, seconds and energy, by phase."""
-    flops, whole = spent.flops_by, spent.flops or 1.0
-    shares = [f"{flops[phase] / whole:.0%} {name}" for phase, name in PARTS.items()]
-    times = [f"{_share(spent, phase)} {name}" for phase, name in PARTS.items()]
-    if spent.cost.gradients:
-        shares.append(f"{flops['gradient'] / whole:.0%} backward passes")
-        gradients = "gradients with the evaluations made for them"
-        times.append(f"{_share(spent, 'gradient')} {gradients}")
-    between = 1 - sum(spent.seconds_by.values()) / (spent.seconds or 1.0)
-    times.append(f"{between:.0%} between them")
-    computed = f"{spent.flops / 1e12:.4g} TFLOPs: {', '.join(shares)}"
-    timed = f"{spent.seconds:.1f} s: {', '.join(times)}"
-    yield f"{computed}; {timed}; {spent.seconds_before:.1f} s before, to warm up"
+    between = spent.seconds - sum(spent.seconds_by.values())
+    times = _shares({**spent.seconds_by, "between": between}, spent.seconds)
+    flops = f"{spent.flops / 1e12:.4g} TFLOPs: {_shares(spent.flops_by, spent.flops)}"
+    before = f"{spent.seconds_before:.1f} s before, to warm up"
+    yield f"{flops}; {spent.seconds:.1f} s: {times}; {before}"
     usage = spent.usage
     joules, each = usage["energy_joules"], usage["energy_joules_per_image"]
     memory = usage["peak_memory_bytes"]
     if joules is not None and each is not None and memory is not None:
         energy = f"{joules:.4g} J of the GPU, {each:.4g} J an image"
         yield f"{energy}; at most {memory / 2**30:.3g} GiB of its memory"
+
+
+def _shares(parts: Mapping[Any, float], whole: float) -> str:
+    """What each phase has of the whole, where it is any."""
+    shares = {PARTS[phase]: part / (whole or 1.0) for phase, part in parts.items() if part}
+    return ", ".join(f"{share:.0%} {name}" for name, share in shares.items())
 
 
 def _again(run: SearchOutcome, result: Result, a: Arguments, plain: bool) -> Iterator[str]:
@@ -223,10 +171,9 @@ def _plain_call(run: SearchOutcome, result: Result, a: Arguments) -> Iterator[st
         where, scale = parse_lora(a.lora)
         load = f"pipe.load_lora_weights({where!r}, adapter_name='lora')"
         yield f"  {load}; pipe.set_adapters(['lora'], [{scale}])"
-    given = {"prompt": repr(result.prompt)} | {name: repr(value) for name, value in call.items()}
-    given |= {name: _loaded(files) for name, files in a.call.items() if name not in call}
-    given["generator"] = f"torch.Generator().manual_seed({result.best.seed})"
-    yield f"  pipe({', '.join(f'{name}={value}' for name, value in given.items())})"
+    words = [f"{name}={value!r}" for name, value in {"prompt": result.prompt, **call}.items()]
+    words += [f"{name}={_loaded(file)}" for name, file in a.call.items() if name not in call]
+    yield f"  pipe({', '.join(words)}, generator=torch.Generator().manual_seed({result.best.seed}))"
 
 
 def _loaded(files: object) -> str:
@@ -234,19 +181,3 @@ def _loaded(files: object) -> str:
     if isinstance(files, list):
         return f"[{', '.join(map(_loaded, files))}]"
     return f"load_image({files!r})"
-
-
-def _counts(spent: Spent) -> str:
-    """What was spent of each kind of cost; of kinds that only some searches know, where there was
-    any."""
-    counts = {**spent.cost.named(), "nfe": round(spent.nfe, 2)}
-    told = [kind for kind in KINDS if kind.summed and (counts[kind.name] or not kind.rare)]
-    told.sort(key=lambda kind: kind.phase == "reward")
-    words = {kind.name: f"{counts[kind.name]} {kind.label}" for kind in told}
-    words["nfe"] += f" ({spent.forward_passes} forward passes)"
-    *first, last = words.values()
-    return f"{', '.join(first)} and {last}"
-
-
-def _share(spent: Spent, phase: Phase) -> str:
-    return f"{spent.seconds_by[phase] / (spent.seconds or 1.0):.0%}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.algorithms import own_algorithm
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
-from ttsnap.cli.found import compare, describe, tabulate, write_runs
+from ttsnap.cli.found import describe, tabulate, write_runs
 from ttsnap.cli.help import Common
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.parser import Arguments, Parser
@@ -188,14 +188,13 @@ def _generate(
     for index in range(count):
         describe(ours, index, written[0][index], a, plain=stock)
         if len(runs) > 1:
-            compare(runs, index, written)
             images = {name: run.results[index].images for name, run in runs.items()}
             winners = {name: found[0].reward for name, found in images.items() if found}
             shown = showcase_of(first, recommended(a.model).call)
             if shown is not None and shown.shows(winners):
                 print(f"  {shown.words}")
-    if count > 1:
-        tabulate(out, runs)
+    if max(count, len(runs)) > 1:
+        tabulate(out, runs, written)
     print(f"\ntrace in {out / 'trace.json'}; {CLOCK}")
     every = all(result.images for found in runs.values() for result in found.results)
     return int(first.selection.gated and not every)

@@ -198,7 +198,7 @@ def check_draft(recording: Recording, hot: Path) -> str:
     estimates, and for a damaged draft.json."""
     from ttsnap.core import utility
     from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, Checked, note_check
-    from ttsnap.simulation.looks import drafts_against_estimates, figures_of, ranked
+    from ttsnap.simulation.looks import drafts_against_estimates, figures_of, ranked, table
 
     looks = ranked(recording, utility.mean)
     if not (found := drafts_against_estimates(looks)):
@@ -206,12 +206,11 @@ def check_draft(recording: Recording, hot: Path) -> str:
             "drafts are compared with estimates, and the recording lacks one of the two; record"
             " with --draft, and estimates by --score-steps or without it"
         )
-    rows = [[f"{look.nfe:.4g}", f"{look.mean:.3f} ± {look.error:.3f}", look.seen] for look in looks]
-    table = "\n".join(["", markdown(["NFE", "Spearman", "look"], rows), "", *map(_verdict, found)])
+    text = "\n".join(["", table(looks), "", *map(_verdict, found)])
     figures, info = figures_of(recording, found), recording.info
     if not any(name.startswith("gain of ") for name in figures):
         return (
-            f"{table}\nnot noted: the drafts' scores and the estimates' vary together in no prompt;"
+            f"{text}\nnot noted: the drafts' scores and the estimates' vary together in no prompt;"
             " record more"
         )
     where = str(info["draft"])
@@ -222,11 +221,11 @@ def check_draft(recording: Recording, hot: Path) -> str:
     if noted.is_file() and not name.endswith(HOT_FILE):
         noted = noted.parent
     if name == EMBEDDED or not (name == HOT or noted.exists()):
-        return f"{table}\nnot noted: {where} is no local folder of a drafter"
+        return f"{text}\nnot noted: {where} is no local folder of a drafter"
     note_check(noted, Checked(model, recording.grid.steps, guidance, figures))
     file = noted if noted.name.endswith(HOT_FILE) else noted / DRAFT_FILE
     return (
-        f"{table}\nnoted in {file} for {model}, {recording.grid.steps} steps, guidance"
+        f"{text}\nnoted in {file} for {model}, {recording.grid.steps} steps, guidance"
         f" {guidance:g}; use it with --draft {noted}"
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -190,17 +188,16 @@ def _algorithms(a: Arguments, recording: Recording) -> dict[str, Algorithm]:
 
 def _write(out: Path, curves: Mapping[str, Curve], reward: str) -> None:
     """curves.csv, and where matplotlib is there curves.png."""
-    from ttsnap.files.writing import write_text, write_whole
+    from ttsnap.files.writing import write_csv, write_whole
     from ttsnap.simulation.simulate import unit_of
 
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["algorithm", "budget", "reward", "standard_error", "spent_mean", "spent_most"])
-    for name, c in curves.items():
-        writer.writerows(
-            [name, *row] for row in zip(c.budgets, c.mean, c.error, c.spent, c.most, strict=True)
-        )
-    write_text(out / "curves.csv", text.getvalue())
+    head = ["algorithm", "budget", "reward", "standard_error", "spent_mean", "spent_most"]
+    rows = [
+        [name, *row]
+        for name, c in curves.items()
+        for row in zip(c.budgets, c.mean, c.error, c.spent, c.most, strict=True)
+    ]
+    write_csv(out / "curves.csv", head, rows)
     try:
         from matplotlib.figure import Figure
     except ImportError:

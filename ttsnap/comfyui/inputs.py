@@ -30,8 +30,8 @@ from ttsnap.options.selection import SelectionOptions
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter
 from ttsnap.request.allowlist import kernel_for, search_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
-from ttsnap.results.answers import answer_lines
 from ttsnap.results.rank import scored
+from ttsnap.results.report import listed, report
 from ttsnap.reward_models.checklist import Checklist
 from ttsnap.reward_models.registry import REWARDS, check_names, parts
 from ttsnap.rewards.reward_model import RewardModel
@@ -238,15 +238,10 @@ def frames(images: Sequence[Candidate]) -> Tensor:
 def reported(result: Result, search: str, again: str | None) -> str:
     """What a search found and spent, in lines. again: how stock nodes make an image of a SEED, if
     they do."""
-    images = enumerate(result.images, 1)
-    lines = [
-        search,
-        *(f"{rank}. seed {each.seed}: {_said(each.reward, each.scores)}" for rank, each in images),
-        *answer_lines(result),
-    ]
+    lines = [search, *report(result)]
     if result.images and again and result.particles.parent[result.best.uid] < 0:
         lines.append(again.replace("SEED", str(result.best.seed)))
-    return "\n".join([*lines, f"spent {result.spent}", *result.warnings])
+    return "\n".join(lines)
 
 
 STOCK = "KSampler with seed SEED and otherwise the same inputs makes image 1 again"
@@ -265,10 +260,6 @@ def of_draft(drafter: GuiderDrafter, steps: int, begin: int) -> str | None:
     )
 
 
-def _said(value: float, scores: Mapping[str, float]) -> str:
-    return f"{value:.4g} ({', '.join(f'{name} {score:.4g}' for name, score in scores.items())})"
-
-
 def values_of(images: Tensor, prompt: str, rewards: Sequence[Weighted]) -> tuple[list[float], str]:
     """The weighted sums of images (N, H, W, 3), and lines that say all scores. ValueError where a
     reward fails."""
@@ -281,5 +272,8 @@ def values_of(images: Tensor, prompt: str, rewards: Sequence[Weighted]) -> tuple
         columns.append(column)
     table, names = np.stack(columns, 1), [reward.name for reward, _ in rewards]
     values = (table @ [weight for _, weight in rewards]).tolist()
-    each = [dict(zip(names, row, strict=True)) for row in table]
-    return values, "\n".join(f"{i}: {_said(values[i], scores)}" for i, scores in enumerate(each))
+    lines = [
+        f"{i}: {listed({'reward': value, **dict(zip(names, row, strict=True))})}"
+        for i, (value, row) in enumerate(zip(values, table, strict=True))
+    ]
+    return values, "\n".join(lines)

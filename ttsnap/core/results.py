@@ -77,14 +77,12 @@ class Spent:
     it."""
 
     def __str__(self) -> str:
-        """A line: what was spent, of which budget, on how many seeds and images."""
-        counts = ", ".join(
-            f"{round(n, 2)} {name.replace('_', ' ')}" for name, n in self.counts().items()
-        )
-        return (
-            f"{counts} of a budget of {self.budget}; {self.seeds} seeds started, {self.finished}"
-            " finished"
-        )
+        """A line: what was spent, of which budget, on how many seeds and images, what ended it."""
+        amounts = {**self.counts(), "forward_passes": self.forward_passes}
+        counts = ", ".join(f"{round(n, 2)} {name.replace('_', ' ')}" for name, n in amounts.items())
+        seeds = f"{self.seeds} seeds started, {self.finished} finished"
+        ended = f"; {self.ended}" if self.ended else ""
+        return f"{counts} of a budget of {self.budget}; {seeds}{ended}"
 
     @property
     def nfe(self) -> float:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from ttsnap.demo.form import drafts, task_of
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN
-from ttsnap.options.option import Option, changed, options_of, values
-from ttsnap.options.sampler import NONE
+from ttsnap.options.model import EMBEDDED
+from ttsnap.options.option import changed, options_of, values
+from ttsnap.options.sampler import NONE, SamplerOptions
 from ttsnap.request.request import Prepared
 
 PICTURE = "picture.png"
 """The name of the visitor's picture in these lines."""
+FLAGS = {"search": "--algorithm", "num_images_per_prompt": "--keep"} | {
+    option.name: option.dashed for option in (*WRITTEN.values(), *options_of(SamplerOptions))
+}
+"""What the command line calls arguments of a call, where that is another name."""
 
 
 def python_lines(
@@ -22,73 +28,61 @@ def python_lines(
 ) -> str:
     """Lines that run this search and save its winner. budget: in place of what was asked for."""
     request = search.request
-    rewards = request.engine.rewards or search.engine.rewards
-    arguments: dict[str, Any] = {
-        "search": request.label,
-        "reward": rewards[0] if len(rewards) == 1 else list(rewards),
-        "budget": str(budget or search.budget),
-        **{option.name: value for option, value in _changed(search)},
-        "seed": request.seed,
-        **({"num_images_per_prompt": request.keep} if request.keep > 1 else {}),
-        **({"diverse": True} if request.selection.diverse else {}),
-        **{name: value for name, value in search.call.items() if name != "image"},
-    }
-    task = task_of(request)
-    lines = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
-    model = "" if request.model == "embedded" else repr(request.model)
-    plain = device == "cpu" and dtype == "float32"
-    head = "" if plain else "import torch\n"
-    options = ", ".join(part for part in (model, "" if plain else f"dtype=torch.{dtype}") if part)
+    arguments = _arguments(search, budget, list(search.call)).items()
+    words = {"prompt": repr(search.prompt.text), **{name: repr(value) for name, value in arguments}}
+    head = "from ttsnap.pipelines import load\n"
+    options = [] if request.model == EMBEDDED else [repr(request.model)]
     place = "" if device == "cpu" else f".to({device!r})"
-    if task is not None:
-        head += "from diffusers.utils import load_image\n"
-        options = ", ".join(part for part in (options, f"task={task!r}") if part)
-        lines += f"    image=load_image({PICTURE!r}),\n"
+    if place or dtype != "float32":
+        head = f"import torch\n{head}"
+        options.append(f"dtype=torch.{dtype}")
+    if task_of(request) is not None:
+        head = f"from diffusers.utils import load_image\n{head}"
+        options.append(f"task={task_of(request)!r}")
+        words["image"] = f"load_image({PICTURE!r})"
+    lines = "".join(f"    {name}={value},\n" for name, value in words.items())
     return (
-        f"{head}from ttsnap.pipelines import load\n\n"
-        f"pipe = load({options}){place}\n"
-        f"out = pipe(\n    {'' if task is None else 'prompt='}{search.prompt.text!r},\n{lines})\n"
-        f'out.images[0].save("best.png")\n'
-        f"print(out.search[0].best.seed, out.search[0].best.reward)\n"
+        f"{head}\npipe = load({', '.join(options)}){place}\nout = pipe(\n{lines})\n"
+        'out.images[0].save("best.png")\n'
+        "print(out.search[0].best.seed, out.search[0].best.reward)\n"
     )
 
 
 def command_line(search: Prepared, budget: Budget | None = None) -> str:
     """The same by `ttsnap generate`."""
+    request, prompt = search.request, search.prompt.text
+    arguments = _arguments(search, budget, [*WRITTEN, "strength"])
+    if request.model != EMBEDDED:
+        arguments["model"] = request.model
+    if task_of(request) is not None:
+        arguments |= {"task": task_of(request), "image": PICTURE}
+    words = list[str]()
+    for name, value in arguments.items():
+        text = json.dumps(value) if isinstance(value, list) else str(value)
+        words += [FLAGS.get(name, f"--{name}")]
+        words += [] if value is True else [NONE if value is None else text]
+    if prompt.startswith("-"):
+        return shlex.join(["ttsnap", "generate", *words, "--", prompt])
+    return shlex.join(["ttsnap", "generate", prompt, *words])
+
+
+def _arguments(search: Prepared, budget: Budget | None, call: Sequence[str]) -> dict[str, Any]:
+    """What a call of the pipeline takes beside prompt and picture; of its own arguments these."""
     request = search.request
-    rewards = request.engine.rewards or search.engine.rewards
-    options: dict[str, Any] = {
-        "--model": None if request.model == "embedded" else request.model,
-        "--task": task_of(request),
-        "--image": PICTURE if "image" in search.call else None,
-        "--strength": search.call.get("strength"),
-        "--algorithm": request.label,
-        **{option.dashed: NONE if value is None else value for option, value in _changed(search)},
-        "--reward": rewards[0] if len(rewards) == 1 else json.dumps(rewards),
-        "--budget": str(budget or search.budget),
-        **{option.dashed: search.call.get(name) for name, option in WRITTEN.items()},
-        "--seed": request.seed,
-        "--keep": request.keep if request.keep > 1 else None,
-        "--diverse": request.selection.diverse or None,
-    }
-    words = ["ttsnap generate"]
-    for name, value in options.items():
-        if value is not None:
-            words.append(name if value is True else f"{name} {shlex.quote(str(value))}")
-    prompt = shlex.quote(search.prompt.text)
-    if search.prompt.text.startswith("-"):
-        return " ".join([*words, "--", prompt])
-    return " ".join([words[0], prompt, *words[1:]])
-
-
-def _changed(search: Prepared) -> list[tuple[Option, Any]]:
-    """Options of the sampler with other values than their defaults."""
-    names, given = changed(search.engine.sampler), values(search.engine.sampler)
+    sampler = values(search.engine.sampler)
+    names = changed(search.engine.sampler)
     # this algorithm has no drafts to leave out
-    if given["draft"] is None and not drafts(search.request.label):
+    if sampler["draft"] is None and not drafts(request.label):
         names.remove("draft")
-    return [
-        (option, given[option.name])
-        for option in options_of(type(search.engine.sampler))
-        if option.name in names
-    ]
+    rewards = request.engine.rewards or search.engine.rewards
+    own = {name: search.call.get(name) for name in call if name != "image"}
+    return {
+        "search": request.label,
+        "reward": rewards[0] if len(rewards) == 1 else list(rewards),
+        "budget": str(budget or search.budget),
+        **{name: sampler[name] for name in names},
+        "seed": request.seed,
+        **({"num_images_per_prompt": request.keep} if request.keep > 1 else {}),
+        **({"diverse": True} if request.selection.diverse else {}),
+        **{name: value for name, value in own.items() if value is not None},
+    }

@@ -4,8 +4,10 @@ and tables."""
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import socket
@@ -159,3 +161,10 @@ def markdown(
         padded = [side(cell, w) for side, cell, w in zip(sides, row, widths, strict=True)]
         lines.append(f"| {' | '.join(padded)} |")
     return "\n".join(lines)
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text).writerows([head, *rows])
+    write_text(path, text.getvalue())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,7 +20,7 @@ from ttsnap.core.protocols import Reward
 from ttsnap.core.utility import Utility
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import is_video, texts_in, video_pixels
-from ttsnap.files.writing import write_text
+from ttsnap.files.writing import write_csv
 from ttsnap.options.engine import BatchOptions
 from ttsnap.results.media import save_png, still
 from ttsnap.results.outputs import ENLARGED
@@ -252,16 +250,15 @@ def write_ranking(
 ) -> tuple[Path, Path]:
     """scores.csv and sheet.png in a folder, each whole or not at all; their paths. OSError where
     one is there already or cannot be written."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["rank", "file", *names, "utility", "prompt", "error"])
-    for place, r in enumerate(ranked, 1):
-        writer.writerow([place, r.path, *r.scores, r.value, r.prompt, r.error])
     table, sheet = out / "scores.csv", out / "sheet.png"
     if there := [path for path in (table, sheet) if path.exists()]:
         raise FileExistsError(errno.EEXIST, "the file is there already", str(there[0]))
     out.mkdir(parents=True, exist_ok=True)
-    write_text(table, text.getvalue())
+    head = ["rank", "file", *names, "utility", "prompt", "error"]
+    rows = [
+        [place, r.path, *r.scores, r.value, r.prompt, r.error] for place, r in enumerate(ranked, 1)
+    ]
+    write_csv(table, head, rows)
     save_png(sheet, contact_sheet(ranked), ())
     return table, sheet
 

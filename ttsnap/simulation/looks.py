@@ -4,6 +4,7 @@ cost."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.looks import ESTIMATE, Draft, EstimatorAt, read_look
 from ttsnap.core.utility import Utility
+from ttsnap.files.writing import markdown
 from ttsnap.recordings.replay import Recording
 
 
@@ -112,3 +114,22 @@ def _error(values: FloatArray) -> float:
     """Standard error of the mean of those that are finite; nan below two."""
     finite = values[np.isfinite(values)]
     return float(finite.std(ddof=1) / np.sqrt(len(finite))) if len(finite) > 1 else float("nan")
+
+
+def table(looks: Sequence[RankedLook]) -> str:
+    """A Markdown table with a row for each look."""
+    rows = [
+        (_name(look.seen), f"{look.nfe:.3g}", f"{look.mean:.3f} +- {look.error:.3f}")
+        for look in looks
+    ]
+    return markdown(("look", "NFE", "Spearman"), rows, left=(0, 2))
+
+
+def _name(seen: EstimatorAt) -> str:
+    """In words: "draft, 2 calls", "x0 estimate at step 3"."""
+    kind, _, calls = seen.look.partition(":")
+    if kind != "draft":
+        return f"x0 estimate at step {seen.step}"
+    return f"draft, {calls} call{'s' * (calls != '1')}" + (
+        f", from step {seen.step}" if seen.step else ""
+    )
