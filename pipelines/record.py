@@ -79,7 +79,7 @@ def _noted(search: Prepared, rewards: Sequence[str]) -> dict[str, Any]:
         "require": search.selection.named(rewards).words,
         "diversity": None if measure is None else search.selection.diversity,
         "likeness": None if measure is None else getattr(measure, "__name__", str(measure)),
-        "shared": search.shared or None,
+        "shared": search.loop.shared or None,
     }
     return {name: value for name, value in given.items() if value is not None}
 
