@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -19,6 +20,7 @@ from ttsnap.pipelines.model_defaults import defaults_in
 from ttsnap.pipelines.quiet import quiet
 from ttsnap.pipelines.search_pipeline import SearchPipeline
 from ttsnap.request.request import ModelDefaults
+from ttsnap.reward_models.registry import parts
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -224,8 +226,12 @@ def defaults(model: str | Path = EMBEDDED) -> dict[str, Any]:
 def recommended(model: str | Path) -> ModelDefaults:
     """All that a model recommends: arguments of its call, a reward, a drafter. ValueError for a
     damaged ttsnap.json."""
-    found, ours = defaults_in(_folder(model)), _packaged(model)
-    return found if ours is None else replace(found, canonical=ours.canonical)
+    ours = _packaged(model)
+    return replace(
+        defaults_in(_folder(model)),
+        canonical=str if ours is None else ours.canonical,
+        parts=partial(parts, packaged=ours is not None),
+    )
 
 
 def _packaged(model: str | Path) -> Any:

@@ -36,6 +36,8 @@ def record_of(
     and options that are not plain are left out.
     """
     call, request = dict(search.given), search.request
+    inputs = {**call, **prompts[0].inputs}
+    embeddings = [name for name, value in inputs.items() if "embeds" in name and value is not None]
     pictures: Any = [digests({**call, **prompt.inputs}) for prompt in prompts]
     if any(prompt.negative is not None for prompt in prompts):
         given = call.get("negative_prompt")
@@ -64,6 +66,7 @@ def record_of(
         budget=str(request.budget),
         dtype=dtype,
         pictures=pictures if any(pictures) else None,
+        embeddings=embeddings or None,
         noted=_noted(search, rewards),
         seed=search.seed,
         rewards=rewards[: len(search.rewards)],
@@ -79,7 +82,7 @@ def _noted(search: Prepared, rewards: Sequence[str]) -> dict[str, Any]:
         "require": search.selection.named(rewards).words,
         "diversity": None if measure is None else search.selection.diversity,
         "likeness": None if measure is None else getattr(measure, "__name__", str(measure)),
-        "shared": search.shared or None,
+        "shared": search.loop.shared or None,
     }
     return {name: value for name, value in given.items() if value is not None}
 

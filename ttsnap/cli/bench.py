@@ -254,7 +254,7 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, plain: Prepared) -> 
         },
         "algorithms": [arm.noted() for arm in bench.arms],
         "budget": str(plain.budget),
-        "shared": plain.shared,
+        "shared": plain.loop.shared,
         "reward": a.reward or plain.engine.rewards[0],
         "utility": a.utility,
         "report": arguments.report_of(a),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import NOISE
 from ttsnap.options.selection import listed
 from ttsnap.request.request import ModelDefaults, Prepared, SearchRequest, prepare
-from ttsnap.reward_models.registry import LIKENESSES, REWARDS, named, parts
+from ttsnap.reward_models.registry import LIKENESSES, REWARDS, named
 from ttsnap.reward_models.registry import check_names as check_rewards
 
 if TYPE_CHECKING:
@@ -50,8 +48,7 @@ def prepared(request: SearchRequest) -> Prepared:
     defaults = recommended(request.model)
     if not request.engine.rewards and defaults.reward is None:
         require_repository(request.model)  # a misspelt id is what is wrong, before the reward
-    packaged = request.model in PACKAGED
-    search = prepare(request, replace(defaults, parts=partial(parts, packaged=packaged)))
+    search = prepare(request, defaults)
     check_call_sides(located(request.model) or Path(), search.engine.call)
     return search
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 from typing import Any, TypeAlias
@@ -70,19 +70,20 @@ class ModelDefaults:
     """The arguments of its call; None where that is not known yet."""
     canonical: Callable[[str], str] = field(default=str, compare=False)
     """A prompt in the model's own words. ValueError for one that it cannot read."""
-    parts: Parts | None = field(default=None, compare=False)
+    parts: Parts = field(default=lambda reward, texts: (reward,), compare=False)
     """The items that a search carries in place of a checklist, and all other rewards as they are;
-    None: a checklist is one reward, the product of its answers."""
+    by default a checklist is one reward, the product of its answers."""
     drafted: Drafted | None = field(default=None, compare=False)
     """Decides on drafts; None: there is no drafter but one that is named."""
-    split: Split | None = field(default=None, compare=False)
-    """Gives each prompt its own of the lists in a call; None: there are none."""
+    split: Split = field(default=lambda prompts, call: (prompts, call), compare=False)
+    """Gives each prompt its own of the lists in a call; by default there are none."""
 
-    def completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call with those that are not given."""
+    def completed(self, given: Mapping[str, Any], steps: int | None = None) -> dict[str, Any]:
+        """The arguments of a call with those that are not given. steps: in place of its own."""
+        own = self.call if steps is None else {**self.call, "num_inference_steps": steps}
         more = {
             name: value
-            for name, value in self.call.items()
+            for name, value in own.items()
             if (self.takes is None or name in self.takes)
             and not _INSTEAD_OF.get(name, set()) & given.keys()
         }
@@ -216,19 +217,14 @@ class Prepared:
 
     request: SearchRequest
     """As it was asked for."""
-    model: InitVar[ModelDefaults]
-    prompts: tuple[Prompt, ...] = field(init=False)
+    prompts: tuple[Prompt, ...]
     """In the model's own words."""
-    engine: EngineSpec = field(init=False)
+    engine: EngineSpec
     """Complete. Rewards that are only required are the last ones."""
-    given: Mapping[str, Any] = field(init=False)
+    given: Mapping[str, Any]
     """Arguments of the pipeline's call, complete, as records tell them: lists have an entry for
     each prompt."""
-    loop: LoopSearch = field(init=False)
-
-    def __post_init__(self, model: ModelDefaults) -> None:
-        for name, value in _decided(self.request, model).items():
-            object.__setattr__(self, name, value)
+    loop: LoopSearch
 
     @property
     def algorithm(self) -> Algorithm:
@@ -245,10 +241,6 @@ class Prepared:
     @property
     def seed(self) -> int:
         return self.loop.seed
-
-    @property
-    def shared(self) -> bool:
-        return self.loop.shared
 
     @property
     def prompt(self) -> Prompt:
@@ -287,77 +279,88 @@ def prepare(request: SearchRequest, model: ModelDefaults) -> Prepared:
     ValueError where there is no reward, for prompts that the model cannot read, and for what its
     drafter refuses.
     """
-    return Prepared(request, model)
-
-
-def _decided(request: SearchRequest, model: ModelDefaults) -> dict[str, Any]:
-    """The fields of a Prepared."""
-    algorithm, asked = request.algorithm, request.engine
-    rewards = asked.rewards or listed(model.reward)
-    if not rewards:
-        raise ValueError(
-            f"a search with model {asked.model.model} needs a reward: a known name,"
-            " file.py:function or module:attribute, as --reward; in Python reward=, which takes"
-            " functions and lists as well"
-        )
-    prompts = request.prompts
-    if "prompt_embeds" not in asked.call:
-        prompts = tuple(replace(prompt, text=model.canonical(prompt.text)) for prompt in prompts)
-    steps = fitted_steps(algorithm)
-    selecting = request.selection
-    if model.parts is not None:
-        texts = [prompt.read for prompt in prompts]
-        rewards = tuple(part for one in rewards for part in model.parts(one, texts))
-        items = tuple(filter(is_item, rewards))
-        bounds = (*selecting.requirements, *selecting.ends)
-        lists = [one.reward for one in bounds if is_list(one.reward)]
-        selecting = selecting.over(items or (model.parts(lists[0], texts) if lists else ()))
-        rewards = (*items, *(one for one in rewards if one not in items))
-    tuned = (
-        model
-        if steps is None
-        else replace(model, call={**model.call, "num_inference_steps": steps})
-    )
-    call = tuned.completed(asked.call)
-    own = dict(call)
-    for prompt in prompts:
-        own |= {
-            **prompt.inputs,
-            **({"negative_prompt": prompt.negative} if prompt.negative else {}),
-        }
-    sampler = asked.sampler
-    if model.drafted is not None:
-        sampler = model.drafted(algorithm, sampler, rewards, own)
-    # Engines are for prompts of one shape, whatever these show.
-    call |= blanks(prompts[0].inputs) | (
-        {} if prompts[0].negative is None else {"negative_prompt": ""}
-    )
-    selection = selecting.read(request.keep, rewards)
-    gate = selection.gate
-    if (
-        gate is not None
-        and gate.scores_more
-        and (sampler.guide is not None or Need.ASCEND in declared(algorithm.needs))
-    ):
+    prompts = prompts_of(request, model)
+    texts = [prompt.read for prompt in prompts]
+    rewards = rewards_of(request, model, texts)
+    options = selection_of(request, model, rewards, texts)
+    sampler = sampler_of(request, model, rewards)
+    selection = options.read(request.keep, rewards)
+    ascends = sampler.guide is not None or Need.ASCEND in declared(request.algorithm.needs)
+    if ascends and selection.gate is not None and selection.gate.scores_more:
         raise ValueError(
             "gradients follow all rewards of an engine, also those that are only required; require"
             " what is searched for, or search without gradients"
         )
-    given = shared = call
-    if model.split is not None:
-        split, without = model.split(prompts, given)
-        prompts, shared = tuple(split), dict(without)
+    call = call_of(request, model)
+    split, shared = model.split(prompts, call)
     compared = (request.selection.likeness or AUTO) if selection.differing else None
     engine = replace(
-        asked,
-        rewards=selecting.scored(rewards),
-        call=shared,
+        request.engine,
+        rewards=options.scored(rewards),
+        call=dict(shared),
         sampler=sampler,
-        batch=replace(asked.batch, features=compared),
+        batch=replace(request.engine.batch, features=compared),
     )
     seed = checked_seed(request.seed)
-    loop = LoopSearch(algorithm, request.budget, selection, seed, request.shared)
-    return {"prompts": prompts, "engine": engine, "given": given, "loop": loop}
+    loop = LoopSearch(request.algorithm, request.budget, selection, seed, request.shared)
+    return Prepared(request, tuple(split), engine, call, loop)
+
+
+def prompts_of(request: SearchRequest, model: ModelDefaults) -> tuple[Prompt, ...]:
+    """The prompts in the model's own words; where it reads embeddings, as they are."""
+    if request.engine.call.get("prompt_embeds") is not None:
+        return request.prompts
+    return tuple(replace(each, text=model.canonical(each.text)) for each in request.prompts)
+
+
+def rewards_of(
+    request: SearchRequest, model: ModelDefaults, texts: Sequence[str]
+) -> tuple[Spec, ...]:
+    """What is searched for, the items of a checklist first. ValueError where nobody names it."""
+    rewards = request.engine.rewards or listed(model.reward)
+    if not rewards:
+        raise ValueError(
+            f"a search with model {request.model} needs a reward: a known name,"
+            " file.py:function or module:attribute, as --reward; in Python reward=, which takes"
+            " functions and lists as well"
+        )
+    parts = [part for reward in rewards for part in model.parts(reward, texts)]
+    return tuple(sorted(parts, key=lambda part: not is_item(part)))
+
+
+def selection_of(
+    request: SearchRequest, model: ModelDefaults, rewards: Sequence[Spec], texts: Sequence[str]
+) -> SelectionOptions:
+    """What counts as best, where a requirement on a checklist is one on each of its items."""
+    options = request.selection
+    bounds = (*options.requirements, *options.ends)
+    lists = [bound.reward for bound in bounds if is_list(bound.reward)]
+    items = tuple(filter(is_item, rewards))
+    return options.over(items or (model.parts(lists[0], texts) if lists else ()))
+
+
+def call_of(request: SearchRequest, model: ModelDefaults) -> dict[str, Any]:
+    """The call of all prompts, complete. Engines are for prompts of one shape, whatever these
+    show."""
+    call = model.completed(request.engine.call, fitted_steps(request.algorithm))
+    first = request.prompts[0]
+    negative = {} if first.negative is None else {"negative_prompt": ""}
+    return call | blanks(first.inputs) | negative
+
+
+def sampler_of(
+    request: SearchRequest, model: ModelDefaults, rewards: Sequence[Spec]
+) -> SamplerOptions:
+    """The sampler with its drafter."""
+    call = call_of(request, model)
+    for prompt in request.prompts:
+        call |= prompt.inputs
+        if prompt.negative:
+            call["negative_prompt"] = prompt.negative
+    sampler = request.engine.sampler
+    if model.drafted is None:
+        return sampler
+    return model.drafted(request.algorithm, sampler, rewards, call)
 
 
 def checked_seed(seed: object) -> int:

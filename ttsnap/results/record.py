@@ -115,6 +115,8 @@ class SearchRecord:
         Annotated[Mapping[Name, Digest | Annotated[list[Digest], Len(1, 16)]], Len(1, 16)] | None
     ) = None
     """Digests of the pictures that it was made of, by argument of the call."""
+    embeddings: Annotated[list[Name], Len(1, 16)] | None = None
+    """Arguments of the call that were embeddings, which no file holds."""
     noted: Mapping[str, Any] = field(default_factory=dict)
     """The values of other options that are `noted`, by name."""
     found: FoundImage | None = None
@@ -164,6 +166,11 @@ class SearchRecord:
 
     def require_seed_alone(self) -> None:
         """ValueError for an image that its seed alone does not make."""
+        if self.embeddings:
+            raise ValueError(
+                f"was made from {' and '.join(self.embeddings)}, which no file holds; call the"
+                " pipeline in Python with the same embeddings"
+            )
         if not self.image.branched and not self.sampler.guide:
             return
         how = "came from a branch of its seed"
@@ -264,7 +271,7 @@ class SearchRecord:
 _IMAGE = tuple(hints_of(FoundImage))
 _RECORD = (
     *("model", "call", "algorithm", "options", "budget"),
-    *("ttsnap", "lora", "task", "dtype", "pictures"),
+    *("ttsnap", "lora", "task", "dtype", "pictures", "embeddings"),
 )
 """What the metadata of an image has of a record and of its image, under the same names."""
 _SAMPLER = [option.name for option in options_of(SamplerOptions)]
@@ -290,7 +297,7 @@ _METADATA = make_dataclass(
 """The metadata of an image, as if all keys stood beside each other."""
 _OUTSIDE = {
     *("prompt", "seed", "branched", "fps", "drawn", "model", "sampler", "call", "ttsnap", "lora"),
-    *("task", "dtype", "pictures"),
+    *("task", "dtype", "pictures", "embeddings"),
     *_SAMPLER,
 }
 """Its keys that are not in "search"."""

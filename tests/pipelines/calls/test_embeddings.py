@@ -4,6 +4,7 @@ refusals."""
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,14 @@ from torch import Tensor
 
 from tests.pipelines.tiny import FAMILIES, shared
 from ttsnap import BestOfN, Budget, search
+from ttsnap.cli import main
 from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines import search_class
 from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.pipeline_copy import copied
+from ttsnap.pipelines.replay import replay
+from ttsnap.results.media import png_info
+from ttsnap.results.record import SearchRecord, read_record
 from ttsnap.sampling.rng import seeded
 
 from .tiny import call_of, stock
@@ -157,6 +162,25 @@ def test_prompts_with_texts_and_with_embeddings_share_an_engine() -> None:
         assert torch.allclose(one.best.pixels, other.best.pixels, atol=1e-5)
     with pytest.raises(ValueError, match="of one prompt, got those of 2"):
         twin.denoiser(**given, **call)
+
+
+def test_a_png_made_from_embeddings_says_so_and_is_not_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, call = model("sd15")
+    given, twin = of_prompt(embeddings("sd15", pipe, call), 0), twin_of(pipe)
+    path = tmp_path / "one.png"
+
+    def record(**how: Any) -> SearchRecord:
+        image = found(twin, **how, **call, output_type="pil").images[0]
+        image.save(path, pnginfo=png_info(image))
+        return read_record(path)
+
+    assert record(prompt=PROMPTS[0], prompt_embeds=None).embeddings is None
+    with pytest.raises(ValueError, match="prompt_embeds"):
+        replay(twin, record(reward_prompts=PROMPTS[0], **given))
+    assert main(["replay", str(path)]) != 0
+    assert "prompt_embeds" in capsys.readouterr().err
 
 
 EMBEDS = torch.zeros(2, 77, 32)
