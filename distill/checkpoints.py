@@ -57,7 +57,8 @@ def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, Path] | None:
     for path in reversed(_all(folder)):
         try:
             state = files.read_object(path / ABOUT)
-            step, there = check("step", state["step"], int), state["about"]
+            step = check("step", state["step"], int)
+            there = state["about"]
             digests = check("files", state["files"], Mapping[str, str])
             if not digests or digests != {name: sha256(path / Path(name).name) for name in digests}:
                 raise ValueError("its files are not those that were written")

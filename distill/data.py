@@ -266,7 +266,8 @@ def _index(part: _Part) -> None:
 def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
     """(name, first byte, bytes) of each file in an uncompressed tar; tarfile takes ten times as
     long."""
-    at, end = 0, path.stat().st_size
+    at = 0
+    end = path.stat().st_size
     with path.open("rb", buffering=2**15) as file:  # many small entries come in one read
         while at + 512 <= end:
             file.seek(at)

@@ -128,10 +128,8 @@ def evaluate(
     with progress(len(entries) * len(rewards), "evaluate", "image", member.shown) as bar:
         for name, given in rewards.items():
             reward = make_reward(given)
-            score, space = (
-                (reward if reward.estimates == "pixels" else reward.score_estimates),
-                reward.estimates,
-            )
+            score = reward if reward.estimates == "pixels" else reward.score_estimates
+            space = reward.estimates
             frames.check_stored(space, ordered)
             scores = score_entries(
                 score,

@@ -96,7 +96,8 @@ def start(command: str, *, cpu: bool, shown: bool = False, announced: bool = Fal
     # With cpu=True accelerate joins processes on CPUs; otherwise each would run alone. The time
     # limit is long, as the others wait while the first one records.
     state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    main, count = state.is_main_process, state.num_processes
+    main = state.is_main_process
+    count = state.num_processes
     if (
         count == 1
         and "RANK" not in os.environ

@@ -31,13 +31,11 @@ from ttsnap.reward_models.registry import make_reward, refuse_credentials
 from ttsnap.rewards.scoring import Shown
 from ttsnap.version import versions
 
-CONFIG, REWARD, EVALUATION, PLOT, RECORDING = (
-    "config.yaml",
-    "reward",
-    "evaluation.json",
-    "spearman.png",
-    "recording",
-)
+CONFIG = "config.yaml"
+REWARD = "reward"
+EVALUATION = "evaluation.json"
+PLOT = "spearman.png"
+RECORDING = "recording"
 MATCHED = 128
 """Prompts by whose images the units of a student's network are found."""
 Recorder = Callable[[dict[str, Json]], None]

@@ -62,12 +62,10 @@ class StudentReward(RewardModel):
     """A student as a reward, which is given estimates in the student's space."""
 
     def __init__(self, student: Student) -> None:
-        self.name, self.base, self.estimates, self._student = (
-            student.name,
-            student.base,
-            student.space,
-            student,
-        )
+        self.name = student.name
+        self.base = student.base
+        self.estimates = student.space
+        self._student = student
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None

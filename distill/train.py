@@ -55,15 +55,19 @@ class Batches(Dataset[Part]):
     def __init__(
         self, frames: Frames, plan: Curriculum, config: DistillConfig, rank: int = 0, world: int = 1
     ) -> None:
-        self._frames, self._plan, self._config = frames, plan, config
-        self._rank, self._world = rank, world
+        self._frames = frames
+        self._plan = plan
+        self._config = config
+        self._rank = rank
+        self._world = world
 
     def __len__(self) -> int:
         return self._plan.steps * self._config.accumulation
 
     def groups(self, index: int) -> list[ComparedSeeds]:
         """The groups of a part."""
-        c, plan = self._config, self._plan
+        c = self._config
+        plan = self._plan
         step, part = divmod(index, c.accumulation)
         groups = curriculum.draw(
             step,
@@ -180,7 +184,8 @@ def train(
 
     def losses(step: int) -> list[Callable[[], Tensor]]:
         nonlocal began
-        began, stage = time.perf_counter(), curriculum.stage_at(plan.stages, step)
+        began = time.perf_counter()
+        stage = curriculum.stage_at(plan.stages, step)
         if step == stage.first and stage.at is not None:
             _begin(student, frames.levels[stage.at], weights)
         # Dropout follows from the step, so that a resumed run draws the same without a stored

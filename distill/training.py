@@ -23,7 +23,8 @@ from ttsnap.files.settings import Json, check
 from ttsnap.files.unbroken import Unbroken
 from ttsnap.files.writing import write_text
 
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 
 
 class Weights(nn.Module):
@@ -155,7 +156,9 @@ class Loop:
         loss that is not finite; KeyboardInterrupt, after a checkpoint, where a process got a
         signal.
         """
-        rates, main, silent = self.rates, self.member.is_main, not self.member.shown
+        rates = self.rates
+        main = self.member.is_main
+        silent = not self.member.shown
         saved = time.monotonic()
         bar = tqdm(
             total=self.steps,
@@ -170,7 +173,8 @@ class Loop:
             for step in range(first, self.steps):
                 for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor(step)
-                loss, done = self.step(losses(step)), step + 1
+                loss = self.step(losses(step))
+                done = step + 1
                 if not math.isfinite(loss):
                     raise ValueError(
                         f"the loss is {loss} at step {done}: lower {self.prefix}lr (now"

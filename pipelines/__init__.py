@@ -110,7 +110,8 @@ def load(
     import diffusers
     from diffusers import DiffusionPipeline
 
-    where, ours = located(model), _packaged(model)
+    where = located(model)
+    ours = _packaged(model)
     # diffusers asks for every part, also for those that were saved as absent (SD3 without T5)
     if where is not None:
         index = index_of(where, set(options), trusted=bool(options.get("trust_remote_code")))
@@ -196,7 +197,8 @@ def makes_videos(model: str | Path) -> bool:
 def located(model: str | Path) -> Path | None:
     """The folder of a model, None for a hub id. Nothing is loaded. ValueError where there is no
     such folder, and for a single file of weights."""
-    where, name = _folder(model), str(model)
+    where = _folder(model)
+    name = str(model)
     if not where.exists() and not name.startswith((".", "/", "~")) and name.count("/") == 1:
         return None
     if where.suffix in SINGLE_FILES:

@@ -216,7 +216,8 @@ def prompts_of(call: dict[str, Any], reward_prompts: Any) -> list[Prompt]:
     Raises ValueError unless every argument named like a prompt and given as a list or tensor has
     one entry a prompt, and for texts beside their embeddings.
     """
-    prompt, embeds = call.pop("prompt", None), next(iter(embeddings_in(call)), None)
+    prompt = call.pop("prompt", None)
+    embeds = next(iter(embeddings_in(call)), None)
     if prompt is not None and embeds is not None:
         raise ValueError(
             f"give prompt= or prompt_embeds=, not both, and prompt is {prompt!r}; reward_prompts="
@@ -227,7 +228,8 @@ def prompts_of(call: dict[str, Any], reward_prompts: Any) -> list[Prompt]:
             raise ValueError(
                 "with prompt_embeds= and no prompt=, reward_prompts= must say what the rewards read"
             )
-        given, n = None, len(embeds)
+        given = None
+        n = len(embeds)
     else:
         given = prompts_in(prompt)
         n = len(given)

@@ -267,9 +267,11 @@ class PipelineDenoiser(Denoiser):
         self.schedule = schedule
         # prepare_latents scales by its init_noise_sigma
         vars(self.pipe)["scheduler"] = schedule.scheduler
-        self.grid, self.kernel = schedule.grid, schedule.kernel
+        self.grid = schedule.grid
+        self.kernel = schedule.kernel
         if schedule.path is not None and schedule.times is not None:
-            self.path, self.times = schedule.path, schedule.times
+            self.path = schedule.path
+            self.times = schedule.times
         self.can = frozenset(self._abilities())
         self.mixes_noise = not self._begins_by_seed
         self.forget_prompts()
@@ -431,7 +433,8 @@ class PipelineDenoiser(Denoiser):
         begun = list[tuple[PipelineDenoiser, Evaluation]]()
         order = list[int]()
         for i in of.unique().tolist():
-            one, rows = self._members.get(int(starts[i]), self), (of == i).nonzero()[:, 0]
+            one = self._members.get(int(starts[i]), self)
+            rows = (of == i).nonzero()[:, 0]
             order += rows.tolist()
             own = taken(x, rows.tolist(), len(rows))
             begun.append((one, one._start(own, step[rows] - starts[i], cond[rows])))
@@ -530,7 +533,8 @@ class PipelineDenoiser(Denoiser):
         nets = {name: shared_copy(net) for name, net in own.items() if type(net) is type(self.net)}
         hub = CoupledHub(own, nets, how, self.rehearsed.latents, self.hub.tried)
         pool = FramePool(hub, remembers=False, parts=nets)
-        whole, here = self.schedule, proxy(self)
+        whole = self.schedule
+        here = proxy(self)
 
         def predict(x: Tensor, step: Tensor, cond: Tensor, key: rng.Key | None) -> Prediction:
             twin = here.by(here.net, schedule=whole)
@@ -551,7 +555,8 @@ class PipelineDenoiser(Denoiser):
 
     def _coupled_flops(self, hub: CoupledHub) -> float:
         """FLOPs of coupling a seed with the others of a group, beside its evaluation."""
-        memo, kind = self.memo(), ("coupled", hub.how.size)
+        memo = self.memo()
+        kind = ("coupled", hub.how.size)
         if kind not in memo:
             call = self._stopping(self._typical)
             with closing(self._frames.begin(call, [seeded(0)])) as frame:
@@ -595,7 +600,8 @@ class PipelineDenoiser(Denoiser):
                     f"this draft is made at guidance {scale:g}, which no argument of this call says"
                 )
             guided = {} if arrives else {name: scale}
-        call, alone = self._stopping(self._typical), self.hub.alone
+        call = self._stopping(self._typical)
+        alone = self.hub.alone
         made = draft_call(self.rehearsed, call, net, guided, alone=alone)
         if arrives:
             check_arrival(self.rehearsed, call, made)
@@ -613,7 +619,8 @@ class PipelineDenoiser(Denoiser):
         device. step (N,), positions in the schedule, and at (N,), conditions, are on the CPU.
         """
         assert self._draft is not None
-        scheduler, rows = self.rehearsed.scheduler, list[DraftRow]()
+        scheduler = self.rehearsed.scheduler
+        rows = list[DraftRow]()
         for index, timestep, number in zip(
             self._indices(step), t.tolist(), at.tolist(), strict=True
         ):
@@ -634,7 +641,8 @@ class PipelineDenoiser(Denoiser):
         return self._images(self._placed(conditions, indices, ends=True), x0)
 
     def preview(self, x0: Tensor) -> Tensor:
-        condition, last = self._conditions.followed(0), self._times.last
+        condition = self._conditions.followed(0)
+        last = self._times.last
         placed = list[Placed]()
         rows = range(len(x0))
         while rows:
@@ -707,7 +715,8 @@ class PipelineDenoiser(Denoiser):
 
         ValueError for one that it cannot use.
         """
-        call, vae = self._stopping(self._typical), self.pipe.preview_vae
+        call = self._stopping(self._typical)
+        vae = self.pipe.preview_vae
         try:
             end = self.ends.seen(call, self._times.last, vae=vae)
         # of what the end of the call reads of a preview VAE, or of latents that this does not take

@@ -115,7 +115,9 @@ def recording_info(pipe: Any, engine: LiveEngine, spec: EngineSpec) -> dict[str,
     """The `info` of a recording by the engine of a spec, of this pipeline: what must be the same to
     resume it. Pictures of the call go by their digests."""
     denoiser: Any = engine.denoiser
-    model, sampler, call = spec.model, spec.sampler, spec.call
+    model = spec.model
+    sampler = spec.sampler
+    call = spec.call
     return {
         "model": model.model,
         **({"lora": model.lora} if model.lora else {}),

@@ -29,7 +29,8 @@ HEAD_BYTES = 2**23
 megabyte at most."""
 MOST_ALPHA = 1e6
 _MATCHED = {"target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"}
-_RANKS, _ALPHAS = {"r", "rank_pattern"}, {"lora_alpha", "alpha_pattern"}
+_RANKS = {"r", "rank_pattern"}
+_ALPHAS = {"lora_alpha", "alpha_pattern"}
 
 
 def parse_lora(text: str) -> tuple[str, float]:
@@ -38,11 +39,13 @@ def parse_lora(text: str) -> tuple[str, float]:
     A name that ends in a colon and a number is taken whole where it exists. ValueError without a
     name, or with a scale that is not finite.
     """
-    where, scale = text, 1.0
+    where = text
+    scale = 1.0
     head, _, tail = text.rpartition(":")
     if head and not Path(text).expanduser().exists():
         try:
-            where, scale = head, float(tail)
+            where = head
+            scale = float(tail)
         except ValueError:  # the colon belongs to the name
             where = text
     if not where.strip() or not math.isfinite(scale):
@@ -163,7 +166,8 @@ def _under_lora(
         for net in nets.values()
         for parameter in net.parameters()
     }
-    twin, words = copied(pipe, type(pipe)), list[bool]()
+    twin = copied(pipe, type(pipe))
+    words = list[bool]()
     vars(twin).pop("_search_memo", None)
     # not compiled
     vars(twin).update({name: shared_copy(net) for name, net in nets.items()}, _search_buckets=False)
@@ -179,7 +183,8 @@ def _under_lora(
         logger.warning("%s: its layers for text encoders are left out", said)
     own = {}
     for name, net in nets.items():
-        made, device = getattr(twin, name), next(net.parameters()).device
+        made = getattr(twin, name)
+        device = next(net.parameters()).device
         if getattr(made.config, "in_channels", None) != getattr(net.config, "in_channels", None):
             raise ValueError(
                 f"{said}: it widens the network's input, as LoRAs for control images do"

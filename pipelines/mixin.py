@@ -129,7 +129,8 @@ class SearchMixin:
         original keeps its hooks and its scheduler. ValueError for changes that this class does not
         know, and for networks of another class.
         """
-        old, dtype = changes.pop("torch_dtype", None), changes.pop("dtype", None)
+        old = changes.pop("torch_dtype", None)
+        dtype = changes.pop("dtype", None)
         if (other := changes.pop("custom_pipeline", None)) is not None:
             raise ValueError(
                 f"from_pipe makes a {cls.__name__}; for {other!r} use DiffusionPipeline.from_pipe"
@@ -286,7 +287,8 @@ class SearchMixin:
     ) -> LiveEngine:
         """The engine of a spec, whose call is complete, as above. rewards: those of the spec, where
         they are loaded. batch_size: in its place."""
-        denoiser, sampler = self.sampling_denoiser(spec.sampler, **spec.call), spec.sampler
+        denoiser = self.sampling_denoiser(spec.sampler, **spec.call)
+        sampler = spec.sampler
         if rewards is None:
             rewards = make_rewards(spec.rewards, device=denoiser.device)
         return LiveEngine(
@@ -320,7 +322,8 @@ class SearchMixin:
                 f"nothing is known of where to finish drafts of {sampler.draft}; name a noise level"
                 " to begin from, with the steps from there, as finish 0.6:4"
             )
-        finish, image_nfe = Finish.parse(written), denoiser.grid.nfe
+        finish = Finish.parse(written)
+        image_nfe = denoiser.grid.nfe
         if numbers := sized(denoiser.grid, finish):
             if given := [name for name in ("sigmas", "timesteps") if call.get(name) is not None]:
                 raise ValueError(
@@ -349,7 +352,8 @@ class SearchMixin:
 
     def _search(self, asked: arguments.SearchArguments, known: Any, call: dict[str, Any]) -> Any:
         wanted = asked.search
-        stock_call, takes = dict(call), self.call_arguments()
+        stock_call = dict(call)
+        takes = self.call_arguments()
         generator = call.pop("generator", None)
         keep, output_type, return_dict = arguments.returned(call, known)
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)

@@ -37,7 +37,8 @@ def defaults_in(folder: Path) -> ModelDefaults:
     call = checked_call(
         {name: value for name, value in told.items() if name not in ("reward", "draft")}, path
     )
-    reward, draft = told.get("reward"), told.get("draft")
+    reward = told.get("reward")
+    draft = told.get("draft")
     if reward is not None and (not isinstance(reward, str) or reward not in CHOSEN):
         raise ValueError(
             f"the reward of {path} must be one of {', '.join(CHOSEN)}, got {str(reward)[:60]!r}"

@@ -127,7 +127,8 @@ def _names_part(value: Any) -> bool:
 def _here(each: Any, methods: Mapping[str, Any]) -> Any:
     """A pipeline or a network that says it is on the CPU, with these methods in the place of its
     own."""
-    kind, cpu = type(each), property(lambda self: torch.device("cpu"))
+    kind = type(each)
+    cpu = property(lambda self: torch.device("cpu"))
     # transformers knows classes by their whole names.
     members = {"__module__": kind.__module__, "device": cpu, "_execution_device": cpu, **methods}
     each.__class__ = type(kind.__name__, (kind,), members)

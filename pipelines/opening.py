@@ -144,7 +144,8 @@ def keep_decoder(pipe: Any, place: torch.device) -> None:
 
     Each batch of decodes would move the denoiser off the device and back.
     """
-    gauge, order = gauge_of(place), getattr(pipe, "model_cpu_offload_seq", None)
+    gauge = gauge_of(place)
+    order = getattr(pipe, "model_cpu_offload_seq", None)
     if gauge is None or order is None:
         return
     if decoder_stays(weights(pipe), gauge.free()):
@@ -206,7 +207,8 @@ def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
         )
     texts = {name for name, value in call.items() if name not in CALL and _has_text(value)}
     if texts and (named := sorted(texts & picture_arguments(pipe))):
-        given, ends = call[named[0]], " or ".join(SUFFIXES)
+        given = call[named[0]]
+        ends = " or ".join(SUFFIXES)
         raise ValueError(
             f"{named[0]} takes a picture, got {given!r:.80}; give a file that ends in {ends}"
         )

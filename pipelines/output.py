@@ -97,7 +97,8 @@ def search_output(stock: Any) -> Any:
 
     names = {"__module__": __name__, "__doc__": stock.__doc__, "__reduce__": reduce}
     names |= {"__repr__": line, "_repr_html_": page}
-    kind, columns = f"Search{stock.__name__}", [("search", list[Result], None)]
+    kind = f"Search{stock.__name__}"
+    columns = [("search", list[Result], None)]
     return make_dataclass(kind, columns, bases=(stock,), namespace=names, repr=False)
 
 
@@ -194,8 +195,10 @@ def reported(
     if not metrics or not result.images:
         return result
     images = torch.stack([c.pixels for c in result.images])
-    n, shown = len(images), Shown(min(frames, images.shape[1]) if images.ndim > 4 else None)
-    columns, failed = {}, []
+    n = len(images)
+    shown = Shown(min(frames, images.shape[1]) if images.ndim > 4 else None)
+    columns = {}
+    failed = []
     for metric in map(make_reward, metrics):
         call = shown.by(metric, None if source is None else source[None])
         told = images.clone(), [result.prompt if text is None else text] * n, torch.zeros(n)
@@ -250,7 +253,8 @@ def with_thumbnails(
 ) -> list[Result]:
     """Results with what was seen on the way, but for prompts of which the safety checker flagged an
     image, and for candidates that are refused in the end."""
-    kept, rest = [], iter(flags or ())
+    kept = []
+    rest = iter(flags or ())
     for job, result in enumerate(results):
         flagged = list(itertools.islice(rest, len(result.images)))
         refused = result.particles.refused

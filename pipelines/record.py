@@ -35,7 +35,8 @@ def record_of(
     Algorithms go by their names and options, as `make_algorithm` takes them. Arguments of the call
     and options that are not plain are left out.
     """
-    call, request = dict(search.given), search.request
+    call = dict(search.given)
+    request = search.request
     inputs = {**call, **prompts[0].inputs}
     embeddings = [name for name, value in inputs.items() if "embeds" in name and value is not None]
     pictures: Any = [digests({**call, **prompt.inputs}) for prompt in prompts]
@@ -76,7 +77,8 @@ def record_of(
 
 def _noted(search: Prepared, rewards: Sequence[str]) -> dict[str, Any]:
     """The options that records note, as the search has them."""
-    measure, selection = search.engine.batch.features, search.request.selection
+    measure = search.engine.batch.features
+    selection = search.request.selection
     given = {**noted(selection), **noted(search.engine.batch)}
     given |= {
         "require": search.selection.named(rewards).words,

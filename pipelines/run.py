@@ -127,7 +127,8 @@ def run(
     def stops() -> bool:
         return pipe.interrupts > interrupts or (should_stop is not None and should_stop())
 
-    where, spec = devices or DeviceOptions(), search.engine
+    where = devices or DeviceOptions()
+    spec = search.engine
     with open_engine(spec, where, pipe, rewards, batch_size) as (engine, denoiser):
         if form is not None:
             denoiser.must_return(form)
@@ -137,7 +138,8 @@ def run(
             warn_of_doubt(denoiser.drafts, model_name(pipe))
         try:
             with _progress(pipe, (loop or search.loop).budget, engine, len(search.prompts)) as bar:
-                eager, listeners = on_event is not None, list(filter(None, (bar, on_event)))
+                eager = on_event is not None
+                listeners = list(filter(None, (bar, on_event)))
                 found = run_on(
                     opened, search, pipe, listeners, Recorder(), stops, loop=loop, eager=eager
                 )
@@ -163,7 +165,8 @@ def run_on(
     recorder: keeps thumbnails for the results; None for none. loop: what is run in place of the
     search's own. eager: as of `searched`. ValueError where reports cannot see what is made.
     """
-    engine, batch = opened.engine, search.engine.batch
+    engine = opened.engine
+    batch = search.engine.batch
     shown_of(opened.denoiser, batch.frames).check(opened.reports)
     latents = FinishedLatents(engine.grid.steps) if "latents" in batch.keep else None
     heard = [each for each in (recorder, latents, *listeners) if each is not None]

@@ -16,7 +16,8 @@ def check_sides(config: Mapping[str, Any], scale: int, height: int, width: int) 
 
     config: the network's. scale: pixels of a latent's side.
     """
-    most, patch = config.get("pos_embed_max_size"), config.get("patch_size")
+    most = config.get("pos_embed_max_size")
+    patch = config.get("patch_size")
     if (
         isinstance(most, int)
         and isinstance(patch, int)
@@ -30,12 +31,14 @@ def check_sides(config: Mapping[str, Any], scale: int, height: int, width: int) 
 
 def check_call_sides(folder: Path, call: Mapping[str, Any]) -> None:
     """The same for the call of a model in a folder."""
-    net, vae = folder / "transformer" / "config.json", folder / "vae" / "config.json"
+    net = folder / "transformer" / "config.json"
+    vae = folder / "vae" / "config.json"
     if (
         net.is_file()
         and vae.is_file()
         and isinstance(blocks := read_object(vae).get("block_out_channels"), list)
     ):
-        config, scale = read_object(net), 2 ** (len(blocks) - 1)
+        config = read_object(net)
+        scale = 2 ** (len(blocks) - 1)
         own = size * scale if isinstance(size := config.get("sample_size"), int) else 0
         check_sides(config, scale, *(call.get(name) or own for name in ("height", "width")))

@@ -87,7 +87,8 @@ class HFTowers(TwoTowers):
             max_length=self.max_tokens,
             return_tensors="pt",
         )
-        ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
+        ids = tokens["input_ids"].to(self.device)
+        mask = tokens["attention_mask"].to(self.device)
         return _pooled(self.network.get_text_features(input_ids=ids, attention_mask=mask))
 
 
@@ -170,7 +171,8 @@ class OpenClipScore(OpenClipTowers):
 
 def _preprocess(cfg: dict[str, Any], source: str) -> Preprocess:
     """The preprocessing that open_clip's configuration describes."""
-    size, mode = cfg["size"], cfg["interpolation"]
+    size = cfg["size"]
+    mode = cfg["interpolation"]
     fit = {"shortest": "crop", "squash": "squash"}.get(str(cfg["resize_mode"]))
     side = size if isinstance(size, int) else size[0]
     if (

@@ -67,7 +67,9 @@ class CountReward(NetworkReward):
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must be between 0 and 1, got {threshold}")
         super().__init__(network, batch_size=batch_size)
-        self.processor, self.threshold, self.counts = processor, threshold, counts
+        self.processor = processor
+        self.threshold = threshold
+        self.counts = counts
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:

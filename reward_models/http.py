@@ -36,7 +36,8 @@ from ttsnap.rewards.reward_model import ELSEWHERE, RewardModel
 T = TypeVar("T")
 PAUSES = (0.25, 1.0)
 """Seconds before each retry, give or take a half, where a connection fails or a server is full."""
-REPLY_BYTES, SCORE_BYTES = 2**20, 64
+REPLY_BYTES = 2**20
+SCORE_BYTES = 64
 """Most bytes of a reply without its scores, and of each score."""
 FLOAT32_MAX = torch.finfo(torch.float32).max
 HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -79,7 +80,8 @@ class HttpReward(RewardModel):
                 f"timeout must be positive and batch_size at least 1, got {timeout} and"
                 f" {batch_size}"
             )
-        self.url, self.timeout = url, timeout
+        self.url = url
+        self.timeout = timeout
         self.shown = str(where.copy_with(query=None, fragment=None))
         try:
             about = self._ask(None, 0)
@@ -87,14 +89,16 @@ class HttpReward(RewardModel):
             raise ValueError(
                 f"no reward server at {self.shown}: {error}; start one with ttsnap serve-reward"
             ) from error
-        label, most = about.get("name"), about.get("max_images", batch_size)
+        label = about.get("name")
+        most = about.get("max_images", batch_size)
         if not isinstance(label, str) or not 0 < len(label) <= 200 or not label.isprintable():
             wrong = f"must give a printable text of at most 200 characters as name{_got(label)}"
             raise ValueError(f"the server at {self.shown} {wrong}")
         if type(most) is not int or most < 1:
             wrong = f"must give a whole number, at least 1, as max_images{_got(most)}"
             raise ValueError(f"the server at {self.shown} {wrong}")
-        self.name, self.batch_size = name or label, min(batch_size, most)
+        self.name = name or label
+        self.batch_size = min(batch_size, most)
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None

@@ -21,7 +21,8 @@ from ttsnap.reward_models.preprocess import Preprocess
 from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.weights import beside, load_into, locate, pretrained, read_state, renamed
 
-MEAN, STD = 0.16717362830052426, 1.0333394966054072
+MEAN = 0.16717362830052426
+STD = 1.0333394966054072
 """Of the raw output on the authors' data, from the image-reward package."""
 MAX_TOKENS = 35
 FILES = ("ImageReward.safetensors", "ImageReward.pt")

@@ -34,7 +34,8 @@ _SINGLE = re.compile(r"(?<!\w)['‘‚]([^'‘’‚]*(?:(?<=\w)['’]\w[^'‘�
 """Texts in single quotes. An apostrophe stands within a word or after one, where no such quote
 begins or ends."""
 _READS = ("picture", "line")
-_LINE, _PICTURE = (48, 320), 736
+_LINE = (48, 320)
+_PICTURE = 736
 """What rapidocr brings images to: height and width of a line, which is wider where the text is
 longer; and the shorter side of a picture at least."""
 
@@ -63,7 +64,8 @@ def similarity(wanted: Sequence[str], words: Sequence[str], *, whole: bool = Fal
     texts = [_plain(text) for text in wanted]
     read = [_plain(word) for word in words]
     if whole:
-        texts, read = ["".join(texts)], ["".join(read)]
+        texts = ["".join(texts)]
+        read = ["".join(read)]
     most = sum(map(len, texts))
     return 1 - sum(min(len(text), _edits(text, read, whole)) for text in texts) / most
 
@@ -109,7 +111,8 @@ class OCR(RewardModel):
             import rapidocr
         except ImportError as error:
             raise ValueError(f"reward 'ocr' needs {install('ocr')} ({error})") from error
-        self.reads, self._folder = reads, Path(rapidocr.__file__).parent / "models"
+        self.reads = reads
+        self._folder = Path(rapidocr.__file__).parent / "models"
 
     @classmethod
     def from_pretrained(

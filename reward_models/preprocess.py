@@ -78,7 +78,8 @@ class Preprocess:
         """
         if self.rules == "transformers" or self.fit == "pad":
             return images[:, :3]
-        x, to = to_levels(images), self._resized(images)
+        x = to_levels(images)
+        to = self._resized(images)
         if to != tuple(x.shape[-2:]):
             x = divide_by_alpha(resize_like_pil(weight_by_alpha(x), to, self.mode))
         return self._cropped(x)[:, :3] / 255
@@ -279,7 +280,8 @@ def _kernel(x: NDArray[np.float64], mode: str) -> NDArray[np.float64]:
     x = np.abs(x)
     if mode == "bilinear":
         return np.maximum(1 - x, 0.0)
-    near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 

@@ -119,7 +119,9 @@ def make_reward(
     if isinstance(spec, str) and (place := _elsewhere(spec)) is not None:
         elsewhere: RewardModel = _load(place, spec)(spec)
         return elsewhere
-    what, name, weights = _what(spec), "", ""
+    what = _what(spec)
+    name = ""
+    weights = ""
     more: dict[str, Any] = {
         k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None
     }

@@ -49,7 +49,8 @@ class NetworkReward(RewardModel):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.network = network.eval().requires_grad_(False)
-        self.preprocess, self.batch_size = preprocess, batch_size
+        self.preprocess = preprocess
+        self.batch_size = batch_size
 
     @classmethod
     def from_pretrained(

@@ -37,7 +37,9 @@ from ttsnap.rewards.reward_model import adapted
 from ttsnap.rewards.scoring import Shown, score_in_parts
 
 logger = logging.getLogger(__name__)
-HELD, GRACE, BACKLOG = 4, 5, 512
+HELD = 4
+GRACE = 5
+BACKLOG = 512
 """Requests in memory at a time; seconds for running requests at the end; connections that wait to
 be accepted."""
 BATCH_PIXELS = 4096 * 4096
@@ -172,7 +174,9 @@ def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu")
     """The web application: GET describes the reward, POST scores images. Errors are JSON with a
     sentence."""
     Shown().check([adapted(reward)])
-    app, room, turn = FastAPI(openapi_url=None), asyncio.Semaphore(HELD), asyncio.Lock()
+    app = FastAPI(openapi_url=None)
+    room = asyncio.Semaphore(HELD)
+    turn = asyncio.Lock()
     app.add_middleware(BodyLimits, most=lambda path: limits.max_bytes, seconds=limits.seconds)
 
     @app.get("/{path:path}")
@@ -223,16 +227,22 @@ class BodyLimits:
         self, app: ASGIApp, most: Callable[[str], int], seconds: float, held: float = math.inf
     ) -> None:
         """most: bytes of a request to a path. held: bytes of all together."""
-        self.app, self.most, self.seconds, self.held = app, most, seconds, held
+        self.app = app
+        self.most = most
+        self.seconds = seconds
+        self.held = held
         self.arriving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        most, size = self.most(scope["path"]), int(Headers(scope=scope).get("content-length", 0))
+        most = self.most(scope["path"])
+        size = int(Headers(scope=scope).get("content-length", 0))
         end = asyncio.get_running_loop().time() + self.seconds
-        read, begun, whole = 0, False, False
+        read = 0
+        begun = False
+        whole = False
 
         async def within() -> Message:
             nonlocal read, begun, whole
@@ -247,8 +257,10 @@ class BodyLimits:
             except TimeoutError:  # a slow client is not waited for any longer
                 late = f"the request was not whole after {self.seconds:g} s"
                 raise HTTPException(408, late) from None
-            part, whole = len(message.get("body", b"")), not message.get("more_body", False)
-            read, self.arriving = read + part, self.arriving + part
+            part = len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            read = read + part
+            self.arriving = self.arriving + part
             if read > most:
                 raise too_large(read, most)
             if self.arriving > self.held:
@@ -312,11 +324,13 @@ def score(
     HTTPException for images that are damaged or too large, and where the reward fails.
     """
     sizes = [png_size(data) for data in asked.images]
-    most, total = max((w * h for w, h in sizes), default=0), sum(w * h for w, h in sizes)
+    most = max((w * h for w, h in sizes), default=0)
+    total = sum(w * h for w, h in sizes)
     if most > BATCH_PIXELS or total > limits.max_pixels:
         limit = f"at most {BATCH_PIXELS:,} in one and {limits.max_pixels:,} in a request"
         raise HTTPException(413, f"an image of {most:,} pixels, and {total:,} in all; {limit}")
-    scores, levels = np.full(len(sizes), np.nan), torch.tensor(asked.levels)
+    scores = np.full(len(sizes), np.nan)
+    levels = torch.tensor(asked.levels)
     for rows in batches(sizes):
         width, height = sizes[rows[0]]
         images = torch.empty(len(rows), 3, height, width)
@@ -325,7 +339,8 @@ def score(
                 image.copy_(
                     torch.from_numpy(picture_pixels(asked.images[row], "it")).permute(2, 0, 1)
                 )
-        images, prompts = images.to(device).div_(255), [asked.prompts[row] for row in rows]
+        images = images.to(device).div_(255)
+        prompts = [asked.prompts[row] for row in rows]
         scores[rows], reason = score_in_parts(
             reward, images, prompts, levels[rows].to(device), reward.name
         )

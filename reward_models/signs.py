@@ -29,7 +29,9 @@ from ttsnap.signs.grammar import LETTERS, MAX_LETTERS
 
 KIND = "sign-reader"
 """The kind that adapter.json names."""
-CHANNELS, ROWS, COLUMNS = 8, 8, 24
+CHANNELS = 8
+ROWS = 8
+COLUMNS = 24
 """Of the latents."""
 WIDTH = 64
 
@@ -71,7 +73,8 @@ class SignReader(nn.Module):
 
     def forward(self, latents: Tensor, words: Tensor) -> Tensor:
         """words: letter_ids. The logits (N, 8) of places without a letter mean nothing."""
-        seen, there = self.see(latents), words > 0
+        seen = self.see(latents)
+        there = words > 0
         likely = self.names(seen).log_softmax(1).amax(2)  # (N, 27, columns)
         columns = likely.gather(1, words[..., None].expand(-1, -1, COLUMNS))
         asked = (

@@ -20,7 +20,8 @@ class Staged(RewardModel):
     """
 
     def __init__(self, early: Reward, final: Reward) -> None:
-        self.early, self.final = adapted(early), adapted(final)
+        self.early = adapted(early)
+        self.final = adapted(final)
         self.name = f"{self.early.name} then {self.final.name}"
         self.tokens = max(self.early.tokens, self.final.tokens)
         self.needs = self.early.needs | self.final.needs
@@ -28,7 +29,8 @@ class Staged(RewardModel):
             raise ValueError(
                 f"{self.name}: one scores videos and the other single frames; take two of one kind"
             )
-        self.estimates, self.embed_images = self.early.estimates, self.final.embed_images
+        self.estimates = self.early.estimates
+        self.embed_images = self.final.embed_images
         self.example = self.final.example
 
     @property
@@ -68,7 +70,8 @@ class Staged(RewardModel):
         source: the images that were edited, for the reward that needs them.
         """
         levels = torch.zeros(len(images)) if level is None else torch.as_tensor(level).cpu().float()
-        scores, taken = torch.zeros(len(images)), [0] * len(images)
+        scores = torch.zeros(len(images))
+        taken = [0] * len(images)
         self.tokens_taken = taken
         for reward, rows in ((self.final, levels <= 0), (self.early, levels > 0)):
             index = rows.nonzero()[:, 0]

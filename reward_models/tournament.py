@@ -81,7 +81,10 @@ def tournament(
             f"a tournament needs at least 1 item and a budget of at least 0, got {n} and {budget}"
         )
     rng = np.random.default_rng(seed)
-    wins, met, firsts, strengths = np.zeros((n, n)), np.zeros((n, n)), np.zeros(n), np.zeros(n)
+    wins = np.zeros((n, n))
+    met = np.zeros((n, n))
+    firsts = np.zeros(n)
+    strengths = np.zeros(n)
     order = rng.permutation(n)
     ring = [(int(order[k]), int(order[(k + 1) % n])) for k in range(n if n > 2 else n - 1)]
     for turn in range(budget if n > 1 else 0):
@@ -124,7 +127,8 @@ class TournamentReward(RewardModel):
         if not rounds > 0:
             raise ValueError(f"rounds must be positive, got {rounds}")
         self.name = name or f"tournament-{getattr(judge, '__name__', 'judge')}"
-        self.judge, self.rounds = judge, rounds
+        self.judge = judge
+        self.rounds = rounds
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None

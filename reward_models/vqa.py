@@ -85,7 +85,8 @@ class VQAScore(AskedVLM):
 
     @cached_property
     def flops_more(self) -> float:
-        trial, example = self.trial_image(), self.example
+        trial = self.trial_image()
+        example = self.example
         both = [[example, f"{example} and another one"]]
         return count_flops(lambda: self.score_each(trial, both)) - self.flops
 

@@ -42,7 +42,8 @@ def locate(name_or_path: str | Path, files: Sequence[str]) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        places, what = [path / name for name in files], f"folder {path}"
+        places = [path / name for name in files]
+        what = f"folder {path}"
         found = next((place for place in places if place.is_file()), None)
     else:
         what = f"repository {name_or_path}"
@@ -216,7 +217,8 @@ def merge_adapters(state: Mapping[str, Tensor], scale: float) -> dict[str, Tenso
     for name, down in plain.items():
         if ".lora_A." in name:
             target = f"{name.partition('.lora_A.')[0]}.weight"
-            up, weight = plain.get(name.replace(".lora_A.", ".lora_B.")), out.get(target)
+            up = plain.get(name.replace(".lora_A.", ".lora_B."))
+            weight = out.get(target)
             if (
                 up is None
                 or weight is None
@@ -245,7 +247,8 @@ def load_into(
     with their dtype, not copies. ValueError where names or shapes are not the module's.
     """
     wanted = module.state_dict()
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    missing = sorted(wanted.keys() - state.keys())
+    extra = sorted(state.keys() - wanted.keys())
     shapes = [n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape]
     if missing or extra or shapes:
         mismatches = [

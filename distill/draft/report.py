@@ -41,7 +41,9 @@ def evaluate(
     engine: drafts by the exported draft. folder: of the recording of the seeds, which is resumed.
     ValueError where the reward fails, and where the folder holds a recording of another draft.
     """
-    measured, steps, draft = config.evaluation, engine.grid.steps, folder.parent / DRAFT
+    measured = config.evaluation
+    steps = engine.grid.steps
+    draft = folder.parent / DRAFT
     options = RecordOptions(
         seeds=measured.seeds,
         steps=[step for step in measured.steps if step < steps],
@@ -67,7 +69,9 @@ def card(
 ) -> str:
     """The card in Markdown. validation: errors on held-back trajectories. looks: empty before
     evaluation."""
-    data, training, measured = config.trajectories, config.training, config.evaluation
+    data = config.trajectories
+    training = config.training
+    measured = config.evaluation
     scale = (
         "no guidance" if purpose.guidance_scale is None else f"guidance {purpose.guidance_scale:g}"
     )

@@ -32,7 +32,9 @@ from ttsnap.sampling.drafts import DraftSettings, TrainedFor, note_check
 from ttsnap.simulation.looks import RankedLook
 
 COMMAND = "distill-draft"
-CONFIG, TRAJECTORIES, EVALUATION = "config.yaml", "trajectories", "evaluation"
+CONFIG = "config.yaml"
+TRAJECTORIES = "trajectories"
+EVALUATION = "evaluation"
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,16 @@ def distill_draft(
             f" {pipe.device}; use pipe.to({str(member.device)!r}), or --device auto on the command"
             " line"
         )
-    call, looks = dict(config.call or {}), list[RankedLook]()
+    call = dict(config.call or {})
+    looks = list[RankedLook]()
     denoiser = pipe.denoiser(**call)
     check_lora(pipe, denoiser.net)
     purpose = TrainedFor(config.model, denoiser.grid.steps, float(denoiser.scale))
     settings = trajectories.settings_of(
         config.trajectories, config.model, call, prompts, pipe.dtype
     )
-    folder, draft = out / TRAJECTORIES, out / DRAFT
+    folder = out / TRAJECTORIES
+    draft = out / DRAFT
     run = run_folder(config, settings, out)
     with ExitStack() as until_end:
         member.alone(lambda: until_end.enter_context(run.opened()))

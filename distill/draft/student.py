@@ -29,7 +29,8 @@ from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.sampling.drafts import DraftSettings, write_draft
 from ttsnap.sampling.interpolants import Interpolant, rows
 
-WEIGHTS, CARD = "pytorch_lora_weights.safetensors", "README.md"
+WEIGHTS = "pytorch_lora_weights.safetensors"
+CARD = "README.md"
 
 
 class DraftStudent:
@@ -47,14 +48,17 @@ class DraftStudent:
         denoiser = pipe.denoiser(**call)
         schedule = denoiser.schedule
         self.path: Interpolant = own_path(schedule)
-        alpha, sigma = schedule.alpha[:states].double(), schedule.sigma[:states].double()
+        alpha = schedule.alpha[:states].double()
+        sigma = schedule.sigma[:states].double()
         self.times = self.path.inverse_ratio(alpha / sigma)
         """Times of the states on the model's own path, (S,) float64."""
         size = torch.hypot(alpha, sigma) / torch.hypot(
             self.path.alpha(self.times), self.path.sigma(self.times)
         )
         self._scale = size.float()
-        self.first_time, self.network, self.device = first_time, denoiser.network, denoiser.device
+        self.first_time = first_time
+        self.network = denoiser.network
+        self.device = denoiser.device
         self.second_time = float(self.times[0]) / 2
         second = torch.tensor([self.second_time], dtype=torch.float64)
         self._given = torch.cat([self.times * first_time, second])

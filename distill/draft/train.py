@@ -51,7 +51,8 @@ def train(
     full.
     """
     check_training(config, len(data), member)
-    held, trained = data.part(0, config.validation), data.part(config.validation, len(data))
+    held = data.part(0, config.validation)
+    trained = data.part(config.validation, len(data))
     adam = torch.optim.AdamW(
         student.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0
     )
@@ -71,7 +72,8 @@ def train(
         parts=config.parts,
         prefix="training.",
     )
-    first, began = loop.resume(), perf_counter()
+    first = loop.resume()
+    began = perf_counter()
 
     def measure(done: int, value: float) -> dict[str, Json] | None:
         if not member.is_main or (done % config.validate_every and done < config.steps):
@@ -122,7 +124,8 @@ def losses(
     member: Member = ALONE,
 ) -> list[Callable[[], Tensor]]:
     """The losses of the parts of this process's share of an optimiser step."""
-    drawn, every = draw(step, len(data), data.states.shape[1], config), config.parts * member.count
+    drawn = draw(step, len(data), data.states.shape[1], config)
+    every = config.parts * member.count
     shares = [drawn.part(part * member.count + member.rank, every) for part in range(config.parts)]
     return [partial(rows_loss, student, data, share, config) for share in shares]
 
@@ -158,7 +161,8 @@ def draw(step: int, count: int, states: int, config: TrainingConfig) -> DrawnRow
     for epoch in np.unique(at // count):
         order = np.random.default_rng((config.seed, 0, int(epoch))).permutation(count)
         chosen[at // count == epoch] = order[at[at // count == epoch] % count]
-    second, noise = round(config.second * config.batch), round(config.from_noise * config.batch)
+    second = round(config.second * config.batch)
+    noise = round(config.from_noise * config.batch)
     rng = np.random.default_rng((config.seed, 1, step))
     steps = (
         rng.integers(1, states, config.batch) if states > 1 else np.zeros(config.batch, np.int64)
@@ -184,7 +188,9 @@ def batch_of(
     student: DraftStudent, data: Trajectories, drawn: DrawnRows, config: TrainingConfig
 ) -> DraftBatch:
     """These rows, with the network's own first guesses where second calls begin."""
-    at, k, n = torch.from_numpy(drawn.trajectories), torch.from_numpy(drawn.steps), drawn.second
+    at = torch.from_numpy(drawn.trajectories)
+    k = torch.from_numpy(drawn.steps)
+    n = drawn.second
     texts = [data.prompts[int(i)] for i in drawn.trajectories]
     wanted = list(dict.fromkeys(texts))
     student.encode(wanted)
@@ -202,10 +208,8 @@ def batch_of(
                 float(student.times[0]),
                 student.first_time,
             )
-        x, time = (
-            torch.cat([half, x[n:]]),
-            torch.cat([torch.full((n,), student.second_time).double(), time[n:]]),
-        )
+        x = torch.cat([half, x[n:]])
+        time = torch.cat([torch.full((n,), student.second_time).double(), time[n:]])
     return DraftBatch(x, time, cond, end)
 
 

@@ -65,10 +65,8 @@ class Trajectories:
         """All of several files, in order. ValueError for a file that is missing, damaged, or of
         other settings."""
         parts = [read_shard(path, settings) for path in paths]
-        states, ends = (
-            torch.cat([part.states for part in parts]),
-            torch.cat([part.ends for part in parts]),
-        )
+        states = torch.cat([part.states for part in parts])
+        ends = torch.cat([part.ends for part in parts])
         return cls(
             [text for part in parts for text in part.prompts], parts[0].first_seed, states, ends
         )
@@ -112,7 +110,8 @@ def settings_of(
 
 def check_trajectories(denoiser: Denoiser, config: TrajectoryConfig) -> None:
     """ValueError where no draft can be made of this denoiser, or not with these settings."""
-    grid, kernel = denoiser.grid, denoiser.kernel
+    grid = denoiser.grid
+    kernel = denoiser.kernel
     if kernel.stochastic:
         raise ValueError(
             f"the sampler ({type(kernel).__name__}) draws noise at every step, so that noise does"
@@ -169,7 +168,8 @@ def make(
     there = [path for path in paths if path.exists()]
     for path in there[:1]:
         read_shard(path, settings)  # refuses other settings before hours are spent
-    total, initial = len(paths) * config.shard, len(there) * config.shard
+    total = len(paths) * config.shard
+    initial = len(there) * config.shard
     with tqdm(
         total=total, initial=initial, desc="trajectories", unit="traj", disable=not member.shown
     ) as shown:
@@ -196,7 +196,8 @@ def _keep(tensors: dict[str, Tensor], folder: Path) -> None:
 def expected(config: TrajectoryConfig, folder: Path) -> list[Path]:
     """The files of all trajectories; a name has the numbers of the first and the last trajectory in
     the file."""
-    firsts, size = range(0, config.count, config.shard), config.shard
+    firsts = range(0, config.count, config.shard)
+    size = config.shard
     return [
         folder / f"trajectories-{first:07d}-{first + size - 1:07d}.safetensors" for first in firsts
     ]
@@ -263,16 +264,22 @@ def trajectories(
     cond = torch.tensor([wanted.index(text) for text in texts])
     seeds = range(first_seed, first_seed + len(texts))
     x, state = begin(denoiser, seeds)
-    kernel, keys = denoiser.kernel, [(seed, 0, 0) for seed in seeds]
-    kept, last, begun = list[Tensor](), denoiser.grid.steps, 0
+    kernel = denoiser.kernel
+    keys = [(seed, 0, 0) for seed in seeds]
+    kept = list[Tensor]()
+    last = denoiser.grid.steps
+    begun = 0
     if under_way is not None:
-        begun, x, kept = under_way[0], under_way[1].to(x.device), [*under_way[2].unbind(1)]
+        begun = under_way[0]
+        x = under_way[1].to(x.device)
+        kept = [*under_way[2].unbind(1)]
     for now, after in pairwise(
         step for step in range(begun, last + 1) if step not in config.skipped
     ):
         if now < config.states:
             kept.append(x.to("cpu", torch.float16))
-        k, to = torch.full((len(texts),), now), torch.full((len(texts),), after)
+        k = torch.full((len(texts),), now)
+        to = torch.full((len(texts),), after)
         prediction = predict(denoiser, x, k, cond, config.precision)
         if after == now + 1:
             x, state = kernel.step(x, prediction, k, keys, state)

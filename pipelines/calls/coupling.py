@@ -80,7 +80,8 @@ class CoupledHub(Hub):
     ) -> None:
         super().__init__(list(networks))
         self.tried = tried
-        self.nets, self.how = nets, how
+        self.nets = nets
+        self.how = how
         self._tokens = {name: ImageTokens(net, like.shape) for name, net in nets.items()}
         self.key: rng.Key = (0, 0)
         """By which tokens are let off."""

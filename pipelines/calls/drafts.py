@@ -156,7 +156,8 @@ def check_arrival(rehearsed: Rehearsal, call: StockCall, draft: DraftCall) -> No
 
 def _evaluated(frame: CallFrame, networks: Collection[str]) -> tuple[int, float]:
     """Passes and FLOPs of the evaluation that a frame waits for. No network is asked."""
-    rows, flops = Counter[str](), 0.0
+    rows = Counter[str]()
+    flops = 0.0
     while isinstance(asked := frame.question, PartCall):
         shown = frame.answer_dummy()
         if asked.part in networks:

@@ -83,7 +83,8 @@ class Dummies:
     def _show(self, part: nn.Module, call: PartCall) -> Shown:
         if _compiles(part):
             return _seen(part, call)
-        found, draws = list[Any](), _Draws()
+        found = list[Any]()
+        draws = _Draws()
         by_value = False
 
         def run(by: nn.Module, given: tuple[Any, Any]) -> None:
@@ -92,7 +93,8 @@ class Dummies:
                 found.append(getattr(by, call.method)(*args, **kwargs))
 
         try:
-            copy, given = self._copy(part), _on_meta(call.given)
+            copy = self._copy(part)
+            given = _on_meta(call.given)
             flops = count_flops(lambda: run(copy, given))
         except Exception:  # what depends on values, or cannot leave its device
             logger.debug("%s is seen by a real call", call.part, exc_info=True)

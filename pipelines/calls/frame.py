@@ -148,7 +148,8 @@ class CallFrame:
 
     def answer_dummy(self, fill: float = 0.0) -> Shown:
         """Let it go on with a dummy of what a part returns (dummies.py), and tell of that call."""
-        call, dummies = self.call, self.stock.dummies
+        call = self.call
+        dummies = self.stock.dummies
         part = self.real(call)
         shown = dummies.shown(part, call)
         self.answer(dummies.of(part, call, fill))

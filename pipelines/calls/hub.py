@@ -53,7 +53,9 @@ class Hub:
         alone: bool = False,
         joins: MutableMapping[Hashable, bool] | None = None,
     ) -> None:
-        self.networks, self.held, self.alone = frozenset(networks), held or {}, alone
+        self.networks = frozenset(networks)
+        self.held = held or {}
+        self.alone = alone
         self.calls: Counter[str] = Counter()
         """How often each part was called, by its name."""
         self.rows: Counter[str] = Counter()
@@ -216,7 +218,8 @@ class Hub:
 
     def _called(self, frame: CallFrame) -> Any:
         """What a frame waits for, in a call of its own."""
-        call, make = frame.call, functools.partial(self._call, frame)
+        call = frame.call
+        make = functools.partial(self._call, frame)
         if self._may_join(call):
             return make(*call.args, **call.kwargs)
         return frame.stock.encoded(call, make)

@@ -297,7 +297,8 @@ def _picked(made: Any, rows: Sequence[slice], count: int, *, listed: bool) -> An
 
 def close(made: Any, alone: Any) -> bool:
     """Whether two results are equal but for rounding."""
-    some, others = tensors_in(made), tensors_in(alone)
+    some = tensors_in(made)
+    others = tensors_in(alone)
     if len(some) != len(others):
         return False
     return all(_near(*pair) for pair in zip(some, others, strict=True))

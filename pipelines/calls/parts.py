@@ -28,7 +28,8 @@ from ttsnap.pipelines.suspended import Ask
 
 Parts: TypeAlias = Mapping[str, Any]
 """Parts of a pipeline, by name."""
-ENCODE, DECODE = "encode", "decode"
+ENCODE = "encode"
+DECODE = "decode"
 METHODS = ("__call__", ENCODE, "generate", DECODE)
 """Of parts: those that ask. Language models generate prompts of prompts, as FLUX.3's do."""
 MAIN = ("transformer", "unet")
@@ -224,7 +225,8 @@ def _decode_as_denoised(twin: Any, own: Any) -> None:
 
     own: the VAE of FLUX.2, by whose statistics (C,) the stock call scales latents back.
     """
-    mean, variance = own.bn.running_mean, own.bn.running_var
+    mean = own.bn.running_mean
+    variance = own.bn.running_var
     vars(twin)["bn"] = SimpleNamespace(
         running_mean=torch.zeros_like(mean), running_var=torch.ones_like(variance)
     )
@@ -289,7 +291,8 @@ def drawing(
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         calls[method.__name__] += 1
-        by, made = DrawnBy(method.__name__, calls[method.__name__]), method(*args, **kwargs)
+        by = DrawnBy(method.__name__, calls[method.__name__])
+        made = method(*args, **kwargs)
         if places is None:
             return ask(Drawn(by, made))
         for field, place in enumerate(places):

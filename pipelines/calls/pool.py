@@ -27,7 +27,9 @@ class FramePool:
     """
 
     def __init__(self, hub: Hub, *, remembers: bool, parts: Parts | None = None) -> None:
-        self.hub, self.remembers, self._parts = hub, remembers, parts or {}
+        self.hub = hub
+        self.remembers = remembers
+        self._parts = parts or {}
         self._waiting: dict[tuple[int, int, int], list[CallFrame]] = {}
 
     def take(

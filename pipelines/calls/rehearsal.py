@@ -113,7 +113,8 @@ def rehearse(stock: StockCall, known: dict[Hashable, Any] | None = None) -> Rehe
     known = {} if known is None else known
     _check_training(stock)
     candidates = denoisers_of(stock.modules)
-    unchanged, widths = processors(stock.modules), dtypes(stock.modules)
+    unchanged = processors(stock.modules)
+    widths = dtypes(stock.modules)
     whole = _run_by_seed(stock, candidates, name)
     refuse_patches(stock.modules)  # such as the call has made
     _check_loop(whole, stock, name)
@@ -228,7 +229,8 @@ def _check_loop(run: CallRun, stock: StockCall, name: str) -> None:
             f"search cannot use this call of {name}: it steps no scheduler, so that there is nothing "
             "to search; where it has a strength of 0, give more"
         )
-    stepped, count = list(map(id, run.schedulers)), len(run.firsts)
+    stepped = list(map(id, run.schedulers))
+    count = len(run.firsts)
     if stepped != stepped[:count] * (len(stepped) // count):
         raise ValueError(
             f"search cannot use {name} yet: its call steps {count} schedulers, not in turn, and "

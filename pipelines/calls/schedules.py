@@ -86,7 +86,8 @@ class FrameTimes:
 
     def _told(self) -> Told:
         """What frames are told of a call that was converted."""
-        whole, times = self.whole, self.whole.timesteps.float()
+        whole = self.whole
+        times = self.whole.timesteps.float()
         if whole.prediction != "flow":
             return Told(times)
         levels = times / timestep_unit(whole, own_path(whole))
@@ -152,7 +153,8 @@ def _overwritten(schedule: Schedule, rehearsed: Rehearsal) -> Schedule:
 
 def _of(scheduler: Any, rehearsed: Rehearsal) -> Schedule:
     """The schedule of one scheduler of a rehearsed call."""
-    name, begin = type(scheduler).__name__, rehearsed.begin
+    name = type(scheduler).__name__
+    begin = rehearsed.begin
     known = name in SUPPORTED | WHY_NOT.keys()
     if known:
         check_scheduler(scheduler)
@@ -190,7 +192,8 @@ class _Steps:
         shape = self.rehearsed.latents.shape
         x, out = (torch.randn(shape, generator=seeded(seed)) for seed in (0, 1))
         for at in {0, len(self.rehearsed.times) // 2}:
-            estimate, own = schedule.x0(x, out, torch.tensor([at])), self.x0(schedule, x, out, at)
+            estimate = schedule.x0(x, out, torch.tensor([at]))
+            own = self.x0(schedule, x, out, at)
             if not torch.allclose(estimate, own, rtol=1e-3, atol=1e-3):
                 return False
         return True
@@ -203,7 +206,8 @@ class _Steps:
         grid = Grid((*levels.tolist(), 0.0))
         found = replace(schedule, alpha=alpha, sigma=sigma, grid=grid)
         found = replace(found, prediction="measured", path=None, times=None)
-        one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+        one = torch.ones(1, 1, 1, 1)
+        zero = torch.zeros(1, 1, 1, 1)
 
         def each(x: Tensor, out: Tensor) -> Tensor:
             return torch.cat([self.x0(found, x, out, at).flatten() for at in range(n)])
@@ -249,7 +253,8 @@ def _pair(values: Tensor, at: int, last: float) -> list[float]:
 
 def _noised(schedule: Schedule, n: int) -> tuple[Tensor, Tensor]:
     """alpha and sigma (n,) of what the scheduler makes of an image and of noise, or is known to."""
-    scheduler, times = copy.deepcopy(schedule.scheduler), schedule.timesteps
+    scheduler = copy.deepcopy(schedule.scheduler)
+    times = schedule.timesteps
     if not hasattr(scheduler, "add_noise") and not hasattr(scheduler, "scale_noise"):
         return schedule.alpha, schedule.sigma
 
@@ -260,7 +265,8 @@ def _noised(schedule: Schedule, n: int) -> tuple[Tensor, Tensor]:
             made = scheduler.scale_noise(image, times, noise)
         return made.float()
 
-    one, zero = torch.ones(n), torch.zeros(n)
+    one = torch.ones(n)
+    zero = torch.zeros(n)
     return noised(one, zero), noised(zero, one)
 
 

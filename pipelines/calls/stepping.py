@@ -139,7 +139,10 @@ class Led:
     """What a stock call asks by. to: the index of the latents that it first waits for."""
 
     def __init__(self, stock: StockCall, parts: Parts, to: int, ask: Ask) -> None:
-        self.stock, self.parts, self.to, self.ask = stock, parts, to, ask
+        self.stock = stock
+        self.parts = parts
+        self.to = to
+        self.ask = ask
         self.schedulers = list[Any]()
         """That ask by it."""
         self.index = 0
@@ -221,7 +224,8 @@ class Led:
 
     def _moved(self, steps: Sequence[Step], fields: Fields) -> Tensor:
         """What the last step of a round makes, with which those before it are known."""
-        between, self._between = self._between, None
+        between = self._between
+        self._between = None
         if between is not None:
             between.__exit__(None, None, None)
         parts = fields.parted(self.ask(_joined(fields, steps)))
@@ -286,7 +290,10 @@ class _Steps:
     """The steps of one scheduler of a frame."""
 
     def __init__(self, scheduler: Any, stock: StockCall, ask: Led, index: int) -> None:
-        self.scheduler, self.stock, self.ask, self.index = scheduler, stock, ask, index
+        self.scheduler = scheduler
+        self.stock = stock
+        self.ask = ask
+        self.index = index
         parameters = inspect.signature(scheduler.step).parameters
         self._names = [name for name in parameters if name != "return_dict"]
         if "timestep" not in parameters:
@@ -305,7 +312,8 @@ class _Steps:
     def step(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         """In the place of the scheduler's own."""
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        own, told = self.scheduler, self.stock.told
+        own = self.scheduler
+        told = self.stock.told
         if told is None and getattr(own, POSITION, 0) is None:
             _begin_stepping(own, given["timestep"])
         out, time, sample = (given.pop(name) for name in ("model_output", "timestep", "sample"))
@@ -348,7 +356,8 @@ def _begin_stepping(own: Any, timestep: Any) -> None:
 
 def _telling(own: Any, told: Told) -> dict[str, Any]:
     """Methods of a scheduler that say what it is told."""
-    set_timesteps, add_noise = own.set_timesteps, getattr(own, "add_noise", None)
+    set_timesteps = own.set_timesteps
+    add_noise = getattr(own, "add_noise", None)
 
     def retimed(*args: Any, **kwargs: Any) -> None:
         set_timesteps(*args, **kwargs)

@@ -263,7 +263,8 @@ class GivenCall:
             own |= {"prompt": None if embedded else prompt.text}
         if "negative_prompt" in takes and embeddings_in({**self.arguments, **own}, "negative_"):
             own.setdefault("negative_prompt", self.arguments.get("negative_prompt"))
-        pipe, tokenizers = self.pipe, tokenizers_of(self.pipe.components)
+        pipe = self.pipe
+        tokenizers = tokenizers_of(self.pipe.components)
         device = pipe._execution_device
         return StockCall(
             pipe,

@@ -217,7 +217,9 @@ class Alike:
         """By the id of a tensor: itself, its version then, and an object that equal ones share."""
 
     def __call__(self, one: Tensor, other: Tensor) -> bool:
-        base, other_base = one._base, other._base  # a timestep is an entry of its scheduler's list
+        # a timestep is an entry of its scheduler's list
+        base = one._base
+        other_base = other._base
         if one.numel() == 1 and base is not None and other_base is not None:
             here = one.storage_offset() == other.storage_offset()
             if here and self._same(base, other_base):
@@ -240,7 +242,8 @@ class Alike:
         return known[2]
 
     def _keep(self, tensor: Tensor, kind: object) -> object:
-        kinds, key = self._kinds, id(tensor)
+        kinds = self._kinds
+        key = id(tensor)
         held = weakref.ref(tensor, lambda _: kinds.pop(key, None))
         kinds[key] = held, version_of(tensor), kind
         return kind
@@ -261,7 +264,8 @@ class Kept:
     def of(self, what: Hashable, args: Any, kwargs: Any, make: Callable[..., Any]) -> Any:
         """What `make` makes of these arguments, in lists of its own: stock calls change those."""
         key = what, identity_of(args), identity_of(kwargs)
-        entries, arrays = self._entries.setdefault(key, []), arrays_in((args, kwargs))
+        entries = self._entries.setdefault(key, [])
+        arrays = arrays_in((args, kwargs))
         found = next((entry for entry in entries if entry.is_of(arrays)), None)
         if found is None:
             made = make(*args, **kwargs)

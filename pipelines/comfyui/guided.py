@@ -59,7 +59,8 @@ class GuidedCall:
 
     def told(self, seed: int, call: Callable[..., Tensor], *columns: Tensor) -> Tensor:
         """call(*columns), while the guider tells its model what it does for this seed."""
-        usual, self.guider.conds = self.guider.conds, self.conds(seed)
+        usual = self.guider.conds
+        self.guider.conds = self.conds(seed)
         try:
             return call(*columns)
         finally:
@@ -70,8 +71,10 @@ class GuidedCall:
         keeps it; that is noised by initial noise (N, ...)."""
         from comfy.samplers import KSamplerX0Inpaint
 
-        model, mask = KSamplerX0Inpaint(self.guider, self.sigmas), self.mask
-        model.latent_image, model.noise = self.latent, noise
+        model = KSamplerX0Inpaint(self.guider, self.sigmas)
+        mask = self.mask
+        model.latent_image = self.latent
+        model.noise = noise
         if mask is not None:
             mask = mask.expand_as(x)
         made: Tensor = model(x, sigma, denoise_mask=mask, model_options=self.options, seed=None)
@@ -93,7 +96,8 @@ class GuidedCall:
         they are given."""
         from comfy.samplers import encode_model_conds
 
-        model, noise = self.guider.inner_model, torch.zeros_like(self.latent)
+        model = self.guider.inner_model
+        noise = torch.zeros_like(self.latent)
         given: dict[str, Any] = {
             "latent_image": self.latent,
             "denoise_mask": self.mask,
@@ -191,8 +195,12 @@ class GuidedDenoiser(Denoiser):
     def __init__(
         self, guided: GuidedCall, vae: Any, previewer: Any, *, hooked: bool = False
     ) -> None:
-        self.guided, self.vae, self.previewer, self.residency = guided, vae, previewer, Residency()
-        self.device, self.passes_per_nfe = guided.latent.device, guided.passes(hooked=hooked)
+        self.guided = guided
+        self.vae = vae
+        self.previewer = previewer
+        self.residency = Residency()
+        self.device = guided.latent.device
+        self.passes_per_nfe = guided.passes(hooked=hooked)
         self.can = frozenset({Capability.PREVIEW} if previewer is not None else ())
         shape = guided.pictures(guided.latent).shape
         self.frames = int(shape[2]) if len(shape) == 5 and shape[2] > 1 else None
@@ -212,7 +220,8 @@ class GuidedDenoiser(Denoiser):
         It is made row by row where the model takes no batch, as MiniMax-H3, which packs one
         sequence; that is tried. And where it is told other things for each seed.
         """
-        guider, key = guided.guider, id(guided.guider)
+        guider = guided.guider
+        key = id(guided.guider)
         self.residency.need(guider, columns[0])
         if key not in self._seeded:
             self._seeded[key] = not alike(guided.conds(0), guided.conds(1))

@@ -168,12 +168,14 @@ class LatentSearch:
     @property
     def rows(self) -> int:
         """The largest batch, which ComfyUI makes room for."""
-        given, latent = self.request.engine.batch.batch_size, joined(fields_of(self.latent))
+        given = self.request.engine.batch.batch_size
+        latent = joined(fields_of(self.latent))
         return given or rows_that_fit(self.guider.model_patcher, latent)
 
     def _within(self, guider: Any, sigmas: Tensor, work: Callable[[GuidedCall], None]) -> None:
         """Do the work in the middle of `guider.sample`."""
-        rows, fields = self.rows, fields_of(self.latent)
+        rows = self.rows
+        fields = fields_of(self.latent)
         latent = [field.expand(rows, *field.shape[1:]) for field in fields]
         noise = [torch.zeros_like(field) for field in latent]
         inside = Inside(work, tuple(field.shape for field in fields) if len(fields) > 1 else ())
@@ -188,7 +190,8 @@ class LatentSearch:
         )
 
     def _denoiser(self, guided: GuidedCall, drafter: GuidedCall | None = None) -> GuidedDenoiser:
-        how, stock = (self.vae, self.previewer), self.request.engine.sampler.kernel == "pipeline"
+        how = (self.vae, self.previewer)
+        stock = self.request.engine.sampler.kernel == "pipeline"
         made = StockDenoiser(guided, self.sampler, *how) if stock else PathDenoiser(guided, *how)
         if drafter is not None and self.drafter is not None:
             drafts = made.drafts = GuiderDrafts(made, drafter, *self.drafter[1:3])
@@ -205,7 +208,9 @@ class LatentSearch:
     ) -> FoundLatents:
         from comfy.model_management import intermediate_device
 
-        request, batch, rows = self.request, self.request.engine.batch, self.rows
+        request = self.request
+        batch = self.request.engine.batch
+        rows = self.rows
         engine = LiveEngine(
             denoiser,
             make_rewards(request.engine.rewards, device=denoiser.device),

@@ -25,7 +25,8 @@ class PathDenoiser(GuidedDenoiser):
     def __init__(self, guided: GuidedCall, vae: Any, previewer: Any = None) -> None:
         super().__init__(guided, vae, previewer)
         self.can |= {Capability.PATH}
-        self.path, self.times = own_path(guided), times_of(guided.sigmas, flow=guided.flow)
+        self.path = own_path(guided)
+        self.times = times_of(guided.sigmas, flow=guided.flow)
         self.scale = torch.ones_like(self.times) if guided.flow else self.path.alpha(self.times)
         """(K+1,) float64, by which latents of the guider are multiplied."""
         self.grid = Grid(levels(guided.sigmas, flow=guided.flow))

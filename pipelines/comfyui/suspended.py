@@ -43,7 +43,8 @@ class StandIn:
     """The guider, as a sampler sees it, whose calls are answered by somebody else."""
 
     def __init__(self, guider: Any, answer: Callable[[ModelCall], Tensor]) -> None:
-        self._guider, self._answer = guider, answer
+        self._guider = guider
+        self._answer = answer
 
     def __call__(
         self,
@@ -105,7 +106,8 @@ class StockSampler:
         own = call.options.get(HOOKS, [])[len(self.guided.options.get(HOOKS, [])) :]
         if not own:
             return out
-        guider, seen = self.guided.guider, dict(zip(READ, out.unbind(1), strict=True))
+        guider = self.guided.guider
+        seen = dict(zip(READ, out.unbind(1), strict=True))
         for hook in own:
             seen["denoised"] = hook(
                 {
@@ -195,7 +197,8 @@ class SuspendedSampler:
     with it."""
 
     def __init__(self, stock: StockSampler, noise: Tensor, seed: int) -> None:
-        self._stock, self._run = stock, partial(_sampled, stock, noise, seed)
+        self._stock = stock
+        self._run = partial(_sampled, stock, noise, seed)
         self._call: Suspended | None = None
         """None before its first answer."""
 

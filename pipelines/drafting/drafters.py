@@ -106,7 +106,8 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
         return Drafter(getattr(pipe, network), settings, calls)
     if where == SELF:
         return Drafter(getattr(pipe, network), calls=calls, arrives=True)
-    key, state = ("draft", where, network, known), (_state(base), _stamps(path))
+    key = ("draft", where, network, known)
+    state = (_state(base), _stamps(path))
     memo = vars(pipe).setdefault("_search_memo", Memo())
     if memo.get(key, (None,))[0] != state:
         with LOADING:
@@ -121,7 +122,8 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
 def _loaded(pipe: Any, network: str, where: str, known: KnownDrafter | None) -> Drafter:
     """The drafter at a path or on the hub. known: what is known of it, in the place of its
     draft.json."""
-    said, base = f"draft {where}", _bare(getattr(pipe, network))
+    said = f"draft {where}"
+    base = _bare(getattr(pipe, network))
     if not Path(where).exists():
         if "/" not in where:
             names = (HOT, SELF, EMBEDDED, *names_for(base))
@@ -181,7 +183,8 @@ def _merge(net: nn.Module) -> None:
     """
     layers = [layer.get_base_layer() for _, layer in tuned_layers(net)]
     weights = [p for layer in layers for p in layer.parameters()]
-    most, device = MOST_MERGED, weights[0].device
+    most = MOST_MERGED
+    device = weights[0].device
     if device.type == "cuda":
         most = max(most, torch.cuda.mem_get_info(device)[0] // 4)
     plain = all(type(p) is nn.Parameter and p.is_floating_point() for p in weights)
@@ -266,7 +269,8 @@ def _fitting(base: Any, net: Any, said: str) -> nn.Module:
             f" {type(base).__name__}"
         )
     for name in _MEETS:
-        mine, theirs = _plain(base.config.get(name)), _plain(bare.config.get(name))
+        mine = _plain(base.config.get(name))
+        theirs = _plain(bare.config.get(name))
         if mine != theirs:
             raise ValueError(
                 f"{said}: its {name} is {theirs}, that of the model's network {mine}; a drafter"
@@ -293,7 +297,8 @@ def _bare(net: Any) -> Any:
 def _settings(where: str) -> DraftSettings:
     """The draft.json beside a drafter's weights, in a folder or on the hub; defaults where there is
     none."""
-    path, said = Path(where), f"draft {where}"
+    path = Path(where)
+    said = f"draft {where}"
     if path.exists():
         return read_draft(path.parent if path.is_file() else path)
     from huggingface_hub import hf_hub_download

@@ -42,7 +42,8 @@ def finish_drafts(denoiser: PipelineDenoiser, level: float, image_nfe: int) -> N
     That is image-to-image, with the draft for the image and the seed's own noise: x = alpha guess +
     sigma noise.
     """
-    step, drafts = denoiser.grid.nearest(level), denoiser.drafts
+    step = denoiser.grid.nearest(level)
+    drafts = denoiser.drafts
     if (why := begins_as_noise(denoiser.grid, Finish(level))) is not None:
         logger.warning("%s", why)
     if not step or not isinstance(drafts, Drafting):
@@ -82,9 +83,11 @@ class Drafting:
         self, schedule: Schedule, x: Tensor, position: Tensor, cond: Tensor, calls: int
     ) -> Tensor:
         """The guess from x (N, ...) at positions (N,) of this schedule."""
-        twin, path = self.twin(), own_path(schedule)
+        twin = self.twin()
+        path = own_path(schedule)
         twin.schedule = schedule  # to which positions belong
-        alpha, sigma = schedule.alpha[position].double(), schedule.sigma[position].double()
+        alpha = schedule.alpha[position].double()
+        sigma = schedule.sigma[position].double()
         # Onto the path that the network was trained on, at equal signal-to-noise ratio. Most models
         # are there already.
         t = path.inverse_ratio(alpha / sigma)

@@ -56,14 +56,15 @@ BASES: Mapping[str, tuple[str, Mapping[str, object]]] = {
 _sdxl, _flux, _qwen = (
     functools.partial(KnownDrafter, base) for base in ("SDXL", "FLUX.1 dev", "Qwen-Image")
 )
-_HYPER, _LIGHTNING, _LCM = (
-    "ByteDance/Hyper-SD",
-    "ByteDance/SDXL-Lightning",
-    "latent-consistency/lcm-lora-sdxl",
-)
-_ALIMAMA, _LIGHTX2V = "alimama-creative/FLUX.1-Turbo-Alpha", "lightx2v/Qwen-Image-Lightning"
-_DDIM, _EULER = "DDIM, trailing, guidance 0", "Euler, trailing, guidance 0"
-_TURBO, _DISTILLED = "Euler, shift 3, guidance 0", "Euler, shift 3, guidance 1, which is none"
+_HYPER = "ByteDance/Hyper-SD"
+_LIGHTNING = "ByteDance/SDXL-Lightning"
+_LCM = "latent-consistency/lcm-lora-sdxl"
+_ALIMAMA = "alimama-creative/FLUX.1-Turbo-Alpha"
+_LIGHTX2V = "lightx2v/Qwen-Image-Lightning"
+_DDIM = "DDIM, trailing, guidance 0"
+_EULER = "Euler, trailing, guidance 0"
+_TURBO = "Euler, shift 3, guidance 0"
+_DISTILLED = "Euler, shift 3, guidance 1, which is none"
 KNOWN: Mapping[str, KnownDrafter] = {
     "sdxl-hyper-1": _sdxl(
         f"{_HYPER}/Hyper-SDXL-1step-lora.safetensors", 1, 1, "TCD, 1 to 8 steps, guidance 0"

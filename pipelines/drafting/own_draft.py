@@ -85,7 +85,8 @@ class OwnDraft:
 
 def checked_at(settings: DraftSettings, call: Mapping[str, Any]) -> Checked | None:
     """What was measured of a drafter at the steps and the guidance of a call."""
-    steps, scale = call.get(_STEPS), next((call[name] for name in SCALES if name in call), None)
+    steps = call.get(_STEPS)
+    scale = next((call[name] for name in SCALES if name in call), None)
     return next(
         (c for c in settings.checked if (c.steps, c.guidance_scale) == (steps, scale)), None
     )

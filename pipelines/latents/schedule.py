@@ -119,7 +119,8 @@ class Schedule:
 
     def beginning_at(self, step: int) -> Schedule:
         """This schedule from a grid step on."""
-        p, evals = int(self.grid.calls[step]), self.grid.evals
+        p = int(self.grid.calls[step])
+        evals = self.grid.evals
         return replace(
             self,
             timesteps=self.timesteps[p:],
@@ -149,7 +150,8 @@ class Schedule:
         """The x0 (Tweedie) estimate of the network's output at x, in float32, or float64 for
         float64."""
         wide, out = (v if v.dtype == torch.float64 else v.float() for v in (x, out))
-        alpha, sigma = rows(self.alpha[step], wide), rows(self.sigma[step], wide)
+        alpha = rows(self.alpha[step], wide)
+        sigma = rows(self.sigma[step], wide)
         if self.measured is not None:
             of_x, of_out = (rows(values[step], wide) for values in self.measured)
             return of_x * wide + of_out * out
@@ -286,7 +288,8 @@ def _prediction(scheduler: Any) -> str:
 
 def _kernel(scheduler: Any, arguments: dict[str, Any], begin: int) -> Kernel:
     """The scheduler's own step, exactly, from position `begin` on."""
-    name, config = type(scheduler).__name__, scheduler.config
+    name = type(scheduler).__name__
+    config = scheduler.config
     if name == FLOW_EULER and not config.stochastic_sampling:
         return FlowEuler(scheduler.sigmas[begin:].cpu())
     takes = inspect.signature(scheduler.step).parameters
@@ -301,7 +304,8 @@ def _kernel(scheduler: Any, arguments: dict[str, Any], begin: int) -> Kernel:
         "stochastic_sampling", False
     )
     draws = name in STOCHASTIC or (name not in SUPPORTED and "generator" in takes)
-    kept, known = name not in MEMORYLESS, name in SUPPORTED
+    kept = name not in MEMORYLESS
+    known = name in SUPPORTED
     return SchedulerKernel(
         scheduler, draws or bool(sde or eta), arguments, begin, copied=kept, apart=not known
     )

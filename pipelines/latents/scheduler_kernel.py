@@ -73,8 +73,10 @@ class FlowEuler(Stateless):
         keys: Sequence[rng.Source],
         state: Sequence[KernelState],
     ) -> tuple[Tensor, Sequence[KernelState]]:
-        out, wide = prediction.out, x.float()
-        now, after = rows(self.sigmas[k], wide), rows(self.sigmas[k + 1], wide)
+        out = prediction.out
+        wide = x.float()
+        now = rows(self.sigmas[k], wide)
+        after = rows(self.sigmas[k + 1], wide)
         # The step is rounded to the model's dtype, as torch does to diffusers' scalar.
         moved = wide + (after - now).to(out.dtype) * out
         return moved.to(out.dtype), state
@@ -119,7 +121,8 @@ class SchedulerKernel:
         keys: Sequence[rng.Source],
         state: Sequence[Any],
     ) -> tuple[Tensor, Sequence[Memory | None]]:
-        out, k = prediction.out, k + self.begin
+        out = prediction.out
+        k = k + self.begin
         if not self.keeps_history:
             return self._by_position(x, out, k, None), state
         after = [Memory(*before.at(key)) for before, key in zip(state, keys, strict=True)]
@@ -154,7 +157,8 @@ class SchedulerKernel:
         self, x: Tensor, out: Tensor, k: Tensor, generators: Sequence[torch.Generator] | None
     ) -> Tensor:
         """One call of scheduler.step for all rows of each position."""
-        positions, moved = sorted(set(k.tolist())), list(x)
+        positions = sorted(set(k.tolist()))
+        moved = list(x)
         for position in positions:
             here = (k == position).nonzero()[:, 0].tolist()
             own = None if generators is None else [generators[i] for i in here]
@@ -203,7 +207,8 @@ def begun_later(kernel: Kernel, position: int) -> Kernel:
         raise ValueError(
             f"search cannot use {name} from a later step on; set pipe.scheduler to another one"
         )
-    scheduler, begin = copy.deepcopy(kernel.scheduler), kernel.begin + position
+    scheduler = copy.deepcopy(kernel.scheduler)
+    begin = kernel.begin + position
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     return replace(kernel, scheduler=scheduler, begin=begin)
@@ -220,7 +225,8 @@ def _taken(x: Tensor, rows: Sequence[int]) -> Tensor:
 def _gathered(memories: Sequence[Memory]) -> Any:
     """A scheduler with the history of these candidates, which are of one kind. Tensors are shared,
     since schedulers replace them, where these are all rows of one."""
-    first, rows = memories[0], [memory.row for memory in memories]
+    first = memories[0]
+    rows = [memory.row for memory in memories]
     whole = rows == list(range(first.rows)) and all(
         memory.scheduler is first.scheduler for memory in memories
     )

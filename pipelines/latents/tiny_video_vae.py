@@ -92,7 +92,8 @@ class TinyVideoVAE(nn.Module):
                 _local(width, after, bias=False),
             ]
         self.decoder = nn.ModuleList([*layers, nn.ReLU(), _local(widths[-1], 3 * patch_size**2)])
-        self.z_dim, self.patch_size = z_dim, patch_size
+        self.z_dim = z_dim
+        self.patch_size = patch_size
         # What blocks and pipelines read of a VAE's config.
         unscaled = {
             "latents_mean": [0.0] * z_dim,

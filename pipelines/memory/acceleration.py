@@ -68,7 +68,8 @@ def use_attention(pipe: Any, backend: str = SDPA) -> str:
     backend for the whole process. Other models of these kinds that were not given one get it,
     too. Switch before compile_denoiser.
     """
-    name, model = backend.lower(), network(pipe)
+    name = backend.lower()
+    model = network(pipe)
     known = [SDPA, *(b.value for b in AttentionBackendName)]
     if name not in known:
         raise ValueError(unknown("attention backend", backend, known))
@@ -176,10 +177,12 @@ def _try(pipe: Any, model: Any, name: str, kernel: Kernel) -> None:
 
     _UnfitError where it fails, or its relative error is not below MOST_ERROR.
     """
-    device, dtype = pipe._execution_device, model.dtype
+    device = pipe._execution_device
+    dtype = model.dtype
     where = f"{str(dtype).removeprefix('torch.')} on {device.type}"
     # 300: some kernels want multiples of 8 of a mask
-    length, generator = 300, torch.Generator().manual_seed(0)
+    length = 300
+    generator = torch.Generator().manual_seed(0)
     mask = torch.ones(2, length, dtype=torch.bool, device=device)
     mask[1, length // 3 :] = False
     for size in sorted({m.inner_dim // m.heads for m in _attention(model)}):

@@ -41,7 +41,8 @@ class ScenesLikely(ScenesReward):
         """images (N, 3, 32, 32) in [0, 1] -> (N,) float64."""
         pixels = images.float().cpu().numpy()
         soft, _ = checked(pixels, [parse(prompt) for prompt in prompts])
-        found, odds = detect(pixels), np.zeros(len(pixels))
+        found = detect(pixels)
+        odds = np.zeros(len(pixels))
         *weights, bias = coefficients()
         for i, prompt in enumerate(prompts):
             items = [str(item) for item in questions(prompt)]
@@ -60,7 +61,8 @@ def coefficients() -> tuple[float, ...]:
 def features(answers: FloatArray, items: Sequence[str], soft: FloatArray) -> FloatArray:
     """Answers (..., items) and the checker's soft score (...) -> (..., 6): log answers summed by
     kind of item, the soft score, and the least log answer about a group."""
-    logs, kinds = np.log(np.maximum(answers, FLOOR)), np.array([kind_of(item) for item in items])
+    logs = np.log(np.maximum(answers, FLOOR))
+    kinds = np.array([kind_of(item) for item in items])
     by_kind = [logs[..., kinds == kind].sum(-1) for kind in range(4)]
     return np.stack([*by_kind, soft, logs[..., kinds == 0].min(-1)], -1)
 

@@ -23,7 +23,8 @@ from ttsnap.signs import parse as parse_sign
 
 MOST = 8
 """Questions of a prompt; further ones are not asked."""
-TEXT, COUNT = "text", "count"
+TEXT = "text"
+COUNT = "count"
 COLOURS = [
     "red",
     "orange",
@@ -85,7 +86,8 @@ class Item:
         found = _KIND.fullmatch(text)
         if found is None:
             return cls(" ".join(text.split()))
-        kind, words = found[1].lower(), " ".join(found[2].split())
+        kind = found[1].lower()
+        words = " ".join(found[2].split())
         if kind == COUNT and _COUNTED.fullmatch(words) is None:
             raise ValueError(f"a count begins with a number, as count: 3 apples; got {text!r:.80}")
         return cls(words, kind)
@@ -155,7 +157,8 @@ def _of_any(prompt: str) -> list[Item]:
     before: tuple[str, int] | None = None  # the last thing, and where its phrase ends
     for begin in _PHRASE.finditer(plain):
         rest = plain[begin.end() :]
-        stop, again = _BREAK.search(rest), _PHRASE.search(rest)
+        stop = _BREAK.search(rest)
+        again = _PHRASE.search(rest)
         length = min(stop.start() if stop else len(rest), again.start() if again else len(rest))
         words = re.sub(r"[^\w\s'-]", " ", rest[:length]).split()
         colours = [word.lower() for word in words if word.lower() in COLOURS]

@@ -38,9 +38,11 @@ from ttsnap.scenes import IMAGE_SIZE
 logger = logging.getLogger(__name__)
 KNOWN = 1000
 """Prompts whose questions are remembered."""
-SCENES, SIGNS = "scenes", "signs"
+SCENES = "scenes"
+SIGNS = "signs"
 """Who answers about pictures of the packaged models."""
-_MIDDLE, _WIDTH = 25.0, 1.5
+_MIDDLE = 25.0
+_WIDTH = 1.5
 """CLIPScores (about 20 to 35 on real pairs) as answers: which one is half, and how fast they
 turn. Nothing was fitted: CLIP is the last resort."""
 Answers: TypeAlias = Callable[[str], tuple[Item, ...]]
@@ -82,7 +84,8 @@ class Checklist(RewardModel, ListReward):
     ) -> None:
         self.fixed = None if items is None else [_read(item) for item in items]
         self.by = None if by is None else make_reward(by)
-        self.written, self.known = written, dict[str, tuple[Item | RewardModel, ...]]()
+        self.written = written
+        self.known = dict[str, tuple[Item | RewardModel, ...]]()
         if self.fixed is not None:
             names = [named(item) for item in self.fixed]
             if not names or len(set(names)) < len(names):
@@ -187,7 +190,8 @@ class Checklist(RewardModel, ListReward):
         found = AnsweredBatch(answers, np.zeros(len(prompts), int), {})
         for pair in every:
             found.answers[pair] = np.nan
-        left, joins = set(every), self.by is not None and self.by.joins
+        left = set(every)
+        joins = self.by is not None and self.by.joins
         while left:  # first what needs nothing, then what that lets be asked
             ready = {pair for pair in left if joins or not left & _needed(lists, *pair)}
             if not ready:

@@ -24,14 +24,18 @@ def parts(spec: Any, prompts: Sequence[str], packaged: bool) -> tuple[Any, ...]:
     named who answers, and for an item that cannot be read."""
     if not isinstance(spec, str):
         given = spec.given if isinstance(spec, ItemAnswers) else spec
-        asked, named = given.asks_of_models(prompts), given.by is not None
+        asked = given.asks_of_models(prompts)
+        named = given.by is not None
         found: tuple[Any, ...] = (spec,) if isinstance(spec, ItemAnswers) else given.parts(prompts)
     elif spec.startswith(CHECK):
-        item, named = _item(spec), bool(answered_by(spec))
-        asked, found = item.kind != "text", (spec,)
+        item = _item(spec)
+        named = bool(answered_by(spec))
+        asked = item.kind != "text"
+        found = (spec,)
     else:
         place, written, by = read_list(spec)
-        asked, named = True, bool(by)
+        asked = True
+        named = bool(by)
         most = MOST if written else max(len(questions(prompt)) for prompt in prompts)
         found = tuple(item_of(spec, i) for i in range(most)) if place is None else (spec,)
     if asked and not named and not packaged:

@@ -55,7 +55,8 @@ class ScenesAnswers(RewardModel):
         pixels = images.float().cpu().numpy()
         new = np.ones(len(pixels), bool)
         new[1:] = (pixels[1:] != pixels[:-1]).any((1, 2, 3))
-        found, at = detect(pixels[new]), new.cumsum() - 1
+        found = detect(pixels[new])
+        at = new.cumsum() - 1
         return np.array([look(found, int(i)) for look, i in zip(looks, at, strict=True)], float)
 
 
@@ -68,7 +69,8 @@ def looked(question: str) -> Look:
     if (number := NOTHING_ELSE.fullmatch(item.words)) is not None:
         return lambda found, i: float(0.25 ** abs(_count(found, i) - int(number[1])))
     if (related := _RELATION.fullmatch(item.words)) is not None:
-        ours, theirs = (related[1], related[2]), (related[4], related[5])
+        ours = (related[1], related[2])
+        theirs = (related[4], related[5])
         return lambda found, i: _held(found, i, ours, related[3], theirs)
     words = item.words if item.kind == COUNT else question
     numbers = {str(n): word for n, word in enumerate(("a", "two", "three", "four"), 1)}
@@ -94,7 +96,8 @@ def _count(found: Objects, image: int) -> int:
 
 def _likely(found: Objects, image: int, color: str, shape: str) -> FloatArray:
     """(M,) how likely each object of an image is of this colour and shape."""
-    rows, s = _rows(found, image), SHAPES.index(shape)
+    rows = _rows(found, image)
+    s = SHAPES.index(shape)
     overlap = found.overlap[rows].astype(float)
     others = np.delete(overlap, s, 1).max(1, initial=0.0)
     sure = np.minimum(overlap[:, s] - MIN_OVERLAP, overlap[:, s] - others)
@@ -118,9 +121,11 @@ def _held(
     first, second = (places[_likely(found, image, *kind) > 0.5] for kind in (ours, theirs))
     if not len(first) or not len(second):
         return 0.0
-    axis, sign = (1 if relation in RELATIONS[:2] else 0), (1 if relation in RELATIONS[::2] else -1)
+    axis = 1 if relation in RELATIONS[:2] else 0
+    sign = 1 if relation in RELATIONS[::2] else -1
     apart = sign * (second.mean(0) - first.mean(0))
-    along, across = float(apart[axis]), abs(float(apart[1 - axis]))
+    along = float(apart[axis])
+    across = abs(float(apart[1 - axis]))
     nearest = float((sign * second[:, axis]).min() - (sign * first[:, axis]).max())
     return float(1 / (1 + np.exp(-min(along - across, nearest - 2) / 2)))
 

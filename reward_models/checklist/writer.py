@@ -54,7 +54,8 @@ _SCHEMA: dict[str, Json] = {
 class Statements:
     """An answer with statements, which `read` leaves in `found`; its score is their number."""
 
-    low, high = 1.0, float(MOST)
+    low = 1.0
+    high = float(MOST)
 
     def __init__(self) -> None:
         self.found: tuple[Item, ...] = ()

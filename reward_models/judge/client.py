@@ -29,7 +29,8 @@ except ImportError as missing:
     raise ValueError(f"a judge needs the openai package ({missing}): {install('judge')}") from None
 
 logger = logging.getLogger(__name__)
-REPLY_BYTES, ENTRY_BYTES = 2**20, 1000
+REPLY_BYTES = 2**20
+ENTRY_BYTES = 1000
 """Most bytes of a reply, and of an entry of the cache."""
 MEANT = {
     401: f": the key is not accepted; check {KEY}",
@@ -224,7 +225,8 @@ class Cache:
     """
 
     def __init__(self, folder: Path, most: int) -> None:
-        self.folder, self.most = folder, most
+        self.folder = folder
+        self.most = most
         self._files: int | None = None
 
     def get(self, key: str, low: float, high: float) -> tuple[float, ...] | None:

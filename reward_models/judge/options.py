@@ -14,7 +14,9 @@ from annotated_types import Interval
 from ttsnap.files.settings import Count, Natural, NotNegative, Positive, Rule, Settings, build
 from ttsnap.reward_models.http import read_key
 
-MODEL, BASE_URL, KEY = "TTSNAP_JUDGE_MODEL", "OPENAI_BASE_URL", "OPENAI_API_KEY"
+MODEL = "TTSNAP_JUDGE_MODEL"
+BASE_URL = "OPENAI_BASE_URL"
+KEY = "OPENAI_API_KEY"
 """Variables of the environment. The last two are those of the openai package."""
 OPENAI = "https://api.openai.com/v1"
 """The server where neither an option nor the environment names one."""

@@ -56,7 +56,8 @@ class Either:
 
     first: str = "yes"
     second: str = "no"
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
 
     def fields(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
         """Most tokens of the answer, given those allowed for words, and further fields of the
@@ -93,7 +94,8 @@ class EitherEach:
 
     number: int
     either: Either = Either()
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
 
     def fields(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
         return 4 * self.number, self.either.fields(most_tokens)[1]
@@ -117,7 +119,8 @@ class Marks:
     """The mean of marks from 0 to MOST for each criterion, in a JSON object by a schema."""
 
     criteria: tuple[str, ...]
-    low, high = 0.0, float(MOST)
+    low = 0.0
+    high = float(MOST)
 
     def fields(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
         mark: dict[str, Json] = {"type": "integer", "enum": list(range(MOST + 1))}
@@ -251,7 +254,8 @@ def _said(choice: Mapping[str, Json]) -> list[Mapping[str, Json]]:
 def _token(entry: Json) -> tuple[str, float]:
     """A token and its log-probability."""
     if isinstance(entry, dict):
-        token, logprob = entry.get("token"), entry.get("logprob")
+        token = entry.get("token")
+        logprob = entry.get("logprob")
         known = isinstance(token, str) and not isinstance(logprob, bool)
         if known and isinstance(logprob, int | float) and logprob <= ROUNDED:
             return str(token), float(logprob)

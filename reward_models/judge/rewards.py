@@ -58,7 +58,8 @@ class Judge(RewardModel):
         check("kind of judge", kind, Literal["yes", "rubric"])
         if not criteria:
             raise ValueError("a rubric needs at least one criterion")
-        self.kind, self.criteria = kind, dict(criteria)
+        self.kind = kind
+        self.criteria = dict(criteria)
         self.client = Client(options or JudgeOptions())
         self.name = f"judge:{kind} {self.client.options.model}"
         self.tokens = self.client.options.image_tokens
@@ -99,7 +100,8 @@ class Judge(RewardModel):
         """Their scores, as many of each as it has parts, which share its tokens. RuntimeError where
         all fail; where some do, the log says so."""
         verdicts = self.client.ask(questions)
-        scores, taken = list[float](), list[int]()
+        scores = list[float]()
+        taken = list[int]()
         for verdict, number in zip(verdicts, parts, strict=True):
             scores += number * [math.nan] if verdict.error is not None else verdict.scores
             each, rest = divmod(verdict.tokens, number)
@@ -134,7 +136,8 @@ class PairJudge(TournamentReward):
 
     def __init__(self, options: JudgeOptions | None = None) -> None:
         self.client = Client(options or JudgeOptions())
-        rounds, model = self.client.options.rounds, self.client.options.model
+        rounds = self.client.options.rounds
+        model = self.client.options.model
         super().__init__(self._prefer, rounds, f"judge:pairs {model}")
         # of each pair, two images
         self.tokens = 2 * math.ceil(rounds + 0.5) * self.client.options.image_tokens

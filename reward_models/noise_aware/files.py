@@ -26,7 +26,8 @@ from ttsnap.reward_models.weights import read_state
 from ttsnap.rewards.reward_model import RewardModel, adapted
 
 FORMAT = 1
-HEADER, TENSORS = "adapter.json", "adapter.safetensors"
+HEADER = "adapter.json"
+TENSORS = "adapter.safetensors"
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -106,7 +107,8 @@ def named_by(
     """
     if given is not None:
         return adapted(given)
-    spec, by_hand = header.get(key), "base=" if key == "base" else "scorer="
+    spec = header.get(key)
+    by_hand = "base=" if key == "base" else "scorer="
     wanted = (
         f"write 'noise-aware:{folder} on {spec}' to say that you want them (in Python: {by_hand})"
     )

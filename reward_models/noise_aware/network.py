@@ -193,9 +193,11 @@ class ProjectedAttention(nn.Module):
                 "only batch-first self-attention without extra keys can be adapted, got"
                 f" {attention}"
             )
-        self.heads, self.out_proj = attention.num_heads, attention.out_proj
+        self.heads = attention.num_heads
+        self.out_proj = attention.out_proj
         self.in_proj = nn.Linear(1, 1, device="meta")
-        self.in_proj.weight, self.in_proj.bias = attention.in_proj_weight, attention.in_proj_bias
+        self.in_proj.weight = attention.in_proj_weight
+        self.in_proj.bias = attention.in_proj_bias
         self.in_proj.out_features, self.in_proj.in_features = attention.in_proj_weight.shape
 
     def forward(

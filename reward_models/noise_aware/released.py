@@ -61,13 +61,17 @@ class ReleasedNoiseAware(RewardModel):
             raise ValueError(
                 f"weights are for noise levels in (0, 1], at least one; got levels {list(weights)}"
             )
-        self.name, self.scorer, self.example = f"{scorer.name}-na", scorer, scorer.example
-        self.network, self.embed_images = scorer.network, scorer.embed_images
+        self.name = f"{scorer.name}-na"
+        self.scorer = scorer
+        self.example = scorer.example
+        self.network = scorer.network
+        self.embed_images = scorer.embed_images
         tensors = scorer.network.state_dict()
         own = {n: tensors[n].cpu() for n in chain(*weights.values())}
         self.weights = {0.0: own} | {level: {**own, **weights[level]} for level in sorted(weights)}
         self.base = Own(self)
-        self._lock, self._at = RLock(), 0.0
+        self._lock = RLock()
+        self._at = 0.0
 
     @torch.no_grad()
     def __call__(
@@ -90,7 +94,8 @@ class ReleasedNoiseAware(RewardModel):
         """One call of `score` for each level, so that weights are exchanged once for each."""
         levels = level_of_rows(level, len(images)).tolist()
         nearest = [min(self.weights, key=lambda known: abs(known - value)) for value in levels]
-        parts, order = [images.new_zeros(0)], torch.zeros(0, dtype=torch.long)
+        parts = [images.new_zeros(0)]
+        order = torch.zeros(0, dtype=torch.long)
         with self._lock:
             for at in sorted(set(nearest), key=lambda known: known != self._at):
                 self._load(at)
@@ -174,7 +179,9 @@ class Own(RewardModel):
     """The reward that a released one continues, by its own weights."""
 
     def __init__(self, of: ReleasedNoiseAware) -> None:
-        self.of, self.name, self.example = of, of.scorer.name, of.scorer.example
+        self.of = of
+        self.name = of.scorer.name
+        self.example = of.scorer.example
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
@@ -250,7 +257,8 @@ def export(student: NoiseAware, folder: str | Path, steps: int = STEPS) -> dict[
         raise ValueError(
             f"levels {student.levels} are nearer to each other than {steps} steps of FLUX.1 dev"
         )
-    scorer, out = student.scorer, Path(folder)
+    scorer = student.scorer
+    out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     files = {out / f"step{n}.pt": level for n, level in named.items()}
     for copy, path in zip(

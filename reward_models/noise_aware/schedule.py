@@ -8,7 +8,8 @@ import math
 STEPS = 35
 TOKENS = 1024
 """Of an image of 512 x 512 pixels in FLUX.1 dev."""
-SHIFTS, SHIFTED = (0.5, 1.15), (256, 4096)
+SHIFTS = (0.5, 1.15)
+SHIFTED = (256, 4096)
 """FLUX.1 dev's scheduler: the logarithm of its shift at the smallest and the largest number of
 tokens, and these."""
 

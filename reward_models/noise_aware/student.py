@@ -88,7 +88,8 @@ class NoiseAware(RewardModel):
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind is one of {', '.join(KINDS)}, got {kind!r}")
-        teacher, learner = adapted(base), adapted(scorer or base)
+        teacher = adapted(base)
+        learner = adapted(scorer or base)
         if not isinstance(learner, Scorer) or not (
             learner.adapted and learner.trained and learner.level_sites
         ):
@@ -107,12 +108,19 @@ class NoiseAware(RewardModel):
                 "per-level takes different levels in (0, 1], full may, other kinds none; got"
                 f" {levels} for {kind}"
             )
-        self.name, self.base, self.spec = f"{teacher.name}-na", teacher, spec or teacher.name
+        self.name = f"{teacher.name}-na"
+        self.base = teacher
+        self.spec = spec or teacher.name
         self.scorer = learner
         self.example = teacher.example
         self.embed_images = learner.embed_images
-        self.tokens, self.scale, self.shift = teacher.tokens, 1.0, 0.0
-        self.kind, self.rank, self.levels, self.batch_size = kind, rank, levels, batch_size
+        self.tokens = teacher.tokens
+        self.scale = 1.0
+        self.shift = 0.0
+        self.kind = kind
+        self.rank = rank
+        self.levels = levels
+        self.batch_size = batch_size
         self.level_embedding = level_embedding and not levels
         self.base_below = 0.0
         with torch.random.fork_rng(devices=[]):
@@ -148,10 +156,12 @@ class NoiseAware(RewardModel):
         images -> (N,)."""
         check_images(images, prompts)
         levels = level_of_rows(level, len(images))
-        scores, taken = torch.zeros(len(images), device=self.scorer.device), [0] * len(images)
+        scores = torch.zeros(len(images), device=self.scorer.device)
+        taken = [0] * len(images)
         self.tokens_taken = taken
         below = levels <= self.base_below + 1e-6
-        clean, estimates = below.nonzero()[:, 0], (~below).nonzero()[:, 0]
+        clean = below.nonzero()[:, 0]
+        estimates = (~below).nonzero()[:, 0]
         for rows in (clean, *estimates.split(self.batch_size)):
             if len(rows):
                 x = images[rows.to(images.device)]
@@ -213,7 +223,8 @@ class NoiseAware(RewardModel):
     def flops(self) -> float:
         """FLOPs of one estimate with a prompt of its own, or of the base where that is another,
         dearer reward."""
-        one, level = [self.scorer.example], torch.tensor([0.5])
+        one = [self.scorer.example]
+        level = torch.tensor([0.5])
         estimate = count_flops(lambda: self.predict(self.trial_image(), one, level))
         return max(estimate, self.base.flops) if self.scores_estimates_apart else estimate
 

@@ -35,7 +35,8 @@ class Headed(nn.Module):
 
     def __init__(self, backbone: nn.Module, heads: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.backbone, self.heads = backbone, nn.ModuleList(heads)
+        self.backbone = backbone
+        self.heads = nn.ModuleList(heads)
 
     def forward(self, head: int, inputs: dict[str, Tensor], marked: Tensor) -> Tensor:
         """A head's outputs at the marked tokens, as many in each of N rows: (N, tokens, outputs)
@@ -112,7 +113,8 @@ class HeadedVLM(AskedVLM):
 
         state = merge_adapters(read_weights(source, cls.files), scale)
         texts = str(backbone or _beside(source) or cls.backbone)
-        config, processor = pretrained(AutoConfig, texts), pretrained(AutoProcessor, texts)
+        config = pretrained(AutoConfig, texts)
+        processor = pretrained(AutoProcessor, texts)
         tensors, heads = split_heads(state)
         network = build_backbone(config, tensors, dtype, source)
         width = int(config.text_config.hidden_size)
@@ -147,7 +149,8 @@ class HeadedVLM(AskedVLM):
             for row, p in zip(cut, prompts, strict=True)
         ]
         read = self._tokenizer(texts, padding=True, return_tensors="pt")
-        ids, mask = read["input_ids"].to(self.device), read["attention_mask"].to(self.device)
+        ids = read["input_ids"].to(self.device)
+        mask = read["attention_mask"].to(self.device)
         patches = torch.cat([patches for row in cut for patches, _ in row]).to(self.device)
         grids = torch.stack([grid for row in cut for _, grid in row]).to(self.device)
         name = "pixel_values_videos" if kind == "video" else "pixel_values"

@@ -63,7 +63,8 @@ class AskedVLM(NetworkReward):
         batch_size: int = 4,
     ) -> None:
         super().__init__(network, preprocess, batch_size=batch_size)
-        self.processor, self._special = processor, processor.tokenizer.get_added_vocab()
+        self.processor = processor
+        self._special = processor.tokenizer.get_added_vocab()
         self._templates = [template(name) for name in self.questions]
 
     def check(self, prompts: Sequence[str]) -> None:

@@ -60,7 +60,9 @@ class SpokenVLM(AskedVLM):
                 " as 0.7"
             )
         super().__init__(network, processor, batch_size=batch_size)
-        self.answer_tokens, self.temperature, self.passes = answer_tokens, temperature, passes
+        self.answer_tokens = answer_tokens
+        self.temperature = temperature
+        self.passes = passes
         # Answers begin behind the last place of every row.
         processor.tokenizer.padding_side = "left"
 
@@ -107,7 +109,8 @@ class SpokenVLM(AskedVLM):
         sampled answers."""
         shown = self.show(question, images, source)
         texts = [self.layout(self.question(question, prompt), len(shown)) for prompt in prompts]
-        size, out = 1 if self.temperature else self.batch_size, list[str]()
+        size = 1 if self.temperature else self.batch_size
+        out = list[str]()
         how: dict[str, Any] = {"do_sample": False}
         if self.temperature:
             how = {"do_sample": True, "temperature": self.temperature, "top_p": 0.9, "top_k": 20}

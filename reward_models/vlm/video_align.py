@@ -60,14 +60,17 @@ class VideoAlign(HeadedVLM):
         super().__init__(network, processor, batch_size=batch_size)
         if frames < 2:
             raise ValueError(f"frames must be at least 2, got {frames}")
-        self.frames, self.mean, self.std = frames, tuple(mean), tuple(std)
+        self.frames = frames
+        self.mean = tuple(mean)
+        self.std = tuple(std)
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
         """As HeadedVLM's. A model_config.json beside the weights gives the normalisation and the
         adapters' factor."""
         settings = _settings(source)
-        normal, lora = settings.get("inference_config"), settings.get("peft_lora_config")
+        normal = settings.get("inference_config")
+        lora = settings.get("peft_lora_config")
         if isinstance(normal, Mapping):
             for name in ("mean", "std"):
                 found = [check(f"{c}_{name}", normal.get(f"{c}_{name}"), float) for c in CRITERIA]

@@ -43,7 +43,8 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
     if isinstance(spec, Mapping):
         options = {**{k: v for k, v in spec.items() if k != "name"}, **options}
         spec = str(spec.get("name", ""))
-    kind, defaults = class_of(spec), defaults_of(spec)
+    kind = class_of(spec)
+    defaults = defaults_of(spec)
     _refuse_unknown(spec, options, defaults)
     if "forecast" in defaults and "forecast" not in options:
         raise ValueError(
@@ -51,7 +52,8 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
             " from a recording with `ttsnap tune RECORDING --policy price-of-compute --out priced.json`, and give"
             " priced.json as the algorithm"
         )
-    entry, hints = ALGORITHMS[spec], hints_of(kind)
+    entry = ALGORITHMS[spec]
+    hints = hints_of(kind)
     settings: dict[str, Any] = dict(entry.fixed)
     for name, value in {**entry.defaults, **options}.items():
         field, _, inner = entry.renamed.get(name, name).partition(".")
@@ -117,7 +119,8 @@ def class_of(name: str) -> type[Any]:
 
 def defaults_of(name: str) -> dict[str, Any]:
     """The options of an algorithm of the catalogue, each with its default, or REQUIRED."""
-    kind, entry = class_of(name), ALGORITHMS[name]
+    kind = class_of(name)
+    entry = ALGORITHMS[name]
     shown = {field: option for option, field in entry.renamed.items()}
     defaults: dict[str, Any] = {}
     for field in dataclasses.fields(kind):

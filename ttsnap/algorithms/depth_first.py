@@ -88,10 +88,13 @@ class DepthFirst(Settings):
     def step(
         self, state: DepthFirstState, particles: Particles, rng: np.random.Generator
     ) -> tuple[Move | None, DepthFirstState]:
-        task, j, end = state.task, state.j, state.task.grid.steps
+        task = state.task
+        j = state.j
+        end = state.task.grid.steps
         if j < 0:
             return self._start(state, particles, 0)
-        at, uid = state.checks[j], int(particles.moved[0])
+        at = state.checks[j]
+        uid = int(particles.moved[0])
         passes = self._passes(state, particles, uid)
         if passes and at < end:
             return advance(particles, [uid], state.checks[j + 1]), state._replace(j=j + 1)
@@ -133,7 +136,8 @@ class DepthFirst(Settings):
     def _affords(self, state: DepthFirstState, particles: Particles, step: int) -> bool:
         """Whether a particle can be started at `step`, looked at at its first check, and
         finished."""
-        task, end = state.task, state.task.grid.steps
+        task = state.task
+        end = state.task.grid.steps
         there = next(s for s in state.checks if s > step)
         cost = task.evaluations(step, there, paid=False)
         cost += task.evaluations(there, end, paid=True) if there < end else 0.0

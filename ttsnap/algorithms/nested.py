@@ -51,7 +51,8 @@ class Nested:
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        first, second = make_algorithm(self.first), make_algorithm(self.second)
+        first = make_algorithm(self.first)
+        second = make_algorithm(self.second)
         if not isinstance(second, Adopting):
             raise ValueError(
                 f"{name_of(second)} cannot go on from given noises; second may be code, rbf,"

@@ -136,7 +136,8 @@ class NoiseAscent(Settings):
         if s.angle < self.least and self.rounds is None:
             move, s = self._start(s._replace(angle=self.angle), particles)
         else:
-            move, s = ascend([s.pivot], math.cos(s.angle), s.end), s._replace(phase="step")
+            move = ascend([s.pivot], math.cos(s.angle), s.end)
+            s = s._replace(phase="step")
         return dataclasses.replace(move, drop=drop, reject=reject), s
 
     def _start(self, s: NoiseAscentState, particles: Particles) -> tuple[Move, NoiseAscentState]:

@@ -37,7 +37,8 @@ def options_of(name: str) -> list[AlgorithmOption]:
 
     ValueError for an unknown name, and for an option that no docstring explains.
     """
-    defaults, entry = defaults_of(name), ALGORITHMS[name]
+    defaults = defaults_of(name)
+    entry = ALGORITHMS[name]
     kind: Any = class_of(name)  # to mypy no class is hashable
     texts = {**field_texts(kind), **entry.texts}
     if unexplained := [key for key in defaults if key not in texts]:

@@ -83,7 +83,9 @@ class RBF(Settings):
 
         The quota is of the steps that they still have before them.
         """
-        task, grid, at = state.task, state.task.grid, uids[: self.streams]
+        task = state.task
+        grid = state.task.grid
+        at = uids[: self.streams]
         ahead = (
             grid.nfe
             - grid.calls[particles.step[at]]
@@ -99,7 +101,8 @@ class RBF(Settings):
     def step(
         self, state: RBFState, particles: Particles, rng: np.random.Generator
     ) -> tuple[Move | None, RBFState]:
-        task, now = state.task, len(particles)
+        task = state.task
+        now = len(particles)
         particles.selection.check_scores_each(name_of(self))
         if state.done:
             return None, state
@@ -124,7 +127,8 @@ class RBF(Settings):
             return advance(particles, final, task.grid.steps, drop=drop), state._replace(done=True)
         # A particle that waits beside its child keeps its state, and its evaluation, for the next
         # candidate.
-        rows, child = np.repeat(parents, 2), np.tile([False, True], len(parents))
+        rows = np.repeat(parents, 2)
+        child = np.tile([False, True], len(parents))
         needed = [*finalists, *(u for s in state.streams for u in (s.at, s.top))]
         drop = particles.others(needed)
         move = advance(particles, rows, particles.step[rows] + child, score=child, drop=drop)
@@ -139,7 +143,8 @@ class RBF(Settings):
         return state._replace(streams=streams)
 
     def _judge(self, s: Stream, uid: int, state: RBFState, particles: Particles) -> Stream:
-        score, step = float(particles.value([uid])[0]), int(particles.step[uid])
+        score = float(particles.value([uid])[0])
+        step = int(particles.step[uid])
         top = uid if s.top < 0 or score > particles.value([s.top])[0] else s.top
         s = s._replace(top=top, quota=s.quota - 1)
         if self.exhaustive and step == state.task.grid.steps - 1:
@@ -162,7 +167,8 @@ class RBF(Settings):
     def _affordable(self, state: RBFState, finalists: list[int], particles: Particles) -> list[int]:
         """States that can have one more candidate, with enough left to finish whatever may then
         have to be."""
-        task, end = state.task, state.task.grid.steps
+        task = state.task
+        end = state.task.grid.steps
         open_ = [s.at for s in state.streams if particles.step[s.at] + 1 < end]
         while open_:
             ends = particles.step[open_] + 1

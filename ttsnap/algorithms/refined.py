@@ -48,7 +48,8 @@ class Refined:
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        first, second = make_algorithm(self.first), make_algorithm(self.second)
+        first = make_algorithm(self.first)
+        second = make_algorithm(self.second)
         if not isinstance(second, Refining) or second.rounds is None:
             raise ValueError(
                 "second refines for a number of rounds: noise-ascent or zero-order with rounds,"

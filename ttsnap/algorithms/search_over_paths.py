@@ -84,7 +84,9 @@ class SearchOverPaths(Settings):
     def step(
         self, state: PathsState, particles: Particles, rng: np.random.Generator
     ) -> tuple[Move | None, PathsState]:
-        grid, at, end = state.grid, state.at, state.grid.steps
+        grid = state.grid
+        at = state.at
+        end = state.grid.steps
         if not at:
             first = self.legs[0] - 1 if self.legs else grid.step_at(self.start + _EPS)
             first = int(np.clip(first, 2, end - 1))
@@ -115,6 +117,7 @@ class SearchOverPaths(Settings):
             stop = max(at + 1, grid.step_at(max(0.0, level - self.ahead) + _EPS))
         else:  # the evaluation that an estimate takes is the last of its leg
             ahead, back = self.legs
-            start, stop = at + 1 - back, at + ahead - back
+            start = at + 1 - back
+            stop = at + ahead - back
             stop = stop if stop + 1 < grid.steps else grid.steps
         return int(np.clip(start, 1, at - 1)), stop

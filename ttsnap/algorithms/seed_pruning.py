@@ -119,10 +119,12 @@ class SeedPruning(Settings):
         """The checks to come; on a coarse grid those of one step are merged, and those by level at
         its end dropped."""
         keep, levels, draft_share = self.settled(finishing=task.start.cost.draft_calls > 0)
-        grid, began = task.grid, task.start.first
+        grid = task.grid
+        began = task.start.first
         at = [grid.step_at(level) for level in levels]
         if self.steps is not None:
-            at, steps = [max(0, s - began) if s >= 0 else s for s in self.steps], began + grid.steps
+            at = [max(0, s - began) if s >= 0 else s for s in self.steps]
+            steps = began + grid.steps
             if any(not 0 <= s < grid.steps for s in at):
                 raise ValueError(
                     f"checks at steps {list(self.steps)} do not fit a grid of {steps} steps"
@@ -212,5 +214,6 @@ def _costs(checks: Sequence[Check], task: Task, *, begun: bool = False) -> Float
 
     begun: whether the drafts are paid by which seeds begin.
     """
-    steps, looks = np.array([check.step for check in checks]), [check.look for check in checks]
+    steps = np.array([check.step for check in checks])
+    looks = [check.look for check in checks]
     return task.spent(costs_in_turn(steps, looks, task, begun=begun))

@@ -46,5 +46,6 @@ class TopNoises(Settings):
         if state.done:
             return None, state
         ranked = particles.ranked()
-        kept, rest = ranked[..., : state.keep], ranked[..., state.keep :]
+        kept = ranked[..., : state.keep]
+        rest = ranked[..., state.keep :]
         return advance(particles, kept, state.steps, drop=rest), state._replace(done=True)

@@ -99,7 +99,8 @@ class BestFirst(Settings):
         if len(tree.uids) == state.nodes:
             # nothing could be paid for: another cap than the one that the allowance is of
             return None, state
-        end, allowance = state.task.grid.steps, state.task.allowance
+        end = state.task.grid.steps
+        allowance = state.task.allowance
         waiting = [uid for uid in state.given if uid not in tree.uids]
         left = float(particles.left)
         seen = set[int]()
@@ -167,22 +168,28 @@ class BestFirst(Settings):
         of chosen nodes: the mean value of their parents is added, so that an average child is worth
         its parent.
         """
-        n, step = len(particles), particles.step
+        n = len(particles)
+        step = particles.step
         ours = np.arange(n) >= state.born
         ours[list(state.given)] = True
         node = ours & (particles.scored >= state.block)
         given = list(state.given)
         node[given] |= particles.scored[given] > 0
-        uids, parent = np.flatnonzero(node), particles.parent
+        uids = np.flatnonzero(node)
+        parent = particles.parent
         up = np.where((parent >= 0) & node[parent], parent, -1)
-        root, value, grown = np.arange(n), np.full(n, -np.inf), uids[up[uids] >= 0]
+        root = np.arange(n)
+        value = np.full(n, -np.inf)
+        grown = uids[up[uids] >= 0]
         for uid in grown:
             root[uid] = root[up[uid]]
-        children, tree = np.bincount(up[grown], minlength=n), np.bincount(root[grown], minlength=n)
+        children = np.bincount(up[grown], minlength=n)
+        tree = np.bincount(root[grown], minlength=n)
         for depth in np.unique(step[uids]):
             at = uids[step[uids] == depth]
             score = particles.value(at)
-            at, score = at[np.isfinite(score)], score[np.isfinite(score)]
+            at = at[np.isfinite(score)]
+            score = score[np.isfinite(score)]
             if len(at):
                 spread = score.std() or 1.0
                 value[at] = (score - score.mean()) / spread + np.where(

@@ -124,7 +124,8 @@ class ZeroOrder(Settings):
         up."""
         gone = np.empty(0, int) if drop is None else drop
         if state.given:
-            pivot, given = state.given[0], state.given[1:]
+            pivot = state.given[0]
+            given = state.given[1:]
             state = state._replace(given=given)
             if particles.finished[pivot]:
                 return self._round(state, pivot, rng, gone)

@@ -27,15 +27,15 @@ from ttsnap.bench.prompts import PromptRecord
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_json, write_text
 
-BENCH, RESULTS, SUMMARY = "bench.json", "results.jsonl", "summary"
+BENCH = "bench.json"
+RESULTS = "results.jsonl"
+SUMMARY = "summary"
 FOUND = "*/*/found-*.json"
 """Where the records of all images are, as a pattern."""
-METADATA, SAMPLES, EVALSCOPE, PATHS = (
-    "metadata.jsonl",
-    "samples",
-    "evalscope.jsonl",
-    "image_paths.json",
-)
+METADATA = "metadata.jsonl"
+SAMPLES = "samples"
+EVALSCOPE = "evalscope.jsonl"
+PATHS = "image_paths.json"
 CATEGORIES = ("category", "tag", "challenge", "dimension", "task_type", "edit_type")
 """Keys, in any case, under which prompt sets give the category of a prompt."""
 

@@ -68,7 +68,8 @@ def _pictured(
             raise ValueError(
                 f"{_where(entry, argument)} names {len(names)} pictures; 1 to {MOST} are taken"
             )
-        where, mask = _where(entry, argument), argument == "mask_image"
+        where = _where(entry, argument)
+        mask = argument == "mask_image"
         read = [picture(_inside(folder, name, where), where, mask) for name in names]
         own[argument] = read if isinstance(named, list) else read[0]
     return Prompt(entry.text, inputs=own)

@@ -29,7 +29,9 @@ KEYS = ("prompt", "prompts", "prompt_en", "text", "caption", "instruction")
 counts."""
 MOST = 100_000
 """Prompts of a set: GenEval's folders have numbers of five digits."""
-MOST_BYTES, MOST_PARTS, MOST_HEADER = 2**24, 10**6, 2**16
+MOST_BYTES = 2**24
+MOST_PARTS = 10**6
+MOST_HEADER = 2**16
 """Limits of a set: bytes of all files; lines, lists and objects, which take up to forty times the
 memory of their text; characters of a table's header."""
 KNOWN = (
@@ -37,13 +39,11 @@ KNOWN = (
     " have one, CSV or TSV with a header, or a folder of .txt files; objects and tables name their"
     f" prompts {', '.join(KEYS)}"
 )
-LINES, JSON_LINES, JSON_FILE, TABLE, FOLDER = (
-    "text, a prompt a line",
-    "JSON Lines",
-    "JSON",
-    "a table with a header",
-    "a folder of text files",
-)
+LINES = "text, a prompt a line"
+JSON_LINES = "JSON Lines"
+JSON_FILE = "JSON"
+TABLE = "a table with a header"
+FOLDER = "a folder of text files"
 Records = list[Mapping[str, Json]]
 
 
@@ -108,7 +108,8 @@ def _text(path: Path, most: int = MOST_BYTES) -> str:
 
 def _file(path: Path) -> tuple[str, Records]:
     """A file's kind and its prompts."""
-    text, suffix = _text(path), path.suffix.lower()
+    text = _text(path)
+    suffix = path.suffix.lower()
     rows = re.split(r"\r\n|\n|\r", text)
     lines = [(number, line.strip()) for number, line in enumerate(rows, 1) if line.strip()]
     first = lines[0][1] if lines else ""
@@ -238,7 +239,8 @@ def _folder(path: Path) -> tuple[str, Records]:
     files = sorted((p for p in path.glob("*.txt") if p.is_file()), key=lambda p: _natural(p.stem))
     if len(files) > MOST:
         raise ValueError(f"{path} holds {len(files):,} .txt files; at most {MOST:,} are read")
-    texts, left = [], MOST_BYTES
+    texts = []
+    left = MOST_BYTES
     for file in files:
         if not file.resolve().is_relative_to(path.resolve()):
             raise ValueError(

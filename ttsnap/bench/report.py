@@ -24,7 +24,8 @@ ABOUT = {"TFLOPs": ".4g", "seconds": ".2f"}
 
 def title_of(bench: Bench) -> str:
     """The line above the tables."""
-    prompts, repeats = len(bench.prompts), bench.options.repeats
+    prompts = len(bench.prompts)
+    repeats = bench.options.repeats
     each = f"{prompts} prompt{'s' * (prompts > 1)} x {repeats} image{'s' * (repeats > 1)}"
     pot = ", shared" if bench.search.shared else ""
     each += f", a budget of {bench.search.budget} each{pot}"
@@ -34,7 +35,8 @@ def title_of(bench: Bench) -> str:
 def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
     """Write all files; the tables to print, and whether there is a chart, which takes
     matplotlib."""
-    found, lines = _in_order(bench, there), lines_of(bench, there)
+    found = _in_order(bench, there)
+    lines = lines_of(bench, there)
     tables = main_tables(lines, title_of(bench))
     _write_results(bench, there, found)
     for arm in bench.arms:
@@ -141,7 +143,8 @@ def category_tables(lines: Sequence[Line]) -> str:
 def table_of_parts(parts: Mapping[str, Sequence[Line]]) -> str:
     """Means of all scores as papers print them: a row an algorithm, columns of each part."""
     first, *_ = parts.values()
-    head, rows = ["algorithm"], [[line.name] for line in first]
+    head = ["algorithm"]
+    rows = [[line.name] for line in first]
     for part, lines in parts.items():
         head += [f"{part}: {score}" for score in lines[0].scores]
         for row, line in zip(rows, lines, strict=True):
@@ -153,7 +156,8 @@ def table_of_plans(parts: Mapping[str, Sequence[Foreseen]]) -> str:
     """What an image of each algorithm takes, by part, and all images together."""
     every = [each for found in parts.values() for each in found]
     kinds = [i for i, kind in enumerate(KINDS) if any(each.cost.amounts()[i] for each in every)]
-    rows, totals = [], np.zeros(len(kinds) + 2)
+    rows = []
+    totals = np.zeros(len(kinds) + 2)
     for part, found in parts.items():
         for each in found:
             amounts = [*(each.cost.amounts()[i] for i in kinds), each.flops / 1e12, each.seconds]
@@ -172,7 +176,8 @@ def draw(path: Path, lines: Sequence[Line]) -> None:
     first one. ImportError without matplotlib."""
     from matplotlib.figure import Figure
 
-    scores, names = list(lines[0].scores), [line.name for line in lines]
+    scores = list(lines[0].scores)
+    names = [line.name for line in lines]
     columns = 2 if len(lines) > 1 else 1
     figure = Figure(
         figsize=(5.2 * columns, len(scores) * (0.9 + 0.32 * len(lines))), layout="constrained"

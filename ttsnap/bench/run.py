@@ -94,7 +94,8 @@ class Work:
 
 def works(bench: Bench) -> Iterator[Work]:
     """All searches, in the order in which they run: the first algorithm's before the second's."""
-    count, size = len(bench.prompts), bench.options.together or (16 if bench.search.shared else 1)
+    count = len(bench.prompts)
+    size = bench.options.together or (16 if bench.search.shared else 1)
     for arm in bench.arms:
         for repeat in range(bench.options.repeats):
             for start in range(0, count, size):
@@ -164,7 +165,8 @@ def plan(bench: Bench, model: Model) -> list[Foreseen]:
             engine.calibrate()
             for name, spec in _fitted(bench, first, engine).items():
                 cost, seconds = foreseen(spec, engine)
-                flops, images = engine.price.flops.of(cost), bench.images // len(bench.arms)
+                flops = engine.price.flops.of(cost)
+                images = bench.images // len(bench.arms)
                 found[name] = Foreseen(name, cost, flops, seconds or math.nan, images)
     return [found[arm.name] for arm in bench.arms]
 
@@ -192,7 +194,8 @@ def _searched(
     on_done: Callable[[int], None],
 ) -> list[Found]:
     """Search, and write the images with their records and sheets."""
-    texts, arm = [bench.texts[place] for place in work.places], work.arm.folder
+    texts = [bench.texts[place] for place in work.places]
+    arm = work.arm.folder
     search = replace(spec, seed=(bench.search.seed + STRIDE * work.repeat) % 2**64)
 
     def listen(event: Event) -> None:

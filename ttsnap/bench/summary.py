@@ -90,8 +90,11 @@ def summarize(
     combined: whether the number that the search raised means the same in every search, and may have
         a column.
     """
-    names, kinds = _names(found, combined), _categories(prompts)
-    mean, first, lines = MeanOverPrompts.of, dict[str, FloatArray](), []
+    names = _names(found, combined)
+    kinds = _categories(prompts)
+    mean = MeanOverPrompts.of
+    first = dict[str, FloatArray]()
+    lines = []
     for arm in arms:
         images = [image for image in found if image.arm == arm.folder]
         values = {name: _values(images, prompts, name) for name in names}

@@ -38,7 +38,8 @@ stopped."""
 
 def cost(setup: Setup) -> Rung:
     """Throw-away calls of each part, then a best-of-N that is metered."""
-    rung, engine = Rung("cost"), setup.engine()
+    rung = Rung("cost")
+    engine = setup.engine()
     denoiser: Any = engine.denoiser
     denoiser.encode(setup.prompts[:1])
     with torch.no_grad():
@@ -59,7 +60,8 @@ def cost(setup: Setup) -> Rung:
 def _batches(setup: Setup, rung: Rung, denoiser: Any, most: int) -> int:
     """Time an evaluation in batches of rising size; the best of them."""
     sizes = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
-    best, least = 1, float("inf")
+    best = 1
+    least = float("inf")
     for size in sizes:
         name = f"evaluation:{size}"
         setup.say(f"timing {title(name)}")
@@ -72,7 +74,8 @@ def _batches(setup: Setup, rung: Rung, denoiser: Any, most: int) -> int:
             break
         rung.figures[name] = each
         if each.value * GAIN < least:
-            best, least = size, each.value
+            best = size
+            least = each.value
         if size < most and (each.value * size > SLOW or 8 * each.value * size > setup.left):
             rung.missing[f"larger-batches:{size}"] = (
                 "they would take the time of the other rungs; give more --minutes"
@@ -100,7 +103,8 @@ def _kernels(setup: Setup, rung: Rung, denoiser: Any, size: int) -> None:
     """Time attention by each kernel that is installed, and go back to the one that was asked
     for."""
     for module, name in KERNELS.items():
-        each, why = None, "it is not installed"
+        each = None
+        why = "it is not installed"
         if there(module):
             try:
                 with warnings.catch_warnings(record=True) as told:
@@ -137,7 +141,9 @@ def _metered(setup: Setup, rung: Rung, size: int, preview: Figure | None) -> Rat
         on_event=recorder,
     )
     spent = result.spent
-    taken, by, of = spent.seconds, spent.seconds_by, spent.cost
+    taken = spent.seconds
+    by = spent.seconds_by
+    of = spent.cost
     rates = Rates(
         nfe=by["denoise"] / of.nfe,
         decodes=by["decode"] / max(1, of.decodes),

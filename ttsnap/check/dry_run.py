@@ -111,7 +111,8 @@ class Paper:
         free = (gb - CONTEXT) * GIB - sum(self.rewards.values())
         for offload in ("none", "model", "group"):
             encoding, denoising, decoding = self._resident(offload, free)
-            rows, decodes = self.row.fits(free - denoising), self.decode.fits(free - decoding)
+            rows = self.row.fits(free - denoising)
+            decodes = self.decode.fits(free - decoding)
             if min(rows, decodes) and encoding + max(self.encoders.values(), default=0) <= free:
                 return Card(gb, offload, rows, min(decodes, rows))
         return Card(gb, None)

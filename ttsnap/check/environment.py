@@ -37,7 +37,8 @@ EXTRAS = {
     "xformers": "its attention",
 }
 """The extras that users may want, and what for."""
-STEPS, SEEDS = 4, 16
+STEPS = 4
+SEEDS = 16
 """The search of the embedded model that is measured: its steps and images."""
 
 

@@ -63,13 +63,15 @@ class Figure:
         top = np.asarray(values, float)
         under = np.ones_like(top) if below is None else np.asarray(below, float)
         known = np.isfinite(top) & np.isfinite(under)
-        top, under = top[known], under[known]
+        top = top[known]
+        under = under[known]
         if len(top) < 2 or under.mean() <= 0:
             return None
         draws = np.random.default_rng(0).integers(len(top), size=(DRAWS, len(top)))
         means = under[draws].mean(1)
         low, high = np.quantile(top[draws].mean(1)[means > 0] / means[means > 0], (0.025, 0.975))
-        value, n = top.mean() / under.mean(), len(top)
+        value = top.mean() / under.mean()
+        n = len(top)
         # Resamples of few prompts vary too little: as much wider as Student's t is than the normal
         # distribution.
         wider = stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * np.sqrt(n / (n - 1))
@@ -206,7 +208,8 @@ class Setup:
     def climb(self, name: str, rung: Callable[[Setup], Rung], seconds: float) -> Rung:
         """What a rung finds within these seconds; what it found before, where it was done. Its
         errors are its result: nothing that fails keeps the others from running."""
-        kept, before = self.out / f"{name}.json", 0.0
+        kept = self.out / f"{name}.json"
+        before = 0.0
         if kept.exists():
             found = read_unit(Rung, kept, f"{name} is measured again")
             if found.done:

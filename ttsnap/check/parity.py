@@ -20,7 +20,8 @@ SEEDS = 4
 """Images of the search."""
 STOCK = "stock"
 """The figure of the winner made again by the stock pipeline."""
-SAME, CLOSE = 0.02, 0.1
+SAME = 0.02
+CLOSE = 0.1
 """Up to these shares of what two seeds differ by, images are the same to the eye, and the same
 picture."""
 
@@ -28,7 +29,8 @@ picture."""
 def parity(setup: Setup) -> Rung:
     """Best-of-4 of the first prompt in a batch that fits, again, and one by one; its winner by a
     stock call."""
-    rung, prompt = Rung("parity"), setup.prompts[0]
+    rung = Rung("parity")
+    prompt = setup.prompts[0]
     whole, winner, told = _images(setup, None)
     for notice in told:
         setup.say(notice)

@@ -36,17 +36,24 @@ from ttsnap.simulation.looks import ranked
 from ttsnap.simulation.simulate import curve
 from ttsnap.simulation.sizing import short_of_seeds
 
-IMAGES, LEAST, ENOUGH, MOST = 8, 3, 96, 48
+IMAGES = 8
+LEAST = 3
+ENOUGH = 96
+MOST = 48
 """Images of the search that others are held against, so at least as many seeds; the fewest prompts;
 the images from which seeds are twice as many, so that pruning can choose; the most seeds."""
 LEVELS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.25)
 """Noise levels at which estimates are scored, but for the last step, whose estimate is the image
 itself."""
-KEEP, DRAFT_SHARES, REPEATS = (0.2, 0.35, 0.5), (0.15, 0.3, 0.5), 20
+KEEP = (0.2, 0.35, 0.5)
+DRAFT_SHARES = (0.15, 0.3, 0.5)
+REPEATS = 20
 """Schedules that are tried: shares kept at one check, shares of the cost for drafts. Searches for
 each prompt."""
-RANKED, FINISHED = "ranking-drafts", "finished-drafts"
-PLAIN, PRUNING = "best-of-n", "pruning"
+RANKED = "ranking-drafts"
+FINISHED = "finished-drafts"
+PLAIN = "best-of-n"
+PRUNING = "pruning"
 FEW = "it takes two prompts"
 SAME = 0.9
 """Rewards that rank the seeds of a prompt alike by more than this say the same."""
@@ -78,7 +85,8 @@ def signal(setup: Setup) -> Rung:
     latest = _correlations(setup, rung, whole)
     _effective(setup, rung, whole)
     final = setup.utility(whole.final)
-    one, gain = final.mean(1), metrics.best_of_n(final, IMAGES) - final.mean(1)
+    one = final.mean(1)
+    gain = metrics.best_of_n(final, IMAGES) - final.mean(1)
     rung.note("gain", Figure.over_prompts(gain), FEW)
     varied = bool(metrics.varied(final).any())
     if setup.judged:
@@ -114,7 +122,9 @@ def _recorded(
     """The recording, of as many prompts as the time allows; None where these are too few, which is
     noted."""
     engine = setup.engine(setup.cost.batch_size, sampler)
-    grid, folder, steps = engine.grid, setup.out / name, list[int]()
+    grid = engine.grid
+    folder = setup.out / name
+    steps = list[int]()
     if name != "finished":
         found = {grid.step_at(level) for level in LEVELS}
         steps = sorted(step for step in found if step < grid.steps - 1)
@@ -124,7 +134,8 @@ def _recorded(
         share = 0.7 if setup.draft is None else 0.45
         images = int(share * setup.left / one) if one else LEAST * IMAGES
         plan = planned(setup, images)
-        prompts, seeds = plan.prompts, plan.seeds
+        prompts = plan.prompts
+        seeds = plan.seeds
         if prompts < LEAST:
             rung.missing["signal"] = (
                 f"it takes {LEAST} prompts x {IMAGES} seeds, and {images} images of {one:.3g} s "
@@ -185,21 +196,25 @@ def _seconds(setup: Setup, nfe_per_draft: float) -> Rates | None:
 
 def _correlations(setup: Setup, rung: Rung, recording: Recording) -> str | None:
     """Note how each look ranks the seeds of a prompt; the name of the last estimate's figure."""
-    last, latest = -1, None
+    last = -1
+    latest = None
     for look in ranked(recording, setup.utility):
         step = look.seen.step
         estimate = look.seen.look == ESTIMATE.name
-        word, level = "estimate" if estimate else "draft", recording.grid.levels[step]
+        word = "estimate" if estimate else "draft"
+        level = recording.grid.levels[step]
         name = f"rank:{word}:{level:.2f}:{look.nfe:g}"
         rung.note(name, Figure.over_prompts(look.spearman), "no score varies within two prompts")
         if estimate and step > last:
-            last, latest = step, name
+            last = step
+            latest = name
     return latest
 
 
 def _effective(setup: Setup, rung: Rung, whole: Recording) -> None:
     """How many seeds and rewards there effectively are, and which rewards say the same."""
-    why, n = "the scores do not vary", whole.seeds
+    why = "the scores do not vary"
+    n = whole.seeds
     alike = metrics.intraclass(setup.utility(whole.final))
     rung.note(f"effective-seeds:{n}", Figure(metrics.effective(n, alike)), why)
     names = whole.reward_names[: -1 if setup.judged else None]
@@ -229,18 +244,21 @@ def _searches(
     each. one: (P,) the mean of one seed. gain: (P,) of best-of-8 over it."""
     rates = _seconds(setup, whole.price.nfe_per_draft)
     if rates is None:
-        budget, unit = Budget(images=IMAGES / 2), "evaluations"
+        budget = Budget(images=IMAGES / 2)
+        unit = "evaluations"
     else:
         rewards = len(whole.reward_names) * rates.reward_calls
         image = whole.grid.nfe * rates.nfe + rates.decodes + rewards
-        budget, unit = Budget(seconds=IMAGES / 2 * image), "seconds, as measured above"
+        budget = Budget(seconds=IMAGES / 2 * image)
+        unit = "seconds, as measured above"
     rung.said.append(f"half the cost is in {unit}")
     plain = metrics.best_of_n(setup.utility(whole.final), IMAGES // 2) - one
     nothing = "best-of-8 gains nothing"
     rung.note(f"kept:{PLAIN}", Figure.over_prompts(100 * plain, gain, "%"), nothing)
     chosen: dict[str, dict[str, Json]] = {}
     for name, tried in _tried(whole, finished).items():
-        recording, schedules = tried.recording, tried.schedules
+        recording = tried.recording
+        schedules = tried.schedules
         priced = replace(recording, price=replace(recording.price, seconds=rates))
         found = [
             curve(priced, each, [budget], REPEATS, utility=setup.utility).rewards[:, 0]

@@ -10,7 +10,9 @@ from typing import Any
 from ttsnap.check.ladder import Rung
 from ttsnap.check.titles import title
 
-GO, NO_GO, UNDECIDED = "GO", "NO-GO", "undecided"
+GO = "GO"
+NO_GO = "NO-GO"
+UNDECIDED = "undecided"
 LEAST = 0.5
 """Where nearly finished images surely rank seeds less like the finished ones than by this
 correlation, it is noise."""
@@ -34,8 +36,10 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
     """GO where a search surely keeps more than best-of-N of the same cost, and its images are the
     model's own; NO-GO where one of the two surely does not hold, or scores say nothing; else
     undecided."""
-    against, open_ = list[str](), list[str]()
-    parity, signal = found.get("parity", Rung("parity")), found.get("signal", Rung("signal"))
+    against = list[str]()
+    open_ = list[str]()
+    parity = found.get("parity", Rung("parity"))
+    signal = found.get("signal", Rung("signal"))
     if parity.holds is False:
         against.append(
             "the stock pipeline, another batch or a second run makes another picture: see parity"

@@ -16,7 +16,8 @@ examples:
   ttsnap algorithms
   ttsnap algorithms svdd
 """
-NAME, INDENT = 20, "  "
+NAME = 20
+INDENT = "  "
 
 
 def parser() -> Parser:

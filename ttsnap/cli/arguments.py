@@ -100,7 +100,9 @@ def add_options(
 def add_option(p: Any, option: Option, start: Any = None) -> None:
     """Add one option. start: its default, where it is not the declared one. Of sections true and
     false are written out."""
-    marked, text, kind = Common if option.common else str, option.help, option.written
+    marked = Common if option.common else str
+    text = option.help
+    kind = option.written
     if kind is bool and "." in option.name:
         text = f"true or false: {text}"
     elif kind is bool:

@@ -126,7 +126,8 @@ def run(a: Arguments) -> int:
 
     if a.out is None and not a.dry_run:
         raise ValueError("OUT must be given: --out FOLDER")
-    parts, settings = {}, {}
+    parts = {}
+    settings = {}
     for name, each in _parts(a).items():
         bench, whole, plain = _planned(each)
         parts[name], settings[name] = (each, bench), _settings(each, bench, whole, plain)

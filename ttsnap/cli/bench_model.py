@@ -32,7 +32,8 @@ class BenchModel:
 
     def of(self, bench: Bench) -> BenchModel:
         """The same, for the searches of this benchmark. The first one's loads."""
-        self.bench, first = bench, cast("Prepared", bench.searches[bench.arms[0].name])
+        self.bench = bench
+        first = cast("Prepared", bench.searches[bench.arms[0].name])
         if self.pipe is None:
             self.pipe, self._loaded = common.loaded(first, self._devices)
         for reward in self._loaded.reports or ():

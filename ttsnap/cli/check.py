@@ -238,7 +238,8 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
     """What is checked, loaded, and the settings that must be the same to go on. ValueError for what
     does not fit."""
     vars(a)["task"] = TEXT
-    prompts, draft = _prompts(a), arguments.read(SamplerOptions, a)
+    prompts = _prompts(a)
+    draft = arguments.read(SamplerOptions, a)
     if draft.variety is not None:
         raise ValueError(
             f"a check is of the model's seeds as they are, got {a.variety}; leave --variety out"
@@ -258,7 +259,9 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
     from ttsnap.pipelines.drafting.own_draft import own_draft
     from ttsnap.version import versions
 
-    own, spec, texts = own_draft(pipe), search.engine, [prompt.text for prompt in search.prompts]
+    own = own_draft(pipe)
+    spec = search.engine
+    texts = [prompt.text for prompt in search.prompts]
     named = draft.draft if not draft.left_open else own.name if own is not None else None
     about = {
         "model": a.model,

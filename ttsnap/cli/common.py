@@ -67,7 +67,8 @@ def check_names(given: Arguments) -> None:
     for name in ("require", "until"):
         check_rewards([Requirement.parse(text).reward for text in listed(given.get(name))])
     check_rewards([named(text)[1] for text in given.get("rewards", [])])
-    known, likeness = (*LIKENESSES, *REWARDS), given.get("likeness")
+    known = (*LIKENESSES, *REWARDS)
+    likeness = given.get("likeness")
     if likeness is not None and likeness.partition(":")[0] not in known:
         raise ValueError(unknown("likeness", likeness, known))
 
@@ -78,7 +79,9 @@ def check_affordable(search: Prepared) -> None:
     more, unless drafts may be finished."""
     from ttsnap.pipelines import recommended
 
-    call, sampler, budget = search.engine.call, search.engine.sampler, search.budget
+    call = search.engine.call
+    sampler = search.engine.sampler
+    budget = search.budget
     steps = call.get("num_inference_steps")
     own = recommended(search.request.model) if sampler.left_open else ModelDefaults()
     own_drafts = own.draft is not None and own.call.get("num_inference_steps") == steps

@@ -146,7 +146,8 @@ def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _comes_along(key: str, value: str) -> bool:
     """Whether what an option's value names comes with ttsnap, or nothing is loaded for it."""
     if key in ("require", "until"):
-        key, value = "reward", str(Requirement.parse(value).reward)
+        key = "reward"
+        value = str(Requirement.parse(value).reward)
     if key == "draft":
         return comes_along(value)
     if key == "attention":

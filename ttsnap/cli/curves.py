@@ -84,7 +84,8 @@ def read_budgets(given: Sequence[str], evaluations: int) -> list[Budget]:
     evaluations."""
     from ttsnap.loop.budget import Budget
 
-    budgets, number = [], r"(\d+\.?\d*)"
+    budgets = []
+    number = r"(\d+\.?\d*)"
     for text in given or [f"{n * evaluations}nfe" for n in (2, 3, 5, 8, 12, 20)]:
         match = re.fullmatch(rf"{number}:{number}:{number}([a-z]*)", text)
         if not match:

@@ -99,7 +99,8 @@ def parser() -> Parser:
 
 def run(a: Arguments) -> int:
     """Serve until interrupted."""
-    offer, limits = offered(a), arguments.read(DemoLimits, a)
+    offer = offered(a)
+    limits = arguments.read(DemoLimits, a)
     common.opening().check_here(common.opening().placement(a.device, a.dtype)[0])
     root = Path(tempfile.mkdtemp(prefix="ttsnap-demo-"))
     # the files of visitors are deleted then, too

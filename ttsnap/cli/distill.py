@@ -63,7 +63,8 @@ def run(a: Arguments) -> int:
         for key, value in a.nested().items()
         if key not in ("trust", "out", "preset", "export")
     }
-    config, out = build(DistillConfig, values), Path(a.out)
+    config = build(DistillConfig, values)
+    out = Path(a.out)
     if a.export and config.student.kind != "per-level" and not config.student.per_level:
         raise ValueError(
             "--export writes a network for each noise level: train with --student.kind per-level,"

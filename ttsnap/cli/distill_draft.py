@@ -78,7 +78,8 @@ def run(a: Arguments) -> int:
     values["call"] = _call(a)
     if not values["evaluation"]["reward"] and a.model in MODELS:
         values["evaluation"]["reward"] = MODELS[a.model].rewards[0]
-    config, out = build(DraftConfig, values), Path(a.out)
+    config = build(DraftConfig, values)
+    out = Path(a.out)
     if config.evaluation.prompts and not config.evaluation.reward:
         raise ValueError(
             "give --evaluation.reward, by which held-out prompts show how well the draft ranks, or"

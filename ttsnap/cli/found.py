@@ -132,7 +132,8 @@ def _compute(spent: Spent) -> Iterator[str]:
     before = f"{spent.seconds_before:.1f} s before, to warm up"
     yield f"{flops}; {spent.seconds:.1f} s: {times}; {before}"
     usage = spent.usage
-    joules, each = usage["energy_joules"], usage["energy_joules_per_image"]
+    joules = usage["energy_joules"]
+    each = usage["energy_joules_per_image"]
     memory = usage["peak_memory_bytes"]
     if joules is not None and each is not None and memory is not None:
         energy = f"{joules:.4g} J of the GPU, {each:.4g} J an image"
@@ -149,7 +150,8 @@ def _again(run: SearchOutcome, result: Result, a: Arguments, plain: bool) -> Ite
     """How the winner is made again: by plain diffusers where it can, else by `ttsnap replay`."""
     if not result.images:
         return
-    sampler, best = run.record.sampler, result.best
+    sampler = run.record.sampler
+    best = result.best
     from_noise = result.particles.parent[best.uid] < 0
     if plain and from_noise and not sampler.finishes:
         yield from _plain_call(run, result, a)
@@ -162,7 +164,8 @@ def _again(run: SearchOutcome, result: Result, a: Arguments, plain: bool) -> Ite
 
 def _plain_call(run: SearchOutcome, result: Result, a: Arguments) -> Iterator[str]:
     """The call of plain diffusers that makes the winner again from its seed."""
-    call, dtype = run.record.call, run.record.dtype
+    call = run.record.call
+    dtype = run.record.dtype
     how = "" if dtype == "float32" else f", the pipeline in {dtype}"
     yield f"the winner in plain diffusers{how}:"
     if a.lora is not None:

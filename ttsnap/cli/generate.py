@@ -106,7 +106,8 @@ def run(a: Arguments) -> int:
     from ttsnap.results.folders import reserved
 
     # What can be refused is refused before the model is loaded.
-    searches, videos = _searches(a), arguments.read(VideoOptions, a)
+    searches = _searches(a)
+    videos = arguments.read(VideoOptions, a)
     if videos.video_format == "mp4":
         from ttsnap.results.media import require_av
 
@@ -175,7 +176,8 @@ def _generate(
     stock = first.engine.sampler.stock and a.task == TEXT
     with StopOnSignal() as stop:
         runs = _searched(searches, pipe, devices, rewards, stop)
-        count, ours = len(first.prompts), runs[a.algorithm]
+        count = len(first.prompts)
+        ours = runs[a.algorithm]
         try:
             written = write_runs(out, runs, videos)
         except OSError as error:  # what makes the images again is said all the same

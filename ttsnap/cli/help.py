@@ -57,7 +57,8 @@ def page(parser: argparse.ArgumentParser) -> str:
 
 _ELSEWHERE = ("-h", "--help-all", "--print_config", "--trust")
 """Options that the page of --help leaves to --help-all."""
-MOST_OPTIONS, EXAMPLE_LINES = 18, 3
+MOST_OPTIONS = 18
+EXAMPLE_LINES = 3
 """What fits on a page: with more options only the common ones are listed, of the examples the first
 lines."""
 

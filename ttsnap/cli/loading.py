@@ -18,7 +18,8 @@ class Clock:
 
     def start(self) -> None:
         """Set both to zero."""
-        self._begin, self.loading = time.monotonic(), 0.0
+        self._begin = time.monotonic()
+        self.loading = 0.0
 
     @property
     def total(self) -> float:

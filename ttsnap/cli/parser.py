@@ -48,7 +48,8 @@ class _Store(argparse.Action):
 
     def __init__(self, *args: Any, type: Any = None, required: bool = False, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.hint, self.needed = type, required
+        self.hint = type
+        self.needed = required
         self.again = list in _origins(self)
         self.metavar = self.metavar or metavar(type, self.dest)
         if self.option_strings:

@@ -207,7 +207,8 @@ def check_draft(recording: Recording, hot: Path) -> str:
             " with --draft, and estimates by --score-steps or without it"
         )
     text = "\n".join(["", table(looks), "", *map(_verdict, found)])
-    figures, info = figures_of(recording, found), recording.info
+    figures = figures_of(recording, found)
+    info = recording.info
     if not any(name.startswith("gain of ") for name in figures):
         return (
             f"{text}\nnot noted: the drafts' scores and the estimates' vary together in no prompt;"

@@ -107,7 +107,8 @@ def run(a: Arguments) -> int:
     """Make the images again, write them, and say how far each is from its original."""
     wanted = [_read(Path(name), a) for name in a.files]
     places = _places([file.path for file in wanted], a)
-    pipe, there = None, None
+    pipe = None
+    there = None
     for file, place in zip(wanted, places, strict=True):
         model = file.model
         if there != (model, file.loras):

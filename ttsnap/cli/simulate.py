@@ -127,7 +127,8 @@ def _compare(a: Arguments, out: Path | None) -> int:
     )
     from ttsnap.simulation.sizing import short_of_budget, short_of_seeds
 
-    recording, combine = read_recording(a), utility.make(a.utility)
+    recording = read_recording(a)
+    combine = utility.make(a.utility)
     require_varied(recording, combine)
     budgets = read_budgets(a.budgets, recording.grid.nfe)
     algorithms = _algorithms(a, recording)

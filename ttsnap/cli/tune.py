@@ -181,9 +181,11 @@ def _price(a: Arguments) -> int:
     recording = read_recording(a)
     # costs in evaluations, 0 where FLOPs are not known
     by_flops = task_of(Budget(flops=1.0), ReplayEngine(recording))
-    score_cost, draft_cost = by_flops.score_cost, by_flops.draft_cost or None
+    score_cost = by_flops.score_cost
+    draft_cost = by_flops.draft_cost or None
     if a.score_cost is not None:
-        score_cost, draft_cost = a.score_cost, None
+        score_cost = a.score_cost
+        draft_cost = None
     check_cost = max(0.0, score_cost - (by_flops.score_cost - by_flops.checking))
     with progress(len(IMAGES), "budget", desc="prices") as advance:
         forecast = calibrate(

@@ -40,11 +40,9 @@ class EngineActor(Actor):
     def __init__(self, make: Callable[[], LiveEngine]) -> None:
         self.engine = make()
         self._counted = Cost()
-        self._meter, self._begun, self._measures = (
-            Meter(self.engine.denoiser.device),
-            ExitStack(),
-            False,
-        )
+        self._meter = Meter(self.engine.denoiser.device)
+        self._begun = ExitStack()
+        self._measures = False
 
     def _turn(self, answer: object) -> m.Turn:
         engine = self.engine

@@ -72,7 +72,8 @@ class ActorGroup:
     def __init__(self, pool: Pool, revived: Callable[[int], None]) -> None:
         """revived: called with the number of an actor that was restarted, to give it the state that
         it needs."""
-        self.pool, self.revived = pool, revived
+        self.pool = pool
+        self.revived = revived
         n = len(pool)
         self.flights: list[deque[Flight]] = [deque() for _ in range(n)]
         self._postponed: list[list[Call[Any]]] = [[] for _ in range(n)]
@@ -81,7 +82,9 @@ class ActorGroup:
         """The last answer of each actor that lives."""
         self.gone = Cost()
         """What actors had counted that died."""
-        self.gone_nfe, self.gone_room, self.gone_calibration = 0, 0, Cost()
+        self.gone_nfe = 0
+        self.gone_room = 0
+        self.gone_calibration = Cost()
 
     def __len__(self) -> int:
         return len(self.flights)
@@ -130,7 +133,8 @@ class ActorGroup:
         errors: dict[int, Exception] = {}
         numbers = list(actors)
         for actor in numbers:
-            keep, fail = partial(answers.__setitem__, actor), partial(errors.__setitem__, actor)
+            keep = partial(answers.__setitem__, actor)
+            fail = partial(errors.__setitem__, actor)
             self.post(actor, call, keep, failed=fail)
         while len(answers) + len(errors) < len(numbers):
             self.listen(1.0)

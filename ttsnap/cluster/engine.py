@@ -33,7 +33,8 @@ class ClusterEngine(Engine):
 
     def __init__(self, pool: Pool) -> None:
         """ValueError where the engines are not alike."""
-        self.group, self.actors = ActorGroup(pool, self._revived), range(len(pool))
+        self.group = ActorGroup(pool, self._revived)
+        self.actors = range(len(pool))
         self._gradient: Gradient | None = None
         self._forget()
         for actor in self.actors:  # all load side by side
@@ -61,7 +62,9 @@ class ClusterEngine(Engine):
 
     def _describe(self, descriptions: Sequence[Description]) -> None:
         self._description = one = agreed(descriptions)
-        self.grid, self.keep, self.draft_calls = one.grid, one.keep, one.draft_calls
+        self.grid = one.grid
+        self.keep = one.keep
+        self.draft_calls = one.draft_calls
         self.batches = [one.batch_sizes.get("batch_size", SOME) for one in descriptions]
 
     # --- what it can do and what that costs -------------------------------------------------------
@@ -170,7 +173,8 @@ class ClusterEngine(Engine):
     def _placed(self, at: Mapping[int, int], plan: Plan) -> list[int]:
         """The actor of each row: that of its parent, and for fresh seeds those with the fewest rows
         for their batch."""
-        kinds, parents = plan.rows.kind.tolist(), plan.rows.parent.tolist()
+        kinds = plan.rows.kind.tolist()
+        parents = plan.rows.parent.tolist()
         home = [
             None if kind == FRESH else at[parent]
             for kind, parent in zip(kinds, parents, strict=True)
@@ -208,7 +212,8 @@ class ClusterEngine(Engine):
             raise JobsLost("an actor died")
 
     def arrived(self) -> list[Outcome]:
-        done, self._arrived = self._arrived, []
+        done = self._arrived
+        self._arrived = []
         return done
 
     def cancel(self, job: int) -> Outcome:

@@ -25,7 +25,9 @@ class Call(Generic[AnswerT]):
     def __init__(
         self, method: Callable[Concatenate[Any, P], AnswerT], *args: P.args, **kwargs: P.kwargs
     ) -> None:
-        self.name, self._args, self._kwargs = method.__name__, args, kwargs
+        self.name = method.__name__
+        self._args = args
+        self._kwargs = kwargs
 
     def on(self, actor: object) -> AnswerT:
         """The answer of this actor."""

@@ -147,8 +147,10 @@ class RayPool:
 
     def __init__(self, hosts: Hosts, make: Callable[[], Actor]) -> None:
         """make: makes each actor, on its host."""
-        self.hosts, self._number = hosts, next(hosts.numbers)
-        self.actors, self._make = list(hosts.actors), make
+        self.hosts = hosts
+        self._number = next(hosts.numbers)
+        self.actors = list(hosts.actors)
+        self._make = make
         self._taken = [self._take(actor) for actor in range(len(self.actors))]
 
     @classmethod

@@ -48,7 +48,8 @@ class RecordingActor(Actor):
 
     def __init__(self, builder: RecordingBuilder, folder: Path) -> None:
         """folder: the one that file names start from."""
-        self.builder, self.folder = builder, folder
+        self.builder = builder
+        self.folder = folder
 
     def load(self) -> None:
         """Load the model. ValueError where something does not fit."""
@@ -133,7 +134,8 @@ def recorded_by(
     def making(
         units: list[Unit], on_nfe: Callable[[float], None], stopping: Callable[[], bool]
     ) -> Iterator[tuple[Unit, RecordedUnit]]:
-        waiting, done = deque(units), deque[tuple[Unit, RecordedUnit]]()
+        waiting = deque(units)
+        done = deque[tuple[Unit, RecordedUnit]]()
 
         def next_unit(actor: int) -> None:
             at_work.pop(actor, None)

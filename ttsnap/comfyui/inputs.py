@@ -85,7 +85,8 @@ def checked(declared: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]
 
 def _checked(declared: Any, value: Any) -> Any:
     # "*" itself says that it is not unlike any other
-    name, kind = declared.id, str(declared.io_type)
+    name = declared.id
+    kind = str(declared.io_type)
     if kind == "COMBO" and not (isinstance(value, str) and value in declared.options):
         raise ValueError(unknown(name, value, declared.options))
     if kind == "STRING":
@@ -121,11 +122,9 @@ class NodeReward(RewardModel):
                 f"ComfyUI has no node {name[:100]!r}; give its title in the menu, or its class"
             )
         takes: dict[str, Any] = kind.INPUT_TYPES().get("required", {})
-        self.name, self.kind, self.given = (
-            name,
-            kind,
-            {key: _default(*declared) for key, declared in takes.items()},
-        )
+        self.name = name
+        self.kind = kind
+        self.given = {key: _default(*declared) for key, declared in takes.items()}
         self.images, self.texts = (
             [key for key in takes if takes[key][0] == what] for what in ("IMAGE", "STRING")
         )
@@ -263,14 +262,17 @@ def of_draft(drafter: GuiderDrafter, steps: int, begin: int) -> str | None:
 def values_of(images: Tensor, prompt: str, rewards: Sequence[Weighted]) -> tuple[list[float], str]:
     """The weighted sums of images (N, H, W, 3), and lines that say all scores. ValueError where a
     reward fails."""
-    pictures, texts, columns = images[..., :3].movedim(-1, -3).float(), [prompt] * len(images), []
+    pictures = images[..., :3].movedim(-1, -3).float()
+    texts = [prompt] * len(images)
+    columns = []
     for reward, _ in rewards:
         reward.check([prompt])
         column, error = scored(reward, Shown(), pictures.clone(), texts, torch.zeros(len(images)))
         if error is not None:
             raise ValueError(f"the images have no scores: {error}")
         columns.append(column)
-    table, names = np.stack(columns, 1), [reward.name for reward, _ in rewards]
+    table = np.stack(columns, 1)
+    names = [reward.name for reward, _ in rewards]
     values = (table @ [weight for _, weight in rewards]).tolist()
     lines = [
         f"{i}: {listed({'reward': value, **dict(zip(names, row, strict=True))})}"

@@ -92,7 +92,9 @@ class NodeProgress:
     """
 
     def __init__(self, request: Prepared, *, returns: bool) -> None:
-        self.request, self.returns, self.cancelled = request, returns, False
+        self.request = request
+        self.returns = returns
+        self.cancelled = False
         self.bar = ProgressBar(1)
         self.spent = self.planned = 0.0
 
@@ -257,7 +259,8 @@ def search_sampler(
 
     sizes = {key: latent_image[key] for key in SIZES if key in latent_image}
     latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], **sizes)
-    fast, kind = previews == "previewer", model.model.latent_format
+    fast = previews == "previewer"
+    kind = model.model.latent_format
     previewer = latent_preview.get_previewer(model.load_device, kind) if fast else None
     if fast and previewer is None:
         raise ValueError(
@@ -301,10 +304,8 @@ def search_sampler(
     }
     stock = sampler_name not in KERNELS and "batch_index" not in latent_image
     report = inputs.reported(result, f"{algorithm} {options}".strip(), again if stock else None)
-    seeds, scores = (
-        [image.seed for image in result.images],
-        [image.reward for image in result.images],
-    )
+    seeds = [image.seed for image in result.images]
+    scores = [image.reward for image in result.images]
     return {**known, "samples": latents}, inputs.frames(result.images), seeds, scores, report
 
 

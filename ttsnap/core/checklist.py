@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 
 Spec: TypeAlias = Any
 """A reward as a user gives it."""
-CHECK, LIST = "check:", "checklist"
+CHECK = "check:"
+LIST = "checklist"
 NOBODY = "nobody"
 """Who answers an item whose words have a "by" of their own, where nobody is named: these words may
 be a stranger's, and name no reward."""

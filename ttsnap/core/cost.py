@@ -175,7 +175,9 @@ class Rates(PerKind[float], unset=0.0):
     def of(self, cost: Cost) -> float:
         """What all of a cost takes, but for the overhead of batches: the dot product, added up
         phase by phase."""
-        rates, amounts, taken = self.amounts(), cost.amounts(), 0.0
+        rates = self.amounts()
+        amounts = cost.amounts()
+        taken = 0.0
         for places in PLACES.values():
             part = 0.0
             for i in places:
@@ -185,7 +187,9 @@ class Rates(PerKind[float], unset=0.0):
 
     def by_phase(self, cost: Cost) -> dict[Phase, float]:
         """What each phase of a cost takes; they add up to `of` it."""
-        rates, amounts, taken = self.amounts(), cost.amounts(), dict.fromkeys(PHASES, 0.0)
+        rates = self.amounts()
+        amounts = cost.amounts()
+        taken = dict.fromkeys(PHASES, 0.0)
         for phase, places in PLACES.items():
             for i in places:
                 taken[phase] += rates[i] * amounts[i]

@@ -34,7 +34,8 @@ def diverse(values: FloatArray, features: FloatArray, k: int, weight: float) -> 
     scored = np.flatnonzero(np.isfinite(values))
     if weight == 0 or k < 2 or len(scored) <= k:
         return np.argsort(-values, kind="stable")[:k]
-    quality, apart = _quality(values[scored]), distances(features[scored])
+    quality = _quality(values[scored])
+    apart = distances(features[scored])
     group = [int(quality.argmax())]
     while len(group) < k:
         gain = quality / 2 + weight / (k - 1) * apart[group].sum(0)

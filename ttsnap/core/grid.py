@@ -118,7 +118,8 @@ class Task:
         paid: whether the evaluation at `at` is; None: it was scored there, or is a fresh seed.
         Decodes and rewards are in evaluations, too.
         """
-        grid, last = self.grid, stop == self.grid.steps
+        grid = self.grid
+        last = stop == self.grid.steps
         calls = (
             int(grid.calls[stop] - grid.calls[at]) + (not last) - (at > 0 if paid is None else paid)
         )

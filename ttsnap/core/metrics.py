@@ -41,7 +41,8 @@ def best_of_n(rewards: FloatArray, n: int, of: FloatArray | None = None) -> Floa
 def _log_choose(n: IntArray, k: int) -> FloatArray:
     """log C(n, k), -inf where k > n."""
     ok = n >= k
-    m, gammaln = np.where(ok, n, k), scipy.special.gammaln
+    m = np.where(ok, n, k)
+    gammaln = scipy.special.gammaln
     value = gammaln(m + 1) - gammaln(k + 1) - gammaln(m - k + 1)
     return np.where(ok, value, -np.inf)
 
@@ -106,7 +107,8 @@ def spearman(early: FloatArray, final: FloatArray) -> FloatArray:
     """(P,) rank correlation within each prompt of early and final (P, S); nan where the scores of a
     prompt do not vary, or one of them is nan."""
     a, b = (scipy.stats.rankdata(x, axis=1) for x in (early, final))
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    a = a - a.mean(1, keepdims=True)
+    b = b - b.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):
         each = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
     each[np.isnan(early).any(1) | np.isnan(final).any(1)] = np.nan

@@ -74,7 +74,8 @@ def begin_costs(rows: Rows, particles: Particles, start: Start) -> RowCosts:
 
 def first_ones(uids: IntArray, particles: int) -> BoolArray:
     """(n,) which of these uids of so many particles are the first of their kind."""
-    rows, first = np.arange(len(uids)), np.empty(particles, int)
+    rows = np.arange(len(uids))
+    first = np.empty(particles, int)
     first[uids[::-1]] = rows[::-1]  # of several values for one place, numpy keeps the last
     mask: BoolArray = first[uids] == rows
     return mask
@@ -185,8 +186,11 @@ def costs_in_turn(
 
     begun: whether that by which the particle begins is paid. What begins several is left out.
     """
-    look, n = InTurn(tuple(looks)), len(steps)
-    kind, none, no = np.full(n, CONTINUE), np.zeros(n, int), np.zeros(n, bool)
+    look = InTurn(tuple(looks))
+    n = len(steps)
+    kind = np.full(n, CONTINUE)
+    none = np.zeros(n, int)
+    no = np.zeros(n, bool)
     kind[0] = FRESH
     rows = Rows(kind, np.arange(n), np.append(0, steps[:-1]), steps, ~no, np.ones(n))
     cached = np.append(False, look.evaluations(steps)[:-1] > 0)
@@ -219,7 +223,9 @@ def finish_cost(
     )
     if (guided := price.guided) is None:
         return Cost(int(calls.min())) + scored
-    step, cached, calls = np.atleast_1d(step), np.atleast_1d(cached), np.atleast_1d(calls)
+    step = np.atleast_1d(step)
+    cached = np.atleast_1d(cached)
+    calls = np.atleast_1d(calls)
     gradients_left = guided.before[-1] - guided.before[step] - has_gradient
     again = (
         cached & guided.at[step] & ~np.asarray(has_gradient)
@@ -228,7 +234,8 @@ def finish_cost(
     )
     least = np.lexsort((gradients_left, calls + again))[0]
     gradients = int(gradients_left[least])
-    backwards, asked = gradients if guided.through else 0, gradients * price.asked
+    backwards = gradients if guided.through else 0
+    asked = gradients * price.asked
     cost = Cost(int(again[least]), gradients, asked, gradients=gradients, backwards=backwards)
     return Cost(int(calls[least])) + scored + cost
 
@@ -299,8 +306,11 @@ def resolve(
 ) -> Plan:
     """The plan of a valid move (validate.py). Fresh seeds count up from `seed`; those of torch,
     uint64, wrap around."""
-    wanted, now = move.rows, len(particles)
-    kind, parent, near = wanted.kind, wanted.parent, np.full(len(move), -1)
+    wanted = move.rows
+    now = len(particles)
+    kind = wanted.kind
+    parent = wanted.parent
+    near = np.full(len(move), -1)
     if np.count_nonzero(siblings := kind == NEAR):
         near = np.where(siblings, parent, -1)
         parent = np.where(siblings, particles.parent[parent], parent)
@@ -309,7 +319,8 @@ def resolve(
         kind = kind.copy()
         kind[same[~first_ones(parent[same], now)]] = BRANCH
     rows = Rows(kind, parent, wanted.start, wanted.stop, wanted.score, wanted.share)
-    new, fresh = kind != CONTINUE, kind == FRESH
+    new = kind != CONTINUE
+    fresh = kind == FRESH
     uid = np.where(new, now - 1 + new.cumsum(), parent)
     index = particles.seeds - 1 + fresh.cumsum()
     seeds = np.uint64(seed) + index.astype(np.uint64)
@@ -330,11 +341,10 @@ def owned_gradients(plan: Plan, particles: Particles, guided: BoolArray) -> Bool
     to have the gradient because a sibling that moves on pays for it: all children of one particle
     share it.
     """
-    rows, here = plan.rows, goes_on(plan.rows)
-    stays, goes = (
-        here & (rows.stop == rows.start),
-        here & (rows.stop > rows.start) & guided[rows.start],
-    )
+    rows = plan.rows
+    here = goes_on(plan.rows)
+    stays = here & (rows.stop == rows.start)
+    goes = here & (rows.stop > rows.start) & guided[rows.start]
     if not stays.any():
         return np.zeros(len(plan), bool)
     parent = np.where(here, rows.parent, 0)
@@ -353,7 +363,8 @@ def unspent(
     row_of = {uid: i for i, uid in enumerate(plan.uid.tolist())}
     at = np.array([row_of[uid] for uid in cancelled.uids.tolist()], int)
     ran = (cancelled.cached & ~plan.paid[at]) | (cancelled.step > plan.rows.start[at])
-    whole, part = at[~ran], at[ran]
+    whole = at[~ran]
+    part = at[ran]
     # Gradients of finished images are the first thing that an engine does, so that they are spent.
     ascents = whole[plan.rows.kind[whole] == ASCEND]
     untouched = np.setdiff1d(whole, ascents)

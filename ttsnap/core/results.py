@@ -122,7 +122,8 @@ class Spent:
 
     def to_json(self) -> dict[str, object]:
         """As files keep it (PNG metadata, results.json)."""
-        counts, flops = self.cost.named(), self.flops_by
+        counts = self.cost.named()
+        flops = self.flops_by
         return {
             "nfe": self.nfe,
             "forward_passes": self.forward_passes,
@@ -182,7 +183,8 @@ class TracedMove(TypedDict):
     """Uids that a person dropped or finished with it, by DROP and FINISH."""
 
 
-DROP, FINISH = "drop", "finish"
+DROP = "drop"
+FINISH = "finish"
 """What a person may do to a candidate."""
 
 
@@ -333,7 +335,8 @@ class Result:
     def saturated(self) -> bool:
         """Whether more of the same budget would be nearly pointless: the second half of the
         finished images raised the best by less than 1 % of their spread."""
-        gain, done = self.spent.gain_of_second_half, self.particles.finished
+        gain = self.spent.gain_of_second_half
+        done = self.particles.finished
         value = self.particles.value(np.flatnonzero(done))
         value = value[np.isfinite(value)]
         return gain is not None and bool(gain < 0.01 * (value.max() - value.min()) + 1e-12)

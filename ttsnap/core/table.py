@@ -17,7 +17,8 @@ class ParticleTable:
 
     def __init__(self, steps: int, rewards: int, selection: Selection) -> None:
         self._selection = selection
-        self._n, self._owing = 0, False
+        self._n = 0
+        self._owing = False
         self._seed = np.empty(0, np.uint64)
         self._ints = np.empty((3, 0), int)  # parent, step, scored
         self._flags = np.empty((3, 0), bool)  # cached, alive, has_gradient
@@ -29,8 +30,11 @@ class ParticleTable:
 
     def _seen(self, ints: IntArray, flags: BoolArray) -> Particles:
         n = self._n
-        ints, flags, seed = ints[:, :n], flags[:, :n], self._seed[:n]
-        scores, ratio = self._scores[:n], self._ratio[:n]
+        ints = ints[:, :n]
+        flags = flags[:, :n]
+        seed = self._seed[:n]
+        scores = self._scores[:n]
+        ratio = self._ratio[:n]
         for array in (seed, ints, flags, scores, ratio):
             array.flags.writeable = False
         seen = (seed, ints[0], ints[1], flags[0], flags[1], scores, ints[2])
@@ -70,7 +74,8 @@ class ParticleTable:
         self._flags[2, uids] = has_gradient
 
     def _add(self, parents: IntArray, seeds: IntArray) -> None:
-        n, more = self._n, len(parents)
+        n = self._n
+        more = len(parents)
         if n + more > self._ints.shape[1]:
             room = max(n, more)
             self._seed = np.concatenate([self._seed, np.empty(room, np.uint64)])

@@ -67,7 +67,8 @@ NEED_OF: dict[int, Need] = {
 def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm) -> None:
     """ValueError where a move is not possible: an algorithm's bug, caught before it costs
     anything."""
-    who, rows = type(algorithm).__name__, move.rows
+    who = type(algorithm).__name__
+    rows = move.rows
     _check_columns(move, who)
     own = rows.kind != FRESH
     if np.count_nonzero((rows.parent >= len(particles)) | (own & (rows.parent < 0))):

@@ -51,7 +51,8 @@ class Table:
     """The parts of a board as HTML: the one band of a drawing."""
 
     def __init__(self, view: View, drawing: Drawing) -> None:
-        self.view, self.drawing = view, drawing
+        self.view = view
+        self.drawing = drawing
         shown = sorted(drawing.cells.values(), key=lambda cell: cell.row)
         self.feet = {cell.led: cell.look for cell in shown}
 
@@ -92,7 +93,8 @@ class Table:
             return about, "&nbsp;"
         score = "failed" if math.isnan(cell.score.value) else short(cell.score.value)
         about += f", step {cell.look[1]}: {score}{answered(cell.score)}"
-        asked, answers = self.view.course.asked, cell.score.answers
+        asked = self.view.course.asked
+        answers = cell.score.answers
         marks = (verdict(met) for name, met in answers.items() if name not in asked)
         return about + " · pruned here" * cell.dim, score + "".join(marks)
 

@@ -91,7 +91,9 @@ class Scale:
     tick to the top."""
 
     def __init__(self, right: float, low: float, high: float) -> None:
-        self.right, self.low, self.high = right, low, high
+        self.right = right
+        self.low = low
+        self.high = high
 
     def x(self, value: float) -> float:
         """Percent from the left."""
@@ -111,7 +113,8 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     raw = span / most
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(times * unit for times in (1, 2, 2.5, 5, 10) if times * unit >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, max(last, first + 1) + 1)]
 
 
@@ -124,7 +127,9 @@ class Plot:
     """The marks of one search. kind: its colour's number. steps: K of its grid."""
 
     def __init__(self, kind: int, steps: int, scale: Scale) -> None:
-        self.kind, self.steps, self.scale = kind, steps, scale
+        self.kind = kind
+        self.steps = steps
+        self.scale = scale
 
     def stroke(self, mark: Score) -> str:
         """The class of a dot."""

@@ -76,8 +76,10 @@ def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -
     None.
     """
     fields = {**dict.fromkeys(FIELDS), **fields}
-    algorithm, guidance = fields["algorithm"], fields["guidance"]
-    negative, data = fields["negative"], fields["picture"]
+    algorithm = fields["algorithm"]
+    guidance = fields["guidance"]
+    negative = fields["negative"]
+    data = fields["picture"]
     if not isinstance(algorithm, str) or algorithm not in OFFERED:
         raise FieldError("algorithm", unknown("algorithm", algorithm, OFFERED))
     if guidance is not None and guidance != "":
@@ -125,7 +127,8 @@ def examples(offer: ServingCatalog) -> list[dict[str, Any]]:
     others = [name for name in MODELS if name != offer.model] if offer.any_model else []
     found = []
     for name in (offer.model, *others):
-        shown, own = MODELS[name].showcase, MODELS[name].rewards[0]
+        shown = MODELS[name].showcase
+        own = MODELS[name].rewards[0]
         if shown is not None and (own in offer.rewards or name == offer.model):
             draft = offer.drafts_first and offer.defaults(name).draft is not None
             given = {"prompt": shown.prompt, "budget": shown.budget, "seed": shown.seed}
@@ -156,7 +159,8 @@ def task_of(request: SearchRequest) -> str | None:
 
 def aspect_of(request: Prepared | SearchRequest) -> float:
     """The width of its images by their height; 1 where the call does not say."""
-    width, height = request.engine.call.get("width"), request.engine.call.get("height")
+    width = request.engine.call.get("width")
+    height = request.engine.call.get("height")
     return width / height if width and height else 1.0
 
 

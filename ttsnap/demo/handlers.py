@@ -187,7 +187,8 @@ def _shown(frame: Frame) -> tuple[Any, ...]:
 def _failed(error: Exception) -> tuple[str, gr.Error]:
     """A stage of the error, and the error for callers of the API. Of a failure inside only the kind
     is said, as its text may tell too much; it is logged."""
-    title, text = "That cannot be searched", str(error)[:1500]
+    title = "That cannot be searched"
+    text = str(error)[:1500]
     if not isinstance(error, ValueError):
         logger.error("a search failed", exc_info=error)
         title = "The search failed"

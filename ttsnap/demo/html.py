@@ -13,7 +13,10 @@ from PIL import Image
 from ttsnap.results.course import Score
 from ttsnap.results.media import data_uri, still
 
-TINY, SMALL, LARGE, FULL = 64, 128, 512, 1024
+TINY = 64
+SMALL = 128
+LARGE = 512
+FULL = 1024
 """Most pixels a side: of squares as large as sharp pictures, on the board, of the best so far, of
 the winner."""
 RIGHT = "right"

@@ -25,7 +25,8 @@ from ttsnap.loop.search import search as search_dry
 from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.results.record import SearchRecord
 
-LOOKS, MOST_ROWS = 40, 16
+LOOKS = 40
+MOST_ROWS = 16
 """Batches of a search, and candidates in each, on a CPU: larger batches gain little there, and show
 less."""
 UNSPENT = 0.1
@@ -106,7 +107,8 @@ class LiveSearches(SearchThread):
             thread.join()
 
     def _search(self, place: int, search: RunningSearch, turns: Turns) -> None:
-        request, view = search.request, search.view
+        request = search.request
+        view = search.view
         judge = self.models.judge(request.prompt.text, request.request.model)
 
         def listen(event: Event) -> None:
@@ -150,7 +152,8 @@ class LiveSearches(SearchThread):
 
     def _end(self, search: RunningSearch, result: Result, record: SearchRecord) -> None:
         """Show the result: the ledger has the last word on spending, the result on the winner."""
-        search.result, search.record = result, record
+        search.result = result
+        search.record = record
         view = search.view
         view.course.end(result)
         notes = [*result.warnings]
@@ -182,7 +185,8 @@ def _rows(pipe: Any, budget: Budget) -> int | None:
 def why_unspent(request: Prepared, budget: Budget, grid: Grid, spent: Spent) -> str:
     """A sentence on the evaluations that a search left over; "" where they are few, or another cap
     held."""
-    allowed, algorithm = budget.nfe, request.request.label
+    allowed = budget.nfe
+    algorithm = request.request.label
     clock = spent.seconds / (budget.seconds or math.inf)
     if not allowed or max(clock, budget.share(spent.cost, spent.price)) > 1 - UNSPENT:
         return ""

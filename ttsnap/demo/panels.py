@@ -62,7 +62,8 @@ def _wipe(source: str, views: Sequence[View]) -> str:
     """The picture before, and over it the best image of the first view, with a wipe between."""
     if not source:
         return ""
-    before, after = f'<img src="{source}" alt="before">', views[0].best
+    before = f'<img src="{source}" alt="before">'
+    after = views[0].best
     if not after:
         return figure(f"<div>{before}</div>", "<span>before</span>", "tt-best tt-wipe")
     over = f'<img class="tt-after" src="{after}" alt="after">'
@@ -112,7 +113,8 @@ def _meters(view: View, place: int | None) -> str:
     Two searches have one clock, the evaluations: seconds would say which of them ran while the
     machine was busy.
     """
-    course, caps = view.course, view.allowed
+    course = view.course
+    caps = view.allowed
     nfe = round(course.nfe)
     if place is not None:
         cap = "" if caps.nfe is None else f" of {caps.nfe:,}"

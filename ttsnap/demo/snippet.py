@@ -50,7 +50,8 @@ def python_lines(
 
 def command_line(search: Prepared, budget: Budget | None = None) -> str:
     """The same by `ttsnap generate`."""
-    request, prompt = search.request, search.prompt.text
+    request = search.request
+    prompt = search.prompt.text
     arguments = _arguments(search, budget, [*WRITTEN, "strength"])
     if request.model != EMBEDDED:
         arguments["model"] = request.model

@@ -51,9 +51,11 @@ def stream(
         check_comparable(request)
     both = [request, baseline(request)] if compare else [request]
     worker = LiveSearches(both, models, limits, hand)
-    status, words = "starting", "The first scores are on their way."
+    status = "starting"
+    words = "The first scores are on their way."
     if models.lock.locked():
-        status, words = "waiting for the device", "Another search is on the device; yours is next."
+        status = "waiting for the device"
+        words = "Another search is on the device; yours is next."
     with worker:
         yield Frame(render_plain(request.prompt.text, words), status, fresh=True)
         yield from worker.frames(lambda: _frame(worker) if worker.searches else None, PERIOD)
@@ -71,7 +73,8 @@ def check_comparable(request: SearchRequest) -> None:
 
 def about(request: Prepared, *, both: bool = False) -> str:
     """A line on how a search, or both of a comparison, sample and score."""
-    sampler, steps = request.engine.sampler, request.call["num_inference_steps"]
+    sampler = request.engine.sampler
+    steps = request.call["num_inference_steps"]
     words = [title_of(request.request), f"model {request.request.model}", f"{steps} steps"]
     if sampler.kernel == "sde":
         noise = "noise is added at every step, so that branches differ"
@@ -84,15 +87,18 @@ def about(request: Prepared, *, both: bool = False) -> str:
 
 
 def _frame(worker: LiveSearches) -> Frame:
-    views, request = [search.view for search in worker.searches], worker.searches[0].request
+    views = [search.view for search in worker.searches]
+    request = worker.searches[0].request
     stage = render_stage(request.prompt.text, views, about(request, both=len(views) > 1))
     return Frame(stage, f"searching: {' and '.join(view.title for view in views)}")
 
 
 def _last(worker: LiveSearches, folder: Path) -> Frame:
     """The last frame, with files and what repeats the search."""
-    search, pipe = worker.searches[0], worker.pipe
-    request, budget = search.request, search.loop.budget
+    search = worker.searches[0]
+    pipe = worker.pipe
+    request = search.request
+    budget = search.loop.budget
     status, caveat = _ended(worker)
     dtype = str(pipe.dtype).removeprefix("torch.")
     return replace(

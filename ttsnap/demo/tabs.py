@@ -116,7 +116,8 @@ def _sent(value: Any) -> Any:
 
 def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
     """The settings below the prompt, by the names of FIELDS. preset: values of some of them."""
-    offer, limits = handlers.offer, handlers.limits
+    offer = handlers.offer
+    limits = handlers.limits
     defaults = offer.defaults(offer.model).call
     steps_now = defaults.get("num_inference_steps", 28)
     budget_now = preset.get("budget", BUDGETS[1])

@@ -47,7 +47,8 @@ class Models:
         The model before is let go first, so that both need not fit.
         """
         if self._name != (name, task):
-            self._name, self._pipe = None, None
+            self._name = None
+            self._pipe = None
             self._pipe = self.load(name, task=task)
             self._pipe.set_progress_bar_config(disable=True)
             self._name = name, task
@@ -65,14 +66,18 @@ class SearchThread(threading.Thread):
         stop: threading.Event,
     ) -> None:
         super().__init__(daemon=True, name="searches")
-        self.requests, self.models, self.limits, self.stop = requests, models, limits, stop
+        self.requests = requests
+        self.models = models
+        self.limits = limits
+        self.stop = stop
         self.lock = threading.Lock()
         """Held while what is shown changes, and while it is drawn."""
         self.pipe: Any = None
         self.late = False
         """Whether time was up before the work was done."""
         self.error: Exception | None = None
-        self._done, self._deadline = threading.Event(), float("inf")
+        self._done = threading.Event()
+        self._deadline = float("inf")
 
     def __enter__(self) -> None:
         self.start()

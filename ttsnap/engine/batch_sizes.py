@@ -46,7 +46,9 @@ class BatchSizes:
             raise ValueError(
                 f"batch sizes must be at least 1, got {batch_size} and {decode_batch_size}"
             )
-        self._sizes, self._find, self._stats = (batch_size, decode_batch_size), find, stats
+        self._sizes = (batch_size, decode_batch_size)
+        self._find = find
+        self._stats = stats
 
     @property
     def batch_size(self) -> int:
@@ -133,19 +135,17 @@ def sizes_for(
     if gauge is None:
         denoise = denoise or DEFAULT_BATCH
         return denoise, decode or denoise, Cost()
-    memo, key, spent = (
-        denoiser.memo(),
-        (
-            "batches",
-            scorer.names,
-            scorer.shown,
-            scorer.likeness and scorer.likeness.name,
-            denoise,
-            decode,
-            padded,
-        ),
-        Cost(),
+    memo = denoiser.memo()
+    key = (
+        "batches",
+        scorer.names,
+        scorer.shown,
+        scorer.likeness and scorer.likeness.name,
+        denoise,
+        decode,
+        padded,
     )
+    spent = Cost()
     if key not in memo:
         denoiser.encode(prompts[:1] or [Prompt("")])
         *memo[key], spent = fit_batches(denoiser, scorer, gauge, denoise, decode, padded=padded)
@@ -169,7 +169,8 @@ def fit_batches(
     padded: a network is compiled for each size that it is called with, so that only powers of two
         are tried and found.
     """
-    spent, tokens = Cost(), 0
+    spent = Cost()
+    tokens = 0
 
     def judge(n: int) -> None:
         nonlocal tokens
@@ -215,9 +216,13 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     preview = _again(lambda: denoiser.preview(latent).cpu()) if previews else 0.0
     drafts = denoiser.drafts
     draft = 0.0 if drafts is None else _again(lambda: _draft(denoiser, drafts))
-    finished, level = torch.zeros(1, device=image.device), torch.ones(1, device=image.device)
+    finished = torch.zeros(1, device=image.device)
+    level = torch.ones(1, device=image.device)
     sources = scorer.sources(torch.zeros(1, dtype=torch.long))
-    scoring, bases, calls, tokens = 0.0, 0.0, 2 * scorer.calls, 0
+    scoring = 0.0
+    bases = 0.0
+    calls = 2 * scorer.calls
+    tokens = 0
 
     def asked(reward: RewardModel, call: Call, x: Tensor, prompt: str, level: Tensor) -> None:
         nonlocal tokens

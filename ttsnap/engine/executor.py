@@ -43,14 +43,14 @@ class Executor:
         *,
         padded: bool,
     ) -> None:
-        self.noise, self.scorer, self.sizes, self.stats, self.padded = (
-            noise,
-            scorer,
-            sizes,
-            stats,
-            padded,
-        )
-        self.network, self.denoiser, self.prompts = network, noise.denoiser, noise.prompts
+        self.noise = noise
+        self.scorer = scorer
+        self.sizes = sizes
+        self.stats = stats
+        self.padded = padded
+        self.network = network
+        self.denoiser = noise.denoiser
+        self.prompts = noise.prompts
         self.peer = Peer(noise, stats, network.start_of(self.denoiser))
         self.watch = Stopwatch(("denoise", "decode", "reward", "gradient"))
         self.compiled: set[int] = (
@@ -102,7 +102,8 @@ class Executor:
         for row, (parent, share) in ascending:
             if parent.gradient is not None:
                 row.node.mixed_in = (*parent.mixed_in, Mixed(share, parent.gradient))
-                row.node.latent, row.ascends_from = self.noise.of(row.node), None
+                row.node.latent = self.noise.of(row.node)
+                row.ascends_from = None
                 self.noise.begun(row.node)
 
     def advance(self, rows: Sequence[Row], stepper: Stepper) -> None:
@@ -115,7 +116,8 @@ class Executor:
             for row, node, source in zip(
                 moving, self.noise.masked(stepper.step(moving)), sources, strict=True
             ):
-                row.node, node.step_noise = node, source
+                row.node = node
+                node.step_noise = source
         for row in rows:
             if row.at_stop:
                 row.look.begin(row.node)

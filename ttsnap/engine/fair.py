@@ -54,7 +54,8 @@ class FairShare(Generic[KeyT]):
 
     def weigh(self, key: KeyT, weight: float) -> None:
         """Its weight from now on."""
-        before, self.weights[key] = self.weights.get(key, 1.0), weight
+        before = self.weights.get(key, 1.0)
+        self.weights[key] = weight
         for tags in (self._waiting, self._served):
             if key in tags:
                 tags[key] = self.now + (tags[key] - self.now) * before / weight

@@ -48,11 +48,9 @@ class GradientStepper(Stepper):
 
     def __init__(self, kernel: Kernel, gradients: Differentiator, batch_size: int | None) -> None:
         super().__init__(gradients.denoiser, kernel)
-        self.gradients, self.tried, self.gradient_batch_size = (
-            gradients,
-            gradients.tried,
-            batch_size,
-        )
+        self.gradients = gradients
+        self.tried = gradients.tried
+        self.gradient_batch_size = batch_size
 
     def priced(self, price: Price) -> Price:
         rates = self.gradients.rates(price.flops)
@@ -89,10 +87,8 @@ class GuidedStepper(GradientStepper):
             Differentiator(denoiser, rewards, guidance.through, guidance.weights, shown),
             batch_size,
         )
-        self.guiding, self.through = (
-            GuidedKernel(kernel, guidance, self.grid),
-            guidance.through == "denoiser",
-        )
+        self.guiding = GuidedKernel(kernel, guidance, self.grid)
+        self.through = guidance.through == "denoiser"
         self.guided: GuidedSteps = GuidedSteps(guidance.steps(self.grid), self.through)
         self.row_bytes: int | None = None
 
@@ -100,7 +96,8 @@ class GuidedStepper(GradientStepper):
         """Measure what a row takes of memory, before a search, once; and what measuring took."""
         if self.row_bytes is not None:
             return Cost()
-        x, zero = self.denoiser.init_latents([rng.seeded(0)]), torch.zeros(1, dtype=torch.long)
+        x = self.denoiser.init_latents([rng.seeded(0)])
+        zero = torch.zeros(1, dtype=torch.long)
         self.row_bytes = saved_bytes(self.gradients, x, zero, zero, prompts[:1])
         gauge = gauge_of(self.denoiser.device)
         if self.gradient_batch_size is None and gauge is not None:
@@ -131,10 +128,8 @@ class GuidedStepper(GradientStepper):
         old = [node for node in nodes if node.prediction is not None]
         parts = [nodes] if self.through else [part for part in (new, old) if part]
         for part in parts:
-            x, k = (
-                torch.stack([node.x for node in part]),
-                torch.tensor([node.position for node in part]),
-            )
+            x = torch.stack([node.x for node in part])
+            k = torch.tensor([node.position for node in part])
             cond = prompts.rows(part)
             known = stacked(part)[1] if not self.through and part is old else None
             with_gradient = self.gradients(x, k, cond, prompts.texts(part), known)
@@ -150,15 +145,18 @@ class GuidedStepper(GradientStepper):
     def step(self, rows: Sequence[Row]) -> list[Node]:
         """Guided from guided steps, else plainly; each node knows the log ratio of the path so
         far."""
-        nodes, keys = [row.node for row in rows], [row.noise_source for row in rows]
+        nodes = [row.node for row in rows]
+        keys = [row.noise_source for row in rows]
         x, prediction, k = stacked(nodes)
-        moved, ratios = torch.empty_like(x), [node.log_ratio for node in nodes]
+        moved = torch.empty_like(x)
+        ratios = [node.log_ratio for node in nodes]
         guided = self.guided.at[k.numpy()]
         for at, follows in ((np.flatnonzero(~guided), False), (np.flatnonzero(guided), True)):
             if not len(at):
                 continue
             some = torch.from_numpy(at)
-            here, names = some.to(x.device), [keys[i] for i in at.tolist()]
+            here = some.to(x.device)
+            names = [keys[i] for i in at.tolist()]
             part = Prediction(prediction.out[here], prediction.x0[here])
             if follows:
                 gradient = torch.stack(
@@ -205,7 +203,8 @@ class AscentStepper(GradientStepper):
         batch_size: int | None = None,
         shown: Shown = Shown(),
     ) -> None:
-        denoiser, kernel = noise.denoiser, noise.kernel
+        denoiser = noise.denoiser
+        kernel = noise.kernel
         if kernel.stochastic or kernel.keeps_history or denoiser.grid.evals is not None:
             raise ValueError(
                 "climbing in initial noise needs a deterministic sampler without a history, and "
@@ -231,7 +230,8 @@ class AscentStepper(GradientStepper):
 
         0 where the gradient is 0 or not finite. And what that took.
         """
-        cond, none = prompts.rows(nodes), [None] * len(nodes)
+        cond = prompts.rows(nodes)
+        none = [None] * len(nodes)
         texts = prompts.texts(nodes)
         level = torch.zeros(len(nodes), device=noise.device)
         x = torch.stack([node.x for node in nodes])
@@ -265,7 +265,8 @@ class AscentStepper(GradientStepper):
 def _sideways(gradient: Tensor, noise: Tensor) -> Tensor:
     """The part of gradient (N, ...) at right angles to noise (N, ...), made as long as the noise
     is."""
-    g, x = gradient.flatten(1).double(), noise.flatten(1).double()
+    g = gradient.flatten(1).double()
+    x = noise.flatten(1).double()
     g = torch.where(g.isfinite().all(1, keepdim=True), g, 0.0)
     g = g - (g * x).sum(1, keepdim=True) / x.square().sum(1, keepdim=True) * x
     size = g.norm(dim=1)

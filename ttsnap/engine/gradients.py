@@ -147,8 +147,10 @@ class Differentiator:
     def seconds(self, forward: Rates) -> tuple[Rates, Cost]:
         """With the price of backward passes in seconds, timed on one row, and what timing them
         took."""
-        x, zero = self.denoiser.init_latents([seeded(0)]), torch.zeros(1, dtype=torch.long)
-        example, through = self.rewards[0][1].example, self.through == "denoiser"
+        x = self.denoiser.init_latents([seeded(0)])
+        zero = torch.zeros(1, dtype=torch.long)
+        example = self.rewards[0][1].example
+        through = self.through == "denoiser"
         begin = time.perf_counter()
         self(x, zero, zero, [example])
         whole = time.perf_counter() - begin
@@ -162,7 +164,8 @@ class Differentiator:
         """(N, 1, ...) d E[x0 | x_t] / d x_t at steps k (N,) for standard normal data: alpha /
         (alpha^2 + sigma^2)."""
         t = self.denoiser.times[k]
-        a, s = self.denoiser.path.alpha(t), self.denoiser.path.sigma(t)
+        a = self.denoiser.path.alpha(t)
+        s = self.denoiser.path.sigma(t)
         return rows(a / (a**2 + s**2), like)
 
     def value(self, x0: Tensor, cond: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:

@@ -79,21 +79,19 @@ class LiveEngine(Engine):
         self.network = SharedDenoiser(denoiser) if network is None else network
         if network is not None:
             network.welcome(denoiser, guided=guidance is not None)
-        self.denoiser, self.rewards, self.grid = (
-            denoiser,
-            make_rewards(tuple(rewards)),
-            denoiser.grid,
-        )
+        self.denoiser = denoiser
+        self.rewards = make_rewards(tuple(rewards))
+        self.grid = denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
-        self.calibration_cost, self.draft_calls = (
-            Cost(),
-            0 if denoiser.drafts is None else denoiser.drafts.calls,
-        )
+        self.calibration_cost = Cost()
+        self.draft_calls = 0 if denoiser.drafts is None else denoiser.drafts.calls
         # Parts hold their owner weakly: an engine that is dropped goes at once, with its tensors
         # and networks, where a cycle waits for a full collection, which in a service is rare.
-        me, network = proxy(self), proxy(self.network)
+        me = proxy(self)
+        network = proxy(self.network)
         prompts = EncodedPrompts(self.network.denoiser, lambda: network.encode())
-        self.noise, self.store = InitialNoise(denoiser, self.kernel, prompts), Store()
+        self.noise = InitialNoise(denoiser, self.kernel, prompts)
+        self.store = Store()
         self.stats: dict[str, int] = defaultdict(int)
         given = options.batch_size, options.decode_batch_size
         self._sizes = BatchSizes(
@@ -108,13 +106,15 @@ class LiveEngine(Engine):
             frames=options.frames,
             features=options.features,
         )
-        self.reward_names, self.keep = self.scorer.names, tuple(options.keep)
+        self.reward_names = self.scorer.names
+        self.keep = tuple(options.keep)
         self.executor = Executor(
             self.network, self.noise, self.scorer, self._sizes, self.stats, padded=options.padded
         )
         self.scheduler: Scheduler[Row] = Scheduler(FairTurns() if options.fair else None)
         self.later: Later | None = Background().submit
-        self.asked, self._arrived = Asked(), list[Outcome]()
+        self.asked = Asked()
+        self._arrived = list[Outcome]()
         self.row_builder = RowBuilder(self.noise, self.store)
         self.gradient_batch_size = options.gradient_batch_size
         self.stepper = Stepper(denoiser, self.kernel)
@@ -246,7 +246,8 @@ class LiveEngine(Engine):
         self.stepper = AscentStepper(
             self.noise, self.rewards, gradient, self.gradient_batch_size, self.scorer.shown
         )
-        self.calibration_cost, self._price = self.calibration_cost + self.stepper.tried, None
+        self.calibration_cost = self.calibration_cost + self.stepper.tried
+        self._price = None
 
     # --- plans ------------------------------------------------------------------------------------
 
@@ -294,7 +295,8 @@ class LiveEngine(Engine):
         self.store.remove(job, uids)
 
     def arrived(self) -> list[Outcome]:
-        told, self._arrived = self._arrived, []
+        told = self._arrived
+        self._arrived = []
         return told
 
     @torch.no_grad()
@@ -320,7 +322,8 @@ class LiveEngine(Engine):
             raise
 
     def _tick(self) -> None:
-        scheduler, executor = self.scheduler, self.executor
+        scheduler = self.scheduler
+        executor = self.executor
         executor.ascend(scheduler.going, self.stepper)
         executor.advance(scheduler.going, self.stepper)
         if self.asked and self._wait_for_scores():
@@ -380,7 +383,8 @@ class LiveEngine(Engine):
 
     def _end_scores(self, begun: BegunScores) -> None:
         """These rows are done once they have their scores."""
-        scored, rows = self.executor.end_scores(begun), begun.rows
+        scored = self.executor.end_scores(begun)
+        rows = begun.rows
         self.scheduler.leave(rows)
         self._arrived += [
             scored.added_to(self._rest(job, [rows[i] for i in at]), at, latents=bool(self.keep))
@@ -394,7 +398,8 @@ class LiveEngine(Engine):
         So all batches of one prompt are as if rewards were asked at once. Where jobs take turns,
         what is there is told, and waited for is only where nothing goes on.
         """
-        scheduler, before = self.scheduler, len(self.asked)
+        scheduler = self.scheduler
+        before = len(self.asked)
         alone = self.asked.jobs - {row.job for row in (*scheduler.going, *scheduler.arrived)}
         lacking = not scheduler.going
         if scheduler.turns is None:
@@ -431,10 +436,8 @@ class LiveEngine(Engine):
         move."""
         for row in rows:
             self.store[job, row.uid] = Particle(row.node, row.key)
-        where, report = (
-            [row.node.step(self.grid) for row in rows],
-            self.stepper.report([row.node for row in rows]),
-        )
+        where = [row.node.step(self.grid) for row in rows]
+        report = self.stepper.report([row.node for row in rows])
         return Outcome(
             job,
             uids=np.array([row.uid for row in rows], int),

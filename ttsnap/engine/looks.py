@@ -76,7 +76,8 @@ class DraftRun(LookRun):
     scores = True
 
     def __init__(self, calls: int, level: float) -> None:
-        self._calls, self._level = calls, level
+        self._calls = calls
+        self._level = level
         self._beside: Node | None = None
 
     def begin(self, here: Node) -> None:

@@ -38,7 +38,9 @@ class InitialNoise:
     """
 
     def __init__(self, denoiser: Denoiser, kernel: Kernel, prompts: EncodedPrompts) -> None:
-        self.denoiser, self.kernel, self.prompts = denoiser, kernel, prompts
+        self.denoiser = denoiser
+        self.kernel = kernel
+        self.prompts = prompts
         self.device: torch.device | None = None
         """Where latents are; None before there are any."""
         self.starter = denoiser.starter
@@ -175,10 +177,8 @@ class InitialNoise:
         """These nodes, which have just come to where they are, with what the call keeps from being
         changed."""
         if Capability.MASK in self.denoiser.can:
-            x, at = (
-                torch.stack([node.x for node in nodes]),
-                torch.tensor([node.position for node in nodes]),
-            )
+            x = torch.stack([node.x for node in nodes])
+            at = torch.tensor([node.position for node in nodes])
             for node, latent in zip(
                 nodes, self.denoiser.apply_mask(x, at, self.prompts.rows(nodes)), strict=True
             ):

@@ -31,7 +31,8 @@ class EncodedPrompts:
     """
 
     def __init__(self, denoiser: Denoiser, encode: Callable[[], None]) -> None:
-        self.denoiser, self.encode = denoiser, encode
+        self.denoiser = denoiser
+        self.encode = encode
         self.clear()
 
     def clear(self) -> None:

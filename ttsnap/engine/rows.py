@@ -159,12 +159,11 @@ class RowBuilder:
         return rows
 
     def _row(self, job: int, plan: Plan, i: int) -> Row:
-        denoiser, stop, score = (
-            self.noise.denoiser,
-            int(plan.rows.stop[i]),
-            bool(plan.rows.score[i]),
-        )
-        begun, grid = self.beginning(job, plan, i), denoiser.grid
+        denoiser = self.noise.denoiser
+        stop = int(plan.rows.stop[i])
+        score = bool(plan.rows.score[i])
+        begun = self.beginning(job, plan, i)
+        grid = denoiser.grid
         node = begun.node
         if node.prediction is None and node.step(grid)[0] == stop and not score:
             # Siblings may use this node's evaluation in this move; this row pays for its own later
@@ -188,7 +187,9 @@ class RowBuilder:
 
     def beginning(self, job: int, plan: Plan, i: int) -> Beginning:
         """How row i of a plan starts: a case for each kind of row."""
-        kind, parent, seed = Kind(plan.rows.kind[i]), int(plan.rows.parent[i]), int(plan.seed[i])
+        kind = Kind(plan.rows.kind[i])
+        parent = int(plan.rows.parent[i])
+        seed = int(plan.seed[i])
         if kind == Kind.FRESH:  # the noise of its seed is drawn when the network is to see it
             return Beginning(Node(job, seed, 0, place=int(plan.place[i])), (seed, 0))
         (node, own), share = self.store[job, parent], float(plan.rows.share[i])
@@ -219,7 +220,8 @@ class RowBuilder:
         """The parent's latent, noised forward to the earlier step `start`: an exact draw of q(x_s |
         x_t)."""
         denoiser = self.noise.denoiser
-        t, s = denoiser.times[[parent.position]], denoiser.times[[start]]
+        t = denoiser.times[[parent.position]]
+        s = denoiser.times[[start]]
         x = forward(denoiser.path, parent.x[None], t, s, [key])[0]
         return self.noise.masked(
             [Node(parent.job, parent.seed, start, x, mixed_in=parent.mixed_in)]

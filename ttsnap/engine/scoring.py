@@ -78,7 +78,9 @@ class SmallCopies:
     for."""
 
     def __init__(self, images: Sequence[Tensor | None], rows: Sequence[int]) -> None:
-        self._images, self._rows, self._copies = images, rows, dict[int, Tensor]()
+        self._images = images
+        self._rows = rows
+        self._copies = dict[int, Tensor]()
 
     def __getitem__(self, row: int) -> Tensor:
         for rows in _alike(self._images, self._rows):
@@ -86,7 +88,8 @@ class SmallCopies:
                 [None if each is None else thinned(each) for each in self._images], rows
             )
             self._copies.update(zip(rows, small.cpu(), strict=True))
-        self._images, self._rows = (), ()
+        self._images = ()
+        self._rows = ()
         return self._copies[row]
 
 
@@ -174,7 +177,9 @@ class RowScorer:
         self.names = tuple(name for r in rewards for name in r.names)
         if preview and Capability.PREVIEW not in denoiser.can:
             raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
-        self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
+        self.denoiser = denoiser
+        self.rewards = tuple(rewards)
+        self.grid = grid
         self.likeness = make_likeness(features, self.rewards, denoiser.device)
         self.shown = shown_of(denoiser, frames)
         self.shown.check(rewards)
@@ -193,7 +198,8 @@ class RowScorer:
 
     def price(self, denoiser: Denoiser) -> Price:
         """What plain steps of this denoiser take, with drafts and scores, in FLOPs."""
-        costs, drafts = denoiser.costs(), denoiser.drafts
+        costs = denoiser.costs()
+        drafts = denoiser.drafts
         per_draft = 0 if drafts is None else drafts.passes
         # Of a reward call on average over those of a score.
         reward = sum(r.flops * self.shown.seen(r) for r in self.rewards) / self.calls
@@ -267,10 +273,8 @@ class RowScorer:
                 latents, prompts.rows([row.node for row in batch]), last, early
             )
         with watch("reward", latents.device):
-            texts, sources = (
-                prompts.texts(batch),
-                self.sources(prompts.rows([row.node for row in batch])),
-            )
+            texts = prompts.texts(batch)
+            sources = self.sources(prompts.rows([row.node for row in batch]))
             asked = RewardBatch(
                 batch, latents, images, texts, torch.tensor(levels, device=latents.device), sources
             )
@@ -307,8 +311,10 @@ class RowScorer:
 
     def end(self, begun: BegunScores) -> ScoredRows:
         """Wait for the scores. A lack of memory of a reward that was asked later is raised."""
-        n, finished = len(begun.rows), np.array([row.last for row in begun.rows])
-        scores, taken = np.full((n, len(self.names)), np.nan), np.zeros(n, int)
+        n = len(begun.rows)
+        finished = np.array([row.last for row in begun.rows])
+        scores = np.full((n, len(self.names)), np.nan)
+        taken = np.zeros(n, int)
         causes: dict[str, str | None] = {}
         for reward in self.rewards:
             answer = begun.columns[reward.name]
@@ -356,13 +362,14 @@ class RowScorer:
     def _columns(self, reward: RewardModel, of: RewardBatch) -> Columns:
         """A reward's answer: estimates in its own space, the rest decoded. It may still be on the
         device."""
-        n, ahead = (
-            len(of.batch),
-            [i for i, row in enumerate(of.batch) if reward.estimates != "pixels" and not row.last],
-        )
+        n = len(of.batch)
+        ahead = [
+            i for i, row in enumerate(of.batch) if reward.estimates != "pixels" and not row.last
+        ]
         seen = [i for i in range(n) if i not in set(ahead)]
         width = len(reward.names)
-        tokens, errors = np.zeros(n, int), dict[str, Exception]()
+        tokens = np.zeros(n, int)
+        errors = dict[str, Exception]()
         found: list[tuple[list[int], Tensor | FloatArray]] = []
 
         def score(rows: list[int], call: Call, x: Tensor) -> None:

@@ -82,7 +82,8 @@ class SharedDenoiser:
     def fill_from_peers(self, host: Peer, room: int) -> list[PendingEval]:
         """At most `room` nodes of other engines, which fill up a batch of this one; whose come
         first goes round."""
-        peers, found = list(self.peers), list[PendingEval]()
+        peers = list(self.peers)
+        found = list[PendingEval]()
         at = peers.index(host)
         for peer in (*peers[at + 1 :], *peers[:at]):
             if len(found) < room:

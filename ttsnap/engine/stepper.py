@@ -48,7 +48,9 @@ class Stepper:
     one."""
 
     def __init__(self, denoiser: Denoiser, kernel: Kernel) -> None:
-        self.denoiser, self.kernel, self.grid = denoiser, kernel, denoiser.grid
+        self.denoiser = denoiser
+        self.kernel = kernel
+        self.grid = denoiser.grid
 
     def priced(self, price: Price) -> Price:
         """This price, with that of gradients in FLOPs."""
@@ -73,7 +75,8 @@ class Stepper:
     def step(self, rows: Sequence[Row]) -> list[Node]:
         """The nodes to which these rows, whose nodes are evaluated, go in one step."""
         x, prediction, k = stacked([row.node for row in rows])
-        keys, states = [row.noise_source for row in rows], [row.node.kernel_state for row in rows]
+        keys = [row.noise_source for row in rows]
+        states = [row.node.kernel_state for row in rows]
         moved, states_after = self.kernel.step(x, prediction, k, keys, states)
         return [
             row.node.after_step(latent, state)

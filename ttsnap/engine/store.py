@@ -118,7 +118,8 @@ class Node:
         """The same latent, with an evaluation of its own."""
         own = self.latent, self.guess, self.kernel_state, self.place
         node = Node(self.job, self.seed, self.position, *own, mixed_in=self.mixed_in)
-        node.step_noise, node.log_ratio = self.step_noise, self.log_ratio
+        node.step_noise = self.step_noise
+        node.log_ratio = self.log_ratio
         node.batches = self.batches
         return node
 
@@ -126,7 +127,8 @@ class Node:
 def stacked(nodes: Sequence[Node]) -> tuple[Tensor, Prediction, Tensor]:
     """x (N, ...), predictions and positions (N,) of nodes that have been evaluated."""
     predictions = [node.prediction for node in nodes if node.prediction is not None]
-    out, x0 = torch.stack([p.out for p in predictions]), torch.stack([p.x0 for p in predictions])
+    out = torch.stack([p.out for p in predictions])
+    x0 = torch.stack([p.x0 for p in predictions])
     return (
         torch.stack([node.x for node in nodes]),
         Prediction(out, x0),

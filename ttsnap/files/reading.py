@@ -24,7 +24,9 @@ from PIL import Image, UnidentifiedImageError
 
 from ttsnap.files.settings import Json
 
-JSON_BYTES, PICTURE_BYTES, TENSOR_BYTES = 64 * 2**20, 2**28, 2**33
+JSON_BYTES = 64 * 2**20
+PICTURE_BYTES = 2**28
+TENSOR_BYTES = 2**33
 PIXELS = 2**26
 """Most pixels of a picture (8192 x 8192): a small file may say that it holds thousands of
 millions."""

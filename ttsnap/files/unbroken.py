@@ -20,7 +20,8 @@ class Unbroken:
     """What follows a signal, in words."""
 
     def __enter__(self) -> Any:
-        self._number, main = 0, threading.current_thread() is threading.main_thread()
+        self._number = 0
+        main = threading.current_thread() is threading.main_thread()
         self._before = {
             n: signal.signal(n, self._wait) for n in (signal.SIGINT, signal.SIGTERM) if main
         }

@@ -197,14 +197,17 @@ class Cap:
 
     def task(self, keep: int = 1, shared: bool = False) -> Task:
         """The task of one search."""
-        grid, price, rates = self.engine.grid, self.engine.price, self.rates
+        grid = self.engine.grid
+        price = self.engine.price
+        rates = self.rates
         scoring = price.calls(len(self.engine.reward_names)) * rates.reward_calls
         features = price.features * rates.features
         pixels = rates.pixels(price.estimates) + (features if price.estimates != "nothing" else 0.0)
         check = None if price.estimates == "decode" else (pixels + scoring) / self.unit
         calls = self.engine.draft_calls
         score = (rates.decodes + scoring + features + price.bases * rates.base_calls) / self.unit
-        allowance, draft = self.amount / self.unit, rates.draft_calls / self.unit if calls else 0.0
+        allowance = self.amount / self.unit
+        draft = rates.draft_calls / self.unit if calls else 0.0
         return Task(grid, keep, allowance, score, shared, check, calls, draft, price.start)
 
     def evaluations(self, cost: Cost) -> float:
@@ -214,7 +217,8 @@ class Cap:
 
 def tightest(budget: Budget, engine: Engine) -> Cap:
     """The cap that a search under `budget` plans by."""
-    price, rewards = engine.price, len(engine.reward_names)
+    price = engine.price
+    rewards = len(engine.reward_names)
     by_passes = Rates(nfe=1.0, draft_calls=price.nfe_per_draft)
     caps = [(float(budget.nfe), by_passes, Budget())] if budget.nfe is not None else []
     for amount, most, rates, unheld in (

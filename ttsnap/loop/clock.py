@@ -17,7 +17,8 @@ from ttsnap.core.plans import Plan
 from ttsnap.core.protocols import Engine
 
 Work: TypeAlias = FloatArray
-NEWEST, OUTLIER = 0.2, 3.0
+NEWEST = 0.2
+OUTLIER = 3.0
 """The weight of the last batch in what work is expected to take; how many times that is believed of
 one batch."""
 LATE = 0.03
@@ -79,12 +80,10 @@ class Pace:
         self, engine: Engine, rates: Rates, watch: RequestClock, plan: Sequence[PlannedMove] = ()
     ) -> None:
         """plan: the moves of one prompt, where they are known."""
-        self.rates, self.engine, self.watch, self.plan = (
-            np.array([*rates.amounts(), rates.call]),
-            engine,
-            watch,
-            plan,
-        )
+        self.rates = np.array([*rates.amounts(), rates.call])
+        self.engine = engine
+        self.watch = watch
+        self.plan = plan
         self.ahead: Work = np.zeros(len(KINDS) + 1)
         """What is under way."""
         self._at: float | None = None
@@ -140,11 +139,14 @@ class Pace:
         way."""
         work = share * np.array([*ran.amounts(), float(ran.nfe + ran.draft_calls > 0)])
         self.ahead = np.maximum(self.ahead - work, 0.0) * waits
-        taken, now = self.rates * work, self.watch.clock()
+        taken = self.rates * work
+        now = self.watch.clock()
         expected = float(taken.sum())
         if expected > 0:  # else its time counts with that of the next one
             took = (now - (self.watch.begin if self._at is None else self._at)) / expected
-            self._batches, self._known, self._at = self._batches + 1, self._known | (work > 0), now
+            self._batches = self._batches + 1
+            self._known = self._known | (work > 0)
+            self._at = now
             newest = max(NEWEST, 1 / (1 + self._batches))
             # What did not run yet is taken to be as much slower as what did.
             part = np.where(self._known, taken / expected, 1.0)

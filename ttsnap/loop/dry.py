@@ -33,12 +33,10 @@ class DryEngine(Engine):
         price: Price | None = None,
         draft_calls: int = 0,
     ) -> None:
-        self.grid, self.reward_names, self.offers, self.price = (
-            grid,
-            reward_names,
-            offers,
-            price or Price(),
-        )
+        self.grid = grid
+        self.reward_names = reward_names
+        self.offers = offers
+        self.price = price or Price()
         self.draft_calls = draft_calls
         self._done: list[Outcome] = []
         self._rng = np.random.default_rng(0)
@@ -64,7 +62,8 @@ class DryEngine(Engine):
         return sum(len(outcome.uids) for outcome in self._done)
 
     def tick(self) -> list[Outcome]:
-        done, self._done = self._done, []
+        done = self._done
+        self._done = []
         return done
 
     def cancel(self, job: int) -> Outcome:

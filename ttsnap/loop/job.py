@@ -24,7 +24,8 @@ from ttsnap.loop.by_hand import Said, of
 from ttsnap.loop.ledger import Ledger
 
 logger = logging.getLogger(__name__)
-MOST_SPARE, MOST_HELD = 2**30, 2**32
+MOST_SPARE = 2**30
+MOST_HELD = 2**32
 """Bytes of finished images or videos of one prompt above which only those are held that may still
 be returned, and above which no more than will be: one video may take 400 MB."""
 MOST_SEEDS = 4096
@@ -169,11 +170,13 @@ class Job:
 
     def move_ends(self) -> None:
         """No more rows of its algorithm's last move are begun."""
-        self.moves, self.begun = self.moves + 1, 0
+        self.moves = self.moves + 1
+        self.begun = 0
 
     def begin(self, plan: Plan) -> None:
         """A plan was charged and is about to run."""
-        self.plan, self.waiting = plan, len(plan)
+        self.plan = plan
+        self.waiting = len(plan)
         rows = plan.rows
         self.trace.append(
             {
@@ -214,7 +217,8 @@ class Job:
         self._note_failures(outcome)
         for i in np.flatnonzero(outcome.step == end).tolist():
             self.images[uids[i]] = outcome.images[i]
-        keep, most = self.particles.selection.keep, self.particles.selection.candidates
+        keep = self.particles.selection.keep
+        most = self.particles.selection.candidates
         if len(self.images) > most and (
             len(self.images) > most + 3 * keep + 32 or self._held > MOST_SPARE
         ):
@@ -269,7 +273,8 @@ class Job:
     def _note_failures(self, outcome: Outcome) -> None:
         failed = [i for i, error in enumerate(outcome.errors) if error is not None]
         if failed and not self.failures:
-            uid, step = int(outcome.uids[failed[0]]), int(outcome.step[failed[0]])
+            uid = int(outcome.uids[failed[0]])
+            step = int(outcome.step[failed[0]])
             where = f"particle {uid} (seed {self.particles.seed[uid]}) at step {step}"
             self.warnings.append(
                 Notice(

@@ -23,7 +23,9 @@ class Ledger:
     def __init__(self, budget: Budget, price: Price, parent: Ledger | None = None) -> None:
         if budget.images is not None:
             raise ValueError(f"budget {budget} must be counted on a grid first (Budget.on)")
-        self.budget, self.price, self.parent = budget, price, parent
+        self.budget = budget
+        self.price = price
+        self.parent = parent
         self.spent = Cost()
         self.reserve = Cost()
 
@@ -68,8 +70,10 @@ class Ledger:
         self._set(self.spent, Cost())
 
     def _set(self, spent: Cost, reserve: Cost) -> None:
-        before, more = self.reserve, spent - self.spent
-        self.spent, self.reserve = spent, reserve
+        before = self.reserve
+        more = spent - self.spent
+        self.spent = spent
+        self.reserve = reserve
         if self.parent is not None:
             self.parent._set(self.parent.spent + more, self.parent.reserve - before + self.reserve)
 
@@ -89,7 +93,8 @@ def reserve_after(plan: Plan, particles: Particles, engine: Engine) -> Cost:
     The nearest may be one that the plan advances, one that rests, or a fresh seed.
     """
     grid = engine.grid
-    rows, last = plan.rows, plan.rows.stop == grid.steps
+    rows = plan.rows
+    last = plan.rows.stop == grid.steps
     if np.count_nonzero(particles.finished) or np.count_nonzero(rows.score & last):
         return Cost()
     resting = particles.alive.copy()

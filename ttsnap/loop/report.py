@@ -16,7 +16,8 @@ from ttsnap.loop.request import TIMED, RunningRequest
 def report(request: RunningRequest, engine: Engine, usage: RunUsage) -> list[Result]:
     """A Result for each job of a request that is done. usage: what the run used besides
     (profiling/meter.py)."""
-    jobs, watch = request.jobs, request.watch
+    jobs = request.jobs
+    watch = request.watch
     taken = [engine.price.evaluations(job.ledger.spent) for job in jobs]
     total = sum(taken) or 1
     times = watch.seconds, watch.before
@@ -34,7 +35,8 @@ def _result(
 ) -> Result:
     """times: seconds of the run, and before it; share: of this job in the evaluations of all."""
     seconds, before = times
-    particles, images = job.particles, _candidates(job, engine.reward_names)
+    particles = job.particles
+    images = _candidates(job, engine.reward_names)
     spent = Spent(
         job.ledger.spent,
         engine.price,
@@ -58,7 +60,9 @@ def _result(
 
 def _candidates(job: Job, names: Sequence[str]) -> tuple[Candidate, ...]:
     """The kept images, best first."""
-    particles, ranking, kept = job.particles, job.ranking(), set(job.kept)
+    particles = job.particles
+    ranking = job.ranking()
+    kept = set(job.kept)
     # Of all images, as a utility may rank them among each other.
     values: Sequence[float] = particles.value(ranking).tolist() if ranking else []
     return tuple(
@@ -77,7 +81,8 @@ def _candidates(job: Job, names: Sequence[str]) -> tuple[Candidate, ...]:
 
 def notices(job: Job, engine: Engine, images: Sequence[Candidate]) -> list[Notice]:
     """What to say of a job that is done, and of the images that came of it."""
-    found, keep = list(job.warnings), job.particles.selection.keep
+    found = list(job.warnings)
+    keep = job.particles.selection.keep
     if not images and not job.trace:
         found.append(Notice("stopped before this prompt was taken up"))
     elif images and not any(np.isfinite(candidate.reward) for candidate in images):
@@ -95,7 +100,8 @@ def notices(job: Job, engine: Engine, images: Sequence[Candidate]) -> list[Notic
 def _refusals(job: Job, images: Sequence[Candidate]) -> list[Notice]:
     """How many images were refused, by what, and what it means where all were."""
     particles = job.particles
-    refused, finished = int(particles.refused.sum()), int(particles.finished.sum())
+    refused = int(particles.refused.sum())
+    finished = int(particles.finished.sum())
     if not refused:
         return []
     counts = particles.selection.refusals(particles.scores[particles.finished, -1])

@@ -26,7 +26,10 @@ from ttsnap.loop.job import Job
 from ttsnap.loop.ledger import Ledger
 
 Listener = Callable[[Event], None]
-STOPPED, TIMED, SHORT, FOUND = "stopped", "timed", "out of memory", "all was found"
+STOPPED = "stopped"
+TIMED = "timed"
+SHORT = "out of memory"
+FOUND = "all was found"
 """Why a request has ended that someone ended early, or its time, or a lack of memory."""
 PARTS = 4
 """In how many parts the seeds of a move are begun."""
@@ -99,11 +102,11 @@ class RunningRequest:
         first: int,
     ) -> RunningRequest:
         """A request whose jobs are numbered from `first` on; all of them are queued."""
-        cap, rewards, price = tightest(spec.budget, engine), len(engine.reward_names), engine.price
-        task, whole = (
-            cap.task(spec.selection.keep, spec.shared),
-            image_cost(engine.grid, rewards, price),
-        )
+        cap = tightest(spec.budget, engine)
+        rewards = len(engine.reward_names)
+        price = engine.price
+        task = cap.task(spec.selection.keep, spec.shared)
+        whole = image_cost(engine.grid, rewards, price)
         pot = Ledger(spec.budget.times(len(prompts)), price) if spec.shared else None
 
         def make(index: int, place: int, prompt: Prompt) -> Job:
@@ -174,7 +177,8 @@ class RunningRequest:
         """Tell of each row that was scored."""
         if not self.listeners or outcome.scores is None or outcome.images is None:
             return
-        first, end = job.ranking()[:1], engine.grid.steps
+        first = job.ranking()[:1]
+        end = engine.grid.steps
         best = float(job.particles.value(first)[0]) if first else float("nan")
         kept = outcome.kept or [{}] * len(outcome.uids)
         calls = engine.price.calls(len(engine.reward_names))
@@ -198,7 +202,8 @@ class RunningRequest:
     @property
     def time_is_up(self) -> str:
         """How its time has ended it, in words: at the deadline, or before where nothing fits."""
-        seconds, whole = self.watch.seconds, self.watch.deadline - self.watch.begin
+        seconds = self.watch.seconds
+        whole = self.watch.deadline - self.watch.begin
         if seconds + self.watch.allowed_lateness >= whole:
             return f"{whole:g} s were up"
         return f"after {seconds:.3g} of {whole:g} s there was no time for another image"

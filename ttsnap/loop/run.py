@@ -96,7 +96,8 @@ class Run(Submission):
             for request in list(self.requests):
                 for job in [job for job in request.active if job.ends]:
                     self._recall(job)
-                    job.closing, job.ended = True, FOUND
+                    job.closing = True
+                    job.ended = FOUND
                     self._end(job)
                 if request.late:
                     self._wind_up(request, TIMED)
@@ -130,7 +131,8 @@ class Run(Submission):
         """End a request at once, as nobody waits for it any more: no image is finished for it. What
         did not run is refunded. Where the engine turns out to be lost, all requests end with what
         they have."""
-        request.stopping, cancelled = True, Notice("cancelled; no further image was finished")
+        request.stopping = True
+        cancelled = Notice("cancelled; no further image was finished")
         try:
             self._forget_queue(request)
             for job in list(request.active):
@@ -146,12 +148,10 @@ class Run(Submission):
 
     def _tick(self) -> None:
         """One batch of the engine, and what came of it."""
-        engine, nfe, ran, pending = (
-            self.engine,
-            self.engine.nfe,
-            self.engine.ran,
-            max(1, self.engine.pending()),
-        )
+        engine = self.engine
+        nfe = self.engine.nfe
+        ran = self.engine.ran
+        pending = max(1, self.engine.pending())
         paced = [
             (one, one.pace, min(1.0, one.waiting / pending)) for one in self.requests if one.pace
         ]
@@ -197,7 +197,8 @@ class Run(Submission):
         for job in jobs:
             if shared and job.value < top and self.engine.pending() >= self.engine.capacity:
                 break  # the batch is full of moves worth more; this one keeps until the next round
-            proposal, job.proposal = job.proposal, None
+            proposal = job.proposal
+            job.proposal = None
             if proposal is not None:
                 job.state = proposal.state
             if proposal is not None and self._submit_part(request, job, proposal):
@@ -211,7 +212,9 @@ class Run(Submission):
     def _propose(self, request: RunningRequest, job: Job) -> Proposal:
         if job.closing:
             return Proposal(None, np.inf, job.state)
-        algorithm, state, moved = request.spec.algorithm, job.state, job.moved
+        algorithm = request.spec.algorithm
+        state = job.state
+        moved = job.moved
         for _ in range(ASKED if job.led else 1):
             if job.led and len(moved) and (moved < 0).all():
                 return Proposal(None, np.inf, state)  # all that it began was dropped
@@ -234,12 +237,15 @@ class Run(Submission):
         """Nothing else is wanted or can be paid for: end, or finish the best particle first, from
         the reserve or where all images so far are refused. Time that is left for images goes to as
         many as it is enough for."""
-        request, particles, end = self._of_job[job.index], job.particles, self.grid.steps
+        request = self._of_job[job.index]
+        particles = job.particles
+        end = self.grid.steps
         must = not job.finished or (job.goes_on and not request.stopping)
         if not must and not request.uses_time:
             self._end(job)
             return
-        job.closing, job.proposal = True, None
+        job.closing = True
+        job.proposal = None
         # who a person dropped is finished where nothing else can be
         uids = job.unfinished(nearest=bool(request.ended))
         kept = uids[~np.isin(uids, job.dropped)]
@@ -267,7 +273,8 @@ class Run(Submission):
     def _wind_up(self, request: RunningRequest, why: str) -> None:
         """Cancel what runs, refund what did not run, and end each prompt with what it has, or still
         has time for."""
-        request.stopping, request.ended = True, why
+        request.stopping = True
+        request.ended = why
         jobs = [job for job in request.active if not job.closing or job.waiting > 1]
         for job in jobs:
             self._recall(job)

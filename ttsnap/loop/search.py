@@ -96,10 +96,8 @@ def searched(
     if not prompts:
         raise ValueError("no prompts: give at least one")
     spec = prepared(spec, engine)
-    run, seconds = (
-        Run(engine),
-        np.inf if spec.budget.seconds is None else spec.budget.seconds * len(prompts),
-    )
+    run = Run(engine)
+    seconds = np.inf if spec.budget.seconds is None else spec.budget.seconds * len(prompts)
     watch = RequestClock(clock, began, began + seconds)
     read = [Prompt.of(prompt) for prompt in prompts]
     request = run.add(read, spec, watch, *listeners, eager=eager)
@@ -129,7 +127,8 @@ def prepared(spec: LoopSearch, engine: Engine) -> LoopSearch:
         return sized
     while True:
         plan = dry_moves(sized, engine)
-        over, n = _seconds(plan, engine) / spec.budget.seconds, sized.algorithm.n or 1
+        over = _seconds(plan, engine) / spec.budget.seconds
+        n = sized.algorithm.n or 1
         if over <= 1 or n == 1:
             return dataclasses.replace(sized, plan=plan)
         fewer: Algorithm = dataclasses.replace(sized.algorithm, n=min(n - 1, int(n / over)))  # type: ignore[type-var]
@@ -153,7 +152,8 @@ def _seconds(plan: Sequence[PlannedMove], engine: Engine) -> float:
 
 def dry_moves(spec: LoopSearch, engine: Engine) -> tuple[PlannedMove, ...]:
     """The moves that a prompt's search makes with random scores."""
-    calls, end = engine.grid.calls, engine.grid.steps
+    calls = engine.grid.calls
+    end = engine.grid.steps
     moves: list[PlannedMove] = []
 
     def listen(event: Event) -> None:
@@ -197,7 +197,9 @@ def check_spec(spec: LoopSearch, engine: Engine) -> None:
     ValueError where the algorithm needs what the engine cannot do, or does not fit the grid; where
     the budget is too small for an image.
     """
-    algorithm, budget, grid = spec.algorithm, spec.budget, engine.grid
+    algorithm = spec.algorithm
+    budget = spec.budget
+    grid = engine.grid
     if lacks := {"n", "needs", "lockstep", "init", "step"} - set(dir(algorithm)):
         raise ValueError(
             f"{type(algorithm).__name__} is no algorithm: it has no {', '.join(sorted(lacks))}; see"
@@ -232,7 +234,8 @@ def check_budget(budget: Budget, engine: Engine) -> None:
     short = budget.shortfall(one, engine.price, seconds=True)
     if short:
         size = engine.price.start.size
-        group, less = "", f"lower the number of steps ({engine.grid.steps})"
+        group = ""
+        less = f"lower the number of steps ({engine.grid.steps})"
         if size > 1:
             group = f" with the group of {size} seeds in which it begins"
             less = f"take smaller groups, as variety repel:{size // 2}"
@@ -292,9 +295,11 @@ def fit(
     def share(n: int) -> float:
         return budget.share(costs(n, budget), engine.price, seconds=True)
 
-    low, high = 1, 2
+    low = 1
+    high = 2
     while high <= most and affords(high):
-        low, high = high, 2 * high
+        low = high
+        high = 2 * high
         if (
             low == 4
             and (each := share(2) - share(1)) > 0
@@ -303,12 +308,14 @@ def fit(
             evenly = min(int(1 + (1 - share(1)) / each + 1e-9), most)
             if evenly > low and affords(evenly):
                 # most likely the last that fits, and the first that does not
-                low, high = evenly, evenly + 1
+                low = evenly
+                high = evenly + 1
     high = min(high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
         if algorithm.lockstep and high <= most:  # what scores do not change rises evenly with n
-            part, whole = share(low), share(high)
+            part = share(low)
+            whole = share(high)
             middle = min(
                 max(int(low + (high - low) * (1 - part) / (whole - part)), low + 1), high - 1
             )

@@ -32,7 +32,9 @@ class Submission:
     """Charges the ledgers of jobs for what an engine is to do. Nothing else charges."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.grid, self.rewards = engine, engine.grid, len(engine.reward_names)
+        self.engine = engine
+        self.grid = engine.grid
+        self.rewards = len(engine.reward_names)
         self.requests: list[RunningRequest] = []
         self._of_job: dict[int, RunningRequest] = {}
 
@@ -78,7 +80,8 @@ class Submission:
         rows = len(plan)
         if self._submit(job, plan):
             return rows
-        low, high = 0, rows
+        low = 0
+        high = rows
         while high - low > 1:
             middle = (low + high) // 2
             head = plan.take(slice(middle))
@@ -95,7 +98,9 @@ class Submission:
     def _submit(self, job: Job, plan: Plan) -> bool:
         """Charge for a plan and hand it to the engine; False, and nothing done, when the ledger
         does not afford it."""
-        request, cost, particles = self._of_job[job.index], plan.cost, job.particles
+        request = self._of_job[job.index]
+        cost = plan.cost
+        particles = job.particles
         reserve = reserve_after(plan, particles, self.engine)
         if not job.ledger.affords(cost, reserve):
             return False
@@ -122,7 +127,8 @@ class Submission:
         """Carry out what a person said of candidates. What is under way is taken back, and goes on
         from where it is, without who is dropped, and behind who is finished; or it is through
         first, where it is not interruptible."""
-        plan, back = job.plan if job.waiting else None, None
+        plan = job.plan if job.waiting else None
+        back = None
         if plan is not None and not self._interruptible(plan):
             return
         said = open_ones([job.said.popleft() for _ in range(len(job.said))], job.particles)
@@ -147,7 +153,8 @@ class Submission:
     def _following(self, job: Job, plan: Plan | None, back: Outcome | None) -> Plan:
         """What commands leave of a plan, whose rows were taken back, and who is finished before.
         Commands that the budget does not pay for are taken off, with a notice."""
-        said, particles = job.by_hand, job.particles
+        said = job.by_hand
+        particles = job.particles
         while True:
             following = self._resolve(job, resumed(said, plan, back, particles), particles)
             first = following.take(slice(max(1, len(of(FINISH, said)))))

@@ -17,7 +17,9 @@ from ttsnap.files.settings import Fraction, Settings, Share
 from ttsnap.options.model import TEXT
 from ttsnap.options.option import Offered, Option, changed, option, options_of
 
-MOST_STEPS, MOST_SIDE, MOST_FRAMES = 1000, 4096, 1000
+MOST_STEPS = 1000
+MOST_SIDE = 4096
+MOST_FRAMES = 1000
 Scale = Annotated[float, Interval(ge=-1000, le=1000)]
 Steps = Annotated[int, Interval(ge=1, le=MOST_STEPS)]
 Strength = Share

@@ -131,7 +131,8 @@ def options_of(kind: type[Any], section: str = "") -> list[Option]:
     "field.option"."""
     options: list[Option] = []
     for f in dataclasses.fields(kind):
-        hint, name = hints_of(kind)[f.name], section + f.name
+        hint = hints_of(kind)[f.name]
+        name = section + f.name
         if "option" in f.metadata:
             told = {"flag": name, "written": hint, **f.metadata["option"]}
             options.append(Option(name, f.default, hint=hint, **told))

@@ -12,7 +12,8 @@ from ttsnap.options.model import EMBEDDED
 from ttsnap.options.option import Offered, Spec, changed, option, options_of, told, values
 from ttsnap.options.variety import Repel, parse
 
-AUTO, NONE = "auto", "none"
+AUTO = "auto"
+NONE = "none"
 """As a drafter: the one that the model's folder names, where it is known to help; and no
 drafter."""
 HOT = "hot"
@@ -21,7 +22,8 @@ SELF = "self"
 """A flow map as its own drafter, which goes from any step to the end in one call."""
 
 
-NOISE, DRAFT = "noise", "draft"
+NOISE = "noise"
+DRAFT = "draft"
 """What is finished: the seed's noise, or its draft, at the level that the drafter's settings
 say."""
 

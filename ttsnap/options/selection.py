@@ -155,7 +155,8 @@ class SelectionOptions(Settings):
         utility = (
             self.utility if callable(self.utility) else utilities.make(self.utility, len(rewards))
         )
-        answers, word = sum(map(is_item, rewards)), self.told(rewards)
+        answers = sum(map(is_item, rewards))
+        word = self.told(rewards)
         if answers and isinstance(word, str) and word in utilities.ANSWERS:
             utility = utilities.UTILITIES[word]
             utility = utilities.tied(utility, answers) if answers < len(rewards) else utility

@@ -81,7 +81,8 @@ def count_onnx(path: Path, shape: tuple[int, ...]) -> float:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level, options.enable_profiling = 4, True
+    options.log_severity_level = 4
+    options.enable_profiling = True
     # fused operators hide shapes
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights, too

@@ -83,7 +83,8 @@ def fit_rows(
     brings in by the first run count as taken. At least 1: where one row does not fit, its own error
     is raised.
     """
-    taken, free = gauge.reset(), gauge.free()
+    taken = gauge.reset()
+    free = gauge.free()
     run(1)
     one = gauge.peak()
     if most == 1:

@@ -45,7 +45,9 @@ class Meter:
     ) -> None:
         self.device = torch.device(device)
         self._cuda = self.device.type == "cuda" and torch.cuda.is_available()
-        self._nvml, self._interval, self._clock = nvml, interval, clock
+        self._nvml = nvml
+        self._interval = interval
+        self._clock = clock
         self._energy: Energy | None = None
         self._begin: float | None = None
         self._end: tuple[float, float | None, RunUsage] | None = None
@@ -186,9 +188,14 @@ class Energy:
 
     def __init__(self, nvml: Nvml, handle: object, interval: float, clock: Clock) -> None:
         """Raises what NVML raises where neither can be read."""
-        self._nvml, self._handle, self._interval, self._clock = nvml, handle, interval, clock
+        self._nvml = nvml
+        self._handle = handle
+        self._interval = interval
+        self._clock = clock
         self._samples: list[tuple[float, float]] = []
-        self._lock, self._stop, self._failed = threading.Lock(), threading.Event(), False
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._failed = False
         self._thread: threading.Thread | None = None
         self.kind = "NVML energy counter"
         try:

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_COPY, _SUM = torch.ops.aten._to_copy.default, torch.ops.aten.sum.dim_IntList
+_COPY = torch.ops.aten._to_copy.default
+_SUM = torch.ops.aten.sum.dim_IntList
 _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
@@ -30,7 +31,9 @@ class Live(TorchDispatchMode):
 
     def __init__(self, device: str = "meta") -> None:
         super().__init__()
-        self.device, self.now, self.peak = device, 0, 0
+        self.device = device
+        self.now = 0
+        self.peak = 0
         self._seen: Any = WeakIdKeyDictionary()
         self._lengths: Any = WeakIdKeyDictionary()
 

@@ -29,7 +29,9 @@ from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.replay import PUBLISHED, Recording, recording_of
 from ttsnap.recordings.shards import RecordedImage, Shard, read_shard, read_shards
 
-RECORDING, SCORES, IMAGES = "recording.json", "scores.safetensors", "images"
+RECORDING = "recording.json"
+SCORES = "scores.safetensors"
+IMAGES = "images"
 UNIT_FILES = "unit-*.safetensors"
 """Their names, as a pattern (Unit.file)."""
 HEADER_CRC = "header_crc32"

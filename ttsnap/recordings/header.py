@@ -18,7 +18,8 @@ from ttsnap.files.settings import Json, build, to_json
 from ttsnap.recordings.replay import Recording
 
 FORMAT = 1
-MOST_UNITS, MOST_SCORES = 10**7, 10**10
+MOST_UNITS = 10**7
+MOST_SCORES = 10**10
 UNITS = ("flops", "seconds")
 """What a price tells rates in."""
 _ONE = {kind.name: kind.one for kind in KINDS}
@@ -109,7 +110,8 @@ class Header:
                 f"a recording may hold {MOST_SCORES:,} scores in {MOST_UNITS:,} units of work, got "
                 f"{math.prod(self.shape):,} in {units:,}"
             )
-        guided, size = self.price.guided, self.price.start.size
+        guided = self.price.guided
+        size = self.price.start.size
         if self.block[1] % size and self.block[1] < self.seeds:
             raise ValueError(
                 f"seeds begin in groups of {size}, so that a block holds a multiple of it,"
@@ -134,7 +136,8 @@ class Header:
     def units(self) -> list[Unit]:
         """The units of work, block by block: all seeds of the first prompts, then the next
         prompts."""
-        p, s = len(self.prompts), self.seeds
+        p = len(self.prompts)
+        s = self.seeds
         blocks = [
             (range(i, min(p, i + self.block[0])), range(j, min(s, j + self.block[1])))
             for i in range(0, p, self.block[0])

@@ -35,7 +35,9 @@ class KeptNumbers:
         writes: bool = True,
     ) -> None:
         self.numbers = np.zeros(count)
-        self._path, self._key, self._about = path if writes else None, key, about
+        self._path = path if writes else None
+        self._key = key
+        self._about = about
         kept: FloatArray = np.empty(0)
         there = dict(about)
         if path is not None and path.exists():
@@ -70,4 +72,5 @@ class KeptNumbers:
         if self._path is not None and self.done > self._saved:
             kept = self.numbers[: self.done]
             write_bytes(self._path, packed(kept, self._key, self._about))
-        self._saved, self._at = self.done, time.monotonic()
+        self._saved = self.done
+        self._at = time.monotonic()

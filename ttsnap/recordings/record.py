@@ -104,7 +104,8 @@ def describe(
     engine: Engine, prompts: Sequence[Prompt], options: RecordOptions, info: Mapping[str, Json]
 ) -> RecordingSetup:
     """What `record` would record. ValueError for arguments that do not fit together."""
-    grid, names = engine.grid, engine.reward_names
+    grid = engine.grid
+    names = engine.reward_names
     engine.check(prompts)
     looks = options.looks_of(engine.draft_calls)
     steps = None if options.steps is None else tuple(options.steps)
@@ -262,7 +263,8 @@ def step_correlations(recording: Recording) -> FloatArray:
     correlations = np.full((recording.grid.steps + 1, len(recording.reward_names)), np.nan)
     for step in np.flatnonzero(recording.scored):
         for r in range(correlations.shape[1]):
-            early, final = recording.scores[:, :, step, r], recording.final[..., r]
+            early = recording.scores[:, :, step, r]
+            final = recording.final[..., r]
             # a nan makes it False
             varied = (np.ptp(early, axis=1) > 0) & (np.ptp(final, axis=1) > 0)
             if varied.any():

@@ -180,7 +180,8 @@ def recording_of(path: Path, tensors: Mapping[str, Tensor], which: str, price: P
     """
     if which not in ("base", "noise_aware"):
         raise ValueError(f"scores must be base or noise_aware, got {which!r}")
-    base, aware = tensors.get("base"), tensors.get("noise_aware")
+    base = tensors.get("base")
+    aware = tensors.get("noise_aware")
     if (
         base is None
         or aware is None
@@ -192,7 +193,8 @@ def recording_of(path: Path, tensors: Mapping[str, Tensor], which: str, price: P
         raise ValueError(
             f"{path} is no recording: expected base and noise_aware, each (P, S, K), found {shapes}"
         )
-    base, aware = base.astype(float), aware.astype(float)
+    base = base.astype(float)
+    aware = aware.astype(float)
     estimates = base if which == "base" else np.where(np.isnan(aware), base, aware)
     prompts, _, steps = base.shape
     final = base[..., -1:]
@@ -221,7 +223,8 @@ class ReplayEngine(DryEngine):
         super().__init__(
             r.grid, r.reward_names, offers=r.offers, price=r.price, draft_calls=r.draft_calls
         )
-        self.recording, self.capacity = recording, capacity
+        self.recording = recording
+        self.capacity = capacity
         self.start()
 
     def start(self) -> None:
@@ -242,7 +245,8 @@ class ReplayEngine(DryEngine):
                 "a recording cannot be renoised or branched; only what was denoised once can be"
                 " replayed"
             )
-        rows, size = self._rows(job, plan.seed), self.price.start.size
+        rows = self._rows(job, plan.seed)
+        size = self.price.start.size
         first = self.recording.first_seed
         if ((rows % size != plan.place) & (plan.rows.kind == FRESH)).any():
             raise ValueError(
@@ -268,7 +272,8 @@ class ReplayEngine(DryEngine):
         r = self.recording
         rows = seeds - np.uint64(r.first_seed)  # of a seed before the first one, a huge number
         if rows.max(initial=0) >= r.seeds:
-            last, prompt = r.first_seed + r.seeds - 1, r.prompts[job]
+            last = r.first_seed + r.seeds - 1
+            prompt = r.prompts[job]
             raise ValueError(
                 f"seeds {seeds.min()}..{seeds.max()} of {prompt!r}: recorded are"
                 f" {r.first_seed}..{last}"

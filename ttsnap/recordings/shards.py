@@ -89,7 +89,8 @@ class ShardWriter:
         kept: Mapping[str, Pixels] | None = None,
     ) -> None:
         """image: (3, H, W) in [0, 1], an array or a tensor; kept: "latent", (C, h, w)."""
-        name, file = f"{prompt:05d}-{seed}-{step:03d}", io.BytesIO()
+        name = f"{prompt:05d}-{seed}-{step:03d}"
+        file = io.BytesIO()
         Image.fromarray(to_uint8(image)).save(file, format="PNG")
         self._write(f"{name}.png", file)
         for kind, value in (kept or {}).items():

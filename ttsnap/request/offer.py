@@ -117,8 +117,10 @@ def request_of(
         for name, value in given.options.items()
     }
     search = asked.pop("search")
-    model, loras = asked.pop("model", offer.model), asked.pop("lora", ())
-    negative, seed = asked.pop("negative_prompt", None), asked.pop("seed", None)
+    model = asked.pop("model", offer.model)
+    loras = asked.pop("lora", ())
+    negative = asked.pop("negative_prompt", None)
+    seed = asked.pop("seed", None)
     known = offer.defaults(model)
     steps = _steps(asked.get("num_inference_steps"), search, known, limits)
     draft = asked.pop("draft", None)
@@ -261,7 +263,8 @@ def _drafted(
 def notes_of(request: Prepared, limits: SearchLimits) -> list[str]:
     """What is told of a search that runs otherwise than it was asked for."""
     notes = [] if request.doubt is None else [request.doubt]
-    budget, steps = request.budget, request.engine.call.get("num_inference_steps", 1)
+    budget = request.budget
+    steps = request.engine.call.get("num_inference_steps", 1)
     if budget.images is not None and budget.images * steps > limits.nfe:
         notes.append(
             f"a request has at most {limits.nfe} evaluations here, which are"

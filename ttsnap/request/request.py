@@ -264,10 +264,8 @@ class Prepared:
     @property
     def doubt(self) -> str | None:
         """What is told of a search with other denoising steps than its schedule was fitted to."""
-        fitted, steps = (
-            fitted_steps(self.request.algorithm),
-            self.engine.call.get("num_inference_steps"),
-        )
+        fitted = fitted_steps(self.request.algorithm)
+        steps = self.engine.call.get("num_inference_steps")
         if fitted is None or steps in (None, fitted):
             return None
         return f"the schedule was tuned for {fitted} denoising steps, and this search takes {steps}"

@@ -31,8 +31,10 @@ def answered(result: Result, rewards: Sequence[Any], names: Sequence[str], promp
 def answer_lines(result: Result) -> list[str]:
     """A checklist as a table: whether the best image has each item, its answer, and how many
     finished images have it; no lines without a checklist."""
-    wide, finished = max(map(len, result.asked), default=0), result.spent.finished
-    best, lines = result.images[0].scores if result.images else {}, list[str]()
+    wide = max(map(len, result.asked), default=0)
+    finished = result.spent.finished
+    best = result.images[0].scores if result.images else {}
+    lines = list[str]()
     for words, had in result.answers.items():
         answer = best.get(words, math.nan)
         said = "no answer"

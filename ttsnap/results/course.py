@@ -16,7 +16,10 @@ from ttsnap.core.checklist import YES
 from ttsnap.core.results import Event, Result
 from ttsnap.core.selection import BEST, Selection
 
-GOING, WAITING, DROPPED, FINISHED = "going", "waiting", "dropped", "finished"
+GOING = "going"
+WAITING = "waiting"
+DROPPED = "dropped"
+FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,8 @@ class Course:
                 self.candidates[uid] = Tracked(uid, seed, parent, stop)
                 self.seeds += parent < 0
             else:
-                known.aim, known.state = stop, GOING
+                known.aim = stop
+                known.state = GOING
         self.drop(move["drop"])
 
     def score(
@@ -163,7 +167,8 @@ class Course:
         """Note the scores of a candidate at a step."""
         if uid not in self.candidates:
             return
-        candidate, rows = self.candidates[uid], np.array([scores], float)
+        candidate = self.candidates[uid]
+        rows = np.array([scores], float)
         value = float(self.selection.values(rows)[0]) if scores else math.nan
         said = {words: scores[at] for words, at in self.asked.items() if at < len(scores)}
         met = {words: value >= YES for words, value in said.items() if not math.isnan(value)}
@@ -187,8 +192,11 @@ class Course:
         if result is not None:
             spent = result.spent
             self.kept = tuple(image.uid for image in result.images)
-            self.seeds, self.nfe, self.seconds = spent.seeds, spent.nfe, float(spent.seconds)
-            self.decodes, self.reward_calls = spent.cost.decodes, spent.cost.reward_calls
+            self.seeds = spent.seeds
+            self.nfe = spent.nfe
+            self.seconds = float(spent.seconds)
+            self.decodes = spent.cost.decodes
+            self.reward_calls = spent.cost.reward_calls
             self.draft_calls = spent.cost.draft_calls
 
     def ranked(self) -> list[Tracked]:

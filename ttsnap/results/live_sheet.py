@@ -16,7 +16,8 @@ from ttsnap.results.course import Course
 from ttsnap.results.outputs import Recorder
 from ttsnap.results.sheet import painted
 
-EVERY, REST = 0.4, 40
+EVERY = 0.4
+REST = 40
 """Seconds between two sheets, and how many times as long as painting one takes."""
 
 

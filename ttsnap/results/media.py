@@ -58,7 +58,8 @@ def still(image: Pixels, columns: int = 2) -> Image.Image:
         return Image.fromarray(to_uint8(image))
     frames = to_uint8(image[chosen(len(image), min(SHOWN, len(image)))])
     high, wide = frames.shape[1:3]
-    gap, columns = -(-wide // GAP), min(columns, len(frames))
+    gap = -(-wide // GAP)
+    columns = min(columns, len(frames))
     rows = -(-len(frames) // columns)
     sheet = Image.new("RGB", (columns * (wide + gap) - gap, rows * (high + gap) - gap), "white")
     for i, frame in enumerate(frames):
@@ -207,8 +208,12 @@ def _mp4(
         stream = container.add_stream(
             "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(CRF)}
         )
-        stream.width, stream.height, stream.pix_fmt = wide, high, "yuv420p"
-        stream.codec_context.color_range, stream.codec_context.colorspace = 1, 1  # limited, BT.709
+        stream.width = wide
+        stream.height = high
+        stream.pix_fmt = "yuv420p"
+        # limited, BT.709
+        stream.codec_context.color_range = 1
+        stream.codec_context.colorspace = 1
         heard = (
             None
             if sound is None

@@ -22,7 +22,8 @@ from ttsnap.results.sheet import CELL, contact_sheet
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALL, TIMES = 128, 8
+SMALL = 128
+TIMES = 8
 """Where images have fewer pixels a side than SMALL, the best gets a copy TIMES as large."""
 ENLARGED = f"best-{TIMES}x.png"
 
@@ -95,7 +96,8 @@ def write_results(
     """
     videos = videos or VideoOptions()
     out.mkdir(parents=True, exist_ok=True)
-    written, entries = [], []
+    written = []
+    entries = []
     for index, result in enumerate(results):
         stem = _stem(results, index)
         paths = []

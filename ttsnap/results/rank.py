@@ -29,11 +29,14 @@ from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel, turn_of
 from ttsnap.rewards.scoring import Shown, score_in_parts
 
-SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".mp4"), ("PNG", "JPEG", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".mp4")
+FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_WAITING = 2**27
 """Bytes of images that wait for others of their size; scoring them takes about ten times as
 many."""
-CELL, COLUMNS, MOST = 160, 8, 64
+CELL = 160
+COLUMNS = 8
+MOST = 64
 
 
 @dataclass(frozen=True)
@@ -159,22 +162,23 @@ def rank(
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {batch_size}")
     judges = [make_reward(reward) for reward in rewards]
-    edits, source = source is not None, None if source is None else source.to(device)
+    edits = source is not None
+    source = None if source is None else source.to(device)
     Shown(edits=edits).check([reward for reward in judges if "video" not in reward.needs])
-    scores, errors = np.full((len(paths), len(rewards)), np.nan), [""] * len(paths)
+    scores = np.full((len(paths), len(rewards)), np.nan)
+    errors = [""] * len(paths)
     waiting: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
 
     def flush(batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
-        rows, pixels = (
-            [i for i, _ in batch],
-            np.stack([np.moveaxis(pixels, -1, -3) for _, pixels in batch]),
-        )
+        rows = [i for i, _ in batch]
+        pixels = np.stack([np.moveaxis(pixels, -1, -3) for _, pixels in batch])
         images = torch.from_numpy(pixels).to(device).float() / 255
         shown = Shown(
             min(BatchOptions().frames, images.shape[1]) if images.ndim > 4 else None, edits
         )
         for column, reward in enumerate(judges):
-            some, levels = [prompts[i] for i in rows], torch.zeros(len(rows), device=device)
+            some = [prompts[i] for i in rows]
+            levels = torch.zeros(len(rows), device=device)
             # A copy for each reward: what one of them writes into its images must not be what the
             # next one sees.
             seen = reward.without_alpha(images) if images.shape[-3] == 4 else images
@@ -239,7 +243,8 @@ def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:
 def _scored(path: Path) -> NDArray[np.uint8]:
     """The pixels that rewards see, with alpha. What an earlier version drew large is averaged to the
     size at which its search scored it."""
-    pixels, times = _pixels(path, alpha=True), 1
+    pixels = _pixels(path, alpha=True)
+    times = 1
     with suppress(ValueError):  # a picture of another program
         times = read_record(path).image.drawn or 1
     return pixels if times == 1 else np.asarray(Image.fromarray(pixels).reduce(times))
@@ -250,7 +255,8 @@ def write_ranking(
 ) -> tuple[Path, Path]:
     """scores.csv and sheet.png in a folder, each whole or not at all; their paths. OSError where
     one is there already or cannot be written."""
-    table, sheet = out / "scores.csv", out / "sheet.png"
+    table = out / "scores.csv"
+    sheet = out / "sheet.png"
     if there := [path for path in (table, sheet) if path.exists()]:
         raise FileExistsError(errno.EEXIST, "the file is there already", str(there[0]))
     out.mkdir(parents=True, exist_ok=True)
@@ -266,11 +272,13 @@ def write_ranking(
 def contact_sheet(ranked: Sequence[RankedImage]) -> Image.Image:
     """Thumbnails of the best, row by row, with their places, values and names."""
     shown = [r for r in ranked if np.isfinite(r.value)][:MOST]
-    rows, font = max(1, -(-len(shown) // COLUMNS)), ImageFont.load_default(11)
+    rows = max(1, -(-len(shown) // COLUMNS))
+    font = ImageFont.load_default(11)
     sheet = Image.new("RGB", (COLUMNS * (CELL + 8) + 8, rows * (CELL + 38) + 8), "white")
     draw = ImageDraw.Draw(sheet)
     for place, r in enumerate(shown):
-        x, y = 8 + place % COLUMNS * (CELL + 8), 8 + place // COLUMNS * (CELL + 38)
+        x = 8 + place % COLUMNS * (CELL + 8)
+        y = 8 + place // COLUMNS * (CELL + 38)
         small = still(np.moveaxis(_pixels(r.path), -1, -3) / 255)
         small.thumbnail((CELL, CELL))
         sheet.paste(small, (x, y))

@@ -45,7 +45,8 @@ Score = Annotated[float, Interval(ge=-1e300, le=1e300)] | None
 Scores = Annotated[Mapping[str, Score], MaxLen(100)]
 Object = dict[str, Any]
 Digest = Annotated[str, Rule("a digest", re.compile("[0-9a-f]{64}").fullmatch)]
-NAME, MOST_ARGUMENTS = re.compile("[a-z][a-z0-9_]{0,59}"), 100
+NAME = re.compile("[a-z][a-z0-9_]{0,59}")
+MOST_ARGUMENTS = 100
 Name = Annotated[str, Rule("the name of an argument", NAME.fullmatch)]
 """Of an argument of a model's own call."""
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -132,14 +133,16 @@ class SearchRecord:
         self, result: Result, rank: int = 0, index: int = 0, fps: float | None = None
     ) -> SearchRecord:
         """That of the image at this rank, from 0, of the result of prompt number `index`."""
-        image, spent = result.images[rank], result.spent
+        image = result.images[rank]
+        spent = result.spent
         pictures: Any = self.pictures or {}
         call = {
             name: value[index] if isinstance(value, list | tuple) and "prompt" in name else value
             for name, value in self.call.items()
         }
         branched = bool(result.particles.parent[image.uid] >= 0)
-        place, groups = None, self.sampler.repel
+        place = None
+        groups = self.sampler.repel
         if groups is not None and not branched:
             place = int((result.particles.parent[: image.uid] < 0).sum()) % groups.size
         found = FoundImage(
@@ -226,7 +229,8 @@ class SearchRecord:
     def infotext(self, size: tuple[int, int]) -> str:
         """An image's, of this width and height, in the form that A1111, Forge, SD.Next and others
         read back."""
-        call, image = self.call, self.image
+        call = self.call
+        image = self.image
         lines = [image.prompt.replace("\n", " ")]
         if call.get("negative_prompt"):
             lines.append(f"Negative prompt: {call['negative_prompt']}")

@@ -17,19 +17,28 @@ from ttsnap.results.course import DROPPED, Course, Score
 from ttsnap.results.drawing import Cell, Drawing, Look, drawn
 from ttsnap.results.media import data_uri, still
 
-CELL, MARGIN, HEAD, LEFT = 96, 8, 68, 76
+CELL = 96
+MARGIN = 8
+HEAD = 68
+LEFT = 76
 """The longer side of a picture in pixels, the room between columns, that of the page's head, and
 that of the rows' names."""
 SCALES = (1.0, 0.75, 0.5)
 """By which pictures are made smaller where there are many; the narrowest column has half a CELL."""
-TEXT, GAP, NAME = 15, 10, 20
+TEXT = 15
+GAP = 10
+NAME = 20
 """Pixels below a picture: for its score, and the room to the next row; and above a band, for
 the names of its seeds."""
 MARK = 12
 """Pixels of a line with the answer to an item of a checklist."""
-LEAST, WIDEST, TALLEST, LIVE = 640, 1740, 1500, (640, 560)
+LEAST = 640
+WIDEST = 1740
+TALLEST = 1500
+LIVE = (640, 560)
 """Pixels of a sheet: its width at least and at most, its height at most; and of one under way."""
-HIGH, FINE = 192, 128
+HIGH = 192
+FINE = 128
 """Pixels of an image's height in a notebook, and of a side from which on it is not shown as
 squares."""
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -94,7 +103,8 @@ def painted(
     width, height = (max((each.size[axis] for each in pictures), default=CELL) for axis in (0, 1))
     above, name = (HEAD // 2, 0) if live else (HEAD, NAME)
     for scale in SCALES:
-        wide, high = max(round(CELL * SCALES[-1]), round(width * scale)), round(height * scale)
+        wide = max(round(CELL * SCALES[-1]), round(width * scale))
+        high = round(height * scale)
         left = MARGIN if live else LEFT
         left += wide + MARGIN if source is not None else 0
         across = max(1, (size[0] - left - MARGIN) // (wide + MARGIN))
@@ -158,7 +168,8 @@ class Page:
     def top(self, band: int) -> int:
         """Where the first row of a band begins."""
         bands = self.drawing.bands[:band]
-        rows, finished = sum(map(len, bands)), sum(self.drawing.end in steps for steps in bands)
+        rows = sum(map(len, bands))
+        finished = sum(self.drawing.end in steps for steps in bands)
         listed = MARK * max(0, len(self.asked) - 1)
         return self.above + rows * self.pitch + band * self.name + finished * listed
 
@@ -169,7 +180,8 @@ class Page:
 
     def words(self, head: str) -> None:
         """The page's head, and what each row shows."""
-        wide, ink = self.sheet.width - 2 * MARGIN, self.colours.ink
+        wide = self.sheet.width - 2 * MARGIN
+        ink = self.colours.ink
         self.draw.text((MARGIN, 6), _shorten(head, wide, 15), ink, _font(15))
         said = _shorten(self.drawing.words, wide, 12)
         self.draw.text((MARGIN, 28 if head else 10), said, self.colours.soft, _font(12))

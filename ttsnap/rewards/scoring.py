@@ -84,7 +84,8 @@ def answered(
 def landed(parts: Sequence[Tensor | FloatArray]) -> list[FloatArray]:
     """Scores (n, ...) of each part, nan for inf. All leave the device of the first one together, in
     one wait."""
-    ahead, found = [part for part in parts if isinstance(part, Tensor)], list[FloatArray]()
+    ahead = [part for part in parts if isinstance(part, Tensor)]
+    found = list[FloatArray]()
     if ahead:
         whole = (
             torch.cat([part.to(ahead[0].device).float().flatten() for part in ahead])
@@ -178,7 +179,8 @@ class Shown:
             without.
         """
         scores_of: Callable[..., Scores] = reward
-        whole, times = self.frames is None or "video" in reward.needs, self.seen(reward)
+        whole = self.frames is None or "video" in reward.needs
+        times = self.seen(reward)
         given = sources if "source" in reward.needs else None
 
         def of_images(images: Tensor, texts: list[str], levels: Tensor) -> Scores:
@@ -235,7 +237,8 @@ class Shown:
     def tokens(self, reward: RewardModel) -> list[int]:
         """Tokens of a language model that each row of the reward's last call took; none without
         such a model."""
-        taken, times = list(reward.tokens_taken), self.seen(reward)
+        taken = list(reward.tokens_taken)
+        times = self.seen(reward)
         return [sum(taken[i : i + times]) for i in range(0, len(taken), times)]
 
 
@@ -267,7 +270,8 @@ class RewardHealthCheck:
         """
         last = last & self._split[name]
         for kind in np.unique(last).tolist():
-            of_kind, before = last == kind, self._failed.get((name, kind), 0)
+            of_kind = last == kind
+            before = self._failed.get((name, kind), 0)
             if before < 0 or not np.isnan(scores[of_kind]).all():
                 self._failed[name, kind] = -1
                 continue

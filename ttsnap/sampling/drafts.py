@@ -26,7 +26,10 @@ from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows
 
 DRAFT_FILE = "draft.json"
 FORMAT = 1
-MOST_BYTES, MOST_CHECKED, MOST_FIGURES, MOST_TEXT = 2**20, 1000, 100, 300
+MOST_BYTES = 2**20
+MOST_CHECKED = 1000
+MOST_FIGURES = 100
+MOST_TEXT = 300
 Guidance = Annotated[float, Interval(ge=0, le=1000)]
 Estimate = Callable[[Tensor, Tensor], Tensor]
 """(x (N, ...), told times (N,)) -> the x0 (N, ...) that the network implies at x, told these
@@ -181,7 +184,8 @@ def note_check(where: str | Path, check: Checked) -> None:
     if path.name.endswith(HOT_FILE):
         settings = read_hot(path) if path.exists() else HOT_SETTINGS
     else:
-        settings, path = read_draft(path), path / DRAFT_FILE
+        settings = read_draft(path)
+        path = path / DRAFT_FILE
     here = (check.model, check.steps, check.guidance_scale)
     others = [c for c in settings.checked if (c.model, c.steps, c.guidance_scale) != here]
     write_settings(path, replace(settings, checked=(*others, check)))

@@ -118,7 +118,9 @@ class GuidedKernel:
     """The steps of a kernel on a grid, guided."""
 
     def __init__(self, kernel: GaussianKernel, guidance: RewardGuidance, grid: Grid) -> None:
-        self.kernel, self.guidance, self._lam = kernel, guidance, guidance.tempered(grid)
+        self.kernel = kernel
+        self.guidance = guidance
+        self._lam = guidance.tempered(grid)
 
     def step(
         self,
@@ -139,11 +141,10 @@ class GuidedKernel:
         g = torch.where(finite, gradient, 0.0).to(mean.dtype)
         size = g.flatten(1).norm(dim=1)
         unit = g / rows(torch.where(size > 0, size, 1.0), g)
-        c, d = rows(std, mean), mean[0].numel()
-        xi, kappa = (
-            rng.noise(keys, mean),
-            torch.ones(len(x), dtype=torch.float64, device=mean.device),
-        )
+        c = rows(std, mean)
+        d = mean[0].numel()
+        xi = rng.noise(keys, mean)
+        kappa = torch.ones(len(x), dtype=torch.float64, device=mean.device)
         if self.guidance.kind == "dps":
             shift = scale * c * unit
         elif self.guidance.kind == "twisted":

@@ -210,7 +210,8 @@ def ratio(path: Interpolant, t: Tensor) -> Tensor:
 
 def level(path: Interpolant, t: Tensor) -> Tensor:
     """sigma / (alpha + sigma): the rectified-flow time of equal signal-to-noise ratio."""
-    a, s = path.alpha(t), path.sigma(t)
+    a = path.alpha(t)
+    s = path.sigma(t)
     return s / (a + s)
 
 
@@ -222,7 +223,8 @@ def transfer(source: Interpolant, target: Interpolant, s: Tensor) -> tuple[Tenso
     / scale; its x0 and eps hold unchanged (2503.19385, eq. for the transferred velocity follows
     from them).
     """
-    a, b = target.alpha(s), target.sigma(s)
+    a = target.alpha(s)
+    b = target.sigma(s)
     t = source.inverse_ratio(a / b)
     return t, torch.hypot(a, b) / torch.hypot(source.alpha(t), source.sigma(t))
 
@@ -242,7 +244,8 @@ def forward(
     paths uses it (arXiv 2501.09732). Pure noise (alpha_t = 0) stays as it is.
     """
     wide = widened(x)
-    a, b = path.alpha(s), path.sigma(s)
+    a = path.alpha(s)
+    b = path.sigma(s)
     ratio = torch.where(path.alpha(t) > 0, a / path.alpha(t).clamp(min=1e-300), torch.ones_like(a))
     spread = torch.sqrt((b**2 - (ratio * path.sigma(t)) ** 2).clamp(min=0.0))
     return (rows(ratio, wide) * wide + rows(spread, wide) * rng.noise(keys, wide)).to(x.dtype)

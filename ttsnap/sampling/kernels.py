@@ -158,8 +158,10 @@ class Ode(Stateless):
 
     def jump(self, x: Tensor, prediction: Prediction, k: Tensor, to: Tensor) -> Tensor:
         """From grid points k (N,) to later ones `to` (N,) in one step."""
-        wide, x0 = widened(x), widened(prediction.x0)
-        t, s = self.times[k], self.times[to]
+        wide = widened(x)
+        x0 = widened(prediction.x0)
+        t = self.times[k]
+        s = self.times[to]
         eps = eps_from_x0(self.path, wide, x0, t)
         moved = rows(self.path.alpha(s), wide) * x0 + rows(self.path.sigma(s), wide) * eps
         return torch.where(rows(to == len(self.times) - 1, wide), x0, moved).to(x.dtype)
@@ -187,8 +189,10 @@ class Sde(Stateless):
             raise ValueError(f"noise may begin at a time in (0, 1], got {self.begin:g}")
 
     def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
-        wide, x0 = widened(x), widened(prediction.x0)
-        t, h = self.times[k], self.times[k] - self.times[k + 1]
+        wide = widened(x)
+        x0 = widened(prediction.x0)
+        t = self.times[k]
+        h = self.times[k] - self.times[k + 1]
         g = self.g(t) if self.begin == 1 else torch.where(t <= self.begin + 1e-9, self.g(t), 0.0)
         drift = velocity_from_x0(self.path, wide, x0, t) - rows(g**2 / 2, wide) * score_from_x0(
             self.path, wide, x0, t
@@ -202,10 +206,8 @@ class Sde(Stateless):
         steps keep the marginals. Steps that are too long for their noise multiply x; inf is an
         overflow."""
         k = torch.arange(len(self.times) - 2)  # without the last step, which is the x0 estimate
-        one, none = (
-            torch.ones(len(k), dtype=torch.float64),
-            torch.zeros(len(k), dtype=torch.float64),
-        )
+        one = torch.ones(len(k), dtype=torch.float64)
+        none = torch.zeros(len(k), dtype=torch.float64)
         stds = [1.0]
         for factor, drawn in zip(*self.moments(one, Prediction(none, none), k), strict=True):
             stds.append(math.hypot(factor * stds[-1], drawn))
@@ -235,8 +237,10 @@ class Ddim(Stateless):
         return self.eta > 0
 
     def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
-        t, s = self.times[k], self.times[k + 1]
-        a, b = self.path.alpha(s), self.path.sigma(s)
+        t = self.times[k]
+        s = self.times[k + 1]
+        a = self.path.alpha(s)
+        b = self.path.sigma(s)
         shrink = self.path.alpha(t) * b / (a * self.path.sigma(t))
         c = self.eta * b * torch.sqrt((1 - shrink**2).clamp(min=0.0))
         return _ending(self.times, k, *_toward(self.path, x, prediction.x0, t, s, c), c)
@@ -258,7 +262,8 @@ class Renoise(Stateless):
     stochastic: bool = True
 
     def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
-        t, s = self.times[k], self.times[k + 1]
+        t = self.times[k]
+        s = self.times[k + 1]
         c = self.path.sigma(s)
         return _ending(self.times, k, *_toward(self.path, x, prediction.x0, t, s, c), c)
 
@@ -270,7 +275,8 @@ def _toward(
 ) -> tuple[Tensor, Tensor]:
     """alpha_s x0 + sqrt(sigma_s^2 - c^2) eps, to which c xi may be added, and x0; both float32 or
     float64."""
-    wide, x0 = widened(x), widened(x0)
+    wide = widened(x)
+    x0 = widened(x0)
     eps = eps_from_x0(path, wide, x0, t)
     kept = torch.sqrt((path.sigma(s) ** 2 - c**2).clamp(min=0.0))
     return rows(path.alpha(s), wide) * x0 + rows(kept, wide) * eps, x0

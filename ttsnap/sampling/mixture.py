@@ -36,11 +36,9 @@ class MixtureDenoiser(Denoiser):
         path: Interpolant | None = None,
         by_prompt: Tensor | None = None,
     ) -> None:
-        self.means, self.stds, self.weights = (
-            means.double(),
-            stds.double(),
-            weights.double() / weights.sum(),
-        )
+        self.means = means.double()
+        self.stds = stds.double()
+        self.weights = weights.double() / weights.sum()
         self.path: Interpolant = path if path is not None else Linear()
         times = (
             steps
@@ -73,7 +71,8 @@ class MixtureDenoiser(Denoiser):
 
     def posterior_mean(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x0 | x_t = x]: x (N, D), t (N,)."""
-        a, s = self.path.alpha(t)[:, None], self.path.sigma(t)[:, None]
+        a = self.path.alpha(t)[:, None]
+        s = self.path.sigma(t)[:, None]
         variance = a**2 * self.stds**2 + s**2  # (N, M)
         away = x[:, None] - a[..., None] * self.means  # (N, M, D)
         d = x.shape[1]

@@ -33,14 +33,17 @@ def repelled(h: Tensor, kept: Tensor, how: Repel) -> Tensor:
     if n == 1:
         return h
     unit = nn.functional.normalize(h if h.dtype == torch.float64 else h.float(), dim=-1).to(h.dtype)
-    everyone, flat, out = unit.flatten(0, 1), h.flatten(0, 1), torch.empty_like(h)
+    everyone = unit.flatten(0, 1)
+    flat = h.flatten(0, 1)
+    out = torch.empty_like(h)
     most = max(1, MOST_BYTES // (n * tokens * h.element_size()))
     parts = [(image, slice(i, i + most)) for image in range(n) for i in range(0, tokens, most)]
     for image, part in parts:
         cosine = unit[image, part] @ everyone.T
         cosine[:, image * tokens : (image + 1) * tokens] = -torch.inf
         best, match = cosine.max(1)
-        moves, own = ((best > how.threshold) & kept[image, part])[:, None], h[image, part]
+        moves = ((best > how.threshold) & kept[image, part])[:, None]
+        own = h[image, part]
         out[image, part] = torch.where(
             moves, (1 + how.factor) * own - how.factor * flat[match], own
         )

@@ -85,7 +85,9 @@ def judge(found: Objects, image: int, spec: Spec) -> tuple[float, bool]:
 
 def _hue_and_chroma(images: Floats) -> tuple[Floats, Floats]:
     """Hue in sixths of the circle [0, 6) and chroma, both (N, H, W), of images (N, 3, H, W)."""
-    r, g, b = images[:, 0], images[:, 1], images[:, 2]
+    r = images[:, 0]
+    g = images[:, 1]
+    b = images[:, 2]
     top = np.maximum(np.maximum(r, g), b)
     chroma = top - np.minimum(np.minimum(r, g), b)
     safe = np.maximum(chroma, np.float32(1e-6))
@@ -207,7 +209,8 @@ def _overlaps(
 
 def _judge(found: Objects, rows: slice, level: float, spec: Spec) -> tuple[float, bool]:
     """Soft and strict verdict on one image."""
-    color, overlap = found.color[rows], found.overlap[rows]
+    color = found.color[rows]
+    overlap = found.overlap[rows]
     wanted = [(COLORS.index(c), SHAPES.index(s)) for c, s in spec.objects]
     best = overlap.max(1, initial=0.0)
     likely = np.exp(_SHARPNESS * (overlap - best[:, None]))
@@ -262,9 +265,11 @@ def _relation(
     )
     if not len(ours) or not len(theirs):
         return 0.0, False
-    axis, sign = (1 if relation in RELATIONS[:2] else 0), (1 if relation in RELATIONS[::2] else -1)
+    axis = 1 if relation in RELATIONS[:2] else 0
+    sign = 1 if relation in RELATIONS[::2] else -1
     apart = sign * (theirs.mean(0) - ours.mean(0))
-    along, across = float(apart[axis]), abs(float(apart[1 - axis]))
+    along = float(apart[axis])
+    across = abs(float(apart[1 - axis]))
     nearest = float((sign * theirs[:, axis]).min() - (sign * ours[:, axis]).max())  # of any two
     held = 1 / (1 + np.exp(-min(along, along - 0.8 * across, nearest) / 2))
     return float(held), nearest > 2 and across < along

@@ -25,7 +25,8 @@ from .render import NUM_LABELS
 VOCABULARY = ("", *WORDS, ",")
 MAX_WORDS = 16
 CELLS = 8
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 
 
 def word_ids(captions: Sequence[str]) -> Tensor:
@@ -47,7 +48,8 @@ class Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
+        self.norm1 = nn.GroupNorm(8, channels)
+        self.norm2 = nn.GroupNorm(8, channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1)
 
@@ -69,7 +71,8 @@ class GatedLook(nn.Module):
         self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
-        self.key, self.value = nn.Linear(cells, width), nn.Linear(cells, width)
+        self.key = nn.Linear(cells, width)
+        self.value = nn.Linear(cells, width)
         self.place = nn.Linear(3 * heads, width)
         self.out = nn.Linear(width, width)
 
@@ -139,7 +142,10 @@ class SceneReader(nn.Module):
 
     def __init__(self, size: ReaderSize) -> None:
         super().__init__()
-        width, blocks, layers, heads = size.width, size.blocks, size.layers, size.heads
+        width = size.width
+        blocks = size.blocks
+        layers = size.layers
+        heads = size.heads
         self.stem = nn.Conv2d(3, width // 2, 4, 2, 1)
         self.fine = nn.Sequential(*[Block(width // 2) for _ in range(blocks[0])])
         self.down = nn.Conv2d(width // 2, width, 4, 2, 1)
@@ -167,7 +173,8 @@ class SceneReader(nn.Module):
     def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Words (N, T) -> states (N, T, width) and padding mask (N, T)."""
         ids = ids[:, : max(1, int((ids > 0).sum(1).max()))]
-        states, empty = self.words(ids) + self.places[: ids.shape[1]], ids == 0
+        states = self.words(ids) + self.places[: ids.shape[1]]
+        empty = ids == 0
         for layer in self.text:
             states = layer(states, src_key_padding_mask=empty)
         return states, empty
@@ -175,7 +182,8 @@ class SceneReader(nn.Module):
     def match(self, cells: Tensor, states: Tensor, empty: Tensor) -> Tensor:
         """Cells (N, width, 8, 8), states and padding mask of captions -> logits (N,) float32."""
         seen = cells.flatten(2).transpose(1, 2)
-        text, places = states, []
+        text = states
+        places = []
         for look, layer in zip(self.looks, self.think, strict=True):
             states, place = look(states, seen, self.grid)
             places.append(place)

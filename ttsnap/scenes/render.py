@@ -30,7 +30,8 @@ Floats = NDArray[np.float32]
 def signed_distance(shape: int, dx: Floats, dy: Floats, r: float | Floats) -> Floats:
     """Approximate signed distance to shape number `shape` of radius `r`, negative inside; y points
     down."""
-    ax, ay = np.abs(dx), np.abs(dy)
+    ax = np.abs(dx)
+    ay = np.abs(dy)
     if shape == 0:
         d = np.hypot(dx, dy) - 0.95 * r
     elif shape == 1:
@@ -74,7 +75,8 @@ def place(
         r = lo[todo, None] + rng.random((m, slots), np.float32) * (hi - lo)[todo, None]
         room = IMAGE_SIZE - 2 * (r + _MARGIN)
         p = (r + _MARGIN)[..., None] + rng.random((m, slots, 2), np.float32) * room[..., None]
-        d, reach = p[:, i] - p[:, j], r[:, i] + r[:, j]
+        d = p[:, i] - p[:, j]
+        reach = r[:, i] + r[:, j]
         apart = np.hypot(d[..., 0], d[..., 1]) > 1.08 * reach + _GAP
         apart |= np.abs(d).max(-1) > reach + _GAP
         ok = np.asarray((apart | (i >= counts[todo, None])).all(1))
@@ -101,14 +103,17 @@ def _in_relation(
     """
     slot = np.arange(p.shape[1])
     # (N, K)
-    ours, theirs = slot < first[:, None], (slot >= first[:, None]) & (slot < counts[:, None])
-    axis, sign = np.where(relations < 2, 1, 0), np.where(relations % 2 == 0, 1, -1)
+    ours = slot < first[:, None]
+    theirs = (slot >= first[:, None]) & (slot < counts[:, None])
+    axis = np.where(relations < 2, 1, 0)
+    sign = np.where(relations % 2 == 0, 1, -1)
     ahead = np.take_along_axis(p, axis[:, None, None], 2)[..., 0] * sign[:, None]  # (N, K)
     side = ahead[:, None, :] - ahead[:, :, None]  # from i of the first group to j of the other
     clear = (side > r[:, :, None] + 1) | ~(ours[:, :, None] & theirs[:, None, :])
     d = _mean(p, theirs) - _mean(p, ours)
     rows = np.arange(len(p))
-    across, along = np.abs(d[rows, 1 - axis]), d[rows, axis] * sign
+    across = np.abs(d[rows, 1 - axis])
+    along = d[rows, axis] * sign
     return np.asarray(clear.all((1, 2)) & (across < 0.7 * along))
 
 

@@ -91,7 +91,8 @@ def _documented(keys: Keys, *statuses: int) -> dict[str, Any]:
 
 
 def _add_images(app: FastAPI, answers: ResponseBuilder) -> None:
-    offer, limits = answers.offer, answers.limits
+    offer = answers.offer
+    limits = answers.limits
 
     @app.post(
         PATHS[Generation.kind],
@@ -119,7 +120,8 @@ def _add_images(app: FastAPI, answers: ResponseBuilder) -> None:
 
 
 def _add_videos(app: FastAPI, answers: ResponseBuilder) -> None:
-    offer, limits = answers.offer, answers.limits
+    offer = answers.offer
+    limits = answers.limits
 
     async def video_in(request: Request) -> tuple[Video, Pictures]:
         _refuse_unless(offer.frames_every is not None, offer.model, Generation)
@@ -152,9 +154,11 @@ def _add_videos(app: FastAPI, answers: ResponseBuilder) -> None:
 
 def _refuse_unless(right: bool, model: str, other: type[Body]) -> None:
     if not right:
-        made, more = "videos", ""
+        made = "videos"
+        more = ""
         if other is not Video:
-            made, more = "images", ", or a server of a model of videos, as by --task text-to-video"
+            made = "images"
+            more = ", or a server of a model of videos, as by --task text-to-video"
         raise RequestError(
             404, f"{model!r} makes {made}; ask POST {PATHS[other.kind]}{more}", "model"
         )
@@ -175,7 +179,8 @@ def _add_jobs(app: FastAPI, answers: ResponseBuilder) -> None:
 
 
 def _add_models(app: FastAPI, answers: ResponseBuilder) -> None:
-    offer, created = answers.offer, int(time.time())
+    offer = answers.offer
+    created = int(time.time())
 
     def shown_model(name: str) -> dict[str, Json]:
         own: dict[str, Json] = {
@@ -281,8 +286,12 @@ class ResponseBuilder:
     """Hands requests to a worker, and puts what it finds into words of HTTP."""
 
     def __init__(self, worker: Worker, desk: RequestParser, keys: Keys, jobs: Jobs | None) -> None:
-        self.worker, self.desk, self.keys, self.jobs = worker, desk, keys, jobs
-        self.offer, self.limits = desk.offer, desk.limits
+        self.worker = worker
+        self.desk = desk
+        self.keys = keys
+        self.jobs = jobs
+        self.offer = desk.offer
+        self.limits = desk.limits
 
     def caller_of(self, request: Request) -> str:
         """The sender of a request. RequestError for an unknown one (401), and without keys for a

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MOST_FITTED = 256
-RECENT, RESERVE, FIRST = 0.9, 1.5, 1000
+RECENT = 0.9
+RESERVE = 1.5
+FIRST = 1000
 """The weight of earlier batches in measurements; the factor on measured times to finish; the
 searches in an order when all end."""
 
@@ -53,12 +55,15 @@ UNCHECKED = (
 def taken_as(request: Prepared, result: Result) -> list[str]:
     """A warning where the images are of another size than was asked for, or than the picture that
     they change."""
-    call, picture = request.engine.call, request.prompt.inputs.get("image")
+    call = request.engine.call
+    picture = request.prompt.inputs.get("image")
     first, (rows, columns) = (
         picture[0] if isinstance(picture, tuple) else picture,
         result.images[0].pixels.shape[-2:],
     )
-    drawn, sized, warnings = (columns, rows), (call.get("width"), call.get("height")), list[str]()
+    drawn = (columns, rows)
+    sized = (call.get("width"), call.get("height"))
+    warnings = list[str]()
     if None not in sized and sized != drawn:
         warnings.append(
             f"the model draws {columns}x{rows} in place of {sized[0]}x{sized[1]}, whose sides do"
@@ -83,8 +88,11 @@ class Isolated:
     lockstep: ClassVar[bool] = False
 
     def __init__(self, algorithm: Algorithm, grid: Grid) -> None:
-        self.algorithm, self.grid = algorithm, grid
-        self.n, self.needs, self.init = algorithm.n, algorithm.needs, algorithm.init
+        self.algorithm = algorithm
+        self.grid = grid
+        self.n = algorithm.n
+        self.needs = algorithm.needs
+        self.init = algorithm.init
         self.error: Exception | None = None
         """Raised by the algorithm; the search has ended."""
 
@@ -108,12 +116,10 @@ class PooledEngine:
 
     def __init__(self, engines: Engines, spec: EngineSpec, limits: ServiceLimits) -> None:
         """ValueError or RequestError for a spec that the model cannot do."""
-        self.pipe, self.rewards, self.spec, self.limits = (
-            engines.pipe,
-            engines.rewards,
-            spec,
-            limits,
-        )
+        self.pipe = engines.pipe
+        self.rewards = engines.rewards
+        self.spec = spec
+        self.limits = limits
         self._open = ExitStack()
         try:
             self.engine = self._open.enter_context(engines.engine(spec))
@@ -154,11 +160,13 @@ class PooledEngine:
     def add(self, ticket: PendingRequest) -> None:
         """Begin a search. ValueError for what model or budget do not allow, RequestError for a
         prompt that a reward cannot read."""
-        request, engine = ticket.request, self.engine
+        request = ticket.request
+        engine = self.engine
         spec = self._prepared(request)
         for name in self.spec.rewards:
             self._check(name, request.prompt)
-        limits, now = self.limits.of_jobs if ticket.job else self.limits, time.monotonic()
+        limits = self.limits.of_jobs if ticket.job else self.limits
+        now = time.monotonic()
         ticket.seconds = limits.seconds_of(request.budget)
         allowance = task_of(spec.budget, engine, request.selection.keep).allowance
         listener = Progress(ticket, allowance, request.selection, self._safe)
@@ -222,7 +230,8 @@ class PooledEngine:
         if not bare or not self._nfe or not self._room:
             return 0.0
         places = max(1, self.engine.capacity // 2)
-        each, batch = self._seconds / self._nfe, places * self._seconds / self._room
+        each = self._seconds / self._nfe
+        batch = places * self._seconds / self._room
         return RESERVE * self.engine.grid.nfe * max(bare * each, -(-bare // places) * batch)
 
     def cancel(self, ticket: PendingRequest) -> None:
@@ -254,7 +263,8 @@ class PooledEngine:
         return answers
 
     def _finished(self, ticket: PendingRequest, running: RunningRequest) -> Done | RequestError:
-        request, algorithm = ticket.request, running.spec.algorithm
+        request = ticket.request
+        algorithm = running.spec.algorithm
         if isinstance(algorithm, Isolated) and algorithm.error is not None:
             why = f"{type(algorithm.error).__name__}; choose other options or another search"
             return RequestError(500, f"the search failed: {why}", "search")

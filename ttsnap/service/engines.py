@@ -29,7 +29,8 @@ from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardError, RewardModel
 from ttsnap.sampling.denoiser import Capability
 
-SUFFIX, USUAL = ".safetensors", "pytorch_lora_weights.safetensors"
+SUFFIX = ".safetensors"
+USUAL = "pytorch_lora_weights.safetensors"
 """How the names of files end; that of diffusers' own file in a folder."""
 MOST_TWINS = 16
 """Most twins that are kept: each has modules of its own."""
@@ -239,8 +240,12 @@ class ManyDevices:
         """model: as actors open it. specs: rewards as `--reward` takes them, by the names that
         clients use. pool: gives actors whose engine a function makes (RayPool), on the same devices
         for all specs."""
-        self.pipe, self.rewards, self.loras = here.pipe, here.rewards, here.loras
-        self.model, self.specs, self._pool = model, specs, pool
+        self.pipe = here.pipe
+        self.rewards = here.rewards
+        self.loras = here.loras
+        self.model = model
+        self.specs = specs
+        self._pool = pool
 
     @contextmanager
     def engine(self, spec: EngineSpec) -> Iterator[Engine]:

@@ -42,7 +42,8 @@ YOUNG = 600.0
 """Seconds for which files without a row, and a row whose files are not seen here, may be those of a
 job that is just being added."""
 MIB = 2**20
-GIVEN, SIGNS = "given", "servers"
+GIVEN = "given"
+SIGNS = "servers"
 """How names of files begin that came with a request; the folder with an empty file for each
 server."""
 LIMITS = {

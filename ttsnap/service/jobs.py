@@ -41,10 +41,13 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 THUMBNAIL = "thumbnail.webp"
 """The file beside those of a job's results."""
-THREADS, PATIENCE = 8, 10.0
+THREADS = 8
+PATIENCE = 10.0
 """Threads that ask the database for callers; seconds until a caller is told that it does not
 answer."""
-BEAT, SWEEP, AGAIN = 2.0, 60.0, 1.0
+BEAT = 2.0
+SWEEP = 60.0
+AGAIN = 1.0
 """Seconds between two looks for jobs; for what expired; until what could not be done is tried
 again."""
 
@@ -71,7 +74,10 @@ class Jobs:
     """
 
     def __init__(self, store: JobStore, worker: Worker, desk: RequestParser, keys: Keys) -> None:
-        self.store, self.worker, self.desk, self.keys = store, worker, desk, keys
+        self.store = store
+        self.worker = worker
+        self.desk = desk
+        self.keys = keys
         self._runs: dict[str, _JobRun] = {}
         # Others than those of images: a database that hangs holds up itself alone.
         self._threads = cycle([Background() for _ in range(THREADS)])
@@ -204,20 +210,20 @@ class Jobs:
         self._wake.set()
 
     async def _run(self, run: _JobRun) -> None:
-        job, begin = run.job, time.monotonic()
+        job = run.job
+        begin = time.monotonic()
         try:
             outcome = await self._outcome(run)
         except RequestError as error:
             if error.code == "stopping":
                 await self._noted(self.store.put_back, job)
                 return
-            status, outcome = FAILED, error.told()
+            status = FAILED
+            outcome = error.told()
         except Exception as error:
             logger.exception("a job failed")
-            status, outcome = (
-                FAILED,
-                RequestError(500, f"the job failed: {type(error).__name__}").told(),
-            )
+            status = FAILED
+            outcome = RequestError(500, f"the job failed: {type(error).__name__}").told()
         else:
             status = COMPLETED
         if not await self._noted(self.store.end, job, status, outcome):
@@ -268,7 +274,8 @@ class Jobs:
             write_bytes(self.store.files(job) / THUMBNAIL, thumbnail_of(preview.image))
 
     def _write(self, job: StoredJob, wanted: Generation | Video, done: Done) -> dict[str, Json]:
-        best, made = done.result.images[0].pixels, files_of(done, wanted, self.desk.offer)
+        best = done.result.images[0].pixels
+        made = files_of(done, wanted, self.desk.offer)
         files = {f"{rank}.{wanted.output_format}": data for rank, data in enumerate(made, 1)}
         files[THUMBNAIL] = thumbnail_of(best)
         try:
@@ -312,7 +319,8 @@ def add_job_routes(
     documented: Mapping[str, Any],
 ) -> None:
     """The addresses of jobs of one kind. documented: of FastAPI, for each."""
-    path, store = PATHS[kind], jobs.store
+    path = PATHS[kind]
+    store = jobs.store
 
     async def job_of(request: Request, name: str) -> StoredJob:
         return await jobs.ask(store.get, caller_of(request), kind, name)
@@ -320,8 +328,10 @@ def add_job_routes(
     @app.get(path, **documented)
     async def listed(request: Request) -> Response:
         """`after`, `limit` and `order` (asc or desc), as in OpenAI's API."""
-        owner, query = caller_of(request), request.query_params
-        text, order = query.get("limit", "20"), query.get("order", "desc")
+        owner = caller_of(request)
+        query = request.query_params
+        text = query.get("limit", "20")
+        order = query.get("order", "desc")
         limit = number_in(text)
         if not 0 <= limit <= PAGE:
             raise RequestError(
@@ -351,8 +361,10 @@ def add_job_routes(
     async def content(request: Request, name: str) -> Response:
         """The best of what a job made, or that of a `rank`; `variant=thumbnail`: a small picture,
         which is there while it runs, of the best estimate so far."""
-        job, query = await job_of(request, name), request.query_params
-        variant, rank = query.get("variant", "video"), query.get("rank", "1")
+        job = await job_of(request, name)
+        query = request.query_params
+        variant = query.get("variant", "video")
+        rank = query.get("rank", "1")
         if variant not in ("video", "image", "thumbnail"):
             said = f"variant must be video, image or thumbnail, got {variant[:60]!r}"
             raise RequestError(400, said, "variant", "invalid_value")
@@ -376,9 +388,11 @@ def add_job_routes(
 def file_of(job: StoredJob, jobs: Jobs, variant: str, rank: str) -> Response:
     """A file of a completed job. RequestError (404) for a rank that there is not."""
     if variant == "thumbnail":
-        name, media = THUMBNAIL, MEDIA["webp"]
+        name = THUMBNAIL
+        media = MEDIA["webp"]
     else:
-        made, form = len((job.outcome or {})["data"]), read_body(job.kind, job.body).output_format
+        made = len((job.outcome or {})["data"])
+        form = read_body(job.kind, job.body).output_format
         number = number_in(rank)
         if not 1 <= number <= made:
             raise RequestError(
@@ -387,7 +401,8 @@ def file_of(job: StoredJob, jobs: Jobs, variant: str, rank: str) -> Response:
                 "rank",
                 "not_found",
             )
-        name, media = f"{number}.{form}", MEDIA[form]
+        name = f"{number}.{form}"
+        media = MEDIA[form]
     return FileResponse(jobs.store.files(job) / name, media_type=media, filename=f"{job.id}-{name}")
 
 
@@ -398,7 +413,8 @@ def number_in(text: str) -> int:
 
 def shown(job: StoredJob, jobs: Jobs) -> dict[str, Any]:
     """A job, without what it made."""
-    wanted, outcome = job.body["fields"], job.outcome or {}
+    wanted = job.body["fields"]
+    outcome = job.outcome or {}
     done = job.status == COMPLETED
     told: dict[str, Any] = {
         "id": job.id,
@@ -432,7 +448,8 @@ def whole(job: StoredJob, jobs: Jobs) -> dict[str, Any]:
     wanted = read_body(job.kind, job.body)
     if not isinstance(wanted, Generation):
         return {**told, **job.outcome}
-    folder, count = jobs.store.files(job), len(job.outcome["data"])
+    folder = jobs.store.files(job)
+    count = len(job.outcome["data"])
     files = [
         (folder / f"{rank}.{wanted.output_format}").read_bytes() for rank in range(1, count + 1)
     ]

@@ -84,7 +84,10 @@ class RequestError(Exception):
         """status: of HTTP. param: the parameter at fault. code: for programs. retry_after: seconds,
         where a second try helps."""
         super().__init__(message)
-        self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
+        self.status = status
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
 
     @classmethod
     def of(cls, error: FieldError) -> RequestError:
@@ -189,13 +192,15 @@ class Keys:
         except FileNotFoundError:
             if self.callers:
                 logger.error("the file of API keys is gone: nobody is let in until it is back")
-            self.callers, self._read = (), (0, 0, 0)
+            self.callers = ()
+            self._read = (0, 0, 0)
             return
         except OSError:
             read = (0, 0, 0)
         if read == self._read:
             return
-        again, self._read = self._read != (), read
+        again = self._read != ()
+        self._read = read
         try:
             self.callers = Keys.read(self.file).callers
         except ValueError as error:
@@ -239,7 +244,8 @@ class Keys:
         if self.open:
             return ANYBODY
         scheme, _, key = (authorization or "").partition(" ")
-        digest, found = _digest(key.strip()), None
+        digest = _digest(key.strip())
+        found = None
         for known, caller in self.callers:  # all of them: the time taken must say nothing of a key
             if hmac.compare_digest(known, digest):
                 found = caller

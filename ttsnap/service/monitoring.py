@@ -25,7 +25,8 @@ from ttsnap.core.prompt import PRIVATE
 from ttsnap.service.limits import RequestError
 from ttsnap.service.tickets import PendingRequest
 
-access, logger = logging.getLogger("ttsnap.service.access"), logging.getLogger(__name__)
+access = logging.getLogger("ttsnap.service.access")
+logger = logging.getLogger(__name__)
 
 REQUEST = "request"
 """The attribute of a record with the values of a request."""
@@ -63,7 +64,8 @@ class Seldom:
     """Logs errors, one a minute: a disk that is full is met every second."""
 
     def __init__(self, logger: logging.Logger) -> None:
-        self.logger, self._next = logger, 0.0
+        self.logger = logger
+        self._next = 0.0
 
     def error(self, message: str, error: Exception) -> None:
         """Log an error, unless one was logged within the last minute."""
@@ -89,7 +91,9 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, begin, state = 0, time.monotonic(), scope.setdefault("state", {})
+        status = 0
+        begin = time.monotonic()
+        state = scope.setdefault("state", {})
         state.update(caller=None, ticket=None)  # the application notes them
         name = f"req_{secrets.token_hex(8)}"
 
@@ -108,9 +112,12 @@ class AccessLog:
                 body = RequestError(500, f"the service failed: {type(error).__name__}").body()
                 await JSONResponse(body, 500)(scope, receive, sent)
         finally:
-            caller, ticket = state["caller"], state["ticket"]
-            key, nfe = caller or "-", ticket.nfe if ticket else "-"
-            path, seconds = quote(scope["path"], safe="/")[:200], time.monotonic() - begin
+            caller = state["caller"]
+            ticket = state["ticket"]
+            key = caller or "-"
+            nfe = ticket.nfe if ticket else "-"
+            path = quote(scope["path"], safe="/")[:200]
+            seconds = time.monotonic() - begin
             log_request(scope["method"], path, status or 500, seconds, key, nfe, id=name)
 
 

@@ -179,7 +179,8 @@ class Video(Body):
     )
 
     def call(self, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
-        frames, second = self.length(offer, limits), offer.boundary
+        frames = self.length(offer, limits)
+        second = offer.boundary
         if second is not None and self.boundary_ratio not in (None, second):
             own = (
                 f"the second network of this model begins at {second:g}, got"
@@ -203,7 +204,8 @@ class Video(Body):
             return self.num_frames
         if self.num_frames is not None:
             raise FieldError("num_frames", "give seconds or num_frames, not both")
-        every, rate = offer.frames_every or 1, self.rate(offer)
+        every = offer.frames_every or 1
+        rate = self.rate(offer)
         frames = 1 + every * max(0, round((self.seconds * rate - 1) / every))
         if frames > limits.frames:
             most = f"{limits.frames / rate:.3g} s at {rate:g} frames a second"

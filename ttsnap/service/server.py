@@ -99,7 +99,8 @@ def offer_of(
     place; aliases: further ones. draft: as of `with_drafts`."""
     name = name or model.rstrip("/").rpartition("/")[2]
     known = replace(recommended(model), parts=engines.rewards.parts)
-    takes, every = engines.pipe.call_arguments(), engines.pipe.frames_every()
+    takes = engines.pipe.call_arguments()
+    every = engines.pipe.frames_every()
     offer = ServingCatalog(
         name,
         tuple(engines.rewards),
@@ -135,7 +136,8 @@ def with_drafts(
 ) -> ServingCatalog:
     """The offer with a drafter, as --draft names it: of this pipeline, for these rewards by the
     names of clients. ValueError for a drafter that does not fit the model."""
-    own, named = own_draft(pipe), SamplerOptions(draft=draft)
+    own = own_draft(pipe)
+    named = SamplerOptions(draft=draft)
     drafter = named.drafted_by(None if own is None else own.name).draft
     if drafter is not None:  # errors of a drafter come at once
         pipe.sampling_denoiser(replace(named, draft=drafter), **offer.defaults(offer.model).call)
@@ -182,7 +184,8 @@ def traces_of_environment() -> Traces | None:
 # --- the socket -----------------------------------------------------------------------------------
 
 
-GRACE, IDLE = 10, 30
+GRACE = 10
+IDLE = 30
 """Seconds for replies to leave after the last search; seconds for which a connection without a
 request stays open. OpenAI's clients keep theirs for 5: with as many here, they would now and then
 send a request into a connection that is being closed."""
@@ -197,7 +200,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, worker: Worker, jobs: Jobs | None) -> None:
         super().__init__(config)
-        self.worker, self.jobs = worker, jobs
+        self.worker = worker
+        self.jobs = jobs
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -116,7 +116,9 @@ class Progress:
         safe: Callable[[Tensor], bool] = lambda image: True,
     ) -> None:
         """safe: whether a partial image may be shown."""
-        self.ticket, self.selection, self.safe = ticket, selection, safe
+        self.ticket = ticket
+        self.selection = selection
+        self.safe = safe
         self.allowance = allowance
         """Evaluations that the budget affords."""
         self.sent = 0
@@ -143,7 +145,8 @@ class Progress:
             )
             shown = shown and self.ticket.partials > 0 and event.picture is not None
             if shown and math.isfinite(value) and value > self.best:
-                self.best, self.picture = value, event.picture
+                self.best = value
+                self.picture = event.picture
         elif event.kind == "tick":  # all scores of the batch are there
             self.ticket.share = min(
                 1.0, max(self.arrived / self.allowance, event.seconds / self.ticket.seconds)
@@ -156,7 +159,8 @@ class Progress:
         self.ticket.nfe = round(self.arrived)
 
     def _send(self, picture: Decoded) -> None:
-        share, most = self.ticket.share, self.ticket.partials
+        share = self.ticket.share
+        most = self.ticket.partials
         if self.sent < most and share >= self.due:
             image = (picture.small() if self.ticket.job else picture.fetch()).detach().float().cpu()
             self.picture = None
@@ -183,10 +187,8 @@ class RequestParser:
         limits = limits.of_videos if isinstance(wanted, Video) else limits
         search = prepared_of(wanted, self.offer, limits, pictures)
         partials = wanted.partial_images if isinstance(wanted, Generation) else 0
-        notes, left_open = (
-            notes_of(wanted, search, limits),
-            "draft" not in wanted.options and not search.prompt.inputs,
-        )
+        notes = notes_of(wanted, search, limits)
+        left_open = "draft" not in wanted.options and not search.prompt.inputs
         if (
             left_open
             and self.offer.undrafted is not None
@@ -208,7 +210,8 @@ class RequestParser:
 
 def file_of(pixels: Tensor, wanted: Generation, record: SearchRecord | None = None) -> bytes:
     """(3, H, W) in [0, 1] -> a file of the requested format. A PNG carries the record."""
-    picture, file = Image.fromarray(to_uint8(pixels)), io.BytesIO()
+    picture = Image.fromarray(to_uint8(pixels))
+    file = io.BytesIO()
     if wanted.output_format == "png":
         if record is not None:
             record.label(picture)
@@ -239,7 +242,8 @@ def files_of(done: Done, wanted: Generation | Video, offer: ServingCatalog) -> l
 def thumbnail_of(pixels: Tensor) -> bytes:
     """(3, H, W), or a video (T, 3, H, W), in [0, 1] -> a WebP picture, of a video its middle
     frame."""
-    frame, file = pixels if pixels.ndim == 3 else pixels[len(pixels) // 2], io.BytesIO()
+    frame = pixels if pixels.ndim == 3 else pixels[len(pixels) // 2]
+    file = io.BytesIO()
     still(frame).save(file, format="WEBP", quality=QUALITY)
     return file.getvalue()
 

@@ -20,7 +20,8 @@ from ttsnap.service.monitoring import Batch, Metrics, Observer
 from ttsnap.service.tickets import Done, Passed, PendingRequest
 
 logger = logging.getLogger(__name__)
-LATE, AGAIN = 5.0, 5
+LATE = 5.0
+AGAIN = 5
 """Seconds after the deadline, after which nothing is waited for; until a request that is refused
 may come again."""
 
@@ -45,7 +46,9 @@ class Worker(threading.Thread):
     ) -> None:
         """first: a request to prepare for before any comes, as loading may take minutes."""
         super().__init__(daemon=True, name="searches")
-        self.engines, self.limits, self.metrics = engines, limits, metrics
+        self.engines = engines
+        self.limits = limits
+        self.metrics = metrics
         self._observers: tuple[Observer, ...] = (metrics,) if traces is None else (metrics, traces)
         self.draining = self.loaded = False
         self.unready: str | None = None
@@ -68,7 +71,8 @@ class Worker(threading.Thread):
         with self._wake:
             if self.draining or not self.is_alive():
                 raise stopping()
-            name, most = ticket.caller, self.limits.per_key
+            name = ticket.caller
+            most = self.limits.per_key
             if sum(other.caller == name for other in self._open) >= most:
                 said = (
                     f"{most} requests of yours wait or run already, the most that one key may have"

@@ -20,7 +20,8 @@ from ttsnap.core.names import nearest
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WORDS = tuple((Path(__file__).parent / "words.txt").read_text("ascii").split())
 """Words of three to eight letters, none of which training saw."""
-DARK, LIGHT = ("red", "green", "blue", "black"), ("yellow", "white")
+DARK = ("red", "green", "blue", "black")
+LIGHT = ("yellow", "white")
 COLORS = (*DARK, *LIGHT)
 """Of plates and letters; one of the two is dark and the other light."""
 RGB = {
@@ -32,7 +33,8 @@ RGB = {
     "white": (244, 244, 240),
 }
 """Levels of the colours, 0 to 255."""
-MIN_LETTERS, MAX_LETTERS = 3, 8
+MIN_LETTERS = 3
+MAX_LETTERS = 8
 LENGTHS = {"short": (3, 4), "medium": (5, 6), "long": (7, 8)}
 """Kinds of word by their letters, of pairs of letters that training saw side by side."""
 PAIRS = "pairs"

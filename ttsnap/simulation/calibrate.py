@@ -102,7 +102,8 @@ def recorded_checks(recording: Recording) -> tuple[EstimatorAt, ...]:
     draft of fewest calls.
 
     The draft is in the place of the estimate at step 0."""
-    calls, steps = recording.draft_calls, default_checks(recording.grid.steps)
+    calls = recording.draft_calls
+    steps = default_checks(recording.grid.steps)
     drafts = (EstimatorAt(Draft(calls).name, 0),) if calls else ()
     return drafts + estimates(*(k for k in steps if recording.scored[k] and k >= len(drafts)))
 
@@ -119,7 +120,8 @@ def enlarge(
     `Recording.columns`; nan stays nan.
     """
     last = recording.grid.steps
-    mean, spread = columns.mean(1, keepdims=True), columns[..., last, None].std(1, keepdims=True)
+    mean = columns.mean(1, keepdims=True)
+    spread = columns[..., last, None].std(1, keepdims=True)
     varied = metrics.varied(columns[..., last])
     known = np.flatnonzero([*recording.scored, *(True for _ in recording.looks)])
     pool = ((columns - mean)[varied] / spread[varied]).reshape(-1, columns.shape[-1])[:, known]
@@ -137,7 +139,8 @@ def as_one(recording: Recording, columns: FloatArray) -> Recording:
 
     columns: scores of that reward for each of `Recording.columns`.
     """
-    price, calls = recording.price, recording.price.calls(len(recording.reward_names))
+    price = recording.price
+    calls = recording.price.calls(len(recording.reward_names))
 
     def all_of(rates: Rates) -> Rates:
         return dataclasses.replace(rates, reward_calls=calls * rates.reward_calls)
@@ -148,7 +151,8 @@ def as_one(recording: Recording, columns: FloatArray) -> Recording:
         seconds=None if price.seconds is None else all_of(price.seconds),
         more_calls=0,
     )
-    first, scores = recording.grid.steps + 1, columns[..., None]
+    first = recording.grid.steps + 1
+    scores = columns[..., None]
     looks = {seen: scores[:, :, first + i] for i, seen in enumerate(recording.looks)}
     return dataclasses.replace(
         recording, scores=scores[:, :, :first], looks=looks, reward_names=("utility",), price=price

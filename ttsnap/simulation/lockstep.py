@@ -68,12 +68,15 @@ def lockstep(
         )
     run = _Lockstep(algorithm, lookup, searches, task, rewards, utility)
     pots = SharedBudget(searches, pot, task) if pot is not None else None
-    asked, active, idle = np.arange(searches), np.ones(searches, bool), 0
+    asked = np.arange(searches)
+    active = np.ones(searches, bool)
+    idle = 0
     while (move := run.ask(asked)) is not None:
         active &= run.value > -np.inf
         if not active.any():
             break
-        go, takes = active, run.takes(move)
+        go = active
+        takes = run.takes(move)
         if pots is not None:
             go, refused, last = pots.serve(
                 run.particles, move, np.where(active, run.value, -np.inf), takes, run.paid
@@ -105,11 +108,16 @@ class _Lockstep:
         rewards: int,
         utility: Utility,
     ) -> None:
-        self.algorithm, self.lookup, self.task, self.b = algorithm, lookup, task, b
-        self.state, self.rng = algorithm.init(task), np.random.default_rng(0)
+        self.algorithm = algorithm
+        self.lookup = lookup
+        self.task = task
+        self.b = b
+        self.state = algorithm.init(task)
+        self.rng = np.random.default_rng(0)
         self.move: Move | None = None
         self.value = np.full(b, -np.inf)
-        ints, flags = np.empty((b, 0), int), np.empty((b, 0), bool)
+        ints = np.empty((b, 0), int)
+        flags = np.empty((b, 0), bool)
         scores = np.empty((b, 0, task.grid.steps + 1, rewards))
         arrays = ints, ints, ints, flags, flags, scores, ints, scores[:, :, 0, 0], flags
         self.particles = Particles(*arrays, Selection(utility), ints, np.zeros(b))
@@ -160,7 +168,8 @@ class _Lockstep:
             total[searches] += more[searches]
         uids = self._place(searches, move)
         # (B, n), or (n,) where they are the same in all searches
-        stop, score = move.rows.stop, move.rows.score
+        stop = move.rows.stop
+        score = move.rows.score
         stop = stop if stop.ndim == 1 else stop[searches]
         score = score if score.ndim == 1 else score[searches]
         self._record(searches, uids, stop, score, move.look)
@@ -190,7 +199,8 @@ class _Lockstep:
     ) -> None:
         """Put particles (k, n) of these searches at the steps `stop`, and look up the scores of a
         move that scores."""
-        p, at = self.particles, self._places(searches, uids)
+        p = self.particles
+        at = self._places(searches, uids)
         cached = p.cached.ravel()
         evaluated = score & (look.evaluations(stop) > 0)
         cached[at] = (evaluated | (cached[at] & (p.step.ravel()[at] == stop))) & (
@@ -208,7 +218,9 @@ class _Lockstep:
 
     def _start(self, more: int) -> None:
         """Start `more` seeds in every search."""
-        p, old, n = self.particles, len(self.particles), len(self.particles) + more
+        p = self.particles
+        old = len(self.particles)
+        n = len(self.particles) + more
         points, rewards = p.scores.shape[2:]
         # Scores of one step lie side by side, since searches in step ask for those of one step at a
         # time.
@@ -234,16 +246,19 @@ class _Lockstep:
         """Take one particle of some searches to the end: {search: uid}."""
         if not chosen:
             return
-        searches, uid = np.array(list(chosen)), np.zeros((self.b, 1), int)
+        searches = np.array(list(chosen))
+        uid = np.zeros((self.b, 1), int)
         uid[searches, 0] = list(chosen.values())
-        at, one = take(self.particles.step, uid), np.ones((self.b, 1))
+        at = take(self.particles.step, uid)
+        one = np.ones((self.b, 1))
         end = np.full((self.b, 1), self.task.grid.steps)
         move = Move(Rows(at * 0 + Kind.CONTINUE, uid, at, end, one.astype(bool), one))
         self.carry_out(searches, move, self.takes(move))
 
     def outcomes(self) -> Outcomes:
         """The best finished image of each search, and what was paid."""
-        done, searches = self.particles.finished, np.arange(self.b)
+        done = self.particles.finished
+        searches = np.arange(self.b)
         final = self.particles.scores[:, :, -1]
         if np.ptp(done.sum(1)) == 0:  # all searches finished as many images
             uids = np.flatnonzero(done).reshape(self.b, -1) % len(self.particles)

@@ -64,11 +64,14 @@ class Against:
 def ranked(recording: Recording, utility: Utility = utilities.mean) -> list[RankedLook]:
     """All looks of a recording, the cheapest first. ValueError where only finished images were
     scored."""
-    grid, price, final = recording.grid, recording.price, utility(recording.final)
+    grid = recording.grid
+    price = recording.price
+    final = utility(recording.final)
     estimates = [EstimatorAt(ESTIMATE.name, k) for k in range(grid.steps) if recording.scored[k]]
     found = []
     for seen in (*recording.looks, *estimates):
-        look, at = read_look(seen.look), np.array([seen.step])
+        look = read_look(seen.look)
+        at = np.array([seen.step])
         calls = int(grid.calls[seen.step]) + int(look.evaluations(at)[0])
         each = metrics.spearman(utility(recording.seen(*seen)), final)
         drafts = int(look.draft_calls(at)[0])

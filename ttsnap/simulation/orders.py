@@ -52,7 +52,8 @@ class Orders:
 
         ValueError where the recording holds failed scores."""
         seeds = self.seeds[:, :n] if n > 1 else self.draws.argmin(1)[:, None]
-        known, prompt = np.asarray(recording.scored), np.arange(len(seeds)) % len(recording.prompts)
+        known = np.asarray(recording.scored)
+        prompt = np.arange(len(seeds)) % len(recording.prompts)
         flat = recording.scores.reshape(-1, len(recording.reward_names))
         # of each candidate among all that were recorded
         place = seeds + recording.seeds * prompt[:, None]

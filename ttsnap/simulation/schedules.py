@@ -59,7 +59,8 @@ def draw(rng: np.random.Generator, space: Space) -> SeedPruning:
 def change(rng: np.random.Generator, schedule: SeedPruning, space: Space) -> SeedPruning:
     """A schedule of a space near another one."""
     shares, _, share = schedule.settled()
-    steps, keep = list(schedule.steps or ()), list(shares)
+    steps = list(schedule.steps or ())
+    keep = list(shares)
     free = [int(k) for k in space.steps if k not in steps]
     least = 0 if space.drafts and share else 1
     what = rng.random()

@@ -60,7 +60,8 @@ class SharedBudget:
             raise ValueError(
                 f"{searches} searches do not make pots of {size}, or the task has no allowance"
             )
-        self.size, self.task = size, task
+        self.size = size
+        self.task = task
         self.total = size * task.allowance * (1 + 1e-12)
         self.whole = task.grid.nfe + task.score_cost
         self.held = np.full(searches, float(self.whole))
@@ -81,26 +82,33 @@ class SharedBudget:
         if (n := move.rows.parent.shape[1]) != 1:
             raise ValueError(f"searches that share a pot advance one candidate at a time, got {n}")
         by_pot = -1, self.size
-        worth, held, after = value.reshape(by_pot), self.held.reshape(by_pot), after.reshape(by_pot)
+        worth = value.reshape(by_pot)
+        held = self.held.reshape(by_pot)
+        after = after.reshape(by_pot)
         cost = takes.spent(self.task).reshape(by_pot)
         spent = paid.spent(self.task).reshape(by_pot).sum(1)
         wants = (worth == worth.max(1, keepdims=True)) & (worth > -np.inf)
         fits = spent + np.where(wants, cost + after, held).sum(1) <= self.total
-        go, last = wants & fits[:, None], dict[int, int]()
+        go = wants & fits[:, None]
+        last = dict[int, int]()
         for pot in np.flatnonzero(~fits).tolist():  # one search after the other
-            reserve, used = held[pot].sum(), spent[pot]
+            reserve = held[pot].sum()
+            used = spent[pot]
             for member in np.flatnonzero(wants[pot]).tolist():
-                search, others = pot * self.size + member, reserve - held[pot, member]
+                search = pot * self.size + member
+                others = reserve - held[pot, member]
                 if used + cost[pot, member] + others + after[pot, member] <= self.total:
                     go[pot, member] = True
-                    used, reserve = used + cost[pot, member], others + after[pot, member]
+                    used = used + cost[pot, member]
+                    reserve = others + after[pot, member]
                 elif not particles.finished[
                     search
                 ].any():  # held says less: 0 also where only a decode is left
                     last[search], rest = self._affordable(
                         particles.of(search), self.total - used - others
                     )
-                    used, reserve = used + rest, others
+                    used = used + rest
+                    reserve = others
         self.held = np.where(go, after, held).ravel()
         self.held[list(last)] = 0.0
         return Served(go.ravel(), (wants & ~go).ravel(), last)
@@ -116,7 +124,8 @@ class SharedBudget:
     def _held_after(self, move: Move) -> FloatArray:
         """(B,) what must be held back once a move is made: what finishing the nearest particle
         takes, until one is."""
-        rows, grid = move.rows, self.task.grid
+        rows = move.rows
+        grid = self.task.grid
         ahead = rows.score & (rows.stop < grid.steps)
         paid = ahead & (move.look.evaluations(rows.stop) > 0)
         nearest = (grid.calls[rows.stop] + paid).max(-1)

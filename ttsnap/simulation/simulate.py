@@ -144,7 +144,8 @@ class Study:
         task, sized = sized_for(
             r, algorithm, place.budget, shared=shared, ledger=ledger, costs=costs
         )
-        lookup, searches = orders.play(r, sized.n or 1), len(orders)
+        lookup = orders.play(r, sized.n or 1)
+        searches = len(orders)
         pot = len(r.prompts) if shared else None
         out = lockstep(
             sized,
@@ -156,7 +157,8 @@ class Study:
             pot=pot,
         )
         total = out.paid.spent(task)
-        everyone, end = np.arange(searches), np.full((searches, 1), task.grid.steps)
+        everyone = np.arange(searches)
+        end = np.full((searches, 1), task.grid.steps)
         won = lookup(everyone, out.winner[:, None], end, ESTIMATE)[:, 0]
         rewards, scores = (
             of.reshape(self.repeats, -1, 1, *of.shape[1:]).mean(0) for of in (out.reward, won)
@@ -232,7 +234,10 @@ def best_of_n_curve(
         raise ValueError(
             "exact best-of-N needs a utility that scores each image by itself; rank_sum has none"
         )
-    engine, columns, scores, spent = ReplayEngine(recording), [], [], []
+    engine = ReplayEngine(recording)
+    columns = []
+    scores = []
+    spent = []
     parsed = tuple(map(Budget.parse, budgets))
     for budget in parsed:
         task = task_for(budget.on(engine.grid, engine.price.start), engine)
@@ -303,7 +308,8 @@ def lead(method: Curve, other: Curve, baseline: Curve) -> tuple[float, float]:
 def _omega(amounts: FloatArray, method: FloatArray, baseline: FloatArray) -> tuple[float, float]:
     """omega of rewards (P, B) over budgets (B,), and its standard error by resampling the
     prompts."""
-    omega, n = metrics.omega(amounts, method.mean(0), baseline.mean(0)), len(method)
+    omega = metrics.omega(amounts, method.mean(0), baseline.mean(0))
+    n = len(method)
     draws = np.random.default_rng(0).integers(n, size=(200, n))
     resampled = np.array(
         [metrics.omega(amounts, method[d].mean(0), baseline[d].mean(0)) for d in draws]

@@ -65,7 +65,8 @@ def short_of_seeds(
         algorithm = BestOfN()
     if algorithm.n is not None and algorithm.n <= recording.seeds:
         return None
-    free, engine = dataclasses.replace(algorithm, n=None), ReplayEngine(recording)  # type: ignore[type-var]
+    free = dataclasses.replace(algorithm, n=None)  # type: ignore[type-var]
+    engine = ReplayEngine(recording)
     costs = dry_costs(free, engine)
     for budget in (Budget.parse(b) for b in budgets):
         held = budget.on(engine.grid, engine.price.start)
@@ -86,7 +87,8 @@ def short_of_budget(
     if algorithm.n is None or isinstance(algorithm, PriceOfCompute):
         return None
     engine = ReplayEngine(recording)
-    costs, wanting = dry_costs(algorithm, engine), None
+    costs = dry_costs(algorithm, engine)
+    wanting = None
     for budget in (Budget.parse(b) for b in budgets):
         held = budget.on(engine.grid, engine.price.start)
         if held.shortfall(costs(algorithm.n, held), engine.price) is not None:
@@ -129,10 +131,13 @@ def published_seeds(algorithm: Algorithm, task: Task) -> int:
     """
     if not isinstance(algorithm, SeedPruning) or algorithm.steps is None:
         raise ValueError("the published ledger bills pruning schedules given in steps only")
-    share, billed, at = 1.0, 0.0, 0
+    share = 1.0
+    billed = 0.0
+    at = 0
     for keep, step in zip(
         (*algorithm.settled().keep, 1.0), (*algorithm.steps, task.grid.steps - 1), strict=True
     ):
         billed += share * (step - at + task.score_cost)
-        share, at = share * keep, step
+        share = share * keep
+        at = step
     return max(1, int(task.allowance / billed))

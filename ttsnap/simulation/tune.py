@@ -168,7 +168,8 @@ def tune(
     told = repr((recording.grid, recording.price, [*recording.looks])).encode()
     data = hashlib.sha256(told + wide.columns.tobytes() + again.columns.tobytes()).hexdigest()
     arguments = f"{budgets}, {trials} trials, {checks} checks, seed {seed}, ttsnap {__version__}"
-    at, about = 0, {"arguments": arguments, "recordings": data}
+    at = 0
+    about = {"arguments": arguments, "recordings": data}
     with (
         Unbroken() as stopping,
         KeptNumbers(kept_in, "gains", about, trials + FINALISTS + len(sure)) as kept,
@@ -203,7 +204,8 @@ def tune(
             order = np.argsort(-np.array([*gains(finals, judging)]), kind="stable")
 
     for i in order:  # at least one of best-of-N and the default does not lose to the other
-        best, fitted = finals[i], judge(to_fit, finals[i], budgets, utility, seed)
+        best = finals[i]
+        fitted = judge(to_fit, finals[i], budgets, utility, seed)
         if not fitted.loses:
             break
     known = rest.prompts and varied(utility(rest.final)).any()
@@ -254,7 +256,8 @@ def judge(
     seed: int,
 ) -> Worth:
     """What a schedule is worth on the prompts of a recording. ValueError for failed scores."""
-    base, plain = best_of_n_curve(recording, budgets, utility=utility), default_on(recording)
+    base = best_of_n_curve(recording, budgets, utility=utility)
+    plain = default_on(recording)
     settled = schedule.settled()
     exact = not settled.keep and not settled.draft_share
     mine = (
@@ -268,7 +271,8 @@ def judge(
     omega = error = above = above_error = float("nan")
     if len(budgets) > 2:
         versus = compare(mine, base, recording, utility)
-        omega, error = versus.omega, versus.error
+        omega = versus.omega
+        error = versus.error
         if default is not None:
             above, above_error = lead(mine, default, base)
     return Worth(base, default, mine, omega, error, above, above_error)

@@ -81,9 +81,12 @@ def regressions(standardised: FloatArray) -> tuple[FloatArray, FloatArray, Float
     sigma = np.einsum("psi,psj->ij", standardised, standardised) / (prompts * (seeds - 1))
     # so that scores that repeat each other can be solved for
     sigma[np.arange(d - 1), np.arange(d - 1)] *= 1 + 1e-3
-    beta, gamma, residual = np.zeros((d, d)), np.zeros((d, d)), np.empty(d)
+    beta = np.zeros((d, d))
+    gamma = np.zeros((d, d))
+    residual = np.empty(d)
     for j in range(d):
-        known, with_this = slice(j), slice(j + 1)
+        known = slice(j)
+        with_this = slice(j + 1)
         beta[j, known] = np.linalg.solve(sigma[known, known], sigma[known, j])
         residual[j] = max(sigma[j, j] - beta[j, known] @ sigma[known, j], 1e-9)
         gamma[j, with_this] = np.linalg.solve(sigma[with_this, with_this], sigma[with_this, -1])

@@ -189,7 +189,8 @@ def _arrays(found: Mapping[str, Json]) -> dict[str, FloatArray]:
     """Every field of a file as numbers, each of its shape. ValueError for the first one that is
     not."""
     arrays = {name: _numbers(name, value) for name, value in found.items()}
-    points, d = arrays["levels"].size, arrays["checks"].size
+    points = arrays["levels"].size
+    d = arrays["checks"].size
     arrays["paths"], arrays["prices"] = _rows(arrays["paths"], d), _rows(arrays["prices"], 2)
     shapes: dict[str, tuple[int, ...]] = {
         "levels": (points,),

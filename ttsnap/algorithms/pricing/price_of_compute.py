@@ -33,7 +33,9 @@ from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
 
 _Kind = TypeVar("_Kind", bound=np.generic)
-_RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
+_RUNG = 0.93
+_LOWER = 0.8
+_LEAST = 1e-3
 
 
 class PriceOfComputeState(NamedTuple):
@@ -133,7 +135,8 @@ class PriceOfCompute:
                 " groups; set finish to noise and leave variety out"
             )
         zero = np.zeros(())
-        none, worst = np.empty(0), zero - np.inf
+        none = np.empty(0)
+        worst = zero - np.inf
         prices = tariff_of(f, task, self.price, self.cap)
         return PriceOfComputeState(
             prices, f.mean, f.cov, zero, zero, none.astype(int), none, worst, zero, zero, zero + 1
@@ -165,7 +168,8 @@ class PriceOfCompute:
         # batch is filled.
         wanted = (value > -np.inf) & ((value == value[..., :1]) | (not state.tariff.task.shared))
         if not lead:
-            uid, stop = uid[wanted], stop[wanted]
+            uid = uid[wanted]
+            stop = stop[wanted]
             if not len(uid):
                 return None, state
         kind = np.full(uid.shape, Kind.CONTINUE, int)
@@ -188,13 +192,15 @@ class PriceOfCompute:
     def _learn(self, state: PriceOfComputeState, particles: Particles) -> PriceOfComputeState:
         """Take in the scores of the last move's rows that were carried out."""
         f = self.forecast
-        checks, d = f.steps, len(f.checks)
+        checks = f.steps
+        d = len(f.checks)
         mean = state.mean
         cov = state.cov
         squares = state.squares
         seen = state.seen
         best = state.best
-        stage, evidence = state.stage.copy(), state.evidence.copy()
+        stage = state.stage.copy()
+        evidence = state.evidence.copy()
         for w in range(particles.moved.shape[-1]):
             uid = np.maximum(particles.moved[..., w, None], 0)
             j = np.take_along_axis(stage, uid, -1)[..., 0]
@@ -212,7 +218,8 @@ class PriceOfCompute:
                 new = update(f, x, j, mean, cov, self._variance(mean, squares, seen))
                 mean = np.where(learn[..., None], new[0], mean)
                 cov = np.where(learn[..., None, None], new[1], cov)
-                squares, seen = squares + np.where(learn, new[2], 0.0), seen + learn
+                squares = squares + np.where(learn, new[2], 0.0)
+                seen = seen + learn
             done = went & ~failed & (j == d - 1)
             if particles.selection.gated:
                 done &= ~particles.refused[(*lead, uid[..., 0])]
@@ -250,8 +257,10 @@ class PriceOfCompute:
 
         Also the state as if the choice had been paid for, to choose another one beside it.
         """
-        f, tariff = self.forecast, state.tariff
-        d, steps = len(f.checks), tariff.task.grid.steps
+        f = self.forecast
+        tariff = state.tariff
+        d = len(f.checks)
+        steps = tariff.task.grid.steps
         stages = np.arange(d)
         first = np.stack([self._first_of(state, stage) for stage in range(d)], -1)
         there = np.take_along_axis(state.stage, first, -1) == stages
@@ -308,7 +317,9 @@ class PriceOfCompute:
         On every rung, `lower` dips in steps to a floor of its own before the price falls to the
         next. Where nothing is below the limit, both end at their lowest.
         """
-        task, limit = s.tariff.task, limit * (1 - 1e-9)  # so that rounding leaves them below
+        # so that rounding leaves them below
+        task = s.tariff.task
+        limit = limit * (1 - 1e-9)
         rung, lower = (np.array(np.broadcast_to(a, limit.shape)) for a in (s.rung, s.lower))
         least = np.full(limit.shape, _LEAST)
         if task.shared:

@@ -34,7 +34,8 @@ STATES = np.linspace(-4.5, 4.5, 91)
 PRICES = np.geomspace(3e-5, 2e-1, 32)
 """Prices per evaluation over s, on which they are tabulated."""
 _RATIO = float(np.log(PRICES[1] / PRICES[0]))
-_BANDWIDTH, _PSEUDO_COUNT = 0.35, 30.0
+_BANDWIDTH = 0.35
+_PSEUDO_COUNT = 30.0
 
 
 @lru_cache(maxsize=16)
@@ -44,7 +45,8 @@ def reservation(f: Forecast, costs: tuple[float, ...]) -> FloatArray:
     Entry j < d is for a candidate with j checks paid, whose next costs costs[j] evaluations. That
     of a fresh seed (j = 0) does not depend on the state. Entry d is the value of a finished one.
     """
-    z, d = STATES, len(f.checks)
+    z = STATES
+    d = len(f.checks)
     moves = [_transitions(f.paths[:, j], f.paths[:, j + 1], _BANDWIDTH) for j in range(d - 1)]
     first = _transitions(np.zeros(len(f.paths)), f.paths[:, 0], 10.0)[len(z) // 2]
     table = np.empty((len(PRICES), d + 1, len(z)))
@@ -69,7 +71,8 @@ def _transitions(a: FloatArray, b: FloatArray, bandwidth: float) -> FloatArray:
     Observed increments b - a, smoothed over a, mixed with the increments of all trajectories as
     pseudo-counts.
     """
-    n, step = len(STATES), STATES[1] - STATES[0]
+    n = len(STATES)
+    step = STATES[1] - STATES[0]
     ia, ib = (np.clip((v - STATES[0]) / step, 0, n - 1.001) for v in (a, b))
     counts = np.zeros((n, n))
     for da in (0, 1):
@@ -90,7 +93,8 @@ def _transitions(a: FloatArray, b: FloatArray, bandwidth: float) -> FloatArray:
 
 def _indifferent(gap: FloatArray) -> FloatArray:
     """For each row of gap (n, n), which falls along z, the z at which it is zero."""
-    z, last = STATES, len(STATES) - 1
+    z = STATES
+    last = len(STATES) - 1
     positive = (gap > 0).sum(1)
     q = np.clip(positive - 1, 0, last - 1)
     here, there = np.take_along_axis(gap, np.stack([q, q + 1], 1), 1).T
@@ -124,13 +128,16 @@ def break_even(table: FloatArray, j: IntArray, state: FloatArray, value: FloatAr
     """
     at, beyond = _along_prices(table, j, state)
     value = value - beyond
-    low, high = np.zeros(np.shape(beyond), int), np.full(np.shape(beyond), len(PRICES) - 1)
+    low = np.zeros(np.shape(beyond), int)
+    high = np.full(np.shape(beyond), len(PRICES) - 1)
     for _ in range(len(PRICES).bit_length() - 1):  # the last tabulated price at which they do
         middle = (low + high + 1) // 2
         exceeds = at(middle) > value
-        low, high = np.where(exceeds, middle, low), np.where(exceeds, high, middle - 1)
+        low = np.where(exceeds, middle, low)
+        high = np.where(exceeds, high, middle - 1)
     last = low == len(PRICES) - 1
-    here, there = at(low), at(low + ~last)
+    here = at(low)
+    there = at(low + ~last)
     t = low + np.clip((here - value) / np.where(here > there, here - there, 1.0), 0, 1)
     return np.where(here <= value, 0.0, np.where(last, np.inf, PRICES[0] * np.exp(_RATIO * t)))
 
@@ -144,7 +151,8 @@ def _along_prices(
     u = np.minimum((inside - STATES[0]) / (STATES[1] - STATES[0]), len(STATES) - 1.001)
     q = u.astype(int)
     g = u - q
-    flat, size = table.reshape(-1), table.shape[1] * table.shape[2]
+    flat = table.reshape(-1)
+    size = table.shape[1] * table.shape[2]
     first = np.asarray(j) * table.shape[2] + q
 
     def at(i: IntArray) -> FloatArray:

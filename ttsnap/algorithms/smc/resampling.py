@@ -91,9 +91,11 @@ def ssp(weights: FloatArray, m: int, rng: np.random.Generator) -> IntArray:
     open_, *others = np.flatnonzero(rest).tolist() or [0]
     a = float(rest[open_])
     for j, u in zip(others, rng.random(len(others)), strict=True):
-        b, both = float(rest[j]), a + float(rest[j])
+        b = float(rest[j])
+        both = a + float(rest[j])
         if both < 1:  # one of them gets it all, the other is done at 0
-            open_, a = (open_ if u * both < a else j), both
+            open_ = open_ if u * both < a else j
+            a = both
         else:  # one of them is rounded up, and the other keeps what is over
             up, open_ = (open_, j) if u * (2 - both) < 1 - b else (j, open_)
             counts[up] += 1

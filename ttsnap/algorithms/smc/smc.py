@@ -133,7 +133,8 @@ class SMC(Settings):
     def init(self, task: Task) -> SMCState:
         # Not before the last step: samplers draw no noise in it, and the estimate there is the
         # image already.
-        levels, end = np.asarray(task.grid.levels[:-2]), task.grid.steps
+        levels = np.asarray(task.grid.levels[:-2])
+        end = task.grid.steps
         if self.steps is not None:
             if not all(a < b for a, b in pairwise((*self.steps, end - 1))):
                 raise ValueError(
@@ -166,7 +167,8 @@ class SMC(Settings):
                 move = fresh(s.n, s.steps[0])
             # below any score, which may be negative
             none = np.full(s.n, -np.inf if self.potential == "max" else 0.0)
-            even, zeros = np.full(s.n, -np.log(s.n)), np.zeros(s.n)
+            even = np.full(s.n, -np.log(s.n))
+            zeros = np.zeros(s.n)
             s = s._replace(logw=even, total=zeros, stat=none, ratio=zeros)
         else:
             s = self._weighed(arrived(s, particles.moved), particles)
@@ -188,7 +190,8 @@ class SMC(Settings):
         known = np.isfinite(r)
         if not known.any() and not s.last:
             return s  # nothing was learnt
-        r, ratio = np.where(known, r, 0.0), particles.log_ratio[s.uids]
+        r = np.where(known, r, 0.0)
+        ratio = particles.log_ratio[s.uids]
 
         def weighed(lam: float) -> SMCState:
             stat = running(self.potential, s.stat, r)
@@ -223,8 +226,10 @@ class SMC(Settings):
     def _resampled(self, s: SMCState, rng: np.random.Generator) -> SMCState:
         """Who goes on, the heaviest first: drawn by weight where weights are uneven or fewer are to
         go on."""
-        m, now = self._size(s, s.at + 1), self._size(s, s.at)
-        rows, logw = np.asarray(np.flatnonzero(s.logw > -np.inf), int), s.logw
+        m = self._size(s, s.at + 1)
+        now = self._size(s, s.at)
+        rows = np.asarray(np.flatnonzero(s.logw > -np.inf), int)
+        logw = s.logw
         if self.ess >= 1 or m < now or ess(logw) < self.ess * now:
             rows = RESAMPLERS[self.resampler](normalised(logw), m, rng)
             rows = np.unique(rows) if self.unique else rows
