@@ -9,10 +9,8 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,13 +18,11 @@ from PIL import Image
 HUGE = 8191
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(
-    width: int = 2, height: int = 2, *between: bytes, pixels: bytes | None = None, mode: int = 2
-) -> bytes:
+def png(width=2, height=2, *between, pixels=None, mode=2):
     """An RGB PNG, whose header may lie about its size; mode 0: a grey one. between: chunks before
     the pixels."""
     line = bytes(1 + (3 if mode else 1) * width)
@@ -41,19 +37,19 @@ def png(
     )
 
 
-def animated_png(frames: int, side: int, **more: Any) -> bytes:
+def animated_png(frames, side, **more):
     """A picture that says that it has so many frames, and has one."""
     return png(side, side, chunk(b"acTL", struct.pack(">II", frames, 0)), **more)
 
 
-def saved(kind: str, side: int = 32, frames: int = 1, **options: Any) -> bytearray:
+def saved(kind, side=32, frames=1, **options):
     file, more = io.BytesIO(), [Image.new("RGB", (side, side), "red")] * (frames - 1)
     moving = {"save_all": True, "append_images": more} if more else {}
     Image.new("RGB", (side, side)).save(file, format=kind, **moving, **options)
     return bytearray(file.getvalue())
 
 
-def huge(kind: str, mark: bytes, after: int, layout: str) -> bytes:
+def huge(kind, mark, after, layout):
     """A small picture whose header, so many bytes from this mark on, says that it is a huge one."""
     data = saved(kind)
     at = data.index(mark) + after
@@ -61,10 +57,10 @@ def huge(kind: str, mark: bytes, after: int, layout: str) -> bytes:
     return bytes(data)
 
 
-def large_canvas() -> bytes:
+def large_canvas():
     """Ten small frames on a large canvas, of which a decoder makes large ones."""
 
-    def part(kind: bytes, data: bytes) -> bytes:
+    def part(kind, data):
         return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
 
     frame = bytes(6) + (31).to_bytes(3, "little") * 2 + bytes(4) + bytes(saved("WEBP")[12:])
@@ -73,14 +69,14 @@ def large_canvas() -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def animated_webp(frames: int, side: int) -> bytes:
+def animated_webp(frames, side):
     """Of these frames the second is repeated."""
     data = bytes(saved("WEBP", side, 2, duration=9, quality=0))
     data += data[data.rindex(b"ANMF") :] * (frames - 2)
     return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
 
 
-def gif(side: int, inner: int) -> bytes:
+def gif(side, inner):
     """Whose second frame is larger than its screen."""
     data = saved("GIF", side, 2)
     at = data.rindex(b"\x2c")
@@ -88,7 +84,7 @@ def gif(side: int, inner: int) -> bytes:
     return bytes(data)
 
 
-def mp4(frames: int, side: int) -> bytes:
+def mp4(frames, side):
     import av
 
     file, black = (
@@ -105,7 +101,7 @@ def mp4(frames: int, side: int) -> bytes:
 
 
 AV = importlib.util.find_spec("av") is not None
-STILLS: Mapping[str, Callable[[], bytes]] = {
+STILLS = {
     "png": cache(partial(png, HUGE, HUGE)),
     "animated png": cache(partial(animated_png, 1000, HUGE, mode=0)),
     "jpeg": partial(huge, "JPEG", b"\xff\xc0", 5, ">HH"),
@@ -114,7 +110,7 @@ STILLS: Mapping[str, Callable[[], bytes]] = {
     "gif": lambda: bytes(saved("GIF", frames=10)),
 }
 """Pictures of HUGE x HUGE pixels, but for the GIF, which moves."""
-PICTURES: Mapping[str, Callable[[], bytes]] = {
+PICTURES = {
     "many large frames": partial(animated_webp, 300, 1024),
     "many frames": partial(animated_webp, 5000, 16),
     "more frames than there are": partial(animated_png, 2**31 - 1, 16),
@@ -202,14 +198,14 @@ YAML = (
 class Runs:
     """What runs where a pickle is trusted: it makes a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return Path.touch, (self.path,)
 
 
-def bad_tensors(ran: Path) -> tuple[bytes, ...]:
+def bad_tensors(ran):
     """What is no safetensors. ran: a file that one of them makes where it is trusted."""
     head = b'{"a":{"dtype":"F64","shape":[%d],"data_offsets":[0,%d]}}'
     return (
@@ -228,7 +224,7 @@ def bad_tensors(ran: Path) -> tuple[bytes, ...]:
     )
 
 
-def repacked(data: bytes) -> bytes:
+def repacked(data):
     """A zip whose entries are compressed, so that they may unpack to a thousand times its size."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as plain, zipfile.ZipFile(file, "w") as packed:
@@ -237,7 +233,7 @@ def repacked(data: bytes) -> bytes:
     return file.getvalue()
 
 
-def npy_header(numbers: int) -> bytes:
+def npy_header(numbers):
     """Of an array of so many, which are not there."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(
@@ -246,7 +242,7 @@ def npy_header(numbers: int) -> bytes:
     return file.getvalue()
 
 
-def tar(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE) -> bytes:
+def tar(name, content=b"", kind=tarfile.REGTYPE):
     """Of one entry, which may be a link to a file elsewhere."""
     entry, file = tarfile.TarInfo(name), io.BytesIO()
     entry.type, entry.linkname, entry.size = kind, "/etc/passwd", len(content)
@@ -255,7 +251,7 @@ def tar(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE) -> bytes
     return file.getvalue()
 
 
-def bad_tars() -> tuple[bytes, ...]:
+def bad_tars():
     """What is no tar of recorded images, of which the last has an entry of negative size."""
     name, large = "00000-7-002.png", io.BytesIO()
     Image.new("1", (9000, 9000)).save(large, format="PNG")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
@@ -24,7 +22,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
+def chromium():
     """This machine's. Where there is none, the test is skipped, or fails with
     TTSNAP_BROWSER_TESTS=1."""
     path = next((found for name in NAMES if (found := shutil.which(name))), None)

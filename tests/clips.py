@@ -3,10 +3,7 @@ for each frame."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from ttsnap.sampling.denoiser import Capability, Denoiser
 from ttsnap.sampling.mixture import MixtureDenoiser
@@ -19,9 +16,7 @@ class Clips(MixtureDenoiser):
     `decodes` counts videos. sources: (prompts, 3, h, w) where prompts edit images.
     """
 
-    def __init__(
-        self, frames: int = 5, *, steps: int = 6, size: Any = (4, 6), sources: Tensor | None = None
-    ) -> None:
+    def __init__(self, frames=5, *, steps=6, size=(4, 6), sources=None):
         means = torch.randn(4, 3 * frames, generator=torch.Generator().manual_seed(1))
         offsets = torch.randn(3, 3 * frames, generator=torch.Generator().manual_seed(2))
         weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
@@ -36,16 +31,16 @@ class Clips(MixtureDenoiser):
         if sources is not None:
             self.can |= {Capability.EDIT}
 
-    def init_latents(self, generators: Any) -> Tensor:
+    def init_latents(self, generators):
         return super().init_latents(generators).reshape(len(generators), 3, self.frames, 1, 1)
 
-    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Any:
+    def predict(self, x, step, cond):
         prediction = super().predict(x.flatten(1), step, cond)
         return prediction._replace(
             out=prediction.out.reshape(x.shape), x0=prediction.x0.reshape(x.shape)
         )
 
-    def decode(self, x0: Tensor) -> Tensor:
+    def decode(self, x0):
         self.decodes += len(x0)
         colours = torch.sigmoid(x0).float().movedim(2, 1)  # (N, T, 3, 1, 1)
         videos = colours.expand(-1, -1, -1, *self.size).clone()
@@ -53,12 +48,12 @@ class Clips(MixtureDenoiser):
             videos[:, t, :, : 1 + t * (self.size[0] - 1) // self.frames, :1] = 1
         return videos
 
-    def preview(self, x0: Tensor) -> Tensor:
+    def preview(self, x0):
         """Every second frame."""
         self.previewed += len(x0)
         return torch.sigmoid(x0).float().movedim(2, 1)[:, ::2].expand(-1, -1, -1, *self.size)
 
-    def sources(self, cond: Tensor) -> Tensor:
+    def sources(self, cond):
         return Denoiser.sources(self, cond) if self.given is None else self.given[cond]
 
 
@@ -67,10 +62,10 @@ class Mean:
 
     name = "mean"
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.images, self.shapes = 0, set[tuple[int, ...]]()
 
-    def __call__(self, images: Tensor, prompts: Any, level: Any) -> Tensor:
+    def __call__(self, images, prompts, level):
         assert len(images) == len(prompts) == len(level)
         self.images += len(images)
         self.shapes.add(tuple(images.shape[1:]))
@@ -82,7 +77,7 @@ class Motion(Mean):
 
     name, needs = "motion", frozenset({"video"})
 
-    def __call__(self, images: Tensor, prompts: Any, level: Any) -> Tensor:
+    def __call__(self, images, prompts, level):
         super().__call__(images, prompts, level)
         return images.double().diff(dim=1).abs().flatten(1).mean(1)
 
@@ -92,9 +87,7 @@ class Near(Mean):
 
     name, needs = "near", frozenset({"source"})
 
-    def __call__(
-        self, images: Tensor, prompts: Any, level: Any, source: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, images, prompts, level, source=None):
         assert source is not None
         assert len(source) == len(images)
         super().__call__(images, prompts, level)

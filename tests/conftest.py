@@ -12,16 +12,14 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from tests.counted import Counted
-    from ttsnap.engine.live import LiveEngine
+    pass
 
 # The tests' tensors are tiny, and threads that wait for each other are slow on busy machines. Read
 # by torch as it is imported, here and in processes that are started from here: xdist's and those of
@@ -127,16 +125,16 @@ SINGLE = {
 
 
 @functools.cache
-def is_whole(path: Path) -> bool:
+def is_whole(path):
     return not WHOLE.isdisjoint((path, *path.parents))
 
 
-def is_system(path: Path, test: str = "") -> bool:
+def is_system(path, test=""):
     """Whether all of a file, or this test in it, is of the tier `system`."""
     return is_whole(path) or (path, test) in SINGLE
 
 
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+def pytest_ignore_collect(collection_path, config):
     """Files of the other tier are not even imported: `make test` needs no gradio, and loads
     none."""
     marked, whole = config.getoption("markexpr"), is_system(collection_path)
@@ -147,20 +145,20 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
-def pytest_collection() -> None:
+def pytest_collection():
     """Nothing of what is imported and collected is garbage: no collector looks for it meanwhile."""
     gc.disable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     for item in items:
         if is_system(item.path, getattr(item, "originalname", "")):
             item.add_marker("system")
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish():
     """What is imported and collected stays. A garbage collector that walks through it again and
     again takes a sixth of the time, so it leaves that out, and begins less often."""
     gc.collect()
@@ -170,20 +168,20 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+def pytest_runtest_logreport(report):
     """What fails is told at once, too: a run that is ended from outside prints no summary."""
     if report.failed and sys.__stderr__ is not None and "PYTEST_XDIST_WORKER" not in os.environ:
         print(f"\n{report.nodeid}: {report.longreprtext[-2000:]}", file=sys.__stderr__, flush=True)
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session):
     """A process of xdist that does not end says where it waits, and is ended."""
     if hasattr(session.config, "workerinput"):
         faulthandler.dump_traceback_later(120, exit=True)
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
+def pytest_cmdline_main(config):
     """`pytest -n 2` hands out whole modules, whose tests share fixtures, unless it is told another
     `--dist`."""
     if config.getoption("numprocesses", None) and config.getoption("dist") == "no":
@@ -191,7 +189,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+def pytest_xdist_make_scheduler(config, log):
     """With `--dist loadscope`: modules are handed out in the order of the tests, not by how many
     tests they hold."""
     if config.getoption("dist") != "loadscope":
@@ -199,8 +197,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            module: str = super()._split_scope(nodeid)
+        def _split_scope(self, nodeid):
+            module = super()._split_scope(nodeid)
             return next((folder for folder in TOGETHER if module.startswith(f"{folder}/")), module)
 
     config.option.loadscopereorder = False
@@ -208,7 +206,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _float32_on_every_cpu() -> Iterator[None]:
+def _float32_on_every_cpu():
     """--dtype auto is float32 in tests, whatever the CPU can do, so that they see the same images
     on every machine."""
     import torch
@@ -219,7 +217,7 @@ def _float32_on_every_cpu() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def one_thread():
     """A test that leaves torch more threads fails: all tests after it take many times as long in
     that process."""
     import torch
@@ -231,7 +229,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def ctrl_c() -> Iterator[None]:
+def ctrl_c():
     """SIGINT raises KeyboardInterrupt, as on a terminal; under nohup, and in a background of
     scripts, it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -240,7 +238,7 @@ def ctrl_c() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
+def ray_session():
     from tests.on_ray import ray_runs
 
     with ray_runs():
@@ -248,7 +246,7 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture
-def shallow_model(request: pytest.FixtureRequest) -> Iterator[None]:
+def shallow_model(request):
     """The embedded model is loaded as `shallow` says, but for tests with Ray, whose processes load
     the whole one."""
     from tests.shallow import shallow
@@ -258,7 +256,7 @@ def shallow_model(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def few_prices(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_prices(monkeypatch):
     """`ttsnap tune --policy price-of-compute` finds the prices of two budgets on 30 seeds, not of seven on 200, for
     other tests."""
     from ttsnap.simulation.calibrate import calibrate
@@ -268,12 +266,12 @@ def few_prices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def counted() -> Callable[..., Counted]:
+def counted():
     import torch
 
     from tests.counted import Counted
 
-    def make(steps: int = 8, prompts: int = 3, **kwargs: Any) -> Counted:
+    def make(steps=8, prompts=3, **kwargs):
         generator = torch.Generator().manual_seed(0)
         means = torch.randn(4, 3, generator=generator)
         offsets = torch.randn(prompts, 3, generator=generator)
@@ -286,7 +284,7 @@ def counted() -> Callable[..., Counted]:
 
 
 @pytest.fixture
-def engine(counted: Callable[..., Counted]) -> Callable[..., LiveEngine]:
+def engine(counted):
     from tests.counted import Brightness
     from ttsnap.engine.live import LiveEngine
     from ttsnap.options.engine import EngineOptions
@@ -294,14 +292,14 @@ def engine(counted: Callable[..., Counted]) -> Callable[..., LiveEngine]:
     from ttsnap.sampling.kernels import make_kernel
 
     def make(
-        steps: int = 8,
-        rewards: Any = None,
-        batch_size: int = 4,
-        prompts: int = 3,
+        steps=8,
+        rewards=None,
+        batch_size=4,
+        prompts=3,
         *,
-        kernel: Any = None,
-        **kwargs: Any,
-    ) -> LiveEngine:
+        kernel=None,
+        **kwargs,
+    ):
         given, denoiser = {"batch_size": batch_size, **kwargs}, counted(steps, prompts)
         options = taken(EngineOptions, given)
         sampler = make_kernel(kernel or "pipeline", denoiser)

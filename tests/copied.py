@@ -14,21 +14,21 @@ import ttsnap
 ROOT = Path(__file__).parents[1]
 
 
-def copy_package(to: Path) -> None:
+def copy_package(to):
     """Lay a copy of ttsnap, whole but for weights, into this folder. Files that are as they were
     when Python compiled them are not compiled again."""
     left_out = shutil.ignore_patterns("*.safetensors", "*.json", "*.png")
     shutil.copytree(Path(ttsnap.__file__).parent, to / "ttsnap", ignore=left_out)
 
 
-def recipe(title: str) -> str:
+def recipe(title):
     """The section of docs/howto/extend.md under this heading."""
     page = (ROOT / "docs" / "howto" / "extend.md").read_text(encoding="utf-8")
     (found,) = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page, re.S | re.M)
     return str(found)
 
 
-def change_package(to: Path, diff: str) -> list[str]:
+def change_package(to, diff):
     """Make the changes of a diff, or of a file of tests/recipes, in the copy; the names of the
     files, in order.
 
@@ -41,7 +41,7 @@ def change_package(to: Path, diff: str) -> list[str]:
         if diff.endswith(".diff")
         else diff
     )
-    touched: list[str] = []
+    touched = []
     for change in re.split(r"^\+\+\+ ", text, flags=re.M)[1:]:
         name, *lines = change.splitlines()
         touched.append(name)
@@ -64,7 +64,7 @@ def change_package(to: Path, diff: str) -> list[str]:
     return touched
 
 
-def run_trial(trial: str, where: Path) -> str:
+def run_trial(trial, where):
     """Run this program on the copy in a process of its own; what it printed. It may import `tests`,
     too."""
     # its end takes no seconds in which garbage is looked for

@@ -16,16 +16,16 @@ class Counted(MixtureDenoiser):
 
     frames: Any = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.calls = self.decodes = self.batches = 0
 
-    def predict(self, x: Any, step: Any, cond: Any) -> Any:
+    def predict(self, x, step, cond):
         self.calls += len(x)
         self.batches += 1
         return super().predict(x, step, cond)
 
-    def decode(self, x0: Any) -> Any:
+    def decode(self, x0):
         self.decodes += len(x0)
         images = super().decode(x0)
         if self.frames is None:
@@ -44,11 +44,11 @@ class Brightness:
 
     def __init__(
         self,
-        name: str = "brightness",
-        nan: float = 0,
-        broken: float = 0,
-        spared: bool = False,
-        times: int = 1,
+        name="brightness",
+        nan=0,
+        broken=0,
+        spared=False,
+        times=1,
     ):
         self.name, self.nan, self.broken, self.spared, self.times, self.images = (
             name,
@@ -62,7 +62,7 @@ class Brightness:
         """Whether it failed on all of the first images (an exception, or eight nan); None before
         that is told."""
 
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+    def __call__(self, images, prompts, level):
         self.images += len(images)
         scores = images.double().flatten(1).mean(1)
         if self.spared and self.images == len(images):
@@ -79,5 +79,5 @@ class Brightness:
             raise RuntimeError("the scorer is down")
         return scores
 
-    def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:
+    def differentiable(self, images, prompts, level):
         return images.double().mean((1, 2, 3))

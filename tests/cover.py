@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
-from typing import Any
 
 import pytest
 
 
-def each_once(rows: Sequence[Any], columns: Sequence[Any]) -> list[Any]:
+def each_once(rows, columns):
     """All pairs as parameters of a test; slow but for a diagonal, on which every row and every
     column stands."""
     rounds = max(len(rows), len(columns))

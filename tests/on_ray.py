@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +16,7 @@ END = 60.0
 
 
 @contextmanager
-def ray_runs(cores: int = 2) -> Iterator[None]:
+def ray_runs(cores=2):
     """Ray starts here, which takes about ten seconds, and ends here. Its workers import this
     repository's tests, too, where a test sends them some."""
     ray = pytest.importorskip("ray")

@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
 
-def copier(original: Any) -> Callable[[], Any]:
+def copier(original):
     """What makes copies of an object as it is now.
 
     A network is mostly modules, which pickle copies in a quarter of the time that `deepcopy` takes.
     """
     written, tensors = io.BytesIO(), list[torch.Tensor]()
 
-    def set_aside(value: Any) -> int | None:
+    def set_aside(value):
         if not isinstance(value, torch.Tensor):
             return None
         tensors.append(value)
@@ -28,7 +26,7 @@ def copier(original: Any) -> Callable[[], Any]:
     pickler.persistent_id = set_aside  # type: ignore[method-assign]
     pickler.dump(original)
 
-    def copied() -> Any:
+    def copied():
         reader = pickle.Unpickler(io.BytesIO(written.getvalue()))
         reader.persistent_load = copy.deepcopy(tensors).__getitem__  # type: ignore[method-assign]
         return reader.load()

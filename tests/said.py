@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 LOADED = re.compile(r"\A(loading [^\n]* [\d.]+ s\n|loading [^\n]* \.\.\.\nloaded in [\d.]+ s\n)*")
 
 
-def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+def error_of(capsys):
     """Its error, without the lines before it about what was loaded until then."""
     return LOADED.sub("", capsys.readouterr().err)

@@ -3,10 +3,8 @@ like; its files are read once in a process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import pytest
@@ -17,12 +15,12 @@ from ttsnap.options.model import EMBEDDED
 from ttsnap.pipelines import located
 
 WEIGHTS = located(EMBEDDED)
-COPIERS: dict[str, Callable[[], Any]] = {}
+COPIERS = {}
 """Of what was read, by the options of the call."""
 
 
 @contextmanager
-def shallow() -> Iterator[None]:
+def shallow():
     """Transformers of Stable Diffusion 3 that are loaded in here, in this process, run the last of
     their blocks alone. The others stay, so that drafts and adapters fit, and hand on what they are
     given."""
@@ -31,7 +29,7 @@ def shallow() -> Iterator[None]:
         for kind in (diffusers.SD3Transformer2DModel, diffusers.DiffusionPipeline)
     )
 
-    def pipeline(where: Any, **options: Any) -> Any:
+    def pipeline(where, **options):
         if Path(where) != WEIGHTS:
             return read(where, **options)
         asked = str(sorted(options.items()))
@@ -39,7 +37,7 @@ def shallow() -> Iterator[None]:
             COPIERS[asked] = copier(read(where, **options))
         return COPIERS[asked]()
 
-    def loaded(*args: Any, **kwargs: Any) -> Any:
+    def loaded(*args, **kwargs):
         network = whole(*args, **kwargs)
         for block in network.transformer_blocks[:-1]:
             block.__class__ = _HandsOn
@@ -52,5 +50,5 @@ def shallow() -> Iterator[None]:
 
 
 class _HandsOn(JointTransformerBlock):  # type: ignore[misc]
-    def forward(self, hidden_states: Any, encoder_hidden_states: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states, encoder_hidden_states, **kwargs):
         return encoder_hidden_states, hidden_states

@@ -8,10 +8,8 @@ import importlib.util
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -41,13 +39,13 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_
 
 
 @cache
-def split(page: Path) -> tuple[str, tuple[tuple[str, str], ...]]:
+def split(page):
     """A page's prose, and its blocks of code as (language, text); indented ones have no
     language."""
-    prose: list[str] = []
-    blocks: list[tuple[str, str]] = []
-    inside: list[str] | None = None
-    indented: list[str] = []
+    prose = []
+    blocks = []
+    inside = None
+    indented = []
     fence = info = ""
     # which ends an indented block
     for line in [*page.read_text(encoding="utf-8").splitlines(), "", "."]:
@@ -79,7 +77,7 @@ def split(page: Path) -> tuple[str, tuple[tuple[str, str], ...]]:
 
 
 @cache
-def anchors(page: Path) -> frozenset[str]:
+def anchors(page):
     """The slugs of a page's headings, as GitHub and MyST make them."""
     headings = re.findall(r"^#{1,6} +(.+?) *$", split(page)[0], re.M)
     plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", h).replace("`", "") for h in headings]
@@ -89,7 +87,7 @@ def anchors(page: Path) -> frozenset[str]:
 help_of = cache(lambda command: COMMANDS[command].parser().format_help())
 
 
-def commands(page: Path) -> Iterator[list[str]]:
+def commands(page):
     """Command lines in blocks of code, as words, without comments and the virtual environment's
     folder."""
     for language, text in split(page)[1]:
@@ -105,7 +103,7 @@ def commands(page: Path) -> Iterator[list[str]]:
                 )
 
 
-def refusal(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refusal(given, capsys):
     """What the parser says against these arguments; nothing where it takes them."""
     try:
         parse(given)
@@ -115,7 +113,7 @@ def refusal(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @each_page
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_somewhere(page):
     prose = re.sub(r"`[^`\n]*`", "", split(page)[0])
     for target in LINK.findall(prose):
         if re.match(r"[a-z]+:", target):
@@ -130,18 +128,18 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @each_page
-def test_a_page_begins_with_a_command(page: Path) -> None:
+def test_a_page_begins_with_a_command(page):
     first = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.M)[0]
     study = page.parent.name in ("journal", "evidence")
     assert study or page in OUTER or re.search(r"^    \S|^```\w", first, re.M)
 
 
 @each_page
-def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_parse(page, capsys):
     makefile = (ROOT / "Makefile").read_text()
     for words in commands(page):
         program, *given = words
-        wrong: object = ""
+        wrong = ""
         if program == "make":
             wrong = not re.search(rf"^{given[0]}:", makefile, re.M)
         elif program == "ttsnap":
@@ -159,8 +157,8 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_all_answers_to_the_three_questions_make_a_command(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    capsys,
+):
     prose = split(ROOT / "docs" / "explanation" / "which_algorithm.md")[0].split("## Why")[0]
     _, *asked = re.split(r"^\*\*\d\. ", prose, flags=re.M)
     tables = [re.findall(r"\| `(--[^`]*)` \|$", part, re.M) for part in asked]
@@ -173,7 +171,7 @@ def test_all_answers_to_the_three_questions_make_a_command(
 
 
 @each_page
-def test_options_in_prose_exist(page: Path) -> None:
+def test_options_in_prose_exist(page):
     every = "\n".join(map(help_of, COMMANDS))
     of_scripts = page.parent.name == "journal" or page.name == "CONTRIBUTING.md"
     for span in re.findall(r"`([^`]+)`", split(page)[0]):
@@ -188,7 +186,7 @@ def test_options_in_prose_exist(page: Path) -> None:
 
 
 @each_page
-def test_python_compiles_and_imports_what_is_there(page: Path) -> None:
+def test_python_compiles_and_imports_what_is_there(page):
     for language, text in split(page)[1]:
         if language != "python":
             continue
@@ -199,7 +197,7 @@ def test_python_compiles_and_imports_what_is_there(page: Path) -> None:
                 assert not missing, f"{page.name}: {node.module} has no {missing}"
 
 
-def named(page: str, *sections: str) -> set[str]:
+def named(page, *sections):
     """What lines of tables and lists begin with, in these sections ("": what stands before the
     first), or in all."""
     text = re.sub(r"\n  +", " ", (ROOT / "docs" / page).read_text(encoding="utf-8"))
@@ -214,7 +212,7 @@ def named(page: str, *sections: str) -> set[str]:
     return {name.partition(":")[0] for begin in begins for name in re.findall(r"`([^`]+)`", begin)}
 
 
-def variables() -> set[str]:
+def variables():
     """Those that modules name which read the environment."""
     rooms = ("ttsnap", "pipelines", "reward_models", "distill")
     texts = [
@@ -230,17 +228,17 @@ def variables() -> set[str]:
 
 
 @cache
-def api() -> Any:
+def api():
     app = pytest.importorskip("ttsnap.service.app", reason="needs fastapi")
     return app.make_app(MagicMock(), MagicMock(), MagicMock(), MagicMock()).openapi()["paths"]
 
 
-def addresses() -> set[str]:
+def addresses():
     shown = {f"{method.upper()} {path}" for path, methods in api().items() for method in methods}
     return shown | {"GET /docs", "GET /openapi.json"}  # which do not describe themselves
 
 
-def fields() -> set[str]:
+def fields():
     """Of all bodies, and other names for them."""
     bodies = [
         way["requestBody"]["content"]
@@ -256,14 +254,14 @@ def fields() -> set[str]:
     return ours | taken | {*body.SIDES}
 
 
-def asked() -> set[str]:
+def asked():
     return set(
         pytest.importorskip("ttsnap.reward_models.serve", reason="needs fastapi").Asked.model_fields
     )
 
 
 @cache
-def nodes() -> dict[str, set[str]]:
+def nodes():
     with nodes_of_comfyui():
         made = importlib.import_module("ttsnap.comfyui.nodes").nodes_of(Path("none"))
         schemas = [node.define_schema() for node in made]
@@ -278,7 +276,7 @@ NODES = (
     *("Search Sampler", "Reward", "Reward by Node", "Checklist", "Budget", "Drafter"),
     "Pick Best",
 )
-CONTRACT: dict[str, tuple[Callable[[], set[str]], str, tuple[str, ...]]] = {
+CONTRACT = {
     "algorithms": (lambda: set(ALGORITHMS), "algorithms.md", ("All of them",)),
     "rewards": (lambda: {*REWARDS, JUDGE, "http"}, "rewards.md", ("",)),
     "options of a judge": (
@@ -296,23 +294,23 @@ CONTRACT: dict[str, tuple[Callable[[], set[str]], str, tuple[str, ...]]] = {
 commands and algorithms get theirs by the build (tests/test_docs_site.py)."""
 
 
-def same(told: set[str], there: set[str]) -> None:
+def same(told, there):
     assert told == there, f"without a line: {sorted(there - told)}; gone: {sorted(told - there)}"
 
 
 @pytest.mark.parametrize("kind", CONTRACT)
-def test_the_reference_has_a_line_for_each_and_for_nothing_else(kind: str) -> None:
+def test_the_reference_has_a_line_for_each_and_for_nothing_else(kind):
     there, page, sections = CONTRACT[kind]
     same(named(page, *sections), there())
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_the_inputs_of_a_node(node: str) -> None:
+def test_the_inputs_of_a_node(node):
     same(named("reference/nodes.md", node), nodes()[node.replace(" ", "")])
     assert len(nodes()) == len(NODES)
 
 
-def test_each_command_is_shown_somewhere() -> None:
+def test_each_command_is_shown_somewhere():
     spans = [span for page in PAGES for span in re.findall(r"`([^`]+)`", split(page)[0])]
     lines = [
         line.strip() for page in PAGES for _, text in split(page)[1] for line in text.splitlines()
@@ -321,7 +319,7 @@ def test_each_command_is_shown_somewhere() -> None:
     same({match[1] for match in found if match}, set(COMMANDS))
 
 
-def test_what_is_wrong_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_is_found(tmp_path, capsys):
     page = tmp_path / "page.md"
     block = "    ttsnap generate x --no-such 1\n\n```python\nx =\n```\n"
     page.write_text(f"# A b\n[x](#a-b) [y](gone.md) [z](#c)\n\n{block}")

@@ -39,11 +39,11 @@ MOST = {"an installation": 12, "a cluster": 6, "released weights": 20}
 FILE, OWN = re.compile(r"# ([\w-]+\.(?:py|txt))\b"), re.compile(r"\b(load|weights_path)\(\)")
 
 
-def needs(command: str) -> str | None:
+def needs(command):
     return next((what for what, written in NOT_HERE.items() if re.match(written, command)), None)
 
 
-def read(page: str) -> tuple[list[str], dict[str, str]]:
+def read(page):
     """A page's commands, in order, and its files by name."""
     files, commands, program = dict[str, str](), list[str](), list[str]()
     for language, text in split(ROOT / page)[1]:
@@ -62,7 +62,7 @@ def read(page: str) -> tuple[list[str], dict[str, str]]:
     return [line for i, line in enumerate(commands) if line not in commands[i + 1 :]], files
 
 
-def test_what_cannot_run_here_is_counted() -> None:
+def test_what_cannot_run_here_is_counted():
     every = [needs(command) for page in PAGES for command in read(page)[0]]
     assert all(every.count(what) <= most for what, most in MOST.items()), Counter(every)
     assert needs("ttsnap generate x --model SDXL/base --reward clip") == "released weights"
@@ -73,11 +73,11 @@ def test_what_cannot_run_here_is_counted() -> None:
 @pytest.mark.parametrize(
     "page", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PAGES]
 )
-def test_a_page_runs_as_pasted(page: str, tmp_path: Path) -> None:
+def test_a_page_runs_as_pasted(page, tmp_path):
     carry_out(page, tmp_path, Path(sys.executable).parent)
 
 
-def carry_out(page: str, folder: Path, programs: Path) -> dict[str, float]:
+def carry_out(page, folder, programs):
     """Run a page's commands in an empty folder, by the programs of an environment; the seconds that
     each took. Servers end with it."""
     commands, files = read(page)
@@ -120,7 +120,7 @@ def carry_out(page: str, folder: Path, programs: Path) -> dict[str, float]:
     return took
 
 
-def wait_for(server: subprocess.Popen[bytes], port: int) -> None:
+def wait_for(server, port):
     """Until it is up."""
     while True:
         with socket.socket() as caller:

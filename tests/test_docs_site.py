@@ -6,7 +6,6 @@ import importlib
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +17,13 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def extension(monkeypatch: pytest.MonkeyPatch) -> Any:
+def extension(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
     return importlib.import_module
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_commands_page_has_every_option_of_its_help(extension: Any, name: str) -> None:
+def test_a_commands_page_has_every_option_of_its_help(extension, name):
     made = extension("command_line")
     found = made.read(made.help_of(name))
     terms = [entry.term for options in found.sections.values() for entry in options]
@@ -43,9 +42,7 @@ def test_a_commands_page_has_every_option_of_its_help(extension: Any, name: str)
     assert all(entry.text for options in found.sections.values() for entry in options)
 
 
-def test_every_command_gets_a_page_and_those_that_are_gone_lose_theirs(
-    extension: Any, tmp_path: Path
-) -> None:
+def test_every_command_gets_a_page_and_those_that_are_gone_lose_theirs(extension, tmp_path):
     made = extension("command_line")
     folder = tmp_path / made.PAGES
     folder.mkdir(parents=True)
@@ -57,16 +54,16 @@ def test_every_command_gets_a_page_and_those_that_are_gone_lose_theirs(
 
 
 @pytest.fixture
-def dark(extension: Any) -> Any:
+def dark(extension):
     return extension("dark_figures")
 
 
 @pytest.fixture
-def picture() -> Any:
+def picture():
     return np.random.default_rng(0).integers(0, 256, (50, 50, 3)).astype(np.uint8)
 
 
-def test_dark_plots_keep_hues_and_turn_lightness_round(dark: Any, picture: Any) -> None:
+def test_dark_plots_keep_hues_and_turn_lightness_round(dark, picture):
     paper = np.array([[[255, 255, 255], [0, 0, 0], [26, 127, 55], [235, 242, 253]]], np.uint8)
     white, black, green, pale = dark.dark_plot(paper)[0].astype(int)
     assert (white.tolist(), black.tolist()) == (dark.BACKGROUND.tolist(), dark.TEXT.tolist())
@@ -81,7 +78,7 @@ def test_dark_plots_keep_hues_and_turn_lightness_round(dark: Any, picture: Any) 
     assert dark.darken_of("sheet.png", "index", picture) is dark.dark_sheet
 
 
-def test_options_in_docstrings_become_a_list(extension: Any) -> None:
+def test_options_in_docstrings_become_a_list(extension):
     listed = extension("plain_docstrings").listed
     block = ["n: seeds; None for", "    as many as fit.", "keep: shares."]
     assert listed(block, ("n", "keep")) == [
@@ -95,7 +92,7 @@ def test_options_in_docstrings_become_a_list(extension: Any) -> None:
         assert listed(other, ("n",)) == []
 
 
-def test_every_algorithm_has_its_options_in_one_table(extension: Any) -> None:
+def test_every_algorithm_has_its_options_in_one_table(extension):
     from ttsnap.algorithms import ALGORITHMS
     from ttsnap.algorithms.options import options_of
 
@@ -114,7 +111,7 @@ def test_every_algorithm_has_its_options_in_one_table(extension: Any) -> None:
                 assert shown[option.name].defaults[name] == made.default_of(option)
 
 
-def test_what_differs_between_algorithms_is_said(extension: Any) -> None:
+def test_what_differs_between_algorithms_is_said(extension):
     made = extension("algorithm_options")
     smc = {line.name: line for line in made.lines_of(["smc", "fk-steering"])}
     assert [made.by_algorithm(smc[name].defaults) for name in ("n", "lam")] == [

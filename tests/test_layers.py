@@ -75,7 +75,7 @@ LIGHT = (
 and start at once."""
 FLAT = {"__init__", "__main__", "extras", "version"}
 """Modules that stand in no room; any room may import them."""
-REGISTRIES: dict[str, set[str]] = {
+REGISTRIES = {
     "ttsnap.algorithms.catalogue": {"algorithms"},
     "ttsnap.pipelines": {"pipelines"},
     "ttsnap.reward_models.registry": {"reward_models"},
@@ -87,13 +87,13 @@ MODULES = modules()
 ROOT = Path(ttsnap.__file__).parent
 
 
-def files(room: str) -> dict[str, Path]:
+def files(room):
     """The modules of a room, by name."""
     return {module: path for module, path in MODULES.items() if room_of(module) == room}
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_imports_only_what_it_may_and_says_what_it_holds(room: str) -> None:
+def test_a_room_imports_only_what_it_may_and_says_what_it_holds(room):
     public = set(ttsnap.__all__)  # from ttsnap import search
     for module, path in files(room).items():
         names = [*imported(path), *(() if module in REGISTRIES else named(path))]
@@ -110,17 +110,17 @@ def test_a_room_imports_only_what_it_may_and_says_what_it_holds(room: str) -> No
     assert len(text.split()) > 10
 
 
-def test_registries_name_modules_of_the_rooms_that_they_are_for() -> None:
+def test_registries_name_modules_of_the_rooms_that_they_are_for():
     for module, rooms in REGISTRIES.items():
         assert {room_of(name) for name in named(MODULES[module])} == rooms, module
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_no_modules_import_each_other_in_a_circle():
     """Not inside functions either, nor for type checkers."""
     assert circles(arrows(without=REGISTRIES)) == []
 
 
-def test_a_name_in_a_text_is_an_arrow_and_two_arrows_may_be_a_circle(tmp_path: Path) -> None:
+def test_a_name_in_a_text_is_an_arrow_and_two_arrows_may_be_a_circle(tmp_path):
     path = tmp_path / "planted.py"
     path.write_text(
         'load_object("ttsnap.loop.search:search")\nx = f"ttsnap.core.{x}"\ny = "ttsnap.json"'
@@ -129,13 +129,13 @@ def test_a_name_in_a_text_is_an_arrow_and_two_arrows_may_be_a_circle(tmp_path: P
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
 
 
-def test_every_module_stands_in_a_room() -> None:
+def test_every_module_stands_in_a_room():
     assert {path.stem for path in ROOT.glob("*.py")} == FLAT
     rooms = {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()}
     assert rooms == set(MAY_IMPORT) | {"demo", "cli"}
 
 
-def test_importing_and_help_stay_free_of_torch() -> None:
+def test_importing_and_help_stay_free_of_torch():
     code = """import sys, ttsnap, ttsnap.cli, ttsnap.scenes
 try:
     ttsnap.cli.main(["--help"])
@@ -146,14 +146,14 @@ finally:
     assert "generate" in out.stdout
 
 
-def test_the_picture_of_the_rooms_is_what_the_imports_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_picture_of_the_rooms_is_what_the_imports_say(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT.parent / "scripts"))
     monkeypatch.setitem(sys.modules, "imports", imports)  # which has read all files
     drawing = importlib.import_module("draw_architecture")
     assert drawing.draw() == drawing.PICTURE.read_text(encoding="utf-8")
 
 
-def test_every_folder_with_code_is_installed() -> None:
+def test_every_folder_with_code_is_installed():
     """An editable installation finds them all, so that no other test misses one."""
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
     listed = set(project["tool"]["setuptools"]["packages"])
@@ -165,13 +165,13 @@ def test_every_folder_with_code_is_installed() -> None:
 
 
 @pytest.mark.parametrize("name", SYSTEM)
-def test_what_is_named_as_of_the_other_tier_is_there(name: str) -> None:
+def test_what_is_named_as_of_the_other_tier_is_there(name):
     file, _, test = name.partition("::")
     assert (TESTS / file).exists()
     assert not test or f"def {test}(" in (TESTS / file).read_text(encoding="utf-8")
 
 
-def test_the_fast_tier_imports_no_browser_server_or_ray() -> None:
+def test_the_fast_tier_imports_no_browser_server_or_ray():
     heavy = {"gradio", "gradio_client", "nbclient", "playwright", "ray", "sphinx", "uvicorn"}
     for path in TESTS.rglob("test_*.py"):
         if not is_system(path):

@@ -7,7 +7,6 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -43,26 +42,26 @@ SMALLER = {
 
 
 @pytest.fixture(scope="module")
-def execute() -> Any:
+def execute():
     spec = importlib.util.spec_from_file_location("execute_notebooks", FOLDER / "execute.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def read(name: str) -> Any:
+def read(name):
     import nbformat
 
     return nbformat.read(FOLDER / name, nbformat.NO_CONVERT)
 
 
-def test_readme_installs_what_the_notebooks_import() -> None:
+def test_readme_installs_what_the_notebooks_import():
     readme = (FOLDER.parent / "README.md").read_text()
     assert "notebooks" in re.findall(r"pip install -e '\.\[([\w,]+)\]'", readme)[0].split(",")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_committed_outputs_are_fresh_and_without_noise(execute: Any, name: str) -> None:
+def test_committed_outputs_are_fresh_and_without_noise(execute, name):
     assert execute.problems(FOLDER / name) == []
 
 
@@ -71,9 +70,7 @@ def test_committed_outputs_are_fresh_and_without_noise(execute: Any, name: str) 
 )
 @pytest.mark.timeout(900)  # on a busy machine
 @pytest.mark.usefixtures("shallow_model")
-def test_cells_run(
-    execute: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cells_run(execute, name, tmp_path, monkeypatch):
     """In this process, which has imported the libraries already; as they are, they run in kernels
     of their own."""
     import IPython.display
@@ -81,9 +78,9 @@ def test_cells_run(
     import matplotlib.pyplot as plt
 
     matplotlib.use("agg")
-    shown: list[Any] = []
+    shown = []
 
-    def show() -> None:
+    def show():
         for number in plt.get_fignums():
             plt.figure(number).canvas.draw()
             shown.append(number)
@@ -103,9 +100,7 @@ def test_cells_run(
     assert shown
 
 
-def test_executing_runs_all_cells_in_an_empty_folder_but_those_that_need_weights(
-    execute: Any, tmp_path: Path
-) -> None:
+def test_executing_runs_all_cells_in_an_empty_folder_but_those_that_need_weights(execute, tmp_path):
     import nbformat
     from nbformat import v4
 
@@ -136,7 +131,7 @@ def test_executing_runs_all_cells_in_an_empty_folder_but_those_that_need_weights
         [],
     ],
 )
-def test_noise_is_seen(execute: Any, tmp_path: Path, outputs: list[dict[str, Any]]) -> None:
+def test_noise_is_seen(execute, tmp_path, outputs):
     import nbformat
 
     notebook = read(NAMES[0])

@@ -12,7 +12,6 @@ import re
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,16 +26,16 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+def _scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
 
 
 @pytest.fixture
-def release() -> Any:
+def release():
     return importlib.import_module("release")
 
 
-def test_the_version_is_the_changelogs_newest_or_the_one_that_comes(release: Any) -> None:
+def test_the_version_is_the_changelogs_newest_or_the_one_that_comes(release):
     unreleased, *titles = release.sections((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
     assert unreleased == "Unreleased"
     versions, days = zip(*(title.split(" - ") for title in titles), strict=True)
@@ -46,7 +45,7 @@ def test_the_version_is_the_changelogs_newest_or_the_one_that_comes(release: Any
     assert __version__ in (versions[0], release.following(versions[0]))
 
 
-def test_a_release_dates_what_was_unreleased(release: Any) -> None:
+def test_a_release_dates_what_was_unreleased(release):
     before = (
         "# Changelog\n\n## Unreleased\n\n### Added\n- New.\n\n## 0.1.0 - 2026-01-02\n\n- Old.\n"
     )
@@ -67,7 +66,7 @@ def test_a_release_dates_what_was_unreleased(release: Any) -> None:
         release.notes(after, "0.2")
 
 
-def test_the_pack_gets_what_comfyuis_registry_asks_of_a_publisher(release: Any) -> None:
+def test_the_pack_gets_what_comfyuis_registry_asks_of_a_publisher(release):
     pack = release.PACK.read_text(encoding="utf-8")
     told = tomllib.loads(release.filled(pack, "1.2.3", "someone/ttsnap", "some-one"))
     urls = told["project"]["urls"]
@@ -89,7 +88,7 @@ def test_the_pack_gets_what_comfyuis_registry_asks_of_a_publisher(release: Any) 
         release.filled("", "1.2.3", "someone/ttsnap", "some-one")
 
 
-def test_an_index_gets_addresses_and_links_that_lead_there(release: Any) -> None:
+def test_an_index_gets_addresses_and_links_that_lead_there(release):
     project = release.addressed(release.PROJECT.read_text(encoding="utf-8"), "someone/ttsnap")
     told = tomllib.loads(project)["project"]
     assert told["urls"]["Repository"] == "https://github.com/someone/ttsnap"
@@ -108,9 +107,7 @@ def test_an_index_gets_addresses_and_links_that_lead_there(release: Any) -> None
         release.addressed("", "someone/ttsnap")
 
 
-def test_a_release_has_badges_and_a_notebook_that_lead_to_its_tag(
-    release: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_release_has_badges_and_a_notebook_that_lead_to_its_tag(release, tmp_path, monkeypatch):
     """Afterwards the badges still do; all else of the notebook is as it was."""
     for name in ("VERSION", "PACK", "README", "NOTEBOOK", "CHANGELOG"):
         path = getattr(release, name)
@@ -145,7 +142,7 @@ def test_a_release_has_badges_and_a_notebook_that_lead_to_its_tag(
     assert f"({home}/01_quick_start.ipynb)" in release.README.read_text(encoding="utf-8")
 
 
-def test_conda_installs_what_pip_installs(release: Any) -> None:
+def test_conda_installs_what_pip_installs(release):
     recipe = yaml.safe_load(release.built(release.RECIPE.read_text(), "1.2.3", b"an sdist"))
     assert recipe["context"]["version"] == "1.2.3"
     assert recipe["context"]["sha256"] == hashlib.sha256(b"an sdist").hexdigest()
@@ -160,7 +157,7 @@ def test_conda_installs_what_pip_installs(release: Any) -> None:
         release.built('  version: "1"', "1.2.3", b"")
 
 
-def test_containers_and_the_space_run_commands_that_there_are() -> None:
+def test_containers_and_the_space_run_commands_that_there_are():
     composed = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
     lines = [service["command"] for service in composed["services"].values()]
     docker = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -182,13 +179,13 @@ def test_containers_and_the_space_run_commands_that_there_are() -> None:
     assert (given.host, given.port, given.max_budget) == ("0.0.0.0", 7860, 400)
 
 
-def test_the_icon_is_what_its_script_draws() -> None:
+def test_the_icon_is_what_its_script_draws():
     drawing = importlib.import_module("draw_icon")
     with Image.open(drawing.ICON) as kept:
         assert np.abs(np.asarray(kept, int) - np.asarray(drawing.drawn(), int)).max() <= 8
 
 
-def test_each_group_of_the_catalogue_is_drawn() -> None:
+def test_each_group_of_the_catalogue_is_drawn():
     drawing = importlib.import_module("draw_searches")
     groups = {entry.group for entry in ALGORITHMS.values()} - {"study"}
     assert (

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -84,7 +84,7 @@ from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import Shard, ShardWriter, read_shard
 from ttsnap.request.offer import ServingCatalog
-from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared
+from ttsnap.request.request import EngineSpec, ModelDefaults
 from ttsnap.results.media import save_video
 from ttsnap.reward_models.noise_aware import files as adapter_files
 from ttsnap.reward_models.noise_aware.student import NoiseAware
@@ -96,7 +96,7 @@ from ttsnap.scenes import FOLDER
 av = importlib.import_module("av") if importlib.util.find_spec("av") else None
 
 
-def test_the_watch_sees(tmp_path: Path, names: list[Any]) -> None:
+def test_the_watch_sees(tmp_path, names):
     """Or else the tests below could not fail."""
     import socket
     import subprocess
@@ -116,7 +116,7 @@ def test_the_watch_sees(tmp_path: Path, names: list[Any]) -> None:
 
 
 @pytest.fixture
-def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def names(tmp_path, monkeypatch):
     return planted(tmp_path.parent / f"{tmp_path.name}-outside", monkeypatch)
 
 
@@ -137,15 +137,15 @@ class Raw(bytes):
     """In the place of a document: the bytes themselves."""
 
 
-def packed_json(doc: Any) -> bytes:
+def packed_json(doc):
     return doc if isinstance(doc, Raw) else json.dumps(doc).encode()
 
 
-def as_json(name: str) -> Callable[[Path, Any], None]:
+def as_json(name):
     return lambda folder, doc: (folder / name).write_bytes(packed_json(doc)) and None
 
 
-def as_bytes(name: str, make: Callable[[], bytes]) -> Callable[[Path, Any], None]:
+def as_bytes(name, make):
     """Of files that hold no document."""
     return lambda folder, doc: (
         (folder / name).write_bytes(doc if isinstance(doc, Raw) else make()) and None
@@ -246,7 +246,7 @@ RECORDING = Recording(("a", "b"), SCORES, Grid((1.0, 0.5, 0.0)), ("r",), info={"
 HEADER = {**Header.of(RECORDING).to_json(), "images": True}
 
 
-def found(prepared: Prepared, pipe: Any) -> Any:
+def found(prepared, pipe):
     """Stands for the search."""
     request = prepared.request
     assert isinstance(request.search, OneOfGroup)
@@ -264,14 +264,14 @@ def found(prepared: Prepared, pipe: Any) -> Any:
     return SimpleNamespace(results=[SimpleNamespace(images=[made])])
 
 
-def write_png(folder: Path, doc: Any) -> None:
+def write_png(folder, doc):
     info = PngImagePlugin.PngInfo()
     info.add_itxt("ttsnap", packed_json(doc).decode(errors="replace"))
     Image.new("RGB", (2, 2)).save(folder / "x.png", pnginfo=info)
 
 
-def write_video(ending: str) -> Callable[[Path, Any], None]:
-    def write(folder: Path, doc: Any) -> None:
+def write_video(ending):
+    def write(folder, doc):
         frames = [Image.new("RGB", (2, 2), (100 * i, 0, 0)) for i in range(2)]
         frames[0].info["ttsnap"] = packed_json(doc).decode(errors="replace")
         save_video(folder / f"x.{ending}", frames)
@@ -279,8 +279,8 @@ def write_video(ending: str) -> Callable[[Path, Any], None]:
     return write
 
 
-def read_png(folder: Path, name: str = "x.png") -> None:
-    def load(model: str, *_: Any, loras: tuple[str, ...], task: str) -> Any:
+def read_png(folder, name="x.png"):
+    def load(model, *_, loras, task):
         assert (model, loras) == ("embedded", ())
         if task != TEXT:
             raise ValueError("as of load(), which knows the tasks of a model")
@@ -290,7 +290,7 @@ def read_png(folder: Path, name: str = "x.png") -> None:
             frames=frames,
             dtype=torch.float32,
             call_arguments=lambda: arguments,
-            split_prompt_inputs=None,
+            split_prompt_inputs=lambda prompts, call: (list(prompts), dict(call)),
         )
 
     with pytest.MonkeyPatch.context() as patch:
@@ -299,7 +299,7 @@ def read_png(folder: Path, name: str = "x.png") -> None:
         replay.run(PARSERS["replay"].parse_args([str(folder / name), "--overwrite"]))
 
 
-def read_config(folder: Path) -> None:
+def read_config(folder):
     a = parsed("generate", folder)
     for name in (a.reward, a.report):
         assert all(part in REWARDS for part in ([name] if isinstance(name, str) else name or []))
@@ -308,11 +308,11 @@ def read_config(folder: Path) -> None:
     make_algorithm(a.algorithm, **a.options)
 
 
-def parsed(command: str, folder: Path, *words: str) -> Any:
+def parsed(command, folder, *words):
     return PARSERS[command].parse_args(["--config", str(folder / "x.yaml"), *words])
 
 
-def read_distill(folder: Path) -> None:
+def read_distill(folder):
     given = parsed("distill", folder, "--out", "x").nested()
     config = build(
         DistillConfig, {k: given[k] for k in given.keys() - {"trust", "out", "preset", "export"}}
@@ -322,7 +322,7 @@ def read_distill(folder: Path) -> None:
     assert ":" not in config.student.kind
 
 
-def write_scores(folder: Path, doc: Any) -> None:
+def write_scores(folder, doc):
     """A finished recording whose header is forged, with the checksum of the forged header."""
     doc = {**(doc if isinstance(doc, dict) else {}), "crc32": zlib.crc32(SCORES.tobytes())}
     doc[HEADER_CRC] = checksum(doc)
@@ -332,56 +332,56 @@ def write_scores(folder: Path, doc: Any) -> None:
     (folder / "recording.json").write_text(json.dumps(doc))
 
 
-def write_unit(folder: Path, doc: Any) -> None:
+def write_unit(folder, doc):
     header = Header.of(RECORDING)
     (folder / "recording.json").write_text(json.dumps(header.to_json()))
     about = {**doc, "header": digest(header.to_json())} if isinstance(doc, dict) else {}
     (folder / "unit-00000.safetensors").write_bytes(packed(SCORES, "unit", about))
 
 
-def read_unit(folder: Path) -> None:
+def read_unit(folder):
     progress(folder)
     with open_recording(folder, Header.of(RECORDING)):
         pass
 
 
-def read_recording(folder: Path) -> None:
+def read_recording(folder):
     load_recording(folder)
     assert not list(read_images(folder))
 
 
-def read_shards(folder: Path) -> None:
+def read_shards(folder):
     read_recording(folder)
     Frames([str(folder)])
 
 
-def write_reward(folder: Path, doc: Any) -> None:
+def write_reward(folder, doc):
     as_json("adapter.json")(folder, doc)
     if not (folder / "adapter.safetensors").exists():
         shutil.copy(FOLDER / "noise_aware" / "adapter.safetensors", folder)
 
 
-def write_checkpoint(folder: Path, doc: Any) -> None:
+def write_checkpoint(folder, doc):
     (folder / "00000003").mkdir(exist_ok=True)
     as_json("state.json")(folder / "00000003", doc)
     (folder / "00000003" / "model.safetensors").write_bytes(b"")
 
 
-def checked(folder: Path) -> Setup:
+def checked(folder):
     return Setup(None, EngineSpec(None, ()), (), folder)
 
 
-def read_rung(folder: Path) -> None:
+def read_rung(folder):
     found = checked(folder).climb("signal", lambda _: Rung("signal"), 1.0)
     found.lines()
     verdict({"parity": found, "signal": found})
 
 
-def read_plan(folder: Path) -> None:
+def read_plan(folder):
     planned(checked(folder), 0)
 
 
-def read_model(folder: Path) -> None:
+def read_model(folder):
     """As far as reading goes: what diffusers then loads stands for itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: None)
@@ -390,23 +390,23 @@ def read_model(folder: Path) -> None:
     ttsnap.pipelines.defaults(folder)
 
 
-def write_model(folder: Path, doc: Any) -> None:
+def write_model(folder, doc):
     as_json("model_index.json")(folder, doc)
     as_json("ttsnap.json")(folder, doc.get("call") if isinstance(doc, dict) else doc)
 
 
-def read_prompts(folder: Path) -> None:
+def read_prompts(folder):
     for prompt in read_prompt_set(folder / "x.json").prompts:
         assert json.loads(json.dumps(prompt.metadata))["prompt"].strip() == prompt.text
 
 
-def write_bench(folder: Path, doc: Any) -> None:
+def write_bench(folder, doc):
     (folder / "bench.json").write_text("{}")
     (folder / "best-of-n" / "00000").mkdir(parents=True, exist_ok=True)
     (folder / "best-of-n" / "00000" / "found-00000.json").write_text(json.dumps(doc))
 
 
-def read_bench(folder: Path) -> None:
+def read_bench(folder):
     with open_bench(folder, {}) as there:
         assert not there.has("best-of-n", 0, 0)
         summarize(
@@ -423,7 +423,7 @@ KEYS = b"alice a-long-secret-key-1\nbob another-secret-key\n"
 OFFER = ServingCatalog("embedded", ("scenes", "brightness"), lambda model: ModelDefaults())
 
 
-def read_keys(folder: Path) -> None:
+def read_keys(folder):
     try:
         importlib.import_module("ttsnap.service.limits").Keys.read(folder / "keys")
     except ValueError as error:
@@ -431,7 +431,7 @@ def read_keys(folder: Path) -> None:
         raise
 
 
-def read_body(folder: Path) -> None:
+def read_body(folder):
     """A request's, as JSON and as a form."""
     from tests.service.asking import received
     from ttsnap.service.forms import sent_in
@@ -447,7 +447,7 @@ def read_body(folder: Path) -> None:
         raise ValueError(str(refused)) from None
 
 
-def read_picture(folder: Path) -> None:
+def read_picture(folder):
     data, said = read_bytes(folder / "x.png", 2**20), []
     for read, limit in (
         (picture_pixels, 10**6),
@@ -463,13 +463,13 @@ def read_picture(folder: Path) -> None:
         raise ValueError(said[0])
 
 
-def npy() -> bytes:
+def npy():
     file = io.BytesIO()
     np.save(file, np.zeros((2, 2, 2), np.float16))
     return file.getvalue()
 
 
-def shard() -> bytes:
+def shard():
     file = io.BytesIO()
     writer = ShardWriter(file)
     writer.add(0, 7, 2, np.zeros((3, 4, 5)), {"latent": np.zeros((2, 2, 2))})
@@ -477,13 +477,13 @@ def shard() -> bytes:
     return file.getvalue()
 
 
-def checkpoint() -> bytes:
+def checkpoint():
     file = io.BytesIO()
     torch.save({"a": torch.zeros(2**10)}, file)
     return file.getvalue()
 
 
-def read_tar(folder: Path) -> None:
+def read_tar(folder):
     path = folder / "unit-00000.tar"
     if not path.is_file() or path.stat().st_size > 10**6:  # as a recording's header says of it
         raise ValueError("another shard")
@@ -491,7 +491,7 @@ def read_tar(folder: Path) -> None:
     list(read_shard(path, Shard.of(path)))
 
 
-def read_lora(folder: Path) -> None:
+def read_lora(folder):
     from tests.pipelines.tiny import shared
     from ttsnap.pipelines.lora import load_lora
 
@@ -502,14 +502,14 @@ def read_lora(folder: Path) -> None:
         pipe.unload_lora_weights()
 
 
-def lora() -> bytes:
+def lora():
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save as packed_tensors
 
     from tests.pipelines.tiny import shared
 
-    net: Any = shared("sd3").transformer
+    net = shared("sd3").transformer
     net.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "made")
     found = get_peft_model_state_dict(net, adapter_name="made")
     shared("sd3").unload_lora_weights()
@@ -517,7 +517,7 @@ def lora() -> bytes:
 
 
 PARSERS = {"generate": generate.parser(), "replay": replay.parser(), "distill": distill.parser()}
-READERS: dict[str, Reader] = {
+READERS = {
     "PNG": Reader(PNG, write_png, read_png),
     "WebP": Reader(VIDEO, write_video("webp"), lambda folder: read_png(folder, "x.webp")),
     **(
@@ -637,13 +637,13 @@ READERS: dict[str, Reader] = {
 
 
 @functools.cache
-def base_of(spec: str) -> Any:
+def base_of(spec):
     assert spec in REWARDS, spec
     return make_reward(spec) if spec.startswith("scenes") else None
 
 
 @pytest.fixture(autouse=True)
-def _inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _inside(monkeypatch, tmp_path):
     """The noise-aware reward's base is loaded once, where it may be loaded."""
     monkeypatch.setattr(adapter_files, "make_reward", lambda spec, **_: base_of(spec))
     monkeypatch.chdir(tmp_path)
@@ -652,7 +652,7 @@ def _inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 # --- forging --------------------------------------------------------------------------------------
 
 
-def places(doc: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def places(doc, path=()):
     """The path to everything in a document; of long lists, the first entries."""
     yield path
     for key, value in (
@@ -665,11 +665,11 @@ def places(doc: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(value, (*path, key))
 
 
-def changed(doc: Any, path: tuple[Any, ...], value: Any, add: str | None = None) -> Any:
+def changed(doc, path, value, add=None):
     """A copy with another value there; with `add`, the value goes under that new key of the object
     there instead."""
     made = copy.deepcopy({"": doc})
-    at: Any = made
+    at = made
     for key in ("", *path)[:-1]:
         at = at[key]
     last = ("", *path)[-1]
@@ -680,12 +680,12 @@ def changed(doc: Any, path: tuple[Any, ...], value: Any, add: str | None = None)
     return made[""]
 
 
-def late(*_: object) -> None:
+def late(*_):
     raise TimeoutError("it takes too long")
 
 
 @contextmanager
-def soon() -> Iterator[None]:
+def soon():
     """A test that waits for longer fails, by the alarm's exception. The alarm that ends a test which
     hangs, pytest's, goes on afterwards."""
     before = signal.signal(signal.SIGALRM, late)
@@ -698,9 +698,7 @@ def soon() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, left)
 
 
-def read_quietly(
-    name: str, folder: Path, doc: Any = None, damage: Callable[[], object] = lambda: None
-) -> str | None:
+def read_quietly(name, folder, doc=None, damage=lambda: None):
     """What the reader says of a forged file. The test fails where it does more than read, or raises
     anything else."""
     READERS[name].write(folder, doc)
@@ -718,7 +716,7 @@ def read_quietly(
 
 
 @pytest.fixture
-def name(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def name(request, tmp_path_factory):
     """Of a reader, which has read a whole file before: what it imports then is not because of a
     file."""
     if request.param not in WARM:
@@ -730,21 +728,19 @@ def name(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return str(request.param)
 
 
-WARM: set[str] = set()
+WARM = set()
 every_reader = pytest.mark.parametrize("name", READERS, indirect=True)
 
 
 @every_reader
-def test_whole_files_are_read(name: str, tmp_path: Path) -> None:
+def test_whole_files_are_read(name, tmp_path):
     said = read_quietly(name, tmp_path, READERS[name].doc)
     assert said is None or name == "shards"
     assert name != "shards" or "unit-00000.tar are missing" in str(said)
 
 
 @every_reader
-def test_nothing_that_a_file_names_is_run_fetched_or_opened(
-    name: str, tmp_path: Path, names: list[Any]
-) -> None:
+def test_nothing_that_a_file_names_is_run_fetched_or_opened(name, tmp_path, names):
     doc = READERS[name].doc
     for path in places(doc):
         for value in names:
@@ -773,9 +769,7 @@ anything = st.recursive(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_anything_anywhere_in_a_file_is_one_sentence_or_read(
-    name: str, tmp_path: Path, data: st.DataObject
-) -> None:
+def test_anything_anywhere_in_a_file_is_one_sentence_or_read(name, tmp_path, data):
     doc = READERS[name].doc
     for _ in range(data.draw(st.integers(1, 2))):
         path = data.draw(st.sampled_from(list(places(doc))))
@@ -804,9 +798,7 @@ BY_USERS = {
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_damaged_files_are_one_sentence_or_read(
-    name: str, tmp_path: Path, data: st.DataObject
-) -> None:
+def test_damaged_files_are_one_sentence_or_read(name, tmp_path, data):
     """Cut, changed, of another kind, or no files at all."""
     folder, doc = Path(tempfile.mkdtemp(dir=tmp_path)), READERS[name].doc
     READERS[name].write(folder, doc)
@@ -827,7 +819,7 @@ def test_damaged_files_are_one_sentence_or_read(
             data.draw(st.sampled_from(bombs.bad_tensors(Path("ran"))) | st.binary(max_size=200))
         )
 
-    def damage() -> None:
+    def damage():
         path.unlink()
         if kind in ("cut", "changed", "other"):
             path.write_bytes(whole)
@@ -881,7 +873,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("name", FORBIDDEN, indirect=True)
-def test_what_is_no_data_is_refused_in_little_memory(name: str, tmp_path: Path) -> None:
+def test_what_is_no_data_is_refused_in_little_memory(name, tmp_path):
     for content in FORBIDDEN[name]:
         bad = Raw(content.encode() if isinstance(content, str) else content)
         if name == "any JSON" and bad == b"3":

@@ -43,7 +43,7 @@ reward: int = make_reward  # wrong
 """
 
 
-def in_the_tree() -> set[str]:
+def in_the_tree():
     """What the wheel should hold, by its name there."""
     folders = {"ttsnap": "ttsnap", **{room: f"ttsnap/{room}" for room in ROOMS}}
     found = [
@@ -62,7 +62,7 @@ STORED = "import zlib; made = zlib.compressobj; zlib.compressobj = lambda _, *ho
 """Weights take seconds to compress, and stay as large."""
 
 
-def build(kind: str, source: Path, to: Path, *, stored: bool = True) -> Path:
+def build(kind, source, to, *, stored=True):
     """Build an sdist, a wheel or an editable of the project in this folder, by the backend that it
     names. stored: not compressed."""
     hook = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(to)!r}))"
@@ -74,7 +74,7 @@ def build(kind: str, source: Path, to: Path, *, stored: bool = True) -> Path:
     return to / built.stdout.split()[-1]
 
 
-def installed(wheel: Path, alone: Path) -> Path:
+def installed(wheel, alone):
     """Install a wheel in an environment of its own; its Python.
 
     Its dependencies are those of the tests. The checkout, which is installed beside them as
@@ -99,7 +99,7 @@ def installed(wheel: Path, alone: Path) -> Path:
     return python
 
 
-def checkout(to: Path, *, links: bool) -> Path:
+def checkout(to, *, links):
     """The project's folder as git lays it out, with links or with the small files that stand for
     them."""
     (to / "ttsnap").mkdir(parents=True)
@@ -115,9 +115,7 @@ def checkout(to: Path, *, links: bool) -> Path:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_wheel_of_the_sdist_holds_the_packages_whole_and_runs_alone(
-    links: bool, tmp_path: Path
-) -> None:
+def test_a_wheel_of_the_sdist_holds_the_packages_whole_and_runs_alone(links, tmp_path):
     dist = tmp_path / "dist"
     sdist = build("sdist", checkout(tmp_path / "source", links=links), dist)
     with tarfile.open(sdist) as archive:
@@ -159,7 +157,7 @@ def test_a_wheel_of_the_sdist_holds_the_packages_whole_and_runs_alone(
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_an_editable_install_finds_every_room_once(links: bool, tmp_path: Path) -> None:
+def test_an_editable_install_finds_every_room_once(links, tmp_path):
     source = checkout(tmp_path / "source", links=links)
     python = installed(build("editable", source, tmp_path), tmp_path / "alone")
     code = (
@@ -174,9 +172,7 @@ def test_an_editable_install_finds_every_room_once(links: bool, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
-def test_type_checkers_find_misspelt_arguments_after_an_editable_install(
-    checker: str, tmp_path: Path
-) -> None:
+def test_type_checkers_find_misspelt_arguments_after_an_editable_install(checker, tmp_path):
     pytest.importorskip(checker)
     if checker == "pyright" and shutil.which("node") is None:
         pytest.skip("pyright runs on Node, which is not here; without it, it would download it")

@@ -12,7 +12,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +36,7 @@ BENCH = (
 
 
 @pytest.fixture
-def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def copied(tmp_path, monkeypatch):
     """A folder with copies of the files, in which the test runs."""
     shutil.copytree(DATA, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -47,7 +46,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_images_say_how_they_were_made() -> None:
+def test_images_say_how_they_were_made():
     records = {path.stem: read_record(path) for path in DATA.glob("*.png")}
     assert {name: record.image.seed for name, record in records.items()} == {
         "noise": 4,
@@ -73,7 +72,7 @@ def test_images_say_how_they_were_made() -> None:
     assert records["noise"].image.batches
 
 
-def test_images_are_made_again(copied: Path, capsys: Any) -> None:
+def test_images_are_made_again(copied, capsys):
     assert main(["replay", *(f"{name}.png" for name in ("noise", "draft", "group"))]) == 0
     assert main(["replay", "edit.png", "--image", "noise.png"]) == 0
     apart = re.findall(r"largest difference from \w+\.png: (\d+) of 255", capsys.readouterr().out)
@@ -86,7 +85,7 @@ def test_images_are_made_again(copied: Path, capsys: Any) -> None:
     assert "branch of its seed" in capsys.readouterr().err
 
 
-def test_a_trace_and_a_schedule_are_read() -> None:
+def test_a_trace_and_a_schedule_are_read():
     trace = json.loads((DATA / "trace.json").read_text())
     assert trace["settings"]["algorithm"] == "seed-pruning"
     tuned = json.loads((DATA / "tuned.json").read_text())
@@ -95,7 +94,7 @@ def test_a_trace_and_a_schedule_are_read() -> None:
     assert made.draft_share == 0.218
 
 
-def test_recordings_are_read() -> None:
+def test_recordings_are_read():
     recording = load_recording(DATA / "recording")
     assert recording.prompts == ("two red circles", "a green cross")
     assert recording.scored == (True, False, False, True, *[False] * 4, True)
@@ -112,7 +111,7 @@ def test_recordings_are_read() -> None:
     }
 
 
-def test_what_was_begun_is_gone_on_with(copied: Path, capsys: Any) -> None:
+def test_what_was_begun_is_gone_on_with(copied, capsys):
     unit = (copied / "begun/unit-00000.safetensors").stat().st_mtime_ns
     assert unit
     assert main([*RECORD, "begun"]) == 0
@@ -126,7 +125,7 @@ def test_what_was_begun_is_gone_on_with(copied: Path, capsys: Any) -> None:
     assert (copied / "recording/scores.safetensors").read_bytes() == before
 
 
-def test_a_benchmark_is_gone_on_with(copied: Path) -> None:
+def test_a_benchmark_is_gone_on_with(copied):
     kept = copied / "bench/best-of-n/00000/samples/00000.png"
     before = kept.stat().st_mtime_ns
     gone = copied / "bench/seed-pruning/00001/found-00000.json"

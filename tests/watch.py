@@ -7,13 +7,10 @@ import importlib
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pytest
 from PIL import Image
 
 import ttsnap
@@ -50,7 +47,7 @@ class Watch:
     folder: Path
     seen: list[str] = field(default_factory=list)
 
-    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def audit(self, event, arguments):
         if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
             path = os.path.realpath(os.fsdecode(arguments[0]))
             if not f"{path}{os.sep}".startswith((os.path.realpath(self.folder) + os.sep, *OURS)):
@@ -61,12 +58,12 @@ class Watch:
             self.seen.append(f"imported {arguments[0]}")
 
 
-WATCHES: list[Watch] = []  # the one that is on, if any: an audit hook cannot be taken away again
+WATCHES = []  # the one that is on, if any: an audit hook cannot be taken away again
 sys.addaudithook(lambda event, arguments: WATCHES[-1].audit(event, arguments) if WATCHES else None)
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[Watch]:
+def watched(folder):
     watch = Watch(folder)
     WATCHES.append(watch)
     try:
@@ -75,7 +72,7 @@ def watched(folder: Path) -> Iterator[Watch]:
         WATCHES.pop()
 
 
-def planted(outside: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def planted(outside, monkeypatch):
     """What strangers name: code, addresses, models, and files in a folder `outside`; all of it is
     there to be found."""
     outside.mkdir()
@@ -88,7 +85,7 @@ def planted(outside: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.syspath_prepend(str(outside))
     real = importlib.import_module
 
-    def recorded(name: str, package: str | None = None) -> Any:
+    def recorded(name, package=None):
         if WATCHES and MODULE in name:
             WATCHES[-1].seen.append(f"imported {name}")
         return real(name, package)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +28,7 @@ from ..scripted import Scripted, noisy  # noqa: TID252
 GRID = Grid(tuple(np.linspace(1, 0, 21)))
 
 
-def by_hand(scores: Any, n: int, keep: Any, steps: Any) -> tuple[int, int]:
+def by_hand(scores, n, keep, steps):
     """The paper's loop in plain Python: winner and evaluations (a score at step s takes s + 1)."""
     alive, paid, done = list(range(n)), 0, 0
     for k, s in zip(keep, steps, strict=True):
@@ -43,7 +41,7 @@ def by_hand(scores: Any, n: int, keep: Any, steps: Any) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_pruning_is_the_papers_loop(seed: int) -> None:
+def test_pruning_is_the_papers_loop(seed):
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(30, 21)).cumsum(1)
     keep, steps = (
@@ -65,7 +63,7 @@ def test_pruning_is_the_papers_loop(seed: int) -> None:
         ({"levels": (0.8, 0.6)}, Grid((1.0, 0.5, 0.0)), [(1, 0.25), (2, 1.0)]),
     ],
 )
-def test_checks_are_by_level_or_step(where: Any, grid: Grid, checks: Any) -> None:
+def test_checks_are_by_level_or_step(where, grid, checks):
     assert [
         check[:2] for check in SeedPruning(4, (0.5, 0.5), **where).init(Task(grid)).checks
     ] == checks
@@ -81,8 +79,8 @@ def test_checks_are_by_level_or_step(where: Any, grid: Grid, checks: Any) -> Non
     ],
 )
 def test_a_default_that_is_written_out_is_kept_to_where_drafts_are_finished(
-    given: dict[str, Any],
-) -> None:
+    given,
+):
     task = Task(GRID, draft_calls=1, draft_cost=0.5, start=Start(cost=Cost(draft_calls=1)))
     assert SeedPruning(**given).init(task) == SeedPruning(
         keep=(0.3,), levels=(0.6,), draft_share=0.2
@@ -93,7 +91,7 @@ def test_a_default_that_is_written_out_is_kept_to_where_drafts_are_finished(
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("name", ["seed-pruning", "ttsnap"])
-def test_checks_by_level_at_the_end_of_a_coarse_grid_are_dropped(name: str, steps: int) -> None:
+def test_checks_by_level_at_the_end_of_a_coarse_grid_are_dropped(name, steps):
     """Levels of a video model, which are high up to the end: no check lies within one to three
     steps."""
     levels = [12 * t / (1 + 11 * t) for t in np.linspace(1, 0, steps + 1)]
@@ -105,7 +103,7 @@ def test_checks_by_level_at_the_end_of_a_coarse_grid_are_dropped(name: str, step
 
 
 @pytest.mark.parametrize(("nfe", "images"), [(400, 6), (45, 2)])
-def test_as_many_survive_as_are_to_be_kept(nfe: int, images: int) -> None:
+def test_as_many_survive_as_are_to_be_kept(nfe, images):
     (result,) = search(
         [""], SeedPruning(), Scripted(noisy(0), grid=GRID), f"{nfe}nfe", selection=Selection(keep=6)
     )
@@ -113,7 +111,7 @@ def test_as_many_survive_as_are_to_be_kept(nfe: int, images: int) -> None:
     assert images == 6 or "6 images" in result.warnings[-1]
 
 
-BAD: list[tuple[Any, dict[str, Any], str]] = [
+BAD = [
     (BestOfN, {"n": 0}, "n .* got 0"),
     (SeedPruning, {"n": -1}, "n .* got -1"),
     (SeedPruning, {"keep": (0.5,), "levels": (0.5, 0.4)}, "1 keep ratios"),
@@ -173,7 +171,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("kind", "options", "said"), BAD, ids=[f"{k.__name__}-{'-'.join(o)}" for k, o, _ in BAD]
 )
-def test_bad_settings_are_shown(kind: Any, options: dict[str, Any], said: str) -> None:
+def test_bad_settings_are_shown(kind, options, said):
     with pytest.raises(ValueError, match=said):
         kind(**options)
 
@@ -191,7 +189,7 @@ OF_35 = tuple(np.linspace(1, 0, 36))
         *[(SMC(4, steps=steps), OF_35, "below 34") for steps in ((6, 6), (8, 7), (34,), (40,))],
     ],
 )
-def test_what_does_not_fit_a_grid_is_shown(algorithm: Any, levels: Any, said: str) -> None:
+def test_what_does_not_fit_a_grid_is_shown(algorithm, levels, said):
     with pytest.raises(ValueError, match=said):
         algorithm.init(Task(Grid(levels), 1, 100.0))
 
@@ -206,12 +204,12 @@ def test_what_does_not_fit_a_grid_is_shown(algorithm: Any, levels: Any, said: st
         *[(spec, {"n": 3}, "of Algorithm") for spec in (None, 3, True, ["smc"])],
     ],
 )
-def test_what_is_no_algorithm_or_option_of_it_is_shown(given: Any, options: Any, said: str) -> None:
+def test_what_is_no_algorithm_or_option_of_it_is_shown(given, options, said):
     with pytest.raises(ValueError, match=said):
         make_algorithm(given, **options)
 
 
-def test_options_of_a_file_and_numbers_of_numpy_are_taken_as_declared(tmp_path: Path) -> None:
+def test_options_of_a_file_and_numbers_of_numpy_are_taken_as_declared(tmp_path):
     path = tmp_path / "tuned.json"
     path.write_text(json.dumps({"name": "seed-pruning", "keep": [0.5], "levels": [0.4]}))
     made = make_algorithm("seed-pruning", n=np.int64(3), keep=[np.float32(0.5)], levels=[0.4])
@@ -222,7 +220,7 @@ def test_options_of_a_file_and_numbers_of_numpy_are_taken_as_declared(tmp_path: 
         make_algorithm(str(path))
 
 
-def test_an_object_takes_options_of_its_own_only() -> None:
+def test_an_object_takes_options_of_its_own_only():
     with pytest.raises(ValueError, match="meant"):
         make_algorithm(make_algorithm("best-of-n"), meant=1)
 
@@ -252,7 +250,7 @@ def test_an_object_takes_options_of_its_own_only() -> None:
         {"name": ["best-of-n"]},
     ],
 )
-def test_files_hold_known_names_and_values_of_their_types(spec: Any, tmp_path: Path) -> None:
+def test_files_hold_known_names_and_values_of_their_types(spec, tmp_path):
     (tmp_path / "other.json").write_text('{"name": "top-noises"}')
     path = tmp_path / "theirs.json"
     path.write_text(json.dumps(spec))

@@ -4,7 +4,6 @@ Python."""
 from __future__ import annotations
 
 import zlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +17,10 @@ from ttsnap.algorithms.verifier_threshold import VerifierThreshold
 from ttsnap.core import Need, Price, Rates, fresh, perturb
 from ttsnap.core.selection import Selection
 
-from ..scripted import Played, Score, Scripted, noisy, ranked  # noqa: TID252
+from ..scripted import Played, Scripted, noisy, ranked  # noqa: TID252
 
 
-def code_by_hand(
-    score: Score, n: int, streams: int, block: int, temperature: float, steps: int
-) -> Any:
+def code_by_hand(score, n, streams, block, temperature, steps):
     """Parents by uid, evaluations, and what was finished."""
     value = ranked(score)
     rng = np.random.default_rng([0, zlib.crc32(b"")])
@@ -31,7 +28,7 @@ def code_by_hand(
     while True:
         stop = min(at + block, steps)
         last = stop == steps
-        children: dict[int, list[int]] = {p: [] for p in now}
+        children = {p: [] for p in now}
         for j in range(1 if last and at == steps - 1 else n):
             for p in now:
                 if j:
@@ -58,9 +55,7 @@ def code_by_hand(
     ("n", "streams", "block", "steps"),
     [(3, 2, 1, 6), (4, 1, 2, 8), (2, 3, 3, 7), (1, 2, 2, 5), (3, 2, 9, 4)],
 )
-def test_code_is_the_papers_loop(
-    seed: int, temperature: float, n: int, streams: int, block: int, steps: int
-) -> None:
+def test_code_is_the_papers_loop(seed, temperature, n, streams, block, steps):
     score = noisy(seed, fail=0.2 * (seed % 2))
     svdd = make_algorithm("svdd", n=n, streams=streams, alpha=temperature)
     algorithm = svdd if block == 1 else CoDe(n, streams, block, temperature)
@@ -73,14 +68,14 @@ def test_code_is_the_papers_loop(
 
 
 def rbf_by_hand(
-    score: Score,
-    streams: int,
-    initial: int,
-    steps: int,
-    allowance: int,
-    finish: str,
-    bars: Any = None,
-) -> tuple[list[int], int, list[int]]:
+    score,
+    streams,
+    initial,
+    steps,
+    allowance,
+    finish,
+    bars=None,
+):
     """Algorithm 1 with quotas Q by step: Q[k + 1] += Q[k] - j when candidate j of step k is
     accepted. Parents, evaluations, and what was finished."""
     value = ranked(score)
@@ -94,13 +89,13 @@ def rbf_by_hand(
     if bars == "quantiles":
         good = [value(u, 0) for u in range(noises) if value(u, 0) > -np.inf]
         bars = [np.quantile(good, q) if good else -np.inf for q in np.linspace(0.5, 1.0, steps - 1)]
-    paths: list[dict[str, Any]] = [
+    paths = [
         {"at": u, "step": 0, "best": value(u, 0), "Q": [base] * steps, "j": 0, "seen": []}
         for u in heads
     ]
     best = max(heads, key=lambda u: value(u, 0))
 
-    def present(p: dict[str, Any]) -> Any:
+    def present(p):
         return max(p["seen"], key=lambda u: value(u, where[u])) if p["seen"] else p["at"]
 
     while True:
@@ -144,7 +139,7 @@ def rbf_by_hand(
     return parent, calls, [chosen]
 
 
-def as_by_hand(algorithm: RBF, allowance: int, score: Score, steps: int, bars: Any = None) -> Any:
+def as_by_hand(algorithm, allowance, score, steps, bars=None):
     (result,) = search([""], algorithm, Scripted(score, steps), f"{allowance}nfe")
     by_hand = rbf_by_hand(
         score, algorithm.streams, algorithm.initial, steps, allowance, algorithm.finish, bars
@@ -158,14 +153,14 @@ def as_by_hand(algorithm: RBF, allowance: int, score: Score, steps: int, bars: A
 @pytest.mark.parametrize("finish", ["best", "published"])
 @pytest.mark.parametrize("fail", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("allowance", [6, 8, 15, 16, 24, 33, 60, 61, 200])
-def test_rbf_is_algorithm_1(finish: Any, fail: float, allowance: int) -> None:
+def test_rbf_is_algorithm_1(finish, fail, allowance):
     result = as_by_hand(RBF(2, 5, finish), allowance, noisy(allowance, fail), 6)
     assert bool(result.warnings) == bool(np.isnan(result.best.reward))
 
 
 @pytest.mark.parametrize("allowance", [8, 15, 33, 60, 200])
 @pytest.mark.parametrize("bars", [None, (0.5, 0.8, 1.0, 1.5, 3.0)])
-def test_verifier_threshold_accepts_by_threshold(allowance: int, bars: Any) -> None:
+def test_verifier_threshold_accepts_by_threshold(allowance, bars):
     algorithm = VerifierThreshold(2, 4, thresholds=bars)
     found = [
         as_by_hand(algorithm, allowance, noisy(seed, fail=0.1), 6, bars or "quantiles")
@@ -177,7 +172,7 @@ def test_verifier_threshold_accepts_by_threshold(allowance: int, bars: Any) -> N
 
 
 @pytest.mark.parametrize("algorithm", [RBF(2, 8), RBF(2, 8, "published"), VerifierThreshold(2, 8)])
-def test_memory_stays_small(algorithm: Any) -> None:
+def test_memory_stays_small(algorithm):
     """Two states, their steps' best, two candidates, and the best."""
     alive = set[int]()
     for i, move in enumerate(search([""], algorithm, Scripted(noisy(3)), "150nfe")[0].trace):
@@ -185,7 +180,7 @@ def test_memory_stays_small(algorithm: Any) -> None:
         assert i == 0 or len(alive) <= 2 + 2 + 2 + 1
 
 
-def test_scoring_and_finishing_are_planned_for() -> None:
+def test_scoring_and_finishing_are_planned_for():
     """A decode with its reward takes 2 evaluations, a check 1: noises cost 2 each, candidates 2, an
     image 8 + 2 - 1. The first noise stays the best: 9 are held back for it, so 40 - 8 - 9 pay for
     11 candidates."""
@@ -195,7 +190,7 @@ def test_scoring_and_finishing_are_planned_for() -> None:
     assert result.spent.flops == 8 + 11 * 2 + 9
 
 
-def test_top_noises() -> None:
+def test_top_noises():
     score = noisy(4)
     (result,) = search([""], TopNoises(10, 3), Scripted(score), selection=Selection(keep=2))
     top = sorted(range(10), key=lambda u: -score(u, 0))[:3]
@@ -203,7 +198,7 @@ def test_top_noises() -> None:
     assert sorted(np.flatnonzero(result.particles.finished).tolist()) == sorted(top)
 
 
-def test_nested_fits_and_is_built_from_json() -> None:
+def test_nested_fits_and_is_built_from_json():
     first, second = {"name": "top-noises", "n": 12, "keep": 2}, {"name": "svdd", "alpha": 0.1}
     nested = make_algorithm({"name": "nested", "first": first, "second": second})
     assert nested == Nested(TopNoises(12, 2), CoDe(block=1, temperature=0.1))
@@ -212,7 +207,7 @@ def test_nested_fits_and_is_built_from_json() -> None:
     assert make_algorithm("nested", first="top-noises", second="rbf") == Nested(TopNoises(), RBF())
 
 
-def test_nested_takes_any_search_of_noises() -> None:
+def test_nested_takes_any_search_of_noises():
     """One that tries a neighbour of the best noise once, then leaves the best."""
     score = noisy(6)
     first = Played(
@@ -240,6 +235,6 @@ def test_nested_takes_any_search_of_noises() -> None:
         ),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(build: Any, said: str) -> None:
+def test_parts_that_do_not_fit_are_refused(build, said):
     with pytest.raises(ValueError, match=said):
         build()

@@ -22,14 +22,14 @@ GRID = Grid(tuple(np.linspace(1, 0, 9)))
 NEED_MORE = {"price-of-compute"}  # a forecast, which no default can be
 
 
-def test_every_group_is_listed_together_and_has_members() -> None:
+def test_every_group_is_listed_together_and_has_members():
     order = [entry.group for entry in ALGORITHMS.values()]
     assert list(dict.fromkeys(order)) == list(GROUPS)
     assert order == sorted(order, key=list(GROUPS).index)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_entries_are_whole(name: str) -> None:
+def test_entries_are_whole(name):
     entry = ALGORITHMS[name]
     module, _, attribute = entry.where.partition(":")
     assert callable(vars(importlib.import_module(module))[attribute])
@@ -43,7 +43,7 @@ def test_entries_are_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_option_is_explained(name: str) -> None:
+def test_every_option_is_explained(name):
     options = options_of(name)
     fields, entry = [field.name for field in dataclasses.fields(class_of(name))], ALGORITHMS[name]
     assert {entry.renamed.get(o.name, o.name).split(".")[0] for o in options} <= set(fields)
@@ -59,7 +59,7 @@ def test_every_option_is_explained(name: str) -> None:
         assert make_algorithm(name, **values) == make_algorithm(name)
 
 
-def test_options_come_with_their_own_texts_and_sources() -> None:
+def test_options_come_with_their_own_texts_and_sources():
     found = {o.name: o for o in options_of("svdd")}
     assert list(found) == ["n", "streams", "alpha"]
     assert (found["streams"].default, found["streams"].source) == (
@@ -71,7 +71,7 @@ def test_options_come_with_their_own_texts_and_sources() -> None:
     assert {o.name: o.default for o in options_of("funnel")}["shrink"] == 0.25
 
 
-def test_a_preset_sets_fields_of_its_class_and_refuses_what_it_fixes() -> None:
+def test_a_preset_sets_fields_of_its_class_and_refuses_what_it_fixes():
     assert make_algorithm("svdd", alpha=0.1) == CoDe(block=1, temperature=0.1)
     assert make_algorithm("fk-steering") == SMC(4, temper="constant", resampler="multinomial")
     pruning = SeedPruning(None, (0.5, 0.4), (0.9, 0.7))
@@ -87,8 +87,8 @@ def test_a_preset_sets_fields_of_its_class_and_refuses_what_it_fixes() -> None:
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in NEED_MORE])
 def test_an_algorithm_is_called_what_people_asked_for_and_says_what_kernel_it_needs(
-    name: str,
-) -> None:
+    name,
+):
     made = make_algorithm(name)
     assert (Need.BRANCH in made.needs) == ("draws noise" in ALGORITHMS[name].needs)
     assert name_of(made) == name
@@ -105,7 +105,7 @@ class Terse:
     level: float = 0.5
 
 
-def test_an_option_without_a_line_of_its_own_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_option_without_a_line_of_its_own_is_told(monkeypatch):
     assert name_of(Terse()) == "Terse"  # type: ignore[arg-type]
     monkeypatch.setattr(options, "class_of", lambda name: Terse)
     monkeypatch.setattr(options, "defaults_of", lambda name: {"n": 4, "level": 0.5})

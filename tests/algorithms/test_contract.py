@@ -7,8 +7,6 @@ with its defaults says what it needs in SETTINGS.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,7 @@ from hypothesis import strategies as st
 from tests.counted import Brightness
 from tests.cover import each_once
 from tests.scripted import Scripted, noisy
-from ttsnap import Budget, Result, make_algorithm, search
+from ttsnap import Budget, make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS, name_of
 from ttsnap.algorithms.code import CoDe
 from ttsnap.algorithms.epsilon_greedy import EpsilonGreedy
@@ -29,17 +27,16 @@ from ttsnap.algorithms.search_over_paths import SearchOverPaths
 from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.algorithms.verifier_threshold import VerifierThreshold
 from ttsnap.algorithms.zero_order import ZeroOrder
-from ttsnap.core import Algorithm, Need
+from ttsnap.core import Need
 from ttsnap.core.looks import estimates
 from ttsnap.core.requirement import Gate
 from ttsnap.core.selection import Selection
-from ttsnap.engine.live import LiveEngine
 from ttsnap.rewards import RewardError
 
 PROMPTS, STEPS = ["a", "b", "c"], 8
 LEVELS = tuple(np.linspace(1, 0, STEPS + 1))
 WALKS = np.random.default_rng(0).normal(size=(12, 24, STEPS + 1)).cumsum(-1)
-SETTINGS: dict[str, dict[str, Any]] = {
+SETTINGS = {
     "price-of-compute": {"forecast": fit(WALKS, LEVELS, estimates(2, 4, STEPS)), "price": 1.0}
 }
 some, few = (
@@ -54,44 +51,44 @@ class Coarse(Brightness):
     """Brightness of rounded pixels, so that the last digits, which the batch's shape may change,
     decide nothing."""
 
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+    def __call__(self, images, prompts, level):
         return super().__call__((images * 2**12).round() / 2**12, prompts, level)
 
 
-def build(name: str) -> Algorithm:
+def build(name):
     return make_algorithm(name, **SETTINGS.get(name, {}))
 
 
-def fitting(engine: Any, algorithm: Algorithm, rewards: list[Any], batch: int) -> LiveEngine:
+def fitting(engine, algorithm, rewards, batch):
     """The mixture with a kernel that the algorithm can use."""
     noisy = algorithm.needs & {Need.BRANCH, Need.RENOISE}
-    live: LiveEngine = engine(STEPS, rewards, batch, kernel="sde" if noisy else "pipeline")
+    live = engine(STEPS, rewards, batch, kernel="sde" if noisy else "pipeline")
     return live
 
 
-def moves(result: Result) -> list[Any]:
+def moves(result):
     """What was done, in what order, without the scores."""
     names = ("cost", "uids", "parents", "start", "stop", "seeds", "drop", "closing")
     return [[move[name] for name in names] for move in result.trace]
 
 
 def played(
-    engine: Any,
-    algorithm: Algorithm,
-    rewards: list[Any],
-    budget: Budget,
+    engine,
+    algorithm,
+    rewards,
+    budget,
     *,
-    prompts: int,
-    batch: int,
-    shared: bool,
-    after: int | None,
-    **more: Any,
-) -> tuple[list[Result], list[int]]:
+    prompts,
+    batch,
+    shared,
+    after,
+    **more,
+):
     """The results of a search that is stopped after so many ticks, held to its books, and the
     prompts that began."""
     live, ticks, started = fitting(engine, algorithm, rewards, batch), list[int](), list[int]()
 
-    def watch(event: Any) -> None:
+    def watch(event):
         ticks.extend([1] if event.kind == "tick" else [])
         started.extend([event.job] if event.kind == "start" else [])
 
@@ -108,7 +105,7 @@ def played(
     spent = np.array(
         [(r.spent.nfe, r.spent.cost.decodes, r.spent.cost.reward_calls) for r in results]
     )
-    denoiser: Any = live.denoiser
+    denoiser = live.denoiser
     scored = rewards[0].images + rewards[1].images
     # each asks both rewards, by `differentiable`
     pulled = sum(r.spent.cost.gradients for r in results)
@@ -137,18 +134,18 @@ def played(
     after=st.one_of(st.none(), st.integers(0, 20)),
 )
 def test_books_balance_and_the_best_that_meet_a_requirement_are_returned(
-    engine: Any,
-    name: str,
-    budget: Budget,
-    shared: bool,
-    prompts: int,
-    least: float | None,
-    nan: float,
-    broken: float,
-    keep: int,
-    after: int | None,
-    **how: Any,
-) -> None:
+    engine,
+    name,
+    budget,
+    shared,
+    prompts,
+    least,
+    nan,
+    broken,
+    keep,
+    after,
+    **how,
+):
     if (least is None and budget.reward_calls) or (least is not None and budget.decodes):
         budget = Budget(nfe=budget.nfe)
     rewards = [
@@ -186,7 +183,7 @@ def test_books_balance_and_the_best_that_meet_a_requirement_are_returned(
                 )
 
 
-def check_required(result: Result, name: str, least: float, keep: int) -> None:
+def check_required(result, name, least, keep):
     """That the best of those that pass were returned, and that the others are told of."""
     one, two = result.particles.scores[:, -1].T
     done, found = result.particles.finished, [candidate.uid for candidate in result.images]
@@ -210,7 +207,7 @@ def check_required(result: Result, name: str, least: float, keep: int) -> None:
     )
 
 
-VARIANTS: list[Algorithm] = [
+VARIANTS = [
     *(CoDe(n=6, streams=3, block=3), RBF(2, 3), RBF(2, 3, "published"), VerifierThreshold(2, 3)),
     *(
         Nested(TopNoises(12, 4), second)
@@ -244,9 +241,7 @@ FINISH_FEW = {"rbf-published", "depth-first", "price-of-compute"}
     fail=st.sampled_from([0.0, 0.3, 1.0]),
     keep=st.integers(1, 3),
 )
-def test_any_cut_leaves_images_within_the_budget_and_little_of_it(
-    algorithm: Algorithm, nfe: int, cap: str, fail: float, keep: int
-) -> None:
+def test_any_cut_leaves_images_within_the_budget_and_little_of_it(algorithm, nfe, cap, fail, keep):
     """On an engine of scores alone, which makes each search in a millisecond or a few."""
     (result,) = search(
         [""],
@@ -264,7 +259,7 @@ def test_any_cut_leaves_images_within_the_budget_and_little_of_it(
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_without_a_budget_it_says_so_or_has_a_number_of_its_own(name: str) -> None:
+def test_without_a_budget_it_says_so_or_has_a_number_of_its_own(name):
     if name in ("top-noises", "fk-steering"):
         assert search([""], build(name), Scripted(noisy(0)))[0].images
         return
@@ -281,14 +276,12 @@ def test_without_a_budget_it_says_so_or_has_a_number_of_its_own(name: str) -> No
     keep=st.integers(1, 3),
     seed=st.integers(0, 10**6),
 )
-def test_batch_and_company_change_nothing(
-    engine: Any, name: str, nfe: int, batch: int, nan: float, keep: int, seed: int
-) -> None:
+def test_batch_and_company_change_nothing(engine, name, nfe, batch, nan, keep, seed):
     algorithm = build(name)
 
-    def run(prompts: list[str], size: int) -> list[Result]:
+    def run(prompts, size):
         live = fitting(engine, algorithm, [Coarse(nan=nan)], size)
-        denoiser: Any = live.denoiser
+        denoiser = live.denoiser
         denoiser._by_prompt = denoiser._by_prompt[[PROMPTS.index(p) for p in prompts]]
         return search(
             prompts, algorithm, live, Budget(nfe=nfe), selection=Selection(keep=keep), seed=seed
@@ -313,10 +306,8 @@ def test_batch_and_company_change_nothing(
 
 
 @pytest.mark.parametrize(("name", "shared"), each_once(list(ALGORITHMS), [False, True]))
-def test_a_requirement_that_all_images_meet_changes_nothing(
-    engine: Any, name: str, shared: bool
-) -> None:
-    def run(gate: Gate | None, rewards: list[Any]) -> list[Result]:
+def test_a_requirement_that_all_images_meet_changes_nothing(engine, name, shared):
+    def run(gate, rewards):
         live = fitting(engine, build(name), rewards, 4)
         return search(
             PROMPTS,

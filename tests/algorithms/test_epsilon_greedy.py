@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +13,12 @@ from torch import Tensor
 from tests.counted import Brightness
 from ttsnap import Grid, search
 from ttsnap.algorithms.epsilon_greedy import EpsilonGreedy
-from ttsnap.core import Kind, Move, Need, Particles, Rows, advance, fresh, perturb
+from ttsnap.core import Kind, Move, Need, Rows, advance, fresh, perturb
 from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling import rng
-from ttsnap.sampling.kernels import Prediction, Sde
+from ttsnap.sampling.kernels import Sde
 
 from ..scripted import Played, Scripted, noisy  # noqa: TID252
 
@@ -30,9 +29,7 @@ class Watched(Sde):
 
     seen: list[Tensor] = field(default_factory=list)
 
-    def step(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Any, state: Any
-    ) -> tuple[Tensor, Any]:
+    def step(self, x, prediction, k, keys, state):
         moved, state = super().step(x, prediction, k, keys, state)
         mean, std = self.moments(x, prediction, k)
         self.seen.extend((moved - mean) / std[:, None])
@@ -40,17 +37,17 @@ class Watched(Sde):
 
 
 def beside(
-    near: list[int],
-    at: int,
-    mix: float = 0.8,
-    parent: int = 0,
+    near,
+    at,
+    mix=0.8,
+    parent=0,
     *,
-    wait: bool = False,
-    **changes: Any,
-) -> Any:
+    wait=False,
+    **changes,
+):
     """One child of `parent` at step `at` for each of `near` (-1: plain); the parent waits."""
 
-    def move(particles: Particles) -> Move:
+    def move(particles):
         n, w = len(near), int(wait)
         near_ = np.array([-1] * w + near)
         stop = np.array([at] * w + [at + 1] * n)
@@ -69,7 +66,7 @@ def beside(
 
 
 @pytest.mark.parametrize("at", [0, 3])
-def test_near_noise_is_a_mixture_with_that_of_a_sibling(engine: Any, at: int) -> None:
+def test_near_noise_is_a_mixture_with_that_of_a_sibling(engine, at):
     """Also from step 0, where mixing could be taken for that of initial noise, and in a chain."""
     script = Played(
         (
@@ -117,7 +114,7 @@ def test_near_noise_is_a_mixture_with_that_of_a_sibling(engine: Any, at: int) ->
         beside([3], 2),  # no plain row before it
     ],
 )
-def test_rows_that_cannot_be_near_others_are_refused(engine: Any, move: Any) -> None:
+def test_rows_that_cannot_be_near_others_are_refused(engine, move):
     script = Played(
         (
             lambda p: fresh(1, 2),
@@ -133,7 +130,7 @@ def test_rows_that_cannot_be_near_others_are_refused(engine: Any, move: Any) -> 
     assert len(search(["a"], good, engine(kernel="sde"))[0].particles) == 5
 
 
-def test_noise_of_other_steps_and_other_samplers_is_not_near(engine: Any) -> None:
+def test_noise_of_other_steps_and_other_samplers_is_not_near(engine):
     """A child that was made from mixed initial noise is where a step would have brought it, but no
     step did."""
     script = Played(
@@ -154,12 +151,12 @@ def test_noise_of_other_steps_and_other_samplers_is_not_near(engine: Any) -> Non
     assert Need.NEAR not in live.offers
 
 
-def known(seed: int, steps: int = 6) -> Scripted:
+def known(seed, steps=6):
     return Scripted(noisy(seed, rise=0.0), steps)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_it_is_the_papers_loop(seed: int) -> None:
+def test_it_is_the_papers_loop(seed):
     draw = np.random.default_rng(seed)
     n, width, steps = int(draw.integers(1, 9)), int(draw.integers(1, 5)), int(draw.integers(1, 6))
     engine = known(seed, steps)
@@ -185,7 +182,7 @@ def test_it_is_the_papers_loop(seed: int) -> None:
     assert result.particles.finished.sum() == 1
 
 
-def test_how_often_and_how_near_it_draws() -> None:
+def test_how_often_and_how_near_it_draws():
     engine = known(0, 40)
     search([""], EpsilonGreedy(40, 8, eps=0.25, lam=0.5), engine)
     later = [p for p in engine.plans if (p.near >= 0).any()]

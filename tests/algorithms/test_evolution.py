@@ -19,7 +19,7 @@ from ttsnap.sampling.mixture import MixtureDenoiser
 
 
 @pytest.mark.parametrize("draft_share", [0.2, 0.0])
-def test_children_descend_from_the_best_so_far(draft_share: float) -> None:
+def test_children_descend_from_the_best_so_far(draft_share):
     n, generations, best = 10, 4, 0.15
     algorithm = Evolution(n, generations, parents=best, mix=0.9, draft_share=draft_share)
     (result,) = search(["a"], algorithm, made(error=0.3))
@@ -34,7 +34,7 @@ def test_children_descend_from_the_best_so_far(draft_share: float) -> None:
     assert set(gone_on) == set(np.argsort(-scores, kind="stable")[: len(gone_on)])
 
 
-def test_one_generation_is_seed_pruning() -> None:
+def test_one_generation_is_seed_pruning():
     algorithms = Evolution(40, 1, draft_share=0.2), SeedPruning(40, draft_share=0.2)
     one, plain = (
         search(["a", "b"], algorithm, made(error=1.0), "200nfe") for algorithm in algorithms
@@ -42,7 +42,7 @@ def test_one_generation_is_seed_pruning() -> None:
     assert [r.trace for r in one] == [r.trace for r in plain]
 
 
-def test_children_have_the_known_distribution() -> None:
+def test_children_have_the_known_distribution():
     """Of a single Gaussian around 0 the end is linear in the noise, so that a child's is normal
     around mix times its parent's, with sqrt(1 - mix^2) of the spread of fresh seeds."""
     mix, n = 0.8, 400

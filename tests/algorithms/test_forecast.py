@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ SPREAD = (-0.4, 0.3, -0.1)
 """log s^2 = -0.4 + 0.3 m - 0.1 m^2, m the prompt's mean reward."""
 
 
-def gaussian(prompts: int, seeds: int, seed: int = 0) -> np.ndarray:
+def gaussian(prompts, seeds, seed=0):
     """(P, S, 5) trajectories of the model with the parameters above; steps that are no checks hold
     nan."""
     rng = np.random.default_rng(seed)
@@ -38,16 +37,16 @@ def gaussian(prompts: int, seeds: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def fitted() -> Forecast:
+def fitted():
     return fit(gaussian(1200, 400), LEVELS, CHECKS)
 
 
 @pytest.fixture(scope="module")
-def table(fitted: Forecast) -> Any:
+def table(fitted):
     return reservation(fitted, (2.0, 1.0, 2.0))
 
 
-def known() -> Forecast:
+def known():
     """The same model with its parameters exact."""
     beta, gamma, residual = np.zeros((3, 3)), np.zeros((3, 3)), np.empty(3)
     for j in range(3):
@@ -72,7 +71,7 @@ def known() -> Forecast:
     )
 
 
-def test_fit_recovers_the_model(fitted: Forecast) -> None:
+def test_fit_recovers_the_model(fitted):
     exact = known()
     np.testing.assert_allclose(fitted.mean, MEAN, atol=4 * np.sqrt(0.8 / 1200))
     np.testing.assert_allclose(fitted.cov, COV, atol=4 * np.sqrt(2 / 1200) * 0.8)
@@ -103,7 +102,7 @@ def test_fit_recovers_the_model(fitted: Forecast) -> None:
 @pytest.mark.parametrize(
     "order", [[(0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0)], [(0, 0), (1, 0), (2, 0)]]
 )
-def test_update_is_exact_conditioning(order: list[tuple[int, int]]) -> None:
+def test_update_is_exact_conditioning(order):
     """Candidate i's check j, in this order, against the joint Gaussian of the prompt's mean and all
     the scores."""
     f, s2 = known(), 0.7
@@ -133,7 +132,7 @@ def test_update_is_exact_conditioning(order: list[tuple[int, int]]) -> None:
         )
 
 
-def normal_paths(share: float) -> np.ndarray:
+def normal_paths(share):
     """Forecasts at two checks, (n, 2): the first explains `share` of the variance, the second is
     the reward itself.
 
@@ -146,10 +145,10 @@ def normal_paths(share: float) -> np.ndarray:
     return np.stack([first, first + increment], -1).reshape(-1, 2)
 
 
-def closed_form(mean: float, sd: float, cost: float) -> float:
+def closed_form(mean, sd, cost):
     """The z at which E[(X - z)+] = cost, X ~ N(mean, sd^2)."""
 
-    def gain(z: float) -> float:
+    def gain(z):
         t = (mean - z) / sd
         return float(sd * (t * norm.cdf(t) + norm.pdf(t)) - cost)
 
@@ -157,7 +156,7 @@ def closed_form(mean: float, sd: float, cost: float) -> float:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
-def test_reservation_one_check_ahead(share: float) -> None:
+def test_reservation_one_check_ahead(share):
     f = dataclasses.replace(
         known(), checks=estimates(1, 4), paths=normal_paths(share), prices=np.empty((0, 2))
     )
@@ -175,7 +174,7 @@ def test_reservation_one_check_ahead(share: float) -> None:
             assert table[i, 0, 0] == pytest.approx(closed_form(0.0, 1.0, 5 * PRICES[i]), abs=0.02)
 
 
-def test_look_up_interpolates(table: Any) -> None:
+def test_look_up_interpolates(table):
     i, q = np.meshgrid(np.arange(len(PRICES) - 1), np.arange(len(STATES) - 1), indexing="ij")
     for j in range(4):
         np.testing.assert_allclose(
@@ -193,7 +192,7 @@ def test_look_up_interpolates(table: Any) -> None:
     assert (low, high) == pytest.approx((table[0, 1, 45], table[-1, 1, 45]), abs=0.01)
 
 
-def test_break_even_inverts_look_up(table: Any) -> None:
+def test_break_even_inverts_look_up(table):
     rng = np.random.default_rng(0)
     j, state = rng.integers(0, 3, 500), rng.uniform(-6, 6, 500)
     price = np.exp(rng.uniform(np.log(PRICES[0]), np.log(PRICES[-2]), 500))
@@ -206,7 +205,7 @@ def test_break_even_inverts_look_up(table: Any) -> None:
     assert beyond.tolist() == [np.inf, np.inf, 0.0, 0.0]
 
 
-def test_json_round_trip(fitted: Forecast) -> None:
+def test_json_round_trip(fitted):
     priced = dataclasses.replace(fitted, prices=np.array([[100.0, 0.05], [400.0, 0.01]]))
     again = Forecast.from_json(json.loads(json.dumps(priced.to_json())))
     for field in dataclasses.fields(Forecast):
@@ -236,7 +235,7 @@ def test_json_round_trip(fitted: Forecast) -> None:
         (lambda x: Forecast.from_json({"magic": 1}), "not a forecast"),
     ],
 )
-def test_bad_input_is_named(build: Any, said: str) -> None:
+def test_bad_input_is_named(build, said):
     with pytest.raises(ValueError, match=said):
         build(gaussian(20, 40))
 
@@ -274,6 +273,6 @@ def test_bad_input_is_named(build: Any, said: str) -> None:
         {"extra": 1},
     ],
 )
-def test_forged_forecasts_are_refused(fitted: Forecast, change: Any) -> None:
+def test_forged_forecasts_are_refused(fitted, change):
     with pytest.raises(ValueError, match=rf"{next(iter(change))}|glance|not a forecast"):
         Forecast.from_json({**fitted.to_json(), **change})

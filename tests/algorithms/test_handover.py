@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +41,7 @@ SECONDS = [
 
 @pytest.mark.parametrize("second", SECONDS, ids=lambda algorithm: name_of(algorithm))
 @pytest.mark.parametrize("check", [-1, 0, 2, 5])
-def test_survivors_are_gone_on_from_at_the_step_where_they_are(second: Any, check: int) -> None:
+def test_survivors_are_gone_on_from_at_the_step_where_they_are(second, check):
     """Who goes on, from where, and that the ledger and the plan agree; -1: noises that another
     class chose."""
     score = noisy(9)
@@ -65,8 +64,8 @@ def test_survivors_are_gone_on_from_at_the_step_where_they_are(second: Any, chec
 
 
 @pytest.mark.parametrize("nfe", [30, 150])
-def test_pruning_takes_its_share_of_the_budget(nfe: int) -> None:
-    algorithm: Any = make_algorithm("ttsnap-rbf", share=0.4, keep=(0.5, 0.5), levels=(0.9, 0.7))
+def test_pruning_takes_its_share_of_the_budget(nfe):
+    algorithm = make_algorithm("ttsnap-rbf", share=0.4, keep=(0.5, 0.5), levels=(0.9, 0.7))
     (result,) = search([""], algorithm, Scripted(noisy(nfe)), f"{nfe}nfe")
     pruned = [
         move["cost"]["nfe"]
@@ -86,7 +85,7 @@ def test_pruning_takes_its_share_of_the_budget(nfe: int) -> None:
 @pytest.mark.parametrize(
     "algorithm", [RBF(2), VerifierThreshold(2), NoiseAscent(rounds=2)], ids=lambda a: name_of(a)
 )
-def test_ranks_among_images_are_refused_where_one_is_valued_by_itself(algorithm: Any) -> None:
+def test_ranks_among_images_are_refused_where_one_is_valued_by_itself(algorithm):
     with pytest.raises(ValueError, match=f"rank_sum .* {name_of(algorithm)}"):
         search(
             [""],
@@ -97,7 +96,7 @@ def test_ranks_among_images_are_refused_where_one_is_valued_by_itself(algorithm:
         )
 
 
-def test_what_the_first_search_rejects_is_neither_refined_nor_returned() -> None:
+def test_what_the_first_search_rejects_is_neither_refined_nor_returned():
     """As noise-ascent rejects what other rewards dislike."""
     rejecting = Played(
         (lambda p: fresh(4, 8), lambda p: dataclasses.replace(fresh(0, 0), reject=p.ranked()[:1]))

@@ -4,7 +4,6 @@ an answer by hand."""
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from ..copied import change_package, copy_package, recipe, run_trial  # noqa: TID252
 
@@ -35,7 +34,7 @@ assert search(["a"], make_algorithm("halving"), engine, "14nfe")[0].spent.seeds 
 """
 
 
-def test_a_new_algorithm_is_the_change_of_the_how_to(tmp_path: Path) -> None:
+def test_a_new_algorithm_is_the_change_of_the_how_to(tmp_path):
     copy_package(tmp_path)
     (code,) = re.findall(
         r"^```python\n(# halving.py\n.*?)^```", recipe("An algorithm"), re.S | re.M

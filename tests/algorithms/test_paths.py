@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,22 +23,20 @@ GRID = Grid(tuple(np.linspace(1, 0, K + 1)))
 seeds = pytest.mark.parametrize("seed", range(8))
 
 
-def known(seed: int, failing: float = 0.0) -> Scripted:
+def known(seed, failing=0.0):
     """Scores are a function of (uid, step); a share of them fails."""
     return Scripted(noisy(seed, failing, rise=1 / 3), grid=GRID)
 
 
-def run(algorithm: Any, engine: Scripted, budget: str | None = None, **options: Any) -> Any:
+def run(algorithm, engine, budget=None, **options):
     return search([""], algorithm, engine, budget, **options)[0]
 
 
-def finished(result: Any) -> list[int]:
+def finished(result):
     return np.flatnonzero(result.particles.finished).tolist()
 
 
-def paths_by_hand(
-    engine: Scripted, streams: int, n: int, start: int, back: int, ahead: int
-) -> tuple[Any, list[int], int]:
+def paths_by_hand(engine, streams, n, start, back, ahead):
     """Parents of each round's candidates, finished uids and evaluations; everything in grid
     steps."""
     at, born, paid, rounds = start, streams, streams * start, []
@@ -56,7 +53,7 @@ def paths_by_hand(
 
 
 @seeds
-def test_search_over_paths_is_the_papers_loop(seed: int) -> None:
+def test_search_over_paths_is_the_papers_loop(seed):
     rng = np.random.default_rng(seed)
     streams, n, start = (int(rng.integers(low, high)) for low, high in ((1, 4), (1, 5), (2, K)))
     back, ahead = int(rng.integers(1, start)), int(rng.integers(1, 5))
@@ -70,25 +67,23 @@ def test_search_over_paths_is_the_papers_loop(seed: int) -> None:
     assert result.best.uid == max(pool, key=lambda u: ranked(engine.score)(u, K))
 
 
-def test_search_over_paths_in_steps() -> None:
+def test_search_over_paths_in_steps():
     """As DOG-Trim: 10 evaluations, then five legs of 10 by each of 4, but for one not asked for at
     first."""
     of_35 = Scripted(noisy(0), grid=Grid(tuple(np.linspace(1, 0, 36))))
     assert run(SearchOverPaths(4, 1, legs=(10, 5)), of_35).spent.nfe == 9 + 5 * 4 * 10
 
 
-def test_search_over_paths_keeps_as_many_streams_as_images(engine: Any) -> None:
+def test_search_over_paths_keeps_as_many_streams_as_images(engine):
     """The sampler draws no noise: candidates differ by what noised them."""
     (result,) = search(["a"], SearchOverPaths(1), engine(), selection=Selection(keep=5))
     assert len({c.reward for c in result.images}) == 5
 
 
-def climb_by_hand(
-    engine: Scripted, n: int, rounds: int, check: int | None, keep: float, restart: bool
-) -> list[int]:
+def climb_by_hand(engine, n, rounds, check, keep, restart):
     """The pivots, one for each round."""
     born, pivots = 1, [0]
-    pivot: int | None = 0
+    pivot = 0
     for _ in range(rounds):
         if pivot is None:
             pivot, born = born, born + 1
@@ -106,7 +101,7 @@ def climb_by_hand(
 
 
 @seeds
-def test_zero_order_is_the_papers_loop(seed: int) -> None:
+def test_zero_order_is_the_papers_loop(seed):
     rng = np.random.default_rng(seed)
     n, check = int(rng.integers(1, 6)), int(rng.integers(0, K)) if seed % 2 else None
     keep, restart = float(rng.uniform(0.1, 1)), bool(rng.random() < 0.7)
@@ -118,7 +113,7 @@ def test_zero_order_is_the_papers_loop(seed: int) -> None:
     assert pivots == climb_by_hand(engine, n, 5, check, keep, restart)
 
 
-def test_zero_order_tries_fresh_noises_too() -> None:
+def test_zero_order_tries_fresh_noises_too():
     """With probability eps a neighbour has nothing of the pivot's noise."""
     for eps, low, high in ((0.0, 0, 0), (0.4, 340, 460), (1.0, 1000, 1000)):
         engine = known(0)
@@ -128,21 +123,21 @@ def test_zero_order_tries_fresh_noises_too() -> None:
         assert low <= (share == 0).sum() <= high
 
 
-def tree_by_hand(engine: Scripted, a: BestFirst, budget: int) -> tuple[list[tuple[int, int]], int]:
+def tree_by_hand(engine, a, budget):
     """(parent, step) of every node in order of birth, and evaluations."""
     rng = np.random.default_rng([0, zlib.crc32(b"")])
     block = a.block or round(K / 5)
-    nodes: list[tuple[int, int]] = []
+    nodes = []
     spent = 0
 
-    def edge(at: int, stop: int) -> int:
+    def edge(at, stop):
         return stop - at + (stop < K) - (at > 0)
 
-    def root(u: int) -> int:
+    def root(u):
         return u if nodes[u][0] < 0 else root(nodes[u][0])
 
-    def values() -> dict[int, float]:
-        found: dict[int, float] = {}
+    def values():
+        found = {}
         for depth in sorted({step for _, step in nodes}):
             group = [u for u, (_, step) in enumerate(nodes) if step == depth]
             scores = {
@@ -157,7 +152,7 @@ def tree_by_hand(engine: Scripted, a: BestFirst, budget: int) -> tuple[list[tupl
     while True:
         worth, more = values(), list[tuple[int, int]]()
         for _ in range(a.width if nodes else a.n):
-            options: list[tuple[float, int, int]] = []
+            options = []
             everyone = nodes + more
             for u in sorted(worth):
                 at = nodes[u][1]
@@ -188,7 +183,7 @@ def tree_by_hand(engine: Scripted, a: BestFirst, budget: int) -> tuple[list[tupl
 
 
 @seeds
-def test_best_first_is_its_pseudocode(seed: int) -> None:
+def test_best_first_is_its_pseudocode(seed):
     rng = np.random.default_rng(seed)
     n, width, block = (int(rng.integers(1, high)) for high in (6, 5, 6))
     algorithm = BestFirst(
@@ -209,11 +204,9 @@ def test_best_first_is_its_pseudocode(seed: int) -> None:
     assert result.images
 
 
-def descent_by_hand(
-    engine: Scripted, checks: list[int], least: list[float], back: int, tries: int
-) -> tuple[int, int]:
+def descent_by_hand(engine, checks, least, back, tries):
     """The finished uid and evaluations."""
-    where: dict[int, list[int]] = {}  # uids that rest at a check
+    where = {}  # uids that rest at a check
     uid, born, j, paid = 0, 1, 0, checks[0] + 1
     while True:
         at = checks[j]
@@ -238,13 +231,13 @@ def descent_by_hand(
 
 
 @pytest.mark.parametrize(("steps", "block"), [(2, 1), (20, 4)])
-def test_an_edge_of_best_first_is_a_fifth_of_the_grid(steps: int, block: int) -> None:
+def test_an_edge_of_best_first_is_a_fifth_of_the_grid(steps, block):
     first = run(BestFirst(), Scripted(noisy(0), steps), "90nfe").trace[0]
     assert {*first["start"], *first["stop"]} == {0, block}
 
 
 @seeds
-def test_depth_first_is_the_papers_loop(seed: int) -> None:
+def test_depth_first_is_the_papers_loop(seed):
     rng = np.random.default_rng(seed)
     checks = [
         *sorted(rng.choice(np.arange(1, K), int(rng.integers(1, 4)), replace=False).tolist()),

@@ -20,18 +20,18 @@ from hypothesis import strategies as st
 from ttsnap import Grid, make_algorithm, search
 from ttsnap.algorithms.smc.resampling import RESAMPLERS, ess, log_sum_exp, normalised, temper_by_ess
 from ttsnap.algorithms.smc.smc import SMC
-from ttsnap.core import Outcome, Plan, Task
+from ttsnap.core import Outcome, Task
 from ttsnap.core.selection import Selection
 from ttsnap.loop.dry import DryEngine
 
 GRID = Grid(tuple(np.linspace(1, 0, 7)))
-everywhere: dict[str, Any] = {"every": 1, "first": 1.0, "last": 0.0}
+everywhere = {"every": 1, "first": 1.0, "last": 0.0}
 
 
 # --- weights and resampling -----------------------------------------------------------------------
 
 
-def test_weights_survive_any_size() -> None:
+def test_weights_survive_any_size():
     logw = np.array([0.0, np.log(3.0), -np.inf])
     for shift in (0.0, 1e4, -1e4, 1e6):
         np.testing.assert_allclose(normalised(logw + shift), [0.25, 0.75, 0], atol=1e-9)
@@ -43,7 +43,7 @@ def test_weights_survive_any_size() -> None:
     assert log_sum_exp(nothing) == -np.inf
 
 
-def test_temperature_stops_where_the_sample_thins() -> None:
+def test_temperature_stops_where_the_sample_thins():
     r = np.random.default_rng(0).normal(size=50)
     lam = temper_by_ess(lambda lam: lam * r, 0.0, 10.0, 25.0)
     assert 0 < lam < 10
@@ -57,17 +57,15 @@ weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 10)), min_size=1, max
 )
 
 
-def test_a_position_that_rounds_to_one_is_the_last() -> None:
-    largest: Any = SimpleNamespace(random=lambda: np.nextafter(1, 0))
+def test_a_position_that_rounds_to_one_is_the_last():
+    largest = SimpleNamespace(random=lambda: np.nextafter(1, 0))
     assert RESAMPLERS["systematic"](np.ones(3), 3, largest).max() == 2
 
 
 @pytest.mark.parametrize("name", RESAMPLERS)
 @settings(max_examples=100, deadline=None)
 @given(weights=weights, m=st.integers(1, 40), seed=st.integers(0, 10**6))
-def test_counts_stay_within_the_bounds_of_their_scheme(
-    name: str, weights: list[float], m: int, seed: int
-) -> None:
+def test_counts_stay_within_the_bounds_of_their_scheme(name, weights, m, seed):
     w = np.array(weights)
     found = RESAMPLERS[name](w, m, np.random.default_rng(seed))
     assert found.shape == (m,)
@@ -84,7 +82,7 @@ def test_counts_stay_within_the_bounds_of_their_scheme(
 
 @pytest.mark.parametrize("name", RESAMPLERS)
 @pytest.mark.parametrize("m", [3, 30])
-def test_expected_counts_are_the_weights_or_even_where_there_are_none(name: str, m: int) -> None:
+def test_expected_counts_are_the_weights_or_even_where_there_are_none(name, m):
     rng, uneven = np.random.default_rng(0), np.array([0.31, 0.0, 0.02, 0.17, 0.24, 0.05, 0.21])
     for some, w in ((uneven, uneven), (np.zeros(7), np.full(7, 1 / 7))):
         counts = np.stack(
@@ -108,12 +106,12 @@ class Chain(DryEngine):
     variance = A**12 + B**2 * (1 - A**12) / (1 - A**2)
     """Of x_K, in 6 steps."""
 
-    def __init__(self, reward: Any) -> None:
+    def __init__(self, reward):
         super().__init__(GRID, ("r", "x"))
         self.reward, self._rng = reward, np.random.default_rng(0)
         self.x: dict[tuple[int, int], float] = {}
 
-    def submit(self, job: int, plan: Plan) -> None:
+    def submit(self, job, plan):
         uids, rows = plan.uid, plan.rows
         old = [
             self.x[job, p] if p >= 0 else self._rng.standard_normal() for p in rows.parent.tolist()
@@ -130,7 +128,7 @@ class Chain(DryEngine):
         self._done.append(Outcome(job, uids, rows.stop, ahead, scores, [None] * len(uids)))
 
 
-def first_reward(scores: Any) -> Any:
+def first_reward(scores):
     return scores[..., 0]
 
 
@@ -140,14 +138,14 @@ class Watched(SMC):
 
     seen: list[Any] = field(default_factory=list, compare=False)
 
-    def step(self, s: Any, particles: Any, rng: Any) -> Any:
+    def step(self, s, particles, rng):
         move, s = super().step(s, particles, rng)
         if move is None:
             self.seen.append((s, particles.scores[s.uids, -1]))
         return move, s
 
 
-def linear(x: Any) -> Any:
+def linear(x):
     return 0.5 * x
 
 
@@ -172,9 +170,7 @@ thresholds among them; the rest is slow."""
 
 
 @pytest.mark.parametrize(("potential", "temper", "resampler", "threshold", "shrink"), RUNS)
-def test_estimates_are_unbiased(
-    potential: str, temper: str, resampler: str, threshold: float, shrink: float
-) -> None:
+def test_estimates_are_unbiased(potential, temper, resampler, threshold, shrink):
     """Of Z and of E[x exp(lam r)], x ~ N(0, v) at the end of the chain, r = 2 - .3 (x - 1)^2."""
     if temper == "adaptive":
         threshold = min(threshold or 0.5, 0.8)
@@ -198,9 +194,7 @@ def test_estimates_are_unbiased(
 
 @pytest.mark.parametrize("potential", POTENTIALS)
 @pytest.mark.parametrize("temper", TEMPERS)
-def test_without_resampling_weights_are_those_of_the_finished_reward(
-    potential: str, temper: str
-) -> None:
+def test_without_resampling_weights_are_those_of_the_finished_reward(potential, temper):
     algorithm = Watched(7, 3.0, potential, temper, ess=0.0, **everywhere)
     search(["a"], algorithm, Chain(lambda x: x - 40), selection=Selection(utility=first_reward))
     ((state, scores),) = algorithm.seen
@@ -210,7 +204,7 @@ def test_without_resampling_weights_are_those_of_the_finished_reward(
 
 @pytest.mark.parametrize("potential", POTENTIALS)
 @pytest.mark.parametrize("temper", ["constant", "adaptive"])
-def test_adding_to_all_rewards_changes_nothing_else(potential: str, temper: str) -> None:
+def test_adding_to_all_rewards_changes_nothing_else(potential, temper):
     found = []
     for shift in (0.0, 1e4, -1e4):
         algorithm = Watched(16, 2.0, potential, temper, **everywhere)
@@ -230,7 +224,7 @@ def test_adding_to_all_rewards_changes_nothing_else(potential: str, temper: str)
     assert len({tuple(parents) for parents, _, _ in found[0][1][1:]}) > 1
 
 
-def test_copies_come_apart(engine: Any) -> None:
+def test_copies_come_apart(engine):
     greedy = SMC(6, 1e6, "current", "constant", ess=1.0, every=2, first=1.0, last=0.0)
     (result,) = search(["a"], greedy, engine(kernel="ddim"), selection=Selection(keep=6))
     assert len(set(result.trace[-1]["parents"])) == 1
@@ -243,11 +237,11 @@ def test_copies_come_apart(engine: Any) -> None:
 class Failing(Chain):
     """Scores are missing by rule."""
 
-    def __init__(self, missing: Any) -> None:
+    def __init__(self, missing):
         super().__init__(linear)
         self.missing = missing
 
-    def submit(self, job: int, plan: Plan) -> None:
+    def submit(self, job, plan):
         super().submit(job, plan)
         self._done[-1].scores[self.missing(plan.uid, plan.rows.stop)] = np.nan  # type: ignore[index]
 
@@ -257,7 +251,7 @@ class Failing(Chain):
 @pytest.mark.parametrize(
     "rule", ["some", "all at first", "all in the middle", "all but one", "at the end", "always"]
 )
-def test_missing_scores_weigh_nothing(potential: str, temper: str, rule: str) -> None:
+def test_missing_scores_weigh_nothing(potential, temper, rule):
     missing = {
         "some": lambda uids, stop: uids % 3 == 1,
         "all at first": lambda uids, stop: stop == 0,
@@ -283,13 +277,13 @@ def test_missing_scores_weigh_nothing(potential: str, temper: str, rule: str) ->
         assert set(result.trace[2]["parents"]) == {4}
 
 
-def test_the_funnel_narrows() -> None:
+def test_the_funnel_narrows():
     algorithm = Watched(40, 1.0, shrink=0.25, **everywhere)
     (result,) = search(["a"], algorithm, Chain(linear), selection=Selection(utility=first_reward))
     assert [len(m["uids"]) for m in result.trace] == [40, 30, 23, 17, 13, 10]
 
 
-def test_checks_are_where_the_published_code_has_them() -> None:
+def test_checks_are_where_the_published_code_has_them():
     steps = np.arange(101)  # SDXL's grid of 100 steps: scaled linear betas, leading spacing
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     alpha = np.cumprod(1 - betas)[np.clip(1000 - 10 * steps, 0, 999)]
@@ -301,7 +295,7 @@ def test_checks_are_where_the_published_code_has_them() -> None:
 
 
 @pytest.mark.parametrize(("lam", "left"), [(1e-9, 10), (1e9, 1)])
-def test_without_noise_resampling_is_pruning(lam: float, left: int) -> None:
+def test_without_noise_resampling_is_pruning(lam, left):
     """Equal weights keep everybody, uneven ones the best, once; checks are where they are asked
     for."""
     grid = Grid(tuple(np.linspace(1, 0, 36)))

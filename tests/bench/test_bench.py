@@ -10,7 +10,6 @@ import os
 import re
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -46,26 +45,26 @@ LOAD = common.load_model
 
 
 @functools.cache
-def once(whole: bool, *what: Any) -> Any:
+def once(whole, *what):
     return LOAD(*what)
 
 
 @pytest.fixture(autouse=True)
-def _inside(shallow_model: None, request: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def _inside(shallow_model, request, tmp_path, monkeypatch):
     whole = "ray_session" in request.fixturenames  # as in `shallow_model`
     monkeypatch.setattr(common, "load_model", functools.partial(once, whole))
     monkeypatch.chdir(tmp_path)
     Path("set.jsonl").write_text("\n".join(map(json.dumps, SET)))
 
 
-def images(folder: str) -> dict[str, bytes]:
+def images(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in Path(folder).glob("*/*/samples/*.png")
     }
 
 
-def as_geneval(folder: Path) -> dict[tuple[str, str], Any]:
+def as_geneval(folder):
     """The images that GenEval's evaluate_images.py would score, with their metadata."""
     return {
         (prompt.name, image.name): json.loads((prompt / "metadata.jsonl").read_text())
@@ -76,7 +75,7 @@ def as_geneval(folder: Path) -> dict[tuple[str, str], Any]:
     }
 
 
-def test_interrupted_gone_on_with_and_read_by_scorers(capsys: Any, monkeypatch: Any) -> None:
+def test_interrupted_gone_on_with_and_read_by_scorers(capsys, monkeypatch):
     assert main([*ARGV, "--out", "whole"]) == 0
     out, error = capsys.readouterr()
     assert "2 of 2 prompts of set.jsonl (JSON Lines), 8 images" in error
@@ -87,7 +86,7 @@ def test_interrupted_gone_on_with_and_read_by_scorers(capsys: Any, monkeypatch: 
 
     score, calls = ScenesReward.__call__, 0
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args):
         nonlocal calls
         calls += 1
         if calls == 10:
@@ -167,8 +166,8 @@ def test_interrupted_gone_on_with_and_read_by_scorers(capsys: Any, monkeypatch: 
 
 
 def test_each_algorithm_takes_the_steps_that_it_was_tuned_for(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    capsys,
+):
     Path("tuned.json").write_text(
         '{"name": "seed-pruning", "keep": [0.5], "levels": [0.5], "denoising_steps": 2}'
     )
@@ -201,7 +200,7 @@ def test_each_algorithm_takes_the_steps_that_it_was_tuned_for(
 
 
 @pytest.mark.slow
-def test_two_devices_make_the_same_images(ray_session: None) -> None:
+def test_two_devices_make_the_same_images(ray_session):
     one = ["bench", *QUICK, "--algorithms", "best-of-n", "--out"]
     assert main([*one, "one"]) == 0
     assert main([*one, "two", "--devices", "2"]) == 0

@@ -11,7 +11,7 @@ from ttsnap.bench.arms import read_arms
 from ttsnap.bench.folder import Found
 from ttsnap.bench.prompts import PromptRecord
 from ttsnap.bench.report import category_tables, main_tables
-from ttsnap.bench.summary import Line, summarize
+from ttsnap.bench.summary import summarize
 from ttsnap.files.writing import markdown
 from ttsnap.options.sampler import SamplerOptions
 
@@ -19,7 +19,7 @@ ARMS = read_arms(["best-of-n", "svdd"], SamplerOptions())
 PROMPTS = [PromptRecord(7 + i, {"prompt": f"p{i}", "tag": "ab"[i % 2]}) for i in range(3)]
 
 
-def found(arm: str, index: int, repeat: int, score: float | None, other: float = 0.5) -> Found:
+def found(arm, index, repeat, score, other=0.5):
     spent = {
         "nfe": 10 * (repeat + 1),
         "decodes": 2,
@@ -31,14 +31,14 @@ def found(arm: str, index: int, repeat: int, score: float | None, other: float =
     return Found(arm, repeat, index, 1, 0, score, {"r": score}, {"m": other}, spent)
 
 
-def lines() -> list[Line]:
+def lines():
     scores = [[1.0, 3.0], [4.0, 4.0], [0.0, 2.0]]
     images = [found("best-of-n", 7 + i, r, scores[i][r]) for i in range(3) for r in (0, 1)]
     images += [found("svdd", 7 + i, 0, [3.0, 8.0, None][i]) for i in range(3)]
     return summarize(ARMS, PROMPTS, images, False)
 
 
-def test_means_errors_and_differences_prompt_by_prompt() -> None:
+def test_means_errors_and_differences_prompt_by_prompt():
     first, second = lines()
     mean = first.scores["r"]
     # By prompt 2, 4, 1: mean 7/3, and the standard deviation of three numbers over the root of 3.
@@ -65,7 +65,7 @@ def test_means_errors_and_differences_prompt_by_prompt() -> None:
     assert alone.to_json() == {"mean": 4.0, "error": None, "prompts": 1}
 
 
-def test_tables_say_what_is_there() -> None:
+def test_tables_say_what_is_there():
     text = main_tables(lines(), "of three prompts")
     assert "| best-of-n | 2.3333 ± 0.8819 | 0.5000 ± 0.0000 | 15.0 |" in text
     assert "difference to best-of-n, prompt by prompt:" in text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import yaml
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.bench import PRESETS
-from ttsnap.bench.arms import Arm, read_arms
+from ttsnap.bench.arms import read_arms
 from ttsnap.cli import main
 from ttsnap.cli.configs import read_preset
 from ttsnap.core.cost import Cost
@@ -33,11 +32,11 @@ COUPLED = 7
 """Steps of FLUX.1 dev's 35 that groups of seeds take together."""
 
 
-def in_groups(size: int, steps: int) -> Start:
+def in_groups(size, steps):
     return Start(size, Cost(size * steps, coupled=size * steps), steps)
 
 
-def planned(arm: Arm, budget: Budget, began: int = 0) -> Any:
+def planned(arm, budget, began=0):
     start = in_groups(arm.sampler.repel.size, began) if began and arm.sampler.repel else AS_NOISE
     engine = DryEngine(
         Grid(tuple(np.linspace(1, 0, 36)[began:])), ("a", "b", "c"), price=Price(start=start)
@@ -54,9 +53,7 @@ def planned(arm: Arm, budget: Budget, began: int = 0) -> Any:
         (20, [10, 5, 2, 1], 266),
     ],
 )
-def test_dogtrim_halves_as_its_authors_and_no_baseline_gets_more(
-    n: int, kept: list[int], nfe: int
-) -> None:
+def test_dogtrim_halves_as_its_authors_and_no_baseline_gets_more(n, kept, nfe):
     """max(1, round(n / 2)) with Python's `round`, every 7 of 35 steps."""
     left, halves = n, []
     for _ in kept:
@@ -72,11 +69,11 @@ def test_dogtrim_halves_as_its_authors_and_no_baseline_gets_more(
 
 
 def test_parts_have_their_budgets_and_the_table_has_the_papers_layout(
-    shallow_model: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    shallow_model,
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
     monkeypatch.chdir(tmp_path)
     others = ("best-of-n name='best of n'", "svdd kernel=sde")
     few = {
@@ -122,7 +119,7 @@ def test_parts_have_their_budgets_and_the_table_has_the_papers_layout(
     assert Path("b/summary.md").read_text() == summary
 
 
-def test_looks_stay_where_they_are_when_seeds_begin_together() -> None:
+def test_looks_stay_where_they_are_when_seeds_begin_together():
     """Of 35 steps five are taken in groups of 8: 15 seeds take those of 16, and are looked at after
     as many in all."""
     (trim,) = (arm.made for arm in read_arms(PARTS["n=15"]["algorithms"][:1], SamplerOptions()))

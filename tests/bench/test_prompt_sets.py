@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
@@ -34,7 +33,7 @@ PARTI = (
     " red\tArts\tWriting & Symbols\t\n"
 )
 
-SETS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
+SETS = [
     (
         "a.txt",
         "# ours\na red cup, text\n\n[a|b] {c}\r\n  two cups \n",
@@ -96,9 +95,7 @@ SETS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize(("name", "text", "kind", "prompts"), SETS, ids=[name for name, *_ in SETS])
-def test_a_set_is_told_by_what_it_holds(
-    name: str, text: str, kind: str, prompts: list[tuple[str, str]], tmp_path: Path
-) -> None:
+def test_a_set_is_told_by_what_it_holds(name, text, kind, prompts, tmp_path):
     (tmp_path / name).write_bytes(text.encode())
     found = read_prompt_set(tmp_path / name)
     assert found.kind == kind
@@ -106,7 +103,7 @@ def test_a_set_is_told_by_what_it_holds(
     assert [prompt.index for prompt in found.prompts] == list(range(len(prompts)))
 
 
-def test_what_a_set_says_is_kept_and_folders_hold_a_prompt_a_file_or_a_line(tmp_path: Path) -> None:
+def test_what_a_set_says_is_kept_and_folders_hold_a_prompt_a_file_or_a_line(tmp_path):
     for name, text in {"10": "ten\n", "9": "nine", "COCO2": "two"}.items():
         (tmp_path / f"{name}.txt").write_text(text)
     (tmp_path / "README.md").write_text("no prompt")
@@ -162,9 +159,7 @@ def test_what_a_set_says_is_kept_and_folders_hold_a_prompt_a_file_or_a_line(tmp_
         ("gone.txt", None, "such prompt set"),
     ],
 )
-def test_what_is_no_prompt_set_is_refused(
-    name: str, data: bytes | None, said: str, tmp_path: Path
-) -> None:
+def test_what_is_no_prompt_set_is_refused(name, data, said, tmp_path):
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=said):
@@ -199,9 +194,7 @@ def test_what_is_no_prompt_set_is_refused(
     ],
     ids=["prompts", "lines", "lists", "objects", "bytes", "columns"],
 )
-def test_what_would_fill_the_memory_is_not_read(
-    name: str, data: bytes, said: str, tmp_path: Path
-) -> None:
+def test_what_would_fill_the_memory_is_not_read(name, data, said, tmp_path):
     (tmp_path / name).write_bytes(data)
     folder = [tmp_path] if name == "a.txt" and "benchmark" not in said else []
     for path in (tmp_path / name, *folder):
@@ -209,7 +202,7 @@ def test_what_would_fill_the_memory_is_not_read(
             read_prompt_set(path)
 
 
-def test_a_folder_is_bounded_as_a_file_is_and_holds_its_own_texts(tmp_path: Path) -> None:
+def test_a_folder_is_bounded_as_a_file_is_and_holds_its_own_texts(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     for i in range(2):
@@ -230,7 +223,7 @@ def test_a_folder_is_bounded_as_a_file_is_and_holds_its_own_texts(tmp_path: Path
     assert [prompt.text for prompt in read_prompt_set(folder).prompts] == ["a cup", "a cup"]
 
 
-def test_the_kind_of_a_prompt_is_a_word() -> None:
+def test_the_kind_of_a_prompt_is_a_word():
     assert [category(m) for m in ({"Category": "Arts", "tag": "x"}, {"tag": 3}, {})] == [
         "Arts",
         "",

@@ -9,14 +9,12 @@ import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from zlib import crc32
 
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
 
 from tests.pipelines.tiny import SIZE, quiet, sd3
 from ttsnap.check import environment
@@ -47,8 +45,8 @@ Make = Callable[..., Setup]
 
 
 @pytest.fixture
-def setup(tmp_path: Path) -> Make:
-    def make(reward: Any = "brightness", pipe: Any = None, call: Any = STEPS, **more: Any) -> Setup:
+def setup(tmp_path):
+    def make(reward="brightness", pipe=None, call=STEPS, **more):
         pipe = quiet(upgrade(sd3())) if pipe is None else pipe
         spec = EngineSpec(
             None, make_rewards((reward,)), SamplerOptions(), EngineOptions(batch_size=8), call
@@ -61,13 +59,13 @@ def setup(tmp_path: Path) -> Make:
     return make
 
 
-def climbed(setup: Setup, *names: str) -> dict[str, Rung]:
+def climbed(setup, *names):
     for name in names or RUNGS:
         setup.climb(name, RUNGS[name], 600)
     return setup.found
 
 
-def test_rewards_that_say_the_same_are_named() -> None:
+def test_rewards_that_say_the_same_are_named():
     rng = np.random.default_rng(0)
     final = rng.standard_normal((6, 8, 1, 1)) + np.zeros((1, 1, 2, 3))
     final[..., 1] = 2 * final[..., 0] + 1
@@ -80,15 +78,13 @@ def test_rewards_that_say_the_same_are_named() -> None:
     assert 1 < rung.figures["effective-seeds:8"].value <= 8
 
 
-def noise(images: Tensor, prompts: Any) -> Tensor:
+def noise(images, prompts):
     """A reward that is shuffled: of every image a number that says nothing of another one, however
     near."""
     return torch.tensor([crc32(image.numpy().tobytes()) / 2**32 for image in images])
 
 
-def test_a_model_whose_scores_tell_gets_go_and_the_same_check_goes_on(
-    setup: Make, tmp_path: Path
-) -> None:
+def test_a_model_whose_scores_tell_gets_go_and_the_same_check_goes_on(setup, tmp_path):
     made = setup()
     found = climbed(made)
     assert [rung.missing.get(name) for name, rung in found.items()] == [None] * 3
@@ -108,19 +104,17 @@ def test_a_model_whose_scores_tell_gets_go_and_the_same_check_goes_on(
     assert not calls  # all of it was kept
 
 
-def test_a_reward_that_is_shuffled_gets_no_go(setup: Make) -> None:
+def test_a_reward_that_is_shuffled_gets_no_go(setup):
     judged = verdict(climbed(setup(noise), "parity", "signal"))
     assert judged.word == NO_GO, judged.why
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_a_search_by_another_scheduler_than_the_models_gets_no_go(
-    setup: Make, monkeypatch: Any
-) -> None:
+def test_a_search_by_another_scheduler_than_the_models_gets_no_go(setup, monkeypatch):
     made = setup(pipe=quiet(load("embedded", dtype=torch.float32)), call={"num_inference_steps": 4})
     right, engine_of = made.pipe.scheduler, type(made.pipe).engine_of
 
-    def wrongly(pipe: Any, *given: Any, **more: Any) -> Any:
+    def wrongly(pipe, *given, **more):
         pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=30.0)
         try:
             return engine_of(pipe, *given, **more)
@@ -133,7 +127,7 @@ def test_a_search_by_another_scheduler_than_the_models_gets_no_go(
     assert "another picture" in judged.why[0]
 
 
-def test_what_could_not_run_says_why_and_the_verdict_knows(setup: Make, tmp_path: Path) -> None:
+def test_what_could_not_run_says_why_and_the_verdict_knows(setup, tmp_path):
     made = setup()
     climbed(made, "cost")
     (tmp_path / "plan.json").unlink()
@@ -149,17 +143,15 @@ def test_what_could_not_run_says_why_and_the_verdict_knows(setup: Make, tmp_path
     assert "give more --minutes" in made.climb("signal", signal, 0).missing["signal"]
     assert "do not fit" in made.climb("parity", parity, 0).missing["parity"]
 
-    def broken(_: Setup) -> Rung:
+    def broken(_):
         raise RuntimeError("CUDA error: an illegal access")
 
     assert made.climb("parity", broken, 1).missing == {"parity": "CUDA error: an illegal access"}
 
 
-def test_an_interval_holds_the_mean_of_most_draws_and_needs_prompts() -> None:
+def test_an_interval_holds_the_mean_of_most_draws_and_needs_prompts():
     rng = torch.Generator().manual_seed(0)
-    found: list[Any] = [
-        Figure.over_prompts(torch.randn(12, generator=rng).numpy()) for _ in range(100)
-    ]
+    found = [Figure.over_prompts(torch.randn(12, generator=rng).numpy()) for _ in range(100)]
     assert 88 <= sum(figure.low <= 0 <= figure.high for figure in found) <= 99
     assert Figure.over_prompts([1.0]) is None
     assert Figure.over_prompts([1.0, 2.0], [0.0, 0.0]) is None
@@ -170,13 +162,11 @@ SECRET = "SECRET"
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_evidence_holds_nothing_that_a_user_names_and_no_words_of_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(_: Setup) -> Rung:
+def test_evidence_holds_nothing_that_a_user_names_and_no_words_of_an_error(tmp_path, monkeypatch):
+    def broken(_):
         raise RuntimeError(f"no route to gpu8.lab:8000, Bearer {SECRET}")
 
-    def measured(setup: Setup) -> Rung:
+    def measured(setup):
         return Rung("cost", said=["the best batch is 4"], done=True)
 
     broken.__name__ = "parity"
@@ -211,7 +201,7 @@ def test_evidence_holds_nothing_that_a_user_names_and_no_words_of_an_error(
     assert whole["rungs"]["cost"]["said"] == ["the best batch is 4"]
 
 
-def test_evidence_shows_words_as_words_and_no_file_elsewhere(tmp_path: Path) -> None:
+def test_evidence_shows_words_as_words_and_no_file_elsewhere(tmp_path):
     words = "<img src=//x> ![](//x/y.png) [a](//x) `code` @somebody #1 www.x.org"
     out, secret = tmp_path / "out", tmp_path / "secret"
     secret.write_text("secret")
@@ -233,9 +223,7 @@ def test_evidence_shows_words_as_words_and_no_file_elsewhere(tmp_path: Path) -> 
     assert {path.suffix for path in out.iterdir()} == {".json", ".md"}
 
 
-def test_without_a_model_it_says_what_is_here_and_what_a_minute_buys(
-    capsys: Any, monkeypatch: Any
-) -> None:
+def test_without_a_model_it_says_what_is_here_and_what_a_minute_buys(capsys, monkeypatch):
     monkeypatch.setattr(environment, "SEEDS", 2)
     assert main(["check", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
@@ -250,7 +238,7 @@ def test_without_a_model_it_says_what_is_here_and_what_a_minute_buys(
     assert out.endswith("nothing is wrong\n")
 
 
-def test_what_is_broken_is_a_line_and_the_exit_status_is_1(capsys: Any, monkeypatch: Any) -> None:
+def test_what_is_broken_is_a_line_and_the_exit_status_is_1(capsys, monkeypatch):
     monkeypatch.setattr("importlib.metadata.requires", lambda _: ["numpy>=999", "torch>=2"])
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(environment, "_measured", lambda *_: iter(()))
@@ -267,8 +255,8 @@ EVIDENCE = sorted(ROOT.glob("docs/evidence/*_*-*-*[0-9].json"))
 
 
 def test_evidence_files_are_what_their_figures_say_and_their_table_is_current(
-    monkeypatch: Any,
-) -> None:
+    monkeypatch,
+):
     """The embedded model gets GO; the page and the table are made of the figures alone, and name
     nobody."""
     for path in EVIDENCE:
@@ -286,9 +274,7 @@ def test_evidence_files_are_what_their_figures_say_and_their_table_is_current(
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_the_command_writes_evidence_and_refuses_another_check_in_its_folder(
-    tmp_path: Path, capsys: Any
-) -> None:
+def test_the_command_writes_evidence_and_refuses_another_check_in_its_folder(tmp_path, capsys):
     words = [
         "check",
         "embedded",

@@ -6,10 +6,8 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +28,7 @@ from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, pre
 PROMPT = Prompt("a red circle")
 
 
-def configurations(pipe: Any, folder: Path) -> Path:
+def configurations(pipe, folder):
     """The folder of a model without its weights and the words of its tokenizers."""
     pipe.save_pretrained(folder)
     for file in folder.rglob("*"):
@@ -41,7 +39,7 @@ def configurations(pipe: Any, folder: Path) -> Path:
     return folder
 
 
-def on_paper(stock: Any, folder: Path, call: Mapping[str, Any]) -> Paper:
+def on_paper(stock, folder, call):
     """The model on paper. It gets the tokenizers of paper, so that texts are as long."""
     pipe, networks = made(configurations(stock, folder), torch.float32)
     stock.register_modules(
@@ -54,11 +52,11 @@ def on_paper(stock: Any, folder: Path, call: Mapping[str, Any]) -> Paper:
     return worked_out(pipe, networks, prepare(request, ModelDefaults()), "model")
 
 
-def watched(network: Any) -> list[int]:
+def watched(network):
     """What each call of a network on the CPU will hold."""
     found, forward = list[int](), network.forward
 
-    def watch(*args: Any, **kwargs: Any) -> Any:
+    def watch(*args, **kwargs):
         with torch.no_grad(), Live("cpu") as live:
             made = forward(*args, **kwargs)
         found.append(live.peak)
@@ -69,7 +67,7 @@ def watched(network: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "no family"])
-def test_a_model_takes_on_paper_what_it_takes_with_its_weights(name: str, tmp_path: Path) -> None:
+def test_a_model_takes_on_paper_what_it_takes_with_its_weights(name, tmp_path):
     family = FAMILIES.get(name, FAMILIES["sd15"])
     stock, call = family.build(), {**family.call, "num_inference_steps": 4}
     if name not in FAMILIES:
@@ -94,7 +92,7 @@ def test_a_model_takes_on_paper_what_it_takes_with_its_weights(name: str, tmp_pa
     assert 0.9 * max(peaks) <= paper.row.first + paper.row.more <= 1.1 * more * max(peaks)
 
 
-def test_a_card_holds_what_fits() -> None:
+def test_a_card_holds_what_fits():
     row, decode = Batch(GIB, GIB // 2), Batch(2 * GIB, 2 * GIB)
     weights = {"transformer": 10 * GIB, "vae": GIB, "text_encoder": 8 * GIB}
     paper = Paper(
@@ -125,9 +123,7 @@ def test_a_card_holds_what_fits() -> None:
     )
 
 
-def test_the_command_needs_nothing_but_configurations(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_needs_nothing_but_configurations(tmp_path, capsys):
     folder = configurations(FAMILIES["sdxl"].build(), tmp_path / "model")
     size = ["--steps", "4", "--height", "16", "--width", "24"]
     words = [
@@ -171,7 +167,7 @@ ZImagePipeline
 """Classes whose small parts can be worked out from a prompt alone. Others are refused."""
 
 
-def classes() -> list[Any]:
+def classes():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
         names = importlib.import_module("support").names()
@@ -183,9 +179,7 @@ def classes() -> list[Any]:
 
 
 @pytest.mark.parametrize("name", classes())
-def test_the_configurations_of_every_class_are_worked_out_or_refused(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_configurations_of_every_class_are_worked_out_or_refused(name, tmp_path, capsys):
     parts = sys.modules["support_parts"]
     try:
         case = parts.stock(name)

@@ -7,5 +7,5 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _quick(shallow_model: None) -> None:
+def _quick(shallow_model):
     pass

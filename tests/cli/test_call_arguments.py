@@ -16,7 +16,7 @@ HOW = ["--device", "cpu", "--dtype", "float32"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(tmp_path_factory):
     """A folder with a pipeline under a ControlNet."""
     folder = tmp_path_factory.mktemp("model")
     stock("StableDiffusionControlNetPipeline").save_pretrained(folder)
@@ -24,8 +24,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_numbers_and_pictures_are_checked_written_and_replayed(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    model, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     for name in ("red", "blue"):
         Image.new("RGB", (24, 16), name).save(f"{name}.png")

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -31,11 +30,11 @@ QUICK = ["--steps", "6", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _inside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_generate_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_and_replay(tmp_path, capsys):
     how = ["--keep", "2", *QUICK]
     assert main(["generate", PROMPT, "--budget", "60nfe", *how]) == 0
     folder = tmp_path / "outputs" / "0001-two-red-circles-and-a-blue-square"
@@ -69,9 +68,7 @@ def test_generate_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "exists" in capsys.readouterr().err
 
 
-def test_images_that_fail_a_requirement_are_not_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_that_fail_a_requirement_are_not_written(tmp_path, capsys):
     words = [
         "generate",
         PROMPT,
@@ -115,11 +112,11 @@ def test_images_that_fail_a_requirement_are_not_written(
 
 @pytest.mark.parametrize("variety", [[], ["--variety", "repel:2"]])
 def test_half_precision_and_seeds_beyond_2_63(
-    variety: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    recwarn: pytest.WarningsRecorder,
-) -> None:
+    variety,
+    tmp_path,
+    capsys,
+    recwarn,
+):
     half = ["--device", "cpu", "--dtype", "bfloat16"]
     more = [
         "--steps",
@@ -144,7 +141,7 @@ def test_half_precision_and_seeds_beyond_2_63(
     assert max(map(int, off)) <= 3
 
 
-def test_config_file_prompts_file_own_reward_and_options() -> None:
+def test_config_file_prompts_file_own_reward_and_options():
     Path("prompts.txt").write_text("# two prompts\na red circle\n\na blue square\n")
     Path("run.yaml").write_text(
         "prompts_file: prompts.txt\nbudget: 32nfe\nsteps: 6\nout: there\nkernel: sde\n"
@@ -173,8 +170,8 @@ def test_config_file_prompts_file_own_reward_and_options() -> None:
 
 
 def test_auto_is_what_the_cpu_multiplies_and_a_png_is_made_again_in_its_own_dtype(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
     assert placement("cpu", "auto")[1] == torch.bfloat16
     assert reward_placement("cpu", "auto")[1] == torch.float32, "scores differ by little"
@@ -203,8 +200,8 @@ def test_auto_is_what_the_cpu_multiplies_and_a_png_is_made_again_in_its_own_dtyp
 
 
 def test_a_finished_draft_is_made_again_in_the_batch_of_its_search(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    capsys,
+):
     """Of other batches, last digits differ in bfloat16. A replay may be made again in its place."""
     drafted = [
         "--draft",
@@ -241,12 +238,10 @@ def test_a_finished_draft_is_made_again_in_the_batch_of_its_search(
         ("24nfe", True, "; stopped"),
     ],
 )
-def test_the_cap_that_ended_a_search_stands_in_the_closing_line(
-    engine: Any, budget: str, stop: bool, end: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_cap_that_ended_a_search_stands_in_the_closing_line(engine, budget, stop, end, capsys):
     results = search(["a"], BestOfN(3), engine(), budget, should_stop=lambda: stop)
     record = SearchRecord("x", "x", {}, SamplerOptions(draft=None), "best-of-n", {}, budget)
-    a: Any = SimpleNamespace(lora=None)
+    a = SimpleNamespace(lora=None)
     describe(SearchOutcome(results, record, None, None), 0, [], a, plain=False)
     told = capsys.readouterr().out
     assert re.search(rf"of a budget of {budget}; \d seeds started, \d finished{end}\n", told)

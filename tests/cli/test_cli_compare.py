@@ -7,7 +7,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +26,7 @@ from ttsnap.results.record import read_record
 QUICK = ["--steps", "4", "--device", "cpu", "--budget", "24nfe", "--out", "o"]
 
 
-def test_another_algorithm_searches_with_the_same_budget_and_seeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_algorithm_searches_with_the_same_budget_and_seeds(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shown = MODELS["embedded"].showcase
     assert shown is not None
@@ -92,7 +89,7 @@ def test_another_algorithm_searches_with_the_same_budget_and_seeds(
     assert Image.open("x.png").size == (127 * 8, 64 * 8)
 
 
-def test_make_demo_shows_what_was_measured() -> None:
+def test_make_demo_shows_what_was_measured():
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
     values = dict(re.findall(r"^(DEMO|PROMPT|BUDGET|SEED) \?= (.*)$", makefile, re.M))
     shown = MODELS[values["DEMO"]].showcase
@@ -103,7 +100,7 @@ def test_make_demo_shows_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("model", ["embedded", "signs"])
-def test_the_odds_are_told_of_the_showcase_alone(model: str) -> None:
+def test_the_odds_are_told_of_the_showcase_alone(model):
     shown = MODELS[model].showcase
     assert shown is not None
     assert all(
@@ -123,7 +120,7 @@ def test_the_odds_are_told_of_the_showcase_alone(model: str) -> None:
         replace(engine, call={**call, "num_inference_steps": 7}),
         replace(engine, model=ModelOptions("scenes-turbo")),
     )
-    others: list[dict[str, Any]] = [
+    others = [
         {"seed": shown.seed + 1},
         {"budget": Budget(nfe=7)},
         {"prompts": (Prompt("b"),)},

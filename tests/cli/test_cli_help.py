@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _terminal(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.chdir(tmp_path)
 
 
-def printed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def printed(argv, capsys):
     """What a command line that only tells something prints."""
     with contextlib.suppress(SystemExit):
         assert main(argv) == 0
@@ -38,9 +37,7 @@ def printed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_is_a_page_that_fits_a_terminal_and_all_of_it_is_free_of_noise(
-    command: str, capsys: Any
-) -> None:
+def test_help_is_a_page_that_fits_a_terminal_and_all_of_it_is_free_of_noise(command, capsys):
     page, whole = printed([command, "--help"], capsys), printed([command, "--help-all"], capsys)
     assert len(page.splitlines()) <= 30
     for text in (page, whole, printed(["--help"], capsys)):
@@ -56,7 +53,7 @@ def test_help_is_a_page_that_fits_a_terminal_and_all_of_it_is_free_of_noise(
     assert not re.search(r"\\\n\n", page), "whole commands"
 
 
-def test_options_of_generate_come_in_groups_the_ones_most_people_need_first(capsys: Any) -> None:
+def test_options_of_generate_come_in_groups_the_ones_most_people_need_first(capsys):
     page = printed(["generate", "--help"], capsys)
     for option in (
         "PROMPT",
@@ -87,8 +84,8 @@ def test_options_of_generate_come_in_groups_the_ones_most_people_need_first(caps
 
 
 def test_algorithms_are_listed_by_group_and_told_about_one_by_one(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    capsys,
+):
     text = printed(["algorithms"], capsys)
     assert all(f"  {name} " in text for name in ALGORITHMS)
     assert all(title[:30] in text for title in GROUPS.values())
@@ -108,7 +105,7 @@ def test_algorithms_are_listed_by_group_and_told_about_one_by_one(
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_command_and_the_file_that_are_shown_are_accepted(name: str) -> None:
+def test_the_command_and_the_file_that_are_shown_are_accepted(name):
     text = described(name)
     command = next(line for line in text.splitlines() if line.startswith("  ttsnap generate"))
     parse(shlex.split(command)[1:])
@@ -129,7 +126,7 @@ def test_the_command_and_the_file_that_are_shown_are_accepted(name: str) -> None
         "distill --out o --recordings 'a red circle' --reward scenes",
     ],
 )
-def test_printed_settings_given_back_are_the_same_settings(words: str, capsys: Any) -> None:
+def test_printed_settings_given_back_are_the_same_settings(words, capsys):
     argv = shlex.split(words)
     text = printed([*argv, "--print_config"], capsys)
     Path("run.yaml").write_text(text)
@@ -137,7 +134,7 @@ def test_printed_settings_given_back_are_the_same_settings(words: str, capsys: A
     assert "a red circle" in text
 
 
-def test_prompts_of_a_config_file_are_read_and_what_is_typed_wins_wherever_it_stands() -> None:
+def test_prompts_of_a_config_file_are_read_and_what_is_typed_wins_wherever_it_stands():
     for written, typed, expected in (
         ("[a red circle, a blue square]", [], ["a red circle", "a blue square"]),
         ("[a red circle]", ["a green cross"], ["a green cross"]),
@@ -156,7 +153,7 @@ def test_prompts_of_a_config_file_are_read_and_what_is_typed_wins_wherever_it_st
             parse(["generate", "--config", "run.yaml"])
 
 
-def test_what_is_said_about_installing_works() -> None:
+def test_what_is_said_about_installing_works():
     assert re.fullmatch(r"pip install 'gradio>=[\d.]+'", install("demo"))
     assert re.fullmatch(r"pip install 'xformers>=[\d.]+'", install("xformers"))
     rooms = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,15 +35,15 @@ def keeps(images, prompts, *, source):
     return -(images.mean((2, 3)) - source.mean((2, 3))).abs().mean(1)
 keeps.needs = {"source"}
 """
-LOADED: dict[str, Any] = {}
+LOADED = {}
 
 
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _inside(tmp_path, monkeypatch):
     """In a folder with two pictures, a set of edits of both by the same words, and a reward that
     sees the source."""
 
-    def once(*what: Any, **more: Any) -> Any:
+    def once(*what, **more):
         if str((what, more)) not in LOADED:
             LOADED[str((what, more))] = load(*what, **more)
         return LOADED[str((what, more))]
@@ -58,14 +57,14 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("keep.py").write_text(KEEPS)
 
 
-def a_set(*names: str) -> None:
+def a_set(*names):
     entries = [{"prompt": "a red circle", "image": name} for name in names]
     Path("edits.jsonl").write_text("\n".join(map(json.dumps, entries)))
 
 
 def test_a_picture_is_changed_and_the_image_made_again_from_it(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    capsys,
+):
     argv = [
         "generate",
         "a red circle",
@@ -99,7 +98,7 @@ def test_a_picture_is_changed_and_the_image_made_again_from_it(
     assert int(said.split(": ")[1].split(" of ")[0]) <= 1
 
 
-def test_a_recording_knows_the_picture_of_each_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recording_knows_the_picture_of_each_prompt(capsys):
     argv = [
         "record",
         "--prompts-file",
@@ -143,8 +142,8 @@ def test_a_recording_knows_the_picture_of_each_prompt(capsys: pytest.CaptureFixt
 
 
 def test_edits_are_compared_by_what_they_keep_of_their_pictures(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    capsys,
+):
     argv = [
         "bench",
         "--prompts-file",
@@ -173,8 +172,8 @@ def test_edits_are_compared_by_what_they_keep_of_their_pictures(
 
 
 def test_several_prompts_end_in_one_table_in_a_folder_named_for_their_set(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    capsys,
+):
     argv = [
         "generate",
         "--prompts-file",

@@ -6,8 +6,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,15 +32,15 @@ SIZES = ["--seeds", "6", "--seed", "3", "--steps", "4", "--batch-size", "1", "--
 
 
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _inside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_interrupted_resumed_and_replayed(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_interrupted_resumed_and_replayed(tmp_path, capsys, monkeypatch):
     argv = ["record", *PROMPTS, *SIZES, "--images", "--out"]
     assert main([*argv, "whole"]) == 0
     out = capsys.readouterr().out
@@ -52,7 +50,7 @@ def test_interrupted_resumed_and_replayed(tmp_path: Path, capsys: Any, monkeypat
 
     score, calls = ScenesReward.__call__, 0
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args):
         nonlocal calls
         calls += 1
         if calls == 25:
@@ -92,12 +90,10 @@ def test_interrupted_resumed_and_replayed(tmp_path: Path, capsys: Any, monkeypat
 
 
 @pytest.mark.parametrize(("gpus", "dtype"), [(True, "auto"), (False, "bfloat16")])
-def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(
-    gpus: bool, dtype: str, monkeypatch: Any
-) -> None:
-    asked: list[Any] = []
+def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(gpus, dtype, monkeypatch):
+    asked = []
 
-    def record(builder: Any, *_: Any, **__: Any) -> None:
+    def record(builder, *_, **__):
         asked.append(builder.spec.model.dtype)
         raise KeyboardInterrupt
 
@@ -109,9 +105,7 @@ def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(
     assert asked == [dtype]
 
 
-def test_settings_that_differ_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_settings_that_differ_are_refused(tmp_path, capsys):
     argv = ["record", PROMPTS[0], "--seeds", "2", "--steps", "2", "--device", "cpu", "--out", "r"]
     assert main([*argv, "--score-steps", "[1]"]) == 0
     assert load_recording("r").scored == (False, True, True)

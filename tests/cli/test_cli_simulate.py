@@ -9,14 +9,12 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from ttsnap import SeedPruning, make_algorithm
 from ttsnap.cli import main
-from ttsnap.core.grid import Grid
 from ttsnap.core.looks import estimates
 from ttsnap.recordings.folder import load_recording, save_recording
 from ttsnap.recordings.header import Header
@@ -28,12 +26,12 @@ FEW = ["--budgets", "8nfe", "16nfe", "40nfe"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """A recording of 12 prompts x 20 seeds on the embedded model's grid of four steps, with random
     scores."""
     from ttsnap.pipelines import defaults, load
 
-    grid: Grid = load().denoiser(**{**defaults(), "num_inference_steps": 4}).grid
+    grid = load().denoiser(**{**defaults(), "num_inference_steps": 4}).grid
     rng = np.random.default_rng(0)
     known, final = np.array([0.1, 0.6, 0.8, 0.9, 1.0]), rng.normal(size=(12, 20, 1))
     scores = (
@@ -50,20 +48,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
+def inside(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     return str(folder)
 
 
-def cells(line: str) -> list[str]:
+def cells(line):
     """Of a row of a Markdown table."""
     return re.split(r" *\| *", line)[1:-1]
 
 
 @pytest.mark.usefixtures("few_prices")
-def test_from_a_recording_to_images(
-    inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_a_recording_to_images(inside, tmp_path, capsys):
     assert main(["tune", inside, "--trials", "5", "--checks", "2", *FEW]) == 0
     out = capsys.readouterr().out
     assert re.search(r"checks at steps \[.*\] \(noise levels \[.*\]\), keeping \[", out)
@@ -100,7 +96,7 @@ def test_from_a_recording_to_images(
     )
     assert "counts as 0 evaluations" in out
     assert isinstance(make_algorithm("tuned.json"), SeedPruning)
-    priced: Any = make_algorithm("priced.json", width=4)
+    priced = make_algorithm("priced.json", width=4)
     assert priced.forecast.checks == estimates(1, 2, 4)
 
     Path("best-of-n.json").write_text(
@@ -142,7 +138,7 @@ def test_from_a_recording_to_images(
         assert Path(f"curves{len(shared)}/curves.png").read_bytes()[:4] == b"\x89PNG"
 
     call = ["--device", "cpu", "--budget", "12nfe"]
-    runs: list[list[str]] = [
+    runs = [
         ["tuned.json"],  # with the four steps that it says
         ["priced.json", "--shared", "--steps", "4"],
         ["priced.json", "--options.width", "4", "--steps", "4"],
@@ -156,10 +152,8 @@ def test_from_a_recording_to_images(
 
 
 @pytest.mark.usefixtures("few_prices")
-def test_nothing_is_overwritten_unless_asked(
-    inside: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    commands: list[tuple[list[str], str]] = [
+def test_nothing_is_overwritten_unless_asked(inside, capsys):
+    commands = [
         (["tune", inside, "--trials", "2", *FEW], "tuned.json"),
         (["tune", inside, *PRICED], "priced.json"),
         (["simulate", inside, *FEW, "--repeats", "1", "--out", "curves"], "curves/curves.csv"),
@@ -174,7 +168,7 @@ def test_nothing_is_overwritten_unless_asked(
         assert file.read_text() != "mine"
 
 
-def test_published_tensors_and_levels(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_tensors_and_levels(inside, capsys):
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(0)
@@ -244,12 +238,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("words", "said"), REFUSED)
-def test_what_cannot_be_is_one_line(words: str, said: str, inside: str, capsys: Any) -> None:
+def test_what_cannot_be_is_one_line(words, said, inside, capsys):
     refuse(shlex.split(words.replace(" R", f" {inside}", 1)), said, capsys)
     assert not list(Path().iterdir())
 
 
-def test_recordings_that_are_unfinished_do_not_vary_or_failed(inside: str, capsys: Any) -> None:
+def test_recordings_that_are_unfinished_do_not_vary_or_failed(inside, capsys):
     whole = load_recording(inside)
     scores = {"do not vary": np.full_like(whole.scores, 0.3), "failed": whole.scores.copy()}
     scores["failed"][0, 0, 1] = np.nan
@@ -273,7 +267,7 @@ def test_recordings_that_are_unfinished_do_not_vary_or_failed(inside: str, capsy
     assert isinstance(make_algorithm("tuned.json"), SeedPruning)
 
 
-def test_one_prompt_budgets_that_buy_the_same_and_names_that_meet(inside: str, capsys: Any) -> None:
+def test_one_prompt_budgets_that_buy_the_same_and_names_that_meet(inside, capsys):
     assert main(["simulate", inside, "--prompts", "0:1", *FEW]) == 0
     out = capsys.readouterr()
     assert out.out.startswith("1 prompt x 20 seeds, honest ledger")
@@ -305,7 +299,7 @@ def test_one_prompt_budgets_that_buy_the_same_and_names_that_meet(inside: str, c
     assert "a single prompt gives no error; record more prompts" in capsys.readouterr().out
 
 
-def refuse(argv: list[str], message: str, capsys: Any) -> None:
+def refuse(argv, message, capsys):
     capsys.readouterr()
     assert main(argv) == 2
     error = capsys.readouterr().err

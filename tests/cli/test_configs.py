@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +15,7 @@ MODULE = "ttsnap_evil"
 
 
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _inside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / f"{MODULE}.py").write_text(
@@ -24,7 +23,7 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def config(**values: Any) -> list[str]:
+def config(**values):
     Path("c.yaml").write_text(yaml.safe_dump(values))
     return ["generate", "a red circle", "--config", "c.yaml"]
 
@@ -37,13 +36,13 @@ WORDS = {
 }
 
 
-def parsed(argv: list[str]) -> Any:
+def parsed(argv):
     """What a command is given."""
     return PARSERS[argv[0]].parse_args(argv[1:])
 
 
 SCORE = f"{MODULE}.py:score"
-NAMED: list[tuple[str, dict[str, Any], str]] = [
+NAMED = [
     *(
         ("generate", {name: value}, f"{name.replace('-', '_')} {value!r}")
         for name, value in [
@@ -95,9 +94,7 @@ NAMED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("command", "values", "named"), NAMED, ids=str)
-def test_what_a_configuration_names_must_be_confirmed(
-    command: str, values: dict[str, Any], named: str
-) -> None:
+def test_what_a_configuration_names_must_be_confirmed(command, values, named):
     config(**values)
     argv = [command, *WORDS.get(command, ["a"]), "--config", "c.yaml"]
     with pytest.raises(ValueError, match="configuration says") as caught:
@@ -112,7 +109,7 @@ def test_what_a_configuration_names_must_be_confirmed(
     assert MODULE not in sys.modules
 
 
-def test_plain_settings_need_no_word() -> None:
+def test_plain_settings_need_no_word():
     rewards = ["scenes", "clip then imagereward"]
     parsed(
         config(prompts=["/a red circle", "~ ../x"], model="embedded", reward=rewards, budget="5nfe")
@@ -177,7 +174,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("command", "text", "said"), REFUSED, ids=range(len(REFUSED)))
-def test_what_no_configuration_says(command: str, text: str, said: str) -> None:
+def test_what_no_configuration_says(command, text, said):
     Path("c.yaml").write_text(text)
     with pytest.raises(ValueError, match=said) as caught:
         parsed([command, *WORDS.get(command, []), "--config", "c.yaml", "--trust"])
@@ -185,7 +182,7 @@ def test_what_no_configuration_says(command: str, text: str, said: str) -> None:
     assert MODULE not in sys.modules
 
 
-def test_text_in_a_configuration_stays_text_and_classes_data() -> None:
+def test_text_in_a_configuration_stays_text_and_classes_data():
     """What is typed is read as YAML: so read, a text could name what nobody has looked at."""
     named = {"class_path": f"{MODULE}.Thing"}
     hidden = f"{{class_path: {MODULE}.Thing}}"
@@ -205,14 +202,14 @@ def test_text_in_a_configuration_stays_text_and_classes_data() -> None:
     assert MODULE not in sys.modules
 
 
-def test_an_option_of_a_list_may_be_given_again() -> None:
+def test_an_option_of_a_list_may_be_given_again():
     typed = parsed(["generate", "a red circle", "--reward", "scenes", "--reward", "ocr"])
     assert typed["reward"] == ["scenes", "ocr"]
     assert parsed(["generate", "x", "--reward", "scenes"])["reward"] == "scenes"
     assert parsed(["generate", "x", "--seed", "1", "--seed", "2"])["seed"] == 2
 
 
-def test_what_is_typed_is_read_as_yaml_once() -> None:
+def test_what_is_typed_is_read_as_yaml_once():
     typed = ["--call.b", "2", "--call.c", "[1, 0.5]", "--call.d", "words", "--call.e=true"]
     given = parsed([*config(call={"a": 1}), *typed])
     assert given.call == {"a": 1, "b": 2, "c": [1, 0.5], "d": "words", "e": True}
@@ -229,18 +226,18 @@ def test_what_is_typed_is_read_as_yaml_once() -> None:
         ("/dev/zero", "no such configuration file: /dev/zero"),
     ],
 )
-def test_a_configuration_is_a_file(path: str, said: str) -> None:
+def test_a_configuration_is_a_file(path, said):
     with pytest.raises(ValueError, match=said):
         parsed(["generate", "a", "--config", path])
 
 
 def test_neither_the_environment_nor_a_prompt_gives_a_configuration(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
     monkeypatch.setenv("TTSNAP_GENERATE__SEED", "5")
     monkeypatch.setenv("TTSNAP_GENERATE__CONFIG", "absent.yaml")
-    given: list[Any] = []
+    given = []
     monkeypatch.setattr(generate, "run", lambda a: given.append((a.seed, a.prompts)) or 0)
     assert main(["generate", "a"]) == 0
     assert main(["generate", "--seed", "1", "--", "--config", "--config=absent.yaml"]) == 0
@@ -261,10 +258,8 @@ def test_neither_the_environment_nor_a_prompt_gives_a_configuration(
         (MemoryError("Unable to allocate 8 EiB"), "not enough memory: Unable to allocate 8 EiB"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(
-    error: Exception, said: str, monkeypatch: Any, capsys: Any
-) -> None:
-    def fail(_: Any) -> int:
+def test_what_cannot_be_done_is_one_sentence(error, said, monkeypatch, capsys):
+    def fail(_):
         raise error
 
     monkeypatch.setattr(generate, "run", fail)
@@ -287,7 +282,7 @@ def test_what_cannot_be_done_is_one_sentence(
         main(["generate", "a"])
 
 
-def test_files_win_over_a_preset_and_what_is_typed_over_both() -> None:
+def test_files_win_over_a_preset_and_what_is_typed_over_both():
     config(clip=2.0, warmup=3, student={"per_level": False})
     words = ["distill", "--out", "x", "--recordings", "r", "--config", "c.yaml"]
     given = parsed([*words, "--preset", "dogtrim-pickscore", "--warmup", "5"])

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,18 +35,18 @@ evaluation: {prompts: 2, seeds: 3, steps: [0, 3]}
 
 
 @pytest.fixture(scope="module")
-def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inside(tmp_path_factory):
     return tmp_path_factory.mktemp("interrupts")
 
 
-def interrupted(inside: Path, argv: list[str], progress: Callable[[], int]) -> str:
+def interrupted(inside, argv, progress):
     """What the command prints in the end that is interrupted thrice, each time after some progress,
     and resumed.
 
     progress: how much is done, by what lies in the folder. What is said to be safe is there."""
     said, env = inside / "said.txt", {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def start() -> subprocess.Popen[str]:
+    def start():
         command = [sys.executable, "-m", "ttsnap", *argv]
         with said.open("w") as file:
             return subprocess.Popen(
@@ -87,12 +86,12 @@ def interrupted(inside: Path, argv: list[str], progress: Callable[[], int]) -> s
     return out
 
 
-def files(folder: Path, pattern: str) -> Callable[[], int]:
+def files(folder, pattern):
     return lambda: len(list(folder.glob(pattern)))
 
 
 @pytest.fixture(scope="module")
-def recording(inside: Path) -> Path:
+def recording(inside):
     """Recorded by a command that was interrupted."""
     sizes = ["--seeds", "8", "--steps", "6", "--batch-size", "4", "--images", "--device", "cpu"]
     argv = ["record", *PROMPTS, *sizes, "--out", "recording"]
@@ -100,11 +99,11 @@ def recording(inside: Path) -> Path:
     return inside / "recording"
 
 
-def test_record(recording: Path) -> None:
+def test_record(recording):
     assert load_recording(recording).final.shape == (18, 8, 1)
 
 
-def test_distill(inside: Path, recording: Path) -> None:
+def test_distill(inside, recording):
     settings = {
         "recordings": [str(recording)],
         "reward": "scenes",
@@ -127,11 +126,11 @@ def test_distill(inside: Path, recording: Path) -> None:
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_distill_draft(inside: Path) -> None:
+def test_distill_draft(inside):
     (inside / "draft.yaml").write_text(DRAFT)
     folder = inside / "mine"
 
-    def progress() -> int:
+    def progress():
         """Trajectories that are kept, then optimiser steps."""
         kept = [path for path in folder.glob("checkpoints/*") if path.name.isdigit()]
         return len(list(folder.glob("trajectories/t*"))) + max(
@@ -144,7 +143,7 @@ def test_distill_draft(inside: Path) -> None:
     assert "the draft is in mine/draft" in out
 
 
-def test_bench(inside: Path) -> None:
+def test_bench(inside):
     (inside / "set.txt").write_text("\n".join(PROMPTS[:9]))
     argv = [
         "bench",
@@ -163,10 +162,10 @@ def test_bench(inside: Path) -> None:
     assert "9 prompts x 1 image" in out
 
 
-def test_tune(inside: Path, recording: Path) -> None:
+def test_tune(inside, recording):
     tried, said = inside / "tuned.json.tried", inside / "said.txt"
 
-    def progress() -> int:
+    def progress():
         """Schedules tried, as the bar says."""
         shown = re.findall(r" (\d+)/80 ", said.read_text()) if said.exists() else []
         return max(map(int, shown), default=0)

@@ -11,9 +11,7 @@ from ttsnap.cli.loading import CLOCK, loading
 
 
 @pytest.mark.parametrize("bars", [False, True])
-def test_loading_is_said_before_it_happens_and_counted(
-    bars: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_loading_is_said_before_it_happens_and_counted(bars, capsys):
     CLOCK.start()
     with loading("the model big", bars=bars):
         assert capsys.readouterr().err == "loading the model big ..." + "\n" * bars
@@ -23,9 +21,7 @@ def test_loading_is_said_before_it_happens_and_counted(
     assert re.fullmatch(r"\d+\.\d s in all, \d+\.\d s of them loading", str(CLOCK))
 
 
-def test_one_process_of_several_speaks_and_what_fails_leaves_a_whole_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_process_of_several_speaks_and_what_fails_leaves_a_whole_line(monkeypatch, capsys):
     for rank, end in (("0", " s\n"), ("1", "")):
         monkeypatch.setenv("LOCAL_RANK", rank)
         with pytest.raises(ValueError, match="reward"), loading("a reward"):

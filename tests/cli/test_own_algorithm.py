@@ -25,7 +25,7 @@ FEW = ("--budget", "20nfe", "--steps", "4")
 
 
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _inside(tmp_path, monkeypatch):
     """In a folder with the algorithm of the how-to, and one that leaves a mark where it is run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -37,7 +37,7 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("evil.py").write_text("open('ran', 'w')\nclass Evil: ...\n")
 
 
-def test_generate_and_compare_take_it_with_options() -> None:
+def test_generate_and_compare_take_it_with_options():
     own = ["--algorithm", OWN, "--options.level", "0.8", "--compare", "best-of-n"]
     assert main(["generate", "a red circle", *own, *FEW, "--out", "o"]) == 0
     settings = json.loads(Path("o/trace.json").read_text())["settings"]
@@ -47,8 +47,8 @@ def test_generate_and_compare_take_it_with_options() -> None:
 
 
 def test_bench_takes_it_and_resumes_with_the_same_file_alone(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    capsys,
+):
     Path("p.txt").write_text("a red circle\n")
     argv = [
         "bench",
@@ -68,7 +68,7 @@ def test_bench_takes_it_and_resumes_with_the_same_file_alone(
     assert "other settings" in error_of(capsys)
 
 
-def test_simulate_takes_it_to_its_workers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulate_takes_it_to_its_workers(capsys):
     assert (
         main(
             [
@@ -92,7 +92,7 @@ def test_simulate_takes_it_to_its_workers(capsys: pytest.CaptureFixture[str]) ->
     assert "halving" in capsys.readouterr().out
 
 
-def test_no_request_file_or_graph_runs_code() -> None:
+def test_no_request_file_or_graph_runs_code():
     Path("a.json").write_text('{"name": "nested", "first": "evil.py:Evil"}')
     Path("b.json").write_text('{"name": "evil.py:Evil"}')
     asked = (

@@ -8,7 +8,6 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -23,7 +22,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines.opening import check_here, placement
-from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.reward_models.registry import named
 
 from ..said import error_of  # noqa: TID252
@@ -160,7 +159,7 @@ REFUSED = [
 
 
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _inside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "halving", raising=False)
@@ -175,11 +174,11 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def said_of(words: str, capsys: pytest.CaptureFixture[str]) -> str:
+def said_of(words, capsys):
     """The error of a command that is refused, and leaves nothing in its folder."""
     before = {path.name for path in Path().iterdir()}
     try:
-        status: Any = main(shlex.split(words))
+        status = main(shlex.split(words))
     except SystemExit as stop:
         status = stop.code
     assert status == 2
@@ -188,7 +187,7 @@ def said_of(words: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(("words", "said"), UNREAD)
-def test_what_cannot_be_parsed(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_parsed(words, said, capsys):
     error = said_of(words, capsys)
     assert re.search(said, error), error
     assert not words or error.count("\n") == 1
@@ -196,9 +195,7 @@ def test_what_cannot_be_parsed(words: str, said: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(("words", "said"), UNLOADED)
-def test_what_cannot_be_is_refused_before_anything_is_loaded(
-    words: str, said: str, capsys: Any, monkeypatch: Any
-) -> None:
+def test_what_cannot_be_is_refused_before_anything_is_loaded(words, said, capsys, monkeypatch):
     for module in (loading, common, serve, serve_reward):
         monkeypatch.setattr(module, "load_torch", lambda: pytest.fail("torch was loaded"))
     error = said_of(words, capsys)
@@ -206,9 +203,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize(("words", "said"), REFUSED)
-def test_what_cannot_be_is_one_sentence(
-    words: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_is_one_sentence(words, said, capsys):
     error = said_of(words, capsys)
     assert "\nttsnap: error: " in f"\n{error}"
     assert re.search(said, error, re.DOTALL), error
@@ -217,7 +212,7 @@ def test_what_cannot_be_is_one_sentence(
 @pytest.mark.parametrize(
     ("device", "said"), [("cuda", "'cuda'"), ("gpu", "'cuda'"), ("cuda:3", "'cuda:3'")]
 )
-def test_a_device_that_is_not_there(device: str, said: str, capsys: Any, monkeypatch: Any) -> None:
+def test_a_device_that_is_not_there(device, said, capsys, monkeypatch):
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     for command in (A, RECORD, "serve-reward scenes"):
         assert f"there is no device {said} here: torch sees no GPU" in said_of(
@@ -225,10 +220,8 @@ def test_a_device_that_is_not_there(device: str, said: str, capsys: Any, monkeyp
         )
 
 
-def test_a_misspelt_hub_id_is_said_before_the_reward_that_is_missing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def unknown(self: object, name: str, **how: object) -> None:
+def test_a_misspelt_hub_id_is_said_before_the_reward_that_is_missing(capsys, monkeypatch, tmp_path):
+    def unknown(self, name, **how):
         answer = httpx.Response(401, request=httpx.Request("GET", "https://huggingface.co"))
         raise RepositoryNotFoundError(name, response=answer)
 
@@ -262,9 +255,7 @@ def test_a_misspelt_hub_id_is_said_before_the_reward_that_is_missing(
         (["../x.png"], "", "image of entry 1 of the prompt set is '../x.png', which leads out of"),
     ],
 )
-def test_sets_of_pictures_that_do_not_fit(
-    names: list[Any], more: str, words: str, capsys: Any
-) -> None:
+def test_sets_of_pictures_that_do_not_fit(names, more, words, capsys):
     entries = [{"prompt": "a red circle", "image": name} for name in names]
     Path("edits.jsonl").write_text("\n".join(map(json.dumps, entries)))
     how = (
@@ -275,7 +266,7 @@ def test_sets_of_pictures_that_do_not_fit(
         assert words in said_of(f"{command} {how}", capsys)
 
 
-def test_the_address_of_an_offered_reward_may_hold_an_equals_sign() -> None:
+def test_the_address_of_an_offered_reward_may_hold_an_equals_sign():
     common.check_names(Arguments(rewards=["mine=http://127.0.0.1:9/?kind=theirs", "clip"]))
     assert named("mine=http://127.0.0.1:9/?kind=theirs") == (
         "mine",
@@ -284,12 +275,12 @@ def test_the_address_of_an_offered_reward_may_hold_an_equals_sign() -> None:
     assert named("a/b=c.py:score") == ("a/b=c.py:score", "a/b=c.py:score")
 
 
-def test_budgets_that_may_pay_for_an_image_pass() -> None:
+def test_budgets_that_may_pay_for_an_image_pass():
     """Fewer steps are taken than named where a picture is redrawn, and where the call gives the
     points itself."""
     five = Budget(nfe=5)
 
-    def asked(budget: Budget, call: dict[str, Any], **how: Any) -> Prepared:
+    def asked(budget, call, **how):
         engine = EngineSpec(ModelOptions(), ("brightness",), SamplerOptions(**how), call=call)
         return prepare(SearchRequest((Prompt("x"),), engine, "best-of-n", budget), ModelDefaults())
 
@@ -302,7 +293,7 @@ def test_budgets_that_may_pay_for_an_image_pass() -> None:
         common.check_affordable(asked(five, whole, finish="noise"))
 
 
-def test_gpu_is_the_accelerator_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_is_the_accelerator_that_there_is(monkeypatch):
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("mps"))
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 import pytest
 
@@ -12,13 +10,13 @@ from tests.on_ray import ray_runs
 
 
 @pytest.fixture(scope="package")
-def ray_session() -> Iterator[None]:
+def ray_session():
     with ray_runs():
         yield
 
 
 @pytest.fixture(scope="package")
-def hosts(ray_session: None) -> Iterator[Any]:
+def hosts(ray_session):
     """Two, on all the cores that Ray has here: as long as there are tests of this folder, no others
     start."""
     from ttsnap.cluster.ray_pool import Hosts

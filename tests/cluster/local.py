@@ -7,17 +7,14 @@ import os
 import pickle
 import random
 import signal
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from ttsnap.cluster.actor import EngineActor
 from ttsnap.cluster.actor_group import ActorDied
-from ttsnap.cluster.messages import Call, Turn
 from ttsnap.cluster.pictures import located, put_aside
 from ttsnap.core.outcome import PictureLost
 from ttsnap.engine.live import LiveEngine
@@ -38,11 +35,11 @@ class Shelf:
     """Bytes, each time."""
 
     @classmethod
-    def put(cls, image: torch.Tensor) -> Shelf:
+    def put(cls, image):
         cls.images[len(cls.images)] = pickle.dumps(image.numpy())
         return cls(len(cls.images) - 1)
 
-    def fetch(self) -> torch.Tensor:
+    def fetch(self):
         data = self.images[self.number]
         if not data:
             raise PictureLost("its machine is gone")
@@ -62,14 +59,14 @@ class LocalPool:
 
     def __init__(
         self,
-        make: Any,
-        actors: int,
+        make,
+        actors,
         *,
-        seed: int = 0,
-        kills: int = 0,
-        often: float = 0.1,
-        actor: Any = EngineActor,
-    ) -> None:
+        seed=0,
+        kills=0,
+        often=0.1,
+        actor=EngineActor,
+    ):
         self.rng, self.kills, self.often = random.Random(seed), kills, often
         self.make = partial(actor, make)
         self.actors: list[Any] = [self.make() for _ in range(actors)]
@@ -84,15 +81,15 @@ class LocalPool:
         Shelf.images.clear()
         Shelf.fetched.clear()
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.actors)
 
-    def send(self, actor: int, calls: Sequence[Call[Any]]) -> int:
+    def send(self, actor, calls):
         self.count += 1
         self.queues[actor].append((self.count, pickle.dumps(tuple(calls))))
         return self.count
 
-    def _run(self, actor: int) -> None:
+    def _run(self, actor):
         ticket, data = self.queues[actor].pop(0)
         if actor in self.dead:
             self.answers[ticket] = ActorDied("it was killed")
@@ -115,14 +112,14 @@ class LocalPool:
         else:
             self.row[actor] = 0
 
-    def _kill(self, actor: int, ticket: int) -> None:
+    def _kill(self, actor, ticket):
         self.kills -= 1
         self.deaths += 1
         self.row[actor] += 1
         self.dead.add(actor)
         self.answers[ticket] = ActorDied("it was killed")
 
-    def ready(self, tickets: Sequence[int], seconds: float) -> list[int]:
+    def ready(self, tickets, seconds):
         for actor in self.rng.sample(range(len(self)), len(self)):
             while self.queues[actor] and self.rng.random() < 0.7:
                 self._run(actor)
@@ -131,20 +128,20 @@ class LocalPool:
             return self.ready(tickets, seconds)
         return done
 
-    def answer(self, ticket: int) -> Turn:
+    def answer(self, ticket):
         answer = self.answers.pop(ticket)
         if isinstance(answer, Exception):
             raise answer
         self.heard += len(answer)
-        turn: Turn = pickle.loads(answer)
+        turn = pickle.loads(answer)
         return turn
 
-    def restart(self, actor: int) -> None:
+    def restart(self, actor):
         self.dead.discard(actor)
         self.queues[actor].clear()
         self.actors[actor] = self.make()
 
-    def close(self) -> None:
+    def close(self):
         pass
 
 
@@ -155,10 +152,10 @@ class Deadly:
 
     name = "deadly"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder, self.calls = folder, 0
 
-    def __call__(self, images: torch.Tensor, prompts: Any, level: Any) -> torch.Tensor:
+    def __call__(self, images, prompts, level):
         self.calls += 1
         if self.calls == 10 and self._told("deadly"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -166,7 +163,7 @@ class Deadly:
             raise KeyboardInterrupt
         return images.double().mean((1, 2, 3))
 
-    def _told(self, what: str) -> bool:
+    def _told(self, what):
         """Whether the file is there, which is then gone: one process alone is told."""
         try:
             (self.folder / what).unlink()
@@ -180,20 +177,20 @@ class Brightest:
 
     name = "brightest"
 
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+    def __call__(self, images, prompts, level):
         return ((images * 2**12).round() / 2**12).double().mean((1, 2, 3))
 
-    def check(self, prompts: Any) -> None:
+    def check(self, prompts):
         if "" in prompts:
             raise ValueError("an empty prompt cannot be scored")
 
 
-def mixture(steps: int) -> MixtureDenoiser:
+def mixture(steps):
     means = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     return MixtureDenoiser(means, torch.full((4,), 0.3), torch.ones(4), steps=steps)
 
 
-def tiny() -> LiveEngine:
+def tiny():
     """An engine that takes milliseconds, with a kernel that draws noise."""
     denoiser = mixture(8)
     return LiveEngine(denoiser, [Brightest()], EngineOptions(3), kernel=KERNELS["sde"](denoiser))
@@ -206,7 +203,7 @@ class ToyBuilder:
 
     spec: EngineSpec
 
-    def recording(self) -> tuple[LiveEngine, dict[str, Any]]:
+    def recording(self):
         torch.set_num_threads(1)
         reward = Deadly(self.spec.rewards[0])
         return LiveEngine(mixture(4), [reward], EngineOptions(2)), {"device": "cpu"}

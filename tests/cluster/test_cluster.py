@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +17,11 @@ from ttsnap.cluster.merging import ClusterMeter
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Need
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Algorithm
-from ttsnap.core.results import Event, Result
 from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.clock import RequestClock
-from ttsnap.loop.request import LoopSearch, RunningRequest
+from ttsnap.loop.request import LoopSearch
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.engine import EngineOptions
@@ -38,12 +35,10 @@ from .local import LocalPool, Shelf
 
 
 @pytest.fixture
-def mixture(counted: Any) -> Any:
+def mixture(counted):
     """Makes engines of the Gaussian mixture for an algorithm."""
 
-    def make(
-        algorithm: Algorithm, kind: type[ByText] = ByText, guide: str = "", **options: Any
-    ) -> LiveEngine:
+    def make(algorithm, kind=ByText, guide="", **options):
         denoiser = counted(STEPS)
         denoiser.__class__ = kind
         kernel = KERNELS[
@@ -57,14 +52,12 @@ def mixture(counted: Any) -> Any:
     return make
 
 
-def on_actors(
-    mixture: Any, algorithm: Algorithm, actors: int = 2, **how: Any
-) -> tuple[ClusterEngine, LocalPool]:
+def on_actors(mixture, algorithm, actors=2, **how):
     pool = LocalPool(lambda: mixture(algorithm), actors, **how)
     return ClusterEngine(pool), pool
 
 
-def same(one: list[Result], other: list[Result]) -> None:
+def same(one, other):
     """The same moves, the same books, the same images."""
     for a, b in zip(one, other, strict=True):
         assert moves(a) == moves(b)
@@ -76,13 +69,11 @@ def same(one: list[Result], other: list[Result]) -> None:
         np.testing.assert_allclose(a.particles.scores, b.particles.scores, atol=1e-6)
 
 
-def spent(results: list[Result]) -> Cost:
+def spent(results):
     return Cost().plus(*(result.spent.cost for result in results))
 
 
-def search_again(
-    alone: list[Result], algorithm: Algorithm, cluster: ClusterEngine, **how: Any
-) -> list[Result]:
+def search_again(alone, algorithm, cluster, **how):
     """A search on a cluster, which must find what was found `alone` and pay for all that ran and
     was not lost."""
     found = search([result.prompt for result in alone], algorithm, cluster, **how)
@@ -100,11 +91,9 @@ DEATHS = [
 
 @pytest.mark.parametrize(("actors", "kills"), DEATHS)
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_finds_the_same_on_engines_that_die(
-    mixture: Any, name: str, actors: int, kills: int
-) -> None:
+def test_every_algorithm_finds_the_same_on_engines_that_die(mixture, name, actors, kills):
     algorithm = build(name)
-    how: dict[str, Any] = {"budget": Budget(nfe=60), "selection": Selection(keep=2)}
+    how = {"budget": Budget(nfe=60), "selection": Selection(keep=2)}
     alone = search(PROMPTS[:2], algorithm, mixture(algorithm), **how)
     cluster, pool = on_actors(mixture, algorithm, actors, kills=kills, often=0.2)
     search_again(alone, algorithm, cluster, **how)
@@ -126,12 +115,10 @@ def test_every_algorithm_finds_the_same_on_engines_that_die(
         ("features", "seed-pruning"),
     ],
 )
-def test_so_do_drafts_gradients_and_images_that_differ(
-    mixture: Any, kind: str, name: str, kills: int
-) -> None:
+def test_so_do_drafts_gradients_and_images_that_differ(mixture, kind, name, kills):
     algorithm = build(name)
     selection = Selection(keep=3, diversity=2.0 if kind == "features" else 0.0)
-    how: dict[str, Any] = {"budget": Budget(nfe=60), "selection": selection}
+    how = {"budget": Budget(nfe=60), "selection": selection}
     make, paid = {
         "drafts": (finishing, "draft_calls"),
         "gradients": (partial(mixture, algorithm, guide="tilted:0.2"), "gradients"),
@@ -148,8 +135,8 @@ def test_so_do_drafts_gradients_and_images_that_differ(
 @pytest.mark.parametrize("kills", [0, 2])
 @pytest.mark.parametrize("name", ["best-of-n", "svdd", "seed-pruning"])
 def test_a_search_that_is_stopped_keeps_what_is_finished_and_pays_what_ran(
-    mixture: Any, monkeypatch: pytest.MonkeyPatch, name: str, kills: int, after: int
-) -> None:
+    mixture, monkeypatch, name, kills, after
+):
     if after % 2:  # asked while other rows are denoised
         monkeypatch.setattr(Coarse, "runs_on", "elsewhere", raising=False)
     (cluster, _), events = on_actors(mixture, build(name), seed=after, kills=kills), list[str]()
@@ -166,10 +153,10 @@ def test_a_search_that_is_stopped_keeps_what_is_finished_and_pays_what_ran(
     assert kills or cluster.group.ran == spent(results)
 
 
-def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture: Any) -> None:
+def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture):
     cluster, pool = on_actors(mixture, build("best-of-n"))
 
-    def listen(event: Any) -> None:
+    def listen(event):
         pool.hopeless = pool.hopeless or (event.kind == "score" and event.uids[0] > 3)
 
     (found,) = search(PROMPTS[:1], build("best-of-n"), cluster, Budget(nfe=200), on_event=listen)
@@ -179,15 +166,15 @@ def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture: 
 
 
 def test_a_device_without_memory_for_a_row_ends_the_search_with_what_was_found(
-    mixture: Any,
-) -> None:
-    made: list[LiveEngine] = []
+    mixture,
+):
+    made = []
 
-    def cramped() -> LiveEngine:
+    def cramped():
         made.append(live := mixture(build("best-of-n")))
         predict = live.denoiser.predict
 
-        def full(x: Any, *rest: Any) -> Any:
+        def full(x, *rest):
             if made[0] is live and live.nfe > STEPS * 3:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return predict(x, *rest)
@@ -205,13 +192,13 @@ def test_a_device_without_memory_for_a_row_ends_the_search_with_what_was_found(
     assert cluster.group.ran == spent([found]) == Cost().plus(*(live.ran for live in made))
 
 
-def add(run: Run, nfe: int) -> RunningRequest:
+def add(run, nfe):
     """A search for the best of as many seeds as such a budget affords."""
     spec = prepared(LoopSearch(build("best-of-n"), Budget(nfe=nfe)), run.engine)
     return run.add([Prompt(PROMPTS[0])], spec, RequestClock(time.monotonic, 0.0))
 
 
-def requests_on(cluster: ClusterEngine, *budgets: int) -> tuple[Run, list[RunningRequest]]:
+def requests_on(cluster, *budgets):
     """A loop over a cluster with searches under way, and one batch behind them."""
     run = Run(cluster)
     found = [add(run, nfe) for nfe in budgets]
@@ -221,8 +208,8 @@ def requests_on(cluster: ClusterEngine, *budgets: int) -> tuple[Run, list[Runnin
 
 
 def test_an_actor_that_dies_for_good_while_a_search_is_cancelled_ends_all_with_what_they_have(
-    mixture: Any,
-) -> None:
+    mixture,
+):
     cluster, pool = on_actors(mixture, build("best-of-n"))
     run, (first, second) = requests_on(cluster, 200, 200)
     pool.hopeless = True
@@ -232,9 +219,7 @@ def test_an_actor_that_dies_for_good_while_a_search_is_cancelled_ends_all_with_w
 
 
 @pytest.mark.parametrize("fair", [True, False])
-def test_a_large_request_keeps_a_small_one_waiting_only_where_jobs_take_no_turns(
-    mixture: Any, fair: bool
-) -> None:
+def test_a_large_request_keeps_a_small_one_waiting_only_where_jobs_take_no_turns(mixture, fair):
     cluster, _ = on_actors(partial(mixture, fair=fair), build("best-of-n"))
     run, (large,) = requests_on(cluster, 1200)
     before = cluster.nfe
@@ -246,10 +231,10 @@ def test_a_large_request_keeps_a_small_one_waiting_only_where_jobs_take_no_turns
     run.cancel(large)
 
 
-def test_weights_reach_all_actors_until_their_job_is_released(mixture: Any) -> None:
+def test_weights_reach_all_actors_until_their_job_is_released(mixture):
     cluster, pool = on_actors(partial(mixture, fair=True), build("best-of-n"))
 
-    def weights() -> list[dict[int, float]]:
+    def weights():
         cluster.check([])
         return [dict(actor.engine.scheduler.turns.share.weights) for actor in pool.actors]
 
@@ -263,9 +248,7 @@ def test_weights_reach_all_actors_until_their_job_is_released(mixture: Any) -> N
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop", "add"])
-def test_an_actor_that_dies_as_a_request_comes_or_goes_changes_nothing_of_the_others(
-    mixture: Any, how: str
-) -> None:
+def test_an_actor_that_dies_as_a_request_comes_or_goes_changes_nothing_of_the_others(mixture, how):
     alone, _ = on_actors(mixture, build("best-of-n"))
     quiet, (other,) = requests_on(alone, 200)
     while quiet.busy:
@@ -290,9 +273,9 @@ def test_an_actor_that_dies_as_a_request_comes_or_goes_changes_nothing_of_the_ot
 
 
 @pytest.mark.parametrize("name", ["price-of-compute", "seed-pruning"])
-def test_prompts_that_share_a_budget_find_the_same_when_actors_die(mixture: Any, name: str) -> None:
+def test_prompts_that_share_a_budget_find_the_same_when_actors_die(mixture, name):
     algorithm = build(name)
-    how: dict[str, Any] = {"budget": Budget(nfe=60), "shared": True}
+    how = {"budget": Budget(nfe=60), "shared": True}
     alone = search(PROMPTS, algorithm, mixture(algorithm), **how)
     for kills in (1, 4):
         cluster, pool = on_actors(mixture, algorithm, 2, kills=kills, often=0.1)
@@ -300,11 +283,11 @@ def test_prompts_that_share_a_budget_find_the_same_when_actors_die(mixture: Any,
         assert pool.deaths
 
 
-def test_a_search_that_kills_its_actors_at_the_same_step_comes_to_an_end(mixture: Any) -> None:
+def test_a_search_that_kills_its_actors_at_the_same_step_comes_to_an_end(mixture):
     """Turns pass between deaths, so that no actor seems hopeless."""
     cluster, pool = on_actors(mixture, build("best-of-n"), 1)
 
-    def listen(event: Any) -> None:
+    def listen(event):
         if event.kind == "score":
             pool.dead.add(0)
 
@@ -313,7 +296,7 @@ def test_a_search_that_kills_its_actors_at_the_same_step_comes_to_an_end(mixture
     assert cluster.group.ran.nfe > 60
 
 
-def test_the_seeds_of_one_prompt_run_on_all_engines(mixture: Any) -> None:
+def test_the_seeds_of_one_prompt_run_on_all_engines(mixture):
     algorithm = make_algorithm("seed-pruning", n=48)
     cluster, pool = on_actors(mixture, algorithm, 3, seed=5)
     search_again(search(["a"], algorithm, mixture(algorithm)), algorithm, cluster)
@@ -321,7 +304,7 @@ def test_the_seeds_of_one_prompt_run_on_all_engines(mixture: Any) -> None:
     assert min(ran) > 0.5 * max(ran)  # they take their turns by chance
 
 
-def test_what_an_engine_refuses_is_refused_as_it_would_be(mixture: Any, counted: Any) -> None:
+def test_what_an_engine_refuses_is_refused_as_it_would_be(mixture, counted):
     algorithm = build("best-of-n")
     cluster, _ = on_actors(mixture, algorithm)
     for prompt, name, why in (
@@ -337,9 +320,7 @@ def test_what_an_engine_refuses_is_refused_as_it_would_be(mixture: Any, counted:
 
 
 @pytest.mark.parametrize(("second", "together"), [(3.0, 5.0), (None, None)])
-def test_actors_use_energy_together_and_memory_each(
-    second: float | None, together: float | None
-) -> None:
+def test_actors_use_energy_together_and_memory_each(second, together):
     meter = ClusterMeter([])  # type: ignore[arg-type]
     meter.parts = [
         {"energy_joules": 2.0, "peak_memory_bytes": 9},
@@ -349,9 +330,7 @@ def test_actors_use_energy_together_and_memory_each(
 
 
 @pytest.mark.parametrize("everywhere", [True, False])
-def test_a_prompt_that_actors_cannot_encode_changes_nothing_for_later_ones(
-    mixture: Any, everywhere: bool
-) -> None:
+def test_a_prompt_that_actors_cannot_encode_changes_nothing_for_later_ones(mixture, everywhere):
     cluster, pool = on_actors(mixture, build("best-of-n"))
     if not everywhere:
         pool.actors[0].engine.denoiser.encode = lambda prompts: None
@@ -369,11 +348,11 @@ def test_a_prompt_that_actors_cannot_encode_changes_nothing_for_later_ones(
 class Large(ByText):
     """Images of 256 x 256 pixels, 786 kB each."""
 
-    def decode(self, x0: Any) -> Any:
+    def decode(self, x0):
         return super().decode(x0).expand(-1, -1, 256, 256).contiguous()
 
 
-def test_only_kept_images_reach_the_driver(mixture: Any) -> None:
+def test_only_kept_images_reach_the_driver(mixture):
     cluster, pool = on_actors(partial(mixture, kind=Large), build("best-of-n"))
     found = search(["a"], make_algorithm("best-of-n", n=24), cluster, selection=Selection(keep=2))
     image, small = 3 * 256 * 256 * 4, 3 * 256 * 256
@@ -383,11 +362,11 @@ def test_only_kept_images_reach_the_driver(mixture: Any) -> None:
     assert pool.heard < 24 * small + 60_000, "answers hold small copies only"
 
 
-def test_an_image_that_is_lost_with_its_machine_gives_way_to_the_next_best(mixture: Any) -> None:
+def test_an_image_that_is_lost_with_its_machine_gives_way_to_the_next_best(mixture):
     algorithm = make_algorithm("best-of-n", n=6)
     plain = search(["a"], algorithm, mixture(algorithm), selection=Selection(keep=2))[0]
 
-    def lose(event: Any) -> None:
+    def lose(event):
         if event.kind == "score" and event.uids[0] == plain.best.uid:
             Shelf.images[event.picture.place.number] = b""
 
@@ -404,11 +383,11 @@ def test_an_image_that_is_lost_with_its_machine_gives_way_to_the_next_best(mixtu
 
 @pytest.mark.parametrize("kills", [0, 2])
 @pytest.mark.parametrize("name", ["best-of-n", "svdd", "seed-pruning"])
-def test_a_person_leads_a_search_and_what_ran_is_paid(mixture: Any, name: str, kills: int) -> None:
+def test_a_person_leads_a_search_and_what_ran_is_paid(mixture, name, kills):
     cluster, _ = on_actors(mixture, build(name), seed=3, kills=kills)
-    leds: list[Any] = []
+    leds = []
 
-    def listen(event: Event) -> None:
+    def listen(event):
         leds.extend([event.led] * (event.led is not None))
         if event.kind == "tick":
             for led in leds:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
 from ttsnap import search
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.results import Event
-from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
@@ -19,7 +15,7 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import load
 from ttsnap.pipelines.engine_factory import EngineBuilder
 from ttsnap.pipelines.run import decisions_of
-from ttsnap.request.request import EngineSpec, Prepared, SearchRequest, prepare
+from ttsnap.request.request import EngineSpec, SearchRequest, prepare
 
 from .local import LocalPool
 
@@ -33,11 +29,11 @@ PROMPTS = tuple(
 
 
 @pytest.fixture
-def asked() -> Callable[[int], tuple[Prepared, Callable[[], LiveEngine]]]:
+def asked():
     """The default search for so many prompts, and what makes its engine anew, as in a process of
     its own."""
 
-    def ask(prompts: int) -> tuple[Prepared, Callable[[], LiveEngine]]:
+    def ask(prompts):
         model = ModelOptions("embedded", device="cpu", dtype="float32")
         engine = EngineSpec(model, (), SamplerOptions(), EngineOptions(4), {})
         request = SearchRequest(PROMPTS[:prompts], engine, "seed-pruning", Budget(nfe=16))
@@ -48,11 +44,11 @@ def asked() -> Callable[[int], tuple[Prepared, Callable[[], LiveEngine]]]:
     return ask
 
 
-def kills(pool: LocalPool, at: int) -> Callable[[Event], None]:
+def kills(pool, at):
     """A listener that kills an actor at such an event."""
-    events: list[Event] = []
+    events = []
 
-    def listen(event: Event) -> None:
+    def listen(event):
         events.append(event)
         if len(events) == at:
             pool.dead.add(1)
@@ -61,12 +57,10 @@ def kills(pool: LocalPool, at: int) -> Callable[[Event], None]:
 
 
 @pytest.mark.parametrize("prompts", [4, pytest.param(16, marks=pytest.mark.slow)])
-def test_it_finds_the_same_images_whenever_an_actor_dies(
-    asked: Callable[[int], tuple[Prepared, Callable[[], LiveEngine]]], prompts: int
-) -> None:
+def test_it_finds_the_same_images_whenever_an_actor_dies(asked, prompts):
     found, make = asked(prompts)
     how = found.prompts, found.algorithm
-    events: list[Event] = []
+    events = []
     alone = search(*how, make(), found.budget, on_event=events.append)
     for share in (0.1, 0.5, 0.9):
         pool = LocalPool(make, 2)

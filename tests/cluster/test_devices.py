@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,11 +16,10 @@ from ttsnap.cluster.devices import alone, connect
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.pipelines import defaults, load
-from ttsnap.request.request import EngineSpec
 
 from .local import LocalPool
 
-HOW: dict[str, Any] = {
+HOW = {
     "search": "best-of-n",
     "reward": "scenes",
     "budget": "8nfe",
@@ -33,32 +29,30 @@ HOW: dict[str, Any] = {
 }
 
 
-def loaded(**how: Any) -> Any:
+def loaded(**how):
     pipe = load(**how).to("cpu")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
+def pipe():
     return loaded()
 
 
 @pytest.fixture
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
+def local(monkeypatch):
     """Devices are actors without processes."""
 
     @contextmanager
-    def clustered(
-        spec: EngineSpec, builder: Any, options: DeviceOptions
-    ) -> Iterator[ClusterEngine]:
+    def clustered(spec, builder, options):
         yield ClusterEngine(LocalPool(builder(spec), int(options.devices)))
 
     monkeypatch.setattr("ttsnap.cluster.devices.clustered", clustered)
 
 
 @pytest.mark.usefixtures("local")
-def test_a_call_on_two_devices_finds_what_it_finds_on_one(pipe: Any) -> None:
+def test_a_call_on_two_devices_finds_what_it_finds_on_one(pipe):
     prompts = ["a red circle", "two green squares"]
     one, two = (pipe(prompts, devices=n, output_type="latent", **HOW) for n in (1, 2))
     for a, b in zip(one.search, two.search, strict=True):
@@ -68,7 +62,7 @@ def test_a_call_on_two_devices_finds_what_it_finds_on_one(pipe: Any) -> None:
 
 
 @pytest.mark.usefixtures("local")
-def test_any_class_takes_its_drafter_and_arguments_along(tmp_path: Path) -> None:
+def test_any_class_takes_its_drafter_and_arguments_along(tmp_path):
     stock("PixArtAlphaPipeline").save_pretrained(tmp_path)
     pipe = loaded(model=tmp_path)
     how = {
@@ -86,7 +80,7 @@ def test_any_class_takes_its_drafter_and_arguments_along(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("local")
-def test_what_actors_find_while_a_search_runs_is_told_and_counted(tmp_path: Path) -> None:
+def test_what_actors_find_while_a_search_runs_is_told_and_counted(tmp_path):
     stock("AnimateDiffPipeline").save_pretrained(tmp_path)  # whose network mixes the rows of a call
     pipe = loaded(model=tmp_path)
     how = {**HOW, **call_of("AnimateDiffPipeline"), "reward": "brightness", "budget": "3images"}
@@ -99,8 +93,8 @@ def test_what_actors_find_while_a_search_runs_is_told_and_counted(tmp_path: Path
 
 
 @pytest.mark.usefixtures("local")
-def test_edits_take_their_pictures_to_the_devices() -> None:
-    def keeps(images: torch.Tensor, prompts: list[str], *, source: torch.Tensor) -> torch.Tensor:
+def test_edits_take_their_pictures_to_the_devices():
+    def keeps(images, prompts, *, source):
         return -(images.mean((2, 3)) - source.mean((2, 3))).abs().mean(1)
 
     keeps.needs = {"source"}  # type: ignore[attr-defined]
@@ -125,9 +119,7 @@ def test_edits_take_their_pictures_to_the_devices() -> None:
     assert abs(one[0].best.reward - one[1].best.reward) > 0.01
 
 
-def test_one_device_needs_no_ray_and_several_say_so(
-    pipe: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_device_needs_no_ray_and_several_say_so(pipe, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -137,9 +129,7 @@ def test_one_device_needs_no_ray_and_several_say_so(
         pipe("a red circle", devices=2, **HOW)
 
 
-def test_what_other_processes_cannot_make_is_refused(
-    pipe: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_other_processes_cannot_make_is_refused(pipe, monkeypatch):
     monkeypatch.setattr(pipe, "preview_vae", object(), raising=False)
     with pytest.raises(ValueError, match="preview VAE"):
         pipe("a red circle", devices=2, **HOW)
@@ -149,7 +139,7 @@ def test_what_other_processes_cannot_make_is_refused(
         made("a red circle", devices=2, **HOW)
 
 
-def test_how_many_devices_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_many_devices_are_meant(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("torch.xpu.device_count", lambda: 2)
     monkeypatch.setattr("torch.mps.device_count", lambda: 1)
@@ -167,8 +157,8 @@ def test_how_many_devices_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_search_on_this_machine_outlives_the_server_of_ray(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     """Ray reads this as it starts, and ends the process so long after its server died."""
     ray, seen = pytest.importorskip("ray"), dict[str, str]()
     monkeypatch.setattr(os, "environ", {"HOME": "/"})

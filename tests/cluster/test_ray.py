@@ -9,10 +9,8 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -28,14 +26,14 @@ PROMPTS, ROOT = ["a", "b"], Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def pool(hosts: Any) -> Iterator[Any]:
+def pool(hosts):
     from ttsnap.cluster.ray_pool import RayPool
 
     with closing(RayPool.of_engines(tiny, hosts)) as pool:
         yield pool
 
 
-def pids(pool: Any) -> list[int]:
+def pids(pool):
     import ray
 
     return ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in pool.actors])
@@ -44,14 +42,12 @@ def pids(pool: Any) -> list[int]:
 @pytest.mark.parametrize(
     "name", ["seed-pruning", pytest.param("zero-order", marks=pytest.mark.slow)]
 )
-def test_two_processes_find_what_one_does_and_so_they_do_when_both_are_killed(
-    pool: Any, name: str
-) -> None:
+def test_two_processes_find_what_one_does_and_so_they_do_when_both_are_killed(pool, name):
     algorithm, cluster, events = make_algorithm(name, n=8), ClusterEngine(pool), list[Event]()
     alone = search(PROMPTS, algorithm, tiny(), "60nfe")
     moments = dict(zip(random.Random(0).sample(range(1, 12), 2), pids(pool), strict=True))
 
-    def kill(event: Event) -> None:
+    def kill(event):
         events.append(event)
         if len(events) in moments:
             os.kill(moments[len(events)], signal.SIGKILL)
@@ -70,8 +66,8 @@ def test_two_processes_find_what_one_does_and_so_they_do_when_both_are_killed(
 
 
 def test_what_an_actor_refuses_is_said_here_and_more_actors_than_there_is_room_for_are_refused(
-    pool: Any,
-) -> None:
+    pool,
+):
     from ttsnap.cluster.ray_pool import Hosts
 
     with pytest.raises(ValueError, match="empty prompt"):
@@ -82,8 +78,8 @@ def test_what_an_actor_refuses_is_said_here_and_more_actors_than_there_is_room_f
 
 
 def test_actors_that_do_not_start_are_waited_for_with_a_word_and_not_for_ever(
-    ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    ray_session, monkeypatch, capsys
+):
     from ttsnap.cluster import ray_pool
 
     monkeypatch.setattr(ray_pool, "START_SECONDS", 0.0)
@@ -95,7 +91,7 @@ def test_actors_that_do_not_start_are_waited_for_with_a_word_and_not_for_ever(
 # --- what the documentation shows -----------------------------------------------------------------
 
 
-def test_the_picture_of_a_cluster_is_what_its_script_draws() -> None:
+def test_the_picture_of_a_cluster_is_what_its_script_draws():
     script = ROOT / "scripts" / "draw_cluster.py"
     checked = subprocess.run(
         [sys.executable, str(script), "--check"], capture_output=True, text=True
@@ -103,7 +99,7 @@ def test_the_picture_of_a_cluster_is_what_its_script_draws() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_ray_accepts_the_cluster_of_the_how_to() -> None:
+def test_ray_accepts_the_cluster_of_the_how_to():
     yaml, ray, jsonschema = (pytest.importorskip(name) for name in ("yaml", "ray", "jsonschema"))
     text = (ROOT / "docs" / "howto" / "cluster.md").read_text(encoding="utf-8")
     cluster = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])

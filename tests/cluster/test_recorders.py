@@ -6,11 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,11 +35,11 @@ WHAT = RecordOptions(seeds=8, seed=3, images=True, block=(1, 2))
 """Eight units of a prompt and two seeds."""
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def recorded_alone(folder: Path) -> tuple[ToyBuilder, dict[str, bytes]]:
+def recorded_alone(folder):
     """What makes an engine, and what one process writes."""
     builder = ToyBuilder(EngineSpec(ModelOptions(), (folder.parent,)))
     engine, info = builder.recording()
@@ -50,10 +48,10 @@ def recorded_alone(folder: Path) -> tuple[ToyBuilder, dict[str, bytes]]:
 
 
 @pytest.fixture
-def running(hosts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def running(hosts, monkeypatch):
     """Workers are hosts that have begun, and stay."""
 
-    def of(workers: int, *, gpu: bool) -> Any:
+    def of(workers, *, gpu):
         assert (workers, gpu) == (len(hosts.actors), False)
         return hosts
 
@@ -62,7 +60,7 @@ def running(hosts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("running")
-def test_what_one_process_began_two_go_on_with_and_one_of_them_is_killed(tmp_path: Path) -> None:
+def test_what_one_process_began_two_go_on_with_and_one_of_them_is_killed(tmp_path):
     builder, whole = recorded_alone(tmp_path / "whole")
     (tmp_path / "interrupt").touch()
     with pytest.raises(KeyboardInterrupt):
@@ -77,16 +75,14 @@ def test_what_one_process_began_two_go_on_with_and_one_of_them_is_killed(tmp_pat
 
 
 @pytest.mark.usefixtures("running", "ctrl_c")
-def test_a_signal_waits_for_the_units_of_all_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_waits_for_the_units_of_all_workers(tmp_path, monkeypatch):
     (builder, whole), add, added = (
         recorded_alone(tmp_path / "whole"),
         OpenRecording.add,
         list[int](),
     )
 
-    def signalled(self: OpenRecording, unit: Unit, *made: Any) -> None:
+    def signalled(self, unit, *made):
         if not added:
             os.kill(os.getpid(), signal.SIGINT)
         add(self, unit, *made)
@@ -112,16 +108,14 @@ def test_a_signal_waits_for_the_units_of_all_workers(
         (["--ray-address", "auto", "--reward", "magic"], "'magic'"),
     ],
 )
-def test_what_workers_cannot_do_gets_one_line(
-    more: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_what_workers_cannot_do_gets_one_line(more, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["record", *PROMPTS, "--steps", "2", "--out", "r", *more]) == 2
     assert message in error_of(capsys)
     assert not Path("r").exists()
 
 
-def test_one_process_takes_no_ray() -> None:
+def test_one_process_takes_no_ray():
     code = (
         "import sys, ttsnap.cli.record, ttsnap.pipelines.engine_factory; sys.exit('ray' in"
         " sys.modules)"
@@ -140,23 +134,21 @@ class Worker(Actor):
     """Makes a unit of its number. Units that are `deadly` end it; it cannot make those of a disk
     that is `full`."""
 
-    def __init__(
-        self, begun: list[int], deadly: int = -1, full: int = -1, loads: bool = True
-    ) -> None:
+    def __init__(self, begun, deadly=-1, full=-1, loads=True):
         self.begun, self.deadly, self.full, self.loads = begun, deadly, full, loads
 
-    def load(self) -> None:
+    def load(self):
         if not self.loads:
             raise ActorDied("out of memory")
 
-    def describe(self, prompts: Sequence[Prompt], options: Any) -> RecordingSetup:
+    def describe(self, prompts, options):
         self.load()
         return RecordingSetup(HEADER, tuple(prompts), 2.0)
 
-    def begin(self, setup: RecordingSetup) -> None:
+    def begin(self, setup):
         self.setup = setup
 
-    def make(self, unit: Unit, path: Path) -> RecordedUnit:
+    def make(self, unit, path):
         assert self.setup.prompts == (Prompt("a"),)
         self.begun.append(unit.index)
         if unit.index == self.deadly:
@@ -166,14 +158,12 @@ class Worker(Actor):
         return RecordedUnit(np.full(1, float(unit.index)), None)
 
 
-def made_by(
-    workers: int, units: list[Unit] = UNITS, seed: int = 0, kills: int = 0, **how: Any
-) -> Any:
+def made_by(workers, units=UNITS, seed=0, kills=0, **how):
     """The units that were begun by workers, of which some are killed, and how often one was."""
-    begun: list[int] = []
+    begun = []
     make = partial(Worker, begun, **how)
     pool = LocalPool(make, workers, seed=seed, kills=kills, often=0.2, actor=lambda make: make())
-    spent: list[float] = []
+    spent = []
     setup, making = recorders.recorded_by(pool, [Prompt("a")], Path("r"), RecordOptions(20))
     found = [
         (unit.index, float(made.scores[0]))
@@ -185,7 +175,7 @@ def made_by(
 
 
 @pytest.mark.parametrize("workers", [1, 3, 30])
-def test_every_unit_is_made_once_whoever_is_lost(workers: int) -> None:
+def test_every_unit_is_made_once_whoever_is_lost(workers):
     for seed in range(20):
         begun, deaths = made_by(workers, seed=seed, kills=2)
         assert 20 <= len(begun) <= 20 + deaths
@@ -202,6 +192,6 @@ def test_every_unit_is_made_once_whoever_is_lost(workers: int) -> None:
         ({"loads": False}, f"^{MOST_DEATHS} workers were lost while they loaded the model"),
     ],
 )
-def test_what_workers_die_of_again_and_again_or_raise_is_raised_here(how: Any, said: str) -> None:
+def test_what_workers_die_of_again_and_again_or_raise_is_raised_here(how, said):
     with pytest.raises(ValueError, match=said):
         made_by(2, **how)

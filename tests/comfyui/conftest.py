@@ -4,15 +4,14 @@ names no checkout."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import pytest
 
-from tests.comfyui.server import ComfyServer, checkout, serving
+from tests.comfyui.server import checkout, serving
 
 
 @pytest.fixture(scope="package")
-def comfy() -> None:
+def comfy():
     """`comfy` can be imported from here on, for the CPU. It reads the process's arguments once, as
     it is imported."""
     sys.path.append(str(checkout()))  # last, since it has a package `tests`, too
@@ -26,7 +25,7 @@ def comfy() -> None:
 
 
 @pytest.fixture(scope="package")
-def server(comfy: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def server(comfy, tmp_path_factory):
     """ComfyUI with this repository's nodes, and the embedded model. Its cache knows what ran
     before."""
     with serving(tmp_path_factory.mktemp("comfyui")) as running:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -33,12 +33,10 @@ class Const:
 
     sigma_max = 1.0
 
-    def noise_scaling(
-        self, sigma: Tensor, noise: Tensor, latent: Tensor, max_denoise: bool = False
-    ) -> Tensor:
+    def noise_scaling(self, sigma, noise, latent, max_denoise=False):
         return sigma * noise + (1 - sigma) * latent
 
-    def inverse_noise_scaling(self, sigma: Tensor, latent: Tensor) -> Tensor:
+    def inverse_noise_scaling(self, sigma, latent):
         return latent / (1 - sigma)
 
 
@@ -47,21 +45,19 @@ class Exploding:
 
     sigma_max = 10.0
 
-    def noise_scaling(
-        self, sigma: Tensor, noise: Tensor, latent: Tensor, max_denoise: bool = False
-    ) -> Tensor:
+    def noise_scaling(self, sigma, noise, latent, max_denoise=False):
         noise *= torch.sqrt(1 + sigma**2) if max_denoise else sigma
         noise += latent
         return noise
 
-    def inverse_noise_scaling(self, sigma: Tensor, latent: Tensor) -> Tensor:
+    def inverse_noise_scaling(self, sigma, latent):
         return latent
 
 
 class Sampler:
     """comfy.samplers.Sampler."""
 
-    def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
+    def max_denoise(self, model_wrap, sigmas):
         largest, first = float(model_wrap.inner_model.model_sampling.sigma_max), float(sigmas[0])
         return math.isclose(largest, first, rel_tol=1e-5) or first > largest
 
@@ -72,14 +68,12 @@ class Inpaint:
     latent_image: Tensor
     noise: Tensor
 
-    def __init__(self, model: Any, sigmas: Tensor) -> None:
+    def __init__(self, model, sigmas):
         self.inner_model = model
 
-    def __call__(
-        self, x: Tensor, sigma: Tensor, denoise_mask: Tensor | None, **more: Any
-    ) -> Tensor:
+    def __call__(self, x, sigma, denoise_mask, **more):
         if denoise_mask is None:
-            made: Tensor = self.inner_model(x, sigma, **more)
+            made = self.inner_model(x, sigma, **more)
             return made
         sampling, keep = self.inner_model.inner_model.model_sampling, 1 - denoise_mask
         at = sigma.reshape(-1, *[1] * (x.ndim - 1))
@@ -99,15 +93,15 @@ class Stock(Sampler):
 
     def sample(
         self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: Tensor,
-        latent_image: Tensor,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
+        model_wrap,
+        sigmas,
+        extra_args,
+        callback,
+        noise,
+        latent_image,
+        denoise_mask=None,
+        disable_pbar=False,
+    ):
         model = Inpaint(model_wrap, sigmas)
         model.latent_image, model.noise = latent_image, noise
         sampling = model_wrap.inner_model.model_sampling
@@ -120,7 +114,7 @@ class Stock(Sampler):
             else (lambda i, x0: callback(i, x0, x, len(sigmas) - 1))
         )
         done = self.loop(model, x, sigmas, {**extra_args, "denoise_mask": denoise_mask}, step)
-        made: Tensor = sampling.inverse_noise_scaling(sigmas[-1], done)
+        made = sampling.inverse_noise_scaling(sigmas[-1], done)
         return made
 
 
@@ -128,14 +122,14 @@ Call = Callable[[Tensor, Tensor], Tensor]
 Args = dict[str, Any]
 
 
-def _caller(model: Any, args: Args) -> Call:
+def _caller(model, args):
     return lambda x, sigma: model(x, sigma * x.new_ones([len(x)]), **args)
 
 
-def _looped(advance: Callable[[Call, Tensor, Tensor, Tensor, Tensor], Tensor]) -> Loop:
+def _looped(advance):
     """A loop of steps: advance(call, x, x0, sigma, the next sigma)."""
 
-    def loop(model: Any, x: Tensor, sigmas: Tensor, args: Args, step: Any) -> Tensor:
+    def loop(model, x, sigmas, args, step):
         call = _caller(model, args)
         for i, (now, then) in enumerate(itertools.pairwise(sigmas)):
             x0 = call(x, now)
@@ -147,23 +141,23 @@ def _looped(advance: Callable[[Call, Tensor, Tensor, Tensor, Tensor], Tensor]) -
 
 
 @_looped
-def euler(call: Call, x: Tensor, x0: Tensor, now: Tensor, then: Tensor) -> Tensor:
+def euler(call, x, x0, now, then):
     return x + (x - x0) / now * (then - now)
 
 
 @_looped
-def heun(call: Call, x: Tensor, x0: Tensor, now: Tensor, then: Tensor) -> Tensor:
+def heun(call, x, x0, now, then):
     """Two calls a step but the last."""
     d = (x - x0) / now
     there = x + d * (then - now)
     return there if then == 0 else x + (d + (there - call(there, then)) / then) / 2 * (then - now)
 
 
-def ancestral(model: Any, x: Tensor, sigmas: Tensor, args: Args, step: Any) -> Tensor:
+def ancestral(model, x, sigmas, args, step):
     """Fresh noise at each step, of the candidate's seed; keeps the last estimate (a history)."""
     noise, last = torch.Generator().manual_seed(args["seed"] + 1), torch.zeros_like(x)
 
-    def advance(call: Call, x: Tensor, x0: Tensor, now: Tensor, then: Tensor) -> Tensor:
+    def advance(call, x, x0, now, then):
         nonlocal last
         before, last = last, x0
         return x0 + 0.1 * then * (x0 - before) + then * torch.randn(x.shape, generator=noise)
@@ -171,11 +165,11 @@ def ancestral(model: Any, x: Tensor, sigmas: Tensor, args: Args, step: Any) -> T
     return _looped(advance)(model, x, sigmas, args, step)
 
 
-def unguided(model: Any, x: Tensor, sigmas: Tensor, args: Args, step: Any) -> Tensor:
+def unguided(model, x, sigmas, args, step):
     """Steps along the negative pass, which a hook of its own reads (as the cfg_pp samplers)."""
     negative = torch.zeros_like(x)
 
-    def read(values: dict[str, Any]) -> Any:
+    def read(values):
         nonlocal negative
         negative = values["uncond_denoised"]
         return values["denoised"]
@@ -185,12 +179,12 @@ def unguided(model: Any, x: Tensor, sigmas: Tensor, args: Args, step: Any) -> Te
     return advance(model, x, sigmas, {**args, "model_options": options}, step)
 
 
-def churning(model: Any, x: Tensor, sigmas: Tensor, args: Args, step: Any) -> Tensor:
+def churning(model, x, sigmas, args, step):
     """Noise from torch's global generator."""
     return euler(model, x + 0.1 * torch.randn_like(x), sigmas, args, step)
 
 
-def adaptive(model: Any, x: Tensor, sigmas: Tensor, args: Args, step: Any) -> Tensor:
+def adaptive(model, x, sigmas, args, step):
     """A step whose size the image decides."""
     call = _caller(model, args)
     return call(x, sigmas[0] * (0.5 + 0.1 * torch.tanh(call(x, sigmas[0]).mean())))
@@ -218,23 +212,23 @@ class Model:
     """Whether the positive text is told with noise of the seed."""
     latent_format: ClassVar[None] = None
 
-    def x0(self, x: Tensor, sigma: Tensor, centre: float) -> Tensor:
+    def x0(self, x, sigma, centre):
         """E[x0 | x]."""
         s = sigma.reshape(-1, *[1] * (x.ndim - 1))
         a = 1 - s if isinstance(self.model_sampling, Const) else torch.ones_like(s)
         gain = a * self.spread**2 / (a**2 * self.spread**2 + s**2)
         return centre + gain * (x - a * centre)
 
-    def extra_conds(self, seed: int, **_: Any) -> dict[str, float]:
+    def extra_conds(self, seed, **_):
         return {"offset": (seed % 7) / 10} if self.noised else {}
 
-    def process_latent_in(self, latent: Tensor) -> Tensor:
+    def process_latent_in(self, latent):
         return latent * 2
 
-    def process_latent_out(self, latent: Tensor) -> Tensor:
+    def process_latent_out(self, latent):
         return latent / 2
 
-    def memory_required(self, shape: list[int]) -> int:
+    def memory_required(self, shape):
         return 100 * shape[0]
 
 
@@ -247,19 +241,17 @@ class Patcher:
     load_device = torch.device("cpu")
     model_options: ClassVar[dict[str, Any]] = {}
 
-    def clone(self) -> Patcher:
+    def clone(self):
         return self
 
-    def model_size(self) -> int:
+    def model_size(self):
         return self.size
 
-    def loaded_size(self) -> int:
+    def loaded_size(self):
         return 0
 
 
-def encode_model_conds(
-    extra_conds: Any, conds: list[Any], noise: Tensor, device: Any, prompt_type: str, **more: Any
-) -> list[Any]:
+def encode_model_conds(extra_conds, conds, noise, device, prompt_type, **more):
     """comfy.samplers.encode_model_conds."""
     return [
         {**each, "model_conds": {**each["model_conds"], **extra_conds(**more)}} for each in conds
@@ -269,26 +261,26 @@ def encode_model_conds(
 class Guider:
     """A CFGGuider."""
 
-    def __init__(self, model: Model, cfg: float = 2.0) -> None:
+    def __init__(self, model, cfg=2.0):
         self.model_patcher, self.cfg = Patcher(model), cfg
 
-    def set_conds(self, positive: Any, negative: Any) -> None:
+    def set_conds(self, positive, negative):
         pass
 
-    def set_cfg(self, cfg: float) -> None:
+    def set_cfg(self, cfg):
         self.cfg = cfg
 
     def sample(
         self,
-        noise: Tensor,
-        latent_image: Tensor,
-        sampler: Any,
-        sigmas: Tensor,
-        denoise_mask: Tensor | None = None,
-        callback: Any = None,
-        disable_pbar: bool = False,
-        seed: int | None = None,
-    ) -> Any:
+        noise,
+        latent_image,
+        sampler,
+        sigmas,
+        denoise_mask=None,
+        callback=None,
+        disable_pbar=False,
+        seed=None,
+    ):
         self.inner_model, self.loaded_models = self.model_patcher.model, []
         self.conds = {
             name: encode_model_conds(
@@ -308,14 +300,12 @@ class Guider:
             return NestedTensor(unpack_latents(made, shapes))
         if torch.count_nonzero(latent_image):
             latent_image = self.inner_model.process_latent_in(latent_image)
-        args: Args = {"model_options": {}, "seed": seed}
+        args = {"model_options": {}, "seed": seed}
         mask = None if denoise_mask is None else denoise_mask.expand(noise.shape)
         made = sampler.sample(self, sigmas, args, callback, noise, latent_image, mask, disable_pbar)
         return self.inner_model.process_latent_out(made.float())
 
-    def __call__(
-        self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None
-    ) -> Tensor:
+    def __call__(self, x, sigma, model_options, seed=None):
         model = self.inner_model
         if model.most_rows is not None and len(x) > model.most_rows:
             raise ValueError(f"this model supports batch size {model.most_rows}")
@@ -337,28 +327,28 @@ class NestedTensor:
 
     is_nested = True
 
-    def __init__(self, fields: Sequence[Tensor]) -> None:
+    def __init__(self, fields):
         self.fields = list(fields)
 
-    def unbind(self) -> list[Tensor]:
+    def unbind(self):
         return self.fields
 
-    def __getitem__(self, rows: Any) -> NestedTensor:
+    def __getitem__(self, rows):
         return NestedTensor([field[rows] for field in self.fields])
 
     @property
-    def shape(self) -> torch.Size:
+    def shape(self):
         return self.fields[0].shape
 
 
-def pack_latents(fields: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
+def pack_latents(fields):
     """comfy.utils.pack_latents."""
     return torch.cat([field.flatten(1)[:, None] for field in fields], -1), [
         field.shape for field in fields
     ]
 
 
-def unpack_latents(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+def unpack_latents(packed, shapes):
     """comfy.utils.unpack_latents."""
     parts = packed[:, 0].split([math.prod(shape[1:]) for shape in shapes], -1)
     return [part.unflatten(-1, shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
@@ -367,7 +357,7 @@ def unpack_latents(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]
 class Vae:
     """A VAE whose images are the first latent channel, tripled."""
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents):
         return (
             (latents[:, :1].movedim(1, -1) / 2 + 0.5)
             .clamp(0, 1)
@@ -380,7 +370,7 @@ class Management(ModuleType):
 
     InterruptProcessingException = InterruptProcessingException
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__("comfy.model_management")
         self.loads: list[float] = []
         self.interrupted, self.free = False, 10**9
@@ -388,32 +378,30 @@ class Management(ModuleType):
         """Of progress bars, which may hear that the user has cancelled, as on ComfyUI's server."""
         self.bars_hear = True
 
-    def load_models_gpu(self, models: list[Any], memory_required: float = 0) -> None:
+    def load_models_gpu(self, models, memory_required=0):
         self.loads.append(memory_required)
 
-    def throw_exception_if_processing_interrupted(self) -> None:
+    def throw_exception_if_processing_interrupted(self):
         if self.interrupted:
             self.interrupted = False
             raise InterruptProcessingException
 
-    def get_free_memory(self, device: torch.device) -> int:
+    def get_free_memory(self, device):
         return self.free
 
-    def interrupt_current_processing(self, value: bool = True) -> None:
+    def interrupt_current_processing(self, value=True):
         self.interrupted = value
 
-    def processing_interrupted(self) -> bool:
+    def processing_interrupted(self):
         return self.interrupted
 
-    def get_torch_device(self) -> torch.device:
+    def get_torch_device(self):
         return torch.device("cpu")
 
     intermediate_device = get_torch_device
 
 
-def _with_hook(
-    options: dict[str, Any], hook: Any, disable_cfg1_optimization: bool = False
-) -> dict[str, Any]:
+def _with_hook(options, hook, disable_cfg1_optimization=False):
     """comfy.model_patcher.set_model_options_post_cfg_function."""
     options[HOOKS] = [*options.get(HOOKS, []), hook]
     if disable_cfg1_optimization:
@@ -421,7 +409,7 @@ def _with_hook(
     return options
 
 
-def installed(patch: pytest.MonkeyPatch, modules: dict[str, dict[str, Any] | ModuleType]) -> None:
+def installed(patch, modules):
     """These can be imported. modules: by name, themselves or their members; packages first."""
     for name, given in modules.items():
         module = given if isinstance(given, ModuleType) else ModuleType(name)
@@ -433,7 +421,7 @@ def installed(patch: pytest.MonkeyPatch, modules: dict[str, dict[str, Any] | Mod
 
 
 @contextmanager
-def comfyui() -> Iterator[Management]:
+def comfyui():
     """`import comfy...` gives the double."""
     management = Management()
     with pytest.MonkeyPatch.context() as patch:

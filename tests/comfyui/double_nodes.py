@@ -5,21 +5,17 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.comfyui.double import (
     LOOPS,
     SHAPE,
     Const,
     Guider,
-    Management,
     Model,
     Patcher,
     Stock,
@@ -48,14 +44,14 @@ class IoType(str):
     __slots__ = ()
     __hash__ = str.__hash__
 
-    def __ne__(self, other: object) -> bool:
+    def __ne__(self, other):
         return not self == "*" and not self == other
 
 
-def kind(io_type: str) -> Any:
+def kind(io_type):
     """A type of comfy_api's io: its inputs and outputs hold what they are declared with."""
 
-    def declared(id: str = "", options: Any = None, optional: bool = False, **more: Any) -> Any:
+    def declared(id="", options=None, optional=False, **more):
         return SimpleNamespace(
             **{"min": None, "max": None, **more},
             id=id,
@@ -67,7 +63,7 @@ def kind(io_type: str) -> Any:
     return SimpleNamespace(Input=declared, Output=declared, io_type=io_type)
 
 
-def schema(node_id: str, name: str, category: str, inputs: Any, outputs: Any, **more: Any) -> Any:
+def schema(node_id, name, category, inputs, outputs, **more):
     return SimpleNamespace(node_id=node_id, inputs=inputs, outputs=outputs)
 
 
@@ -77,11 +73,11 @@ class KSampler:
 
     SAMPLERS, SCHEDULERS = [*LOOPS, "dpm_adaptive"], ["simple", "karras"]
 
-    def __init__(self, model: Any, steps: int, *_: Any) -> None:
+    def __init__(self, model, steps, *_):
         self.sigmas = torch.linspace(1.0, 0.0, steps + 1)
 
     @classmethod
-    def INPUT_TYPES(cls) -> Any:  # noqa: N802
+    def INPUT_TYPES(cls):  # noqa: N802
         return {
             "required": {
                 **{name: ("CONDITIONING", {}) for name in ("positive", "negative")},
@@ -102,16 +98,16 @@ class Scorer:
     RETURN_TYPES, FUNCTION = ("FLOAT",), "score"
 
     @classmethod
-    def INPUT_TYPES(cls) -> Any:  # noqa: N802
+    def INPUT_TYPES(cls):  # noqa: N802
         return {"required": {"image": ("IMAGE",), "scorer": ("SCORER",), "text": ("STRING",)}}
 
-    def score(self, image: Tensor, scorer: Any, text: str) -> tuple[float]:
+    def score(self, image, scorer, text):
         if isinstance(scorer, str | bytes):
             open(scorer).close()
         return (float(image.mean()),)
 
 
-def objects() -> dict[str, Any]:
+def objects():
     """What links of ComfyUI's own types carry, by type."""
     conditioning = [[torch.zeros(1, 1, 4), {}]]
     return {
@@ -125,7 +121,7 @@ def objects() -> dict[str, Any]:
 
 
 @contextmanager
-def nodes_of_comfyui() -> Iterator[Management]:
+def nodes_of_comfyui():
     """`ttsnap.comfyui.nodes` can be imported, with ComfyUI's node KSampler, and one of somebody
     else, "Scorer"."""
     types = {name: kind(name.upper()) for name in TYPES}
@@ -145,7 +141,7 @@ def nodes_of_comfyui() -> Iterator[Management]:
         }
         vars(sys.modules["comfy.samplers"]).update(sampling, KSampler=KSampler)
 
-        def update(*told: Any) -> None:
+        def update(*told):
             management.updates.append(told)
             if management.bars_hear:
                 management.throw_exception_if_processing_interrupted()

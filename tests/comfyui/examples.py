@@ -9,21 +9,17 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from tests.browser import chromium
-from tests.comfyui.server import ROOT, ComfyPage, ComfyServer, opened, serving
+from tests.comfyui.server import ROOT, opened, serving
 
 FOLDER = ROOT / "comfyui/example_workflows"
 """ComfyUI offers the workflows in it as templates, each with the picture of its name."""
-WORKFLOWS: dict[str, dict[str, Any]] = {
-    path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))
-}
+WORKFLOWS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
 FOLDERS = {
     "CheckpointLoaderSimple": "checkpoints",
     "UNETLoader": "diffusion_models",
@@ -48,7 +44,7 @@ PLACES = {
 
 
 @contextmanager
-def showing(server: ComfyServer, *size: int) -> Iterator[ComfyPage]:
+def showing(server, *size):
     """The page, where all is that the workflows load: a picture, and empty files for weights, as
     newer pages mark a loader whose file is not there."""
     inputs = server.folder / "input"
@@ -73,7 +69,7 @@ def showing(server: ComfyServer, *size: int) -> Iterator[ComfyPage]:
         yield page
 
 
-def under_way() -> dict[str, Any]:
+def under_way():
     """The first example on the embedded model, which the pack of the tests brings, with room for a
     picture."""
     workflow = json.loads(json.dumps(WORKFLOWS["best_of_20_at_the_price_of_8"]))
@@ -93,7 +89,7 @@ def under_way() -> dict[str, Any]:
     return workflow
 
 
-def picture(page: ComfyPage, path: Path) -> None:
+def picture(page, path):
     """The nodes of the workflow, as JPEG."""
     box = page.page.evaluate(WHERE)
     shot = (
@@ -104,14 +100,14 @@ def picture(page: ComfyPage, path: Path) -> None:
     shot.save(path, "JPEG", quality=80, optimize=True)
 
 
-def save(page: ComfyPage, path: Path) -> None:
+def save(page, path):
     """The workflow as the page saves it, without what differs from run to run."""
     told = page.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).workflow)")
     workflow = {**json.loads(told), "id": WORKFLOWS[path.stem]["id"]}
     path.write_text(json.dumps(workflow, indent=1) + "\n")
 
 
-def main() -> None:
+def main():
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(Path(folder)) as server,

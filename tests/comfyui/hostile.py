@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
 
-from tests.watch import MODULE, Watch
+from tests.watch import MODULE
 
 NUMBERS = (0, -1, 3, 2**63, 10**30, -(10**400), 0.5, 1e300, float("nan"), float("inf"), True)
 MADE = (np.ndarray, torch.Tensor, object)
@@ -31,7 +28,7 @@ OTHERS = (
 )
 
 
-def carried(named: list[Any], outside: Path) -> list[Any]:
+def carried(named, outside):
     """named: code, addresses and files, all of them there."""
     code = f"{outside}/{MODULE}.py"
     texts = [
@@ -78,7 +75,7 @@ def carried(named: list[Any], outside: Path) -> list[Any]:
     ]
 
 
-def given_to(node: Any, objects: dict[str, Any]) -> dict[str, Any]:
+def given_to(node, objects):
     """Values of its inputs with which a node works. objects: by type, what other nodes make; of two
     images."""
     given = {}
@@ -100,7 +97,7 @@ def given_to(node: Any, objects: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def attack(node: Any, good: dict[str, Any], values: list[Any], watch: Watch) -> list[str]:
+def attack(node, good, values, watch):
     """What is wrong after each input of a node got each of these values: what was seen, and errors
     of other kinds."""
     schema, wrong = node.define_schema(), []
@@ -121,7 +118,7 @@ def attack(node: Any, good: dict[str, Any], values: list[Any], watch: Watch) -> 
     return wrong
 
 
-def use(made: tuple[Any, ...]) -> None:
+def use(made):
     """Score an image by the rewards that a node made."""
     for chain in made:
         for weighted in chain if isinstance(chain, tuple) else ():

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +43,7 @@ class Graph:
 
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, node: str, outputs: int = 1, /, **inputs: Any) -> Any:
+    def add(self, node, outputs=1, /, **inputs):
         """A node of that class, and what of its outputs others take: one, or a list."""
         key = str(len(self.nodes) + 1)
         given = {
@@ -64,7 +63,7 @@ class ComfyServer:
     client: httpx.Client
     log: Path
 
-    def run(self, graph: Graph) -> dict[str, Any]:
+    def run(self, graph):
         """The outputs of a graph, by node."""
         reply = self.client.post("/prompt", json={"prompt": graph.nodes})
         if reply.status_code != 200:
@@ -74,14 +73,14 @@ class ComfyServer:
             if done := self.client.get(f"/history/{key}").json().get(key):
                 if done["status"]["status_str"] != "success":
                     raise RuntimeError(done["status"]["messages"])
-                outputs: dict[str, Any] = done["outputs"]
+                outputs = done["outputs"]
                 return outputs
             time.sleep(0.05)
         raise TimeoutError(
             f"no result after {WAIT:g} s; the log ends in {self.log.read_text()[-2000:]}"
         )
 
-    def images(self, outputs: dict[str, Any], node: Output) -> list[Image.Image]:
+    def images(self, outputs, node):
         """What a node saved."""
         named = [
             file for files in outputs[node[0]].values() for file in files if "filename" in file
@@ -91,7 +90,7 @@ class ComfyServer:
         ]
 
 
-def checkout() -> Path:
+def checkout():
     """ComfyUI's folder. Where there is none, the test is skipped."""
     if not os.environ.get("COMFYUI_PATH"):
         pytest.skip("COMFYUI_PATH names no checkout of ComfyUI")
@@ -103,7 +102,7 @@ def checkout() -> Path:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[ComfyServer]:
+def serving(folder):
     """ComfyUI on a port of its own, with this repository's nodes, and no others but ComfyUI's.
     Previews are shown."""
     path, log = checkout(), folder / "log.txt"
@@ -146,7 +145,7 @@ def serving(folder: Path) -> Iterator[ComfyServer]:
             process.wait(30)
 
 
-def _wait_for(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for(client, process, log):
     end = time.monotonic() + WAIT
     while process.poll() is None and time.monotonic() < end:
         try:
@@ -164,24 +163,22 @@ class ComfyPage:
     errors: list[str]
     """What its scripts threw."""
 
-    def load(self, workflow: dict[str, Any]) -> None:
+    def load(self, workflow):
         """A workflow as the page saves it. All of it is in view."""
         self.page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
         self.page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(1000)  # the view glides there
 
-    def prompt(self) -> dict[str, Any]:
+    def prompt(self):
         """What the page would send to the server."""
-        sent: dict[str, Any] = self.page.evaluate(
-            "async () => (await window.app.graphToPrompt()).output"
-        )
+        sent = self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
         return sent
 
-    def troubles(self) -> list[str]:
+    def troubles(self):
         """Errors, alerts, and nodes that the page does not know or has marked."""
         # notes are virtual
         marked = "node => node.has_errors || !(node.constructor.nodeData || node.isVirtualNode)"
-        nodes: list[str] = self.page.evaluate(
+        nodes = self.page.evaluate(
             f"window.app.graph.nodes.filter({marked}).map(node => node.type)"
         )
         return (
@@ -190,9 +187,7 @@ class ComfyPage:
 
 
 @contextmanager
-def opened(
-    server: ComfyServer, browser: Any, width: int = 1440, height: int = 900
-) -> Iterator[ComfyPage]:
+def opened(server, browser, width=1440, height=900):
     """The page, without the greeting and the map that a first visit has."""
     # The stock page throws an error while it sets up a mode of navigation, but not for "custom".
     settings = {
@@ -202,7 +197,7 @@ def opened(
     }
     for name, value in settings.items():
         server.client.post(f"/api/settings/Comfy.{name}", json=value).raise_for_status()
-    errors: list[str] = []
+    errors = []
     context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
     page.set_default_timeout(120_000)

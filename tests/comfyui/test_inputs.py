@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -27,7 +25,7 @@ from ttsnap.sampling.kernels import KERNELS as ALL_KERNELS
 BRIGHT = Weighted(make_reward("brightness"), 1.0)
 
 
-def request(**given: Any) -> Any:
+def request(**given):
     how = {
         "sampler": "euler",
         "algorithm": "seed-pruning",
@@ -41,7 +39,7 @@ def request(**given: Any) -> Any:
     )
 
 
-def test_a_request_says_what_the_node_was_given() -> None:
+def test_a_request_says_what_the_node_was_given():
     grey = Weighted(make_reward("colourfulness"), -0.5)
     made = request(
         rewards=[BRIGHT, grey], budget=Budget(nfe=40), seed=2**64 - 1, keep=2, batch_size=4
@@ -60,7 +58,7 @@ def test_a_request_says_what_the_node_was_given() -> None:
     assert [request(diverse=each).selection.diversity for each in (False, True)] == [0.0, 1.0]
 
 
-def test_options_are_data_of_the_algorithm_that_was_chosen() -> None:
+def test_options_are_data_of_the_algorithm_that_was_chosen():
     assert request(options='{"n": 20}').algorithm.n == 20
     assert name_of(request(options='{"name": "smc", "n": 20}').algorithm) == "seed-pruning"
 
@@ -76,18 +74,18 @@ def test_options_are_data_of_the_algorithm_that_was_chosen() -> None:
         ({"algorithm": "smc"}, "'ttsnap: sde'"),
     ],
 )
-def test_what_no_search_can_be_made_of_is_refused(given: dict[str, Any], why: str) -> None:
+def test_what_no_search_can_be_made_of_is_refused(given, why):
     with pytest.raises(ValueError, match=why):
         request(**given)
 
 
-def test_ttsnaps_own_samplers_are_its_kernels() -> None:
+def test_ttsnaps_own_samplers_are_its_kernels():
     assert request(algorithm="smc", sampler="ttsnap: sde").engine.sampler.kernel == "sde"
     assert request(sampler="ttsnap: ddim").engine.sampler.kernel == "ddim"
     assert set(KERNELS.values()) == ALL_KERNELS.keys() - {"pipeline"}
 
 
-def test_rewards_are_names_that_need_no_file() -> None:
+def test_rewards_are_names_that_need_no_file():
     assert set(OFFERED) < REWARDS.keys()
     assert not [
         name for name in OFFERED if ":" in name or "/" in name or "." in name.replace("v2.1", "")
@@ -96,13 +94,13 @@ def test_rewards_are_names_that_need_no_file() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 5, 3, 4, 6)], ids=["images", "frames"])
-def test_images_and_frames_of_videos_come_in_a_row(shape: tuple[int, ...]) -> None:
+def test_images_and_frames_of_videos_come_in_a_row(shape):
     made = torch.rand(shape)
     found = frames([Candidate(i, i, 0.0, {}, one) for i, one in enumerate(made)])
     assert torch.equal(found, made.reshape(-1, 3, 4, 6).movedim(1, -1))
 
 
-def test_scores_are_weighted_sums() -> None:
+def test_scores_are_weighted_sums():
     images = torch.stack([torch.full((8, 8, 3), grey) for grey in (0.2, 0.6)])
     plain, _ = values_of(images, "", [BRIGHT])
     chain = [BRIGHT, Weighted(make_reward("colourfulness"), 3.0), BRIGHT._replace(weight=2)]
@@ -115,7 +113,7 @@ def test_scores_are_weighted_sums() -> None:
 
 
 class Strict(type(BRIGHT.reward)):  # type: ignore[misc]
-    def check(self, prompts: Any) -> None:
+    def check(self, prompts):
         raise ValueError("give text in quotes")
 
 
@@ -125,7 +123,7 @@ class Scorer:
     RETURN_TYPES, FUNCTION = ("STRING", "FLOAT"), "score"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls):  # noqa: N802
         mode = (["mean", "max"],)
         return {
             "required": {
@@ -139,17 +137,17 @@ class Scorer:
             "optional": {"mask": ("MASK",)},
         }
 
-    def score(self, picture: Any, scorer: Any, text: str, mode: str, gain: float, how: str) -> Any:
+    def score(self, picture, scorer, text, mode, gain, how):
         assert picture.shape == (1, 4, 6, 3)
         return "", [float(getattr(picture, mode)()) * gain * scorer + len(text) + (how == "fast")]
 
 
 class Wrapped(Scorer):
-    def score(self, **given: Any) -> Any:
+    def score(self, **given):
         return {"ui": {}, "result": super().score(**given)}
 
 
-def test_a_node_scores_by_its_first_number_with_defaults_and_the_prompt() -> None:
+def test_a_node_scores_by_its_first_number_with_defaults_and_the_prompt():
     images = torch.rand(2, 3, 4, 6)
     expected = [float(image.mean()) * 2 * 10 + 3 + 1 for image in images]
     for kind in (Scorer, Wrapped):

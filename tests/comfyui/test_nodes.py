@@ -11,9 +11,7 @@ import shutil
 import sys
 import threading
 import tomllib
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -35,18 +33,18 @@ WRITTEN = ("INT", "FLOAT", "STRING", "COMBO", "BOOLEAN")
 """Types of inputs that the page has widgets for."""
 
 
-def entered(folder: Path = PACK) -> Any:
+def entered(folder=PACK):
     """What ComfyUI gets of a folder that it loads."""
     return asyncio.run(runpy.run_path(str(folder / "__init__.py"))["comfy_entrypoint"]())
 
 
 @pytest.fixture(autouse=True)
-def comfyui() -> Iterator[double.Management]:
+def comfyui():
     with double_nodes.nodes_of_comfyui() as management:
         yield management
 
 
-def offered(folder: Path, rewards: Any = None) -> dict[str, Any]:
+def offered(folder, rewards=None):
     """The nodes of a copy of the pack, by id, beside which the operator named rewards."""
     shutil.copy(PACK / "__init__.py", folder)
     if rewards is not None:
@@ -58,7 +56,7 @@ def offered(folder: Path, rewards: Any = None) -> dict[str, Any]:
     }
 
 
-def linked(nodes: dict[str, Any]) -> dict[str, Any]:
+def linked(nodes):
     """What links carry, by type."""
     reward = nodes["TtsnapReward"].execute(name="brightness", weight=1.0, device="cpu").result[0]
     budget = (
@@ -83,9 +81,7 @@ KEYS = [
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_no_link_imports_opens_or_asks_anything(
-    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_link_imports_opens_or_asks_anything(key, tmp_path, monkeypatch):
     outside, nodes = tmp_path / "outside", offered(tmp_path)
     named = planted(outside, monkeypatch)
     assert list(nodes) == KEYS
@@ -116,15 +112,13 @@ def test_no_link_imports_opens_or_asks_anything(
         ("TtsnapPickBest", {"latent": {"samples": torch.zeros(3, 2, 4, 4)}}, "3 latents of 2"),
     ],
 )
-def test_what_does_not_fit_is_said_in_a_sentence(
-    key: str, given: dict[str, Any], why: str, tmp_path: Path
-) -> None:
+def test_what_does_not_fit_is_said_in_a_sentence(key, given, why, tmp_path):
     nodes = offered(tmp_path)
     with pytest.raises(ValueError, match=why):
         nodes[key].execute(**{**hostile.given_to(nodes[key], linked(nodes)), **given})
 
 
-def test_the_best_images_come_with_their_latents(tmp_path: Path) -> None:
+def test_the_best_images_come_with_their_latents(tmp_path):
     nodes = offered(tmp_path)
     images, latent = (
         torch.tensor([0.2, 0.9, 0.4]).view(3, 1, 1, 1).expand(3, 8, 8, 3),
@@ -154,7 +148,7 @@ def test_the_best_images_come_with_their_latents(tmp_path: Path) -> None:
     assert nodes["TtsnapPickBest"].execute(**given | {"latent": None}).result[0] is None
 
 
-def test_a_mask_goes_on_with_the_latents_and_a_row_of_a_batch_does_not(tmp_path: Path) -> None:
+def test_a_mask_goes_on_with_the_latents_and_a_row_of_a_batch_does_not(tmp_path):
     nodes = offered(tmp_path)
     links, reports = linked(nodes) | {"TTSNAP_BUDGET": Budget(images=8)}, list[bool]()
     for index in ({}, {"batch_index": [3]}):
@@ -171,7 +165,7 @@ def test_a_mask_goes_on_with_the_latents_and_a_row_of_a_batch_does_not(tmp_path:
     assert reports == [True, False]
 
 
-def test_videos_with_sound_go_in_and_come_out_nested(tmp_path: Path) -> None:
+def test_videos_with_sound_go_in_and_come_out_nested(tmp_path):
     nodes = offered(tmp_path)
     links, latent = (
         linked(nodes),
@@ -198,15 +192,13 @@ def test_videos_with_sound_go_in_and_come_out_nested(tmp_path: Path) -> None:
 CANCELS = pytest.mark.parametrize(("returns", "times"), [(False, 1), (True, 1), (True, 2)])
 
 
-def cancelled(
-    node: Any, links: dict[str, Any], on_call: Callable[[Any], None], returns: bool, times: int
-) -> None:
+def cancelled(node, links, on_call, returns, times):
     """Cancels a search at a call of the model. The second time ends also what would return."""
     from comfy import model_management
 
     calls, threads = list[int](), threading.active_count()
 
-    def cancel() -> None:
+    def cancel():
         calls.append(1)
         if len(calls) in (3, 4)[:times]:
             model_management.interrupt_current_processing()
@@ -233,21 +225,17 @@ def cancelled(
 
 
 @CANCELS
-def test_cancelling_leaves_no_thread_and_no_flag(
-    returns: bool, times: int, tmp_path: Path, comfyui: double.Management
-) -> None:
+def test_cancelling_leaves_no_thread_and_no_flag(returns, times, tmp_path, comfyui):
     nodes, comfyui.bars_hear = offered(tmp_path), times > 1  # a search asks by itself, too
     links = linked(nodes) | {"TTSNAP_BUDGET": Budget(images=8), "TTSNAP_DRAFTER": None}
 
-    def on_call(cancel: Callable[[], None]) -> None:
+    def on_call(cancel):
         links["MODEL"].model.on_call = cancel
 
     cancelled(nodes["TtsnapSearchSampler"], links, on_call, returns, times)
 
 
-def test_every_candidate_is_seen_and_the_budget_is_the_measure(
-    tmp_path: Path, comfyui: double.Management
-) -> None:
+def test_every_candidate_is_seen_and_the_budget_is_the_measure(tmp_path, comfyui):
     nodes = offered(tmp_path)
     links = linked(nodes) | {"TTSNAP_BUDGET": Budget(images=8), "TTSNAP_DRAFTER": None}
     given = hostile.given_to(nodes["TtsnapSearchSampler"], links)
@@ -263,9 +251,7 @@ def test_every_candidate_is_seen_and_the_budget_is_the_measure(
     assert max(sizes) <= 768
 
 
-def test_a_checklist_is_answered_item_by_item_in_report_and_preview(
-    tmp_path: Path, comfyui: double.Management, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checklist_is_answered_item_by_item_in_report_and_preview(tmp_path, comfyui, monkeypatch):
     nodes, marks = offered(tmp_path), list[bool]()
     monkeypatch.setattr(Page, "mark", lambda self, at, met: marks.append(met))
     links = linked(nodes) | {"TTSNAP_BUDGET": Budget(images=2), "TTSNAP_DRAFTER": None}
@@ -286,9 +272,7 @@ def test_a_checklist_is_answered_item_by_item_in_report_and_preview(
         ask(items="a", by=(bright, bright))
 
 
-def test_an_operator_offers_rewards_of_their_own_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_operator_offers_rewards_of_their_own_by_name(tmp_path, monkeypatch):
     outside = tmp_path / "outside"
     planted(outside, monkeypatch)
     rewards = {
@@ -320,28 +304,26 @@ def test_an_operator_offers_rewards_of_their_own_by_name(
         ("[1]", "rewards.json"),
     ],
 )
-def test_a_file_of_rewards_that_cannot_be_is_refused_as_comfyui_starts(
-    rewards: Any, why: str, tmp_path: Path
-) -> None:
+def test_a_file_of_rewards_that_cannot_be_is_refused_as_comfyui_starts(rewards, why, tmp_path):
     with pytest.raises(ValueError, match=why) as error:
         offered(tmp_path, rewards)
     assert "secret" not in str(error.value)
 
 
-def test_without_ttsnap_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ttsnap_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ttsnap.comfyui.nodes", None)
     with pytest.raises(ImportError, match=r"README\.md"):
         entered()
 
 
-def test_what_else_is_missing_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_else_is_missing_is_told_as_it_is(monkeypatch):
     monkeypatch.setitem(sys.modules, "comfy", None)
     monkeypatch.delitem(sys.modules, "ttsnap.comfyui.nodes", raising=False)
     with pytest.raises(ModuleNotFoundError, match="comfy"):
         entered()
 
 
-def test_it_keeps_the_registrys_conventions() -> None:
+def test_it_keeps_the_registrys_conventions():
     told = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))
     project = told["project"]
     assert "comfyui" not in project["name"].lower()
@@ -352,7 +334,7 @@ def test_it_keeps_the_registrys_conventions() -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_fits_the_nodes_that_there_are(path: Path, tmp_path: Path) -> None:
+def test_an_example_fits_the_nodes_that_there_are(path, tmp_path):
     """Each value stands at the place of its input: one more input of a node, and all workflows must
     be saved anew."""
     schemas = {key: node.define_schema().inputs for key, node in offered(tmp_path).items()}

@@ -3,14 +3,11 @@ model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 import pytest
 
 from tests.comfyui.examples import FOLDER, PICTURE, WORKFLOWS, showing
-from tests.comfyui.server import ComfyPage, ComfyServer, Graph
+from tests.comfyui.server import Graph
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.browser]
 LOADERS = {
@@ -20,7 +17,7 @@ LOADERS = {
     "VAELoader": (2,),
 }
 """What each output of a loader is among those of the Toy Checkpoint."""
-CHANGED: dict[str, dict[str, Any]] = {
+CHANGED = {
     "EmptyLatentImage": {"width": 64, "height": 64},
     "EmptyHunyuanLatentVideo": {"width": 64, "height": 64},
     "TtsnapReward": {"name": "scenes", "device": "cpu"},
@@ -29,12 +26,12 @@ CHANGED: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def page(server: ComfyServer) -> Iterator[ComfyPage]:
+def page(server):
     with showing(server) as found:
         yield found
 
 
-def on_the_embedded_model(prompt: dict[str, Any], parametrisation: str) -> Graph:
+def on_the_embedded_model(prompt, parametrisation):
     """What the page would send, with the embedded model for the loaders, and all else as small as
     that."""
     links = {}
@@ -67,8 +64,8 @@ def on_the_embedded_model(prompt: dict[str, Any], parametrisation: str) -> Graph
     ],
 )
 def test_the_page_loads_it_and_it_spends_what_its_note_says(
-    server: ComfyServer, page: ComfyPage, name: str, parametrisation: str, images: int, spent: int
-) -> None:
+    server, page, name, parametrisation, images, spent
+):
     assert name in server.client.get("/workflow_templates").json()["ttsnap"]
     offered = f"/api/workflow_templates/ttsnap/{name}"
     assert server.client.get(f"{offered}.jpg").read() == (FOLDER / f"{name}.jpg").read_bytes()

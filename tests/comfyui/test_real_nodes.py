@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from tests.comfyui.server import LATENT, ComfyServer, Graph, Output
+from tests.comfyui.server import LATENT, Graph
 from tests.comfyui.test_nodes import CANCELS, cancelled
 from ttsnap.comfyui.inputs import Weighted
 from ttsnap.loop.budget import Budget
@@ -24,7 +22,7 @@ PROMPT = "a red circle left of a blue square"
 class Workflow(Graph):
     """A graph with the embedded model, the prompt's conditioning, and the nodes of ttsnap."""
 
-    def __init__(self, parametrisation: str = "flow") -> None:
+    def __init__(self, parametrisation="flow"):
         super().__init__()
         self.model, self.clip, self.vae = self.add(
             "ToyCheckpoint", 3, parametrisation=parametrisation
@@ -41,10 +39,10 @@ class Workflow(Graph):
         }
         self.how |= {"sampler_name": "euler", "scheduler": "simple"}
 
-    def reward(self, name: str) -> Any:
+    def reward(self, name):
         return self.add("TtsnapReward", name=name, weight=1.0, device="cpu")
 
-    def search(self, **given: Any) -> list[Output]:
+    def search(self, **given):
         """latent, images, seeds, scores, report."""
         how = {
             "prompt": PROMPT,
@@ -55,27 +53,27 @@ class Workflow(Graph):
             **self.how,
         }
         reward = {} if "reward" in given else {"reward": self.reward("scenes")}
-        made: list[Output] = self.add("TtsnapSearchSampler", 5, **{**how, **reward, **given})
+        made = self.add("TtsnapSearchSampler", 5, **{**how, **reward, **given})
         return made
 
-    def stock(self, seed: int, **given: Any) -> Any:
+    def stock(self, seed, **given):
         """The images of KSampler."""
         latent = self.add("KSampler", **{**self.how, "seed": seed, **given})
         return self.add("VAEDecode", samples=latent, vae=self.vae)
 
-    def save(self, images: Output) -> Any:
+    def save(self, images):
         return self.add("SaveImage", images=images, filename_prefix="nodes")
 
-    def read(self, value: Output) -> Any:
+    def read(self, value):
         return self.add("PreviewAny", source=value)
 
 
-def apart(a: Image.Image, b: Image.Image) -> int:
+def apart(a, b):
     """The largest difference of two images of one size, in steps of 1/255."""
     return int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max())
 
 
-def test_the_winner_is_ksamplers_image_at_the_seed_that_is_reported(server: ComfyServer) -> None:
+def test_the_winner_is_ksamplers_image_at_the_seed_that_is_reported(server):
     graph = Workflow()
     _, images, seeds, scores, report = graph.search(keep=2)
     saved, seeds_read, scores_read, report_read = (
@@ -98,7 +96,7 @@ def test_the_winner_is_ksamplers_image_at_the_seed_that_is_reported(server: Comf
     assert f"KSampler with seed {outputs[seeds_read[0]]['text'][0]} " in text
 
 
-def test_stock_nodes_make_a_finished_draft_again(server: ComfyServer) -> None:
+def test_stock_nodes_make_a_finished_draft_again(server):
     graph = Workflow()
     how = {"cfg": 2.0, "calls": 1, "first_time": 1.0, "finish": 0.4, "finish_steps": 3}
     drafter = graph.add("TtsnapDrafter", model=graph.model, **how)
@@ -126,7 +124,7 @@ def test_stock_nodes_make_a_finished_draft_again(server: ComfyServer) -> None:
     assert apart(*server.images(outputs, saved), *server.images(server.run(again), made)) <= 1
 
 
-def test_particles_and_another_nodes_reward(server: ComfyServer) -> None:
+def test_particles_and_another_nodes_reward(server):
     graph = Workflow("eps")
     by_node = graph.add("TtsnapRewardbyNode", node="Toy Redness", weight=1.0)
     how = {
@@ -142,9 +140,7 @@ def test_particles_and_another_nodes_reward(server: ComfyServer) -> None:
 
 
 @CANCELS
-def test_cancelling_leaves_no_thread_and_no_flag(
-    returns: bool, times: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cancelling_leaves_no_thread_and_no_flag(returns, times, monkeypatch):
     """In this process, by the hook of ComfyUI's server."""
     import comfy.utils
     from comfy import model_management
@@ -152,11 +148,11 @@ def test_cancelling_leaves_no_thread_and_no_flag(
     from tests.comfyui.toy_nodes.embedded import conditioning, embedded_model, embedded_vae
     from ttsnap.comfyui.nodes import search_sampler
 
-    def hook(*_: object, **__: object) -> None:
+    def hook(*_, **__):
         model_management.throw_exception_if_processing_interrupted()
 
-    def on_call(cancel: Callable[[], None]) -> None:
-        def wrapped(apply: Any, args: dict[str, Any]) -> Any:
+    def on_call(cancel):
+        def wrapped(apply, args):
             cancel()
             return apply(args["input"], args["timestep"], **args["c"])
 

@@ -4,9 +4,7 @@ every sampler."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -30,32 +28,32 @@ their rows one by one, so that nothing may differ."""
 
 
 @pytest.fixture(scope="module")
-def inference() -> Iterator[None]:
+def inference():
     with torch.inference_mode():  # as nodes run
         yield
 
 
 @pytest.fixture(scope="module", params=["flow", "eps"])
-def model(request: pytest.FixtureRequest, comfy: None) -> Any:
+def model(request, comfy):
     from tests.comfyui.toy_nodes.embedded import embedded_model
 
     return embedded_model(request.param)
 
 
 @pytest.fixture(scope="module")
-def samplers(comfy: None) -> list[str]:
+def samplers(comfy):
     from comfy.samplers import SAMPLER_NAMES
 
     return [name for name in SAMPLER_NAMES if name != "dpm_adaptive"]
 
 
-def texts() -> tuple[Any, Any]:
+def texts():
     from tests.comfyui.toy_nodes.embedded import conditioning
 
     return conditioning(TEXT), conditioning("")
 
 
-def guider(model: Any, cfg: float) -> Any:
+def guider(model, cfg):
     from comfy.samplers import CFGGuider
 
     made = CFGGuider(model)
@@ -64,9 +62,7 @@ def guider(model: Any, cfg: float) -> Any:
     return made
 
 
-def searching(
-    model: Any, how: Any, name: str = "euler", cfg: float = 4.0, denoise: float = 1.0, **more: Any
-) -> Any:
+def searching(model, how, name="euler", cfg=4.0, denoise=1.0, **more):
     from comfy.samplers import KSampler, sampler_object
 
     from tests.comfyui.toy_nodes.embedded import embedded_vae
@@ -77,26 +73,26 @@ def searching(
     return LatentSearch(how, guider(model, cfg), sampler_object(name), **given)
 
 
-def stock(model: Any, seed: int, name: str = "euler", cfg: float = 4.0, **more: Any) -> Tensor:
+def stock(model, seed, name="euler", cfg=4.0, **more):
     import comfy.sample
 
     latent, steps = more.pop("latent", EMPTY), more.pop("steps", STEPS)
-    how: Any = (steps, cfg, name, "simple", *texts(), latent)
+    how = (steps, cfg, name, "simple", *texts(), latent)
     noise = comfy.sample.prepare_noise(latent, seed)
-    made: Tensor = comfy.sample.sample(model, noise, *how, seed=seed, disable_pbar=True, **more)
+    made = comfy.sample.sample(model, noise, *how, seed=seed, disable_pbar=True, **more)
     return made
 
 
-def apart(a: Tensor, b: Tensor) -> float:
+def apart(a, b):
     return float((a - b).abs().max())
 
 
-def counted(model: Any, *, singly: bool = False) -> tuple[Any, list[int]]:
+def counted(model, *, singly=False):
     """A copy of a MODEL, and the rows of its calls. singly: its network takes them one by one."""
     rows = list[int]()
     clone = model.clone()
 
-    def count(apply: Any, args: dict[str, Any]) -> Any:
+    def count(apply, args):
         number = len(args["input"])
         rows.append(number)
         size = 1 if singly else number
@@ -115,9 +111,7 @@ def counted(model: Any, *, singly: bool = False) -> tuple[Any, list[int]]:
 
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
-def test_the_winner_is_the_stock_samplers_image_with_every_sampler(
-    model: Any, cfg: float, samplers: list[str]
-) -> None:
+def test_the_winner_is_the_stock_samplers_image_with_every_sampler(model, cfg, samplers):
     wrong, threads = {}, threading.active_count()
     for name in samplers:
         clone, rows = counted(model, singly=name in AMPLIFIES)
@@ -130,7 +124,7 @@ def test_the_winner_is_the_stock_samplers_image_with_every_sampler(
     assert threading.active_count() == threads
 
 
-def half_masked() -> dict[str, Tensor]:
+def half_masked():
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 3:] = 1
     return {
@@ -139,7 +133,7 @@ def half_masked() -> dict[str, Tensor]:
     }
 
 
-def test_a_part_of_an_image_is_painted_anew_as_the_stock_sampler_does(model: Any) -> None:
+def test_a_part_of_an_image_is_painted_anew_as_the_stock_sampler_does(model):
     latent, mask = half_masked().values()
     for name in ("euler", "ddim", "dpmpp_2m", "dpmpp_sde"):
         found = searching(model, wanted(), name, latent=latent, mask=mask, denoise=0.8).run()
@@ -150,8 +144,8 @@ def test_a_part_of_an_image_is_painted_anew_as_the_stock_sampler_does(model: Any
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_finished_draft_is_comfyuis_image_to_image_of_its_latent(
-    model: Any, masked: bool, monkeypatch: pytest.MonkeyPatch, samplers: list[str]
-) -> None:
+    model, masked, monkeypatch, samplers
+):
     from ttsnap.pipelines.comfyui.latents import GuiderDrafter
 
     # whose rounding the model would make more of
@@ -177,7 +171,7 @@ def test_a_finished_draft_is_comfyuis_image_to_image_of_its_latent(
     assert wrong == {}
 
 
-def test_the_winner_is_that_of_the_pipeline(comfy: None) -> None:
+def test_the_winner_is_that_of_the_pipeline(comfy):
     """`ttsnap generate` on the same model, seeds, sigmas and reward."""
     from tests.comfyui.toy_nodes.embedded import embedded_model
     from ttsnap.pipelines import load

@@ -3,18 +3,16 @@ random weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.comfyui.test_search import SEEDS, wanted
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.pipelines.comfyui.latents import FoundLatents, GuiderDrafter, LatentSearch
+from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch
 
 pytestmark = pytest.mark.usefixtures("comfy")
 CPU, STEPS, CFG = torch.device("cpu"), 8, 3.0
@@ -75,7 +73,7 @@ class Sounding(NamedTuple):
     rows: list[int]
     """Of each call of the network."""
 
-    def latent(self, *values: float) -> Any:
+    def latent(self, *values):
         from comfy.nested_tensor import NestedTensor
 
         return NestedTensor(
@@ -85,7 +83,7 @@ class Sounding(NamedTuple):
             ]
         )
 
-    def guider(self, cfg: float) -> Any:
+    def guider(self, cfg):
         from comfy.samplers import CFGGuider
 
         made = CFGGuider(self.model)
@@ -93,20 +91,18 @@ class Sounding(NamedTuple):
         made.set_cfg(cfg)
         return made
 
-    def search(self, how: Any, name: str = "euler", **more: Any) -> LatentSearch:
+    def search(self, how, name="euler", **more):
         from comfy.samplers import KSampler, sampler_object
 
         sigmas = KSampler(self.model, STEPS, CPU, name, "simple").sigmas
         given = {"sigmas": sigmas, "latent": self.latent(0, 0), "vae": Channels(), **more}
         return LatentSearch(how, self.guider(CFG), sampler_object(name), **given)
 
-    def stock(
-        self, seed: int, name: str = "euler", cfg: float = CFG, latent: Any = None, **more: Any
-    ) -> Any:
+    def stock(self, seed, name="euler", cfg=CFG, latent=None, **more):
         import comfy.sample
 
         latent, steps = self.latent(0, 0) if latent is None else latent, more.pop("steps", STEPS)
-        how: Any = (steps, cfg, name, "simple", *self.texts, latent)
+        how = (steps, cfg, name, "simple", *self.texts, latent)
         noise = comfy.sample.prepare_noise(latent, seed)
         return comfy.sample.sample(self.model, noise, *how, seed=seed, disable_pbar=True, **more)
 
@@ -114,18 +110,18 @@ class Sounding(NamedTuple):
 class Channels:
     """A VAE whose frames are the first three channels of a video's latent."""
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents):
         return (latents[:, :3].movedim(1, -1) / 2 + 0.5).clamp(0, 1)
 
 
 @pytest.fixture(scope="module")
-def inference() -> Iterator[None]:
+def inference():
     with torch.inference_mode():  # as nodes run
         yield
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def sounding(request: pytest.FixtureRequest, comfy: None, inference: None) -> Sounding:
+def sounding(request, comfy, inference):
     import comfy.model_patcher
     import comfy.supported_models
 
@@ -140,7 +136,7 @@ def sounding(request: pytest.FixtureRequest, comfy: None, inference: None) -> So
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
     rows = list[int]()
 
-    def count(apply: Any, args: dict[str, Any]) -> Any:
+    def count(apply, args):
         made = apply(args["input"], args["timestep"], **args["c"])
         rows.append(len(args["input"]))
         return made
@@ -150,28 +146,28 @@ def sounding(request: pytest.FixtureRequest, comfy: None, inference: None) -> So
     return Sounding(patcher, ([[positive, {}]], [[negative, {}]]), kind.shapes, rows)
 
 
-def apart(a: Any, b: Any) -> float:
+def apart(a, b):
     """The largest difference of two nested latents."""
     return max(
         float((one - other).abs().max()) for one, other in zip(a.unbind(), b.unbind(), strict=True)
     )
 
 
-def check(found: FoundLatents, same: Any) -> None:
+def check(found, same):
     assert apart(found.latents, same) < 1e-4
     pixels = Channels().decode(same.unbind()[0])[0]
     assert (found.result.best.pixels.movedim(1, -1) - pixels).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_winner_is_the_stock_samplers_video_and_sound(sounding: Sounding, name: str) -> None:
+def test_the_winner_is_the_stock_samplers_video_and_sound(sounding, name):
     sounding.rows.clear()
     found = sounding.search(wanted(), name).run()
     assert sum(sounding.rows) == 2 * found.result.spent.nfe
     check(found, sounding.stock(found.result.best.seed, name))
 
 
-def test_a_first_frame_is_noised_by_each_seed_as_the_stock_sampler_does(sounding: Sounding) -> None:
+def test_a_first_frame_is_noised_by_each_seed_as_the_stock_sampler_does(sounding):
     if sounding.shapes[0][1] != 24:
         pytest.skip("MiniMax-H3 alone noises the frames that it is given")
     frame = {"resolved_frame_index": 0, "latent": torch.ones(1, 24, 1, 4, 4)}
@@ -184,7 +180,7 @@ def test_a_first_frame_is_noised_by_each_seed_as_the_stock_sampler_does(sounding
     assert apart(found.latents, framed.stock(seed)) < 1e-5
 
 
-def test_the_sound_that_a_mask_keeps_stays(sounding: Sounding) -> None:
+def test_the_sound_that_a_mask_keeps_stays(sounding):
     latent, mask = sounding.latent(0.3, 0.2), sounding.latent(1, 0)
     mask.unbind()[0][..., :2] = 0
     for name in ("euler", "dpmpp_2m"):
@@ -193,7 +189,7 @@ def test_the_sound_that_a_mask_keeps_stays(sounding: Sounding) -> None:
         assert apart(found.latents * (mask - 1), latent * (mask - 1)) < 1e-5
 
 
-def test_a_finished_draft_is_comfyuis_video_to_video(sounding: Sounding) -> None:
+def test_a_finished_draft_is_comfyuis_video_to_video(sounding):
     whole, drafter = (
         sounding.search(wanted(budget=Budget(images=4))),
         GuiderDrafter(sounding.guider(1.0)),
@@ -205,7 +201,7 @@ def test_a_finished_draft_is_comfyuis_video_to_video(sounding: Sounding) -> None
     assert found.result.spent.cost.draft_calls == SEEDS
 
 
-def test_particles_branch(sounding: Sounding) -> None:
+def test_particles_branch(sounding):
     sounding.rows.clear()
     how = wanted(sampler=SamplerOptions("sde"), search="smc", budget=Budget(nfe=40))
     found = sounding.search(how).run()
@@ -213,7 +209,7 @@ def test_particles_branch(sounding: Sounding) -> None:
     assert all(field.isfinite().all() for field in found.latents.unbind())
 
 
-def test_the_node_gives_latents_that_stock_nodes_take_apart(sounding: Sounding) -> None:
+def test_the_node_gives_latents_that_stock_nodes_take_apart(sounding):
     import nodes
     from comfy_extras.nodes_lt import LTXVSeparateAVLatent
 
@@ -254,7 +250,7 @@ def test_the_node_gives_latents_that_stock_nodes_take_apart(sounding: Sounding) 
     assert f"KSampler with seed {seeds[0]} " in report
 
 
-def test_a_small_vae_of_videos_shows_rewards_all_frames(sounding: Sounding) -> None:
+def test_a_small_vae_of_videos_shows_rewards_all_frames(sounding):
     import comfy.sd
     import latent_preview
     from comfy.taesd.taehv import TAEHV

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,6 @@ from unittest.mock import Mock
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from tests.comfyui import double
 from tests.comfyui.double import (
@@ -36,7 +34,7 @@ from ttsnap.options.sampler import Finish, SamplerOptions
 from ttsnap.pipelines.comfyui.drafts import finishing_sigmas
 from ttsnap.pipelines.comfyui.fields import fields_of
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch, rows_that_fit
-from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 
 STEPS, SEEDS = 8, 6
 PRUNED = {"name": "seed-pruning", "n": SEEDS, "keep": [2 / SEEDS], "levels": [0.7]}
@@ -44,7 +42,7 @@ EMPTY = torch.zeros(SHAPE)
 
 
 @pytest.fixture(autouse=True)
-def management() -> Iterator[double.Management]:
+def management():
     threads = threading.active_count()
     with double.comfyui() as management, torch.inference_mode():  # as nodes run
         yield management
@@ -52,18 +50,16 @@ def management() -> Iterator[double.Management]:
 
 
 @pytest.fixture(params=[Const, Exploding], ids=["flow", "eps"])
-def model(request: pytest.FixtureRequest) -> Model:
+def model(request):
     return Model(request.param())
 
 
-def sigmas(model: Model, steps: int = STEPS) -> Tensor:
+def sigmas(model, steps=STEPS):
     falling = torch.linspace(1, 0, steps + 1)
     return falling if isinstance(model.model_sampling, Const) else 10 * falling**2
 
 
-def wanted(
-    batch: int | None = SEEDS, sampler: SamplerOptions | None = None, **more: Any
-) -> Prepared:
+def wanted(batch=SEEDS, sampler=None, **more):
     spec = EngineSpec(
         ModelOptions(),
         ("brightness",),
@@ -74,28 +70,26 @@ def wanted(
     return prepare(SearchRequest((Prompt("a red circle"),), spec, **given), ModelDefaults())
 
 
-def searching(
-    model: Model, how: Prepared, name: Any = "euler", cfg: float = 2.0, **more: Any
-) -> LatentSearch:
+def searching(model, how, name="euler", cfg=2.0, **more):
     given = {"sigmas": sigmas(model), "latent": EMPTY, "vae": Vae(), **more}
     return LatentSearch(how, Guider(model, cfg), Stock(LOOPS.get(name, name)), **given)
 
 
-def half_masked() -> tuple[Tensor, Tensor]:
+def half_masked():
     mask = torch.zeros(1, 1, 4, 4)
     mask[..., 2:] = 1
     return torch.full(SHAPE, 0.3), mask
 
 
 def alone(
-    model: Model,
-    seed: int,
-    name: str,
-    cfg: float,
-    latent: Any = EMPTY,
-    mask: Any = None,
-    at: Tensor | None = None,
-) -> Any:
+    model,
+    seed,
+    name,
+    cfg,
+    latent=EMPTY,
+    mask=None,
+    at=None,
+):
     """What the sampler makes of a seed without a search, at these sigmas."""
     generator, at = torch.Generator().manual_seed(seed), sigmas(model) if at is None else at
     noise = [torch.randn(field.shape, generator=generator) for field in fields_of(latent)]
@@ -105,9 +99,7 @@ def alone(
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
 @pytest.mark.parametrize("name", LOOPS)
-def test_the_winner_is_what_the_sampler_makes_of_its_seed(
-    model: Model, name: str, cfg: float
-) -> None:
+def test_the_winner_is_what_the_sampler_makes_of_its_seed(model, name, cfg):
     found = searching(model, wanted(), name, cfg).run()
     made, spent = sum(model.rows), found.result.spent
     winner = found.result.best.seed
@@ -118,20 +110,20 @@ def test_the_winner_is_what_the_sampler_makes_of_its_seed(
     assert spent.price.passes_per_nfe == (2 if cfg != 1 or name == "unguided" else 1)
 
 
-def test_an_image_is_the_vaes_and_latents_come_back_in_its_scale(model: Model) -> None:
+def test_an_image_is_the_vaes_and_latents_come_back_in_its_scale(model):
     found = searching(model, wanted(keep=2, search="best-of-n", budget=Budget(images=4))).run()
     assert found.latents.shape == (2, *SHAPE[1:])
     for image, latent in zip(found.result.images, found.latents, strict=True):
         assert torch.allclose(image.pixels.movedim(0, -1), Vae().decode(latent[None])[0], atol=1e-6)
 
 
-def test_rows_at_one_noise_level_share_a_call_and_others_do_not(model: Model) -> None:
+def test_rows_at_one_noise_level_share_a_call_and_others_do_not(model):
     searching(model, wanted(batch=4)).run()
     assert max(model.rows) == 8
     assert set(model.rows) <= {8, 4}
 
 
-def test_a_masked_latent_is_painted_anew_as_the_sampler_does_alone(model: Model) -> None:
+def test_a_masked_latent_is_painted_anew_as_the_sampler_does_alone(model):
     latent, mask = half_masked()
     for name in LOOPS:
         found = searching(model, wanted(), name, latent=latent, mask=mask).run()
@@ -144,7 +136,7 @@ def test_a_masked_latent_is_painted_anew_as_the_sampler_does_alone(model: Model)
     assert not torch.allclose(found.latents[..., 2:], latent[..., 2:], atol=1e-2)
 
 
-def test_ttsnaps_ode_is_euler_and_all_its_kernels_end_where_the_model_does(model: Model) -> None:
+def test_ttsnaps_ode_is_euler_and_all_its_kernels_end_where_the_model_does(model):
     found = searching(model, wanted(sampler=SamplerOptions("ode"))).run()
     assert torch.allclose(
         alone(model, found.result.best.seed, "euler", 2.0), found.latents, atol=1e-4
@@ -158,13 +150,13 @@ def test_ttsnaps_ode_is_euler_and_all_its_kernels_end_where_the_model_does(model
         assert sum(model.rows) == found.result.spent.nfe <= 40
 
 
-def test_a_previewer_decodes_what_is_unfinished(model: Model) -> None:
+def test_a_previewer_decodes_what_is_unfinished(model):
     decode = Mock(return_value=Image.new("RGB", (4, 4)))
     searching(model, wanted(), previewer=Mock(decode_latent_to_preview=decode)).run()
     assert decode.call_count == SEEDS
 
 
-def test_a_draft_of_a_model_without_spread_is_its_image(model: Model) -> None:
+def test_a_draft_of_a_model_without_spread_is_its_image(model):
     model.spread = 1e-4
     drafts, events = Model(model.model_sampling, spread=1e-4), list[Any]()
     how = wanted(search={"name": "seed-pruning", "n": 20})
@@ -178,9 +170,7 @@ def test_a_draft_of_a_model_without_spread_is_its_image(model: Model) -> None:
     assert all(torch.allclose(event.image, torch.tensor(0.625), atol=1e-2) for event in drafted)
 
 
-def test_networks_are_loaded_again_after_each_decode_and_for_each_other(
-    model: Model, management: double.Management
-) -> None:
+def test_networks_are_loaded_again_after_each_decode_and_for_each_other(model, management):
     assert searching(model, wanted()).run().result.spent.cost.decodes == SEEDS + 2
     assert len(management.loads) == 2  # before the first call, and after the check's decode
     management.loads.clear()
@@ -198,9 +188,7 @@ def test_networks_are_loaded_again_after_each_decode_and_for_each_other(
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", [*LOOPS, "ode"])
-def test_a_finished_draft_is_what_the_sampler_makes_of_its_latent(
-    model: Model, name: str, masked: bool
-) -> None:
+def test_a_finished_draft_is_what_the_sampler_makes_of_its_latent(model, name, masked):
     """The draft is a step of the drafter from noise to the end, and its finish image-to-image with
     the same noise."""
     latent, mask = half_masked()
@@ -226,7 +214,7 @@ def test_a_finished_draft_is_what_the_sampler_makes_of_its_latent(
     assert not torch.allclose(alone(model, seed, loop, 2.0, **how), found.latents, atol=1e-3)
 
 
-def test_mixed_noise_begins_from_its_own_draft(model: Model) -> None:
+def test_mixed_noise_begins_from_its_own_draft(model):
     drafts, rest = Model(model.model_sampling, 0.9, 0.5), sigmas(model)[5:]
     how = wanted(search={"name": "zero-order"}, budget=Budget(nfe=30), keep=4)
     found = searching(model, how, drafter=GuiderDrafter(Guider(drafts, 1.0)), rest=rest).run()
@@ -237,7 +225,7 @@ def test_mixed_noise_begins_from_its_own_draft(model: Model) -> None:
     assert len({tuple(latent.flatten().tolist()) for latent in found.latents}) == 4
 
 
-def test_where_drafts_are_finished(model: Model) -> None:
+def test_where_drafts_are_finished(model):
     levels = sigmas(model, 12) / (
         1 if isinstance(model.model_sampling, Const) else 1 + sigmas(model, 12)
     )
@@ -259,8 +247,8 @@ def test_where_drafts_are_finished(model: Model) -> None:
     assert plain.result.spent.cost == begun.result.spent.cost
 
 
-def test_a_dropped_candidates_thread_ends_at_once(model: Model) -> None:
-    seen: list[int] = []
+def test_a_dropped_candidates_thread_ends_at_once(model):
+    seen = []
     model.on_call = lambda: seen.append(threading.active_count())
     threads = threading.active_count()
     searching(model, wanted(), "heun").run()
@@ -268,8 +256,8 @@ def test_a_dropped_candidates_thread_ends_at_once(model: Model) -> None:
     assert (max(seen), seen[-1]) == (threads + SEEDS, threads + 2)
 
 
-def test_a_fault_in_a_sampler_is_the_searchs(model: Model) -> None:
-    def broken(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any], step: Any) -> Tensor:
+def test_a_fault_in_a_sampler_is_the_searchs(model):
+    def broken(model, x, sigmas, args, step):
         if args["seed"] == 13:
             raise RuntimeError("no such step")
         return LOOPS["euler"](model, x, sigmas, args, step)
@@ -291,16 +279,14 @@ def test_a_fault_in_a_sampler_is_the_searchs(model: Model) -> None:
         ({"search": "smc", "budget": Budget(nfe=40)}, {}, "sampler"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_before_the_model_runs(
-    how: Any, more: Any, why: str
-) -> None:
+def test_what_cannot_be_searched_is_refused_before_the_model_runs(how, more, why):
     model = Model(Exploding())
     with pytest.raises(ValueError, match=why):
         searching(model, wanted(**how), **more).run()
     assert model.rows == []
 
 
-def test_the_batch_is_as_large_as_free_memory_allows(management: double.Management) -> None:
+def test_the_batch_is_as_large_as_free_memory_allows(management):
     patcher = Guider(Model(Const())).model_patcher
     assert rows_that_fit(patcher, EMPTY) == 16
     management.free = 1000
@@ -309,7 +295,7 @@ def test_the_batch_is_as_large_as_free_memory_allows(management: double.Manageme
     assert rows_that_fit(patcher, EMPTY) == 1
 
 
-def test_videos_are_scored_by_their_frames() -> None:
+def test_videos_are_scored_by_their_frames():
     latent = torch.zeros(1, 2, 3, 4, 4)
     found = searching(Model(Const()), wanted(), latent=latent).run()
     assert found.result.best.pixels.shape == (3, 3, 4, 4)
@@ -317,11 +303,11 @@ def test_videos_are_scored_by_their_frames() -> None:
     assert found.latents.shape == latent.shape
 
 
-def with_sound(video: float = 0.0, sound: float = 0.0) -> NestedTensor:
+def with_sound(video=0.0, sound=0.0):
     return NestedTensor([torch.full((1, 2, 3, 4, 4), video), torch.full((1, 3, 2, 5), sound)])
 
 
-def nested_apart(a: Any, b: Any) -> float:
+def nested_apart(a, b):
     return max(
         float((one - other).abs().max()) for one, other in zip(a.unbind(), b.unbind(), strict=True)
     )
@@ -329,7 +315,7 @@ def nested_apart(a: Any, b: Any) -> float:
 
 @pytest.mark.parametrize("most_rows", [None, 1])
 @pytest.mark.parametrize("name", [*LOOPS, "ode"])
-def test_videos_with_sound_are_the_samplers(model: Model, name: str, most_rows: int | None) -> None:
+def test_videos_with_sound_are_the_samplers(model, name, most_rows):
     """Where they begin from noise, from a latent that is half painted anew, and from drafts, by a
     model of one row."""
     kernel, loop = ("ode", "euler") if name == "ode" else ("pipeline", name)
@@ -362,7 +348,7 @@ def test_videos_with_sound_are_the_samplers(model: Model, name: str, most_rows: 
 
 
 @pytest.mark.parametrize("name", [*LOOPS, "ode"])
-def test_what_is_noised_by_the_seed_is_so_for_each_candidate(model: Model, name: str) -> None:
+def test_what_is_noised_by_the_seed_is_so_for_each_candidate(model, name):
     """As frames that a video begins with."""
     kernel, loop = ("ode", "euler") if name == "ode" else ("pipeline", name)
     how, model.noised = wanted(sampler=SamplerOptions(kernel), budget=Budget(images=4)), True
@@ -377,7 +363,7 @@ def test_what_is_noised_by_the_seed_is_so_for_each_candidate(model: Model, name:
     )
 
 
-def test_particles_of_videos_with_sound_end_where_the_model_does(model: Model) -> None:
+def test_particles_of_videos_with_sound_end_where_the_model_does(model):
     model.spread = 1e-4  # it has one image only
     for name in ("smc", "zero-order"):
         kernel = "sde" if name == "smc" else "pipeline"
@@ -387,11 +373,11 @@ def test_particles_of_videos_with_sound_end_where_the_model_does(model: Model) -
 
 
 @pytest.mark.parametrize("latent", [torch.zeros(1, 2, 3, 4, 4), with_sound()])
-def test_rewards_see_frames_of_previews(latent: Any) -> None:
+def test_rewards_see_frames_of_previews(latent):
     """Of the first frame alone, or of all where ComfyUI has a small VAE of videos."""
-    seen: list[tuple[int, ...]] = []
+    seen = []
 
-    def first(x0: Tensor) -> Image.Image:
+    def first(x0):
         seen.append(tuple(x0.shape))
         return Image.new("RGB", (4, 4))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ttsnap import Budget, Cost, Grid
-from ttsnap.core import Kind, Move, Outcome, Price, Rates, Spent, Task, advance, fresh, renoise
+from ttsnap.core import Kind, Outcome, Price, Rates, Spent, Task, advance, fresh, renoise
 from ttsnap.core.plans import finish_cost, resolve
 from ttsnap.core.selection import BEST
 from ttsnap.core.start import AS_NOISE
@@ -32,7 +32,7 @@ GRID = Grid(tuple(np.linspace(1, 0, 11)))
         (None, Budget()),
     ],
 )
-def test_parse(text: str | None, budget: Budget) -> None:
+def test_parse(text, budget):
     assert Budget.parse(text) == budget
     if budget != Budget():
         assert Budget.parse(str(budget)) == budget
@@ -68,13 +68,13 @@ def test_parse(text: str | None, budget: Budget) -> None:
         ("9" * 400, "budget"),
     ],
 )
-def test_bad_budgets_are_shown_with_what_was_meant(text: str | int, said: str) -> None:
+def test_bad_budgets_are_shown_with_what_was_meant(text, said):
     with pytest.raises(ValueError, match=said) as caught:
         Budget.parse(text)
     assert len(str(caught.value)) < 600
 
 
-def test_efforts_are_counted_on_a_grid() -> None:
+def test_efforts_are_counted_on_a_grid():
     assert Budget.of_effort("medium").on(GRID, AS_NOISE) == Budget(nfe=200)
     assert Budget.of_effort(0.25).on(GRID, AS_NOISE) == Budget(nfe=200)
     assert Budget.of_effort(0.001).on(GRID, AS_NOISE) == Budget(nfe=10)
@@ -87,7 +87,7 @@ def test_efforts_are_counted_on_a_grid() -> None:
         Ledger(Budget(images=3), Price())
 
 
-def test_the_task_counts_the_tightest_cap_in_evaluations() -> None:
+def test_the_task_counts_the_tightest_cap_in_evaluations():
     engine = DryEngine(GRID, ("a", "b"))
     engine.price = Price(Rates(nfe=10.0, decodes=2.0, reward_calls=4.0), Rates(nfe=0.5))
     assert task_of(Budget(nfe=100), engine) == Task(GRID, 1, 100.0, 0.0)
@@ -98,7 +98,7 @@ def test_the_task_counts_the_tightest_cap_in_evaluations() -> None:
     assert task_of(Budget(decodes=10), engine).allowance == np.inf
 
 
-def table(*moves: Move) -> ParticleTable:
+def table(*moves):
     t = ParticleTable(GRID.steps, 1, BEST)
     for move in moves:
         plan = resolve(move, t.view, GRID, 1)
@@ -118,7 +118,7 @@ def table(*moves: Move) -> ParticleTable:
     return t
 
 
-def test_price_of_moves() -> None:
+def test_price_of_moves():
     empty, scored = table().view, table(fresh(3, 4)).view
     unscored = table(fresh(3, 4, score=False)).view
     for move, particles, rewards, cost in (
@@ -134,7 +134,7 @@ def test_price_of_moves() -> None:
     assert finish_cost(10, False, GRID, 1) == Cost(0, 1, 1)
 
 
-def test_children_share_the_first_call() -> None:
+def test_children_share_the_first_call():
     unscored = table(fresh(1, 4, score=False)).view
     plan = resolve(advance(unscored, [0, 0, 0], 6), unscored, GRID, 1)
     assert plan.rows.kind.tolist() == [Kind.CONTINUE, Kind.BRANCH, Kind.BRANCH]
@@ -142,7 +142,7 @@ def test_children_share_the_first_call() -> None:
     assert plan.take(slice(2)).cost == Cost(1 + 2 * 2, 2, 2)
 
 
-def test_ledger_with_reserve_and_parent() -> None:
+def test_ledger_with_reserve_and_parent():
     pot = Ledger(Budget(nfe=50), Price())
     one, two = Ledger(Budget(), Price(), pot), Ledger(Budget(nfe=30), Price(), pot)
     one.hold(Cost(10))
@@ -161,7 +161,7 @@ def test_ledger_with_reserve_and_parent() -> None:
     assert pot.spent == Cost(46)
 
 
-def test_flops_and_seconds() -> None:
+def test_flops_and_seconds():
     price = Price(Rates(nfe=10, decodes=5, reward_calls=1), Rates(nfe=0.1), passes_per_nfe=2)
     assert Budget(flops=100).shortfall(Cost(9, 1, 1), price) is None
     assert Budget(flops=95).shortfall(Cost(9, 1, 1), price) == "96 FLOPs"
@@ -170,14 +170,14 @@ def test_flops_and_seconds() -> None:
     assert Spent(Cost(9, 1, 1), price, "").forward_passes == 18
 
 
-def test_table_views_are_read_only_and_grow() -> None:
+def test_table_views_are_read_only_and_grow():
     t = table(fresh(40, 3))
     assert t.view.seed.tolist() == list(range(40))
     with pytest.raises(ValueError, match="read-only"):
         t.view.step[0] = 5
 
 
-def test_grid() -> None:
+def test_grid():
     assert [GRID.step_at(level) for level in (1.0, 0.5, 0.45)] == [0, 5, 6]
     for bad in ((1.0,), (0.0, 1.0), (1.0, 0.5), (1.0, 1.0, 0.0)):
         with pytest.raises(ValueError, match="fall strictly"):

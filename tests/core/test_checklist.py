@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 ANSWERS = RNG.random((50, 5))
 
 
-def test_the_product_and_the_geometric_mean_of_answers() -> None:
+def test_the_product_and_the_geometric_mean_of_answers():
     for row, value, root in zip(ANSWERS, product(ANSWERS), geometric(ANSWERS), strict=True):
         logs = [math.log(max(answer, FLOOR)) for answer in row]
         np.testing.assert_allclose(value, math.exp(math.fsum(logs)), rtol=1e-13)
@@ -28,7 +28,7 @@ def test_the_product_and_the_geometric_mean_of_answers() -> None:
     assert product(ANSWERS.astype(np.float32)).dtype == np.float64
 
 
-def test_a_tie_is_broken_by_the_other_rewards_and_nothing_else_is() -> None:
+def test_a_tie_is_broken_by_the_other_rewards_and_nothing_else_is():
     utility = tied(product, 2)
     scores = np.column_stack([ANSWERS[:, :2], 1e3 * RNG.standard_normal(50)])
     u, m = product(scores[:, :2]), scores[:, 2]
@@ -39,7 +39,7 @@ def test_a_tie_is_broken_by_the_other_rewards_and_nothing_else_is() -> None:
     assert utility(np.array([[0.29, 1, -5], [0.28, 1, 5]])).argmax() == 0  # the last bit of .29
 
 
-def test_how_lists_and_items_are_written() -> None:
+def test_how_lists_and_items_are_written():
     assert is_list("checklist")
     assert is_list("checklist:model=m by judge:yes:model=n")
     assert not is_item("checklist by vqascore")
@@ -60,7 +60,7 @@ def test_how_lists_and_items_are_written() -> None:
         rewards_of("clip", tie="hpsv2")
 
 
-def test_a_selection_of_a_checklist_multiplies_its_items_alone() -> None:
+def test_a_selection_of_a_checklist_multiplies_its_items_alone():
     options, items = SelectionOptions(), ("check:a", "check:b")
     scores = np.column_stack([ANSWERS[:, :2], 5 * ANSWERS[:, 2]])
     np.testing.assert_array_equal(
@@ -74,7 +74,7 @@ def test_a_selection_of_a_checklist_multiplies_its_items_alone() -> None:
     np.testing.assert_array_equal(by_root.values(scores[:, :2]), geometric(scores[:, :2]))
 
 
-def test_a_requirement_on_a_checklist_is_one_on_each_item() -> None:
+def test_a_requirement_on_a_checklist_is_one_on_each_item():
     options = SelectionOptions(require="checklist>=0.9", until=["checklist", "clip>20"])
     spread = options.over(("check:a", "check:b"))
     assert [str(one) for one in spread.requirements] == ["check:a>=0.9", "check:b>=0.9"]
@@ -82,7 +82,7 @@ def test_a_requirement_on_a_checklist_is_one_on_each_item() -> None:
     assert SelectionOptions(require="clip").over(()).requirements[0].reward == "clip"
 
 
-def test_a_search_has_enough_when_as_many_images_as_it_keeps_meet_all() -> None:
+def test_a_search_has_enough_when_as_many_images_as_it_keeps_meet_all():
     gate = Gate.of(["a", "b"], ["a", "b"])
     scores = np.array([[0.9, 0.9], [0.9, 0.1], [0.8, math.nan], [0.5, 0.5]])
     assert Selection(enough=gate).ends(scores[:1])

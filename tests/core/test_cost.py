@@ -4,13 +4,12 @@ alone."""
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from ttsnap import Budget, Cost
 from ttsnap.core import Price, Rates, Spent
-from ttsnap.core.cost import KINDS, PHASES, CostKind
+from ttsnap.core.cost import KINDS, PHASES
 from ttsnap.loop.ledger import Ledger
 
 from ..copied import copy_package, recipe, run_trial  # noqa: TID252
@@ -19,12 +18,12 @@ each = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 OTHERS = Cost(1, 2, 3, 4, 5, 6)
 
 
-def only(kind: CostKind, amount: int) -> Cost:
+def only(kind, amount):
     return Cost(**{kind.name: amount})
 
 
 @each
-def test_it_is_summed_and_priced(kind: CostKind) -> None:
+def test_it_is_summed_and_priced(kind):
     assert (
         only(kind, 3).plus(only(kind, 4), only(kind, 5))
         == only(kind, 12)
@@ -48,7 +47,7 @@ def test_it_is_summed_and_priced(kind: CostKind) -> None:
 
 
 @each
-def test_it_is_capped_and_its_cap_read_and_written(kind: CostKind) -> None:
+def test_it_is_capped_and_its_cap_read_and_written(kind):
     budget, price = Budget(**{kind.name: 10}), Price()
     free = {other.name: 99 for other in KINDS if other != kind}
     assert budget.shortfall(Cost(**free, **{kind.name: 10}), price) is None
@@ -69,7 +68,7 @@ def test_it_is_capped_and_its_cap_read_and_written(kind: CostKind) -> None:
             Budget.parse(bad)
 
 
-def test_files_have_the_keys_that_they_always_had() -> None:
+def test_files_have_the_keys_that_they_always_had():
     assert list(Spent(Cost(), Price(), "").to_json())[:12] == [
         "nfe",
         "forward_passes",
@@ -131,7 +130,7 @@ assert Header.from_json(told, Path("before")).price == Price(Rates(nfe=10.0))
 """
 
 
-def test_a_new_kind_is_the_line_of_the_how_to(tmp_path: Path) -> None:
+def test_a_new_kind_is_the_line_of_the_how_to(tmp_path):
     """In a copy of the package whose table has that line more."""
     found = re.search(r"^answers: N = .*\n", recipe("A kind of cost"), re.MULTILINE)
     assert found is not None

@@ -11,7 +11,7 @@ import pytest
 from ttsnap.core.diversity import distances, diverse, objective
 
 
-def best(values: np.ndarray, features: np.ndarray, k: int, weight: float) -> float:
+def best(values, features, k, weight):
     """The highest objective of any group, by trying all."""
     groups = itertools.combinations(range(len(values)), k)
     return max(objective(values, features, np.array(group), weight) for group in groups)
@@ -19,7 +19,7 @@ def best(values: np.ndarray, features: np.ndarray, k: int, weight: float) -> flo
 
 @pytest.mark.parametrize("weight", [0.3, 1.0, 3.0, 30.0])
 @pytest.mark.parametrize("k", [2, 3])
-def test_greedy_against_brute_force(weight: float, k: int) -> None:
+def test_greedy_against_brute_force(weight, k):
     shares = []
     for seed in range(40):
         rng = np.random.default_rng([seed, k])
@@ -35,7 +35,7 @@ def test_greedy_against_brute_force(weight: float, k: int) -> None:
     assert np.mean(shares) > (0.98 if weight <= 1 else 0.9)
 
 
-def test_one_image_and_no_weight_are_the_best_ones() -> None:
+def test_one_image_and_no_weight_are_the_best_ones():
     rng = np.random.default_rng(0)
     for _ in range(20):
         values, features = rng.integers(0, 6, 12).astype(float), rng.normal(size=(12, 5))
@@ -46,7 +46,7 @@ def test_one_image_and_no_weight_are_the_best_ones() -> None:
 
 
 @pytest.mark.parametrize("error", [0.0, 1e-5])
-def test_of_images_that_are_alike_the_best_are_kept(error: float) -> None:
+def test_of_images_that_are_alike_the_best_are_kept(error):
     rng = np.random.default_rng(1)
     values = rng.normal(size=9)
     features = np.repeat(rng.normal(size=(1, 6)), 9, 0) + error * rng.normal(size=(9, 6))
@@ -77,13 +77,11 @@ INF, NAN = np.inf, np.nan
         ),
     ],
 )
-def test_known_groups(
-    values: list[float], features: np.ndarray, weight: float, group: set[int]
-) -> None:
+def test_known_groups(values, features, weight, group):
     assert set(diverse(np.array(values), np.array(features), len(group), weight).tolist()) == group
 
 
-def test_values_and_features_of_any_scale_give_the_same_group() -> None:
+def test_values_and_features_of_any_scale_give_the_same_group():
     rng = np.random.default_rng(2)
     values, features = rng.normal(size=15), rng.normal(size=(15, 4))
     group = diverse(values, features, 5, 1.0)
@@ -93,7 +91,7 @@ def test_values_and_features_of_any_scale_give_the_same_group() -> None:
     )
 
 
-def test_distances_are_a_metric_of_mean_one() -> None:
+def test_distances_are_a_metric_of_mean_one():
     rng = np.random.default_rng(3)
     apart = distances(rng.normal(size=(12, 3)))
     assert (apart == apart.T).all()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +13,7 @@ from ttsnap.demo.form import DemoLimits
 QUEUE = 12
 """Visitors who may wait."""
 PROMPT = "two red circles and a blue square"
-FIELDS: dict[str, Any] = {
+FIELDS = {
     "prompt": PROMPT,
     "algorithm": "seed-pruning",
     "rewards": ["scenes"],
@@ -36,7 +33,7 @@ FIELDS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def server(tmp_path_factory):
     """Its address and its own folder."""
     pytest.importorskip("gradio")
     root = tmp_path_factory.mktemp("demo")

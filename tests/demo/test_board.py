@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.results import Event, Result, Spent
+from ttsnap.core.results import Event
 from ttsnap.demo.board_html import COLUMNS, render_board
 from ttsnap.demo.chart import LEGEND_RIGHT, best_so_far, render_chart, ticks
 from ttsnap.demo.form import aspect_of
@@ -33,7 +32,7 @@ from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.allowlist import kernel_for
-from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.results.course import Course
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
@@ -43,24 +42,24 @@ VOID = ("img", "br", "path")
 class Well(HTMLParser):
     """Checks that tags nest, and that none has a handler."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html):
         super().__init__()
         self.open: list[str] = []
         self.feed(html)
         assert not self.open
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         assert not [name for name, _ in attrs if name.startswith("on")]
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag):
         if tag not in VOID:
             assert self.open.pop() == tag
 
 
-def searched(name: str, budget: str = "100nfe", **options: Any) -> tuple[list[Event], Result]:
-    events: list[Event] = []
+def searched(name, budget="100nfe", **options):
+    events = []
     engine = DryEngine(GRID, ("reward",))
     [result] = search(
         ["p"], make_algorithm(name, **options), engine, budget, on_event=events.append
@@ -68,18 +67,18 @@ def searched(name: str, budget: str = "100nfe", **options: Any) -> tuple[list[Ev
     return events, result
 
 
-def seen(course: Course, **more: Any) -> View:
+def seen(course, **more):
     return View("Seed pruning", course, Budget(nfe=40), 10.0, **more)
 
 
-def begun(candidates: int = 3, levels: tuple[float, ...] = (1.0, 0.5, 0.0)) -> Course:
+def begun(candidates=3, levels=(1.0, 0.5, 0.0)):
     """Candidates of seeds 5, 6, 7, ... on their way to step 1."""
     course = Course(levels)
     moved(course, list(range(candidates)), [-1] * candidates, 0)
     return course
 
 
-def moved(course: Course, uids: list[int], parents: list[int], step: int, drop: Any = ()) -> None:
+def moved(course, uids, parents, step, drop=()):
     rows = {
         "start": [step] * len(uids),
         "stop": [step + 1] * len(uids),
@@ -88,9 +87,7 @@ def moved(course: Course, uids: list[int], parents: list[int], step: int, drop: 
     course.move({"uids": uids, "parents": parents, **rows, "drop": [*drop]})
 
 
-def scored(
-    course: Course, uid: int, step: int, score: float, nfe: int, right: bool | None = None
-) -> None:
+def scored(course, uid, step, score, nfe, right=None):
     course.nfe = nfe
     course.score(uid, step, [score], {} if right is None else {RIGHT: right})
 
@@ -98,7 +95,7 @@ def scored(
 @pytest.mark.parametrize(
     "name", ["best-of-n", "seed-pruning", "svdd", "code", "best-first", "zero-order"]
 )
-def test_every_moment_is_drawn(name: str) -> None:
+def test_every_moment_is_drawn(name):
     twice = {"keep": (0.5, 0.5), "levels": (0.9, 0.7)} if name == "seed-pruning" else {}
     events, result = searched(name, "150nfe", **twice)
     view, uri = seen(Course(GRID.levels), best="data:,"), thumbnail_uri(np.zeros((3, 8, 8)))
@@ -124,7 +121,7 @@ def test_every_moment_is_drawn(name: str) -> None:
         assert html.count("tt-pruned") > 0
 
 
-def test_the_best_are_shown_the_most_promising_among_them() -> None:
+def test_the_best_are_shown_the_most_promising_among_them():
     view = seen(begun(2 * COLUMNS), hand=Hand())
     for uid in range(2 * COLUMNS):
         view.course.score(uid, 1, [uid / 100])
@@ -138,7 +135,7 @@ def test_the_best_are_shown_the_most_promising_among_them() -> None:
     assert f"most promising: seed {5 + 2 * COLUMNS - 2}" in render_stage("p", [view])
 
 
-def test_text_is_escaped_everywhere() -> None:
+def test_text_is_escaped_everywhere():
     bad = '<script>alert(1)</script><img src=x onerror="y">&\''
     view = View(bad, Course((1.0, 0.0)), Budget(nfe=5), 10.0, note=bad)
     html = render_stage(bad, [view, view], bad)
@@ -147,12 +144,12 @@ def test_text_is_escaped_everywhere() -> None:
     assert html.count(escape(bad)) >= 6  # prompt, status, and names and notes of both
 
 
-def test_a_page_makes_room_for_the_shape_of_images() -> None:
+def test_a_page_makes_room_for_the_shape_of_images():
     wide = EngineSpec(ModelOptions(), ("reward",), call={"width": 24, "height": 16})
     assert aspect_of(SearchRequest((Prompt("p"),), wide, "best-of-n", Budget(nfe=8))) == 1.5
 
 
-def test_the_pure_parts_need_neither_gradio_nor_torch() -> None:
+def test_the_pure_parts_need_neither_gradio_nor_torch():
     names = [
         "view",
         "board_html",
@@ -170,7 +167,7 @@ def test_the_pure_parts_need_neither_gradio_nor_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_best_so_far_is_a_step_line_of_estimates_and_then_of_finished_images() -> None:
+def test_the_best_so_far_is_a_step_line_of_estimates_and_then_of_finished_images():
     course = begun()
     for uid, nfe, score in ((0, 10, 0.3), (1, 20, 0.9), (2, 20, 0.5)):
         scored(course, uid, 1, score, nfe)
@@ -196,7 +193,7 @@ def test_the_best_so_far_is_a_step_line_of_estimates_and_then_of_finished_images
     assert f"seed 7, step 2: .400, not {RIGHT}" in stage
 
 
-def test_two_searches_are_drawn_on_one_scale_within_the_plot() -> None:
+def test_two_searches_are_drawn_on_one_scale_within_the_plot():
     courses = [begun(1, (1.0, 0.0)), begun(1, (1.0, 0.0))]
     for course, nfe, score in zip(courses, (114, 120), (0.9, 0.7), strict=True):
         scored(course, 0, 1, score, nfe, right=score > 0.8)
@@ -231,14 +228,14 @@ def test_two_searches_are_drawn_on_one_scale_within_the_plot() -> None:
         (-3, 1e6, [-500_000, 0, 500_000, 1_000_000]),
     ],
 )
-def test_ticks_are_round(low: float, high: float, found: list[float]) -> None:
+def test_ticks_are_round(low, high, found):
     values = ticks(low, high, 6 if high == 120 else 4)
     assert values[0] <= low
     assert values[-1] >= high
     assert values[: len(found)] == pytest.approx(found)
 
 
-def test_a_column_says_whom_a_click_leads_and_at_once_what_was_asked() -> None:
+def test_a_column_says_whom_a_click_leads_and_at_once_what_was_asked():
     view = seen(begun())
     assert "data-uid" not in render_board(view)  # nobody leads a comparison
     view.hand = Hand(asked={1: "drop"})
@@ -255,15 +252,15 @@ def test_a_column_says_whom_a_click_leads_and_at_once_what_was_asked() -> None:
     assert "data-uid" not in render_board(view)
 
 
-def asked_for(algorithm: str, nfe: int) -> Prepared:
+def asked_for(algorithm, nfe):
     spec = EngineSpec(ModelOptions(), ("reward",), SamplerOptions(kernel_for(algorithm)))
     return prepare(SearchRequest((Prompt("p"),), spec, algorithm, Budget(nfe=nfe)), ModelDefaults())
 
 
-def test_what_is_left_of_a_budget_is_explained() -> None:
+def test_what_is_left_of_a_budget_is_explained():
     _, result = searched("svdd", "90nfe")
 
-    def why(algorithm: str, nfe: int, spent: Spent, budget: Budget | None = None) -> str:
+    def why(algorithm, nfe, spent, budget=None):
         asked = asked_for(algorithm, nfe)
         return why_unspent(asked, budget or asked.budget, GRID, spent)
 
@@ -281,7 +278,7 @@ def test_what_is_left_of_a_budget_is_explained() -> None:
         assert why("fk-steering", 100, held, capped) == ""
 
 
-def test_drafts_are_called_so() -> None:
+def test_drafts_are_called_so():
     live, events = made(), list[Event]()
     search(["a"], SeedPruning(12, keep=(0.5,), steps=(3,)), live, on_event=events.append)
     view = seen(Course(live.grid.levels))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,18 +18,18 @@ Opener = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser():
     with chromium() as found:
         yield found
 
 
 @pytest.fixture
-def visit(browser: Any, server: tuple[str, Path]) -> Iterator[Opener]:
+def visit(browser, server):
     """Opens the page; when the test ends, the console must be clean and nothing fetched from
     elsewhere."""
     troubles, contexts, own = list[str](), list[Any](), (server[0], "data:", "blob:")
 
-    def visit(width: int = 1440, height: int = 900, scheme: str = "light") -> Any:
+    def visit(width=1440, height=900, scheme="light"):
         contexts.append(
             browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         )
@@ -55,7 +54,7 @@ def visit(browser: Any, server: tuple[str, Path]) -> Iterator[Opener]:
     assert not any(troubles), troubles
 
 
-def choose(page: Any, budget: str, steps: int = 10) -> None:
+def choose(page, budget, steps=10):
     for field, value in (
         ("#budget input, #budget textarea", budget),
         ("#steps input[type=number]", str(steps)),
@@ -64,24 +63,24 @@ def choose(page: Any, budget: str, steps: int = 10) -> None:
         page.press(field, "Tab")
 
 
-def wait_for(page: Any, where: str, word: str) -> None:
+def wait_for(page, where, word):
     page.locator(where, has_text=word).wait_for()
 
 
-def wait_for_winners(page: Any) -> None:
+def wait_for_winners(page):
     page.wait_for_function("document.querySelectorAll('#stage .tt-winner').length == 2")
 
 
-def wait_for_image(page: Any) -> None:
+def wait_for_image(page):
     page.wait_for_selector("#download", state="visible")
 
 
-def no_sideways_scroll(page: Any) -> None:
+def no_sideways_scroll(page):
     wide, inner = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert wide <= inner
 
 
-def test_search_streams_and_gives_an_image(visit: Opener, tmp_path: Path) -> None:
+def test_search_streams_and_gives_an_image(visit, tmp_path):
     page, boards = visit(), set[str]()
     choose(page, "300nfe")  # long enough for several frames
     page.fill("#prompt textarea", PROMPT)
@@ -106,8 +105,8 @@ def test_search_streams_and_gives_an_image(visit: Opener, tmp_path: Path) -> Non
 
 
 def test_an_error_clears_the_page_and_stop_is_active_only_while_something_runs(
-    visit: Opener,
-) -> None:
+    visit,
+):
     page = visit()
     assert page.is_disabled("#stop")
     choose(page, "5images")
@@ -129,9 +128,7 @@ def test_an_error_clears_the_page_and_stop_is_active_only_while_something_runs(
     page.wait_for_function("document.querySelector('#prompt textarea').value.indexOf('dog') < 0")
 
 
-def test_a_field_that_is_refused_takes_the_place_of_an_old_result(
-    visit: Opener, tmp_path: Path
-) -> None:
+def test_a_field_that_is_refused_takes_the_place_of_an_old_result(visit, tmp_path):
     page = visit()
     choose(page, "20nfe")
     page.click("#search")
@@ -155,7 +152,7 @@ def test_a_field_that_is_refused_takes_the_place_of_an_old_result(
     page.wait_for_selector("#download", state="hidden")
 
 
-def test_the_form(visit: Opener) -> None:
+def test_the_form(visit):
     page = visit(1366, 768)
     assert page.inner_text(".tt-model") == "embedded"
     page.locator(".tt-chips button", has_text="says").first.click()
@@ -175,7 +172,7 @@ def test_the_form(visit: Opener) -> None:
     wait_for(page, ".tt-hint", "Adds noise at every step")
 
 
-def test_on_a_phone_the_winner_comes_first(visit: Opener) -> None:
+def test_on_a_phone_the_winner_comes_first(visit):
     page = visit(390, 844)
     choose(page, "200nfe")
     page.evaluate("scrollTo(0, 0)")
@@ -190,7 +187,7 @@ def test_on_a_phone_the_winner_comes_first(visit: Opener) -> None:
     no_sideways_scroll(page)
 
 
-def test_stopping_and_comparing_with_pictures_that_are_large_and_open_larger(visit: Opener) -> None:
+def test_stopping_and_comparing_with_pictures_that_are_large_and_open_larger(visit):
     page = visit(1366, 768, "dark")
     choose(page, "1600nfe", 20)
     page.click("#search")
@@ -228,9 +225,7 @@ def test_stopping_and_comparing_with_pictures_that_are_large_and_open_larger(vis
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
-def test_an_item_of_a_checklist_lights_the_images_that_have_it(
-    visit: Opener, width: int, scheme: str
-) -> None:
+def test_an_item_of_a_checklist_lights_the_images_that_have_it(visit, width, scheme):
     page = visit(width, 900, scheme)
     choose(page, "60nfe")
     page.fill("#prompt textarea", PROMPT)
@@ -260,7 +255,7 @@ def test_an_item_of_a_checklist_lights_the_images_that_have_it(
     no_sideways_scroll(page)
 
 
-def test_closing_the_page_stops_its_search(visit: Opener) -> None:
+def test_closing_the_page_stops_its_search(visit):
     page = visit()
     choose(page, "6400nfe", 20)
     page.click("#search")
@@ -273,7 +268,7 @@ def test_closing_the_page_stops_its_search(visit: Opener) -> None:
     other.wait_for_selector("#download", state="visible", timeout=40_000)
 
 
-def test_a_candidate_is_finished_by_hand(visit: Opener) -> None:
+def test_a_candidate_is_finished_by_hand(visit):
     page = visit()
     choose(page, "1600nfe", 20)
     page.click("#search")
@@ -291,9 +286,7 @@ def test_a_candidate_is_finished_by_hand(visit: Opener) -> None:
     assert "led by hand" in page.inner_text("#stage .tt-note")
 
 
-def test_a_picture_is_changed_with_a_wipe_between_before_and_after(
-    visit: Opener, tmp_path: Path
-) -> None:
+def test_a_picture_is_changed_with_a_wipe_between_before_and_after(visit, tmp_path):
     page = visit()
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     choose(page, "24nfe", 8)

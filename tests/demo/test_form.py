@@ -7,7 +7,6 @@ import re
 import shlex
 import time
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.allowlist import OFFERED
 from ttsnap.request.offer import ServingCatalog
-from ttsnap.request.request import ModelDefaults, Prepared, SearchRequest, prepare
+from ttsnap.request.request import ModelDefaults, prepare
 from ttsnap.reward_models.registry import parts
 from ttsnap.scenes import parse as parse_scene
 from ttsnap.scenes import render
@@ -32,7 +31,7 @@ REWARDS = ("scenes", "brightness", "compressibility", "colourfulness")
 OFFER = ServingCatalog("embedded", REWARDS, lambda model: ModelDefaults({"guidance_scale": 4.0}))
 PICTURE = bytes(bombs.saved("PNG"))
 BOMBS = (*list(bombs.PICTURES.values())[7:], bombs.STILLS["png"], bombs.STILLS["gif"])
-HOSTILE: list[dict[str, Any]] = [
+HOSTILE = [
     *(
         {"prompt": p}
         for p in (
@@ -104,21 +103,21 @@ HOSTILE: list[dict[str, Any]] = [
 ]
 
 
-def none(model: str) -> ModelDefaults:
+def none(model):
     return ModelDefaults()
 
 
-def wanted(offer: ServingCatalog, **changes: Any) -> SearchRequest:
+def wanted(offer, **changes):
     return read({**FIELDS, **changes}, offer, DemoLimits())
 
 
-def asked(offer: ServingCatalog = OFFER, **changes: Any) -> Prepared:
+def asked(offer=OFFER, **changes):
     request = wanted(offer, **changes)
     return prepare(request, offer.defaults(request.model))
 
 
 @pytest.mark.parametrize("changes", HOSTILE)
-def test_hostile_fields_are_refused(changes: dict[str, Any]) -> None:
+def test_hostile_fields_are_refused(changes):
     made = {name: value() if callable(value) else value for name, value in changes.items()}
     begin = time.thread_time()  # however busy the machine is
     with pytest.raises(ValueError, match=r"\w{3}") as caught:
@@ -128,7 +127,7 @@ def test_hostile_fields_are_refused(changes: dict[str, Any]) -> None:
     assert time.thread_time() - begin < 5  # pictures are refused before they are decoded
 
 
-def test_good_fields_are_read() -> None:
+def test_good_fields_are_read():
     found = asked(prompt=" a  red\ncircle ", rewards=["scenes", "brightness", "scenes"], seed=7.0)
     assert (found.prompt.text, found.engine.rewards, found.seed) == (
         "a red circle",
@@ -146,7 +145,7 @@ def test_good_fields_are_read() -> None:
 
 
 @pytest.mark.parametrize("missing", FIELDS)
-def test_a_field_that_is_missing_is_as_one_that_is_empty(missing: str) -> None:
+def test_a_field_that_is_missing_is_as_one_that_is_empty(missing):
     fields = {name: value for name, value in FIELDS.items() if name != missing}
     try:
         wanted = read({**fields, missing: None}, OFFER, DemoLimits())
@@ -157,7 +156,7 @@ def test_a_field_that_is_missing_is_as_one_that_is_empty(missing: str) -> None:
         assert read(fields, OFFER, DemoLimits()) == wanted
 
 
-def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafter() -> None:
+def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafter():
     offer = ServingCatalog(
         "embedded", ("scenes", "brightness"), none, draft="my_draft:2", any_model=True
     )
@@ -177,7 +176,7 @@ def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafte
         asked(draft=True)
 
 
-def test_the_models_own_draft_is_preset_and_left_to_the_model() -> None:
+def test_the_models_own_draft_is_preset_and_left_to_the_model():
     offer = ServingCatalog(
         "embedded", REWARDS[:2], none, draft="embedded", drafts_first=True, any_model=True
     )
@@ -194,7 +193,7 @@ def test_the_models_own_draft_is_preset_and_left_to_the_model() -> None:
     assert free.engine.sampler.draft == "auto"
 
 
-def test_visitors_choose_models_only_where_they_may() -> None:
+def test_visitors_choose_models_only_where_they_may():
     assert asked(model="evil/weights").request.model == "embedded"
     free = ServingCatalog("embedded", ("brightness", "scenes"), none, any_model=True)
     assert wanted(free, model="some/model", rewards=["brightness"]).model == "some/model"
@@ -205,19 +204,19 @@ def test_visitors_choose_models_only_where_they_may() -> None:
         wanted(free, model="some/model")
 
 
-def offered(*words: str) -> ServingCatalog:
-    found: ServingCatalog = demo.offered(demo.parser().parse_args(list(words)))
+def offered(*words):
+    found = demo.offered(demo.parser().parse_args(list(words)))
     return found
 
 
 @pytest.mark.parametrize(
     "words", ["", "--share", "--host 0.0.0.0", "--model embedded", "--share --any-model"]
 )
-def test_strangers_do_not_choose_models_by_default(words: str) -> None:
+def test_strangers_do_not_choose_models_by_default(words):
     assert offered(*words.split()).any_model is (words in ("", "--share --any-model"))
 
 
-def test_a_page_that_may_take_any_model_begins_with_each_packaged_one() -> None:
+def test_a_page_that_may_take_any_model_begins_with_each_packaged_one():
     free = offered()
     first, second, *plain = examples(free)
     assert (first["model"], first["rewards"]) == ("embedded", ["scenes"])
@@ -233,7 +232,7 @@ def test_a_page_that_may_take_any_model_begins_with_each_packaged_one() -> None:
     ] == [{"prompt"}] * 3
 
 
-def test_images_of_packaged_models_are_right_by_what_the_table_says() -> None:
+def test_images_of_packaged_models_are_right_by_what_the_table_says():
     pytest.importorskip("rapidocr")
     wide = Image.new("RGB", (96, 32), "navy")
     ImageDraw.Draw(wide).text((10, 2), "EXIT", fill="white", font=ImageFont.load_default(24))
@@ -248,7 +247,7 @@ def test_images_of_packaged_models_are_right_by_what_the_table_says() -> None:
     assert demo.judged("a red circle", "some/model")(scene) is None
 
 
-def test_the_operator_chooses_rewards_and_limits() -> None:
+def test_the_operator_chooses_rewards_and_limits():
     a = demo.parser().parse_args(
         ["--reward", "brightness", "scenes", "--max-budget", "50", "--max-seconds", "5"]
     )
@@ -273,24 +272,24 @@ def test_the_operator_chooses_rewards_and_limits() -> None:
         ("12", "12nfe.*12images"),  # as everywhere, a number without a unit is neither
     ],
 )
-def test_budgets_are_put_into_words(text: str, words: str) -> None:
+def test_budgets_are_put_into_words(text, words):
     assert re.search(words, budget_words(text, 10, DemoLimits()))
 
 
-def test_an_edit_takes_the_steps_that_its_strength_leaves() -> None:
+def test_an_edit_takes_the_steps_that_its_strength_leaves():
     assert "14 evaluations" in budget_words("1 image", 20, DemoLimits(), 0.7)
     assert "as many as 3 whole images" in budget_words("12nfe", 9, DemoLimits(), 0.35)
     assert "strength" in budget_words("1 image", 20, DemoLimits(), "a")
 
 
-def test_algorithms_are_grouped_with_a_hint_on_each() -> None:
+def test_algorithms_are_grouped_with_a_hint_on_each():
     assert 'li[data-index="0"]::before { content: "Choose among seeds"; }' in group_css()
     assert f'li[data-index="{OFFERED.index("svdd")}"]' in group_css()
     assert ["Adds noise" in hint(name) for name in ("svdd", "seed-pruning")] == [True, False]
 
 
 @pytest.mark.parametrize("prompt", ["a red circle", "--help", 'it\'s "quoted" $(rm -rf) `x` \\ ;'])
-def test_lines_to_repeat_a_search_say_what_was_asked(prompt: str) -> None:
+def test_lines_to_repeat_a_search_say_what_was_asked(prompt):
     search = asked(
         prompt=prompt,
         algorithm="svdd",
@@ -314,7 +313,7 @@ def test_lines_to_repeat_a_search_say_what_was_asked(prompt: str) -> None:
     assert prompt in code.co_consts
 
 
-def test_lines_to_repeat_a_search_name_a_checklist_not_its_items() -> None:
+def test_lines_to_repeat_a_search_name_a_checklist_not_its_items():
     itemised = ModelDefaults(parts=partial(parts, packaged=True))
     offer = ServingCatalog("embedded", ("checklist",), lambda model: itemised)
     search = asked(offer, rewards=["checklist"])

@@ -9,11 +9,9 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import MagicMock, call
 
 import gradio as gr
@@ -41,41 +39,39 @@ pytestmark = pytest.mark.usefixtures("shallow_model")
 
 
 @pytest.fixture(autouse=True)
-def _temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _temporary(tmp_path_factory, monkeypatch):
     """The client leaves a folder in the system's temporary one for every file that it gets."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.getbasetemp()))
 
 
-def connect(address: str, folder: Path) -> Any:
+def connect(address, folder):
     return gradio_client.Client(
         address, verbose=False, download_files=folder, analytics_enabled=False
     )
 
 
-def ask(client: Any, api: str = "/search", **changes: Any) -> Any:
+def ask(client, api="/search", **changes):
     return client.predict(*{**FIELDS, **changes}.values(), api_name=api)
 
 
 @pytest.fixture(scope="module")
-def client(server: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def client(server, tmp_path_factory):
     found = connect(server[0], tmp_path_factory.mktemp("client"))
     yield found
     found.close()
 
 
-def files_of(answer: Any) -> dict[str, Path]:
+def files_of(answer):
     return {Path(name).name: Path(name) for name in answer[3]}
 
 
-def winner_of(files: dict[str, Path]) -> dict[str, Any]:
+def winner_of(files):
     return read_record(
         next(path for name, path in files.items() if name.startswith("01-seed"))
     ).to_json()
 
 
-def test_the_snippet_finds_the_same_winner(
-    client: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_snippet_finds_the_same_winner(client, capsys, tmp_path, monkeypatch):
     for algorithm in ("seed-pruning", "code"):
         answer = ask(client, algorithm=algorithm, keep=2)
         files = files_of(answer)
@@ -97,9 +93,7 @@ def test_the_snippet_finds_the_same_winner(
             assert "Steps: 10" in picture.info["parameters"]
 
 
-def test_the_documented_call_of_the_api_runs(
-    server: tuple[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_documented_call_of_the_api_runs(server, capsys):
     page = (Path(__file__).parents[2] / "docs" / "demo.md").read_text()
     code = page.split("```python\n")[1].split("```")[0]
     assert "http://127.0.0.1:7860" in code
@@ -111,10 +105,10 @@ def test_the_documented_call_of_the_api_runs(
     )
 
 
-def test_eight_visitors_at_once_get_their_own(server: tuple[str, Path], tmp_path: Path) -> None:
+def test_eight_visitors_at_once_get_their_own(server, tmp_path):
     prompts = sample_prompts(8, 5)
 
-    def visit(i: int) -> None:
+    def visit(i):
         client = connect(server[0], tmp_path / str(i))
         answer = ask(client, prompt=prompts[i], seed=1000 * i, budget="40nfe", steps=8)
         files = files_of(answer)
@@ -130,7 +124,7 @@ def test_eight_visitors_at_once_get_their_own(server: tuple[str, Path], tmp_path
     assert [p.name for p in server[1].iterdir()] == ["cache"]  # folders of runs are gone
 
 
-def test_stop_keeps_an_image(client: Any) -> None:
+def test_stop_keeps_an_image(client):
     job = client.submit(*{**FIELDS, "budget": "1600nfe", "steps": 20}.values(), api_name="/search")
     while not any("tt-grid" in str(out[0]) for out in job.outputs()):
         time.sleep(0.05)
@@ -143,7 +137,7 @@ def test_stop_keeps_an_image(client: Any) -> None:
     assert trace["spent"]["nfe"] < 1500
 
 
-HOSTILE: list[dict[str, Any]] = [
+HOSTILE = [
     *({"prompt": p} for p in ("<img src=x onerror=alert(1)>", "a red\0circle", "a" * 100_000)),
     *({"budget": b} for b in ("9999nfe", [1])),
     *(
@@ -155,7 +149,7 @@ HOSTILE: list[dict[str, Any]] = [
 ]
 
 
-def test_hostile_searches_are_refused_and_the_server_lives(client: Any) -> None:
+def test_hostile_searches_are_refused_and_the_server_lives(client):
     for changes in HOSTILE:
         with pytest.raises(Exception, match=r"\w{3}") as caught:
             ask(client, **changes)
@@ -165,8 +159,8 @@ def test_hostile_searches_are_refused_and_the_server_lives(client: Any) -> None:
 
 
 def test_strangers_get_no_files_skip_no_queue_and_upload_nothing_large(
-    server: tuple[str, Path],
-) -> None:
+    server,
+):
     address = server[0]
     config = httpx.get(f"{address}config").json()
     assert config["analytics_enabled"] is False
@@ -192,8 +186,8 @@ def test_strangers_get_no_files_skip_no_queue_and_upload_nothing_large(
 
 
 def test_a_picture_of_another_visitor_or_of_the_machine_is_refused(
-    server: tuple[str, Path],
-) -> None:
+    server,
+):
     """Only files in the server's own cache are read, whatever the page is told the picture is."""
     calls = f"{server[0]}gradio_api/call/search"
     mark = Path(__file__).parents[2] / "docs" / "demo.png"
@@ -216,9 +210,7 @@ def test_a_picture_of_another_visitor_or_of_the_machine_is_refused(
             assert "root:" not in answer.text
 
 
-def test_our_own_checks_read_every_field_and_name_it(
-    client: Any, tmp_path: Path, server: tuple[str, Path]
-) -> None:
+def test_our_own_checks_read_every_field_and_name_it(client, tmp_path, server):
     (tmp_path / "notes.png").write_text("no picture")
     text = gradio_client.handle_file(tmp_path / "notes.png")
     for name, value in (("picture", text), ("guidance", -1), ("steps", 1000), ("algorithm", "x")):
@@ -227,7 +219,7 @@ def test_our_own_checks_read_every_field_and_name_it(
         assert str(server[1]) not in str(caught.value)
 
 
-def known(**changes: Any) -> tuple[Any, Models]:
+def known(**changes):
     """What was asked for, and a server's models with a judge to whom every second image is
     right."""
     verdicts = itertools.cycle((True, False))
@@ -236,7 +228,7 @@ def known(**changes: Any) -> tuple[Any, Models]:
     return read({**FIELDS, **changes}, offer, DemoLimits()), models
 
 
-def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_visitor_who_leaves_stops_the_search(server, tmp_path):
     """The iterator is closed, the thread ends, and the next visitor is served."""
     (asked, models), hand = known(budget="1600nfe", steps=20), Hand()
     frames = stream(asked, models, DemoLimits(), hand, tmp_path)
@@ -255,7 +247,7 @@ def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_pat
     assert told[-1].files
 
 
-def test_both_searches_of_a_comparison_are_there_at_once_and_spend_alike(tmp_path: Path) -> None:
+def test_both_searches_of_a_comparison_are_there_at_once_and_spend_alike(tmp_path):
     asked, models = known(budget="40nfe", steps=5, rewards=["brightness"])
     frames = list(stream(asked, models, DemoLimits(), Hand(), tmp_path, compare=True))
     stages = [frame.stage for frame in frames if "tt-two" in frame.stage]
@@ -285,7 +277,7 @@ def test_both_searches_of_a_comparison_are_there_at_once_and_spend_alike(tmp_pat
             )
 
 
-def test_a_comparison_that_is_stopped_gives_both_images(tmp_path: Path) -> None:
+def test_a_comparison_that_is_stopped_gives_both_images(tmp_path):
     asked, models = known(budget="1600nfe", steps=20)
     hand = Hand()
     frames = stream(asked, models, DemoLimits(), hand, tmp_path, compare=True)
@@ -297,19 +289,19 @@ def test_a_comparison_that_is_stopped_gives_both_images(tmp_path: Path) -> None:
     assert not models.lock.locked()
 
 
-def test_the_stop_button_works_while_a_search_runs(tmp_path: Path) -> None:
+def test_the_stop_button_works_while_a_search_runs(tmp_path):
     frames = Frame("", fresh=True), Frame(""), Frame("", files=(tmp_path,))
     assert [_shown(frame)[-1].get("interactive") for frame in frames] == [True, None, False]
 
 
 def test_a_visitor_leads_a_search_which_notes_it_and_its_images_are_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path, monkeypatch, capsys
+):
     asked, models = known(budget="60nfe", steps=10, rewards=["brightness"], keep=4)
     hand, said = Hand(), threading.Event()
     spend = Turns.spend
 
-    def spend_and_wait(turns: Turns, place: int, nfe: int) -> None:
+    def spend_and_wait(turns, place, nfe):
         spend(turns, place, nfe)
         # the board is there; a fast search would end before the visitor's commands
         if turns._spent[place] > 20:
@@ -338,11 +330,11 @@ def test_a_visitor_leads_a_search_which_notes_it_and_its_images_are_made_again(
     assert trace["results"][0]["spent"]["nfe"] <= 60
 
 
-def test_a_click_on_the_board_is_a_command_and_anything_else_a_refusal(tmp_path: Path) -> None:
+def test_a_click_on_the_board_is_a_command_and_anything_else_a_refusal(tmp_path):
     handlers = Handlers(
         ServingCatalog("embedded", ("scenes",), recommended), DemoLimits(), known()[1], tmp_path
     )
-    request: Any = SimpleNamespace(session_hash="a")
+    request = SimpleNamespace(session_hash="a")
     led = MagicMock()
     handlers.running["a"] = Hand(led=led)
     for asked in ({"verb": "drop", "uid": 12}, {"verb": "finish", "uid": 40}):
@@ -372,9 +364,7 @@ def test_a_click_on_the_board_is_a_command_and_anything_else_a_refusal(tmp_path:
     assert led.mock_calls == wanted
 
 
-def test_a_picture_is_changed_and_shown_before_and_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_picture_is_changed_and_shown_before_and_after(tmp_path, monkeypatch, capsys):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "picture.png")
     picture = (tmp_path / "picture.png").read_bytes()
     asked, models = known(
@@ -402,12 +392,12 @@ def test_a_picture_is_changed_and_shown_before_and_after(
     assert capsys.readouterr().out.split()[-2] == str(payload["seed"])
 
 
-def test_a_full_queue_refuses_and_serves_on(server: tuple[str, Path]) -> None:
+def test_a_full_queue_refuses_and_serves_on(server):
     """More calls as may wait: some are refused with a sentence, nothing is lost for those
     that listen."""
     calls = f"{server[0]}gradio_api/call/search"
 
-    def begin(i: int) -> httpx.Response:
+    def begin(i):
         values = [*{**FIELDS, "budget": "10nfe", "steps": 5, "seed": i}.values()]
         return httpx.post(calls, json={"data": values}, timeout=60)
 

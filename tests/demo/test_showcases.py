@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +21,7 @@ MARK = re.compile(r'class="tt-best">.*?tt-(right|wrong)')
 
 
 @cache
-def models(dtype: str) -> Models:
+def models(dtype):
     return Models(
         lambda name, task=None: common.load_model(name, "cpu", dtype, task=task), demo.judged
     )
@@ -31,9 +29,7 @@ def models(dtype: str) -> Models:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("example", examples(OFFER), ids=lambda example: example["prompt"])
-def test_a_button_shows_what_it_was_chosen_for(
-    example: dict[str, Any], dtype: str, tmp_path: Path
-) -> None:
+def test_a_button_shows_what_it_was_chosen_for(example, dtype, tmp_path):
     if example["model"] == "signs":
         pytest.importorskip("rapidocr")
     limits = DemoLimits()

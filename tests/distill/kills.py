@@ -9,11 +9,9 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ SECONDS = 200
 """After which work that hangs is ended."""
 
 
-def ended(work: Callable[[], object], folder: Path, seed: int) -> int:
+def ended(work, folder, seed):
     """Do this again and again, each time killed at a moment drawn from the seed, later ones as it
     goes on, until it ends; how often it was killed."""
     dice = random.Random(seed)
@@ -36,7 +34,7 @@ def ended(work: Callable[[], object], folder: Path, seed: int) -> int:
     raise AssertionError
 
 
-def killed(work: Callable[[], object], folder: Path, moment: int) -> bool:
+def killed(work, folder, moment):
     """Do this in another process, which is killed just before it touches files in `folder` for the
     time `moment`, counted from 1; whether it was, as it may have ended before. What is done must be
     picklable."""
@@ -46,21 +44,21 @@ def killed(work: Callable[[], object], folder: Path, moment: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def undisturbed(work: Callable[[], object]) -> None:
+def undisturbed(work):
     """Do this in the process of which those that are killed are forks: it then has all that the
     work imports, and they need not import it again."""
     assert _asked(work, Path(), 0) == 0
 
 
-def _asked(*what: object) -> int:
+def _asked(*what):
     asked = _forking()
     asked.send(what)
-    status: int = asked.recv()
+    status = asked.recv()
     return status
 
 
 @cache
-def _forking() -> Connection:
+def _forking():
     """To a process without threads, which forks for this one.
 
     A lock that another thread holds, as those of servers here, stays held in a fork for ever.
@@ -72,7 +70,7 @@ def _forking() -> Connection:
     return here
 
 
-def _fork_when_asked(asked: Connection) -> None:
+def _fork_when_asked(asked):
     tqdm.monitor_interval = 0  # else bars have a thread
     with suppress(EOFError):
         while True:
@@ -86,10 +84,10 @@ def _fork_when_asked(asked: Connection) -> None:
                 _killed_at(moment, work, folder)
 
 
-def _killed_at(moment: int, work: Callable[[], object], folder: Path) -> None:
+def _killed_at(moment, work, folder):
     left, code = moment, 1
 
-    def listen(event: str, arguments: tuple[object, ...]) -> None:
+    def listen(event, arguments):
         nonlocal left
         # What lies in a folder that is removed goes by its name alone.
         if event in EVENTS and (
@@ -111,17 +109,17 @@ def _killed_at(moment: int, work: Callable[[], object], folder: Path) -> None:
 
 @contextmanager
 def calls(
-    of: Any,
-    name: str,
-    fails: int = 0,
-    error: type[BaseException] = KeyboardInterrupt,
-    meanwhile: Callable[[], object] = lambda: None,
-) -> Iterator[list[Any]]:
+    of,
+    name,
+    fails=0,
+    error=KeyboardInterrupt,
+    meanwhile=lambda: None,
+):
     """The arguments of each call of this function. Call number `fails`, from 1, raises an error
     instead; right after the first one something else happens."""
     function, seen = getattr(of, name), list[Any]()
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
+    def counted(*args, **kwargs):
         seen.append(args)
         first = len(seen) == 1
         if len(seen) == fails:

@@ -49,23 +49,23 @@ device: cpu
 
 
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _inside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def ttsnap(line: str, *more: str) -> int:
+def ttsnap(line, *more):
     return main([*line.split(), *more])
 
 
-def losses(out: str) -> list[float]:
+def losses(out):
     lines = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]
 
 
 def test_recorded_interrupted_resumed_exported_and_evaluated(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    capsys,
+):
     Path("prompts.txt").write_text("\n".join(PROMPTS))
     Path("recipe.yaml").write_text(RECIPE)
     command = "distill --config recipe.yaml --trust --out out"
@@ -113,9 +113,7 @@ def test_recorded_interrupted_resumed_exported_and_evaluated(
         assert row["scenes"]["rmse"] == pytest.approx(expected["rmse"], abs=0.01)  # of 8-bit images
 
 
-def test_noise_aware_clip_from_training_to_evaluation(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_noise_aware_clip_from_training_to_evaluation(tmp_path, capsys):
     pytest.importorskip("peft")
     (tmp_path / "clip").mkdir()
     tiny.write_clip(tmp_path / "clip", json.loads(tiny.VALUES.read_text())["clip"]["shapes"])
@@ -139,9 +137,7 @@ def test_noise_aware_clip_from_training_to_evaluation(
         assert about["base_below"] == about["info"]["evaluation"]["base_below"] == 1.0
 
 
-def test_the_dogtrim_preset_trains_each_level_and_exports_what_it_trained(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_dogtrim_preset_trains_each_level_and_exports_what_it_trained(tmp_path, capsys):
     shapes = json.loads(tiny.VALUES.read_text())["pickscore"]["shapes"]
     (tmp_path / "clip").mkdir()
     tiny.write_clip(tmp_path / "clip", shapes)
@@ -202,8 +198,8 @@ def test_the_dogtrim_preset_trains_each_level_and_exports_what_it_trained(
 
 
 def test_a_black_box_is_learned_by_another_rewards_network(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    capsys,
+):
     pytest.importorskip("peft")
     from ttsnap.pipelines import load
 
@@ -238,7 +234,7 @@ def test_a_black_box_is_learned_by_another_rewards_network(
     assert found.best.reward == pytest.approx(float(base), abs=1e-6)  # of a batch of others
 
 
-def test_a_full_disk_gets_a_clear_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_gets_a_clear_message(capsys):
     Path("c.json").write_text(
         json.dumps(settings(write_recording(Path("r"), prompts=4, seeds=4), checkpoint_every=0))
     )
@@ -264,7 +260,7 @@ BAD = (
 )
 
 
-def test_bad_input_gets_a_clear_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_gets_a_clear_message(capsys):
     write_recording(Path("r"), prompts=4, seeds=8)
     Path("empty.txt").write_text("# nothing\n")
     for argv, message in BAD:
@@ -276,7 +272,7 @@ def test_bad_input_gets_a_clear_message(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_two_processes_train_as_one(precision: str) -> None:
+def test_two_processes_train_as_one(precision):
     """Half of the groups each: the same losses but for rounding."""
     recording, loss = write_recording(Path("r"), prompts=8, seeds=4), {"name": "pairwise"}
     student = {"kind": f"{WORLD}:TinyStudent", "options": {"drop": 0.0}}

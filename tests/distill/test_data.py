@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,17 +16,17 @@ from .world import LEVELS, estimate, write_recording
 
 
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recording(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "r"
     return write_recording(folder, prompts=6, seeds=3, steps=(0, 2, 4), latents=True)
 
 
-def rounded(*at: int) -> torch.Tensor:
+def rounded(*at):
     return torch.from_numpy((estimate(*at) * 255).round() / 255).float()
 
 
 @pytest.mark.parametrize("cache", [0, 10_000, 10**6])
-def test_entries_are_what_was_written(recording: Path, cache: int) -> None:
+def test_entries_are_what_was_written(recording, cache):
     frames = Frames([recording], cache=cache)
     assert frames.prompts == tuple(f"prompt {p}" for p in range(6))
     assert (frames.steps, frames.last, frames.levels) == ((0, 2), 4, LEVELS)
@@ -45,7 +44,7 @@ def test_entries_are_what_was_written(recording: Path, cache: int) -> None:
     torch.testing.assert_close(again.load(entries, "pixels"), pixels)
 
 
-def test_steps_and_levels(recording: Path) -> None:
+def test_steps_and_levels(recording):
     frames = Frames([recording])
     assert frames.select() == (0, 2)
     assert frames.select(steps=[2]) == (2,)
@@ -62,7 +61,7 @@ def test_steps_and_levels(recording: Path) -> None:
         frames.check_stored("pixels", [1])
 
 
-def test_recordings_are_joined_and_told_apart(recording: Path, tmp_path: Path) -> None:
+def test_recordings_are_joined_and_told_apart(recording, tmp_path):
     more = write_recording(tmp_path / "more", prompts=2, seeds=2, offset=20, first_seed=0)
     joined = Frames([recording, more])
     assert joined.prompts[-2:] == ("prompt 20", "prompt 21")
@@ -80,7 +79,7 @@ def test_recordings_are_joined_and_told_apart(recording: Path, tmp_path: Path) -
         Frames([recording, other])
 
 
-def test_damaged_shards_are_named_and_left_as_they_are(tmp_path: Path) -> None:
+def test_damaged_shards_are_named_and_left_as_they_are(tmp_path):
     folder, verified = (
         write_recording(tmp_path / "r", prompts=5, seeds=2, steps=(1, 4)),
         tmp_path / "verified.json",
@@ -109,7 +108,7 @@ def test_damaged_shards_are_named_and_left_as_they_are(tmp_path: Path) -> None:
         frames.load([FrameAt(4, 1, 4)], "pixels")
 
 
-def test_folders_that_hold_no_images(tmp_path: Path) -> None:
+def test_folders_that_hold_no_images(tmp_path):
     (tmp_path / "empty").mkdir()
     write_recording(tmp_path / "scores", prompts=1, images=False)
     (write_recording(tmp_path / "unfinished", prompts=1) / "scores.safetensors").unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from .world import Brightness, estimate, write_recording
 NAN = float("nan")
 
 
-def test_measures_of_known_predictions() -> None:
+def test_measures_of_known_predictions():
     final = np.random.default_rng(0).normal(size=(5, 16))
     perfect = measure(final, final)
     ranks = (
@@ -47,7 +46,7 @@ def test_measures_of_known_predictions() -> None:
     assert constant["r2"] == pytest.approx(0, abs=1e-12)
 
 
-def test_rewards_on_recorded_estimates(tmp_path: Path) -> None:
+def test_rewards_on_recorded_estimates(tmp_path):
     frames = Frames([write_recording(tmp_path / "r", prompts=4, seeds=6)])
     answers = {}
     for p, s, k in np.ndindex(4, 6, 4):
@@ -55,7 +54,7 @@ def test_rewards_on_recorded_estimates(tmp_path: Path) -> None:
         answers[image.numpy().tobytes()] = estimate(p, s, 4).mean()
     finals = [np.array([estimate(p, s, 4).mean() for s in range(6)]) for p in (1, 3)]
 
-    def knows(images: torch.Tensor, prompts: list[str], level: torch.Tensor) -> torch.Tensor:
+    def knows(images, prompts, level):
         assert level.shape == (len(images),)
         return torch.tensor([answers[i.numpy().tobytes()] for i in images])
 
@@ -86,7 +85,7 @@ def test_rewards_on_recorded_estimates(tmp_path: Path) -> None:
             evaluate({"r": reward}, finals, frames, prompts, [2])
 
 
-def ranked(base: list[float], student: list[float], held_out: bool = True) -> Evaluation:
+def ranked(base, student, held_out=True):
     """An evaluation with these rank correlations at the noise levels .2, .4 and .8."""
     rows = [
         {"step": k, "level": v, "base": {"spearman": b}, "na": {"spearman": s}}
@@ -105,13 +104,11 @@ def ranked(base: list[float], student: list[float], held_out: bool = True) -> Ev
         ([0.2, NAN, NAN], [NAN, NAN, NAN], 1.0),
     ],
 )
-def test_the_base_keeps_the_levels_that_it_ranks_as_well(
-    base: list[float], student: list[float], level: float
-) -> None:
+def test_the_base_keeps_the_levels_that_it_ranks_as_well(base, student, level):
     assert base_below(ranked(base, student)) == level
 
 
-def test_what_is_exported_is_told_from_what_was_trained() -> None:
+def test_what_is_exported_is_told_from_what_was_trained():
     raw = ranked([0.9, 0.8, 0.2], [0.7, 0.6, 0.5])
     found = exported(raw, base_below(raw))
     assert [row["na"]["spearman"] for row in found.rows] == [0.9, 0.8, 0.5]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import accelerate
 import pytest
@@ -19,7 +18,7 @@ from ttsnap.distill.processes import Member
 from .world import settings, write_recording
 
 
-def test_a_launcher_that_started_one_of_several_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_started_one_of_several_is_named(monkeypatch):
     """`accelerate launch --cpu --num_processes 2` leaves these two, and no number of the
     process."""
     alone = SimpleNamespace(
@@ -36,14 +35,14 @@ def test_a_launcher_that_started_one_of_several_is_named(monkeypatch: pytest.Mon
 
 
 def test_what_fails_in_one_process_ends_all_and_is_said_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    told: list[bool] = []
+    monkeypatch,
+):
+    told = []
     monkeypatch.setattr(
         "accelerate.utils.broadcast_object_list", lambda values: told.extend(values) or told[-1:]
     )
 
-    def fails() -> None:
+    def fails():
         raise ValueError("the folder is in use")
 
     with pytest.raises(ValueError, match="in use"):
@@ -57,7 +56,7 @@ def test_what_fails_in_one_process_ends_all_and_is_said_once(
     Member(1, 2).alone(fails)
 
 
-def test_one_process_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_one_process_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recording = write_recording(tmp_path / "r", prompts=4, seeds=4)
     Path("c.json").write_text(json.dumps(settings(recording, steps_per_level=1)))

@@ -13,7 +13,6 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -40,45 +39,43 @@ from .kills import calls, ended, killed
 from .world import WORLD, TinyStudent, settings, write_recording
 
 LAST = Path("checkpoints/00000160")
-UNLIKE: dict[str, Any] = {"loss": {"plain": 0.2}}
+UNLIKE = {"loss": {"plain": 0.2}}
 
 
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recording(tmp_path_factory):
     return write_recording(tmp_path_factory.mktemp("world") / "r", latents=True)
 
 
-def make(recording: Path, **changes: Any) -> DistillConfig:
+def make(recording, **changes):
     return build(DistillConfig, settings(recording, **changes))
 
 
-def student(kind: str, **more: Any) -> dict[str, Any]:
+def student(kind, **more):
     return {"student": {"kind": f"{WORLD}:{kind}", **more}}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(recording, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     distill(make(recording, **UNLIKE, checkpoint_every=0), out)
     return out
 
 
 @pytest.fixture(scope="module")
-def quick(
-    recording: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[DistillConfig, dict[str, Any]]:
+def quick(recording, tmp_path_factory):
     """A run of eight steps, and what it leaves undisturbed."""
     config = make(recording, steps_per_level=2, checkpoint_every=0, warmup=1, group_size=2)
     kills.undisturbed(partial(distill, config, out := tmp_path_factory.mktemp("quick") / "out"))
     return config, left_by(out)
 
 
-def metrics(out: Path) -> list[dict[str, Any]]:
+def metrics(out):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-def left_by(out: Path) -> dict[str, Any]:
+def left_by(out):
     """Every file of a run: its bytes, of the metrics all but the seconds. Of checkpoints the last,
     as others may be left where there was no time to remove them."""
     unlike = (
@@ -94,9 +91,7 @@ def left_by(out: Path) -> dict[str, Any]:
     return {**{str(p.relative_to(out)): p.read_bytes() for p in paths}, "metrics": metrics(out)}
 
 
-def test_ranks_of_noisy_estimates_rise_well_above_the_base(
-    recording: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranks_of_noisy_estimates_rise_well_above_the_base(recording, undisturbed, monkeypatch):
     config = make(recording, **UNLIKE, workers=1)
     monkeypatch.setattr(run, "train", None)
     found = distill(config, undisturbed)  # which is finished
@@ -122,16 +117,14 @@ def test_ranks_of_noisy_estimates_rise_well_above_the_base(
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(
-    quick: Any, tmp_path: Path, seed: int
-) -> None:
+def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(quick, tmp_path, seed):
     config, expected = quick
     assert ended(partial(distill, config, tmp_path / "out"), tmp_path, seed) >= 2
     assert left_by(tmp_path / "out") == expected
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(quick: Any, tmp_path: Path) -> None:
+def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(quick, tmp_path):
     config, expected = quick
     for moment in itertools.count(1):
         out = tmp_path / str(moment)
@@ -142,12 +135,10 @@ def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(quick: Any, tmp_p
     assert moment > 40
 
 
-def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(
-    quick: Any, tmp_path: Path
-) -> None:
+def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(quick, tmp_path):
     (config, expected), out = quick, tmp_path / "out"
 
-    def another() -> None:
+    def another():
         with pytest.raises(ValueError, match=rf"out \(process {os.getpid()} on "):
             distill(config, out)
 
@@ -156,7 +147,7 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(
     assert left_by(out) == expected
 
 
-def test_two_starts_at_once_do_not_mix_their_settings(recording: Path, tmp_path: Path) -> None:
+def test_two_starts_at_once_do_not_mix_their_settings(recording, tmp_path):
     """The other one runs when this one has just found the folder free."""
     mine, others = (make(recording, steps_per_level=n) for n in (2, 1))
     with (
@@ -168,17 +159,17 @@ def test_two_starts_at_once_do_not_mix_their_settings(recording: Path, tmp_path:
 
 
 def test_signals_wait_until_all_is_saved(
-    recording: Path,
-    undisturbed: Path,
-    tmp_path: Path,
-    ctrl_c: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    recording,
+    undisturbed,
+    tmp_path,
+    ctrl_c,
+    monkeypatch,
+):
     """In targets and training, which are gone on with where they were, and in the evaluation, which
     is made anew."""
     asked, polls, ends, ask = Counter[str](), 0, Counter[str](), Unbroken.__call__
 
-    def signalled(self: Unbroken) -> bool:
+    def signalled(self):
         nonlocal polls
         polls += 1
         asked[where := sys._getframe(1).f_code.co_name] += 1
@@ -203,9 +194,7 @@ def test_signals_wait_until_all_is_saved(
     assert ends["score_entries"] > 3
 
 
-def test_checkpoints_are_written_by_the_clock(
-    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_are_written_by_the_clock(recording, tmp_path, monkeypatch):
     clock = itertools.count(0, 7)
     monkeypatch.setattr("ttsnap.distill.training.time.monotonic", lambda: next(clock))
     with calls(checkpoints, "save") as saved:
@@ -213,9 +202,7 @@ def test_checkpoints_are_written_by_the_clock(
     assert [step for _, step, *_ in saved] == [5, 10, 15, 20], "30 s are five steps of 7 s"
 
 
-def test_readers_in_other_processes_change_nothing(
-    recording: Path, quick: Any, tmp_path: Path
-) -> None:
+def test_readers_in_other_processes_change_nothing(recording, quick, tmp_path):
     distill(
         make(recording, steps_per_level=2, warmup=1, group_size=2, workers=1, cache=0),
         tmp_path / "out",
@@ -223,9 +210,7 @@ def test_readers_in_other_processes_change_nothing(
     assert left_by(tmp_path / "out") == quick[1]
 
 
-def test_other_settings_are_refused_and_nothing_is_changed(
-    recording: Path, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_other_settings_are_refused_and_nothing_is_changed(recording, undisturbed, tmp_path):
     before = {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
     for changes, message in (
         ({**UNLIKE, "seed": 1}, "seed is 0, not 1"),
@@ -253,9 +238,7 @@ def test_other_settings_are_refused_and_nothing_is_changed(
         distill(make(recording), out)
 
 
-def test_damaged_checkpoints_fall_back(
-    quick: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_checkpoints_fall_back(quick, tmp_path, caplog):
     (config, expected), out = quick, tmp_path / "out"
     with calls(Weights, "follow", fails=7), pytest.raises(KeyboardInterrupt):
         distill(config, out)
@@ -267,9 +250,7 @@ def test_damaged_checkpoints_fall_back(
     assert left_by(out) == expected
 
 
-def test_all_checkpoints_damaged_starts_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_all_checkpoints_damaged_starts_again(tmp_path, caplog):
     for step in (10, 20, 30):
         checkpoints.save(tmp_path, step, lambda folder: (folder / "a").write_text("some"), {"k": 1})
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["00000020", "00000030"]
@@ -283,7 +264,7 @@ def test_all_checkpoints_damaged_starts_again(
     assert checkpoints.latest(tmp_path, {}) is None
 
 
-def test_a_checkpoint_runs_nothing(recording: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_runs_nothing(recording, tmp_path):
     distill(config := make(recording, steps_per_level=1), out := tmp_path / "out")
     (out / "evaluation.json").unlink()
     about = json.loads((path := out / "checkpoints" / "00000004" / "state.json").read_text())
@@ -296,7 +277,7 @@ def test_a_checkpoint_runs_nothing(recording: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_targets_are_kept_and_a_nan_is_named(recording: Path, tmp_path: Path) -> None:
+def test_targets_are_kept_and_a_nan_is_named(recording, tmp_path):
     config, out = make(recording, reward=f"{WORLD}:Broken", batch_size=4), tmp_path / "out"
     for _ in range(2):
         with pytest.raises(ValueError, match=r":Broken' .*'prompt 2', seed 8, step 4"):
@@ -328,14 +309,12 @@ def test_targets_are_kept_and_a_nan_is_named(recording: Path, tmp_path: Path) ->
     ],
     ids=str,
 )
-def test_bad_input_is_refused(
-    recording: Path, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_bad_input_is_refused(recording, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         distill(make(recording, **changes), tmp_path / "out")
 
 
-def test_parts_and_processes_share_a_step_between_them(recording: Path) -> None:
+def test_parts_and_processes_share_a_step_between_them(recording):
     frames = Frames([recording])
     whole, parts = make(recording), make(recording, accumulation=2)
     targets = [np.random.default_rng(p).normal(size=n) for p, n in enumerate(frames.seeds)]
@@ -363,7 +342,7 @@ def test_parts_and_processes_share_a_step_between_them(recording: Path) -> None:
     np.testing.assert_allclose(target[1], plan.targets[group.prompt][list(group.seeds)], rtol=1e-6)
 
 
-def test_students_hear_of_stages_also_after_a_restart(recording: Path, tmp_path: Path) -> None:
+def test_students_hear_of_stages_also_after_a_restart(recording, tmp_path):
     levels, own = [0.25, 0.5, 0.75, 1.0], {"kind": f"{TinyStudent.__module__}:TinyStudent"}
     config = make(recording, steps_per_level=2, checkpoint_every=0, student=own)
     with calls(Weights, "follow", fails=6), pytest.raises(KeyboardInterrupt):
@@ -384,9 +363,7 @@ def test_students_hear_of_stages_also_after_a_restart(recording: Path, tmp_path:
     ],
     ids=str,
 )
-def test_every_order_and_loss_learns(
-    recording: Path, tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_every_order_and_loss_learns(recording, tmp_path, changes):
     found = distill(make(recording, **changes), tmp_path / "out")
     for row in found.rows[1:]:
         assert row["tiny"]["spearman"] > row["brightness"]["spearman"] + 0.1, row

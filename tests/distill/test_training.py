@@ -6,12 +6,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from ttsnap.distill.config import DistillConfig, LossConfig
 from ttsnap.distill.curriculum import Stage, draw, held_out, stage_at, stages
@@ -24,14 +21,14 @@ from ttsnap.options.option import determining
 STEPS = (0, 3, 6)
 
 
-def groups(step: int, order: str = "clean-to-noisy", **changes: Any) -> Any:
-    options: dict[str, Any] = {"groups": 6, "group_size": 3, "earlier": 0.5, "seed": 1, **changes}
+def groups(step, order="clean-to-noisy", **changes):
+    options = {"groups": 6, "group_size": 3, "earlier": 0.5, "seed": 1, **changes}
     return draw(
         step, stage_at(stages(STEPS, order, 10), step), [2, 3, 5, 7, 11, 13, 17], [4] * 7, **options
     )
 
 
-def test_orders() -> None:
+def test_orders():
     plan = stages(STEPS, "clean-to-noisy", 10)
     assert plan == (Stage(0, 10, 6, ()), Stage(10, 10, 3, (6,)), Stage(20, 10, 0, (6, 3)))
     assert [stage_at(plan, i).at for i in (0, 9, 10, 29)] == [6, 6, 3, 0]
@@ -44,7 +41,7 @@ def test_orders() -> None:
         stages(STEPS, "clean-to-noisy", (1, 2))
 
 
-def test_a_batch_is_a_function_of_seed_and_step() -> None:
+def test_a_batch_is_a_function_of_seed_and_step():
     assert groups(25) == groups(25)
     assert groups(25) != groups(26)
     assert groups(25) != groups(25, seed=2)
@@ -56,7 +53,7 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
 
 
 @pytest.mark.parametrize(("earlier", "old"), [(0.0, 0), (0.5, 3), (0.34, 2), (1.0, 6)])
-def test_share_of_earlier_levels(earlier: float, old: int) -> None:
+def test_share_of_earlier_levels(earlier, old):
     drawn = [[g.step for g in groups(step, earlier=earlier)] for step in range(20, 30)]
     assert all(found.count(0) == 6 - old for found in drawn)
     assert {k for found in drawn for k in found} == ({0} if old < 6 else set()) | (
@@ -69,13 +66,13 @@ def test_share_of_earlier_levels(earlier: float, old: int) -> None:
     )
 
 
-def test_uniform_draws_all_levels_alike() -> None:
+def test_uniform_draws_all_levels_alike():
     found = Counter(g.step for i in range(30) for g in groups(i, "uniform", groups=7))
     assert set(found) == set(STEPS)
     assert min(found.values()) > 45  # of 70 expected
 
 
-def test_held_out_prompts_are_whole_and_equal_texts_stay_together() -> None:
+def test_held_out_prompts_are_whole_and_equal_texts_stay_together():
     texts = [f"p{i % 10}" for i in range(20)]
     train, test = held_out(texts, 0.2, 0)
     assert sorted(train + test) == list(range(20))
@@ -90,13 +87,13 @@ def test_held_out_prompts_are_whole_and_equal_texts_stay_together() -> None:
 
 
 @pytest.fixture
-def batch() -> tuple[Tensor, Tensor]:
+def batch():
     g = torch.Generator().manual_seed(0)
     p = torch.randn(3, 5, generator=g, dtype=torch.float64).requires_grad_()
     return p, torch.randn(3, 5, generator=g, dtype=torch.float64)
 
 
-def test_mse_centred_and_plain() -> None:
+def test_mse_centred_and_plain():
     p = torch.tensor([[1.0, 3.0], [0.0, 0.0]])
     t = torch.tensor([[0.0, 0.0], [5.0, 5.0]])
     assert group_loss(p, t, LossConfig("mse", centred=False, plain=0.0)) == pytest.approx(
@@ -107,7 +104,7 @@ def test_mse_centred_and_plain() -> None:
     assert group_loss(p, t, LossConfig("mse", plain=0.1)) == pytest.approx(0.5 + 0.1 * 15)
 
 
-def test_pairwise_is_its_closed_form(batch: tuple[Tensor, Tensor]) -> None:
+def test_pairwise_is_its_closed_form(batch):
     p, t = batch
     size, temperature = p.shape[1], 0.7
     q, found = (torch.sigmoid((x[:, :, None] - x[:, None]) / temperature) for x in (t, p))
@@ -124,7 +121,7 @@ def test_pairwise_is_its_closed_form(batch: tuple[Tensor, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", ["mse", "pairwise"])
-def test_ties_and_constant_groups_give_finite_losses_and_no_pull_apart(name: str) -> None:
+def test_ties_and_constant_groups_give_finite_losses_and_no_pull_apart(name):
     constant = torch.full((2, 4), 0.5, dtype=torch.float64)
     p = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
     loss = group_loss(p, constant, LossConfig(name, plain=0.0))
@@ -139,7 +136,7 @@ def test_ties_and_constant_groups_give_finite_losses_and_no_pull_apart(name: str
 
 
 @pytest.mark.parametrize(("name", "middle"), [("linear", 0.5), ("rex", 2 / 3)])
-def test_schedules(name: str, middle: float) -> None:
+def test_schedules(name, middle):
     values = [scheduled(i, 100, schedule=name) for i in range(101)]
     assert [values[i] for i in (0, 50, 100)] == pytest.approx([1, middle, 0])
     assert sorted(set(values), reverse=True) == values
@@ -147,16 +144,16 @@ def test_schedules(name: str, middle: float) -> None:
     assert ends == pytest.approx([0.2 + 0.8 * middle, 0.2])
 
 
-def test_a_learning_rate_rises_first() -> None:
+def test_a_learning_rate_rises_first():
     rising = [scheduled(i, 100, schedule="linear", warmup=4) for i in (0, 3)]
     assert rising == pytest.approx([0.25, 0.97])
     assert SCHEDULES["rex"](0.9) == pytest.approx(0.1 / 0.55)
 
 
-GOOD: dict[str, Any] = {"recordings": ["r"], "reward": "brightness"}
+GOOD = {"recordings": ["r"], "reward": "brightness"}
 
 
-def test_round_trip_and_what_determines(tmp_path: Path) -> None:
+def test_round_trip_and_what_determines(tmp_path):
     student = {"kind": "dora", "options": {"a": 1}}
     config = build(
         DistillConfig,
@@ -198,6 +195,6 @@ def test_round_trip_and_what_determines(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_bad_values_are_refused_with_the_value(changes: dict[str, Any], message: str) -> None:
+def test_bad_values_are_refused_with_the_value(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build(DistillConfig, {**GOOD, **changes})

@@ -8,7 +8,6 @@ distraction. So the base reward of an estimate ranks badly, and a network that r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ttsnap.core.grid import Grid
 from ttsnap.files.writing import write_whole
 from ttsnap.recordings.folder import IMAGES, open_recording, shard_path
-from ttsnap.recordings.header import Header, Unit
+from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import Shard, ShardWriter
 
@@ -34,13 +33,11 @@ class Brightness:
 
     name = "brightness"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images, prompts, level=None):
         return images.mean((1, 2, 3))
 
 
-def estimate(
-    prompt: int, seed: int, step: int, levels: Sequence[float] = LEVELS
-) -> np.ndarray[Any, Any]:
+def estimate(prompt, seed, step, levels=LEVELS):
     """(3, SIZE, SIZE) in [0, 1]."""
     bright = np.random.default_rng((prompt, seed)).uniform(0.2, 0.8)
     rng = np.random.default_rng((prompt, seed, step, 1))
@@ -52,18 +49,18 @@ def estimate(
 
 
 def write_recording(
-    folder: Path,
+    folder,
     *,
-    prompts: int = 12,
-    seeds: int = 8,
-    steps: Sequence[int] = (0, 1, 2, 3, 4),
-    first_seed: int = 5,
-    levels: Sequence[float] = LEVELS,
-    images: bool = True,
-    latents: bool = False,
-    offset: int = 0,
-    texts: Sequence[str] | None = None,
-) -> Path:
+    prompts=12,
+    seeds=8,
+    steps=(0, 1, 2, 3, 4),
+    first_seed=5,
+    levels=LEVELS,
+    images=True,
+    latents=False,
+    offset=0,
+    texts=None,
+):
     """A finished recording of this world, in units of 4 prompts."""
     named = tuple(texts or (f"prompt {p + offset}" for p in range(prompts)))
     prompts = len(named)
@@ -77,7 +74,7 @@ def write_recording(
         (folder / IMAGES).mkdir(exist_ok=True)
         for unit in there.missing():
 
-            def save(file: Any, unit: Unit = unit) -> None:
+            def save(file, unit=unit):
                 shard = ShardWriter(file)
                 for p, s, k in product(unit.prompts, unit.seeds, steps):
                     image = estimate(p + offset, s, k, levels)
@@ -104,13 +101,13 @@ class TinyStudent:
 
     def __init__(
         self,
-        base: Any,
-        channels: int = 3,
-        seed: int = 0,
-        space: str = "pixels",
-        width: int = 16,
-        drop: float = 0.05,
-    ) -> None:
+        base,
+        channels=3,
+        seed=0,
+        space="pixels",
+        width=16,
+        drop=0.05,
+    ):
         self.name, self.base, self.space = "tiny", base, space
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -119,10 +116,10 @@ class TinyStudent:
                 {**parts, "drop": nn.Dropout(drop), "last": nn.Linear(width, 1)}
             )
 
-    def trainable(self) -> dict[str, nn.Parameter]:
+    def trainable(self):
         return dict(self.network.named_parameters())
 
-    def predict(self, x: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
+    def predict(self, x, prompts, level):
         assert len(prompts) == len(x) == len(level)
         self.network.train(torch.is_grad_enabled())
         hidden = torch.relu(self.network["first"](x - 0.5)).mean((2, 3))
@@ -130,10 +127,10 @@ class TinyStudent:
         hidden = self.network["drop"](torch.relu(self.network["second"](hidden)))
         return self.network["last"](hidden)[:, 0].float()  # type: ignore[no-any-return]
 
-    def begin_stage(self, level: float) -> None: ...
+    def begin_stage(self, level): ...
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any) -> Tensor:
+    def __call__(self, images, prompts, level):
         level = torch.as_tensor(level).expand(len(images))
         return torch.where(
             level > 0,
@@ -141,7 +138,7 @@ class TinyStudent:
             torch.as_tensor(self.base(images, prompts)),
         )
 
-    def save_pretrained(self, folder: Path, info: Mapping[str, Any]) -> None:
+    def save_pretrained(self, folder, info):
         folder.mkdir(exist_ok=True)
         save_file(
             {name: p.detach().clone() for name, p in self.trainable().items()},
@@ -149,7 +146,7 @@ class TinyStudent:
         )
 
     @classmethod
-    def load(cls, folder: Path) -> TinyStudent:
+    def load(cls, folder):
         made = cls(Brightness())
         made.network.load_state_dict(load_file(folder / "adapter.safetensors"))
         return made
@@ -158,7 +155,7 @@ class TinyStudent:
 class Broken(Brightness):
     """No number for one image, told by its pixels."""
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images, prompts, level=None):
         scores = super().__call__(images, prompts, level)
         bad = np.round(estimate(2, 3, 4).mean() * 255) / 255
         return torch.where((scores - bad).abs() < 1e-4, torch.nan, scores)
@@ -167,21 +164,21 @@ class Broken(Brightness):
 class Constant(Brightness):
     """The same for every image."""
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images, prompts, level=None):
         return torch.ones(len(images))
 
 
 class Diverging(TinyStudent):
     """Its predictions overflow."""
 
-    def predict(self, x: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
+    def predict(self, x, prompts, level):
         return super().predict(x, prompts, level) * 1e30
 
 
 WORLD = str(Path(__file__).resolve())
 
 
-def settings(recording: Path | str, **changes: Any) -> dict[str, Any]:
+def settings(recording, **changes):
     """A configuration of this world, as a dictionary."""
     student = {"kind": f"{WORLD}:TinyStudent"}
     training = {

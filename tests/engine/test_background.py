@@ -7,7 +7,6 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,11 @@ import torch
 from torch import Tensor
 
 from tests.counted import Brightness
-from ttsnap import Budget, Result, make_algorithm, search
+from ttsnap import Budget, make_algorithm, search
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import RunUsage
 from ttsnap.core.selection import Selection
 from ttsnap.engine.background import Background
-from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import report
 from ttsnap.loop.request import LoopSearch
@@ -38,12 +36,12 @@ class Remote(Brightness):
 
     runs_on = "elsewhere"
 
-    def __init__(self, name: str = "remote", seconds: float = 0.003, **fails: Any) -> None:
+    def __init__(self, name="remote", seconds=0.003, **fails):
         super().__init__(name, **fails)
         self.seconds, self.busy, self.sizes = seconds, threading.Lock(), list[int]()
         self.threads, self.fault = set[str](), dict[int, Exception]()
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any) -> Any:
+    def __call__(self, images, prompts, level):
         assert self.busy.acquire(blocking=False)
         try:
             self.threads.add(threading.current_thread().name)
@@ -57,7 +55,7 @@ class Remote(Brightness):
             self.busy.release()
 
 
-def gone() -> bool:
+def gone():
     """Whether the thread ends in a second."""
     threads = [thread for thread in threading.enumerate() if thread.name == "ttsnap-rewards"]
     for thread in threads:
@@ -65,11 +63,11 @@ def gone() -> bool:
     return not any(thread.is_alive() for thread in threads)
 
 
-def counted_beside(engine: LiveEngine) -> list[int]:
+def counted_beside(engine):
     """How many rows are asked about during each batch from now on."""
     beside, forward = list[int](), engine.executor.forward
 
-    def counting(batch: Any, *more: Any) -> None:
+    def counting(batch, *more):
         beside.append(engine.asked.row_count if batch.evaluations else 0)
         forward(batch, *more)
 
@@ -77,7 +75,7 @@ def counted_beside(engine: LiveEngine) -> list[int]:
     return beside
 
 
-def told(results: Sequence[Result]) -> str:
+def told(results):
     """All that a search found, to the bit."""
     return repr(
         [
@@ -94,19 +92,17 @@ def told(results: Sequence[Result]) -> str:
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_winners_ledgers_and_traces_are_those_of_rewards_that_are_waited_for(
-    engine: Any, number: int
-) -> None:
+def test_winners_ledgers_and_traces_are_those_of_rewards_that_are_waited_for(engine, number):
     rng = np.random.default_rng(number)
     algorithm = ("best-of-n", "seed-pruning", "svdd", "smc", "evolution", "zero-order")[number % 6]
-    options: dict[str, Any] = {
+    options = {
         "batch_size": int(rng.integers(1, 6)),
         "decode_batch_size": int(rng.integers(1, 4)),
         "fair": number % 4 == 3,
         "features": "pixels" if number % 3 == 0 else None,
     }
     selection = Selection(keep=2, diversity=0.5 * (number % 3 == 0))
-    how: dict[str, Any] = {"seed": number, "shared": number % 5 == 4, "selection": selection}
+    how = {"seed": number, "shared": number % 5 == 4, "selection": selection}
     budget, prompts = Budget(nfe=int(rng.integers(60, 100))), PROMPTS[: 1 + number % 3]
     found, beside = list[str](), list[int]()
     for away in (None, "elsewhere"):
@@ -122,7 +118,7 @@ def test_winners_ledgers_and_traces_are_those_of_rewards_that_are_waited_for(
     assert sum(beside) > 0
 
 
-def test_a_reward_that_looks_at_finished_images_alone_is_left_alone_with_them(engine: Any) -> None:
+def test_a_reward_that_looks_at_finished_images_alone_is_left_alone_with_them(engine):
     remote = Remote()
     staged = Staged(Brightness("here"), remote)
     live = engine(rewards=[staged], batch_size=2, decode_batch_size=2)
@@ -133,8 +129,8 @@ def test_a_reward_that_looks_at_finished_images_alone_is_left_alone_with_them(en
     assert any(beside)
 
 
-def test_what_follows_gradients_or_compares_features_is_asked_in_turn(engine: Any) -> None:
-    remote: Any = Remote()
+def test_what_follows_gradients_or_compares_features_is_asked_in_turn(engine):
+    remote = Remote()
     remote.embed_images = lambda images: images.flatten(1).float()
     search(
         ["a"],
@@ -145,7 +141,7 @@ def test_what_follows_gradients_or_compares_features_is_asked_in_turn(engine: An
     remote.runs_on = torch.device("cpu")
     search(["a"], make_algorithm("best-of-n", n=4), engine(rewards=[remote]), Budget(nfe=40))
     assert remote.threads == {"MainThread"}
-    function: Any = lambda images, prompts: images.mean((1, 2, 3))  # noqa: E731
+    function = lambda images, prompts: images.mean((1, 2, 3))  # noqa: E731
     free = [FunctionReward(function).leaves_free(torch.device("cpu"), early=True)]
     for place in ("cpu", "cuda", "elsewhere"):
         function.runs_on = place
@@ -153,7 +149,7 @@ def test_what_follows_gradients_or_compares_features_is_asked_in_turn(engine: An
     assert free == [False, True, False, True]
 
 
-def test_a_call_that_fails_in_the_background_costs_its_scores(engine: Any) -> None:
+def test_a_call_that_fails_in_the_background_costs_its_scores(engine):
     found = []
     for away in (None, "elsewhere"):
         remote = Remote()
@@ -165,7 +161,7 @@ def test_a_call_that_fails_in_the_background_costs_its_scores(engine: Any) -> No
     assert found[1].warnings[1] == "2 scores failed in all"
 
 
-def test_a_reward_that_fails_from_the_start_ends_the_search(engine: Any) -> None:
+def test_a_reward_that_fails_from_the_start_ends_the_search(engine):
     remote = Remote(broken=1.0)
     with pytest.raises(
         RewardError, match="none of the first 2 images could be scored: remote: RuntimeError"
@@ -181,9 +177,9 @@ def test_a_reward_that_fails_from_the_start_ends_the_search(engine: Any) -> None
 
 
 @pytest.mark.parametrize("lasting", [False, True])
-def test_a_lack_of_memory_in_the_background_halves_the_batch(engine: Any, lasting: bool) -> None:
+def test_a_lack_of_memory_in_the_background_halves_the_batch(engine, lasting):
     class Full(Remote):
-        def __call__(self, images: Tensor, prompts: Sequence[str], level: Any) -> Any:
+        def __call__(self, images, prompts, level):
             if len(self.sizes) > 1 and (lasting or len(images) > 1):
                 raise RuntimeError("CUDA error: out of memory")
             return super().__call__(images, prompts, level)
@@ -199,7 +195,7 @@ def test_a_lack_of_memory_in_the_background_halves_the_batch(engine: Any, lastin
 
 
 @pytest.fixture
-def interruptible() -> Iterator[None]:
+def interruptible():
     """SIGINT raises, also where whoever started the tests has it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -207,11 +203,11 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_is_not_kept_waiting_and_leaves_no_thread(engine: Any) -> None:
+def test_ctrl_c_is_not_kept_waiting_and_leaves_no_thread(engine):
     class Hanging(Remote):
-        def __call__(self, images: Tensor, prompts: Sequence[str], level: Any) -> Any:
+        def __call__(self, images, prompts, level):
             if len(self.sizes) == 2:
-                main: Any = threading.main_thread().ident
+                main = threading.main_thread().ident
                 threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
                 hang.wait(20)
             return super().__call__(images, prompts, level)
@@ -231,9 +227,9 @@ def test_ctrl_c_is_not_kept_waiting_and_leaves_no_thread(engine: Any) -> None:
 
 
 def test_where_no_thread_could_be_started_the_next_call_starts_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def full(thread: threading.Thread) -> None:
+    monkeypatch,
+):
+    def full(thread):
         raise RuntimeError("can't start new thread")
 
     background = Background()
@@ -244,10 +240,10 @@ def test_where_no_thread_could_be_started_the_next_call_starts_one(
     assert background.submit(lambda: 2).result(timeout=10) == 2
 
 
-def test_two_searches_in_two_threads_ask_one_reward_by_turns(engine: Any) -> None:
+def test_two_searches_in_two_threads_ask_one_reward_by_turns(engine):
     remote, found = Remote(), dict[int, str]()
 
-    def run(seed: int) -> None:
+    def run(seed):
         live = engine(rewards=[remote], batch_size=2)
         found[seed] = told(
             search(PROMPTS, make_algorithm("seed-pruning"), live, Budget(nfe=80), seed=seed)
@@ -266,7 +262,7 @@ def test_two_searches_in_two_threads_ask_one_reward_by_turns(engine: Any) -> Non
 
 @pytest.mark.parametrize("fair", [False, True])
 @pytest.mark.parametrize("turns", [2, 5, 9])
-def test_requests_that_end_early_pay_for_what_ran(engine: Any, fair: bool, turns: int) -> None:
+def test_requests_that_end_early_pay_for_what_ran(engine, fair, turns):
     remote = Remote()
     live = engine(rewards=[remote], batch_size=2, fair=fair)
     run, requests = Run(live), []
@@ -290,17 +286,17 @@ def test_requests_that_end_early_pay_for_what_ran(engine: Any, fair: bool, turns
     assert gone()
 
 
-def test_scores_leave_the_device_together(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_leave_the_device_together(engine, monkeypatch):
     moved, cpu = list[Any](), Tensor.cpu
 
-    def moving(x: Tensor) -> Tensor:
+    def moving(x):
         moved.append(tuple(x.shape))
         return cpu(x)
 
-    def reward(name: str, change: Callable[[Tensor], Any]) -> FunctionReward:
+    def reward(name, change):
         return FunctionReward(lambda images, prompts: change(images.mean((1, 2, 3))), name)
 
-    def short(scores: Tensor) -> Tensor:
+    def short(scores):
         return torch.where(scores > 0.5, torch.inf, scores).bfloat16()
 
     rewards = [reward("a", Tensor.float), reward("b", short), reward("c", list)]

@@ -4,7 +4,6 @@ answers."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,6 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from tests.counted import Brightness, Counted
 from tests.cover import each_once
@@ -34,7 +32,7 @@ from ttsnap.core.moves import advance, fresh
 from ttsnap.core.needs import NOTHING, Need
 from ttsnap.core.plans import image_cost
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.results import Event, Led, Result
+from ttsnap.core.results import Event, Led
 from ttsnap.core.selection import Selection
 from ttsnap.core.start import AS_NOISE, Start
 from ttsnap.engine.live import LiveEngine
@@ -46,9 +44,8 @@ from ttsnap.options.sampler import Finish, SamplerOptions
 from ttsnap.recordings.folder import load_recording, save_recording
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.record import describe, record
-from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.recordings.replay import ReplayEngine
 from ttsnap.rewards.reward_model import FunctionReward
-from ttsnap.sampling.denoiser import Costs
 from ttsnap.sampling.kernels import Ode, Sde
 from ttsnap.sampling.rng import seeded
 from ttsnap.sampling.starts import Begun, FromDrafts
@@ -70,12 +67,12 @@ class Drafting(Counted):
 
     passes_per_nfe = 2
 
-    def __init__(self, *args: Any, error: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, *args, error=0.0, **kwargs):
         super().__init__(*args, **kwargs)
         self.error, self.drafted = error, 0
         self.drafts: Any = SimpleNamespace(calls=1, passes=1, guess=self.guess, level=self.level)
 
-    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
+    def guess(self, x, step, cond, calls):
         self.drafted += calls * len(x)
         ode, ends, before = Ode(self.path, self.times), x.clone(), (self.calls, self.batches)
         for k in range(int(step.min()), self.grid.steps):
@@ -85,10 +82,10 @@ class Drafting(Counted):
         self.calls, self.batches = before
         return ends + self.error / calls * torch.sin(7 * x)
 
-    def level(self, step: int, calls: int) -> float:
+    def level(self, step, calls):
         return 0.9 * self.grid.levels[step] / calls
 
-    def costs(self) -> Costs:
+    def costs(self):
         return super().costs()._replace(draft=3.0)
 
 
@@ -96,22 +93,22 @@ class Finishing(Drafting):
     """Begins at step `begin` of eight from the drafts of a perfect drafter with an error, put back
     by the noise."""
 
-    def __init__(self, begin: int, error: float = 0.0, calls: int = 1) -> None:
+    def __init__(self, begin, error=0.0, calls=1):
         self.whole = Drafting(*MIXTURE, steps=STEPS, error=error)
         super().__init__(*MIXTURE, steps=self.whole.times[begin:], error=error)
         self.drafts = SimpleNamespace(calls=calls, passes=1, guess=self.guess, level=self.level)
         self.starter = FromDrafts(self.drafted_noise, self.noised, calls, 0.9 / calls, STEPS)
 
-    def encode(self, prompts: Any) -> None:
+    def encode(self, prompts):
         super().encode(prompts)
         self.whole.encode(prompts)
 
-    def drafted_noise(self, noise: Tensor, cond: Tensor) -> Tensor:
+    def drafted_noise(self, noise, cond):
         self.drafted += self.drafts.calls * len(noise)
         zero = torch.zeros(len(noise), dtype=torch.long)
         return self.whole.guess(noise, zero, cond, self.drafts.calls)
 
-    def noised(self, guess: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
+    def noised(self, guess, noise, cond):
         return (1 - self.times[0]) * guess + self.times[0] * noise
 
 
@@ -126,21 +123,21 @@ class Together(NamedTuple):
     guess_level: float = 0.0
 
     @property
-    def start(self) -> Start:
+    def start(self):
         whole = self.size * AHEAD
         return replace(IN_GROUPS, size=self.size, cost=Cost(whole, coupled=whole))
 
-    def begin(self, *given: Any) -> Begun:
+    def begin(self, *given):
         return Begun(*self.grouped.together(*given))
 
-    def flops(self) -> dict[str, float]:
+    def flops(self):
         return {"coupled": 0.5}
 
 
 class Grouped(Counted):
     """Takes `AHEAD` of its eight steps in groups, whose members are pushed away from their mean."""
 
-    def __init__(self, size: int = SIZE, noisy: bool = False) -> None:
+    def __init__(self, size=SIZE, noisy=False):
         self.whole, self.sizes = Counted(*MIXTURE, steps=STEPS), list[int]()
         super().__init__(*MIXTURE, steps=self.whole.times[AHEAD:])
         if noisy:
@@ -150,17 +147,17 @@ class Grouped(Counted):
             )
         self.starter = Together(self, size)
 
-    def encode(self, prompts: Any) -> None:
+    def encode(self, prompts):
         super().encode(prompts)
         self.whole.encode(prompts)
 
     def together(
         self,
-        noise: Tensor,
-        cond: Tensor,
-        keys: Sequence[Any],
-        generators: Sequence[torch.Generator],
-    ) -> tuple[Tensor, list[None]]:
+        noise,
+        cond,
+        keys,
+        generators,
+    ):
         x, kernel, fresh = noise, self.whole.kernel, sum(branch == 0 for _, branch in keys)
         self.sizes.append(fresh)
         for k in range(AHEAD):
@@ -173,24 +170,24 @@ class Grouped(Counted):
         return x, [None] * len(x)
 
 
-def bright() -> Any:
+def bright():
     return FunctionReward(lambda images, prompts: images.double().mean((1, 2, 3)), "bright")
 
 
-def made(error: float = 0.0, batch: int = 4, rewards: Any = None, **settings: Any) -> LiveEngine:
+def made(error=0.0, batch=4, rewards=None, **settings):
     denoiser = Drafting(*MIXTURE, steps=STEPS, error=error)
     return LiveEngine(denoiser, rewards or [bright()], EngineOptions(batch), **settings)
 
 
-def finishing(begin: int = 4, error: float = 1.0, batch: int = 4, calls: int = 1) -> LiveEngine:
+def finishing(begin=4, error=1.0, batch=4, calls=1):
     return LiveEngine(Finishing(begin, error, calls), [bright()], EngineOptions(batch))
 
 
-def grouped(batch: int = 4, **how: Any) -> LiveEngine:
+def grouped(batch=4, **how):
     return LiveEngine(Grouped(**how), [bright()], EngineOptions(batch))
 
 
-def paid(results: list[Result], live: LiveEngine) -> Cost:
+def paid(results, live):
     """What a search took, which is what was counted where it ran."""
     cost, one = Cost().plus(*(result.spent.cost for result in results)), live.denoiser
     if isinstance(one, Grouped):
@@ -202,7 +199,7 @@ def paid(results: list[Result], live: LiveEngine) -> Cost:
     return cost
 
 
-def any_engine(kind: str, draw: np.random.Generator) -> LiveEngine:
+def any_engine(kind, draw):
     batch = int(draw.integers(1, 9))
     if kind == "groups":
         return grouped(batch, size=int(draw.integers(1, 7)), noisy=draw.random() < 0.8)
@@ -211,7 +208,7 @@ def any_engine(kind: str, draw: np.random.Generator) -> LiveEngine:
     return made(batch=batch, error=1.0)
 
 
-def any_algorithm(live: LiveEngine, draw: np.random.Generator) -> Any:
+def any_algorithm(live, draw):
     # refuse groups, or have no budget
     never = {"price-of-compute", "keep-all", "refined", "noise-ascent"}
     names = [
@@ -228,7 +225,7 @@ def any_algorithm(live: LiveEngine, draw: np.random.Generator) -> Any:
     return make_algorithm(name, **(options if draw.random() < 0.7 else {}))
 
 
-def lead(draw: np.random.Generator, led: list[Led], event: Event) -> None:
+def lead(draw, led, event):
     """Drop or finish a candidate at random, now and then. led: the search, once it is told."""
     if event.led is not None:
         event.led.in_parts = draw.random() < 0.7
@@ -238,7 +235,7 @@ def lead(draw: np.random.Generator, led: list[Led], event: Event) -> None:
         said(int(draw.integers(20)), int(draw.integers(2)))
 
 
-def attack(kind: str, number: int) -> bool:
+def attack(kind, number):
     """A random search by any algorithm, with any budget, size of groups and batches, led by hand or
     not, stopped anywhere or not at all; False where that cannot be."""
     draw, ticks = np.random.default_rng(number), list[Any]()
@@ -248,7 +245,7 @@ def attack(kind: str, number: int) -> bool:
     stop_after, shared = int(draw.integers(0, 30)), bool(draw.integers(2))
     by_hand, led = np.random.default_rng(number), list[Led]()
 
-    def listen(event: Event) -> None:
+    def listen(event):
         ticks.extend([event] * (event.kind == "tick"))
         if number % 2:
             lead(by_hand, led, event)
@@ -276,12 +273,12 @@ def attack(kind: str, number: int) -> bool:
 
 @pytest.mark.parametrize("live", [finishing(1), grouped()], ids=["finish", "groups"])
 def test_commands_come_between_the_batches_of_a_move_that_cannot_be_interrupted(
-    live: LiveEngine,
-) -> None:
-    seen: list[Event] = []
-    named: list[int] = []
+    live,
+):
+    seen = []
+    named = []
 
-    def listen(event: Event) -> None:
+    def listen(event):
         seen.append(event)
         if event.led is not None:
             event.led.in_parts = True
@@ -299,13 +296,13 @@ def test_commands_come_between_the_batches_of_a_move_that_cannot_be_interrupted(
 
 
 @pytest.mark.parametrize(("kind", "searches"), [("drafts", 16), ("finish", 16), ("groups", 32)])
-def test_ledger_equals_counter(kind: str, searches: int) -> None:
+def test_ledger_equals_counter(kind, searches):
     assert sum(attack(kind, number) for number in range(searches)) > 0.5 * searches
 
 
 @pytest.mark.parametrize("name", ["noise-ascent", "refined"])
 @pytest.mark.parametrize("made", [finishing, grouped])
-def test_gradients_of_initial_noise_are_refused(name: str, made: Any) -> None:
+def test_gradients_of_initial_noise_are_refused(name, made):
     with pytest.raises(ValueError, match=name):
         search(["a"], make_algorithm(name), made(), "90nfe")
 
@@ -320,7 +317,7 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]:
+def recordings(tmp_path_factory):
     folder, options = (
         tmp_path_factory.mktemp("recorded"),
         RecordOptions(seeds=40, seed=3, block=(1, 12)),
@@ -331,9 +328,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]
     }
 
 
-def replayed(
-    kind: str, recording: Recording, algorithm: Any, budget: str, shared: bool = False
-) -> list[Result]:
+def replayed(kind, recording, algorithm, budget, shared=False):
     """A search that finds the same live and played back."""
     engine = KINDS[kind][0]()
     playing = ReplayEngine(recording, capacity=engine.capacity)
@@ -350,9 +345,7 @@ def replayed(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_replay_is_the_live_search(
-    kind: str, recordings: dict[str, Recording], tmp_path: Path
-) -> None:
+def test_a_replay_is_the_live_search(kind, recordings, tmp_path):
     save_recording(recordings[kind], tmp_path / "r")
     again = load_recording(tmp_path / "r")
     assert (again.grid, again.price) == (recordings[kind].grid, recordings[kind].price)
@@ -374,15 +367,13 @@ def test_a_replay_is_the_live_search(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_header_says_how_particles_begin(kind: str, recordings: dict[str, Recording]) -> None:
+def test_a_header_says_how_particles_begin(kind, recordings):
     header = Header.of(recordings[kind])
     assert Header.from_json(json.loads(json.dumps(header.to_json())), Path("x")) == header
 
 
 @pytest.mark.parametrize("kind", ["finish", "groups"])
-def test_lockstep_pays_as_the_loop_does_and_priced_searches_are_refused(
-    kind: str, recordings: dict[str, Recording]
-) -> None:
+def test_lockstep_pays_as_the_loop_does_and_priced_searches_are_refused(kind, recordings):
     recording, (budget,) = recordings[kind], KINDS[kind][2]
     for algorithm in (SeedPruning(), BestOfN()):
         dry = DryEngine(
@@ -406,7 +397,7 @@ def test_lockstep_pays_as_the_loop_does_and_priced_searches_are_refused(
     ("make", "algorithm"),
     [(made, SeedPruning(20)), (made, Evolution(6, mix=0.8)), (finishing, SeedPruning(20))],
 )
-def test_batches_change_nothing(make: Any, algorithm: Any) -> None:
+def test_batches_change_nothing(make, algorithm):
     one, many = (search(["a", "b"], algorithm, make(error=1.0, batch=b)) for b in (1, 9))
     for x, y in zip(one, many, strict=True):
         assert (x.best.seed, x.spent.cost) == (y.best.seed, y.spent.cost)
@@ -420,9 +411,7 @@ def test_batches_change_nothing(make: Any, algorithm: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "budget", "steps"), [(made, "160nfe", 8), (partial(finishing, 5), "60nfe", 3)]
 )
-def test_without_other_checks_the_best_drafts_are_finished(
-    make: Any, budget: str, steps: int
-) -> None:
+def test_without_other_checks_the_best_drafts_are_finished(make, budget, steps):
     algorithm, events = SeedPruning(keep=(), levels=(), draft_share=0.5), list[Any]()
     (result,) = search(["a"], algorithm, make(error=0.1), budget, on_event=events.append)
     cost = result.spent.cost
@@ -434,7 +423,7 @@ def test_without_other_checks_the_best_drafts_are_finished(
 # --- drafts ---------------------------------------------------------------------------------------
 
 
-def test_a_perfect_drafter_finds_the_best_of_all_it_drafted() -> None:
+def test_a_perfect_drafter_finds_the_best_of_all_it_drafted():
     live = made()
     (result,) = search(["a"], SeedPruning(30, keep=(1.0,), draft_share=0.6), live)
     (every,) = search(["a"], BestOfN(30), made())
@@ -454,13 +443,13 @@ def test_a_perfect_drafter_finds_the_best_of_all_it_drafted() -> None:
 
 @pytest.mark.parametrize("kind", [SeedPruning, Evolution])
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_drafts_take_their_share_of_the_budget(kind: Any, share: float) -> None:
+def test_drafts_take_their_share_of_the_budget(kind, share):
     (result,) = search(["a"], kind(draft_share=share), made(batch=16), "600nfe")
     assert result.spent.cost.draft_calls / 2 / result.spent.nfe == pytest.approx(share, abs=0.03)
     assert 575 < result.spent.nfe <= 600
 
 
-def test_a_cap_in_flops_counts_drafts_by_their_flops() -> None:
+def test_a_cap_in_flops_counts_drafts_by_their_flops():
     live = made()
     rates, most = live.price.flops, 12 * 8 * live.price.flops.nfe
     assert task_of(Budget(flops=most), live).draft_cost == pytest.approx(
@@ -476,7 +465,7 @@ def test_a_cap_in_flops_counts_drafts_by_their_flops() -> None:
     assert few.spent.cost.draft_calls <= 10
 
 
-def test_a_drafter_that_is_not_used_is_told_of_and_without_one_nothing_is_drafted() -> None:
+def test_a_drafter_that_is_not_used_is_told_of_and_without_one_nothing_is_drafted():
     (result,) = search(["a"], BestOfN(2), made())
     assert "the draft was not used" in result.warnings[0]
     (used,) = search(["a"], SeedPruning(9), made())
@@ -491,7 +480,7 @@ def test_a_drafter_that_is_not_used_is_told_of_and_without_one_nothing_is_drafte
     assert "draft_calls" not in without.spent.cost.counts()
 
 
-def test_what_cannot_be_drafted_is_refused() -> None:
+def test_what_cannot_be_drafted_is_refused():
     live, denoiser = made(), made().denoiser
     live.denoiser.drafts, live.draft_calls = None, 0
     with pytest.raises(ValueError, match="--draft"):
@@ -515,11 +504,11 @@ def test_what_cannot_be_drafted_is_refused() -> None:
             EstimatorAt.read(text)
 
 
-def test_a_noise_aware_reward_is_told_what_the_drafter_was_told() -> None:
-    told: list[float] = []
+def test_a_noise_aware_reward_is_told_what_the_drafter_was_told():
+    told = []
 
     class Levels(Brightness):
-        def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+        def __call__(self, images, prompts, level):
             told.extend(level.tolist())
             return super().__call__(images, prompts, level)
 
@@ -531,7 +520,7 @@ def test_a_noise_aware_reward_is_told_what_the_drafter_was_told() -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 2])
-def test_rows_of_one_move_are_looked_at_as_is_planned_for_their_steps(stop: int) -> None:
+def test_rows_of_one_move_are_looked_at_as_is_planned_for_their_steps(stop):
     """One seed at a step that is drafted from, and another at one whose estimate is scored."""
     look = ByStep({stop: Draft(2)})
     mixed = Played(
@@ -558,7 +547,7 @@ def test_rows_of_one_move_are_looked_at_as_is_planned_for_their_steps(stop: int)
     np.testing.assert_array_equal(result.particles.scores[1, 3], every.particles.scores[1, 3])
 
 
-def test_a_draft_from_a_state_on_the_way_keeps_the_evaluation_that_is_paid() -> None:
+def test_a_draft_from_a_state_on_the_way_keeps_the_evaluation_that_is_paid():
     twice = Played(
         (
             lambda p: fresh(3, 2),
@@ -573,7 +562,7 @@ def test_a_draft_from_a_state_on_the_way_keeps_the_evaluation_that_is_paid() -> 
     assert (cost.nfe, cost.draft_calls) == (3 * 8, 6)
 
 
-def test_a_recording_holds_the_scores_of_its_looks(recordings: dict[str, Recording]) -> None:
+def test_a_recording_holds_the_scores_of_its_looks(recordings):
     denoiser, r = made(error=2.0).denoiser, recordings["drafts"]
     assert tuple(map(str, r.looks)) == LOOKS
     x, zero = (
@@ -596,7 +585,7 @@ def test_a_recording_holds_the_scores_of_its_looks(recordings: dict[str, Recordi
         search(["a"], SeedPruning(5, draft_calls=3), ReplayEngine(r), seed=3)
 
 
-def test_a_part_of_a_recording_has_its_looks(recordings: dict[str, Recording]) -> None:
+def test_a_part_of_a_recording_has_its_looks(recordings):
     recorded = recordings["drafts"]
     part = recorded.select(slice(1, 2), slice(5, 9))
     for seen, scores in recorded.looks.items():
@@ -604,9 +593,7 @@ def test_a_part_of_a_recording_has_its_looks(recordings: dict[str, Recording]) -
 
 
 @pytest.mark.parametrize(("width", "shared"), each_once([1, 3], [False, True]))
-def test_a_priced_policy_that_drafts_is_the_same_live_and_replayed(
-    recordings: dict[str, Recording], width: int, shared: bool
-) -> None:
+def test_a_priced_policy_that_drafts_is_the_same_live_and_replayed(recordings, width, shared):
     rng, known = np.random.default_rng(0), np.linspace(0.6, 1, 9)
     final, noise = rng.normal(size=(10, 30, 1)), rng.normal(size=(10, 30, 9))
     scores = 0.5 + 0.05 * (known * final + np.sqrt(1 - known**2) * noise)
@@ -620,7 +607,7 @@ def test_a_priced_policy_that_drafts_is_the_same_live_and_replayed(
         assert sum(r.spent.nfe for r in live) <= 2 * float(budget[:-3])
 
 
-def test_drafts_then_pruning_then_branching_streams_in_one_search() -> None:
+def test_drafts_then_pruning_then_branching_streams_in_one_search():
     """TTSnap and RBF whole: drafted seeds, of which some are pruned on the way, and streams from
     the survivors."""
     denoiser = made().denoiser
@@ -641,7 +628,7 @@ def test_drafts_then_pruning_then_branching_streams_in_one_search() -> None:
 # --- drafts that are finished ---------------------------------------------------------------------
 
 
-def test_a_perfect_draft_ends_as_its_seed_does() -> None:
+def test_a_perfect_draft_ends_as_its_seed_does():
     """x0 estimates of a drafter without error: put back by the seed's noise, they lie on the line
     to its end, from which few steps end near it; the nearer to the end they begin, the nearer."""
     (plain,) = search(
@@ -665,9 +652,7 @@ def test_a_perfect_draft_ends_as_its_seed_does() -> None:
         (grouped(), Cost(14, 1, 1, coupled=8), 14, "group of 4"),
     ],
 )
-def test_an_image_is_priced_with_all_that_begins_with_it(
-    live: LiveEngine, one: Cost, least: int, why: str
-) -> None:
+def test_an_image_is_priced_with_all_that_begins_with_it(live, one, least, why):
     assert image_cost(live.grid, 1, live.price) == one
     assert Budget.parse("2images").on(live.grid, live.price.start).nfe == 2 * STEPS
     (result,) = search(["a"], BestOfN(), live, f"{least}nfe")
@@ -676,7 +661,7 @@ def test_an_image_is_priced_with_all_that_begins_with_it(
         search(["a"], BestOfN(), live, f"{least - 1}nfe")
 
 
-def test_finishes_are_read_and_written() -> None:
+def test_finishes_are_read_and_written():
     assert str(Finish.parse("0.6:4")) == "0.6:4"
     assert Finish.parse(SamplerOptions(draft="hot", finish=0.6).finish) == Finish(0.6)
     assert Finish.parse("1").level == 1
@@ -688,9 +673,7 @@ def test_finishes_are_read_and_written() -> None:
 # --- groups ---------------------------------------------------------------------------------------
 
 
-def found(
-    live: LiveEngine, prompts: Sequence[str] = "a", n: int = 6
-) -> dict[tuple[str, int], Tensor]:
+def found(live, prompts="a", n=6):
     results = search(prompts, BestOfN(n), live, selection=Selection(keep=n), seed=3)
     return {
         (result.prompt, image.seed): image.pixels for result in results for image in result.images
@@ -698,7 +681,7 @@ def found(
 
 
 @pytest.mark.parametrize("noisy", [False, True])
-def test_a_group_of_one_is_the_model(noisy: bool) -> None:
+def test_a_group_of_one_is_the_model(noisy):
     """Noise of steps is drawn by the same keys."""
     alone, together = found(grouped(size=1, noisy=noisy)), found(grouped(noisy=noisy))
     plain = found(LiveEngine(Grouped(noisy=noisy).whole, [bright()], EngineOptions(3)))
@@ -706,16 +689,14 @@ def test_a_group_of_one_is_the_model(noisy: bool) -> None:
     assert not any(torch.equal(together[key], pixels) for key, pixels in plain.items())
 
 
-def test_what_is_found_depends_on_no_other_request_no_batch_and_not_on_how_many_of_a_group_are_searched() -> (
-    None
-):
+def test_what_is_found_depends_on_no_other_request_no_batch_and_not_on_how_many_of_a_group_are_searched():
     alone = found(grouped(1), "b", 8)
     for others in (found(grouped(7), "abc", 8), found(grouped(3), "b", 6)):
         for key, pixels in others.items():
             assert key[0] != "b" or torch.equal(alone[key], pixels)
 
 
-def test_a_group_is_evaluated_whole_or_not_at_all() -> None:
+def test_a_group_is_evaluated_whole_or_not_at_all():
     live = grouped()
     (result,) = search(["a"], BestOfN(6), live, "53nfe", seed=3)
     assert live.denoiser.sizes == [SIZE, SIZE]  # type: ignore[attr-defined]
@@ -724,7 +705,7 @@ def test_a_group_is_evaluated_whole_or_not_at_all() -> None:
     assert not live.noise._ready
 
 
-def test_a_group_that_does_not_fit_is_refused() -> None:
+def test_a_group_that_does_not_fit_is_refused():
     live = grouped()
     live.denoiser.together = Mock(side_effect=torch.OutOfMemoryError)  # type: ignore[attr-defined]
     with pytest.raises(NotEnoughMemoryError, match="smaller groups"):
@@ -732,7 +713,7 @@ def test_a_group_that_does_not_fit_is_refused() -> None:
     assert live.batch_size == 4
 
 
-def test_mixed_noise_begins_alone_or_from_its_own_draft() -> None:
+def test_mixed_noise_begins_alone_or_from_its_own_draft():
     (drafted,) = search(["a"], make_algorithm("zero-order"), finishing(), "90nfe")
     assert (drafted.particles.parent >= 0).any()
     assert len(np.unique(drafted.particles.scores[:, -1, 0])) == len(drafted.particles)
@@ -742,7 +723,7 @@ def test_mixed_noise_begins_alone_or_from_its_own_draft() -> None:
     assert live.denoiser.sizes.count(0) == mixed > 0  # type: ignore[attr-defined]
 
 
-def test_recordings_hold_whole_groups_and_replays_begin_where_one_does(tmp_path: Path) -> None:
+def test_recordings_hold_whole_groups_and_replays_begin_where_one_does(tmp_path):
     with pytest.raises(ValueError, match="multiple"):
         record(grouped(), ["a"], tmp_path / "r", RecordOptions(seeds=30, block=(1, 13)))
     whole = record(grouped(2), ["a"], tmp_path / "s", RecordOptions(seeds=21, seed=3))

@@ -6,17 +6,13 @@ import gc
 import io
 import tarfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from weakref import ref
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from tests.shallow import shallow
 from ttsnap import Budget, SeedPruning, make_algorithm, search
@@ -24,9 +20,8 @@ from ttsnap.core.cost import Cost, Rates
 from ttsnap.core.needs import Gradient
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import RunUsage
-from ttsnap.core.results import Event, Result
+from ttsnap.core.results import Event
 from ttsnap.engine import batch_sizes
-from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import report
@@ -53,30 +48,28 @@ class Peek:
     name = "peek"
     flops = 10.0
 
-    def __init__(self, estimates: str = "latents") -> None:
+    def __init__(self, estimates="latents"):
         self.estimates, self.shapes, self.calls = estimates, set[tuple[int, ...]](), 0
 
-    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any) -> Tensor:
+    def score_estimates(self, x, prompts, level):
         assert len(x) == len(prompts) == len(level)
         assert bool((level > 0).all())
         self.shapes.add(tuple(x.shape[1:]))
         return x.float().mean((1, 2, 3))
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any) -> Tensor:
+    def __call__(self, images, prompts, level):
         self.calls += len(images)
         assert bool((level <= 0).all())
         return images.float().mean((1, 2, 3))
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
+def pipe():
     with shallow():
         return load()
 
 
-def searched(
-    engine: LiveEngine, prompts: Sequence[str] = PROMPTS, **more: Any
-) -> tuple[list[Result], Cost]:
+def searched(engine, prompts=PROMPTS, **more):
     results = search(
         prompts, make_algorithm("seed-pruning"), engine, Budget(nfe=40), seed=3, **more
     )
@@ -87,7 +80,7 @@ def searched(
     return results, cost
 
 
-def test_no_decode_is_charged_or_made_for_estimates(pipe: Any) -> None:
+def test_no_decode_is_charged_or_made_for_estimates(pipe):
     reward, events = Peek(), list[Event]()
     engine = pipe.engine(reward, batch_size=8, **CALL)
     results, cost = searched(engine, on_event=events.append)
@@ -103,7 +96,7 @@ def test_no_decode_is_charged_or_made_for_estimates(pipe: Any) -> None:
         pipe.engine(reward, keep=["features"], **CALL)
 
 
-def test_beside_a_reward_of_pixels_estimates_are_decoded(pipe: Any) -> None:
+def test_beside_a_reward_of_pixels_estimates_are_decoded(pipe):
     engine = pipe.engine(
         [Peek(), lambda images, prompts: images.mean((1, 2, 3))], batch_size=8, **CALL
     )
@@ -111,7 +104,7 @@ def test_beside_a_reward_of_pixels_estimates_are_decoded(pipe: Any) -> None:
     assert (cost.decodes * 2, engine.price.estimates) == (cost.reward_calls, "decode")
 
 
-def test_recordings_keep_the_latents_of_which_images_are_decoded(pipe: Any, tmp_path: Path) -> None:
+def test_recordings_keep_the_latents_of_which_images_are_decoded(pipe, tmp_path):
     engine, latents = pipe.engine("scenes", batch_size=8, keep=["latents"], **CALL), {}
     record(
         engine,
@@ -124,7 +117,7 @@ def test_recordings_keep_the_latents_of_which_images_are_decoded(pipe: Any, tmp_
             for entry in tar:
                 name, _, kind = entry.name.partition(".")
                 if kind == "latent.npy":
-                    file: Any = tar.extractfile(entry)
+                    file = tar.extractfile(entry)
                     latents[tuple(map(int, name.split("-")))] = np.load(
                         io.BytesIO(file.read()), allow_pickle=False
                     )
@@ -139,7 +132,7 @@ def test_recordings_keep_the_latents_of_which_images_are_decoded(pipe: Any, tmp_
 
 
 @pytest.mark.parametrize("early", ["brightness", Peek()], ids=["pixels", "latents"])
-def test_one_reward_prunes_and_another_decides(pipe: Any, early: Any) -> None:
+def test_one_reward_prunes_and_another_decides(pipe, early):
     staged = Staged(make_reward(early), make_reward("scenes"))
     (result,), cost = searched(pipe.engine(staged, batch_size=8, **CALL), PROMPTS[:1])
     (expected,) = make_reward("scenes")(result.best.image[None], PROMPTS[:1], None)
@@ -154,18 +147,16 @@ class Weighed(RewardModel):
 
     name = "weighed"
 
-    def __init__(self, flops: float, clock: list[float], seconds: float = 1.0) -> None:
+    def __init__(self, flops, clock, seconds=1.0):
         self.flops, self._clock, self._seconds = flops, clock, [seconds, 100.0]
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images, prompts, level=None):
         self._clock[0] += self._seconds.pop() if len(self._seconds) > 1 else self._seconds[0]
         return images.float().mean((1, 2, 3))
 
 
 @pytest.mark.parametrize("early", [1e6, 1e9], ids=["cheap", "dear"])
-def test_a_finished_image_is_priced_as_the_last_choice_and_a_look_as_the_pruning(
-    pipe: Any, early: float
-) -> None:
+def test_a_finished_image_is_priced_as_the_last_choice_and_a_look_as_the_pruning(pipe, early):
     engine = pipe.engine(Staged(Weighed(early, [0.0]), Weighed(1e8, [0.0])), batch_size=8, **CALL)
     (result,), cost = searched(engine, PROMPTS[:1])
     flops, finished = engine.price.flops, result.spent.finished
@@ -176,12 +167,10 @@ def test_a_finished_image_is_priced_as_the_last_choice_and_a_look_as_the_pruning
     )
 
 
-def test_what_a_reward_takes_once_is_not_in_its_seconds(
-    pipe: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_reward_takes_once_is_not_in_its_seconds(pipe, monkeypatch):
     clock = [0.0]
 
-    def perf_counter() -> float:
+    def perf_counter():
         clock[0] += 1e-3
         return clock[0]
 
@@ -195,7 +184,7 @@ def test_what_a_reward_takes_once_is_not_in_its_seconds(
     assert (seconds.reward_calls, seconds.base_calls) == pytest.approx((1.0, 2.0), abs=0.01)
 
 
-def test_checks_without_a_decode_leave_more_to_seeds(pipe: Any) -> None:
+def test_checks_without_a_decode_leave_more_to_seeds(pipe):
     sizes = []
     for reward in ("scenes", Peek()):
         engine = pipe.engine(reward, **CALL)
@@ -213,7 +202,7 @@ THREE = ("two green crosses", "a red circle", "a yellow triangle above a red squ
 REWARDS = ("scenes", "brightness", "scenes")
 
 
-def engines_of(pipe: Any, *, shared: bool, **options: Any) -> list[LiveEngine]:
+def engines_of(pipe, *, shared, **options):
     """Of different steps and rewards, with a network each or one for all."""
     calls = [{**defaults(), "num_inference_steps": n} for n in (5, *STEPS)]
     network = (
@@ -227,7 +216,7 @@ def engines_of(pipe: Any, *, shared: bool, **options: Any) -> list[LiveEngine]:
     ]
 
 
-def found(engines: Sequence[LiveEngine], turns: Sequence[int] = (0, 1, 2)) -> list[Any]:
+def found(engines, turns=(0, 1, 2)):
     """Seed, reward and evaluations of what each engine finds, when they have their turns in this
     order."""
     runs = [Run(engine) for engine in engines]
@@ -249,7 +238,7 @@ def found(engines: Sequence[LiveEngine], turns: Sequence[int] = (0, 1, 2)) -> li
     ]
 
 
-def test_each_finds_what_it_finds_alone_in_fewer_calls_whoever_is_first(pipe: Any) -> None:
+def test_each_finds_what_it_finds_alone_in_fewer_calls_whoever_is_first(pipe):
     alone, together = engines_of(pipe, shared=False), engines_of(pipe, shared=True)
     expected = found(alone)
     assert found(together) == expected
@@ -267,7 +256,7 @@ def test_each_finds_what_it_finds_alone_in_fewer_calls_whoever_is_first(pipe: An
     assert list(network.peers) == [together[0].executor.peer, together[2].executor.peer]
 
 
-def test_what_needs_a_network_of_its_own_is_refused(pipe: Any) -> None:
+def test_what_needs_a_network_of_its_own_is_refused(pipe):
     engine = engines_of(pipe, shared=True)[0]
     with pytest.raises(ValueError, match="follows no gradients"):
         engine.differentiate(Gradient())
@@ -276,9 +265,7 @@ def test_what_needs_a_network_of_its_own_is_refused(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_an_engine_that_is_dropped_goes_without_a_collection_of_garbage(
-    pipe: Any, shared: bool
-) -> None:
+def test_an_engine_that_is_dropped_goes_without_a_collection_of_garbage(pipe, shared):
     (engine,) = engines = engines_of(pipe, shared=shared)[:1]
     found(engines, turns=[0])
     drafting = pipe.sampling_denoiser(SamplerOptions(draft="embedded"), **defaults())

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tests.counted import Counted
 from ttsnap import Budget, make_algorithm, search
@@ -23,7 +21,6 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Gradient
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.results import Result
 from ttsnap.core.selection import Selection
 from ttsnap.core.utility import make
 from ttsnap.engine.gradient_steppers import AscentStepper
@@ -45,36 +42,36 @@ A = torch.tensor([1.0, 0.5, -0.5]).double()
 class Plain(Counted):
     """Latents are the images."""
 
-    def decode(self, x0: Tensor) -> Tensor:
+    def decode(self, x0):
         self.decodes += len(x0)
         return x0[..., None, None]
 
 
-def mixture(steps: int = 6, **options: Any) -> Plain:
+def mixture(steps=6, **options):
     means = torch.tensor([[1.0, 0.5, 0.0], [-1.0, 0.0, 0.5]])
     return Plain(means, torch.tensor([0.5, 0.7]), torch.tensor([0.5, 0.5]), steps=steps, **options)
 
 
-def score(images: Tensor, prompts: Any) -> Tensor:
+def score(images, prompts):
     x = images.double()[..., 0, 0]
     return x @ A - 0.1 * x.square().sum(-1)
 
 
-def one_prompt(denoiser: MixtureDenoiser) -> EncodedPrompts:
+def one_prompt(denoiser):
     prompts = EncodedPrompts(denoiser, lambda: denoiser.encode([""]))
     prompts.admit([Prompt("")])
     prompts.place(0)
     return prompts
 
 
-def test_jobs_that_are_retracted_leave_no_prompt() -> None:
-    prompts: Any = EncodedPrompts(None, lambda: None)  # type: ignore[arg-type]
+def test_jobs_that_are_retracted_leave_no_prompt():
+    prompts = EncodedPrompts(None, lambda: None)  # type: ignore[arg-type]
     prompts.admit([Prompt("a"), Prompt("b")])
     prompts.retract(1)
     assert prompts.living == [Prompt("a")]
 
 
-def stepped(denoiser: Plain, x: Tensor, begin: int = 0) -> list[Tensor]:
+def stepped(denoiser, x, begin=0):
     """The latents on the way from this one at step `begin`."""
     found = [x]
     for k in range(begin, denoiser.grid.steps):
@@ -85,9 +82,7 @@ def stepped(denoiser: Plain, x: Tensor, begin: int = 0) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("path", "depth"), [(None, 0), (VP(), 0), (None, 2)])
-def test_direction_is_the_gradient_of_its_last_evaluations_on_the_sphere(
-    path: Any, depth: int
-) -> None:
+def test_direction_is_the_gradient_of_its_last_evaluations_on_the_sphere(path, depth):
     denoiser = mixture(path=path)
     denoiser.encode([""])
     noise = torch.randn(1, 3, generator=torch.Generator().manual_seed(3)).double()
@@ -108,13 +103,13 @@ def test_direction_is_the_gradient_of_its_last_evaluations_on_the_sphere(
     torch.testing.assert_close(upward[0], g / g.norm() * x.norm(), rtol=1e-5, atol=1e-6)
 
 
-def engine(denoiser: Any, rewards: Any, batch: int = 8) -> LiveEngine:
+def engine(denoiser, rewards, batch=8):
     return LiveEngine(
         denoiser, rewards, EngineOptions(batch), kernel=Ode(denoiser.path, denoiser.times)
     )
 
 
-def test_noise_keeps_its_length_and_gradients_are_taken_once() -> None:
+def test_noise_keeps_its_length_and_gradients_are_taken_once():
     seen, live = [], engine(mixture(), [FunctionReward(score, "r")])
     rest = live._rest
     live._rest = lambda job, rows, *more: (
@@ -134,17 +129,15 @@ def test_noise_keeps_its_length_and_gradients_are_taken_once() -> None:
 
 
 @pytest.mark.parametrize("cap", ["nfe", "decodes", "reward_calls", "flops"])
-def test_what_climbs_take_is_counted_and_capped(cap: str) -> None:
+def test_what_climbs_take_is_counted_and_capped(cap):
     """Against counters in the denoiser and in the rewards, of which the climb asks one."""
     shown = list[int]()
 
-    def noted(images: Tensor, prompts: Any) -> Tensor:
+    def noted(images, prompts):
         shown.append(len(images))
         return score(images, prompts)
 
-    live: Any = engine(
-        mixture(), [FunctionReward(noted, "climbed"), FunctionReward(noted, "other")]
-    )
+    live = engine(mixture(), [FunctionReward(noted, "climbed"), FunctionReward(noted, "other")])
     most = {"nfe": 90, "flops": 200 * live.price.flops.nfe}.get(cap, 20)
     (result,) = search(
         ["a"], NoiseAscent(weights=(1, 0)), live, Budget(**{"nfe": 10_000, cap: most})
@@ -163,7 +156,7 @@ def test_what_climbs_take_is_counted_and_capped(cap: str) -> None:
     )
 
 
-def test_it_stops_at_its_target() -> None:
+def test_it_stops_at_its_target():
     reward = [FunctionReward(score, "r")]
     (free,) = search(["a"], NoiseAscent(rounds=6), engine(mixture(), reward))
     begin = float(free.particles.scores[0, -1, 0])
@@ -173,12 +166,12 @@ def test_it_stops_at_its_target() -> None:
     assert stopped.spent.nfe < free.spent.nfe
 
 
-def test_a_held_out_reward_that_falls_ends_the_climb() -> None:
+def test_a_held_out_reward_that_falls_ends_the_climb():
     """A reward that is hacked: what is climbed rises while what is meant falls."""
     meant = FunctionReward(lambda images, prompts: -score(images, prompts), "meant")
     selection = Selection(make([1.0, 0.0]), keep=4)
 
-    def climbed(held_out: int | None) -> Result:
+    def climbed(held_out):
         algorithm = NoiseAscent(rounds=12, held_out=held_out, weights=(1, 0))
         made = engine(mixture(), [FunctionReward(score, "hacked"), meant])
         return search(["a"], algorithm, made, selection=selection)[0]
@@ -192,7 +185,7 @@ def test_a_held_out_reward_that_falls_ends_the_climb() -> None:
     assert free.best.scores["meant"] < start[1]
 
 
-def test_what_cannot_be_climbed_is_refused() -> None:
+def test_what_cannot_be_climbed_is_refused():
     denoiser, climb = mixture(), NoiseAscent(rounds=2)
     blind = FunctionReward(lambda images, prompts: images.detach().mean((1, 2, 3)), "blind")
     noisy = LiveEngine(denoiser, [FunctionReward(score)], kernel=Sde(denoiser.path, denoiser.times))
@@ -217,9 +210,7 @@ def test_what_cannot_be_climbed_is_refused() -> None:
 @pytest.mark.parametrize(
     "second", [NoiseAscent(rounds=3, ascends=2), ZeroOrder(n=2, rounds=3, restart=0.0)]
 )
-def test_refinement_goes_on_from_the_best_and_stays_within_the_budget(
-    first: str, second: Any
-) -> None:
+def test_refinement_goes_on_from_the_best_and_stays_within_the_budget(first, second):
     live = engine(mixture(), [FunctionReward(score, "r")])
     (result,) = search(["a"], Refined(first, second), live, Budget(nfe=120))  # type: ignore[arg-type]
     assert 100 <= result.spent.nfe <= 120
@@ -233,15 +224,15 @@ def test_refinement_goes_on_from_the_best_and_stays_within_the_budget(
 # --- mixed with another ---------------------------------------------------------------------------
 
 
-def noise_of(size: int, init: Any = lambda x, key, generator: None) -> InitialNoise:
+def noise_of(size, init=lambda x, key, generator: None):
     """Initial noise of so many float64 numbers."""
     denoiser = MixtureDenoiser(torch.zeros(1, size), torch.ones(1), torch.ones(1), steps=2)
-    kernel: Any = SimpleNamespace(init=init)
+    kernel = SimpleNamespace(init=init)
     return InitialNoise(denoiser, kernel, one_prompt(denoiser))
 
 
-def test_a_seeds_noise_depends_on_the_seed_alone() -> None:
-    begun: list[Any] = []
+def test_a_seeds_noise_depends_on_the_seed_alone():
+    begun = []
     noise = noise_of(
         6, lambda x, key, generator: begun.append((key, torch.randn(3, generator=generator)))
     )
@@ -258,7 +249,7 @@ def test_a_seeds_noise_depends_on_the_seed_alone() -> None:
 
 @given(changes=st.lists(st.floats(0, 1), min_size=1, max_size=5), seed=st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
-def test_mixed_noise_is_made_again(changes: list[float], seed: int) -> None:
+def test_mixed_noise_is_made_again(changes, seed):
     noise, node = noise_of(33), Node(0, seed, 0)
     for i, share in enumerate(changes):
         node = noise.near(node, share, (seed, i + 1, 99))
@@ -267,7 +258,7 @@ def test_mixed_noise_is_made_again(changes: list[float], seed: int) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.8])
-def test_it_is_standard_normal_and_correlated_as_said(share: float) -> None:
+def test_it_is_standard_normal_and_correlated_as_said(share):
     n, noise = 3000, noise_of(32)
     pairs = [
         (noise.of(node := Node(0, s, 0)), noise.near(node, share, (s, 1, 99)).x) for s in range(n)

@@ -3,8 +3,6 @@ package, against answers found by hand and known ones."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..copied import change_package, copy_package, run_trial  # noqa: TID252
 
 TRIAL = """
@@ -88,7 +86,7 @@ refused(mirrored(), recording, "a recording holds no noise")
 """
 
 
-def test_new_looks_and_kinds_of_rows_are_the_changes_of_the_how_to(tmp_path: Path) -> None:
+def test_new_looks_and_kinds_of_rows_are_the_changes_of_the_how_to(tmp_path):
     copy_package(tmp_path)
     touched = {diff: change_package(tmp_path, diff) for diff in ("look.diff", "row.diff")}
     assert touched == {

@@ -6,10 +6,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -43,15 +41,15 @@ class Plain:
     made: int = 0
 
     @property
-    def stage(self) -> Stage:
+    def stage(self):
         return Stage.STEP if self.done else self.at
 
     @property
-    def needs_gradient(self) -> bool:
+    def needs_gradient(self):
         return self.guided and not self.done and not self.point.gradient
 
     @property
-    def waiting(self) -> Point | None:
+    def waiting(self):
         return (
             self.point
             if not self.done and (not self.point.evaluated or self.needs_gradient)
@@ -59,10 +57,10 @@ class Plain:
         )
 
     @property
-    def done(self) -> bool:
+    def done(self):
         return self.made == self.length
 
-    def advance(self) -> None:
+    def advance(self):
         """Leave a point that has been evaluated."""
         if not self.done and self.waiting is None:
             self.made, self.point = self.made + 1, Point()
@@ -81,7 +79,7 @@ class Arrival:
     shared: int = 0
     stages: tuple[Stage, ...] = (Stage.STEP,)
 
-    def rows(self) -> list[Plain]:
+    def rows(self):
         points = [Point()] * self.shared + [Point() for _ in self.lengths]
         parts = zip(self.lengths, itertools.cycle(self.stages), points, strict=False)
         return [Plain(self.job, n, self.scored, self.guided, at, point) for n, at, point in parts]
@@ -131,17 +129,17 @@ class Tick:
 
 
 def play(
-    arrivals: list[Arrival],
-    batch: int,
-    decode: int = 1,
+    arrivals,
+    batch,
+    decode=1,
     *,
-    hold: bool = False,
-    memory: int = 10**6,
-    turns: FairTurns | None = None,
-) -> Iterator[Tick]:
+    hold=False,
+    memory=10**6,
+    turns=None,
+):
     """An engine of counters instead of tensors, around the scheduler. memory: the most rows that an
     evaluation takes before it fails and leaves the rest as it is, as the executor does."""
-    scheduler: Scheduler[Plain] = Scheduler(turns)
+    scheduler = Scheduler(turns)
     tick = 0
     while tick <= max(arrival.at for arrival in arrivals) or len(scheduler):
         assert tick < 1000, "it never ends"
@@ -172,7 +170,7 @@ def play(
         tick += 1
 
 
-def all_end(arrivals: list[Arrival], ticks: list[Tick]) -> None:
+def all_end(arrivals, ticks):
     ended = [row for tick in ticks for row in tick.ended]
     assert (
         len({id(row) for row in ended})
@@ -185,8 +183,8 @@ def all_end(arrivals: list[Arrival], ticks: list[Tick]) -> None:
 @played
 @given(arrivals=ARRIVALS, batch=SIZES, decode=SIZES, hold=st.booleans(), memory=st.integers(1, 6))
 def test_batches_are_full_and_all_ends_after_no_more_ticks_than_the_work_takes(
-    arrivals: list[Arrival], batch: int, decode: int, hold: bool, memory: int
-) -> None:
+    arrivals, batch, decode, hold, memory
+):
     """Also where memory runs out and part of a batch stays undone."""
     ticks = list(play(arrivals, batch, decode, hold=hold, memory=memory))
     for tick in ticks:
@@ -205,11 +203,11 @@ def test_batches_are_full_and_all_ends_after_no_more_ticks_than_the_work_takes(
 
 @settings(max_examples=30, deadline=None)
 @given(arrivals=ARRIVALS, batch=SIZES, late=st.integers(1, 12))
-def test_no_row_starves_while_others_come(arrivals: list[Arrival], batch: int, late: int) -> None:
+def test_no_row_starves_while_others_come(arrivals, batch, late):
     """The first rows are served first: those that come after them, however many, do not delay them
     by one tick."""
 
-    def ends(more: list[Arrival]) -> list[int]:
+    def ends(more):
         """The tick at which each row of the first arrivals is done, in the order in which they
         end."""
         ticks = enumerate(play([*arrivals, *more], batch))
@@ -221,16 +219,14 @@ def test_no_row_starves_while_others_come(arrivals: list[Arrival], batch: int, l
 
 @played
 @given(stages=st.lists(st.sampled_from(Stage), min_size=1, max_size=20), size=SIZES)
-def test_a_batch_is_of_one_stage_and_who_has_not_begun_goes_first(
-    stages: list[Stage], size: int
-) -> None:
+def test_a_batch_is_of_one_stage_and_who_has_not_begun_goes_first(stages, size):
     rows = [Plain(0, 1, at=stage) for stage in stages]
     chosen = next_batch(rows, size)
     assert chosen.evaluations == [row.point for row in rows if row.stage == chosen.stage][:size]
     assert chosen.stage == min(stages)
 
 
-def test_who_shares_a_node_with_a_row_that_needs_a_gradient_gets_its_evaluation_with_it() -> None:
+def test_who_shares_a_node_with_a_row_that_needs_a_gradient_gets_its_evaluation_with_it():
     point, other = Point(), Point()
     rows = [
         Plain(0, 1, point=point),
@@ -245,8 +241,8 @@ def test_who_shares_a_node_with_a_row_that_needs_a_gradient_gets_its_evaluation_
     assert next_batch(rows, 5).gradients == []
 
 
-def test_cancelled_rows_leave_and_others_stay() -> None:
-    scheduler: Scheduler[Plain] = Scheduler()
+def test_cancelled_rows_leave_and_others_stay():
+    scheduler = Scheduler()
     done, waiting = Plain(0, 0), Plain(0, 2)
     others = [Plain(1, 0), Plain(1, 2, scored=False)]
     scheduler.add([waiting, done, *others])
@@ -265,8 +261,8 @@ def test_cancelled_rows_leave_and_others_stay() -> None:
     weights=st.lists(st.sampled_from([0.5, 1, 2, 3]), min_size=JOBS, max_size=JOBS),
 )
 def test_what_two_waiting_jobs_get_differs_by_at_most_a_turn_of_each_and_no_place_is_left_empty(
-    arrivals: list[Arrival], size: int, weights: list[float]
-) -> None:
+    arrivals, size, weights
+):
     """The stated bound, over every stretch of ticks in which both wait for more than they get."""
     turns = FairTurns()
     turns.share.weights = dict(enumerate(weights))
@@ -287,15 +283,13 @@ def test_what_two_waiting_jobs_get_differs_by_at_most_a_turn_of_each_and_no_plac
 
 @played
 @given(arrivals=DRAFTING, size=SIZES)
-def test_with_turns_and_drafts_everything_ends(arrivals: list[Arrival], size: int) -> None:
+def test_with_turns_and_drafts_everything_ends(arrivals, size):
     all_end(arrivals, list(play(arrivals, size, turns=FairTurns())))
 
 
 @settings(max_examples=30, deadline=None)
 @given(others=st.integers(1, 6), at=st.integers(0, 5), size=SIZES, length=st.integers(1, 3))
-def test_a_small_job_does_not_wait_for_large_ones_however_large(
-    others: int, at: int, size: int, length: int
-) -> None:
+def test_a_small_job_does_not_wait_for_large_ones_however_large(others, at, size, length):
     """Between two evaluations of one row, each of the others gets two turns at most, however many
     rows it has."""
     gap = math.ceil((2 * others + 1) / size)
@@ -306,13 +300,13 @@ def test_a_small_job_does_not_wait_for_large_ones_however_large(
     assert sum(tick.got[99] for tick in ticks) == length
 
 
-def test_rows_of_another_stage_come_in_turn() -> None:
+def test_rows_of_another_stage_come_in_turn():
     crowd, other = Arrival(0, 0, (9,) * 4, stages=(Stage.DRAFT,)), Arrival(0, 1, (9,))
     ticks = itertools.islice(play([crowd, other], 2, turns=FairTurns()), 4)
     assert [set(tick.got) for tick in ticks] == [{0}, {1}, {1}, {0}]
 
 
-def served(share: FairShare[str], turns: int) -> str:
+def served(share, turns):
     found = []
     for _ in range(turns):
         found.append(share.first())
@@ -320,8 +314,8 @@ def served(share: FairShare[str], turns: int) -> str:
     return "".join(found)
 
 
-def test_who_comes_late_has_no_claim_and_who_comes_back_at_once_is_not_new() -> None:
-    share: FairShare[str] = FairShare()
+def test_who_comes_late_has_no_claim_and_who_comes_back_at_once_is_not_new():
+    share = FairShare()
     share.wait("o")
     served(share, 100)
     share.wait("on")
@@ -332,8 +326,8 @@ def test_who_comes_late_has_no_claim_and_who_comes_back_at_once_is_not_new() -> 
     assert served(share, 9) == "n" * 9
 
 
-def test_a_crowd_is_not_held_to_what_its_first_one_got_alone() -> None:
-    share: FairShare[str] = FairShare()
+def test_a_crowd_is_not_held_to_what_its_first_one_got_alone():
+    share = FairShare()
     share.wait("co")
     share.serve("c", 12.0)
     share.weigh("c", 6.0)
@@ -346,7 +340,7 @@ def test_a_crowd_is_not_held_to_what_its_first_one_got_alone() -> None:
     assert share.first() == "o", "also of those that are away for a moment"
 
 
-def test_what_it_remembers_of_those_who_are_gone_does_not_grow() -> None:
+def test_what_it_remembers_of_those_who_are_gone_does_not_grow():
     turns = FairTurns()
     for job in range(1000):
         row = Plain(job, 1)
@@ -354,13 +348,13 @@ def test_what_it_remembers_of_those_who_are_gone_does_not_grow() -> None:
     assert len(turns.share._served) + len(turns.share._waiting) < 10
 
 
-def test_all_rows_of_a_node_come_with_it_and_it_counts_once() -> None:
+def test_all_rows_of_a_node_come_with_it_and_it_counts_once():
     node = Point()
     rows = [Plain(0, 1, point=node), Plain(0, 1, point=node, guided=True), Plain(0, 1), Plain(1, 1)]
     assert FairTurns().choose(rows, 2) == [rows[0], rows[1], rows[3]]
 
 
-def test_a_job_that_has_nothing_going_is_not_kept_waiting_for_its_scores() -> None:
+def test_a_job_that_has_nothing_going_is_not_kept_waiting_for_its_scores():
     small, large = Plain(0, 0), [Plain(1, n) for n in range(9)]
     scheduler = Scheduler[Plain](FairTurns())
     scheduler.add([small, *large])
@@ -374,18 +368,18 @@ def test_a_job_that_has_nothing_going_is_not_kept_waiting_for_its_scores() -> No
 Given = tuple[int | None, int | None]
 
 
-def sizes(denoise: int | None = 8, decode: int | None = 4) -> tuple[BatchSizes, Counter[Any]]:
+def sizes(denoise=8, decode=4):
     """The sizes, and what they count: what they asked to be found, too."""
-    counts: Counter[Any] = Counter()
+    counts = Counter()
 
-    def find(*asked: int | None) -> tuple[int, int]:
+    def find(*asked):
         counts[asked] += 1
         return asked[0] or 6, asked[1] or 3
 
     return BatchSizes(denoise, decode, find, counts), counts
 
 
-def fits(most: int, batch: Sequence[int]) -> list[int]:
+def fits(most, batch):
     """A call that takes at most so many rows."""
     if len(batch) > most:
         raise torch.OutOfMemoryError(f"{len(batch)} rows")
@@ -395,14 +389,14 @@ def fits(most: int, batch: Sequence[int]) -> list[int]:
 @pytest.mark.parametrize(
     ("asked", "found"), [((None, None), (6, 3)), ((2, None), (2, 3)), ((None, 9), (6, 9))]
 )
-def test_what_was_not_given_is_found_once(asked: Given, found: tuple[int, int]) -> None:
+def test_what_was_not_given_is_found_once(asked, found):
     own, counts = sizes(*asked)
     assert not counts
     assert (own.batch_size, own.decode_batch_size, own.batch_size) == (*found, found[0])
     assert counts == {asked: 1}
 
 
-def test_calls_are_halved_from_what_was_tried_and_for_good() -> None:
+def test_calls_are_halved_from_what_was_tried_and_for_good():
     own, counts = sizes()
     assert own.run(range(20), list) == (list(range(8)), 8)
     assert own.run(range(20), partial(fits, 3)) == ([0, 1], 2)  # 8, 4, 2
@@ -420,9 +414,7 @@ def test_calls_are_halved_from_what_was_tried_and_for_good() -> None:
 
 
 @given(st.integers(1, 500), st.data())
-def test_a_bucket_is_a_power_of_two_or_the_batch_itself(
-    batch_size: int, data: st.DataObject
-) -> None:
+def test_a_bucket_is_a_power_of_two_or_the_batch_itself(batch_size, data):
     n, sizes = data.draw(st.integers(1, batch_size)), buckets(batch_size)
     assert n <= bucket_of(n, sizes) < 2 * n
     assert set(sizes) == {batch_size, *(2**i for i in range(10) if 2**i < batch_size)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -34,11 +33,11 @@ PROMPTS = ["a", "b", "c"]
 SOURCES = torch.rand(3, 3, 2, 2, generator=torch.Generator().manual_seed(3))
 
 
-def engine(denoiser: Any, *rewards: Any, **options: Any) -> LiveEngine:
+def engine(denoiser, *rewards, **options):
     return LiveEngine(denoiser, rewards, EngineOptions(**{"batch_size": 3, **options}))
 
 
-def test_frames_are_chosen_evenly() -> None:
+def test_frames_are_chosen_evenly():
     assert (chosen(81, 4), chosen(9, 3), chosen(5, 1)) == ([10, 30, 50, 70], [1, 4, 7], [2])
     assert (chosen(4, 4), chosen(2, 4)) == ([0, 1, 2, 3], [0, 0, 1, 1])
     assert Here(torch.zeros(9, 3, 480, 832), 0.0).small().shape == (4, 3, 240, 416)
@@ -46,7 +45,7 @@ def test_frames_are_chosen_evenly() -> None:
     assert all(len(set(chosen(total, n))) == n for n in range(1, 9) for total in range(n, 30))
 
 
-def test_a_reward_of_images_gets_a_few_frames_and_one_of_videos_all_in_one_call_a_video() -> None:
+def test_a_reward_of_images_gets_a_few_frames_and_one_of_videos_all_in_one_call_a_video():
     frames, videos, denoiser = Mean(), Motion(), Clips(9)
     live = engine(denoiser, frames, videos, frames=3)
     results = search(PROMPTS, SeedPruning(4, (0.5,), steps=(2,)), live, selection=Selection(keep=2))
@@ -68,7 +67,7 @@ def test_a_reward_of_images_gets_a_few_frames_and_one_of_videos_all_in_one_call_
         assert abs(by_hand["mean"] - float(pixels.mean())) > 1e-4  # not the mean of all frames
 
 
-def test_frames_are_counted_and_capped_one_by_one() -> None:
+def test_frames_are_counted_and_capped_one_by_one():
     reward = Mean()
     live = engine(Clips(2), reward, frames=7)
     (result,) = search(["a"], BestOfN(2), live)
@@ -80,7 +79,7 @@ def test_frames_are_counted_and_capped_one_by_one() -> None:
         search(["a"], BestOfN(), live, Budget(reward_calls=3))
 
 
-def test_flops_and_tokens_are_those_of_all_calls() -> None:
+def test_flops_and_tokens_are_those_of_all_calls():
     frames, videos = make_reward(Mean()), make_reward(Motion())
     frames.flops, videos.flops = 10.0, 70.0  # type: ignore[misc]
     frames.tokens = 5
@@ -94,7 +93,7 @@ def test_flops_and_tokens_are_those_of_all_calls() -> None:
     assert spent.tokens == 2 * (6 + 15), "one row, and three"
 
 
-def test_previews_may_have_fewer_frames() -> None:
+def test_previews_may_have_fewer_frames():
     reward, denoiser = Mean(), Clips(5)
     denoiser.can |= {Capability.PREVIEW}
     live = engine(denoiser, reward, frames=4, preview=True, batch_size=8)
@@ -105,7 +104,7 @@ def test_previews_may_have_fewer_frames() -> None:
     assert cost.reward_calls == reward.images == 4 * (cost.previews + cost.decodes)
 
 
-def test_a_reward_of_edits_sees_what_each_prompt_edits() -> None:
+def test_a_reward_of_edits_sees_what_each_prompt_edits():
     live = engine(Clips(4, sources=SOURCES), Near(), frames=2)
     results = search(PROMPTS, SeedPruning(5, (0.4,), steps=(3,)), live, selection=Selection(keep=2))
     for source, result in zip(SOURCES, results, strict=True):
@@ -116,7 +115,7 @@ def test_a_reward_of_edits_sees_what_each_prompt_edits() -> None:
             )
 
 
-def test_what_is_tried_before_a_search_is_shown_the_same() -> None:
+def test_what_is_tried_before_a_search_is_shown_the_same():
     rewards, denoiser = (Near(), Motion(), Mean()), Clips(4, sources=SOURCES)
     live = engine(denoiser, *rewards, frames=3)
     (result,) = search(["a"], BestOfN(), live, Budget(seconds=0.2))
@@ -127,7 +126,7 @@ def test_what_is_tried_before_a_search_is_shown_the_same() -> None:
     assert spent.reward_calls == sum(reward.images for reward in rewards) - before > 0
 
 
-def test_a_recorded_search_of_videos_costs_the_same_when_played_back() -> None:
+def test_a_recorded_search_of_videos_costs_the_same_when_played_back():
     live = engine(Clips(), Mean(), Motion(), frames=3)
     every = Recording.from_results(
         search(PROMPTS, KeepAll(6), live), live.grid, live.reward_names, live.price
@@ -153,7 +152,7 @@ def test_a_recorded_search_of_videos_costs_the_same_when_played_back() -> None:
         Price(Rates(), more_calls=-1)
 
 
-def asks(reward: Any, needs: Any) -> Any:
+def asks(reward, needs):
     reward.needs = needs
     return reward
 
@@ -179,15 +178,13 @@ class Latent(Mean):
         (Clips(), Latent(), "'mean' reads latents"),
     ],
 )
-def test_rewards_that_need_what_there_is_not_are_refused(
-    denoiser: Any, reward: Any, message: str
-) -> None:
+def test_rewards_that_need_what_there_is_not_are_refused(denoiser, reward, message):
     with pytest.raises(ValueError, match=message):
         engine(denoiser, reward)
     assert not denoiser.decodes
 
 
-def test_a_reward_of_latents_scores_videos_whole() -> None:
+def test_a_reward_of_latents_scores_videos_whole():
     reward = asks(Latent(), {"video"})
     (result,) = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(Clips(), reward))
     assert (
@@ -195,23 +192,23 @@ def test_a_reward_of_latents_scores_videos_whole() -> None:
     )
 
 
-def test_what_is_asked_of_no_such_model_is_refused(counted: Any) -> None:
+def test_what_is_asked_of_no_such_model_is_refused(counted):
     with pytest.raises(ValueError, match="edits no images"):
         counted().sources(torch.zeros(1, dtype=torch.long))
 
 
-def test_a_function_takes_its_source_by_name() -> None:
-    def changed(images: Any, prompts: Any, level: Any, source: Any) -> Any:
+def test_a_function_takes_its_source_by_name():
+    def changed(images, prompts, level, source):
         return images.flatten(1).mean(1) - source.flatten(1).mean(1) + level
 
     images, source, level = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 5, 5), torch.tensor([1.0, 2.0])
-    reward: Any = make_reward(asks(changed, ("source",)))
+    reward = make_reward(asks(changed, ("source",)))
     assert reward.needs == {"source"}
     scores = reward(images, ["a", "b"], level, source=source)
     torch.testing.assert_close(scores, changed(images, None, level, source))
 
 
-def test_of_two_rewards_in_turn_each_gets_what_it_needs() -> None:
+def test_of_two_rewards_in_turn_each_gets_what_it_needs():
     staged = Staged(Near(), Mean())
     assert staged.needs == {"source"}
     images, level = torch.rand(3, 3, 4, 4), torch.tensor([0.5, 0.0, 0.7])
@@ -223,13 +220,11 @@ def test_of_two_rewards_in_turn_each_gets_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize("bound", ["MOST_SPARE", "MOST_HELD"])
-def test_of_large_videos_only_the_best_are_held(
-    bound: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_large_videos_only_the_best_are_held(bound, monkeypatch):
     """A search with room for three videos finds what one with room for all does."""
     held, take = list[int](), Job.take
 
-    def taken(self: Job, *args: Any) -> Any:
+    def taken(self, *args):
         found = take(self, *args)
         held.append(sum(picture is not None for picture in self.images.values()))
         return found

@@ -8,8 +8,6 @@ import io
 import json
 import pickle
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -44,20 +42,20 @@ values = st.recursive(
 
 @given(values)
 @settings(max_examples=20, deadline=None)
-def test_whole_json_and_yaml_are_read_as_they_are(value: Any) -> None:
+def test_whole_json_and_yaml_are_read_as_they_are(value):
     assert files.parse_json(json.dumps(value), "x") == value
     assert files.parse_json(json.dumps(value, ensure_ascii=False).encode(), "x") == value
     assert parse_yaml(json.dumps(value).replace("\x7f", "\\u007f"), "x") == value
 
 
-def test_nan_passes_where_it_may() -> None:
+def test_nan_passes_where_it_may():
     assert np.isnan(files.parse_json("[NaN]", "x", nan=True)[0])
     assert files.parse_json("[-Infinity]", "x", nan=True)[0] == -np.inf
     with pytest.raises(ValueError, match="too large"):
         files.parse_json("[1e999]", "x", nan=True)
 
 
-def test_yaml_is_plain_values() -> None:
+def test_yaml_is_plain_values():
     text = "{a: [1, x, 2.5], b: [2001-01-01, 1e-4, true, yes, ~, '5', 1E+5, a*b, 12:30, 012]}"
     held = {
         "a": [1, "x", 2.5],
@@ -75,7 +73,7 @@ def test_yaml_is_plain_values() -> None:
     assert parse_yaml(digits, "x") == digits
 
 
-def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
+def test_only_regular_files_of_bounded_size_are_read(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "device").symlink_to("/dev/zero")
     (tmp_path / "long").write_bytes(bytes(101))
@@ -89,9 +87,7 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
             files.read_bytes(tmp_path / name, 100)
 
 
-def test_a_hub_that_cannot_be_reached_is_said_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_that_cannot_be_reached_is_said_at_once(tmp_path, monkeypatch):
     nothing = Mock(side_effect=LocalEntryNotFoundError("none"))
     monkeypatch.setattr("huggingface_hub.snapshot_download", nothing)
     monkeypatch.setattr(
@@ -105,7 +101,7 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(
     require_repository("a/b")
 
 
-def test_pictures_and_their_text() -> None:
+def test_pictures_and_their_text():
     info = PngImagePlugin.PngInfo()
     info.add_itxt("ttsnap", "{}")
     file = io.BytesIO()
@@ -114,7 +110,7 @@ def test_pictures_and_their_text() -> None:
     assert files.picture_pixels(file.getvalue(), "x").tolist() == [[[9, 8, 7]] * 3] * 2
 
 
-def test_text_from_files_cannot_steer_a_terminal() -> None:
+def test_text_from_files_cannot_steer_a_terminal():
     assert files.printable("a\x1b[2Jb\u202e") == "a\\x1b[2Jb\\u202e"
     assert files.reason(KeyError()) == "KeyError"
 
@@ -122,7 +118,7 @@ def test_text_from_files_cannot_steer_a_terminal() -> None:
 # --- pictures of prompts --------------------------------------------------------------------------
 
 
-def in_file(picture: Image.Image, kind: str, **how: bool) -> Picture:
+def in_file(picture, kind, **how):
     file = io.BytesIO()
     picture.save(file, format=kind, **how)
     return Picture(file.getvalue())
@@ -131,7 +127,7 @@ def in_file(picture: Image.Image, kind: str, **how: bool) -> Picture:
 RED = Image.new("RGB", (4, 2), "red")
 
 
-def test_a_digest_is_of_what_is_shown_in_whatever_file() -> None:
+def test_a_digest_is_of_what_is_shown_in_whatever_file():
     png, webp = in_file(RED, "PNG"), in_file(RED, "WEBP", lossless=True)
     assert png.data != webp.data
     assert png.digest == webp.digest == digest_of(RED)
@@ -142,7 +138,7 @@ def test_a_digest_is_of_what_is_shown_in_whatever_file() -> None:
     )
 
 
-def test_arguments_are_opened_and_noted_by_name() -> None:
+def test_arguments_are_opened_and_noted_by_name():
     call = {
         "image": in_file(RED, "PNG"),
         "references": [in_file(RED, "PNG"), RED],
@@ -155,7 +151,7 @@ def test_arguments_are_opened_and_noted_by_name() -> None:
     assert [type(each) for each in (told["image"], *told["references"])] == [Image.Image] * 3  # type: ignore[misc]
 
 
-def test_a_prompt_takes_its_pictures_along() -> None:
+def test_a_prompt_takes_its_pictures_along():
     prompt = Prompt("make it blue", inputs={"image": in_file(RED, "PNG")})
     for same in (pickle.loads(pickle.dumps(prompt)), copy.deepcopy(prompt)):
         assert (same, hash(same)) == (prompt, hash(prompt))
@@ -167,7 +163,7 @@ def test_a_prompt_takes_its_pictures_along() -> None:
     ]
 
 
-def test_an_engine_is_told_of_pictures_their_size_alone() -> None:
+def test_an_engine_is_told_of_pictures_their_size_alone():
     for file in (in_file(each, "PNG") for each in (RED, Image.new("RGB", (4, 2), "blue"))):
         found = blanks(
             {"image": [file, RED], "mask_image": Picture(file.data, mask=True), "strength": 1}
@@ -186,14 +182,14 @@ def test_an_engine_is_told_of_pictures_their_size_alone() -> None:
     assert digests(found) == {}
 
 
-def a_set(folder: Path, **entry: object) -> Prompt:
+def a_set(folder, **entry):
     RED.save(folder / "red.png")
     (folder / "set.jsonl").write_text(json.dumps({"instruction": "make it blue", **entry}))
     return pictured(read_prompt_set(folder / "set.jsonl").prompts, folder)[0]
 
 
 @pytest.mark.parametrize("name", ["image", "input_image"])
-def test_a_set_names_pictures_beside_it(name: str, tmp_path: Path) -> None:
+def test_a_set_names_pictures_beside_it(name, tmp_path):
     found = a_set(tmp_path, **{name: "red.png", "mask_image": "red.png"})
     assert (found.text, list(digests(found.inputs))) == ("make it blue", ["image", "mask_image"])
     assert (
@@ -203,9 +199,7 @@ def test_a_set_names_pictures_beside_it(name: str, tmp_path: Path) -> None:
     assert a_set(tmp_path) == Prompt("make it blue")
 
 
-def test_a_picture_that_many_entries_name_is_read_once_and_all_are_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_that_many_entries_name_is_read_once_and_all_are_bounded(tmp_path, monkeypatch):
     for name in ("red.png", "too.png"):
         RED.save(tmp_path / name)
     entries = [{"prompt": f"{i}", "image": ["red.png"] * 4} for i in range(100)]
@@ -232,7 +226,7 @@ def test_a_picture_that_many_entries_name_is_read_once_and_all_are_bounded(
         ([], "names 0"),
     ],
 )
-def test_names_that_are_none_are_refused(name: object, said: str, tmp_path: Path) -> None:
+def test_names_that_are_none_are_refused(name, said, tmp_path):
     (tmp_path / "in").mkdir()
     RED.save(tmp_path / "outside.png")
     (tmp_path / "in" / "link.png").symlink_to(tmp_path / "outside.png")

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ from ttsnap.bench.layout import image_path
 from ttsnap.core.grid import Grid
 from ttsnap.distill import checkpoints
 from ttsnap.files import run_folder
-from ttsnap.files.run_folder import RunFolder, json_folder, whole_folder
+from ttsnap.files.run_folder import json_folder, whole_folder
 from ttsnap.files.writing import LOCK, as_json, write_bytes
 from ttsnap.recordings.folder import open_recording
 from ttsnap.recordings.header import Header
@@ -33,11 +31,11 @@ RECORDING = Recording(("a", "b"), np.ones((2, 2, 3, 1)), Grid((1.0, 0.5, 0.0)), 
 HEADER = Header(**{**Header.of(RECORDING).__dict__, "block": (1, 2)})
 
 
-def run_of(folder: Path, seed: int = 1) -> RunFolder:
+def run_of(folder, seed=1):
     return json_folder(folder, "about.json", "work", {"seed": seed, "call": {"steps": 4}})
 
 
-def work(folder: Path, units: Units, seed: int = 1) -> None:
+def work(folder, units, seed=1):
     """Make the units that are missing."""
     with run_of(folder, seed).opened():
         for name, parts in units.items():
@@ -51,19 +49,19 @@ def work(folder: Path, units: Units, seed: int = 1) -> None:
                         (made / str(i)).write_bytes(part)
 
 
-def whole(unit: Path, parts: list[bytes]) -> bool:
+def whole(unit, parts):
     files = [unit] if unit.is_file() else sorted(unit.iterdir())
     return [path.read_bytes() for path in files] == parts
 
 
-def record(folder: Path) -> None:
+def record(folder):
     with open_recording(folder, HEADER) as there:
         for unit in there.missing():
             there.add(unit, RECORDING.columns[unit.rows], None)
         there.finish()
 
 
-def bench(folder: Path) -> None:
+def bench(folder):
     with open_bench(folder, {"seed": 1}) as there:
         for index in (index for index in range(2) if not there.has("arm", 0, index)):
             path = image_path(folder, "arm", index, 0)
@@ -72,15 +70,15 @@ def bench(folder: Path) -> None:
             there.add([Found("arm", 0, index, 5, 4, None, {}, {}, {})])
 
 
-def train(folder: Path) -> None:
+def train(folder):
     with run_of(folder).opened():
         first, _ = checkpoints.latest(folder / "steps", {}) or (0, None)
         for step in range(first + 1, 3):
             checkpoints.save(folder / "steps", step, lambda to: (to / "a").write_text("b"), {})
 
 
-SOME: Units = {"a": [b"one"], "b": [b"two", b"three"], "c": [b""]}
-WORKS: dict[str, Callable[[Path], None]] = {
+SOME = {"a": [b"one"], "b": [b"two", b"three"], "c": [b""]}
+WORKS = {
     "units": partial(work, units=SOME),
     "recording": record,
     "benchmark": bench,
@@ -88,7 +86,7 @@ WORKS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     """What lies there, but for a lock and what is half made, which a kill leaves."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -98,7 +96,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_killed_at_any_moment_it_is_gone_on_with(name: str, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_is_gone_on_with(name, tmp_path):
     WORKS[name](tmp_path / "undisturbed")
     for moment in itertools.count(1, 2):
         folder = tmp_path / str(moment)
@@ -117,9 +115,7 @@ names = st.text("abcdefgh", min_size=1, max_size=3)
     units=st.dictionaries(names, st.lists(st.binary(max_size=9), min_size=1, max_size=3)),
     kills=st.lists(st.integers(1, 40), max_size=4),
 )
-def test_after_kills_each_unit_is_there_or_not(
-    units: Units, kills: list[int], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_after_kills_each_unit_is_there_or_not(units, kills, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills") / "f"
     for moment in kills:
         killed(partial(work, folder, units), folder, moment)
@@ -130,7 +126,7 @@ def test_after_kills_each_unit_is_there_or_not(
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_a_full_disk_is_an_error_after_which_it_is_gone_on_with(name: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_after_which_it_is_gone_on_with(name, tmp_path):
     WORKS[name](tmp_path / "undisturbed")
 
     for write in itertools.count(1):
@@ -144,7 +140,7 @@ def test_a_full_disk_is_an_error_after_which_it_is_gone_on_with(name: str, tmp_p
     assert write > 5
 
 
-def test_other_settings_are_refused_once_something_was_done(tmp_path: Path) -> None:
+def test_other_settings_are_refused_once_something_was_done(tmp_path):
     folder = tmp_path / "f"
     work(folder, {})
     assert not folder.exists()
@@ -158,9 +154,7 @@ def test_other_settings_are_refused_once_something_was_done(tmp_path: Path) -> N
     assert contents(folder) == before
 
 
-def test_one_at_a_time_and_none_where_nothing_may_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_at_a_time_and_none_where_nothing_may_be_written(tmp_path, monkeypatch):
     folder = tmp_path / "f"
     with run_of(folder).opened(), pytest.raises(ValueError, match=f"process {os.getpid()}"):
         work(folder, SOME)
@@ -171,7 +165,7 @@ def test_one_at_a_time_and_none_where_nothing_may_be_written(
     assert not folder.exists()
 
 
-def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+def test_what_is_not_ours_is_left_alone(tmp_path):
     (elsewhere := tmp_path / "elsewhere").mkdir()
     (folder := tmp_path / "f").mkdir()
     (folder / "thesis.tex").write_text("precious")
@@ -185,8 +179,8 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     assert (folder / "thesis.tex").read_text() == "precious"
 
 
-def test_checkpoints_after_a_damaged_one_are_kept(tmp_path: Path) -> None:
-    def save(step: int) -> None:
+def test_checkpoints_after_a_damaged_one_are_kept(tmp_path):
+    def save(step):
         checkpoints.save(tmp_path, step, lambda folder: (folder / "a").write_text(f"{step}"), {})
 
     for step in (10, 20, 30):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pytest
 from annotated_types import MaxLen
@@ -36,7 +36,7 @@ class Whole(Settings):
     many: tuple[Part, ...] = (Part(2), Part(3))
 
 
-def test_what_is_left_out_keeps_its_default() -> None:
+def test_what_is_left_out_keeps_its_default():
     assert build(Whole, {}) == Whole()
     found = build(
         Whole, {"rate": 1e-3, "one": {"width": 4}, "many": [{"width": 5, "shares": [0, 1]}]}
@@ -72,14 +72,14 @@ def test_what_is_left_out_keeps_its_default() -> None:
         ([], "^the settings must be .*got "),
     ],
 )
-def test_what_does_not_fit_is_named(data: Any, message: str) -> None:
+def test_what_does_not_fit_is_named(data, message):
     with pytest.raises(ValueError, match=message):
         build(Whole, data)
 
 
-def test_no_item_of_a_list_that_is_too_long_is_looked_at() -> None:
+def test_no_item_of_a_list_that_is_too_long_is_looked_at():
     class Unread(list[str]):
-        def __iter__(self) -> Any:
+        def __iter__(self):
             raise AssertionError("its items were looked at")
 
     with pytest.raises(ValueError, match=r"^x\[0\] .*'a'"):
@@ -103,12 +103,12 @@ def test_no_item_of_a_list_that_is_too_long_is_looked_at() -> None:
         ),
     ],
 )
-def test_of_several_kinds_the_nearest_is_told(hint: object, value: object, message: str) -> None:
+def test_of_several_kinds_the_nearest_is_told(hint, value, message):
     with pytest.raises(FieldError, match=message) as error:
         check("x", value, hint)
     assert error.value.field == "x"
 
 
-def test_bounds_hold_without_a_file_too() -> None:
+def test_bounds_hold_without_a_file_too():
     with pytest.raises(ValueError, match="0, got -1"):
         Whole(rate=-1)

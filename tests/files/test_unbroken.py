@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -21,13 +19,11 @@ from ttsnap.files.unbroken import Unbroken
 pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 
-def command(
-    work: Callable[[list[int]], Any], monkeypatch: pytest.MonkeyPatch
-) -> tuple[int, list[int]]:
+def command(work, monkeypatch):
     """The exit status of a command that does this work, and the units that it did."""
-    done: list[int] = []
+    done = []
 
-    def run(_: Any) -> int:
+    def run(_):
         with resumable(Path("out"), lambda: f"{len(done)} of 5 units are"):
             work(done)
         return 0
@@ -36,19 +32,19 @@ def command(
     return main(["work"]), done
 
 
-def told(number: int, times: int = 1) -> None:
+def told(number, times=1):
     for _ in range(times):
         os.kill(os.getpid(), number)
 
 
-def finishing(number: int, done: list[int]) -> None:
+def finishing(number, done):
     for unit in range(5):
         with Unbroken():
             told(number, times=unit == 2)
             done.append(unit)
 
 
-def asking(number: int, done: list[int]) -> None:
+def asking(number, done):
     with Unbroken() as stopping:
         for unit in range(5):
             told(number, times=unit == 1)
@@ -57,13 +53,13 @@ def asking(number: int, done: list[int]) -> None:
                 raise KeyboardInterrupt
 
 
-def twice(number: int, done: list[int]) -> None:
+def twice(number, done):
     with Unbroken():
         told(number, times=2)
         done.append(0)
 
 
-def between(number: int, done: list[int]) -> None:
+def between(number, done):
     with Unbroken():
         done.append(0)
     told(number)
@@ -73,8 +69,8 @@ def between(number: int, done: list[int]) -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize(("work", "units"), [(finishing, 3), (asking, 4), (twice, 0), (between, 1)])
 def test_what_is_at_hand_is_finished_unless_the_signal_comes_again(
-    work: Any, units: int, number: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+    work, units, number, status, monkeypatch, capsys
+):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     assert command(partial(work, number), monkeypatch) == (status, list(range(units)))
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
@@ -87,9 +83,9 @@ def test_what_is_at_hand_is_finished_unless_the_signal_comes_again(
     )
 
 
-def test_ctrl_c_is_heard_where_it_was_ignored(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_ctrl_c_is_heard_where_it_was_ignored(monkeypatch, capsys):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
-    done: list[int] = []
+    done = []
     with pytest.raises(KeyboardInterrupt):
         finishing(signal.SIGINT, done)  # in Python, without a command
     assert done == [0, 1, 2]
@@ -98,8 +94,8 @@ def test_ctrl_c_is_heard_where_it_was_ignored(monkeypatch: pytest.MonkeyPatch, c
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-def test_an_error_is_not_hidden_by_a_signal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def work(done: list[int]) -> None:
+def test_an_error_is_not_hidden_by_a_signal(monkeypatch, capsys):
+    def work(done):
         with Unbroken():
             told(signal.SIGINT)
             raise ValueError("the disk is on fire")
@@ -108,10 +104,8 @@ def test_an_error_is_not_hidden_by_a_signal(monkeypatch: pytest.MonkeyPatch, cap
     assert "on fire" in capsys.readouterr().err
 
 
-def test_what_a_part_of_the_work_says_is_said_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    def work(done: list[int]) -> None:
+def test_what_a_part_of_the_work_says_is_said_alone(monkeypatch, capsys):
+    def work(done):
         with resumable(Path("out/recording"), lambda: "2 of 9 units of work are"), Unbroken():
             told(signal.SIGTERM)
 

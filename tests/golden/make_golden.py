@@ -33,7 +33,6 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,14 +44,14 @@ import tiny
 Pairs = Sequence[tuple[Image.Image, str]]
 
 
-def stub(name: str, **attributes: Any) -> None:
+def stub(name, **attributes):
     """An empty module in place of one that cannot be installed and is not used."""
     module = types.ModuleType(name)
     vars(module).update(attributes, __path__=[])
     sys.modules[name] = module
 
 
-def package_without_init(name: str) -> None:
+def package_without_init(name):
     """Make submodules importable without running a package's __init__, which imports much more."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
@@ -60,7 +59,7 @@ def package_without_init(name: str) -> None:
     sys.modules[name].__path__ = list(spec.submodule_search_locations or [])
 
 
-def clip(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
+def clip(folder, side, pairs):
     """torchmetrics' clip_score."""
     from torchmetrics.functional.multimodal import clip_score
     from transformers import CLIPModel, CLIPProcessor
@@ -79,7 +78,7 @@ def clip(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def pickscore(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
+def pickscore(folder, side, pairs):
     """exp(logit_scale) times the cosine, as on the model card."""
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -104,7 +103,7 @@ def pickscore(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def open_clip(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
+def open_clip(folder, side, pairs):
     """open_clip's own transform, tokenizer and towers; max(100 cos, 0)."""
     import open_clip
 
@@ -126,7 +125,7 @@ def open_clip(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     }
 
 
-def hpsv2(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
+def hpsv2(folder, side, pairs):
     """hpsv2.img_score.score with a tiny model in place of ViT-H-14."""
     import open_clip
 
@@ -165,7 +164,7 @@ def hpsv2(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     return {"source": source, "shapes": shapes, "scores": scores}
 
 
-def imagereward(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
+def imagereward(folder, side, pairs):
     """ImageReward.score with small towers."""
     stub("fairscale")
     stub("fairscale.nn")
@@ -195,7 +194,7 @@ def imagereward(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def aesthetics(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
+def aesthetics(folder, side, pairs):
     """simple-aesthetics-predictor's AestheticsPredictorV2Linear."""
     from aesthetics_predictor import AestheticsPredictorV2Linear
     from transformers import CLIPImageProcessor, CLIPVisionConfig
@@ -214,12 +213,12 @@ def aesthetics(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     return {"source": source, "shapes": shapes, "scores": scores}
 
 
-def main() -> None:
+def main():
     """Write golden.json."""
     small = [Image.fromarray(array) for array in tiny.images()]
     large = [Image.fromarray(array) for array in tiny.images(tiny.LARGE_SIZES)]
     translucent = [Image.fromarray(array) for array in tiny.translucent()]
-    asked: dict[str, tuple[int, Pairs]] = {
+    asked = {
         "": (tiny.SIDE, [(picture, prompt) for picture in small for prompt in tiny.PROMPTS]),
         "-large": (tiny.LARGE_SIDE, [(picture, tiny.PROMPTS[-1]) for picture in large]),
         "-translucent": (tiny.SIDE, list(zip(translucent, tiny.PROMPTS, strict=True))),

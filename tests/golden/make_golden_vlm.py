@@ -27,7 +27,6 @@ import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -37,7 +36,7 @@ import tiny
 import tiny_vlm
 
 
-def made(package: str, network: torch.nn.Module, scores: Any) -> dict[str, Any]:
+def made(package, network, scores):
     """One entry of golden_vlm.json; the weights are those that `tiny.fill` gave the network
     before."""
     shapes = {
@@ -52,7 +51,7 @@ def made(package: str, network: torch.nn.Module, scores: Any) -> dict[str, Any]:
     }
 
 
-def write_random(folder: Path, kind: str) -> None:
+def write_random(folder, kind):
     """A backbone with weights, which the packages load first and then replace."""
     from transformers import AutoConfig, AutoModelForVision2Seq
 
@@ -62,9 +61,7 @@ def write_random(folder: Path, kind: str) -> None:
     tiny_vlm.write_backbone(folder, kind)
 
 
-def prepared(
-    folder: Path, kind: str, module: Any, published: Path, file: str
-) -> tuple[str, list[Any]]:
+def prepared(folder, kind, module, published, file):
     """For HPSv3 and EditReward: the path of settings for a CPU, and a list that gets the network,
     once it is made.
 
@@ -87,7 +84,7 @@ def prepared(
     )
     build, networks = module.create_model_and_processor, []
 
-    def filled(**options: Any) -> Any:
+    def filled(**options):
         network, *rest = build(**options)
         tiny.fill(network)
         save_file(network.state_dict(), folder / file)
@@ -99,7 +96,7 @@ def prepared(
 
 
 @torch.no_grad()
-def hpsv3(folder: Path) -> dict[str, Any]:
+def hpsv3(folder):
     """HPSv3RewardInferencer, whose `reward` takes images first; mu and sigma."""
     from hpsv3 import inference
 
@@ -116,7 +113,7 @@ def hpsv3(folder: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def video_align(folder: Path) -> dict[str, Any]:
+def video_align(folder):
     """VideoVLMRewardInference with adapters that are not merged; VQ, MQ, TA, normalised, and their
     sum."""
     import inference
@@ -148,7 +145,7 @@ def video_align(folder: Path) -> dict[str, Any]:
     (folder / "model_config.json").write_text(json.dumps(written))
     build, networks = inference.create_model_and_processor, []
 
-    def filled(training_args: Any, **options: Any) -> Any:
+    def filled(training_args, **options):
         training_args.disable_flash_attn2 = True
         network, *rest = build(training_args=training_args, **options)
         tiny.fill(network)
@@ -173,7 +170,7 @@ def video_align(folder: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def edit_reward(folder: Path) -> dict[str, Any]:
+def edit_reward(folder):
     """EditRewardInferencer with its two heads; the means of mu and of sigma."""
     import EditReward
     from EditReward import inference_edit
@@ -193,7 +190,7 @@ def edit_reward(folder: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def edit_score(folder: Path) -> dict[str, Any]:
+def edit_score(folder):
     """EditScore's answers to both questions, as sharp as greedy ones, and what it reads in answers
     of all kinds."""
     import random
@@ -235,14 +232,14 @@ def edit_score(folder: Path) -> dict[str, Any]:
 class Placed:
     """In place of a class: its from_pretrained returns this network, wherever it is asked to be."""
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    def __init__(self, network):
         self.from_pretrained = lambda *_, **__: network
 
 
 MAKERS = {make.__name__: make for make in (hpsv3, video_align, edit_reward, edit_score)}
 
 
-def main() -> None:
+def main():
     """Write the named entries of golden_vlm.json."""
     out = json.loads(tiny_vlm.VALUES.read_text()) if tiny_vlm.VALUES.exists() else {}
     for name in sys.argv[1:]:

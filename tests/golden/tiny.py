@@ -10,14 +10,10 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 VALUES = Path(__file__).with_name("golden.json")
 SIZES = ((32, 32), (48, 40), (24, 64), (100, 60))
@@ -51,13 +47,13 @@ _VISION = {
     "patch_size": 8,
     **_LAYERS,
 }
-CLIP_CONFIG: dict[str, Any] = {
+CLIP_CONFIG = {
     "model_type": "clip",
     "architectures": ["CLIPModel"],
     "projection_dim": 16,
 }
 CLIP_CONFIG |= {"logit_scale_init_value": 2.6592, "text_config": _TEXT, "vision_config": _VISION}
-OPEN_CLIP_CONFIG: dict[str, Any] = {"embed_dim": 16}
+OPEN_CLIP_CONFIG = {"embed_dim": 16}
 OPEN_CLIP_CONFIG["vision_cfg"] = {
     "image_size": 32,
     "layers": 2,
@@ -73,7 +69,7 @@ OPEN_CLIP_CONFIG["text_cfg"] = {
     "layers": 2,
 }
 BLIP_WIDTH, BLIP_LAYERS = 128, 2
-MED_CONFIG: dict[str, Any] = {
+MED_CONFIG = {
     "hidden_size": BLIP_WIDTH,
     "num_hidden_layers": BLIP_LAYERS,
     "encoder_width": BLIP_WIDTH,
@@ -88,13 +84,13 @@ MED_CONFIG |= {
 MED_CONFIG |= {"add_cross_attention": True, "hidden_act": "gelu"}
 
 
-def noise(name: str, n: int) -> NDArray[np.float64]:
+def noise(name, n):
     """(n,) values in [-1, 1), fixed by the name."""
     phase = zlib.crc32(name.encode()) % 10007
     return 2 * np.modf(np.abs(np.sin(np.arange(n) * 12.9898 + phase) * 43758.5453))[0] - 1
 
 
-def weight(name: str, shape: Sequence[int]) -> Tensor:
+def weight(name, shape):
     """float32 weights of a usual size: matrices keep the variance, norms are near 1, biases near
     0."""
     values = torch.from_numpy(noise(name, math.prod(shape))).float().view(list(shape))
@@ -105,7 +101,7 @@ def weight(name: str, shape: Sequence[int]) -> Tensor:
     return 1 + 0.2 * values if name.endswith("weight") else 0.1 * values
 
 
-def fill(module: torch.nn.Module) -> dict[str, list[int]]:
+def fill(module):
     """Set a module's floating weights; their shapes by name."""
     state = {
         name: value for name, value in module.state_dict().items() if value.is_floating_point()
@@ -117,12 +113,12 @@ def fill(module: torch.nn.Module) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in state.items()}
 
 
-def state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+def state(shapes):
     """The weights that `fill` set."""
     return {name: weight(name, shape) for name, shape in shapes.items()}
 
 
-def images(sizes: Sequence[tuple[int, int]] = SIZES) -> list[NDArray[np.uint8]]:
+def images(sizes=SIZES):
     """(H, W, 3) uint8 pictures of these sizes: a gradient with noise."""
     out = []
     for height, width in sizes:
@@ -133,7 +129,7 @@ def images(sizes: Sequence[tuple[int, int]] = SIZES) -> list[NDArray[np.uint8]]:
     return out
 
 
-def translucent() -> list[NDArray[np.uint8]]:
+def translucent():
     """(H, W, 4) uint8 pictures of SIZES, with alpha of every value and colours where nothing is
     seen."""
     alpha = [
@@ -145,18 +141,18 @@ def translucent() -> list[NDArray[np.uint8]]:
     ]
 
 
-def patch(side: int) -> int:
+def patch(side):
     """The side of a network's patches."""
     return max(8, side // 8)
 
 
-def clip_config(side: int = SIDE) -> dict[str, Any]:
+def clip_config(side=SIDE):
     """CLIP_CONFIG for a network that reads images of `side`."""
     vision = {**CLIP_CONFIG["vision_config"], "image_size": side, "patch_size": patch(side)}
     return {**CLIP_CONFIG, "vision_config": vision}
 
 
-def open_clip_config(side: int = SIDE) -> dict[str, Any]:
+def open_clip_config(side=SIDE):
     """OPEN_CLIP_CONFIG, likewise."""
     vision = {**OPEN_CLIP_CONFIG["vision_cfg"], "image_size": side, "patch_size": patch(side)}
     return {**OPEN_CLIP_CONFIG, "vision_cfg": vision}
@@ -165,13 +161,13 @@ def open_clip_config(side: int = SIDE) -> dict[str, Any]:
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
-def letters() -> list[str]:
+def letters():
     """The 256 letters that stand for bytes in byte-level tokenizers."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [chr(b) for b in kept] + [chr(256 + n) for n in range(256 - len(kept))]
 
 
-def write_clip_tokenizer(folder: Path, side: int = SIDE) -> None:
+def write_clip_tokenizer(folder, side=SIDE):
     """A byte-level CLIP tokenizer of 514 tokens, as vocab.json and merges.txt, with its image
     processor's settings."""
     tokens = [
@@ -206,7 +202,7 @@ def write_clip_tokenizer(folder: Path, side: int = SIDE) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n")
 
 
-def write_bert_tokenizer(folder: Path) -> None:
+def write_bert_tokenizer(folder):
     """A letter-wise BERT tokenizer of 62 tokens, to which ImageReward adds two."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
@@ -216,9 +212,7 @@ def write_bert_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
 
 
-def write_clip(
-    folder: Path, shapes: Mapping[str, Sequence[int]] | None = None, side: int = SIDE
-) -> None:
+def write_clip(folder, shapes=None, side=SIDE):
     """A folder that transformers loads as a CLIPModel; the weights, too, where shapes are given."""
     from safetensors.torch import save_file
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import CLIP_MEAN, CLIP_STD, images, letters
@@ -102,7 +100,7 @@ CHAT = (
 asked for."""
 
 
-def videos() -> list[NDArray[np.uint8]]:
+def videos():
     """(T, H, W, 3) uint8 frames: each video moves over a larger picture."""
     (large,) = images([(360, 480)])
     return [
@@ -111,9 +109,9 @@ def videos() -> list[NDArray[np.uint8]]:
     ]
 
 
-def merges() -> list[tuple[str, str]]:
+def merges():
     """Pairs that make each of WORDS, with the space before it, one token."""
-    pairs: dict[tuple[str, str], None] = {}
+    pairs = {}
     for word in WORDS.split():
         done = "Ġ"
         for letter in word:
@@ -122,12 +120,12 @@ def merges() -> list[tuple[str, str]]:
     return list(pairs)
 
 
-def tokens() -> list[str]:
+def tokens():
     """Tokens by id: bytes, words, special ones."""
     return [*letters(), *dict.fromkeys(a + b for a, b in merges()), *SPECIAL]
 
 
-def config(kind: str = "qwen2_vl") -> dict[str, Any]:
+def config(kind="qwen2_vl"):
     """config.json as it is published: the text model's settings are at the top."""
     ids = {token: i for i, token in enumerate(tokens())}
     vision = {
@@ -171,7 +169,7 @@ def config(kind: str = "qwen2_vl") -> dict[str, Any]:
         "vision_token_id": "<|vision_pad|>",
     }
     places |= {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
-    text: dict[str, Any] = {"hidden_act": "silu", "hidden_size": HIDDEN, "intermediate_size": 96}
+    text = {"hidden_act": "silu", "hidden_size": HIDDEN, "intermediate_size": 96}
     text |= {
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
@@ -199,12 +197,12 @@ def config(kind: str = "qwen2_vl") -> dict[str, Any]:
     return {"architectures": [name], "model_type": kind, **marks, **text, "vision_config": vision}
 
 
-def write_backbone(folder: Path, kind: str = "qwen2_vl") -> None:
+def write_backbone(folder, kind="qwen2_vl"):
     """All that a published folder holds beside the weights."""
     ids = {token: i for i, token in enumerate(tokens())}
     plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
     no = ("add_prefix_space", "split_special_tokens", "clean_up_tokenization_spaces")
-    tokenizer: dict[str, Any] = dict.fromkeys(no, False)
+    tokenizer = dict.fromkeys(no, False)
     tokenizer |= {
         "bos_token": None,
         "eos_token": "<|im_end|>",
@@ -221,7 +219,7 @@ def write_backbone(folder: Path, kind: str = "qwen2_vl") -> None:
         str(ids[t]): {"content": t, "special": True, **plain} for t in SPECIAL
     }
     first = "Qwen2VL" if kind == "qwen2_vl" else "Qwen2_5_VL"
-    pictures: dict[str, Any] = {
+    pictures = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": f"{first}Processor",
     }

@@ -6,8 +6,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -19,12 +17,12 @@ DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 COUNTED = ("passed", "failed", "error", "skipped")
 
 
-def accelerator() -> torch.device | None:
+def accelerator():
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
 @pytest.fixture(params=["cpu", pytest.param("accelerator", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> torch.device:
+def device(request):
     """Where the test runs; skipped where it asks for an accelerator and there is none."""
     found = torch.device("cpu") if request.param == "cpu" else accelerator()
     if found is None:
@@ -32,7 +30,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return found
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter, config):
     """What to send of a run on an accelerator."""
     if config.getoption("markexpr") == "gpu":
         terminalreporter.write_sep("=", "to be sent: docs/contributing.md")
@@ -40,7 +38,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(line)
 
 
-def evidence(stats: dict[str, list[Any]]) -> Iterator[str]:
+def evidence(stats):
     """The run as a page: the card, driver and versions, and what failed. No path, host, user or key
     is in it."""
     place = accelerator() or torch.device("cpu")

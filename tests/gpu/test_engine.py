@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
 from ttsnap import BestOfN, search
 from ttsnap.core.selection import Selection
-from ttsnap.engine.live import LiveEngine
 from ttsnap.options.record import RecordOptions
 from ttsnap.pipelines import upgrade
 from ttsnap.profiling.memory import gauge_of
@@ -27,19 +22,17 @@ ROW = 64 * MIB
 """What one row of a hungry denoiser's batch takes beside what it needs."""
 
 
-def bright(images: Tensor, prompts: Any) -> Tensor:
+def bright(images, prompts):
     return images.float().mean((1, 2, 3))
 
 
-def hungry(device: torch.device, **options: Any) -> LiveEngine:
+def hungry(device, **options):
     """An engine whose denoiser takes ROW bytes of the device for every row while it runs."""
     pipe = upgrade(FAMILIES["sd3"].build().to(device))
-    engine: LiveEngine = pipe.engine(
-        bright, **options, **FAMILIES["sd3"].call, num_inference_steps=2
-    )
-    predict: Any = engine.denoiser.predict
+    engine = pipe.engine(bright, **options, **FAMILIES["sd3"].call, num_inference_steps=2)
+    predict = engine.denoiser.predict
 
-    def held(x: Tensor, *rest: Any) -> Any:
+    def held(x, *rest):
         held = torch.empty(len(x) * ROW, dtype=torch.uint8, device=x.device)
         found = predict(x, *rest)
         del held
@@ -50,17 +43,17 @@ def hungry(device: torch.device, **options: Any) -> LiveEngine:
 
 
 @pytest.fixture
-def card(device: torch.device) -> torch.device:
+def card(device):
     if gauge_of(device) is None:
         pytest.skip("ttsnap measures the memory of CUDA and ROCm devices only")
     return device
 
 
 @ONLY_GPU
-def test_planned_batches_fit_into_what_is_free(card: torch.device) -> None:
+def test_planned_batches_fit_into_what_is_free(card):
     """All of the card's memory but two GiB is taken while the test runs."""
     torch.accelerator.empty_cache()
-    gauge: Any = gauge_of(card)
+    gauge = gauge_of(card)
     taken = torch.empty(max(0, gauge.free() - 2048 * MIB), dtype=torch.uint8, device=card)
     try:
         most, engine = gauge.free() / ROW, hungry(card)
@@ -77,7 +70,7 @@ def test_planned_batches_fit_into_what_is_free(card: torch.device) -> None:
 
 
 @ONLY_GPU
-def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(card: torch.device) -> None:
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(card):
     (expected,) = search(
         ["a cat"], BestOfN(16), hungry(card, batch_size=2), selection=Selection(keep=16)
     )
@@ -98,19 +91,17 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(card: torch.dev
     assert rewards[0] == pytest.approx(rewards[1], abs=5e-3)
 
 
-def test_a_recording_that_was_cut_off_ends_with_the_same_bytes(
-    tmp_path: Path, device: torch.device
-) -> None:
+def test_a_recording_that_was_cut_off_ends_with_the_same_bytes(tmp_path, device):
     pipe, call = (
         upgrade(FAMILIES["sd3"].build().to(device)),
         {**FAMILIES["sd3"].call, "num_inference_steps": 3},
     )
 
-    def run(folder: Path, after: int) -> None:
+    def run(folder, after):
         """By brightness, until it has seen so many images; then the process is interrupted."""
         left = [after]
 
-        def dies(images: Tensor, prompts: Any) -> Tensor:
+        def dies(images, prompts):
             left[0] -= len(images)
             if left[0] < 0:
                 raise KeyboardInterrupt

@@ -4,14 +4,11 @@ two cards."""
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPAGPipeline
-from torch import Tensor
 
 from tests.gpu.conftest import evidence
 from tests.gpu.test_pipelines import CLOSE, ONLY_GPU, SEED, apart, redder_left
@@ -21,15 +18,15 @@ from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.pipelines import load, upgrade
 from ttsnap.pipelines.opening import moves, placed
 
-SEARCH: dict[str, Any] = {"reward": redder_left, "seed": SEED, "batch_size": 2, "output_type": "pt"}
+SEARCH = {"reward": redder_left, "seed": SEED, "batch_size": 2, "output_type": "pt"}
 
 
-def found(pipe: Any, family: str, n: int = 2, **more: Any) -> Any:
+def found(pipe, family, n=2, **more):
     call = {**FAMILIES[family].call, "num_inference_steps": 3, **more}
     return pipe("a cat", search=BestOfN(n), **{**SEARCH, **call})
 
 
-def test_a_suspended_call_makes_the_images_of_the_stock_pipeline(device: torch.device) -> None:
+def test_a_suspended_call_makes_the_images_of_the_stock_pipeline(device):
     parts = FAMILIES["sd15"].build().components
     stock = quiet(StableDiffusionPAGPipeline(**parts, requires_safety_checker=False)).to(device)
     call = {**FAMILIES["sd15"].call, "num_inference_steps": 3, "output_type": "pt"}
@@ -41,7 +38,7 @@ def test_a_suspended_call_makes_the_images_of_the_stock_pipeline(device: torch.d
 @ONLY_GPU
 @pytest.mark.parametrize("offload", ["model", "group"])
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
-def test_offloaded_networks_find_the_same(name: str, offload: str, device: torch.device) -> None:
+def test_offloaded_networks_find_the_same(name, offload, device):
     stock = FAMILIES[name].build()
     expected = found(upgrade(copy.deepcopy(stock)).to(device), name).search[0].best
     pipe = placed(upgrade(stock), device, offload)
@@ -53,16 +50,16 @@ def test_offloaded_networks_find_the_same(name: str, offload: str, device: torch
 
 
 @pytest.mark.parametrize("part", ["network", "vae", "reward"])
-def test_a_row_that_does_not_fit_is_one_sentence(part: str, device: torch.device) -> None:
+def test_a_row_that_does_not_fit_is_one_sentence(part, device):
     """On a GPU by a tensor of a thousand TiB; on a CPU that is an error of its allocator."""
     pipe = upgrade(FAMILIES["sd3"].build().to(device))
     found(pipe, "sd3")  # its FLOPs are counted
 
-    def too_much(*args: Any, **kwargs: Any) -> Tensor:
+    def too_much(*args, **kwargs):
         return torch.empty(2**50, dtype=torch.uint8, device=device)
 
     if part == "network":
-        kind: Any = type(pipe.transformer)
+        kind = type(pipe.transformer)
         own = {"forward": staticmethod(too_much)}
         pipe.transformer.__class__ = type(kind.__name__, (kind,), own)
     if part == "vae":
@@ -73,7 +70,7 @@ def test_a_row_that_does_not_fit_is_one_sentence(part: str, device: torch.device
 
 
 @ONLY_GPU
-def test_two_cards_find_what_one_finds(device: torch.device, tmp_path: Path) -> None:
+def test_two_cards_find_what_one_finds(device, tmp_path):
     if torch.accelerator.device_count() < 2:
         pytest.skip("this machine has one accelerator")
     pytest.importorskip("ray")
@@ -85,7 +82,7 @@ def test_two_cards_find_what_one_finds(device: torch.device, tmp_path: Path) -> 
 
 
 @ONLY_GPU
-def test_the_second_card_is_timed_by_its_own_clock(device: torch.device) -> None:
+def test_the_second_card_is_timed_by_its_own_clock(device):
     if torch.accelerator.device_count() < 2:
         pytest.skip("this machine has one accelerator")
     pipe = upgrade(FAMILIES["sd3"].build()).to(torch.device(device.type, 1))
@@ -93,7 +90,7 @@ def test_the_second_card_is_timed_by_its_own_clock(device: torch.device) -> None
     assert 0 < spent.seconds_by["denoise"] <= spent.seconds
 
 
-def test_what_to_send_names_the_device_and_what_failed_and_no_folder() -> None:
+def test_what_to_send_names_the_device_and_what_failed_and_no_folder():
     report = SimpleNamespace(
         nodeid="tests/gpu/test_x.py::test_y", longreprtext="E\n/home/me/secret/x.py:3: OutOfMemory"
     )

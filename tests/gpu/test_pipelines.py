@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from torch import Tensor
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.smc.smc import SMC
@@ -45,9 +42,7 @@ ONLY_GPU = pytest.mark.parametrize(
 )
 
 
-def made(
-    name: str, device: torch.device, precision: str = "fp32", **how: Any
-) -> tuple[Any, dict[str, Any]]:
+def made(name, device, precision="fp32", **how):
     """A search pipeline on the device, and the arguments of its call."""
     return upgrade(FAMILIES[name].build().to(device, PRECISIONS[precision])), {
         **FAMILIES[name].call,
@@ -55,12 +50,12 @@ def made(
     }
 
 
-def redder_left(images: Tensor, prompts: Any) -> Tensor:
+def redder_left(images, prompts):
     half = images.shape[-1] // 2
     return images[:, 0, :, :half].float().mean((1, 2)) - images[:, 0, :, half:].float().mean((1, 2))
 
 
-def apart(ours: Tensor, expected: Tensor) -> float:
+def apart(ours, expected):
     """The mean difference as a share of the mean value; nan where either has one."""
     ours, expected = ours.cpu().float(), expected.cpu().float()
     assert ours.shape == expected.shape
@@ -70,9 +65,7 @@ def apart(ours: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(
     ("name", "precision", "device"), [*ACCELERATED, *ON_CPU], indirect=["device"]
 )
-def test_a_search_makes_the_images_of_the_stock_pipeline(
-    name: str, precision: str, device: torch.device
-) -> None:
+def test_a_search_makes_the_images_of_the_stock_pipeline(name, precision, device):
     close, stock = CLOSE[precision], FAMILIES[name].build().to(device, PRECISIONS[precision])
     call = {**FAMILIES[name].call, "num_inference_steps": 4}
     twin, shared = (
@@ -103,7 +96,7 @@ def test_a_search_makes_the_images_of_the_stock_pipeline(
 
 
 @pytest.mark.parametrize("name", ["sd3 image2image", "flux kontext", "ltx"])
-def test_blocks_make_the_images_of_the_stock_pipeline(name: str, device: torch.device) -> None:
+def test_blocks_make_the_images_of_the_stock_pipeline(name, device):
     """They set schedulers of flows on the device, those of other models on the CPU."""
     stock = copy.deepcopy(modular.stock(name)).to(device)
     expected = modular.image_of(name, SEED, "a cat", stock)
@@ -123,8 +116,8 @@ def test_blocks_make_the_images_of_the_stock_pipeline(name: str, device: torch.d
 
 @pytest.mark.parametrize(("name", "precision"), [("sdxl", "fp32"), ("flux", "bf16")])
 def test_a_draft_by_a_lora_leaves_the_models_own_evaluations_alone(
-    name: str, precision: str, device: torch.device, tmp_path: Path
-) -> None:
+    name, precision, device, tmp_path
+):
     stock = FAMILIES[name].build()
     folder = save_lora(stock, tmp_path)
     call = {**FAMILIES[name].call, "num_inference_steps": 4}
@@ -153,9 +146,7 @@ def test_a_draft_by_a_lora_leaves_the_models_own_evaluations_alone(
 
 
 @pytest.mark.parametrize(("name", "through"), [("sd3", "x0"), ("flux", "denoiser")])
-def test_gradients_and_log_ratios_are_those_of_the_cpu(
-    name: str, through: str, device: torch.device
-) -> None:
+def test_gradients_and_log_ratios_are_those_of_the_cpu(name, through, device):
     """At most noise levels steps are plain here, so that sums of the device meet zeros of the
     CPU."""
     stock, call = FAMILIES[name].build(), {**FAMILIES[name].call, "num_inference_steps": 6}
@@ -177,9 +168,7 @@ def test_gradients_and_log_ratios_are_those_of_the_cpu(
     "backend",
     ["_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "flash", "xformers"],
 )
-def test_attention_backends_make_the_same_images_or_say_why_not(
-    backend: str, device: torch.device
-) -> None:
+def test_attention_backends_make_the_same_images_or_say_why_not(backend, device):
     pipe, call = made(
         "flux", device, "bf16", prompt="a cat", num_inference_steps=2, output_type="pt"
     )
@@ -196,7 +185,7 @@ def test_attention_backends_make_the_same_images_or_say_why_not(
 
 
 @ONLY_GPU
-def test_a_compiled_network_makes_the_same_images(device: torch.device) -> None:
+def test_a_compiled_network_makes_the_same_images(device):
     """By PyTorch's own compiler. tests/pipelines/test_compilation.py runs captured graphs on a
     CPU."""
     pipe, call = made("flux", device, prompt="a cat", num_inference_steps=3, output_type="pt")
@@ -215,7 +204,7 @@ def test_a_compiled_network_makes_the_same_images(device: torch.device) -> None:
         torch._dynamo.reset()
 
 
-def test_a_preview_vae_decodes_estimates_where_the_pipeline_is(device: torch.device) -> None:
+def test_a_preview_vae_decodes_estimates_where_the_pipeline_is(device):
     pipe, call = made("sd3", device, "bf16", num_inference_steps=4)
     widths = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (8, 8))
     depths = dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1, 1))
@@ -223,7 +212,7 @@ def test_a_preview_vae_decodes_estimates_where_the_pipeline_is(device: torch.dev
     pipe.preview_vae = small.eval().to(device, torch.bfloat16)
     seen = set[str]()
 
-    def reward(images: Tensor, prompts: Any) -> Tensor:
+    def reward(images, prompts):
         seen.add(images.device.type)
         return redder_left(images, prompts)
 
@@ -237,7 +226,7 @@ def test_a_preview_vae_decodes_estimates_where_the_pipeline_is(device: torch.dev
     )
 
 
-def test_a_generator_on_the_device_gives_its_own_seed_once(device: torch.device) -> None:
+def test_a_generator_on_the_device_gives_its_own_seed_once(device):
     """Its state, by which it is seen to be unused, has another form on each device."""
     mine, equal = (torch.Generator(device).manual_seed(7) for _ in range(2))
     first, second = first_seed(mine), first_seed(mine)

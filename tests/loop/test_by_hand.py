@@ -4,14 +4,13 @@ always an image."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 
-from ttsnap import Event, Result, SeedPruning, make_algorithm, search
+from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.core.cost import Cost
 from ttsnap.core.results import DROP, FINISH
 from ttsnap.core.selection import Selection
@@ -24,24 +23,24 @@ NFE = 64
 class Hand:
     """A listener that leads the search that it hears: `when` gives commands after an event."""
 
-    def __init__(self, when: Callable[[Event], Said]) -> None:
+    def __init__(self, when):
         self.when, self.led = when, None
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event):
         self.led = event.led or self.led
         for verb, uid in self.when(event):
             getattr(self.led, verb)(uid)
 
 
 def run(
-    engine: Callable[..., Any],
-    algorithm: Any,
-    when: Callable[[Event], Said],
-    budget: str | None = f"{NFE}nfe",
-    keep: int = 1,
-    kernel: str = "sde",
-    **more: Any,
-) -> tuple[Result, Any]:
+    engine,
+    algorithm,
+    when,
+    budget=f"{NFE}nfe",
+    keep=1,
+    kernel="sde",
+    **more,
+):
     made = engine(prompts=1, kernel=kernel, **more)
     hand = Hand(when)
     (result,) = search(
@@ -50,12 +49,12 @@ def run(
     return result, made
 
 
-def net(result: Result) -> int:
+def net(result):
     """Evaluations by the trace."""
     return sum(move["cost"]["nfe"] - move.get("refund", {}).get("nfe", 0) for move in result.trace)
 
 
-def check_ledger(result: Result, made: Any, budget: int | None = NFE) -> None:
+def check_ledger(result, made, budget=NFE):
     """That it is what ran, and within the cap."""
     ran = made.ran
     spent = result.spent.cost
@@ -63,7 +62,7 @@ def check_ledger(result: Result, made: Any, budget: int | None = NFE) -> None:
     assert spent.nfe == net(result) <= (budget or np.inf)
 
 
-def _first_three(moment: str, verb: str, seen: list[int], named: list[int], event: Event) -> Said:
+def _first_three(moment, verb, seen, named, event):
     """Commands about the first three candidates that are seen, once."""
     seen.extend(event.uids if event.kind == "move" else ())
     if named or event.kind != moment or len(seen) < 3:
@@ -74,7 +73,7 @@ def _first_three(moment: str, verb: str, seen: list[int], named: list[int], even
 
 @pytest.mark.parametrize("verb", [DROP, FINISH])
 @pytest.mark.parametrize("name", OFFERED)
-def test_commands_are_carried_out(name: str, verb: str, engine: Callable[..., Any]) -> None:
+def test_commands_are_carried_out(name, verb, engine):
     """As soon as there are three candidates: when a move begins, and after a batch."""
     for moment in ("move", "tick"):
         seen, named = list[int](), list[int]()
@@ -94,13 +93,13 @@ def test_commands_are_carried_out(name: str, verb: str, engine: Callable[..., An
 
 
 @pytest.mark.parametrize("kernel", ["pipeline", "sde"])
-def test_a_command_changes_nothing_of_the_others(kernel: str, engine: Callable[..., Any]) -> None:
+def test_a_command_changes_nothing_of_the_others(kernel, engine):
     """What goes on comes to the same images, and costs the same: of six seeds one is dropped after
     three batches, another one finished."""
     pruning = SeedPruning(6, (0.5,), steps=(7,))
     ticks = []
 
-    def when(event: Event) -> Said:
+    def when(event):
         ticks.extend([1] * (event.kind == "tick"))
         return [(DROP, 1), (FINISH, 4)] if event.kind == "tick" and len(ticks) == 5 else []
 
@@ -121,10 +120,10 @@ def test_a_command_changes_nothing_of_the_others(kernel: str, engine: Callable[.
     np.testing.assert_allclose(scored[0][kept], scored[1][kept], atol=1e-5)
 
 
-def test_a_candidate_that_is_dropped_takes_no_more(engine: Callable[..., Any]) -> None:
+def test_a_candidate_that_is_dropped_takes_no_more(engine):
     pruning = SeedPruning(6, (0.5,), steps=(7,))
 
-    def when(event: Event) -> Said:
+    def when(event):
         return [(DROP, 1)] if event.move and event.move["move"] == 0 else []
 
     result, made = run(engine, pruning, when, None, batch_size=8)
@@ -136,10 +135,8 @@ def test_a_candidate_that_is_dropped_takes_no_more(engine: Callable[..., Any]) -
 
 
 @pytest.mark.parametrize("budget", [150, 40, 9, 8])
-def test_when_all_are_dropped_there_is_an_image_all_the_same(
-    budget: int, engine: Callable[..., Any]
-) -> None:
-    def when(event: Event) -> Said:
+def test_when_all_are_dropped_there_is_an_image_all_the_same(budget, engine):
+    def when(event):
         return [(DROP, uid) for uid in range(40)] if event.kind in ("move", "tick") else []
 
     result, made = run(engine, SeedPruning(), when, f"{budget}nfe")
@@ -148,8 +145,8 @@ def test_when_all_are_dropped_there_is_an_image_all_the_same(
 
 
 @pytest.mark.parametrize("budget", [150, 40, 9])
-def test_what_is_finished_is_paid(budget: int, engine: Callable[..., Any]) -> None:
-    def when(event: Event) -> Said:
+def test_what_is_finished_is_paid(budget, engine):
+    def when(event):
         return [(FINISH, uid) for uid in range(40)] if event.kind in ("move", "tick") else []
 
     result, made = run(engine, SeedPruning(), when, f"{budget}nfe")
@@ -157,8 +154,8 @@ def test_what_is_finished_is_paid(budget: int, engine: Callable[..., Any]) -> No
     check_ledger(result, made, budget)
 
 
-def test_what_is_not_there_is_ignored(engine: Callable[..., Any]) -> None:
-    def when(event: Event) -> Said:
+def test_what_is_not_there_is_ignored(engine):
+    def when(event):
         return [(DROP, 10**6), (FINISH, 10**9), (DROP, -1)] if event.kind == "move" else []
 
     result, _ = run(engine, SeedPruning(4), when)
@@ -167,17 +164,17 @@ def test_what_is_not_there_is_ignored(engine: Callable[..., Any]) -> None:
     assert result.spent.cost == plain.spent.cost
 
 
-def test_commands_come_from_any_thread(engine: Callable[..., Any]) -> None:
+def test_commands_come_from_any_thread(engine):
     """While the search runs, two threads name its candidates at random."""
     over = threading.Event()
-    threads: list[threading.Thread] = []
+    threads = []
 
-    def say(led: Any, verb: str) -> None:
+    def say(led, verb):
         draw = np.random.default_rng(len(verb))
         while not over.wait(0.0005):
             getattr(led, verb)(int(draw.integers(0, 60)))
 
-    def when(event: Event) -> Said:
+    def when(event):
         if event.led is not None:
             threads.extend(
                 threading.Thread(target=say, args=(event.led, verb)) for verb in (DROP, FINISH)
@@ -197,8 +194,8 @@ def test_commands_come_from_any_thread(engine: Callable[..., Any]) -> None:
     assert not set(result.by_hand.get(DROP, [])) & {image.uid for image in result.images}
 
 
-def test_prompts_that_share_a_budget_keep_to_it(engine: Callable[..., Any]) -> None:
-    def when(event: Event) -> Said:
+def test_prompts_that_share_a_budget_keep_to_it(engine):
+    def when(event):
         return [(DROP, 0), (FINISH, 2)] if event.kind == "tick" else []
 
     for shared in (False, True):

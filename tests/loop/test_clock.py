@@ -3,19 +3,17 @@ again as it goes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from tests.counted import Brightness, Counted
 from tests.cover import each_once
-from ttsnap import BestOfN, Budget, Cost, Result, make_algorithm, search
+from ttsnap import BestOfN, Budget, Cost, make_algorithm, search
 from ttsnap.core import Rates
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.request import LoopSearch
@@ -36,25 +34,23 @@ class Slow(Counted):
     now = 0.0
     passes_per_nfe = 2
 
-    def takes(self, seconds: float) -> None:
+    def takes(self, seconds):
         self.now += seconds * self.speed(self.now)
 
-    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Any:
+    def predict(self, x, step, cond):
         self.takes(RATES.call + RATES.nfe * len(x))
         return super().predict(x, step, cond)
 
-    def decode(self, x0: Tensor) -> Any:
+    def decode(self, x0):
         self.takes((RATES.decodes + RATES.reward_calls) * len(x0))
         return super().decode(x0)
 
-    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
+    def guess(self, x, step, cond, calls):
         self.takes(RATES.call + RATES.draft_calls * len(x))
         return x
 
 
-def made(
-    speed: Speed = lambda now: 1.0, *, drafts: bool = False, kernel: str = "ode"
-) -> LiveEngine:
+def made(speed=lambda now: 1.0, *, drafts=False, kernel="ode"):
     generator = torch.Generator().manual_seed(0)
     means = torch.randn(4, 3, generator=generator)
     denoiser = Slow(means, torch.full((4,), 0.3), torch.tensor([0.1, 0.2, 0.3, 0.4]), steps=20)
@@ -68,16 +64,14 @@ def made(
     return live
 
 
-def timed(
-    name: str, budget: float, live: LiveEngine, prompts: Sequence[str] = ("a",)
-) -> tuple[float, list[Result]]:
+def timed(name, budget, live, prompts=("a",)):
     """The share of the time that was taken, and the results."""
-    slow: Any = live.denoiser
+    slow = live.denoiser
     results = search(prompts, make_algorithm(name), live, f"{budget}s", clock=lambda: slow.now)
     return slow.now / (budget * len(prompts)), results
 
 
-def meant(name: str, budget: float, live: LiveEngine) -> int:
+def meant(name, budget, live):
     """Images that the plan finishes."""
     return prepared(LoopSearch(make_algorithm(name), Budget(seconds=budget)), live).plan[-1].rows
 
@@ -94,9 +88,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("case", "budget"), each_once(CASES, [3.0, 6.0, 12.0]))
-def test_the_time_is_used_and_what_was_meant_is_finished(
-    case: tuple[str, bool, str], budget: float
-) -> None:
+def test_the_time_is_used_and_what_was_meant_is_finished(case, budget):
     """Batches take up to twice as long as foretold, or half as long, and on average as long."""
     name, drafts, kernel = case
     rng = np.random.default_rng(0)
@@ -109,9 +101,7 @@ def test_the_time_is_used_and_what_was_meant_is_finished(
 
 
 @pytest.mark.parametrize(("case", "speed"), each_once(CASES, [0.6, 1.5, 2.5]))
-def test_a_search_is_sized_again_where_it_was_measured_wrongly(
-    case: tuple[str, bool, str], speed: float
-) -> None:
+def test_a_search_is_sized_again_where_it_was_measured_wrongly(case, speed):
     name, drafts, kernel = case
     live = made(lambda now: speed, drafts=drafts, kernel=kernel)
     share, (result,) = timed(name, 12.0, live)
@@ -119,30 +109,30 @@ def test_a_search_is_sized_again_where_it_was_measured_wrongly(
     assert result.spent.finished >= min(2, 0.4 * meant(name, 12.0, live) / speed)
 
 
-def test_whole_images_are_finished_where_the_machine_turns_slow() -> None:
+def test_whole_images_are_finished_where_the_machine_turns_slow():
     share, (result,) = timed("best-of-n", 6.0, made(lambda now: 1.0 if now < 1.5 else 2.0))
     assert share <= 1.1
     assert result.spent.finished >= 4  # 11 are under way, and there is time for 7
 
 
-def test_prompts_share_the_time() -> None:
+def test_prompts_share_the_time():
     share, results = timed("seed-pruning", 4.0, made(lambda now: 1.4), ["a", "b", "c", "d"])
     assert 0.85 <= share <= 1.1
     assert all(result.spent.finished >= 2 for result in results)
 
 
 @pytest.mark.parametrize("name", ["rbf", "best-first", "zero-order", "svdd", "search-over-paths"])
-def test_algorithms_that_plan_by_what_is_left_keep_to_the_time(name: str) -> None:
+def test_algorithms_that_plan_by_what_is_left_keep_to_the_time(name):
     share, (result,) = timed(name, 12.0, made(lambda now: 1.5, kernel="sde"))
     assert share <= 1.1
     assert result.images
 
 
-def test_getting_ready_is_not_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_getting_ready_is_not_on_the_clock(monkeypatch):
     live = made()
-    slow: Any = live.denoiser
+    slow = live.denoiser
 
-    def measure(self: LiveEngine) -> Cost:
+    def measure(self):
         slow.now += 100.0
         self._price = replace(self.price, seconds=RATES)
         return Cost()
@@ -154,7 +144,7 @@ def test_getting_ready_is_not_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> N
     assert 5.5 <= result.spent.seconds <= 6.2
 
 
-def test_the_cap_that_ended_a_search_is_told() -> None:
+def test_the_cap_that_ended_a_search_is_told():
     """Never that a budget was not used up where its cap was met."""
     _, (timely,) = timed("best-of-n", 6.0, made())
     assert (timely.spent.ended, timely.warnings) == ("6 s were up", ())
@@ -170,9 +160,9 @@ def test_the_cap_that_ended_a_search_is_told() -> None:
     assert "not used up" in stopped.warnings[0]
 
 
-def test_a_search_that_the_clock_winds_up_can_be_stopped() -> None:
+def test_a_search_that_the_clock_winds_up_can_be_stopped():
     live = made(lambda now: 3.0)
-    slow: Any = live.denoiser
+    slow = live.denoiser
     results = search(
         ["a"], BestOfN(), live, "12s", clock=lambda: slow.now, should_stop=lambda: slow.now > 8
     )
@@ -182,11 +172,11 @@ def test_a_search_that_the_clock_winds_up_can_be_stopped() -> None:
 
 
 @pytest.mark.parametrize("budget", ["100nfe", "400nfe", "20s"])
-def test_a_fifth_of_the_default_search_brings_a_picture(budget: str) -> None:
+def test_a_fifth_of_the_default_search_brings_a_picture(budget):
     """Where somebody waits for one; else batches are as full as they can be."""
     live, seen = made(), list[int]()
     spec = LoopSearch(make_algorithm("seed-pruning"), Budget.parse(budget))
-    slow: Any = live.denoiser
+    slow = live.denoiser
     (result,) = searched(
         ["a"],
         spec,

@@ -4,14 +4,13 @@ done."""
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.counted import Brightness
-from ttsnap import BestOfN, Budget, Result, SeedPruning, search
+from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.core.diversity import objective
 from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
@@ -25,17 +24,17 @@ class Colour:
 
     images = 0
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images):
         self.images += len(images)
         return images.flatten(1) - 0.5
 
 
-def kept(result: Result) -> list[tuple[int, float]]:
+def kept(result):
     return [(candidate.seed, candidate.reward) for candidate in result.images]
 
 
 @pytest.mark.parametrize("algorithm", [BestOfN(12), SeedPruning(16)])
-def test_one_image_and_no_weight_are_what_a_plain_search_finds(engine: Any, algorithm: Any) -> None:
+def test_one_image_and_no_weight_are_what_a_plain_search_finds(engine, algorithm):
     for keep, diversity in ((1, 5.0), (3, 0.0)):
         plain = search(PROMPTS, algorithm, engine(), selection=Selection(keep=keep))
         found = search(
@@ -55,7 +54,7 @@ def test_one_image_and_no_weight_are_what_a_plain_search_finds(engine: Any, algo
             )
 
 
-def test_the_group_is_the_best_of_all_that_hold_the_winner(engine: Any) -> None:
+def test_the_group_is_the_best_of_all_that_hold_the_winner(engine):
     """By brute force over the finished images. Groups of two hold the winner and one more: greedy
     is exact there."""
     everything = search(PROMPTS, BestOfN(14), engine(), selection=Selection(keep=14))
@@ -77,7 +76,7 @@ def test_the_group_is_the_best_of_all_that_hold_the_winner(engine: Any) -> None:
 
 @pytest.mark.parametrize("budget", [None, "70nfe", "6rewards", "5features", "stopped"])
 @pytest.mark.parametrize(("algorithm", "batch"), [(BestOfN(9), 1), (SeedPruning(9), 4)])
-def test_ledger_equals_counter(engine: Any, algorithm: Any, budget: str | None, batch: int) -> None:
+def test_ledger_equals_counter(engine, algorithm, budget, batch):
     colour, reward, ticks = Colour(), Brightness(), itertools.count()
     live = engine(rewards=[reward], batch_size=batch, features=colour)
     stopped = budget == "stopped"
@@ -100,7 +99,7 @@ def test_ledger_equals_counter(engine: Any, algorithm: Any, budget: str | None, 
         )
 
 
-def test_what_features_take_is_priced(engine: Any) -> None:
+def test_what_features_take_is_priced(engine):
     live = engine(features="pixels")
     live._price = None
     (one,) = search(["a"], BestOfN(4), live, selection=Selection(keep=2, diversity=1.0))
@@ -110,7 +109,7 @@ def test_what_features_take_is_priced(engine: Any) -> None:
     assert seconds.price.seconds.features > 0
 
 
-def test_batches_and_other_prompts_change_nothing(engine: Any) -> None:
+def test_batches_and_other_prompts_change_nothing(engine):
     """Also where images that are not among the best are let go on the way."""
     found = [
         search(
@@ -133,18 +132,16 @@ def test_batches_and_other_prompts_change_nothing(engine: Any) -> None:
         (lambda images: images.flatten(1).mean(1), 1.0, r"\(4,\) for 4"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
-    engine: Any, features: Any, diversity: float, said: str
-) -> None:
+def test_what_cannot_be_compared_is_refused(engine, features, diversity, said):
     live = engine(features=features)
     with pytest.raises(ValueError, match=said):
         search(["a"], BestOfN(4), live, selection=Selection(keep=2, diversity=diversity))
     assert live.nfe == 0 or callable(features)
 
 
-def test_images_without_a_score_are_not_chosen_for_being_different(engine: Any) -> None:
+def test_images_without_a_score_are_not_chosen_for_being_different(engine):
     class Failing(Brightness):
-        def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+        def __call__(self, images, prompts, level):
             scores = super().__call__(images, prompts, level)
             scores[images[:, 0].flatten(1).mean(1) > 0.5] = float("nan")
             return scores
@@ -160,7 +157,7 @@ def test_images_without_a_score_are_not_chosen_for_being_different(engine: Any) 
     assert kept(found) != kept(plain)
 
 
-def test_videos_are_compared_by_the_frames_that_rewards_see(engine: Any) -> None:
+def test_videos_are_compared_by_the_frames_that_rewards_see(engine):
     colour = Colour()
     live = engine()
     live.denoiser.frames = 6

@@ -4,7 +4,6 @@ is left behind."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,11 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.counted import Brightness, Counted
-from ttsnap import BestOfN, Budget, Prompt, Result, SeedPruning, search
+from ttsnap import BestOfN, Budget, Prompt, SeedPruning, search
 from ttsnap.algorithms.rbf import RBF
 from ttsnap.core.protocols import RunUsage
 from ttsnap.core.selection import Selection
-from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import report
 from ttsnap.loop.request import LoopSearch, RunningRequest
@@ -35,26 +33,26 @@ class ByText(Counted):
     """Encodes a prompt by what it says, and not by its place: the same prompt is the same in any
     company."""
 
-    def encode(self, prompts: Sequence[str | Prompt]) -> None:
+    def encode(self, prompts):
         self._offset = self._by_prompt[
             [PROMPTS.index(Prompt.of(prompt).text) for prompt in prompts]
         ].double()
 
 
-def living(engine: Any, batch: int = 4, kernel: str = "sde") -> LiveEngine:
-    live: LiveEngine = engine(batch_size=batch, kernel=kernel)
+def living(engine, batch=4, kernel="sde"):
+    live = engine(batch_size=batch, kernel=kernel)
     live.denoiser.__class__ = ByText
     return live
 
 
-def ask(run: Run, prompts: Sequence[str], spec: LoopSearch, *listeners: Any) -> RunningRequest:
+def ask(run, prompts, spec, *listeners):
     watch = RequestClock(time.monotonic, 0.0)
     return run.add(
         [Prompt(text) for text in prompts], prepared(spec, run.engine), watch, *listeners
     )
 
 
-def told(run: Run, request: RunningRequest) -> list[Result]:
+def told(run, request):
     return report(request, run.engine, RunUsage())
 
 
@@ -83,9 +81,7 @@ asks = st.lists(ask_for, min_size=1, max_size=4)
 
 @relaxed
 @given(asked=asks, batch=st.integers(1, 7))
-def test_what_comes_and_goes_keeps_the_books_and_finds_what_it_finds_alone(
-    engine: Any, asked: list[Any], batch: int
-) -> None:
+def test_what_comes_and_goes_keeps_the_books_and_finds_what_it_finds_alone(engine, asked, batch):
     live = living(engine, batch)
     run, requests, early, turn = Run(live), list[Any](), list[RunningRequest](), 0
     waiting = sorted(asked, key=lambda ask_: ask_[2])
@@ -130,7 +126,7 @@ def test_what_comes_and_goes_keeps_the_books_and_finds_what_it_finds_alone(
     assert not live.store
 
 
-def test_a_cancelled_search_says_so_and_pays_for_what_ran(engine: Any) -> None:
+def test_a_cancelled_search_says_so_and_pays_for_what_ran(engine):
     live = living(engine, batch=2)
     run = Run(live)
     request = ask(run, PROMPTS, LoopSearch(BestOfN(6), Budget(nfe=60)))
@@ -145,7 +141,7 @@ def test_a_cancelled_search_says_so_and_pays_for_what_ran(engine: Any) -> None:
     assert all(other.warnings == ("stopped before this prompt was taken up",) for other in others)
 
 
-def test_a_large_request_does_not_keep_a_small_one_out(engine: Any) -> None:
+def test_a_large_request_does_not_keep_a_small_one_out(engine):
     # It fills the engine many times over, and yet the other one is taken up in the same turn as it
     # comes.
     live = living(engine, batch=2)
@@ -158,7 +154,7 @@ def test_a_large_request_does_not_keep_a_small_one_out(engine: Any) -> None:
     assert small.active
 
 
-def test_events_name_prompts_by_their_place_in_the_request(engine: Any) -> None:
+def test_events_name_prompts_by_their_place_in_the_request(engine):
     run, spec, heard = Run(living(engine)), LoopSearch(BestOfN(2), Budget(nfe=16)), ([], [])
     for prompts, events in zip((["a"], ["b", "c"]), heard, strict=True):
         ask(run, prompts, spec, events.append)
@@ -170,9 +166,9 @@ def test_events_name_prompts_by_their_place_in_the_request(engine: Any) -> None:
     ]
 
 
-def test_what_is_refused_changes_nothing_for_others(engine: Any) -> None:
+def test_what_is_refused_changes_nothing_for_others(engine):
     class Picky(Brightness):
-        def check(self, prompts: Sequence[str]) -> None:
+        def check(self, prompts):
             if "" in prompts:
                 raise ValueError("brightness needs a prompt")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
@@ -39,16 +38,14 @@ PROMPTS = ["a", "b", "c"]
         ("ocr==1", "ocr==1", ">=", 0.5, None),  # a name, which no reward has
     ],
 )
-def test_a_requirement_is_read_and_written(
-    text: str, reward: str, sign: str, bound: float, written: Any
-) -> None:
+def test_a_requirement_is_read_and_written(text, reward, sign, bound, written):
     one = Requirement.parse(text)
     assert (one.reward, one.sign, one.bound, str(one)) == (reward, sign, bound, written or str(one))
     assert Requirement.parse(str(one)) == one
 
 
 @pytest.mark.parametrize("text", ["", " ", ">1", "ocr>", "ocr>high", "ocr>nan", "ocr>inf", "a>1>2"])
-def test_what_is_no_requirement(text: str) -> None:
+def test_what_is_no_requirement(text):
     with pytest.raises(ValueError, match="cannot read requirement"):
         Requirement.parse(text)
 
@@ -57,11 +54,11 @@ def test_what_is_no_requirement(text: str) -> None:
     ("sign", "met"),
     [(">", [0, 0, 0, 1]), (">=", [0, 1, 0, 1]), ("<", [1, 0, 0, 0]), ("<=", [1, 1, 0, 0])],
 )
-def test_a_missing_score_meets_nothing(sign: str, met: list[int]) -> None:
+def test_a_missing_score_meets_nothing(sign, met):
     assert Requirement("x", sign, 0.5).met(np.array([0.2, 0.5, np.nan, 0.9])).tolist() == met
 
 
-def test_all_must_be_met_and_refusals_are_counted_by_each() -> None:
+def test_all_must_be_met_and_refusals_are_counted_by_each():
     gate = Gate.of(["a>0", "b<=1"], ["a", "b"])
     scores = np.array([[1, 1], [0, 1], [1, 2], [-1, 3]], float)
     assert gate.admits(scores).tolist() == [True, False, False, False]
@@ -80,18 +77,16 @@ def test_all_must_be_met_and_refusals_are_counted_by_each() -> None:
 class Falling(DryEngine):
     """Seed s has the utility -s, and passes from seed `first` on."""
 
-    def __init__(self, first: int, **more: Any) -> None:
+    def __init__(self, first, **more):
         super().__init__(Grid(tuple(np.linspace(1, 0, 9))), ("low", "late"), **more)
         self.first, self.gate = first, Gate.of(["late"], self.reward_names, 1)
 
-    def scores(self, job: int, seeds: Any, steps: Any, look: Any) -> Any:
+    def scores(self, job, seeds, steps, look):
         return np.stack([-seeds.astype(float), (seeds >= self.first).astype(float)], 1)
 
 
 @pytest.mark.parametrize(("first", "seeds"), [(0, 4), (2, 4), (4, 5), (7, 8), (11, 10), (99, 10)])
-def test_what_is_left_of_a_budget_goes_to_further_seeds_until_one_passes(
-    first: int, seeds: int
-) -> None:
+def test_what_is_left_of_a_budget_goes_to_further_seeds_until_one_passes(first, seeds):
     dry = Falling(first)
     (result,) = search(
         ["x"], BestOfN(4), dry, Budget(nfe=80), selection=Selection(gate=dry.gate, keep=3)
@@ -106,7 +101,7 @@ def test_what_is_left_of_a_budget_goes_to_further_seeds_until_one_passes(
             _ = result.best
 
 
-def test_a_search_without_a_budget_or_that_is_stopped_does_not_go_on() -> None:
+def test_a_search_without_a_budget_or_that_is_stopped_does_not_go_on():
     dry, ticks = Falling(99), itertools.count()
     (result,) = search(["x"], BestOfN(4), dry, selection=Selection(gate=dry.gate))
     assert (result.spent.seeds, result.images) == (4, ())
@@ -122,7 +117,7 @@ def test_a_search_without_a_budget_or_that_is_stopped_does_not_go_on() -> None:
     assert 1 < result.spent.seeds < 10
 
 
-def test_the_priced_policy_does_not_take_a_refused_image_for_its_best(engine: Any) -> None:
+def test_the_priced_policy_does_not_take_a_refused_image_for_its_best(engine):
     recorded = search(PROMPTS, KeepAll(20), engine(), seed=40)
     recording = Recording.from_results(recorded, engine().grid, ("brightness",))
     forecast = fit(recording.scores[..., 0], engine().grid.levels, estimates(1, 3, 5, 8))
@@ -140,12 +135,12 @@ def test_the_priced_policy_does_not_take_a_refused_image_for_its_best(engine: An
         assert found == (best or [r.best.reward for r in results])
 
 
-def test_ranks_are_those_among_the_images_that_pass(engine: Any) -> None:
+def test_ranks_are_those_among_the_images_that_pass(engine):
     """Among all, seed 1 is ahead by the refused ones, which are worse by b alone."""
     table = np.array([[3.0, 1.0, 1], [2.0, 3.0, 1], [0.0, 2.0, 0], [0.1, 2.1, 0], [0.2, 2.2, 0]])
 
     class Table(DryEngine):
-        def scores(self, job: int, seeds: Any, steps: Any, look: Any) -> Any:
+        def scores(self, job, seeds, steps, look):
             return table[seeds.astype(int)]
 
     dry = Table(engine().grid, ("a", "b", "ok"))
@@ -161,12 +156,12 @@ def test_ranks_are_those_among_the_images_that_pass(engine: Any) -> None:
     assert best == {"all": (1, 9.0), "gated": (0, 3.0)}
 
 
-def test_images_that_differ_are_chosen_among_those_that_pass() -> None:
+def test_images_that_differ_are_chosen_among_those_that_pass():
     """The refused ones are the least alike of all; of the others, seed 6 is."""
     kinds = np.array([[-1.0, 0.0]] * 3 + [[1.0, 0.0]] * 3 + [[1.0, 1.0]] + [[1.0, 0.0]])
 
     class Featured(Falling):
-        def submit(self, job: int, plan: Any) -> None:
+        def submit(self, job, plan):
             super().submit(job, plan)
             self._done = [dataclasses.replace(one, features=kinds[one.uids]) for one in self._done]
 
@@ -179,7 +174,7 @@ def test_images_that_differ_are_chosen_among_those_that_pass() -> None:
 
 
 @pytest.mark.parametrize("name", ["best-of-n", "seed-pruning"])
-def test_a_recording_replayed_finds_what_the_live_search_finds(engine: Any, name: str) -> None:
+def test_a_recording_replayed_finds_what_the_live_search_finds(engine, name):
     recorded = search(PROMPTS, KeepAll(20), engine(), seed=40)
     recording = Recording.from_results(recorded, engine().grid, ("brightness",))
     middle = float(np.quantile(recording.scores[:, :, -1], 0.7))
@@ -218,7 +213,7 @@ def test_a_recording_replayed_finds_what_the_live_search_finds(engine: Any, name
         )
 
 
-def test_a_search_ends_once_it_has_enough_and_the_rest_is_not_charged() -> None:
+def test_a_search_ends_once_it_has_enough_and_the_rest_is_not_charged():
     grid = Grid(tuple(np.linspace(1, 0, 5)))
     scores = np.random.default_rng(0).random((1, 40, 5, 2))
     scores[0, :, -1] = np.random.default_rng(1).random((40, 2)) / 2.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.counted import Brightness
 from tests.scripted import Played
 from ttsnap import BestOfN, Budget, Grid, Prompt, SeedPruning, search
-from ttsnap.core import Kind, Move, Need, Price, Rates, advance, ascend, fresh, perturb, renoise
+from ttsnap.core import Kind, Need, Price, Rates, advance, ascend, fresh, perturb, renoise
 from ttsnap.core.needs import NOTHING, Needs
 from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
@@ -35,7 +35,7 @@ PROMPTS = ["a", "b", "c"]
 NAN = float("nan")
 
 
-def counts(result: Any) -> tuple[int, int, int]:
+def counts(result):
     return result.spent.nfe, result.spent.cost.decodes, result.spent.cost.reward_calls
 
 
@@ -49,12 +49,10 @@ class Wild:
     needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
-    def init(self, task: Any) -> tuple[int, int]:
+    def init(self, task):
         return task.grid.steps, self.moves
 
-    def step(
-        self, state: tuple[int, int], particles: Any, rng: Any
-    ) -> tuple[Move | None, tuple[int, int]]:
+    def step(self, state, particles, rng):
         steps, left = state
         if not left:
             return None, state
@@ -97,17 +95,17 @@ budgets = st.one_of(
     after=st.one_of(st.none(), st.integers(0, 9)),
 )
 def test_ledger_equals_counter_and_no_budget_is_exceeded(
-    engine: Any,
-    algorithm: Any,
-    budget: Budget,
-    shared: bool,
-    batch: int,
-    nan: float,
-    broken: float,
-    prompts: int,
-    frames: tuple[int, int] | None,
-    after: int | None,
-) -> None:
+    engine,
+    algorithm,
+    budget,
+    shared,
+    batch,
+    nan,
+    broken,
+    prompts,
+    frames,
+    after,
+):
     """frames: of a video, and how many of these a reward of images sees; None for images. after:
     ticks to the stop."""
     rewards, ticks = (
@@ -138,7 +136,7 @@ def test_ledger_equals_counter_and_no_budget_is_exceeded(
         return
     assert not rewards[0].hopeless
     total = np.array([counts(r) for r in results]).sum(0)
-    denoiser: Any = live.denoiser
+    denoiser = live.denoiser
     assert tuple(total) == (denoiser.calls, denoiser.decodes, rewards[0].images + rewards[1].images)
     caps = (budget.nfe, budget.decodes, budget.reward_calls)
     groups = [total] if shared else [np.array(counts(r)) for r in results]
@@ -158,7 +156,7 @@ def test_ledger_equals_counter_and_no_budget_is_exceeded(
         assert sum(m["cost"]["nfe"] for m in result.trace) - refunds == result.spent.nfe
 
 
-def test_best_of_n_returns_the_best_seed(engine: Any) -> None:
+def test_best_of_n_returns_the_best_seed(engine):
     live = engine(steps=6)
     (result,) = search(["a"], BestOfN(7), live, seed=100, selection=Selection(keep=7))
     assert sorted(c.seed for c in result.images) == list(range(100, 107))
@@ -177,7 +175,7 @@ def test_best_of_n_returns_the_best_seed(engine: Any) -> None:
     )
 
 
-def test_reserve_finishes_one_when_the_algorithm_never_does(engine: Any) -> None:
+def test_reserve_finishes_one_when_the_algorithm_never_does(engine):
     """17 seeds scored at step 1 cost 34, finishing the best one 6 more."""
     (result,) = search(["a"], Played((lambda p: fresh(50, 1),) * 99, NOTHING), engine(), "41nfe")
     assert (result.spent.seeds, result.spent.nfe) == (17, 40)
@@ -186,7 +184,7 @@ def test_reserve_finishes_one_when_the_algorithm_never_does(engine: Any) -> None
     assert any("afforded" in w for w in result.warnings)
 
 
-def test_schedules_get_the_most_seeds_that_the_budget_pays_for() -> None:
+def test_schedules_get_the_most_seeds_that_the_budget_pays_for():
     """By trying every number of seeds: caps of several kinds, survivors by the handful, where costs
     rise in jumps."""
     rng, price = np.random.default_rng(0), Price(Rates(1.0, 0.3, 0.1))
@@ -215,7 +213,7 @@ def test_schedules_get_the_most_seeds_that_the_budget_pays_for() -> None:
         assert fit(BestOfN(), dry, Budget(nfe=nfe), most=most).n == n, (nfe, most)
 
 
-def test_the_rest_of_a_budget_is_for_drafts_of_further_seeds() -> None:
+def test_the_rest_of_a_budget_is_for_drafts_of_further_seeds():
     """By trying every number of further seeds; as many survive each check as of the seeds that were
     fitted."""
     price = Price(Rates(1.0, 0.3, 0.1, draft_calls=0.5), passes_per_nfe=2, passes_per_draft=1)
@@ -246,12 +244,12 @@ def test_the_rest_of_a_budget_is_for_drafts_of_further_seeds() -> None:
     assert fit(SeedPruning(), dry, Budget(nfe=100)) == SeedPruning(48, shares_of=39)
 
 
-def test_shared_budget_is_one_pot(engine: Any) -> None:
+def test_shared_budget_is_one_pot(engine):
     """A prompt is content with one image unless it is a dark one; what it leaves, the others may
     use."""
     firsts = [r.best.reward for r in search(PROMPTS, BestOfN(1), engine())]
 
-    def more(particles: Any) -> Any:
+    def more(particles):
         first = float(particles.scores[0, -1, 0])
         return None if first > min(firsts) else dataclasses.replace(fresh(1, 8), value=1 - first)
 
@@ -271,10 +269,10 @@ def test_shared_budget_is_one_pot(engine: Any) -> None:
 class Fails:
     """Raises or returns nan at the calls that `when` names, counted from 0; else the brightness."""
 
-    def __init__(self, name: str, when: Any, error: bool = True) -> None:
+    def __init__(self, name, when, error=True):
         self.name, self.when, self.error, self.calls = name, when, error, 0
 
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+    def __call__(self, images, prompts, level):
         self.calls += 1
         if self.when(self.calls - 1) and self.error:
             raise KeyError("no such key")
@@ -283,7 +281,7 @@ class Fails:
 
 
 @pytest.mark.parametrize("prompts", [1, 3])
-def test_a_reward_that_fails_from_the_start_ends_the_search(engine: Any, prompts: int) -> None:
+def test_a_reward_that_fails_from_the_start_ends_the_search(engine, prompts):
     reward = Fails("mine", lambda call: True)
     live = engine(rewards=[Brightness(), reward])
     with pytest.raises(RewardError) as found:
@@ -301,14 +299,14 @@ def test_a_reward_that_fails_from_the_start_ends_the_search(engine: Any, prompts
 class Columns(RewardModel):
     """Brightness and its square; the second one fails from image 6 on."""
 
-    def __init__(self, names: tuple[str, ...] = ("light", "square")) -> None:
+    def __init__(self, names=("light", "square")):
         self.name, self.own, self.calls, self.rows = names[0], names, 0, 0
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self):
         return self.own
 
-    def __call__(self, images: Any, prompts: Any, level: Any = None) -> Any:
+    def __call__(self, images, prompts, level=None):
         self.calls += 1
         light = images.mean((1, 2, 3)).double()
         square = light**2
@@ -320,10 +318,8 @@ class Columns(RewardModel):
 
 
 @pytest.mark.parametrize("frames", [None, 4])
-def test_a_reward_with_columns_is_as_many_rewards_of_one_call(
-    engine: Any, frames: int | None
-) -> None:
-    def searched(rewards: list[Any]) -> Any:
+def test_a_reward_with_columns_is_as_many_rewards_of_one_call(engine, frames):
+    def searched(rewards):
         live = engine()
         live.denoiser.frames = frames
         live = LiveEngine(live.denoiser, rewards, EngineOptions(4, frames=1))
@@ -344,7 +340,7 @@ def test_a_reward_with_columns_is_as_many_rewards_of_one_call(
 
 
 class Wrong(Brightness):
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+    def __call__(self, images, prompts, level):
         return images.mean()
 
 
@@ -363,16 +359,14 @@ class Wrong(Brightness):
         ),
     ],
 )
-def test_rewards_that_score_nothing_end_the_search(
-    engine: Any, reward: Any, batch: int, images: int, said: str
-) -> None:
+def test_rewards_that_score_nothing_end_the_search(engine, reward, batch, images, said):
     live = engine(rewards=[reward], batch_size=batch)
     with pytest.raises(RewardError, match=said):
         search(["a"], SeedPruning(12, (0.5,), steps=(3,)), live)
     assert live.denoiser.decodes <= images
 
 
-def test_images_that_are_nothing_but_nan_end_the_search(engine: Any) -> None:
+def test_images_that_are_nothing_but_nan_end_the_search(engine):
     live = engine()
     decode = live.denoiser.decode
     live.denoiser.decode = lambda x0: decode(x0) * NAN
@@ -389,9 +383,7 @@ def test_images_that_are_nothing_but_nan_end_the_search(engine: Any) -> None:
         (lambda call: call % 2 == 1, 1, True),
     ],
 )
-def test_a_reward_that_fails_later_costs_scores_only(
-    engine: Any, when: Any, batch: int, error: bool
-) -> None:
+def test_a_reward_that_fails_later_costs_scores_only(engine, when, batch, error):
     live = engine(rewards=[Fails("mine", when, error)], batch_size=batch)
     results = search(PROMPTS, BestOfN(8), live, "64nfe", selection=Selection(keep=8))
     assert any("no score for particle" in w for r in results for w in r.warnings)
@@ -403,9 +395,7 @@ def test_a_reward_that_fails_later_costs_scores_only(
 
 
 @pytest.mark.parametrize("failed", [1, 2])
-def test_images_whose_last_score_failed_are_ranked_by_the_one_before(
-    engine: Any, failed: int
-) -> None:
+def test_images_whose_last_score_failed_are_ranked_by_the_one_before(engine, failed):
     """Behind those that have one."""
     early = np.array([0.4, 0.1, 0.9, 0.3, 0.8, 0.2])
     scores = np.full((1, 6, 9, 1), NAN)
@@ -419,7 +409,7 @@ def test_images_whose_last_score_failed_are_ranked_by_the_one_before(
     assert (failed == 2) == any("no image has a score" in line for line in result.warnings)
 
 
-def test_recorded_and_dry_scores_may_be_missing(engine: Any) -> None:
+def test_recorded_and_dry_scores_may_be_missing(engine):
     """Only a reward that runs is stopped: a recording whose first scores failed is played to its
     end."""
     scores = np.full((1, 8, 9, 1), NAN)
@@ -432,8 +422,8 @@ def test_recorded_and_dry_scores_may_be_missing(engine: Any) -> None:
     assert "no image has a score" in " ".join(nothing.warnings)
 
 
-def test_events_tell_the_story(engine: Any) -> None:
-    events: list[Any] = []
+def test_events_tell_the_story(engine):
+    events = []
     (result,) = search(["a"], SeedPruning(6, (0.5,), steps=(3,)), engine(), on_event=events.append)
     kinds = [e.kind for e in events]
     assert (kinds[0], kinds[-1], kinds.count("score")) == ("start", "end", 6 + 3)
@@ -445,7 +435,7 @@ def test_events_tell_the_story(engine: Any) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"keep": 0}, {"keep": 1.5}, {"diversity": -1.0}, {"diversity": np.inf}]
 )
-def test_a_selection_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+def test_a_selection_that_cannot_be_is_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name} must be"):
         Selection(**wrong)
@@ -466,9 +456,7 @@ def test_a_selection_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
         ({"algorithm": Played((), frozenset({Need.RENOISE}))}, "noisier steps"),
     ],
 )
-def test_bad_input_is_refused_before_any_compute(
-    engine: Any, change: dict[str, Any], said: str
-) -> None:
+def test_bad_input_is_refused_before_any_compute(engine, change, said):
     live = engine()
     live.denoiser.can -= {Capability.PATH}
     arguments = {"prompts": ["a"], "algorithm": BestOfN(2), "budget": "100nfe", **change}
@@ -477,7 +465,7 @@ def test_bad_input_is_refused_before_any_compute(
     assert live.denoiser.calls == 0
 
 
-def test_effort_and_saturation(engine: Any) -> None:
+def test_effort_and_saturation(engine):
     (result,) = search(["a"], BestOfN(), engine(), "low")
     assert result.spent.nfe == 40
     finished = result.particles.scores[:, -1, 0]
@@ -497,7 +485,7 @@ PLAIN = frozenset({Need.RENOISE, Need.MIX})
 """Needs of moves on an engine that draws no noise."""
 
 
-def alter(move: Move, **columns: Any) -> Move:
+def alter(move, **columns):
     return dataclasses.replace(move, rows=move.rows._replace(**columns))
 
 
@@ -529,9 +517,7 @@ def alter(move: Move, **columns: Any) -> Move:
         (lambda p: perturb([0], 0.5, 8), "Need.MIX"),
     ],
 )
-def test_moves_that_mean_nothing_or_were_not_declared_are_refused(
-    engine: Any, move: Any, said: str
-) -> None:
+def test_moves_that_mean_nothing_or_were_not_declared_are_refused(engine, move, said):
     with pytest.raises(ValueError, match=said):
         search(
             ["a"],
@@ -543,7 +529,7 @@ def test_moves_that_mean_nothing_or_were_not_declared_are_refused(
 @pytest.mark.parametrize(
     "idle", [lambda p: advance(p, [0], 3, score=False), lambda p: fresh(1, 0, score=False)]
 )
-def test_moves_that_cost_nothing_come_to_an_end(engine: Any, idle: Any) -> None:
+def test_moves_that_cost_nothing_come_to_an_end(engine, idle):
     few, many = (
         Played((lambda p: fresh(1, 3), *[idle] * n, lambda p: advance(p, [0], 8)), PLAIN)
         for n in (20, 1100)
@@ -554,7 +540,7 @@ def test_moves_that_cost_nothing_come_to_an_end(engine: Any, idle: Any) -> None:
 
 
 @pytest.mark.parametrize("first", [2**63 - 2, 2**64 - 2])
-def test_the_largest_seeds_count_on_as_those_of_torch(engine: Any, first: int) -> None:
+def test_the_largest_seeds_count_on_as_those_of_torch(engine, first):
     (result,) = search(["a"], BestOfN(4), engine(), seed=first, selection=Selection(keep=4))
     seeds = [(first + i) % 2**64 for i in range(4)]
     assert sorted(c.seed for c in result.images) == sorted(seeds)
@@ -564,10 +550,10 @@ def test_the_largest_seeds_count_on_as_those_of_torch(engine: Any, first: int) -
     assert again.best.seed == result.best.seed
 
 
-def inputs(live: LiveEngine) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def inputs(live):
     """The latents and steps of every batch from now on."""
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    denoiser: Any = live.denoiser
+    seen = []
+    denoiser = live.denoiser
     predict = denoiser.predict
     denoiser.predict = lambda x, step, cond: (
         seen.append((x.clone(), step)),
@@ -576,7 +562,7 @@ def inputs(live: LiveEngine) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return seen
 
 
-def test_what_is_under_way_holds_no_earlier_latents(engine: Any) -> None:
+def test_what_is_under_way_holds_no_earlier_latents(engine):
     live, held = engine(batch_size=1), list[list[tuple[int, int]]]()
     twice = Played((lambda p: fresh(2, 2), lambda p: advance(p, [0], 4)), PLAIN)
     search(
@@ -588,7 +574,7 @@ def test_what_is_under_way_holds_no_earlier_latents(engine: Any) -> None:
     assert held[5:7] == [[(0, 0), (0, 1)], [(0, 1)]]  # particle 0 is on its way
 
 
-def test_perturbed_noise_is_mixed_and_paid_in_full(engine: Any) -> None:
+def test_perturbed_noise_is_mixed_and_paid_in_full(engine):
     whole = Played(
         (
             lambda p: fresh(2, 8),
@@ -624,7 +610,7 @@ def test_perturbed_noise_is_mixed_and_paid_in_full(engine: Any) -> None:
     assert noise.mean() == pytest.approx(0.0, abs=0.03)
 
 
-def test_renoised_particles_have_the_marginals_of_their_step(engine: Any) -> None:
+def test_renoised_particles_have_the_marginals_of_their_step(engine):
     """From step 6 back to step 2: the latents there are spread as those that came there from
     noise."""
     latents = []

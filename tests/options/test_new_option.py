@@ -4,7 +4,6 @@ to be offered."""
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from ..copied import copy_package, recipe, run_trial  # noqa: TID252
 
@@ -73,7 +72,7 @@ assert arguments.read(SamplerOptions, again) == sampler
 """
 
 
-def test_a_new_option_is_the_line_of_the_how_to(tmp_path: Path) -> None:
+def test_a_new_option_is_the_line_of_the_how_to(tmp_path):
     found = re.search(r"^mirrored: .*\n", recipe("An option"), re.MULTILINE)
     assert found is not None
     copy_package(tmp_path)

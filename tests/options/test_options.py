@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -45,14 +44,14 @@ class Toy(Settings):
     seen: Any = option(None, "called at the end", written=None)
 
 
-def parsed(argv: list[str], **starts: Any) -> Any:
+def parsed(argv, **starts):
     p = Parser("toy")
     arguments.add_config(p)
     arguments.add_options(p, Toy, **starts)
     return p.parse_args(argv)
 
 
-def test_command_line_and_files_follow_from_the_fields(tmp_path: Path) -> None:
+def test_command_line_and_files_follow_from_the_fields(tmp_path):
     assert arguments.read(Toy, parsed([])) == Toy()
     assert arguments.read(Toy, parsed(["--size", "3", "--quick"])) == Toy(3, quick=True)
     (tmp_path / "c.yaml").write_text("size: 4\ncolour: blue\n")
@@ -72,7 +71,7 @@ def test_command_line_and_files_follow_from_the_fields(tmp_path: Path) -> None:
     assert colour.documented == "which colour. An object is taken as it is."
 
 
-def test_values_are_taken_out_of_arguments_and_told_apart_from_defaults() -> None:
+def test_values_are_taken_out_of_arguments_and_told_apart_from_defaults():
     given = {"size": 3, "other": 1, "colour": "red"}
     toy = taken(Toy, given)
     assert (toy, given) == (Toy(3), {"other": 1})
@@ -80,7 +79,7 @@ def test_values_are_taken_out_of_arguments_and_told_apart_from_defaults() -> Non
     assert changed(Toy(colour=Toy)) == ["colour"]
 
 
-def test_values_are_held_to_types_and_bounds() -> None:
+def test_values_are_held_to_types_and_bounds():
     with pytest.raises(ValueError, match="2, got 1"):
         Toy(1)
     for name in ("batch_size", "decode_batch_size", "gradient_batch_size"):
@@ -101,7 +100,7 @@ def test_values_are_held_to_types_and_bounds() -> None:
 
 
 @pytest.mark.parametrize("stock", [SanaPipeline, FluxPipeline])
-def test_every_search_pipeline_takes_and_explains_what_is_declared(stock: Any) -> None:
+def test_every_search_pipeline_takes_and_explains_what_is_declared(stock):
     call = search_class(stock).__call__
     parameters = inspect.signature(call).parameters
     for declared in DECLARED.values():
@@ -109,7 +108,7 @@ def test_every_search_pipeline_takes_and_explains_what_is_declared(stock: Any) -
         assert f"\n    {declared.name}: {declared.text[:20]}" in call.__doc__
 
 
-def test_commands_have_every_argument_that_can_be_written_or_recorded() -> None:
+def test_commands_have_every_argument_that_can_be_written_or_recorded():
     found = {action.dest: action for action in COMMANDS["generate"].parser()._actions}
     for declared in (*DECLARED.values(), *options_of(ModelOptions)):
         flag = declared.flag
@@ -124,7 +123,7 @@ def test_commands_have_every_argument_that_can_be_written_or_recorded() -> None:
     assert (found["batch_size"].default, found["decode_batch_size"].default) == (32, None)
 
 
-def test_what_an_image_says_of_its_sampler_is_read_back() -> None:
+def test_what_an_image_says_of_its_sampler_is_read_back():
     sampler = SamplerOptions("sde:constant:1", "vp", "sqrt", "dps:1", "someone/draft:2")
     told = json.loads(json.dumps(sampler.told()))
     kinds = record._HINTS
@@ -134,7 +133,7 @@ def test_what_an_image_says_of_its_sampler_is_read_back() -> None:
     assert {option.name for option in options_of(SamplerOptions)} <= set(kinds)
 
 
-def test_a_recording_notes_what_it_always_did() -> None:
+def test_a_recording_notes_what_it_always_did():
     for how, stock, noted in (
         ({}, True, {"kernel": "pipeline"}),
         ({"draft": "hot"}, True, {"kernel": "pipeline", "draft": "hot"}),
@@ -150,7 +149,7 @@ def test_a_recording_notes_what_it_always_did() -> None:
         assert (sampler.noted(), sampler.stock) == (noted, stock)
 
 
-def test_arguments_of_a_call_are_split_by_what_they_are_about() -> None:
+def test_arguments_of_a_call_are_split_by_what_they_are_about():
     given = {"search": "svdd", "kernel": "sde", "batch_size": 3, "height": 64}
     asked = SearchArguments.of(given)
     assert given == {"height": 64}
@@ -160,7 +159,7 @@ def test_arguments_of_a_call_are_split_by_what_they_are_about() -> None:
     assert len({*names, *CALL}) == len(names) + len(CALL), "declared once"
 
 
-def test_what_is_kept_beside_images_is_said_in_both_forms() -> None:
+def test_what_is_kept_beside_images_is_said_in_both_forms():
     assert [RecordOptions(2, images=kept, latents=kept).keep for kept in (True, False)] == [
         ("latents",),
         (),

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
 from unittest import mock
 
 import torch
@@ -35,11 +33,11 @@ class Device(Live):
     """Notes what leaves the device, and copies to it for which the host waits. RuntimeError, as of
     a real device, where an operator mixes devices."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.left, self.copied = Counter[Site](), Counter[Site]()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
@@ -66,7 +64,7 @@ class Device(Live):
             )
         return super().__torch_dispatch__(func, types, args, kwargs)
 
-    def _moved(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _moved(self, func, args, kwargs):
         source, to = args[0], torch.device(kwargs["device"])
         if source.is_meta and to.type == "cpu":
             self.left[site()] += 1
@@ -75,7 +73,7 @@ class Device(Live):
             self.copied[site()] += 1
         return super().__torch_dispatch__(func, (), args, kwargs)
 
-    def _filled(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _filled(self, func, args, kwargs):
         to, source = args[:2]
         if source.is_meta and not to.is_meta:
             self.left[site()] += 1
@@ -86,20 +84,20 @@ class Device(Live):
         return super().__torch_dispatch__(func, (), args, kwargs)
 
 
-def _made_up(like: Tensor) -> Tensor:
+def _made_up(like):
     """Scores that differ, below 0: what is above 0, or true, marks an image as broken."""
     made = torch.zeros(like.shape) if like.dtype == torch.bool else -torch.rand(like.shape)
     return made.to(like.dtype)
 
 
-def _value(like: Tensor) -> Tensor:
+def _value(like):
     """One that is asked for."""
     return torch.ones((), dtype=like.dtype)
 
 
-def site() -> Site:
+def site():
     """Where the product is, in the innermost of its functions."""
-    frame: Any = sys._getframe(1)
+    frame = sys._getframe(1)
     while frame is not None:
         _, ours, file = frame.f_code.co_filename.rpartition("/ttsnap/")
         if ours and "site-packages" not in file and not file.startswith("profiling/on_paper"):
@@ -111,26 +109,26 @@ def site() -> Site:
 class _Event:
     """Of a device without a clock."""
 
-    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __init__(self, *_, **__): ...
 
-    def record(self, *_: Any) -> None: ...
+    def record(self, *_): ...
 
-    def synchronize(self) -> None: ...
+    def synchronize(self): ...
 
-    def elapsed_time(self, other: Any) -> float:
+    def elapsed_time(self, other):
         return 0.0
 
 
-def _meter(_: Any) -> meter.Meter:
+def _meter(_):
     return meter.Meter("cpu")
 
 
 @contextmanager
-def on_device() -> Iterator[Device]:
+def on_device():
     """Everything in here, in suspended calls as well, computes on the stand-in."""
     device, program = Device(), suspended._run
 
-    def run(*args: Any) -> None:
+    def run(*args):
         with torch.no_grad(), Fused(), device:
             program(*args)
 
@@ -150,7 +148,7 @@ def on_device() -> Iterator[Device]:
         yield device
 
 
-def placed(pipe: Any, place: Mapping[str, torch.device]) -> Any:
+def placed(pipe, place):
     """The pipeline, which takes the one named "now" for its device."""
     here = property(lambda self: place["now"])
     pipe.__class__ = type(

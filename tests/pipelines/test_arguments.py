@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -53,25 +53,25 @@ Change = dict[str, Any]
 Build = Callable[[str], Any]
 
 
-def red(images: Tensor, prompts: Sequence[str]) -> Tensor:
+def red(images, prompts):
     return images[:, 0].mean((1, 2))
 
 
-ONE: dict[str, Any] = {"search": BestOfN(1), "reward": red, "seed": SEED, "batch_size": 2}
+ONE = {"search": BestOfN(1), "reward": red, "seed": SEED, "batch_size": 2}
 """One candidate, the image of its seed."""
 
 
-def arguments(name: str, change: Change | None = None) -> dict[str, Any]:
+def arguments(name, change=None):
     """The family's call with this change; `...` leaves an argument at its stock default."""
     call = {**FAMILIES[name].call, "num_inference_steps": STEPS, **(change or {})}
     return {key: value for key, value in call.items() if value is not ...}
 
 
-def generator(seed: int = SEED) -> torch.Generator:
+def generator(seed=SEED):
     return torch.Generator().manual_seed(seed)
 
 
-def relative(ours: Tensor, expected: Tensor) -> float:
+def relative(ours, expected):
     """The largest error as a share of the largest value; nan where there is one."""
     assert ours.shape == expected.shape
     return float((ours.float() - expected.float()).abs().max() / expected.float().abs().max())
@@ -81,7 +81,7 @@ OWN = ("negative_prompt", "prompt_2", "negative_prompt_2")
 """Arguments whose lists have an entry for each prompt, as embeddings have."""
 
 
-def own(name: str, value: Any, number: int) -> Any:
+def own(name, value, number):
     """What an argument says of one of several prompts."""
     if name in OWN and isinstance(value, list):
         return value[number]
@@ -90,9 +90,7 @@ def own(name: str, value: Any, number: int) -> Any:
     return value
 
 
-def by_stock(
-    pipe: Any, prompts: Sequence[str] | None, output_type: str, call: dict[str, Any]
-) -> Tensor:
+def by_stock(pipe, prompts, output_type, call):
     """What the stock call makes of each prompt alone, all from the same seed."""
     found = list[Tensor]()
     for number in range(len(call["prompt_embeds"] if prompts is None else prompts)):
@@ -103,7 +101,7 @@ def by_stock(
     return torch.cat(found)
 
 
-def by_search(pipe: Any, prompts: list[str] | None, call: dict[str, Any]) -> dict[str, Tensor]:
+def by_search(pipe, prompts, call):
     """The same, as latents and as images."""
     if prompts is None:
         call = {"reward_prompts": PROMPTS[: len(call["prompt_embeds"])], **call}
@@ -112,7 +110,7 @@ def by_search(pipe: Any, prompts: list[str] | None, call: dict[str, Any]) -> dic
     return {"latent": made.images, "pt": torch.stack([result.best.image for result in made.search])}
 
 
-def assert_equal(pipe: Any, call: dict[str, Any], tolerance: float = TOLERANCE) -> Tensor:
+def assert_equal(pipe, call, tolerance=TOLERANCE):
     """The search finds what the stock call makes of each prompt; its images are returned."""
     found, expected = by_search(pipe, PROMPTS, call)["pt"], by_stock(pipe, PROMPTS, "pt", call)
     assert not expected.isnan().any()
@@ -121,16 +119,14 @@ def assert_equal(pipe: Any, call: dict[str, Any], tolerance: float = TOLERANCE) 
 
 
 @functools.cache
-def unchanged(name: str) -> Tensor:
+def unchanged(name):
     return by_search(shared(name), PROMPTS, arguments(name))["pt"]
 
 
-def scheduled(
-    make: Callable[..., Any] | None, edit: Callable[[Any], Any] = lambda pipe: None, **options: Any
-) -> Build:
+def scheduled(make, edit=lambda pipe: None, **options):
     """A pipeline under another scheduler, or another edit."""
 
-    def build(name: str) -> Any:
+    def build(name):
         betas = {"pixart_sigma": PIXART_BETAS, **dict.fromkeys(UNETS, STABLE_DIFFUSION_BETAS)}.get(
             name, {}
         )
@@ -144,7 +140,7 @@ def scheduled(
 edited = functools.partial(scheduled, None)
 
 
-def rebuilt(network: Any, **changes: Any) -> Any:
+def rebuilt(network, **changes):
     """The network with other settings and other weights."""
     config = {k: v for k, v in network.config.items() if not k.startswith("_")}
     with torch.random.fork_rng():
@@ -152,41 +148,41 @@ def rebuilt(network: Any, **changes: Any) -> Any:
         return jitter(type(network)(**{**config, **changes}))
 
 
-def binned(pipe: Any) -> None:
+def binned(pipe):
     """One whose sizes have bins."""
     pipe.transformer = rebuilt(pipe.transformer, sample_size=32, patch_size=8)
 
 
-def closing(pipe: Any) -> None:
+def closing(pipe):
     """Its template ends with a text, as the real one, so that an empty prompt has tokens."""
     pipe.prompt_template_encode += "."
 
 
-def clip_skip(pipe: Any) -> None:
+def clip_skip(pipe):
     """Stock SD reads its last norm there, where transformers 5 no longer has it."""
     if not hasattr(pipe.text_encoder, "text_model"):
         vars(pipe.text_encoder)["text_model"] = pipe.text_encoder
 
 
-def small_bins(pipe: Any) -> None:
+def small_bins(pipe):
     """The true ones are far too large for a test."""
     pipe.image_processor.classify_height_width_bin = lambda height, width, ratios: (
         (64, 32) if ratios else None
     )
 
 
-def variance(pipe: Any) -> None:
+def variance(pipe):
     pipe.transformer = rebuilt(pipe.transformer, out_channels=8)
 
 
-def distilled(pipe: Any) -> None:
+def distilled(pipe):
     pipe.unet = rebuilt(pipe.unet, time_cond_proj_dim=16)
 
 
 DISTILLED = scheduled(LCMScheduler, distilled)
 
 
-def vae_with_mean_and_deviation(pipe: Any) -> None:
+def vae_with_mean_and_deviation(pipe):
     means = {"latents_mean": [0.1, -0.2, 0.0, 0.3], "latents_std": [1.0, 0.8, 1.2, 0.9]}
     pipe.vae = autoencoder(4, scaling_factor=0.5, **means)
 
@@ -197,13 +193,13 @@ SIGMAS, WORDS = {"sigmas": [1.0, 0.6, 0.3]}, {"negative_prompt": ["snow", "a red
 TIMES = {"timesteps": [900, 500, 200, 30]}
 DYNAMIC = scheduled(FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=True)
 BINNED = {"use_resolution_binning": True}
-BOTH: list[Case] = [
+BOTH = [
     {"guidance_scale": 1.0},
     {"guidance_scale": 0.0},
     WORDS,
     {"height": None, "width": None},
 ]
-UNET: list[Case] = [
+UNET = [
     *BOTH,
     {"guidance_rescale": 0.7},
     {"guidance_scale": 1.0, "guidance_rescale": 0.7},
@@ -214,7 +210,7 @@ UNET: list[Case] = [
     ({"timesteps": [999, 499]}, scheduled(LCMScheduler)),
 ]
 NEGATIVES = {"negative_prompt": ["bad", "dark"], "negative_prompt_2": ["ugly", "worse"]}
-CHANGES: dict[str, list[Case]] = {
+CHANGES = {
     "sd15": UNET,
     "sdxl": [
         *UNET,
@@ -318,7 +314,7 @@ CHANGES: dict[str, list[Case]] = {
     ],
 }
 # Stock reads these only in some settings, so that the picture stays the same.
-IDLE: list[Change] = [
+IDLE = [
     {"negative_original_size": (64, 48)},
     {"clean_caption": True},
     {"true_cfg_scale": 1.0, "negative_prompt": "bad"},
@@ -330,7 +326,7 @@ IDLE: list[Change] = [
 ]
 
 
-def each_case() -> list[Any]:
+def each_case():
     found = []
     for name, cases in CHANGES.items():
         for number, case in enumerate(cases):
@@ -346,15 +342,13 @@ def each_case() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "change", "build"), each_case())
-def test_an_argument_does_what_it_does_in_the_stock_call(
-    name: str, change: Change, build: Build
-) -> None:
+def test_an_argument_does_what_it_does_in_the_stock_call(name, change, build):
     found = assert_equal(build(name), arguments(name, change))
     if change and change not in IDLE and found.shape == unchanged(name).shape:
         assert relative(found, unchanged(name)) > 10 * TOLERANCE
 
 
-def readable(pipe: Any, stock: Any) -> dict[str, Any]:
+def readable(pipe, stock):
     """What the stock class offers as properties, where it has a value."""
     names = {
         name for name, _ in inspect.getmembers(stock, lambda member: isinstance(member, property))
@@ -367,11 +361,11 @@ def readable(pipe: Any, stock: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_call_returns_and_leaves_what_the_stock_call_does(name: str) -> None:
+def test_a_call_returns_and_leaves_what_the_stock_call_does(name):
     stock = FAMILIES[name].build()
     (twin, other), kind = (upgrade(stock) for _ in range(2)), type(stock)
     call, during = {**arguments(name), "prompt": "a cat"}, list[Any]()
-    best: dict[str, Any] = {"search": BestOfN(2), "reward": red, "seed": 0, **call}
+    best = {"search": BestOfN(2), "reward": red, "seed": 0, **call}
     best["on_event"] = lambda _: during.append(readable(twin, kind))
     expected = stock(**call, generator=generator(1), output_type="pt")
     left = readable(stock, kind)
@@ -401,7 +395,7 @@ HALF = [("qwen_image", torch.bfloat16), ("flux2_klein", torch.bfloat16), ("sdxl"
 
 
 @pytest.mark.parametrize(("name", "dtype"), HALF)  # of others tests/gpu tells
-def test_rounding_in_half_precision_is_the_stock_one(name: str, dtype: torch.dtype) -> None:
+def test_rounding_in_half_precision_is_the_stock_one(name, dtype):
     """SDXL decodes in single precision."""
     pipe = FAMILIES[name].build().to(dtype)
     assert assert_equal(pipe, arguments(name)).dtype == torch.float32
@@ -416,9 +410,7 @@ def test_rounding_in_half_precision_is_the_stock_one(name: str, dtype: torch.dty
         ("flux2_klein", {}, edited(lambda pipe: pipe.register_to_config(is_distilled=True))),
     ],
 )
-def test_networks_that_were_distilled_for_guidance_take_one_pass(
-    name: str, change: Change, build: Build
-) -> None:
+def test_networks_that_were_distilled_for_guidance_take_one_pass(name, change, build):
     pipe, call = build(name), arguments(name, change)
     assert upgrade(pipe).denoiser(**call).passes_per_nfe == 1
     assert_equal(pipe, call)
@@ -435,7 +427,7 @@ SCALES = {
 
 
 @pytest.mark.parametrize("name", SCALES)
-def test_the_scale_of_adapters(name: str) -> None:
+def test_the_scale_of_adapters(name):
     pipe, (option, others) = FAMILIES[name].build(), SCALES[name]
     network, targets = (
         "unet" if name in UNETS else "transformer",
@@ -466,7 +458,7 @@ MASKED = (
     "negative_prompt_embeds",
     "negative_prompt_attention_mask",
 )
-GIVES: dict[str, tuple[str, ...]] = {
+GIVES = {
     **dict.fromkeys(("sdxl", "sd3"), POOLED),
     **dict.fromkeys(("sd15", "z_image"), POOLED[:2]),
     **dict.fromkeys(("pixart_sigma", "sana", "lumina2"), MASKED),
@@ -482,13 +474,13 @@ ENCODED = (
 )
 
 
-def embeddings(name: str, pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
+def embeddings(name, pipe, call):
     """What the pipeline makes of the prompts and of the call's negative ones, as arguments of its
     call."""
     options, negative = {k: call[k] for k in ENCODED if k in call}, call.get("negative_prompt")
     with torch.no_grad():
         if name in GIVES:
-            first: tuple[Any, ...] = {"sd15": ("cpu", 1, True), "sd3": (None, None)}.get(name, ())
+            first = {"sd15": ("cpu", 1, True), "sd3": (None, None)}.get(name, ())
             found = pipe.encode_prompt(PROMPTS, *first, negative_prompt=negative, **options)
             return dict(zip(GIVES[name], found, strict=True))
         given, texts = (
@@ -515,7 +507,7 @@ def embeddings(name: str, pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_embeddings_stand_for_their_prompts(name: str, change: Change) -> None:
+def test_embeddings_stand_for_their_prompts(name, change):
     pipe = edited(closing)(name) if name == "qwen_image" else shared(name)
     call = arguments(name, change)
     given = embeddings(name, pipe, call)
@@ -533,9 +525,7 @@ def test_embeddings_stand_for_their_prompts(name: str, change: Change) -> None:
 
 
 @pytest.mark.parametrize(("name", "guided"), each_once(list(FAMILIES), [True, False]))
-def test_flops_are_counted_without_a_call_and_are_those_of_one(
-    name: str, guided: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_flops_are_counted_without_a_call_and_are_those_of_one(name, guided, caplog):
     pipe = FAMILIES[name].build()
     with caplog.at_level(logging.DEBUG, "ttsnap"):
         denoiser = upgrade(pipe).denoiser(**arguments(name, {} if guided else UNGUIDED[name]))
@@ -556,7 +546,7 @@ def test_flops_are_counted_without_a_call_and_are_those_of_one(
     assert denoiser.passes_per_nfe == 1 + (guided and name not in ("flux", "flux_schnell"))
 
 
-def test_the_watermark_is_on_the_picture() -> None:
+def test_the_watermark_is_on_the_picture():
     pipe, call = FAMILIES["sdxl"].build(), arguments("sdxl")
     pipe.watermark = SimpleNamespace(
         apply_watermark=lambda images: (images + 0.25).clamp(-1, 1).cpu()
@@ -570,7 +560,7 @@ SNOW = {"negative_prompt": "snow"}
 GIVEN = {"prompt_embeds": EMBEDS, "pooled_prompt_embeds": EMBEDS}
 UNMATCHED = {"negative_prompt_embeds": EMBEDS[:, 1:], "negative_pooled_prompt_embeds": EMBEDS}
 FLOW_EULER, FLOW_HEUN = FlowMatchEulerDiscreteScheduler, diffusers.FlowMatchHeunDiscreteScheduler
-REFUSED: list[tuple[str, dict[str, Any], str]] = [
+REFUSED = [
     *[(name, {"num_inference_steps": 0}, "at least 1, got 0") for name in ("sd15", "sana")],
     *[(name, {"negative_prompt": ["snow"]}, "1 entries") for name in ("sd15", "flux")],
     ("sd15", {"height": 31}, "divisible"),
@@ -599,9 +589,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("name", "change", "said"), REFUSED, ids=lambda part: part if isinstance(part, str) else ""
 )
-def test_what_cannot_be_honoured_is_refused_before_any_compute(
-    name: str, change: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_honoured_is_refused_before_any_compute(name, change, said, monkeypatch):
     monkeypatch.setattr(Hub, "run", None)  # which lets networks compute
     pipe = FAMILIES[name].build(change["scheduler"]) if "scheduler" in change else shared(name)
     call = arguments(name, {key: value for key, value in change.items() if key != "scheduler"})
@@ -609,7 +597,7 @@ def test_what_cannot_be_honoured_is_refused_before_any_compute(
         by_search(pipe, None if "prompt_embeds" in change else PROMPTS, call)
 
 
-def test_a_network_of_distilled_guidance_takes_no_call_without_its_scale() -> None:
+def test_a_network_of_distilled_guidance_takes_no_call_without_its_scale():
     pipe = edited(lambda pipe: pipe.transformer.register_to_config(guidance_embeds=True))(
         "qwen_image"
     )
@@ -617,7 +605,7 @@ def test_a_network_of_distilled_guidance_takes_no_call_without_its_scale() -> No
         upgrade(pipe).denoiser(**arguments("qwen_image"))
 
 
-def test_a_vae_that_was_widened_to_decode_is_narrow_again_where_it_fails() -> None:
+def test_a_vae_that_was_widened_to_decode_is_narrow_again_where_it_fails():
     pipe = FAMILIES["sdxl"].build().to(torch.float16)
     expected = by_search(pipe, PROMPTS[:1], arguments("sdxl"))["pt"]
     fails = Mock(side_effect=ValueError("no decoder"))

@@ -4,14 +4,11 @@ stand-in."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from diffusers.models import attention_dispatch, attention_processor
-from torch import Tensor
 
 from ttsnap.pipelines.memory import acceleration
 from ttsnap.pipelines.memory.acceleration import use_attention
@@ -20,20 +17,20 @@ from . import tiny
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def calls(monkeypatch):
     """xformers seems to be installed and to run on this device; returns the shapes that it was
     called with."""
-    shapes: list[tuple[int, ...]] = []
+    shapes = []
 
     def memory_efficient_attention(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        attn_bias: Any = None,
-        p: float = 0.0,
-        scale: Any = None,
-        op: Any = None,
-    ) -> Tensor:
+        q,
+        k,
+        v,
+        attn_bias=None,
+        p=0.0,
+        scale=None,
+        op=None,
+    ):
         """As xformers': (B, L, heads, D) or (B * heads, L, D), and a bias that is added."""
         shapes.append(tuple(q.shape))
         assert attn_bias is None or attn_bias.dtype == q.dtype
@@ -53,23 +50,21 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture(autouse=True)
-def global_backend() -> Iterator[None]:
+def global_backend():
     """diffusers keeps the backend for the whole process: leave it as it was."""
-    registry: Any = attention_dispatch._AttentionBackendRegistry
+    registry = attention_dispatch._AttentionBackendRegistry
     before, _ = registry.get_active_backend()
     yield
     registry.set_active_backend(before)
 
 
-def sample(pipe: Any, family: str) -> Tensor:
+def sample(pipe, family):
     call = {**tiny.FAMILIES[family].call, "num_inference_steps": 2, "output_type": "latent"}
-    latents: Tensor = pipe(
-        prompt="a cat", generator=torch.Generator().manual_seed(0), **call
-    ).images
+    latents = pipe(prompt="a cat", generator=torch.Generator().manual_seed(0), **call).images
     return latents
 
 
-def stays(family: str, backend: str, why: str) -> None:
+def stays(family, backend, why):
     """It is said why this backend is not used, and the images stay as they are to the bit."""
     pipe = tiny.FAMILIES[family].build()
     expected = sample(pipe, family)
@@ -79,7 +74,7 @@ def stays(family: str, backend: str, why: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "pixart_sigma", "flux", "flux2_klein"])
-def test_xformers_computes_the_same(family: str, calls: list[tuple[int, ...]]) -> None:
+def test_xformers_computes_the_same(family, calls):
     pipe = tiny.FAMILIES[family].build()
     expected = sample(pipe, family)
     with warnings.catch_warnings():
@@ -105,16 +100,14 @@ def test_xformers_computes_the_same(family: str, calls: list[tuple[int, ...]]) -
     ],
 )
 @pytest.mark.usefixtures("calls")
-def test_models_that_xformers_would_change_stay_with_sdpa(family: str, why: str) -> None:
+def test_models_that_xformers_would_change_stay_with_sdpa(family, why):
     stays(family, "xformers", why)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd3", "flux"])
 @pytest.mark.usefixtures("calls")
-def test_where_it_cannot_run_or_is_not_installed(
-    family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*args: Any, **kwargs: Any) -> Tensor:
+def test_where_it_cannot_run_or_is_not_installed(family, monkeypatch):
+    def refuse(*args, **kwargs):
         raise NotImplementedError("No operator found\n with inputs: ...")
 
     for ops in (attention_processor.xformers.ops, attention_dispatch.xops):  # type: ignore[attr-defined]
@@ -125,12 +118,12 @@ def test_where_it_cannot_run_or_is_not_installed(
 
 
 @pytest.mark.parametrize("family", ["flux", "flux2_klein", "qwen_image", "z_image"])
-def test_other_backends_where_diffusers_dispatches(family: str) -> None:
+def test_other_backends_where_diffusers_dispatches(family):
     pipe = tiny.FAMILIES[family].build()
     expected = sample(pipe, family)
     assert use_attention(pipe, "_native_math") == "_native_math"
     torch.testing.assert_close(sample(pipe, family), expected, atol=1e-4, rtol=1e-3)
-    registry: Any = attention_dispatch._AttentionBackendRegistry
+    registry = attention_dispatch._AttentionBackendRegistry
     assert registry.get_active_backend()[0] == "_native_math"  # the whole process's
     with pytest.warns(UserWarning, match="flash cannot"):
         assert use_attention(pipe, "FLASH") == "sdpa"
@@ -138,7 +131,7 @@ def test_other_backends_where_diffusers_dispatches(family: str) -> None:
     assert torch.equal(sample(pipe, family), expected)
 
 
-def test_where_diffusers_would_silently_do_nothing_it_says_so_and_bad_input_is_refused() -> None:
+def test_where_diffusers_would_silently_do_nothing_it_says_so_and_bad_input_is_refused():
     with pytest.warns(UserWarning, match="SanaTransformer2DModel to sage"):
         assert use_attention(tiny.shared("sana"), "sage") == "sdpa"
     with pytest.raises(ValueError, match=r"'fast'.* flash"):

@@ -3,12 +3,8 @@ eagerly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 from torch._dynamo.utils import counters
 
 from ttsnap import SeedPruning
@@ -20,26 +16,26 @@ from . import tiny
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
+def _fresh():
     torch._dynamo.reset()
     counters.clear()
     yield
     torch._dynamo.reset()
 
 
-def graphs() -> int:
+def graphs():
     return int(counters["stats"]["unique_graphs"])
 
 
-def test_pruning_compiles_once_per_batch_size_and_changes_nothing() -> None:
+def test_pruning_compiles_once_per_batch_size_and_changes_nothing():
     """Of six seeds in batches of four and two, three are left, which are filled up to four."""
     pipe, call = (
         tiny.sd3(),
         {**tiny.FAMILIES["sd3"].call, "num_inference_steps": 2, "output_type": "pt"},
     )
 
-    def found() -> Any:
-        how: Any = {
+    def found():
+        how = {
             "search": SeedPruning(6, (0.5,), steps=(1,)),
             "reward": "brightness",
             "batch_size": 4,
@@ -60,15 +56,13 @@ def test_pruning_compiles_once_per_batch_size_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("family", ["flux", "sd15"])
-def test_regions_are_compiled_where_diffusers_names_them(family: str) -> None:
+def test_regions_are_compiled_where_diffusers_names_them(family):
     pipe = tiny.FAMILIES[family].build()
     call = {**tiny.FAMILIES[family].call, "num_inference_steps": 1, "output_type": "latent"}
 
-    def run(n: int) -> Tensor:
+    def run(n):
         generators = [torch.Generator().manual_seed(i) for i in range(n)]
-        out: Tensor = pipe(
-            prompt="a cat", num_images_per_prompt=n, generator=generators, **call
-        ).images
+        out = pipe(prompt="a cat", num_images_per_prompt=n, generator=generators, **call).images
         return out
 
     sizes = buckets(2)
@@ -83,7 +77,7 @@ def test_regions_are_compiled_where_diffusers_names_them(family: str) -> None:
     assert 0 < graphs() <= (2 * len(sizes) if family == "flux" else RECOMPILE_LIMIT)
 
 
-def test_flops_are_counted_on_an_uncompiled_copy() -> None:
+def test_flops_are_counted_on_an_uncompiled_copy():
     call = {**tiny.FAMILIES["sd3"].call, "num_inference_steps": 2}
     expected = upgrade(tiny.sd3()).denoiser(**call).costs()
     pipe = upgrade(tiny.sd3())
@@ -92,7 +86,7 @@ def test_flops_are_counted_on_an_uncompiled_copy() -> None:
     assert not graphs()
 
 
-def test_modes_that_reuse_outputs_are_refused() -> None:
+def test_modes_that_reuse_outputs_are_refused():
     for mode in ("reduce-overhead", "max-autotune"):
         with pytest.raises(ValueError, match=f"mode '{mode}' reuses"):
             compile_denoiser(tiny.shared("sd3"), mode=mode)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import diffusers
 import pytest
@@ -23,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("modules_cache")
 ABSENT = dict.fromkeys(("text_encoder_3", "tokenizer_3"))
 
 
-def load(folder: Path, **options: Any) -> Any:
+def load(folder, **options):
     return DiffusionPipeline.from_pretrained(
         folder, custom_pipeline=custom_pipeline(), trust_remote_code=True, **options
     )
 
 
-def pipe_of(kind: str, parts: Callable[[], Any], **settings: Any) -> Any:
+def pipe_of(kind, parts, **settings):
     """A pipeline of a class, of the parts that another has and the class takes."""
     cls = getattr(diffusers, kind)
     there = parts()
@@ -39,7 +36,7 @@ def pipe_of(kind: str, parts: Callable[[], Any], **settings: Any) -> Any:
     return cls(**{**dict.fromkeys(names), **taken, **settings})
 
 
-MADE: dict[str, Callable[[], Any]] = {
+MADE = {
     "a setting": lambda: pipe_of(
         "StableDiffusionXLPipeline", tiny.sdxl, force_zeros_for_empty_prompt=False
     ),
@@ -51,7 +48,7 @@ MADE: dict[str, Callable[[], Any]] = {
 }
 
 
-def weights(pipe: Any) -> dict[str, Any]:
+def weights(pipe):
     modules = {n: part for n, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     return {
         f"{name}.{key}": tensor
@@ -62,9 +59,7 @@ def weights(pipe: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", MADE)
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_a_pipeline_is_what_plain_diffusers_loads_with_search(
-    name: str, dtype: torch.dtype | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_pipeline_is_what_plain_diffusers_loads_with_search(name, dtype, tmp_path, caplog):
     MADE[name]().save_pretrained(tmp_path / "model")
     options = {} if dtype is None else {"dtype": dtype}
     plain = DiffusionPipeline.from_pretrained(tmp_path / "model", **options)
@@ -82,7 +77,7 @@ def test_a_pipeline_is_what_plain_diffusers_loads_with_search(
         assert torch.equal(tensor, theirs[key])
 
 
-def test_parts_and_settings_that_are_passed_are_those_of_the_pipeline(tmp_path: Path) -> None:
+def test_parts_and_settings_that_are_passed_are_those_of_the_pipeline(tmp_path):
     MADE["a setting"]().save_pretrained(tmp_path)
     scheduler = diffusers.DDIMScheduler(**tiny.STABLE_DIFFUSION_BETAS)
     vae = tiny.autoencoder(4)
@@ -98,7 +93,7 @@ def test_parts_and_settings_that_are_passed_are_those_of_the_pipeline(tmp_path: 
     assert load(tmp_path, force_zeros_for_empty_prompt=True).config.force_zeros_for_empty_prompt
 
 
-def test_a_missing_part_is_refused_unless_it_is_said_to_be_absent(tmp_path: Path) -> None:
+def test_a_missing_part_is_refused_unless_it_is_said_to_be_absent(tmp_path):
     tiny.sd3().save_pretrained(tmp_path)
     for given in ({}, {"tokenizer_3": None}):
         with pytest.raises(ValueError, match="text_encoder_3"):
@@ -127,7 +122,7 @@ def test_a_missing_part_is_refused_unless_it_is_said_to_be_absent(tmp_path: Path
     torch.testing.assert_close(found.images, again, atol=1e-5, rtol=1e-5)
 
 
-def test_what_cannot_be_searched_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_what_cannot_be_searched_is_refused_before_anything_is_loaded(tmp_path):
     index = {"_class_name": "NoPipeline", "_diffusers_version": "0.42.1", "vae": ["os", "system"]}
     for kind in ("NoPipeline", "AutoencoderKL", "utils", "DiffusionPipeline"):
         (tmp_path / "model_index.json").write_text(json.dumps({**index, "_class_name": kind}))
@@ -135,7 +130,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_loaded(tmp_path: 
             load(tmp_path)
 
 
-def test_of_a_loaded_pipeline_upgrade_makes_the_twin() -> None:
+def test_of_a_loaded_pipeline_upgrade_makes_the_twin():
     with pytest.raises(ValueError, match=r"upgrade\(pipe\)"):
         DiffusionPipeline.from_pipe(
             tiny.shared("sd3"), custom_pipeline=custom_pipeline(), trust_remote_code=True

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +15,11 @@ from ttsnap.pipelines import load
 from ttsnap.request.fields import SearchFields
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import ServingCatalog, request_of
-from ttsnap.request.request import ModelDefaults, Prepared, prepare
+from ttsnap.request.request import ModelDefaults, prepare
 from ttsnap.results.record import read_record
 
 PROMPT = "two green crosses"
-SEARCH: dict[str, Any] = {
+SEARCH = {
     "search": BestOfN(10),
     "reward": "scenes",
     "seed": 0,
@@ -30,13 +28,13 @@ SEARCH: dict[str, Any] = {
 OFFER = ServingCatalog("embedded", ("scenes",), lambda model: ModelDefaults())
 
 
-def red(images: torch.Tensor) -> torch.Tensor:
+def red(images):
     return images[:, :1].flatten(1)
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_the_call() -> None:
-    pipe: Any = load(dtype=torch.float32)
+def test_the_call():
+    pipe = load(dtype=torch.float32)
     plain = pipe(PROMPT, num_images_per_prompt=4, **SEARCH)
     found = pipe(
         PROMPT, num_images_per_prompt=4, diverse=True, diversity=8.0, likeness=red, **SEARCH
@@ -53,7 +51,7 @@ def test_the_call() -> None:
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_the_command_line_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_and_replay(tmp_path, capsys):
     how = ["--budget", "60nfe", "--steps", "6", "--algorithm", "best-of-n", "--dtype", "float32"]
     differ = ["--keep", "4", "--diverse", "--diversity", "4", "--likeness", "pixels"]
     assert main(["generate", PROMPT, *how, *differ, "--out", str(tmp_path / "out")]) == 0
@@ -73,8 +71,8 @@ def test_the_command_line_and_replay(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
 
 
-def test_what_strangers_may_ask_for() -> None:
-    def asked(**fields: Any) -> Prepared:
+def test_what_strangers_may_ask_for():
+    def asked(**fields):
         given = SearchFields.of({"prompt": PROMPT, **fields})
         return prepare(request_of(given, OFFER, SearchLimits()), ModelDefaults())
 

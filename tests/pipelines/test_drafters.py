@@ -8,10 +8,8 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import diffusers
@@ -19,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from torch import Tensor
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.options.sampler import SamplerOptions
@@ -36,14 +33,14 @@ PROMPTS = ["a red circle", "two dogs"]
 HALF = DraftSettings(first_time=0.5)
 
 
-def denoiser(pipe: Any, name: str, **call: Any) -> Any:
+def denoiser(pipe, name, **call):
     """A denoiser of a small call, for two prompts."""
     made = upgrade(pipe).denoiser(**{**FAMILIES[name].call, "num_inference_steps": 5, **call})
     made.encode(PROMPTS)
     return made
 
 
-def unguided(pipe: Any, name: str) -> Any:
+def unguided(pipe, name):
     made = denoiser(pipe, name, **UNGUIDED[name])
     # its scheduler tells the network whole timesteps, cut off below the noise that is there
     if name == "sana":
@@ -53,45 +50,45 @@ def unguided(pipe: Any, name: str) -> Any:
     return made
 
 
-def rows(made: Any, *steps: int) -> tuple[Tensor, Tensor, Tensor]:
+def rows(made, *steps):
     """Noise, grid steps and prompts of as many rows."""
     x = made.init_latents([seeded(i) for i in range(len(steps))])
     return x, torch.tensor(steps), torch.arange(len(steps)) % 2
 
 
-def drafted(base: Any, spec: Any, calls: int = 1) -> Tensor:
+def drafted(base, spec, calls=1):
     """What a drafter guesses for a denoiser, which has it from now on."""
     use_drafter(base, spec)
-    guess: Tensor = base.drafts.guess(*rows(base, 0, 2), calls)
+    guess = base.drafts.guess(*rows(base, 0, 2), calls)
     return guess
 
 
-def estimated(plain: Any, *steps: int) -> Tensor:
+def estimated(plain, *steps):
     """The x0 estimates of a denoiser itself at grid steps."""
     x, step, at = rows(plain, *(steps or (0, 2)))
-    x0: Tensor = plain.predict(x, torch.from_numpy(plain.grid.calls)[step], at).x0
+    x0 = plain.predict(x, torch.from_numpy(plain.grid.calls)[step], at).x0
     return x0
 
 
-def close(one: Tensor, other: Tensor) -> None:
+def close(one, other):
     """Within what float32 makes of the times, relative to the size of the whole."""
     assert one.dtype == other.dtype == torch.float32
     assert float((one - other).norm() / other.norm()) < 2e-5
 
 
 @pytest.fixture(autouse=True)
-def no_graphs() -> Iterator[None]:
+def no_graphs():
     with torch.no_grad():
         yield
 
 
 @pytest.fixture
-def lora(tmp_path: Path) -> Callable[..., str]:
+def lora(tmp_path):
     """A folder with a random LoRA for the network of a pipeline."""
     return lambda pipe, name="draft", **options: str(save_lora(pipe, tmp_path / name, **options))
 
 
-def told_the_truth(base: Any, plain: Any, *steps: int) -> None:
+def told_the_truth(base, plain, *steps):
     use_drafter(base, Drafter(base.net, DraftSettings(first_time=1.0)))
     close(base.drafts.guess(*rows(base, *steps), 1), estimated(plain, *steps))
     assert [base.drafts.level(k, 1) for k in steps] == pytest.approx(
@@ -101,7 +98,7 @@ def told_the_truth(base: Any, plain: Any, *steps: int) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_one_hot_call_told_the_truth_is_the_stock_estimate_without_guidance(name: str) -> None:
+def test_one_hot_call_told_the_truth_is_the_stock_estimate_without_guidance(name):
     told_the_truth(denoiser(shared(name), name), unguided(shared(name), name), 0, 3, 1, 2)
 
 
@@ -119,9 +116,7 @@ def test_one_hot_call_told_the_truth_is_the_stock_estimate_without_guidance(name
         ("sd3", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "vp"),
     ],
 )
-def test_other_schedulers_and_paths_are_told_of_equal_noise(
-    name: str, scheduler: Any, convert: Any
-) -> None:
+def test_other_schedulers_and_paths_are_told_of_equal_noise(name, scheduler, convert):
     pipe = FAMILIES[name].build(scheduler)
     base, plain = denoiser(pipe, name), denoiser(pipe, name, **UNGUIDED[name])
     for made in (base, plain) if convert else ():
@@ -130,7 +125,7 @@ def test_other_schedulers_and_paths_are_told_of_equal_noise(
     told_the_truth(base, plain, 1, 3)
 
 
-def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
+def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise():
     """Of the network's own output at the times that the contract names: FLUX, whose times are the
     noise levels."""
     base = denoiser(shared("flux_schnell"), "flux_schnell")
@@ -138,8 +133,8 @@ def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
     t = base.times[steps].float().view(-1, 1, 1)
     made = drafted(base, "hot:2")
 
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = base.drafts.twin().drafted(x, 1000 * t.flatten(), steps, at)
+    def velocity(x, t):
+        out = base.drafts.twin().drafted(x, 1000 * t.flatten(), steps, at)
         return out
 
     first = x - 0.87 * t * velocity(x, 0.87 * t)
@@ -153,9 +148,7 @@ def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"pixart_sigma"}))
-def test_a_lora_drafts_as_the_stock_pipeline_estimates_under_it(
-    name: str, lora: Callable[..., str]
-) -> None:
+def test_a_lora_drafts_as_the_stock_pipeline_estimates_under_it(name, lora):
     folder, under = lora(shared(name)), FAMILIES[name].build()
     under.load_lora_weights(folder)
     guess = drafted(denoiser(shared(name), name), folder)
@@ -163,9 +156,7 @@ def test_a_lora_drafts_as_the_stock_pipeline_estimates_under_it(
     assert float((guess - estimated(unguided(shared(name), name))).norm() / guess.norm()) > 1e-3
 
 
-def test_nothing_leaks_into_the_model(
-    lora: Callable[..., str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nothing_leaks_into_the_model(lora, caplog):
     """Of others than SD 1.5, whose LoRA has layers for its text encoder, too, tests/gpu tells."""
     pipe = FAMILIES["sd15"].build()
     base = denoiser(pipe, "sd15")
@@ -193,8 +184,8 @@ def test_nothing_leaks_into_the_model(
     assert not any(pipe.get_list_adapters().values())
 
 
-def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str]) -> None:
-    def under(**adapters: str) -> Any:
+def test_the_users_own_lora_stays_in_force_under_a_draft(lora):
+    def under(**adapters):
         pipe = FAMILIES["sd3"].build()
         for name, where in adapters.items():
             pipe.load_lora_weights(where, adapter_name=name)
@@ -220,11 +211,11 @@ def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str
 
 
 def test_the_settings_of_a_draft_are_beside_a_single_file_and_on_the_hub(
-    lora: Callable[..., str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    lora,
+    tmp_path,
+    monkeypatch,
+    caplog,
+):
     folder, base = Path(lora(shared("sd3"), "here")), denoiser(shared("sd3"), "sd3")
     write_draft(folder, HALF)
     whole = drafted(base, str(folder))
@@ -244,8 +235,8 @@ def test_the_settings_of_a_draft_are_beside_a_single_file_and_on_the_hub(
 
 
 def test_another_network_drafts_from_its_folder_from_a_pipelines_and_from_python(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     pipe = FAMILIES["sd3"].build()
     other = jitter(copy.deepcopy(pipe.transformer))
     other.save_pretrained(tmp_path / "network")
@@ -264,8 +255,8 @@ def test_another_network_drafts_from_its_folder_from_a_pipelines_and_from_python
 
 @pytest.mark.parametrize(("name", "passes"), [("flux", 1), ("sd3", 2)])
 def test_a_draft_may_be_guided_where_a_network_reads_the_scale_or_the_call_prepares_two_passes(
-    name: str, passes: int
-) -> None:
+    name, passes
+):
     base = denoiser(shared(name), name)
     twice = Drafter(base.net, DraftSettings(guidance=2.0))
     close(drafted(base, twice), estimated(denoiser(shared(name), name, guidance_scale=2.0)))
@@ -283,8 +274,8 @@ def test_a_draft_may_be_guided_where_a_network_reads_the_scale_or_the_call_prepa
 
 
 def test_a_draft_beside_a_compiled_network_is_not_compiled_and_leaves_the_other_so(
-    lora: Callable[..., str],
-) -> None:
+    lora,
+):
     pipe, folder = FAMILIES["flux"].build(), lora(shared("flux"))
     compile_denoiser(pipe, backend="eager")
     base = denoiser(pipe, "flux")
@@ -294,9 +285,7 @@ def test_a_draft_beside_a_compiled_network_is_not_compiled_and_leaves_the_other_
     assert not any(m._compiled_call_impl is not None for m in base.drafts.drafter.net.modules())
 
 
-def test_a_lora_that_is_not_merged_costs_more(
-    lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lora_that_is_not_merged_costs_more(lora, monkeypatch):
     """What a merged one and `hot` cost tests/gpu tells, also on the CPU."""
     monkeypatch.setattr("ttsnap.pipelines.drafting.drafters.MOST_MERGED", 0)
     base = denoiser(FAMILIES["sd3"].build(), "sd3")
@@ -306,13 +295,11 @@ def test_a_lora_that_is_not_merged_costs_more(
     assert one < base.costs().draft < 1.5 * one
 
 
-def test_a_second_call_finds_the_drafter_of_the_first(
-    lora: Callable[..., str], tmp_path: Path
-) -> None:
+def test_a_second_call_finds_the_drafter_of_the_first(lora, tmp_path):
     pipe = upgrade(FAMILIES["sd3"].build())
     first, second, folder = denoiser(pipe, "sd3"), denoiser(pipe, "sd3"), lora(pipe)
 
-    def net() -> Any:
+    def net():
         use_drafter(second, f"{folder}:2")
         return second.drafts.drafter.net
 
@@ -332,20 +319,18 @@ def test_a_second_call_finds_the_drafter_of_the_first(
         net()
 
 
-def dark(images: Any, prompts: Any) -> Any:
+def dark(images, prompts):
     return 1 - images.mean((1, 2, 3))
 
 
-def test_a_call_takes_a_draft_and_its_winner_says_so(
-    lora: Callable[..., str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_call_takes_a_draft_and_its_winner_says_so(lora, caplog):
     pipe, call = (
         upgrade(FAMILIES["sd3"].build()),
         {**FAMILIES["sd3"].call, "num_inference_steps": 2},
     )
     folder = lora(pipe)
 
-    def said(pipe: Any, **draft: str) -> tuple[Any, str]:
+    def said(pipe, **draft):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "ttsnap"):
             out = pipe("a cat", search=BestOfN(2), reward=dark, seed=3, **draft, **call)
@@ -365,11 +350,11 @@ def test_a_call_takes_a_draft_and_its_winner_says_so(
 
 
 def test_a_search_by_drafts_pays_for_what_runs_and_returns_the_stock_image(
-    lora: Callable[..., str],
-) -> None:
+    lora,
+):
     stock, call = FAMILIES["sd15"].build(), {**FAMILIES["sd15"].call, "num_inference_steps": 3}
     engine = upgrade(stock).engine(dark, batch_size=4, draft=f"{lora(stock)}:2", **call)
-    made: Any = engine.denoiser
+    made = engine.denoiser
     seen = {"base": 0, "draft": 0}
     for who, net in (("base", made.net), ("draft", made.drafts.drafter.net)):
         net.register_forward_hook(
@@ -390,7 +375,7 @@ def test_a_search_by_drafts_pays_for_what_runs_and_returns_the_stock_image(
     torch.testing.assert_close(best.image, again, atol=1e-4, rtol=0)
 
 
-def test_the_untrained_drafter_takes_its_settings_from_a_file(tmp_path: Path) -> None:
+def test_the_untrained_drafter_takes_its_settings_from_a_file(tmp_path):
     scales = {"flux": 3.5, "flux_schnell": 1.0, "sd15": 5.0, "qwen_image": 3.0, "z_image": 3.0}
     # which checks are made for
     assert {name: denoiser(shared(name), name).scale for name in scales} == scales
@@ -410,7 +395,7 @@ def test_the_untrained_drafter_takes_its_settings_from_a_file(tmp_path: Path) ->
         use_drafter(made, str(tmp_path / "cold.json"))
 
 
-def latents_of(pipe: Any, call: dict[str, Any], **how: Any) -> Any:
+def latents_of(pipe, call, **how):
     """Of the winner of a search by drafts, or a plain one."""
     return pipe(
         prompt=PROMPTS[0],
@@ -440,7 +425,7 @@ def latents_of(pipe: Any, call: dict[str, Any], **how: Any) -> Any:
         ),
     ],
 )
-def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, scheduler: Any) -> None:
+def test_stock_makes_the_winner_again_in_two_calls(name, redraws, scheduler):
     """A draft is one step of the stock call with the drafter's weights, and its finish the stock
     image-to-image call from that latent: `strength` says from which step, and the generator of the
     seed draws the same noise."""
@@ -456,14 +441,14 @@ def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, sche
     )
     assert (len(denoiser.drafts.whole.timesteps) < 12, denoiser.grid.steps) == (True, 3)
 
-    def one_of(kind: Any, **net: Any) -> Any:
+    def one_of(kind, **net):
         parts = {**stock.components, "scheduler": copy.deepcopy(stock.scheduler), **net}
         return quiet(
             kind(**{key: parts[key] for key in inspect.signature(kind).parameters if key in parts})
         )
 
     whole, first_time = denoiser.drafts.whole, drafter.settings.first_time
-    first: Any = {"sigmas": [first_time]}
+    first = {"sigmas": [first_time]}
     if whole.prediction != "flow":
         first = {"timesteps": [float(whole.timesteps[0]) * first_time]}
     scale = {"guidance_scale": call["guidance_scale"] if name == "flux" else 1.0}
@@ -488,7 +473,7 @@ def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, sche
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_drafts_of_every_model_are_finished(name: str) -> None:
+def test_drafts_of_every_model_are_finished(name):
     pipe, call = upgrade(shared(name)), {**FAMILIES[name].call, "num_inference_steps": 4}
     if name == "sd15":  # its own PNDM begins at the start alone
         pipe.scheduler = diffusers.DDIMScheduler(**STABLE_DIFFUSION_BETAS)
@@ -515,14 +500,12 @@ def test_drafts_of_every_model_are_finished(name: str) -> None:
         (torch.nn.Linear(1, 1), "Linear.* SD3Transformer2DModel"),
     ],
 )
-def test_what_names_no_drafter_is_refused(draft: Any, said: str) -> None:
+def test_what_names_no_drafter_is_refused(draft, said):
     with pytest.raises(ValueError, match=said):
         use_drafter(denoiser(shared("sd3"), "sd3"), draft)
 
 
-def test_step_caches_and_a_peft_that_runs_what_a_file_names_are_refused(
-    lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_step_caches_and_a_peft_that_runs_what_a_file_names_are_refused(lora, monkeypatch):
     monkeypatch.setattr(
         "diffusers.utils.import_utils.is_peft_version", lambda *asked: asked == ("<", "0.20")
     )
@@ -538,9 +521,7 @@ def test_step_caches_and_a_peft_that_runs_what_a_file_names_are_refused(
     use_drafter(base, cached)
 
 
-def test_networks_and_loras_of_other_models_are_refused(
-    lora: Callable[..., str], tmp_path: Path
-) -> None:
+def test_networks_and_loras_of_other_models_are_refused(lora, tmp_path):
     base = denoiser(shared("sd3"), "sd3")
     wider = type(base.net).from_config({**base.net.config, "in_channels": 8, "out_channels": 8})
     wider.save_pretrained(tmp_path / "wider")
@@ -564,8 +545,8 @@ def test_networks_and_loras_of_other_models_are_refused(
 
 
 def test_pipelines_with_hooks_and_fused_loras_draft_by_networks_of_their_own_only(
-    lora: Callable[..., str],
-) -> None:
+    lora,
+):
     fused, folder = FAMILIES["sd3"].build(), lora(shared("sd3"))
     fused.load_lora_weights(lora(fused, "style", seed=1), adapter_name="style")
     fused.fuse_lora()
@@ -579,11 +560,11 @@ def test_pipelines_with_hooks_and_fused_loras_draft_by_networks_of_their_own_onl
     close(drafted(base, "hot"), drafted(denoiser(shared("sd3"), "sd3"), "hot"))
 
 
-def test_drafts_that_cannot_be_finished_are_refused() -> None:
+def test_drafts_that_cannot_be_finished_are_refused():
     stock = copy.copy(shared("sd15"))
     stock.scheduler = diffusers.PNDMScheduler(**STABLE_DIFFUSION_BETAS, skip_prk_steps=True)
     pipe, call = upgrade(stock), {**FAMILIES["sd15"].call, "num_inference_steps": 6}
-    refused: Any = (
+    refused = (
         (0.6, "hot", "PNDMScheduler from a"),
         (0.6, None, "no drafter"),
         ("draft", "hot", "nothing is"),

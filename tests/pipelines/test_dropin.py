@@ -13,7 +13,6 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -56,59 +55,59 @@ from .modular.test_classic import ALL
 from .tiny import FAMILIES as TINY
 from .tiny import character_tokenizer, quiet, save_lora, sd3, sd15, sdxl, shared
 
-Twin: Any = search_class(Stock)
+Twin = search_class(Stock)
 CALL = {**TINY["sd3"].call, "num_inference_steps": 4, "output_type": "pt"}
 PROMPTS = ["a cat", "two dogs"]
 
 
-def mean_red(images: Any, prompts: Any) -> Any:
+def mean_red(images, prompts):
     return images[:, 0].mean((1, 2))
 
 
-SEARCH: dict[str, Any] = {
+SEARCH = {
     "search": SeedPruning(4, (0.5,), steps=(1,)),
     "reward": mean_red,
     "seed": 0,
 }
 
 
-def generator(seed: int = 1) -> torch.Generator:
+def generator(seed=1):
     return torch.Generator().manual_seed(seed)
 
 
-def plain(pipe: Any, seed: int = 1, **changes: Any) -> Any:
+def plain(pipe, seed=1, **changes):
     """The stock image of a seed."""
     return pipe("a cat", generator=generator(seed), **{**CALL, **changes}).images
 
 
-def found(pipe: Any, prompt: Any = "a cat", **changes: Any) -> Any:
+def found(pipe, prompt="a cat", **changes):
     return pipe(prompt, **{**SEARCH, **CALL, **changes})
 
 
-def count_calls(module: Any) -> list[int]:
-    calls: list[int] = []
+def count_calls(module):
+    calls = []
     module.register_forward_pre_hook(lambda *_: calls.append(1))
     return calls
 
 
 @pytest.fixture
-def stock() -> Any:
+def stock():
     return sd3()
 
 
 @pytest.fixture(scope="module")
-def winner() -> Any:
+def winner():
     """What a search finds without any of what the tests below add."""
     return found(upgrade(sd3()))
 
 
 @pytest.fixture
-def saved(tmp_path: Path, stock: Any) -> Path:
+def saved(tmp_path, stock):
     upgrade(stock).save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
 
 
-def test_upgrade_leaves_the_original_untouched(stock: Any) -> None:
+def test_upgrade_leaves_the_original_untouched(stock):
     stock.enable_model_cpu_offload(device="cpu")
     config, bar, scheduler = dict(stock.config), stock._progress_bar_config, stock.scheduler
     before, hooks = plain(stock), list(stock._all_hooks)
@@ -132,7 +131,7 @@ def test_upgrade_leaves_the_original_untouched(stock: Any) -> None:
     assert {*inspect.signature(Stock.__call__).parameters, "search", "budget"} < set(parameters)
 
 
-def test_half_precision_and_mixed_parts_are_not_cast(stock: Any) -> None:
+def test_half_precision_and_mixed_parts_are_not_cast(stock):
     stock.to(torch.bfloat16).vae.float()
     for twin in (upgrade(stock), Twin.from_pipe(stock)):
         assert {p.dtype for p in stock.transformer.parameters()} == {torch.bfloat16}
@@ -141,7 +140,7 @@ def test_half_precision_and_mixed_parts_are_not_cast(stock: Any) -> None:
     assert stock.transformer.dtype == torch.float32  # weights are shared: asked for, it is cast
 
 
-def test_from_pipe_takes_other_parts(stock: Any) -> None:
+def test_from_pipe_takes_other_parts(stock):
     make, scheduler = Twin.from_pipe, FlowMatchEulerDiscreteScheduler(shift=1.0)
     stock.enable_model_cpu_offload(device="cpu")
     twin = make(stock, scheduler=scheduler)
@@ -162,7 +161,7 @@ def test_from_pipe_takes_other_parts(stock: Any) -> None:
         make(stock, unet=None)
 
 
-def test_from_and_to_pipelines_of_other_tasks(stock: Any) -> None:
+def test_from_and_to_pipelines_of_other_tasks(stock):
     other = quiet(Img2Img(**stock.components))
     twin = Twin.from_pipe(other)
     assert torch.equal(plain(twin), plain(stock))
@@ -176,7 +175,7 @@ def test_from_and_to_pipelines_of_other_tasks(stock: Any) -> None:
     assert type(diffusers.AutoPipelineForImage2Image.from_pipe(back)) is Img2Img
 
 
-def test_no_pipeline_is_made_of_another_familys_parts_unless_they_are_replaced() -> None:
+def test_no_pipeline_is_made_of_another_familys_parts_unless_they_are_replaced():
     """Their networks bear the same names; stock refuses the same pairs, and nothing is loaded or
     cast."""
     families = [shared(name) for name in TINY if name != "flux_schnell"]
@@ -196,21 +195,21 @@ def test_no_pipeline_is_made_of_another_familys_parts_unless_they_are_replaced()
 
 
 class OtherEncoding(Stock):  # type: ignore[misc]
-    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+    def encode_prompt(self, *args, **kwargs):
         return tuple(e if e is None else -e for e in super().encode_prompt(*args, **kwargs))
 
 
 class OtherCall(Stock):  # type: ignore[misc]
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args, **kwargs):
         return super().__call__(*args, **kwargs)
 
 
 class Loud(Twin):  # type: ignore[misc]
-    def __call__(self, prompt: Any, **kwargs: Any) -> Any:
+    def __call__(self, prompt, **kwargs):
         return super().__call__(prompt, **{**SEARCH, **kwargs})
 
 
-def test_a_subclass_gets_a_twin_of_its_own(stock: Any, winner: Any, tmp_path: Path) -> None:
+def test_a_subclass_gets_a_twin_of_its_own(stock, winner, tmp_path):
     stock.__class__ = OtherEncoding
     twin = upgrade(stock)
     restored = pickle.loads(pickle.dumps(twin))
@@ -238,7 +237,7 @@ def test_a_subclass_gets_a_twin_of_its_own(stock: Any, winner: Any, tmp_path: Pa
     assert json.loads(loud.to_json_string())["_class_name"] == "StableDiffusion3Pipeline"
 
 
-def test_saved_and_loaded(stock: Any, saved: Path) -> None:
+def test_saved_and_loaded(stock, saved):
     absent = dict.fromkeys(("text_encoder_3", "tokenizer_3"))
     made = (cls.from_pretrained(saved, **absent) for cls in (DiffusionPipeline, Twin))
     for pipe, cls in zip((*made, load(saved)), (Stock, Twin, Twin), strict=True):
@@ -247,9 +246,9 @@ def test_saved_and_loaded(stock: Any, saved: Path) -> None:
     assert load(saved, dtype=torch.bfloat16).transformer.dtype == torch.bfloat16
 
 
-def test_a_revision_may_be_pinned(stock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-    there: list[Any] = []
+def test_a_revision_may_be_pinned(stock, monkeypatch):
+    seen = {}
+    there = []
     monkeypatch.setattr("ttsnap.pipelines.require_repository", lambda *which: there.append(which))
     monkeypatch.setattr(
         DiffusionPipeline, "from_pretrained", lambda model, **options: seen.update(options) or stock
@@ -261,12 +260,12 @@ def test_a_revision_may_be_pinned(stock: Any, monkeypatch: pytest.MonkeyPatch) -
     )
 
 
-def truncated(path: Path) -> None:
+def truncated(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-DAMAGES: list[tuple[str, Callable[[Path], Any]]] = [
+DAMAGES = [
     (f"transformer/{WEIGHTS}", truncated),
     (f"transformer/{WEIGHTS}", lambda path: path.write_bytes(b"\xff" * 64)),
     (f"vae/{WEIGHTS}", lambda path: path.rename(path.with_suffix(".bin"))),  # a pickle
@@ -280,7 +279,7 @@ DAMAGES: list[tuple[str, Callable[[Path], Any]]] = [
 ]
 
 
-def test_damaged_models_are_one_sentence(saved: Path) -> None:
+def test_damaged_models_are_one_sentence(saved):
     for name, damage in DAMAGES:
         whole = (saved / name).read_bytes()
         damage(saved / name)
@@ -291,9 +290,7 @@ def test_damaged_models_are_one_sentence(saved: Path) -> None:
     load(saved)
 
 
-def test_a_model_names_no_code(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_names_no_code(saved, tmp_path, monkeypatch):
     """diffusers imports the library that model_index.json names, and the working directory may be
     on the path."""
     (tmp_path / "ttsnap_evil.py").write_text("class Thing: ...\n")
@@ -313,7 +310,7 @@ def test_a_model_names_no_code(
         defaults(saved)
 
 
-def sequential(pipe: Any) -> None:
+def sequential(pipe):
     """As enable_sequential_cpu_offload, which on a CPU fails in accelerate: that cannot onload to
     "cpu:0"."""
     for part in pipe.components.values():
@@ -323,7 +320,7 @@ def sequential(pipe: Any) -> None:
             )
 
 
-OFFLOADS: dict[str, Callable[[Any], Any]] = {
+OFFLOADS = {
     "model": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
     "group": lambda pipe: pipe.enable_group_offload(
         onload_device=torch.device("cpu"), offload_type="leaf_level"
@@ -335,17 +332,15 @@ OFFLOADS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize(
     ("offload", "before"), [("model", True), ("group", False), ("sequential", True)]
 )
-def test_offload(
-    stock: Any, winner: Any, offload: str, before: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offload(stock, winner, offload, before, monkeypatch):
     """Rewards are made and asked where the pipeline computes."""
-    seen: list[torch.device] = []
+    seen = []
 
-    def reward(images: Any, prompts: Any) -> Any:
+    def reward(images, prompts):
         seen.append(images.device)
         return mean_red(images, prompts)
 
-    def make(rewards: Any, device: Any) -> Any:
+    def make(rewards, device):
         seen.append(device)
         return make_rewards(rewards, device=device)
 
@@ -366,8 +361,8 @@ def test_offload(
 
 @pytest.mark.parametrize(("gib", "stays"), [(1e-6, False), (1, True)])
 def test_a_vae_that_fits_beside_the_denoiser_does_not_send_it_away(
-    stock: Any, winner: Any, gib: float, stays: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    stock, winner, gib, stays, monkeypatch
+):
     monkeypatch.setattr(
         "ttsnap.pipelines.opening.gauge_of", lambda place: SimpleNamespace(free=lambda: gib * 2**30)
     )
@@ -383,7 +378,7 @@ def test_a_vae_that_fits_beside_the_denoiser_does_not_send_it_away(
     assert ("stay there: vae" in moves(twin)) is stays
 
 
-def test_step_caches_are_refused(stock: Any) -> None:
+def test_step_caches_are_refused(stock):
     twin, calls = upgrade(stock), count_calls(stock.transformer)
     config = diffusers.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2,
@@ -396,10 +391,10 @@ def test_step_caches_are_refused(stock: Any) -> None:
     assert not calls
 
 
-def test_rewards_may_read_other_texts_than_the_model(stock: Any) -> None:
-    read: list[str] = []
+def test_rewards_may_read_other_texts_than_the_model(stock):
+    read = []
 
-    def reward(images: Any, prompts: Any) -> Any:
+    def reward(images, prompts):
         read.extend(prompts)
         return mean_red(images, prompts)
 
@@ -420,7 +415,7 @@ EMBEDDED = {
 EMBEDDED |= dict.fromkeys(
     ("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), torch.zeros(2, 64)
 )
-REFUSED: list[tuple[dict[str, Any], str]] = [
+REFUSED = [
     ({"reward": None}, "reward="),
     ({"prompt": None}, "a prompt"),
     ({"prompt": ["a", 3]}, "list of prompts"),
@@ -451,7 +446,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_what_cannot_be_honoured_is_refused_before_any_compute(stock: Any) -> None:
+def test_what_cannot_be_honoured_is_refused_before_any_compute(stock):
     calls, twin = count_calls(stock.transformer), upgrade(stock)
     for change, said in REFUSED:
         with pytest.raises(ValueError, match=said):
@@ -459,14 +454,14 @@ def test_what_cannot_be_honoured_is_refused_before_any_compute(stock: Any) -> No
     assert not calls
 
 
-def test_arguments_at_their_defaults_ask_for_nothing(stock: Any, winner: Any) -> None:
+def test_arguments_at_their_defaults_ask_for_nothing(stock, winner):
     named = {
         "skip_layer_guidance_scale": 2.8,
         "callback_on_step_end_tensor_inputs": ["latents"],
         "latents": None,
     }
     assert torch.equal(found(upgrade(stock), **named).images, winner.images)
-    own: dict[str, Any] = {"shared": False, "kernel": "pipeline", "utility": "mean", "seed": None}
+    own = {"shared": False, "kernel": "pipeline", "utility": "mean", "seed": None}
     assert torch.equal(
         upgrade(stock)("a cat", generator=generator(), **own, **CALL).images, plain(stock)
     )
@@ -475,7 +470,7 @@ def test_arguments_at_their_defaults_ask_for_nothing(stock: Any, winner: Any) ->
             upgrade(stock)("a cat", **given, **CALL)
 
 
-def test_the_call_that_type_checkers_see_is_the_call_that_pipelines_have() -> None:
+def test_the_call_that_type_checkers_see_is_the_call_that_pipelines_have():
     parameters = inspect.signature(SearchPipeline.__call__).parameters.values()
     found = [(each.name, each.default) for each in parameters if each.kind is each.KEYWORD_ONLY]
     assert found == [(option.name, option.default) for option in DECLARED.values()]
@@ -489,7 +484,7 @@ def test_the_call_that_type_checkers_see_is_the_call_that_pipelines_have() -> No
     assert set(READ) <= stock - {"self", "kwargs", "prompt"} == set(CallArguments.__annotations__)
 
 
-def test_what_is_no_prompt_is_refused_as_in_stock(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_prompt_is_refused_as_in_stock(capfd):
     embedded = load()  # has a vocabulary
     assert capfd.readouterr().err == "", "the libraries' bars"
     for how in ({}, SEARCH):
@@ -504,7 +499,7 @@ def test_what_is_no_prompt_is_refused_as_in_stock(capfd: pytest.CaptureFixture[s
                     pipe(wrong, **SEARCH, **call)
 
 
-def test_misspelt_arguments_are_recognised() -> None:
+def test_misspelt_arguments_are_recognised():
     pipe = upgrade(shared("sd3"))
     steps, asked = "num_inference_steps", {"budgets": "budget", "rewards": "reward"}
     for wrong, right in {**asked, "num_inference_step": steps, "num_steps": steps}.items():
@@ -517,14 +512,14 @@ def test_misspelt_arguments_are_recognised() -> None:
         pipe.denoiser(heigth=64)
 
 
-def test_an_empty_text_for_another_encoder_is_none() -> None:
+def test_an_empty_text_for_another_encoder_is_none():
     image = found(
         upgrade(shared("sd3")), search=BestOfN(1), seed=3, prompt_2="", prompt_3=""
     ).images
     torch.testing.assert_close(image, plain(shared("sd3"), 3), atol=1e-5, rtol=0)
 
 
-def test_output_is_the_familys_own(winner: Any) -> None:
+def test_output_is_the_familys_own(winner):
     assert isinstance(winner, StableDiffusion3PipelineOutput)
     assert winner[0] is winner.images
     assert winner["search"] is winner.search
@@ -536,7 +531,7 @@ def test_output_is_the_familys_own(winner: Any) -> None:
     assert names == ["StableDiffusionPipelineOutput", "FluxPipelineOutput"]
 
 
-def test_fewer_images_than_asked_come_with_a_warning() -> None:
+def test_fewer_images_than_asked_come_with_a_warning():
     pipe, two = upgrade(shared("sd3")), {**SEARCH, "search": BestOfN(2), **CALL}
     with pytest.warns(UserWarning, match=r"2 of 2 prompts .* 3 .* \(2 of 'a cat'\)") as seen:
         out = pipe(PROMPTS, **two, num_images_per_prompt=3)
@@ -553,7 +548,7 @@ def test_fewer_images_than_asked_come_with_a_warning() -> None:
 
 
 @pytest.mark.parametrize("output_type", ["pt", "np", "latent"])
-def test_what_comes_back_has_the_dtype_of_the_stock_call(stock: Any, output_type: str) -> None:
+def test_what_comes_back_has_the_dtype_of_the_stock_call(stock, output_type):
     """Pruned winners, too, which share batches with estimates, which are wider."""
     twin, expected = upgrade(stock.to(torch.bfloat16)), plain(stock, 0, output_type=output_type)
     out = found(twin, search=BestOfN(1), output_type=output_type)
@@ -565,11 +560,11 @@ def test_what_comes_back_has_the_dtype_of_the_stock_call(stock: Any, output_type
     assert (pruned.dtype, pruned[0].shape) == (expected.dtype, expected[0].shape)
 
 
-def test_several_rewards_and_reports(stock: Any) -> None:
-    def green(images: Any, prompts: Any) -> Any:
+def test_several_rewards_and_reports(stock):
+    def green(images, prompts):
         return images[:, 1].mean((1, 2))
 
-    def broken(images: Any, prompts: Any) -> Any:
+    def broken(images, prompts):
         raise RuntimeError("no")
 
     search = {
@@ -590,10 +585,10 @@ def test_several_rewards_and_reports(stock: Any) -> None:
     assert "broken: RuntimeError: no" in result.warnings[-1], "which loses no image"
 
 
-def test_interrupt_ends_the_search_with_what_is_finished(stock: Any) -> None:
+def test_interrupt_ends_the_search_with_what_is_finished(stock):
     twin = upgrade(stock)
 
-    def stop(event: Any) -> None:
+    def stop(event):
         if event.kind == "score" and event.step == CALL["num_inference_steps"]:
             twin._interrupt = True
 
@@ -604,11 +599,11 @@ def test_interrupt_ends_the_search_with_what_is_finished(stock: Any) -> None:
     assert found(twin).search[0].spent.finished == 2  # the flag is the last call's
 
 
-def test_what_is_interrupted_stays_so_where_another_search_begins(stock: Any) -> None:
+def test_what_is_interrupted_stays_so_where_another_search_begins(stock):
     """That one is not interrupted."""
     twin, inner = upgrade(stock), []
 
-    def stop(event: Any) -> None:
+    def stop(event):
         if event.kind == "score" and event.step == CALL["num_inference_steps"] and not inner:
             twin._interrupt = True
             inner.append(found(twin))
@@ -622,7 +617,7 @@ def test_what_is_interrupted_stays_so_where_another_search_begins(stock: Any) ->
     assert not inner[0].search[0].warnings
 
 
-VARIED: list[dict[str, Any]] = [
+VARIED = [
     {},
     {"seed": 2, "guidance_scale": 1.0, "num_inference_steps": 3, "width": 32},
     {"draft": "hot", "finish": "0.6"},
@@ -634,9 +629,7 @@ VARIED: list[dict[str, Any]] = [
 """Searches that differ in what they do with a network."""
 
 
-def test_one_pipeline_may_be_called_from_several_threads(
-    stock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_pipeline_may_be_called_from_several_threads(stock, tmp_path, monkeypatch):
     """Each finds what it finds alone, to the digit, though all are in the network at a time, in all
     pairs: with each other and with their like. A LoRA for drafts is loaded meanwhile, once."""
     kinds = [{"draft": str(save_lora(stock, tmp_path)), "finish": "0.6"}, *VARIED]
@@ -645,18 +638,18 @@ def test_one_pipeline_may_be_called_from_several_threads(
     twin, searches = quiet(upgrade(stock)), sorted(2 * [*range(len(kinds))])
     met, loads, load = Barrier(len(searches), timeout=60), list[int](), drafters._loaded
 
-    def loaded(*given: Any) -> Any:
+    def loaded(*given):
         loads.append(1)
         time.sleep(0.1)  # the other thread comes
         return load(*given)
 
-    def meet(*_: Any) -> None:
+    def meet(*_):
         with suppress(BrokenBarrierError):  # one has ended, and the others go on by themselves
             met.wait()
 
-    def beside(kind: int) -> torch.Tensor:
+    def beside(kind):
         try:
-            images: torch.Tensor = found(twin, **kinds[kind]).images
+            images = found(twin, **kinds[kind]).images
             return images
         finally:
             met.abort()
@@ -671,11 +664,11 @@ def test_one_pipeline_may_be_called_from_several_threads(
     assert len(loads) == 1
 
 
-def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> None:
+def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else():
     """Rewards, events and prices know nothing of it."""
     pipe, checked, seen = sd15(), list[Any](), list[Any]()
 
-    def check(images: Any, clip_input: Any) -> Any:
+    def check(images, clip_input):
         checked.append(images)
         # like a real one, not what it has made black
         flags = [bool((image > -1).any()) for image in images]
@@ -685,7 +678,7 @@ def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> 
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     )
     pipe.safety_checker = check
-    call: dict[str, Any] = {**TINY["sd15"].call, "num_inference_steps": 4, "output_type": "pt"}
+    call = {**TINY["sd15"].call, "num_inference_steps": 4, "output_type": "pt"}
     how = {
         **SEARCH,
         "num_images_per_prompt": 2,
@@ -716,7 +709,7 @@ def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> 
     assert not latent.search[0].best.image.any()
 
 
-def test_a_metric_that_writes_into_its_images_changes_neither_results_nor_other_metrics() -> None:
+def test_a_metric_that_writes_into_its_images_changes_neither_results_nor_other_metrics():
     image = torch.full((3, 4, 4), 0.5)
     result = Result("a", (Candidate(0, 0, 0.0, {}, image),), {}, (), None)  # type: ignore[arg-type]
     metrics = make_rewards([lambda images, prompts: images.zero_().mean((1, 2, 3)), "brightness"])
@@ -726,9 +719,7 @@ def test_a_metric_that_writes_into_its_images_changes_neither_results_nor_other_
 
 
 @pytest.mark.usefixtures("modules_cache")
-def test_the_documentation_runs(
-    stock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_documentation_runs(stock, tmp_path, monkeypatch):
     """Every block of docs/pipelines.md, in order, where the model it names is a folder with a tiny
     one."""
     peft = pytest.importorskip("peft")
@@ -747,16 +738,14 @@ def test_the_documentation_runs(
     )
     layers = peft.get_peft_model_state_dict(stock.transformer, adapter_name="a")
     Stock.save_lora_weights("someone/a-style", transformer_lora_layers=layers)
-    names: dict[str, Any] = {}
+    names = {}
     for block in blocks:
         if "torchao" not in block or importlib.util.find_spec("torchao"):
             exec(block.replace("cpu_offload()", 'cpu_offload(device="cpu")'), names)
     assert len(blocks) > 10
 
 
-def test_the_script_for_the_community_finds_what_the_stock_pipeline_makes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_script_for_the_community_finds_what_the_stock_pipeline_makes(tmp_path, monkeypatch):
     page = Path(__file__).parents[2] / "docs" / "contributing" / "diffusers.md"
     (script,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
@@ -770,7 +759,7 @@ def test_the_script_for_the_community_finds_what_the_stock_pipeline_makes(
     for large, other in small.items():
         assert large in script
         script = script.replace(large, other)
-    names: dict[str, Any] = {}
+    names = {}
     exec(script, names)
     found = names["found"].images[0]
     assert np.abs(np.asarray(found, int) - np.asarray(names["again"], int)).max() <= 1

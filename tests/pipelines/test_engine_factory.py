@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
-from typing import Any
 from unittest.mock import Mock, call
 
 import pytest
@@ -21,7 +20,7 @@ from ttsnap.pipelines.engine_factory import EngineBuilder, in_ram
 from ttsnap.request.request import EngineSpec
 
 
-def test_what_it_builds_after_a_journey_finds_what_the_pipeline_finds() -> None:
+def test_what_it_builds_after_a_journey_finds_what_the_pipeline_finds():
     model, how = (
         ModelOptions(device="cpu", dtype="float32"),
         {**defaults(), "num_inference_steps": 4},
@@ -29,7 +28,7 @@ def test_what_it_builds_after_a_journey_finds_what_the_pipeline_finds() -> None:
     builder = EngineBuilder(
         EngineSpec(model, ("scenes",), SamplerOptions(kernel="ode"), EngineOptions(2), how)
     )
-    travelled: EngineBuilder = pickle.loads(pickle.dumps(builder))
+    travelled = pickle.loads(pickle.dumps(builder))
     assert (travelled, hash(travelled.spec)) == (builder, hash(builder.spec))
     engines = (
         load().engine("scenes", kernel="ode", batch_size=2, num_inference_steps=4),
@@ -51,10 +50,10 @@ def test_what_it_builds_after_a_journey_finds_what_the_pipeline_finds() -> None:
 
 
 def test_a_pipeline_leaves_its_device_to_the_actors_until_they_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     monkeypatch.setattr("torch.accelerator.empty_cache", lambda: None)
-    pipe: Any = Mock(device=torch.device("cuda:0"), _all_hooks=[])
+    pipe = Mock(device=torch.device("cuda:0"), _all_hooks=[])
     with in_ram(pipe):
         assert pipe.to.call_args == call("cpu")
     assert pipe.to.call_args == call(torch.device("cuda:0"))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-from typing import Any
 
 import pytest
 import torch
@@ -18,15 +17,13 @@ from ttsnap.pipelines.memory.memo import Memo
 from .tiny import FAMILIES, jitter
 
 
-def flops(pipe: Any, name: str = "sd3", **change: Any) -> float:
-    found: float = (
-        pipe.denoiser(**{**FAMILIES[name].call, "num_inference_steps": 2, **change}).costs().nfe
-    )
+def flops(pipe, name="sd3", **change):
+    found = pipe.denoiser(**{**FAMILIES[name].call, "num_inference_steps": 2, **change}).costs().nfe
     return found
 
 
 WORDS = ("snow", "snow, rain, hail, wind, storm, thunder and lightning")
-SHORTER: dict[str, list[dict[str, Any]]] = {
+SHORTER = {
     **{name: [{"max_sequence_length": n} for n in (8, 40)] for name in ("flux", "lumina2")},
     "z_image": [{"negative_prompt": text, "max_sequence_length": 64} for text in WORDS],
     "lumina2 system": [{"system_prompt": text} for text in WORDS],
@@ -45,7 +42,7 @@ for change in SHORTER["sd3"]:
 
 
 @pytest.mark.parametrize("name", SHORTER)
-def test_longer_texts_are_counted_anew_by_a_pipeline_that_counted_others(name: str) -> None:
+def test_longer_texts_are_counted_anew_by_a_pipeline_that_counted_others(name):
     family = name.split()[0]
     stock, changes = FAMILIES[family].build(), [{}, *SHORTER[name]]
     pipe = upgrade(stock)
@@ -54,14 +51,14 @@ def test_longer_texts_are_counted_anew_by_a_pipeline_that_counted_others(name: s
     assert one[1] < one[2]
 
 
-def transformer(layers: int) -> Any:
+def transformer(layers):
     config = {**FAMILIES["sd3"].build().transformer.config, "num_layers": layers}
     return jitter(SD3Transformer2DModel.from_config(config))
 
 
 def test_a_network_that_took_anothers_place_is_counted_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     """Also where it took the place in memory, and so the id; the next one often does."""
     pipe = upgrade(FAMILIES["sd3"].build())
     monkeypatch.setattr("ttsnap.pipelines.denoiser.id", lambda _: 1, raising=False)
@@ -76,7 +73,7 @@ def test_a_network_that_took_anothers_place_is_counted_anew(
     assert not pipe._search_memo.keys() & kept  # those of networks that are gone were dropped
 
 
-def test_an_adapter_of_the_same_name_is_counted_anew() -> None:
+def test_an_adapter_of_the_same_name_is_counted_anew():
     peft = pytest.importorskip("peft")
     pipe = upgrade(FAMILIES["sd3"].build())
     found = []
@@ -87,7 +84,7 @@ def test_an_adapter_of_the_same_name_is_counted_anew() -> None:
     assert found[0] == found[2] < found[1]
 
 
-def test_a_pipeline_with_a_memo_is_copied_and_pickled_without_it() -> None:
+def test_a_pipeline_with_a_memo_is_copied_and_pickled_without_it():
     pipe = FAMILIES["sd3"].build()
     pipe._search_memo = Memo()
     denoiser = upgrade(pipe).denoiser(**FAMILIES["sd3"].call)

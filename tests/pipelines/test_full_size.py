@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 
 PUBLISHED = {
@@ -17,9 +15,9 @@ PUBLISHED = {
 }
 
 
-def test_full_size_networks_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_size_networks_are_the_published_ones(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    models: Any = importlib.import_module("models")
+    models = importlib.import_module("models")
     for name, (part, published) in PUBLISHED.items():
         case = models.build(name, "full", torch.device("meta"), torch.bfloat16)
         parameters = list(getattr(case.pipe, part).parameters())

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from torch import Tensor
 
 from benchmarks import support_parts
 from ttsnap.core.outcome import chosen
@@ -57,13 +55,13 @@ CASES = [
 ]
 
 
-def wavy(images: Tensor, prompts: Any) -> Tensor:
+def wavy(images, prompts):
     """Smooth, and different at every pixel."""
     weights = torch.linspace(-1, 1, images[0].numel(), dtype=images.dtype).view(images[0].shape)
     return torch.sin(3 * images * weights).flatten(1).mean(1)
 
 
-def opened(name: str) -> Any:
+def opened(name):
     """The denoiser of a small call in float64."""
     if name in FAMILIES:
         pipe, call = FAMILIES[name].build(), {**FAMILIES[name].call, "num_inference_steps": 4}
@@ -82,7 +80,7 @@ def opened(name: str) -> Any:
 
 
 @pytest.mark.parametrize(("name", "through"), CASES)
-def test_a_gradient_is_the_slope_of_the_reward(name: str, through: str) -> None:
+def test_a_gradient_is_the_slope_of_the_reward(name, through):
     with support_parts.small_pictures():
         denoiser = opened(name)
         denoiser.encode([Prompt("a cat")])
@@ -97,7 +95,7 @@ def test_a_gradient_is_the_slope_of_the_reward(name: str, through: str) -> None:
         slope = differentiate.slope(k, x) if through == "x0" else 0
 
         @torch.no_grad()
-        def end(h: float) -> float:
+        def end(h):
             moved = x if through == "x0" else x + h * direction
             made = denoiser.predict(moved, k, cond)
             pictures = denoiser.decode_rows(made.x0 + h * slope * direction, cond)
@@ -115,11 +113,11 @@ def test_a_gradient_is_the_slope_of_the_reward(name: str, through: str) -> None:
     assert not found.prediction.x0.requires_grad
 
 
-def bright(images: Tensor, prompts: Any) -> Tensor:
+def bright(images, prompts):
     return images.double().mean((1, 2, 3))
 
 
-def test_searches_follow_gradients_and_are_charged_for_them() -> None:
+def test_searches_follow_gradients_and_are_charged_for_them():
     name = "StableDiffusionControlNetPipeline"
     pipe = upgrade(stock(name))
     steps = call_of(name)["num_inference_steps"]
@@ -133,14 +131,14 @@ def test_searches_follow_gradients_and_are_charged_for_them() -> None:
     assert result.best.reward == scores.max() > scores[0]
 
 
-def test_what_has_no_gradient_is_refused_before_anything_is_computed() -> None:
+def test_what_has_no_gradient_is_refused_before_anything_is_computed():
     inpainting = upgrade(stock("StableDiffusion3InpaintPipeline"))
     call = call_of("StableDiffusion3InpaintPipeline")
     with pytest.raises(ValueError, match="picture"):
         inpainting("a fox", search="noise-ascent", reward=bright, budget="20nfe", **call)
 
     class Detaching(VaeImageProcessor):  # type: ignore[misc]
-        def postprocess(self, image: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def postprocess(self, image, *args, **kwargs):
             return super().postprocess(image.detach(), *args, **kwargs)
 
     pipe = upgrade(copy.copy(stock("PixArtAlphaPipeline")))
@@ -150,10 +148,10 @@ def test_what_has_no_gradient_is_refused_before_anything_is_computed() -> None:
         pipe("a fox", search="noise-ascent", reward=bright, budget="20nfe", **call)
 
 
-def test_the_learned_reward_without_rounding() -> None:
+def test_the_learned_reward_without_rounding():
     """Its smooth form scores as the exact one does, but for 8-bit rounding, and has its own
     gradient."""
-    reward: Any = make_reward("scenes-learned")
+    reward = make_reward("scenes-learned")
     prompts = ["two red circles"]
     images = torch.from_numpy(
         0.7 * render([parse(prompts[0])], np.random.default_rng(0)) + 0.1
@@ -170,7 +168,7 @@ def test_the_learned_reward_without_rounding() -> None:
     assert float(gradient.norm()) == pytest.approx((ends[0] - ends[1]) / 6e-3, rel=0.02)
 
 
-def test_quantised_networks_are_refused() -> None:
+def test_quantised_networks_are_refused():
     denoiser = upgrade(FAMILIES["sd3"].build()).denoiser(**FAMILIES["sd3"].call)
     denoiser.net.hf_quantizer = SimpleNamespace(is_trainable=False)
     with pytest.raises(ValueError, match="quantised by SimpleNamespace"):
@@ -181,7 +179,7 @@ def test_quantised_networks_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["sd3", "sdxl"])
-def test_climbing_by_a_schedulers_own_step(name: str) -> None:
+def test_climbing_by_a_schedulers_own_step(name):
     pipe, call = (
         upgrade(FAMILIES[name].build()),
         {**FAMILIES[name].call, "num_inference_steps": 3, "seed": 3},
@@ -195,7 +193,7 @@ def test_climbing_by_a_schedulers_own_step(name: str) -> None:
     assert all(p.grad is None for p in pipe.vae.parameters())  # which stock modules would keep
 
 
-def test_checkpointing_saves_memory_and_is_priced() -> None:
+def test_checkpointing_saves_memory_and_is_priced():
     found, pipe = [], upgrade(FAMILIES["sd3"].build())
     for change in (lambda: None, pipe.transformer.enable_gradient_checkpointing):
         change()

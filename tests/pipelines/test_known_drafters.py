@@ -10,9 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -46,7 +43,7 @@ LCM_LAYERS = (
 )
 
 
-LAYOUTS: dict[str, tuple[Callable[[str], str], Callable[[str], bool], bool]] = {
+LAYOUTS = {
     # As diffusers' examples/consistency_distillation/train_lcm_distill_lora_sdxl_wds.py writes the
     # layers of LCM-LoRA.
     "SDXL": (
@@ -65,7 +62,7 @@ LAYOUTS: dict[str, tuple[Callable[[str], str], Callable[[str], bool], bool]] = {
 form, with an alpha."""
 
 
-def published(net: Any, base: str, scale: float) -> tuple[dict[str, Tensor], Any]:
+def published(net, base, scale):
     """The tensors of a random LoRA, as in its file, and a copy of the network into which it is
     multiplied here."""
     random, merged, tensors = (
@@ -93,7 +90,7 @@ def published(net: Any, base: str, scale: float) -> tuple[dict[str, Tensor], Any
 
 
 @pytest.fixture(autouse=True)
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+def hub(tmp_path, monkeypatch):
     """The folder of a repository in an empty cache of the hub, which cannot be reached itself.
 
     The tiny SD3 counts as one of SD3.5, whose texts are wider.
@@ -104,7 +101,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
-    def folder(repository: str) -> Path:
+    def folder(repository):
         home = tmp_path / f"models--{repository.replace('/', '--')}"
         snapshot = home / "snapshots" / ("0" * 40)
         snapshot.mkdir(parents=True)
@@ -116,7 +113,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
         yield folder
 
 
-def publish(name: str, net: Any, hub: Callable[[str], Path]) -> Any:
+def publish(name, net, hub):
     """Put the weights of a drafter on the hub, for the network of a tiny pipeline; the network that
     they make."""
     known = KNOWN[name]
@@ -151,12 +148,12 @@ FAST = ("sdxl-lcm", "sd35-turbo", "flux-hyper-8", "flux-schnell", "qwen-image-li
     ],
 )
 def test_a_published_file_drafts_as_the_network_that_it_makes(
-    name: str,
-    room: bool,
-    hub: Any,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    name,
+    room,
+    hub,
+    caplog,
+    monkeypatch,
+):
     """Also where there is no room to merge it."""
     if not room:
         monkeypatch.setattr("ttsnap.pipelines.drafting.drafters.MOST_MERGED", 0)
@@ -195,8 +192,8 @@ def test_a_published_file_drafts_as_the_network_that_it_makes(
     ],
 )
 def test_names_for_other_models_misspelt_ones_and_weights_that_are_not_there_are_refused(
-    family: str, draft: str, said: str
-) -> None:
+    family, draft, said
+):
     with pytest.raises(ValueError, match=said):
         use_drafter(denoiser(shared(family), family), draft)
 
@@ -207,7 +204,7 @@ x 1024."""
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_calls_are_made_at_times_for_which_the_weights_were_trained(name: str) -> None:
+def test_calls_are_made_at_times_for_which_the_weights_were_trained(name):
     known, shift = KNOWN[name], 1.0 if name == "flux-schnell" else SHIFTS[KNOWN[name].base]
     even = [1 - i / known.steps for i in range(known.steps)]
     there = [shift * t / (1 + (shift - 1) * t) for t in even]

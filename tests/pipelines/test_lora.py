@@ -5,10 +5,8 @@ peft reads it. And the option --lora: what it reads, what it refuses, and where 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,14 +28,14 @@ FOREVER, FIRST = "([a-z_.0-9]+)+!", "transformer_blocks.0.attn.to_q"
 
 
 @pytest.fixture
-def pipe() -> Any:
+def pipe():
     made = shared("sd3")
     yield made
     made.unload_lora_weights()  # it is shared by all tests
 
 
 @pytest.fixture
-def tensors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def tensors(tmp_path_factory):
     folder = save_lora(shared("sd3"), tmp_path_factory.mktemp("made"), rank=2)
     made = load_file(folder / "pytorch_lora_weights.safetensors")
     return {
@@ -47,7 +45,7 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]
     }
 
 
-def written(folder: Path, tensors: dict[str, torch.Tensor], changes: Mapping[str, Any]) -> str:
+def written(folder, tensors, changes):
     """A LoRA as diffusers writes it, its configuration in the metadata, with these changes."""
     config = (
         LoraConfig(r=2, lora_alpha=4, target_modules=MODULES).to_dict()
@@ -70,9 +68,7 @@ def written(folder: Path, tensors: dict[str, torch.Tensor], changes: Mapping[str
         {"target_modules": "all-linear"},
     ],
 )
-def test_what_trainers_write_is_loaded(
-    pipe: Any, tensors: Any, tmp_path: Path, changes: Any
-) -> None:
+def test_what_trainers_write_is_loaded(pipe, tensors, tmp_path, changes):
     for name in tensors if "rank_pattern" in changes else ():
         if "0.attn.to_q" in name:
             tensors[name] = (
@@ -102,9 +98,7 @@ def test_what_trainers_write_is_loaded(
         {"alpha_pattern": {"to_q": float("inf")}},
     ],
 )
-def test_a_configuration_that_would_take_for_ever_is_refused(
-    pipe: Any, tensors: Any, tmp_path: Path, changes: Any
-) -> None:
+def test_a_configuration_that_would_take_for_ever_is_refused(pipe, tensors, tmp_path, changes):
     name = next(iter(changes))
     with pytest.raises(ValueError, match=f"says transformer.{name} = ") as caught:
         load_lora(pipe, written(tmp_path, tensors, changes))
@@ -112,9 +106,7 @@ def test_a_configuration_that_would_take_for_ever_is_refused(
     assert "lora" not in getattr(pipe.transformer, "peft_config", {})
 
 
-def test_a_head_of_megabytes_is_not_parsed(
-    pipe: Any, tensors: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_a_head_of_megabytes_is_not_parsed(pipe, tensors, tmp_path):
     save_file(
         tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": "[]," * (HEAD_BYTES // 3)}
     )
@@ -123,7 +115,7 @@ def test_a_head_of_megabytes_is_not_parsed(
             load_lora(pipe, str(where))
 
 
-def test_reading_the_option(tmp_path: Path) -> None:
+def test_reading_the_option(tmp_path):
     (tmp_path / "run:2").mkdir()  # a folder that ends in a number
     for where in ("lora", "someone/a-style", "C:\\lora", f"{tmp_path}/run:2"):
         assert parse_lora(where) == (where, 1.0)
@@ -133,7 +125,7 @@ def test_reading_the_option(tmp_path: Path) -> None:
             parse_lora(wrong)
 
 
-def test_what_is_no_lora_is_refused(pipe: Any, tmp_path: Path) -> None:
+def test_what_is_no_lora_is_refused(pipe, tmp_path):
     part = "transformer.transformer_blocks.0.attn.to_q.lora"
     sizes = {f"{part}_A.weight": torch.zeros(2, 7), f"{part}_B.weight": torch.zeros(7, 2)}
     for name, weights in (
@@ -160,7 +152,7 @@ def test_what_is_no_lora_is_refused(pipe: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_generate_record_and_replay(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_generate_record_and_replay(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lora = save_lora(DiffusionPipeline.from_pretrained(weights_path()), tmp_path / "lora")
     option, quick = f"{lora}:0.5", ["--steps", "4", "--device", "cpu"]
@@ -185,5 +177,5 @@ def test_generate_record_and_replay(tmp_path: Path, capsys: Any, monkeypatch: An
     assert "lora" in capsys.readouterr().err
 
 
-def largest(one: Path, other: Path) -> int:
+def largest(one, other):
     return int(np.abs(np.asarray(Image.open(one), int) - np.asarray(Image.open(other), int)).max())

@@ -7,8 +7,6 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -35,13 +33,13 @@ FULL = {"num_inference_steps": 20, "guidance_scale": 4.0, "max_sequence_length":
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
+def pipe():
     with shallow():
         return quiet(load())
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """A model's folder, of which nothing but the defaults is read."""
     made = tmp_path / "model"
     (made / "draft").mkdir(parents=True)
@@ -51,14 +49,12 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def written(folder: Path, **told: Any) -> Path:
+def written(folder, **told):
     (folder / "ttsnap.json").write_text(json.dumps(told))
     return folder
 
 
-def test_a_folder_names_its_call_its_reward_and_a_draft_inside_it(
-    folder: Path, monkeypatch: Any
-) -> None:
+def test_a_folder_names_its_call_its_reward_and_a_draft_inside_it(folder, monkeypatch):
     assert defaults_in(folder) == ModelDefaults()
     found = defaults_in(written(folder, num_inference_steps=8, reward="clip", draft="draft:2"))
     assert found == ModelDefaults(
@@ -73,7 +69,7 @@ def test_a_folder_names_its_call_its_reward_and_a_draft_inside_it(
     assert recommended("scenes-turbo").draft is None
 
 
-STRANGE: dict[str, list[Any]] = {
+STRANGE = {
     "reward": [
         "evil.py:score",
         "os:system",
@@ -115,15 +111,13 @@ STRANGE: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-def test_a_folder_names_no_reward_but_a_known_one_and_no_draft_outside_itself(
-    folder: Path, kind: str
-) -> None:
+def test_a_folder_names_no_reward_but_a_known_one_and_no_draft_outside_itself(folder, kind):
     for value in STRANGE[kind]:
         with pytest.raises(ValueError, match=rf"the {kind} of .*ttsnap\.json must be"):
             defaults_in(written(folder, **{kind: value}))
 
 
-def test_what_is_given_wins_and_nothing_contradicts_it() -> None:
+def test_what_is_given_wins_and_nothing_contradicts_it():
     defaults = ModelDefaults(
         {"num_inference_steps": 8, "negative_prompt": "blurred", "clip_skip": 1}
     )
@@ -133,14 +127,14 @@ def test_what_is_given_wins_and_nothing_contradicts_it() -> None:
     assert replace(defaults, takes=["clip_skip"]).completed({}) == {"clip_skip": 1}
 
 
-def test_a_search_takes_them_and_a_stock_call_does_not(pipe: Any) -> None:
-    search: dict[str, Any] = {"search": BestOfN(1), "seed": 3, "output_type": "pt"}
+def test_a_search_takes_them_and_a_stock_call_does_not(pipe):
+    search = {"search": BestOfN(1), "seed": 3, "output_type": "pt"}
     out, told = pipe(PROMPT, **search), pipe(PROMPT, reward="scenes", **search, **FULL)
     assert torch.equal(out.images, told.images)
     assert pipe(PROMPT, num_inference_steps=2, **search).search[0].spent.nfe == 2
     assert pipe.engine("scenes").grid.steps == 20
     stock = quiet(DiffusionPipeline.from_pretrained(weights_path()))
-    call: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
+    call = {"num_inference_steps": 1, "output_type": "latent"}
     plain, again = (
         each(PROMPT, generator=seeded(0), **call).images for each in (stock, upgrade(stock))
     )
@@ -148,8 +142,8 @@ def test_a_search_takes_them_and_a_stock_call_does_not(pipe: Any) -> None:
     assert defaults_of(upgrade(stock)).completed({}) == FULL
 
 
-def test_the_first_search_of_a_newcomer_has_drafts_and_says_so(pipe: Any) -> None:
-    search: dict[str, Any] = {"search": "seed-pruning", "budget": "25nfe", "seed": 0}
+def test_the_first_search_of_a_newcomer_has_drafts_and_says_so(pipe):
+    search = {"search": "seed-pruning", "budget": "25nfe", "seed": 0}
     out = pipe(PROMPT, **search)
     assert out.search[0].spent.cost.draft_calls > 1
     assert not out.search[0].warnings
@@ -166,7 +160,7 @@ def test_the_first_search_of_a_newcomer_has_drafts_and_says_so(pipe: Any) -> Non
     assert (ranked.spent.nfe, ranked.spent.cost.draft_calls, ranked.warnings) == (20, 0, ())
 
 
-def brightest(images: Any, prompts: Any) -> Any:
+def brightest(images, prompts):
     return images.mean((1, 2, 3))
 
 
@@ -174,14 +168,14 @@ class Judge:
     name, estimates, tokens = "judge", "pixels", 100
 
 
-DRAFTED: list[dict[str, Any]] = [
+DRAFTED = [
     {},
     {"algorithm": SeedPruning(draft_share=0.4, draft_calls=2), "reward": [brightest]},
     {"algorithm": make_algorithm("keep-all", n=2, looks=["draft:1@0"])},
     {"reward": "scenes-noise-aware"},
     {"reward": "http://127.0.0.1:9", "call": {"negative_prompt": "", "height": 32, "width": None}},
 ]
-LEFT_OUT: list[dict[str, Any]] = [
+LEFT_OUT = [
     *(
         {"algorithm": SeedPruning(**own)}
         for own in ({"draft_share": 0}, {"n": 8}, {"keep": (0.5,)})
@@ -198,7 +192,7 @@ LEFT_OUT: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("drafted", [True, False])
-def test_it_is_taken_where_it_was_measured_to_help(drafted: bool) -> None:
+def test_it_is_taken_where_it_was_measured_to_help(drafted):
     own = OwnDraft("embedded", read_draft(draft_path()), {**FULL, "height": 32, "width": 32})
     for case in DRAFTED if drafted else LEFT_OUT:
         sampler, call = SamplerOptions(**case.get("sampler", {})), {**FULL, **case.get("call", {})}
@@ -208,7 +202,7 @@ def test_it_is_taken_where_it_was_measured_to_help(drafted: bool) -> None:
         assert found is drafted, case
 
 
-def test_it_is_taken_where_the_pipeline_is_as_its_folder_has_it(pipe: Any) -> None:
+def test_it_is_taken_where_the_pipeline_is_as_its_folder_has_it(pipe):
     own = own_draft(pipe)
     assert own is not None
     assert (own.name, own.call) == ("embedded", {**FULL, "height": 32, "width": 32})
@@ -224,7 +218,7 @@ def test_it_is_taken_where_the_pipeline_is_as_its_folder_has_it(pipe: Any) -> No
     )
     assert (asked.draft, asked.finish) == ("embedded", "0.6:4")
 
-    def other(**parts: Any) -> Any:
+    def other(**parts):
         return type(pipe).from_pipe(pipe, **parts)
 
     lora, said, hooked = (
@@ -244,8 +238,8 @@ def test_it_is_taken_where_the_pipeline_is_as_its_folder_has_it(pipe: Any) -> No
 
 @pytest.mark.usefixtures("shallow_model")
 def test_a_png_says_what_was_used_so_that_it_is_made_again_when_the_folder_has_changed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path, capsys
+):
     model, out = tmp_path / "model", tmp_path / "out"
     shutil.copytree(weights_path(), model)
     written(model, **{**FULL, "num_inference_steps": 3}, reward="brightness")
@@ -271,8 +265,8 @@ STRANGERS = ("someone/draft", "embedded:evil", "hot:evil.json")
 
 @pytest.mark.usefixtures("shallow_model")
 def test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafter_is_loaded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path, capsys
+):
     words = ["generate", PROMPT, "--budget", "25nfe", "--seed", "5", "--compare", "best-of-n"]
     assert main([*words, "--out", str(tmp_path / "with")]) == 0
     said = capsys.readouterr().out

@@ -3,16 +3,13 @@ what it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from torch import Tensor
 
-from tests.pipelines.meta_device import META, Device, Site, on_device, placed
+from tests.pipelines.meta_device import META, on_device, placed
 from tests.pipelines.tiny import FAMILIES
 from ttsnap import SeedPruning, search
 from ttsnap.options.engine import EngineOptions
@@ -22,13 +19,13 @@ from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.request.request import EngineSpec
 from ttsnap.rewards.reward_model import RewardModel
 
-DECIDE: dict[Site, int] = {
+DECIDE = {
     ("rewards/scoring.py", "landed"): 3,
     ("engine/scoring.py", "RowScorer.begin"): 1,
 }
 """What is read of each of three batches: scores, and whether images are finite. Finished images go
 once."""
-COMPARED: set[Site] = {
+COMPARED = {
     ("pipelines/calls/dummies.py", "_whole_numbers.<locals>.<genexpr>"),
     ("pipelines/calls/joining.py", "_near"),
     ("pipelines/calls/values.py", "_Entry.is_of.<locals>.<genexpr>"),
@@ -37,14 +34,14 @@ COMPARED: set[Site] = {
 }
 """What is read beside that: whether calls join is tried once, what encoders were given is compared
 once for a frame, and times of drafts once a batch of them."""
-STOCK: set[Site] = {
+STOCK = {
     ("pipelines/calls/frame.py", "_program"),
     ("pipelines/calls/hub.py", "Hub._call"),
     ("pipelines/calls/stepping.py", "_begin_stepping"),
 }
 """Where code of diffusers runs, which reads lengths of texts, say, and finds its place in a
 schedule."""
-COPIES: set[Site] = {
+COPIES = {
     *STOCK,
     ("pipelines/calls/parts.py", "drawing.<locals>.call"),
     ("pipelines/calls/values.py", "Kept.of"),
@@ -53,7 +50,7 @@ COPIES: set[Site] = {
 }
 """Where things are copied to the device with the host waiting: noise, which stock calls draw on the
 CPU, what encoders make for the first row of a prompt, and by code of diffusers."""
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+CASES = {
     **{name: (name, {}) for name in ("sdxl", "sana", "z_image", "lumina2", "flux2_klein")},
     "drafts": ("flux", {"draft": "hot"}),
     "finished drafts": ("flux", {"draft": "hot", "finish": "0.6:2"}),
@@ -71,14 +68,12 @@ class Bright(RewardModel):
 
     name = "bright"
 
-    def __call__(
-        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, images, prompts, level=None):
         assert level is not None
         return images.float().mean((1, 2, 3)) - 0 * level
 
 
-def searched(name: str, n: int = 8, *, scheduler: Any = None, **how: Any) -> tuple[Device, Any]:
+def searched(name, n=8, *, scheduler=None, **how):
     """What the device saw of a search of n seeds, half of which are pruned.
 
     The call is rehearsed on the CPU, which reads what networks make.
@@ -92,7 +87,7 @@ def searched(name: str, n: int = 8, *, scheduler: Any = None, **how: Any) -> tup
     spec = EngineSpec(None, (Bright(),), SamplerOptions(**how), EngineOptions(batch_size=4), call)
     copies = list[torch.nn.Module]()
 
-    def copied(part: Any) -> Any:
+    def copied(part):
         copies.append(shared_copy(part))
         return copies[-1]
 
@@ -107,13 +102,13 @@ def searched(name: str, n: int = 8, *, scheduler: Any = None, **how: Any) -> tup
     return device, result
 
 
-def check_places(device: Device) -> None:
+def check_places(device):
     assert set(device.left) <= {*DECIDE, *COMPARED, *STOCK}
     assert set(device.copied) <= COPIES
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])
-def test_values_leave_the_device_where_they_are_decided_on_and_nowhere_else(name: str) -> None:
+def test_values_leave_the_device_where_they_are_decided_on_and_nowhere_else(name):
     device, result = searched(name)
     check_places(device)
     assert {at: count for at, count in device.left.items() if at in DECIDE} == DECIDE
@@ -121,12 +116,12 @@ def test_values_leave_the_device_where_they_are_decided_on_and_nowhere_else(name
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_so_it_is_for_other_models_and_kinds_of_searches(case: str) -> None:
+def test_so_it_is_for_other_models_and_kinds_of_searches(case):
     name, how = CASES[case]
     check_places(searched(name, 4, **how)[0])
 
 
-def test_a_seed_holds_three_latents_of_the_device_and_nothing_is_left_there() -> None:
+def test_a_seed_holds_three_latents_of_the_device_and_nothing_is_left_there():
     """Beside the stock call's own of a row: what both passes read of its text, and its latents,
     which the network gets twice, puts out twice, and which are guided."""
     (few, _), (many, _) = searched("sd3", 8), searched("sd3", 24)

@@ -7,18 +7,14 @@ why.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
-from torch import Tensor
 
-from ttsnap import BestOfN, Event, SeedPruning, search
-from ttsnap.core.protocols import Algorithm
-from ttsnap.core.results import Result
+from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.selection import Selection
 from ttsnap.pipelines import upgrade
 
@@ -47,7 +43,7 @@ TRAILING = {
     "timestep_spacing": "trailing",
 }
 Solvers = dict[str, tuple[Any, dict[str, Any]]]
-VARIANCE_PRESERVING: Solvers = {
+VARIANCE_PRESERVING = {
     "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
     "ddim": (DDIMScheduler, {"clip_sample": False}),
     "ddim-eta": (DDIMScheduler, {"clip_sample": False}),
@@ -68,13 +64,13 @@ VARIANCE_PRESERVING: Solvers = {
     "lcm": (diffusers.LCMScheduler, {}),
     "tcd": (diffusers.TCDScheduler, {}),
 }
-FLOWING: dict[str, Any] = {
+FLOWING = {
     "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
     "flow_shift": 3.0,
 }
-SHIFTED: dict[str, Any] = {"shift": 3.0}
-FLOW: Solvers = {
+SHIFTED = {"shift": 3.0}
+FLOW = {
     "euler": (FlowMatchEulerDiscreteScheduler, SHIFTED),
     "euler-dynamic": (FlowMatchEulerDiscreteScheduler, DYNAMIC_SHIFT),
     "euler-linear": (
@@ -109,7 +105,7 @@ FLOW |= {
 # variance. Of the flow pipelines only Sana hands its generator to the step. In the others what
 # draws noise (FlowMatchLCM, stochastic FlowMatchEuler, SDE-DPM-Solver++, SASolver) takes it from
 # torch's global state: no seed makes it again.
-SCHEDULERS: dict[str, tuple[str, str]] = {
+SCHEDULERS = {
     "sd15": ("dpm++2m-karras ddim ddim-eta euler-ancestral lms kdpm2", ""),
     "sdxl": ("heun ddim-zero-snr unipc sde-dpm++2m lcm tcd", ""),
     "pixart_sigma": ("pndm ddpm dpm-single deis sa kdpm2-ancestral", ""),
@@ -154,7 +150,7 @@ SCHEDULERS: dict[str, tuple[str, str]] = {
 }
 
 
-def cases(most: int, *more: Any) -> pytest.MarkDecorator:
+def cases(most, *more):
     """All families under all schedulers; slow but for the default and the first `most` of the fast
     ones; and more."""
     found = [pytest.param(each, id=str(each)) for each in more]
@@ -171,14 +167,14 @@ def cases(most: int, *more: Any) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", found, indirect=True, scope="module")
 
 
-def reward(images: Tensor, prompts: Sequence[str]) -> Tensor:
+def reward(images, prompts):
     """Redder on the left: orders seeds in a way that no other part of the test depends on."""
     half = images.shape[-1] // 2
     return images[:, 0, :, :half].mean((1, 2)) - images[:, 0, :, half:].mean((1, 2))
 
 
 @functools.cache
-def stock_and_twin(family: str) -> tuple[Any, Any]:
+def stock_and_twin(family):
     """Made once, since its FLOPs are counted once per twin; the cases set its scheduler."""
     stock = FAMILIES[family].build()
     return stock, upgrade(stock)
@@ -188,7 +184,7 @@ class Case:
     """A family under one scheduler, as stock pipeline and as search twin. Only the last one made is
     in force."""
 
-    def __init__(self, family: str, name: str, **change: Any) -> None:
+    def __init__(self, family, name, **change):
         self.family = family
         # DEIS calculates with sigma / alpha, some thousands where a flow begins, and so magnifies
         # the last digits.
@@ -208,14 +204,14 @@ class Case:
         self.stock, self.twin = stock_and_twin(family)
         self.stock.scheduler, self.twin.scheduler = (kind(**betas, **options) for _ in range(2))
 
-    def by_stock(self, prompt: str, seed: int) -> Tensor:
+    def by_stock(self, prompt, seed):
         """The image of a seed by the stock call alone."""
-        made: Tensor = self.stock(
+        made = self.stock(
             prompt=prompt, generator=generator(seed), output_type="pt", **self.call
         ).images[0]
         return made
 
-    def most_apart(self, images: dict[tuple[int, int], Tensor]) -> float:
+    def most_apart(self, images):
         """How far any image, by (prompt, seed), is from the stock call's."""
         assert images
         return max(
@@ -223,14 +219,12 @@ class Case:
             for (prompt, seed), image in images.items()
         )
 
-    def by_search(
-        self, algorithm: Algorithm, *, keep: int, batch_size: int
-    ) -> tuple[list[Result], dict[tuple[int, int], Tensor]]:
+    def by_search(self, algorithm, *, keep, batch_size):
         """Results, and finished images by (prompt, seed), on the way through a search."""
         engine = self.twin.engine(reward, batch_size=batch_size, **self.call)
-        last: dict[tuple[int, int], Event] = {}
+        last = {}
 
-        def listen(event: Event) -> None:
+        def listen(event):
             if event.kind == "score" and event.step == engine.grid.steps:
                 last[event.job, event.uids[0]] = event
 
@@ -241,7 +235,7 @@ class Case:
             (job, int(results[job].particles.seed[uid])): e.image for (job, uid), e in last.items()
         }
 
-    def batch(self) -> dict[tuple[int, int], Tensor]:
+    def batch(self):
         """Two seeds of each prompt, by a search in one batch."""
         _, images = self.by_search(BestOfN(2), keep=2, batch_size=4)
         assert sorted(images) == [(prompt, seed) for prompt in (0, 1) for seed in SEEDS]
@@ -249,13 +243,13 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request):
     family, name, *changes = request.param
     return Case(family, name, **{key: value for change in changes for key, value in change.items()})
 
 
 @cases(6)
-def test_a_batch_of_seeds_is_the_stock_calls_images(case: Case) -> None:
+def test_a_batch_of_seeds_is_the_stock_calls_images(case):
     assert case.most_apart(case.batch()) <= case.tolerance
 
 
@@ -272,8 +266,8 @@ BY_STEP = [
 
 @cases(1, *BY_STEP)
 def test_the_stock_pipeline_makes_pruned_winners_again_from_their_seeds_however_batched(
-    case: Case,
-) -> None:
+    case,
+):
     # in one batch that all rows share
     results, images = case.by_search(PRUNING, keep=2, batch_size=16)
     _, mixed = case.by_search(PRUNING, keep=2, batch_size=5)
@@ -308,7 +302,7 @@ AUTOCAST = [
 @pytest.mark.parametrize(
     "case", AUTOCAST, ids=lambda case: "-".join(case), indirect=True, scope="module"
 )
-def test_under_autocast_a_batch_is_the_stock_calls_images(case: Case) -> None:
+def test_under_autocast_a_batch_is_the_stock_calls_images(case):
     """Weights and noise in float32, some of what is calculated in bfloat16: some schedulers go on
     in that, some not."""
     with torch.autocast("cpu", torch.bfloat16):
@@ -320,7 +314,7 @@ def test_under_autocast_a_batch_is_the_stock_calls_images(case: Case) -> None:
 @pytest.mark.parametrize(
     "case", [("flux2_klein", "default")], ids="-".join, indirect=True, scope="module"
 )
-def test_under_autocast_noise_in_the_batch_changes_no_other_row(case: Case) -> None:
+def test_under_autocast_noise_in_the_batch_changes_no_other_row(case):
     """Noise is wider than latents that were stepped, and so is a batch of both."""
     denoiser = case.twin.denoiser(**case.call)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import functools
 import random
-from typing import Any
 
 import diffusers
 import numpy as np
@@ -28,7 +27,6 @@ from ttsnap.pipelines.latents.convert import convert
 from ttsnap.pipelines.latents.schedule import (
     HISTORY,
     SUPPORTED,
-    Schedule,
     check_scheduler,
     laid_open,
 )
@@ -45,7 +43,7 @@ from .tiny import FAMILIES, shared
 from .tiny import STABLE_DIFFUSION_BETAS as VP
 
 SOLVERS = ["FlowMatchHeunDiscreteScheduler", "DPMSolverMultistepScheduler", "FlowMatchLCMScheduler"]
-OPTIONS: dict[str, dict[str, Any]] = {
+OPTIONS = {
     "PNDMScheduler": {"skip_prk_steps": True},
     "DDIMScheduler": {"clip_sample": False},
     "DDPMScheduler": {"clip_sample": False},
@@ -53,7 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 TWO_STAGES = ("Heun", "KDPM2", "PNDM")
 
 
-def opened(scheduler: Any, steps: int) -> Schedule:
+def opened(scheduler, steps):
     """The schedule of a copy that is set to these steps, as by a stock call."""
     check_scheduler(scheduler)
     own = copy.deepcopy(scheduler)
@@ -64,18 +62,18 @@ def opened(scheduler: Any, steps: int) -> Schedule:
     return laid_open(own)
 
 
-def scheduler(name: str, **more: Any) -> Any:
+def scheduler(name, **more):
     return copy.deepcopy(as_made(name, **more))
 
 
 @functools.cache  # KDPM2's take a third of a second
-def as_made(name: str, **more: Any) -> Any:
+def as_made(name, **more):
     base = {} if name.startswith("FlowMatch") else VP
     return getattr(diffusers, name)(**{**base, **OPTIONS.get(name, {}), **more})
 
 
 @pytest.mark.parametrize("name", sorted(SUPPORTED))
-def test_two_stage_steps_count_twice_and_the_scheduler_itself_stays_as_it_is(name: str) -> None:
+def test_two_stage_steps_count_twice_and_the_scheduler_itself_stays_as_it_is(name):
     own = scheduler(name)
     own.set_timesteps(3)
     before, schedule = own.timesteps.clone(), opened(own, 6)
@@ -89,7 +87,7 @@ def test_two_stage_steps_count_twice_and_the_scheduler_itself_stays_as_it_is(nam
     assert grid.nfe == len(schedule.timesteps) == len(schedule.alpha) == len(schedule.sigma)
 
 
-def test_a_call_whose_noise_levels_are_no_numbers_is_refused() -> None:
+def test_a_call_whose_noise_levels_are_no_numbers_is_refused():
     """One step ends at `shift_terminal` and begins at pure noise."""
     own = scheduler("FlowMatchEulerDiscreteScheduler", shift_terminal=0.1)
     assert opened(own, 2).grid.levels == pytest.approx((1.0, 0.1, 0.0))
@@ -99,9 +97,9 @@ def test_a_call_whose_noise_levels_are_no_numbers_is_refused() -> None:
 
 @pytest.mark.parametrize("name", sorted(SUPPORTED))
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_x0_is_recovered_from_what_the_network_puts_out(name: str, kind: str) -> None:
+def test_x0_is_recovered_from_what_the_network_puts_out(name, kind):
     kind = "flow" if name.startswith("FlowMatch") else kind
-    more: dict[str, Any] = {} if kind == "flow" else {"prediction_type": kind}
+    more = {} if kind == "flow" else {"prediction_type": kind}
     # there is nothing but noise at the first step
     if (name, kind) == ("DDIMScheduler", "v_prediction"):
         more |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -122,7 +120,7 @@ class Elsewhere(torch.Tensor):
     """On a device that CPUs share no calculation with."""
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func is torch.Tensor.cpu:
             return args[0].as_subclass(torch.Tensor)
         given = [t for arg in args for t in (arg if isinstance(arg, list | tuple) else [arg])]
@@ -132,7 +130,7 @@ class Elsewhere(torch.Tensor):
 
 
 @pytest.mark.parametrize("name", sorted(SUPPORTED))
-def test_a_scheduler_set_on_another_device_is_laid_open_on_the_cpu(name: str) -> None:
+def test_a_scheduler_set_on_another_device_is_laid_open_on_the_cpu(name):
     """As by blocks of modular pipelines. Schedulers but those of flows bring sigmas back
     themselves."""
     own = scheduler(name)
@@ -158,7 +156,7 @@ def test_a_scheduler_set_on_another_device_is_laid_open_on_the_cpu(name: str) ->
         ("EulerDiscreteScheduler", {"prediction_type": "original"}, "'original'"),
     ],
 )
-def test_what_search_cannot_use_is_refused(name: str, more: dict[str, Any], said: str) -> None:
+def test_what_search_cannot_use_is_refused(name, more, said):
     own = getattr(diffusers, name)(**more)
     with pytest.raises(ValueError, match=said):
         opened(own, 5)
@@ -167,7 +165,7 @@ def test_what_search_cannot_use_is_refused(name: str, more: dict[str, Any], said
 class Solved(MixtureDenoiser):
     """A Gaussian mixture under a diffusers scheduler for flows. Counts calls."""
 
-    def __init__(self, name: str, steps: int, **options: Any) -> None:
+    def __init__(self, name, steps, **options):
         means, weights = torch.randn(4, 3, generator=seeded(0)), torch.tensor([0.1, 0.2, 0.3, 0.4])
         super().__init__(means, torch.full((4,), 0.3), weights, steps=steps)
         flow = (
@@ -178,14 +176,14 @@ class Solved(MixtureDenoiser):
         self.schedule = opened(getattr(diffusers, name)(**flow, **options), steps)
         self.grid, self.kernel, self.calls = self.schedule.grid, self.schedule.kernel, 0
 
-    def predict(self, x: Any, step: Any, cond: Any) -> Prediction:
+    def predict(self, x, step, cond):
         self.calls += len(x)
         t = self.schedule.sigma[step].double()
         x0 = self.posterior_mean(x.double(), t)
         return Prediction((x.double() - x0) / rows(t, x.double()), x0)
 
 
-def engine(denoiser: Solved, batch: int) -> LiveEngine:
+def engine(denoiser, batch):
     bright = FunctionReward(lambda images, prompts: images.double().mean((1, 2, 3)), "bright")
     return LiveEngine(denoiser, [bright], EngineOptions(batch))
 
@@ -203,8 +201,8 @@ def engine(denoiser: Solved, batch: int) -> LiveEngine:
 )
 @settings(max_examples=20, deadline=None)
 def test_ledger_equals_counter_and_is_kept_whatever_the_solver(
-    name: str, pruning: Any, budget: int, batch: int, stop_after: int | None
-) -> None:
+    name, pruning, budget, batch, stop_after
+):
     denoiser, ticks = Solved(name, 4), []
     results = search(
         ["a", "b"],
@@ -222,7 +220,7 @@ def test_ledger_equals_counter_and_is_kept_whatever_the_solver(
 @pytest.mark.parametrize(
     "name", ["FlowMatchLCMScheduler", "DPMSolverMultistepScheduler", "SASolverScheduler"]
 )
-def test_branches_come_apart_and_the_first_goes_on_as_if_alone(name: str) -> None:
+def test_branches_come_apart_and_the_first_goes_on_as_if_alone(name):
     noisy = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPM") else {}
     (expected,) = search(["a"], BestOfN(1), engine(Solved(name, 5, **noisy), 1), seed=3)
     # One candidate to step 2, four children of it to the end.
@@ -247,14 +245,12 @@ class Operators(TorchDispatchMode):
 
     count = 0
 
-    def __torch_dispatch__(
-        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         self.count += 1
         return operator(*args, **(kwargs or {}))
 
 
-def one_by_one(kernel: Any, noise: Any, outs: Any) -> list[list[Any]]:
+def one_by_one(kernel, noise, outs):
     """Where each row is after each position, alone."""
     found = []
     for i, row in enumerate(noise.split(1)):
@@ -269,9 +265,9 @@ def one_by_one(kernel: Any, noise: Any, outs: Any) -> list[list[Any]]:
 
 @pytest.mark.parametrize("name", sorted(HISTORY))
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_rows_of_equal_history_step_together_to_the_bit(name: str, kind: Any) -> None:
+def test_rows_of_equal_history_step_together_to_the_bit(name, kind):
     schedule, draw = opened(scheduler(name), 5), random.Random(0)
-    kernel: Any = schedule.kernel
+    kernel = schedule.kernel
     noise = torch.randn(5, 4, 5, 7, generator=seeded(0)).to(kind)
     outs = torch.randn(len(schedule.timesteps), *noise.shape, generator=seeded(1)).to(kind)
     alone = one_by_one(kernel, noise, outs)
@@ -290,11 +286,11 @@ def test_rows_of_equal_history_step_together_to_the_bit(name: str, kind: Any) ->
 
 
 @pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
-def test_a_step_of_eight_rows_takes_few_more_operators_than_the_stock_step(name: str) -> None:
+def test_a_step_of_eight_rows_takes_few_more_operators_than_the_stock_step(name):
     schedule = opened(scheduler(name), 6)
     kernel, stock = schedule.kernel, copy.deepcopy(schedule.scheduler)
     x = torch.randn(8, 4, 5, 7, generator=seeded(0))
-    states: Any = [kernel.init(row, (i, 0), seeded(i)) for i, row in enumerate(x)]
+    states = [kernel.init(row, (i, 0), seeded(i)) for i, row in enumerate(x)]
     for p, n in enumerate((8, 8, 4, 4)):  # half of them are pruned
         keys, out = [(i, 0, p) for i in range(n)], x[:n]
         with (ours := Operators()):
@@ -304,7 +300,7 @@ def test_a_step_of_eight_rows_takes_few_more_operators_than_the_stock_step(name:
         assert ours.count <= 1.5 * theirs.count
 
 
-def test_only_a_flow_goes_back_to_noisier_steps() -> None:
+def test_only_a_flow_goes_back_to_noisier_steps():
     own = {
         name: upgrade(shared(name)).engine("brightness", **FAMILIES[name].call).offers
         for name in ("sd3", "sdxl")
@@ -316,7 +312,7 @@ def test_only_a_flow_goes_back_to_noisier_steps() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SUPPORTED))
-def test_the_dtype_of_stepped_latents_is_foreseen(name: str) -> None:
+def test_the_dtype_of_stepped_latents_is_foreseen(name):
     """Under autocast noise is wide and what the network puts out is narrow."""
     schedule = opened(scheduler(name), 4)
     for noise in (torch.float32, torch.bfloat16):
@@ -331,7 +327,7 @@ def test_the_dtype_of_stepped_latents_is_foreseen(name: str) -> None:
 
 @pytest.mark.parametrize(("path", "name"), each_once(list(INTERPOLANTS), ["sd3", "sd15", "sdxl"]))
 @torch.no_grad()
-def test_converted_prediction_is_that_of_the_models_own_path(name: str, path: str) -> None:
+def test_converted_prediction_is_that_of_the_models_own_path(name, path):
     """At equal signal-to-noise ratio, x differs by a scale only, and the estimate not at all."""
     own, other = (
         upgrade(shared(name)).denoiser(**FAMILIES[name].call, num_inference_steps=6)
@@ -352,7 +348,7 @@ def test_converted_prediction_is_that_of_the_models_own_path(name: str, path: st
     assert error < 2e-3
 
 
-def images(twin: Any, call: dict[str, Any], **how: Any) -> torch.Tensor:
+def images(twin, call, **how):
     (result,) = search(
         ["a cat"],
         BestOfN(4),
@@ -363,7 +359,7 @@ def images(twin: Any, call: dict[str, Any], **how: Any) -> torch.Tensor:
     return torch.stack([by_seed[s] for s in range(4)])
 
 
-def test_own_path_ode_is_the_scheduler_itself() -> None:
+def test_own_path_ode_is_the_scheduler_itself():
     """Euler for flows, DDIM for eps-models: the ode kernel on the model's own path and times makes
     the same images."""
     ddim = diffusers.DDIMScheduler(**VP, clip_sample=False, set_alpha_to_one=True)
@@ -380,11 +376,9 @@ def test_own_path_ode_is_the_scheduler_itself() -> None:
         )
 
 
-def test_rbf_times_stay_near_the_noise() -> None:
+def test_rbf_times_stay_near_the_noise():
     """reference: RBF's 10 steps on VP, in FLUX's own times."""
-    noisier: Any = convert(
-        opened(diffusers.FlowMatchEulerDiscreteScheduler(shift=12.0), 30), "vp"
-    ).times
+    noisier = convert(opened(diffusers.FlowMatchEulerDiscreteScheduler(shift=12.0), 30), "vp").times
     # points noisier than the path are spread
     assert (noisier[0], bool((noisier.diff() < 0).all())) == (1, True)
     found = convert(opened(diffusers.FlowMatchEulerDiscreteScheduler(), 10), "vp", "sqrt")
@@ -402,7 +396,7 @@ def test_rbf_times_stay_near_the_noise() -> None:
         ({"path": "vp"}, "own kernel"),
     ],
 )
-def test_what_does_not_fit_is_refused(how: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_is_refused(how, message):
     with pytest.raises(ValueError, match=message):
         upgrade(shared("sd3")).engine(
             "brightness", **FAMILIES["sd3"].call, num_inference_steps=4, **how

@@ -3,9 +3,6 @@ makes again."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
@@ -22,17 +19,17 @@ from ttsnap.recordings.replay import Recording, ReplayEngine
 from .tiny import FAMILIES, shared
 
 LAST = 2**64 - 1
-CALL: dict[str, Any] = {**FAMILIES["sd3"].call, "num_inference_steps": 2, "output_type": "pt"}
+CALL = {**FAMILIES["sd3"].call, "num_inference_steps": 2, "output_type": "pt"}
 
 
-def bright(images: Any, prompts: Any) -> Any:
+def bright(images, prompts):
     return images.mean((1, 2, 3))
 
 
-SEARCH: dict[str, Any] = {"search": BestOfN(2), "reward": bright, "num_images_per_prompt": 2}
+SEARCH = {"search": BestOfN(2), "reward": bright, "num_images_per_prompt": 2}
 
 
-def generator(seed: int) -> torch.Generator:
+def generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
@@ -42,27 +39,27 @@ class OnDevice(torch.Generator):
     device = torch.device("cuda")  # type: ignore[assignment]
 
 
-def used(seed: int) -> torch.Generator:
+def used(seed):
     """A generator that something was drawn from."""
     found = generator(seed)
     torch.randn(3, generator=found)
     return found
 
 
-def seeds(out: Any) -> list[int]:
-    found: list[int] = out.search[0].particles.seed.tolist()
+def seeds(out):
+    found = out.search[0].particles.seed.tolist()
     return found
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 - 1, 2**63, LAST, -1, -5, -(2**63)])
-def test_every_seed_that_torch_takes_is_taken(seed: int) -> None:
+def test_every_seed_that_torch_takes_is_taken(seed):
     assert first_seed(source_of(None, generator(seed), 1)) == seed % 2**32
     assert first_seed(source_of(seed, None, 1)) == seed % 2**64
     with pytest.warns(UserWarning, match="on the CPU"):
         source_of(None, OnDevice(), 1)
 
 
-def test_a_generator_gives_its_own_seed_once_and_then_draws_others() -> None:
+def test_a_generator_gives_its_own_seed_once_and_then_draws_others():
     one, two = generator(7), generator(7)
     drawn = [first_seed(one) for _ in range(3)]
     assert drawn[0] == 7
@@ -89,17 +86,17 @@ def test_a_generator_gives_its_own_seed_once_and_then_draws_others() -> None:
         (None, [generator(1), generator(2)], 2, "not a list"),
     ],
 )
-def test_what_says_no_seed_is_refused(seed: Any, given: Any, images: int, said: str) -> None:
+def test_what_says_no_seed_is_refused(seed, given, images, said):
     with pytest.raises(ValueError, match=said):
         source_of(seed, given, images)
 
 
-def searched(prompt: Any = "a cat", **given: Any) -> Any:
+def searched(prompt="a cat", **given):
     return upgrade(shared("sd3"))(prompt, **{**SEARCH, **CALL, **given})
 
 
-def test_without_a_generator_torchs_own_seed_counts() -> None:
-    def twice(seed: int) -> list[list[int]]:
+def test_without_a_generator_torchs_own_seed_counts():
+    def twice(seed):
         torch.manual_seed(seed)
         return [seeds(searched()) for _ in range(2)]
 
@@ -110,7 +107,7 @@ def test_without_a_generator_torchs_own_seed_counts() -> None:
 
 
 @pytest.mark.parametrize("given", [generator(LAST), generator(-5), used(3)])
-def test_plain_diffusers_makes_the_winner_again_from_its_seed(given: torch.Generator) -> None:
+def test_plain_diffusers_makes_the_winner_again_from_its_seed(given):
     out = searched(generator=given)
     for image, candidate in zip(out.images, out.search[0].images, strict=True):
         assert 0 <= candidate.seed <= LAST
@@ -118,20 +115,20 @@ def test_plain_diffusers_makes_the_winner_again_from_its_seed(given: torch.Gener
         torch.testing.assert_close(image, again, atol=1e-4, rtol=0)
 
 
-def test_candidate_0_of_a_fresh_generator_is_the_image_of_the_stock_call() -> None:
+def test_candidate_0_of_a_fresh_generator_is_the_image_of_the_stock_call():
     found = searched(generator=[generator(2**63)], search=BestOfN(1), num_images_per_prompt=1)
     expected = shared("sd3")("a cat", generator=generator(2**63), **CALL).images
     torch.testing.assert_close(found.images, expected, atol=1e-5, rtol=0)
 
 
-def test_a_refused_call_leaves_the_generator_as_it_was() -> None:
+def test_a_refused_call_leaves_the_generator_as_it_was():
     mine = generator(5)
     with pytest.raises(ValueError, match="unknown algorithm"):
         searched(generator=mine, search="beam")
     assert torch.equal(mine.get_state(), generator(5).get_state())
 
 
-def test_a_recording_of_large_seeds_is_written_read_and_played_back(tmp_path: Path) -> None:
+def test_a_recording_of_large_seeds_is_written_read_and_played_back(tmp_path):
     grid = Grid((1.0, 0.5, 0.0))
     made = search(["a"], KeepAll(4), DryEngine(grid, ("r",)), seed=2**63)
     save_recording(Recording.from_results(made, grid, ("r",)), tmp_path / "found")

@@ -6,8 +6,6 @@ import functools
 import inspect
 import json
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import diffusers
 import pytest
@@ -26,7 +24,7 @@ OF_CLASS = {case.pipeline: name for name, case in CASES.items() if name not in S
 """A case of each modular pipeline that can be small."""
 
 
-def other(kind: str, family: str, **parts: Any) -> Any:
+def other(kind, family, **parts):
     """A pipeline of another kind over the parts of a family's."""
     cls = getattr(diffusers, kind)
     parts |= {"requires_safety_checker": False} if family == "sd15" else {}
@@ -34,7 +32,7 @@ def other(kind: str, family: str, **parts: Any) -> Any:
     return cls(**{k: v for k, v in shared(family).components.items() if k in takes}, **parts)
 
 
-def test_a_controlnet_is_taken_and_left_behind_by_from_pipe() -> None:
+def test_a_controlnet_is_taken_and_left_behind_by_from_pipe():
     stock = shared("sd15")
     controlled = other(
         "StableDiffusionControlNetPipeline",
@@ -62,7 +60,7 @@ SMALL = sorted({*FAMILIES, *PREVIEWED} - {*OTHERS, "flux_schnell"})
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_preview_vae_decodes(name: str) -> None:
+def test_a_preview_vae_decodes(name):
     """One of the size of the pipeline's own makes images of the same size, by its own scale."""
     classic = name in FAMILIES
     pipe, call = (
@@ -89,14 +87,14 @@ def test_a_preview_vae_decodes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_preview_vae_that_the_call_cannot_use_is_refused(name: str) -> None:
+def test_a_preview_vae_that_the_call_cannot_use_is_refused(name):
     pipe = upgrade(shared(name))
     pipe.preview_vae = AutoencoderTiny()
     with pytest.raises(ValueError, match="cannot decode by preview_vae"):
         pipe.denoiser(**FAMILIES[name].call).costs()
 
 
-def test_a_model_of_videos_is_known_by_what_its_class_returns(tmp_path: Path) -> None:
+def test_a_model_of_videos_is_known_by_what_its_class_returns(tmp_path):
     for name, moves in (
         ("SanaVideoPipeline", True),
         ("WanPipeline", True),
@@ -106,17 +104,17 @@ def test_a_model_of_videos_is_known_by_what_its_class_returns(tmp_path: Path) ->
         assert makes_videos(tmp_path) is moves
 
 
-def test_what_a_stock_call_takes_is_its_own_and_searches_are_asked_for_under_other_names() -> None:
+def test_what_a_stock_call_takes_is_its_own_and_searches_are_asked_for_under_other_names():
     names = [name for name in dir(diffusers) if name.endswith("Pipeline")]
     kinds = [kind for name in names if isinstance(kind := getattr(diffusers, name, None), type)]
     taken = Counter[str]()
     for kind in kinds:
         if not issubclass(kind, diffusers.DiffusionPipeline):
             continue
-        given: dict[str, Any] = {}
+        given = {}
 
         @functools.wraps(kind.__call__)
-        def plain(self: Any, *args: Any, given: dict[str, Any] = given, **kwargs: Any) -> None:
+        def plain(self, *args, given=given, **kwargs):
             given.update(kwargs)
 
         try:

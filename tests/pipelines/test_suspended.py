@@ -6,27 +6,26 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from ttsnap.pipelines import suspended
-from ttsnap.pipelines.suspended import NAME, Ask, Suspended
+from ttsnap.pipelines.suspended import NAME, Suspended
 
 
-def threads() -> int:
+def threads():
     return sum(thread.name == NAME for thread in threading.enumerate())
 
 
-def cleans_up(ask: Ask) -> None:
+def cleans_up(ask):
     try:
         ask(1)
     finally:
         ask(2)
 
 
-def swallows(ask: Ask) -> None:
+def swallows(ask):
     for question in range(3):
         try:
             ask(question)
@@ -35,7 +34,7 @@ def swallows(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("program", [cleans_up, swallows])
-def test_a_program_that_asks_where_it_cleans_up_ends(program: Callable[[Ask], None]) -> None:
+def test_a_program_that_asks_where_it_cleans_up_ends(program):
     call = Suspended(program)
     closing = threading.Thread(target=call.close, daemon=True)
     closing.start()
@@ -44,10 +43,10 @@ def test_a_program_that_asks_where_it_cleans_up_ends(program: Callable[[Ask], No
     assert threads() == 0
 
 
-def test_a_program_that_never_ends_is_left_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_never_ends_is_left_after_a_while(monkeypatch):
     over = threading.Event()
 
-    def program(ask: Ask) -> None:
+    def program(ask):
         try:
             ask(1)
         finally:
@@ -61,12 +60,10 @@ def test_a_program_that_never_ends_is_left_after_a_while(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_ctrl_c_while_a_thread_starts_is_told_alone_and_no_program_runs(
-    begun: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_while_a_thread_starts_is_told_alone_and_no_program_runs(begun, monkeypatch):
     start, told, ran = threading.Thread.start, list[Any](), list[Any]()
 
-    def interrupted(thread: threading.Thread) -> None:
+    def interrupted(thread):
         if begun:
             start(thread)
         raise KeyboardInterrupt

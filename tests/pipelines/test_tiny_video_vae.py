@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.latents.tiny_video_vae import TinyVideoVAE
@@ -21,12 +16,12 @@ from .tiny import FAMILIES, shared
 
 
 @pytest.fixture(autouse=True)
-def no_graphs() -> Iterator[None]:
+def no_graphs():
     with torch.no_grad():
         yield
 
 
-def plain(times: tuple[int, int, int] = (1, 2, 2), patch: int = 1) -> TinyVideoVAE:
+def plain(times=(1, 2, 2), patch=1):
     """One whose convolutions hand on what they get, channel by channel, and whose blocks add
     nothing."""
     vae = TinyVideoVAE(1, (1, 1, 1, 1), times, patch)
@@ -39,7 +34,7 @@ def plain(times: tuple[int, int, int] = (1, 2, 2), patch: int = 1) -> TinyVideoV
     return vae.eval()
 
 
-def some(*sizes: Any) -> TinyVideoVAE:
+def some(*sizes):
     """One with random weights, whose pictures are in the middle of what can be shown."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -48,24 +43,24 @@ def some(*sizes: Any) -> TinyVideoVAE:
     return vae.eval()
 
 
-def soft(*values: float) -> Tensor:
+def soft(*values):
     return 3 * torch.tanh(torch.tensor(values) / 3)
 
 
-def shown(vae: TinyVideoVAE, *values: float) -> Tensor:
+def shown(vae, *values):
     """What the frames of latents with a value each show, (T,) in [0, 1]; they have no pattern."""
     frames = vae.decode(torch.tensor(values).view(1, 1, -1, 1, 1))[0][0] / 2 + 0.5
     assert torch.equal(frames, frames[:1, :, :1, :1].expand_as(frames))
     return frames[0, :, 0, 0]
 
 
-def test_a_latent_is_held_softly_and_shown_by_as_many_frames_as_it_stands_for() -> None:
+def test_a_latent_is_held_softly_and_shown_by_as_many_frames_as_it_stands_for():
     expected = soft(0.2, *[0.9] * 4, *[0.5] * 4)  # the first stands for one frame
     torch.testing.assert_close(shown(plain(), 0.2, 0.9, 0.5), expected)
     assert shown(plain(), -0.5, 9.0).tolist() == [0.0, 1.0, 1.0, 1.0, 1.0]
 
 
-def test_groups_of_channels_are_frames_in_their_order() -> None:
+def test_groups_of_channels_are_frames_in_their_order():
     """The two layers for more frames make 1, 1/2 and 1, 1/4 times a frame: 1, 1/4, 1/2 and 1/8 in
     that order."""
     vae = plain()
@@ -76,7 +71,7 @@ def test_groups_of_channels_are_frames_in_their_order() -> None:
     torch.testing.assert_close(shown(vae, 0.9, 0.9), expected)
 
 
-def test_blocks_see_the_frame_before() -> None:
+def test_blocks_see_the_frame_before():
     """A block that adds the frame before it, nothing before the first, over latent frames, too, of
     1 and 1/2 each."""
     vae = plain(times=(1, 2, 1))
@@ -89,7 +84,7 @@ def test_blocks_see_the_frame_before() -> None:
     torch.testing.assert_close(shown(vae, 0.1, 0.2, 0.3), torch.stack(expected))
 
 
-def test_pixels_of_a_patch_are_channels_first() -> None:
+def test_pixels_of_a_patch_are_channels_first():
     vae = plain(patch=2)
     vae.decoder[22].weight.zero_()
     vae.decoder[22].bias.copy_(torch.arange(12) / 12)
@@ -100,15 +95,13 @@ def test_pixels_of_a_patch_are_channels_first() -> None:
 
 
 @pytest.mark.parametrize(("z_dim", "times", "patch"), [(16, (1, 2, 2), 1), (128, (2, 2, 2), 4)])
-def test_names_and_shapes_are_those_of_the_published_files(
-    z_dim: int, times: Any, patch: int
-) -> None:
+def test_names_and_shapes_are_those_of_the_published_files(z_dim, times, patch):
     """Of taew2_1 (Wan 2.1) and taeltx_2 (LTX-2): 64 tensors of a decoder, with these shapes in
     their headers."""
     with torch.device("meta"):
         state = TinyVideoVAE(z_dim, times=times, patch_size=patch).state_dict()
     grown, last = 256 * times[0], 3 * patch**2
-    shapes: dict[str, tuple[int, ...]] = {
+    shapes = {
         "1.weight": (256, z_dim, 3, 3),
         "1.bias": (256,),
         "22.weight": (last, 64, 3, 3),
@@ -141,7 +134,7 @@ def test_names_and_shapes_are_those_of_the_published_files(
     }
 
 
-def test_files_are_read_by_their_shapes_or_refused(tmp_path: Path) -> None:
+def test_files_are_read_by_their_shapes_or_refused(tmp_path):
     vae = some(3, (6, 4, 2, 2), (2, 1, 2), 2)
     tensors = {**vae.state_dict(), "encoder.0.weight": torch.zeros(1)}
     save_file(
@@ -187,7 +180,7 @@ PREVIEWED = {
 
 
 @pytest.mark.parametrize("name", sorted(PREVIEWED))
-def test_estimates_are_decoded_where_the_table_says_so(name: str) -> None:
+def test_estimates_are_decoded_where_the_table_says_so(name):
     """As many frames as the pipeline's own VAE makes, at eight times the sides of the latents."""
     if name == "QwenImagePipeline":
         stock, call = shared("qwen_image"), FAMILIES["qwen_image"].call

@@ -6,15 +6,12 @@ import copy
 import dataclasses
 import io
 import unittest.mock
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from tests.sampling.test_variety import by_formula
 from ttsnap import BestOfN
@@ -28,7 +25,6 @@ from ttsnap.results import png_info
 from ttsnap.results.record import parse_record
 from ttsnap.sampling.kernels import make_kernel
 from ttsnap.sampling.rng import generator, seeded
-from ttsnap.sampling.starts import Begun
 
 from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, shared
 
@@ -48,7 +44,7 @@ UNET = [
     for i in (0, 1)
 ]
 JOINT = ["transformer_blocks.0.attn.to_out.0", "transformer_blocks.1.attn.to_out.0"]
-ENDS: dict[str, list[str]] = {
+ENDS = {
     "flux": ["transformer_blocks.0.attn.to_out.0", "single_transformer_blocks.0.attn"],
     "flux2_klein": [
         "transformer_blocks.0.attn.to_out.0",
@@ -78,11 +74,11 @@ IMAGE = {
 """Where image tokens are in attention, where text has some as well."""
 
 
-def dark(images: Any, prompts: Any) -> Any:
+def dark(images, prompts):
     return -images.mean((1, 2, 3))
 
 
-def family(name: str) -> tuple[Any, dict[str, Any]]:
+def family(name):
     pipe = upgrade(copy.copy(shared(name)))
     # PNDM begins at the start alone; each is at less noise than flows are
     if name in ("sd15", "sdxl"):
@@ -90,23 +86,23 @@ def family(name: str) -> tuple[Any, dict[str, Any]]:
     return pipe, {**FAMILIES[name].call, "num_inference_steps": STEPS}
 
 
-def sampling(pipe: Any, variety: str | None, call: dict[str, Any]) -> Any:
+def sampling(pipe, variety, call):
     denoiser = pipe.sampling_denoiser(SamplerOptions(variety=variety), **call)
     denoiser.encode(PROMPTS)
     return denoiser
 
 
-def begun(denoiser: Any, seeds: Sequence[int] = SEEDS) -> Tensor:
+def begun(denoiser, seeds=SEEDS):
     """Latents of the group of these seeds where they begin."""
     generators = [seeded(seed) for seed in seeds]
     noise, cond = denoiser.init_latents(generators), torch.zeros(len(seeds), dtype=torch.long)
     keys = [(seed, 0) for seed in seeds]
-    begun: Begun = denoiser.starter.begin(noise, cond, keys, generators)
+    begun = denoiser.starter.begin(noise, cond, keys, generators)
     return begun.latents
 
 
 @torch.no_grad()
-def stepped(denoiser: Any, steps: int, seeds: Sequence[int] = SEEDS, now: Any = None) -> Tensor:
+def stepped(denoiser, steps, seeds=SEEDS, now=None):
     """Latents of the seeds after so many steps of a plain call, whose positions come into `now`."""
     generators = [seeded(seed) for seed in seeds]
     x, zero = denoiser.init_latents(generators), torch.zeros(len(seeds), dtype=torch.long)
@@ -122,14 +118,14 @@ def stepped(denoiser: Any, steps: int, seeds: Sequence[int] = SEEDS, now: Any = 
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))
-def test_attention_is_coupled_by_formula(name: str) -> None:
+def test_attention_is_coupled_by_formula(name):
     """As by a network whose attention is changed by hand, in groups that change nothing."""
     (pipe, call), how = family(name), Repel(3, 0.75, 3.0, 0.2, 0.3)
     denoiser = sampling(pipe, "repel:3:0.75:3:0.2:0.3", call)
     image, net, now = IMAGE.get(name, slice(None)), copy.deepcopy(denoiser.net), [0]
     assert 0 < denoiser.start.alone.nfe < STEPS
 
-    def change(h: Tensor, layer: int) -> Tensor:
+    def change(h, layer):
         out, chosen = h.double().clone(), h[:, image].double()
         kept = (
             torch.rand(3, chosen.shape[1], generator=generator((SEEDS[0], now[-1], layer))) >= 0.3
@@ -138,7 +134,7 @@ def test_attention_is_coupled_by_formula(name: str) -> None:
         out[:, image] = torch.cat(groups)
         return out.to(h.dtype)
 
-    def wrapped(module: nn.Module, layer: int, end: str) -> Callable[..., Any]:
+    def wrapped(module, layer, end):
         plain, width = module.forward, getattr(net, "inner_dim", 0)
         if not end.endswith("to_out.0") and not end.endswith("to_out"):
             return lambda *args, **more: change(plain(*args, **more), layer)
@@ -147,7 +143,7 @@ def test_attention_is_coupled_by_formula(name: str) -> None:
         return lambda h, *more: plain(change(h, layer), *more)
 
     for layer, end in enumerate(ENDS[name]):
-        module: Any = net.get_submodule(end)
+        module = net.get_submodule(end)
         own = {"forward": staticmethod(wrapped(module, layer, end))}
         module.__class__ = type("Coupled", (type(module),), own)
     changed = family(name)[0]
@@ -155,7 +151,7 @@ def test_attention_is_coupled_by_formula(name: str) -> None:
     by_hand = sampling(changed, "repel:3:0.75:0", call)
     plain = by_hand.starter.predict
 
-    def predict(x: Tensor, step: Tensor, cond: Tensor, key: Any) -> Any:
+    def predict(x, step, cond, key):
         now.append(int(step[0]))
         with unittest.mock.patch.object(CoupledHub, "_must_join"):  # of rows that are coupled
             return plain(x, step, cond, key)
@@ -168,7 +164,7 @@ def test_attention_is_coupled_by_formula(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_nothing_coupled_is_the_model_to_the_bit(name: str) -> None:
+def test_nothing_coupled_is_the_model_to_the_bit(name):
     pipe, call = family(name)
     plain, none, coupled = (
         sampling(pipe, how, call) for how in (None, "repel:3:0.75:0", "repel:3:0.75")
@@ -182,7 +178,7 @@ def test_nothing_coupled_is_the_model_to_the_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistep", "HeunDiscrete", "EulerAncestralDiscrete"])
-def test_schedulers_keep_their_history_over_the_coupled_steps(name: str) -> None:
+def test_schedulers_keep_their_history_over_the_coupled_steps(name):
     """With factor 0 a search over groups finds the images of a search without, each from its own
     seed."""
     pipe, call = family("sd15")
@@ -204,7 +200,7 @@ def test_schedulers_keep_their_history_over_the_coupled_steps(name: str) -> None
     )
 
 
-COMPILED_OR_HOOKED: dict[str, Callable[[Any], object]] = {
+COMPILED_OR_HOOKED = {
     "compiled": lambda pipe: pipe.transformer.compile(backend="eager"),
     "wrapped": lambda pipe: setattr(
         pipe, "transformer", torch.compile(pipe.transformer, backend="eager")
@@ -220,7 +216,7 @@ COMPILED_OR_HOOKED: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("name", COMPILED_OR_HOOKED)
-def test_compiled_and_offloaded_networks_are_coupled(name: str) -> None:
+def test_compiled_and_offloaded_networks_are_coupled(name):
     pipe, call = upgrade(FAMILIES["sd3"].build()), family("sd3")[1]
     COMPILED_OR_HOOKED[name](pipe)
     none = sampling(pipe, "repel:3:0.75:0", call)
@@ -235,7 +231,7 @@ def test_compiled_and_offloaded_networks_are_coupled(name: str) -> None:
     assert not any(module._forward_pre_hooks for module in pipe.transformer.modules())
 
 
-def test_an_image_says_how_and_is_made_again() -> None:
+def test_an_image_says_how_and_is_made_again():
     (pipe, call), variety = family("sd3"), "repel:3:0.75:3:0.2"
     how = {"reward": dark, "variety": variety, **call}
     out = pipe(PROMPTS, search=BestOfN(4), seed=11, num_images_per_prompt=4, batch_size=7, **how)
@@ -258,9 +254,9 @@ def test_an_image_says_how_and_is_made_again() -> None:
     assert sorted(found[:4]) == sorted(found[4:]) == [(11 + i, i % 3) for i in range(4)]
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_what_cannot_be_is_refused():
     pipe, call = family("sd3")
-    cases: dict[str, dict[str, Any]] = {
+    cases = {
         "1 of 1 here": {"num_inference_steps": 1},
         "0 of 3 here.*repel:8:0.75": {"sigmas": [0.5, 0.3, 0.2]},
         "Ode is an object": {"kernel": make_kernel("ode", pipe.denoiser(**call))},
@@ -276,7 +272,7 @@ def test_what_cannot_be_is_refused() -> None:
         )
 
 
-def test_what_coupling_takes_is_counted() -> None:
+def test_what_coupling_takes_is_counted():
     """Of each token a product with every token of the group, at each attention and in both halves
     of guidance."""
     pipe, call = upgrade(FAMILIES["sd3"].build()), FAMILIES["sd3"].call

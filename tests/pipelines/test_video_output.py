@@ -4,8 +4,6 @@ output class."""
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,12 +30,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
-def test_frames_are_as_the_stock_processor_makes_them(output_type: str) -> None:
+def test_frames_are_as_the_stock_processor_makes_them(output_type):
     as_decoded = 2 * torch.stack(VIDEOS).transpose(1, 2) - 1  # (N, 3, T, H, W) in [-1, 1]
-    stock: Any = VideoProcessor(vae_scale_factor=8).postprocess_video(
+    stock = VideoProcessor(vae_scale_factor=8).postprocess_video(
         as_decoded, output_type=output_type
     )
-    ours: Any = output.converted(VIDEOS, output_type, torch.float32, CPU)
+    ours = output.converted(VIDEOS, output_type, torch.float32, CPU)
     if output_type == "pil":
         ours, stock = (
             np.array([[np.asarray(frame) for frame in video] for video in made])
@@ -48,14 +46,14 @@ def test_frames_are_as_the_stock_processor_makes_them(output_type: str) -> None:
     assert output.converted([], output_type, torch.float32, CPU) == []
 
 
-def test_the_stock_output_class_holds_videos_as_frames(tmp_path: Path) -> None:
+def test_the_stock_output_class_holds_videos_as_frames(tmp_path):
     results = search(
         ["a", "b"],
         BestOfN(2),
         LiveEngine(Clips(), [make_reward(Mean())]),
         selection=Selection(keep=1),
     )
-    frames: Any = output.converted([r.best.pixels for r in results], "pil", torch.float32, CPU)
+    frames = output.converted([r.best.pixels for r in results], "pil", torch.float32, CPU)
     made = output.make_output(WanPipelineOutput, frames, results)
     assert isinstance(made, WanPipelineOutput)
     assert (made.frames, made.search) == (frames, results)
@@ -68,9 +66,9 @@ def test_the_stock_output_class_holds_videos_as_frames(tmp_path: Path) -> None:
     assert read_record(tmp_path / "best.webp").image.seed == results[1].best.seed
 
 
-def test_metrics_see_videos_and_sources_as_rewards_do() -> None:
+def test_metrics_see_videos_and_sources_as_rewards_do():
     sources = torch.rand(3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    denoiser: Any = Clips(6, sources=sources)
+    denoiser = Clips(6, sources=sources)
     metrics = [make_reward(metric) for metric in (Mean(), Motion(), Near())]
     results = search(
         ["a", "b"], BestOfN(2), LiveEngine(denoiser, metrics), selection=Selection(keep=2)

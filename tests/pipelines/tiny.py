@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
@@ -33,24 +32,24 @@ TOLERANCE = 1e-5
 seed alone, in float32, as a share of the largest value."""
 
 # The noise schedules that the published checkpoints of these families were trained with.
-STABLE_DIFFUSION_BETAS: dict[str, Any] = {
+STABLE_DIFFUSION_BETAS = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
 }
-PIXART_BETAS: dict[str, Any] = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
-DYNAMIC_SHIFT: dict[str, Any] = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+PIXART_BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+DYNAMIC_SHIFT = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 # No picture is square, so that exchanged sides show.
 SIZE = {"height": 16, "width": 24}
 SHORT, SANA = {"max_sequence_length": 32}, {"height": 32, "width": 64, "max_sequence_length": 16}
 
 
-def parts_once(make: Callable[[], Parts]) -> Callable[[], Parts]:
+def parts_once(make):
     """Run `make` once, from a fixed seed that leaves torch's own generator alone; every call gets a
     copy."""
 
     @functools.cache
-    def original() -> Callable[[], Parts]:
+    def original():
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return copier(make())
@@ -58,7 +57,7 @@ def parts_once(make: Callable[[], Parts]) -> Callable[[], Parts]:
     return functools.wraps(make)(lambda: original()())
 
 
-def quiet(pipe: Any) -> Any:
+def quiet(pipe):
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -74,24 +73,22 @@ class Family(NamedTuple):
     unguided: dict[str, Any]
     """The scale at which the call is one without classifier-free guidance."""
 
-    def build(self, scheduler: Any = None) -> Any:
+    def build(self, scheduler=None):
         pipe = quiet(self.pipeline(**self.parts(), scheduler=scheduler or self.scheduler()))
         if hasattr(pipe, "prompt_template_encode"):  # of which the real tokenizer makes 34 tokens
             pipe.prompt_template_encode = "." * pipe.prompt_template_encode_start_idx + "{}"
         return pipe
 
 
-FAMILIES: dict[str, Family] = {}
+FAMILIES = {}
 
 
-def family(
-    pipeline: Any, scheduler: Callable[[], Any], call: dict[str, Any], unguided: float = 1.0
-) -> Any:
+def family(pipeline, scheduler, call, unguided=1.0):
     """Enters a function that makes parts into FAMILIES, by its name, which from then on builds
     pipelines."""
     scale = "true_cfg_scale" if "true_cfg_scale" in call else "guidance_scale"
 
-    def enter(make: Callable[[], Parts]) -> Any:
+    def enter(make):
         made = Family(pipeline, parts_once(make), scheduler, {**SIZE, **call}, {scale: unguided})
         FAMILIES[make.__name__] = made
         return made.build
@@ -99,11 +96,11 @@ def family(
     return enter
 
 
-def flow(**options: Any) -> Callable[[], Any]:
+def flow(**options):
     return functools.partial(FlowMatchEulerDiscreteScheduler, **options)
 
 
-def jitter(model: torch.nn.Module) -> torch.nn.Module:
+def jitter(model):
     """Zero-initialised output layers would make the network trivial: move every parameter a
     little."""
     generator = torch.Generator().manual_seed(1)
@@ -116,7 +113,7 @@ def jitter(model: torch.nn.Module) -> torch.nn.Module:
 # Tokenizers and text encoders
 
 
-def clip_tokenizer() -> transformers.CLIPTokenizer:
+def clip_tokenizer():
     """One token per character."""
     characters = [chr(c) for c in range(33, 127)]
     words = [
@@ -130,7 +127,7 @@ def clip_tokenizer() -> transformers.CLIPTokenizer:
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
-def character_tokenizer(chat: bool = False) -> transformers.PreTrainedTokenizerFast:
+def character_tokenizer(chat=False):
     """One token per character, for T5 and language models; with `chat`, a template that is the
     message alone."""
     vocabulary = {
@@ -148,7 +145,7 @@ def character_tokenizer(chat: bool = False) -> transformers.PreTrainedTokenizerF
     return fast
 
 
-def clip(kind: Any = transformers.CLIPTextModelWithProjection) -> Any:
+def clip(kind=transformers.CLIPTextModelWithProjection):
     config = transformers.CLIPTextConfig(
         bos_token_id=0,
         eos_token_id=2,
@@ -163,7 +160,7 @@ def clip(kind: Any = transformers.CLIPTextModelWithProjection) -> Any:
     return kind(config).eval()
 
 
-def t5(kind: str = "T5", layers: int = 2) -> Any:
+def t5(kind="T5", layers=2):
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=1000,
         d_model=32,
@@ -176,7 +173,7 @@ def t5(kind: str = "T5", layers: int = 2) -> Any:
     return getattr(transformers, f"{kind}EncoderModel")(config).eval()
 
 
-def gemma(**config: Any) -> transformers.Gemma2Model:
+def gemma(**config):
     sizes = {
         "hidden_size": 8,
         "num_attention_heads": 2,
@@ -186,19 +183,19 @@ def gemma(**config: Any) -> transformers.Gemma2Model:
     return transformers.Gemma2Model(transformers.Gemma2Config(**sizes, **config)).eval()
 
 
-LANGUAGE: dict[str, Any] = {
+LANGUAGE = {
     **dict.fromkeys(("hidden_size", "intermediate_size"), 16),
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 2),
 }
 
 
-def qwen3(kind: Any) -> Any:
+def qwen3(kind):
     return kind(
         transformers.Qwen3Config(**LANGUAGE, vocab_size=200, max_position_embeddings=512)
     ).eval()
 
 
-def qwen_vl() -> transformers.Qwen2_5_VLForConditionalGeneration:
+def qwen_vl():
     scaling = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
     text = {**LANGUAGE, "rope_scaling": scaling, "rope_theta": 1e6, "vocab_size": 1000}
     text |= {"bos_token_id": 0, "eos_token_id": 1}
@@ -224,7 +221,7 @@ def qwen_vl() -> transformers.Qwen2_5_VLForConditionalGeneration:
 # Networks and VAEs
 
 
-def unet(**config: Any) -> torch.nn.Module:
+def unet(**config):
     made = diffusers.UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -239,7 +236,7 @@ def unet(**config: Any) -> torch.nn.Module:
     return jitter(made)
 
 
-def autoencoder(channels: int, **config: Any) -> diffusers.AutoencoderKL:
+def autoencoder(channels, **config):
     """Halves the size once."""
     return diffusers.AutoencoderKL(
         block_out_channels=(8, 8),
@@ -265,7 +262,7 @@ SHIFTED = {
 # Families
 
 
-def with_one_encoder(transformer: Any, vae: Any, text_encoder: Any, chat: bool = False) -> Parts:
+def with_one_encoder(transformer, vae, text_encoder, chat=False):
     parts = {"transformer": jitter(transformer), "vae": vae.eval(), "text_encoder": text_encoder}
     return {**parts, "tokenizer": character_tokenizer(chat)}
 
@@ -277,7 +274,7 @@ def with_one_encoder(transformer: Any, vae: Any, text_encoder: Any, chat: bool =
     ),
     {"guidance_scale": 5.0},
 )
-def sd15() -> Parts:
+def sd15():
     return {
         "unet": unet(cross_attention_dim=32, attention_head_dim=4),
         "vae": autoencoder(4),
@@ -295,7 +292,7 @@ def sd15() -> Parts:
     ),
     {"guidance_scale": 5.0},
 )
-def sdxl() -> Parts:
+def sdxl():
     network = unet(
         attention_head_dim=(2, 4),
         use_linear_projection=True,
@@ -321,7 +318,7 @@ def sdxl() -> Parts:
     flow(shift=3.0),
     {"guidance_scale": 5.0, "max_sequence_length": 8},
 )
-def sd3() -> Parts:
+def sd3():
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=16,
         patch_size=1,
@@ -345,7 +342,7 @@ def sd3() -> Parts:
     }
 
 
-def flux_parts(guidance: bool) -> Parts:
+def flux_parts(guidance):
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
         in_channels=4,
@@ -371,12 +368,12 @@ def flux_parts(guidance: bool) -> Parts:
 @family(
     diffusers.FluxPipeline, flow(shift=3.0, **DYNAMIC_SHIFT), {"guidance_scale": 3.5, **SHORT}, 3.5
 )
-def flux() -> Parts:
+def flux():
     return flux_parts(guidance=True)
 
 
 @family(diffusers.FluxPipeline, flow(shift=1.0), {"guidance_scale": 0.0, **SHORT}, 0.0)
-def flux_schnell() -> Parts:
+def flux_schnell():
     return flux_parts(guidance=False)
 
 
@@ -385,7 +382,7 @@ def flux_schnell() -> Parts:
     lambda: DPMSolverMultistepScheduler(**PIXART_BETAS),
     {"guidance_scale": 5.0, **SHORT, "clean_caption": False, "use_resolution_binning": False},
 )
-def pixart_sigma() -> Parts:
+def pixart_sigma():
     transformer = diffusers.PixArtTransformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -418,7 +415,7 @@ def pixart_sigma() -> Parts:
         "use_resolution_binning": False,
     },
 )
-def sana() -> Parts:
+def sana():
     transformer = diffusers.SanaTransformer2DModel(
         sample_size=32,
         patch_size=1,
@@ -432,7 +429,7 @@ def sana() -> Parts:
         cross_attention_dim=8,
         caption_channels=8,
     )
-    sides: dict[str, Any] = {}
+    sides = {}
     for side, layers in (("encoder", (1, 1)), ("decoder", [1, 1])):
         sides |= {
             f"{side}_block_types": ("ResBlock", "EfficientViTBlock"),
@@ -461,7 +458,7 @@ def sana() -> Parts:
     flow(**{**DYNAMIC_SHIFT, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}),
     {"true_cfg_scale": 3.0, "negative_prompt": "bad", "max_sequence_length": 16},
 )
-def qwen_image() -> Parts:
+def qwen_image():
     transformer = diffusers.QwenImageTransformer2DModel(
         patch_size=2,
         in_channels=16,
@@ -486,7 +483,7 @@ def qwen_image() -> Parts:
 
 
 @family(diffusers.ZImagePipeline, flow(shift=3.0), {"guidance_scale": 3.0, **SHORT}, 0.0)
-def z_image() -> Parts:
+def z_image():
     transformer = diffusers.ZImageTransformer2DModel(
         all_patch_size=(2,),
         all_f_patch_size=(1,),
@@ -522,7 +519,7 @@ def z_image() -> Parts:
         "system_prompt": "draw",
     },
 )
-def lumina2() -> Parts:
+def lumina2():
     transformer = diffusers.Lumina2Transformer2DModel(
         sample_size=4,
         patch_size=2,
@@ -548,7 +545,7 @@ def lumina2() -> Parts:
     flow(shift=3.0, **DYNAMIC_SHIFT),
     {"height": 8, "width": 12, "guidance_scale": 4.0, **SHORT, "text_encoder_out_layers": (1,)},
 )
-def flux2_klein() -> Parts:
+def flux2_klein():
     transformer = diffusers.Flux2Transformer2DModel(
         patch_size=1,
         in_channels=4,
@@ -583,9 +580,7 @@ def flux2_klein() -> Parts:
 UNGUIDED = {name: family.unguided for name, family in FAMILIES.items()}
 
 
-def save_lora(
-    pipe: Any, folder: Path, *, text_encoder: bool = False, seed: int = 0, rank: int = 4
-) -> Path:
+def save_lora(pipe, folder, *, text_encoder=False, seed=0, rank=4):
     """A random LoRA for the network of a pipeline, which stays as it is, saved as diffusers'
     pipelines save theirs."""
     import peft
@@ -611,7 +606,7 @@ def save_lora(
 
 
 @functools.cache
-def shared(name: str) -> Any:
+def shared(name):
     """One of FAMILIES that no test changes, and what is measured of it, kept once for all twins."""
     pipe = FAMILIES[name].build()
     vars(pipe)["_search_memo"] = Memo()

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -25,7 +23,6 @@ from ttsnap.core.looks import Draft
 from ttsnap.core.memory import NotEnoughMemoryError, lacks_memory
 from ttsnap.core.moves import fresh
 from ttsnap.core.needs import NOTHING
-from ttsnap.core.results import Result
 from ttsnap.core.selection import Selection
 from ttsnap.engine.batch_sizes import buckets
 from ttsnap.engine.live import LiveEngine
@@ -38,30 +35,30 @@ from ttsnap.rewards.reward_model import FunctionReward
 class FakeGauge(Gauge):
     """A device of `total` bytes; what a run holds is set by hand."""
 
-    def __init__(self, total: int, taken: int = 0) -> None:
+    def __init__(self, total, taken=0):
         self.total, self.now, self.most = total, taken, taken
 
-    def reset(self) -> int:
+    def reset(self):
         self.most = self.now
         return self.now
 
-    def peak(self) -> int:
+    def peak(self):
         return self.most
 
-    def free(self) -> int:
+    def free(self):
         return self.total - self.now
 
-    def hold(self, more: int) -> None:
+    def hold(self, more):
         self.most = max(self.most, self.now + more)
         if self.most > self.total:
             raise torch.OutOfMemoryError("out of memory")
 
 
 @pytest.mark.parametrize("weights", [0, 300])
-def test_planned_batch_fits_and_nearly_fills(weights: int) -> None:
+def test_planned_batch_fits_and_nearly_fills(weights):
     gauge, brought = FakeGauge(10_000, taken=500), False
 
-    def run(n: int) -> None:
+    def run(n):
         nonlocal brought
         if not brought:  # as an offload hook brings the network in by the first call
             gauge.now, brought = gauge.now + weights, True
@@ -80,7 +77,7 @@ def test_planned_batch_fits_and_nearly_fills(weights: int) -> None:
         fit_rows(lambda n: small.hold(4000 * n), small, 64)
 
 
-def outcome(engine: LiveEngine, prompts: tuple[str, ...] = ("a", "b")) -> Any:
+def outcome(engine, prompts=("a", "b")):
     results = search(
         prompts, SeedPruning(7, (0.5,), steps=(2,)), engine, selection=Selection(keep=3)
     )
@@ -89,12 +86,10 @@ def outcome(engine: LiveEngine, prompts: tuple[str, ...] = ("a", "b")) -> Any:
     )
 
 
-def test_out_of_memory_halves_the_batch_and_loses_nothing(
-    engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_halves_the_batch_and_loses_nothing(engine, monkeypatch):
     expected, live = outcome(engine(batch_size=8)), engine(batch_size=8)
 
-    def cramp(name: str, most: int) -> None:
+    def cramp(name, most):
         call = getattr(live.denoiser, name)
         full = Mock(side_effect=torch.OutOfMemoryError)
         monkeypatch.setattr(
@@ -108,7 +103,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
     assert live.denoiser.calls == live.nfe == expected[1]
 
 
-LACKS: dict[str, Callable[[], Exception]] = {
+LACKS = {
     "cuda": lambda: torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 23.64 GiB of which 1.20 GiB is"
         " free."
@@ -141,7 +136,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("said", SAID)
-def test_a_lack_of_memory_is_known_by_what_devices_say(said: str) -> None:
+def test_a_lack_of_memory_is_known_by_what_devices_say(said):
     assert lacks_memory(RuntimeError(said)) == SAID[said]
 
 
@@ -152,23 +147,21 @@ PRUNED = SeedPruning(6, (0.5,), steps=(2,))
 class Cramped:
     """Raises where it gets more than `most` rows, from its call `after` on."""
 
-    def __init__(
-        self, call: Any, error: Callable[[], Exception], most: int, after: int = 0
-    ) -> None:
+    def __init__(self, call, error, most, after=0):
         self.call, self.error, self.most, self.after, self.made = call, error, most, after, 0
 
-    def __call__(self, x: Any, *rest: Any) -> Any:
+    def __call__(self, x, *rest):
         self.made += 1
         if self.made > self.after and len(x) > self.most:
             raise self.error()
         return self.call(x, *rest)
 
 
-def cramped(place: str, *how: Any, batch: int = 4) -> LiveEngine:
+def cramped(place, *how, batch=4):
     """An engine, with a drafter where that is cramped."""
     reward = Brightness()
     judge = FunctionReward(Cramped(reward, *how) if place == "reward" else reward, "brightness")
-    kind: Any = Drafting if place == "guess" else Counted
+    kind = Drafting if place == "guess" else Counted
     live = LiveEngine(kind(*MIXTURE, steps=8), [judge], EngineOptions(batch, batch))
     if place == "guess":
         live.denoiser.drafts.guess = Cramped(live.denoiser.drafts.guess, *how)  # type: ignore[union-attr, misc]
@@ -177,14 +170,14 @@ def cramped(place: str, *how: Any, batch: int = 4) -> LiveEngine:
     return live
 
 
-def cramped_search(live: LiveEngine, place: str) -> Result:
+def cramped_search(live, place):
     shared = {"draft_share": 0.5} if place == "guess" else {}
     return search(["a"], replace(PRUNED, **shared), live, selection=Selection(keep=3), seed=5)[0]
 
 
 @pytest.mark.parametrize("kind", LACKS)
 @pytest.mark.parametrize("place", PLACES)
-def test_any_lack_of_memory_halves_a_batch_and_changes_nothing_else(place: str, kind: str) -> None:
+def test_any_lack_of_memory_halves_a_batch_and_changes_nothing_else(place, kind):
     free = cramped_search(cramped(place, LACKS[kind], 9), place)
     live = cramped(place, LACKS[kind], 1)
     found = cramped_search(live, place)
@@ -195,12 +188,12 @@ def test_any_lack_of_memory_halves_a_batch_and_changes_nothing_else(place: str, 
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_one_row_too_many_ends_a_search_with_what_is_finished(place: str) -> None:
+def test_one_row_too_many_ends_a_search_with_what_is_finished(place):
     with pytest.raises(NotEnoughMemoryError, match=r"2.00 GiB needed, 1.20 GiB free"):
         cramped_search(cramped(place, LACKS["cuda"], 0), place)
     live = cramped(place, LACKS["cublas"], 0, 11 if place == "predict" else 1, batch=1)
     drafts = Played((lambda p: fresh(2, 8), lambda p: fresh(3, 0, look=Draft())), NOTHING)
-    algorithm: Any = drafts if place == "guess" else BestOfN(6)
+    algorithm = drafts if place == "guess" else BestOfN(6)
     results = search(["a", "b"], algorithm, live, selection=Selection(keep=3))
     first, second = results
     assert 0 < len(first.images) < 3
@@ -213,7 +206,7 @@ def test_one_row_too_many_ends_a_search_with_what_is_finished(place: str) -> Non
     assert live.denoiser.calls == live.stats["nfe"]  # type: ignore[attr-defined]
 
 
-def test_images_that_wait_to_be_scored_are_scored_before_a_search_ends() -> None:
+def test_images_that_wait_to_be_scored_are_scored_before_a_search_ends():
     live = cramped("predict", LACKS["cpu"], 0, 20, batch=1)
     live._sizes._sizes = (1, 9)  # two have arrived by then, and wait for others
     (result,) = search(["a"], BestOfN(6), live, selection=Selection(keep=6))
@@ -224,9 +217,7 @@ def test_images_that_wait_to_be_scored_are_scored_before_a_search_ends() -> None
     assert (len(result.images), result.spent.nfe, result.spent.cost.decodes) == (2, 32, 2)
 
 
-def test_padding_asks_for_few_batch_sizes_and_counts_real_rows(
-    engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_padding_asks_for_few_batch_sizes_and_counts_real_rows(engine, monkeypatch):
     expected = outcome(engine(batch_size=9), ("a",))
     live = engine(batch_size=9, padded=True)
     seen, predict = set(), live.denoiser.predict
@@ -238,13 +229,11 @@ def test_padding_asks_for_few_batch_sizes_and_counts_real_rows(
     assert live.nfe == expected[1] < live.denoiser.calls
 
 
-def test_batch_sizes_are_planned_where_memory_can_be_measured(
-    engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_sizes_are_planned_where_memory_can_be_measured(engine, monkeypatch):
     assert engine(batch_size=None).batch_size == 16
     asked = []
 
-    def planned(run: Any, gauge: Any, most: int, several: int = 3) -> tuple[int, int]:
+    def planned(run, gauge, most, several=3):
         run(2)
         asked.append(most)
         return (5, 2) if len(asked) == 1 else (3, 2)
@@ -259,15 +248,13 @@ def test_batch_sizes_are_planned_where_memory_can_be_measured(
     assert live.denoiser.calls == result.spent.nfe + 2
 
 
-def test_a_compiled_network_is_called_with_powers_of_two_alone(
-    engine: Any, monkeypatch: Any, caplog: Any
-) -> None:
+def test_a_compiled_network_is_called_with_powers_of_two_alone(engine, monkeypatch, caplog):
     gauge, seen = FakeGauge(1_000), set[int]()
     monkeypatch.setattr("ttsnap.engine.batch_sizes.gauge_of", lambda device: gauge)
     live = engine(batch_size=None, decode_batch_size=2, padded=True)
     predict = live.denoiser.predict
 
-    def held(x: Any, *rest: Any) -> Any:
+    def held(x, *rest):
         seen.add(len(x))
         gauge.hold(65 * len(x))
         return predict(x, *rest)
@@ -280,13 +267,11 @@ def test_a_compiled_network_is_called_with_powers_of_two_alone(
     ].endswith("2")
 
 
-def test_offloaded_networks_change_places_rarely(
-    engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offloaded_networks_change_places_rarely(engine, monkeypatch):
     """Model offload: decodes wait until the denoiser has nothing left to do: here, for both
     prompts."""
 
-    def phases(offloaded: bool) -> list[str]:
+    def phases(offloaded):
         live, order = engine(batch_size=8, decode_batch_size=3), list[str]()
         live.denoiser.offloaded = offloaded
         predict, decode = live.denoiser.predict, live.denoiser.decode
@@ -303,9 +288,7 @@ def test_offloaded_networks_change_places_rarely(
     assert len(phases(offloaded=False)) > 4
 
 
-def test_latents_that_are_not_finite_cost_their_particle_only(
-    engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_latents_that_are_not_finite_cost_their_particle_only(engine, monkeypatch):
     live = engine(batch_size=4)
     decode = live.denoiser.decode
     broken = torch.tensor([float("nan"), 0, 0, 0]).view(4, 1, 1, 1)  # the first of a batch
@@ -316,9 +299,7 @@ def test_latents_that_are_not_finite_cost_their_particle_only(
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_the_peak_on_paper_is_what_lives_at_a_time(
-    device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_peak_on_paper_is_what_lives_at_a_time(device, monkeypatch):
     """x is given (4 KiB); 8 channels take 8 KiB, their ReLU 8 more, and 4 channels 4 once the first
     are gone."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))

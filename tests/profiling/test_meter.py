@@ -8,9 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -29,7 +27,7 @@ class FakeNVML(SimpleNamespace):
     """Two boards; the second one is what CUDA sees. Power is constant, and the counter runs with
     `clock`."""
 
-    def __init__(self, *refuse: str, watts: float = 300.0) -> None:
+    def __init__(self, *refuse, watts=300.0):
         super().__init__(refuse=refuse, watts=watts, now=100.0, open=0, clock=lambda: self.now)
         boards = {"GPU-0": 0, f"GPU-{UUID}": 1, "00000000:01:00.0": 0, "00000000:C1:00.0": 1}
         self.nvmlInit = lambda: self.told("init", lambda: self.opened(1))
@@ -45,17 +43,17 @@ class FakeNVML(SimpleNamespace):
             "power", lambda: board * int(self.watts * 1e3)
         )
 
-    def told(self, name: str, value: Callable[[], Any]) -> Any:
+    def told(self, name, value):
         if name in self.refuse:
             raise NVMLError(f"{name}: not supported")
         return value()
 
-    def opened(self, more: int) -> None:
+    def opened(self, more):
         self.open += more
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+def gpu(monkeypatch):
     """A CUDA device as far as the meter can see; returns how often what was called."""
     calls, there = (
         Counter[str](),
@@ -75,11 +73,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def test_a_stopwatch_records_on_the_stream_of_its_own_device(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     device, recorded = torch.device("cuda:1"), []
 
-    def event(device: Any, enable_timing: bool) -> Any:
+    def event(device, enable_timing):
         return SimpleNamespace(
             record=lambda stream: recorded.append((device, stream)),
             synchronize=int,
@@ -96,7 +94,7 @@ def test_a_stopwatch_records_on_the_stream_of_its_own_device(
 
 
 @pytest.mark.parametrize("refuse", [(), ("uuid",)])
-def test_energy_counter(gpu: Counter[str], refuse: tuple[str, ...]) -> None:
+def test_energy_counter(gpu, refuse):
     nvml = FakeNVML(*refuse)
     with Meter("cuda:0", nvml=nvml, clock=nvml.clock) as meter:
         nvml.now += 10
@@ -111,7 +109,7 @@ def test_energy_counter(gpu: Counter[str], refuse: tuple[str, ...]) -> None:
     assert json.loads(json.dumps(out)) == out
 
 
-def test_power_samples_where_the_board_has_no_counter(gpu: Counter[str]) -> None:
+def test_power_samples_where_the_board_has_no_counter(gpu):
     nvml, before = FakeNVML("energy", watts=200), threading.active_count()
     with Meter("cuda", nvml=nvml, interval=0.01) as meter:
         time.sleep(0.1)
@@ -126,7 +124,7 @@ def test_power_samples_where_the_board_has_no_counter(gpu: Counter[str]) -> None
     assert nvml.open == 0
 
 
-def test_power_is_integrated_by_trapezoids() -> None:
+def test_power_is_integrated_by_trapezoids():
     assert integrate([(0, 100), (1, 300), (3, 300)]) == 200 + 600
     assert integrate([(0, 100)]) == 0
 
@@ -140,9 +138,7 @@ def test_power_is_integrated_by_trapezoids() -> None:
         ("", "", "", -50),  # one that ran backwards
     ],
 )
-def test_what_cannot_be_measured_is_unknown(
-    gpu: Counter[str], begin: str, within: str, end: str, ahead: int
-) -> None:
+def test_what_cannot_be_measured_is_unknown(gpu, begin, within, end, ahead):
     nvml = FakeNVML(*begin.split())
     with Meter("cuda", nvml=nvml, interval=0.01) as meter:
         nvml.refuse, nvml.now = tuple(within.split()), nvml.now + ahead
@@ -153,19 +149,15 @@ def test_what_cannot_be_measured_is_unknown(
     assert (out["peak_memory_bytes"], nvml.open) == (5 << 30, 0)
 
 
-def test_the_package_is_imported_late_and_may_be_missing(
-    gpu: Counter[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_package_is_imported_late_and_may_be_missing(gpu, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)  # type: ignore[arg-type]
     assert open_energy(torch.device("cuda")) is None
     monkeypatch.setitem(sys.modules, "pynvml", FakeNVML())  # type: ignore[arg-type]
     assert open_energy(torch.device("cuda")).kind == "NVML energy counter"  # type: ignore[union-attr]
 
 
-def test_an_error_of_the_run_is_the_one_that_shows(
-    gpu: Counter[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run() -> None:
+def test_an_error_of_the_run_is_the_one_that_shows(gpu, monkeypatch):
+    def run():
         with Meter("cuda", nvml=nvml):
             monkeypatch.setattr(
                 torch.cuda, "synchronize", Mock(side_effect=RuntimeError("CUDA error"))
@@ -178,7 +170,7 @@ def test_an_error_of_the_run_is_the_one_that_shows(
     assert nvml.open == 0
 
 
-def test_on_a_cpu_memory_is_the_process_peak() -> None:
+def test_on_a_cpu_memory_is_the_process_peak():
     with Meter("cpu") as meter:
         time.sleep(0.01)
     out = meter.summary(2)
@@ -188,7 +180,7 @@ def test_on_a_cpu_memory_is_the_process_peak() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell it by getrusage alone")
-def test_peak_memory_is_this_processs_own_and_not_what_its_parent_held() -> None:
+def test_peak_memory_is_this_processs_own_and_not_what_its_parent_held():
     held = bytearray(2**28)
     held[:: 2**12] = b"x" * len(held[:: 2**12])  # pages count once they are written
     code = (  # without torch, which would take long and hold much

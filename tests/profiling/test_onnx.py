@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,26 +12,26 @@ from ttsnap.reward_models.ocr import _LINE, _PICTURE, OCR
 pytest.importorskip("onnxruntime")
 
 
-def number(value: int) -> bytes:
+def number(value):
     """A varint of protobuf."""
     return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + number(value // 128)
 
 
-def field(tag: int, value: int | bytes | str) -> bytes:
+def field(tag, value):
     if isinstance(value, int):
         return number(tag * 8) + number(value)
     held = value.encode() if isinstance(value, str) else value
     return number(tag * 8 + 2) + number(len(held)) + held
 
 
-def weights(name: str, *shape: int) -> bytes:
+def weights(name, *shape):
     dims = b"".join(field(1, size) for size in shape)
     return field(
         5, dims + field(2, 1) + field(8, name) + field(9, np.ones(shape, np.float32).tobytes())
     )
 
 
-def tensor(tag: int, name: str, *shape: int) -> bytes:
+def tensor(tag, name, *shape):
     dims = field(2, b"".join(field(1, field(1, size)) for size in shape))
     return field(tag, field(1, name) + field(2, field(1, field(1, 1) + dims)))
 
@@ -50,7 +48,7 @@ GRAPHS = {
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_operators_are_counted_by_the_shapes_that_they_see(kind: str, tmp_path: Path) -> None:
+def test_operators_are_counted_by_the_shapes_that_they_see(kind, tmp_path):
     held, flops, shape = GRAPHS[kind]
     node = field(1, field(1, "x") + field(1, "w") + field(2, "y") + field(4, kind))
     graph = node + field(2, "g") + held + tensor(11, "x", *SHAPE) + tensor(12, "y", *shape)
@@ -59,7 +57,7 @@ def test_operators_are_counted_by_the_shapes_that_they_see(kind: str, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 
 
-def test_the_reader_sees_images_in_the_shapes_that_are_counted() -> None:
+def test_the_reader_sees_images_in_the_shapes_that_are_counted():
     pytest.importorskip("rapidocr")
     reward, seen, image = OCR(), set[tuple[int, ...]](), torch.full((1, 3, 64, 64), 0.4)
     reward.read(image)  # its networks are loaded late

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 from ttsnap.files.plain_yaml import parse_yaml
 from ttsnap.files.reading import read_bytes
@@ -16,20 +15,20 @@ from ttsnap.pipelines.run import decisions_of, run
 from ttsnap.request.fields import SearchFields
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import ServingCatalog, request_of
-from ttsnap.request.request import SearchRequest, prepare
+from ttsnap.request.request import prepare
 from ttsnap.results.outputs import save_made
 
 LIMITS = SearchLimits(nfe=2000, images=1)
 
 
-def read(file: Path, offer: ServingCatalog) -> SearchRequest:
+def read(file, offer):
     given = parse_yaml(read_bytes(file, 10_000, "request").decode(), file)
     if not isinstance(given, dict):
         raise ValueError("write fields, as prompt: a red circle")
     return request_of(SearchFields.of(given), offer, LIMITS)
 
 
-def answer(file: Path, pipe: Any, offer: ServingCatalog) -> None:
+def answer(file, pipe, offer):
     try:
         found = run(prepare(read(file, offer), decisions_of(pipe)), pipe)
     except ValueError as error:
@@ -39,7 +38,7 @@ def answer(file: Path, pipe: Any, offer: ServingCatalog) -> None:
     save_made(file.with_suffix(".png"), result.best.pixels, found.record.of(result))
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rewards", nargs="+", default=["scenes"])

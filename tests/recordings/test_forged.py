@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -34,7 +32,7 @@ HEADER = Header.of(RECORDING)
 
 
 @pytest.fixture
-def precious(tmp_path: Path) -> Path:
+def precious(tmp_path):
     """A file elsewhere, as one of the user's."""
     path = tmp_path / "precious.txt"
     path.write_text("mine")
@@ -42,7 +40,7 @@ def precious(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """A recording that was begun, as somebody hands it on."""
     path = tmp_path / "theirs"
     path.mkdir()
@@ -51,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Path:
+def bench(tmp_path):
     """A benchmark that was begun."""
     path = tmp_path / "b"
     (path / "arm" / "00000" / "samples").mkdir(parents=True)
@@ -59,13 +57,13 @@ def bench(tmp_path: Path) -> Path:
     return path
 
 
-def opened(begin: Any, *given: Any) -> None:
+def opened(begin, *given):
     """Open a folder, and close it again."""
     with begin(*given):
         pass
 
 
-def test_nothing_is_written_through_a_link(folder: Path, precious: Path) -> None:
+def test_nothing_is_written_through_a_link(folder, precious):
     (folder / LOCK).symlink_to(precious)
     with pytest.raises(ValueError, match="another file"):
         opened(open_recording, folder, HEADER)
@@ -81,7 +79,7 @@ def test_nothing_is_written_through_a_link(folder: Path, precious: Path) -> None
     assert np.array_equal(load_recording(folder).scores, RECORDING.scores)
 
 
-def test_no_benchmark_is_written_through_a_link(bench: Path, precious: Path) -> None:
+def test_no_benchmark_is_written_through_a_link(bench, precious):
     found = bench / "arm" / "00000" / "found-00000.json"
     for path in (found, part_of(found)):
         path.symlink_to(precious)
@@ -95,7 +93,7 @@ def test_no_benchmark_is_written_through_a_link(bench: Path, precious: Path) -> 
     assert json.loads(found.read_text())["seed"] == 4
 
 
-def test_no_folder_is_written_through_a_link(folder: Path, bench: Path, tmp_path: Path) -> None:
+def test_no_folder_is_written_through_a_link(folder, bench, tmp_path):
     (elsewhere := tmp_path / "elsewhere").mkdir()
     (folder / "images").symlink_to(elsewhere)
     with pytest.raises(ValueError, match="another folder"):
@@ -106,7 +104,7 @@ def test_no_folder_is_written_through_a_link(folder: Path, bench: Path, tmp_path
     assert not list(elsewhere.iterdir())
 
 
-def test_a_unit_from_another_recording_or_of_another_shape_is_refused(folder: Path) -> None:
+def test_a_unit_from_another_recording_or_of_another_shape_is_refused(folder):
     about = {"header": digest(HEADER.to_json()), "shard": None}
     for scores, changes, said in (
         (
@@ -137,18 +135,18 @@ def test_a_unit_from_another_recording_or_of_another_shape_is_refused(folder: Pa
 
 
 @pytest.mark.parametrize("numbers", [np.zeros(5), np.zeros((2, 2)), np.full(2, np.nan)])
-def test_kept_numbers_that_do_not_fit_are_damaged(numbers: np.ndarray, tmp_path: Path) -> None:
+def test_kept_numbers_that_do_not_fit_are_damaged(numbers, tmp_path):
     (tmp_path / "x").write_bytes(packed(numbers, "targets", {}))
     with pytest.raises(ValueError, match="at most 4"):
         KeptNumbers(tmp_path / "x", "targets", {}, 4)
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_of_two_processes_that_write_one_file_one_is_told(tmp_path: Path, ended: bool) -> None:
+def test_of_two_processes_that_write_one_file_one_is_told(tmp_path, ended):
     """The other one begins while we write, and ends before us or after."""
     path = tmp_path / "x.json"
 
-    def meanwhile(file: BinaryIO) -> None:
+    def meanwhile(file):
         part_of(path).unlink()
         part_of(path).write_bytes(b"theirs")
         if ended:
@@ -163,7 +161,7 @@ def test_of_two_processes_that_write_one_file_one_is_told(tmp_path: Path, ended:
 @pytest.mark.parametrize(
     "begin", [lambda at: open_bench(at, {}), lambda at: open_recording(at, HEADER)]
 )
-def test_one_process_or_thread_at_a_time_is_in_a_folder(begin: Any, tmp_path: Path) -> None:
+def test_one_process_or_thread_at_a_time_is_in_a_folder(begin, tmp_path):
     held = rf"another process is writing to .*b \(process {os.getpid()} on "
     with begin(tmp_path / "b"), pytest.raises(ValueError, match=held):
         opened(begin, tmp_path / "b")
@@ -173,7 +171,7 @@ def test_one_process_or_thread_at_a_time_is_in_a_folder(begin: Any, tmp_path: Pa
     assert not (tmp_path / "b" / LOCK).exists()
 
 
-def test_a_shard_that_was_written_is_read(tmp_path: Path) -> None:
+def test_a_shard_that_was_written_is_read(tmp_path):
     path = tmp_path / "unit-00000.tar"
     image = np.random.default_rng(0).random((3, 4, 5))
     with path.open("wb") as file:

@@ -10,10 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -53,15 +50,15 @@ BLOCK = (2, 3)
 
 
 @pytest.fixture
-def engine(engine: Callable[..., LiveEngine]) -> Callable[..., LiveEngine]:
+def engine(engine):
     """The mixture engine, with a prompt's mixture chosen by its text: units hold some of the
     prompts each."""
 
-    def make(*args: Any, **kwargs: Any) -> LiveEngine:
+    def make(*args, **kwargs):
         made = engine(*args, **kwargs)
         encode = made.denoiser.encode
 
-        def by_text(prompts: Sequence[Prompt]) -> None:
+        def by_text(prompts):
             encode(PROMPTS)
             # a text that is timed is empty
             at = [PROMPTS.index(p.text) if p.text else 0 for p in prompts]
@@ -74,10 +71,8 @@ def engine(engine: Callable[..., LiveEngine]) -> Callable[..., LiveEngine]:
 
 
 @pytest.fixture
-def recorder(engine: Callable[..., LiveEngine]) -> Callable[..., Recording]:
-    def run(
-        folder: Path, reward: Any = None, prompts: Any = PROMPTS, of: Any = None, **kwargs: Any
-    ) -> Recording:
+def recorder(engine):
+    def run(folder, reward=None, prompts=PROMPTS, of=None, **kwargs):
         made = engine(**{"steps": 4, "rewards": [reward or Brightness()], **(of or {})})
         given = {"seeds": 5, "seed": 7, "block": BLOCK, **kwargs}
         options = taken(RecordOptions, given)
@@ -89,11 +84,11 @@ def recorder(engine: Callable[..., LiveEngine]) -> Callable[..., Recording]:
 class Dies(Brightness):
     """Ctrl-C while image number `after` is scored: an exception, or a signal."""
 
-    def __init__(self, after: int, signalled: bool = False) -> None:
+    def __init__(self, after, signalled=False):
         super().__init__()
         self.after, self.signalled = after, signalled
 
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+    def __call__(self, images, prompts, level):
         if self.images <= self.after < self.images + len(images):
             if not self.signalled:
                 raise KeyboardInterrupt
@@ -101,18 +96,18 @@ class Dies(Brightness):
         return super().__call__(images, prompts, level)
 
 
-def cut(recorder: Any, folder: Path, after: int, **kwargs: Any) -> Path:
+def cut(recorder, folder, after, **kwargs):
     """A recording that was interrupted."""
     with pytest.raises(KeyboardInterrupt):
         recorder(folder, reward=Dies(after), **kwargs)
     return folder
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_round_trip(recorder: Any, tmp_path: Path) -> None:
+def test_round_trip(recorder, tmp_path):
     made = recorder(tmp_path / "r", steps=[0, 2], info={"model": "mixture", "call": {"steps": 4}})
     assert sorted(contents(tmp_path / "r")) == ["recording.json", "scores.safetensors"]
     for path in (tmp_path / "r", tmp_path / "r" / "scores.safetensors"):
@@ -141,7 +136,7 @@ def test_round_trip(recorder: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_recording(tmp_path / "saved").scores, made.scores)
 
 
-def test_any_units_that_are_there_are_kept(recorder: Any, tmp_path: Path) -> None:
+def test_any_units_that_are_there_are_kept(recorder, tmp_path):
     recorder(tmp_path / "whole")
     cut(recorder, tmp_path / "cut", 74)
     names = [f"unit-{index:05d}.safetensors" for index in range(3)]
@@ -166,7 +161,7 @@ def test_any_units_that_are_there_are_kept(recorder: Any, tmp_path: Path) -> Non
         assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_flipped_bytes_are_found(recorder: Any, tmp_path: Path) -> None:
+def test_flipped_bytes_are_found(recorder, tmp_path):
     recorder(tmp_path / "r")
     path = cut(recorder, tmp_path / "broken", 31) / "unit-00000.safetensors"
     data = path.read_bytes()
@@ -182,7 +177,7 @@ def test_flipped_bytes_are_found(recorder: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [31, 74])
-def test_interrupted_and_resumed_is_the_same(recorder: Any, tmp_path: Path, after: int) -> None:
+def test_interrupted_and_resumed_is_the_same(recorder, tmp_path, after):
     recorder(tmp_path / "whole", images=True)
     cut(recorder, tmp_path / "r", after, images=True)
     there, units = progress(tmp_path / "r")
@@ -197,7 +192,7 @@ def test_interrupted_and_resumed_is_the_same(recorder: Any, tmp_path: Path, afte
     assert contents(tmp_path / "r") == contents(tmp_path / "whole")
 
 
-def test_images_are_the_scored_estimates(recorder: Any, tmp_path: Path, engine: Any) -> None:
+def test_images_are_the_scored_estimates(recorder, tmp_path, engine):
     made = recorder(tmp_path / "r", images=True, steps=[1])
     seen = {(i.prompt, i.seed, i.step): i.pixels for i in read_images(tmp_path / "r")}
     assert set(seen) == {(p, s, k) for p in range(3) for s in range(7, 12) for k in (1, 4)}
@@ -215,7 +210,7 @@ def test_images_are_the_scored_estimates(recorder: Any, tmp_path: Path, engine: 
         list(read_images(tmp_path / "r"))
 
 
-def test_other_settings_are_refused(recorder: Any, tmp_path: Path) -> None:
+def test_other_settings_are_refused(recorder, tmp_path):
     before = contents(cut(recorder, tmp_path / "r", 40, info={"call": {"guidance": 4.0}}))
     for change, message in [
         ({}, r"info\.call is .*guidance.*, not null"),
@@ -236,7 +231,7 @@ def test_other_settings_are_refused(recorder: Any, tmp_path: Path) -> None:
     assert contents(tmp_path / "r") == before
 
 
-def test_settings_that_fit_nothing_leave_nothing(recorder: Any, tmp_path: Path) -> None:
+def test_settings_that_fit_nothing_leave_nothing(recorder, tmp_path):
     for change, message in [
         ({"steps": [3, 1]}, r"\(3, 1\)"),
         ({"steps": [9]}, "grid of 4 steps"),
@@ -251,7 +246,7 @@ def test_settings_that_fit_nothing_leave_nothing(recorder: Any, tmp_path: Path) 
     assert not (tmp_path / "r").exists()
 
 
-def test_other_files_are_left_alone(recorder: Any, tmp_path: Path) -> None:
+def test_other_files_are_left_alone(recorder, tmp_path):
     (tmp_path / ".recording.json.part").write_text("{")  # of a process killed at the very start
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match=r"files \(thesis\.tex"):
@@ -262,8 +257,8 @@ def test_other_files_are_left_alone(recorder: Any, tmp_path: Path) -> None:
     recorder(tmp_path)
 
 
-def test_a_guided_recording_is_resumed_and_replayed(engine: Any, tmp_path: Path) -> None:
-    def guided(reward: Any = None) -> Any:
+def test_a_guided_recording_is_resumed_and_replayed(engine, tmp_path):
+    def guided(reward=None):
         kernel = Sde(Linear(), torch.linspace(1, 0, 5).double())
         guidance = RewardGuidance.parse("tilted:0.3:x0:1-0")
         return engine(steps=4, rewards=[reward or Brightness()], kernel=kernel, guidance=guidance)
@@ -297,7 +292,7 @@ def test_a_guided_recording_is_resumed_and_replayed(engine: Any, tmp_path: Path)
             Header.from_json(forged, tmp_path)
 
 
-def test_every_flipped_bit_of_the_scores_header_is_found(tmp_path: Path) -> None:
+def test_every_flipped_bit_of_the_scores_header_is_found(tmp_path):
     """Or it changes nothing that is read."""
     scores = np.random.default_rng(0).random((1, 2, 2, 1))
     scores[0, 0, 0] = np.nan
@@ -325,7 +320,7 @@ def test_every_flipped_bit_of_the_scores_header_is_found(tmp_path: Path) -> None
     assert read < end / 10
 
 
-def test_the_lock_keeps_others_out_and_dies_with_its_holder(recorder: Any, tmp_path: Path) -> None:
+def test_the_lock_keeps_others_out_and_dies_with_its_holder(recorder, tmp_path):
     folder = cut(recorder, tmp_path / "r", 40)
     hold = (
         "import sys; from pathlib import Path; from ttsnap.files.writing import locked\n"
@@ -348,7 +343,7 @@ def test_the_lock_keeps_others_out_and_dies_with_its_holder(recorder: Any, tmp_p
     assert not (folder / ".lock").exists()
 
 
-def test_two_starts_at_once_do_not_mix_their_settings(recorder: Any, tmp_path: Path) -> None:
+def test_two_starts_at_once_do_not_mix_their_settings(recorder, tmp_path):
     """The other one begins, and is stopped again, when this one has just found the folder free."""
     with (
         calls(
@@ -363,7 +358,7 @@ def test_two_starts_at_once_do_not_mix_their_settings(recorder: Any, tmp_path: P
     recorder(tmp_path, info={"model": "the other"})
 
 
-def test_a_reward_that_always_fails_ends_it(recorder: Any, tmp_path: Path) -> None:
+def test_a_reward_that_always_fails_ends_it(recorder, tmp_path):
     with pytest.raises(ValueError, match="none of the"):
         recorder(tmp_path / "r", reward=Brightness(broken=1.0))
     assert not (tmp_path / "r").exists()
@@ -372,7 +367,7 @@ def test_a_reward_that_always_fails_ends_it(recorder: Any, tmp_path: Path) -> No
     np.testing.assert_array_equal(load_recording(tmp_path / "some").scores, some.scores)
 
 
-def test_files_that_are_no_recording(recorder: Any, tmp_path: Path) -> None:
+def test_files_that_are_no_recording(recorder, tmp_path):
     where = cut(recorder, tmp_path / "r", 31) / "recording.json"
     header = json.loads(where.read_text())
     lacking = {key: value for key, value in header.items() if key != "rewards"}
@@ -395,7 +390,7 @@ def test_files_that_are_no_recording(recorder: Any, tmp_path: Path) -> None:
             load_recording(tmp_path / name)
 
 
-def test_published_reward_tensors(tmp_path: Path) -> None:
+def test_published_reward_tensors(tmp_path):
     rng = np.random.default_rng(0)
     base, aware = (rng.random((2, 3, 20), dtype=np.float32) for _ in range(2))
     aware[0, 1, 5] = np.nan
@@ -423,7 +418,7 @@ def test_published_reward_tensors(tmp_path: Path) -> None:
     assert [f.best.reward for f in found] == pytest.approx(base[..., -1].max(1).tolist())
 
 
-def test_step_correlations() -> None:
+def test_step_correlations():
     final = np.array([[1.0, 2, 3, 4], [0, 0, 0, 0]])
     early = np.array([[4.0, 3, 2, 1], [1, 2, 3, 4]])
     scores = np.stack([early, np.full((2, 4), 5.0), final], -1)[..., None]
@@ -432,20 +427,20 @@ def test_step_correlations() -> None:
     assert found[:, 0] == pytest.approx([-1, np.nan, 1], nan_ok=True)
 
 
-def test_a_signal_waits_for_the_unit_at_hand(recorder: Any, tmp_path: Path, ctrl_c: None) -> None:
+def test_a_signal_waits_for_the_unit_at_hand(recorder, tmp_path, ctrl_c):
     with pytest.raises(KeyboardInterrupt):
         recorder(tmp_path, reward=Dies(39, signalled=True))  # in the second unit
     assert progress(tmp_path) == (2, 4)
 
 
 def test_a_unit_is_a_prompt_or_so_many_of_its_seeds_as_take_half_a_minute(
-    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    engine, tmp_path, monkeypatch
+):
     options = RecordOptions(5, seed=7)
     # of one evaluation; a seed takes four
     for seconds, seeds in ((0.001, 5), (10.0, 1), (100.0, 1), (2.4, 3)):
 
-        def timed(self: LiveEngine, seconds: float = seconds) -> None:
+        def timed(self, seconds=seconds):
             self._price = replace(self.price, seconds=Rates(seconds))
 
         monkeypatch.setattr(LiveEngine, "calibrate", timed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +15,12 @@ from tests.cover import each_once
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.fitting import fit
-from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.cost import Rates
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import ESTIMATE, Estimator, estimates
+from ttsnap.core.looks import ESTIMATE, estimates
 from ttsnap.core.moves import Kind, fresh
-from ttsnap.core.plans import Plan, resolve
+from ttsnap.core.plans import resolve
 from ttsnap.core.price import Price
 from ttsnap.core.selection import BEST, Selection
 from ttsnap.core.table import ParticleTable
@@ -35,7 +33,7 @@ PROMPTS = ["a", "b", "c"]
 GRID = Grid((1.0, 0.5, 0.0))
 
 
-def recorded(engine: Any, prompts: list[str]) -> Recording:
+def recorded(engine, prompts):
     found = search(prompts, KeepAll(20), made := engine(prompts=len(prompts)), seed=40)
     assert all(r.spent.nfe == 20 * 8 for r in found)  # scoring every step costs no evaluation more
     recording = Recording.from_results(found, made.grid, ("brightness",))
@@ -43,7 +41,7 @@ def recorded(engine: Any, prompts: list[str]) -> Recording:
     return recording
 
 
-def assert_same(live: Any, replayed: Any) -> None:
+def assert_same(live, replayed):
     for a, b in zip(live, replayed, strict=True):
         assert [c.seed for c in a.images] == [c.seed for c in b.images]
         assert [c.reward for c in a.images] == pytest.approx([c.reward for c in b.images])
@@ -53,7 +51,7 @@ def assert_same(live: Any, replayed: Any) -> None:
         ]
 
 
-def test_replay_equals_live(engine: Any) -> None:
+def test_replay_equals_live(engine):
     recording = recorded(engine, PROMPTS)
     for algorithm in (
         BestOfN(9),
@@ -70,7 +68,7 @@ def test_replay_equals_live(engine: Any) -> None:
 
 
 @pytest.mark.parametrize(("width", "shared"), each_once([1, 4], [False, True]))
-def test_priced_replay_equals_live(engine: Any, width: int, shared: bool) -> None:
+def test_priced_replay_equals_live(engine, width, shared):
     names = [f"{i}" for i in range(4)]
     recording = recorded(engine, names)
     forecast = fit(recording.scores[..., 0], recording.grid.levels, estimates(1, 3, 5, 8))
@@ -90,7 +88,7 @@ def test_priced_replay_equals_live(engine: Any, width: int, shared: bool) -> Non
             assert_same(live, alone)
 
 
-def test_what_was_not_recorded_is_refused() -> None:
+def test_what_was_not_recorded_is_refused():
     recording = Recording(
         ("a",), np.zeros((1, 3, 3, 1)), GRID, ("r",), first_seed=5, scored=(False, True, True)
     )
@@ -106,7 +104,7 @@ def test_what_was_not_recorded_is_refused() -> None:
         Recording(("a",), np.zeros((1, 3, 2, 1)), GRID, ("r",))
 
 
-def test_unpaid_columns_are_hidden() -> None:
+def test_unpaid_columns_are_hidden():
     engine = ReplayEngine(Recording(("a",), np.arange(12.0).reshape(1, 4, 3, 1), GRID, ("r",)))
     with pytest.raises(ValueError, match="been paid"):
         engine.scores(0, np.array([1]), np.array([2]), ESTIMATE)
@@ -126,12 +124,12 @@ class Spy(ReplayEngine):
     """Counts what every submitted row takes, from the steps alone, and checks every score that is
     read."""
 
-    def __init__(self, recording: Recording, **kwargs: Any) -> None:
+    def __init__(self, recording, **kwargs):
         super().__init__(recording, **kwargs)
         self.evaluations = np.zeros(recording.scores.shape[:2], int)
         self.looks = np.zeros(recording.scores.shape[:2], int)
 
-    def submit(self, job: int, plan: Plan) -> None:
+    def submit(self, job, plan):
         rows, steps = plan.seed - self.recording.first_seed, self.grid.steps
         # a look ahead is an evaluation more
         reached = np.minimum(plan.rows.stop + plan.rows.score, steps)
@@ -139,14 +137,14 @@ class Spy(ReplayEngine):
         self.looks[job, rows] += plan.rows.score
         super().submit(job, plan)
 
-    def scores(self, job: int, seeds: Any, steps: Any, look: Any) -> Any:
+    def scores(self, job, seeds, steps, look):
         rows = seeds - self.recording.first_seed
         assert (self.evaluations[job, rows] >= np.minimum(steps + 1, self.grid.steps)).all()
         return super().scores(job, seeds, steps, look)
 
 
 @cache
-def forecast(steps: int) -> Forecast:
+def forecast(steps):
     """Fitted once per grid, as its tables take a moment; what it says is of no matter here."""
     rng = np.random.default_rng(steps)
     known = np.linspace(0.2, 1, steps + 1)
@@ -155,12 +153,12 @@ def forecast(steps: int) -> Forecast:
     return fit(known * final + np.sqrt(1 - known**2) * noise, levels(steps), estimates(*checks))
 
 
-def levels(steps: int) -> tuple[float, ...]:
+def levels(steps):
     return tuple(np.linspace(1, 0, steps + 1).tolist())
 
 
 @st.composite
-def recordings(draw: Any, failures: bool) -> Recording:
+def recordings(draw, failures):
     prompts, seeds, steps = (
         draw(st.integers(1, 4)),
         draw(st.integers(1, 9)),
@@ -179,7 +177,7 @@ def recordings(draw: Any, failures: bool) -> Recording:
 
 
 @st.composite
-def algorithms(draw: Any, recording: Recording) -> Any:
+def algorithms(draw, recording):
     steps, most = recording.grid.steps, recording.seeds
     n = draw(st.integers(1, most))
     kind = draw(st.sampled_from(["best", "prune", "price", "price"]))
@@ -203,7 +201,7 @@ def algorithms(draw: Any, recording: Recording) -> Any:
 
 
 @st.composite
-def budgets(draw: Any, recording: Recording) -> Budget:
+def budgets(draw, recording):
     """From one image on, in evaluations, in FLOPs, or in both."""
     price, steps = recording.price.flops, recording.grid.steps
     image = steps * price.nfe + price.decodes + len(recording.reward_names) * price.reward_calls
@@ -215,7 +213,7 @@ def budgets(draw: Any, recording: Recording) -> Budget:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_the_loop_and_lockstep_on_any_recording(data: Any) -> None:
+def test_the_loop_and_lockstep_on_any_recording(data):
     failures = data.draw(st.booleans())
     recording = data.draw(recordings(failures))
     algorithm, budget = data.draw(algorithms(recording)), data.draw(budgets(recording))
@@ -270,9 +268,7 @@ def test_the_loop_and_lockstep_on_any_recording(data: Any) -> None:
 @pytest.mark.parametrize(
     ("seed", "prompts", "seeds", "nfe"), [(0, 2, 2, 5), (2, 2, 4, 5), (5, 1, 6, 5), (0, 3, 5, 7)]
 )
-def test_lockstep_finishes_what_only_has_to_be_decoded(
-    seed: int, prompts: int, seeds: int, nfe: int
-) -> None:
+def test_lockstep_finishes_what_only_has_to_be_decoded(seed, prompts, seeds, nfe):
     """A pot is empty before a prompt has an image, and all that is left to do for one costs no
     evaluation."""
     rng = np.random.default_rng(seed)
@@ -287,7 +283,7 @@ def test_lockstep_finishes_what_only_has_to_be_decoded(
     agree(recording, algorithm, Budget(nfe=nfe), shared=True)
 
 
-def agree(recording: Recording, algorithm: Any, budget: Budget, shared: bool) -> None:
+def agree(recording, algorithm, budget, shared):
     """Assert that lockstep and the loop pay the same, find the same, and keep to the budget."""
     engine, prompts = Spy(recording), len(recording.prompts)
     task, algorithm = sized_for(recording, algorithm, budget, shared=shared)
@@ -295,8 +291,8 @@ def agree(recording: Recording, algorithm: Any, budget: Budget, shared: bool) ->
         recording.prompts, algorithm, engine, budget, shared=shared, seed=recording.first_seed
     )
 
-    def lookup(searches: Any, candidates: Any, steps: Any, look: Estimator) -> Any:
-        found: Any = recording.scores[searches[:, None], candidates, steps]
+    def lookup(searches, candidates, steps, look):
+        found = recording.scores[searches[:, None], candidates, steps]
         return found
 
     rewards, pot = len(recording.reward_names), prompts if shared else None

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 from PIL import Image
 
@@ -34,7 +33,7 @@ REFUSED = {
 }
 
 
-def test_the_door_of_the_how_to_answers_what_is_asked_and_refuses_the_rest(tmp_path: Path) -> None:
+def test_the_door_of_the_how_to_answers_what_is_asked_and_refuses_the_rest(tmp_path):
     code = (ROOT / "tests" / "recipes" / "watch_folder.py").read_text(encoding="utf-8")
     (wish,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.S | re.M)
     assert len(code.splitlines()) <= 150

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ from ttsnap.options.selection import SelectionOptions
 from ttsnap.request.fields import SearchFields
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import ServingCatalog, notes_of, request_of
-from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.results.media import png_info
 from ttsnap.results.record import read_record
 
@@ -30,12 +28,12 @@ OFFER = ServingCatalog("embedded", ("scenes",), lambda _: ModelDefaults(CALL), T
 
 
 def prepared(
-    *rewards: str,
-    search: Any = "best-of-n",
-    require: tuple[Any, ...] = (),
-    utility: Any = "mean",
-    **how: Any,
-) -> Prepared:
+    *rewards,
+    search="best-of-n",
+    require=(),
+    utility="mean",
+    **how,
+):
     engine, selection = (
         EngineSpec(ModelOptions(), rewards, **how),
         SelectionOptions(utility, require),
@@ -44,7 +42,7 @@ def prepared(
     return prepare(request, ModelDefaults(CALL, reward="scenes"))
 
 
-def wanted(**fields: Any) -> SearchRequest:
+def wanted(**fields):
     """As strangers ask."""
     return request_of(SearchFields.of({"prompt": "a red circle", **fields}), OFFER, LIMITS)
 
@@ -52,7 +50,7 @@ def wanted(**fields: Any) -> SearchRequest:
 # --- requirements: which rewards an engine has, and which of them a search is for -----------------
 
 
-def test_what_is_only_required_comes_behind_the_rewards() -> None:
+def test_what_is_only_required_comes_behind_the_rewards():
     search = prepared("scenes", "clip", require=("ocr:line>0.9", "clip>20", "safe", "safe<2"))
     assert search.engine.rewards == ("scenes", "clip", "ocr:line", "safe")
     assert search.rewards == ("scenes", "clip")
@@ -64,7 +62,7 @@ def test_what_is_only_required_comes_behind_the_rewards() -> None:
     assert alone.request.engine.rewards == (), "what is asked for stays as it is"
 
 
-def test_a_prepared_search_is_final() -> None:
+def test_a_prepared_search_is_final():
     search = prepared("scenes")
     for name in ("request", "prompts", "engine", "given", "loop"):
         with pytest.raises(FrozenInstanceError):
@@ -72,11 +70,11 @@ def test_a_prepared_search_is_final() -> None:
     assert prepare(search.request, ModelDefaults(CALL)) == search
 
 
-def test_what_does_not_fit_together_is_refused_before_anything_runs() -> None:
+def test_what_does_not_fit_together_is_refused_before_anything_runs():
     for weights in ([1.0], [1.0, 2.0, 3.0]):
         with pytest.raises(ValueError, match=f"{len(weights)} weights"):
             prepared("scenes", "brightness", require=("ocr",), utility=weights)
-    guided: list[dict[str, Any]] = [
+    guided = [
         {"sampler": SamplerOptions(guide="0.1")},
         {"search": "noise-ascent"},
     ]
@@ -87,15 +85,15 @@ def test_what_does_not_fit_together_is_refused_before_anything_runs() -> None:
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_the_call_of_a_pipeline(tmp_path: Path) -> None:
+def test_the_call_of_a_pipeline(tmp_path):
     from ttsnap.pipelines import load
 
-    def middle(images: Any, prompts: Any) -> Any:
+    def middle(images, prompts):
         return images.mean((1, 2, 3))
 
     pipe = load()
     pipe.set_progress_bar_config(disable=True)
-    how: dict[str, Any] = {
+    how = {
         "search": "best-of-n",
         "budget": "80nfe",
         "seed": 3,
@@ -149,9 +147,7 @@ def test_the_call_of_a_pipeline(tmp_path: Path) -> None:
         ({"search": {"name": "seed-pruning", "denoising_steps": 5}}, 5, None),
     ],
 )
-def test_the_users_then_the_schedules_then_the_models(
-    fields: dict[str, Any], steps: int, doubt: str | None
-) -> None:
+def test_the_users_then_the_schedules_then_the_models(fields, steps, doubt):
     request = prepare(wanted(**fields), OFFER.defaults("embedded"))
     assert request.call == {**CALL, "num_inference_steps": steps}
     notes = notes_of(request, LIMITS)
@@ -159,17 +155,17 @@ def test_the_users_then_the_schedules_then_the_models(
     assert (doubt or "") in "".join(notes)
 
 
-def test_strangers_get_no_more_steps_by_a_schedule() -> None:
+def test_strangers_get_no_more_steps_by_a_schedule():
     assert wanted(search={"name": "seed-pruning", "denoising_steps": LIMITS.steps})
     with pytest.raises(FieldError, match=f"got {LIMITS.steps + 1}"):
         wanted(search={"name": "seed-pruning", "denoising_steps": LIMITS.steps + 1})
 
 
-def test_the_order_of_options_makes_no_other_search() -> None:
+def test_the_order_of_options_makes_no_other_search():
     one, other = ({"name": "best-of-n", "n": 2}, {"n": 2, "name": "best-of-n"})
     assert wanted(search=one).label == wanted(search=other).label
 
 
-def test_arguments_that_say_the_steps_need_no_number() -> None:
+def test_arguments_that_say_the_steps_need_no_number():
     request = prepared("scenes", search=SeedPruning(denoising_steps=6), call={"sigmas": [1.0, 0.5]})
     assert request.engine.call == {"sigmas": [1.0, 0.5], "guidance_scale": 4.0}

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.grid import Grid
-from ttsnap.core.results import Event, Result
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
 from ttsnap.results.course import Course
-from ttsnap.results.drawing import Drawing, drawn
+from ttsnap.results.drawing import drawn
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 BRANCHING = [
@@ -29,8 +26,8 @@ BRANCHING = [
 ]
 
 
-def searched(name: str, budget: str = "200nfe", **options: Any) -> tuple[list[Event], Result]:
-    events: list[Event] = []
+def searched(name, budget="200nfe", **options):
+    events = []
     engine = DryEngine(GRID, ("reward",))
     [result] = search(
         ["p"], make_algorithm(name, **options), engine, budget, on_event=events.append
@@ -38,7 +35,7 @@ def searched(name: str, budget: str = "200nfe", **options: Any) -> tuple[list[Ev
     return events, result
 
 
-def check_places(drawing: Drawing, across: int) -> None:
+def check_places(drawing, across):
     """Nothing lies on another, or stands too far right, and a column is of one seed."""
     cells = drawing.cells.values()
     assert len({(cell.band, cell.column, cell.row) for cell in cells}) == len(cells)
@@ -49,7 +46,7 @@ def check_places(drawing: Drawing, across: int) -> None:
 
 
 @pytest.mark.parametrize("name", BRANCHING)
-def test_the_winner_stands_on_the_left_below_all_that_it_came_of(name: str) -> None:
+def test_the_winner_stands_on_the_left_below_all_that_it_came_of(name):
     _, result = searched(name)
     p, course = result.particles, Course.of(result)
     line = {result.best.uid}
@@ -76,7 +73,7 @@ def test_the_winner_stands_on_the_left_below_all_that_it_came_of(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["best-of-n", "seed-pruning", *BRANCHING])
-def test_a_search_under_way_is_drawn_as_it_is_after(name: str) -> None:
+def test_a_search_under_way_is_drawn_as_it_is_after(name):
     events, result = searched(name)
     live = Course(GRID.levels)
     for event in events:
@@ -102,7 +99,7 @@ def test_a_search_under_way_is_drawn_as_it_is_after(name: str) -> None:
             assert cell[6:] == same[6:]
 
 
-def test_the_best_candidates_come_first_at_every_moment() -> None:
+def test_the_best_candidates_come_first_at_every_moment():
     events, result = searched("seed-pruning", "400nfe", keep=(0.5, 0.5), levels=(0.9, 0.7))
     course = Course(GRID.levels)
     for event in events:
@@ -117,9 +114,9 @@ def test_the_best_candidates_come_first_at_every_moment() -> None:
     assert feet[0].candidate.uid == result.best.uid
 
 
-def test_who_is_on_the_way_may_be_led_and_adds_no_row() -> None:
+def test_who_is_on_the_way_may_be_led_and_adds_no_row():
     course = Course(GRID.levels)
-    rows: dict[str, Any] = {"start": [0] * 3, "seeds": [5, 6, 7], "drop": []}
+    rows = {"start": [0] * 3, "seeds": [5, 6, 7], "drop": []}
     course.move({"uids": [0, 1, 2], "parents": [-1] * 3, "stop": [4, 4, 2], **rows})
     course.score(1, 4, [0.5], {"strictly right": True})
     drawing = drawn(course, 18, 1)
@@ -134,9 +131,9 @@ def test_who_is_on_the_way_may_be_led_and_adds_no_row() -> None:
     assert (score.right, score.answers) == (True, {"strictly right": True})
 
 
-def test_ties_go_to_the_first_and_failures_never_win() -> None:
+def test_ties_go_to_the_first_and_failures_never_win():
     course = Course((1.0, 0.0))
-    rows: dict[str, Any] = {"start": [0] * 3, "seeds": [5, 6, 7], "drop": []}
+    rows = {"start": [0] * 3, "seeds": [5, 6, 7], "drop": []}
     course.move({"uids": [0, 1, 2], "parents": [-1] * 3, "stop": [1] * 3, **rows})
     course.score(2, 1, [float("nan")])
     assert course.best is None
@@ -147,7 +144,7 @@ def test_ties_go_to_the_first_and_failures_never_win() -> None:
     assert 99 not in course.candidates
 
 
-def test_last_looks_alone_are_a_grid_best_first() -> None:
+def test_last_looks_alone_are_a_grid_best_first():
     events, _ = searched("svdd")
     course = Course(GRID.levels)
     for event in events[: len(events) // 2]:

@@ -9,7 +9,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -38,30 +37,30 @@ def score(images, prompts):
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
+def pipe():
     """The embedded model, loaded once."""
     with shallow():
         return common.load_model(EMBEDDED, "cpu", "float32")
 
 
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
+def _inside(tmp_path, monkeypatch, pipe):
     monkeypatch.setattr(common, "load_model", lambda *_, **__: pipe)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
 
-def full(*_: Any, **__: Any) -> Any:
+def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def generate(*more: str, first: str = "pass") -> int:
+def generate(*more, first="pass"):
     """A search whose reward does something when it is first asked."""
     Path("mine.py").write_text(REWARD.format(first=first))
     return main([*GENERATE, "--reward", "mine.py:score", *more])
 
 
-def test_folders_are_numbered_made_and_removed_where_nothing_came_of_them() -> None:
+def test_folders_are_numbered_made_and_removed_where_nothing_came_of_them():
     with reserved(None, "A red Circle!", False) as one:
         assert one.is_dir()
     assert not Path("outputs").exists()
@@ -85,10 +84,10 @@ def test_folders_are_numbered_made_and_removed_where_nothing_came_of_them() -> N
     assert (one / "x").read_text() == "mine"
 
 
-def test_runs_that_start_together_get_folders_of_their_own() -> None:
+def test_runs_that_start_together_get_folders_of_their_own():
     together = threading.Barrier(8, timeout=60)
 
-    def run(_: int) -> str:
+    def run(_):
         together.wait()
         with reserved(None, "a red circle", False) as folder:
             together.wait()
@@ -100,9 +99,7 @@ def test_runs_that_start_together_get_folders_of_their_own() -> None:
         ExitStack().enter_context(reserved(Path("there"), "a", True))
 
 
-def test_a_folder_is_tried_before_the_model_is_loaded(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_a_folder_is_tried_before_the_model_is_loaded(monkeypatch, capsys):
     monkeypatch.setattr(common, "load_model", lambda *_: pytest.fail("the model was loaded"))
     monkeypatch.setattr(run_folder.tempfile, "TemporaryFile", full)
     for argv, where in (([*GENERATE, "--out", "a/b"], "a/b"), (GENERATE, "outputs")):
@@ -113,9 +110,7 @@ def test_a_folder_is_tried_before_the_model_is_loaded(
         new_file("one.json", False)
 
 
-def test_where_nothing_can_be_written_the_seeds_are_said(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_where_nothing_can_be_written_the_seeds_are_said(monkeypatch, capsys):
     monkeypatch.setattr(os, "replace", full)
     assert generate() == 1
     said = capsys.readouterr()
@@ -124,8 +119,8 @@ def test_where_nothing_can_be_written_the_seeds_are_said(
 
 
 def test_a_reward_that_fails_at_once_leaves_one_sentence(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    capsys,
+):
     assert generate(first="raise KeyError('no such key')") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("ttsnap: error: none of the first ")
@@ -135,18 +130,18 @@ def test_a_reward_that_fails_at_once_leaves_one_sentence(
     assert not Path("outputs").exists()
 
 
-def test_what_was_found_outlives_its_folder_and_a_comparison_that_cannot_run(capsys: Any) -> None:
+def test_what_was_found_outlives_its_folder_and_a_comparison_that_cannot_run(capsys):
     assert generate("--out", "o", "--compare", "svdd", first="shutil.rmtree('o')") == 0
     assert "svdd did not run: " in capsys.readouterr().err
     assert len(list(Path("o").glob("01-seed*.png"))) == 1
 
 
 @pytest.fixture
-def handlers(ctrl_c: None) -> Any:
+def handlers(ctrl_c):
     """Handlers that tell when the command leaves signals to them; afterwards those from before."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def unheard(number: int, _: Any) -> None:
+    def unheard(number, _):
         pytest.fail(f"signal {number} was left to others")
 
     signal.signal(signal.SIGTERM, unheard)
@@ -156,9 +151,7 @@ def handlers(ctrl_c: None) -> Any:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_ends_the_search_with_its_best_image(
-    name: str, handlers: Any, capsys: Any
-) -> None:
+def test_a_signal_ends_the_search_with_its_best_image(name, handlers, capsys):
     assert (
         generate("--out", "o", "--batch-size", "2", first=f"os.kill(os.getpid(), signal.{name})")
         == 0
@@ -170,7 +163,7 @@ def test_a_signal_ends_the_search_with_its_best_image(
     assert all(signal.getsignal(number) == handler for number, handler in handlers.items())
 
 
-def test_signals_while_loading(monkeypatch: pytest.MonkeyPatch, handlers: Any, capsys: Any) -> None:
+def test_signals_while_loading(monkeypatch, handlers, capsys):
     monkeypatch.setattr(common, "load_model", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert main(GENERATE) == 130
     assert capsys.readouterr().err.endswith("\ninterrupted\n")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -21,7 +18,7 @@ RED, GREEN, BLUE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 LEVELS = (1.0, 0.5, 0.0)
 
 
-def begun(seeds: int, clock: Any = None) -> LiveSheet:
+def begun(seeds, clock=None):
     """It draws at every change, unless there is a clock."""
     made = LiveSheet(LEVELS, Selection(weighted([1.0, -1.0])), clock=clock or (lambda: 0.0))
     if clock is None:
@@ -31,29 +28,29 @@ def begun(seeds: int, clock: Any = None) -> LiveSheet:
     return made
 
 
-def moved(uids: list[int], parent: int, stop: int) -> Event:
+def moved(uids, parent, stop):
     rows = {"start": [stop - 1] * len(uids), "stop": [stop] * len(uids), "seeds": uids}
-    move: Any = {"uids": uids, "parents": [parent] * len(uids), **rows, "drop": []}
+    move = {"uids": uids, "parents": [parent] * len(uids), **rows, "drop": []}
     return Event("move", move=move)
 
 
-def scored(uid: int, colour: tuple[float, ...], *scores: float, step: int = 1) -> Event:
+def scored(uid, colour, *scores, step=1):
     picture = Here(torch.tensor(colour)[:, None, None].expand(3, 8, 8), 0.5)
     return Event("score", uids=(uid,), scores=scores, step=step, picture=picture)
 
 
-def colours(sheet: Image.Image, columns: int) -> list[tuple[int, ...]]:
+def colours(sheet, columns):
     """In the middle of the first row's pictures."""
     middles = [MARGIN + column * (CELL + MARGIN) + CELL // 2 for column in range(columns)]
-    found: Any = [sheet.getpixel((x, HEAD // 2 + CELL // 2)) for x in middles]
+    found = [sheet.getpixel((x, HEAD // 2 + CELL // 2)) for x in middles]
     return list(found)
 
 
-def test_the_best_come_first_and_dropped_ones_are_dim() -> None:
+def test_the_best_come_first_and_dropped_ones_are_dim():
     live = begun(3)
     live.take(scored(0, BLUE, 0.5, 0.0))
     live.take(scored(1, RED, 0.9, 0.0))
-    sheet: Any = live.take(scored(2, GREEN, 1.0, 0.3))
+    sheet = live.take(scored(2, GREEN, 1.0, 0.3))
     assert colours(sheet, 3) == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     sheet = live.take(Event("drop", uids=(1, 99)))
     green, blue, red = colours(sheet, 3)
@@ -71,7 +68,7 @@ def test_the_best_come_first_and_dropped_ones_are_dim() -> None:
     assert (np.asarray(sheet) == frame).all(-1).any()
 
 
-def test_a_sheet_is_drawn_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sheet_is_drawn_now_and_then_and_at_the_end(monkeypatch):
     now = 0.0
     live = begun(800, lambda: now)
     events = (Event("tick"), scored(0, RED, 0.1, 0.0), scored(1, RED, 0.1, 0.0))
@@ -81,7 +78,7 @@ def test_a_sheet_is_drawn_now_and_then_and_at_the_end(monkeypatch: pytest.Monkey
     ends = (Event("tick"), Event("end"), scored(2, RED, 0.1, 0.0), Event("end"))
     assert [live.take(event) is not None for event in ends] == [False, True, False, True]
 
-    def slow(*_: object, **__: object) -> Image.Image:
+    def slow(*_, **__):
         nonlocal now
         now += 0.1
         return Image.new("RGB", (8, 8))
@@ -94,12 +91,12 @@ def test_a_sheet_is_drawn_now_and_then_and_at_the_end(monkeypatch: pytest.Monkey
     assert drawn <= 1 + 44 / (live_sheet.REST * 0.1)
 
 
-def test_many_candidates_fit() -> None:
+def test_many_candidates_fit():
     live = begun(160, lambda: 0.0)
     for uid in range(160):
         live.take(scored(uid, RED if uid < 150 else BLUE, float(uid >= 150), 0.0))
     live.next = 0.0
-    sheet: Any = live.take(Event("tick"))
+    sheet = live.take(Event("tick"))
     assert sheet.width == LIVE[0]
     assert sheet.height <= LIVE[1]
     blue = (np.asarray(sheet) == (0, 0, 255)).all(-1).sum()

@@ -6,7 +6,6 @@ import csv
 import errno
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -29,7 +28,7 @@ change.needs = {"source"}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """Four grey images of two sizes with infotext, one of them a JPEG without, and a truncated
     one."""
     where = tmp_path / "images"
@@ -46,10 +45,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(folder, tmp_path, capsys):
     """What `ttsnap score` says where it refuses, and writes nothing."""
 
-    def refused(*more: object, where: Path = folder, reward: str = "brightness") -> str:
+    def refused(*more, where=folder, reward="brightness"):
         assert (
             main(
                 [
@@ -70,19 +69,19 @@ def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     return refused
 
 
-def state(folder: Path) -> dict[str, tuple[str, int]]:
+def state(folder):
     return {
         p.name: (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns)
         for p in folder.iterdir()
     }
 
 
-def table(out: Path) -> list[dict[str, str]]:
+def table(out):
     with open(out / "scores.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_ranks_with_prompts_from_metadata_and_touches_nothing(folder: Path, tmp_path: Path) -> None:
+def test_ranks_with_prompts_from_metadata_and_touches_nothing(folder, tmp_path):
     before, out = state(folder), tmp_path / "ranked"
     assert (
         main(["score", str(folder), "--reward", "brightness", "compressibility", "--out", str(out)])
@@ -98,9 +97,7 @@ def test_ranks_with_prompts_from_metadata_and_touches_nothing(folder: Path, tmp_
     assert Image.open(out / "sheet.png").width > 500
 
 
-def test_files_of_a_ranking_are_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_a_ranking_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with monkeypatch.context() as disk:
         disk.setattr(
             os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
@@ -114,8 +111,8 @@ def test_files_of_a_ranking_are_written_whole_or_not_at_all(
     assert first.read_text().startswith("rank,file,mean,")
 
 
-def test_a_reward_that_takes_one_image_and_writes_into_it_changes_no_other(folder: Path) -> None:
-    def vandal(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+def test_a_reward_that_takes_one_image_and_writes_into_it_changes_no_other(folder):
+    def vandal(images, prompts):
         if len(images) > 1:
             raise torch.OutOfMemoryError
         prompts.clear()
@@ -131,16 +128,14 @@ def test_a_reward_that_takes_one_image_and_writes_into_it_changes_no_other(folde
     assert rank(paths[:1], [""], rewards, mean)[0].scores == (0.0, pytest.approx(200 / 255))
 
 
-def test_few_bytes_wait_for_images_of_their_size(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_bytes_wait_for_images_of_their_size(folder, monkeypatch):
     """A folder of pictures of many sizes, or of large ones, is not held in memory as a whole."""
     for size in range(20, 30):
         for copy in "xy":
             Image.new("RGB", (size, size), (size, size, size)).save(folder / f"{size}{copy}.png")
     paths, sizes = sorted(folder.glob("2*.png")), []
 
-    def brightness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    def brightness(images, prompts):
         sizes.append(len(images))
         return images.mean((1, 2, 3))
 
@@ -155,9 +150,7 @@ def test_few_bytes_wait_for_images_of_their_size(
     assert found[0] == found[1]
 
 
-def test_edits_are_compared_with_their_source(
-    folder: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_edits_are_compared_with_their_source(folder, tmp_path, refused):
     edit, before = tmp_path / "edit.py", tmp_path / "before.png"
     edit.write_text(EDIT)
     Image.new("RGB", (5, 4), (100, 100, 100)).save(before)
@@ -174,9 +167,7 @@ def test_edits_are_compared_with_their_source(
     assert f"(brightness); leave --source {before} out" in refused("--source", before)
 
 
-def test_prompts_and_arguments_must_fit(
-    folder: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_prompts_and_arguments_must_fit(folder, tmp_path, refused):
     Image.new("RGB", (4, 4)).save(folder / "e.jpg")
     assert "give --prompt or --prompts-file" in refused()
     prompts, out, empty = tmp_path / "prompts.txt", tmp_path / "1", tmp_path / "empty"

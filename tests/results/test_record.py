@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -17,10 +14,9 @@ from PIL import Image, PngImagePlugin
 from ttsnap.cli import main, replay
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.request import Prepared
 from ttsnap.results.record import read_record
 
-PLAIN: dict[str, Any] = {
+PLAIN = {
     "ttsnap": "0.1.0",
     "model": "embedded",
     "sampler": "FlowMatchEulerDiscreteScheduler",
@@ -43,10 +39,10 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def forged(folder: Path, text: str | None = None, picture: Any = None, **values: Any) -> Path:
+def forged(folder, text=None, picture=None, **values):
     """A PNG whose metadata is that of PLAIN, with changes: keys such as call__report, or a text in
     its place."""
-    found: Any = copy.deepcopy(PLAIN)
+    found = copy.deepcopy(PLAIN)
     for name, value in values.items():
         inner, _, key = name.rpartition("__")
         (found[inner] if inner else found)[key] = value
@@ -57,7 +53,7 @@ def forged(folder: Path, text: str | None = None, picture: Any = None, **values:
     return folder / "theirs.png"
 
 
-REFUSED: list[dict[str, Any]] = [
+REFUSED = [
     {"search__place": 10**9},
     {"call__report": "evil.py:score"},
     {"call__reward": "http://host"},
@@ -94,9 +90,7 @@ REFUSED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("values", REFUSED, ids=lambda values: str(values)[:40])
-def test_what_a_picture_may_not_say_is_refused_by_name(
-    values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_what_a_picture_may_not_say_is_refused_by_name(values, tmp_path):
     with pytest.raises(ValueError, match=r"theirs\.png") as caught:
         read_record(forged(tmp_path, **values))
     for name, value in values.items():
@@ -119,15 +113,15 @@ def test_what_a_picture_may_not_say_is_refused_by_name(
         (lambda p: None, "no such image"),
     ],
 )
-def test_foreign_and_broken_images_are_explained(make: Any, message: str, tmp_path: Path) -> None:
+def test_foreign_and_broken_images_are_explained(make, message, tmp_path):
     make(tmp_path / "theirs.png")
     with pytest.raises(ValueError, match=message):
         read_record(tmp_path / "theirs.png")
 
 
 def test_what_ttsnap_writes_is_read_and_every_plain_argument_of_every_family_known(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     assert read_record(forged(tmp_path)).to_json() == {**PLAIN, "times": "pipeline"}
     more = {
         "call__height": 512,
@@ -140,9 +134,7 @@ def test_what_ttsnap_writes_is_read_and_every_plain_argument_of_every_family_kno
     assert read_record(forged(tmp_path, pictures=pictures)).pictures == pictures
 
 
-def test_arguments_that_no_option_names_are_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arguments_that_no_option_names_are_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     others = {
         "pag_scale": 2.5,
@@ -169,11 +161,11 @@ def test_arguments_that_no_option_names_are_data(
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], list[Prepared]]]:
+def loaded(monkeypatch):
     """What `ttsnap replay` loaded, and what it searched for with it: model, LoRA and requests."""
-    models: list[tuple[str, tuple[str, ...], list[Prepared]]] = []
+    models = []
 
-    def load(model: str, device: str, dtype: str, *, loras: tuple[str, ...], task: str) -> Any:
+    def load(model, device, dtype, *, loras, task):
         models.append((model, loras, []))
         arguments = {"num_inference_steps", "guidance_scale", "negative_prompt"}
         return SimpleNamespace(
@@ -182,7 +174,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], 
             split_prompt_inputs=lambda prompts, call: (prompts, call),
         )
 
-    def run(request: Prepared, pipe: Any) -> Any:
+    def run(request, pipe):
         models[-1][2].append(request)
         seeds = range(request.seed, request.seed + request.selection.keep)
         images = [SimpleNamespace(pixels=torch.zeros(3, 32, 32), seed=seed) for seed in seeds]
@@ -194,19 +186,17 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], 
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def said(capsys):
     """What `ttsnap replay` says where it refuses."""
 
-    def said(*argv: object) -> str:
+    def said(*argv):
         assert main(["replay", *map(str, argv)]) == 2
         return capsys.readouterr().err
 
     return said
 
 
-def test_nothing_is_loaded_because_a_picture_names_it(
-    loaded: list[Any], tmp_path: Path, said: Any
-) -> None:
+def test_nothing_is_loaded_because_a_picture_names_it(loaded, tmp_path, said):
     path = str(forged(tmp_path, model="someone/their model", lora="someone/lora:2"))
     error = said(path)
     assert "asks for the model 'someone/their model' and lora 'someone/lora:2'" in error
@@ -235,8 +225,8 @@ def test_nothing_is_loaded_because_a_picture_names_it(
 
 
 def test_plain_arguments_reach_the_pipeline_and_no_drafter_which_only_chose_the_seed(
-    loaded: list[Any], tmp_path: Path
-) -> None:
+    loaded, tmp_path
+):
     path = str(
         forged(
             tmp_path,
@@ -266,9 +256,7 @@ def test_plain_arguments_reach_the_pipeline_and_no_drafter_which_only_chose_the_
         ({"search__by_hand": {"finish": [1]}}, "a person led its search"),
     ],
 )
-def test_an_image_from_a_branch_is_made_again_by_its_search(
-    values: Any, advice: str, loaded: list[Any], tmp_path: Path, said: Any
-) -> None:
+def test_an_image_from_a_branch_is_made_again_by_its_search(values, advice, loaded, tmp_path, said):
     assert advice in said(forged(tmp_path, branched=True, **values))
     assert not loaded
     led = {"n": 4, "taken": [[2, "drop", 3, -1, 0]]}  # as commands were noted at first
@@ -276,9 +264,7 @@ def test_an_image_from_a_branch_is_made_again_by_its_search(
         assert main(["replay", str(forged(tmp_path, **noted))]) == 0, "its seed makes it"
 
 
-def test_a_replay_is_found_by_no_pattern_that_found_the_image(
-    loaded: list[Any], tmp_path: Path, said: Any
-) -> None:
+def test_a_replay_is_found_by_no_pattern_that_found_the_image(loaded, tmp_path, said):
     paths = [
         forged(tmp_path / name, lora=lora)
         for name, lora in (("a", "x:1"), ("b", "x:1"), ("c", "y:1"))
@@ -302,9 +288,7 @@ def test_a_replay_is_found_by_no_pattern_that_found_the_image(
     assert {path.name for path in tmp_path.rglob("*.png")} == {"theirs.png"}
 
 
-def test_all_files_are_looked_at_before_a_model_is_loaded(
-    loaded: list[Any], tmp_path: Path, said: Any
-) -> None:
+def test_all_files_are_looked_at_before_a_model_is_loaded(loaded, tmp_path, said):
     path, other = forged(tmp_path), tmp_path / "other.png"
     other.write_bytes(path.read_bytes()[:-20])
     assert "other.png" in said(path, other)

@@ -14,12 +14,10 @@ from PIL import Image, ImageDraw
 from tests.engine.test_drafts import made
 from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.core.outcome import thinned
-from ttsnap.core.results import Result
 from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.scoring import OnDevice, SmallCopies
 from ttsnap.results import outputs, sheet
-from ttsnap.results.drawing import Cell
 from ttsnap.sampling.kernels import Sde
 
 GREEN = (0x1A, 0x7F, 0x37)
@@ -27,10 +25,10 @@ Looks = Callable[..., list[tuple[int, int, int, int]]]
 
 
 @pytest.fixture
-def searched(engine: Callable[..., Any]) -> Callable[..., tuple[Result, outputs.Recorder]]:
+def searched(engine):
     """A search by an algorithm, and its pictures."""
 
-    def run(algorithm: Any, budget: str = "999nfe", **how: Any) -> tuple[Result, outputs.Recorder]:
+    def run(algorithm, budget="999nfe", **how):
         recorder, live = outputs.Recorder(), engine(prompts=1)
         live = LiveEngine(
             live.denoiser, live.rewards, kernel=Sde(live.denoiser.path, live.denoiser.times)
@@ -41,21 +39,21 @@ def searched(engine: Callable[..., Any]) -> Callable[..., tuple[Result, outputs.
     return run
 
 
-def pruned(seeds: int = 6, step: int = 2) -> SeedPruning:
+def pruned(seeds=6, step=2):
     return SeedPruning(seeds, (0.5,), steps=(step,))
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+def looks(monkeypatch):
     """The looks on a result's sheet: candidate, step, and the corner of the picture."""
-    page: list[tuple[int, int, int, int]] = []
+    page = []
     look = sheet.Page.look
 
-    def kept(painted: sheet.Page, cell: Cell) -> None:
+    def kept(painted, cell):
         page.append((*cell.look, *painted.corner(cell)))
         look(painted, cell)
 
-    def looks(result: Result, thumbnails: Any) -> list[tuple[int, int, int, int]]:
+    def looks(result, thumbnails):
         page.clear()
         sheet.contact_sheet(result, thumbnails)
         return [*page]
@@ -64,7 +62,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
     return looks
 
 
-def test_pruned_candidates_are_dimmed_and_the_winner_is_framed(searched: Any) -> None:
+def test_pruned_candidates_are_dimmed_and_the_winner_is_framed(searched):
     result, recorder = searched(
         SeedPruning(6, (0.5, 0.5), steps=(2, 5)), selection=Selection(keep=2)
     )
@@ -91,20 +89,20 @@ def test_pruned_candidates_are_dimmed_and_the_winner_is_framed(searched: Any) ->
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+def written(monkeypatch):
     """The words that are drawn, and how wide they are."""
-    words: list[tuple[str, float]] = []
+    words = []
 
-    def telling(draw: Any) -> Any:
+    def telling(draw):
         def text(
-            self: Any,
-            at: Any,
-            told: str,
-            fill: Any = None,
-            font: Any = None,
-            *more: Any,
-            **others: Any,
-        ) -> None:
+            self,
+            at,
+            told,
+            fill=None,
+            font=None,
+            *more,
+            **others,
+        ):
             words.append((told, max(self.textlength(line, font) for line in told.split("\n"))))
             draw(self, at, told, fill, font, *more, **others)
 
@@ -115,9 +113,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     return words
 
 
-def test_words_count_the_seeds_that_started_and_tell_long_ones_and_drafts_apart(
-    searched: Any, written: Any
-) -> None:
+def test_words_count_the_seeds_that_started_and_tell_long_ones_and_drafts_apart(searched, written):
     first = 2**64 - 100
     result, recorder = searched(pruned(12, 1), seed=first)
     recorder.sheet(result)
@@ -143,7 +139,7 @@ def test_words_count_the_seeds_that_started_and_tell_long_ones_and_drafts_apart(
     assert [*rows] == ["draft", "step 3", "finished"]
 
 
-def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(searched: Any) -> None:
+def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(searched):
     result, recorder = searched(pruned(), selection=Selection(keep=3))
     plain, source = recorder.sheet(result), Image.new("RGB", (sheet.CELL, sheet.CELL), "orange")
     shown, pitch = recorder.sheet(replace(result, source=source)), sheet.CELL + sheet.MARGIN
@@ -158,9 +154,7 @@ def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(sear
 
 
 @pytest.mark.parametrize(("width", "height", "column"), [(96, 32, 96), (32, 96, 48)])
-def test_rows_columns_and_frames_are_as_large_as_pictures(
-    searched: Any, looks: Looks, width: int, height: int, column: int
-) -> None:
+def test_rows_columns_and_frames_are_as_large_as_pictures(searched, looks, width, height, column):
     result, recorder = searched(pruned())
     shaped = {
         look: picture.crop((0, 0, width, height))
@@ -188,9 +182,7 @@ def test_rows_columns_and_frames_are_as_large_as_pictures(
     assert green == [*range(top - 3, top), *range(top + 16, top + 19)]
 
 
-def test_of_many_seeds_all_are_shown_in_bands_smaller_if_need_be(
-    searched: Any, looks: Looks
-) -> None:
+def test_of_many_seeds_all_are_shown_in_bands_smaller_if_need_be(searched, looks):
     for seeds, pitch in ((60, 96), (130, 72), (400, 48)):
         result, recorder = searched(pruned(seeds), f"{4 * seeds}nfe")
         told = looks(result, recorder.thumbnails[0])
@@ -207,7 +199,7 @@ def test_of_many_seeds_all_are_shown_in_bands_smaller_if_need_be(
 
 
 @pytest.mark.parametrize("name", ["rbf", "svdd"])
-def test_a_sheet_of_many_tries_is_mostly_pictures(name: str, searched: Any, looks: Looks) -> None:
+def test_a_sheet_of_many_tries_is_mostly_pictures(name, searched, looks):
     result, recorder = searched(make_algorithm(name), "200nfe")
     told = looks(result, recorder.thumbnails[0])
     columns, rows = {x for *_, x, _ in told}, {y for *_, y in told}
@@ -217,8 +209,8 @@ def test_a_sheet_of_many_tries_is_mostly_pictures(name: str, searched: Any, look
 
 
 def test_small_copies_of_the_estimates_of_a_batch_leave_the_device_together(
-    monkeypatch: Any,
-) -> None:
+    monkeypatch,
+):
     images = [torch.rand(3, 400, 600), None, torch.rand(3, 400, 600), torch.rand(2, 3, 8, 8)]
     shapes, cpu = list[Any](), torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda x: (shapes.append(len(x)), cpu(x))[1])

@@ -7,10 +7,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +41,7 @@ RECORD = SearchRecord("toy, v1", "Ode", CALL, SamplerOptions(), "seed-pruning", 
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
+def pipe():
     """The embedded model."""
     loaded = load()
     loaded.set_progress_bar_config(disable=True)
@@ -52,7 +49,7 @@ def pipe() -> Any:
 
 
 @pytest.fixture(scope="module")
-def found(pipe: Any) -> Any:
+def found(pipe):
     """Two prompts with two images each."""
     call = {
         **defaults(),
@@ -69,12 +66,12 @@ def found(pipe: Any) -> Any:
     return pipe(["a red circle", "a green square"], **how, **call)
 
 
-def pictures(page: str) -> list[Image.Image]:
+def pictures(page):
     data = re.findall(r'src="data:image/\w+;base64,([^"]+)"', page)
     return [Image.open(io.BytesIO(base64.b64decode(text))) for text in data]
 
 
-def test_a_result_and_an_output_are_a_line(engine: Callable[..., Any], found: Any) -> None:
+def test_a_result_and_an_output_are_a_line(engine, found):
     prompt = "a very long prompt " * 20
     results = search(
         ["a", prompt], SeedPruning(6, (0.5,), steps=(2,)), engine(), selection=Selection(keep=2)
@@ -94,7 +91,7 @@ def test_a_result_and_an_output_are_a_line(engine: Callable[..., Any], found: An
     assert not re.search("\n|tensor", repr(results) + repr(found))
 
 
-def test_notebooks_show_images_and_the_sheet(found: Any, engine: Callable[..., Any]) -> None:
+def test_notebooks_show_images_and_the_sheet(found, engine):
     shown = pictures(found.search[0]._repr_html_())
     assert [picture.size for picture in shown[:2]] == [(32, 32)] * 2
     assert np.array_equal(np.asarray(shown[0]), np.asarray(still(found.search[0].best.pixels)))
@@ -109,9 +106,7 @@ def test_notebooks_show_images_and_the_sheet(found: Any, engine: Callable[..., A
     assert len(pictures(page)) == 1, "no sheet, where nobody kept thumbnails"
 
 
-def test_images_carry_what_made_them(
-    found: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_carry_what_made_them(found, tmp_path, capsys):
     for index, picture in enumerate(found.images):
         result, rank = found.search[index // 2], index % 2
         payload = json.loads(picture.info["ttsnap"])
@@ -132,9 +127,7 @@ def test_images_carry_what_made_them(
     )  # type: ignore[index]
 
 
-def test_files_that_earlier_versions_drew_large_are_replayed_and_scored(
-    found: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_that_earlier_versions_drew_large_are_replayed_and_scored(found, tmp_path, capsys):
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     picture = found.images[2]
     picture.save(small, pnginfo=png_info(picture))
@@ -162,9 +155,7 @@ NESTED = [
 
 
 @pytest.mark.parametrize("asked", NESTED)
-def test_an_algorithm_in_a_picture_is_read_again_with_its_options(
-    asked: Any, pipe: Any, tmp_path: Path
-) -> None:
+def test_an_algorithm_in_a_picture_is_read_again_with_its_options(asked, pipe, tmp_path):
     record = told(pipe, asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3))
     save_made(
         tmp_path / "x.png", np.zeros((3, 8, 8)), replace(record, found=FoundImage("a", 3, 1.0))
@@ -173,16 +164,14 @@ def test_an_algorithm_in_a_picture_is_read_again_with_its_options(
     assert make_algorithm(found.algorithm, **(found.options or {})) == make_algorithm(asked)
 
 
-def told(
-    pipe: Any, search: Any, sampler: SamplerOptions, call: dict[str, Any], budget: Budget
-) -> SearchRecord:
+def told(pipe, search, sampler, call, budget):
     spec = EngineSpec(ModelOptions(), ("brightness",), sampler, call=call)
     asked = SearchRequest((Prompt("a"),), spec, search, budget)
     search = prepare(asked, ModelDefaults())
     return record_of(pipe, search, search.engine, search.prompts, ["brightness"])
 
 
-def test_what_is_not_plain_is_left_out_or_named(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_plain_is_left_out_or_named(pipe, monkeypatch):
     sampler = SamplerOptions(kernel=object())
     call = {"guidance_scale": 2.0, "callback": print, "latents": np.zeros(3)}
     found = told(pipe, SeedPruning(4, (0.5,), steps=(2,)), sampler, call, Budget(nfe=3))
@@ -201,7 +190,7 @@ def test_what_is_not_plain_is_left_out_or_named(pipe: Any, monkeypatch: pytest.M
     json.dumps(found.to_json())
 
 
-def test_thumbnails_of_large_images_are_near_those_of_all_pixels() -> None:
+def test_thumbnails_of_large_images_are_near_those_of_all_pixels():
     y, x = np.mgrid[0:1024, 0:768] / 1024
     image = np.stack([x, y, np.sin(300 * x) ** 2])
     whole = Image.fromarray(to_uint8(image)).resize((72, 96), Image.Resampling.LANCZOS)
@@ -209,7 +198,7 @@ def test_thumbnails_of_large_images_are_near_those_of_all_pixels() -> None:
     assert np.abs(np.asarray(thumbnail(still(image)), int) - np.asarray(whole, int)).max() <= 6
 
 
-def test_what_a_safety_checker_flags_has_no_sheet(engine: Callable[..., Any]) -> None:
+def test_what_a_safety_checker_flags_has_no_sheet(engine):
     results = search(
         ["a", "b", "c"], SeedPruning(4, (0.5,), steps=(2,)), engine(), selection=Selection(keep=2)
     )
@@ -223,7 +212,7 @@ def test_what_a_safety_checker_flags_has_no_sheet(engine: Callable[..., Any]) ->
     assert all(r.thumbnails for r in with_thumbnails(results, seen, None))
 
 
-def test_files_and_metadata(engine: Any, tmp_path: Path) -> None:
+def test_files_and_metadata(engine, tmp_path):
     results = search(
         ["a", "b: c/d"],
         SeedPruning(6, (0.5, 0.5), steps=(2, 5)),
@@ -259,7 +248,7 @@ def test_files_and_metadata(engine: Any, tmp_path: Path) -> None:
     assert entry["images"][0]["file"] == path.name
 
 
-def test_images_without_a_score_are_written(engine: Any, tmp_path: Path) -> None:
+def test_images_without_a_score_are_written(engine, tmp_path):
     """A reward that breaks down after its first batch: all images are unscored, and none of them is
     lost."""
     scores = iter([1.0])

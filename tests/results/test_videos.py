@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import sys
 import tracemalloc
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +40,7 @@ RECORD = SearchRecord(
 
 
 @pytest.fixture(scope="module")
-def finished() -> tuple[list[Any], outputs.Recorder]:
+def finished():
     recorder, live = (
         outputs.Recorder(),
         LiveEngine(Clips(6, size=(32, 48)), [Mean(), Motion()], EngineOptions(4)),
@@ -58,9 +56,7 @@ def finished() -> tuple[list[Any], outputs.Recorder]:
 
 
 @pytest.mark.parametrize("ending", FORMATS)
-def test_what_is_written_comes_back_and_is_ranked_by_its_frames(
-    finished: Any, tmp_path: Path, ending: Any
-) -> None:
+def test_what_is_written_comes_back_and_is_ranked_by_its_frames(finished, tmp_path, ending):
     results, _ = finished
     written = outputs.write_results(tmp_path, results, RECORD, VideoOptions(8.0, ending))
     assert {"trace.json", "000-a-bear-dances-sheet.png", "001-b-c-d-sheet.png"} < {
@@ -106,7 +102,7 @@ def test_what_is_written_comes_back_and_is_ranked_by_its_frames(
 
 
 @pytest.mark.parametrize("ending", ["webp", "png"])
-def test_frames_stay_as_long_as_they_should(tmp_path: Path, ending: str) -> None:
+def test_frames_stay_as_long_as_they_should(tmp_path, ending):
     save_video(path := tmp_path / f"a.{ending}", pictures(5), fps=24)
     with Image.open(path) as picture:
         shown = [frame.copy().info["duration"] for frame in ImageSequence.Iterator(picture)]
@@ -114,11 +110,11 @@ def test_frames_stay_as_long_as_they_should(tmp_path: Path, ending: str) -> None
     assert (sum(durations(240, 24)), set(durations(240, 24))) == (10_000, {41, 42})
 
 
-def pictures(number: int = 3) -> list[Image.Image]:
+def pictures(number=3):
     return [Image.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(number)]
 
 
-def test_an_mp4_is_one_that_players_read_with_its_sound(tmp_path: Path) -> None:
+def test_an_mp4_is_one_that_players_read_with_its_sound(tmp_path):
     """The colours come back, and a tone of 500 Hz on the left alone: at its frequency, as loud."""
     av = pytest.importorskip("av")
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (128, 128, 128)]
@@ -158,15 +154,13 @@ def test_an_mp4_is_one_that_players_read_with_its_sound(tmp_path: Path) -> None:
         ("a.mp4", 1, {"sound": Sound(np.zeros((3, 9), np.float32), 8000)}, r"channel.*\(3, 9\)"),
     ],
 )
-def test_what_cannot_be_written_is_refused(
-    name: str, number: int, more: Any, message: str, tmp_path: Path
-) -> None:
+def test_what_cannot_be_written_is_refused(name, number, more, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         save_video(tmp_path / name, pictures(number), **more)
     assert not list(tmp_path.iterdir())
 
 
-def test_without_pyav_an_mp4_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyav_an_mp4_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     for refused in (
         lambda: save_video(tmp_path / "a.mp4", pictures()),
@@ -177,7 +171,7 @@ def test_without_pyav_an_mp4_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.iterdir())
 
 
-def test_a_still_of_a_video_shows_its_frames_in_their_order() -> None:
+def test_a_still_of_a_video_shows_its_frames_in_their_order():
     video = torch.arange(8.0)[:, None, None, None].expand(8, 3, 32, 64) / 8
     for columns, size, places in (
         (2, (130, 66), [(0, 0), (66, 0), (0, 34), (66, 34)]),
@@ -194,7 +188,7 @@ def test_a_still_of_a_video_shows_its_frames_in_their_order() -> None:
     assert np.array_equal(np.asarray(still(video[3])), to_uint8(video[3]))
 
 
-def test_sheets_and_pages_show_frames(finished: Any, tmp_path: Path) -> None:
+def test_sheets_and_pages_show_frames(finished, tmp_path):
     results, recorder = finished
     assert {thumbnail.size for thumbnail in recorder.thumbnails[0].values()} == {(96, 65)}
     assert "<img" in results[0]._repr_html_()
@@ -205,8 +199,8 @@ def test_sheets_and_pages_show_frames(finished: Any, tmp_path: Path) -> None:
 
 
 def test_recordings_keep_no_pictures_of_videos_and_edits_have_none_as_their_source(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     live = LiveEngine(Clips(5), [Mean(), Motion()], EngineOptions(4, frames=2))
     made = record(live, ["a"], tmp_path / "scores", RecordOptions(seeds=3))
     (result,) = search(["a"], KeepAll(3), live)
@@ -220,7 +214,7 @@ def test_recordings_keep_no_pictures_of_videos_and_edits_have_none_as_their_sour
 
 
 @pytest.mark.parametrize("make", [bombs.animated_webp, *([bombs.mp4] if bombs.AV else [])])
-def test_a_video_is_decoded_as_far_as_its_limit(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_is_decoded_as_far_as_its_limit(make, monkeypatch):
     data = make(40, 256)
     pixels = video_pixels(data, "x", READ)
     assert pixels.shape == (40, 256, 256, 3)

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+def published(tmp_path_factory):
     """Rewards of published.py by name, each loaded once: no test may change them."""
     from .published import load
 

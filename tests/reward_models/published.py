@@ -9,13 +9,10 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,7 +29,7 @@ from ttsnap.reward_models.vlm.video_align import VideoAlign
 from ..golden import tiny, tiny_vlm  # noqa: TID252
 
 GOLDEN = json.loads(tiny.VALUES.read_text()) | json.loads(tiny_vlm.VALUES.read_text())
-SCORERS: dict[str, Any] = {
+SCORERS = {
     "clip": CLIPScore,
     "pickscore": PickScore,
     "open_clip": OpenClipScore,
@@ -40,7 +37,7 @@ SCORERS: dict[str, Any] = {
     "imagereward": ImageReward,
     "aesthetics": Aesthetics,
 }
-HEADED: dict[str, Any] = {"hpsv3": HPSv3, "edit_reward": EditReward, "video_align": VideoAlign}
+HEADED = {"hpsv3": HPSv3, "edit_reward": EditReward, "video_align": VideoAlign}
 REWARDS = SCORERS | HEADED | {"edit_score": EditScore}
 
 
@@ -56,17 +53,17 @@ class Known(NamedTuple):
     scores: Tensor
 
 
-def as_tensor(array: NDArray[np.uint8]) -> Tensor:
+def as_tensor(array):
     """(..., H, W, 3) uint8 -> (1, ..., 3, H, W) in [0, 1]."""
     return torch.from_numpy(array).movedim(-1, -3)[None].float() / 255
 
 
-def prompts_of(name: str) -> list[str]:
+def prompts_of(name):
     return list(tiny.PROMPTS if name in SCORERS else tiny_vlm.PROMPTS)
 
 
 @functools.cache
-def known(name: str) -> list[Known]:
+def known(name):
     sizes = tiny.SIZES if name in SCORERS else tiny_vlm.SIZES
     shown = tiny_vlm.videos() if name == "video_align" else tiny.images(sizes)
     given = (
@@ -81,7 +78,7 @@ def known(name: str) -> list[Known]:
     ]
 
 
-def architecture(folder: Path, side: int) -> str:
+def architecture(folder, side):
     """Teach open_clip the tiny architecture."""
     open_clip = pytest.importorskip("open_clip")
     (folder / f"tiny-{side}.json").write_text(json.dumps(tiny.open_clip_config(side)))
@@ -89,14 +86,14 @@ def architecture(folder: Path, side: int) -> str:
     return f"tiny-{side}"
 
 
-def write_vlm(folder: Path, name: str) -> Path:
+def write_vlm(folder, name):
     tiny_vlm.write_backbone(folder, "qwen2_5_vl" if name.startswith("edit") else "qwen2_vl")
     file = "HPSv3.safetensors" if name == "hpsv3" else "model.safetensors"
     save_file(tiny.state(GOLDEN[name]["shapes"]), folder / file, {"format": "pt"})
     return folder
 
 
-def load(name: str, folder: Path, *, large: bool = False, **options: Any) -> Any:
+def load(name, folder, *, large=False, **options):
     """The reward from files with the original package's names and layout. large: reads pictures of
     LARGE_SIDE."""
     shapes = GOLDEN[f"{name}-large" if large else name]["shapes"]

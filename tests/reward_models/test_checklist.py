@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ import torch
 from ttsnap import BestOfN, search
 from ttsnap.cli import main
 from ttsnap.core.checklist import is_item, is_list, rewards_of
-from ttsnap.core.results import Event
 from ttsnap.core.utility import product
 from ttsnap.pipelines import load
 from ttsnap.results.course import Course
@@ -51,19 +49,19 @@ class Fake:
     name = "fake"
     tokens = 7
 
-    def __init__(self, table: dict[str, float], fails: str = "") -> None:
+    def __init__(self, table, fails=""):
         self.table, self.fails = table, fails
         self.calls: list[list[str]] = []
         self.tokens_taken: Sequence[int] = ()
 
-    def __call__(self, images: Any, prompts: Sequence[str]) -> list[float]:
+    def __call__(self, images, prompts):
         self.calls.append(list(prompts))
         if self.fails and self.fails in prompts:
             raise RuntimeError("no answer")
         return [self.table.get(prompt, 0.9) for prompt in prompts]
 
 
-def together(rewards: Sequence[RewardModel]) -> RewardModel:
+def together(rewards):
     """As an engine asks them."""
     whole, *others = rewards
     for other in others:
@@ -96,19 +94,19 @@ def together(rewards: Sequence[RewardModel]) -> RewardModel:
         ('a blue sign that says "LIBRARY" in white', ["a blue plate", "text: LIBRARY"]),
     ],
 )
-def test_the_questions_of_a_prompt(prompt: str, items: list[str]) -> None:
+def test_the_questions_of_a_prompt(prompt, items):
     found = questions(prompt)
     assert [str(item) for item in found][: len(items)] == items
     assert all(need < place for place, item in enumerate(found) for need in item.needs)
 
 
 @pytest.mark.parametrize("text", ["", "a\nb", "two > one", "count: apples", 3])
-def test_an_item_that_cannot_be_asked_is_refused(text: Any) -> None:
+def test_an_item_that_cannot_be_asked_is_refused(text):
     with pytest.raises(ValueError, match=r"item|count"):
         Item.parse(text)
 
 
-def test_rules_say_yes_to_all_items_just_where_the_exact_checker_finds_all_right() -> None:
+def test_rules_say_yes_to_all_items_just_where_the_exact_checker_finds_all_right():
     rng, rules = np.random.default_rng(3), ScenesAnswers()
     for kind in (*KINDS, *UNSEEN_KINDS):
         spec, other = sample_spec(rng, kind), sample_spec(rng, kind)
@@ -121,7 +119,7 @@ def test_rules_say_yes_to_all_items_just_where_the_exact_checker_finds_all_right
         assert ((answers >= 0) & (answers <= 1)).all()
 
 
-def test_how_likely_a_draft_becomes_right() -> None:
+def test_how_likely_a_draft_becomes_right():
     """Features in closed form; and right pictures are likelier than those of another caption."""
     items = ["two red circles", "a blue square", "the red circle left of the blue square"]
     items += ["a black background", "3 objects and nothing else"]
@@ -141,16 +139,14 @@ def test_how_likely_a_draft_becomes_right() -> None:
     assert late[0] > 0.9 > late[1]
 
 
-def test_a_plates_colour_is_told() -> None:
+def test_a_plates_colour_is_told():
     picture = torch.tensor([200, 30, 35.0])[None, :, None, None].expand(1, 3, 32, 96) / 255
     answers = SignsAnswers()
     assert answers(picture, ["a red plate"])[0] > 0.9
     assert answers(picture, ["a blue plate"])[0] < 0.1
 
 
-def test_all_items_of_a_batch_are_one_call_and_what_is_not_there_is_not_asked_for_its_colour() -> (
-    None
-):
+def test_all_items_of_a_batch_are_one_call_and_what_is_not_there_is_not_asked_for_its_colour():
     fake = Fake({"a dog": 0.2, "a cat": 0.8, "the cat is red": 0.6})
     rewards = Checklist(by=fake).parts(["a red cat and a blue dog"])
     whole = together(rewards)
@@ -163,9 +159,9 @@ def test_all_items_of_a_batch_are_one_call_and_what_is_not_there_is_not_asked_fo
     assert fake.calls[2:] == [["a cat"] * 3, ["the cat is red"] * 3]  # and what it needs
 
 
-def test_searches_that_share_a_list_ask_for_each_of_their_batches_once(engine: Any) -> None:
+def test_searches_that_share_a_list_ask_for_each_of_their_batches_once(engine):
     class Slow(Fake):
-        def __call__(self, images: Any, prompts: Sequence[str]) -> list[float]:
+        def __call__(self, images, prompts):
             time.sleep(0.005)  # the other threads ask meanwhile
             return super().__call__(images, prompts)
 
@@ -181,7 +177,7 @@ def test_searches_that_share_a_list_ask_for_each_of_their_batches_once(engine: A
     assert [result.spent.cost.reward_calls for result in results] == [12 * 3] * 4
 
 
-def test_prompts_with_shorter_lists_have_all_that_is_not_asked() -> None:
+def test_prompts_with_shorter_lists_have_all_that_is_not_asked():
     fake = Fake({})
     prompts = ["a cat", "a red cat", "moody"]
     rewards = Checklist(by=fake).parts(prompts)
@@ -190,8 +186,8 @@ def test_prompts_with_shorter_lists_have_all_that_is_not_asked() -> None:
     assert np.asarray(rewards[1](IMAGES[:1], prompts[:1])).tolist() == [1.0]
 
 
-def test_an_item_that_fails_costs_its_answer_and_no_other() -> None:
-    own: Any = lambda images, prompts: [0.7] * len(images)  # noqa: E731
+def test_an_item_that_fails_costs_its_answer_and_no_other():
+    own = lambda images, prompts: [0.7] * len(images)  # noqa: E731
     failing = Checklist(["a cat", own], by=Fake({}, fails="a cat")).parts(())
     with pytest.raises(RuntimeError, match="no answer"):
         failing[0](IMAGES, ["x"] * 3)
@@ -205,13 +201,13 @@ def test_an_item_that_fails_costs_its_answer_and_no_other() -> None:
         beyond[0](IMAGES, ["x"] * 3)
 
 
-def test_tokens_of_each_item_are_told() -> None:
+def test_tokens_of_each_item_are_told():
     fake = Fake({})
 
     class Judge(RewardModel):
         name, tokens = "judge", 7
 
-        def __call__(self, images: Any, prompts: Any, level: Any = None) -> Any:
+        def __call__(self, images, prompts, level=None):
             self.tokens_taken = [3 if prompt == "a cat" else 5 for prompt in prompts]
             return fake(images, prompts)
 
@@ -224,13 +220,13 @@ def test_tokens_of_each_item_are_told() -> None:
     assert (both.tokens, both.tokens_taken) == (14, [8] * 3)
 
 
-def test_the_first_item_that_one_question_asks_pays_for_the_image() -> None:
+def test_the_first_item_that_one_question_asks_pays_for_the_image():
     class Reader(RewardModel):
         """One question about an image has all of its items."""
 
         name, joins, tokens, flops, flops_more = "reader", True, 50, 100.0, 7.0
 
-        def __call__(self, images: Any, prompts: Any, level: Any = None) -> Any:
+        def __call__(self, images, prompts, level=None):
             return torch.full((len(images),), 0.5, dtype=torch.float64)
 
     items = Checklist(
@@ -245,7 +241,7 @@ def test_the_first_item_that_one_question_asks_pays_for_the_image() -> None:
         assert Checklist(lines, by=Reader()).flops == flops
 
 
-def test_by_name_items_of_one_list_share_it_and_nobody_answers_who_is_not_named() -> None:
+def test_by_name_items_of_one_list_share_it_and_nobody_answers_who_is_not_named():
     two = make_rewards(["check:two red circles", "check:a blue square", "brightness"])
     assert [reward.name for reward in two] == ["two red circles", "a blue square", "brightness"]
     first, second, _ = two
@@ -267,15 +263,15 @@ def test_by_name_items_of_one_list_share_it_and_nobody_answers_who_is_not_named(
 
 
 def test_who_answers_is_loaded_once_and_who_writes_is_asked_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     loaded, written = list[str](), list[str]()
 
-    def load_one(by: str, **where: Any) -> Any:
+    def load_one(by, **where):
         loaded.append(by)
         return Fake({})
 
-    def write(self: Any, prompt: str) -> tuple[Item, ...]:
+    def write(self, prompt):
         written.append(prompt)
         return (Item("a cat"), Item(f"thing {len(written)}"))
 
@@ -292,7 +288,7 @@ def test_who_answers_is_loaded_once_and_who_writes_is_asked_once(
     assert written == ["x"]
 
 
-def test_the_words_of_an_item_name_nobody_who_answers() -> None:
+def test_the_words_of_an_item_name_nobody_who_answers():
     for words in ("a cat by evil.py:f", "a cat by clip", "a cat by nobody", "a cat"):
         (spec,) = rewards_of(None, [words])
         assert answered_by(spec) == ""
@@ -302,26 +298,26 @@ def test_the_words_of_an_item_name_nobody_who_answers() -> None:
         assert asked_of([spec], "x") == {words: 0}
 
 
-def test_a_users_reward_is_no_checklist_by_the_names_of_its_methods() -> None:
+def test_a_users_reward_is_no_checklist_by_the_names_of_its_methods():
     class Own:
-        def parts(self) -> None: ...
+        def parts(self): ...
 
-        def asks(self) -> None: ...
+        def asks(self): ...
 
     assert not is_list(Own())
     assert not is_item(Own())
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
+def pipe():
     pipe = load(dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def test_a_search_has_a_score_of_each_item_by_its_words(pipe: Any) -> None:
+def test_a_search_has_a_score_of_each_item_by_its_words(pipe):
     prompts = ["two red circles and a blue square", "a red circle"]
-    told: dict[str, Any] = {"num_inference_steps": 4, "search": "best-of-n", "seed": 0}
+    told = {"num_inference_steps": 4, "search": "best-of-n", "seed": 0}
     found = pipe(prompts, reward="checklist", budget="12nfe", report="scenes-strict", **told)
     for result, prompt in zip(found.search, prompts, strict=True):
         words = [str(item) for item in questions(prompt)]
@@ -330,9 +326,7 @@ def test_a_search_has_a_score_of_each_item_by_its_words(pipe: Any) -> None:
         np.testing.assert_allclose(result.best.reward, value, rtol=1e-6)
 
 
-def test_answers_are_in_pngs_the_trace_and_the_table(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_answers_are_in_pngs_the_trace_and_the_table(tmp_path, capsys):
     prompt, out = "a red circle and a blue square", str(tmp_path / "out")
     asked = [str(item) for item in questions(prompt)]
     given = ["--reward", "checklist", "--tie", "brightness", "--budget", "12nfe", "--steps", "4"]
@@ -348,8 +342,8 @@ def test_answers_are_in_pngs_the_trace_and_the_table(
     assert all(f" {had or 'none'} of 3" in "".join(lines) for had in told["answers"].values())
 
 
-def test_answers_under_way_are_those_of_the_end(pipe: Any) -> None:
-    events: list[Event] = []
+def test_answers_under_way_are_those_of_the_end(pipe):
+    events = []
     call = {"num_inference_steps": 4, "search": "seed-pruning", "seed": 0, "budget": "20nfe"}
     out = pipe("two red circles", reward="checklist", draft="none", on_event=events.append, **call)
     (result,) = out.search
@@ -362,7 +356,7 @@ def test_answers_under_way_are_those_of_the_end(pipe: Any) -> None:
             assert live.candidates[uid].scores[step].answers == score.answers
 
 
-def test_what_a_model_writes_is_checked() -> None:
+def test_what_a_model_writes_is_checked():
     told = [{"statement": "a cat", "needs": []}, {"statement": "it is red", "needs": [0]}]
     assert read_items({"statements": told}) == (Item("a cat"), Item("it is red", needs=(0,)))
     for wrong in ([], [{"statement": "x" * 300, "needs": []}], [{"statement": "a", "needs": [0]}]):
@@ -370,7 +364,7 @@ def test_what_a_model_writes_is_checked() -> None:
             read_items({"statements": wrong})
 
 
-def test_items_that_need_each_other_are_refused() -> None:
+def test_items_that_need_each_other_are_refused():
     items = (Item("a", needs=(1,)), Item("b", needs=(0,)))
     checklist = Checklist(written=lambda prompt: items)
     with pytest.raises(ValueError, match="circle"):

@@ -4,7 +4,6 @@ known answers."""
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +24,11 @@ from ttsnap.reward_models.tournament import TournamentReward, bradley_terry, tou
 from ttsnap.rewards.reward_model import FunctionReward
 
 
-def flat(*colour: float) -> torch.Tensor:
+def flat(*colour):
     return torch.tensor(colour, dtype=torch.float32).view(1, 3, 1, 1).expand(1, 3, 8, 8)
 
 
-def test_jpeg_size_is_that_of_the_file() -> None:
+def test_jpeg_size_is_that_of_the_file():
     images = torch.rand(2, 3, 40, 24, generator=torch.Generator().manual_seed(0))
     file = io.BytesIO()
     to_pictures(images)[1].save(file, format="JPEG", quality=95)
@@ -38,7 +37,7 @@ def test_jpeg_size_is_that_of_the_file() -> None:
     assert torch.equal(small, -size)
 
 
-def test_brightness_and_colourfulness() -> None:
+def test_brightness_and_colourfulness():
     batch = torch.cat([flat(0, 0, 0), flat(1, 1, 1), flat(1, 0, 0), flat(0.5, 0.5, 0.5)])
     assert Brightness()(batch, [""] * 4).tolist() == pytest.approx([0, 1, 0.299, 0.5])
     # Flat red: both opponent axes are constant, at 255 and 127.5.
@@ -51,7 +50,7 @@ def test_brightness_and_colourfulness() -> None:
         Brightness()(batch.byte(), [""] * 4)
 
 
-def test_place_is_what_an_edit_and_its_source_share_whatever_the_hue() -> None:
+def test_place_is_what_an_edit_and_its_source_share_whatever_the_hue():
     grey, red, blue = flat(0.5, 0.5, 0.5), flat(1, 0, 0), flat(0, 0, 1)
     left, right = torch.cat([red, grey], -1), torch.cat([grey, blue], -1)
     edits = torch.cat([left, torch.cat([blue, grey], -1), right, torch.cat([red, red], -1)])
@@ -65,10 +64,10 @@ def test_place_is_what_an_edit_and_its_source_share_whatever_the_hue() -> None:
     assert make_reward("place").needs == {"source"}  # type: ignore[attr-defined]
 
 
-def test_estimates_and_finished_images_have_their_own_reward() -> None:
-    calls: list[Any] = []
+def test_estimates_and_finished_images_have_their_own_reward():
+    calls = []
 
-    def costly(images: Any, prompts: Any, level: Any) -> Any:
+    def costly(images, prompts, level):
         calls.append((len(images), prompts, level.tolist()))
         return [10.0 + i for i in range(len(prompts))]
 
@@ -84,7 +83,7 @@ def test_estimates_and_finished_images_have_their_own_reward() -> None:
         make_reward("brightness then lovely")
 
 
-def test_gradients_are_those_of_the_reward_whose_images_they_are() -> None:
+def test_gradients_are_those_of_the_reward_whose_images_they_are():
     reward, images, prompts = (
         Staged(Brightness(), Colourfulness()),
         torch.rand(2, 3, 4, 4),
@@ -97,7 +96,7 @@ def test_gradients_are_those_of_the_reward_whose_images_they_are() -> None:
         reward.differentiable(images, prompts, torch.tensor([0.0, 0.7]))
 
 
-def test_staged_passes_checks_on_and_prices_a_finished_image_apart() -> None:
+def test_staged_passes_checks_on_and_prices_a_finished_image_apart():
     with pytest.raises(ValueError, match="zebra"):
         make_reward("brightness then scenes").check(["a zebra"])
     cheap, costly = Brightness(), Brightness()
@@ -109,7 +108,7 @@ def test_staged_passes_checks_on_and_prices_a_finished_image_apart() -> None:
 # --- tournaments ----------------------------------------------------------------------------------
 
 
-def test_strengths_are_those_of_bradley_and_terry() -> None:
+def test_strengths_are_those_of_bradley_and_terry():
     two = bradley_terry(np.array([[0.0, 30.0], [10.0, 0.0]]), prior=1e3)
     assert two[0] - two[1] == pytest.approx(np.log(3), abs=1e-4)
     assert bradley_terry(np.zeros((3, 3))).tolist() == [0, 0, 0]
@@ -119,10 +118,10 @@ def test_strengths_are_those_of_bradley_and_terry() -> None:
     assert bradley_terry(1e5 * p * (1 - np.eye(4)), prior=100.0) == pytest.approx(true, abs=1e-3)
 
 
-def test_a_sure_judge_orders_everything_and_the_budget_holds() -> None:
-    asked: list[tuple[int, int]] = []
+def test_a_sure_judge_orders_everything_and_the_budget_holds():
+    asked = []
 
-    def judge(i: int, j: int) -> float:
+    def judge(i, j):
         asked.append((i, j))
         return float(i > j)
 
@@ -137,14 +136,14 @@ def test_a_sure_judge_orders_everything_and_the_budget_holds() -> None:
     assert len(asked) == 3
 
 
-def test_a_judge_that_favours_the_first_image_is_balanced() -> None:
+def test_a_judge_that_favours_the_first_image_is_balanced():
     strengths = tournament(6, lambda i, j: 1.0, 60)
     assert np.abs(strengths).max() < 0.5  # unbalanced, it would order them by place
     assert tournament(5, lambda i, j: 0.5, 30) == pytest.approx(np.zeros(5), abs=1e-6)
 
 
-def test_as_a_reward_by_prompt() -> None:
-    def brighter(a: Any, b: Any, prompt: str) -> float:
+def test_as_a_reward_by_prompt():
+    def brighter(a, b, prompt):
         assert prompt in ("x", "y")
         return float(a.mean() > b.mean()) if a.mean() != b.mean() else 0.5
 
@@ -168,6 +167,6 @@ def test_as_a_reward_by_prompt() -> None:
         (lambda: TournamentReward(lambda a, b, p: 1.0, rounds=0), "rounds"),
     ],
 )
-def test_bad_input(call: Any, message: str) -> None:
+def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
@@ -13,11 +11,11 @@ from ttsnap.results.rank import rank
 from ttsnap.reward_models.noise_aware.student import NoiseAware
 
 from ..golden import tiny  # noqa: TID252
-from .published import GOLDEN, HEADED, SCORERS, Bases, as_tensor, known, load, prompts_of
+from .published import GOLDEN, HEADED, SCORERS, as_tensor, known, load, prompts_of
 
 
 @pytest.mark.parametrize("name", [*SCORERS, *HEADED])
-def test_scores_of_the_original_package(name: str, published: Bases) -> None:
+def test_scores_of_the_original_package(name, published):
     reward, prompts, values = published(name), prompts_of(name), known(name)
     for at, (pixels, given, expected) in enumerate(values):
         # large models: each prompt once
@@ -35,7 +33,7 @@ def test_scores_of_the_original_package(name: str, published: Bases) -> None:
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_crops_are_those_of_the_original_package(name: str, tmp_path: Path) -> None:
+def test_crops_are_those_of_the_original_package(name, tmp_path):
     reward = load(name, tmp_path, large=True)
     pictures = map(as_tensor, tiny.images(tiny.LARGE_SIZES))
     scores = torch.cat([reward(picture, tiny.PROMPTS[-1:]) for picture in pictures])
@@ -45,7 +43,7 @@ def test_crops_are_those_of_the_original_package(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["pickscore", "open_clip", "imagereward", "aesthetics"])
-def test_alpha_is_dropped_as_in_the_original(name: str, tmp_path: Path, published: Bases) -> None:
+def test_alpha_is_dropped_as_in_the_original(name, tmp_path, published):
     paths = [tmp_path / f"{i}.png" for i in range(len(tiny.SIZES))]
     for path, array in zip(paths, tiny.translucent(), strict=True):
         Image.fromarray(array).save(path)
@@ -60,9 +58,7 @@ def test_alpha_is_dropped_as_in_the_original(name: str, tmp_path: Path, publishe
 
 
 @pytest.mark.parametrize("name", [*SCORERS, "hpsv3"])
-def test_each_row_is_scored_alone(
-    name: str, published: Bases, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_row_is_scored_alone(name, published, monkeypatch):
     reward, prompts = published(name), [prompts_of(name)[i] for i in (0, 1, 0)]
     monkeypatch.setattr(reward, "batch_size", 2)
     images = torch.rand(3, 3, 40, 52, generator=torch.Generator().manual_seed(0))
@@ -83,7 +79,7 @@ def test_each_row_is_scored_alone(
 
 
 @pytest.mark.parametrize("name", [*SCORERS, "hpsv3"])
-def test_half_precision_stays_near(name: str, tmp_path: Path) -> None:
+def test_half_precision_stays_near(name, tmp_path):
     reward = load(name, tmp_path, dtype=torch.bfloat16)
     assert next(reward.network.parameters()).dtype == torch.bfloat16
     pixels, _, golden = known(name)[0]
@@ -93,9 +89,7 @@ def test_half_precision_stays_near(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "most"), [("clip", 77), ("open_clip", 77), ("imagereward", 35)])
-def test_long_prompts_are_cut(
-    name: str, most: int, published: Bases, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_long_prompts_are_cut(name, most, published, caplog):
     reward, long = published(name), "word " * 80
     reward.check(["short"])
     assert not caplog.messages

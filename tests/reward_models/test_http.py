@@ -14,10 +14,8 @@ import threading
 import time
 import traceback
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -39,7 +37,7 @@ from .test_serve import IMAGES, PROMPTS, serving
 Act = Callable[[socket.socket], None]
 
 
-def head_of(connection: socket.socket) -> bytes:
+def head_of(connection):
     """The head of a request, which is read to its end: closing with something unread would reset
     the connection."""
     head, _, rest = connection.recv(65536).partition(b"\r\n\r\n")
@@ -53,28 +51,28 @@ def head_of(connection: socket.socket) -> bytes:
     return head
 
 
-HEARD: list[bytes] = []
+HEARD = []
 """Heads of requests."""
 
 
-def reply(body: Any, status: str = "200 OK", fields: str = "", head: str = "HTTP/1.1") -> Act:
+def reply(body, status="200 OK", fields="", head="HTTP/1.1"):
     """Read the whole request, and send this."""
     text = body if isinstance(body, str) else json.dumps(body)
 
-    def act(connection: socket.socket) -> None:
+    def act(connection):
         HEARD.append(head_of(connection))
         connection.sendall(f"{head} {status}\r\nConnection: close\r\n{fields}\r\n{text}".encode())
 
     return act
 
 
-def reset(connection: socket.socket) -> None:
+def reset(connection):
     """Close so that the other side sees a reset connection."""
     connection.recv(65536)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def drip(connection: socket.socket) -> None:
+def drip(connection):
     """A byte now and then, so that no single read waits for long."""
     connection.recv(65536)
     for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100:
@@ -82,12 +80,12 @@ def drip(connection: socket.socket) -> None:
         time.sleep(0.05)
 
 
-def flood(connection: socket.socket) -> None:
+def flood(connection):
     connection.recv(65536)
     connection.sendall(b'HTTP/1.1 200 OK\r\n\r\n{"scores": [' + b"1," * 2**22)
 
 
-def kill(connection: socket.socket) -> None:
+def kill(connection):
     """Send SIGINT to this process as soon as the client waits."""
     while (
         sys._current_frames()[threading.main_thread().ident or 0].f_code.co_filename
@@ -103,10 +101,10 @@ ABOUT = reply({"name": "mine"})
 
 
 @contextmanager
-def scripted(*acts: Act) -> Iterator[str]:
+def scripted(*acts):
     """A server that does one thing for each connection."""
 
-    def play() -> None:
+    def play():
         for act in acts:
             connection, _ = listener.accept()
             with connection:
@@ -125,14 +123,14 @@ def scripted(*acts: Act) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_pauses(monkeypatch):
     monkeypatch.setattr(http, "PAUSES", (0.01, 0.01))
 
 
-def test_scores_prompts_and_levels_survive_the_wire() -> None:
-    seen: list[Any] = []
+def test_scores_prompts_and_levels_survive_the_wire():
+    seen = []
 
-    def reward(images: Any, prompts: Any, level: Any) -> Any:
+    def reward(images, prompts, level):
         seen.append((prompts, [round(x, 3) for x in level.tolist()]))
         scores = Brightness()(images, prompts)
         scores[[p == "d" for p in prompts]] = float("nan")
@@ -143,7 +141,7 @@ def test_scores_prompts_and_levels_survive_the_wire() -> None:
         client = make_reward(url)
         assert client.name == "mine"
 
-        async def in_a_notebook() -> Any:
+        async def in_a_notebook():
             return client(IMAGES, prompts, torch.linspace(0, 1, 5))
 
         scores = asyncio.run(in_a_notebook())
@@ -156,9 +154,9 @@ def test_scores_prompts_and_levels_survive_the_wire() -> None:
 
 
 def test_a_failing_reward_costs_its_batch_only_and_tells_clients_nothing(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def broken(images: Any, prompts: Any) -> Any:
+    caplog,
+):
+    def broken(images, prompts):
         raise RuntimeError("no memory left")
 
     with serving(FunctionReward(broken)) as url:
@@ -169,7 +167,7 @@ def test_a_failing_reward_costs_its_batch_only_and_tells_clients_nothing(
     assert "broken: RuntimeError: no memory left" in caplog.text
 
 
-def test_servers_that_do_not_answer_are_explained() -> None:
+def test_servers_that_do_not_answer_are_explained():
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -216,9 +214,7 @@ QUERIES = [
 
 
 @pytest.mark.parametrize("spec", [*CREDENTIALS, *QUERIES])
-def test_what_an_address_hides_is_refused_unseen(
-    spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_an_address_hides_is_refused_unseen(spec, tmp_path, capsys):
     """By the registry, by the service's offer, and by commands, before anything is written."""
     told, out, config, prompts = [], tmp_path / "out", tmp_path / "c.json", tmp_path / "p.txt"
     config.write_text(json.dumps({"reward": spec}))
@@ -262,9 +258,7 @@ def test_what_an_address_hides_is_refused_unseen(
         (" sk-secret-0123456\n", "Bearer sk-secret-0123456"),
     ],
 )
-def test_a_key_comes_by_the_environment_and_is_not_shown(
-    monkeypatch: pytest.MonkeyPatch, key: str, sent: str
-) -> None:
+def test_a_key_comes_by_the_environment_and_is_not_shown(monkeypatch, key, sent):
     """Whatever the server says that it was sent."""
     monkeypatch.setenv("TTSNAP_REWARD_KEY", key)
     HEARD.clear()
@@ -296,9 +290,7 @@ def test_a_key_comes_by_the_environment_and_is_not_shown(
     ("name", "value"),
     [("TTSNAP_REWARD_KEY", "sk-a\nsecret"), ("ALL_PROXY", "http://me:sk-a/word@host")],
 )
-def test_no_key_and_no_proxy_are_refused_unseen(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_no_key_and_no_proxy_are_refused_unseen(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=name) as caught:
         HttpReward("http://127.0.0.1:9")
@@ -311,7 +303,7 @@ FULL = reply({"error": "full \x1b[2J"}, "503 Busy")
 @pytest.mark.parametrize(
     "failures", [[reset, reset], [FULL, FULL], [lambda connection: None, reset]]
 )
-def test_two_failed_attempts_are_made_up_for(failures: Sequence[Act]) -> None:
+def test_two_failed_attempts_are_made_up_for(failures):
     with scripted(*failures, ABOUT, *failures, reply({"scores": [0.5]})) as url:
         assert HttpReward(url)(IMAGES[:1], ["a"]).tolist() == [0.5]
 
@@ -334,12 +326,12 @@ def test_two_failed_attempts_are_made_up_for(failures: Sequence[Act]) -> None:
     ],
 )
 def test_failures_are_told_in_time(
-    acts: Sequence[Act],
-    pauses: float,
-    timeout: float,
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    acts,
+    pauses,
+    timeout,
+    message,
+    monkeypatch,
+):
     """The slow server would have gone on for 6 s; a refusal is not repeated, nor a redirect
     followed."""
     with scripted(ABOUT, *acts) as url:
@@ -384,22 +376,20 @@ SCORES = [
         *([[ABOUT, reply('{"scores": ' + scores + "}")], message] for scores, message in SCORES),
     ],
 )
-def test_what_a_server_says_of_itself_and_its_scores_are_checked(
-    acts: Sequence[Act], message: str
-) -> None:
+def test_what_a_server_says_of_itself_and_its_scores_are_checked(acts, message):
     with scripted(*acts) as url, pytest.raises((ValueError, RuntimeError), match=message) as caught:
         HttpReward(url)(IMAGES[:1], ["a"])
     assert caught.type is (ValueError if len(acts) == 1 else RuntimeError)
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_control_c_ends_the_wait() -> None:
+def test_control_c_ends_the_wait():
     with scripted(kill) as url, pytest.raises(KeyboardInterrupt):
         HttpReward(url)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
-def test_a_forked_process_asks_as_well() -> None:
+def test_a_forked_process_asks_as_well():
     with scripted(ABOUT, ABOUT) as url:
         HttpReward(url)
         child = os.fork()

@@ -15,7 +15,7 @@ import time
 import traceback
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -55,7 +55,7 @@ Act = Callable[["Handler", Body], None]
 class Handler(BaseHTTPRequestHandler):
     server: Stub
 
-    def do_POST(self) -> None:
+    def do_POST(self):
         stub, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with stub.lock:
             stub.bodies.append(body)
@@ -72,10 +72,10 @@ class Handler(BaseHTTPRequestHandler):
             with stub.lock:
                 stub.under_way -= 1
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_):
         """Nothing is printed."""
 
-    def send(self, text: str | bytes, status: int = 200, **fields: str) -> None:
+    def send(self, text, status=200, **fields):
         data = text if isinstance(text, bytes) else text.encode()
         self.send_response(status)
         for name, value in {
@@ -92,7 +92,7 @@ class Stub(ThreadingHTTPServer):
     """What it was asked, and what it does next: `planned` acts first, then `default` for every
     request."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url, self.lock = f"http://127.0.0.1:{self.server_port}/v1", threading.Lock()
         self.planned: deque[Act] = deque()
@@ -103,7 +103,7 @@ class Stub(ThreadingHTTPServer):
         self.under_way = self.most_at_once = 0
 
 
-def reply(choice: Any, usage: Any = (100, 1)) -> Body:
+def reply(choice, usage=(100, 1)):
     if isinstance(usage, tuple):
         usage = {
             "prompt_tokens": usage[0],
@@ -118,14 +118,14 @@ def reply(choice: Any, usage: Any = (100, 1)) -> Body:
     }
 
 
-def tokens(p: dict[str, float]) -> Any:
+def tokens(p):
     return [
         {"token": token, "logprob": math.log(value) if value else -9999.0}
         for token, value in p.items()
     ]
 
 
-def likely(p: dict[str, float], usage: Any = (100, 1)) -> Act:
+def likely(p, usage=(100, 1)):
     """The probabilities of the first token."""
     return said(
         {"logprobs": {"content": [{"token": "Yes", "logprob": 0.0, "top_logprobs": tokens(p)}]}},
@@ -133,33 +133,33 @@ def likely(p: dict[str, float], usage: Any = (100, 1)) -> Act:
     )
 
 
-def words(text: str | None, usage: Any = (100, 20), **more: Any) -> Act:
+def words(text, usage=(100, 20), **more):
     return said({"message": {"role": "assistant", "content": text}, **more}, usage)
 
 
-def said(choice: Any, usage: Any = (100, 1)) -> Act:
+def said(choice, usage=(100, 1)):
     return lambda handler, body: handler.send(json.dumps(reply(choice, usage)))
 
 
-def raw(text: str | bytes, status: int = 200, **fields: str) -> Act:
+def raw(text, status=200, **fields):
     return lambda handler, body: handler.send(text, status, **fields)
 
 
-def slow(seconds: float, then: Act) -> Act:
-    def act(handler: Handler, body: Body) -> None:
+def slow(seconds, then):
+    def act(handler, body):
         time.sleep(seconds)
         then(handler, body)
 
     return act
 
 
-def truncated(handler: Handler, body: Body) -> None:
+def truncated(handler, body):
     """Half of what was announced."""
     handler.send(b'{"choices": [{"logprobs"', Content_Length="5000")
     handler.close_connection = True
 
 
-def drip(handler: Handler, body: Body, status: int = 200) -> None:
+def drip(handler, body, status=200):
     """A byte now and then, so that no single read waits for long."""
     handler.send(b"{", status, Content_Length="5000")
     for _ in range(100):
@@ -167,12 +167,12 @@ def drip(handler: Handler, body: Body, status: int = 200) -> None:
         time.sleep(0.02)
 
 
-def flood(handler: Handler, body: Body) -> None:
+def flood(handler, body):
     """More than any answer takes."""
     handler.send(b"[" + b"1," * 2**21)
 
 
-def name_server(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def name_server(monkeypatch, url):
     for name, value in {
         "OPENAI_BASE_URL": url,
         "OPENAI_API_KEY": KEY,
@@ -182,7 +182,7 @@ def name_server(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 
 @pytest.fixture
-def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
+def stub(tmp_path, monkeypatch):
     """The server, and an environment that names it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *_: 0.01)
@@ -193,7 +193,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
         server.shutdown()
 
 
-def judge(kind: str = "yes", **options: Any) -> Judge:
+def judge(kind="yes", **options):
     return Judge(kind, JudgeOptions(**{"retries": 0, **options}))
 
 
@@ -213,21 +213,21 @@ def judge(kind: str = "yes", **options: Any) -> Judge:
         ({"Yes": 0.0, "No": 0.5}, 0.0),
     ],
 )
-def test_the_probability_of_yes_is_known(stub: Stub, p: dict[str, float], expected: float) -> None:
+def test_the_probability_of_yes_is_known(stub, p, expected):
     stub.default = likely(p)
     score = judge()(IMAGES[:1], ["a"])
     assert score.dtype == torch.float64
     assert score.item() == pytest.approx(expected, rel=1e-14)
 
 
-def pixels(url: str) -> Any:
+def pixels(url):
     """Of a picture in a request."""
     head, _, data = url.partition(",")
     assert head == "data:image/png;base64"
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
-def test_what_is_asked(stub: Stub) -> None:
+def test_what_is_asked(stub):
     judge(detail="low")(IMAGES[1:2], PROMPTS[1:2])
     (body,) = stub.bodies
     picture, question = body.pop("messages")[0]["content"]
@@ -247,8 +247,8 @@ def test_what_is_asked(stub: Stub) -> None:
     assert stub.headers[0]["accept-encoding"] == "identity"
 
 
-def test_scores_come_back_in_order_while_questions_run_side_by_side(stub: Stub) -> None:
-    def by_prompt(handler: Any, body: Any) -> None:
+def test_scores_come_back_in_order_while_questions_run_side_by_side(stub):
+    def by_prompt(handler, body):
         name = body["messages"][0]["content"][1]["text"].partition('"')[2][0]
         slow(0.03, likely({"Yes": {"a": 0.1, "b": 0.2, "c": 0.3}[name], "No": 0.5}))(handler, body)
 
@@ -258,7 +258,7 @@ def test_scores_come_back_in_order_while_questions_run_side_by_side(stub: Stub) 
     assert stub.most_at_once == 2
 
 
-def each(*answers: float, usage: Any = (120, 5)) -> Act:
+def each(*answers, usage=(120, 5)):
     """Answers with these probabilities of yes, one after the other."""
     content = [
         {"token": word, "logprob": 0.0, "top_logprobs": tokens({"yes": p, " No": 1 - p})}
@@ -268,9 +268,7 @@ def each(*answers: float, usage: Any = (120, 5)) -> Act:
     return said({"logprobs": {"content": content}}, usage)
 
 
-def test_all_items_of_an_image_are_one_question_whose_tokens_are_paid_once(
-    stub: Stub, tmp_path: Path
-) -> None:
+def test_all_items_of_an_image_are_one_question_whose_tokens_are_paid_once(stub, tmp_path):
     words = (Item("a cat"), Item("it is red", needs=(0,)), Item("two dogs"))
     asked = judge(cache=str(tmp_path), image_tokens=150, concurrency=1)
     listed = Checklist(by=asked, written=lambda prompt: words)
@@ -290,7 +288,7 @@ def test_all_items_of_an_image_are_one_question_whose_tokens_are_paid_once(
     assert (known, len(stub.bodies)) == ([0.9, 0.2], 3)  # remembered
 
 
-def test_a_rubric_is_the_mean_of_its_marks(stub: Stub) -> None:
+def test_a_rubric_is_the_mean_of_its_marks(stub):
     stub.default = words(json.dumps(MARKS))
     rubric = judge("rubric")
     assert rubric(IMAGES[:1], ["two cats"]).item() == (4 * 5 + 10) / 5
@@ -304,11 +302,11 @@ def test_a_rubric_is_the_mean_of_its_marks(stub: Stub) -> None:
     assert Judge("rubric", JudgeOptions(), {"mood": "it is sad"}).criteria == {"mood": "it is sad"}
 
 
-def test_a_tournament_of_pairs(stub: Stub) -> None:
+def test_a_tournament_of_pairs(stub):
     """The brighter image wins by 3 to 1, whichever is shown first: Bradley-Terry strengths differ
     accordingly."""
 
-    def brighter(handler: Any, body: Any) -> None:
+    def brighter(handler, body):
         a, b = (
             pixels(part["image_url"]["url"]).mean() for part in body["messages"][0]["content"][:2]
         )
@@ -316,7 +314,7 @@ def test_a_tournament_of_pairs(stub: Stub) -> None:
 
     stub.default = brighter
     images = torch.stack([torch.full((3, 8, 8), x) for x in (0.9, 0.5, 0.1)])
-    pairs: Any = make_reward("judge:pairs:rounds=6,cache=none")
+    pairs = make_reward("judge:pairs:rounds=6,cache=none")
     scores = np.asarray(pairs(images, ["a"] * 3))
     assert scores[0] > scores[1] > scores[2]
     assert pairs.usage.answered == 18
@@ -325,7 +323,7 @@ def test_a_tournament_of_pairs(stub: Stub) -> None:
 # --- servers that fail ----------------------------------------------------------------------------
 
 
-def test_a_full_or_failing_server_is_asked_again(stub: Stub) -> None:
+def test_a_full_or_failing_server_is_asked_again(stub):
     stub.planned.extend([raw("{}", 429, Retry_After="0"), raw("oops", 500)])
     assert judge(retries=2)(IMAGES[:1], ["a"]).item() == pytest.approx(0.75)
     assert len(stub.bodies) == 3
@@ -343,7 +341,7 @@ NOT_MARKS = [
 ]
 
 
-def one_token(entry: Any) -> Any:
+def one_token(entry):
     return said({"logprobs": {"content": [{"top_logprobs": [entry]}]}})
 
 
@@ -385,7 +383,7 @@ NO_ANSWERS = [
         *(("rubric", words(text), said) for text, said in NOT_MARKS),
     ],
 )
-def test_failures_are_told_in_a_sentence(stub: Stub, kind: str, act: Any, message: str) -> None:
+def test_failures_are_told_in_a_sentence(stub, kind, act, message):
     stub.default = act
     asked = judge(kind, timeout=0.5 if "0.5 s" in message else 30.0)
     scores, why = score_images(asked, IMAGES[:1], ["a"], torch.zeros(1), "judge")
@@ -395,7 +393,7 @@ def test_failures_are_told_in_a_sentence(stub: Stub, kind: str, act: Any, messag
     assert len(why) < 500
 
 
-def test_a_search_ends_with_an_image_when_its_judge_dies_midway(stub: Stub, engine: Any) -> None:
+def test_a_search_ends_with_an_image_when_its_judge_dies_midway(stub, engine):
     stub.planned.extend([likely({"Yes": 0.7, "No": 0.2})] * 2)
     stub.default = raw("gone", 503)
     asked = engine(2, rewards=[make_reward("judge:yes:retries=0,cache=none")], batch_size=2)
@@ -407,9 +405,7 @@ def test_a_search_ends_with_an_image_when_its_judge_dies_midway(stub: Stub, engi
 
 
 @pytest.mark.parametrize("after", ["0", "nan", "Fri, 31 Dec 9999 23:59:59 GMT"])
-def test_a_storm_of_429_ends_in_time(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, after: str
-) -> None:
+def test_a_storm_of_429_ends_in_time(stub, monkeypatch, after):
     """A question waits as long as the server wants, within its own time, and is not asked for
     ever."""
     monkeypatch.undo()
@@ -430,9 +426,7 @@ def test_a_storm_of_429_ends_in_time(
 @pytest.mark.parametrize(
     ("name", "shared"), [("best-of-n", True), ("zero-order", False), ("seed-pruning", True)]
 )
-def test_tokens_are_charged_before_and_given_back_after(
-    stub: Stub, engine: Any, name: str, shared: bool
-) -> None:
+def test_tokens_are_charged_before_and_given_back_after(stub, engine, name, shared):
     """Every question takes 101 tokens of at most 150; no prompt may spend more than 1000."""
     asked = engine(4, rewards=[make_reward("judge:yes:image_tokens=150,cache=none,retries=0")])
     results = search(["a", "b"], make_algorithm(name), asked, "80nfe,1000tokens", shared=shared)
@@ -460,7 +454,7 @@ def test_tokens_are_charged_before_and_given_back_after(
         (raw("oops", 500), 0),
     ],
 )
-def test_tokens_are_those_that_the_server_counts(stub: Stub, act: Any, tokens: int) -> None:
+def test_tokens_are_those_that_the_server_counts(stub, act, tokens):
     """More than was thought, too, and those of failures."""
     asked = judge(image_tokens=150, cache="none")
     stub.default = act
@@ -468,14 +462,14 @@ def test_tokens_are_those_that_the_server_counts(stub: Stub, act: Any, tokens: i
     assert list(asked.tokens_taken) == [tokens]
 
 
-def test_tokens_of_known_and_equal_questions_and_of_pairs(stub: Stub, tmp_path: Path) -> None:
+def test_tokens_of_known_and_equal_questions_and_of_pairs(stub, tmp_path):
     asked = judge(cache=str(tmp_path), price_in=2.0, price_out=10.0)
     asked(IMAGES[[0, 0, 1]], ["a", "a", "a"])
     assert list(asked.tokens_taken) == [101, 0, 101]
     asked(IMAGES[:2], ["a", "b"])
     assert list(asked.tokens_taken) == [0, 101]
     assert asked.usage.money == pytest.approx((300 * 2 + 3 * 10) / 1e6)
-    staged: Any = make_reward("brightness then judge:yes:image_tokens=150,cache=none")
+    staged = make_reward("brightness then judge:yes:image_tokens=150,cache=none")
     assert staged.tokens == 150
     staged(IMAGES, PROMPTS, torch.tensor([0.5, 0.0, 0.5]))
     assert list(staged.tokens_taken) == [0, 101, 0]
@@ -489,7 +483,7 @@ def test_tokens_of_known_and_equal_questions_and_of_pairs(stub: Stub, tmp_path: 
 # --- what is remembered ---------------------------------------------------------------------------
 
 
-def test_answers_are_remembered_by_content(stub: Stub, tmp_path: Path) -> None:
+def test_answers_are_remembered_by_content(stub, tmp_path):
     first = judge(cache=str(tmp_path / "known"))
     stub.planned.append(raw("oops", 400))
     first(IMAGES, PROMPTS)
@@ -508,7 +502,7 @@ def test_answers_are_remembered_by_content(stub: Stub, tmp_path: Path) -> None:
     assert json.loads(files[0].read_text()) == {"score": 0.6 / (0.6 + 0.2)}
 
 
-PLACED: dict[str, Callable[[Path], Any]] = {
+PLACED = {
     "folder": Path.mkdir,
     "pipe": os.mkfifo,
     "device": lambda entry: entry.symlink_to("/dev/zero"),
@@ -518,7 +512,7 @@ PLACED: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("kind", ["{", "[]", "2", '"0.5"', "true", "NaN", "[" * 900, *PLACED])
-def test_a_poisoned_entry_is_as_if_it_were_not_there(stub: Stub, tmp_path: Path, kind: str) -> None:
+def test_a_poisoned_entry_is_as_if_it_were_not_there(stub, tmp_path, kind):
     cache = tmp_path / "cache"
     judge(cache=str(cache))(IMAGES[:1], ["a"])
     (entry,) = cache.rglob("*.json")
@@ -533,7 +527,7 @@ def test_a_poisoned_entry_is_as_if_it_were_not_there(stub: Stub, tmp_path: Path,
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_cache_removes_entries_only(tmp_path: Path) -> None:
+def test_a_cache_removes_entries_only(tmp_path):
     """Not what others keep in its folder, nor through links; what cannot be removed stops
     nothing."""
     cache, elsewhere = Cache(tmp_path / "cache", 2), tmp_path / "elsewhere"
@@ -562,7 +556,7 @@ def test_a_cache_removes_entries_only(tmp_path: Path) -> None:
 KEYS = ["c2VjcmV0LWtleSsvLw+/ab%41%2B==", "123456789012345678", 'sk-"quoted"\\back\\slash\'s']
 
 
-def echoes(key: str) -> list[tuple[str, Any]]:
+def echoes(key):
     """Kinds of judges, and answers of a server that repeats the key that it was sent."""
     half, error = (
         key[: len(key) // 2 + 4],
@@ -603,13 +597,13 @@ def echoes(key: str) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_no_part_of_a_key_is_in_any_message(
-    stub: Stub,
-    key: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    engine: Any,
-) -> None:
+    stub,
+    key,
+    tmp_path,
+    monkeypatch,
+    caplog,
+    engine,
+):
     """Whatever the server says that it was sent: nothing of 8 characters of the key is told,
     logged, raised or kept."""
     caplog.set_level(logging.DEBUG, "ttsnap")
@@ -654,9 +648,7 @@ def test_no_part_of_a_key_is_in_any_message(
         ("OPENAI_BASE_URL", "http://me:secret@host"),
     ],
 )
-def test_what_is_no_key_proxy_or_address_is_refused_unseen(
-    stub: Stub, monkeypatch: Any, name: str, value: str
-) -> None:
+def test_what_is_no_key_proxy_or_address_is_refused_unseen(stub, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=name) as caught:
         make_reward("judge")(IMAGES[:1], ["a"], None)
@@ -688,15 +680,13 @@ def test_what_is_no_key_proxy_or_address_is_refused_unseen(
         ("yes:base_url=http://host:x/v1", "no address that can be read"),
     ],
 )
-def test_specs_that_cannot_be_meant(stub: Stub, spec: str, message: str) -> None:
+def test_specs_that_cannot_be_meant(stub, spec, message):
     with pytest.raises(ValueError, match=message) as caught:
         make_reward(f"judge:{spec}")
     assert "sk-x" not in str(caught.value)
 
 
-def test_the_environment_names_model_server_and_key(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_names_model_server_and_key(stub, monkeypatch):
     assert make_reward("judge").name == "judge:yes tiny"
     assert (
         make_reward("judge:rubric:model=org/big,base_url=http://localhost:1/v1").name
@@ -714,7 +704,7 @@ def test_the_environment_names_model_server_and_key(
 
 
 @pytest.mark.parametrize("name", ["judge", "clip then judge:yes:base_url=http://elsewhere/v1"])
-def test_a_configuration_sends_no_images_away(tmp_path: Path, name: str) -> None:
+def test_a_configuration_sends_no_images_away(tmp_path, name):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"reward": name}))
     with pytest.raises(ValueError, match="--trust"):

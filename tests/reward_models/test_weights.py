@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from tests import bombs
 from ttsnap.reward_models.clip import OpenClipScore
@@ -27,7 +24,7 @@ from ttsnap.reward_models.vlm.video_align import VideoAlign
 from ttsnap.reward_models.weights import merge_adapters, read_state
 
 from ..golden import tiny, tiny_vlm  # noqa: TID252
-from .published import GOLDEN, Bases, known, load, write_vlm
+from .published import GOLDEN, known, load, write_vlm
 
 SHAPES = GOLDEN["imagereward"]["shapes"]
 WHOLE = tiny.state(GOLDEN["hpsv3"]["shapes"])
@@ -46,7 +43,7 @@ WHOLE = tiny.state(GOLDEN["hpsv3"]["shapes"])
         ([1, 2], "tensors by name"),
     ],
 )
-def test_unusable_checkpoints_are_explained(given: Any, wrong: str, tmp_path: Path) -> None:
+def test_unusable_checkpoints_are_explained(given, wrong, tmp_path):
     load("imagereward", tmp_path)
     file = tmp_path / "ImageReward.pt"
     if given is None:
@@ -58,7 +55,7 @@ def test_unusable_checkpoints_are_explained(given: Any, wrong: str, tmp_path: Pa
         ImageReward.from_pretrained(file, tokenizer=tmp_path)
 
 
-ODD: dict[str, Callable[[Tensor], Tensor]] = {
+ODD = {
     "meta": lambda one: one.to("meta"),
     "sparse": lambda one: one.to_sparse(),
     "nested": lambda one: torch.nested.nested_tensor([one]),
@@ -69,14 +66,14 @@ ODD: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", [*ODD, "number"])
-def test_tensors_without_plain_numbers_or_names_are_refused(kind: str, tmp_path: Path) -> None:
+def test_tensors_without_plain_numbers_or_names_are_refused(kind, tmp_path):
     one = torch.ones(2)
     torch.save({"a": ODD[kind](one)} if kind in ODD else {3: one}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="tensors by name"):
         read_state(tmp_path / "x.pt")
 
 
-def test_files_that_never_end_or_unpack_to_more_than_they_are_are_refused(tmp_path: Path) -> None:
+def test_files_that_never_end_or_unpack_to_more_than_they_are_are_refused(tmp_path):
     whole, packed = tmp_path / "whole.pt", tmp_path / "packed.pt"
     torch.save({"a": torch.zeros(2**16)}, whole)
     packed.write_bytes(bombs.repacked(whole.read_bytes()))
@@ -94,7 +91,7 @@ def test_files_that_never_end_or_unpack_to_more_than_they_are_are_refused(tmp_pa
 
 
 @pytest.mark.parametrize("width", [32, 96])
-def test_heads_that_the_weights_do_not_show_are_asked_for(width: int, tmp_path: Path) -> None:
+def test_heads_that_the_weights_do_not_show_are_asked_for(width, tmp_path):
     narrow = {tiny.BLIP_WIDTH: width, 3 * tiny.BLIP_WIDTH: 3 * width}
     shapes = {
         n: s if n.startswith("mlp") else [narrow.get(side, side) for side in s]
@@ -125,9 +122,7 @@ def test_heads_that_the_weights_do_not_show_are_asked_for(width: int, tmp_path: 
         (HPSv21, "{}", r"none of HPS_v2.1_compressed.safetensors, HPS_v2.1_compressed.pt"),
     ],
 )
-def test_no_weights_are_there(
-    reward: Any, source: str, wrong: str, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_no_weights_are_there(reward, source, wrong, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=wrong):
         reward.from_pretrained(source.format(tmp_path))
@@ -136,7 +131,7 @@ def test_no_weights_are_there(
 # --- vision-language models -----------------------------------------------------------------------
 
 
-def newer(name: str) -> str:
+def newer(name):
     """The name that transformers from 4.52 on gives to a tensor of an older Qwen2-VL."""
     if name.startswith("visual."):
         return f"model.{name}"
@@ -145,7 +140,7 @@ def newer(name: str) -> str:
     )
 
 
-def test_newer_names_and_several_files(tmp_path: Path, published: Bases) -> None:
+def test_newer_names_and_several_files(tmp_path, published):
     tiny_vlm.write_backbone(tmp_path)
     tensors = {
         newer(name): value for name, value in WHOLE.items() if not name.startswith("lm_head")
@@ -183,9 +178,7 @@ def test_newer_names_and_several_files(tmp_path: Path, published: Bases) -> None
         (lambda n, v: v, "1 unknown"),
     ],
 )
-def test_weights_of_another_model_are_explained(
-    change: Callable[..., Any], wrong: str, tmp_path: Path
-) -> None:
+def test_weights_of_another_model_are_explained(change, wrong, tmp_path):
     tiny_vlm.write_backbone(tmp_path)
     tensors = {name: change(name, value) for name, value in WHOLE.items()}
     if wrong == "1 unknown":
@@ -198,7 +191,7 @@ def test_weights_of_another_model_are_explained(
         HPSv3.from_pretrained(tmp_path)
 
 
-def test_pickles_and_other_architectures_are_not_read(tmp_path: Path) -> None:
+def test_pickles_and_other_architectures_are_not_read(tmp_path):
     tiny_vlm.write_backbone(tmp_path)
     for file in ("model.pth", "pytorch_model.bin"):
         torch.save(WHOLE, tmp_path / file)
@@ -217,7 +210,7 @@ def test_pickles_and_other_architectures_are_not_read(tmp_path: Path) -> None:
 # --- adapters -------------------------------------------------------------------------------------
 
 
-def test_adapters_are_added_to_their_weights() -> None:
+def test_adapters_are_added_to_their_weights():
     draw = torch.Generator().manual_seed(0)
     w, a, b = (torch.randn(*shape, generator=draw) for shape in ((5, 7), (2, 7), (5, 2)))
     start = "base_model.model.model.layers.0.q_proj"
@@ -233,7 +226,7 @@ def test_adapters_are_added_to_their_weights() -> None:
         merge_adapters({f"{start}.lora_A.default.weight": a}, 1.0)
 
 
-def test_settings_of_a_trained_video_reward_count(tmp_path: Path, published: Bases) -> None:
+def test_settings_of_a_trained_video_reward_count(tmp_path, published):
     write_vlm(tmp_path, "video_align")
     normal = {
         f"{c}_{what}": value
@@ -268,7 +261,7 @@ def test_settings_of_a_trained_video_reward_count(tmp_path: Path, published: Bas
     assert merged.mean == usual.mean
 
 
-def test_adapters_beside_a_model_that_speaks(tmp_path: Path, published: Bases) -> None:
+def test_adapters_beside_a_model_that_speaks(tmp_path, published):
     edit, name = published("edit_score"), "model.layers.1.self_attn.q_proj"
     backbone, draw = edit.network.name_or_path, torch.Generator().manual_seed(0)
     down, up = torch.randn(3, 64, generator=draw), torch.randn(64, 3, generator=draw)
@@ -278,7 +271,7 @@ def test_adapters_beside_a_model_that_speaks(tmp_path: Path, published: Bases) -
     }
     settings = {"r": 3, "lora_alpha": 6, "use_rslora": False, "alpha_pattern": {}}
 
-    def made(tensors: Any, **changes: Any) -> EditScore:
+    def made(tensors, **changes):
         save_file(tensors, tmp_path / "adapter_model.safetensors")
         (tmp_path / "adapter_config.json").write_text(json.dumps(settings | changes))
         return EditScore.from_pretrained(tmp_path, backbone=backbone, dtype=torch.float32)

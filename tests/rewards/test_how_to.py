@@ -37,7 +37,7 @@ FUNCTIONS, CLASS, NEEDY, MODEL, LINE = re.findall(r"```python\n(.*?)```", PAGE, 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_functions_and_a_class_in_a_file(tmp_path: Path) -> None:
+def test_functions_and_a_class_in_a_file(tmp_path):
     (tmp_path / "my_reward.py").write_text(FUNCTIONS + CLASS)
     score, clear, redness = (
         make_reward(f"{tmp_path}/my_reward.py:{n}") for n in ("score", "clear_first", "Redness")
@@ -50,7 +50,7 @@ def test_functions_and_a_class_in_a_file(tmp_path: Path) -> None:
         redness.check([" "])
 
 
-def test_rewards_of_edits_and_of_videos(tmp_path: Path) -> None:
+def test_rewards_of_edits_and_of_videos(tmp_path):
     (tmp_path / "my_reward.py").write_text(NEEDY)
     colours, motion = (
         make_reward(f"{tmp_path}/my_reward.py:{name}") for name in ("keeps_colours", "Motion")
@@ -67,7 +67,7 @@ def test_rewards_of_edits_and_of_videos(tmp_path: Path) -> None:
         LiveEngine(Clips(5), [colours])
 
 
-def test_the_page_on_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_on_videos(tmp_path, monkeypatch):
     """Its code, with the toy model in the place of a pipeline."""
     page = (Path(__file__).parents[2] / "docs" / "howto" / "search_videos.md").read_text(
         encoding="utf-8"
@@ -77,9 +77,7 @@ def test_the_page_on_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     code = block[block.index("out = pipe(") :]  # what comes before loads a model
 
-    def pipe(
-        prompt: str, *, search: str, reward: str, frames: int, budget: str, **size: int
-    ) -> SimpleNamespace:
+    def pipe(prompt, *, search, reward, frames, budget, **size):
         assert size["num_frames"] == 81
         assert reward in REWARDS
         live = LiveEngine(Clips(81), [make_reward(Mean())], EngineOptions(frames=frames))
@@ -100,7 +98,7 @@ def test_the_page_on_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert chosen(81, 4) == [10, 30, 50, 70]
 
 
-def test_one_file_and_a_line_make_a_reward_of_the_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_file_and_a_line_make_a_reward_of_the_toolkit(monkeypatch):
     """With ttsnap as it is after the two edits."""
     (entries,) = (node.value for node in ast.parse(LINE).body if isinstance(node, ast.Assign))
     ((added, place),) = ast.literal_eval(entries).items()
@@ -119,9 +117,7 @@ def test_one_file_and_a_line_make_a_reward_of_the_toolkit(monkeypatch: pytest.Mo
     assert list(result.best.scores) == [reward.name] == [added]
 
 
-def test_a_red_circle_turns_blue_in_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_red_circle_turns_blue_in_its_place(tmp_path, monkeypatch):
     """As docs/howto/edit_images.md says, at less than half of its budget."""
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "howto" / "edit_images.md").read_text()

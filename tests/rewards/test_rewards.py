@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +15,15 @@ from ttsnap.rewards.scoring import score_images
 IMAGES = torch.linspace(0, 1, 2 * 3 * 4).view(2, 3, 2, 2)
 
 
-def two(images: Any, prompts: Any) -> Any:
+def two(images, prompts):
     return images.mean((1, 2, 3))
 
 
-def three(images: Any, prompts: Any, level: Any) -> Any:
+def three(images, prompts, level):
     return level
 
 
-def test_functions_with_and_without_level_of_objects_and_files(tmp_path: Path) -> None:
+def test_functions_with_and_without_level_of_objects_and_files(tmp_path):
     assert make_reward(two)(IMAGES, ["a", "b"], torch.ones(2)).tolist() == pytest.approx(
         [5.5 / 23, 17.5 / 23]
     )
@@ -42,9 +40,9 @@ def test_functions_with_and_without_level_of_objects_and_files(tmp_path: Path) -
 @pytest.mark.parametrize(
     "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64]
 )
-def test_scores_of_every_type_arrive(dtype: torch.dtype) -> None:
+def test_scores_of_every_type_arrive(dtype):
     scores = torch.tensor([0, 2], dtype=dtype).requires_grad_(dtype.is_floating_point)
-    answers: list[Any] = [scores, list(scores), (scores[0], 2.0)]
+    answers = [scores, list(scores), (scores[0], 2.0)]
     if dtype != torch.bfloat16:
         answers.append(scores.detach().numpy())
     for answer in answers:
@@ -54,8 +52,8 @@ def test_scores_of_every_type_arrive(dtype: torch.dtype) -> None:
         assert (found.tolist(), found.dtype, reason) == ([0.0, 2.0], np.float64, None)
 
 
-def test_scores_keep_their_last_digits_and_their_gaps() -> None:
-    def scored(answer: Any) -> Any:
+def test_scores_keep_their_last_digits_and_their_gaps():
+    def scored(answer):
         return score_images(lambda *_: answer, IMAGES, ["a", "b"], torch.zeros(2), "mine")
 
     found, _ = scored(torch.tensor([1 + 1e-12, float("inf")], dtype=torch.float64))
@@ -69,22 +67,22 @@ def test_scores_keep_their_last_digits_and_their_gaps() -> None:
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_registered_rewards_have_their_names(name: str) -> None:
+def test_registered_rewards_have_their_names(name):
     module, _, attribute = REWARDS[name].partition(":")
     assert getattr(importlib.import_module(module), attribute).name == name
 
 
 class Heavy(FunctionReward):
     @classmethod
-    def from_pretrained(cls, name_or_path: str = "published", **options: Any) -> Any:
-        made: Any = cls(two, "heavy")
+    def from_pretrained(cls, name_or_path="published", **options):
+        made = cls(two, "heavy")
         made.asked = name_or_path, options
         return made
 
 
-def test_weights_and_placement_reach_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_placement_reach_the_class(monkeypatch):
     monkeypatch.setitem(REWARDS, "heavy", f"{__name__}:Heavy")
-    plain: Any = make_reward("heavy")
+    plain = make_reward("heavy")
     (placed,) = make_rewards("heavy:C:/a folder", device="meta", dtype="half")
     assert plain.asked == ("published", {})
     assert placed.asked == ("C:/a folder", {"device": "meta", "dtype": "half"})  # type: ignore[attr-defined]
@@ -102,7 +100,7 @@ def test_weights_and_placement_reach_the_class(monkeypatch: pytest.MonkeyPatch) 
         ([two, two], "a name of its own"),
     ],
 )
-def test_bad_rewards_are_explained(spec: Any, message: str) -> None:
+def test_bad_rewards_are_explained(spec, message):
     with pytest.raises(ValueError, match=message):
         make_rewards(spec)
 
@@ -112,7 +110,7 @@ class Bare:
 
     name = "bare"
 
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+    def __call__(self, images, prompts, level):
         return [float(len(p)) for p in prompts]
 
 
@@ -123,28 +121,28 @@ class Rich(Bare):
     counted = 0
 
     @property
-    def flops(self) -> float:
+    def flops(self):
         self.counted += 1
         return 5.0
 
-    def check(self, prompts: Any) -> None:
+    def check(self, prompts):
         raise ValueError(f"cannot read {prompts}")
 
-    def score_estimates(self, x: Any, prompts: Any, level: Any) -> Any:
+    def score_estimates(self, x, prompts, level):
         return ["estimates"] * len(x)
 
-    def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:
+    def differentiable(self, images, prompts, level):
         return ["gradient"] * len(images)
 
-    def embed_images(self, images: Any) -> Any:
+    def embed_images(self, images):
         return images.mean((2, 3))
 
-    def without_alpha(self, images: Any) -> Any:
+    def without_alpha(self, images):
         return images[:, 1:]
 
 
-def test_a_bare_reward_gets_the_whole_interface() -> None:
-    made: Any = make_reward(Bare())
+def test_a_bare_reward_gets_the_whole_interface():
+    made = make_reward(Bare())
     assert isinstance(made.given, Bare)
     assert (made.name, made.estimates, made.flops) == ("bare", "pixels", 0.0)
     assert (made.base, made.network, made.scores_estimates_apart) == (None, None, False)
@@ -156,7 +154,7 @@ def test_a_bare_reward_gets_the_whole_interface() -> None:
         made.score_estimates(IMAGES, ["a", "b"], None)
 
 
-def test_what_a_users_reward_has_takes_the_place_of_the_defaults() -> None:
+def test_what_a_users_reward_has_takes_the_place_of_the_defaults():
     mine = Rich()
     made = make_reward(mine)
     assert mine.counted == 0
@@ -173,7 +171,7 @@ def test_what_a_users_reward_has_takes_the_place_of_the_defaults() -> None:
         made.check(["a"])
 
 
-def test_rewards_are_adapted_once_and_read_known_spaces() -> None:
+def test_rewards_are_adapted_once_and_read_known_spaces():
     mine = Rich()
     made = make_rewards([mine, two, "brightness"])
     assert make_rewards(made) == made
@@ -183,7 +181,7 @@ def test_rewards_are_adapted_once_and_read_known_spaces() -> None:
         make_reward(mine)
 
 
-def test_utilities() -> None:
+def test_utilities():
     scores = np.array([[1.0, 30.0], [2.0, 20.0], [3.0, 10.0], [3.0, 40.0]])
     assert utility.mean(scores).tolist() == [15.5, 11.0, 6.5, 21.5]
     assert utility.rank_sum(scores).tolist() == [4.0, 4.0, 4.5, 7.5]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from ttsnap.sampling import drafts
 from ttsnap.sampling.drafts import (
@@ -20,10 +17,10 @@ from ttsnap.sampling.drafts import (
     read_draft,
     unchecked,
 )
-from ttsnap.sampling.interpolants import Interpolant, rows
+from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.paths import INTERPOLANTS
 
-CHECKED: dict[str, Any] = {
+CHECKED = {
     "model": "a/b",
     "steps": 20,
     "guidance_scale": 4,
@@ -39,7 +36,7 @@ WHOLE = {
 }
 
 
-def test_calls_are_spread_evenly_down_to_the_end_and_only_the_first_is_told_another_time() -> None:
+def test_calls_are_spread_evenly_down_to_the_end_and_only_the_first_is_told_another_time():
     start = torch.tensor([1.0, 0.6], dtype=torch.float64)
     plan = drafts.call_times(start, 3, 0.5)
     torch.testing.assert_close(
@@ -54,11 +51,11 @@ def test_calls_are_spread_evenly_down_to_the_end_and_only_the_first_is_told_anot
 
 
 @pytest.mark.parametrize("path", INTERPOLANTS.values(), ids=INTERPOLANTS)
-def test_two_calls_of_a_linear_network_are_its_closed_form(path: Interpolant) -> None:
-    def share(t: Tensor) -> Tensor:  # of x, that the network takes for x0
+def test_two_calls_of_a_linear_network_are_its_closed_form(path):
+    def share(t):  # of x, that the network takes for x0
         return 0.3 + 0.5 * t
 
-    def network(x: Tensor, told: Tensor) -> Tensor:
+    def network(x, told):
         return rows(share(told), x) * x
 
     x = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -74,7 +71,7 @@ def test_two_calls_of_a_linear_network_are_its_closed_form(path: Interpolant) ->
     )
 
 
-def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_settings_are_read_as_they_were_written(tmp_path):
     assert read_draft(tmp_path) == DraftSettings()  # a LoRA from elsewhere has none
     (tmp_path / "draft.json").write_text(json.dumps(WHOLE))
     settings = read_draft(tmp_path)
@@ -107,9 +104,7 @@ def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_files_of_strangers_are_refused_in_a_sentence_that_names_them(
-    tmp_path: Path, change: dict[str, Any], said: str
-) -> None:
+def test_files_of_strangers_are_refused_in_a_sentence_that_names_them(tmp_path, change, said):
     (tmp_path / "draft.json").write_text(json.dumps({**WHOLE, **change}))
     with pytest.raises(ValueError, match=said) as refusal:
         read_draft(tmp_path)
@@ -117,7 +112,7 @@ def test_files_of_strangers_are_refused_in_a_sentence_that_names_them(
     assert str(refusal.value).isprintable()
 
 
-def test_a_draft_is_unchecked_but_for_the_very_model_steps_and_guidance() -> None:
+def test_a_draft_is_unchecked_but_for_the_very_model_steps_and_guidance():
     checked = DraftSettings(checked=(Checked("a/b", 20, 4.0),))
     assert unchecked(checked, "a/b", 20, 4.0) is None
     for here in (("c", 20, 4.0), ("a/b", 28, 4.0), ("a/b", 20, 3.5)):

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms.keep_all import KeepAll
@@ -52,33 +50,33 @@ class Plain(MixtureDenoiser):
 
     predicted = decoded = backward = 0
 
-    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Any:
+    def predict(self, x, step, cond):
         self.predicted += len(x)
         self.backward += len(x) if x.requires_grad else 0
         return super().predict(x, step, cond)
 
-    def decode(self, x0: Tensor) -> Tensor:
+    def decode(self, x0):
         self.decoded += len(x0)
         return x0[..., None, None]
 
 
-def points(images: Tensor) -> Tensor:
+def points(images):
     return images.double()[..., 0, 0]
 
 
-def linear(images: Tensor, prompts: Any) -> Tensor:
+def linear(images, prompts):
     return points(images) @ A
 
 
-def quadratic(images: Tensor, prompts: Any) -> Tensor:
+def quadratic(images, prompts):
     return -0.6 * (points(images) - CENTRE).square().sum(-1)
 
 
-def gaussian() -> Plain:
+def gaussian():
     return Plain(torch.tensor([[0.4, -0.2, 0.1]]), torch.tensor([0.5]), torch.ones(1), steps=5)
 
 
-def mixture(**options: Any) -> Plain:
+def mixture(**options):
     means = torch.tensor([[1.0, 0.5, 0.0], [-1.0, 0.0, 0.5], [0.0, -1.0, -0.5]])
     return Plain(
         means, torch.tensor([0.4, 0.6, 0.3]), torch.tensor([0.5, 0.3, 0.2]), steps=8, **options
@@ -86,13 +84,13 @@ def mixture(**options: Any) -> Plain:
 
 
 def engine_of(
-    denoiser: Plain,
-    *rewards: Any,
-    guide: Any = None,
-    kernel: Any = Sde,
-    batch: int = 512,
-    **options: Any,
-) -> LiveEngine:
+    denoiser,
+    *rewards,
+    guide=None,
+    kernel=Sde,
+    batch=512,
+    **options,
+):
     guidance = None if guide is None else RewardGuidance.parse(guide)
     return LiveEngine(
         denoiser,
@@ -106,7 +104,7 @@ def engine_of(
 @pytest.mark.parametrize("spec", ANY)
 @pytest.mark.parametrize("kernel", [Sde, Ddim, Renoise])
 @pytest.mark.parametrize("path", [Linear(), VP()])
-def test_log_ratio_is_that_of_two_gaussians(spec: str, kernel: Any, path: Any) -> None:
+def test_log_ratio_is_that_of_two_gaussians(spec, kernel, path):
     denoiser = mixture(path=path)
     denoiser.encode([""])
     sampler, guidance = kernel(denoiser.path, denoiser.times), RewardGuidance.parse(spec)
@@ -142,9 +140,7 @@ def test_log_ratio_is_that_of_two_gaussians(spec: str, kernel: Any, path: Any) -
         )
 
 
-def test_gradients_are_those_of_the_weighted_rewards_and_through_x0_those_of_standard_normal_data() -> (
-    None
-):
+def test_gradients_are_those_of_the_weighted_rewards_and_through_x0_those_of_standard_normal_data():
     denoiser, rewards, cond = (
         mixture(),
         [FunctionReward(quadratic), FunctionReward(linear)],
@@ -167,7 +163,7 @@ def test_gradients_are_those_of_the_weighted_rewards_and_through_x0_those_of_sta
     torch.testing.assert_close(through.gradient, alone.gradient)
 
 
-def test_no_gradient_no_guidance() -> None:
+def test_no_gradient_no_guidance():
     denoiser, k = gaussian(), torch.tensor([2])
     denoiser.encode([""])
     x = torch.ones(1, 3).double()
@@ -183,7 +179,7 @@ def test_no_gradient_no_guidance() -> None:
             assert float(ratio) == pytest.approx(0, abs=1e-12)
 
 
-def law() -> tuple[Tensor, Tensor]:
+def law():
     """Mean (3,) and variance of what the plain chain on one Gaussian ends in: linear, so exact."""
     denoiser, mu, var, zero = (
         gaussian(),
@@ -205,7 +201,7 @@ def law() -> tuple[Tensor, Tensor]:
     return mu, var
 
 
-def tilted() -> list[float]:
+def tilted():
     """Z of that chain under exp(r), and Z times the posterior mean, in closed form."""
     mu, v = law()
     precision, away = 1 / v + 1.2, (mu - CENTRE).square().sum()
@@ -223,7 +219,7 @@ def tilted() -> list[float]:
         for i, spec in enumerate(ANY)
     ],
 )
-def test_guided_smc_estimates_the_same_constant_and_mean(spec: str) -> None:
+def test_guided_smc_estimates_the_same_constant_and_mean(spec):
     """In standard errors, from seeds of their own."""
     found, algorithm = [], SMC(6, 1.0, "difference", every=2, first=1.0, last=0.0, ess=0.7)
     engine = engine_of(gaussian(), FunctionReward(quadratic, "r"), guide=spec, kernel=Ddim)
@@ -246,15 +242,15 @@ class Counted(FunctionReward):
 
     flops = 500.0
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(quadratic, "r")
         self.plain = self.pulled = 0
 
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+    def __call__(self, images, prompts, level):
         self.plain += len(images)
         return super().__call__(images, prompts, level)
 
-    def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:
+    def differentiable(self, images, prompts, level):
         self.pulled += len(images)
         return quadratic(images, prompts)
 
@@ -280,9 +276,7 @@ CAP = st.none() | st.integers(8, 60)
     after=st.none() | st.integers(0, 20),
     shared=st.booleans(),
 )
-def test_every_gradient_is_paid_within_every_cap(
-    how: Any, caps: Any, batch: int, after: Any, shared: bool
-) -> None:
+def test_every_gradient_is_paid_within_every_cap(how, caps, batch, after, shared):
     (name, spec, first), (nfe, decodes, calls) = how, caps
     denoiser, reward = mixture(), Counted()
     guidance = replace(RewardGuidance.parse(spec), first=first)
@@ -323,7 +317,7 @@ def test_every_gradient_is_paid_within_every_cap(
 
 
 @pytest.mark.parametrize("name", ["smc", "svdd"])
-def test_budgets_in_flops_hold_and_batches_change_nothing(name: str) -> None:
+def test_budgets_in_flops_hold_and_batches_change_nothing(name):
     """A gradient's forward half is among the decodes and reward calls, as it was: three forward
     passes in all."""
     found = []
@@ -355,7 +349,7 @@ def test_budgets_in_flops_hold_and_batches_change_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("weights", [None, (1.0, 0.0)])
-def test_dry_runs_price_gradients(weights: Any) -> None:
+def test_dry_runs_price_gradients(weights):
     """A gradient is a decode and a call of each reward that it asks, those with a weight: live, dry
     and replayed."""
     engine = engine_of(
@@ -378,7 +372,7 @@ def test_dry_runs_price_gradients(weights: Any) -> None:
         assert costs[0].reward_calls == 2 * plain + asked * costs[0].gradients
 
 
-def test_refusals_come_before_any_compute() -> None:
+def test_refusals_come_before_any_compute():
     denoiser, reward = gaussian(), FunctionReward(linear, "r")
     blind = FunctionReward(lambda images, prompts: images.detach().mean((1, 2, 3)), "blind")
     for made, how, said in (
@@ -393,7 +387,7 @@ def test_refusals_come_before_any_compute() -> None:
     assert denoiser.predicted == denoiser.decoded == 0
 
 
-def test_guidance_is_read() -> None:
+def test_guidance_is_read():
     assert RewardGuidance.parse("dps:2:x0:0.9-0.2") == RewardGuidance("dps", 2.0, "x0", 0.9, 0.2)
     assert RewardGuidance.parse("tilted:0.1:0.8-0.1") == RewardGuidance(
         "tilted", 0.1, "denoiser", 0.8, 0.1
@@ -415,10 +409,10 @@ def test_guidance_is_read() -> None:
             RewardGuidance.parse(text)
 
 
-def test_plain_searches_build_no_graph() -> None:
-    seen: list[bool] = []
+def test_plain_searches_build_no_graph():
+    seen = []
 
-    def watched(images: Tensor, prompts: Any) -> Tensor:
+    def watched(images, prompts):
         seen.append(torch.is_grad_enabled())
         return linear(images, prompts)
 
@@ -427,14 +421,14 @@ def test_plain_searches_build_no_graph() -> None:
 
 
 def test_a_first_gradient_that_fails_ends_the_search_and_a_later_one_costs_a_gradient(
-    caplog: Any,
-) -> None:
+    caplog,
+):
     """With zeros in place of all gradients the search would be called guided."""
 
     class Fails(Counted):
         good = 1
 
-        def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:
+        def differentiable(self, images, prompts, level):
             if self.pulled >= self.good:
                 raise KeyError("down")
             return super().differentiable(images, prompts, level)
@@ -451,7 +445,7 @@ def test_a_first_gradient_that_fails_ends_the_search_and_a_later_one_costs_a_gra
     assert result.spent.cost.gradients == engine.stats["gradients"]
 
 
-def test_a_reward_that_takes_tokens_has_no_part_in_gradients() -> None:
+def test_a_reward_that_takes_tokens_has_no_part_in_gradients():
     """It has a gradient, but no way to charge one for its tokens; with the weight 0 it is asked for
     scores alone."""
     asked = []
@@ -459,7 +453,7 @@ def test_a_reward_that_takes_tokens_has_no_part_in_gradients() -> None:
     class Talks(RewardModel):
         name, tokens = "talks", 10
 
-        def __call__(self, images: Any, prompts: Any, level: Any = None) -> Any:
+        def __call__(self, images, prompts, level=None):
             asked.extend(prompts)
             self.tokens_taken = [7] * len(prompts)
             return linear(images, prompts)
@@ -476,7 +470,7 @@ def test_a_reward_that_takes_tokens_has_no_part_in_gradients() -> None:
     assert result.spent.cost.tokens == 7 * len(asked) == engine.stats["tokens"]
 
 
-def test_a_reward_that_writes_into_its_images_changes_no_other() -> None:
+def test_a_reward_that_writes_into_its_images_changes_no_other():
     rewards = [
         FunctionReward(lambda images, prompts: images.mul_(2).mean((1, 2, 3)), "doubles"),
         FunctionReward(lambda images, prompts: images.mean((1, 2, 3)), "mean"),

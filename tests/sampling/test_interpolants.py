@@ -14,14 +14,14 @@ exact = {"rtol": 1e-12, "atol": 1e-12}
 T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
 
 
-def sample(path: ip.Interpolant) -> tuple[torch.Tensor, ...]:
+def sample(path):
     generator = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, len(T), 2, 3, generator=generator, dtype=torch.float64)
     return x0, eps, ip.rows(path.alpha(T), x0) * x0 + ip.rows(path.sigma(T), x0) * eps
 
 
 @paths
-def test_conversions_give_what_the_pair_has(path: ip.Interpolant) -> None:
+def test_conversions_give_what_the_pair_has(path):
     x0, eps, x = sample(path)
     sigma, steep = ip.rows(path.sigma(T), x), ip.rows(1 + path.d_sigma(T), x)
     velocity = ip.rows(path.d_alpha(T), x) * x0 + ip.rows(path.d_sigma(T), x) * eps
@@ -35,7 +35,7 @@ def test_conversions_give_what_the_pair_has(path: ip.Interpolant) -> None:
 
 
 @paths
-def test_derivatives_are_those_of_autograd(path: ip.Interpolant) -> None:
+def test_derivatives_are_those_of_autograd(path):
     for value, derivative in ((path.alpha, path.d_alpha), (path.sigma, path.d_sigma)):
         t = T.clone().requires_grad_()
         torch.testing.assert_close(
@@ -44,7 +44,7 @@ def test_derivatives_are_those_of_autograd(path: ip.Interpolant) -> None:
 
 
 @paths
-def test_ends_and_snr_inverse(path: ip.Interpolant) -> None:
+def test_ends_and_snr_inverse(path):
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     assert (path.alpha(ends)[0], path.sigma(ends)[0]) == (1, 0)
     assert (path.alpha(ends)[1] < 0.01, path.sigma(ends)[1] > 0.9999) == (True, True)
@@ -54,7 +54,7 @@ def test_ends_and_snr_inverse(path: ip.Interpolant) -> None:
 
 @pytest.mark.parametrize("source", INTERPOLANTS.values(), ids=INTERPOLANTS)
 @pytest.mark.parametrize("target", INTERPOLANTS.values(), ids=INTERPOLANTS)
-def test_transfer_keeps_x0_and_eps(source: ip.Interpolant, target: ip.Interpolant) -> None:
+def test_transfer_keeps_x0_and_eps(source, target):
     # Nearer to 1 a time itself no longer tells signal-to-noise ratios apart (LinearVP: 1 - t is
     # about rho^2 / 2).
     s = T[T < 0.95]
@@ -68,7 +68,7 @@ def test_transfer_keeps_x0_and_eps(source: ip.Interpolant, target: ip.Interpolan
     torch.testing.assert_close(scale * inverse, torch.ones_like(scale), **exact)
 
 
-def test_discrete_schedule_is_exact_at_its_timesteps_and_inverts() -> None:
+def test_discrete_schedule_is_exact_at_its_timesteps_and_inverts():
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     kept = (1 - betas).cumprod(0)
     path, t, infinite = (
@@ -92,7 +92,7 @@ def test_discrete_schedule_is_exact_at_its_timesteps_and_inverts() -> None:
         ip.Discrete(kept.flip(0))
 
 
-def test_level_is_rectified_flow_time() -> None:
+def test_level_is_rectified_flow_time():
     torch.testing.assert_close(ip.level(Linear(), T), T, **exact)
     assert ip.level(Cosine(), torch.tensor([0.5], dtype=torch.float64)) == pytest.approx(0.5)
     with pytest.raises(ValueError, match=r"beta_max, got 2\.0, 1\.0"):

@@ -4,7 +4,7 @@ forks at a branch."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import torch
@@ -30,33 +30,31 @@ class Remembering:
     stochastic: ClassVar[bool] = True
     keeps_history: ClassVar[bool] = True
 
-    def init(self, noise: Any, key: Any, generator: Any, guess: Any = None) -> tuple[Any, ...]:
+    def init(self, noise, key, generator, guess=None):
         return (key,)
 
-    def step(
-        self, x: Any, prediction: Any, k: Any, keys: Any, state: Any
-    ) -> tuple[Any, list[tuple[Any, ...]]]:
+    def step(self, x, prediction, k, keys, state):
         moved, _ = self.ode.step(x, prediction, k, keys, state)
         return moved + 0.1 * rng.noise(keys, x), [
             (*before, key) for before, key in zip(state, keys, strict=True)
         ]
 
 
-def remembering(batch: int) -> LiveEngine:
+def remembering(batch):
     denoiser = MixtureDenoiser(torch.randn(2, 3), torch.ones(2), torch.ones(2), steps=4)
     kernel = Remembering(Ode(denoiser.path, denoiser.times))
     return LiveEngine(denoiser, [Brightness()], EngineOptions(batch), kernel=kernel)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
-def test_each_particle_carries_its_own_history(batch: int) -> None:
+def test_each_particle_carries_its_own_history(batch):
     """Two seeds to step 2; the first goes on with a child beside it, the second stays; then all to
     the end."""
     live = remembering(batch)
-    states: dict[int, tuple[Any, ...]] = {}
+    states = {}
     release = live.release
 
-    def ending(job: int) -> None:
+    def ending(job):
         states.update(
             {uid: live.store[job, uid].node.kernel_state for of, uid in live.store if of == job}
         )
@@ -86,7 +84,7 @@ def test_each_particle_carries_its_own_history(batch: int) -> None:
     }
 
 
-def test_what_a_kernel_or_a_denoiser_cannot_do_is_refused() -> None:
+def test_what_a_kernel_or_a_denoiser_cannot_do_is_refused():
     live = remembering(batch=2)
     assert live.offers == {Need.BRANCH, Need.MIX, Need.ASCEND}
     with pytest.raises(ValueError, match="Remembering is none"):

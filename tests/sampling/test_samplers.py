@@ -3,7 +3,6 @@ mixtures."""
 
 from __future__ import annotations
 
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -16,27 +15,27 @@ from diffusers import (
 from torch import distributions
 
 from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler
-from ttsnap.sampling.interpolants import VP, Cosine, Discrete, Interpolant, Linear, forward
+from ttsnap.sampling.interpolants import VP, Cosine, Discrete, Linear, forward
 from ttsnap.sampling.kernels import Ddim, Ode, Prediction, Renoise, Sde, make_kernel
 from ttsnap.sampling.mixture import MixtureDenoiser
 from ttsnap.sampling.paths import DIFFUSIONS, INTERPOLANTS, power
 from ttsnap.sampling.rng import noise, seeded
 
-PATHS: dict[str, Interpolant] = {"linear": Linear(), "vp": VP(), "cosine": Cosine()}
-VP_BETAS: dict[str, Any] = {
+PATHS = {"linear": Linear(), "vp": VP(), "cosine": Cosine()}
+VP_BETAS = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,
 }
 
 
-def drawing(drawn: torch.Tensor) -> Any:
+def drawing(drawn):
     return mock.patch("ttsnap.sampling.rng.noise", return_value=drawn)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow_euler_is_diffusers_step_at_every_row(dtype: torch.dtype, shift: float) -> None:
+def test_flow_euler_is_diffusers_step_at_every_row(dtype, shift):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(7)
     kernel = FlowEuler(scheduler.sigmas)
@@ -50,7 +49,7 @@ def test_flow_euler_is_diffusers_step_at_every_row(dtype: torch.dtype, shift: fl
         assert torch.equal(ours[i : i + 1], stock)
 
 
-def test_renoising_is_diffusers_stochastic_euler() -> None:
+def test_renoising_is_diffusers_stochastic_euler():
     scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     scheduler.set_timesteps(5)
     x, out = torch.randn(2, 6, 4, generator=seeded(0))
@@ -65,7 +64,7 @@ def test_renoising_is_diffusers_stochastic_euler() -> None:
     torch.testing.assert_close(ours, stock)
 
 
-def test_ddim_is_diffusers_step() -> None:
+def test_ddim_is_diffusers_step():
     stock = DDIMScheduler(**VP_BETAS, clip_sample=False, set_alpha_to_one=False)
     stock.set_timesteps(5)
     path = Discrete(stock.alphas_cumprod)
@@ -86,7 +85,7 @@ def test_ddim_is_diffusers_step() -> None:
     )
 
 
-def test_euler_ancestral_is_ddim_with_eta_1() -> None:
+def test_euler_ancestral_is_ddim_with_eta_1():
     """In its own scaling."""
     stock = EulerAncestralDiscreteScheduler(**VP_BETAS)
     stock.set_timesteps(5)
@@ -105,7 +104,7 @@ def test_euler_ancestral_is_ddim_with_eta_1() -> None:
         torch.testing.assert_close(ours / alpha[k + 1], expected, atol=1e-5, rtol=1e-5)
 
 
-def ending(kernel: Any, path: Interpolant, mean: float, std: float) -> tuple[float, float]:
+def ending(kernel, path, mean, std):
     """Mean and deviation of what the chain ends in for data N(mean, std^2): linear, so exact for
     its steps."""
     times = kernel.times
@@ -124,12 +123,12 @@ def ending(kernel: Any, path: Interpolant, mean: float, std: float) -> tuple[flo
     return float(mu), float(var.sqrt())
 
 
-def fine(steps: int) -> torch.Tensor:
+def fine(steps):
     """Times with finer steps towards the data, where the score is sharp."""
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** 1.5
 
 
-CHAINS: dict[str, Any] = {
+CHAINS = {
     "ode": Ode,
     "sde:3t^2": lambda path, times: Sde(path, times, power(3, 2)),
     "sde:t": lambda path, times: Sde(path, times, power(1, 1)),
@@ -142,13 +141,13 @@ CHAINS: dict[str, Any] = {
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("chain", CHAINS)
-def test_many_steps_end_in_the_data(chain: str, path: str) -> None:
+def test_many_steps_end_in_the_data(chain, path):
     found = ending(CHAINS[chain](PATHS[path], fine(150)), PATHS[path], 1.5, 0.3)
     assert found == pytest.approx((1.5, 0.3), abs=0.012)
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-def test_the_estimate_of_a_mixture_is_tweedies(path: Interpolant) -> None:
+def test_the_estimate_of_a_mixture_is_tweedies(path):
     means, stds, w = (
         torch.tensor([[1.5, 0.0], [-1.0, 1.0], [0.0, -1.5]]),
         torch.tensor([0.3, 0.5, 0.2]),
@@ -172,7 +171,7 @@ def test_the_estimate_of_a_mixture_is_tweedies(path: Interpolant) -> None:
 
 
 @pytest.mark.parametrize("path", INTERPOLANTS.values(), ids=INTERPOLANTS)
-def test_forward_noising_is_exact(path: Interpolant) -> None:
+def test_forward_noising_is_exact(path):
     """The share of the data and the variance of the noise become those of the later time."""
     t, s = torch.tensor([[0.3, 0.3], [0.8, 0.8]], dtype=torch.float64)
     ends, keys = torch.tensor([[0.0], [1.0]], dtype=torch.float64), [(5, 1), (5, 1)]
@@ -185,13 +184,13 @@ def test_forward_noising_is_exact(path: Interpolant) -> None:
     assert torch.equal(forward(path, ends, t, t, keys), ends)
 
 
-def plain(steps: int = 4) -> MixtureDenoiser:
+def plain(steps=4):
     return MixtureDenoiser(
         torch.tensor([[1.5, 0.0], [-1.0, 1.0]]), torch.ones(2), torch.ones(2), steps=steps
     )
 
 
-def test_noise_may_begin_on_the_way() -> None:
+def test_noise_may_begin_on_the_way():
     """Before it does, the steps are the ODE's to the last bit; after it, those of the SDE that
     draws from the start."""
     denoiser = plain(10)
@@ -209,7 +208,7 @@ def test_noise_may_begin_on_the_way() -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-def test_noise_belongs_to_the_key() -> None:
+def test_noise_belongs_to_the_key():
     like = torch.empty(3, 5)
     a, b = noise([(1, 0, 0), (1, 1, 0), (1, 0, 1)], like), noise([(1, 0, 1), (1, 0, 0)], like)
     assert torch.equal(a[[0, 2]], b[[1, 0]])
@@ -219,7 +218,7 @@ def test_noise_belongs_to_the_key() -> None:
 @pytest.mark.parametrize(
     "spec", ["ode", "sde", "ddim:0.3", "ancestral", "renoise", *(f"sde:{d}" for d in DIFFUSIONS)]
 )
-def test_kernels_by_name(spec: str) -> None:
+def test_kernels_by_name(spec):
     for steps in (2, 20):  # noise of every name at its own scale is taken
         kernel = make_kernel(spec, plain(steps))
     assert kernel.stochastic == (spec != "ode")
@@ -245,13 +244,13 @@ def test_kernels_by_name(spec: str) -> None:
         "sde:square:3:0.7:1",
     ],
 )
-def test_unknown_kernels_are_named(spec: str) -> None:
+def test_unknown_kernels_are_named(spec):
     with pytest.raises(ValueError, match=f"unknown kernel '{spec}'"):
         make_kernel(spec, plain())
 
 
 @pytest.mark.parametrize("spec", ["sde:square:1e308", "sde:square:1e308:0.5", "sde:sigma:1e9"])
-def test_noise_under_which_latents_overflow_is_refused(spec: str) -> None:
+def test_noise_under_which_latents_overflow_is_refused(spec):
     with pytest.raises(ValueError, match=f"kernel '{spec}' .* overflow in 8 steps"):
         make_kernel(spec, plain(8))
     assert Sde(Linear(), plain(8).times, power(1e20)).growth() > 1e38  # beyond float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.variety import Repel, parse
@@ -13,7 +13,7 @@ from ttsnap.sampling.repel import repelled
 from ttsnap.sampling.rng import seeded
 
 
-def by_formula(h: Tensor, kept: Tensor, how: Repel) -> Tensor:
+def by_formula(h, kept, how):
     """h <- (1 + a) h - a h_match, one token after another."""
     out = h.clone()
     for i in range(len(h)):
@@ -25,7 +25,7 @@ def by_formula(h: Tensor, kept: Tensor, how: Repel) -> Tensor:
     return out
 
 
-def tokens(n: int, length: int, width: int = 5) -> tuple[Tensor, Tensor]:
+def tokens(n, length, width=5):
     """Tokens, most of which are like some other image's, and which of them are kept."""
     alike = torch.randn(length, width, generator=seeded(0), dtype=torch.float64)
     drawn = alike + 0.7 * torch.randn(n, length, width, generator=seeded(n), dtype=torch.float64)
@@ -33,7 +33,7 @@ def tokens(n: int, length: int, width: int = 5) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("n", "length"), [(2, 9), (3, 7), (8, 4)])
-def test_tokens_move_by_the_formula(n: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_move_by_the_formula(n, length, monkeypatch):
     h, kept = tokens(n, length)
     for part in (1, 2**28):
         monkeypatch.setattr(repel, "MOST_BYTES", part)
@@ -46,7 +46,7 @@ def test_tokens_move_by_the_formula(n: int, length: int, monkeypatch: pytest.Mon
     assert torch.equal(repelled(h[:1], kept[:1], Repel(1)), h[:1])
 
 
-def test_what_the_option_says() -> None:
+def test_what_the_option_says():
     assert parse("repel") == Repel(8, 0.9, 3.0, 0.7, 0.2)
     assert parse("repel:4:0.8:1.2:.65:0") == Repel(4, 0.8, 1.2, 0.65, 0.0)
     refused = {

@@ -12,7 +12,7 @@ RED, BLUE = COLORS.index("red"), COLORS.index("blue")
 CIRCLE, SQUARE = SHAPES.index("circle"), SHAPES.index("square")
 
 
-def _picture(objects: list[tuple[float, float, int, int]]) -> np.ndarray:
+def _picture(objects):
     """Objects (x, y, colour, shape) of radius 5 on black, (1, 3, 32, 32)."""
     ys, xs = np.mgrid[0:32, 0:32].astype(np.float32) + np.float32(0.5)
     image = np.full((1, 3, 32, 32), 0.06, np.float32)
@@ -23,7 +23,7 @@ def _picture(objects: list[tuple[float, float, int, int]]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *UNSEEN_KINDS])
-def test_truth_is_right_also_one_by_one(kind: str) -> None:
+def test_truth_is_right_also_one_by_one(kind):
     # which takes long to draw
     rng, n = np.random.default_rng(1), 4 if kind == "arrangement" else 10
     specs = [sample_spec(rng, kind) for _ in range(n)]
@@ -42,7 +42,7 @@ def test_truth_is_right_also_one_by_one(kind: str) -> None:
     np.testing.assert_array_equal(strict, [b[0] for _, b in alone])
 
 
-def test_known_kinds_are_drawn_as_ever() -> None:
+def test_known_kinds_are_drawn_as_ever():
     """Pictures for training depend on the layout's random stream: how many numbers its rejections
     take is told here."""
     rng = np.random.default_rng(0)
@@ -73,7 +73,7 @@ other relations."""
 
 
 @pytest.mark.parametrize("line", WRONG.splitlines())
-def test_wrong_is_wrong(line: str) -> None:
+def test_wrong_is_wrong(line):
     shown, *asked = map(parse, line.split(" | "))
     # by which six objects soon have found their places
     images = render([shown], np.random.default_rng(1))
@@ -84,7 +84,7 @@ def test_wrong_is_wrong(line: str) -> None:
         assert not strict[0]
 
 
-def test_relation_is_read_from_the_picture() -> None:
+def test_relation_is_read_from_the_picture():
     for relation in RELATIONS:
         images = render(
             [parse(f"a green square {relation} an orange cross")] * 10, np.random.default_rng(0)
@@ -95,7 +95,7 @@ def test_relation_is_read_from_the_picture() -> None:
             assert strict.any() == (other == relation)
 
 
-def test_a_relation_holds_for_each_object_of_a_group() -> None:
+def test_a_relation_holds_for_each_object_of_a_group():
     """Two circles far left and one square: right until one circle is beyond the square."""
     spec = parse("two red circles left of a blue square")
     held = []
@@ -107,7 +107,7 @@ def test_a_relation_holds_for_each_object_of_a_group() -> None:
     assert held[0][0] > held[1][0] > held[2][0] > 0.4
 
 
-def test_a_missing_group_leaves_half_of_the_relations_credit() -> None:
+def test_a_missing_group_leaves_half_of_the_relations_credit():
     """All that is there is right, two of three objects: 2/3 of the credit for objects, and none for
     the relation."""
     at = [(8.0, 8.0, RED, CIRCLE), (24.0, 8.0, RED, CIRCLE)]
@@ -117,7 +117,7 @@ def test_a_missing_group_leaves_half_of_the_relations_credit() -> None:
     assert not strict[0]
 
 
-def test_soft_is_graded() -> None:
+def test_soft_is_graded():
     rng = np.random.default_rng(2)
     specs = [sample_spec(rng) for _ in range(40)]
     images = render(specs, rng)
@@ -132,13 +132,13 @@ def test_soft_is_graded() -> None:
 
 
 @pytest.mark.parametrize("fill", [0.0, 0.5, 1.0])
-def test_empty_pictures_score_nothing(fill: float) -> None:
+def test_empty_pictures_score_nothing(fill):
     soft, strict = check(np.full((1, 3, 32, 32), fill), [parse("a red circle")])
     assert (soft[0], strict[0]) == (0, False)
     assert [len(part) for part in check(np.zeros((0, 3, 32, 32)), [])] == [0, 0]
 
 
-def test_bad_input() -> None:
+def test_bad_input():
     shapes = [np.zeros((1, 3, 64, 64)), np.zeros((2, 3, 32, 32)), np.full((1, 3, 32, 32), np.nan)]
     for images, message in zip(
         shapes, (r"\(1, 3, 64, 64\)", "2 images but 1 specs", "NaN"), strict=True
@@ -147,7 +147,7 @@ def test_bad_input() -> None:
             check(images, [parse("a red circle")])
 
 
-def test_labels_agree_with_the_picture() -> None:
+def test_labels_agree_with_the_picture():
     images, maps = render(
         [parse("two red crosses on a black background")], np.random.default_rng(0), labels=True
     )

@@ -22,7 +22,7 @@ from ttsnap.scenes.grammar import (
 )
 
 
-def test_known_captions() -> None:
+def test_known_captions():
     red, blue = Group(1, "red", "circle"), Group(2, "blue", "cross")
     orange = Group(1, "orange", "square")
     assert caption(Spec((red,))) == "a red circle"
@@ -35,7 +35,7 @@ def test_known_captions() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from((*KINDS, *UNSEEN_KINDS)))
-def test_round_trip(seed: int, kind: str) -> None:
+def test_round_trip(seed, kind):
     spec = sample_spec(np.random.default_rng(seed), kind)
     text = caption(spec)
     assert parse(text) == spec
@@ -46,7 +46,7 @@ def test_round_trip(seed: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *UNSEEN_KINDS])
-def test_a_kind_is_drawn_as_named_and_fits_the_model(kind: str) -> None:
+def test_a_kind_is_drawn_as_named_and_fits_the_model(kind):
     rng = np.random.default_rng(0)
     for spec in [sample_spec(rng, kind) for _ in range(200)]:
         assert spec.kind == kind
@@ -69,12 +69,12 @@ def test_a_kind_is_drawn_as_named_and_fits_the_model(kind: str) -> None:
         ("two red circles, a red cross, a blue circle and a green cross", "medley"),
     ],
 )
-def test_kinds_that_the_model_never_saw(text: str, kind: str) -> None:
+def test_kinds_that_the_model_never_saw(text, kind):
     assert parse(text).kind == kind
     assert caption(parse(text)) == text
 
 
-def test_known_kinds_are_drawn_as_ever() -> None:
+def test_known_kinds_are_drawn_as_ever():
     """Present prompts, pictures and figures depend on the random stream of the kinds that the model
     was trained on."""
     rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def test_known_kinds_are_drawn_as_ever() -> None:
     assert zlib.crc32("\n".join(sample_prompts(60, 0)).encode()) == 928749425
 
 
-def test_unknown_words_are_named_and_known_ones_listed() -> None:
+def test_unknown_words_are_named_and_known_ones_listed():
     with pytest.raises(ValueError, match="unknown words") as error:
         parse("a pink circle and a red dragon")
     assert all(word in str(error.value) for word in (*WORDS, "'pink'", "'dragon'"))
@@ -116,16 +116,14 @@ def test_unknown_words_are_named_and_known_ones_listed() -> None:
         ),
     ],
 )
-def test_outside_the_grammar(text: str, part: str) -> None:
+def test_outside_the_grammar(text, part):
     with pytest.raises(ValueError, match=rf"(?s){part}.*Accepted forms.*'three blue squares'"):
         parse(text)
 
 
 @pytest.mark.parametrize("held_out", [True, False])
 @pytest.mark.parametrize("kinds", [HARD_KINDS, UNSEEN_KINDS])
-def test_prompts_are_distinct_balanced_and_repeatable(
-    held_out: bool, kinds: tuple[str, ...]
-) -> None:
+def test_prompts_are_distinct_balanced_and_repeatable(held_out, kinds):
     prompts = sample_prompts(60, 3, kinds, held_out=held_out)
     assert (
         prompts
@@ -137,13 +135,13 @@ def test_prompts_are_distinct_balanced_and_repeatable(
     assert all(is_held_out(p) == held_out for p in prompts)
 
 
-def test_a_tenth_is_held_out() -> None:
+def test_a_tenth_is_held_out():
     rng = np.random.default_rng(0)
     captions = {caption(sample_spec(rng)) for _ in range(4000)}
     assert 0.08 < np.mean([is_held_out(c) for c in captions]) < 0.12
 
 
-def test_too_many_prompts_is_an_error() -> None:
+def test_too_many_prompts_is_an_error():
     for n, kind, message in (
         (60, "single", "not enough distinct 'single'"),
         (1, "five", "unknown kind 'five'"),

@@ -4,8 +4,6 @@ their rewards."""
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ import torch
 from diffusers import (
     AutoencoderTiny,
     DiffusionPipeline,
-    SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from safetensors import safe_open
@@ -55,19 +52,19 @@ WORLDS = {
 """Module, most bytes, recipe and tokenizer of the model; most bytes of its draft; a prompt."""
 
 
-def stock(path: Path, **parts: Any) -> Any:
+def stock(path, **parts):
     pipe = DiffusionPipeline.from_pretrained(path, **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
+def pipe():
     return stock(weights_path())
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_folders_are_stock_and_small_and_recommend_the_call_of_their_recipe(world: str) -> None:
+def test_folders_are_stock_and_small_and_recommend_the_call_of_their_recipe(world):
     module, most, recipe, tokenizer, _, _ = WORLDS[world]
     made = stock(module.weights_path())
     assert type(made) is StableDiffusion3Pipeline
@@ -81,7 +78,7 @@ def test_folders_are_stock_and_small_and_recommend_the_call_of_their_recipe(worl
     assert to_json(recipe.defaults) == defaults(world)
 
 
-def test_stock_calls_draw_single_objects(pipe: Any) -> None:
+def test_stock_calls_draw_single_objects(pipe):
     prompts = prompts_of_kind("single", 6, seed=5)
     soft, strict = check(
         generate(pipe, prompts, Call(**defaults()), seed=11), [parse(p) for p in prompts]
@@ -94,7 +91,7 @@ def test_stock_calls_draw_single_objects(pipe: Any) -> None:
     )
 
 
-def test_neither_a_missing_t5_nor_the_word_one_changes_a_picture(pipe: Any) -> None:
+def test_neither_a_missing_t5_nor_the_word_one_changes_a_picture(pipe):
     bare = stock(weights_path(), text_encoder_3=None, tokenizer_3=None)
     for n in (1, 40):
         whole, without = (generate(p, ["a red cross"], Call(3, 3.0, n)) for p in (pipe, bare))
@@ -103,10 +100,10 @@ def test_neither_a_missing_t5_nor_the_word_one_changes_a_picture(pipe: Any) -> N
 
 
 @pytest.mark.parametrize("repeats", [1, 256])
-def test_one_biased_zero_token_equals_many(repeats: int) -> None:
+def test_one_biased_zero_token_equals_many(repeats):
     torch.manual_seed(0)
     size = {"latent_size": 4, "latent_channels": 3, "layers": 3, "heads": 2, "head_dim": 8}
-    net: SD3Transformer2DModel = build_transformer(**size, text_dim=12).double()
+    net = build_transformer(**size, text_dim=12).double()
     x, text = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 6, 12).double()
     rest = {
         "pooled_projections": torch.randn(2, 12).double(),
@@ -122,7 +119,7 @@ def test_one_biased_zero_token_equals_many(repeats: int) -> None:
     torch.testing.assert_close(one, many, rtol=0, atol=1e-7)
 
 
-def test_the_few_step_model_draws_without_guidance() -> None:
+def test_the_few_step_model_draws_without_guidance():
     call = turbo.Recipe().defaults
     assert defaults("scenes-turbo") == to_json(call)
     assert (call.guidance_scale, 4 <= call.num_inference_steps <= 10) == (1, True)
@@ -136,7 +133,7 @@ def test_the_few_step_model_draws_without_guidance() -> None:
         fast.check_prompt("an elephant")
 
 
-def test_prompts_of_signs_have_any_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_of_signs_have_any_form(tmp_path, capsys):
     for extra in ({}, {"search": "best-of-n", "reward": "brightness", "budget": "20nfe"}):
         with pytest.raises(ValueError, match="'a red circle'"):
             load("signs")("a red circle", **extra)
@@ -161,7 +158,7 @@ def test_prompts_of_signs_have_any_form(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_a_draft_is_small_and_says_what_it_is_for(world: str) -> None:
+def test_a_draft_is_small_and_says_what_it_is_for(world):
     module, _, _, _, most, _ = WORLDS[world]
     folder = module.draft_path()
     assert sum(path.stat().st_size for path in folder.iterdir()) < most
@@ -188,7 +185,7 @@ def test_a_draft_is_small_and_says_what_it_is_for(world: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("world", WORLDS)
-def test_guesses_are_nearer_to_the_ends_than_x0_estimates_are(world: str) -> None:
+def test_guesses_are_nearer_to_the_ends_than_x0_estimates_are(world):
     denoiser, n = load(world).denoiser(**defaults(world)), 5
     use_drafter(denoiser, "embedded:2")
     assert (denoiser.drafts.calls, denoiser.drafts.doubt(world)) == (2, None)
@@ -206,8 +203,8 @@ def test_guesses_are_nearer_to_the_ends_than_x0_estimates_are(world: str) -> Non
 
 
 def test_the_ledger_of_a_search_that_decodes_estimates_by_a_preview_vae(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     pipe, reward = load(), make_reward("scenes-learned")
     torch.manual_seed(0)
     # of the size that was measured (docs/journal/preview_vae.md)
@@ -225,7 +222,7 @@ def test_the_ledger_of_a_search_that_decodes_estimates_by_a_preview_vae(
     flops = engine.price.flops
     assert engine.price.estimates == "preview"
     assert flops.previews < flops.decodes / 10
-    rows: list[int] = []
+    rows = []
     decode = pipe.preview_vae.decode
     monkeypatch.setattr(
         pipe.preview_vae, "decode", lambda z, **more: rows.append(len(z)) or decode(z, **more)
@@ -253,7 +250,7 @@ def test_the_ledger_of_a_search_that_decodes_estimates_by_a_preview_vae(
 # --- its rewards ----------------------------------------------------------------------------------
 
 
-def test_the_packaged_reward_tells_hard_negatives_apart() -> None:
+def test_the_packaged_reward_tells_hard_negatives_apart():
     specs = [parse(text) for kind in HARD_KINDS for text in prompts_of_kind(kind, 60, 1)]
     found = hard_negatives(
         make_reward("scenes-learned"), render(specs, np.random.default_rng(4)), specs

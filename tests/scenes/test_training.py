@@ -7,8 +7,6 @@ import shutil
 import zlib
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +82,7 @@ SIGNS = replace(
 @pytest.mark.parametrize(
     ("world", "recipe"), [("signs", SIGNS), pytest.param("base", BASE, marks=pytest.mark.slow)]
 )
-def test_one_command_runs_a_recipe(world: str, recipe: Any, tmp_path: Path) -> None:
+def test_one_command_runs_a_recipe(world, recipe, tmp_path):
     (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(recipe)))
     command = [world, "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")]
     main(command)
@@ -92,7 +90,7 @@ def test_one_command_runs_a_recipe(world: str, recipe: Any, tmp_path: Path) -> N
     assert {"samples_000004.png", "samples_final.png", "accuracy.md", "generator.pt"} <= made
     main(command)  # nothing left to train
     assert build(type(recipe), json.loads((tmp_path / "out" / "config.json").read_text())) == recipe
-    pipe: Any = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
     width, height = (lettering.WIDTH, lettering.HEIGHT) if world == "signs" else (32, 32)
     prompt = 'a red sign that says "HELLO"' if world == "signs" else "a red circle"
     assert pipe(prompt, height=height, width=width, num_inference_steps=2).images[0].size == (
@@ -101,7 +99,7 @@ def test_one_command_runs_a_recipe(world: str, recipe: Any, tmp_path: Path) -> N
     )
 
 
-def test_training_forward_is_the_stock_forward() -> None:
+def test_training_forward_is_the_stock_forward():
     tokenizer, size = build_tokenizer(), (4, 8, 8)
     ids = tokenize(tokenizer, ["a red circle", "two blue crosses", ""])
     examples = gen.Examples(
@@ -125,7 +123,7 @@ def test_training_forward_is_the_stock_forward() -> None:
 # --- the model that writes ------------------------------------------------------------------------
 
 
-def test_training_words_are_none_of_the_held_out_and_have_no_held_out_pair() -> None:
+def test_training_words_are_none_of_the_held_out_and_have_no_held_out_pair():
     words = lettering.random_words(2000, np.random.default_rng(0))
     assert not set(words) & set(lettered.WORDS)
     assert not set().union(*map(lettered.pairs, words)) & lettered.UNSEEN_PAIRS
@@ -134,7 +132,7 @@ def test_training_words_are_none_of_the_held_out_and_have_no_held_out_pair() -> 
     assert words == lettering.random_words(2000, np.random.default_rng(0))
 
 
-def test_a_picture_has_the_colours_and_the_letters_of_its_sign() -> None:
+def test_a_picture_has_the_colours_and_the_letters_of_its_sign():
     signs = [lettered.Sign("HELLO", "red", "white"), lettered.Sign("OIL", "yellow", "black")]
     images, maps = lettering.render(signs, np.random.default_rng(1))
     assert images.shape == (2, 3, lettering.HEIGHT, lettering.WIDTH)
@@ -150,7 +148,7 @@ def test_a_picture_has_the_colours_and_the_letters_of_its_sign() -> None:
         }
 
 
-def test_each_letter_is_a_token_and_stands_at_its_place() -> None:
+def test_each_letter_is_a_token_and_stands_at_its_place():
     tokenizer = sign_base.build_tokenizer()
     ids = tokenize(
         tokenizer, ['a red sign that says "HELLO"', 'a blue sign that says "CHARCOAL" in white', ""]
@@ -199,7 +197,7 @@ TURBO = turbo.Recipe(
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Any:
+def tiny():
     """A stock pipeline of random weights."""
     torch.manual_seed(0)
     small = gen.TransformerSize(1, heads=2, head_dim=8)
@@ -213,7 +211,7 @@ def tiny() -> Any:
     return gen.build_pipeline(model.eval(), vae.eval(), tokenizer, 1.0)
 
 
-def test_the_target_leads_from_anywhere_on_the_line_to_the_end() -> None:
+def test_the_target_leads_from_anywhere_on_the_line_to_the_end():
     start, end = torch.tensor([[[[4.0]]], [[[1.0]]]]), torch.tensor([[[[2.0]]], [[[3.0]]]])
     level, share = torch.tensor([1.0, 0.5]), torch.tensor([0.25, 1.0])
     x, velocity = turbo.on_the_way(start, end, share), turbo.straight_velocity(start, end, level)
@@ -221,13 +219,11 @@ def test_the_target_leads_from_anywhere_on_the_line_to_the_end() -> None:
     assert torch.equal(x - (level * share).view(-1, 1, 1, 1) * velocity, end)
 
 
-def test_the_teacher_ends_where_a_constant_velocity_leads(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_teacher_ends_where_a_constant_velocity_leads(tiny, monkeypatch):
     teacher = turbo.Teacher(tiny, TURBO)
-    levels: list[float] = []
+    levels = []
 
-    def velocity(x: torch.Tensor, sigma: float, *text: torch.Tensor) -> torch.Tensor:
+    def velocity(x, sigma, *text):
         levels.append(sigma)
         return torch.full_like(x, 2.0)
 
@@ -237,7 +233,7 @@ def test_the_teacher_ends_where_a_constant_velocity_leads(
     assert levels == [teacher.sigmas[1], teacher.sigmas[3]]  # step 2 is skipped
 
 
-def test_the_teacher_is_the_stock_call(tiny: Any) -> None:
+def test_the_teacher_is_the_stock_call(tiny):
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     prompts = ["a red circle", "two blue crosses"]
     stock = tiny(prompts, latents=noise, output_type="latent", **to_json(TURBO.teacher)).images
@@ -248,7 +244,7 @@ def test_the_teacher_is_the_stock_call(tiny: Any) -> None:
 
 
 @pytest.mark.slow
-def test_one_command_makes_a_few_step_model(tmp_path: Path) -> None:
+def test_one_command_makes_a_few_step_model(tmp_path):
     recipe = replace(TURBO, steps=2, pairs=replace(TURBO.pairs, from_noise=4, shard=2))
     (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(recipe)))
     command = ["turbo", "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")]
@@ -267,7 +263,7 @@ def test_one_command_makes_a_few_step_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", [*CHANGES, "background"])
-def test_one_thing_changes(what: str) -> None:
+def test_one_thing_changes(what):
     rng, made = RNG(0), 0
     for spec in [sample_spec(rng) for _ in range(200)]:
         other = changed(spec, what, rng)
@@ -281,7 +277,7 @@ def test_one_thing_changes(what: str) -> None:
     assert made > 20
 
 
-def test_other_captions_are_of_the_kinds_to_train_on() -> None:
+def test_other_captions_are_of_the_kinds_to_train_on():
     """More objects, or counts in a triple, make kinds that the models and rewards must go on never
     to have seen."""
     rng = RNG(0)
@@ -297,7 +293,7 @@ def test_other_captions_are_of_the_kinds_to_train_on() -> None:
     assert [shown(found, 0), shown(found, 1)] == [specs[0], None]
 
 
-def test_pairs_are_what_the_checker_says() -> None:
+def test_pairs_are_what_the_checker_says():
     rng = RNG(1)
     specs = [sample_spec(rng) for _ in range(40)]
     images = np.rint(render(specs, rng) * 255).astype(np.uint8)
@@ -316,7 +312,7 @@ def test_pairs_are_what_the_checker_says() -> None:
     assert [(row > 0).sum() for row in data.centres] == [spec.num_objects for spec in specs]
 
 
-def test_words_are_counted_and_padding_is_not_read() -> None:
+def test_words_are_counted_and_padding_is_not_read():
     ids = word_ids(["a red circle", "a Red circle, and"])
     assert (ids.shape, int((ids[0] > 0).sum())) == ((2, MAX_WORDS), 3)
     for text in ("a photo", "a " * 20):
@@ -334,9 +330,7 @@ def test_words_are_counted_and_padding_is_not_read() -> None:
 @pytest.mark.parametrize(
     ("store", "error", "share"), [(pack.rounded, 0.012, 0.72), (pack.eight_bits, 0.03, 0.5)]
 )
-def test_packed_weights_are_nearly_the_same_and_deflate(
-    store: pack.Store, error: float, share: float, tmp_path: Path
-) -> None:
+def test_packed_weights_are_nearly_the_same_and_deflate(store, error, share, tmp_path):
     torch.manual_seed(0)
     given = {"matrix": 0.05 * torch.randn(64, 256), "bias": torch.randn(64)}
     save_file(given, path := tmp_path / "model.safetensors", {"format": "pt"})
@@ -353,7 +347,7 @@ def test_packed_weights_are_nearly_the_same_and_deflate(
     assert path.read_bytes() == before
 
 
-def test_a_reader_is_saved_and_loaded(tmp_path: Path) -> None:
+def test_a_reader_is_saved_and_loaded(tmp_path):
     size = ReaderSize(width=32, blocks=(1, 1), layers=1, heads=2)
     model = SceneReader(size).eval()
     reward.save_reader(model, {"model": to_json(size)}, tmp_path)
@@ -378,7 +372,7 @@ SMALL = reward.Recipe(
 )
 
 
-def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
+def test_training_learns_and_is_reproducible(tmp_path):
     phases = tuple(replace(phase, steps=20) for phase in SMALL.phases)
     recipe, data = (
         replace(SMALL, ema=0.8, bf16=False, phases=phases),
@@ -396,7 +390,7 @@ def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
     assert (named == data.centres).float().mean() > 0.9
 
 
-def test_the_ranking_loss_is_bradley_terry() -> None:
+def test_the_ranking_loss_is_bradley_terry():
     logits, soft = torch.tensor([[1.0, 0.0, 3.0]]), torch.tensor([[0.9, 0.5, 0.88]])
     # 0 beats 1 and 2 beats 1; 0 and 2 are too close to call.
     expected = (np.log1p(np.exp(-1.0)) + np.log1p(np.exp(-3.0))) / 2

@@ -8,12 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -25,9 +23,9 @@ from tests.service.asking import Caller, png
 from tests.shallow import shallow
 from ttsnap.pipelines import load, recommended, upgrade
 from ttsnap.request.offer import ServingCatalog
-from ttsnap.request.request import EngineSpec, Lora, ModelDefaults
+from ttsnap.request.request import ModelDefaults
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import Keys, ServiceLimits
 from ttsnap.service.server import GenerationServer, offer_of
@@ -48,14 +46,14 @@ class Server(GenerationServer, Caller):
     """A server, and one who asks it without a key."""
 
 
-Keeping: TypeAlias = Callable[..., AbstractContextManager[Server]]
+Keeping = Callable[..., AbstractContextManager[Server]]
 
 
-def client_of(server: Caller) -> OpenAI:
+def client_of(server):
     return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
-def few_steps(model: str) -> ModelDefaults:
+def few_steps(model):
     """What it recommends, but for fewer steps."""
     known = recommended(model)
     return replace(known, call={**known.call, "num_inference_steps": 4})
@@ -64,19 +62,19 @@ def few_steps(model: str) -> ModelDefaults:
 EDITS = ServingCatalog("embedded", ("brightness",), few_steps, edits=True)
 
 
-def one_device(pipe: Any, *rewards: str, loras: Sequence[Lora] = ()) -> OneDevice:
+def one_device(pipe, *rewards, loras=()):
     """Of a model, with these rewards or brightness."""
     named = {name: make_rewards(name)[0] for name in rewards or ("brightness",)}
     return OneDevice(pipe, named, loras)
 
 
 def serve(
-    engines: OneDevice | ManyDevices,
-    offer: ServingCatalog,
-    limits: ServiceLimits | None = None,
-    keys: Keys | None = None,
-    **more: Any,
-) -> Server:
+    engines,
+    offer,
+    limits=None,
+    keys=None,
+    **more,
+):
     """A server that has not begun, at a free port."""
     return Server(
         engines, offer, limits or ServiceLimits(drain=0.1), keys, ("127.0.0.1", 0), **more
@@ -85,13 +83,13 @@ def serve(
 
 @contextmanager
 def with_jobs(
-    engines: OneDevice,
-    limits: ServiceLimits | None = None,
+    engines,
+    limits=None,
     *,
-    offer: ServingCatalog,
-    folder: Path,
-    **more: Any,
-) -> Iterator[Server]:
+    offer,
+    folder,
+    **more,
+):
     """A server over the jobs in a folder, by what these engines score."""
     limits, offer = (
         limits or ServiceLimits(drain=0.1),
@@ -110,17 +108,17 @@ class Slow(OneDevice):
 
     left = 10**6
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe):
         super().__init__(pipe, {"brightness": make_rewards("brightness")[0]})
         self.go = threading.Event()
 
     @contextmanager
-    def engine(self, spec: EngineSpec) -> Iterator[Any]:
+    def engine(self, spec):
         with super().engine(spec) as made:
-            engine: Any = made
+            engine = made
             tick = engine.tick
 
-            def slow() -> Any:
+            def slow():
                 time.sleep(0.05)
                 self.left -= 1
                 assert self.left >= 0 or self.go.wait(60)
@@ -131,32 +129,30 @@ class Slow(OneDevice):
 
 
 @pytest.fixture
-def slow(pipe: Any) -> Slow:
+def slow(pipe):
     return Slow(pipe)
 
 
 @pytest.fixture(scope="package")
-def quick(pipe: Any) -> OneDevice:
+def quick(pipe):
     return one_device(pipe)
 
 
 @pytest.fixture(scope="package")
-def jobs(
-    quick: OneDevice, offer: ServingCatalog, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
+def jobs(quick, offer, tmp_path_factory):
     """A server of images and of jobs."""
     with with_jobs(quick, offer=offer, folder=tmp_path_factory.mktemp("jobs")) as caller:
         yield caller
 
 
 @pytest.fixture
-def keeping(offer: ServingCatalog, tmp_path: Path) -> Keeping:
+def keeping(offer, tmp_path):
     """Begins servers of images over the jobs of this test, by what some engines score, within
     limits, with keys."""
     return partial(with_jobs, offer=offer, folder=tmp_path)
 
 
-def opened(**more: Any) -> Any:
+def opened(**more):
     with shallow():
         pipe = load(**more)
     pipe.set_progress_bar_config(disable=True)
@@ -164,18 +160,18 @@ def opened(**more: Any) -> Any:
 
 
 @pytest.fixture(scope="package")
-def pipe() -> Any:
+def pipe():
     return opened()
 
 
 @pytest.fixture(scope="package")
-def editor() -> Any:
+def editor():
     """The embedded model, as one that redraws pictures."""
     return opened(task="image-to-image")
 
 
 @pytest.fixture(scope="package")
-def drawn() -> list[bytes]:
+def drawn():
     """Pictures of two sizes."""
     rng = np.random.default_rng(0)
     return [
@@ -185,12 +181,12 @@ def drawn() -> list[bytes]:
 
 
 @pytest.fixture(scope="package")
-def offer() -> ServingCatalog:
+def offer():
     return ServingCatalog("embedded", REWARDS, recommended)
 
 
 @pytest.fixture(scope="package")
-def serving(pipe: Any, offer: ServingCatalog) -> Iterator[Callable[..., Server]]:
+def serving(pipe, offer):
     """Starts servers with these limits and keys, which end with the session."""
     engines = one_device(pipe, *REWARDS)
     with ExitStack() as stack:
@@ -198,24 +194,24 @@ def serving(pipe: Any, offer: ServingCatalog) -> Iterator[Callable[..., Server]]
 
 
 @pytest.fixture(scope="package")
-def caller(serving: Callable[..., Server]) -> Server:
+def caller(serving):
     return serving()
 
 
 @pytest.fixture(scope="package")
-def editing(editor: Any) -> Iterator[Server]:
+def editing(editor):
     """A server of images and edits."""
     with serve(one_device(editor), EDITS, ServiceLimits(drain=0.1, side=64)) as server:
         yield server
 
 
 @pytest.fixture
-def two_keys(tmp_path: Path) -> Keys:
+def two_keys(tmp_path):
     (tmp_path / "keys").write_text(f"alice {ALICE}\nbob {BOB}\n")
     return Keys.read(tmp_path / "keys")
 
 
-def twin(name: str) -> Any:
+def twin(name):
     """A tiny model of videos."""
     pipe = upgrade(built(CASES[name].pipeline, CASES[name].parts))
     pipe.set_progress_bar_config(disable=True)
@@ -223,7 +219,7 @@ def twin(name: str) -> Any:
     return pipe
 
 
-def filming(engines: OneDevice, folder: Path) -> AbstractContextManager[Server]:
+def filming(engines, folder):
     """A server of videos."""
     offer = replace(
         offer_of("tiny", engines, "tiny", {}, "none"), defaults=lambda _: ModelDefaults(CALL)
@@ -233,18 +229,18 @@ def filming(engines: OneDevice, folder: Path) -> AbstractContextManager[Server]:
 
 
 @pytest.fixture(scope="package")
-def wan() -> Any:
+def wan():
     return twin("wan")
 
 
 @pytest.fixture(scope="package")
-def videos(wan: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def videos(wan, tmp_path_factory):
     with filming(one_device(wan), tmp_path_factory.mktemp("videos")) as caller:
         yield caller
 
 
 @contextmanager
-def command(*given: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def command(*given):
     """`ttsnap serve` of a model with these arguments, at a free port: its process and its
     address."""
     words = [sys.executable, "-m", "ttsnap", "serve", *given, "--port", "0"]

@@ -13,8 +13,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,16 +32,15 @@ from tests.service.asking import (
     shown,
     until,
 )
-from tests.service.conftest import ALICE, BOB, CALL, Keeping, Slow, command, with_jobs
+from tests.service.conftest import ALICE, BOB, CALL, command, with_jobs
 from ttsnap.cli.parser import Arguments
 from ttsnap.cli.serve import store_of
 from ttsnap.core.utility import product
-from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.checklist.questions import questions
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
-from ttsnap.service.job_store import LEASE, TABLE, JobStore, StoredJob, _engine
-from ttsnap.service.limits import Keys, RequestError, ServiceLimits
+from ttsnap.service.job_store import LEASE, TABLE, JobStore, _engine
+from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import JsonLines
 from ttsnap.service.server import offer_of
 
@@ -52,18 +49,16 @@ LISTED = {"looks": "checklist", "brightness": "brightness"}
 """Rewards by the names that clients use, a checklist among them."""
 
 
-def store_in(folder: Path, *database: str, **limits: Any) -> closing[JobStore]:
+def store_in(folder, *database, **limits):
     return closing(JobStore(folder, ServiceLimits(**limits), *database))
 
 
-def added(
-    store: JobStore, owner: str = "anybody", ignored: tuple[str, ...] = (), **fields: object
-) -> StoredJob:
-    body: dict[str, Any] = {"fields": {"prompt": PROMPT, **fields}, "ignored": list(ignored)}
+def added(store, owner="anybody", ignored=(), **fields):
+    body = {"fields": {"prompt": PROMPT, **fields}, "ignored": list(ignored)}
     return store.add(owner, "image_generation", "embedded", body, {})
 
 
-def stored(store: JobStore, size: int, job: StoredJob | None = None) -> StoredJob:
+def stored(store, size, job=None):
     """A job that is done, with a file of so many bytes."""
     job = job or added(store)
     (store.files(job) / "1.png").write_bytes(b"0" * size)
@@ -72,15 +67,13 @@ def stored(store: JobStore, size: int, job: StoredJob | None = None) -> StoredJo
     return job
 
 
-def taken(store: JobStore, *owners: str) -> str | None:
+def taken(store, *owners):
     """The id of the job that is begun."""
     job = store.take("embedded", owners or {"anybody"}, alone=True)
     return None if job is None else job.id
 
 
-def test_a_job_makes_what_a_request_makes_and_ends_with_a_line(
-    jobs: Caller, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_job_makes_what_a_request_makes_and_ends_with_a_line(jobs, caplog):
     with caplog.at_level(logging.INFO, "ttsnap"):
         address = jobs.begun(n=2)
         told = jobs.ended(address)
@@ -112,7 +105,7 @@ def test_a_job_makes_what_a_request_makes_and_ends_with_a_line(
 
 
 @pytest.mark.parametrize("name", ["img_0", "..%2F..%2Fkeys", "%00", "%ff", "%ED%A0%80", "a" * 3000])
-def test_ids_are_no_paths(jobs: Caller, name: str) -> None:
+def test_ids_are_no_paths(jobs, name):
     for path in (f"{IMAGES}/{name}", f"{IMAGES}/{name}/content", f"{IMAGES}?after={name}"):
         assert refusal(jobs.ask("GET", path))[0] in (400, 404), path
 
@@ -125,9 +118,7 @@ def test_ids_are_no_paths(jobs: Caller, name: str) -> None:
         ({"require": "brightness>0.99"}, "require", "requirement_not_met"),
     ],
 )
-def test_what_the_model_or_a_requirement_refuses_fails_the_job(
-    jobs: Caller, own: dict[str, Any], param: str | None, code: str
-) -> None:
+def test_what_the_model_or_a_requirement_refuses_fails_the_job(jobs, own, param, code):
     told = jobs.ended(jobs.begun(**own))
     assert (told["status"], told["error"]["param"], told["error"]["code"]) == (
         "failed",
@@ -138,9 +129,7 @@ def test_what_the_model_or_a_requirement_refuses_fails_the_job(
     assert jobs.ended(jobs.begun(require="brightness>0.01"))["status"] == "completed"
 
 
-def test_a_job_that_is_refused_at_first_keeps_its_cap_in_seconds(
-    slow: Slow, keeping: Keeping, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_is_refused_at_first_keeps_its_cap_in_seconds(slow, keeping, monkeypatch):
     monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.1)
     with keeping(slow, ServiceLimits(drain=0.1, per_key=1)) as caller:
         with caller.running():
@@ -150,7 +139,7 @@ def test_a_job_that_is_refused_at_first_keeps_its_cap_in_seconds(
         assert caller.ended(address, 20)["usage"]["nfe"] < 2000
 
 
-def test_jobs_are_their_callers_alone(quick: OneDevice, keeping: Keeping, two_keys: Keys) -> None:
+def test_jobs_are_their_callers_alone(quick, keeping, two_keys):
     with keeping(quick, keys=two_keys) as anybody:
         alice, bob = anybody.by(ALICE), anybody.by(BOB)
         address = alice.begun()
@@ -171,7 +160,7 @@ def test_jobs_are_their_callers_alone(quick: OneDevice, keeping: Keeping, two_ke
         assert alice.job(address)["status"] == "completed"
 
 
-def test_an_orderly_end_queues_jobs_again(slow: Slow, quick: OneDevice, keeping: Keeping) -> None:
+def test_an_orderly_end_queues_jobs_again(slow, quick, keeping):
     with keeping(slow, ServiceLimits(drain=0.1, jobs=1)) as one:
         names = [one.begun(budget="200nfe"), one.begun()]
         until(lambda: one.job(names[0])["progress"] > 0)
@@ -186,7 +175,7 @@ def test_an_orderly_end_queues_jobs_again(slow: Slow, quick: OneDevice, keeping:
         assert told[0]["data"] == other.made(budget="200nfe")["data"]
 
 
-def test_jobs_survive_sigkill(tmp_path: Path) -> None:
+def test_jobs_survive_sigkill(tmp_path):
     """The whole command, of a model in a folder, with a database of its own address."""
     WanPipeline(**{**tiny_videos.wan().components, "transformer_2": None}).save_pretrained(
         tmp_path / "wan"
@@ -194,7 +183,7 @@ def test_jobs_survive_sigkill(tmp_path: Path) -> None:
     (tmp_path / "wan" / "ttsnap.json").write_text(json.dumps(CALL))
     given = [str(tmp_path / "wan"), "--rewards", "brightness", "--state", str(tmp_path / "state")]
     given += ["--database", f"sqlite:///{tmp_path / 'rows.sqlite'}"]
-    own: dict[str, Any] = {"budget": "60images", "seed": None}
+    own = {"budget": "60images", "seed": None}
     with command(*given) as (process, url):
         caller = Caller(url)
         names = [caller.begun(VIDEOS, **own), caller.begun(VIDEOS), caller.begun(VIDEOS, **own)]
@@ -219,7 +208,7 @@ def test_jobs_survive_sigkill(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(told)
 
 
-def test_a_job_is_not_begun_for_ever(tmp_path: Path) -> None:
+def test_a_job_is_not_begun_for_ever(tmp_path):
     with store_in(tmp_path) as store:
         job = added(store)
     for _ in range(3):
@@ -234,9 +223,7 @@ def test_a_job_is_not_begun_for_ever(tmp_path: Path) -> None:
         assert taken(store) is None
 
 
-def test_the_end_of_a_server_counts_against_the_job_that_runs_alone(
-    slow: Slow, keeping: Keeping, tmp_path: Path
-) -> None:
+def test_the_end_of_a_server_counts_against_the_job_that_runs_alone(slow, keeping, tmp_path):
     with store_in(tmp_path) as store:
         jobs = [added(store, budget="16nfe", steps=4) for _ in range(4)]
         assert [taken(store) for _ in range(3)] == [job.id for job in jobs[:3]], "and it ends"
@@ -250,13 +237,11 @@ def test_the_end_of_a_server_counts_against_the_job_that_runs_alone(
 
 
 def test_a_full_disk_is_told_of_once_and_emptied_by_what_expires_and_by_callers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+    tmp_path, monkeypatch, caplog
+):
     """Its database writes nothing while there are more bytes of files."""
 
-    def execute(
-        connection: sqlalchemy.Connection, statement: Any, *more: Any, **others: Any
-    ) -> Any:
+    def execute(connection, statement, *more, **others):
         here = str(tmp_path) in str(connection.engine.url)  # and not of a server beside it
         full = here and sum(path.stat().st_size for path in tmp_path.glob("jobs/*/*")) > 1500
         if full and not isinstance(statement, sqlalchemy.Select):
@@ -292,10 +277,8 @@ def test_a_full_disk_is_told_of_once_and_emptied_by_what_expires_and_by_callers(
         assert [path.name for path in (tmp_path / "jobs").iterdir()] == [kept.id]
 
 
-def test_a_job_is_gone_though_the_disk_is_too_full_to_forget_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def execute(connection: Any, statement: Any, *more: Any, **others: Any) -> Any:
+def test_a_job_is_gone_though_the_disk_is_too_full_to_forget_it(tmp_path, monkeypatch):
+    def execute(connection, statement, *more, **others):
         if isinstance(statement, sqlalchemy.Delete):
             raise sqlalchemy.exc.OperationalError("delete", {}, OSError("disk is full"))
         return before(connection, statement, *more, **others)
@@ -318,8 +301,8 @@ def test_a_job_is_gone_though_the_disk_is_too_full_to_forget_it(
         assert store.counts()["completed"] == 0
 
 
-def test_what_a_caller_and_all_of_them_may_keep(tmp_path: Path) -> None:
-    def refused(owner: str) -> tuple[object, ...]:
+def test_what_a_caller_and_all_of_them_may_keep(tmp_path):
+    def refused(owner):
         with pytest.raises(RequestError) as error:
             added(store, owner)
         return error.value.status, error.value.code, error.value.retry_after
@@ -336,7 +319,7 @@ def test_what_a_caller_and_all_of_them_may_keep(tmp_path: Path) -> None:
         assert added(store, "alice").status == added(store, "carol").status == "queued"
 
 
-def test_deleting_a_job_ends_its_search(slow: Slow, keeping: Keeping, tmp_path: Path) -> None:
+def test_deleting_a_job_ends_its_search(slow, keeping, tmp_path):
     with keeping(slow) as caller:
         address = caller.begun(**LARGE)
         until(lambda: caller.job(address)["progress"] > 0)
@@ -355,7 +338,7 @@ def test_deleting_a_job_ends_its_search(slow: Slow, keeping: Keeping, tmp_path: 
         assert caller.ended(caller.begun())["status"] == "completed"
 
 
-def test_callers_with_fewer_jobs_come_first(slow: Slow, keeping: Keeping, two_keys: Keys) -> None:
+def test_callers_with_fewer_jobs_come_first(slow, keeping, two_keys):
     with keeping(slow, ServiceLimits(drain=0.1, jobs=2), keys=two_keys) as anybody:
         alice, bob = anybody.by(ALICE), anybody.by(BOB)
         names = [alice.begun(**LARGE) for _ in range(3)]
@@ -365,7 +348,7 @@ def test_callers_with_fewer_jobs_come_first(slow: Slow, keeping: Keeping, two_ke
         assert [alice.job(name)["status"] for name in names[1:]] == ["in_progress", "queued"]
 
 
-def test_what_jobs_made_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_jobs_made_expires(tmp_path, monkeypatch):
     with store_in(tmp_path, job_hours=1) as store:
         job, now = stored(store, 10), time.time()
         for later, known in ((now + 3590, [job.id]), (now + 3601, [])):
@@ -382,10 +365,10 @@ def test_what_jobs_made_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_job_waits_for_its_model_and_its_key_and_fails_where_it_was_changed(
-    quick: OneDevice, offer: ServingCatalog, keeping: Keeping, tmp_path: Path, two_keys: Keys
-) -> None:
+    quick, offer, keeping, tmp_path, two_keys
+):
     with store_in(tmp_path) as store:
-        rows: list[dict[str, Any]] = [
+        rows = [
             {"reward": "mine.py:score"},
             {"code": "x"},
             {"budget": "16nfe", "steps": 4},
@@ -403,15 +386,13 @@ def test_a_job_waits_for_its_model_and_its_key_and_fails_where_it_was_changed(
         assert (told["status"], told["warnings"]) == ("completed", ["not used here: user"])
 
 
-def test_a_database_that_does_not_answer_loses_no_job(
-    slow: Slow, keeping: Keeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_that_does_not_answer_loses_no_job(slow, keeping, tmp_path, monkeypatch):
     monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.1)
     with keeping(slow) as caller:
         address = caller.begun(budget="200nfe")
         until(lambda: caller.job(address)["progress"] > 0)
 
-        def gone(engine: sqlalchemy.Engine) -> None:
+        def gone(engine):
             raise sqlalchemy.exc.OperationalError(
                 "insert", {"body": PROMPT}, OSError(f"no {tmp_path}")
             )
@@ -426,15 +407,13 @@ def test_a_database_that_does_not_answer_loses_no_job(
         assert len(list((tmp_path / "jobs").iterdir())) == 1
 
 
-def test_a_database_that_hangs_holds_up_nobody(
-    slow: Slow, keeping: Keeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_that_hangs_holds_up_nobody(slow, keeping, tmp_path, monkeypatch):
     """As PostgreSQL does where it is stopped: nothing is refused, and nothing comes."""
     monkeypatch.setattr("ttsnap.service.jobs.PATIENCE", 0.5)
     monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.1)
     go, before = threading.Event(), sqlalchemy.Engine.begin
 
-    def hung(engine: sqlalchemy.Engine) -> Any:
+    def hung(engine):
         assert go.wait(60)
         return before(engine)
 
@@ -453,13 +432,11 @@ def test_a_database_that_hangs_holds_up_nobody(
         assert caller.ended(address)["usage"]["nfe"] == 200, "its search was not ended"
 
 
-def test_a_server_ends_though_its_database_hangs(
-    slow: Slow, keeping: Keeping, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_ends_though_its_database_hangs(slow, keeping, monkeypatch):
     monkeypatch.setattr("ttsnap.service.jobs.PATIENCE", 0.2)
     go, ended = threading.Event(), time.monotonic()
 
-    def hung(engine: sqlalchemy.Engine) -> None:
+    def hung(engine):
         go.wait(30)
         raise sqlalchemy.exc.OperationalError("select", {}, OSError("it was stopped"))
 
@@ -474,10 +451,10 @@ def test_a_server_ends_though_its_database_hangs(
 
 
 def test_a_connection_to_postgresql_has_time_limits_and_an_operator_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def limits(address: str) -> tuple[str, str]:
-        made: list[Any] = []
+    monkeypatch,
+):
+    def limits(address):
+        made = []
         monkeypatch.setattr(sqlalchemy, "create_engine", lambda url, **_: made.append(url))
         monkeypatch.setattr(TABLE.metadata, "create_all", lambda engine: None)
         _engine(address)
@@ -488,9 +465,7 @@ def test_a_connection_to_postgresql_has_time_limits_and_an_operator_others(
     assert limits(own) == ("60", "-c statement_timeout=5000")
 
 
-def test_errors_of_the_database_are_logged_without_prompts(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_errors_of_the_database_are_logged_without_prompts(tmp_path, caplog):
     with store_in(tmp_path) as store:
         job = added(store)
         with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as rows:
@@ -500,7 +475,7 @@ def test_errors_of_the_database_are_logged_without_prompts(
     assert ("no such table" in caplog.text, PROMPT in caplog.text) == (True, False)
 
 
-def test_a_folder_with_sqlite_is_one_servers_and_a_database_has_one_folder(tmp_path: Path) -> None:
+def test_a_folder_with_sqlite_is_one_servers_and_a_database_has_one_folder(tmp_path):
     with store_in(tmp_path), pytest.raises(ValueError, match="another process"):
         JobStore(tmp_path, ServiceLimits())
     for address in ("nothing://here", "mysql://here/jobs", "nowhere"):
@@ -516,9 +491,7 @@ def test_a_folder_with_sqlite_is_one_servers_and_a_database_has_one_folder(tmp_p
         pass
 
 
-def test_jobs_of_a_server_without_beats_go_to_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_of_a_server_without_beats_go_to_another(tmp_path, monkeypatch):
     """One that wakes up again learns that they are no longer its own."""
     monkeypatch.setattr("ttsnap.service.job_store.locked", lambda folder: nullcontext())
     with store_in(tmp_path) as one, store_in(tmp_path) as other:
@@ -550,9 +523,7 @@ def test_jobs_of_a_server_without_beats_go_to_another(
         assert {taken(one) for _ in range(2)} == set(jobs[1:])
 
 
-def test_a_database_that_was_away_takes_no_servers_jobs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_that_was_away_takes_no_servers_jobs(tmp_path, monkeypatch):
     monkeypatch.setattr("ttsnap.service.job_store.locked", lambda folder: nullcontext())
     with store_in(tmp_path) as one, store_in(tmp_path) as other:
         monkeypatch.setattr(other, "_alone", False)
@@ -563,7 +534,7 @@ def test_a_database_that_was_away_takes_no_servers_jobs(
         clock = time.monotonic()
         monkeypatch.setattr(time, "monotonic", lambda: clock + 2 * LEASE)
 
-        def away() -> None:
+        def away():
             raise OperationalError("", {}, OSError())
 
         with monkeypatch.context() as patch:
@@ -574,8 +545,8 @@ def test_a_database_that_was_away_takes_no_servers_jobs(
         assert taken(other) is None
 
 
-def test_where_jobs_are_kept_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def kept(state: Path | None = None, port: int = 8000) -> Any:
+def test_where_jobs_are_kept_by_default(tmp_path, monkeypatch):
+    def kept(state=None, port=8000):
         given = Arguments(state=state and str(state), database=None, port=port)
         return store_of(given, ServiceLimits())
 
@@ -594,9 +565,7 @@ def test_where_jobs_are_kept_by_default(tmp_path: Path, monkeypatch: pytest.Monk
             pass
 
 
-def test_a_checklist_is_answered_item_by_item_in_replies_and_jobs(
-    pipe: Any, tmp_path: Path
-) -> None:
+def test_a_checklist_is_answered_item_by_item_in_replies_and_jobs(pipe, tmp_path):
     """Lists are as long as each prompt's, and a client sees the operator's name alone."""
     made = {name: make_rewards(spec)[0] for name, spec in LISTED.items()}
     engines = OneDevice(pipe, made)
@@ -604,7 +573,7 @@ def test_a_checklist_is_answered_item_by_item_in_replies_and_jobs(
     with with_jobs(engines, offer=offer, folder=tmp_path) as caller:
         for prompt in ("two red circles and a blue square", "a red circle"):
             asked = [str(item) for item in questions(prompt)]
-            body: dict[str, Any] = {"prompt": prompt, "reward": ["looks", "brightness"]}
+            body = {"prompt": prompt, "reward": ["looks", "brightness"]}
             found = caller.made(**body, report="looks")
             (best,) = found["data"]
             assert list(best["scores"]) == [*asked, "brightness"]

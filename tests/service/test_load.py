@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import importlib
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -21,12 +20,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
-def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+def _benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
 
 
-def test_two_hundred_requests_by_fifty_clients() -> None:
-    load: Any = importlib.import_module("service_load")
+def test_two_hundred_requests_by_fifty_clients():
+    load = importlib.import_module("service_load")
     memory = psutil.Process().memory_info
     with load.server_of(ServiceLimits(per_key=100, queue=100, active=32, drain=0.5)) as server:
         asked, client = Caller(server.url), load.client_of(server.url)
@@ -49,8 +48,8 @@ def test_two_hundred_requests_by_fifty_clients() -> None:
         assert len(server.worker._pool) <= 4
 
 
-def test_nothing_is_lost_or_mixed_up_by_a_kill() -> None:
-    soak: Any = importlib.import_module("service_soak")
+def test_nothing_is_lost_or_mixed_up_by_a_kill():
+    soak = importlib.import_module("service_soak")
     run, about = soak.soak(minutes=0.5, clients=3, kills=1, different=4)
     assert not run.wrong
     assert about["kills"] == 1

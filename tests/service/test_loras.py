@@ -9,12 +9,9 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,14 +19,13 @@ from PIL import Image
 
 from tests.cluster.local import LocalPool
 from tests.pipelines.tiny import FAMILIES, save_lora
-from tests.service.asking import EDITED, PROMPT, SMALL, Caller, apart, best, refusal, shown
-from tests.service.conftest import EDITS, REWARDS, Keeping, few_steps, one_device, serve
+from tests.service.asking import EDITED, PROMPT, SMALL, apart, best, refusal, shown
+from tests.service.conftest import EDITS, REWARDS, few_steps, one_device, serve
 from tests.shallow import shallow
 from ttsnap.cli import main
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines.lora import load_lora
-from ttsnap.request.offer import ServingCatalog
-from ttsnap.service.engines import MOST_TWINS, ManyDevices, OneDevice, loras_in
+from ttsnap.service.engines import MOST_TWINS, ManyDevices, loras_in
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.requests import Generation, prepared_of, validated
 from ttsnap.service.server import offer_of
@@ -38,7 +34,7 @@ HALF = {"name": "sketch", "scale": 0.5}
 
 
 @pytest.fixture(scope="module")
-def made(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(pipe, tmp_path_factory):
     """Two LoRAs of the embedded model, and one of another family."""
     folder = tmp_path_factory.mktemp("made")
     for seed, name in enumerate(("sketch", "ink.v2")):
@@ -47,14 +43,14 @@ def made(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def put(made: Path, folder: Path, name: str, other: str | None = None) -> None:
+def put(made, folder, name, other=None):
     """A file at once, as operators should replace one."""
     shutil.copy(made / (other or name) / "pytorch_lora_weights.safetensors", folder / "new")
     os.replace(folder / "new", folder / f"{name}.safetensors")
 
 
 @pytest.fixture(scope="module")
-def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("loras")
     shutil.copytree(made / "ink.v2", folder / "ink.v2")
     put(made, folder, "sketch")
@@ -62,42 +58,40 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def offer(offer: ServingCatalog, folder: Path) -> ServingCatalog:
+def offer(offer, folder):
     return replace(offer, loras={lora.name: lora for lora in loras_in(folder)})
 
 
 @pytest.fixture(scope="module")
-def served(pipe: Any, folder: Path) -> OneDevice:
+def served(pipe, folder):
     return one_device(pipe, *REWARDS, loras=loras_in(folder))
 
 
-def under(caller: Caller, *lora: object, **own: object) -> dict[str, Any]:
+def under(caller, *lora, **own):
     """The reply to a request under a LoRA, or without."""
     return caller.made(
         reward="brightness", **({"lora": lora[0]} if lora and lora[0] else {}), **own
     )
 
 
-def refused(caller: Caller, lora: object) -> tuple[object, ...]:
+def refused(caller, lora):
     return refusal(caller.send(**{**SMALL, "lora": lora}))
 
 
 @pytest.fixture(scope="module")
-def unserved(pipe: Any) -> Any:
+def unserved(pipe):
     """A copy made before the pipeline is in use by another thread."""
     return copy.deepcopy(pipe)
 
 
 @pytest.fixture(scope="module")
-def caller(served: OneDevice, offer: ServingCatalog, unserved: Any) -> Iterator[Caller]:
+def caller(served, offer, unserved):
     with serve(served, replace(offer, draft="embedded")) as caller:
         yield caller
 
 
 @pytest.mark.parametrize(("name", "scale"), [("sketch", 0.5), ("ink.v2", 1.0)])
-def test_an_image_is_what_the_pipeline_gives_under_the_lora(
-    caller: Caller, unserved: Any, folder: Path, name: str, scale: float
-) -> None:
+def test_an_image_is_what_the_pipeline_gives_under_the_lora(caller, unserved, folder, name, scale):
     own = copy.deepcopy(unserved)
     load_lora(own, f"{folder / name}{'' if name == 'ink.v2' else '.safetensors'}:{scale}")
     call = {
@@ -114,9 +108,7 @@ def test_an_image_is_what_the_pipeline_gives_under_the_lora(
     assert apart(shown(under(caller)), out.images[0]) > 8
 
 
-def test_an_image_under_several_is_made_again_from_its_png(
-    caller: Caller, folder: Path, tmp_path: Path
-) -> None:
+def test_an_image_under_several_is_made_again_from_its_png(caller, folder, tmp_path):
     reply = under(caller, [HALF, "ink.v2"])
     (tmp_path / "a.png").write_bytes(base64.b64decode(reply["data"][0]["b64_json"]))
     loras = [f"--lora={folder / 'ink.v2'}", f"--lora={folder / 'sketch.safetensors'}:0.5"]
@@ -125,12 +117,10 @@ def test_an_image_under_several_is_made_again_from_its_png(
     assert apart(Image.open(tmp_path / "replays" / "a.png"), shown(reply)) <= 1
 
 
-def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(
-    caller: Caller, pipe: Any
-) -> None:
+def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(caller, pipe):
     weights = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
     flags = [parameter.requires_grad for parameter in pipe.transformer.parameters()]
-    wanted: list[Any] = [
+    wanted = [
         0,
         "sketch",
         {"name": "sketch", "scale": -0.5},
@@ -170,9 +160,7 @@ def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(
         7,
     ],
 )
-def test_what_is_not_offered_or_does_not_fit_is_refused_before_compute(
-    caller: Caller, folder: Path, lora: object
-) -> None:
+def test_what_is_not_offered_or_does_not_fit_is_refused_before_compute(caller, folder, lora):
     before = caller.metric("nfe_total")
     for _ in range(2):
         reply = caller.send(lora=lora)
@@ -181,7 +169,7 @@ def test_what_is_not_offered_or_does_not_fit_is_refused_before_compute(
     assert caller.metric("nfe_total") == before
 
 
-def test_what_is_no_file_of_a_lora_is_not_offered(folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_file_of_a_lora_is_not_offered(folder, tmp_path):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     whole = (folder / "sketch.safetensors").read_bytes()
     (tmp_path / "inside").mkdir()
@@ -194,16 +182,14 @@ def test_what_is_no_file_of_a_lora_is_not_offered(folder: Path, tmp_path: Path) 
     assert [lora.name for lora in loras_in(tmp_path)] == ["ink.v2", "sketch"]
 
 
-def test_callers_see_what_is_offered(caller: Caller) -> None:
+def test_callers_see_what_is_offered(caller):
     (first,) = caller.get("/v1/models").json()["data"]
     assert first == caller.get("/v1/models/embedded").json()
     assert first["loras"] == ["ink.v2", "sketch"]
 
 
 @pytest.mark.parametrize("name", ["stranger", "cut"])
-def test_a_file_that_does_not_fit_the_model_is_refused_at_the_start(
-    pipe: Any, made: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_file_that_does_not_fit_the_model_is_refused_at_the_start(pipe, made, tmp_path, name):
     put(made, tmp_path, "stranger")
     if name == "cut":
         whole = (tmp_path / "stranger.safetensors").read_bytes()
@@ -213,7 +199,7 @@ def test_a_file_that_does_not_fit_the_model_is_refused_at_the_start(
         one_device(pipe, loras=loras_in(tmp_path))
 
 
-def test_more_choices_than_twins_are_kept(caller: Caller) -> None:
+def test_more_choices_than_twins_are_kept(caller):
     """Each is made anew, and gives the same."""
     first = under(caller, HALF)["data"]
     for i in range(MOST_TWINS + 1):
@@ -221,16 +207,14 @@ def test_more_choices_than_twins_are_kept(caller: Caller) -> None:
     assert under(caller, HALF)["data"] == first
 
 
-def test_a_job_makes_under_a_lora_what_a_request_makes(
-    caller: Caller, served: OneDevice, offer: ServingCatalog, keeping: Keeping
-) -> None:
+def test_a_job_makes_under_a_lora_what_a_request_makes(caller, served, offer, keeping):
     with keeping(served, offer=offer) as mine:
         for lora in ("ink.v2", HALF):
             told = mine.ended(mine.begun(lora=lora, reward="brightness"))
             assert told["data"] == under(caller, lora)["data"]
 
 
-def test_edits_and_forms_take_them(editor: Any, drawn: list[bytes], folder: Path) -> None:
+def test_edits_and_forms_take_them(editor, drawn, folder):
     own, fields = (
         copy.deepcopy(editor),
         {"prompt": PROMPT, **SMALL, "budget": "9nfe", "strength": "0.75"},
@@ -259,12 +243,10 @@ def test_edits_and_forms_take_them(editor: Any, drawn: list[bytes], folder: Path
     assert [apart(shown(each), out.images[0]) <= 1 for each in edited] == [True, False, False]
 
 
-def test_the_models_own_draft_is_taken_under_a_lora_where_it_is_asked_for(
-    caller: Caller, served: OneDevice
-) -> None:
+def test_the_models_own_draft_is_taken_under_a_lora_where_it_is_asked_for(caller, served):
     offered = offer_of("embedded", served, None, {}, "auto")
 
-    def draft(**own: Any) -> Any:
+    def draft(**own):
         return prepared_of(
             validated(Generation, {"prompt": PROMPT, "reward": "scenes", **own}),
             offered,
@@ -280,9 +262,7 @@ def test_the_models_own_draft_is_taken_under_a_lora_where_it_is_asked_for(
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_several_devices_give_what_one_gives(
-    caller: Caller, served: OneDevice, offer: ServingCatalog
-) -> None:
+def test_several_devices_give_what_one_gives(caller, served, offer):
     cpu = ModelOptions(device="cpu", dtype="float32")
     many = ManyDevices(
         served, cpu, {name: name for name in REWARDS}, lambda make: LocalPool(make, 2)
@@ -292,7 +272,7 @@ def test_several_devices_give_what_one_gives(
             assert apart(shown(under(spread, lora)), shown(under(caller, lora))) <= 1
 
 
-def test_the_folder_and_the_model_are_checked_at_the_start(folder: Path, tmp_path: Path) -> None:
+def test_the_folder_and_the_model_are_checked_at_the_start(folder, tmp_path):
     with pytest.raises(ValueError, match=r"--loras .*nowhere"):
         loras_in(tmp_path / "nowhere")
     assert loras_in(tmp_path) == ()

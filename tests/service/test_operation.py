@@ -11,10 +11,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,8 +22,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from tests.service.asking import IMAGES, PROMPT, SMALL, Caller, until
-from tests.service.conftest import ALICE, BOB, Server
+from tests.service.asking import IMAGES, PROMPT, SMALL, until
+from tests.service.conftest import ALICE, BOB
 from ttsnap.cli import serve as cli
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import ANYBODY, Keys, RequestError, ServiceLimits
@@ -36,7 +34,7 @@ from ttsnap.service.tracing import Traces, provider_of_environment
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_dashboard_asks_for_metrics_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dashboard_asks_for_metrics_that_there_are(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1)
     metrics = Metrics()
@@ -58,14 +56,14 @@ def test_the_dashboard_asks_for_metrics_that_there_are(monkeypatch: pytest.Monke
     assert {variable["name"] for variable in board["templating"]["list"]} == {"source", "instance"}
 
 
-def block(language: str) -> str:
+def block(language):
     """The only one of this language in the how-to of its operators."""
     text = (DOCS / "howto" / "operate_service.md").read_text()
     (found,) = re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
     return str(found)
 
 
-def test_the_systemd_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
+def test_the_systemd_unit_is_one_that_systemd_takes(tmp_path):
     """Parsed always, and by systemd itself where that is there; its flags are those of the
     command."""
     text = block("ini")
@@ -87,7 +85,7 @@ def test_the_systemd_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     assert (told.returncode, told.stderr) == (0, "")
 
 
-def test_the_container_starts_what_there_is() -> None:
+def test_the_container_starts_what_there_is():
     lines = (DOCS.parent / "Dockerfile").read_text(encoding="utf-8").splitlines()
     said = dict(line.partition(" ")[::2] for line in lines)
     start = json.loads(said["ENTRYPOINT"]) + json.loads(said["CMD"])
@@ -98,9 +96,7 @@ def test_the_container_starts_what_there_is() -> None:
 
 
 @pytest.mark.parametrize(("kind", "package"), [("WanPipeline", "ftfy"), ("LTXPipeline", "PyAV")])
-def test_what_an_extra_lacks_is_said_before_a_model_is_loaded(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, package: str
-) -> None:
+def test_what_an_extra_lacks_is_said_before_a_model_is_loaded(monkeypatch, tmp_path, kind, package):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
     if package == "ftfy":
         monkeypatch.setattr("diffusers.pipelines.wan.pipeline_wan.is_ftfy_available", lambda: False)
@@ -113,8 +109,8 @@ def test_what_an_extra_lacks_is_said_before_a_model_is_loaded(
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "256"), ("64", "64")])
 def test_the_service_bounds_what_onednn_keeps_unless_the_operator_does(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str | None, expected: str
-) -> None:
+    monkeypatch, tmp_path, given, expected
+):
     name, _ = KERNELS
     monkeypatch.setenv(name, given or "")
     if given is None:
@@ -129,7 +125,7 @@ def test_the_service_bounds_what_onednn_keeps_unless_the_operator_does(
 # --- API keys: read from a file, compared without telling, never shown ----------------------------
 
 
-def test_callers_are_known_by_their_keys(tmp_path: Path) -> None:
+def test_callers_are_known_by_their_keys(tmp_path):
     (tmp_path / "keys").write_text(f"# ours\nalice {ALICE}\n\nbob {BOB}  # theirs\n")
     keys = Keys.read(tmp_path / "keys")
     assert (keys.caller(f"Bearer {ALICE}"), keys.caller(f"bearer {BOB}")) == ("alice", "bob")
@@ -150,9 +146,7 @@ def test_callers_are_known_by_their_keys(tmp_path: Path) -> None:
     assert Keys().caller(None) == ANYBODY
 
 
-def test_a_file_that_changes_is_read_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_that_changes_is_read_again(tmp_path, caplog):
     path = tmp_path / "keys"
     path.write_text(f"alice {ALICE}\n")
     keys = Keys.read(path)
@@ -183,7 +177,7 @@ def test_a_file_that_changes_is_read_again(
 # --- replicas of Ray Serve ------------------------------------------------------------------------
 
 
-def test_what_the_operator_says_is_checked_before_a_replica_starts() -> None:
+def test_what_the_operator_says_is_checked_before_a_replica_starts():
     pytest.importorskip("ray.serve")
     from ray.serve.schema import ServeDeploySchema
 
@@ -198,7 +192,7 @@ def test_what_the_operator_says_is_checked_before_a_replica_starts() -> None:
         app({"model": "embedded"})
 
 
-def test_the_compose_file_starts_servers_that_share_a_database() -> None:
+def test_the_compose_file_starts_servers_that_share_a_database():
     services = yaml.safe_load(block("yaml"))["services"]
     a = cli.parser().parse_args(services["service"]["command"][1:])
     assert a.database.startswith("postgresql+psycopg://ttsnap@database/")
@@ -215,10 +209,10 @@ CALLER = "0af7651916cd43dd8448eb211c80319c"
 class Spans(InMemorySpanExporter):
     """What was written, since a test began."""
 
-    def of(self, *names: str) -> list[Any]:
+    def of(self, *names):
         return [span for span in self.get_finished_spans() if span.name in names]
 
-    def only(self, *names: str) -> list[Any]:
+    def only(self, *names):
         """The one span of each name, once they are there."""
         until(lambda: all(self.of(name) for name in names))
         assert len(self.of(*names)) == len(names)
@@ -226,9 +220,7 @@ class Spans(InMemorySpanExporter):
 
 
 @pytest.fixture(scope="module")
-def traced(
-    serving: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Server, Spans]:
+def traced(serving, tmp_path_factory):
     spans, provider = Spans(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     store = JobStore(tmp_path_factory.mktemp("jobs"), ServiceLimits())
@@ -236,23 +228,21 @@ def traced(
 
 
 @pytest.fixture
-def caller(traced: tuple[Server, Spans]) -> Server:
+def caller(traced):
     return traced[0]
 
 
 @pytest.fixture
-def spans(traced: tuple[Server, Spans]) -> Spans:
+def spans(traced):
     traced[1].clear()
     return traced[1]
 
 
-def parent_of(span: Any) -> int | None:
+def parent_of(span):
     return None if span.parent is None else span.parent.span_id
 
 
-def test_a_request_is_a_span_of_its_callers_trace_with_its_search_inside(
-    caller: Caller, spans: Spans
-) -> None:
+def test_a_request_is_a_span_of_its_callers_trace_with_its_search_inside(caller, spans):
     headers = {"traceparent": f"00-{CALLER}-b7ad6b7169203331-01"}
     caller.ask("POST", IMAGES, headers, json={"prompt": PROMPT, **SMALL})
     for path in ("/metrics", "/health"):
@@ -271,7 +261,7 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_search_inside(
     assert not any(word in told for word in ("crosses", "green"))
 
 
-def test_what_is_refused_or_left_ends_its_spans(caller: Server, spans: Spans) -> None:
+def test_what_is_refused_or_left_ends_its_spans(caller, spans):
     assert caller.send(**{**SMALL, "budget": "1nfe"}).status_code == 400
     request, refused = spans.only(REQUEST, "search")
     assert request.attributes["http.response.status_code"] == 400
@@ -284,7 +274,7 @@ def test_what_is_refused_or_left_ends_its_spans(caller: Server, spans: Spans) ->
     assert not caller.worker._observers[1]._spans  # type: ignore[attr-defined]
 
 
-def test_a_job_is_a_trace_of_its_own(caller: Caller, spans: Spans) -> None:
+def test_a_job_is_a_trace_of_its_own(caller, spans):
     caller.begun()
     job, search, request = spans.only("job", "search", REQUEST)
     assert job.parent is None
@@ -292,9 +282,7 @@ def test_a_job_is_a_trace_of_its_own(caller: Caller, spans: Spans) -> None:
     assert request.context.trace_id != job.context.trace_id
 
 
-def test_neither_unknown_paths_nor_words_of_errors_are_written(
-    caller: Caller, spans: Spans, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_neither_unknown_paths_nor_words_of_errors_are_written(caller, spans, monkeypatch):
     monkeypatch.setattr("ttsnap.service.app.get_swagger_ui_html", lambda **_: int("a secret"))
     caller.get("/v1/secret-path?key=hidden")
     assert "failed: ValueError" in caller.get("/docs?key=hidden").json()["error"]["message"]
@@ -304,7 +292,7 @@ def test_neither_unknown_paths_nor_words_of_errors_are_written(
     assert not [word for word in ("secret", "hidden", "127.0.0.1", "httpx") if word in told]
 
 
-def test_the_environment_says_whether_and_where_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_says_whether_and_where_to(monkeypatch):
     for name in TRACED:
         monkeypatch.delenv(name, raising=False)
     assert traces_of_environment() is None
@@ -326,11 +314,11 @@ def test_the_environment_says_whether_and_where_to(monkeypatch: pytest.MonkeyPat
 
 
 def test_spans_go_to_the_collector_that_the_environment_names(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    sent: list[tuple[str, str]] = []
+    monkeypatch,
+):
+    sent = []
 
-    def export(exporter: Any, batch: Any) -> SpanExportResult:
+    def export(exporter, batch):
         sent.extend((exporter._endpoint, span.name) for span in batch)
         return SpanExportResult.SUCCESS
 

@@ -7,19 +7,15 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
 import torch
-from openai import OpenAI
 from PIL import Image
 
 from tests.pipelines.modular.tiny import picture as still
@@ -28,7 +24,6 @@ from tests.service.asking import (
     PROMPT,
     SMALL,
     VIDEOS,
-    Caller,
     apart,
     best,
     picture,
@@ -38,12 +33,11 @@ from tests.service.asking import (
     shown,
     until,
 )
-from tests.service.conftest import CALL, EDITS, Server, client_of, filming, one_device, serve, twin
-from ttsnap.core.protocols import Engine
+from tests.service.conftest import CALL, EDITS, client_of, filming, one_device, serve, twin
 from ttsnap.files.pictured import Blank, Picture
 from ttsnap.files.pictures import video_pixels
 from ttsnap.pipelines import defaults
-from ttsnap.request.request import EngineSpec, ModelDefaults
+from ttsnap.request.request import ModelDefaults
 from ttsnap.results.record import read_record
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.forms import body_in
@@ -53,24 +47,22 @@ from ttsnap.service.requests import Edit, Generation, Video, notes_of, prepared_
 from ttsnap.service.server import offer_of
 from ttsnap.service.tickets import RequestParser, thumbnail_of
 
-OWN: dict[str, Any] = {**SMALL, "strength": 0.75, "negative_prompt": "noise"}
+OWN = {**SMALL, "strength": 0.75, "negative_prompt": "noise"}
 LIMITS = ServiceLimits(drain=0.1, side=64)
 
 
-def edited(editing: Caller, data: bytes, **own: Any) -> dict[str, Any]:
+def edited(editing, data, **own):
     """The reply to an edit of a picture, sent as a form."""
     fields, files = {"prompt": PROMPT, **OWN, **own}, {"image": ("drawn.png", data)}
     reply = editing.ask(
         "POST", EDITED, data={name: v for name, v in fields.items() if v is not None}, files=files
     )
     assert reply.status_code == 200, reply.text
-    told: dict[str, Any] = reply.json()
+    told = reply.json()
     return told
 
 
-def test_an_edit_is_what_the_pipeline_gives(
-    editing: Server, editor: Any, drawn: list[bytes]
-) -> None:
+def test_an_edit_is_what_the_pipeline_gives(editing, editor, drawn):
     edit = client_of(editing).images.edit
     reply = edit(image=("drawn.png", drawn[0]), prompt=PROMPT, n=2, extra_body=OWN).to_dict()
     call = {**defaults(), "num_inference_steps": 4, "strength": 0.75, "negative_prompt": "noise"}
@@ -82,17 +74,17 @@ def test_an_edit_is_what_the_pipeline_gives(
         "num_images_per_prompt": 2,
     }
     out = editor(prompt=PROMPT, image=Image.open(io.BytesIO(drawn[0])), **call)
-    data: Any = reply["data"]
+    data = reply["data"]
     assert [image["seed"] for image in data] == [c.seed for c in out.search[0].images]
     for image, theirs in zip(data, out.images, strict=True):
         assert apart(picture(image["b64_json"]), theirs) <= 1
 
 
-def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -> None:
-    made: list[EngineSpec] = []
+def test_edits_of_several_callers_share_an_engine_and_its_batches(editor):
+    made = []
 
     class Counting(OneDevice):
-        def engine(self, spec: EngineSpec) -> AbstractContextManager[Engine]:
+        def engine(self, spec):
             made.append(spec)
             return super().engine(spec)
 
@@ -105,7 +97,7 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
         ThreadPoolExecutor(12) as pool,
     ):
 
-        def ask(i: int) -> float:
+        def ask(i):
             own = {"seed": i, "budget": "20nfe", "negative_prompt": f"noise {i % 2}"}
             return best(edited(caller, pictures[i], **own))[1]
 
@@ -118,10 +110,10 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
     assert [spec.call["image"] for spec in made if "image" in spec.call] == [Blank((32, 32))]
 
 
-def test_such_a_server_tells_that_it_drafts_no_seeds(editor: Any) -> None:
+def test_such_a_server_tells_that_it_drafts_no_seeds(editor):
     served = one_device(editor)
 
-    async def notes(drafter: str, **own: Any) -> str:
+    async def notes(drafter, **own):
         offer = offer_of("embedded", served, None, {}, drafter, edits=True)
         return " ".join(
             RequestParser(offer, ServiceLimits())
@@ -130,14 +122,12 @@ def test_such_a_server_tells_that_it_drafts_no_seeds(editor: Any) -> None:
         )
 
     assert "no seeds are drafted" in asyncio.run(notes("auto"))
-    quiet: Any = notes("auto", draft=False), notes("auto", search="best-of-n"), notes("none")
+    quiet = notes("auto", draft=False), notes("auto", search="best-of-n"), notes("none")
     assert list(map(asyncio.run, quiet)) == [""] * 3
 
 
-def test_an_absent_negative_prompt_leaves_a_request_guided(
-    editing: Caller, drawn: list[bytes]
-) -> None:
-    def rewards(**more: Any) -> list[float]:
+def test_an_absent_negative_prompt_leaves_a_request_guided(editing, drawn):
+    def rewards(**more):
         own = {"negative_prompt": None, **more}
         return [
             told["data"][0]["reward"]
@@ -150,9 +140,7 @@ def test_an_absent_negative_prompt_leaves_a_request_guided(
 
 
 @pytest.mark.parametrize(("size", "made"), [(None, "32x32"), ("auto", "32x32"), ("24x32", "24x32")])
-def test_an_edit_has_the_size_that_is_asked_for(
-    editing: Caller, drawn: list[bytes], size: str, made: str
-) -> None:
+def test_an_edit_has_the_size_that_is_asked_for(editing, drawn, size, made):
     told = edited(editing, drawn[1], size=size, seed=0, budget="1images", output_format="jpeg")
     resized = ["the picture of 24x32 was taken as one of 32x32"] if made == "32x32" else []
     assert (told["size"], told["warnings"], told["data"][0]["seed"]) == (made, resized, 0)
@@ -164,17 +152,15 @@ def test_an_edit_has_the_size_that_is_asked_for(
     )
 
 
-def test_a_size_whose_sides_do_not_fit_is_refused(editing: Caller) -> None:
+def test_a_size_whose_sides_do_not_fit_is_refused(editing):
     assert editing.made(size="16x32")["size"] == "16x32"
     assert refusal(editing.send(size="17x31"))[:2] == (400, None)
 
 
-def test_an_edit_may_be_a_job(
-    editor: Any, editing: Caller, drawn: list[bytes], tmp_path: Path
-) -> None:
+def test_an_edit_may_be_a_job(editor, editing, drawn, tmp_path):
     at_once, given = edited(editing, drawn[0]), {"image": Picture(drawn[0])}
     with closing(JobStore(tmp_path, LIMITS)) as store:
-        body: Any = {"fields": {"prompt": PROMPT, **OWN}, "ignored": []}
+        body = {"fields": {"prompt": PROMPT, **OWN}, "ignored": []}
         earlier = store.add("anybody", "image_edit", "embedded", body, given)
         assert store.pictures(earlier) == given
         with serve(one_device(editor), EDITS, LIMITS, store=store) as mine:
@@ -189,7 +175,7 @@ def test_an_edit_may_be_a_job(
 
 
 @pytest.mark.parametrize("name", ["image", "image[]"])
-def test_pictures_keep_their_order(name: str) -> None:
+def test_pictures_keep_their_order(name):
     pictures = [png(Image.new("RGB", (side, 32))) for side in (16, 32, 24)]
     form = [(name, (f"{i}.png", data)) for i, data in enumerate(pictures)]
     sent = httpx.Request("POST", "http://x", files=form, data={"prompt": PROMPT})
@@ -198,7 +184,7 @@ def test_pictures_keep_their_order(name: str) -> None:
     assert (wanted.prompt, found["image"]) == (PROMPT, tuple(map(Picture, pictures)))
 
 
-def test_a_mask_is_painted_where_it_is_transparent_or_white() -> None:
+def test_a_mask_is_painted_where_it_is_transparent_or_white():
     clear, white = np.full((2, 2, 4), 255, np.uint8), np.zeros((2, 2, 3), np.uint8)
     clear[0, 1, 3], white[1, 0] = 0, 255
     for pixels, painted in ((clear, [[0, 255], [0, 0]]), (white, [[0, 0], [255, 0]])):
@@ -216,19 +202,19 @@ FRAME = png(still())
 
 
 @pytest.fixture(scope="module")
-def client(videos: Caller) -> Iterator[OpenAI]:
+def client(videos):
     with closing(client_of(videos)) as client:
         yield client
 
 
-def polled(client: OpenAI, name: str) -> Any:
+def polled(client, name):
     return client.videos.poll(name, poll_interval_ms=50)
 
 
-def test_a_video_is_what_the_pipeline_gives(client: OpenAI, wan: Any, tmp_path: Path) -> None:
+def test_a_video_is_what_the_pipeline_gives(client, wan, tmp_path):
     own = {**SMALL, "n": 2, "report": "brightness", "output_format": "png", "fps": 8}
     video = client.videos.create_and_poll(prompt="a cat", poll_interval_ms=50, extra_body=own)
-    told: dict[str, Any] = video.to_dict()
+    told = video.to_dict()
     assert (video.object, video.status, video.progress, video.model) == (
         "video",
         "completed",
@@ -271,14 +257,14 @@ def test_a_video_is_what_the_pipeline_gives(client: OpenAI, wan: Any, tmp_path: 
     )
 
 
-def test_the_thumbnail_of_a_video_is_its_middle_frame() -> None:
+def test_the_thumbnail_of_a_video_is_its_middle_frame():
     video = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 8, 8)
     middle = np.asarray(Image.open(io.BytesIO(thumbnail_of(video))))
     assert middle.mean() == pytest.approx(127.5, abs=2)
 
 
-def test_a_file_and_its_thumbnail(client: OpenAI) -> None:
-    own: dict[str, Any] = {**SMALL, "n": 2, "fps": 8}
+def test_a_file_and_its_thumbnail(client):
+    own = {**SMALL, "n": 2, "fps": 8}
     first = client.videos.create_and_poll(prompt="a cat", poll_interval_ms=50, extra_body=own)
     reply = client.videos.download_content(first.id)
     assert (reply.response.headers["content-type"], reply.read()[4:8]) == ("video/mp4", b"ftyp")
@@ -291,7 +277,7 @@ def test_a_file_and_its_thumbnail(client: OpenAI) -> None:
         assert error.value.param == "variant"
 
 
-def test_lists_come_in_pages_and_deleted_videos_are_gone(client: OpenAI, videos: Caller) -> None:
+def test_lists_come_in_pages_and_deleted_videos_are_gone(client, videos):
     before = [video.id for video in client.videos.list(limit=100)]
     made = [client.videos.create(prompt=f"cat {i}", extra_body=SMALL).id for i in range(5)]
     assert [video.id for video in client.videos.list(limit=2)] == [*reversed(made), *before]
@@ -317,7 +303,7 @@ def test_lists_come_in_pages_and_deleted_videos_are_gone(client: OpenAI, videos:
     assert all(polled(client, name).status == "completed" for name in made[:2] + made[3:])
 
 
-def test_seconds_are_as_many_frames_as_the_model_makes(videos: Caller) -> None:
+def test_seconds_are_as_many_frames_as_the_model_makes(videos):
     assert videos.ended(videos.begun(VIDEOS, seconds="4", fps=1))["seconds"] == "5", (
         "odd numbers of frames"
     )
@@ -331,8 +317,8 @@ def test_seconds_are_as_many_frames_as_the_model_makes(videos: Caller) -> None:
         ("json", "PNG", "image/png", b"\r\n"),
     ],
 )
-def test_a_video_at_once(videos: Caller, sent: str, form: str, media: str, magic: bytes) -> None:
-    body: dict[str, Any] = {"prompt": "a cat", "budget": "4images", "output_format": form}
+def test_a_video_at_once(videos, sent, form, media, magic):
+    body = {"prompt": "a cat", "budget": "4images", "output_format": form}
     more = {name: (None, value) for name, value in body.items()} if sent == "files" else body
     reply = videos.ask("POST", f"{VIDEOS}/sync", **{sent: more})
     assert (reply.status_code, reply.headers["content-type"]) == (200, media)
@@ -341,14 +327,14 @@ def test_a_video_at_once(videos: Caller, sent: str, form: str, media: str, magic
 
 
 @pytest.mark.parametrize("name", ["wan image2video", "ltx image2video"])
-def test_a_first_frame_however_it_is_sent(name: str, tmp_path: Path) -> None:
-    own: dict[str, Any] = {"prompt": "a cat", **SMALL, "budget": "1images"}
+def test_a_first_frame_however_it_is_sent(name, tmp_path):
+    own = {"prompt": "a cat", **SMALL, "budget": "1images"}
     data = FRAME + bytes(10**6)  # which a decoder does not read
     uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     address, texts = {"image_url": uri}, {key: (None, str(value)) for key, value in own.items()}
     with filming(one_device(twin(name)), tmp_path) as caller:
 
-        def sent(path: str = f"{VIDEOS}/sync", **more: Any) -> Any:
+        def sent(path=f"{VIDEOS}/sync", **more):
             return caller.ask("POST", path, **more)
 
         replies = [
@@ -386,7 +372,7 @@ def test_a_first_frame_however_it_is_sent(name: str, tmp_path: Path) -> None:
             assert refusal(bare) == (400, "input_reference", "missing_parameter")
 
 
-def test_other_names_of_fields_are_read_and_unknown_fields_named(videos: Caller) -> None:
+def test_other_names_of_fields_are_read_and_unknown_fields_named(videos):
     sides = {"num_inference_steps": 3, "width": 32, "height": 16}
     own = {name: value for name, value in SMALL.items() if name != "steps"}
     unused = {"style": "vivid", "flow_shift": [5], "x" * 100: "", "guidance_scale_2": 2.5}
@@ -400,7 +386,7 @@ def test_other_names_of_fields_are_read_and_unknown_fields_named(videos: Caller)
     assert one["reward"] == pytest.approx(other["reward"], abs=1e-6)  # batches may round apart
 
 
-def test_a_model_of_two_networks_reads_the_guidance_of_both() -> None:
+def test_a_model_of_two_networks_reads_the_guidance_of_both():
     pipe = twin("wan22")
     engines, limits = one_device(pipe), ServiceLimits(side=16, video_side=64).of_videos
     offer, boundary = offer_of("tiny", engines, "tiny", {}, "none"), pipe.config.boundary_ratio
@@ -416,27 +402,23 @@ def test_a_model_of_two_networks_reads_the_guidance_of_both() -> None:
         prepared_of(wanted.model_copy(update={"boundary_ratio": 0.1}), offer, limits)
 
 
-def test_a_size_without_pixels_in_its_latents_is_told_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_size_without_pixels_in_its_latents_is_told_of(tmp_path, monkeypatch):
     pipe = twin("ltx image2video")
     monkeypatch.setattr(pipe.vae, "spatial_compression_ratio", 32)  # as of the real LTX-Video
     with filming(one_device(pipe), tmp_path) as caller:
         for files in ({}, {"input_reference": ("a.png", FRAME)}):
-            form: dict[str, Any] = {"prompt": (None, "a cat"), "size": (None, "16x32"), **files}
+            form = {"prompt": (None, "a cat"), "size": (None, "16x32"), **files}
             reply = caller.ask("POST", f"{VIDEOS}/sync", files=form)
             assert reply.status_code == 500
             assert "leave size out" in reply.json()["error"]["message"]
 
 
-def test_nothing_is_tried_but_what_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_tried_but_what_is_asked_for(tmp_path, monkeypatch):
     """A first frame of the model's own size takes its VAE minutes."""
     pipe, sizes = twin("wan image2video"), list[tuple[object, ...]]()
     made = type(pipe).sampling_denoiser
 
-    def counted(self: Any, sampler: Any, **call: Any) -> Any:
+    def counted(self, sampler, **call):
         sizes.append((call.get("width"), call.get("height"), call.get("num_frames")))
         return made(self, sampler, **call)
 

@@ -10,18 +10,15 @@ import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import httpx
 import pytest
 from PIL import Image, ImageFile
 
 from tests.bombs import HUGE, STILLS
 from tests.pipelines.modular.tiny import picture
 from tests.service.asking import EDITED, IMAGES, PROMPT, VIDEOS, png, received, refusal, until
-from tests.service.conftest import ALICE, EDITS, Server, one_device, serve
+from tests.service.conftest import ALICE, EDITS, one_device, serve
 from ttsnap.files.pictured import Blank, Picture
 from ttsnap.service.forms import Sent, sent_in
 from ttsnap.service.limits import Keys, RequestError, ServiceLimits
@@ -51,7 +48,7 @@ SIZES = (
 )
 # The parameter at fault, its value or all that is changed of a small request, and a word of the
 # message.
-ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
+ROWS = {
     "caller": (
         ("prompt", {"prompt": None}),
         ("prompt", 7),
@@ -191,7 +188,7 @@ ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
 }
 
 
-def form(**fields: Any) -> list[tuple[str, Any]]:
+def form(**fields):
     """What is given, as files where it is bytes."""
     parts = [
         (name, one)
@@ -208,12 +205,10 @@ def form(**fields: Any) -> list[tuple[str, Any]]:
 @pytest.mark.parametrize(
     ("door", "row"), [(door, row) for door, rows in ROWS.items() for row in rows]
 )
-def test_what_cannot_be_honoured_is_refused_by_name(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, door: str, row: tuple[Any, ...]
-) -> None:
+def test_what_cannot_be_honoured_is_refused_by_name(request, monkeypatch, door, row):
     """Seeds are not counted either, which may take 17 s in which no other search goes on."""
 
-    def counted(*_: object) -> None:
+    def counted(*_):
         raise AssertionError("seeds were counted for nothing")
 
     monkeypatch.setattr("ttsnap.loop.search.fit", counted)
@@ -269,16 +264,16 @@ NO_MODEL, NO_JOBS, ELSEWHERE = (
     ],
 )
 def test_what_is_no_request_here_is_told_so(
-    request: pytest.FixtureRequest,
-    door: str,
-    method: str,
-    path: str,
-    body: bytes,
-    told: tuple[Any, ...],
-) -> None:
+    request,
+    door,
+    method,
+    path,
+    body,
+    told,
+):
     kind = {"Content-Type": "application/json"}
     asker = request.getfixturevalue(door)
-    reply: httpx.Response = asker.ask(method, path, headers=kind, content=body)
+    reply = asker.ask(method, path, headers=kind, content=body)
     assert refusal(reply) == told, reply.text
     assert told != NO_JOBS or ("/sync" in reply.text) == path.startswith(VIDEOS)
     assert ("--task" in reply.text) == ((door, told) == ("caller", ELSEWHERE))
@@ -299,9 +294,7 @@ def test_what_is_no_request_here_is_told_so(
         ({"Host": "service:8000"}, 200),
     ],
 )
-def test_a_page_elsewhere_asks_nothing_of_a_service_without_keys(
-    jobs: Server, strict: Server, headers: dict[str, str], status: int
-) -> None:
+def test_a_page_elsewhere_asks_nothing_of_a_service_without_keys(jobs, strict, headers, status):
     """A browser sends what any page wants to addresses that its visitor alone can reach."""
     assert jobs.ask("GET", IMAGES, headers=headers).status_code == status
     sent = jobs.ask("POST", IMAGES, headers=headers, json={"prompt": PROMPT, "background": True})
@@ -313,7 +306,7 @@ def test_a_page_elsewhere_asks_nothing_of_a_service_without_keys(
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "text/plain; charset=application/json", ""])
-def test_a_body_has_a_type_that_pages_elsewhere_must_ask_for(caller: Server, kind: str) -> None:
+def test_a_body_has_a_type_that_pages_elsewhere_must_ask_for(caller, kind):
     body = b'{"prompt": "a red circle"}'
     reply = caller.ask("POST", IMAGES, headers={"Content-Type": kind}, content=body)
     assert refusal(reply) == (415, None, "unsupported_media_type")
@@ -324,14 +317,12 @@ def test_a_body_has_a_type_that_pages_elsewhere_must_ask_for(caller: Server, kin
 
 @pytest.mark.parametrize("kind", STILLS)
 @pytest.mark.parametrize("param", ["image", "mask"])
-def test_a_picture_that_is_a_bomb_is_refused_undecoded(
-    editing: Server, monkeypatch: pytest.MonkeyPatch, kind: str, param: str
-) -> None:
+def test_a_picture_that_is_a_bomb_is_refused_undecoded(editing, monkeypatch, kind, param):
     bomb, decoded, load = STILLS[kind](), [0], ImageFile.ImageFile.load
     assert len(bomb) < 300_000
     assert kind == "gif" or Picture(bomb).size == (HUGE, HUGE)
 
-    def watched(picture: ImageFile.ImageFile) -> Any:
+    def watched(picture):
         decoded.extend(picture.size)
         return load(picture)
 
@@ -342,16 +333,14 @@ def test_a_picture_that_is_a_bomb_is_refused_undecoded(
     assert max(decoded) <= 32
 
 
-def test_pictures_that_are_refused_are_not_drawn(editing: Server, monkeypatch: Any) -> None:
+def test_pictures_that_are_refused_are_not_drawn(editing, monkeypatch):
     """A form of 50 kB may hold 16 of a megapixel."""
     monkeypatch.setattr(Blank, "opened", lambda self: int("it was drawn"))
     reply = editing.ask("POST", EDITED, files=form(image=[PICTURE] * 16, prompt=PROMPT))
     assert (reply.status_code, "got 16" in reply.text) == (400, True)
 
 
-def test_more_pictures_than_the_model_takes_are_not_decoded(
-    editor: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_pictures_than_the_model_takes_are_not_decoded(editor, monkeypatch):
     engines = one_device(editor)
     offer = offer_of("embedded", engines, None, {}, "none", edits=True)
     with serve(engines, offer) as server:
@@ -375,7 +364,7 @@ SLOW = {
 
 
 @pytest.fixture(scope="module")
-def strict(editor: Any) -> Iterator[Server]:
+def strict(editor):
     """Has little patience and few places."""
     limits = ServiceLimits(drain=0.1, body_seconds=0.7, connections=6, held=2**20, form_bytes=2**20)
     with pytest.MonkeyPatch.context() as patch:
@@ -385,16 +374,16 @@ def strict(editor: Any) -> Iterator[Server]:
         yield server
 
 
-def connected(server: Server) -> socket.socket:
+def connected(server):
     return socket.create_connection(("127.0.0.1", server.port), timeout=10)
 
 
-def gone(server: Server) -> bool:
+def gone(server):
     return not server._server.server_state.connections
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_clients_that_send_nothing_more_or_drip_are_let_go(strict: Server, kind: str) -> None:
+def test_clients_that_send_nothing_more_or_drip_are_let_go(strict, kind):
     until(lambda: gone(strict))
     clients, begin = [connected(strict) for _ in range(6)], time.monotonic()
     for client in clients:
@@ -414,7 +403,7 @@ def test_clients_that_send_nothing_more_or_drip_are_let_go(strict: Server, kind:
         client.close()
 
 
-def test_what_is_read_at_a_time_is_bounded(strict: Server) -> None:
+def test_what_is_read_at_a_time_is_bounded(strict):
     until(lambda: gone(strict))
     part = '--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     head = HEAD + f"boundary=x\r\nContent-Length: {2**20}\r\n\r\n"
@@ -426,9 +415,7 @@ def test_what_is_read_at_a_time_is_bounded(strict: Server) -> None:
     assert replies == [b"408", b"503"]
 
 
-def test_keys_in_addresses_open_nothing_and_are_not_logged(
-    strict: Server, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_keys_in_addresses_open_nothing_and_are_not_logged(strict, caplog):
     until(lambda: gone(strict))
     caplog.set_level(logging.DEBUG)
     for name in ("api_key", "key", "authorization", "token"):
@@ -455,11 +442,11 @@ SIZE = 3 * 2**20
 URLENCODED, MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"
 
 
-def read(body: bytes, kind: str = "application/json") -> Sent:
+def read(body, kind="application/json"):
     return asyncio.run(sent_in(received(body, kind), ServiceLimits()))
 
 
-def bounded(body: bytes, kind: str, times: float) -> tuple[int, str]:
+def bounded(body, kind, times):
     """The status and the message of a refusal, which takes few seconds, and at most so many times
     the bytes of a body; 200 without one."""
     tracemalloc.start()
@@ -476,7 +463,7 @@ def bounded(body: bytes, kind: str, times: float) -> tuple[int, str]:
     return told
 
 
-def filled(start: bytes, item: bytes) -> bytes:
+def filled(start, item):
     return start + item * (SIZE // len(item))
 
 
@@ -496,7 +483,7 @@ def filled(start: bytes, item: bytes) -> bytes:
         b'{"a":',
     ],
 )
-def test_megabytes_of_json_are_refused_unparsed(name: bytes, item: bytes) -> None:
+def test_megabytes_of_json_are_refused_unparsed(name, item):
     """Python needs 35 times their bytes, and seconds, also under names that are ignored."""
     for quote in (b"", b'"', b"["):
         body = filled(b'{"prompt":"a cat","%b":%b' % (name, quote), item)
@@ -504,7 +491,7 @@ def test_megabytes_of_json_are_refused_unparsed(name: bytes, item: bytes) -> Non
         assert (status, str(len(body)) in said) == (413, True)
 
 
-def multipart(*parts: tuple[str, str]) -> bytes:
+def multipart(*parts):
     lines = [
         f'--x\r\nContent-Disposition: form-data; name="{name.format(number)}"\r\n\r\n{value}\r\n'
         for number, (name, value) in enumerate(parts)
@@ -529,13 +516,13 @@ def multipart(*parts: tuple[str, str]) -> bytes:
     ],
     ids=lambda value: None if isinstance(value, bytes) else str(value),
 )
-def test_forms_are_bounded(body: bytes, kind: str, status: int, said: str) -> None:
+def test_forms_are_bounded(body, kind, status, said):
     told = bounded(body, kind, 16)
     assert told[0] == status
     assert said in told[1]
 
 
-def test_a_body_is_read_by_what_it_is() -> None:
+def test_a_body_is_read_by_what_it_is():
     body = multipart(("prompt", "a cat"), ("search[name]", "svdd"), ("x", "é+&="))
     assert read(body, MULTIPART).fields == {
         "prompt": "a cat",
@@ -575,16 +562,16 @@ PICTURED = {"data": {"prompt": PROMPT}, "files": {"image": ("a", PICTURE)}}
     ],
 )
 def test_bodies_are_read_and_pictures_decoded_beside_the_event_loop(
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-    door: str,
-    path: str,
-    work: str,
-    body: Any,
-) -> None:
+    request,
+    monkeypatch,
+    door,
+    path,
+    work,
+    body,
+):
     begun, go, caller = threading.Event(), threading.Event(), request.getfixturevalue(door)
 
-    def slow(*_: object) -> object:
+    def slow(*_):
         begun.set()
         assert go.wait(20)
         raise RequestError(400, "slow")

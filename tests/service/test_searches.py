@@ -8,19 +8,15 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
 from tests.cluster.local import LocalPool
-from tests.service.asking import PROMPT, SMALL, Caller, best, refusal, shown, until
+from tests.service.asking import PROMPT, SMALL, best, refusal, shown, until
 from tests.service.conftest import REWARDS, one_device, serve
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.pricing.fitting import fit
@@ -29,7 +25,6 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import defaults, recommended
 from ttsnap.request.allowlist import OFFERED, search_of, searches_of
 from ttsnap.request.offer import ServingCatalog
-from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import ManyDevices, OneDevice
@@ -42,7 +37,7 @@ STEPS = 6
 
 
 @pytest.fixture(scope="module")
-def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def files(pipe, tmp_path_factory):
     """Files as `ttsnap tune` write them."""
     folder = tmp_path_factory.mktemp("searches")
     levels = pipe.denoiser(**{**defaults(), "num_inference_steps": STEPS}).grid.levels
@@ -59,7 +54,7 @@ def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 
 
 @pytest.fixture(scope="module")
-def caller(pipe: Any, offer: ServingCatalog, files: dict[str, Path]) -> Iterator[Caller]:
+def caller(pipe, offer, files):
     searches = searches_of([f"{name}={path}" for name, path in files.items()])
     with serve(
         one_device(pipe, *REWARDS), replace(offer, searches=searches, draft="embedded")
@@ -67,14 +62,12 @@ def caller(pipe: Any, offer: ServingCatalog, files: dict[str, Path]) -> Iterator
         yield caller
 
 
-def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(
-    pipe: Any, offer: ServingCatalog
-) -> None:
+def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(pipe, offer):
     go, whole = threading.Event(), threading.Event()
 
     class Late(OneDevice):
         @contextmanager
-        def engine(self, spec: EngineSpec) -> Iterator[Any]:
+        def engine(self, spec):
             assert go.wait(20)
             if not whole.is_set():
                 raise NameError("name 'ftfy' is not defined")
@@ -83,7 +76,7 @@ def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(
 
     with serve(Late(pipe, one_device(pipe, *offer.rewards).rewards), offer) as caller:
 
-        def ready() -> tuple[int, str]:
+        def ready():
             reply = caller.get("/ready")
             return reply.status_code, reply.json()["status"]
 
@@ -99,9 +92,7 @@ def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(
 
 
 @pytest.mark.parametrize("search", ["tuned", "priced", {"name": "best-of-n", "n": 2}])
-def test_searches_of_files_and_with_options(
-    caller: Caller, pipe: Any, files: Any, search: Any
-) -> None:
+def test_searches_of_files_and_with_options(caller, pipe, files, search):
     steps = {} if search == "tuned" else {"num_inference_steps": STEPS}  # which it says itself
     reply = caller.made(search=search, steps=steps.get("num_inference_steps"), budget="18nfe")
     spec = str(files[search]) if isinstance(search, str) else search
@@ -119,12 +110,10 @@ def test_searches_of_files_and_with_options(
     assert json.loads(shown(drafted).info["ttsnap"]).get("draft") is None
 
 
-def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(
-    pipe: Any, offer: ServingCatalog
-) -> None:
+def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pipe, offer):
     rewards, limits = {name: make_rewards(name)[0] for name in REWARDS}, ServiceLimits()
 
-    def draft(offer: ServingCatalog, **own: Any) -> Any:
+    def draft(offer, **own):
         wanted = validated(Generation, {"prompt": PROMPT, **own})
         return prepared_of(wanted, offer, limits).engine.sampler.draft
 
@@ -134,7 +123,7 @@ def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(
         == draft(auto, negative_prompt="", size="32x32", reward="brightness")
         == "embedded"
     )
-    left_out: list[dict[str, Any]] = [
+    left_out = [
         {"draft": False},
         {"steps": 10},
         {"guidance_scale": 2.0},
@@ -156,7 +145,7 @@ def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(
     assert draft(with_drafts(offer, "auto", pipe, rewards)) is None
 
 
-def test_the_operator_s_searches_are_checked(files: dict[str, Path], tmp_path: Path) -> None:
+def test_the_operator_s_searches_are_checked(files, tmp_path):
     (tmp_path / "climb.json").write_text('{"name": "noise-ascent"}')
     wrong = {
         str(files["tuned"]): "NAME=FILE.json",
@@ -169,7 +158,7 @@ def test_the_operator_s_searches_are_checked(files: dict[str, Path], tmp_path: P
             searches_of([given])
 
 
-def fails(*_: object, **__: object) -> None:
+def fails(*_, **__):
     raise IndexError("out of range, in /srv/secret")
 
 
@@ -194,13 +183,13 @@ def fails(*_: object, **__: object) -> None:
     ],
 )
 def test_what_fails_fails_alone(
-    caller: Caller,
-    broken: Any,
-    with_others: bool,
-    own: dict[str, Any],
-    told: tuple[Any, ...],
-    word: str,
-) -> None:
+    caller,
+    broken,
+    with_others,
+    own,
+    told,
+    word,
+):
     """An algorithm's mistake, a reward's, and one in what is told: searches on the same engine go
     on."""
     failed = caller.metric('requests_total{outcome="failed"}')
@@ -216,7 +205,7 @@ def test_what_fails_fails_alone(
     assert caller.metric('requests_total{outcome="failed"}') == failed + 1
 
 
-def test_every_name_that_is_offered_can_be_asked_for_with_its_defaults() -> None:
+def test_every_name_that_is_offered_can_be_asked_for_with_its_defaults():
     for name in OFFERED:
         plain, same = search_of(name, {}, 4000), search_of({"name": name}, {}, 4000)
         assert make_algorithm(plain) == make_algorithm(same)
@@ -235,23 +224,23 @@ class Vault(RewardModel):
 
     name, tokenizer, max_tokens = ADDRESS, None, None
 
-    def __init__(self, good: int = 0) -> None:
+    def __init__(self, good=0):
         self.good = good
 
-    def __call__(self, images: Any, prompts: Sequence[str], level: Any = None) -> Any:
+    def __call__(self, images, prompts, level=None):
         self.good -= 1
         if self.good >= 0:
             return images.mean((1, 2, 3))
         raise OSError(f"the vault at {ADDRESS} refused to serve {prompts[0]!r}")
 
-    def check(self, prompts: Sequence[str]) -> None:
+    def check(self, prompts):
         if "circle" in prompts[0]:
             raise ValueError(f"the vault at {ADDRESS} refused to serve {prompts[0]!r}")
 
 
 @pytest.fixture
-def guarded(pipe: Any) -> Iterator[Caller]:
-    rewards: dict[str, Any] = {
+def guarded(pipe):
+    rewards = {
         "vault-a": Vault(1),
         "vault-b": Vault(),
         "scenes": make_rewards("scenes")[0],
@@ -263,13 +252,13 @@ def guarded(pipe: Any) -> Iterator[Caller]:
 
 
 @pytest.fixture
-def asked(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., httpx.Response]]:
+def asked(caplog):
     """Gives the reply to a request. Neither it, with the metadata of its PNGs, nor at last the log
     tells secrets."""
     negative = "a blurry yak"
     told = {negative}
 
-    def ask(caller: Caller, **own: Any) -> httpx.Response:
+    def ask(caller, **own):
         reply = caller.send(**{**SMALL, "negative_prompt": negative, **own})
         told.add(own.get("prompt", PROMPT))
         text = reply.text + str(reply.headers)
@@ -290,9 +279,7 @@ def asked(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., httpx.Resp
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_reward_that_fails_in_part_is_told_by_its_offered_name(
-    guarded: Caller, asked: Any, stream: bool
-) -> None:
+def test_a_reward_that_fails_in_part_is_told_by_its_offered_name(guarded, asked, stream):
     reply = asked(
         guarded, reward="vault-a", report=["vault-b", "scenes"], budget="96nfe", stream=stream
     )
@@ -305,9 +292,7 @@ def test_a_reward_that_fails_in_part_is_told_by_its_offered_name(
     assert (list(image["scores"]), list(image["metrics"])) == (["vault-a"], ["vault-b", "scenes"])
 
 
-def test_what_fails_from_the_start_or_cannot_be_read_is_told_by_its_offered_name(
-    guarded: Caller, asked: Any
-) -> None:
+def test_what_fails_from_the_start_or_cannot_be_read_is_told_by_its_offered_name(guarded, asked):
     failed = (503, "reward", "reward_failed")
     assert refusal(asked(guarded, reward=["scenes", "vault-b"])) == failed
     refused = asked(guarded, reward="vault-b", prompt="a red circle")
@@ -318,9 +303,7 @@ def test_what_fails_from_the_start_or_cannot_be_read_is_told_by_its_offered_name
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_what_a_device_cannot_load_is_told_without_its_address(
-    pipe: Any, asked: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_device_cannot_load_is_told_without_its_address(pipe, asked, monkeypatch):
     specs = {"vault-a": "scenes", "vault-b": "scenes"}
     here = OneDevice(pipe, {name: make_rewards("scenes")[0] for name in specs})
     engines = ManyDevices(
@@ -330,7 +313,7 @@ def test_what_a_device_cannot_load_is_told_without_its_address(
         for names in (["vault-a"], ["vault-b", "vault-a"]):
             assert list(asked(caller, reward=names).json()["data"][0]["scores"]) == names
 
-        def gone(*_: object, **__: object) -> None:
+        def gone(*_, **__):
             raise ValueError(f"no reward server: cannot connect to {ADDRESS}")
 
         monkeypatch.setattr("ttsnap.service.engines._reward", gone)
@@ -342,9 +325,7 @@ def test_what_a_device_cannot_load_is_told_without_its_address(
 
 @pytest.mark.parametrize("requests", [True, False])
 @pytest.mark.parametrize("lines", ["text", "json"])
-def test_the_log_on_stderr_holds_no_credentials(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, lines: Any, requests: bool
-) -> None:
+def test_the_log_on_stderr_holds_no_credentials(capsys, caplog, lines, requests):
     caplog.set_level(logging.INFO, "ttsnap.service.access")  # and, at the end, as it was
     log_to_stderr(requests=requests, lines=lines)
     log = logging.getLogger("ttsnap")

@@ -13,11 +13,9 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import Any
 from unittest.mock import Mock
 
 import httpx
@@ -37,7 +35,6 @@ from tests.service.asking import (
     LARGE,
     PROMPT,
     SMALL,
-    Caller,
     apart,
     best,
     picture,
@@ -49,8 +46,6 @@ from tests.service.conftest import (
     BOB,
     EDITS,
     REWARDS,
-    Server,
-    Slow,
     client_of,
     one_device,
     serve,
@@ -58,20 +53,18 @@ from tests.service.conftest import (
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.core.protocols import EngineLost
 from ttsnap.core.results import Event
-from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines.pipeline_copy import copied
-from ttsnap.request.offer import ServingCatalog
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engine_pool import PooledEngine
 from ttsnap.service.engines import ManyDevices
 from ttsnap.service.limits import Keys, ServiceLimits
 from ttsnap.service.requests import Generation, notes_of, prepared_of, validated
-from ttsnap.service.tickets import Partial, Progress, file_of
+from ttsnap.service.tickets import Progress, file_of
 
 
-def test_a_generation_is_what_the_pipeline_gives(caller: Caller, pipe: Any) -> None:
+def test_a_generation_is_what_the_pipeline_gives(caller, pipe):
     own = {
         "seed": 3,
         "budget": "60nfe",
@@ -104,7 +97,7 @@ def test_a_generation_is_what_the_pipeline_gives(caller: Caller, pipe: Any) -> N
     assert (reply.size, reply.output_format, reply.quality) == ("32x32", "png", "medium")
 
 
-def test_searches_that_share_batches_find_what_they_find_alone(caller: Caller) -> None:
+def test_searches_that_share_batches_find_what_they_find_alone(caller):
     searches = (
         ("best-of-n", 24, 6, "32x32"),
         ("seed-pruning", 30, 6, "16x32"),
@@ -113,7 +106,7 @@ def test_searches_that_share_batches_find_what_they_find_alone(caller: Caller) -
         ("seed-pruning", 30, 6, "32x32"),
     )
 
-    def run(i: int) -> tuple[object, ...]:
+    def run(i):
         search, nfe, steps, size = searches[i]
         reward = "scenes" if size == "32x32" else "brightness"
         told = caller.made(
@@ -127,7 +120,7 @@ def test_searches_that_share_batches_find_what_they_find_alone(caller: Caller) -
         assert list(pool.map(run, range(len(searches)))) == alone
 
 
-def events(caller: Caller, **body: object) -> list[dict[str, Any]]:
+def events(caller, **body):
     """Those of a stream, from the client's own requests."""
     text = caller.send(stream=True, seed=3, **body).text
     return [
@@ -137,7 +130,7 @@ def events(caller: Caller, **body: object) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_stream_shows_estimates_and_ends_with_the_images(caller: Caller) -> None:
+def test_a_stream_shows_estimates_and_ends_with_the_images(caller):
     own = {
         "n": 2,
         "budget": "60nfe",
@@ -156,7 +149,7 @@ def test_a_stream_shows_estimates_and_ends_with_the_images(caller: Caller) -> No
     assert told[-1]["usage"]["nfe"] == whole["usage"]["nfe"]
 
 
-def test_images_that_fail_a_requirement_are_not_returned(caller: Caller) -> None:
+def test_images_that_fail_a_requirement_are_not_returned(caller):
     own = {"budget": "20nfe", "reward": "brightness"}
     rewards = [image["reward"] for image in caller.made(n=5, **own)["data"]]
     some = caller.made(
@@ -181,13 +174,13 @@ def test_images_that_fail_a_requirement_are_not_returned(caller: Caller) -> None
     ("budget", "images"),
     [("1tokens", 20), ("1gradients", 20), ("3images,1tokens", 3), ("1images", 1)],
 )
-def test_every_budget_is_capped_in_evaluations(caller: Caller, budget: str, images: int) -> None:
+def test_every_budget_is_capped_in_evaluations(caller, budget, images):
     told = caller.made(budget=budget, seed=0)
     assert told["usage"]["nfe"] == 4 * images
     assert told["data"][0]["seed"] < images, "zero is a seed"
 
 
-def test_models_health_and_what_is_measured(caller: Caller) -> None:
+def test_models_health_and_what_is_measured(caller):
     client = client_of(caller)
     assert [model.id for model in client.models.list()] == ["embedded"]
     assert client.models.retrieve("embedded").owned_by == "ttsnap"
@@ -207,7 +200,7 @@ def test_models_health_and_what_is_measured(caller: Caller) -> None:
     assert 0 < caller.metric("batch_fill") <= 1
 
 
-def test_a_client_that_goes_away_cancels_its_search(caller: Caller) -> None:
+def test_a_client_that_goes_away_cancels_its_search(caller):
     cancelled, nfe = (
         caller.metric(name) for name in ('requests_total{outcome="cancelled"}', "nfe_total")
     )
@@ -222,7 +215,7 @@ def test_a_client_that_goes_away_cancels_its_search(caller: Caller) -> None:
     assert caller.metric("nfe_total") == spent
 
 
-def test_a_large_request_does_not_keep_a_small_one_waiting(caller: Caller) -> None:
+def test_a_large_request_does_not_keep_a_small_one_waiting(caller):
     with caller.running():
         before = caller.metric("nfe_total")
         caller.made(prompt="a red circle", budget="4nfe")
@@ -233,9 +226,7 @@ def test_a_large_request_does_not_keep_a_small_one_waiting(caller: Caller) -> No
     until(lambda: caller.metric("active") == 0)
 
 
-def test_limits_on_the_queue_and_on_each_key(
-    serving: Callable[..., Server], two_keys: Keys
-) -> None:
+def test_limits_on_the_queue_and_on_each_key(serving, two_keys):
     server = serving(ServiceLimits(active=1, queue=1, per_key=2, drain=0.1, seconds=60), two_keys)
     alice, bob = server.by(ALICE), server.by(BOB)
     with ThreadPoolExecutor(1) as pool:
@@ -260,9 +251,7 @@ def test_limits_on_the_queue_and_on_each_key(
 
 
 @pytest.mark.parametrize(("open_docs", "without_key"), [(False, 401), (True, 200)])
-def test_the_documentation_asks_for_a_key_unless_it_is_opened(
-    serving: Callable[..., Server], open_docs: bool, without_key: int
-) -> None:
+def test_the_documentation_asks_for_a_key_unless_it_is_opened(serving, open_docs, without_key):
     anybody = serving(keys=replace(Keys.of(ALICE), open_docs=open_docs))
     alice = anybody.by(ALICE)
     for path in ("/openapi.json", "/docs"):
@@ -278,7 +267,7 @@ def test_the_documentation_asks_for_a_key_unless_it_is_opened(
     assert anybody.get("/v1/models").status_code == 401, "all else asks for a key as before"
 
 
-def test_the_documentation_of_a_service_without_keys_asks_for_none(jobs: Caller) -> None:
+def test_the_documentation_of_a_service_without_keys_asks_for_none(jobs):
     ways = [
         way for path in jobs.get("/openapi.json").json()["paths"].values() for way in path.values()
     ]
@@ -286,7 +275,7 @@ def test_the_documentation_of_a_service_without_keys_asks_for_none(jobs: Caller)
     assert all("HTTPValidationError" not in json.dumps(way) for way in ways)
 
 
-def test_a_search_ends_in_time_with_its_best_image(caller: Caller, serving: Any) -> None:
+def test_a_search_ends_in_time_with_its_best_image(caller, serving):
     begin = time.monotonic()
     told = caller.made(budget="0.5s", steps=None)
     assert time.monotonic() - begin < 15
@@ -302,19 +291,19 @@ def test_a_search_ends_in_time_with_its_best_image(caller: Caller, serving: Any)
 
 @pytest.mark.usefixtures("shallow_model")
 def test_several_devices_give_what_one_gives_and_where_they_fail_are_tried_anew(
-    pipe: Any, offer: ServingCatalog, caller: Caller
-) -> None:
-    pools: list[LocalPool] = []
+    pipe, offer, caller
+):
+    pools = []
 
-    def pool(make: Callable[[], LiveEngine]) -> LocalPool:
+    def pool(make):
         pools.append(LocalPool(make, 2))
         pools[-1].hopeless = len(pools) <= 2  # what is made ready, and for the first request
         return pools[-1]
 
-    def lost(engine: ClusterEngine) -> None:
+    def lost(engine):
         raise EngineLost("actor 1 of 2 died 3 times in a row")
 
-    def check_lost(**own: object) -> None:
+    def check_lost(**own):
         reply = mine.send(**{**SMALL, **own})
         assert (refusal(reply)[0], reply.headers["retry-after"], "keep failing" in reply.text) == (
             503,
@@ -357,13 +346,13 @@ def test_several_devices_give_what_one_gives_and_where_they_fail_are_tried_anew(
 CLIENTS, STREAMS = 24, 6
 
 
-def ask(pool: ThreadPoolExecutor, caller: Caller) -> list[Future[httpx.Response]]:
+def ask(pool, caller):
     """Many clients at once, of which the first few want streams."""
     more = [{"steps": 10, "stream": number < STREAMS, "seed": number} for number in range(CLIENTS)]
     return [pool.submit(caller.send, IMAGES, **{**LARGE, **own}) for own in more]
 
 
-def last_of(reply: httpx.Response) -> tuple[str, dict[str, Any]]:
+def last_of(reply):
     """How a request ended, and what it was told then: "image", or the code of an error in OpenAI's
     shape."""
     streamed = reply.headers["content-type"].startswith("text/event-stream")
@@ -379,9 +368,7 @@ def last_of(reply: httpx.Response) -> tuple[str, dict[str, Any]]:
 
 
 @contextmanager
-def loaded(
-    slow: Slow, offer: ServingCatalog, drain: float
-) -> Iterator[tuple[Server, ThreadPoolExecutor, list[Future[httpx.Response]]]]:
+def loaded(slow, offer, drain):
     """A server at which many searches are under way."""
     limits, offer = ServiceLimits(drain=drain, per_key=99), replace(offer, rewards=("brightness",))
     with ThreadPoolExecutor(CLIENTS + 1) as pool, serve(slow, offer, limits) as caller:
@@ -390,12 +377,10 @@ def loaded(
         yield caller, pool, asked
 
 
-def test_searches_wind_up_early_enough_to_finish_an_image_each(
-    slow: Slow, offer: ServingCatalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_searches_wind_up_early_enough_to_finish_an_image_each(slow, offer, monkeypatch):
     early, stop = list[float](), PooledEngine.stop
 
-    def watched(searches: PooledEngine) -> None:
+    def watched(searches):
         early.append(server.worker._deadline - time.monotonic())
         stop(searches)
 
@@ -408,7 +393,7 @@ def test_searches_wind_up_early_enough_to_finish_an_image_each(
     assert all("stopped early" in " ".join(told["warnings"]) for _, told in ends)
 
 
-def test_who_comes_late_is_told_so_until_the_last_answer(slow: Slow, offer: ServingCatalog) -> None:
+def test_who_comes_late_is_told_so_until_the_last_answer(slow, offer):
     slow.left, limits = 1, ServiceLimits(drain=30)
     with (
         ThreadPoolExecutor(2) as pool,
@@ -438,14 +423,14 @@ def test_who_comes_late_is_told_so_until_the_last_answer(slow: Slow, offer: Serv
     ],
 )
 def test_where_time_is_short_the_rest_is_told_so(
-    slow: Slow,
-    offer: ServingCatalog,
-    monkeypatch: pytest.MonkeyPatch,
-    late: float,
-    drain: float,
-    left: int,
-    ok: range,
-) -> None:
+    slow,
+    offer,
+    monkeypatch,
+    late,
+    drain,
+    left,
+    ok,
+):
     monkeypatch.setattr("ttsnap.service.worker.LATE", late)
     with loaded(slow, offer, drain) as (server, pool, asked):
         slow.left = left
@@ -460,7 +445,7 @@ def test_where_time_is_short_the_rest_is_told_so(
 # --- clients: OpenAI's own, which ask again by themselves, and those of its older models, of vLLM-O
 
 
-OWN: dict[str, Any] = {**SMALL, "budget": "8nfe", "seed": 5}
+OWN = {**SMALL, "budget": "8nfe", "seed": 5}
 COLOURS, SHAPES = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle", "cross")
 CAPTIONS = [
     caption(parse(f"a {colour} {shape}")) for colour, shape in itertools.product(COLOURS, SHAPES)
@@ -469,8 +454,8 @@ CAPTIONS = [
 PATHS = re.compile(r"/(tmp|home|root|work|usr|var|opt)/|site-packages|\.py\b|0x[0-9a-f]{6}")
 
 
-def test_streams_end_with_an_image_or_raise_in_openai_s_client(editing: Server) -> None:
-    own: Any = {"prompt": PROMPT, "stream": True}
+def test_streams_end_with_an_image_or_raise_in_openai_s_client(editing):
+    own = {"prompt": PROMPT, "stream": True}
     with closing(client_of(editing)) as client:
         *_, last = client.images.generate(**own, extra_body=OWN)
         assert (last.type, best({"data": [last.to_dict()]})) == (
@@ -482,9 +467,7 @@ def test_streams_end_with_an_image_or_raise_in_openai_s_client(editing: Server) 
     assert (error.value.param, error.value.code) == ("require", "requirement_not_met")
 
 
-def test_ctrl_c_before_it_listens_ends_it_as_well(
-    editor: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_before_it_listens_ends_it_as_well(editor, monkeypatch):
     server = serve(one_device(editor), EDITS)
     monkeypatch.setattr(server._server, "run", Mock(side_effect=KeyboardInterrupt))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -493,7 +476,7 @@ def test_ctrl_c_before_it_listens_ends_it_as_well(
     assert not thread.is_alive()
 
 
-def test_health_tells_of_a_thread_that_has_ended(editor: Any) -> None:
+def test_health_tells_of_a_thread_that_has_ended(editor):
     server = serve(one_device(editor), EDITS)
     server._socket.close()  # never begun, and so without the thread of searches
 
@@ -506,9 +489,7 @@ def test_health_tells_of_a_thread_that_has_ended(editor: Any) -> None:
 # --- clients that ask again -----------------------------------------------------------------------
 
 
-def test_every_request_of_a_crowd_is_answered_by_clients_that_ask_again(
-    editor: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_request_of_a_crowd_is_answered_by_clients_that_ask_again(editor, monkeypatch):
     monkeypatch.setattr("ttsnap.service.worker.AGAIN", 1)
     with serve(
         one_device(editor), EDITS, ServiceLimits(active=2, queue=2, per_key=99, drain=0.1)
@@ -516,7 +497,7 @@ def test_every_request_of_a_crowd_is_answered_by_clients_that_ask_again(
         alone = {seed: best(caller.made(**OWN | {"seed": seed})) for seed in (0, 7)}
         until(lambda: caller.metric('requests_total{outcome="done"}') == 2)
 
-        async def asked() -> list[tuple[int, float]]:
+        async def asked():
             async with AsyncOpenAI(
                 base_url=f"{caller.url}/v1", api_key="none", max_retries=20
             ) as client:
@@ -533,9 +514,7 @@ def test_every_request_of_a_crowd_is_answered_by_clients_that_ask_again(
 # --- secrets --------------------------------------------------------------------------------------
 
 
-def test_nobody_sees_another_s_prompt_or_the_server_s_places(
-    editor: Any, drawn: list[bytes]
-) -> None:
+def test_nobody_sees_another_s_prompt_or_the_server_s_places(editor, drawn):
     """Searches, streams, edits and mistakes of sixteen callers at once, which share batches."""
     names = [f"caller-{i:02}" for i in range(len(CAPTIONS))]
     keys = Keys(
@@ -544,7 +523,7 @@ def test_nobody_sees_another_s_prompt_or_the_server_s_places(
         )
     )
 
-    def ask(i: int) -> str:
+    def ask(i):
         """All that a reply says, metadata of its images included."""
         body = {
             "negative_prompt": f"{names[i]} hates it",
@@ -588,7 +567,7 @@ def test_nobody_sees_another_s_prompt_or_the_server_s_places(
 # --- other clients --------------------------------------------------------------------------------
 
 
-def test_other_names_of_fields_mean_what_ours_do(caller: Caller) -> None:
+def test_other_names_of_fields_mean_what_ours_do(caller):
     ours = caller.made(size="32x32", guidance_scale=2.5)
     theirs = {
         "steps": None,
@@ -610,9 +589,7 @@ def test_other_names_of_fields_mean_what_ours_do(caller: Caller) -> None:
     assert wanted.ignored == ("user",)
 
 
-def test_the_client_of_hugging_face_gets_an_image(
-    caller: Caller, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_client_of_hugging_face_gets_an_image(caller, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     client = InferenceClient(caller.url + IMAGES, timeout=60)
     own = {"budget": "16nfe", "search": "best-of-n"}
@@ -623,7 +600,7 @@ def test_the_client_of_hugging_face_gets_an_image(
         assert refusal(caller.ask("POST", IMAGES, json={"inputs": PROMPT, **wrong}))[0] == 400
 
 
-def test_a_model_has_the_names_that_its_operator_gives_it(pipe: Any, offer: ServingCatalog) -> None:
+def test_a_model_has_the_names_that_its_operator_gives_it(pipe, offer):
     named = replace(offer, rewards=("brightness",), aliases=("gpt-image-1", "dall-e-3"))
     with serve(one_device(pipe), named) as server:
         client = client_of(server)
@@ -633,14 +610,14 @@ def test_a_model_has_the_names_that_its_operator_gives_it(pipe: Any, offer: Serv
         assert refusal(server.send(model="dall-e-2"))[2] == "model_not_found"
 
 
-def test_a_model_with_two_guidances_gets_each_under_its_own_name(offer: ServingCatalog) -> None:
+def test_a_model_with_two_guidances_gets_each_under_its_own_name(offer):
     own = {"guidance_scale": 2.0, "true_cfg_scale": 3.0}
     wanted = validated(Generation, {"prompt": "a red circle", **own})
     call = prepared_of(wanted, replace(offer, true_cfg=True), ServiceLimits()).call
     assert (call["guidance_scale"], call["true_cfg_scale"]) == (2.0, 3.0)
 
 
-def test_a_reply_may_be_the_file_or_addresses(caller: Caller) -> None:
+def test_a_reply_may_be_the_file_or_addresses(caller):
     told = caller.made(n=2)
     reply = caller.send(**SMALL, output_format="PNG", response_format="file")
     assert reply.headers["content-type"] == "image/png"
@@ -653,7 +630,7 @@ def test_a_reply_may_be_the_file_or_addresses(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("form", ["jpeg", "webp"])
-def test_compression_makes_files_smaller(form: Any) -> None:
+def test_compression_makes_files_smaller(form):
     pixels = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
     given = {"prompt": "x", "output_format": form}
     sizes = [
@@ -673,9 +650,7 @@ def test_compression_makes_files_smaller(form: Any) -> None:
         ("low", "low", 5),
     ],
 )
-def test_older_and_newer_qualities_are_efforts(
-    offer: ServingCatalog, quality: str, effort: str, images: int
-) -> None:
+def test_older_and_newer_qualities_are_efforts(offer, quality, effort, images):
     wanted = validated(Generation, {"prompt": "a red circle", "quality": quality})
     assert wanted.effort == effort
     assert (
@@ -685,10 +660,10 @@ def test_older_and_newer_qualities_are_efforts(
     )
 
 
-def test_what_limits_take_away_is_told(offer: ServingCatalog) -> None:
+def test_what_limits_take_away_is_told(offer):
     limits = ServiceLimits(nfe=100, seconds=5)
 
-    def notes(**given: Any) -> tuple[str, ...]:
+    def notes(**given):
         wanted = validated(Generation, {"prompt": "a red circle", **given})
         return notes_of(wanted, prepared_of(wanted, offer, limits), limits)
 
@@ -709,10 +684,10 @@ class Heard(list[tuple[int, float]]):
 
     partials, nfe, job, seconds = 0, 0, False, 100.0
 
-    def tell(self, news: Partial) -> None:
+    def tell(self, news):
         self.append((news.index, self.nfe))
 
-    def fetch(self) -> torch.Tensor:
+    def fetch(self):
         return torch.zeros(3, 1, 1)
 
 
@@ -732,14 +707,14 @@ class Heard(list[tuple[int, float]]):
     ],
 )
 def test_partial_images_come_evenly_over_a_search(
-    most: int,
-    allowance: float,
-    moves: list[tuple[int, int]],
-    together: int,
-    seconds: float,
-    safe: int,
-    told: object,
-) -> None:
+    most,
+    allowance,
+    moves,
+    together,
+    seconds,
+    safe,
+    told,
+):
     """moves: rows and evaluations. together: scores of a batch. seconds: of a batch. safe: only
     after so many."""
     heard, uid = Heard(), 0
@@ -756,12 +731,10 @@ def test_partial_images_come_evenly_over_a_search(
 
 
 @pytest.mark.parametrize("unsafe", [False, True])
-def test_partial_images_pass_the_safety_checker(
-    pipe: Any, offer: ServingCatalog, unsafe: bool
-) -> None:
+def test_partial_images_pass_the_safety_checker(pipe, offer, unsafe):
     judged, model = list[int](), copied(pipe, type(pipe))
 
-    def checker(images: torch.Tensor, *_: object) -> tuple[torch.Tensor, list[bool]]:
+    def checker(images, *_):
         judged.append(len(images))
         return 0 * images, [unsafe] * len(images)
 
@@ -777,9 +750,7 @@ def test_partial_images_pass_the_safety_checker(
 # --- the access log -------------------------------------------------------------------------------
 
 
-def test_a_request_is_a_line_without_its_query(
-    serving: Callable[..., Server], caplog: pytest.LogCaptureFixture, two_keys: Keys
-) -> None:
+def test_a_request_is_a_line_without_its_query(serving, caplog, two_keys):
     anybody = serving(keys=two_keys)
     alice = anybody.by(ALICE)
     with caplog.at_level(logging.INFO, "ttsnap.service.access"):

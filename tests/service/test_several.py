@@ -15,10 +15,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -28,7 +26,7 @@ from tests.on_ray import ray_runs
 from tests.service.asking import IMAGES, PROMPT, Caller, best, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-BODIES: list[dict[str, Any]] = [
+BODIES = [
     {
         "prompt": PROMPT,
         "seed": seed,
@@ -43,7 +41,7 @@ KEYS = {name: name * 20 for name in "abc"}
 JOBS, KILLS = 60, 6
 
 
-def programs() -> Path | None:
+def programs():
     """The folder of PostgreSQL's own programs, which Debian keeps out of the path."""
     there = [Path(path).parent for path in [shutil.which("initdb")] if path]
     there += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -51,7 +49,7 @@ def programs() -> Path | None:
 
 
 @pytest.fixture
-def database() -> Iterator[str]:
+def database():
     """The address of an empty database, in a server of its own."""
     pytest.importorskip("psycopg")
     where = programs()
@@ -82,7 +80,7 @@ def database() -> Iterator[str]:
 class Process:
     """`ttsnap serve` at a port that stays the same, whose lines on stderr are kept."""
 
-    def __init__(self, folder: Path, name: str, database: str) -> None:
+    def __init__(self, folder, name, database):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
@@ -92,22 +90,22 @@ class Process:
         self.words += ["--state", str(folder / "state"), "--database", database]
         self.begin()
 
-    def begin(self) -> None:
+    def begin(self):
         with self.log.open("a") as log:
             self.process = subprocess.Popen(self.words, stdout=subprocess.DEVNULL, stderr=log)
 
     @property
-    def ready(self) -> bool:
+    def ready(self):
         with suppress(httpx.TransportError):
             return Caller(self.url).get("/ready").status_code == 200
         return False
 
-    def by(self, key: str) -> Caller:
+    def by(self, key):
         return Caller(self.url, key)
 
 
 @contextmanager
-def three(folder: Path, database: str) -> Iterator[list[Process]]:
+def three(folder, database):
     lines = [f"{name} {key}\n" for name, key in KEYS.items()]
     (folder / "keys").write_text("".join(lines))
     servers = [Process(folder, str(i), database) for i in range(3)]
@@ -120,10 +118,10 @@ def three(folder: Path, database: str) -> Iterator[list[Process]]:
             server.process.wait(60)
 
 
-def test_60_jobs_of_three_servers_that_are_killed_at_random(database: str, tmp_path: Path) -> None:
+def test_60_jobs_of_three_servers_that_are_killed_at_random(database, tmp_path):
     rng = random.Random(0)
     with three(tmp_path, database) as servers:
-        jobs: list[tuple[int, str, str]] = []
+        jobs = []
         for i in range(JOBS):
             body = i % len(BODIES)
             key = KEYS["abc"[i // 20]]
@@ -131,8 +129,8 @@ def test_60_jobs_of_three_servers_that_are_killed_at_random(database: str, tmp_p
             assert reply.status_code == 200, reply.text
             jobs.append((body, key, f"{IMAGES}/{reply.json()['id']}"))
 
-        def left() -> int:
-            statuses: Counter[str] = Counter()
+        def left():
+            statuses = Counter()
             for server in servers:
                 with suppress(httpx.TransportError):
                     for key in KEYS.values():
@@ -155,7 +153,7 @@ def test_60_jobs_of_three_servers_that_are_killed_at_random(database: str, tmp_p
         until(lambda: all(server.ready for server in servers), 180)
         until(lambda: not left(), 300)
 
-        found: dict[int, set[Any]] = {}
+        found = {}
         for body, key, address in jobs:
             told = [server.by(key).job(address) for server in servers]
             assert told[0]["status"] == "completed", told[0]["error"]
@@ -179,7 +177,7 @@ def test_60_jobs_of_three_servers_that_are_killed_at_random(database: str, tmp_p
         assert [server.by(KEYS["a"]).get(address).status_code for server in servers] == [404] * 3
 
 
-def test_three_replicas_of_which_one_is_killed(database: str, tmp_path: Path) -> None:
+def test_three_replicas_of_which_one_is_killed(database, tmp_path):
     pytest.importorskip("ray.serve")
     from ray import serve
 
@@ -205,7 +203,7 @@ def test_three_replicas_of_which_one_is_killed(database: str, tmp_path: Path) ->
             assert len(named) == 3
             named[0].kill()
 
-            def done(address: str) -> bool:
+            def done(address):
                 reply = caller.get(address)  # a proxy that has not noticed yet answers 500
                 return reply.status_code == 200 and reply.json()["status"] == "completed"
 

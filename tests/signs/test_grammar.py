@@ -17,11 +17,11 @@ from ttsnap.signs.grammar import COLORS, DARK, LENGTHS, LETTERS, UNSEEN_PAIRS, W
         "a red sign that says 'HELLO'",
     ],
 )
-def test_forms_of_a_prompt_are_one(text: str) -> None:
+def test_forms_of_a_prompt_are_one(text):
     assert caption(parse(text)) == 'a red sign that says "HELLO"'
 
 
-def test_a_prompt_may_name_the_letters_colour() -> None:
+def test_a_prompt_may_name_the_letters_colour():
     text, sign = 'a yellow sign that says "EXIT" in black', Sign("EXIT", "yellow", "black")
     assert (parse(text.replace("black", "Black")), caption(sign)) == (sign, text)
 
@@ -42,16 +42,16 @@ def test_a_prompt_may_name_the_letters_colour() -> None:
         ),
     ],
 )
-def test_what_the_model_cannot_write_is_refused(text: str, says: str) -> None:
+def test_what_the_model_cannot_write_is_refused(text, says):
     with pytest.raises(ValueError, match=says):
         parse(text)
 
 
-def test_letters_stand_out() -> None:
+def test_letters_stand_out():
     assert all((ground in DARK) != (ink in DARK) for ground in COLORS for ink in inks(ground))
 
 
-def test_kinds_are_lengths_and_pairs_that_training_never_saw() -> None:
+def test_kinds_are_lengths_and_pairs_that_training_never_saw():
     unseen = sorted(UNSEEN_PAIRS)[0]
     assert Sign("X" + unseen, "red").kind == "pairs"
     for word in WORDS:
@@ -62,7 +62,7 @@ def test_kinds_are_lengths_and_pairs_that_training_never_saw() -> None:
     assert set().union(*UNSEEN_PAIRS) == set(LETTERS)
 
 
-def test_prompts_are_distinct_balanced_and_the_same_again() -> None:
+def test_prompts_are_distinct_balanced_and_the_same_again():
     found = sample_prompts(40, 3)
     assert found == sample_prompts(40, 3) != sample_prompts(40, 4)
     assert [caption(parse(text)) for text in found] == found

@@ -4,13 +4,10 @@ its training."""
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from train_worlds.commands import main as train_worlds
 
 from ttsnap import Budget, SeedPruning, search
@@ -27,7 +24,7 @@ from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.signs import SignsNoiseAware, letter_ids
 from ttsnap.signs import sample_prompts
 
-CALL: dict[str, Any] = {**defaults("signs"), "num_inference_steps": 4}
+CALL = {**defaults("signs"), "num_inference_steps": 4}
 PROMPTS = ['a red sign that says "HARBOR" in white', 'a blue sign that says "TEN"']
 
 
@@ -36,28 +33,28 @@ class Counting(Brightness):
 
     shown, flops = 0, 5e9
 
-    def __call__(self, images: Tensor, prompts: Any, level: Any = None) -> Tensor:
+    def __call__(self, images, prompts, level=None):
         self.shown += len(images)
         return super().__call__(images, prompts)
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
+def pipe():
     return load("signs", dtype=torch.float32)
 
 
-def latents(n: int = 4) -> Tensor:
+def latents(n=4):
     return torch.randn(n, 8, 8, 24, generator=torch.Generator().manual_seed(0))
 
 
-def test_letters_and_what_is_no_sign() -> None:
+def test_letters_and_what_is_no_sign():
     ids = letter_ids(['a red sign that says "AZ B"'.replace(" B", "B"), PROMPTS[1]])
     assert ids.tolist() == [[1, 26, 2, 0, 0, 0, 0, 0], [20, 5, 14, 0, 0, 0, 0, 0]]
     with pytest.raises(ValueError, match="prompts of the form"):
         SignsNoiseAware(Brightness()).check(["two red circles"])
 
 
-def test_rows_are_scored_alike_in_any_batch_by_word_and_level() -> None:
+def test_rows_are_scored_alike_in_any_batch_by_word_and_level():
     made, x = SignsNoiseAware(Brightness(), seed=1), latents()
     with torch.no_grad():  # a new embedding of the level is zero
         for parameter in made.level.parameters():
@@ -77,7 +74,7 @@ def test_rows_are_scored_alike_in_any_batch_by_word_and_level() -> None:
     assert torch.equal(torch.as_tensor(made(images, prompts, level)), Brightness()(images, prompts))
 
 
-def test_a_search_decodes_and_reads_finished_images_only(pipe: Any, tmp_path: Path) -> None:
+def test_a_search_decodes_and_reads_finished_images_only(pipe, tmp_path):
     base = Counting()
     engine = pipe.engine(SignsNoiseAware(base), batch_size=8, **CALL)
     assert engine.price.estimates == "nothing"
@@ -103,7 +100,7 @@ def test_a_search_decodes_and_reads_finished_images_only(pipe: Any, tmp_path: Pa
     assert engine.price.seconds is not None
 
 
-def test_it_is_distilled_saved_and_loaded(pipe: Any, tmp_path: Path) -> None:
+def test_it_is_distilled_saved_and_loaded(pipe, tmp_path):
     engine = pipe.engine("brightness", batch_size=16, keep=("latents",), **CALL)
     options = RecordOptions(4, steps=[1, 2], images=True, latents=True)
     record(engine, sample_prompts(4, 1), tmp_path / "r", options)
@@ -143,7 +140,7 @@ def test_it_is_distilled_saved_and_loaded(pipe: Any, tmp_path: Path) -> None:
         SignsNoiseAware.from_pretrained(folder)
 
 
-def test_one_command_trains_the_reader_and_a_student_begins_with_it(tmp_path: Path) -> None:
+def test_one_command_trains_the_reader_and_a_student_begins_with_it(tmp_path):
     (tmp_path / "mini.yaml").write_text("{pictures: 8, batch: 4, steps: 3, warmup: 1}")
     command = [
         "sign_reader",
@@ -162,7 +159,7 @@ def test_one_command_trains_the_reader_and_a_student_begins_with_it(tmp_path: Pa
     assert (tmp_path / "out" / "reader.safetensors").read_bytes() == before
 
 
-def test_the_packaged_one_knows_the_words_of_finished_latents(pipe: Any) -> None:
+def test_the_packaged_one_knows_the_words_of_finished_latents(pipe):
     pytest.importorskip("rapidocr")
     made = make_reward("signs-noise-aware")
     assert (made.name, made.estimates) == ("signs-noise-aware", "latents")

@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def few_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_searches(monkeypatch):
     """Tuning judges by a tenth of its searches, which find what was planted as surely, and fewer
     finalists."""
     monkeypatch.setattr("ttsnap.simulation.tune.SEARCHES", 60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core import Kind, Move, Price, Rates, Rows, Task, fresh, utility
 from ttsnap.core.looks import estimates
 from ttsnap.core.selection import Selection
-from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.recordings.replay import ReplayEngine
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.sizing import sized_for
@@ -24,19 +23,19 @@ from .test_simulate import GRID, recording
 
 
 @pytest.fixture(scope="module")
-def priced() -> PriceOfCompute:
+def priced():
     return PriceOfCompute(
         fit(recording(20, 40, 9).scores[..., 0], GRID.levels, estimates(2, 4, 6, 10)), n=16
     )
 
 
-def in_order(r: Recording, n: int = 16) -> Any:
+def in_order(r, n=16):
     """Each prompt's first n seeds, as the loop takes them."""
     draws = np.tile(np.arange(r.seeds, dtype=np.float32), (len(r.prompts), 1))
     return Orders(draws).play(r, n)
 
 
-def agrees(out: Any, loop: Any) -> None:
+def agrees(out, loop):
     """Winners, and what each search took, are those of the loop."""
     assert out.winner.tolist() == [x.best.seed for x in loop]
     np.testing.assert_allclose(out.reward, [x.best.reward for x in loop])
@@ -60,7 +59,7 @@ def agrees(out: Any, loop: Any) -> None:
 @pytest.mark.parametrize(
     ("rewards", "combine"), [(1, utility.mean), (2, utility.mean), (2, utility.rank_sum)]
 )
-def test_lockstep_is_the_loop(algorithm: Any, rewards: int, combine: Any) -> None:
+def test_lockstep_is_the_loop(algorithm, rewards, combine):
     r = recording(25, 16, rewards=rewards)
     loop = search(r.prompts, algorithm, ReplayEngine(r), selection=Selection(utility=combine))
     agrees(lockstep(algorithm, in_order(r), 25, Task(GRID), rewards=rewards, utility=combine), loop)
@@ -83,9 +82,7 @@ UNDECODED = Price(Rates(nfe=10, decodes=12, reward_calls=2), estimates="nothing"
     ],
 )
 @pytest.mark.parametrize("shared", [False, True])
-def test_priced_lockstep_is_the_loop_at_any_price(
-    priced: PriceOfCompute, budget: str, price: Price, check: float, end: float, shared: bool
-) -> None:
+def test_priced_lockstep_is_the_loop_at_any_price(priced, budget, price, check, end, shared):
     r = recording(4, 16, price=price)
     mine = dataclasses.replace(priced, price=0.02 if shared else None)
     for algorithm in [mine] if shared else [mine, SeedPruning(None, (0.4,), levels=(0.35,))]:
@@ -103,7 +100,7 @@ def test_priced_lockstep_is_the_loop_at_any_price(
         assert shared or spent.max() <= task.allowance
 
 
-def test_pots_are_for_moves_of_one_row_and_searches_have_a_size() -> None:
+def test_pots_are_for_moves_of_one_row_and_searches_have_a_size():
     with pytest.raises(ValueError, match="with n set"):
         lockstep(BestOfN(), lambda *a: np.zeros(1), 1, Task(GRID))
     with pytest.raises(ValueError, match="time, got 3"):
@@ -116,9 +113,9 @@ def test_pots_are_for_moves_of_one_row_and_searches_have_a_size() -> None:
         )
 
 
-def test_moves_that_cost_nothing_come_to_an_end() -> None:
+def test_moves_that_cost_nothing_come_to_an_end():
     class Idle(BestOfN):
-        def step(self, state: Any, particles: Any, rng: Any) -> Any:
+        def step(self, state, particles, rng):
             if not len(particles):
                 return fresh(self.n or 1, 0, score=False), state
             seeds, at = particles.seed * 0, particles.step

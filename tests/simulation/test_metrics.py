@@ -8,13 +8,13 @@ import pytest
 from ttsnap.core import metrics
 
 
-def test_omega_of_known_curves() -> None:
+def test_omega_of_known_curves():
     budgets = np.arange(400, 4001, 200.0)
     base = np.log(budgets)
     assert metrics.omega(budgets, base[0] + 1.3 * (base - base[0]), base) == pytest.approx(30)
 
 
-def test_equivalents() -> None:
+def test_equivalents():
     rewards = np.random.default_rng(0).normal(size=(40, 30))
     assert metrics.equivalent_n(metrics.best_of_n(rewards, 8).mean(), rewards) == pytest.approx(8)
     assert metrics.equivalent_n(99.0, rewards) == float("inf")
@@ -32,7 +32,7 @@ def test_equivalents() -> None:
     assert metrics.matching_budget(budgets, curve, curve[-1] + 1e-15) == pytest.approx(budgets[-1])
 
 
-def test_prediction_metrics() -> None:
+def test_prediction_metrics():
     final = np.array([[1.0, 2, 3, 4], [4, 3, 2, 1]])
     early = np.array([[1.0, 2, 3, 4], [1, 2, 3, 4]])
     assert metrics.rank_correlation(early, final) == pytest.approx(0)
@@ -44,7 +44,7 @@ def test_prediction_metrics() -> None:
         metrics.rank_correlation(early, final, kind="pearson")
 
 
-def test_how_many_values_that_are_alike_are_worth() -> None:
+def test_how_many_values_that_are_alike_are_worth():
     assert metrics.effective(10, 0.0) == metrics.effective(10, -0.1) == 10
     assert metrics.effective(10, 1.0) == 1
     np.testing.assert_allclose(metrics.effective(3, 0.5), 1.5, rtol=1e-15)

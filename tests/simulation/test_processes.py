@@ -26,12 +26,12 @@ from .units import work
 
 
 @pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+def _importable(monkeypatch):
     """Worker processes import units.py by its name."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 
-def gone(pids: set[int], seconds: float = 30) -> bool:
+def gone(pids, seconds=30):
     """Whether no process of these runs any more; zombies, whose owner has not asked after them yet,
     do not run."""
     end = time.monotonic() + seconds
@@ -46,7 +46,7 @@ def gone(pids: set[int], seconds: float = 30) -> bool:
     return False
 
 
-def test_one_worker_is_this_process() -> None:
+def test_one_worker_is_this_process():
     with working(work, 1) as made:
         assert list(made(range(5))) == [(i, os.getpid()) for i in range(5)]
     with pytest.raises(ValueError, match="1, got 0"), working(work, 0):
@@ -56,7 +56,7 @@ def test_one_worker_is_this_process() -> None:
 @pytest.mark.parametrize(
     "by", [KeyboardInterrupt(), "refuse"], ids=["Ctrl-C", "an error in a unit"]
 )
-def test_nothing_runs_on_after_an_interruption(by: BaseException | str) -> None:
+def test_nothing_runs_on_after_an_interruption(by):
     """Both workers are at work when the block ends by an exception here, or in a unit."""
     before, others = time.monotonic(), set(multiprocessing.active_children())
     with contextlib.suppress(KeyboardInterrupt, ValueError), working(work, 2) as made:
@@ -77,7 +77,7 @@ def test_nothing_runs_on_after_an_interruption(by: BaseException | str) -> None:
     assert time.monotonic() - before < 60
 
 
-def test_several_workers_answer_in_order_and_what_goes_wrong_is_raised_here() -> None:
+def test_several_workers_answer_in_order_and_what_goes_wrong_is_raised_here():
     with working(work, 2) as made:
         found = list(made(range(40)))
     assert [one for one, _ in found] == list(range(40))
@@ -91,7 +91,7 @@ def test_several_workers_answer_in_order_and_what_goes_wrong_is_raised_here() ->
 @pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="processes are looked for in /proc"
 )
-def test_nothing_runs_on_after_the_owner_was_killed(tmp_path: Path) -> None:
+def test_nothing_runs_on_after_the_owner_was_killed(tmp_path):
     script = tmp_path / "owner.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
@@ -110,10 +110,10 @@ def test_nothing_runs_on_after_the_owner_was_killed(tmp_path: Path) -> None:
     assert gone({worker})
 
 
-def test_curves_schedules_and_prices_are_the_same_to_the_last_digit() -> None:
+def test_curves_schedules_and_prices_are_the_same_to_the_last_digit():
     r, budgets = recording(6, 20, rewards=2), tuple(map(Budget.parse, ("20nfe", "40nfe", "80nfe")))
     methods = Method(SeedPruning(None, (0.5,), steps=(4,))), Method(BestOfN())
-    progress: list[tuple[int, int]] = []
+    progress = []
     combine = utility.make([1.0, 2.0])
     study = Study(r, methods, budgets, 5, combine, seed=3)
     here, there = study.curves(), study.curves(2, lambda *told: progress.append(told))

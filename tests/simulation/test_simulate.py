@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +26,7 @@ from ttsnap.simulation.sizing import published_seeds, sized_for
 GRID = Grid(tuple(np.linspace(1, 0, 11).tolist()))
 
 
-def recording(
-    prompts: int = 12, seeds: int = 30, seed: int = 0, rewards: int = 1, **details: Any
-) -> Recording:
+def recording(prompts=12, seeds=30, seed=0, rewards=1, **details):
     """Scores that settle on the finished one over ten steps."""
     rng = np.random.default_rng(seed)
     known = np.linspace(0.2, 1, 11)[:, None]
@@ -41,7 +38,7 @@ def recording(
     return Recording(names, scores, GRID, ("a", "b")[:rewards], **details)
 
 
-def test_best_of_n_is_the_mean_over_all_subsets() -> None:
+def test_best_of_n_is_the_mean_over_all_subsets():
     r = recording(3, 6, rewards=2, price=Price(Rates(10.0, 1.0, 2.0)))
     final = r.final.mean(-1)
     found = best_of_n_curve(r, ["19nfe", "20nfe", "35nfe", "60nfe", "1000nfe"])
@@ -61,7 +58,7 @@ def test_best_of_n_is_the_mean_over_all_subsets() -> None:
     np.testing.assert_allclose(sampled, found.rewards[:, 2], atol=0.05)
 
 
-def test_curves_are_reproducible() -> None:
+def test_curves_are_reproducible():
     r, budgets = recording(), ["40nfe", "80nfe", "160nfe"]
     algorithm = SeedPruning(None, (0.5,), steps=(4,))
     first = curve(r, algorithm, budgets, 5, seed=3)
@@ -83,7 +80,7 @@ def test_curves_are_reproducible() -> None:
     assert (first.most <= [40, 80, 160]).all()
 
 
-def test_curves_keep_to_budgets_as_searches_do() -> None:
+def test_curves_keep_to_budgets_as_searches_do():
     """More seeds than the budget pays for are not started; where not even one is checked, one is
     finished."""
     r = recording(seeds=40, price=Price(Rates(1.0, 0.0, 1.0)))
@@ -102,7 +99,7 @@ def test_curves_keep_to_budgets_as_searches_do() -> None:
     assert curve(r, SeedPruning(3, (0.5,), steps=(4,)), ["1000nfe"], 2).spent[0] == 3 * 5 + 2 * 5
 
 
-def test_the_published_ledger_by_hand() -> None:
+def test_the_published_ledger_by_hand():
     dry = DryEngine(
         Grid(tuple(np.linspace(1, 0, 21).tolist())), ("r",), price=Price(Rates(10.0, 0.0, 1.0))
     )
@@ -132,12 +129,12 @@ def test_the_published_ledger_by_hand() -> None:
     assert fit > few
 
 
-def test_seeds_that_all_start_at_once_are_as_many_as_fit() -> None:
+def test_seeds_that_all_start_at_once_are_as_many_as_fit():
     found = curve(recording(), TopNoises(n=500, keep=2), ["30nfe", "45nfe"], 2)
     assert found.most.tolist() == [30, 45]  # n + 2 (10 - 1): 12 and 27 seeds
 
 
-def test_the_published_ledger_rounds_survivors_as_the_notebooks_do() -> None:
+def test_the_published_ledger_rounds_survivors_as_the_notebooks_do():
     """Python's round takes halves to even: of 10 seeds half are 5, and half of those 2. Everywhere
     else it is 3."""
     r, schedule = recording(seeds=10), SeedPruning(None, (0.5, 0.5), steps=(2, 5))
@@ -158,7 +155,7 @@ def test_the_published_ledger_rounds_survivors_as_the_notebooks_do() -> None:
     )
 
 
-def test_compare_to_best_of_n() -> None:
+def test_compare_to_best_of_n():
     r, budgets = recording(), ["20nfe", "40nfe", "80nfe", "160nfe"]
     base = best_of_n_curve(r, budgets)
     itself = compare(base, base, r)
@@ -179,7 +176,7 @@ def test_compare_to_best_of_n() -> None:
     assert found.omega > 3 * found.error > 0
 
 
-def test_where_there_is_nothing_to_find_there_is_no_omega() -> None:
+def test_where_there_is_nothing_to_find_there_is_no_omega():
     r = recording()
     base = best_of_n_curve(r, ["20nfe", "21nfe", "22nfe"])  # two images each time
     found = compare(curve(r, SeedPruning(), ["20nfe", "21nfe", "22nfe"], 2), base, r)
@@ -200,12 +197,12 @@ def test_where_there_is_nothing_to_find_there_is_no_omega() -> None:
 
 
 @pytest.fixture(scope="module")
-def priced() -> PriceOfCompute:
+def priced():
     return PriceOfCompute(calibrate(recording(10, 24, seed=5), images=(2, 6), seeds=24))
 
 
 @pytest.mark.parametrize("images", [2, 6])
-def test_the_calibrated_price_spends_the_allowance(priced: PriceOfCompute, images: int) -> None:
+def test_the_calibrated_price_spends_the_allowance(priced, images):
     """On other prompts of the same kind, when every prompt stops at the price instead of sharing
     what is left."""
     other, allowance = recording(40, 40, seed=6), images * 10.0
@@ -250,15 +247,15 @@ def test_the_calibrated_price_spends_the_allowance(priced: PriceOfCompute, image
         (lambda r: calibrate(dataclasses.replace(r, scores=r.scores * 0)), "do not vary"),
     ],
 )
-def test_bad_input_is_named(build: Any, said: str) -> None:
+def test_bad_input_is_named(build, said):
     with pytest.raises(ValueError, match=said):
         build(recording())
 
 
-def _failed(r: Recording) -> Recording:
+def _failed(r):
     r.scores[0, 0, -1] = np.nan
     return dataclasses.replace(r)
 
 
-def _sparse(r: Recording) -> Recording:
+def _sparse(r):
     return dataclasses.replace(r, scored=tuple(k != 3 for k in range(11)))

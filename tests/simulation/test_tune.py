@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from ttsnap.simulation.tune import judge, tune
 BUDGETS = ["40nfe", "80nfe", "160nfe"]
 
 
-def planted(informative: int, prompts: int = 20, seeds: int = 40, **details: Any) -> Recording:
+def planted(informative, prompts=20, seeds=40, **details):
     """Scores that say nothing before a step and everything from it on."""
     rng = np.random.default_rng(0)
     final = rng.normal(size=(prompts, seeds, 1))
@@ -35,7 +34,7 @@ def planted(informative: int, prompts: int = 20, seeds: int = 40, **details: Any
     )
 
 
-def test_the_planted_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_planted_step_is_found(monkeypatch):
     monkeypatch.setattr(tuning, "SEARCHES", 200)
     step, seed, recording, calls = 3, 1, planted(3), list[Any]()
     found = tune(recording, BUDGETS, trials=50, seed=seed, on_progress=lambda *a: calls.append(a))
@@ -61,7 +60,7 @@ def test_the_planted_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("informative", [True, False], ids=["the default is best", "nothing is"])
-def test_nothing_that_loses_is_returned(informative: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_that_loses_is_returned(informative, monkeypatch):
     """All that is tried keeps one in twenty by scores that say nothing."""
     poor = SeedPruning(None, (0.05,), steps=(0,), denoising_steps=20)
     monkeypatch.setattr("ttsnap.simulation.tune.draw", lambda rng, space: poor)
@@ -77,11 +76,11 @@ def test_nothing_that_loses_is_returned(informative: bool, monkeypatch: pytest.M
     assert not tune(recording, BUDGETS[:1], trials=2).fitted.loses  # too few for an omega
 
 
-def test_what_was_interrupted_goes_on_and_ends_as_undisturbed(tmp_path: Path, ctrl_c: None) -> None:
+def test_what_was_interrupted_goes_on_and_ends_as_undisturbed(tmp_path, ctrl_c):
     whole, kept = tune(planted(3), BUDGETS, trials=10), tmp_path / "tried"
-    calls: list[int] = []
+    calls = []
 
-    def interrupted(done: int, of: int) -> None:
+    def interrupted(done, of):
         calls.append(done)
         if len(calls) in (3, 8):
             os.kill(os.getpid(), signal.SIGINT)
@@ -89,7 +88,7 @@ def test_what_was_interrupted_goes_on_and_ends_as_undisturbed(tmp_path: Path, ct
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             tune(planted(3), BUDGETS, trials=10, kept_in=kept, on_progress=interrupted)
-    judged: list[SeedPruning] = []
+    judged = []
     found = tuning._Judge.__call__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -104,7 +103,7 @@ def test_what_was_interrupted_goes_on_and_ends_as_undisturbed(tmp_path: Path, ct
 
 
 @pytest.mark.parametrize(("step", "better"), [(2, True), (8, False), (12, False)])
-def test_better_is_what_beats_the_default_by_more_than_the_error(step: int, better: bool) -> None:
+def test_better_is_what_beats_the_default_by_more_than_the_error(step, better):
     """The default checks at step 8 of 20: too late where scores tell all from step 2 on, not where
     from step 8."""
     recording = planted(min(step, 8))
@@ -120,7 +119,7 @@ def test_better_is_what_beats_the_default_by_more_than_the_error(step: int, bett
     assert two.ahead == (0, 0), "the default, over itself"
 
 
-def test_a_schedule_that_wants_more_seeds_than_were_recorded_is_told() -> None:
+def test_a_schedule_that_wants_more_seeds_than_were_recorded_is_told():
     """A check at step 3 costs 4 evaluations: 160 pay for 31 seeds of which one in a hundred goes on
     for 16 more, so that 30 recorded ones fall short and 40 do not."""
     schedule = SeedPruning(None, (0.01,), steps=(3,))
@@ -136,7 +135,7 @@ def test_a_schedule_that_wants_more_seeds_than_were_recorded_is_told() -> None:
     assert short_of_budget(few, schedule, ["40nfe"]) is None
 
 
-def test_all_rewards_of_a_recording_are_billed() -> None:
+def test_all_rewards_of_a_recording_are_billed():
     """The reward that is fitted to is made of all recorded ones: a score takes a call of each."""
     scores, grid = np.random.default_rng(0).normal(size=(3, 30, 21, 2)), planted(3).grid
     both = Recording(("a", "b", "c"), scores, grid, ("p", "q"), price=Price(Rates(1.0, 2.0, 10.0)))
@@ -147,7 +146,7 @@ def test_all_rewards_of_a_recording_are_billed() -> None:
         )
 
 
-def test_only_recorded_steps_are_used_and_all_prompts_where_asked() -> None:
+def test_only_recorded_steps_are_used_and_all_prompts_where_asked():
     recorded = tuple(k in (3, 6, 20) for k in range(21))
     found = tune(planted(5, scored=recorded), BUDGETS, trials=4, holdout=0.0)
     assert set(found.schedule.steps or ()) <= {3, 6}
@@ -158,7 +157,7 @@ def test_only_recorded_steps_are_used_and_all_prompts_where_asked() -> None:
     assert not found.fitted.better
 
 
-def test_prompts_kept_out_without_variation_tell_nothing() -> None:
+def test_prompts_kept_out_without_variation_tell_nothing():
     recording = planted(5, prompts=5, seeds=20)
     recording.scores[4:] = 0.5
     assert tune(recording, BUDGETS, trials=1).held_out is None
@@ -166,7 +165,7 @@ def test_prompts_kept_out_without_variation_tell_nothing() -> None:
     assert tune(recording, BUDGETS, trials=1).held_out is not None
 
 
-def constant(prompts: slice, value: float = 0.3) -> Recording:
+def constant(prompts, value=0.3):
     """With one and the same score in these prompts."""
     recording = planted(3)
     recording.scores[prompts] = value
@@ -188,7 +187,7 @@ def constant(prompts: slice, value: float = 0.3) -> Recording:
         (lambda: tune(planted(3), ["10nfe"], trials=1), "too small for one image"),
     ],
 )
-def test_bad_input_is_named(build: Any, said: str) -> None:
+def test_bad_input_is_named(build, said):
     with pytest.raises(ValueError, match=said):
         build()
 
@@ -196,7 +195,7 @@ def test_bad_input_is_named(build: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("steps", "drafts"), [((), (1, 2)), ((2, 3, 5, 8), ()), ((2, 3, 5, 8), (1, 2))]
 )
-def test_schedules_stay_within_their_space_and_come_to_all_of_it(steps: Any, drafts: Any) -> None:
+def test_schedules_stay_within_their_space_and_come_to_all_of_it(steps, drafts):
     rng, space, seen = (
         np.random.default_rng(0),
         Space(np.array(steps, int), 3, drafts),

@@ -6,7 +6,7 @@ import os
 import time
 
 
-def work(unit: str | int) -> tuple[str | int, int]:
+def work(unit):
     """The unit and who did it; words misbehave."""
     if unit == "refuse":
         raise ValueError("this unit is refused")

@@ -79,7 +79,9 @@ class Spent:
     def __str__(self) -> str:
         """A line: what was spent, of which budget, on how many seeds and images, what ended it."""
         amounts = {**self.counts(), "forward_passes": self.forward_passes}
-        counts = ", ".join(f"{round(n, 2)} {name.replace('_', ' ')}" for name, n in amounts.items())
+        words = {kind.name: kind.label for kind in KINDS}
+        words |= {"nfe": "nfe", "forward_passes": "forward passes"}
+        counts = ", ".join(f"{round(n, 2)} {words[name]}" for name, n in amounts.items())
         seeds = f"{self.seeds} seeds started, {self.finished} finished"
         ended = f"; {self.ended}" if self.ended else ""
         return f"{counts} of a budget of {self.budget}; {seeds}{ended}"

@@ -7,8 +7,6 @@ it runs.
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import ComfyExtension, io
 
 from .embedded import EmbeddedText, embedded_model, embedded_vae
@@ -16,7 +14,7 @@ from .embedded import EmbeddedText, embedded_model, embedded_vae
 
 class ToyCheckpoint(io.ComfyNode):
     @classmethod
-    def define_schema(cls) -> io.Schema:
+    def define_schema(cls):
         return io.Schema(
             node_id="ToyCheckpoint",
             display_name="Toy Checkpoint",
@@ -26,7 +24,7 @@ class ToyCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, parametrisation: str) -> io.NodeOutput:
+    def execute(cls, parametrisation):
         return io.NodeOutput(embedded_model(parametrisation), EmbeddedText(), embedded_vae())
 
 
@@ -34,7 +32,7 @@ class ToyRedness(io.ComfyNode):
     """A node of somebody else that scores an image."""
 
     @classmethod
-    def define_schema(cls) -> io.Schema:
+    def define_schema(cls):
         return io.Schema(
             node_id="ToyRedness",
             display_name="Toy Redness",
@@ -48,16 +46,16 @@ class ToyRedness(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, picture: Any, gain: float, text: str) -> io.NodeOutput:
+    def execute(cls, picture, gain, text):
         return io.NodeOutput(
             text, float((picture[..., 0] - picture[..., 2]).clamp(min=0).mean()) * gain
         )
 
 
 class ToyNodes(ComfyExtension):
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+    async def get_node_list(self):
         return [ToyCheckpoint, ToyRedness]
 
 
-async def comfy_entrypoint() -> ComfyExtension:
+async def comfy_entrypoint():
     return ToyNodes()

@@ -18,7 +18,6 @@ import comfy.sd
 import comfy.supported_models
 import torch
 from diffusers import StableDiffusion3Pipeline
-from torch import Tensor
 
 from ttsnap.scenes import weights_path
 
@@ -27,7 +26,7 @@ Conditioning = list[list[Any]]
 
 
 @functools.cache
-def pipeline() -> StableDiffusion3Pipeline:
+def pipeline():
     """The stock pipeline of the embedded model, loaded once."""
     return StableDiffusion3Pipeline.from_pretrained(weights_path(), torch_dtype=torch.float32)
 
@@ -38,15 +37,15 @@ class EmbeddedLatents(comfy.latent_formats.LatentFormat):
 
     latent_channels = 8
 
-    def __init__(self) -> None:
+    def __init__(self):
         vae = pipeline().vae.config
         self.scale_factor, self.shift_factor = vae.scaling_factor, vae.shift_factor
         self.latent_rgb_factors = torch.eye(8, 3).tolist()  # previews are of the first channels
 
-    def process_in(self, latent: Tensor) -> Tensor:
+    def process_in(self, latent):
         return (latent - self.shift_factor) * self.scale_factor
 
-    def process_out(self, latent: Tensor) -> Tensor:
+    def process_out(self, latent):
         return latent / self.scale_factor + self.shift_factor
 
 
@@ -56,13 +55,13 @@ class FlowNetwork(torch.nn.Module):
 
     dtype = torch.float32
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.transformer = pipeline().transformer
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor, **_: Any) -> Tensor:
+    def forward(self, x, timesteps, context, y, **_):
         texts = {"encoder_hidden_states": context, "pooled_projections": y}
-        velocity: Tensor = self.transformer(x, timestep=timesteps, return_dict=False, **texts)[0]
+        velocity = self.transformer(x, timestep=timesteps, return_dict=False, **texts)[0]
         return velocity
 
 
@@ -73,19 +72,19 @@ class NoiseNetwork(FlowNetwork):
     That is the flow's x at time t = s / (1 + s), times 1 + s.
     """
 
-    def __init__(self, sigmas: Tensor) -> None:
+    def __init__(self, sigmas):
         """`sigmas`, (1000,), are those of the timesteps that the network is called with."""
         super().__init__()
         self.register_buffer("sigmas", sigmas.clone())
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor, **_: Any) -> Tensor:
+    def forward(self, x, timesteps, context, y, **_):
         s = self.sigmas[timesteps.long()].view(-1, 1, 1, 1)
         t = s / (1 + s)
         between = x * (s**2 + 1).sqrt() * (1 - t)  # ComfyUI gives x / sqrt(s^2 + 1)
         return between + (1 - t) * super().forward(between, t.flatten() * 1000, context, y)
 
 
-def embedded_model(parametrisation: str = "flow") -> Any:
+def embedded_model(parametrisation="flow"):
     """A MODEL. The flow has shift 1, as the model's own scheduler does."""
     config = comfy.supported_models.SD3({"disable_unet_model_creation": True, "in_channels": 8})
     config.sampling_settings = {"shift": 1.0} if parametrisation == "flow" else {}
@@ -106,11 +105,11 @@ def embedded_model(parametrisation: str = "flow") -> Any:
 class EmbeddedText:
     """A CLIP, as far as CLIPTextEncode uses one."""
 
-    def tokenize(self, text: str) -> str:
+    def tokenize(self, text):
         return text
 
     @torch.inference_mode()
-    def encode_from_tokens_scheduled(self, tokens: str) -> Conditioning:
+    def encode_from_tokens_scheduled(self, tokens):
         options = {
             "prompt_2": None,
             "prompt_3": None,
@@ -121,7 +120,7 @@ class EmbeddedText:
         return [[embeds, {"pooled_output": pooled}]]
 
 
-def conditioning(text: str) -> Conditioning:
+def conditioning(text):
     """The CONDITIONING of a caption, or of "" for the negative one."""
     return EmbeddedText().encode_from_tokens_scheduled(text)
 
@@ -129,20 +128,20 @@ def conditioning(text: str) -> Conditioning:
 class Autoencoder(torch.nn.Module):
     """diffusers' VAE with the calls of ComfyUI's."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.vae = pipeline().vae
 
-    def decode(self, latents: Tensor) -> Tensor:
-        image: Tensor = self.vae.decode(latents, return_dict=False)[0]
+    def decode(self, latents):
+        image = self.vae.decode(latents, return_dict=False)[0]
         return image
 
-    def encode(self, images: Tensor) -> Tensor:
-        mean: Tensor = self.vae.encode(images).latent_dist.mode()
+    def encode(self, images):
+        mean = self.vae.encode(images).latent_dist.mode()
         return mean
 
 
-def embedded_vae() -> Any:
+def embedded_vae():
     """A VAE: 32 x 32 pixels for 8 x 8 latents. ComfyUI's class splits batches, scales pixels and
     manages memory."""
     without_weights = {"pixel_space_vae": torch.tensor(1.0)}

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import torch
 from diffusers import DDIMScheduler
-from torch import Tensor
 
 from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.prompts import Listed
-from ttsnap.files.settings import Json, build
+from ttsnap.files.settings import build
 from ttsnap.pipelines import upgrade
 from ttsnap.rewards.reward_model import RewardModel
 
@@ -23,25 +18,25 @@ PROMPTS = Listed(["a red circle", "two dogs", "a cat"])
 STEPS = 5
 
 
-def stock_of(name: str = "sd3") -> Any:
+def stock_of(name="sd3"):
     """A stock pipeline whose sampler takes one evaluation in each step."""
     return sd15(DDIMScheduler(**STABLE_DIFFUSION_BETAS)) if name == "sd15" else shared(name)
 
 
-def pipe_of(name: str = "sd3") -> Any:
+def pipe_of(name="sd3"):
     return upgrade(stock_of(name))
 
 
-def denoiser_of(config: DraftConfig) -> Any:
+def denoiser_of(config):
     return pipe_of(config.model).denoiser(**dict(config.call or {}))
 
 
-def settings_of(config: DraftConfig) -> Mapping[str, Json]:
+def settings_of(config):
     call = dict(config.call or {})
     return trajectories.settings_of(config.trajectories, config.model, call, PROMPTS, torch.float32)
 
 
-def config_of(name: str = "sd3", **sections: dict[str, Any]) -> DraftConfig:
+def config_of(name="sd3", **sections):
     """Six trajectories of three steps' states and four optimiser steps, unless a section says
     otherwise."""
     rows = {"second": 0.25, "from_noise": 0.5, "validation": 2, "validate_every": 2}
@@ -68,11 +63,11 @@ class Brightness(RewardModel):
 
     name = "brightness"
 
-    def __call__(self, images: Tensor, prompts: Any, level: Any = None) -> Tensor:
+    def __call__(self, images, prompts, level=None):
         return images.mean((1, 2, 3))
 
 
-def bytes_in(folder: Path) -> dict[str, bytes]:
+def bytes_in(folder):
     """Every file by its path in the folder."""
     return {
         str(path.relative_to(folder)): path.read_bytes()

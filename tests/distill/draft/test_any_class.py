@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import diffusers
 import pytest
@@ -35,19 +33,19 @@ BLOCKS = {
 }
 
 
-def network_of(pipe: Any) -> nn.Module:
+def network_of(pipe):
     parts = pipe.components
-    net: nn.Module = parts.get("transformer") or parts["unet"]
+    net = parts.get("transformer") or parts["unet"]
     return net
 
 
-def test_transformer_blocks_are_found_in_the_network() -> None:
+def test_transformer_blocks_are_found_in_the_network():
     nets = [network_of(shared(name)) for name in FAMILIES]
     assert {type(net).__name__: blocks_of(net) for net in nets} == BLOCKS
 
 
 @pytest.mark.parametrize("name", ["Flux", "Flux2", "Wan"])
-def test_blocks_of_full_size(name: str) -> None:
+def test_blocks_of_full_size(name):
     kind = getattr(diffusers, f"{name}Transformer{'3D' if name == 'Wan' else '2D'}Model")
     with torch.device("meta"):
         net = kind()
@@ -55,7 +53,7 @@ def test_blocks_of_full_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["embedded", "sd3", "flux"])
-def test_an_estimate_is_what_the_stock_call_makes_in_one_step(name: str) -> None:
+def test_an_estimate_is_what_the_stock_call_makes_in_one_step(name):
     """With the LoRA, told the time, and not guided; and a gradient comes to the LoRA alone."""
     stock = downgrade(load(name)) if name == "embedded" else stock_of(name)
     text = "a red circle above a blue square"
@@ -99,7 +97,7 @@ def test_an_estimate_is_what_the_stock_call_makes_in_one_step(name: str) -> None
         "ChromaPipeline",
     ],
 )
-def test_a_draft_is_made_of_a_class_that_nothing_knows(kind: str, tmp_path: Path) -> None:
+def test_a_draft_is_made_of_a_class_that_nothing_knows(kind, tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         case = support_parts.stock(kind)
@@ -113,7 +111,7 @@ def test_a_draft_is_made_of_a_class_that_nothing_knows(kind: str, tmp_path: Path
     assert (tmp_path / "draft" / "pytorch_lora_weights.safetensors").exists()
 
 
-def test_what_no_draft_can_be_made_of_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+def test_what_no_draft_can_be_made_of_is_refused_before_anything_is_made(tmp_path):
     config = config_of("pixart_sigma")
     with pytest.raises(ValueError, match="PixArtTransformer2DModel"):
         distill_draft(upgrade(shared("pixart_sigma")), config, PROMPTS, tmp_path)

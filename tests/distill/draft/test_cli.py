@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -34,14 +33,14 @@ evaluation: {prompts: 2, seeds: 3, steps: [0, 3]}
 
 
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _inside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(SMALL)
 
 
 def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    capsys,
+):
     command = ["distill-draft", "--config", "small.yaml", "--out"]
     assert main([*command, "whole"]) == 0
     said = capsys.readouterr().out
@@ -81,9 +80,7 @@ def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(
         (["--training.first-time", "2"], "first-time must be less than or equal to 1, got 2"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
-) -> None:
+def test_what_cannot_be_done_is_said_before_a_model_is_loaded(capsys, arguments, said):
     Path("two.txt").write_text("a red circle\na blue square\na red circle\n")
     assert main(["distill-draft", "--config", "small.yaml", "--out", "x", *arguments]) == 2
     assert said in error_of(capsys)
@@ -91,7 +88,7 @@ def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_draft_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_make_the_draft_of_one(monkeypatch):
     """The same trajectories, the same LoRA but for rounding, and the same bits when it is gone on
     with."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -101,7 +98,7 @@ def test_two_processes_make_the_draft_of_one(monkeypatch: pytest.MonkeyPatch) ->
     # needs no GPU
     two = [*("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"), "ttsnap"]
 
-    def run(out: str, launcher: Sequence[str]) -> str:
+    def run(out, launcher):
         command = [
             sys.executable,
             "-m",
@@ -125,7 +122,7 @@ def test_two_processes_make_the_draft_of_one(monkeypatch: pytest.MonkeyPatch) ->
     assert len(made) == 3
     assert made == bytes_in(Path("one/trajectories"))
 
-    def moved(out: str) -> torch.Tensor:
+    def moved(out):
         """The weights that start at zero."""
         tensors = load_file(f"{out}/draft/pytorch_lora_weights.safetensors")
         return torch.cat(
@@ -137,7 +134,7 @@ def test_two_processes_make_the_draft_of_one(monkeypatch: pytest.MonkeyPatch) ->
 
     shutil.copytree("two", "parts")
 
-    def forget() -> None:
+    def forget():
         for path in ("draft", "evaluation", "checkpoints/00000004"):
             shutil.rmtree(Path("parts", path))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,12 +14,12 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def paper(monkeypatch: pytest.MonkeyPatch) -> Any:
+def paper(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module("draft_on_paper")
 
 
-def test_hours_follow_from_the_figures(paper: Any) -> None:
+def test_hours_follow_from_the_figures(paper):
     flops = 1e12, 2e12, {"thin": 5e11}, 5e12, 6e12
     one = paper.Paper(
         "A model", 20, 2, 8_000_000_000, 5, 30_000_000, *flops, 3 * 10**9, 10**9, 1000

@@ -5,23 +5,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.prompts import Listed
 from ttsnap.distill.draft.run import Measured, distill_draft
 from ttsnap.files.writing import locked
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.sampling.drafts import Checked, TrainedFor, note_check, read_draft
-from ttsnap.simulation.looks import RankedLook
 
 from ...pipelines.tiny import FAMILIES  # noqa: TID252
 from .. import kills  # noqa: TID252
@@ -31,9 +28,7 @@ from .small import PROMPTS, STEPS, Brightness, bytes_in, config_of, denoiser_of,
 HELD_OUT = ("a green tree", "a blue house")
 
 
-def run(
-    config: DraftConfig, out: Path, name: str, prompts: Listed = PROMPTS
-) -> Sequence[RankedLook]:
+def run(config, out, name, prompts=PROMPTS):
     """A draft of a pipeline, also in another process."""
     out.mkdir(exist_ok=True)
     measured = Measured(HELD_OUT, Brightness())
@@ -41,7 +36,7 @@ def run(
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
-def test_a_draft_is_made_of_every_kind_of_pipeline(name: str, tmp_path: Path) -> None:
+def test_a_draft_is_made_of_every_kind_of_pipeline(name, tmp_path):
     looks = run(
         config_of(name, training={"lr": 1.0, "warmup": 0, "ema": 0.0}), tmp_path / "out", name
     )
@@ -101,16 +96,14 @@ class Undisturbed(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     kills.undisturbed(partial(run, config_of(), out, "sd3"))
     return Undisturbed(out, left_by(out))
 
 
-def test_a_finished_run_is_not_made_again(
-    undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def made(*args: Any) -> Any:
+def test_a_finished_run_is_not_made_again(undisturbed, monkeypatch):
+    def made(*args):
         raise AssertionError("it was there already")
 
     for done in ("trajectories._shard", "run.train"):
@@ -126,7 +119,7 @@ def test_a_finished_run_is_not_made_again(
     assert "4 steps of 4 rows, rank 2" in card
 
 
-def left_by(out: Path) -> dict[str, bytes]:
+def left_by(out):
     """What a run leaves for its user, the seconds in it aside, and its last checkpoint."""
     last = max((out / "checkpoints").iterdir())
     kept = ("draft/", "trajectories/", f"checkpoints/{last.name}", "config")
@@ -134,18 +127,14 @@ def left_by(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_killed_again_and_again_it_ends_as_undisturbed(
-    undisturbed: Undisturbed, tmp_path: Path, seed: int
-) -> None:
+def test_killed_again_and_again_it_ends_as_undisturbed(undisturbed, tmp_path, seed):
     assert ended(partial(run, config_of(), tmp_path / "out", "sd3"), tmp_path, seed) >= 2
     assert left_by(tmp_path / "out") == undisturbed.left
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_at_any_moment_it_ends_as_undisturbed(
-    undisturbed: Undisturbed, tmp_path: Path
-) -> None:
+def test_killed_at_any_moment_it_ends_as_undisturbed(undisturbed, tmp_path):
     for moment in itertools.count(1, 7):
         out = tmp_path / str(moment)
         if not killed(partial(run, config_of(), out, "sd3"), out, moment):
@@ -155,7 +144,7 @@ def test_killed_at_any_moment_it_ends_as_undisturbed(
     assert moment > 40
 
 
-def test_it_starts_from_an_earlier_draft(tmp_path: Path) -> None:
+def test_it_starts_from_an_earlier_draft(tmp_path):
     run(config_of(training={"lr": 1.0, "warmup": 0}), tmp_path / "first", "sd3")
     earlier = str(tmp_path / "first" / "draft")
     run(config_of(training={"start": earlier, "lr": 1e-9}), tmp_path / "second", "sd3")
@@ -171,7 +160,7 @@ def test_it_starts_from_an_earlier_draft(tmp_path: Path) -> None:
         run(config_of(training={"start": earlier, "rank": 3}), tmp_path / "third", "sd3")
 
 
-def test_what_cannot_be_trained_is_said_before_trajectories_are_made(tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_said_before_trajectories_are_made(tmp_path):
     for sections, said in (
         ({"training": {"start": "nowhere"}}, r"training\.start nowhere is no draft's folder"),
         # in files of two
@@ -182,9 +171,7 @@ def test_what_cannot_be_trained_is_said_before_trajectories_are_made(tmp_path: P
     assert not (tmp_path / "trajectories").exists()
 
 
-def test_other_settings_are_refused_before_anything_is_changed(
-    undisturbed: Undisturbed, tmp_path: Path
-) -> None:
+def test_other_settings_are_refused_before_anything_is_changed(undisturbed, tmp_path):
     before = bytes_in(undisturbed.out)
     for sections, said in (
         ({"training": {"lr": 0.5}}, r"training\.lr is 0\.01, not 0\.5"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ttsnap.distill.draft import train as training
 from ttsnap.distill.draft import trajectories
-from ttsnap.distill.draft.config import DraftConfig, TrainingConfig
+from ttsnap.distill.draft.config import TrainingConfig
 from ttsnap.distill.draft.student import DraftStudent, start_from
 from ttsnap.distill.draft.train import draw, loss, second_calls
 from ttsnap.distill.draft.trajectories import Trajectories
@@ -24,7 +23,7 @@ from ..kills import calls  # noqa: TID252
 from .small import PROMPTS, config_of, denoiser_of, pipe_of, settings_of
 
 
-def test_the_loss_is_its_closed_form() -> None:
+def test_the_loss_is_its_closed_form():
     generator = torch.Generator().manual_seed(0)
     guess, end = (torch.randn(3, 2, 4, dtype=torch.float64, generator=generator) for _ in range(2))
     told = torch.tensor([0.87, 0.7, 0.5], dtype=torch.float64)
@@ -38,11 +37,11 @@ def test_the_loss_is_its_closed_form() -> None:
     )
 
 
-def test_a_second_call_is_made_halfway_to_the_first_guess_along_the_same_noise() -> None:
+def test_a_second_call_is_made_halfway_to_the_first_guess_along_the_same_noise():
     x = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    asked: list[list[float]] = []
+    asked = []
 
-    def estimate(x: Tensor, told: Tensor, cond: Tensor) -> Tensor:
+    def estimate(x, told, cond):
         asked.append(told.tolist())
         return 0.3 * x
 
@@ -55,7 +54,7 @@ def test_a_second_call_is_made_halfway_to_the_first_guess_along_the_same_noise()
 
 
 @pytest.mark.parametrize("name", ["sd3", "sdxl"])  # a flow, and one whose states are x0 + sigma eps
-def test_states_are_scaled_to_points_of_the_models_own_path(name: str) -> None:
+def test_states_are_scaled_to_points_of_the_models_own_path(name):
     pipe, call = pipe_of(name), dict(config_of(name).call or {})
     student, schedule = (
         DraftStudent(pipe, call, states=3, first_time=0.87, rank=2),
@@ -70,7 +69,7 @@ def test_states_are_scaled_to_points_of_the_models_own_path(name: str) -> None:
     )
 
 
-def test_every_trajectory_comes_once_before_any_comes_again_in_rows_of_three_kinds() -> None:
+def test_every_trajectory_comes_once_before_any_comes_again_in_rows_of_three_kinds():
     config = TrainingConfig(batch=20, from_noise=0.45, second=0.15)
     drawn = [draw(step, 50, 5, config) for step in range(5)]
     seen = np.concatenate([rows.trajectories for rows in drawn])
@@ -86,28 +85,28 @@ def test_every_trajectory_comes_once_before_any_comes_again_in_rows_of_three_kin
     assert not draw(0, 50, 1, config).steps.any()  # only noise was kept
 
 
-def test_the_learning_rate_rises_stays_and_falls() -> None:
+def test_the_learning_rate_rises_stays_and_falls():
     config = TrainingConfig(steps=100, warmup=10, decay=0.4, final_lr=0.02)
     factors = [training.factor(step, config) for step in (0, 4, 9, 60, 80, 99)]
     assert factors == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.025])
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Trajectories:
+def data(tmp_path_factory):
     config, folder = config_of(), tmp_path_factory.mktemp("data")
     settings = settings_of(config)
     made = trajectories.make(denoiser_of(config), PROMPTS, config.trajectories, settings, folder)
     return Trajectories.read(made, settings)
 
 
-def student_of(config: DraftConfig) -> DraftStudent:
+def student_of(config):
     torch.manual_seed(config.training.seed)
     return DraftStudent(
         pipe_of(), dict(config.call or {}), states=3, first_time=0.87, rank=config.training.rank
     )
 
 
-def gradient(data: Trajectories, parts: int = 1, member: Member = ALONE) -> Tensor:
+def gradient(data, parts=1, member=ALONE):
     """Of the first step; and its loss."""
     config = config_of(training={"parts": parts, "second": 0.5, "batch": 8})
     student, found = student_of(config), list[Tensor]()
@@ -122,7 +121,7 @@ def gradient(data: Trajectories, parts: int = 1, member: Member = ALONE) -> Tens
     return torch.cat(found)
 
 
-def test_parts_and_processes_give_the_same_gradient(data: Trajectories) -> None:
+def test_parts_and_processes_give_the_same_gradient(data):
     whole = gradient(data)
     torch.testing.assert_close(gradient(data, parts=2), whole, rtol=1e-4, atol=1e-6)
     for parts in (1, 2):
@@ -131,9 +130,9 @@ def test_parts_and_processes_give_the_same_gradient(data: Trajectories) -> None:
         torch.testing.assert_close((both[0] + both[1]) / 2, whole, rtol=1e-4, atol=1e-6)
 
 
-def test_of_several_processes_the_first_one_writes(data: Trajectories, tmp_path: Path) -> None:
+def test_of_several_processes_the_first_one_writes(data, tmp_path):
     class Waiting(Member):
-        def any(self, asked: bool) -> bool:
+        def any(self, asked):
             return asked
 
     config = config_of(training={"batch": 6, "steps": 1})
@@ -146,12 +145,10 @@ def test_of_several_processes_the_first_one_writes(data: Trajectories, tmp_path:
         training.train(student_of(config), data, config.training, {}, tmp_path, Waiting(0, 4))
 
 
-def test_training_that_was_stopped_ends_with_the_same_bits(
-    data: Trajectories, tmp_path: Path
-) -> None:
+def test_training_that_was_stopped_ends_with_the_same_bits(data, tmp_path):
     config = config_of()
 
-    def trained(out: Path) -> dict[str, Tensor]:
+    def trained(out):
         out.mkdir(exist_ok=True)
         training.train(student := student_of(config), data, config.training, {}, out)
         return {name: p.detach().clone() for name, p in student.parameters.items()}
@@ -166,9 +163,7 @@ def test_training_that_was_stopped_ends_with_the_same_bits(
     assert any(bool(p.abs().sum() > 0) for name, p in whole.items() if "lora_B" in name)
 
 
-def test_training_lowers_the_error_on_what_it_was_trained_on(
-    data: Trajectories, tmp_path: Path
-) -> None:
+def test_training_lowers_the_error_on_what_it_was_trained_on(data, tmp_path):
     config = config_of(
         training={"steps": 8, "validation": 1, "batch": 6, "ema": 0.0, "warmup": 2, "lr": 0.02}
     )
@@ -179,13 +174,13 @@ def test_training_lowers_the_error_on_what_it_was_trained_on(
     assert after["calls 1"] < 0.5 * before["calls 1"]
 
 
-def test_what_cannot_be_trained_is_refused(data: Trajectories, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_refused(data, tmp_path):
     config = config_of(training={"lr": 1e30, "warmup": 0, "clip": 0.0})
     with pytest.raises(ValueError, match=r"(nan|inf) at step .* training\.lr"):
         training.train(student_of(config), data, config.training, {}, tmp_path)
     with pytest.raises(ValueError, match=r"training\.start"):
         start_from(student_of(config), tmp_path)
-    sections: tuple[tuple[dict[str, Any], str], ...] = (
+    sections = (
         ({"training": {"batch": 5, "parts": 2}}, "must be a multiple"),
         ({"training": {"from_noise": 0.9, "second": 0.2}}, "must be at most 1"),
         ({"training": {"first_time": 0.0}}, "first_time must be greater than 0"),

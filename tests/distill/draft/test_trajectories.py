@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,7 +24,7 @@ from ..kills import calls  # noqa: TID252
 from .small import PROMPTS, STEPS, bytes_in, config_of, denoiser_of, settings_of
 
 
-def make(folder: Path, name: str = "sd3", member: Member = ALONE, **section: Any) -> list[Path]:
+def make(folder, name="sd3", member=ALONE, **section):
     config = config_of(name, trajectories=section)
     return trajectories.make(
         denoiser_of(config), PROMPTS, config.trajectories, settings_of(config), folder, member
@@ -35,13 +33,11 @@ def make(folder: Path, name: str = "sd3", member: Member = ALONE, **section: Any
 
 # Euler of a flow, Euler, and one with a history
 @pytest.mark.parametrize("name", ["sd3", "sdxl", "pixart_sigma"])
-def test_a_trajectory_is_that_of_the_stock_pipeline(name: str, tmp_path: Path) -> None:
+def test_a_trajectory_is_that_of_the_stock_pipeline(name, tmp_path):
     tensors = load_file(make(tmp_path, name, count=2)[0])
-    states: list[torch.Tensor] = []
+    states = []
 
-    def keep(
-        pipe: Any, step: int, t: Any, values: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def keep(pipe, step, t, values):
         states.append(values["latents"])
         return values
 
@@ -59,7 +55,7 @@ def test_a_trajectory_is_that_of_the_stock_pipeline(name: str, tmp_path: Path) -
     )
 
 
-def test_steps_are_jumped_over_along_the_straight_line(tmp_path: Path) -> None:
+def test_steps_are_jumped_over_along_the_straight_line(tmp_path):
     jumped = load_file(make(tmp_path, skipped=[3, 4])[0])["ends"][0].float()
     denoiser = denoiser_of(config_of())
     denoiser.encode([PROMPTS.texts[0]])
@@ -77,11 +73,11 @@ def test_steps_are_jumped_over_along_the_straight_line(tmp_path: Path) -> None:
 # which has a history
 @pytest.mark.parametrize(("name", "every", "ends"), [("sd3", 4, 3), ("pixart_sigma", 2, 1)])
 def test_signals_wait_for_a_checkpoint_from_which_a_shard_is_resumed(
-    name: str, every: int, ends: int, tmp_path: Path, ctrl_c: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    name, every, ends, tmp_path, ctrl_c, monkeypatch
+):
     polls, ask = itertools.count(1), Unbroken.__call__
 
-    def signalled(self: Unbroken) -> bool:
+    def signalled(self):
         if next(polls) % every == 0:
             os.kill(os.getpid(), signal.SIGINT)
         return ask(self)
@@ -99,9 +95,7 @@ def test_signals_wait_for_a_checkpoint_from_which_a_shard_is_resumed(
     assert bytes_in(tmp_path / "parts") == bytes_in(tmp_path / "whole")
 
 
-def test_a_run_that_is_killed_loses_half_a_minute_of_a_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_killed_loses_half_a_minute_of_a_shard(tmp_path, monkeypatch):
     clock, section = itertools.count(0, 11), {"count": 4, "shard": 4, "batch": 2}
     monkeypatch.setattr("ttsnap.distill.draft.trajectories.time.monotonic", lambda: next(clock))
     with calls(trajectories, "predict", fails=9) as made:
@@ -116,9 +110,7 @@ def test_a_run_that_is_killed_loses_half_a_minute_of_a_shard(
     assert bytes_in(tmp_path / "parts") == bytes_in(tmp_path / "whole")
 
 
-def test_processes_divide_the_files_and_another_number_of_them_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_divide_the_files_and_another_number_of_them_goes_on(tmp_path, monkeypatch):
     make(tmp_path / "one", count=10)
     monkeypatch.setattr(Member, "wait", lambda self: None)
     there = []
@@ -129,7 +121,7 @@ def test_processes_divide_the_files_and_another_number_of_them_goes_on(
     assert bytes_in(tmp_path / "several") == bytes_in(tmp_path / "one")
 
 
-def test_more_can_be_asked_for_later_but_not_with_other_settings(tmp_path: Path) -> None:
+def test_more_can_be_asked_for_later_but_not_with_other_settings(tmp_path):
     (before,) = make(tmp_path, count=2)
     stamp = before.stat().st_mtime_ns
     after = make(tmp_path, count=3)
@@ -142,14 +134,14 @@ def test_more_can_be_asked_for_later_but_not_with_other_settings(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
-def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_damaged_files_are_refused_in_a_sentence(tmp_path):
     (path,) = make(tmp_path, count=2)
     settings = settings_of(config_of(trajectories={"count": 2}))
     good = path.read_bytes()
     shard = trajectories.read_shard(path, settings)
     assert (shard.prompts, shard.first_seed) == (("a red circle", "two dogs"), 7)
 
-    def refused(said: str) -> None:
+    def refused(said):
         with pytest.raises(ValueError, match=said):
             trajectories.read_shard(path, settings)
 
@@ -183,9 +175,7 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
         ("sdxl", None, {"skipped": [3]}, "goes otherwise"),
     ],
 )
-def test_samplers_and_settings_that_do_not_fit_are_refused(
-    name: str, scheduler: Any, section: dict[str, Any], said: str
-) -> None:
+def test_samplers_and_settings_that_do_not_fit_are_refused(name, scheduler, section, said):
     config = config_of(name, trajectories=section)
     pipe = upgrade(sd15(scheduler(**STABLE_DIFFUSION_BETAS)) if scheduler else shared(name))
     with pytest.raises(ValueError, match=said):
@@ -194,7 +184,7 @@ def test_samplers_and_settings_that_do_not_fit_are_refused(
         )
 
 
-def test_prompts_are_the_same_whenever_they_are_asked_for_and_never_held_out() -> None:
+def test_prompts_are_the_same_whenever_they_are_asked_for_and_never_held_out():
     captions = SceneCaptions(3)
     drawn = captions.draw(1, 40)
     assert drawn == SceneCaptions(3).draw(1, 40) != captions.draw(0, 40)

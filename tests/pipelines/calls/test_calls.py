@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import diffusers
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,11 +32,11 @@ from .tiny import NAMES, call_of, stock
 PROMPTS = ["a fox", "two red hens"]
 
 
-def reward(images: Tensor, prompts: list[str]) -> list[float]:
+def reward(images, prompts):
     return [float(image.flatten()[::3].mean()) for image in images]
 
 
-def found(pipe: Any, prompts: list[str], **how: Any) -> Any:
+def found(pipe, prompts, **how):
     asked = {
         "search": "ttsnap",
         "reward": reward,
@@ -49,24 +48,24 @@ def found(pipe: Any, prompts: list[str], **how: Any) -> Any:
     return pipe(prompt=prompts, **asked)
 
 
-def pictures(out: Any) -> Tensor:
-    made: Tensor = out.images if hasattr(out, "images") else out.frames
+def pictures(out):
+    made = out.images if hasattr(out, "images") else out.frames
     return made
 
 
-def alone(pipe: Any, prompt: str, seed: int, **call: Any) -> Tensor:
+def alone(pipe, prompt, seed, **call):
     """What the stock call makes of a seed."""
     return images_of(pipe(prompt=prompt, generator=seeded(seed), output_type="pt", **call))
 
 
-def processors(parts: dict[str, Any]) -> Any:
+def processors(parts):
     return all_processors(
         {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
     )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_winners_are_what_the_stock_call_makes_of_their_seeds(name: str) -> None:
+def test_winners_are_what_the_stock_call_makes_of_their_seeds(name):
     pipe, call = stock(name), call_of(name)
     before = processors(pipe.components)
     out = found(upgrade(pipe), PROMPTS, **call)
@@ -75,7 +74,7 @@ def test_winners_are_what_the_stock_call_makes_of_their_seeds(name: str) -> None
     assert changed(before, processors(pipe.components)) == {}
 
 
-def test_a_video_comes_with_its_sound_which_estimates_do_without() -> None:
+def test_a_video_comes_with_its_sound_which_estimates_do_without():
     pipe, call = stock("LTX2ImageToVideoPipeline"), call_of("LTX2ImageToVideoPipeline")
     twin = upgrade(pipe)
     out = found(twin, PROMPTS[:1], budget="2images", **call)
@@ -96,7 +95,7 @@ def test_a_video_comes_with_its_sound_which_estimates_do_without() -> None:
     assert (denoiser.hub.calls["vocoder"], denoiser.hub.calls["vae"]) == (1, before + 1)
 
 
-def test_rows_that_go_alone_are_equal_to_the_last_bit_and_no_thread_is_left() -> None:
+def test_rows_that_go_alone_are_equal_to_the_last_bit_and_no_thread_is_left():
     pipe, call = stock("PixArtAlphaPipeline"), call_of("PixArtAlphaPipeline")
     out = found(upgrade(pipe), PROMPTS[:1], batch_size=1, decode_batch_size=1, **call)
     assert torch.equal(
@@ -107,7 +106,7 @@ def test_rows_that_go_alone_are_equal_to_the_last_bit_and_no_thread_is_left() ->
     assert [thread for thread in threading.enumerate() if thread.name == NAME] == []
 
 
-def test_the_ledger_counts_what_networks_answer_and_prices_are_those_of_the_stock_call() -> None:
+def test_the_ledger_counts_what_networks_answer_and_prices_are_those_of_the_stock_call():
     call = {**families.FAMILIES["sdxl"].call, "num_inference_steps": 4}
     pipe = families.shared("sdxl")
     engine = upgrade(pipe).engine(reward, **call)
@@ -120,7 +119,7 @@ def test_the_ledger_counts_what_networks_answer_and_prices_are_those_of_the_stoc
     assert engine.denoiser.hub.rows["unet"] == sum(result.spent.nfe for result in results)
 
 
-def test_joining_is_tried_and_images_stay_apart_where_a_network_mixes_them() -> None:
+def test_joining_is_tried_and_images_stay_apart_where_a_network_mixes_them():
     pag, plain = stock("StableDiffusionPAGPipeline"), families.shared("sd15")
     size = {**families.SIZE, "num_inference_steps": 4}
     mixing = copy.copy(plain)
@@ -156,19 +155,17 @@ class Waits(TorchDispatchMode):
 
     counts: ClassVar = Counter[str]()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
             self.counts[func.name()] += 1
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", ["flux", "sdxl"])
-def test_steps_wait_for_the_device_no_more_than_those_of_stock_calls(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_wait_for_the_device_no_more_than_those_of_stock_calls(name, monkeypatch):
     program = frame._program
 
-    def watched(*args: Any) -> Any:
+    def watched(*args):
         with Waits():
             return program(*args)
 
@@ -191,7 +188,7 @@ def test_steps_wait_for_the_device_no_more_than_those_of_stock_calls(
     assert ours <= 2 / 4 * Waits.counts.total()
 
 
-def test_a_preview_vae_decodes_estimates_and_is_priced() -> None:
+def test_a_preview_vae_decodes_estimates_and_is_priced():
     pipe, call = copy.copy(stock("PixArtAlphaPipeline")), call_of("PixArtAlphaPipeline")
     blocks = len(pipe.vae.config.block_out_channels)
     widths = {f"{side}_block_out_channels": (4,) * blocks for side in ("encoder", "decoder")}
@@ -207,14 +204,14 @@ def test_a_preview_vae_decodes_estimates_and_is_priced() -> None:
     assert 0 < costs.preview < costs.decode
 
 
-def test_searches_from_two_threads_find_what_each_finds_alone() -> None:
+def test_searches_from_two_threads_find_what_each_finds_alone():
     twins = {
         name: upgrade(stock(name)) for name in ("StableDiffusionPAGPipeline", "FluxInpaintPipeline")
     }
     ways = {"ttsnap": {}, "smc": {"kernel": "sde", "batch_size": 3, "budget": "8nfe"}}
     asked = [(name, search) for name in twins for search in ways]
 
-    def run(name: str, search: str) -> tuple[Tensor, Any]:
+    def run(name, search):
         how = {**call_of(name), "search": search, **ways[search]}
         out = found(twins[name], PROMPTS[:1], **how)
         return pictures(out), out.search[0].spent.cost
@@ -233,7 +230,7 @@ def test_searches_from_two_threads_find_what_each_finds_alone() -> None:
         assert made[each][1] == cost, each
 
 
-def test_the_stock_calls_own_errors_and_what_cannot_be_suspended() -> None:
+def test_the_stock_calls_own_errors_and_what_cannot_be_suspended():
     pipe = upgrade(stock("PixArtAlphaPipeline"))
     with pytest.raises(ValueError, match="divisible by 8"):
         found(pipe, PROMPTS, **{**call_of("PixArtAlphaPipeline"), "height": 17})
@@ -251,13 +248,13 @@ def test_the_stock_calls_own_errors_and_what_cannot_be_suspended() -> None:
         found(upgrade(stock(inpainting)), PROMPTS, variety="repel:2:0.5", **call_of(inpainting))
 
 
-def test_a_call_without_search_is_the_stock_one() -> None:
+def test_a_call_without_search_is_the_stock_one():
     pipe, call = stock("PixArtAlphaPipeline"), call_of("PixArtAlphaPipeline")
     made = upgrade(pipe)(prompt=PROMPTS[0], generator=seeded(0), output_type="pt", **call).images
     assert torch.equal(made[0], alone(pipe, PROMPTS[0], 0, **call))
 
 
-def test_pictures_of_prompts_are_their_own_as_tensors_too() -> None:
+def test_pictures_of_prompts_are_their_own_as_tensors_too():
     pipe, call = stock("StableDiffusionImg2ImgPipeline"), call_of("StableDiffusionImg2ImgPipeline")
     images = [torch.full((1, 3, 32, 32), value) for value in (0.2, 0.8)]
     out = found(upgrade(pipe), PROMPTS[:2], **{**call, "image": images})

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gc
 import threading
-from typing import Any
 
 import diffusers
 import pytest
@@ -27,11 +26,11 @@ from .tiny import call_of, stock
 from .toy import toy
 
 
-def test_a_drafter_answers_in_frames_of_its_own_which_go_at_once() -> None:
+def test_a_drafter_answers_in_frames_of_its_own_which_go_at_once():
     pipe, call = stock("StableDiffusionPAGPipeline"), call_of("StableDiffusionPAGPipeline")
     before = processors(pipe.components)
     engine = upgrade(pipe).engine(reward, draft="hot", **call)
-    denoiser: Any = engine.denoiser
+    denoiser = engine.denoiser
     drafter = denoiser.drafts.twin()
     # Perturbed attention stays where guidance by the negative prompt goes.
     assert (denoiser.passes_per_nfe, drafter.passes_per_nfe) == (3, 2)
@@ -46,7 +45,7 @@ def test_a_drafter_answers_in_frames_of_its_own_which_go_at_once() -> None:
     assert [thread for thread in threading.enumerate() if thread.name == NAME] == []
 
 
-def test_the_network_that_others_lead_is_drafted_by_another() -> None:
+def test_the_network_that_others_lead_is_drafted_by_another():
     pipe, call = (
         stock("StableDiffusionControlNetPipeline"),
         call_of("StableDiffusionControlNetPipeline"),
@@ -55,7 +54,7 @@ def test_the_network_that_others_lead_is_drafted_by_another() -> None:
     assert out.search[0].spent.cost.draft_calls > 0
 
 
-def test_flow_maps_draft_for_themselves_as_the_stock_call_of_one_step() -> None:
+def test_flow_maps_draft_for_themselves_as_the_stock_call_of_one_step():
     pipe, call = stock("AnyFlowPipeline"), call_of("AnyFlowPipeline")
     for scale in (1.0, 4.0):
         denoiser = upgrade(pipe).denoiser(**{**call, "guidance_scale": scale})
@@ -72,7 +71,7 @@ def test_flow_maps_draft_for_themselves_as_the_stock_call_of_one_step() -> None:
     assert all(result.spent.cost.draft_calls > 0 for result in out.search)
 
 
-def test_what_is_no_flow_map_and_what_cannot_be_drafted_is_refused() -> None:
+def test_what_is_no_flow_map_and_what_cannot_be_drafted_is_refused():
     sd3, redrawn = families.shared("sd3"), "StableDiffusionImg2ImgPipeline"
     for pipe, how, why in (
         (toy(), {"draft": "self"}, "flow map"),
@@ -90,7 +89,7 @@ def test_what_is_no_flow_map_and_what_cannot_be_drafted_is_refused() -> None:
             found(upgrade(pipe), PROMPTS, **how)
 
 
-def test_a_picture_that_is_redrawn_is_ranked_by_drafts() -> None:
+def test_a_picture_that_is_redrawn_is_ranked_by_drafts():
     name = "StableDiffusionImg2ImgPipeline"
     pipe, call = stock(name), call_of(name)
     out = found(upgrade(pipe), PROMPTS[:1], draft="hot", search=BestOfN(3), **call)

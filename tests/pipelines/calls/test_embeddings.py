@@ -4,12 +4,9 @@ refusals."""
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.pipelines.tiny import FAMILIES, shared
 from ttsnap import BestOfN, Budget, search
@@ -20,7 +17,7 @@ from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.pipelines.replay import replay
 from ttsnap.results.media import png_info
-from ttsnap.results.record import SearchRecord, read_record
+from ttsnap.results.record import read_record
 from ttsnap.sampling.rng import seeded
 
 from .tiny import call_of, stock
@@ -35,26 +32,26 @@ MASKED = (
     "negative_prompt_embeds",
     "negative_prompt_attention_mask",
 )
-GIVES: dict[str, tuple[str, ...]] = {
+GIVES = {
     **dict.fromkeys(("sd15", "z_image", "StableDiffusionControlNetPipeline"), PAIR),
     **dict.fromkeys(("sdxl", "sd3", "StableDiffusion3InpaintPipeline"), POOLED),
     **dict.fromkeys(("pixart_sigma", "sana", "lumina2"), MASKED),
 }
 """What encode_prompt gives, as the call names it."""
-APART: dict[str, tuple[str, ...]] = {
+APART = {
     "flux": ("prompt_embeds", "pooled_prompt_embeds"),
     "qwen_image": ("prompt_embeds", "prompt_embeds_mask"),
     "flux2_klein": ("prompt_embeds",),
 }
 """The same of those that are asked once for each kind of prompt."""
 OPTIONS = ("max_sequence_length", "text_encoder_out_layers", "system_prompt")
-FIRST: dict[str, tuple[Any, ...]] = {
+FIRST = {
     **dict.fromkeys(("sd15", "StableDiffusionControlNetPipeline"), ("cpu", 1, True)),
     **dict.fromkeys(("sd3", "StableDiffusion3InpaintPipeline"), (None, None)),
 }
 
 
-def model(name: str) -> tuple[Any, dict[str, Any]]:
+def model(name):
     """A stock pipeline and a call without texts."""
     if name in FAMILIES:
         pipe, call = shared(name), {**FAMILIES[name].call, "num_inference_steps": 3}
@@ -63,12 +60,12 @@ def model(name: str) -> tuple[Any, dict[str, Any]]:
     return pipe, {key: value for key, value in call.items() if key != "negative_prompt"}
 
 
-def twin_of(pipe: Any) -> Any:
+def twin_of(pipe):
     return copied(pipe, search_class(type(pipe)))
 
 
 @torch.no_grad()
-def embeddings(name: str, pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
+def embeddings(name, pipe, call):
     """What a pipeline makes of PROMPTS and NEGATIVE, as arguments of its call."""
     options = {key: call[key] for key in OPTIONS if key in call}
     if name in GIVES:
@@ -82,21 +79,21 @@ def embeddings(name: str, pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
     return {key: each for key, each in given.items() if each is not None}
 
 
-def of_prompt(given: dict[str, Any], i: int) -> dict[str, Any]:
+def of_prompt(given, i):
     """Those of one prompt."""
     return {key: each[i : i + 1] for key, each in given.items()}
 
 
-def reward(images: Tensor, prompts: list[str]) -> Tensor:
+def reward(images, prompts):
     return images.flatten(1)[:, ::3].mean(1)
 
 
-def found(twin: Any, **call: Any) -> Any:
+def found(twin, **call):
     how = {"search": "best-of-n", "reward": reward, "seed": 3, "budget": "3images"}
     return twin(**{**how, "output_type": "pt", **call})
 
 
-def alone(pipe: Any, seed: int, **call: Any) -> Tensor:
+def alone(pipe, seed, **call):
     """What the stock call makes of a seed."""
     if "negative_prompt" in inspect.signature(pipe.__call__).parameters:
         call["negative_prompt"] = None  # in place of "", which some classes refuse beside them
@@ -104,7 +101,7 @@ def alone(pipe: Any, seed: int, **call: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("name", [*GIVES, *APART])
-def test_winners_are_what_the_stock_call_makes_of_their_embeddings(name: str) -> None:
+def test_winners_are_what_the_stock_call_makes_of_their_embeddings(name):
     pipe, call = model(name)
     given, twin = embeddings(name, pipe, call), twin_of(pipe)
     for count in (1, 2):
@@ -126,7 +123,7 @@ def test_winners_are_what_the_stock_call_makes_of_their_embeddings(name: str) ->
     ids=lambda how: how["search"],
 )
 @pytest.mark.parametrize("name", ["sd15", "sd3"])  # wide by numbers, and by lists
-def test_embeddings_are_searched_as_their_prompts_are(name: str, how: dict[str, Any]) -> None:
+def test_embeddings_are_searched_as_their_prompts_are(name, how):
     pipe, call = model(name)
     given, twin = embeddings(name, pipe, call), twin_of(pipe)
     assert twin.denoiser(**of_prompt(given, 0), **call)._widening is not None
@@ -138,7 +135,7 @@ def test_embeddings_are_searched_as_their_prompts_are(name: str, how: dict[str, 
         assert (one.best.seed, one.spent.nfe) == (other.best.seed, other.spent.nfe)
 
 
-def test_either_prompts_or_negative_ones_may_be_texts() -> None:
+def test_either_prompts_or_negative_ones_may_be_texts():
     pipe, call = model("sd15")
     given, twin = embeddings("sd15", pipe, call), twin_of(pipe)
     embeds, negative = (given[key] for key in PAIR)
@@ -150,7 +147,7 @@ def test_either_prompts_or_negative_ones_may_be_texts() -> None:
         assert torch.allclose(found(twin, **some, **call).images, both, atol=1e-5)
 
 
-def test_prompts_with_texts_and_with_embeddings_share_an_engine() -> None:
+def test_prompts_with_texts_and_with_embeddings_share_an_engine():
     pipe, call = model("sd15")
     given, twin = embeddings("sd15", pipe, call), twin_of(pipe)
     engine = twin.engine(reward, **call)
@@ -164,14 +161,12 @@ def test_prompts_with_texts_and_with_embeddings_share_an_engine() -> None:
         twin.denoiser(**given, **call)
 
 
-def test_a_png_made_from_embeddings_says_so_and_is_not_replayed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_png_made_from_embeddings_says_so_and_is_not_replayed(tmp_path, capsys):
     pipe, call = model("sd15")
     given, twin = of_prompt(embeddings("sd15", pipe, call), 0), twin_of(pipe)
     path = tmp_path / "one.png"
 
-    def record(**how: Any) -> SearchRecord:
+    def record(**how):
         image = found(twin, **how, **call, output_type="pil").images[0]
         image.save(path, pnginfo=png_info(image))
         return read_record(path)
@@ -185,7 +180,7 @@ def test_a_png_made_from_embeddings_says_so_and_is_not_replayed(
 
 EMBEDS = torch.zeros(2, 77, 32)
 GIVEN = {"prompt_embeds": EMBEDS, "reward_prompts": "a"}
-REFUSED: list[tuple[dict[str, Any], str]] = [
+REFUSED = [
     ({"prompt_embeds": EMBEDS}, "reward_prompts="),
     ({**GIVEN, "prompt": "a fox"}, "not both.*'a fox'"),
     ({**GIVEN, "reward_prompts": ["a"] * 3}, "reward_prompts has 3"),
@@ -203,9 +198,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "said"), REFUSED, ids=[said for _, said in REFUSED])
-def test_what_does_not_fit_is_refused_before_any_compute(
-    change: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_is_refused_before_any_compute(change, said, monkeypatch):
     pipe, call = model("sd15")
     for part in (pipe.unet, pipe.text_encoder):
         monkeypatch.setattr(part, "forward", None)  # no call of it returns
@@ -213,7 +206,7 @@ def test_what_does_not_fit_is_refused_before_any_compute(
         found(twin_of(pipe), **change, **call)
 
 
-def test_lists_with_a_tensor_for_each_prompt_may_be_of_other_lengths() -> None:
+def test_lists_with_a_tensor_for_each_prompt_may_be_of_other_lengths():
     pipe, call = model("z_image")
     twin = twin_of(pipe)
     given = embeddings("z_image", pipe, call)

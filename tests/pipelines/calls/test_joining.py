@@ -16,10 +16,10 @@ from ttsnap.pipelines.calls.joining import (
 )
 
 
-def test_rows_are_joined_what_all_share_is_not_and_results_come_apart_again() -> None:
+def test_rows_are_joined_what_all_share_is_not_and_results_come_apart_again():
     table = torch.arange(3.0)
 
-    def call(n: int, time: float) -> PartArguments:
+    def call(n, time):
         more = {"ids": table.clone(), "more": [torch.ones(n, 1)]}
         return PartArguments((torch.full((n, 4), float(n)), torch.tensor(time)), more)
 
@@ -36,9 +36,9 @@ def test_rows_are_joined_what_all_share_is_not_and_results_come_apart_again() ->
     assert not close(second[0], calls[1].args[0] + 0.1)
 
 
-def test_lists_are_rows_where_the_input_is_one() -> None:
+def test_lists_are_rows_where_the_input_is_one():
 
-    def call(n: int) -> PartArguments:
+    def call(n):
         return PartArguments(([torch.ones(2, 2)] * n,), {"texts": [torch.ones(n, 3)] * n})
 
     calls = [call(1), call(2)]
@@ -47,7 +47,7 @@ def test_lists_are_rows_where_the_input_is_one() -> None:
     assert [len(each) for each in parted(one.args[0], calls)] == [1, 2]
 
 
-def test_images_that_are_not_wanted_are_left_out_and_have_the_last_ones_result() -> None:
+def test_images_that_are_not_wanted_are_left_out_and_have_the_last_ones_result():
     rows = torch.arange(6.0)[:, None]  # two passes of three images
     table = torch.zeros(6)
     three = PartArguments((rows, table), {}, 3, 0, 2, frozenset({(0,)}))
@@ -72,9 +72,9 @@ def test_images_that_are_not_wanted_are_left_out_and_have_the_last_ones_result()
     ],
 )
 def test_what_differs_without_rows_keeps_calls_apart(
-    first: dict[str, object],
-    second: dict[str, object],
-) -> None:
+    first,
+    second,
+):
     x = torch.zeros(1, 2)
     with pytest.raises(UnlikeError):
         joined([PartArguments((x,), first), PartArguments((x,), second)], aligned=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ from ttsnap import Budget, search
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.core.prompt import Prompt
-from ttsnap.engine.live import LiveEngine
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.calls.hub import Hub
 from ttsnap.pipelines.calls.joining import PartArguments
@@ -53,7 +51,7 @@ CLASSES = {
 }
 """Ten, the quickest first, with the schedulers that their calls allow."""
 QUICK, ALL = list(CLASSES)[:3], list(CLASSES)
-ALGORITHMS: tuple[dict[str, Any], ...] = (
+ALGORITHMS = (
     {"search": "best-of-n"},
     {"search": "seed-pruning"},
     {"search": "ttsnap"},
@@ -62,7 +60,7 @@ ALGORITHMS: tuple[dict[str, Any], ...] = (
     {"search": "svdd", "kernel": "sde"},
     {"search": "rbf", "kernel": "sde"},
 )
-GRADIENTS: tuple[dict[str, Any], ...] = (
+GRADIENTS = (
     {"search": "best-of-n", "kernel": "sde", "guide": "dps:2:1-0"},
     {"search": "svdd", "kernel": "sde", "guide": "tilted:0.4:x0:1-0"},
     {"search": "noise-ascent", "kernel": "ode"},
@@ -70,11 +68,11 @@ GRADIENTS: tuple[dict[str, Any], ...] = (
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def reward(images: Any, prompts: list[str]) -> Any:
+def reward(images, prompts):
     return images.flatten(1)[:, ::3].mean(1)
 
 
-def threads_of_frames() -> int:
+def threads_of_frames():
     return sum(thread.name == NAME for thread in threading.enumerate())
 
 
@@ -90,7 +88,7 @@ class Drawn(NamedTuple):
     seed: int
 
 
-def drawn(rng: random.Random, ways: Sequence[dict[str, Any]] = ALGORITHMS) -> Drawn:
+def drawn(rng, ways=ALGORITHMS):
     return Drawn(
         rng.choice(ways), nfe=rng.randint(6, 40), prompts=rng.randint(1, 3), seed=rng.randint(0, 99)
     )
@@ -100,16 +98,16 @@ class Seen:
     """What the real parts of a denoiser's pipeline are called for: rows by part, and FLOPs; trials
     of the hub aside."""
 
-    def __init__(self, denoiser: Any, *, flops: bool = False) -> None:
+    def __init__(self, denoiser, *, flops=False):
         self.parts = {name: getattr(denoiser.pipe, name) for name in (*denoiser.hub.networks, VAE)}
         self.rows = dict.fromkeys(self.parts, 0)
         self.flops, self._counts_flops, self._tries = 0.0, flops, False
 
     @contextmanager
-    def counting(self) -> Iterator[None]:
+    def counting(self):
         alone = Hub._is_alone
 
-        def tried(*args: Any, **how: Any) -> bool:
+        def tried(*args, **how):
             self._tries = True
             try:
                 return alone(*args, **how)
@@ -124,22 +122,22 @@ class Seen:
                 patched.setattr(part, "__class__", type(kind.__name__, (kind,), {method: counted}))
             yield
 
-    def _counted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _counted(self, name, method):
         @functools.wraps(method)
-        def call(own: Any, *args: Any, **kwargs: Any) -> Any:
+        def call(own, *args, **kwargs):
             if own is not self.parts[name] or self._tries:  # a copy without weights, or a trial
                 return method(own, *args, **kwargs)
             self.rows[name] += PartArguments(args, kwargs).rows
             if not self._counts_flops:
                 return method(own, *args, **kwargs)
-            found: list[Any] = []
+            found = []
             self.flops += count_flops(lambda: found.append(method(own, *args, **kwargs)))
             return found[0]
 
         return call
 
 
-def built(name: str, scheduler: str) -> tuple[Any, dict[str, Any]]:
+def built(name, scheduler):
     """A search pipeline with this scheduler, over parts that others share, and the arguments of its
     call."""
     twin = upgrade(made(name).pipe)
@@ -150,7 +148,7 @@ def built(name: str, scheduler: str) -> tuple[Any, dict[str, Any]]:
 
 
 @functools.cache
-def rows_of_a_call(name: str, scheduler: str) -> dict[str, float]:
+def rows_of_a_call(name, scheduler):
     """What a stock call asks of its networks for a step, and of its decoder."""
     twin, call = built(name, scheduler)
     denoiser = twin.denoiser(**call)
@@ -162,7 +160,7 @@ def rows_of_a_call(name: str, scheduler: str) -> dict[str, float]:
     return {part: rows if part == VAE else rows / steps for part, rows in one.rows.items()}
 
 
-def engine_of(name: str, rng: random.Random, **sampler: Any) -> tuple[LiveEngine, dict[str, float]]:
+def engine_of(name, rng, **sampler):
     """An engine with a scheduler and batch sizes by chance, and the rows of its stock call."""
     scheduler = rng.choice(CLASSES[name])
     twin, call = built(name, scheduler)
@@ -170,9 +168,7 @@ def engine_of(name: str, rng: random.Random, **sampler: Any) -> tuple[LiveEngine
     return twin.engine(reward, **batches, **sampler, **call), rows_of_a_call(name, scheduler)
 
 
-def charged(
-    engine: LiveEngine, rows: dict[str, float], asked: Drawn, *, flops: bool = False
-) -> bool:
+def charged(engine, rows, asked, *, flops=False):
     """Compare the ledger of a search with what the parts saw. False where its call has no such
     search."""
     algorithm, one = make_algorithm(asked.how["search"]), Seen(engine.denoiser, flops=flops)
@@ -199,14 +195,14 @@ def charged(
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_ledgers_are_what_the_parts_were_called_for(name: str) -> None:
+def test_ledgers_are_what_the_parts_were_called_for(name):
     rng = random.Random(0)
     engine, rows = engine_of(name, rng)
     assert sum(charged(engine, rows, drawn(rng, ALGORITHMS[:3])) for _ in range(2)) == 2
 
 
 @pytest.mark.parametrize(("name", "how"), each_once(QUICK, GRADIENTS))
-def test_ledgers_of_searches_that_follow_gradients(name: str, how: dict[str, Any]) -> None:
+def test_ledgers_of_searches_that_follow_gradients(name, how):
     rng = random.Random(2)
     sampler = {option: value for option, value in how.items() if option != "search"}
     engine, rows = engine_of(name, rng, **sampler)
@@ -218,7 +214,7 @@ def test_ledgers_of_searches_that_follow_gradients(name: str, how: dict[str, Any
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_the_ledgers_of_300_random_searches() -> None:
+def test_the_ledgers_of_300_random_searches():
     rng, ran = random.Random(1), 0
     for _ in range(36):
         for name in ALL:
@@ -235,7 +231,7 @@ def test_the_ledgers_of_300_random_searches() -> None:
 # Threads
 
 
-def asked_of(seed: int) -> dict[str, Any]:
+def asked_of(seed):
     """A search by each algorithm in turn."""
     rng = random.Random(seed)
     ways = [how for how in ALGORITHMS if how["search"] != "zero-order"]
@@ -247,11 +243,11 @@ def asked_of(seed: int) -> dict[str, Any]:
     }
 
 
-def test_12_mixed_searches_from_4_threads_on_one_pipe_are_what_each_is_alone() -> None:
+def test_12_mixed_searches_from_4_threads_on_one_pipe_are_what_each_is_alone():
     name = "PixArtAlphaPipeline"
     pipe, call = upgrade(made(name).pipe), {**made(name).call, "num_inference_steps": 3}
 
-    def run(seed: int) -> Any:
+    def run(seed):
         return pipe(PROMPTS[:2], reward=reward, output_type="pt", **asked_of(seed), **call)
 
     alone, together = {seed: run(seed) for seed in range(12)}, dict[int, Any]()
@@ -295,16 +291,14 @@ PLACES = (
 
 
 @pytest.mark.parametrize(("place", "error"), each_once(PLACES, ERRORS))
-def test_what_a_part_raises_ends_its_search_and_leaves_no_thread(
-    place: tuple[str, str, int], error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_part_raises_ends_its_search_and_leaves_no_thread(place, error, monkeypatch):
     part, method, after = place
     pipe = upgrade(made("FluxInpaintPipeline").pipe)
     call = {**made("FluxInpaintPipeline").call, "num_inference_steps": 3}
     engine = pipe.engine(reward, batch_size=2, **call)
     real, calls = getattr(type(getattr(pipe, part)), method), list[int]()
 
-    def broken(*args: Any, **kwargs: Any) -> Any:
+    def broken(*args, **kwargs):
         calls.append(1)
         if len(calls) > after:
             raise error
@@ -316,7 +310,7 @@ def test_what_a_part_raises_ends_its_search_and_leaves_no_thread(
     assert threads_of_frames() == 0
 
 
-def test_a_bad_argument_is_the_stock_calls_error() -> None:
+def test_a_bad_argument_is_the_stock_calls_error():
     case = made("FluxInpaintPipeline")
     with pytest.raises(ValueError) as stocks:
         case.pipe(prompt=PROMPTS[0], **{**case.call, "max_sequence_length": 4096})

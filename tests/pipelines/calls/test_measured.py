@@ -6,7 +6,6 @@ import csv
 import importlib
 import random
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import pytest
@@ -16,24 +15,24 @@ PAGE = ROOT / "docs" / "reference" / "support.csv"
 
 
 @pytest.fixture
-def support(monkeypatch: pytest.MonkeyPatch) -> Any:
+def support(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module("support")
 
 
-def lines() -> list[dict[str, str]]:
+def lines():
     with PAGE.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_the_table_has_classes_of_diffusers_the_newest_first(support: Any) -> None:
+def test_the_table_has_classes_of_diffusers_the_newest_first(support):
     names = [line["pipeline"] for line in lines()]
     assert set(names) <= set(dir(diffusers))
     assert names == sorted(set(names), key=support.place)
     assert sum(line["search"] == "equal" for line in lines()) >= 130
 
 
-def test_three_lines_are_measured_again(support: Any) -> None:
+def test_three_lines_are_measured_again(support):
     equal = [line for line in lines() if line["search"] == "equal"]
     for line in random.Random(0).sample(equal, 3):
         found = support.measure(line["pipeline"])
@@ -51,7 +50,7 @@ def test_three_lines_are_measured_again(support: Any) -> None:
         "SanaSprintImg2ImgPipeline",  # its scheduler lists where it arrives, and begins later
     ],
 )
-def test_calls_that_were_refused_once(name: str, support: Any) -> None:
+def test_calls_that_were_refused_once(name, support):
     found = support.measure(name)
     # ConsisID differs by 2e-5 where the processor rounds otherwise.
     assert found.search == "equal" or (found.search == "differs" and float(found.difference) < 1e-4)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttsnap.pipelines import upgrade
@@ -22,7 +20,7 @@ from .test_toy import PROMPTS, found
 from .tiny import call_of, stock
 from .toy import ToyVae, ToyWriter, toy
 
-CALLS: dict[str, Callable[[], Any]] = {
+CALLS = {
     "plain": lambda: found(upgrade(toy())),
     "decodes": lambda: found(upgrade(toy(vae=ToyVae().eval())), batch_size=3),
     "writes": lambda: found(upgrade(toy(writer=ToyWriter().eval()))),
@@ -42,18 +40,18 @@ REFUSED = ("global", "mute", "duet untuned", "no such argument")
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_calls_leave_no_tensor_to_the_cycle_collector(name: str) -> None:
-    def tensors() -> dict[int, Tensor]:
+def test_calls_leave_no_tensor_to_the_cycle_collector(name):
+    def tensors():
         return {id(each): each for each in gc.get_objects() if issubclass(type(each), Tensor)}
 
-    def call() -> None:
+    def call():
         if name not in REFUSED:
             CALLS[name]()
             return
         with pytest.raises((ValueError, AttributeError)):
             CALLS[name]()
 
-    def left_by_a_call() -> list[torch.Size]:
+    def left_by_a_call():
         gc.collect()
         gc.disable()
         try:
@@ -70,16 +68,16 @@ def test_calls_leave_no_tensor_to_the_cycle_collector(name: str) -> None:
 class BigVae(ToyVae):
     """Latents -> an image of 3 MB."""
 
-    def decode(self, z: Tensor, generator: Generator | None = None) -> Tensor:
+    def decode(self, z, generator=None):
         return nn.functional.interpolate(super().decode(z, generator), size=512)
 
 
 @contextmanager
-def watched(mode: TorchDispatchMode) -> Iterator[None]:
+def watched(mode):
     """In here, a mode sees the operators of suspended calls, too."""
     program = frame._program
 
-    def seen(*args: Any) -> Any:
+    def seen(*args):
         with mode:
             return program(*args)
 
@@ -88,8 +86,8 @@ def watched(mode: TorchDispatchMode) -> Iterator[None]:
 
 
 def test_a_call_is_opened_in_about_the_memory_of_a_stock_call_and_keeps_no_image(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     monkeypatch.setattr(runs, "CHUNK", 1 << 12)
     pipe, live = toy(vae=BigVae().eval()), Live("cpu")
     alone = peak(lambda: pipe(PROMPTS[0], generator=seeded(0)), "cpu")
@@ -104,7 +102,7 @@ def test_a_call_is_opened_in_about_the_memory_of_a_stock_call_and_keeps_no_image
 class NoFloat64(TorchDispatchMode):
     """Widens no tensors to float64, as Apple's GPUs. Lists of times and levels are the host's."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         widens = func is torch.ops.aten._to_copy.default and kwargs.get("dtype") == torch.float64
         if widens and args[0].ndim > 1:
@@ -113,6 +111,6 @@ class NoFloat64(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", ["FluxInpaintPipeline", "WanPipeline"])
-def test_a_call_is_opened_where_float64_is_refused(name: str) -> None:
+def test_a_call_is_opened_where_float64_is_refused(name):
     with watched(NoFloat64()):
         upgrade(stock(name)).denoiser(**call_of(name))

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +23,7 @@ from .tiny import call_of, stock
 SUSPENDED = "PixArtAlphaPipeline"
 
 
-def own(name: str = SUSPENDED) -> tuple[Any, dict[str, Any]]:
+def own(name=SUSPENDED):
     """A pipeline that a test may change, and a small call."""
     if name in families.FAMILIES:
         family = families.FAMILIES[name]
@@ -36,7 +34,7 @@ def own(name: str = SUSPENDED) -> tuple[Any, dict[str, Any]]:
     return pipe, call_of(name)
 
 
-def finds_the_stock_image(pipe: Any, call: dict[str, Any], twin: Any = None) -> None:
+def finds_the_stock_image(pipe, call, twin=None):
     out = found(twin or upgrade(pipe), ["a fox"], search="best-of-n", budget="2images", **call)
     expected = alone(pipe, "a fox", out.search[0].images[0].seed, **call)
     torch.testing.assert_close(pictures(out)[0], expected, atol=1e-5, rtol=0)
@@ -48,32 +46,32 @@ def finds_the_stock_image(pipe: Any, call: dict[str, Any], twin: Any = None) -> 
 class Around(nn.Module):
     """A module of a user around a network."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner):
         super().__init__()
         self.inner = inner
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("inner"), name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args, **kwargs):
         return self.inner(*args, **kwargs)
 
 
 @pytest.mark.parametrize("around", [functools.partial(torch.compile, backend="eager"), Around])
-def test_a_network_inside_another_module_is_searched(around: Callable[[Any], Any]) -> None:
+def test_a_network_inside_another_module_is_searched(around):
     pipe, call = own()
     pipe.transformer = around(pipe.transformer)
     finds_the_stock_image(pipe, call)
 
 
-def test_a_call_that_hands_its_arguments_on_is_searched() -> None:
+def test_a_call_that_hands_its_arguments_on_is_searched():
     pipe, call = own()
 
     class OwnCall(type(pipe)):  # type: ignore[misc]
-        def __call__(self, prompt: Any = None, halved: bool = False, **kwargs: Any) -> Any:
+        def __call__(self, prompt=None, halved=False, **kwargs):
             out = super().__call__(prompt=prompt, **kwargs)
             out.images = out.images / (2 if halved else 1)
             return out
@@ -84,43 +82,43 @@ def test_a_call_that_hands_its_arguments_on_is_searched() -> None:
         found(upgrade(pipe), ["a fox"], halvd=True, **call)
 
 
-def test_a_video_call_that_hands_its_arguments_on_makes_videos() -> None:
+def test_a_video_call_that_hands_its_arguments_on_makes_videos():
     class OwnVideos(WanPipeline):  # type: ignore[misc]
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        def __call__(self, *args, **kwargs):
             return super().__call__(*args, **kwargs)
 
     assert search_class(OwnVideos).output_class is search_class(WanPipeline).output_class
 
 
-def test_parameters_are_those_of_the_base_where_arguments_are_handed_on() -> None:
+def test_parameters_are_those_of_the_base_where_arguments_are_handed_on():
     class First:
-        def __call__(self, prompt: str, *, steps: int = 3) -> None: ...
+        def __call__(self, prompt, *, steps=3): ...
 
     class Second(First):
-        def __call__(self, *args: Any, **kwargs: Any) -> None: ...
+        def __call__(self, *args, **kwargs): ...
 
     class Third(Second):
-        def __call__(self, scale: int, **kwargs: Any) -> None: ...
+        def __call__(self, scale, **kwargs): ...
 
     assert list(call_parameters(First)) == ["self", "prompt", "steps"]
     assert list(call_parameters(Second)) == ["self", "prompt", "steps", "kwargs"]
     assert list(call_parameters(Third)) == ["self", "scale", "prompt", "steps", "kwargs"]
 
 
-def test_a_subclass_with_parts_of_its_own_is_searched() -> None:
+def test_a_subclass_with_parts_of_its_own_is_searched():
     """As of Kohya's fix, whose U-Net reads one timestep for all rows."""
     pipe, call = own("sd15")
-    seen: list[float] = []
+    seen = []
 
     class OwnUNet(type(pipe.unet)):  # type: ignore[misc]
-        def forward(self, sample: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        def forward(self, sample, timestep, *args, **kwargs):
             factor = 1.5 if timestep > 500 else 1.0
             seen.append(factor)
             return super().forward(sample * factor, timestep, *args, **kwargs)
 
     class OwnParts(StableDiffusionPipeline):  # type: ignore[misc]
         @functools.wraps(StableDiffusionPipeline.__init__)
-        def __init__(self, **parts: Any) -> None:
+        def __init__(self, **parts):
             super().__init__(**parts)
 
     pipe.unet.__class__, pipe.__class__ = OwnUNet, OwnParts
@@ -132,41 +130,41 @@ def test_a_subclass_with_parts_of_its_own_is_searched() -> None:
 # --- patches --------------------------------------------------------------------------------------
 
 
-def cached(forward: Callable[..., Any], *, wraps: bool = True) -> Callable[..., Any]:
+def cached(forward, *, wraps=True):
     """What step caches put in the place of a method."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args, **kwargs):
         return forward(*args, **kwargs)
 
     return functools.wraps(forward)(call) if wraps else call
 
 
-def inner_forward(pipe: Any) -> None:
+def inner_forward(pipe):
     block = pipe.transformer.transformer_blocks[0]
     block.forward = cached(block.forward)
 
 
-def forward_under_a_hook(pipe: Any) -> None:
+def forward_under_a_hook(pipe):
     pipe.transformer.forward = functools.partial(cached(pipe.transformer.forward, wraps=False))
     cpu_offload(pipe.transformer, torch.device("cpu"))
 
 
-def own_step(pipe: Any) -> None:
+def own_step(pipe):
     pipe.scheduler.step = cached(pipe.scheduler.step)
 
 
-def hidden_arguments(pipe: Any) -> None:
+def hidden_arguments(pipe):
     class OwnStep(type(pipe.scheduler)):  # type: ignore[misc]
-        def step(self, *args: Any, **kwargs: Any) -> Any:
+        def step(self, *args, **kwargs):
             return super().step(*args, **kwargs)
 
     pipe.scheduler = OwnStep.from_config(pipe.scheduler.config)
 
 
-def namesake(pipe: Any) -> None:
+def namesake(pipe):
     kind = type(pipe.scheduler)
 
-    def step(self: Any, out: Any, *args: Any, **kwargs: Any) -> Any:
+    def step(self, out, *args, **kwargs):
         return kind.step(self, out / 2, *args, **kwargs)
 
     names = {"step": functools.wraps(kind.step)(step), "__module__": __name__}
@@ -183,7 +181,7 @@ PATCHES = {
 
 
 @pytest.mark.parametrize("patch", PATCHES)
-def test_what_was_set_on_parts_is_refused_by_name(patch: Any) -> None:
+def test_what_was_set_on_parts_is_refused_by_name(patch):
     pipe, call = own()
     patch(pipe)
     with pytest.raises(ValueError, match=PATCHES[patch]):
@@ -191,8 +189,8 @@ def test_what_was_set_on_parts_is_refused_by_name(patch: Any) -> None:
 
 
 def test_a_class_whose_method_was_replaced_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     pipe, call = own()
     twin = upgrade(pipe)
     for kind, method in ((type(pipe.transformer), "forward"), (type(pipe.scheduler), "step")):
@@ -202,7 +200,7 @@ def test_a_class_whose_method_was_replaced_is_refused(
                 found(twin, ["a fox"], **call)
 
 
-def test_what_is_the_classs_own_and_what_torch_has_made_is_searched() -> None:
+def test_what_is_the_classs_own_and_what_torch_has_made_is_searched():
     pipe, call = own()
     block = pipe.transformer.transformer_blocks[0]
     block.forward = block.forward  # as a cache that was disabled leaves it
@@ -211,7 +209,7 @@ def test_what_is_the_classs_own_and_what_torch_has_made_is_searched() -> None:
     finds_the_stock_image(pipe, call)
 
 
-def test_a_step_that_holds_its_scheduler_is_kept_by_plain_calls() -> None:
+def test_a_step_that_holds_its_scheduler_is_kept_by_plain_calls():
     pipe, call = own()
     own_step(pipe)
     expected = alone(pipe, "a fox", 1, **call)
@@ -219,12 +217,12 @@ def test_a_step_that_holds_its_scheduler_is_kept_by_plain_calls() -> None:
 
 
 def test_a_call_that_was_replaced_later_is_the_plain_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     pipe, call = own()
     twin, kind = upgrade(pipe), type(pipe)
 
-    def halved(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def halved(self, *args, **kwargs):
         out = before(self, *args, **kwargs)
         out.images = out.images / 2
         return out
@@ -235,19 +233,19 @@ def test_a_call_that_was_replaced_later_is_the_plain_one(
     finds_the_stock_image(pipe, call, twin)
 
 
-def test_a_call_that_patches_its_network_or_looks_inside_it_is_refused() -> None:
+def test_a_call_that_patches_its_network_or_looks_inside_it_is_refused():
     """As those of reference-only attention and of self-attention guidance."""
     pipe, call = own()
     kind, block = type(pipe), pipe.transformer.transformer_blocks[0]
 
     class Patching(kind):  # type: ignore[misc, valid-type]
-        def __call__(self, **kwargs: Any) -> Any:
+        def __call__(self, **kwargs):
             inner = self.transformer.transformer_blocks[0]
             inner.forward = cached(inner.forward)
             return super().__call__(**kwargs)
 
     class Looking(kind):  # type: ignore[misc, valid-type]
-        def __call__(self, **kwargs: Any) -> Any:
+        def __call__(self, **kwargs):
             super().__call__(**kwargs)
             return self.transformer.seen_last.images
 

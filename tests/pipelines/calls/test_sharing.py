@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Sequence
 from typing import Any
 from weakref import ref
 
@@ -16,11 +15,10 @@ from tests.pipelines.tiny import FAMILIES, shared
 from ttsnap import Budget, make_algorithm
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import RunUsage
-from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import report
-from ttsnap.loop.request import LoopSearch, RunningRequest
+from ttsnap.loop.request import LoopSearch
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.sampler import SamplerOptions
@@ -37,24 +35,24 @@ PROMPTS = ("a fox", "a hen", "a boat on a lake", "a cup")
 """Two of one length, since networks may be called once for texts of each."""
 
 
-def reward(images: Any, prompts: Any) -> Any:
+def reward(images, prompts):
     return images.flatten(1)[:, ::3].mean(1)
 
 
-def by_calls(name: str) -> tuple[Any, dict[str, Any]]:
+def by_calls(name):
     """A pipeline over tiny parts whose stock calls are suspended, and a small call."""
     pipe = shared(name) if name in FAMILIES else stock(name)
     twin = copied(pipe, search_class(type(pipe)))
     return twin, dict(FAMILIES[name].call if name in FAMILIES else call_of(name))
 
 
-def network_of(pipe: Any, call: dict[str, Any], **sampler: Any) -> SharedDenoiser:
+def network_of(pipe, call, **sampler):
     return SharedDenoiser(
         pipe.sampling_denoiser(SamplerOptions(**sampler), **{**call, "num_inference_steps": 3})
     )
 
 
-def engines_of(name: str, network: bool, steps: Sequence[int] = STEPS) -> list[LiveEngine]:
+def engines_of(name, network, steps=STEPS):
     pipe, call = by_calls(name)
     one = network_of(pipe, call) if network else None
     return [
@@ -64,12 +62,12 @@ def engines_of(name: str, network: bool, steps: Sequence[int] = STEPS) -> list[L
 
 
 def added(
-    run: Run,
-    prompts: Sequence[str] = PROMPTS[:1],
-    budget: str = "4images",
-    seed: int = 0,
-    search: str = "best-of-n",
-) -> RunningRequest:
+    run,
+    prompts=PROMPTS[:1],
+    budget="4images",
+    seed=0,
+    search="best-of-n",
+):
     engine = run.engine
     spent = Budget.parse(budget).on(engine.grid, engine.price.start)
     spec = prepared(LoopSearch(make_algorithm(search), spent, seed=seed), engine)
@@ -77,35 +75,35 @@ def added(
     return run.add([Prompt(text) for text in prompts], spec, clock)
 
 
-def finished(runs: Sequence[Run]) -> None:
+def finished(runs):
     while any(run.busy for run in runs):
         for run in runs:
             if run.busy:
                 run.turn()
 
 
-def told(request: RunningRequest, engine: Any) -> list[Any]:
+def told(request, engine):
     return [
         (one.best.seed, pytest.approx(one.best.reward, abs=1e-5), one.spent.cost.nfe)
         for one in report(request, engine, RunUsage())
     ]
 
 
-def searched(engines: Sequence[LiveEngine], prompts: Sequence[str] = PROMPTS[:2]) -> list[Any]:
+def searched(engines, prompts=PROMPTS[:2]):
     runs = [Run(engine) for engine in engines]
     requests = [added(run, prompts, seed=10 * i) for i, run in enumerate(runs)]
     finished(runs)
     return [told(*each) for each in zip(requests, engines, strict=True)]
 
 
-def network_calls(denoiser: Any) -> int:
+def network_calls(denoiser):
     """Of its networks."""
     hub = denoiser.hub
     return sum(hub.calls[part] for part in hub.networks)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_finds_what_it_finds_alone_and_evaluations_of_both_are_one_call(name: str) -> None:
+def test_each_finds_what_it_finds_alone_and_evaluations_of_both_are_one_call(name):
     alone, together = engines_of(name, network=False), engines_of(name, network=True)
     expected = searched(alone)
     assert searched(together) == expected
@@ -120,7 +118,7 @@ def test_each_finds_what_it_finds_alone_and_evaluations_of_both_are_one_call(nam
 
 
 @pytest.mark.parametrize("kernel", ["pipeline", "ode", "sde"])
-def test_ledgers_of_random_searches_that_take_turns(kernel: str) -> None:
+def test_ledgers_of_random_searches_that_take_turns(kernel):
     name = "PixArtAlphaPipeline"
     rng = random.Random(kernel)
     pipe, call = by_calls(name)
@@ -161,13 +159,13 @@ def test_ledgers_of_random_searches_that_take_turns(kernel: str) -> None:
         assert found[0] == found[1]
 
 
-def test_an_engine_that_is_dropped_while_another_runs_goes_with_its_frames() -> None:
+def test_an_engine_that_is_dropped_while_another_runs_goes_with_its_frames():
     engines = engines_of("sd15", network=True)
     runs = [Run(engine) for engine in engines]
     requests = [added(run, seed=10 * i) for i, run in enumerate(runs)]
     for run in runs:
         run.turn()
-    gone: Any = engines[0].denoiser
+    gone = engines[0].denoiser
     frames = [ref(frame) for waiting in gone._frames._waiting.values() for frame in waiting]
     there = [ref(gone), ref(engines[0]), *frames]
     assert frames
@@ -186,9 +184,9 @@ def test_an_engine_that_is_dropped_while_another_runs_goes_with_its_frames() -> 
     )
 
 
-def test_texts_are_encoded_once_for_all_calls() -> None:
-    engines: list[Any] = engines_of("sdxl", network=True)
-    one: Any = engines[0].network.denoiser
+def test_texts_are_encoded_once_for_all_calls():
+    engines = engines_of("sdxl", network=True)
+    one = engines[0].network.denoiser
     prompts = [Prompt(text) for text in PROMPTS[:2]]
     one.encode(prompts)
     starts = [engine.executor.peer.start for engine in engines]
@@ -199,7 +197,7 @@ def test_texts_are_encoded_once_for_all_calls() -> None:
     assert one.hub.calls["text_encoder"] == expected <= 4
 
 
-def test_calls_that_differ_in_more_than_steps_are_refused() -> None:
+def test_calls_that_differ_in_more_than_steps_are_refused():
     pipe, call = by_calls("sd3")
     one = pipe.denoiser(**call)
     for more in ({"guidance_scale": 2.0}, {"height": 32}, {"negative_prompt": "a hen"}):

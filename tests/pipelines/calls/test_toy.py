@@ -6,13 +6,10 @@ import copy
 import gc
 import threading
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import diffusers
 import pytest
 import torch
-from torch import Tensor
 
 from ttsnap.core.needs import Need
 from ttsnap.pipelines import upgrade
@@ -41,11 +38,11 @@ SEEDED = ("inline", "veil", "first", "rows")
 """What makes a call depend on more of its seed than the latents that can be put in."""
 
 
-def reward(images: Tensor, prompts: list[str]) -> list[float]:
+def reward(images, prompts):
     return [float(image[0].mean()) for image in images]
 
 
-def found(pipe: Any, **how: Any) -> Any:
+def found(pipe, **how):
     asked = {
         "search": "ttsnap",
         "reward": reward,
@@ -58,7 +55,7 @@ def found(pipe: Any, **how: Any) -> Any:
 
 
 @pytest.mark.parametrize("does", BEHAVIOURS)
-def test_winners_are_the_stock_calls_whatever_that_does(does: str) -> None:
+def test_winners_are_the_stock_calls_whatever_that_does(does):
     pipe = toy()
     out = found(upgrade(pipe), does=does, batch_size=3, budget="3images")
     for prompt, result, made in zip(PROMPTS, out.search, out.images, strict=True):
@@ -72,14 +69,14 @@ def test_winners_are_the_stock_calls_whatever_that_does(does: str) -> None:
         assert torch.allclose(out.audio, torch.cat(sounds), atol=1e-6)
 
 
-def growing() -> Any:
+def growing():
     """As Cosmos 2 has it: noise is added to an image that is not scaled down."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
     scheduler.register_to_config(sigma_max=3.0, sigma_min=0.02)
     return scheduler
 
 
-SCHEDULERS: dict[str, Callable[[], Any]] = {
+SCHEDULERS = {
     # Mochi, OmniGen
     "inverted": lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
     "growing": growing,
@@ -91,7 +88,7 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_schedulers_that_are_not_known_are_measured(name: str) -> None:
+def test_schedulers_that_are_not_known_are_measured(name):
     pipe = toy(SCHEDULERS[name]())
     twin = upgrade(pipe)
     out = found(twin, num_inference_steps=5, budget="3images")
@@ -110,7 +107,7 @@ def test_schedulers_that_are_not_known_are_measured(name: str) -> None:
         found(twin, kernel="sde")
 
 
-def test_a_scheduler_keeps_latents_that_the_call_changes_in_place_as_that_does() -> None:
+def test_a_scheduler_keeps_latents_that_the_call_changes_in_place_as_that_does():
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True
     )
@@ -123,9 +120,7 @@ def test_a_scheduler_keeps_latents_that_the_call_changes_in_place_as_that_does()
 
 
 @pytest.mark.parametrize(("vae", "does"), [(ToyVae().eval(), ""), (None, "late")])
-def test_what_is_drawn_after_the_last_step_is_the_stock_calls(
-    vae: ToyVae | None, does: str
-) -> None:
+def test_what_is_drawn_after_the_last_step_is_the_stock_calls(vae, does):
     pipe = toy(vae=vae)
     out = found(upgrade(pipe), does=does, batch_size=3, budget="3images")
     for prompt, result, made in zip(PROMPTS, out.search, out.images, strict=True):
@@ -138,10 +133,10 @@ def test_what_is_drawn_after_the_last_step_is_the_stock_calls(
         found(upgrade(draws), does=does)
 
 
-def test_a_language_model_writes_once_for_each_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_language_model_writes_once_for_each_prompt(monkeypatch):
     pipe, calls, forward = toy(writer=ToyWriter().eval()), Counter[float](), ToyWriter.forward
 
-    def counted(self: ToyWriter, length: Tensor, cache: Any) -> Tensor:
+    def counted(self, length, cache):
         if length.device.type != "meta":
             calls[float(length)] += 1
         return forward(self, length, cache)
@@ -154,7 +149,7 @@ def test_a_language_model_writes_once_for_each_prompt(monkeypatch: pytest.Monkey
     assert asked == [1] * 5 * (1 + len(PROMPTS))  # of the rehearsal's prompt, too
 
 
-def test_frames_are_one_video_and_several_pictures() -> None:
+def test_frames_are_one_video_and_several_pictures():
     frame = torch.zeros(3, 8, 8)
     videos = [[frame] * 5, torch.zeros(5, 3, 8, 8)], torch.zeros(2, 5, 3, 8, 8)
     assert (
@@ -166,12 +161,12 @@ def test_frames_are_one_video_and_several_pictures() -> None:
     assert len(pictures_for({"image": [frame] * 5})["image"]) == 5
 
 
-def test_pictures_are_asked_for_in_a_form_in_which_the_call_makes_them() -> None:
+def test_pictures_are_asked_for_in_a_form_in_which_the_call_makes_them():
     pipe = toy()
     out = found(upgrade(pipe), does="raw")
     best = out.search[0].best
 
-    def made(form: str) -> Any:
+    def made(form):
         return pipe(PROMPTS[0], generator=seeded(best.seed), does="raw", output_type=form).images
 
     assert torch.allclose(best.image, images_of(made("np")[None]), atol=1e-6)
@@ -179,7 +174,7 @@ def test_pictures_are_asked_for_in_a_form_in_which_the_call_makes_them() -> None
     assert torch.allclose(out.images[0], made("pt")[0], atol=1e-6)
 
 
-def test_what_torch_compiles_is_neither_traced_nor_counted() -> None:
+def test_what_torch_compiles_is_neither_traced_nor_counted():
     pipe = toy()
     pipe.transformer = ToyFlexNet().eval()
     out = found(upgrade(pipe))
@@ -188,7 +183,7 @@ def test_what_torch_compiles_is_neither_traced_nor_counted() -> None:
     assert out.search[0].spent.flops_by["denoise"] > 0
 
 
-def test_what_a_call_changes_of_its_arguments_is_its_own() -> None:
+def test_what_a_call_changes_of_its_arguments_is_its_own():
     pipe, shift = toy(), torch.zeros(1, 3, 8, 8)
     out = found(upgrade(pipe), shift=shift)
     assert shift.abs().max() == 0
@@ -199,7 +194,7 @@ def test_what_a_call_changes_of_its_arguments_is_its_own() -> None:
 
 
 @pytest.mark.parametrize("does", BEHAVIOURS)
-def test_only_what_the_call_allows_is_offered(does: str) -> None:
+def test_only_what_the_call_allows_is_offered(does):
     engine = upgrade(toy()).engine(reward, does=does)
     rehearsed = engine.denoiser.rehearsed
     assert rehearsed.by_seed == any(word in does for word in (*SEEDED, "momentum", "cache"))
@@ -209,7 +204,7 @@ def test_only_what_the_call_allows_is_offered(does: str) -> None:
     assert (Need.RENOISE in engine.offers) != kept
 
 
-def test_rows_that_are_made_twice_to_try_joining_are_told() -> None:
+def test_rows_that_are_made_twice_to_try_joining_are_told():
     pipe, rows = toy(vae=ToyVae().eval()), Counter[str]()
     pipe.transformer.register_forward_hook(lambda module, args, made: rows.update(nfe=len(args[0])))
     pipe.vae.layer.register_forward_hook(
@@ -225,7 +220,7 @@ def test_rows_that_are_made_twice_to_try_joining_are_told() -> None:
     }
 
 
-def test_calls_that_failed_together_once_are_tried_again_by_the_next_search() -> None:
+def test_calls_that_failed_together_once_are_tried_again_by_the_next_search():
     twin, rows = upgrade(toy()), torch.zeros(5).long()
     apart = list[set[str]]()
     for fails in (True, False):
@@ -242,7 +237,7 @@ def test_calls_that_failed_together_once_are_tried_again_by_the_next_search() ->
     assert called == 1 + 2, "together, and two of them apart"
 
 
-def test_states_go_on_in_other_frames_and_children_from_their_parents() -> None:
+def test_states_go_on_in_other_frames_and_children_from_their_parents():
     """Zero-order search mixes noise, RBF renoises, SMC branches: with rows at many steps, on two
     paths."""
     for how in (
@@ -270,17 +265,17 @@ def test_states_go_on_in_other_frames_and_children_from_their_parents() -> None:
         ("duet twice", "in turn"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(does: str, why: str) -> None:
+def test_what_cannot_be_searched_is_refused(does, why):
     with pytest.raises(ValueError, match=why):
         found(upgrade(toy()), does=does)
 
 
-def test_a_step_that_reads_tensors_of_the_call_is_refused_without_a_position() -> None:
+def test_a_step_that_reads_tensors_of_the_call_is_refused_without_a_position():
     with pytest.raises(ValueError, match="dmd_sigmas"):
         found(upgrade(toy(diffusers.HeliosDMDScheduler(stages=1))), does="told")
 
 
-def test_pipelines_in_a_pipeline_are_named() -> None:
+def test_pipelines_in_a_pipeline_are_named():
     with pytest.raises(ValueError, match=r"pipe\.decoder_pipe"):
         found(upgrade(ToyCombined(**toy().components)))
 
@@ -288,18 +283,16 @@ def test_pipelines_in_a_pipeline_are_named() -> None:
 @pytest.mark.parametrize(
     ("does", "late"), [("duet", True), ("duet first", True), ("duet peek", False)]
 )
-def test_frames_that_step_several_fields_stay_where_tensors_alone_are_made_between(
-    does: str, late: bool
-) -> None:
+def test_frames_that_step_several_fields_stay_where_tensors_alone_are_made_between(does, late):
     assert upgrade(toy()).denoiser(does=does).rehearsed.fields.late == late
 
 
 def test_frames_are_no_more_than_particles_and_go_with_the_search(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     trim, counts = PipelineDenoiser.trim, list[tuple[int, int]]()
 
-    def counted(self: PipelineDenoiser, particles: int) -> None:
+    def counted(self, particles):
         trim(self, particles)
         counts.append((sum(thread.name == NAME for thread in threading.enumerate()), particles))
 
@@ -311,10 +304,10 @@ def test_frames_are_no_more_than_particles_and_go_with_the_search(
     assert [thread for thread in threading.enumerate() if thread.name == NAME] == []
 
 
-def test_an_error_in_the_middle_of_a_call_is_its_own_and_leaves_no_thread() -> None:
+def test_an_error_in_the_middle_of_a_call_is_its_own_and_leaves_no_thread():
     pipe = toy()
 
-    def broken(module: Any, args: Any, kwargs: Any) -> None:
+    def broken(module, args, kwargs):
         raise RuntimeError("the network is broken")
 
     pipe.transformer.register_forward_pre_hook(broken, with_kwargs=True)
@@ -323,11 +316,11 @@ def test_an_error_in_the_middle_of_a_call_is_its_own_and_leaves_no_thread() -> N
     assert [thread for thread in threading.enumerate() if thread.name == NAME] == []
 
 
-def test_calls_of_frames_for_which_memory_is_short_are_halved_and_still_joined() -> None:
+def test_calls_of_frames_for_which_memory_is_short_are_halved_and_still_joined():
     pipe, rows = toy(), list[int]()
     free = found(upgrade(pipe), batch_size=8)
 
-    def cramped(module: Any, args: Any, kwargs: Any) -> None:
+    def cramped(module, args, kwargs):
         rows.append(len(args[0] if args else kwargs["hidden_states"]))
         if rows[-1] > 4:
             raise RuntimeError(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 
 from benchmarks import support_parts
-from benchmarks.support_parts import Case
 from ttsnap.pipelines.memory.memo import Memo
 
 NAMES = (
@@ -27,7 +25,7 @@ NAMES = (
 
 
 @functools.cache
-def made(name: str) -> Case:
+def made(name):
     """The stock pipeline of a class and the arguments of a small call, which no test changes.
 
     Its twins keep in one place what calls of its parts make, which takes longer than a search.
@@ -39,11 +37,11 @@ def made(name: str) -> Case:
     return case
 
 
-def stock(name: str) -> Any:
+def stock(name):
     """The stock pipeline of a class."""
     return made(name).pipe
 
 
-def call_of(name: str) -> dict[str, Any]:
+def call_of(name):
     """The arguments of a small call of a class."""
     return dict(made(name).call)

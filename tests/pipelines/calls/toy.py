@@ -6,13 +6,12 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.outputs import BaseOutput
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
@@ -33,19 +32,19 @@ class ToyNet(ModelMixin, ConfigMixin):
     """x, its time and a text's length -> a velocity; beside a sound: one for each."""
 
     @register_to_config
-    def __init__(self, channels: int = 3) -> None:
+    def __init__(self, channels=3):
         super().__init__()
         self.layer = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(
         self,
-        hidden_states: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        sound: Tensor | None = None,
-        cache: ToyCache | None = None,
-    ) -> Any:
-        moved: Tensor = torch.tanh(self.layer(hidden_states) + text[:, None, None, None])
+        hidden_states,
+        timestep,
+        text,
+        sound=None,
+        cache=None,
+    ):
+        moved = torch.tanh(self.layer(hidden_states) + text[:, None, None, None])
         if cache is not None:
             cache.first = moved if cache.first is None else cache.first
             moved = moved + 0.5 * cache.first
@@ -59,11 +58,11 @@ class ToyNet(ModelMixin, ConfigMixin):
 class ToyFlexNet(ToyNet):
     """The same by an operator that torch compiles, and no mode may see."""
 
-    def __init__(self, channels: int = 3) -> None:
+    def __init__(self, channels=3):
         super().__init__(channels)
         self.layer.processor = SimpleNamespace(_attention_backend="flex")
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states, *args, **kwargs):
         assert hidden_states.device.type != "meta"
         assert not _get_current_dispatch_mode_stack()
         return super().forward(hidden_states, *args, **kwargs)
@@ -73,12 +72,12 @@ class ToyVae(ModelMixin, ConfigMixin):
     """Latents -> an image with grain, as LTX-2.5's diffusion decoder makes it."""
 
     @register_to_config
-    def __init__(self, grain: float = 0.3) -> None:
+    def __init__(self, grain=0.3):
         super().__init__()
         self.grain, self.layer = grain, nn.Conv2d(3, 3, 1)
 
-    def decode(self, z: Tensor, generator: Generator | None = None) -> Tensor:
-        made: Tensor = self.layer(z)
+    def decode(self, z, generator=None):
+        made = self.layer(z)
         return made + self.grain * torch.randn(z.shape, generator=generator, device=z.device)
 
 
@@ -87,15 +86,15 @@ class ToyWriter(ModelMixin, ConfigMixin):
     write."""
 
     @register_to_config
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.layer = nn.Linear(1, 1)
 
-    def forward(self, length: Tensor, cache: ToyCache) -> Tensor:
-        written: Tensor = self.layer(length)
+    def forward(self, length, cache):
+        written = self.layer(length)
         return written
 
-    def generate(self, length: Tensor) -> Tensor:
+    def generate(self, length):
         for _ in range(5):
             length = self(length, ToyCache())
         return length
@@ -106,30 +105,30 @@ class ToyPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: ToyNet,
-        scheduler: Any,
-        vae: ToyVae | None = None,
-        writer: ToyWriter | None = None,
-    ) -> None:
+        transformer,
+        scheduler,
+        vae=None,
+        writer=None,
+    ):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae, writer=writer)
 
-    def prepare_latents(self, generator: Generator) -> Tensor:
+    def prepare_latents(self, generator):
         return torch.randn(1, 3, 8, 8, generator=generator)
 
-    def prepare_sound_latents(self, generator: Generator) -> Tensor:
+    def prepare_sound_latents(self, generator):
         return torch.randn(1, 5, 2, generator=generator)
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str,
-        num_inference_steps: int = 4,
-        generator: Generator | None = None,
-        output_type: str = "pt",
-        does: str = "",
-        shift: Tensor | None = None,
-    ) -> Any:
+        prompt,
+        num_inference_steps=4,
+        generator=None,
+        output_type="pt",
+        does="",
+        shift=None,
+    ):
         """does: what it does beside the plain loop; words, separated by blanks."""
         assert generator is not None
         self.scheduler.set_timesteps(num_inference_steps)
@@ -196,26 +195,22 @@ class ToyCombined(ToyPipeline):
 
     def __init__(
         self,
-        transformer: ToyNet,
-        scheduler: Any,
-        vae: ToyVae | None = None,
-        writer: ToyWriter | None = None,
-    ) -> None:
+        transformer,
+        scheduler,
+        vae=None,
+        writer=None,
+    ):
         super().__init__(transformer, scheduler, vae, writer)
         self.prior_pipe, self.decoder_pipe = (
             ToyPipeline(transformer, scheduler, vae) for _ in range(2)
         )
 
-    def __call__(
-        self, prompt: str, generator: Generator | None = None, output_type: str = "pt"
-    ) -> Any:
+    def __call__(self, prompt, generator=None, output_type="pt"):
         self.prior_pipe(prompt, generator=generator)
         return self.decoder_pipe(prompt, generator=generator)
 
 
-def toy(
-    scheduler: Any = None, vae: ToyVae | None = None, writer: ToyWriter | None = None
-) -> ToyPipeline:
+def toy(scheduler=None, vae=None, writer=None):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = ToyNet().eval()

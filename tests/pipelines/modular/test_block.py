@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,20 +24,20 @@ class Spoken(ModularPipelineBlocks):
     """A block that writes a prompt."""
 
     @property
-    def intermediate_outputs(self) -> list[Any]:
+    def intermediate_outputs(self):
         return [OutputParam("prompt")]
 
     @property
-    def inputs(self) -> list[Any]:
+    def inputs(self):
         return [InputParam("about")]
 
-    def __call__(self, components: Any, state: Any) -> Any:
+    def __call__(self, components, state):
         state.set("prompt", f"a picture of {state.get('about')}")
         return components, state
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _modules_cache(tmp_path_factory):
     """diffusers copies custom code to a cache that it puts on sys.path."""
     with pytest.MonkeyPatch.context() as patch:
         copies = str(tmp_path_factory.mktemp("modules"))
@@ -49,24 +47,24 @@ def _modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def block() -> Any:
+def block():
     return ModularPipelineBlocks.from_pretrained(FOLDER, trust_remote_code=True)
 
 
-def over(name: str) -> Any:
+def over(name):
     return ModularPipelineBlocks.from_pretrained(
         FOLDER, trust_remote_code=True, blocks=stock(name).blocks
     )
 
 
-def with_parts(blocks: Any, name: str) -> Any:
+def with_parts(blocks, name):
     pipe = blocks.init_pipeline()
     pipe.update_components(**{n: p for n, p in stock(name).components.items() if p is not None})
     return pipe
 
 
 @pytest.mark.parametrize("name", ["sdxl", "ltx"])
-def test_it_finds_what_the_search_finds(name: str) -> None:
+def test_it_finds_what_the_search_finds(name):
     call = {**PRUNED, **CASES[name].call}
     pipe = with_parts(over(name), name)
     assert type(pipe) is type(stock(name))
@@ -77,7 +75,7 @@ def test_it_finds_what_the_search_finds(name: str) -> None:
     assert torch.equal(*made)
 
 
-def test_it_stands_among_other_blocks() -> None:
+def test_it_stands_among_other_blocks():
     blocks = SequentialPipelineBlocks.from_blocks_dict({"say": Spoken(), "search": over("sdxl")})
     call = {**PRUNED, **CASES["sdxl"].call}
     found = with_parts(blocks, "sdxl")(about="cats", **call, output=["images", "results"])
@@ -85,7 +83,7 @@ def test_it_stands_among_other_blocks() -> None:
     assert torch.equal(found["images"], twin("sdxl")(prompt="a picture of cats", **call).images)
 
 
-def test_it_takes_the_blocks_of_the_model_that_it_is_given(block: Any) -> None:
+def test_it_takes_the_blocks_of_the_model_that_it_is_given(block):
     pipe = block.init_pipeline(weights_path())
     assert type(pipe).__name__ == "StableDiffusion3ModularPipeline"
     assert {"transformer", "vae", "guider"} <= set(pipe.component_names)
@@ -95,7 +93,7 @@ def test_it_takes_the_blocks_of_the_model_that_it_is_given(block: Any) -> None:
         pipe(prompt="a cat")
 
 
-def test_its_folder_is_what_diffusers_saves(block: Any, tmp_path: Path) -> None:
+def test_its_folder_is_what_diffusers_saves(block, tmp_path):
     block.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "modular_config.json").read_text())
     del saved["_diffusers_version"]

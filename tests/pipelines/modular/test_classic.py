@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler
-from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from tests.pipelines import tiny
@@ -30,7 +28,7 @@ from .tiny import CASES, ONE, bright, picture
 
 
 @pytest.fixture(autouse=True)
-def _seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def _seen(monkeypatch):
     """Rehearsals see what parts make by real calls, which tiny ones answer at once. That they see
     it on copies without weights is for test_workflows.py, over the same classes."""
     monkeypatch.setattr("ttsnap.pipelines.calls.dummies._compiles", lambda part: True)
@@ -61,7 +59,7 @@ CLIP = {**cases.CLIP, **NEGATIVE, "height": 32, "width": 64}
 SOUND = {**CLIP, "spatio_temporal_guidance_blocks": [0]}
 SEEN = {"image": picture(size=(64, 32))}
 LAST = {"last_image": picture(1, (20, 40))}
-ROWS: dict[str, tuple[str, Callable[[], Any], dict[str, Any], dict[str, Any]]] = {
+ROWS = {
     "sdxl img2img": (
         "StableDiffusionXLImg2Img",
         tiny.sdxl,
@@ -153,7 +151,7 @@ ELSEWHERE = {
     *(f"negative_{name}" for name in EMBEDS),
 }
 """What every search takes, and what stands in place of prompts: other tests try them."""
-OTHER: dict[str, Any] = {
+OTHER = {
     **SIZES,
     **dict.fromkeys(
         ("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "system_prompt"), "a house"
@@ -266,13 +264,13 @@ ALONE = {
 """Arguments that cannot be changed together with all others, or not with every part."""
 
 
-def named(names: Iterable[str]) -> list[Any]:
+def named(names):
     marks = [pytest.mark.slow, pytest.mark.timeout(1800)]
     return [pytest.param(name, marks=marks) if ALL[name].slow else name for name in names]
 
 
 @functools.cache
-def stock(name: str) -> Any:
+def stock(name):
     """A classic pipeline, which no test changes."""
     cls = getattr(diffusers, ALL[name].kind)
     absent = dict.fromkeys(("image_encoder", "image_processor", "feature_extractor"))
@@ -281,16 +279,16 @@ def stock(name: str) -> Any:
     return tiny.quiet(cls(**{part: value for part, value in given.items() if part in takes}))
 
 
-def twin(name: str) -> Any:
+def twin(name):
     return tiny.quiet(upgrade(stock(name)))
 
 
-def made(output: Any) -> Tensor:
-    images: Tensor = output["frames" if "frames" in output else "images"]
+def made(output):
+    images = output["frames" if "frames" in output else "images"]
     return images
 
 
-def classic(name: str, pipe: Any = None, **more: Any) -> Tensor:
+def classic(name, pipe=None, **more):
     """What the stock call makes."""
     given = {
         "prompt": "a cat",
@@ -302,12 +300,12 @@ def classic(name: str, pipe: Any = None, **more: Any) -> Tensor:
     return made((pipe or stock(name))(**given))
 
 
-def found(pipe: Any, name: str, **more: Any) -> Tensor:
+def found(pipe, name, **more):
     """What a search of one candidate from the same seed makes."""
     return made(pipe(**{"prompt": "a cat", "output_type": "pt", **ONE, **ALL[name].call, **more}))
 
 
-def others(name: str) -> dict[str, Any]:
+def others(name):
     """Another value of each argument of this pipeline's call that a table has to tell of."""
     parameters = inspect.signature(getattr(diffusers, ALL[name].kind).__call__).parameters.values()
     told = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ELSEWHERE]
@@ -315,24 +313,24 @@ def others(name: str) -> dict[str, Any]:
     return {argument: values[argument] for argument in told if values[argument] is not None}
 
 
-def check_same(name: str, image: Tensor, stock_image: Tensor) -> None:
+def check_same(name, image, stock_image):
     assert image.shape == stock_image.shape
     assert (image.float() - stock_image.float()).abs().max() <= 1e-5
 
 
-def test_the_tables_tell_of_every_pipeline_and_argument() -> None:
+def test_the_tables_tell_of_every_pipeline_and_argument():
     assert all(others(name) for name in ALL)
     assert not OTHER.keys() & ELSEWHERE
 
 
 @pytest.mark.parametrize("name", named(CLASSIC))
-def test_without_search_a_classic_pipeline_is_what_it_was(name: str) -> None:
+def test_without_search_a_classic_pipeline_is_what_it_was(name):
     plain, pipe = stock(name), twin(name)
     assert isinstance(pipe, type(plain))
     assert type(downgrade(pipe)) is type(plain)
-    steps: list[int] = []
+    steps = []
 
-    def count(pipe: Any, step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:
+    def count(pipe, step, time, values):
         steps.append(step)
         return values
 
@@ -342,7 +340,7 @@ def test_without_search_a_classic_pipeline_is_what_it_was(name: str) -> None:
     assert steps
 
 
-def refuses(name: str, change: Mapping[str, Any]) -> bool:
+def refuses(name, change):
     """Whether the classic call fails with this argument."""
     try:
         classic(name, **change)
@@ -354,7 +352,7 @@ def refuses(name: str, change: Mapping[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("name", named(ALL))
-def test_arguments_are_honoured_as_in_the_classic_call_or_refused_by_name(name: str) -> None:
+def test_arguments_are_honoured_as_in_the_classic_call_or_refused_by_name(name):
     """Those that are honoured are changed at once, but for some.
 
     What the classic call refuses, a search does.
@@ -378,7 +376,7 @@ def test_arguments_are_honoured_as_in_the_classic_call_or_refused_by_name(name: 
             check_same(name, image, classic(name, **change))
 
 
-def test_positions_offloading_and_parts_are_those_of_the_classic_pipeline() -> None:
+def test_positions_offloading_and_parts_are_those_of_the_classic_pipeline():
     name = "sdxl img2img"
     pipe, call = twin(name), dict(CLASSIC[name].call)
     pipe.enable_model_cpu_offload(device="cpu")
@@ -401,8 +399,8 @@ def test_positions_offloading_and_parts_are_those_of_the_classic_pipeline() -> N
 
 
 def test_defaults_are_those_of_the_classic_call_and_those_that_were_set_on_the_pipeline(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     (tmp_path / "ttsnap.json").write_text(json.dumps(NEGATIVE))
     # of the first two one guides by an empty text
     for name in (
@@ -423,7 +421,7 @@ def test_defaults_are_those_of_the_classic_call_and_those_that_were_set_on_the_p
     assert wan.frames.shape == (1, 5, 32, 64, 3)  # "np"
 
 
-def test_an_engine_of_a_classic_pipeline_takes_its_arguments_and_images_carry_the_call() -> None:
+def test_an_engine_of_a_classic_pipeline_takes_its_arguments_and_images_carry_the_call():
     name = "qwen controlnet"
     engine = twin(name).engine(bright, batch_size=1, true_cfg_scale=2.5, **CLASSIC[name].call)
     (result,) = search(["a cat"], BestOfN(1), engine, seed=2)
@@ -434,14 +432,14 @@ def test_an_engine_of_a_classic_pipeline_takes_its_arguments_and_images_carry_th
     assert told["call"]["true_cfg_scale"] == 2.5
 
 
-def test_as_many_videos_come_back_as_are_asked_for() -> None:
+def test_as_many_videos_come_back_as_are_asked_for():
     more = {**ONE, "search": BestOfN(3), "num_videos_per_prompt": 2, "output_type": "pt"}
     for pipe in (twin("wan"), cases.twin("wan")):  # the classic one, and that of blocks
         assert pipe(prompt="a cat", **more, **CLASSIC["wan"].call).frames.shape == (2, 5, 3, 32, 64)
 
 
 @pytest.mark.parametrize("name", ["wan image", "wan last", "ltx image"])
-def test_a_first_frame_of_any_shape_is_taken_as_in_the_classic_call(name: str) -> None:
+def test_a_first_frame_of_any_shape_is_taken_as_in_the_classic_call(name):
     """Also where it is the prompt's own, as in requests of a service."""
     frame = picture(size=(20, 40))
     own = Prompt("a cat", inputs={"image": frame})
@@ -461,13 +459,13 @@ def test_a_first_frame_of_any_shape_is_taken_as_in_the_classic_call(name: str) -
         ),
     ],
 )
-def test_a_picture_may_be_a_tensor_or_an_array_as_in_the_classic_call(name: str, form: str) -> None:
+def test_a_picture_may_be_a_tensor_or_an_array_as_in_the_classic_call(name, form):
     tensor = to_tensor(CLASSIC[name].call["image"])[None]
     image = tensor if form == "tensor" else tensor.permute(0, 2, 3, 1).numpy()
     check_same(name, found(twin(name), name, image=image), classic(name, image=image))
 
 
-def test_rewards_see_a_tensor_as_a_picture_whatever_its_range() -> None:
+def test_rewards_see_a_tensor_as_a_picture_whatever_its_range():
     name = "ltx image"
     tensor = to_tensor(CLASSIC[name].call["image"])[None]
     for image in (tensor, 2 * tensor - 1):
@@ -476,7 +474,7 @@ def test_rewards_see_a_tensor_as_a_picture_whatever_its_range() -> None:
         torch.testing.assert_close(call.sources(torch.tensor([0])), tensor, atol=1e-6, rtol=0)
 
 
-def test_a_tensor_of_several_pictures_has_one_for_each_prompt() -> None:
+def test_a_tensor_of_several_pictures_has_one_for_each_prompt():
     name, frames = "ltx image", [picture(seed, (64, 32)) for seed in range(2)]
     tensor = torch.stack([to_tensor(frame) for frame in frames])
     more = {"prompt": ["a cat", "a dog"], "negative_prompt": ["snow", "mud"]}
@@ -485,7 +483,7 @@ def test_a_tensor_of_several_pictures_has_one_for_each_prompt() -> None:
     )
 
 
-def test_an_image_may_be_as_small_as_the_classic_pipeline_makes_it() -> None:
+def test_an_image_may_be_as_small_as_the_classic_pipeline_makes_it():
     name, small = "flux img2img", {"height": 8, "width": 8}
     check_same(name, found(twin(name), name, **small), classic(name, **small))
 
@@ -497,12 +495,12 @@ def test_an_image_may_be_as_small_as_the_classic_pipeline_makes_it() -> None:
         ("wan", {"guidance_scale_2": 2.0}, "guidance_scale_2"),
     ],
 )
-def test_what_is_refused_says_what_to_use(name: str, given: dict[str, Any], words: str) -> None:
+def test_what_is_refused_says_what_to_use(name, given, words):
     with pytest.raises((ValueError, TypeError), match=words):
         found(twin(name), name, **given)
 
 
-def test_a_scale_is_refused_where_nothing_reads_it() -> None:
+def test_a_scale_is_refused_where_nothing_reads_it():
     pipe, call = cases.twin("flux2_klein edit"), CASES["flux2_klein edit"].call
     with pytest.raises(ValueError, match=r"guidance_scale= .* not guided"):
         pipe(prompt="a cat", guidance_scale=3.0, **ONE, **call)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from diffusers import LTX2Guidance
@@ -16,7 +14,7 @@ from ttsnap.sampling.rng import seeded
 from .tiny import CASES, ONE, bright, built, image_of, named, stock, twin
 
 
-def denoiser(name: str, **given: Any) -> Any:
+def denoiser(name, **given):
     """Of a case's call, with a prompt encoded."""
     made = twin(name).denoiser(**{**CASES[name].call, **given})
     made.encode(["a cat", "two dogs in snow"])
@@ -24,12 +22,12 @@ def denoiser(name: str, **given: Any) -> Any:
 
 
 @pytest.mark.parametrize(("name", "asked", "made"), [("wan", 5, 5), ("ltx", 5, 5), ("ltx", 8, 5)])
-def test_frames_are_those_that_the_vae_makes(name: str, asked: int, made: int) -> None:
+def test_frames_are_those_that_the_vae_makes(name, asked, made):
     call = denoiser(name, num_frames=asked)
     assert call.frames == made == call.decode(call.init_latents([seeded(0)])).shape[1]
 
 
-def test_rows_of_both_experts_go_apart_in_one_batch() -> None:
+def test_rows_of_both_experts_go_apart_in_one_batch():
     call = denoiser("wan22")
     step, cond = torch.tensor([3, 0, 2, 1]), torch.tensor([0, 1, 1, 0])
     x = torch.randn(4, *call.init_latents([seeded(0)]).shape[1:], generator=seeded(1))
@@ -41,7 +39,7 @@ def test_rows_of_both_experts_go_apart_in_one_batch() -> None:
     torch.testing.assert_close(together, alone, atol=2e-6, rtol=1e-5)
 
 
-def test_the_guidance_of_a_call_is_that_of_both_experts_but_not_that_of_the_sound() -> None:
+def test_the_guidance_of_a_call_is_that_of_both_experts_but_not_that_of_the_sound():
     guided = denoiser("wan22", guidance_scale=2.5).pipe
     assert guided.guider.guidance_scale == guided.guider_2.guidance_scale == 2.5
     guided = denoiser("ltx2", guidance_scale=2.5).pipe
@@ -54,7 +52,7 @@ def test_the_guidance_of_a_call_is_that_of_both_experts_but_not_that_of_the_soun
 
 
 @pytest.mark.parametrize("name", named(names=["ltx image2video", "ltx2 image2video"]))
-def test_the_first_frame_is_held_whatever_the_kernel_draws(name: str) -> None:
+def test_the_first_frame_is_held_whatever_the_kernel_draws(name):
     how = {
         "search": "smc",
         "reward": bright,
@@ -68,9 +66,9 @@ def test_the_first_frame_is_held_whatever_the_kernel_draws(name: str) -> None:
     assert moved[0].max() < moved[1:].max()
 
 
-def test_winners_come_with_their_sound() -> None:
+def test_winners_come_with_their_sound():
     """It is the stock one's at the winner's seed, to the last bit; rewards see frames alone."""
-    call: dict[str, Any] = {"prompt": "a cat", **CASES["ltx2"].call}
+    call = {"prompt": "a cat", **CASES["ltx2"].call}
     out = twin("ltx2")(search=BestOfN(2), reward=bright, seed=0, batch_size=1, **call)
     (video,) = out.frames
     assert (len(video), type(video[0]), video[0].size) == (5, Image.Image, (16, 8))
@@ -80,7 +78,7 @@ def test_winners_come_with_their_sound() -> None:
     assert repr(out).startswith("SearchSoundOutput(1 video, audio=tensor of (1, 2, ")
 
 
-def test_video_and_sound_are_one_row() -> None:
+def test_video_and_sound_are_one_row():
     call = denoiser("ltx2")
     row, stream = call.init_latents([seeded(3)]), seeded(3)
     video, sound = (
@@ -93,7 +91,7 @@ def test_video_and_sound_are_one_row() -> None:
     assert call.passes_per_nfe == 4
 
 
-def test_the_path_of_a_kernel_is_that_of_video_and_sound() -> None:
+def test_the_path_of_a_kernel_is_that_of_video_and_sound():
     """On another path at equal signal-to-noise ratio, estimates are those of the model's own."""
     call = denoiser("ltx2")
     x, step, cond = call.init_latents([seeded(3)]), torch.tensor([2]), torch.tensor([0])
@@ -106,7 +104,7 @@ def test_the_path_of_a_kernel_is_that_of_video_and_sound() -> None:
 
 
 @pytest.mark.parametrize("name", ["wan", "z_image", "ltx"])
-def test_in_bfloat16_images_are_those_of_the_stock_pipeline_to_the_bit(name: str) -> None:
+def test_in_bfloat16_images_are_those_of_the_stock_pipeline_to_the_bit(name):
     """Latents are in float32 where the loop keeps them so, and lie in memory as in its blocks."""
     pipe = built.__wrapped__(CASES[name].pipeline, CASES[name].parts).to(torch.bfloat16)
     made = image_of(name, 2, "a cat", pipe)

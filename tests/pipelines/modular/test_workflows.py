@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, ClassVar
 
 import diffusers
@@ -45,7 +43,7 @@ FIRST = {
 """A case of each class, and those whose conditions differ by candidate or by frame."""
 
 
-def found(name: str, prompts: Any, algorithm: Any, **options: Any) -> Any:
+def found(name, prompts, algorithm, **options):
     """The results of a search of this workflow, with all images that it finished."""
     how = {
         "search": algorithm,
@@ -59,7 +57,7 @@ def found(name: str, prompts: Any, algorithm: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", named({*CASES} - FIRST))
-def test_one_candidate_is_the_image_of_the_stock_pipeline(name: str) -> None:
+def test_one_candidate_is_the_image_of_the_stock_pipeline(name):
     (result,) = found(name, PROMPTS[1], BestOfN(1), batch_size=1)
     assert (result.images[0].image - image_of(name, 2, PROMPTS[1])).abs().max() <= CASES[
         name
@@ -67,7 +65,7 @@ def test_one_candidate_is_the_image_of_the_stock_pipeline(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", named(FIRST))
-def test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds(name: str) -> None:
+def test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds(name):
     """Rows of two prompts at different steps share batches, and each image is that of its seed.
 
     The ledger is what the networks were called for.
@@ -84,9 +82,7 @@ def test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds(name: s
         assert difference < CASES[name].tolerance, (name, result.best.seed, float(difference))
 
 
-def denoiser(
-    name: str, *, pipe: dict[str, Any] | None = None, without: str = "", **given: Any
-) -> Any:
+def denoiser(name, *, pipe=None, without="", **given):
     """Of a case's call with these changes, by a pipeline with these parts."""
     made = twin(name)
     for part, value in (pipe or {}).items():
@@ -96,11 +92,11 @@ def denoiser(
     )
 
 
-def encode(name: str, *prompts: Prompt, **given: Any) -> None:
+def encode(name, *prompts, **given):
     denoiser(name, **given).encode(prompts)
 
 
-GUIDERS: dict[str, Callable[[], Any]] = {
+GUIDERS = {
     "in part": lambda: ClassifierFreeGuidance(guidance_scale=4.0, start=0.3, stop=0.8),
     "with momentum": lambda: AdaptiveProjectedGuidance(
         4.0, adaptive_projected_guidance_momentum=-0.5
@@ -110,7 +106,7 @@ GUIDERS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("which", GUIDERS)
-def test_any_guider_guides_as_in_the_stock_pipeline(which: str) -> None:
+def test_any_guider_guides_as_in_the_stock_pipeline(which):
     """Also where searches of two threads would put hooks into one network."""
     guided, name = copy.copy(stock("sd3")), "sd3"
     guided.update_components(guider=GUIDERS[which]())
@@ -132,7 +128,7 @@ def test_any_guider_guides_as_in_the_stock_pipeline(which: str) -> None:
     assert [len(vars(part)) for part in guided.transformer.modules()] == hooks
 
 
-def test_a_negative_prompt_is_refused_where_the_call_reads_none() -> None:
+def test_a_negative_prompt_is_refused_where_the_call_reads_none():
     klein = upgrade(shared("flux2_klein")).denoiser(**FAMILIES["flux2_klein"].call)
     with pytest.raises(ValueError, match=r"reads no negative.*'snow'"):
         klein.encode([Prompt("a cat", negative="snow")])
@@ -147,14 +143,12 @@ def test_a_negative_prompt_is_refused_where_the_call_reads_none() -> None:
         ("sd3 image2image", {"image": [picture(), picture(), picture()]}, "got 3"),
     ],
 )
-def test_what_a_search_cannot_honour_is_refused(
-    name: str, given: dict[str, Any], words: str
-) -> None:
+def test_what_a_search_cannot_honour_is_refused(name, given, words):
     with pytest.raises(ValueError, match=words):
         twin(name)(prompt="a cat", **ONE, **{**CASES[name].call, **given})
 
 
-def test_guidance_scale_is_that_of_a_guider_of_the_call() -> None:
+def test_guidance_scale_is_that_of_a_guider_of_the_call():
     pipe, call = twin("sd3"), CASES["sd3"].call
     guided = pipe.denoiser(guidance_scale=2.5, **call)
     assert (
@@ -165,7 +159,7 @@ def test_guidance_scale_is_that_of_a_guider_of_the_call() -> None:
     assert pipe.denoiser(guidance_scale=1.0, **call).passes_per_nfe == 1
 
 
-def test_prompts_carry_their_own_pictures_wherever_they_are_among_others() -> None:
+def test_prompts_carry_their_own_pictures_wherever_they_are_among_others():
     prompts = [Prompt("the same words", inputs={"image": picture(seed)}) for seed in range(3)]
     made = denoiser("flux kontext", image=picture(0))
     made.encode(prompts)
@@ -174,7 +168,7 @@ def test_prompts_carry_their_own_pictures_wherever_they_are_among_others() -> No
     assert torch.equal(made.sources(torch.arange(2)), sources[[2, 1]])
 
 
-def test_several_pictures_make_one_image_where_the_model_takes_them() -> None:
+def test_several_pictures_make_one_image_where_the_model_takes_them():
     name, files = "flux2_klein edit", []
     for seed in range(2):
         picture(seed, (64, 80)).save(file := io.BytesIO(), format="PNG")
@@ -193,10 +187,10 @@ class Sources:
     name = "sources"
     needs: ClassVar = {"source"}
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.seen: list[Any] = []
 
-    def __call__(self, images: Any, prompts: Any, level: Any, source: Any) -> Any:
+    def __call__(self, images, prompts, level, source):
         self.seen += zip(images, prompts, source, strict=True)
         return -(images.mean((1, 2, 3)) - source.mean((1, 2, 3))).abs()
 
@@ -204,9 +198,7 @@ class Sources:
 @pytest.mark.parametrize(
     ("name", "shape"), [("sd3 image2image", (3, 16, 32)), ("wan image2video", (3, 8, 16))]
 )
-def test_rewards_see_frames_and_the_picture_that_is_edited_or_set_in_motion(
-    name: str, shape: tuple[int, ...]
-) -> None:
+def test_rewards_see_frames_and_the_picture_that_is_edited_or_set_in_motion(name, shape):
     reward, pictures = Sources(), {"one": picture(1), "two": picture(2)}
     how = {
         "search": BestOfN(2),
@@ -227,18 +219,18 @@ def test_rewards_see_frames_and_the_picture_that_is_edited_or_set_in_motion(
     ] * 2
 
 
-def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> None:
+def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back():
     made = [image_of("flux", 1, "a cat", pipe) for pipe in (twin("flux"), stock("flux"))]
     assert torch.equal(*made)
     assert type(downgrade(twin("flux"))) is type(stock("flux"))
 
 
-def test_twins_of_classes_that_no_file_defines_are_pickled() -> None:
+def test_twins_of_classes_that_no_file_defines_are_pickled():
     for cls in (type(twin("flux")), search_class(diffusers.FluxImg2ImgPipeline)):
         assert type(pickle.loads(pickle.dumps(cls.__new__(cls)))) is cls
 
 
-def test_a_model_is_loaded_for_a_task(tmp_path: Path) -> None:
+def test_a_model_is_loaded_for_a_task(tmp_path):
     shared("sd3").save_pretrained(tmp_path)
     for task, kind in (("image-to-image", "Img2Img"), ("inpainting", "Inpaint")):
         pipe = load(tmp_path, task=task)
@@ -248,7 +240,7 @@ def test_a_model_is_loaded_for_a_task(tmp_path: Path) -> None:
         load(tmp_path, task="editing")
 
 
-def test_a_preview_vae_that_the_blocks_cannot_use_is_refused() -> None:
+def test_a_preview_vae_that_the_blocks_cannot_use_is_refused():
     pipe = twin("flux2_klein")
     pipe.preview_vae = AutoencoderTiny(latent_channels=4)
     with pytest.raises(ValueError, match=r"Flux2KleinModularPipeline .* preview_vae: .* channels"):

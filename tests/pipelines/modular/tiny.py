@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,13 +40,13 @@ class Case(NamedTuple):
     """And for one row alone: more than nothing where the last block makes pictures of 8 bits."""
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (32, 16)) -> Image.Image:
+def picture(seed=0, size=(32, 16)):
     """A random picture of this width and height."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
-def mask() -> Image.Image:
+def mask():
     """White, to be painted anew, on the right half of a picture."""
     pixels = np.zeros((16, 32), dtype=np.uint8)
     pixels[:, 16:] = 255
@@ -54,7 +54,7 @@ def mask() -> Image.Image:
 
 
 @components_once
-def sdxl_controlled() -> tiny.Parts:
+def sdxl_controlled():
     parts = tiny.sdxl().components
     net = diffusers.ControlNetModel.from_unet(
         parts["unet"], conditioning_embedding_out_channels=(16, 32)
@@ -63,14 +63,14 @@ def sdxl_controlled() -> tiny.Parts:
 
 
 @components_once
-def qwen_controlled() -> tiny.Parts:
+def qwen_controlled():
     parts = tiny.qwen_image().components
     net = diffusers.QwenImageControlNetModel.from_transformer(parts["transformer"], 1, 16, 3)
     return {**parts, "controlnet": tiny.jitter(net)}
 
 
 @components_once
-def qwen_edit() -> tiny.Parts:
+def qwen_edit():
     """Qwen-Image's parts for edits, whose text encoder looks at the picture, of a megapixel."""
     parts = tiny.qwen_image().components
     with tempfile.TemporaryDirectory() as folder:
@@ -89,13 +89,13 @@ def qwen_edit() -> tiny.Parts:
     return {**parts, **own}
 
 
-def remade(part: Any, **changes: Any) -> Any:
+def remade(part, **changes):
     """Another of the same settings but for these."""
     return type(part).from_config({**part.config, **changes})
 
 
 @components_once
-def flux2_dev() -> tiny.Parts:
+def flux2_dev():
     """FLUX.2 klein's parts, with Mistral for the texts, and a network that reads the scale."""
     parts = tiny.FAMILIES["flux2_klein"].parts()
     shared = {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -146,7 +146,7 @@ EDITED = {"num_inference_steps": 2, "image": picture()}
 SEEN = {"image": picture()}
 CONTROLLED = {"control_image": picture()}
 KONTEXT = {**LONG, **SEEN, "_auto_resize": False, "max_area": 16 * 32}
-CALLS: list[tuple[str, Callable[[], Any], dict[str, dict[str, Any]]]] = [
+CALLS = [
     ("StableDiffusionXL", tiny.sdxl, {"sdxl": SIZE, "sdxl image2image": {**SIZE, **REDRAWN}}),
     ("StableDiffusionXL", tiny.sdxl, {"sdxl inpainting": {**SIZE, **PAINTED}}),
     ("StableDiffusionXL", sdxl_controlled, {"sdxl controlnet": {**SIZE, **CONTROLLED}}),
@@ -198,7 +198,7 @@ CASES["qwen_image inpainting"] = CASES["qwen_image inpainting"]._replace(
 
 
 @functools.cache
-def built(pipeline: str, parts: Callable[[], Any]) -> Any:
+def built(pipeline, parts):
     """A stock modular pipeline of the parts of a classic one; no test changes it.
 
     FLOPs are counted once for all searches with it, as that takes longer than they do.
@@ -211,15 +211,15 @@ def built(pipeline: str, parts: Callable[[], Any]) -> Any:
     return pipe
 
 
-def stock(name: str) -> Any:
+def stock(name):
     return built(CASES[name].pipeline, CASES[name].parts)
 
 
-def twin(name: str) -> Any:
+def twin(name):
     return tiny.quiet(upgrade(stock(name)))
 
 
-def image_of(name: str, seed: int, prompt: str, pipe: Any = None, **more: Any) -> Any:
+def image_of(name, seed, prompt, pipe=None, **more):
     """The image (3, H, W), or video (T, 3, H, W), that the stock pipeline makes from a seed."""
     form = "pil" if name == "qwen_image inpainting" else "pt"
     how = {"output_type": form, "output": ["images", "videos"], **CASES[name].call, **more}
@@ -228,11 +228,11 @@ def image_of(name: str, seed: int, prompt: str, pipe: Any = None, **more: Any) -
     return to_tensor(image) if isinstance(image, Image.Image) else image
 
 
-def bright(images: Any, prompts: Any) -> Any:
+def bright(images, prompts):
     return images.mean((1, 2, 3))
 
 
-ONE: dict[str, Any] = {"search": BestOfN(1), "reward": bright, "seed": 2, "batch_size": 1}
+ONE = {"search": BestOfN(1), "reward": bright, "seed": 2, "batch_size": 1}
 """A search of one candidate, which is the image of its seed."""
 
 
@@ -241,7 +241,7 @@ SLOW |= {name for name in CASES if "qwen_image edit" in name}
 """Those whose pictures cannot be small, and those of which other cases run all parts."""
 
 
-def named(fast: Collection[str] = CASES, names: Collection[str] = CASES) -> list[Any]:
+def named(fast=CASES, names=CASES):
     """The names of cases, as parameters of a test, which is slow but for the fast ones."""
     slow = [pytest.mark.slow, pytest.mark.timeout(1800)]
     found = []

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import diffusers
 import torch
@@ -17,13 +15,13 @@ from diffusers.video_processor import VideoProcessor
 from tests.pipelines import tiny
 
 
-def components_once(make: Callable[[], tiny.Parts]) -> Callable[[], Any]:
+def components_once(make):
     """As tiny.parts_once, where they lie on classic pipelines."""
     once = tiny.parts_once(make)
     return functools.wraps(make)(lambda: SimpleNamespace(components=once()))
 
 
-def wan_vae() -> diffusers.AutoencoderKLWan:
+def wan_vae():
     """Two pixels, and two frames after the first, to a latent."""
     vae = diffusers.AutoencoderKLWan(
         base_dim=4,
@@ -39,14 +37,14 @@ def wan_vae() -> diffusers.AutoencoderKLWan:
     return vae.eval()
 
 
-def wan_transformer(**config: Any) -> torch.nn.Module:
-    sizes: dict[str, Any] = {
+def wan_transformer(**config):
+    sizes = {
         "num_attention_heads": 2,
         "attention_head_dim": 12,
         "num_layers": 1,
         "ffn_dim": 16,
     }
-    of_text: dict[str, Any] = {"text_dim": 32, "freq_dim": 16, "rope_max_seq_len": 32}
+    of_text = {"text_dim": 32, "freq_dim": 16, "rope_max_seq_len": 32}
     return tiny.jitter(
         diffusers.WanTransformer3DModel(
             out_channels=4, **{"in_channels": 4, **sizes, **of_text, **config}
@@ -54,7 +52,7 @@ def wan_transformer(**config: Any) -> torch.nn.Module:
     )
 
 
-def wan_parts() -> tiny.Parts:
+def wan_parts():
     return {
         "tokenizer": tiny.character_tokenizer(),
         "text_encoder": tiny.t5("UMT5", layers=1),
@@ -75,12 +73,12 @@ SEES_IMAGES = {"in_channels": 4 + 2 + 4}
 
 
 @components_once
-def wan() -> tiny.Parts:
+def wan():
     return {**wan_parts(), "transformer": wan_transformer()}
 
 
 @components_once
-def wan_image() -> tiny.Parts:
+def wan_image():
     """Wan 2.1 from a first frame."""
     vision = transformers.CLIPVisionConfig(
         hidden_size=8,
@@ -104,7 +102,7 @@ def wan_image() -> tiny.Parts:
 
 
 @components_once
-def wan_last() -> tiny.Parts:
+def wan_last():
     """Wan 2.1 from a first and a last frame."""
     # The embedding of positions is for the tokens of two images.
     transformer = wan_transformer(
@@ -114,19 +112,19 @@ def wan_last() -> tiny.Parts:
 
 
 @components_once
-def wan22() -> tiny.Parts:
+def wan22():
     """Two experts, which differ in depth."""
     return {**wan_parts(), **{name: wan_transformer(num_layers=n) for name, n in EXPERTS.items()}}
 
 
 @components_once
-def wan22_image() -> tiny.Parts:
+def wan22_image():
     experts = {name: wan_transformer(**SEES_IMAGES, num_layers=n) for name, n in EXPERTS.items()}
     return {**wan_parts(), **experts}
 
 
 @components_once
-def ltx() -> tiny.Parts:
+def ltx():
     """Four pixels, and four frames after the first, to a latent."""
     layers, scaling = (1, 1, 1, 1, 1), (True, True, False, False)
     vae = diffusers.AutoencoderKLLTXVideo(
@@ -163,8 +161,8 @@ def ltx() -> tiny.Parts:
     }
 
 
-def gemma() -> transformers.Gemma3ForConditionalGeneration:
-    shared: dict[str, Any] = {
+def gemma():
+    shared = {
         **dict.fromkeys(("hidden_size", "intermediate_size"), 8),
         "num_hidden_layers": 1,
     }
@@ -184,7 +182,7 @@ def gemma() -> transformers.Gemma3ForConditionalGeneration:
 
 
 @components_once
-def ltx2() -> tiny.Parts:
+def ltx2():
     """Two pixels, and two frames after the first, to a latent; four tokens of sound in all."""
     vae = diffusers.AutoencoderKLLTX2Video(
         latent_channels=4,
@@ -255,7 +253,7 @@ def ltx2() -> tiny.Parts:
         resnet_dilations=[[1]],
         output_sampling_rate=16000,
     )
-    guidance: dict[str, Any] = {"stg_scale": 1.0, "modality_scale": 3.0, "guidance_rescale": 0.7}
+    guidance = {"stg_scale": 1.0, "modality_scale": 3.0, "guidance_rescale": 0.7}
     return {
         "tokenizer": tiny.character_tokenizer(),
         "text_encoder": gemma(),
