@@ -58,7 +58,7 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(?!ttsnap).*\b(Any|Callable|Iterator|Mapping|Sequence|Path|Literal|ClassVar|Protocol|NamedTuple|"
         r"Accelerator|DataclassInstance|Tensor|Module|device|dtype|Generator|Image|ndarray|NDArray|floating|integer|"
-        r"bool|BaseOutput|ValidationError|Future)",
+        r"bool|BaseOutput|ValidationError|Future|deque)",
     ),
     (
         r"py:.*",

@@ -29,7 +29,7 @@ from ttsnap.pipelines.calls.joining import (
 )
 from ttsnap.pipelines.calls.parts import DECODE, Processor
 from ttsnap.pipelines.calls.stops import PartCall
-from ttsnap.pipelines.calls.values import Alike, shape_of
+from ttsnap.pipelines.calls.values import Alike, mapped, shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,9 @@ class Hub:
         call = frame.call
         make = functools.partial(self._call, frame)
         if self._may_join(call):
-            return make(*call.args, **call.kwargs)
+            # lists of their own, since networks take residuals out of them, and may be asked again
+            args, kwargs = mapped((call.args, call.kwargs), lambda each: each)
+            return make(*args, **kwargs)
         return frame.stock.encoded(call, make)
 
     def _call(self, frame: CallFrame, *args: Any, **kwargs: Any) -> Any:

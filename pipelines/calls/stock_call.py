@@ -10,13 +10,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
@@ -126,8 +124,6 @@ class StockCall:
     arguments: Mapping[str, Any]
     device: torch.device
     """Where it computes."""
-    autocast: bool
-    """Whether its encoders compute under autocast."""
     tokenizers: Mapping[str, Any]
     """By name. All frames share them: `encode_prompt` may set one, and is called once."""
     places: Sequence[LatentsPlace] | None = None
@@ -206,16 +202,12 @@ class StockCall:
         """What `make` makes of a call of a part that does not denoise.
 
         It is kept where it is made before the first step. Of parts that the call hooks it is not,
-        since their hooks look at more than results. Autocast is as where this call was opened: that
-        around an evaluation alone is for the network.
+        since their hooks look at more than results.
         """
-        kind = self.device.type
-        known = is_autocast_available(kind)  # not on the meta device
-        with torch.autocast(kind, enabled=self.autocast) if known else nullcontext():
-            if call.begun or call.part in self.hooked:
-                return make(*call.args, **call.kwargs)
-            with torch.no_grad():
-                return self.kept.of((call.part, call.method), call.args, call.kwargs, make)
+        if call.begun or call.part in self.hooked:
+            return make(*call.args, **call.kwargs)
+        with torch.no_grad():
+            return self.kept.of((call.part, call.method), call.args, call.kwargs, make)
 
 
 # --- The stock call of a pipeline with the arguments that all images share: a StockCall a prompt --
@@ -271,7 +263,6 @@ class GivenCall:
             pipe.stock_call(),
             {**self.arguments, **own},
             device,
-            is_autocast_available(device.type) and torch.is_autocast_enabled(device.type),
             {name: locked(part) for name, part in tokenizers.items()},
         )
 
