@@ -473,6 +473,8 @@ class PipelineDenoiser(Denoiser):
         kept = [sample is latents for sample, latents in zip(samples, given, strict=True)]
         changed = not all(kept) or before != list(map(version_of, given))
         seen = in_order(placed, samples) if changed and not self._times.converted else x
+        if seen is samples[0]:
+            seen = seen.clone()  # into which the call writes, while this row may wait
         for frame, rows in placed:
             if torch.is_grad_enabled():
                 frame.close()  # which else keeps the graph
