@@ -60,7 +60,8 @@ REFUSED = [
     {"call__search": "evil.json"},
     {"call__callback_on_step_end": "x"},
     {"call__generator": 1},
-    {"call__on_event": 1, "call__should_stop": 1},
+    {"call__on_event": 1},
+    {"call__should_stop": 1},
     {"report": "evil.py:score"},
     {"search__reward_file": "x"},
     {"call__num_inference_steps": 10**7},
@@ -93,10 +94,11 @@ REFUSED = [
 def test_what_a_picture_may_not_say_is_refused_by_name(values, tmp_path):
     with pytest.raises(ValueError, match=r"theirs\.png") as caught:
         read_record(forged(tmp_path, **values))
+    # The folder's name has digits, which are values here.
+    message = str(caught.value).replace(str(tmp_path), "")
     for name, value in values.items():
-        assert any(
-            part in str(caught.value) for part in (name.rpartition("__")[2], *str(value).split(":"))
-        )
+        parts = (name.rpartition("__")[2], *str(value).split(":"))
+        assert any(part in message for part in parts)
 
 
 @pytest.mark.parametrize(
