@@ -163,7 +163,7 @@ class Seen(NamedTuple):
 def objects_of(image: np.ndarray, spec: Spec) -> Seen:
     """What the checker finds in an image (3, 32, 32)."""
     found, right = detect(image[None]), dict[int, int]()
-    for i, (color, shape) in enumerate(spec.objects):
+    for i, (color, shape) in enumerate(map(str.split, spec.objects)):
         for j in range(len(found.color)):
             alike = COLORS[found.color[j]] == color and SHAPES[found.overlap[j].argmax()] == shape
             if j not in right and alike and found.overlap[j].max() >= MIN_OVERLAP:

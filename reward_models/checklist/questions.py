@@ -137,7 +137,7 @@ def _of_scene(prompt: str) -> list[Item]:
 
 def _the(group: Group) -> str:
     """One object of a group: "the red circle", also of several."""
-    return f"the {group.color} {group.shape}"
+    return f"the {group.noun}"
 
 
 def _of_sign(prompt: str) -> list[Item]:

@@ -82,7 +82,7 @@ def looked(question: str) -> Look:
             f" circle above the blue square', got {question!r:.80}"
         )
     (group,) = spec.groups
-    return lambda found, i: _exactly(group, _likely(found, i, group.color, group.shape))
+    return lambda found, i: _exactly(group, _likely(found, i, *group.noun.split()))
 
 
 def _rows(found: Objects, image: int) -> slice:

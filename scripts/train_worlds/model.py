@@ -46,10 +46,9 @@ def _byte_pairs(words: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]
     return symbols, merges
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges make each word of `WORDS` (and the comma) one
-    token."""
-    symbols, merges = _byte_pairs((*WORDS, ","))
+def build_tokenizer(words: Iterable[str] = WORDS) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair merges make each word, and the comma, one token."""
+    symbols, merges = _byte_pairs((*words, ","))
     vocab = {symbol: i for i, symbol in enumerate((*symbols, _BOS, _EOS))}
     kind: Any = CLIPTokenizer  # its annotations are narrower than what it takes
     tokenizer: CLIPTokenizer = kind(

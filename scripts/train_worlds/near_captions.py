@@ -64,10 +64,11 @@ def changed(spec: Spec, what: str, rng: np.random.Generator) -> Spec | None:
     """
     g = int(rng.integers(len(spec.groups)))
     group = spec.groups[g]
+    color, shape = group.noun.split()
     if what == "color":
-        return _with(spec, {g: replace(group, color=_other(COLORS, group.color, rng))})
+        return _with(spec, {g: replace(group, noun=f"{_other(COLORS, color, rng)} {shape}")})
     if what == "shape":
-        return _with(spec, {g: replace(group, shape=_other(SHAPES, group.shape, rng))})
+        return _with(spec, {g: replace(group, noun=f"{color} {_other(SHAPES, shape, rng)}")})
     if what == "count":
         counts = [n for n in range(1, MAX_COUNT + 1) if n != group.count and spec.relation is None]
         options = [
@@ -89,11 +90,14 @@ def changed(spec: Spec, what: str, rng: np.random.Generator) -> Spec | None:
     if what == "swap":
         h = int(rng.integers(len(spec.groups)))
         other = spec.groups[h]
-        if other.color == group.color:
+        other_color, other_shape = other.noun.split()
+        if other_color == color:
             return None
-        made = _with(
-            spec, {g: replace(group, color=other.color), h: replace(other, color=group.color)}
-        )
+        swapped = {
+            g: replace(group, noun=f"{other_color} {shape}"),
+            h: replace(other, noun=f"{color} {other_shape}"),
+        }
+        made = _with(spec, swapped)
         return None if made is None or set(made.groups) == set(spec.groups) else made
     raise ValueError(
         f"unknown change {what!r}; known: {', '.join((*CHANGES, 'background', 'swap'))}"
@@ -145,7 +149,9 @@ def shown(found: Objects, i: int) -> Spec | None:
         found.color[low:high].tolist(), found.overlap[low:high].argmax(1).tolist(), strict=True
     )
     try:
-        spec = Spec(tuple(Group(n, COLORS[c], SHAPES[s]) for (c, s), n in Counter(kinds).items()))
+        spec = Spec(
+            tuple(Group(n, f"{COLORS[c]} {SHAPES[s]}") for (c, s), n in Counter(kinds).items())
+        )
     except ValueError:
         return None
     return spec if spec.kind in TRAINED else None

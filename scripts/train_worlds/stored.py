@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.files.writing import write_whole
-from ttsnap.scenes.grammar import Spec, caption, is_held_out, sample_spec
+from ttsnap.scenes.grammar import SCENES, Grammar, Spec, is_held_out
 
 D = TypeVar("D", bound=Any)
 
@@ -47,12 +47,16 @@ def join(parts: Sequence[D]) -> D:
 
 
 def training_specs(
-    n: int, rng: np.random.Generator, kinds: Sequence[str] | None = None
+    n: int,
+    rng: np.random.Generator,
+    kinds: Sequence[str] | None = None,
+    grammar: Grammar = SCENES,
 ) -> list[Spec]:
     """`n` random specifications whose captions are not held out. kinds: drawn evenly."""
     specs: list[Spec] = []
     while len(specs) < n:
-        spec = sample_spec(rng, None if kinds is None else kinds[int(rng.integers(len(kinds)))])
-        if not is_held_out(caption(spec)):
+        kind = None if kinds is None else kinds[int(rng.integers(len(kinds)))]
+        spec = grammar.sample_spec(rng, kind)
+        if not is_held_out(grammar.caption(spec)):
             specs.append(spec)
     return specs

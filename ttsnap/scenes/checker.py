@@ -211,7 +211,7 @@ def _judge(found: Objects, rows: slice, level: float, spec: Spec) -> tuple[float
     """Soft and strict verdict on one image."""
     color = found.color[rows]
     overlap = found.overlap[rows]
-    wanted = [(COLORS.index(c), SHAPES.index(s)) for c, s in spec.objects]
+    wanted = [(COLORS.index(c), SHAPES.index(s)) for c, s in map(str.split, spec.objects)]
     best = overlap.max(1, initial=0.0)
     likely = np.exp(_SHARPNESS * (overlap - best[:, None]))
     likely /= likely.sum(1, keepdims=True)

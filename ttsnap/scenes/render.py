@@ -149,7 +149,7 @@ def render(
     slots = radii.shape[1]
     what = np.full((n, slots), -1)
     for i, spec in enumerate(specs):
-        for k, (color_name, shape_name) in enumerate(spec.objects):
+        for k, (color_name, shape_name) in enumerate(map(str.split, spec.objects)):
             what[i, k] = COLORS.index(color_name) * len(SHAPES) + SHAPES.index(shape_name)
 
     ys, xs = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) + np.float32(0.5)
