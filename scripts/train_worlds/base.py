@@ -146,7 +146,14 @@ def prepare(
     data = kept(out / "data.pt", made_by, lambda: make_data(recipe.data, world))
     if not (out / "vae").exists():
         trained = train_vae(
-            recipe.vae, data["images"], data["labels"], world.num_labels, recipe.seed, device
+            recipe.vae,
+            data["images"],
+            data["labels"],
+            world.num_labels,
+            recipe.seed,
+            device,
+            out / "vae.pt",
+            recipe.save_every,
         )
         trained.save_pretrained(out / "vae.new")
         os.replace(out / "vae.new", out / "vae")

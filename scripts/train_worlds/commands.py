@@ -33,6 +33,11 @@ TRAINERS: dict[str, tuple[str, str, dict[str, Option]]] = {
         "data, checkpoints, samples, and in pipeline/ the result",
         {"--device": {"default": "cpu"}, "--decay-now": DECAY_NOW, "--install": INSTALL},
     ),
+    "things": (
+        "things on grass, sand and snow: as base",
+        "data, checkpoints, samples, and in pipeline/ the result",
+        {"--device": {"default": "cpu"}, "--decay-now": DECAY_NOW, "--install": INSTALL},
+    ),
     "turbo": (
         "scenes-turbo, the base model distilled to a few steps without guidance",
         "pairs, checkpoints, and in pipeline/ the result",

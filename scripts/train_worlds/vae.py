@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from train_worlds.model import build_vae
 from train_worlds.recipes import Counts
 from train_worlds.training import Trainer
-from ttsnap.files.settings import Count, NotNegative, Positive, Settings
+from ttsnap.files.settings import Count, Natural, NotNegative, Positive, Settings
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class VaeRecipe(Settings):
     """How the autoencoder is trained.
 
     noise: largest noise level that the decoder sees, in latent standard deviations.
+    window: side of the windows around a thing that training sees before it sees whole pictures, in
+        cells of the label maps; 0 for whole pictures alone. Most of a picture is ground.
+    whole: steps at the end with whole pictures.
     moments: weight of the zero-mean, unit-variance penalty.
     reading: weight of reading object classes from the latent.
     posterior_std: the constant that the posterior's standard deviation is set to.
@@ -50,6 +54,8 @@ class VaeRecipe(Settings):
     steps: Count = 2500
     bf16: bool = False
     noise: NotNegative = 0.3
+    window: Natural = 0
+    whole: Natural = 0
     moments: NotNegative = 0.02
     reading: NotNegative = 0.02
     posterior_std: Positive = 0.1
@@ -85,14 +91,24 @@ class VaeTrainer(Trainer[Any]):
         adam = torch.optim.AdamW(params, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.0)
         vae.to(memory_format=torch.channels_last)
         super().__init__(
-            vae, [adam], steps=recipe.steps, warmup=100, decay_steps=0.5 * recipe.steps, floor=0.01
+            vae,
+            [adam],
+            steps=recipe.steps,
+            warmup=100,
+            decay_steps=0.5 * recipe.steps,
+            floor=0.01,
+            heads={"head": self.head},
         )
 
     def loss(self) -> tuple[Tensor, dict[str, Tensor]]:
         recipe, batch, device = self.recipe, self.recipe.batch, self.device
         rows = torch.randint(len(self.images), (batch,)).sort().values
-        x = as_input(self.images[rows], device).to(memory_format=torch.channels_last)
-        y = self.labels[rows].to(device).long()
+        images = self.images[rows]
+        y = self.labels[rows].long()
+        if recipe.window and self.step < recipe.steps - recipe.whole:
+            images, y = windows(images, y, recipe.window)
+        x = as_input(images, device).to(memory_format=torch.channels_last)
+        y = y.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
             z = _mean_latent(self.net, x)
             level = recipe.noise * torch.rand(batch, 1, 1, 1, device=device)
@@ -116,14 +132,17 @@ def train_vae(
     num_labels: int,
     seed: int,
     device: torch.device,
+    checkpoint: Path | None = None,
+    save_every: int = 0,
 ) -> Any:
     """A trained autoencoder in fp32, its scaling and shift set from the data (see `VaeTrainer`).
 
     seed: of weights, batches and noise.
+    checkpoint: where training is saved every so many steps, and taken up again.
     """
     torch.manual_seed(seed)
     trainer = VaeTrainer(recipe, images, labels, num_labels, device)
-    trainer.run("vae")
+    trainer.run("vae", checkpoint, save_every)
     vae = trainer.net.to(memory_format=torch.contiguous_format).eval()
     conv = vae.encoder.conv_out
     half = conv.out_channels // 2
@@ -135,6 +154,30 @@ def train_vae(
         scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean())
     )
     return vae
+
+
+def windows(images: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """A square of each picture (N, 3, H, W), around a random cell of its label map (N, h, w) that is
+    no background.
+
+    side: in cells. Returns pictures (N, 3, S, S) and label maps (N, side, side).
+    """
+    cell = images.shape[-1] // labels.shape[-1]
+    parts, maps = [], []
+    for image, label in zip(images, labels, strict=True):
+        things = label.nonzero()
+        if not len(things):
+            things = torch.ones_like(label).nonzero()
+        middle = things[int(torch.randint(len(things), ()))]
+        top, left = (
+            min(max(int(at) - side // 2, 0), size - side)
+            for at, size in zip(middle, label.shape, strict=True)
+        )
+        maps.append(label[top : top + side, left : left + side])
+        rows = slice(top * cell, (top + side) * cell)
+        columns = slice(left * cell, (left + side) * cell)
+        parts.append(image[:, rows, columns])
+    return torch.stack(parts), torch.stack(maps)
 
 
 def as_input(images: Tensor, device: torch.device) -> Tensor:
