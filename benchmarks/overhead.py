@@ -5,7 +5,7 @@ batching saves.
     python benchmarks/overhead.py --size full --models sdxl flux --candidates 1 4 16 --steps 20     # on a GPU
     python benchmarks/overhead.py --parts loop --models embedded --candidates 8 32 64 --steps 20
 
-Parts (docs/performance.md describes the columns):
+Parts:
 
 loop        N unpruned candidates through the search loop against the stock pipeline's own call at the same batch, from
             the same seeds, in turns. Networks have random weights (models.py); "embedded" is the

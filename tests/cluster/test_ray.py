@@ -101,7 +101,7 @@ def test_the_picture_of_a_cluster_is_what_its_script_draws():
 
 def test_ray_accepts_the_cluster_of_the_how_to():
     yaml, ray, jsonschema = (pytest.importorskip(name) for name in ("yaml", "ray", "jsonschema"))
-    text = (ROOT / "docs" / "howto" / "cluster.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "howto" / "many_gpus.md").read_text(encoding="utf-8")
     cluster = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
     # Ray's own schema of such files, which `ray up` checks them by.
     schema = json.loads(
