@@ -84,10 +84,12 @@ def test_what_is_written_comes_back_and_is_ranked_by_its_frames(finished, tmp_pa
     Image.new("RGB", (8, 8)).save(
         jpeg := tmp_path / "tool.jpeg", exif=exif_with({"parameters": "a cat\nSteps: 20"})
     )
-    assert find_prompts([*written[0], jpeg]) == [results[0].prompt] * 2 + ["a cat"]
+    assert list(find_prompts([*written[0], jpeg]).values()) == [results[0].prompt] * 2 + ["a cat"]
     jpeg.unlink()
     Image.new("RGB", (48, 32), "white").save(tmp_path / "white.jpg")
-    ranked = rank(find_images(tmp_path), ["x"] * 5, [Mean(), Motion()], utility.make([1.0, 0.0]))
+    ranked = rank(
+        dict.fromkeys(find_images(tmp_path), "x"), [Mean(), Motion()], utility.make([1.0, 0.0])
+    )
     scores = {entry.path: entry.scores for entry in ranked}
     for path, candidate in zip(written[0], results[0].images, strict=True):
         assert scores[path] == pytest.approx(

@@ -212,7 +212,7 @@ def engine_spec(
     return EngineSpec(read(ModelOptions, a), rewards, sampler, batch, call)
 
 
-def asked(
+def request(
     a: Arguments, prompts: Sequence[Prompt], search: Any, engine: EngineSpec
 ) -> SearchRequest:
     """What a command that searches is asked for: by its options, those that it has."""

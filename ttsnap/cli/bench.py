@@ -193,7 +193,7 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, Prepared]:
     # studies name their drafters
     arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a).drafted_by(None))
     engine = arguments.engine_spec(a, texts, arms[0].sampler)
-    request = arguments.asked(a, texts, ALGORITHMS[0], engine)
+    request = arguments.request(a, texts, ALGORITHMS[0], engine)
     plain = common.prepared(request)
     common.check_affordable(plain)
     searches = {}

@@ -51,36 +51,23 @@ def parser() -> Parser:
 
 def run(a: Arguments) -> int:
     """Score, write, and print the best."""
-    from ttsnap.results.folders import reserved
-
-    with left_by_signals(), reserved(Path(a.out) if a.out else None, "scores", False) as out:
-        return _score(a, out)
-
-
-def _score(a: Arguments, out: Path) -> int:
     from ttsnap.core import utility
-    from ttsnap.results.rank import find_images, find_prompts, rank, read_source, write_ranking
+    from ttsnap.results.folders import reserved
+    from ttsnap.results.rank import find_images, find_prompts, rank, write_ranking
 
-    combine = utility.make(a.utility)
-    paths = find_images(Path(a.folder), a.recursive)
-    prompts = find_prompts(paths, a.prompt, Path(a.prompts_file) if a.prompts_file else None)
-    device, dtype = common.opening().reward_placement(a.device, a.dtype)
-    rewards = common.load_rewards(a.reward, device=device, dtype=dtype)
-    source = read_source(Path(a.source) if a.source else None, rewards)
-    for reward in rewards:
-        reward.check(prompts)
-    ranked = rank(
-        paths, prompts, rewards, combine, source=source, batch_size=a.batch_size, device=device
-    )
-    table, sheet = write_ranking(out, ranked, [r.name for r in rewards])
+    with left_by_signals(), reserved(a.out, "scores", False) as out:
+        combine = utility.make(a.utility)
+        prompts = find_prompts(find_images(Path(a.folder), a.recursive), a.prompt, a.prompts_file)
+        device, dtype = common.opening().reward_placement(a.device, a.dtype)
+        rewards = common.load_rewards(a.reward, device=device, dtype=dtype)
+        source = Path(a.source) if a.source else None
+        batch = a.batch_size
+        ranked = rank(prompts, rewards, combine, source=source, batch_size=batch, device=device)
+        files = write_ranking(out, ranked, [r.name for r in rewards])
     for place, entry in enumerate(ranked[:10], 1):
-        print(
-            f"{place:3d}. {entry.value:.5g}  {entry.path}"
-            + (f"  ({entry.error})" if entry.error else "")
-        )
+        error = f"  ({entry.error})" if entry.error else ""
+        print(f"{place:3d}. {entry.value:.5g}  {entry.path}{error}")
     failed = sum(bool(entry.error) for entry in ranked)
-    print(
-        f"{len(ranked)} images ranked" + (f", {failed} of them without a score" if failed else "")
-    )
-    print(f"wrote {table} and {sheet}")
+    without = f", {failed} of them without a score" if failed else ""
+    print(f"{len(ranked)} images ranked{without}\nwrote {' and '.join(map(str, files))}")
     return 0

@@ -108,7 +108,7 @@ def run(a: Arguments) -> int:
 
     with (
         left_by_signals(),
-        reserved(Path(a.out), "", a.overwrite) if a.out else nullcontext() as out,
+        reserved(a.out, "", a.overwrite) if a.out else nullcontext() as out,
     ):
         return _compare(a, out)
 

@@ -31,7 +31,7 @@ from ttsnap.pipelines.comfyui.latents import GuiderDrafter
 from ttsnap.request.allowlist import kernel_for, search_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 from ttsnap.results.rank import scored
-from ttsnap.results.report import listed, report
+from ttsnap.results.report import numbers, report
 from ttsnap.reward_models.checklist import Checklist
 from ttsnap.reward_models.registry import REWARDS, check_names, parts
 from ttsnap.rewards.reward_model import RewardModel
@@ -275,7 +275,7 @@ def values_of(images: Tensor, prompt: str, rewards: Sequence[Weighted]) -> tuple
     names = [reward.name for reward, _ in rewards]
     values = (table @ [weight for _, weight in rewards]).tolist()
     lines = [
-        f"{i}: {listed({'reward': value, **dict(zip(names, row, strict=True))})}"
+        f"{i}: {numbers({'reward': value, **dict(zip(names, row, strict=True))})}"
         for i, (value, row) in enumerate(zip(values, table, strict=True))
     ]
     return values, "\n".join(lines)

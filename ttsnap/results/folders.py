@@ -23,7 +23,7 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def reserved(out: Path | None, name: str, overwrite: bool) -> Iterator[Path]:
+def reserved(out: str | Path | None, name: str, overwrite: bool) -> Iterator[Path]:
     """A folder to write to, made and locked: `out`, or the next free outputs/NNNN-name.
 
     name: of its contents, as a prompt. A folder that is empty at the end is removed, with those
@@ -31,18 +31,18 @@ def reserved(out: Path | None, name: str, overwrite: bool) -> Iterator[Path]:
     is locked, or cannot be written to.
     """
     with contextlib.ExitStack() as until_end:
-        with _said_of("outputs" if out is None else out):
+        with refusing("outputs" if out is None else out):
             if out is None:
                 folder = _next(name, until_end)
             else:
-                folder = out
-                until_end.enter_context(held(out, lambda: check_free(out, overwrite)))
+                folder = Path(out)
+                until_end.enter_context(held(folder, partial(check_free, folder, overwrite)))
         yield folder
 
 
 @contextlib.contextmanager
-def _said_of(where: str | Path) -> Iterator[None]:
-    """What the system says of a folder, as a ValueError."""
+def refusing(where: str | Path) -> Iterator[None]:
+    """What the system says of writing to a folder, as a ValueError."""
     try:
         yield
     except OSError as error:
@@ -61,7 +61,7 @@ def new_file(path: str | Path, overwrite: bool) -> Path:
         raise ValueError(f"{out} exists; choose another --out, or pass --overwrite")
     if not out.parent.is_dir():
         raise ValueError(f"no folder {out.parent} to write {out.name} to")
-    with _said_of(out.parent):
+    with refusing(out.parent):
         probe(out.parent)
     return out
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +30,8 @@ from ttsnap.rewards.scoring import Shown, score_in_parts
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".mp4")
 FORMATS = ("PNG", "JPEG", "WEBP")
-MOST_WAITING = 2**27
-"""Bytes of images that wait for others of their size; scoring them takes about ten times as
-many."""
+MOST_BYTES = 2**27
+"""Of a batch of images; scoring them takes about ten times as many."""
 CELL = 160
 COLUMNS = 8
 MOST = 64
@@ -72,14 +70,14 @@ def find_images(folder: Path, recursive: bool = False) -> list[Path]:
 
 
 def find_prompts(
-    paths: Sequence[Path], prompt: str | None = None, file: Path | None = None
-) -> list[str]:
-    """One prompt an image: the one given, the file's lines, or from the images' metadata.
+    paths: Sequence[Path], prompt: str | None = None, file: str | None = None
+) -> dict[Path, str]:
+    """One prompt per image: the one given, the file's lines, or from the images' metadata.
     ValueError where it lacks."""
     if prompt is not None and file is not None:
         raise ValueError("give --prompt or --prompts-file, not both")
     if prompt is not None:
-        return [prompt] * len(paths)
+        return dict.fromkeys(paths, prompt)
     if file is not None:
         try:
             text = files.read_bytes(file, files.JSON_BYTES, "prompts file").decode()
@@ -89,17 +87,16 @@ def find_prompts(
         if len(lines) != len(paths):
             raise ValueError(
                 f"prompts file {file} holds {len(lines)} prompts for {len(paths)} images; one line"
-                " an image"
+                " per image"
             )
-        return lines
-    prompts = [read_prompt(path) for path in paths]
-    lacking = [path for path, carried in zip(paths, prompts, strict=True) if carried is None]
-    if lacking:
+        return dict(zip(paths, lines, strict=True))
+    prompts = {path: text for path in paths if (text := read_prompt(path)) is not None}
+    if lacking := [path for path in paths if path not in prompts]:
         raise ValueError(
             f"{len(lacking)} images (such as {lacking[0]}) carry no prompt; give --prompt or"
             " --prompts-file"
         )
-    return [carried for carried in prompts if carried is not None]
+    return prompts
 
 
 def read_prompt(path: Path) -> str | None:
@@ -127,14 +124,13 @@ def read_source(path: Path | None, rewards: Sequence[RewardModel]) -> Tensor | N
     ValueError for a path that is missing or that no reward needs, and for a file that cannot be
     read.
     """
-    edits = [reward for reward in rewards if "source" in reward.needs]
-    if edits and path is None:
-        raise ValueError(
-            f"reward {edits[0].name!r} compares images with the one that was edited; give --source"
-            " FILE"
-        )
-    if path is None:
+    edits = [reward.name for reward in rewards if "source" in reward.needs]
+    if path is None and not edits:
         return None
+    if path is None:
+        raise ValueError(
+            f"reward {edits[0]!r} compares images with the one that was edited; give --source FILE"
+        )
     if not edits:
         names = ", ".join(reward.name for reward in rewards)
         raise ValueError(
@@ -148,69 +144,86 @@ def read_source(path: Path | None, rewards: Sequence[RewardModel]) -> Tensor | N
 
 
 def rank(
-    paths: Sequence[Path],
-    prompts: Sequence[str],
+    prompts: Mapping[Path, str],
     rewards: Sequence[Reward],
     utility: Utility,
     *,
-    source: Tensor | None = None,
+    source: Path | None = None,
     batch_size: int = 16,
     device: torch.device | str = "cpu",
 ) -> list[RankedImage]:
-    """Best first; images that cannot be read or scored come last, with the reason. Of a video,
-    rewards of images see a few frames, as in a search, and the score is their mean."""
+    """These images with their prompts, best first; those that cannot be read or scored come last,
+    with the reason. Of a video, rewards of images see a few frames, as in a search, and the score
+    is their mean.
+
+    source: the image that all of them edit. batch_size: most images per reward call. ValueError for
+    a prompt that a reward cannot read, and for a source as of `read_source`."""
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {batch_size}")
     judges = [make_reward(reward) for reward in rewards]
-    edits = source is not None
-    source = None if source is None else source.to(device)
-    Shown(edits=edits).check([reward for reward in judges if "video" not in reward.needs])
+    paths = list(prompts)
+    texts = list(prompts.values())
+    for judge in judges:
+        judge.check(texts)
+    before = read_source(source, judges)
+    before = None if before is None else before.to(device)
     scores = np.full((len(paths), len(rewards)), np.nan)
     errors = [""] * len(paths)
-    waiting: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
-
-    def flush(batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
+    for batch in _batches(paths, errors, batch_size):
         rows = [i for i, _ in batch]
         pixels = np.stack([np.moveaxis(pixels, -1, -3) for _, pixels in batch])
         images = torch.from_numpy(pixels).to(device).float() / 255
-        shown = Shown(
-            min(BatchOptions().frames, images.shape[1]) if images.ndim > 4 else None, edits
-        )
-        for column, reward in enumerate(judges):
-            some = [prompts[i] for i in rows]
-            levels = torch.zeros(len(rows), device=device)
+        frames = min(BatchOptions().frames, images.shape[1]) if images.ndim > 4 else None
+        for column, judge in enumerate(judges):
             # A copy for each reward: what one of them writes into its images must not be what the
             # next one sees.
-            seen = reward.without_alpha(images) if images.shape[-3] == 4 else images
-            scores[rows, column], reason = scored(reward, shown, seen.clone(), some, levels, source)
+            seen = judge.without_alpha(images) if images.shape[-3] == 4 else images
+            some = [texts[i] for i in rows]
+            levels = torch.zeros(len(rows), device=device)
+            shown = Shown(frames, before is not None)
+            scores[rows, column], reason = scored(judge, shown, seen.clone(), some, levels, before)
             for i in rows:
                 if np.isnan(scores[i, column]) and not errors[i]:
-                    errors[i] = reason or f"{reward.name} returned nan or inf"
-        batch.clear()
+                    errors[i] = reason or f"{judge.name} returned nan or inf"
+    return _ordered(paths, texts, scores, utility, errors)
 
+
+def _batches(
+    paths: Sequence[Path], errors: list[str], most: int
+) -> Iterator[list[tuple[int, NDArray[np.uint8]]]]:
+    """Images of one size that follow each other, at most so many, each with its number. The reason
+    goes to `errors` where one cannot be read."""
+    batch: list[tuple[int, NDArray[np.uint8]]] = []
     for i, path in enumerate(paths):
         try:
-            array = _scored(path)
+            pixels = _scored(path)
         except ValueError as error:
             errors[i] = f"cannot be read: {error}"
             continue
-        batch = waiting.setdefault(array.shape, [])
-        batch.append((i, array))
-        if len(batch) == batch_size:
-            flush(batch)
-        if sum(len(batch) * math.prod(shape) for shape, batch in waiting.items()) > MOST_WAITING:
-            flush(max(waiting.values(), key=lambda batch: sum(pixels.size for _, pixels in batch)))
-    for batch in waiting.values():
-        if batch:
-            flush(batch)
+        many = len(batch) == most or (len(batch) + 1) * pixels.nbytes > MOST_BYTES
+        if batch and (many or pixels.shape != batch[0][1].shape):
+            yield batch
+            batch = []
+        batch.append((i, pixels))
+    if batch:
+        yield batch
+
+
+def _ordered(
+    paths: Sequence[Path],
+    prompts: Sequence[str],
+    scores: FloatArray,
+    utility: Utility,
+    errors: Sequence[str],
+) -> list[RankedImage]:
+    """Best first by the utility of scores (N, R)."""
     good = ~np.isnan(scores).any(axis=1)
     values = np.full(len(paths), -np.inf)
     if good.any():
         values[good] = utility(scores[good])
-    order = np.argsort(-values, kind="stable")
     return [
         RankedImage(paths[i], prompts[i], tuple(scores[i].tolist()), float(values[i]), errors[i])
-        for i in order
+        for i in np.argsort(-values, kind="stable")
     ]
 
 
