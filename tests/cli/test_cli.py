@@ -54,8 +54,10 @@ def test_generate_and_replay(tmp_path, capsys):
     again = eval(code.strip(), {"pipe": pipe, "torch": torch}).images[0]
     assert abs(np.asarray(again, int) - np.asarray(Image.open(images[0]), int)).max() <= 1
 
-    assert main(["replay", str(images[0])]) == 0
-    assert "largest difference" in capsys.readouterr().out
+    assert main(["replay", str(folder / "sheet.png")]) == 2
+    capsys.readouterr()
+    assert main(["replay", *map(str, folder.glob("*.png"))]) == 0
+    assert capsys.readouterr().out.count("largest difference") == len(images)
     replayed = images[0].parent / "replays" / images[0].name
     assert (
         abs(np.asarray(Image.open(replayed), int) - np.asarray(Image.open(images[0]), int)).max()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,9 +127,17 @@ def load_model(
     return placed
 
 
-def loaded(search: Prepared, devices: DeviceOptions, *more: str) -> tuple[Any, LoadedRewards]:
+def loaded(
+    search: Prepared,
+    devices: DeviceOptions,
+    *more: str,
+    check: Callable[[Any], object] = lambda rewards: None,
+) -> tuple[Any, LoadedRewards]:
     """The pipeline of a search, and its rewards with some more. Where other processes search, they
-    load what they need themselves, and this one keeps off the devices."""
+    load what they need themselves, and this one keeps off the devices.
+
+    check: called with the rewards, which load faster than a model; it raises where they do not
+    fit."""
     model = search.engine.model
     place, _ = opening().placement(model.device, model.dtype)
     from ttsnap.pipelines.opening import check_call, prepare
@@ -142,6 +150,7 @@ def loaded(search: Prepared, devices: DeviceOptions, *more: str) -> tuple[Any, L
         here = alone(devices, place.type)
     names = (*search.engine.rewards, *more)
     rewards = load_rewards(names, device=place) if here else None
+    check(rewards)
     reported = search.request.selection.reported
     report = load_rewards(reported, device=place) if reported else ()
     device, offload = (model.device, model.offload) if here else ("cpu", "none")

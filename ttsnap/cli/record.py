@@ -140,7 +140,13 @@ def _alone(
     search: Prepared, spec: EngineSpec, out: Path, what: RecordOptions, by: WorkerOptions
 ) -> Callable[[], Recording]:
     """Load the model and be ready to record in this process."""
-    pipe, rewards = common.loaded(search, DeviceOptions())
+    from ttsnap.recordings.folder import run_folder
+
+    def check(rewards: Any) -> None:
+        """ValueError where the folder has a recording of others."""
+        run_folder(out, {"rewards": [reward.name for reward in rewards]}).check()
+
+    pipe, rewards = common.loaded(search, DeviceOptions(), check=check)
     from ttsnap.pipelines.engine_factory import recording_info
     from ttsnap.recordings.record import record
 

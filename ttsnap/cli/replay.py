@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +106,15 @@ class ReplayFile(NamedTuple):
 
 def run(a: Arguments) -> int:
     """Make the images again, write them, and say how far each is from its original."""
-    wanted = [_read(Path(name), a) for name in a.files]
+    from ttsnap.results.outputs import is_extra
+
+    paths = [Path(name) for name in a.files]
+    if extras := [path for path in paths if is_extra(path)]:
+        said = f"no image of a search, but a contact sheet or a copy: {', '.join(map(str, extras))}"
+        if extras == paths:
+            raise ValueError(f"{said}; give the images beside it, as {paths[0].parent}/*seed*")
+        print(f"left out as {said}", file=sys.stderr)
+    wanted = [_read(path, a) for path in paths if path not in extras]
     places = _places([file.path for file in wanted], a)
     pipe = None
     there = None

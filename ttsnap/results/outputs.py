@@ -143,6 +143,11 @@ def enlarged_path(out: Path, results: Sequence[Result], index: int) -> Path:
     return out / f"{_stem(results, index)}{ENLARGED}"
 
 
+def is_extra(path: Path) -> bool:
+    """Whether a file is, by its name, a contact sheet or an enlarged copy, which carry no record."""
+    return path.name.endswith(("sheet.png", ENLARGED))
+
+
 def write_enlarged(path: Path, image: Pixels) -> bool:
     """Write a copy TIMES as large of a small image, or of a video's frames, without metadata; False
     for others."""

@@ -22,7 +22,7 @@ from ttsnap.files.pictures import is_video, texts_in, video_pixels
 from ttsnap.files.writing import write_csv
 from ttsnap.options.engine import BatchOptions
 from ttsnap.results.media import save_png, still
-from ttsnap.results.outputs import ENLARGED
+from ttsnap.results.outputs import is_extra
 from ttsnap.results.record import read_record
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel, turn_of
@@ -59,11 +59,7 @@ def find_images(folder: Path, recursive: bool = False) -> list[Path]:
         )
         raise ValueError(f"{folder} {why}")
     there = folder.rglob("*") if recursive else folder.iterdir()
-    images = sorted(
-        p
-        for p in there
-        if p.suffix.lower() in SUFFIXES and not p.name.endswith(("sheet.png", ENLARGED))
-    )
+    images = sorted(p for p in there if p.suffix.lower() in SUFFIXES and not is_extra(p))
     if not images:
         raise ValueError(f"folder {folder} holds no image ({', '.join(SUFFIXES)})")
     return images
