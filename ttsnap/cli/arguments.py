@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args
 
 from ttsnap.cli.configs import presets_in
 from ttsnap.cli.help import Common
@@ -113,8 +113,8 @@ def add_option(p: Any, option: Option, start: Any = None) -> None:
         kind = Union[tuple(each for each in get_args(kind) if each is not type(None))]  # noqa: UP007
     default = option.start if start is None else start
     default = option.default if default is None else default
-    listed = option.many and get_origin(kind) is tuple
-    how = {"nargs": "+", "type": get_args(kind)[0]} if listed else {"type": kind}
+    words = kind == tuple[str, ...]
+    how = {"nargs": "+", "type": str} if words else {"type": kind}
     p.add_argument(option.dashed, default=default, metavar=option.metavar, help=marked(text), **how)
 
 

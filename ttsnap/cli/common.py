@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ from ttsnap.cli.parser import Arguments
 from ttsnap.core.names import unknown
 from ttsnap.core.requirement import Requirement
 from ttsnap.files.hub import require_repository
+from ttsnap.files.settings import Port
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
+from ttsnap.options.option import option
 from ttsnap.options.sampler import NOISE
 from ttsnap.options.selection import listed
 from ttsnap.request.request import ModelDefaults, Prepared, SearchRequest, prepare
@@ -166,6 +169,16 @@ def opening() -> Any:
     from ttsnap.pipelines import opening
 
     return opening
+
+
+@dataclass(frozen=True)
+class ListenOptions:
+    """Where a server listens."""
+
+    host: str = option(
+        "127.0.0.1", "address to listen on; 0.0.0.0 for all", metavar="HOST", common=True
+    )
+    port: Port = option(8000, "port to listen on; 0 for any free one", common=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments
@@ -16,6 +17,7 @@ from ttsnap.cli.signals import left_by_signals
 from ttsnap.files.settings import Natural
 from ttsnap.files.writing import markdown
 from ttsnap.options.engine import WorkerOptions
+from ttsnap.options.option import option
 from ttsnap.options.selection import SelectionOptions
 
 if TYPE_CHECKING:
@@ -28,6 +30,16 @@ BASE = "best-of-n"
 MOST_BUDGETS = 1000
 
 
+@dataclass(frozen=True)
+class StudyOptions:
+    """Which part of a recording is studied."""
+
+    prompts: str = option(":", "which prompts, as 0:20")
+    seeds: str = option(":", "which seeds, as 0:40")
+    scores: str = option("noise_aware", "of a published tensor: noise_aware or base scores")
+    seed: Natural = option(0, "decides the random orders in which recorded seeds are searched")
+
+
 def add_recording_arguments(p: Parser) -> None:
     """The recording, which part of it, and how its rewards become one."""
     p.add_argument(
@@ -36,17 +48,8 @@ def add_recording_arguments(p: Parser) -> None:
         help="folder written by `ttsnap record`, or a published reward tensor",
     )
     arguments.add_config(p)
-    p.add_argument("--prompts", type=str, default=":", help="which prompts, as 0:20")
-    p.add_argument("--seeds", type=str, default=":", help="which seeds, as 0:40")
-    p.add_argument(
-        "--scores",
-        type=str,
-        default="noise_aware",
-        help="of a published tensor: noise_aware or base scores",
-    )
+    arguments.add_options(p, StudyOptions)
     arguments.add_options(p, SelectionOptions, "utility")
-    orders = "decides the random orders in which recorded seeds are searched"
-    p.add_argument("--seed", type=Natural, default=0, help=orders)
     arguments.add_options(p, WorkerOptions, "workers")
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ttsnap.demo.form import DemoLimits
 from ttsnap.extras import install
 from ttsnap.files.settings import Count, Port
 from ttsnap.options.model import EMBEDDED, ModelOptions
+from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, HOT, SamplerOptions
 
 DESCRIPTION = """Open a web page on which to run searches, watch them and compare them.
@@ -38,61 +40,42 @@ CLOSED_FORMS = ("place", "compressibility", "incompressibility", "brightness", "
 LEARNED = ("imagereward", "pickscore", "hpsv2.1", "clip", "aesthetics")
 
 
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the demo offers to visitors."""
+
+    model: str | None = option(
+        None,
+        "embedded (the default), scenes-turbo, signs, a diffusers folder, or a hub id; visitors"
+        " cannot change it",
+    )
+    any_model: bool = option(
+        False,
+        "let visitors load any model by hub id or path, even where others can reach the demo;"
+        " without --model, --host and --share they may anyway",
+    )
+    reward: tuple[str, ...] = option(
+        (),
+        "the rewards that visitors choose from, the first being preset: names, file.py:function,"
+        " http://HOST:PORT (default: what the model goes with)",
+    )
+    draft: str = option(
+        AUTO,
+        "the drafter that visitors may use, as `ttsnap generate --draft` takes it: auto (the"
+        " model's own, which is preset, or hot), none, or another",
+    )
+    port: Port | None = option(None, "port to listen on", unset="the first free one from 7860")
+    share: bool = option(False, "a public address through gradio's tunnel, for 1 week")
+    queue_size: Count = option(20, "most visitors that wait; one search runs at a time")
+    browser: bool = option(False, "open the page in the browser", flag="open")
+
+
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
-    p.add_argument(
-        "--model",
-        type=str | None,
-        help=(
-            "embedded (the default), scenes-turbo, signs, a diffusers folder, or a hub id; visitors"
-            " cannot change it"
-        ),
-    )
-    p.add_argument(
-        "--any-model",
-        action="store_true",
-        help=(
-            "let visitors load any model by hub id or path, even where others can reach the demo;"
-            " without --model, --host and --share they may anyway"
-        ),
-    )
-    p.add_argument(
-        "--reward",
-        type=str,
-        nargs="+",
-        default=[],
-        help=(
-            "the rewards that visitors choose from, the first being preset: names,"
-            " file.py:function, http://HOST:PORT (default: what the model goes with)"
-        ),
-    )
-    p.add_argument(
-        "--draft",
-        type=str,
-        default=AUTO,
-        help=(
-            "the drafter that visitors may use, as `ttsnap generate --draft` takes it: auto (the"
-            " model's own, which is preset, or hot), none, or another"
-        ),
-    )
-    p.add_argument(
-        "--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all"
-    )
-    p.add_argument(
-        "--port", type=Port | None, help="port to listen on (default: the first free one from 7860)"
-    )
-    p.add_argument(
-        "--share", action="store_true", help="a public address through gradio's tunnel, for 1 week"
-    )
+    arguments.add_options(p, DemoOptions)
+    arguments.add_options(p, common.ListenOptions, "host")
     arguments.add_options(p, DemoLimits)
-    p.add_argument(
-        "--queue-size",
-        type=Count,
-        default=20,
-        help="most visitors that wait; one search runs at a time",
-    )
-    p.add_argument("--open", action="store_true", help="open the page in the browser")
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 

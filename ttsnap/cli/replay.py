@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ from ttsnap.cli.common import load_model
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.options.call import PictureOptions, pictured_call
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
-from ttsnap.options.option import options_of
+from ttsnap.options.option import option, options_of
 from ttsnap.options.sampler import comes_along
 from ttsnap.options.selection import listed
 
@@ -42,6 +42,27 @@ examples:
 """
 
 
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What a replay takes in place of what a PNG names, and where it goes."""
+
+    model: str | None = option(None, "use this model instead of the one named in the PNG")
+    lora: str | list[str] = option(
+        (),
+        "use this LoRA (FOLDER:SCALE) instead of the one named in the PNG; where that names several,"
+        " the option again for each",
+        metavar="FOLDER",
+    )
+    draft: str | None = option(
+        None, "where a draft was finished, use this drafter instead of the PNG's"
+    )
+    trust: bool = option(False, "load the model, LoRAs and drafter that the PNG names")
+    out: str | None = option(
+        None, "where to write", unset=f"{REPLAYS}/ beside the image", metavar="FOLDER"
+    )
+    overwrite: bool = option(False, "replace what --out has of that name")
+
+
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
@@ -59,34 +80,7 @@ def parser() -> Parser:
             "--call.ip_adapter_image face.png"
         ),
     )
-    p.add_argument(
-        "--model", type=str | None, help="use this model instead of the one named in the PNG"
-    )
-    p.add_argument(
-        "--lora",
-        type=str | list[str],
-        default=[],
-        metavar="FOLDER",
-        help=(
-            "use this LoRA (FOLDER:SCALE) instead of the one named in the PNG; where that names"
-            " several, the option again for each"
-        ),
-    )
-    p.add_argument(
-        "--draft",
-        type=str | None,
-        help="where a draft was finished, use this drafter instead of the PNG's",
-    )
-    p.add_argument(
-        "--trust", action="store_true", help="load the model, LoRAs and drafter that the PNG names"
-    )
-    p.add_argument(
-        "--out",
-        type=str | None,
-        metavar="FOLDER",
-        help=f"where to write (default: {REPLAYS}/ beside the image)",
-    )
-    p.add_argument("--overwrite", action="store_true", help="replace what --out has of that name")
+    arguments.add_options(p, ReplayOptions)
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import left_by_signals
 from ttsnap.options.model import ModelOptions
+from ttsnap.options.option import option
 from ttsnap.options.selection import SelectionOptions
 
 DESCRIPTION = """Score the images of a folder, and write a ranked CSV and a contact sheet to another one.
@@ -25,26 +27,25 @@ examples:
 """
 
 
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What is scored, for which prompts."""
+
+    prompt: str | None = option(None, "one prompt for all images")
+    prompts_file: str | None = option(None, "text file, one prompt a line, one line an image")
+    source: str | None = option(None, "the image that all of these edit, for rewards of edits")
+    recursive: bool = option(False, "look into folders inside the folder, too")
+    out: str | None = option(None, "folder to write to", unset="a new one in outputs/")
+    batch_size: int = option(16, "most images per reward call")
+
+
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     p.add_argument("folder", type=str, help="folder with PNG, JPEG or WebP images, or videos")
     p.add_argument("--reward", type=str, nargs="+", required=True, help=arguments.REWARD)
     arguments.add_options(p, SelectionOptions, "utility")
-    p.add_argument("--prompt", type=str | None, help="one prompt for all images")
-    p.add_argument(
-        "--prompts-file", type=str | None, help="text file, one prompt a line, one line an image"
-    )
-    p.add_argument(
-        "--source", type=str | None, help="the image that all of these edit, for rewards of edits"
-    )
-    p.add_argument(
-        "--recursive", action="store_true", help="look into folders inside the folder, too"
-    )
-    p.add_argument(
-        "--out", type=str | None, help="folder to write to (default: a new one in outputs/)"
-    )
-    p.add_argument("--batch-size", type=int, default=16, help="most images per reward call")
+    arguments.add_options(p, ScoreOptions)
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 

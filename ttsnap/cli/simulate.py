@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,7 @@ from ttsnap.cli.signals import left_by_signals
 from ttsnap.extras import install
 from ttsnap.files.settings import Count
 from ttsnap.options.engine import WorkerOptions
+from ttsnap.options.option import option
 from ttsnap.request.request import fitted_steps
 
 if TYPE_CHECKING:
@@ -62,43 +64,34 @@ _AXES = {"flops": (1e12, "TFLOPs"), "nfe": (1, "denoiser evaluations")}
 """Of units of work: what a plot divides them by, and calls them."""
 
 
+@dataclass(frozen=True)
+class SimulateOptions:
+    """What is compared, at which budgets."""
+
+    algorithms: tuple[str, ...] = option(
+        (),
+        "names, .json files such as those of `ttsnap tune`, or file.py:Class (default: seed-pruning;"
+        " with drafts and without where they were recorded)",
+    )
+    budgets: tuple[str, ...] = option(
+        (),
+        "per prompt, rising, as 100nfe 200nfe, or a range 400:4000:200tflop (default: 2 to 20 whole"
+        " images)",
+    )
+    repeats: Count = option(20, "searches per prompt and budget")
+    shared: bool = option(False, "price-of-compute: all prompts share one budget")
+    ledger: Literal["honest", "published"] = option(
+        "honest", "count all that is computed (honest), or as the TTSnap notebooks (published)"
+    )
+    out: str | None = option(None, "folder for curves.csv and curves.png")
+    overwrite: bool = option(False, "allow --out to hold files already")
+
+
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     add_recording_arguments(p)
-    p.add_argument(
-        "--algorithms",
-        type=str,
-        nargs="+",
-        default=[],
-        help=(
-            "names, .json files such as those of `ttsnap tune`, or"
-            " file.py:Class (default: seed-pruning; with drafts and without where they were"
-            " recorded)"
-        ),
-    )
-    p.add_argument(
-        "--budgets",
-        type=str,
-        nargs="+",
-        default=[],
-        help=(
-            "per prompt, rising, as 100nfe 200nfe, or a range 400:4000:200tflop (default: 2 to 20"
-            " whole images)"
-        ),
-    )
-    p.add_argument("--repeats", type=Count, default=20, help="searches per prompt and budget")
-    p.add_argument(
-        "--shared", action="store_true", help="price-of-compute: all prompts share one budget"
-    )
-    p.add_argument(
-        "--ledger",
-        type=Literal["honest", "published"],
-        default="honest",
-        help="count all that is computed (honest), or as the TTSnap notebooks (published)",
-    )
-    p.add_argument("--out", type=str | None, help="folder for curves.csv and curves.png")
-    p.add_argument("--overwrite", action="store_true", help="allow --out to hold files already")
+    arguments.add_options(p, SimulateOptions)
     return p
 
 

@@ -84,14 +84,6 @@ class Option:
     """Whether `ttsnap record` has the option."""
     offered: Offered | None = None
     """How strangers may write it; None where they may not."""
-    noted: bool = False
-    """Whether images and traces note the value, where it is not None; those of the sampler always
-    do."""
-    of_kernels: bool = False
-    """Whether only kernels other than the pipeline's read the value. Recordings with one note it
-    even at its default."""
-    many: bool = False
-    """Whether several values may follow the flag."""
     determines: bool = True
     """Whether another value gives another result, so that a run is not resumed with it."""
 
@@ -168,13 +160,6 @@ def changed(given: Any) -> list[str]:
         for option in options_of(type(given))
         if not same(current[option.name], option.default)
     ]
-
-
-def noted(given: Any) -> dict[str, Any]:
-    """The values of the options that records note, but for those at their defaults."""
-    names = changed(given)
-    kept = [option for option in options_of(type(given)) if option.noted and option.name in names]
-    return {option.name: told(values(given)[option.name]) for option in kept}
 
 
 def told(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ttsnap.files.settings import Json, Name, Settings, Word
 from ttsnap.options.model import EMBEDDED
-from ttsnap.options.option import Offered, Spec, changed, option, options_of, told, values
+from ttsnap.options.option import Offered, Spec, changed, option, told, values
 from ttsnap.options.variety import Repel, parse
 
 AUTO = "auto"
@@ -105,14 +105,12 @@ class SamplerOptions(Settings):
         unset="the model's own",
         python="An Interpolant is taken as it is (ttsnap.pipelines.latents.convert).",
         written=Word | None,
-        of_kernels=True,
     )
     times: Spec = option(
         "pipeline",
         "for other kernels, the path's points: pipeline, uniform, sqrt",
         python="A tensor of times is taken as it is (ttsnap.pipelines.latents.convert).",
         written=Word,
-        of_kernels=True,
     )
     guide: Spec = option(
         None,
@@ -218,5 +216,5 @@ class SamplerOptions(Settings):
             {"draft"} if self.drafted_by(None).draft is None else set()
         )
         if self.kernel != "pipeline":
-            names |= {option.name for option in options_of(type(self)) if option.of_kernels}
+            names |= {"path", "times"}
         return {name: value for name, value in self.told().items() if name in names}

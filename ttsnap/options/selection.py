@@ -41,7 +41,6 @@ class SelectionOptions(Settings):
         metavar="REQUIREMENT",
         loads="reward",
         recorded=False,
-        noted=True,
         offered=Offered(
             Names | None,
             "what an image must meet to be returned, by rewards that are offered: REWARD>=NUMBER,"
@@ -80,7 +79,6 @@ class SelectionOptions(Settings):
         " the rewards worse where it is farther from the others by the mean distance",
         unset="1",
         metavar="WEIGHT",
-        noted=True,
     )
     likeness: Spec = option(
         None,
@@ -95,7 +93,6 @@ class SelectionOptions(Settings):
         written=str | None,
         metavar="NAME",
         loads="likeness",
-        noted=True,
     )
 
     def __post_init__(self) -> None:

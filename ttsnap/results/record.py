@@ -119,7 +119,7 @@ class SearchRecord:
     embeddings: Annotated[list[Name], Len(1, 16)] | None = None
     """Arguments of the call that were embeddings, which no file holds."""
     noted: Mapping[str, Any] = field(default_factory=dict)
-    """The values of other options that are `noted`, by name."""
+    """The values of further options, by name."""
     found: FoundImage | None = None
     """None of a search as a whole."""
     seed: int | None = None
@@ -279,7 +279,7 @@ _RECORD = (
 )
 """What the metadata of an image has of a record and of its image, under the same names."""
 _SAMPLER = [option.name for option in options_of(SamplerOptions)]
-_NOTED = [option.name for option in DECLARED.values() if option.noted]
+_NOTED = ("shared", "require", "diversity", "likeness")
 _HINTS: dict[str, Any] = {
     **{name: hints_of(SearchRecord)[name] for name in _RECORD},
     **hints_of(FoundImage),
