@@ -53,12 +53,6 @@ def add_recording_arguments(p: Parser) -> None:
     arguments.add_options(p, WorkerOptions, "workers")
 
 
-def add_file_arguments(p: Parser, name: str) -> None:
-    """--out for the algorithm file that is fitted, and --overwrite."""
-    p.add_argument("--out", type=str, default=name, help="algorithm file to write")
-    p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
-
-
 def read_recording(a: Arguments) -> Recording:
     """The recording, cut to the prompts and seeds of the options."""
     from ttsnap.recordings.folder import load_recording
