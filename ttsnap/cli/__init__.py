@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ttsnap.cli.common import check_names
-from ttsnap.cli.loading import CLOCK, speaks
+from ttsnap.cli.common import CLOCK, Interrupted, check_names, speaks
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import Interrupted
 from ttsnap.core.memory import NotEnoughMemoryError, lacks_memory, shortage
 from ttsnap.core.names import unknown
 from ttsnap.files.reading import printable

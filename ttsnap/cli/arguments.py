@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args
 
 from ttsnap.cli.configs import presets_in
-from ttsnap.cli.help import Common
-from ttsnap.cli.parser import Arguments
+from ttsnap.cli.parser import Arguments, Common
 from ttsnap.core.checklist import rewards_of
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget

@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from ttsnap.algorithms import own_algorithm
 from ttsnap.bench import PRESETS
 from ttsnap.cli import arguments, common
-from ttsnap.cli.bench_model import BenchModel
+from ttsnap.cli.common import resumable
 from ttsnap.cli.configs import read_preset
 from ttsnap.cli.curves import read_span
-from ttsnap.cli.help import Common
-from ttsnap.cli.parser import PARTS, Arguments, Parser
-from ttsnap.cli.signals import resumable
+from ttsnap.cli.parser import PARTS, Arguments, Common, Parser
 from ttsnap.extras import install
 from ttsnap.files.pictured import digests
 from ttsnap.files.writing import write_text
@@ -34,11 +33,18 @@ from ttsnap.request.request import Prepared
 from ttsnap.version import versions
 
 if TYPE_CHECKING:
+    from ttsnap.bench.arms import Arm
     from ttsnap.bench.folder import OpenBench
     from ttsnap.bench.prompts import PromptSet
     from ttsnap.bench.run import Bench
     from ttsnap.bench.summary import Line
+    from ttsnap.core.prompt import Prompt
+    from ttsnap.core.protocols import Engine
+    from ttsnap.core.results import Result
     from ttsnap.files.settings import Json
+    from ttsnap.loop.request import Listener, LoopSearch
+    from ttsnap.results.record import SearchRecord
+
 
 DESCRIPTION = """Search for every prompt of a set by several algorithms with equal budgets, and compare what they find.
 
@@ -298,3 +304,57 @@ def _run_in(bench: Bench, there: OpenBench, model: BenchModel) -> None:
     )
     if not drawn:
         print(f"for summary.png, {install('plot')}, and run the same command again")
+
+
+class BenchModel:
+    """The pipeline of a benchmark, its rewards and the metrics, once loaded: what
+    `ttsnap.bench.run` runs on."""
+
+    pipe: Any = None
+
+    def __init__(self, a: Arguments) -> None:
+        self._devices = arguments.read(DeviceOptions, a)
+
+    def of(self, bench: Bench) -> BenchModel:
+        """The same, for the searches of this benchmark. The first one's loads."""
+        self.bench = bench
+        first = cast("Prepared", bench.searches[bench.arms[0].name])
+        if self.pipe is None:
+            self.pipe, self._loaded = common.loaded(first, self._devices)
+        for reward in self._loaded.reports or ():
+            reward.check([prompt.read for prompt in bench.texts])
+        return self
+
+    @contextmanager
+    def engine(self, arm: Arm) -> Iterator[Engine]:
+        """An engine of an arm, on one device or on many, until the block ends."""
+        from ttsnap.pipelines.engine_factory import open_engine
+
+        spec = cast("Prepared", self.bench.searches[arm.name]).engine
+        scoring = self._loaded.scoring
+        with open_engine(spec, self._devices, self.pipe, scoring) as (engine, self._denoiser):
+            if self._denoiser.frames is not None:
+                raise ValueError(
+                    "a benchmark is of images, and this model makes videos; use ttsnap generate"
+                )
+            yield engine
+
+    def run(
+        self,
+        arm: Arm,
+        search: LoopSearch,
+        prompts: Sequence[Prompt],
+        engine: Engine,
+        listener: Listener,
+        *,
+        sheets: bool,
+    ) -> tuple[list[Result], SearchRecord]:
+        """Results as a call of the pipeline returns them, and their record."""
+        from ttsnap.pipelines.run import Opened, run_on
+        from ttsnap.results.outputs import Recorder
+
+        opened = Opened(engine, self._denoiser, prompts, self._loaded.reports or ())
+        seen = Recorder() if sheets else None
+        asked = cast("Prepared", self.bench.searches[arm.name])
+        found = run_on(opened, asked, self.pipe, [listener], seen, loop=search)
+        return found.results, found.record

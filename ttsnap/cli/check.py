@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import Common
-from ttsnap.cli.loading import load_libraries
-from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import resumable
+from ttsnap.cli.common import load_libraries, resumable
+from ttsnap.cli.parser import Arguments, Common, Parser
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.settings import Positive, plain
 from ttsnap.loop.budget import Budget

@@ -1,8 +1,12 @@
-"""What commands share: prompts, rewards, the model, results."""
+"""What commands share: what they say and hear while they run, the model, rewards, servers."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments
-from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.cli.parser import Arguments
 from ttsnap.core.names import unknown
 from ttsnap.core.requirement import Requirement
 from ttsnap.files.hub import require_repository
 from ttsnap.files.settings import Port
+from ttsnap.files.unbroken import Unbroken
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.option import option
@@ -27,6 +31,145 @@ from ttsnap.reward_models.registry import check_names as check_rewards
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.run import LoadedRewards
+
+
+class Clock:
+    """Seconds since a command began, and how many of them went into loading."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Set both to zero."""
+        self._begin = time.monotonic()
+        self.loading = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self._begin
+
+    def __str__(self) -> str:
+        return f"{self.total:.1f} s in all, {self.loading:.1f} s of them loading"
+
+
+CLOCK = Clock()
+"""The clock of the running command."""
+
+
+def speaks() -> bool:
+    """Whether this process prints: of those that `accelerate launch` starts, one does."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+@contextmanager
+def loading(what: str, *, bars: bool = False) -> Iterator[None]:
+    """Print on stderr what is being loaded, and at the end how long it took.
+
+    bars: whether progress bars may be drawn meanwhile, which need lines of their own.
+    """
+    if speaks():
+        print(f"loading {what} ...", end="\n" if bars else "", flush=True, file=sys.stderr)
+    begin = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = time.monotonic() - begin
+        CLOCK.loading += seconds
+        if speaks():
+            print(
+                f"loaded in {seconds:.1f} s" if bars else f" {seconds:.1f} s",
+                flush=True,
+                file=sys.stderr,
+            )
+
+
+def load_torch() -> None:
+    """Import torch."""
+    if "torch" not in sys.modules:
+        with loading("torch"):
+            import torch  # noqa: F401
+
+
+def load_libraries() -> None:
+    """Import torch and the libraries of pipelines."""
+    load_torch()
+    if "ttsnap.pipelines.mixin" not in sys.modules:
+        from ttsnap.pipelines.quiet import quiet
+
+        # whose advice is to install torchvision: no search needs it
+        with loading("diffusers"), quiet("transformers"):
+            import ttsnap.pipelines.mixin  # noqa: F401
+
+
+Handler = Callable[[int, Any], Any] | int | signal.Handlers | None
+
+
+class Interrupted(KeyboardInterrupt):
+    """By a signal of this number; the message says what is safe."""
+
+    def __init__(self, number: int, said: str = "") -> None:
+        super().__init__(said)
+        self.number = number
+
+
+@contextmanager
+def left_by_signals() -> Iterator[None]:
+    """SIGTERM unwinds the block as Ctrl-C does, so that nothing is left behind; the exit status is
+    then 143.
+
+    Ctrl-C is heard where it was ignored, too, as it is in the background of a script."""
+
+    def leave(number: int, _: object) -> None:
+        raise Interrupted(number)
+
+    before = {number: _handle(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            _handle(number, handler)
+
+
+@contextmanager
+def resumable(out: Path, safe: Callable[[], str] = lambda: "what is done is") -> Iterator[None]:
+    """Work whose parts are kept in a folder, or in a file, so that the same command resumes it.
+
+    safe: says what is safe there, for the message after a signal. ValueError where it cannot be
+        written to."""
+    again = "run the same command again to resume"
+    try:
+        with left_by_signals():
+            yield
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        # of a part of the work, which has said more
+        if isinstance(error, Interrupted) and str(error):
+            raise
+        raise Interrupted(number, f"interrupted; {safe()} safe in {out}; {again}") from None
+    except OSError as error:
+        mend = "Free some space or mend what is wrong"
+        raise ValueError(
+            f"cannot write to {out}: {error}; what was there is safe. {mend}, then {again}"
+        ) from error
+
+
+class StopOnSignal(Unbroken):
+    """Called, whether a SIGINT or SIGTERM has come, at which the search ends with its best finished
+    image."""
+
+    then = "the best finished image will be written"
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+
+def _handle(number: int, handler: Handler) -> Handler:
+    """Set a handler and return the one before; no effect outside the main thread, which alone gets
+    signals."""
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        return None
+    return signal.signal(number, handler)
 
 
 def load_rewards(spec: Any, **where: Any) -> Any:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments
+from ttsnap.cli.common import left_by_signals
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import left_by_signals
 from ttsnap.files.settings import Natural
 from ttsnap.files.writing import markdown
 from ttsnap.options.engine import WorkerOptions

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.loading import loading
+from ttsnap.cli.common import loading
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.checklist import LIST
 from ttsnap.demo.form import DemoLimits
@@ -97,7 +97,8 @@ def run(a: Arguments) -> int:
             " pixels; Ctrl-C ends"
         )
         with common.listening(a):
-            serve(page, limits, host=a.host, port=a.port, share=a.share, browser=a.open)
+            where = {"server_name": a.host, "server_port": a.port}
+            serve(page, limits, share=a.share, inbrowser=a.open, **where)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return 0

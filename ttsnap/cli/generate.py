@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.algorithms import own_algorithm
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
-from ttsnap.cli.help import Common
-from ttsnap.cli.loading import CLOCK
-from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import StopOnSignal, left_by_signals
+from ttsnap.cli.common import CLOCK, StopOnSignal, left_by_signals
+from ttsnap.cli.parser import Arguments, Common, Parser
 from ttsnap.options.call import PictureOptions, VideoOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import Common
-from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import resumable
+from ttsnap.cli.common import resumable
+from ttsnap.cli.parser import Arguments, Common, Parser
 from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions

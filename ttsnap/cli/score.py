@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttsnap.cli import arguments, common
+from ttsnap.cli.common import left_by_signals
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import left_by_signals
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import option
 from ttsnap.options.selection import SelectionOptions

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.loading import load_torch, loading
+from ttsnap.cli.common import load_torch, loading
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.extras import install
 from ttsnap.options.engine import DeviceOptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.loading import load_torch, loading
+from ttsnap.cli.common import load_torch, loading
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.extras import install
 from ttsnap.options.model import ModelOptions

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ttsnap.cli import arguments
+from ttsnap.cli.common import left_by_signals
 from ttsnap.cli.curves import (
     BASE,
     add_recording_arguments,
@@ -19,7 +20,6 @@ from ttsnap.cli.curves import (
     too_few_seeds,
 )
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import left_by_signals
 from ttsnap.extras import install
 from ttsnap.files.settings import Count
 from ttsnap.options.engine import WorkerOptions

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ttsnap.cli import arguments
+from ttsnap.cli.common import resumable
 from ttsnap.cli.curves import (
     BASE,
     add_recording_arguments,
@@ -21,7 +22,6 @@ from ttsnap.cli.curves import (
     too_few_seeds,
 )
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import resumable
 from ttsnap.files.settings import NotNegative
 from ttsnap.options.option import changed, option
 from ttsnap.options.record import TuneOptions
