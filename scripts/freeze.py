@@ -408,7 +408,7 @@ def page() -> dict[str, Any]:
     """Searches by the page's form: their files, and the lines that repeat them."""
     from ttsnap.cli import common, demo
     from ttsnap.demo import form
-    from ttsnap.demo.stream import stream
+    from ttsnap.demo.live import stream
     from ttsnap.demo.worker import Models
 
     given = {

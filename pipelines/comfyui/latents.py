@@ -23,8 +23,8 @@ from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser
 from ttsnap.pipelines.comfyui.paths import PathDenoiser
 from ttsnap.pipelines.comfyui.stock import StockDenoiser
 from ttsnap.request.request import Prepared
-from ttsnap.results.answers import answered
 from ttsnap.results.outputs import FinishedLatents
+from ttsnap.results.report import answered
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.kernels import make_kernel
 

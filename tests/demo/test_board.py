@@ -19,19 +19,17 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Event
-from ttsnap.demo.board_html import COLUMNS, render_board
 from ttsnap.demo.chart import LEGEND_RIGHT, best_so_far, render_chart, ticks
 from ttsnap.demo.form import aspect_of
 from ttsnap.demo.html import RIGHT, thumbnail_uri
 from ttsnap.demo.live import why_unspent
-from ttsnap.demo.panels import render_stage
-from ttsnap.demo.view import Hand, View
+from ttsnap.demo.panels import COLUMNS, Hand, View, render_board, render_stage
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.allowlist import kernel_for
+from ttsnap.request.limits import kernel_for
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.results.course import Course
 

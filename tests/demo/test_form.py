@@ -15,10 +15,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tests import bombs
 from ttsnap.cli import arguments, demo, parse
-from ttsnap.demo.form import DemoLimits, baseline, budget_words, examples, group_css, hint, read
-from ttsnap.demo.snippet import command_line, python_lines
+from ttsnap.demo.form import (
+    DemoLimits,
+    baseline,
+    budget_words,
+    command_line,
+    examples,
+    group_css,
+    hint,
+    python_lines,
+    read,
+)
 from ttsnap.pipelines.packaged import MODELS
-from ttsnap.request.allowlist import OFFERED
+from ttsnap.request.limits import PUBLIC_ALGORITHMS
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import ModelDefaults, prepare
 from ttsnap.reward_models.registry import parts
@@ -284,7 +293,7 @@ def test_an_edit_takes_the_steps_that_its_strength_leaves():
 
 def test_algorithms_are_grouped_with_a_hint_on_each():
     assert 'li[data-index="0"]::before { content: "Choose among seeds"; }' in group_css()
-    assert f'li[data-index="{OFFERED.index("svdd")}"]' in group_css()
+    assert f'li[data-index="{PUBLIC_ALGORITHMS.index("svdd")}"]' in group_css()
     assert ["Adds noise" in hint(name) for name in ("svdd", "seed-pruning")] == [True, False]
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from ttsnap.cli import common, demo
 from ttsnap.demo.form import DemoLimits, examples, read
-from ttsnap.demo.stream import stream
-from ttsnap.demo.view import Hand
+from ttsnap.demo.live import stream
+from ttsnap.demo.panels import Hand
 from ttsnap.demo.worker import Models
 
 from .conftest import FIELDS

@@ -144,7 +144,7 @@ def parts_of(a: Arguments) -> Iterator[dict[str, Any]]:
             f"the service needs fastapi and others ({error}): {install('service')}"
         ) from None
     from ttsnap.pipelines import makes_videos
-    from ttsnap.request.allowlist import searches_of
+    from ttsnap.request.limits import searches_of
     from ttsnap.results.media import require_av
 
     bound_kernels()

@@ -19,9 +19,8 @@ from ttsnap.core.names import unknown
 from ttsnap.core.results import DROP, FINISH
 from ttsnap.demo import form
 from ttsnap.demo.html import line
-from ttsnap.demo.panels import render_plain
-from ttsnap.demo.stream import Frame, stream
-from ttsnap.demo.view import Hand
+from ttsnap.demo.live import Frame, stream
+from ttsnap.demo.panels import Hand, render_plain
 from ttsnap.demo.worker import Models
 from ttsnap.files import reading as files
 from ttsnap.pipelines.packaged import MODELS
@@ -31,24 +30,6 @@ from ttsnap.request.request import SearchRequest
 
 logger = logging.getLogger(__name__)
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-FIELDS = (
-    "prompt",
-    "algorithm",
-    "rewards",
-    "budget",
-    "steps",
-    "seed",
-    "keep",
-    "size",
-    "model",
-    "negative",
-    "guidance",
-    "draft",
-    "picture",
-    "strength",
-    "diverse",
-)
-"""The form's fields, in the order of the API's arguments."""
 MOST_COMMANDS = 1000
 """Candidates that a visitor may drop or finish in one search."""
 
@@ -64,7 +45,7 @@ def _of_the_form(run: Handler) -> Handler:
     arguments."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     # what the page has goes first
-    named = [inspect.Parameter(name, kind, default=None) for name in FIELDS]
+    named = [inspect.Parameter(name, kind, default=None) for name in form.FIELDS]
     handler, request, *_ = inspect.signature(run).parameters.values()
     vars(run)["__signature__"] = inspect.Signature([handler, request, *named])
     return run
@@ -122,7 +103,7 @@ class Handlers:
 
     def _read(self, values: tuple[Any, ...]) -> SearchRequest:
         """The search request. ValueError for fields that are not allowed."""
-        fields = dict(zip(FIELDS, values, strict=True))
+        fields = dict(zip(form.FIELDS, values, strict=True))
         if fields["picture"] is not None:
             fields["picture"] = files.read_bytes(fields["picture"], self.limits.upload, "picture")
         return form.read(fields, self.offer, self.limits)

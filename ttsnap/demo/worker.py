@@ -14,7 +14,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
 from ttsnap.demo.form import DemoLimits, aspect_of, task_of, title_of
 from ttsnap.demo.html import LARGE, shrunk_uri
-from ttsnap.demo.view import View
+from ttsnap.demo.panels import View
 from ttsnap.files.pictured import Picture
 from ttsnap.files.pictured import opened as pictures_opened
 from ttsnap.loop.request import LoopSearch

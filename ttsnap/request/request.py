@@ -26,7 +26,7 @@ from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.options.selection import SelectionOptions, listed
 
 AlgorithmSpec: TypeAlias = str | Mapping[str, object] | Algorithm
-"""What make_algorithm takes. From a stranger, only what `ttsnap.request.allowlist.search_of` let
+"""What make_algorithm takes. From a stranger, only what `ttsnap.request.limits.search_of` let
 pass."""
 
 SEEDS = 2**64

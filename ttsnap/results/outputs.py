@@ -13,7 +13,7 @@ from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Event, Result
 from ttsnap.files.writing import write_json
 from ttsnap.options.call import VideoOptions
-from ttsnap.results.drawing import Look
+from ttsnap.results.course import Look
 from ttsnap.results.folders import slug
 from ttsnap.results.media import Pixels, frames_of, save_png, save_video, still
 from ttsnap.results.record import SearchRecord, plain

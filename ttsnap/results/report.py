@@ -1,20 +1,23 @@
-"""A result in words, as every door tells it."""
+"""A result in words, as every door tells it; that of a checklist by the words of its items."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ttsnap.core.checklist import YES, is_item
 from ttsnap.core.results import Candidate, Result, Spent
 from ttsnap.files.writing import markdown, write_csv
 from ttsnap.options.model import parse_lora
 from ttsnap.options.selection import listed
-from ttsnap.results.answers import answer_lines
 from ttsnap.results.outputs import TIMES, enlarged_path, sheet_path
 from ttsnap.results.record import SearchRecord
+from ttsnap.reward_models.registry import asked_of
 
 PARTS = {
     "denoise": "denoiser",
@@ -185,3 +188,35 @@ def write_images_table(path: Path, runs: Runs, written: Written) -> None:
                 rows.append({**own, **scored(image), **own})
     columns = list(dict.fromkeys(key for row in rows for key in row))
     write_csv(path, columns, [[row.get(key, "") for key in columns] for row in rows])
+
+
+def answered(result: Result, rewards: Sequence[Any], names: Sequence[str], prompt: str) -> Result:
+    """The result with the scores of a checklist's items by what was asked of this prompt.
+
+    rewards, and their names: those of the search."""
+    if not any(map(is_item, rewards)):
+        return result
+    asked = asked_of(rewards, prompt)
+    told = {at: words for words, at in asked.items()}
+    told |= {i: names[i] for i, spec in enumerate(rewards) if not is_item(spec)}
+    images = []
+    for image in result.images:
+        scores = {told[i]: s for i, s in enumerate(image.scores.values()) if i in told}
+        images.append(replace(image, scores=scores))
+    return replace(result, images=tuple(images), asked=asked)
+
+
+def answer_lines(result: Result) -> list[str]:
+    """A checklist as a table: whether the best image has each item, its answer, and how many
+    finished images have it; no lines without a checklist."""
+    wide = max(map(len, result.asked), default=0)
+    finished = result.spent.finished
+    best = result.images[0].scores if result.images else {}
+    lines = list[str]()
+    for words, had in result.answers.items():
+        answer = best.get(words, math.nan)
+        said = "no answer"
+        if not math.isnan(answer):
+            said = f"{'yes' if answer >= YES else 'no':<3} {answer:.2f} "
+        lines.append(f"{words:<{wide}}  {said}  {had or 'none'} of {finished} images")
+    return lines

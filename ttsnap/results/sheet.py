@@ -13,8 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Result
-from ttsnap.results.course import DROPPED, Course, Score
-from ttsnap.results.drawing import Cell, Drawing, Look, drawn
+from ttsnap.results.course import DROPPED, Cell, Course, Drawing, Look, Score, drawn
 from ttsnap.results.media import data_uri, still
 
 CELL = 96
