@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.selection import SelectionOptions
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter
-from ttsnap.request.allowlist import kernel_for, search_of
+from ttsnap.request.limits import kernel_for, search_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 from ttsnap.results.rank import scored
 from ttsnap.results.report import numbers, report
@@ -177,53 +177,64 @@ def checklist(items: str, by: Sequence[Weighted]) -> Weighted:
     return Weighted(Checklist(lines or None, by[0].reward), 1.0)
 
 
-def search_by(
-    prompt: str,
-    rewards: Sequence[Weighted],
-    sampler: str,
-    algorithm: str,
-    options: str,
-    budget: Budget | None,
-    seed: int,
-    keep: int,
-    batch_size: int = 0,
-    diverse: bool = False,
-) -> Prepared:
-    """The search that a node asks for. Its utility is the weighted sum of the rewards; beside a
-    checklist they break ties.
+class Wanted(NamedTuple):
+    """The inputs of a node that say what is searched for."""
 
-    options: of the algorithm, a JSON object or nothing. batch_size: 0 for what fits. ValueError for
-    options that the algorithm does not have, and for a sampler of ComfyUI where it needs one that
-    draws noise or has a path.
-    """
-    given = parse_object(options, "options") if options.strip() else {}
-    search = search_of({**given, "name": algorithm} if given else algorithm, {}, most=10_000)
-    if sampler not in KERNELS and (kernel := kernel_for(search)) != "pipeline":
-        raise ValueError(
-            f"{algorithm} branches candidates, or takes them back, which the sampler {sampler}"
-            f" cannot do; choose the sampler 'ttsnap: {kernel}'"
+    prompt: str
+    reward: tuple[Weighted, ...]
+    """The utility is their weighted sum; beside a checklist they break ties."""
+    sampler_name: str
+    algorithm: str
+    seed: int
+    keep: int
+    budget: Budget | None = None
+    options: str = ""
+    """Of the algorithm, a JSON object or nothing."""
+    batch_size: int = 0
+    """0 for what fits."""
+    diverse: bool = False
+
+    def search(self) -> Prepared:
+        """The search that is asked for. ValueError for options that the algorithm does not have,
+        and for a sampler of ComfyUI where it needs one that draws noise or has a path."""
+        name = self.algorithm
+        options = parse_object(self.options, "options") if self.options.strip() else {}
+        algorithm = search_of({**options, "name": name} if options else name, {}, most=10_000)
+        kernel = KERNELS.get(self.sampler_name, "pipeline")
+        needed = kernel_for(algorithm)
+        if self.sampler_name not in KERNELS and needed != "pipeline":
+            raise ValueError(
+                f"{name} branches candidates, or takes them back, which the sampler"
+                f" {self.sampler_name} cannot do; choose the sampler 'ttsnap: {needed}'"
+            )
+        specs = tuple(each.reward for each in self.reward)
+        batches = EngineOptions(batch_size=self.batch_size or None)
+        engine = EngineSpec(ModelOptions("ComfyUI"), specs, SamplerOptions(kernel=kernel), batches)
+        weights = [each.weight for each in self.reward]
+        listed = any(map(is_list, specs))
+        if listed and set(weights) != {1.0}:
+            raise ValueError(
+                f"beside a checklist rewards break ties and are not weighed, got weights {weights};"
+                " set each to 1"
+            )
+        request = SearchRequest(
+            (Prompt(self.prompt),),
+            engine,
+            algorithm,
+            self.budget or USUAL,
+            self.seed,
+            self.keep,
+            selection=SelectionOptions("mean" if listed else weights, diverse=self.diverse),
         )
-    how = SamplerOptions(kernel=KERNELS.get(sampler, "pipeline"))
-    batches = EngineOptions(batch_size=batch_size or None)
-    specs = tuple(each.reward for each in rewards)
-    spec = EngineSpec(ModelOptions("ComfyUI"), specs, how, batches)
-    weights = [each.weight for each in rewards]
-    listed = any(map(is_list, specs))
-    if listed and set(weights) != {1.0}:
-        raise ValueError(
-            f"beside a checklist rewards break ties and are not weighed, got weights {weights}; set"
-            " each to 1"
-        )
-    asked = SearchRequest(
-        (Prompt(prompt),),
-        spec,
-        search,
-        budget or USUAL,
-        seed,
-        keep,
-        selection=SelectionOptions("mean" if listed else weights, diverse=diverse),
-    )
-    return prepare(asked, ModelDefaults(parts=partial(parts, packaged=False)))
+        return prepare(request, ModelDefaults(parts=partial(parts, packaged=False)))
+
+
+Inputs = TypeVar("Inputs", bound=NamedTuple)
+
+
+def picked(kind: type[Inputs], given: Mapping[str, Any]) -> Inputs:
+    """Those of the inputs that are fields of a class."""
+    return kind(**{name: given[name] for name in kind._fields if name in given})
 
 
 def frames(images: Sequence[Candidate]) -> Tensor:
