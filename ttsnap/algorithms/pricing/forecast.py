@@ -100,7 +100,8 @@ class Forecast:
     def explained(self) -> FloatArray:
         """The share of the variance of the finished reward, within a prompt, that the scores up to
         each check explain."""
-        return 1 - np.var(self.paths[:, -1:] - self.paths[:, : len(self.checks)], axis=0)
+        left: FloatArray = np.var(self.paths[:, -1:] - self.paths[:, : len(self.checks)], axis=0)
+        return 1 - left
 
     def to_json(self) -> dict[str, Json]:
         """JSON-ready; `from_json` reads it back. A check of the x0 estimate is written as its step,
