@@ -428,7 +428,10 @@ def page() -> dict[str, Any]:
         "strength": 0.7,
         "diverse": False,
     }
-    limits, offer = form.DemoLimits(), demo.offered(demo.parser().parse_args(["--device", "cpu"]))
+    limits, offer = (
+        form.DemoLimits(),
+        demo.catalog_of(demo.parser().parse_args(["--device", "cpu"])),
+    )
     models = Models(lambda name, task=None: common.load_model(name, "cpu", "float32", task=task))
     cases = {
         "alone": {},

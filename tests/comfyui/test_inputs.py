@@ -9,8 +9,8 @@ import torch
 from ttsnap.algorithms import name_of
 from ttsnap.comfyui.inputs import (
     KERNELS,
-    OFFERED,
-    USUAL,
+    NODE_BUDGET,
+    REWARD_NAMES,
     NodeReward,
     Wanted,
     Weighted,
@@ -51,7 +51,7 @@ def test_a_request_says_what_the_node_was_given():
     )
     assert made.selection.values(np.array([[1.0, 2.0], [3.0, 10.0]])).tolist() == [0.0, -2.0]
     assert made.engine.sampler.kernel == "pipeline"
-    assert request().budget == USUAL
+    assert request().budget == NODE_BUDGET
     assert request().engine.batch.batch_size is None
     assert [request(diverse=each).selection.diversity for each in (False, True)] == [0.0, 1.0]
 
@@ -84,11 +84,13 @@ def test_ttsnaps_own_samplers_are_its_kernels():
 
 
 def test_rewards_are_names_that_need_no_file():
-    assert set(OFFERED) < REWARDS.keys()
+    assert set(REWARD_NAMES) < REWARDS.keys()
     assert not [
-        name for name in OFFERED if ":" in name or "/" in name or "." in name.replace("v2.1", "")
+        name
+        for name in REWARD_NAMES
+        if ":" in name or "/" in name or "." in name.replace("v2.1", "")
     ]
-    assert [OFFERED[0], OFFERED[-1][:6]] == ["aesthetics", "scenes"]
+    assert [REWARD_NAMES[0], REWARD_NAMES[-1][:6]] == ["aesthetics", "scenes"]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 5, 3, 4, 6)], ids=["images", "frames"])

@@ -43,7 +43,7 @@ def server(tmp_path_factory):
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         patch.setenv("GRADIO_TEMP_DIR", str(root / "cache"))
         with shallow():
-            page = demo.page_of(a, demo.offered(a), limits, root)
+            page = demo.load_page(a, demo.catalog_of(a), limits, root)
         from ttsnap.demo.app import serve
 
         _, address, _ = serve(

@@ -23,7 +23,7 @@ from ttsnap.demo.chart import LEGEND_RIGHT, best_so_far, render_chart, ticks
 from ttsnap.demo.form import aspect_of
 from ttsnap.demo.html import RIGHT, thumbnail_uri
 from ttsnap.demo.live import why_unspent
-from ttsnap.demo.panels import COLUMNS, Hand, View, render_board, render_stage
+from ttsnap.demo.panels import BOARD_COLUMNS, Hand, View, render_board, render_stage
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
@@ -107,7 +107,7 @@ def test_every_moment_is_drawn(name):
         html = render_stage("p", [view])
         Well(html)
         columns = [int(column) for column in re.findall(r"grid-area:\d+/(\d+)", html)]
-        assert max(columns, default=0) < COLUMNS + 2
+        assert max(columns, default=0) < BOARD_COLUMNS + 2
     best, uid = result.best, result.best.uid
     # branches share seeds
     own = f"{best.seed}" if result.particles.parent[uid] < 0 else f"{best.seed} ↳{uid}"
@@ -120,17 +120,17 @@ def test_every_moment_is_drawn(name):
 
 
 def test_the_best_are_shown_the_most_promising_among_them():
-    view = seen(begun(2 * COLUMNS), hand=Hand())
-    for uid in range(2 * COLUMNS):
+    view = seen(begun(2 * BOARD_COLUMNS), hand=Hand())
+    for uid in range(2 * BOARD_COLUMNS):
         view.course.score(uid, 1, [uid / 100])
         view.pictures[uid, 1] = f"data:,{uid}"
         stage = render_stage("p", [view])
         assert f"most promising: seed {5 + uid}" in stage
         assert f'data-uid="{uid}"' in stage
     shown = {int(uid) for uid in re.findall(r'data-uid="(\d+)"', render_board(view))}
-    assert shown == set(range(COLUMNS, 2 * COLUMNS))
-    view.course.drop([2 * COLUMNS - 1])
-    assert f"most promising: seed {5 + 2 * COLUMNS - 2}" in render_stage("p", [view])
+    assert shown == set(range(BOARD_COLUMNS, 2 * BOARD_COLUMNS))
+    view.course.drop([2 * BOARD_COLUMNS - 1])
+    assert f"most promising: seed {5 + 2 * BOARD_COLUMNS - 2}" in render_stage("p", [view])
 
 
 def test_text_is_escaped_everywhere():

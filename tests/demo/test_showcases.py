@@ -16,14 +16,14 @@ from ttsnap.demo.worker import Models
 
 from .conftest import FIELDS
 
-OFFER = demo.offered(demo.parser().parse_args([]))
+OFFER = demo.catalog_of(demo.parser().parse_args([]))
 MARK = re.compile(r'class="tt-best">.*?tt-(right|wrong)')
 
 
 @cache
 def models(dtype):
     return Models(
-        lambda name, task=None: common.load_model(name, "cpu", dtype, task=task), demo.judged
+        lambda name, task=None: common.load_model(name, "cpu", dtype, task=task), demo.judge_of
     )
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ttsnap.bench.prompts import PromptRecord
 
 SETTINGS = "YAML or JSON file of settings, named as these options; what is typed wins over it"
-REWARD = next(option.help for option in options_of(SearchOptions) if option.name == "reward")
+REWARD_HELP = next(option.help for option in options_of(SearchOptions) if option.name == "reward")
 Values = dict[str, Any]
 """Options by name."""
 T = TypeVar("T")
@@ -234,8 +234,8 @@ def _picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any
     ValueError for files that are no pictures, where some prompts have other kinds of pictures than
     others, and where there are pictures for all prompts as well.
     """
-    given = read(PictureOptions, a)
-    for_all = given.read(a.task)
+    options = read(PictureOptions, a)
+    for_all = options.read(a.task)
     kinds = list(dict.fromkeys(", ".join(prompt.inputs) or "no picture" for prompt in prompts))
     if len(kinds) > 1:
         raise ValueError(
@@ -247,7 +247,7 @@ def _picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any
             f"{twice} for all prompts, and one of its own for each in {a.prompts_file}; leave"
             " one out"
         )
-    strength = {} if given.strength is None else {"strength": given.strength}
+    strength = {} if options.strength is None else {"strength": options.strength}
     return {**for_all, **strength}
 
 

@@ -6,6 +6,7 @@ import datetime
 import json
 import shlex
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ttsnap.files.settings import Positive, plain
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
+from ttsnap.options.option import option
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.request.request import SearchRequest, prepare
@@ -64,8 +66,22 @@ OWN = (
 """Options whose values may be a user's own: evidence shows of them what comes with ttsnap."""
 DRY_BUDGET = "16images"
 """Of the search that is priced on paper."""
-PROMPTS = 12
+WORLD_PROMPTS = 12
 """How many prompts of a packaged model's world, of kinds that few seeds get right."""
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """How much is checked."""
+
+    dry_run: bool = option(
+        False, "only say what it takes, by the model's config.json files", common=True
+    )
+    minutes: Positive = option(10.0, "that all of it may take, without loading", common=True)
+    prompts_file: str | None = option(None, "other prompts than the packaged ones", metavar="FILE")
+    out: str = option(
+        "evidence", "where to write, and to go on from", metavar="FOLDER", common=True
+    )
 
 
 def parser() -> Parser:
@@ -80,37 +96,13 @@ def parser() -> Parser:
         metavar="MODEL",
         help=Common("a packaged model, a diffusers folder, or a hub id"),
     )
-    what.add_argument(
-        "--dry-run",
-        action="store_true",
-        help=Common("only say what it takes, by the model's config.json files"),
-    )
+    arguments.add_options(what, CheckOptions)
     arguments.add_options(what, SearchOptions, "reward")
-    what.add_argument(
-        "--minutes",
-        type=Positive,
-        default=10.0,
-        help=Common("that all of it may take, without loading"),
-    )
-    what.add_argument(
-        "--prompts-file",
-        type=str | None,
-        metavar="FILE",
-        help="other prompts than the packaged ones",
-    )
     arguments.add_call(what, "negative_prompt", "height", "width")
     arguments.add_sampler(p.add_argument_group("sampler"), recorded=True)
     model = p.add_argument_group("model and memory")
     arguments.add_options(model, ModelOptions, without=("model", "task"))
     arguments.add_options(model, BatchOptions, "batch_size", "decode_batch_size")
-    output = p.add_argument_group("output")
-    output.add_argument(
-        "--out",
-        type=str,
-        default="evidence",
-        metavar="FOLDER",
-        help=Common("where to write, and to go on from"),
-    )
     return p
 
 
@@ -242,8 +234,8 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
         raise ValueError(
             f"a check is of the model's seeds as they are, got {a.variety}; leave --variety out"
         )
-    asked = arguments.engine_spec(a, prompts, draft.drafted_by(None))
-    search = common.prepared(SearchRequest(tuple(prompts), asked, "keep-all", Budget()))
+    engine = arguments.engine_spec(a, prompts, draft.drafted_by(None))
+    search = common.prepared(SearchRequest(tuple(prompts), engine, "keep-all", Budget()))
     rewards = chosen = [str(reward) for reward in search.engine.rewards]
     if a.model in PACKAGED:
         from ttsnap.pipelines.packaged import MODELS
@@ -283,7 +275,8 @@ def _prompts(a: Arguments) -> list[Prompt]:
 
         world = MODELS[a.model].world
         return [
-            Prompt(text) for text in world.sample_prompts(PROMPTS, seed=15, kinds=world.HARD_KINDS)
+            Prompt(text)
+            for text in world.sample_prompts(WORLD_PROMPTS, seed=15, kinds=world.HARD_KINDS)
         ]
     import ttsnap.check
 
@@ -307,8 +300,8 @@ def _public(a: Arguments) -> Arguments:
     from ttsnap.check.evidence import public_spec
 
     settings = parser().settings()
-    given = {name: a.get(name) for name in OWN if a.get(name) != settings[name].default}
-    public = {name: public_spec(each, str(settings[name].metavar)) for name, each in given.items()}
+    typed = {name: a.get(name) for name in OWN if a.get(name) != settings[name].default}
+    public = {name: public_spec(each, str(settings[name].metavar)) for name, each in typed.items()}
     return Arguments(**{**vars(a), **public})
 
 

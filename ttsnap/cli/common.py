@@ -199,22 +199,22 @@ def prepared(request: SearchRequest) -> Prepared:
     return search
 
 
-def check_names(given: Arguments) -> None:
+def check_names(typed: Arguments) -> None:
     """ValueError for a model, a task or a reward that surely is none, of any command; nothing is
     loaded for it."""
     from ttsnap.pipelines import located
 
-    if "task" in given:
-        arguments.read(ModelOptions, given)
-    if given.get("model") is not None:
-        located(given.model)
+    if "task" in typed:
+        arguments.read(ModelOptions, typed)
+    if typed.get("model") is not None:
+        located(typed.model)
     for name in ("reward", "report", "base"):
-        check_rewards(given.get(name) or None)
+        check_rewards(typed.get(name) or None)
     for name in ("require", "until"):
-        check_rewards([Requirement.parse(text).reward for text in listed(given.get(name))])
-    check_rewards([named(text)[1] for text in given.get("rewards", [])])
+        check_rewards([Requirement.parse(text).reward for text in listed(typed.get(name))])
+    check_rewards([named(text)[1] for text in typed.get("rewards", [])])
     known = (*LIKENESSES, *REWARDS)
-    likeness = given.get("likeness")
+    likeness = typed.get("likeness")
     if likeness is not None and likeness.partition(":")[0] not in known:
         raise ValueError(unknown("likeness", likeness, known))
 

@@ -76,14 +76,14 @@ def read_span(text: str) -> slice:
     return slice(start, stop)
 
 
-def read_budgets(given: Sequence[str], evaluations: int) -> list[Budget]:
+def read_budgets(texts: Sequence[str], evaluations: int) -> list[Budget]:
     """Budgets, with ranges from:to:step spelled out; by default 2 to 20 images of so many
     evaluations."""
     from ttsnap.loop.budget import Budget
 
     budgets = []
     number = r"(\d+\.?\d*)"
-    for text in given or [f"{n * evaluations}nfe" for n in (2, 3, 5, 8, 12, 20)]:
+    for text in texts or [f"{n * evaluations}nfe" for n in (2, 3, 5, 8, 12, 20)]:
         match = re.fullmatch(rf"{number}:{number}:{number}([a-z]*)", text)
         if not match:
             budgets.append(Budget.parse(text))
@@ -100,7 +100,7 @@ def read_budgets(given: Sequence[str], evaluations: int) -> list[Budget]:
 
 
 @contextmanager
-def progress(total: int, unit: str, **how: Any) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(total: int, unit: str, **how: Any) -> Iterator[Callable[[int, int], None]]:
     """A bar for work that calls what it is given with (done, of); signals unwind the work."""
     from tqdm import tqdm
 
@@ -113,7 +113,7 @@ def progress(total: int, unit: str, **how: Any) -> Iterator[Callable[[int, int],
 
 
 def print_curves(
-    curves: Mapping[str, Curve], recording: Recording, given: Any, ledger: str = "honest"
+    curves: Mapping[str, Curve], recording: Recording, spec: Any, ledger: str = "honest"
 ) -> None:
     """A table of curves by name, best-of-n among them: a row a budget, and what follows from three
     or more.
@@ -125,7 +125,7 @@ def print_curves(
 
     base = curves[BASE]
     many = f"{len(recording.prompts)} prompt{'s' if len(recording.prompts) > 1 else ''}"
-    reward = utility.described(given, recording.reward_names)
+    reward = utility.described(spec, recording.reward_names)
     print(f"{many} x {recording.seeds} seeds, {ledger} ledger, the winner's score: {reward}")
     rows = [
         [str(budget), *(_with_error(c.mean[i], c.error[i], 4) for c in curves.values())]
@@ -134,7 +134,7 @@ def print_curves(
     undefined = False
     if len(base.budgets) > 2:
         ordered = sorted(curves.values(), key=lambda c: c is not base)
-        best, *versus = (compare(c, base, recording, utility.make(given)) for c in ordered)
+        best, *versus = (compare(c, base, recording, utility.make(spec)) for c in ordered)
         undefined = math.isnan(best.omega)
         matching = [_shown(v.matching_budget, base.budgets) for v in versus]
         rows += [

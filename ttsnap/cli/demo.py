@@ -82,14 +82,14 @@ def parser() -> Parser:
 
 def run(a: Arguments) -> int:
     """Serve until interrupted."""
-    offer = offered(a)
+    offer = catalog_of(a)
     limits = arguments.read(DemoLimits, a)
     common.opening().check_here(common.opening().placement(a.device, a.dtype)[0])
     root = Path(tempfile.mkdtemp(prefix="ttsnap-demo-"))
     # the files of visitors are deleted then, too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        page = page_of(a, offer, limits, root)
+        page = load_page(a, offer, limits, root)
         from ttsnap.demo.app import serve
 
         print(
@@ -104,7 +104,7 @@ def run(a: Arguments) -> int:
     return 0
 
 
-def page_of(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
+def load_page(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
     """The page, with the model loaded. ValueError where gradio is missing, or the model."""
     cache = root / "cache"
     cache.mkdir(parents=True)
@@ -113,20 +113,20 @@ def page_of(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         with loading("gradio"):
-            from ttsnap.demo.app import build
+            from ttsnap.demo.app import build_page
     except ImportError as error:
         raise ValueError(f"the demo needs gradio ({error}): {install('demo')}") from None
     from ttsnap.demo.worker import Models
 
     models = Models(
         lambda name, task=None: common.load_model(name, a.device, a.dtype, task=task),
-        judged,
+        judge_of,
     )
     models.pipeline(offer.model)
-    return build(offer, limits, models, root, a.queue_size)
+    return build_page(offer, limits, models, root, a.queue_size)
 
 
-def judged(prompt: str, name: str) -> Any:
+def judge_of(prompt: str, name: str) -> Any:
     """The judge of images (3, H, W). Only those of packaged models can be right or wrong; None for
     a size that is not judged, and where the judge is not installed."""
     from ttsnap.pipelines.packaged import MODELS
@@ -149,7 +149,7 @@ def judged(prompt: str, name: str) -> Any:
     return judge
 
 
-def offered(a: Arguments) -> Any:
+def catalog_of(a: Arguments) -> Any:
     """The choices of visitors: fewer where strangers can reach the page."""
     from ttsnap.pipelines import recommended
     from ttsnap.pipelines.packaged import MODELS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ttsnap.algorithms import own_algorithm
 from ttsnap.cli import arguments, common
-from ttsnap.cli.algorithms import listed
+from ttsnap.cli.algorithms import algorithm_lines
 from ttsnap.cli.common import CLOCK, StopOnSignal, left_by_signals
 from ttsnap.cli.parser import Arguments, Common, Parser
 from ttsnap.options.call import PictureOptions, VideoOptions
@@ -23,7 +23,7 @@ from ttsnap.request.request import Prepared, prepare
 if TYPE_CHECKING:
     from ttsnap.pipelines.run import SearchOutcome
 
-TABLE = "table.csv"
+IMAGES_TABLE = "table.csv"
 """Of several prompts: a row for each image."""
 DESCRIPTION = """Find the best image for a prompt that a compute budget can buy.
 
@@ -40,7 +40,7 @@ examples:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = Parser(DESCRIPTION, epilog=f"algorithms:\n{listed()}")
+    p = Parser(DESCRIPTION, epilog=f"algorithms:\n{algorithm_lines()}")
     arguments.add_config(p)
     make = p.add_argument_group("what to make")
     arguments.add_prompts(make)
@@ -169,8 +169,8 @@ def _written(
         print(f"\nwinners, each of a budget of {first[0].spent.budget}:")
         print(report.winners(results, paths))
     if len(first) > 1:
-        report.write_images_table(out / TABLE, results, paths)
-        print(f"table: {out / TABLE}")
+        report.write_images_table(out / IMAGES_TABLE, results, paths)
+        print(f"table: {out / IMAGES_TABLE}")
     _show_odds(searches[a.algorithm], runs)
     return runs
 

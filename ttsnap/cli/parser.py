@@ -43,23 +43,23 @@ def page(parser: argparse.ArgumentParser) -> str:
     if len(options) > MOST_OPTIONS:
         options = [action for action in options if isinstance(action.help, Common)]
     first, *examples = re.split(r"^examples?:\n", parser.description or "", flags=re.M)
-    made = parser._get_formatter()
-    made.add_text(first.split("\n\n")[0])
+    formatter = parser._get_formatter()
+    formatter.add_text(first.split("\n\n")[0])
     if examples:
         lines = examples[0].rstrip().splitlines()
         if len(lines) > EXAMPLE_LINES:  # whole commands alone: none ends in a backslash
             lines = lines[
                 : max(i for i in range(EXAMPLE_LINES + 1) if not lines[i - 1].endswith("\\"))
             ]
-        made.add_text("examples:\n" + "\n".join(lines))
-    made.start_section("options")
-    made.add_arguments(
+        formatter.add_text("examples:\n" + "\n".join(lines))
+    formatter.start_section("options")
+    formatter.add_arguments(
         [_in_a_line(a) for a in parser._actions if not a.option_strings or a in options]
     )
-    made.end_section()
-    made.add_text(f"{parser.prog} --help-all tells more, and lists all of its options.")
+    formatter.end_section()
+    formatter.add_text(f"{parser.prog} --help-all tells more, and lists all of its options.")
     usage = whole.partition("\n\n")[0]
-    return f"{usage}\n\n{made.format_help()}"
+    return f"{usage}\n\n{formatter.format_help()}"
 
 
 _ELSEWHERE = ("-h", "--help-all", "--print_config", "--trust")
@@ -132,11 +132,11 @@ class Arguments(argparse.Namespace):
 
     def nested(self) -> dict[str, Any]:
         """All arguments as --config reads them: sections as mappings."""
-        found: dict[str, Any] = {}
+        nested: dict[str, Any] = {}
         for name, value in vars(self).items():
             section, _, key = name.rpartition(".")
-            (found.setdefault(section, {}) if section else found)[key] = value
-        return found
+            (nested.setdefault(section, {}) if section else nested)[key] = value
+        return nested
 
 
 class _Store(argparse.Action):
@@ -193,7 +193,7 @@ class _Store(argparse.Action):
         return list(earlier) if len(earlier) > len(new) else value
 
 
-PARTS = "parts"
+PRESET_PARTS = "parts"
 """Settings of the parts of a preset, by their names, which are no option: `ttsnap bench` runs one
 after the other."""
 _TYPED = "_typed"
@@ -284,46 +284,50 @@ class Parser(argparse.ArgumentParser):
                     for kind in _origins(action)
                 ):
                     self._option_string_actions[flag] = action
-        given: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         if "--config" in self._option_string_actions:
             for path in _values(options, "--config"):
-                given |= read_config(self.settings(), path, options)
+                settings |= read_config(self.settings(), path, options)
         typed = _values(options, "--preset")
-        preset = typed[-1] if typed else given.get("preset")
+        preset = typed[-1] if typed else settings.get("preset")
         if self.presets is not None and preset is not None:
-            found = read_preset(self.presets, str(preset))
-            found.pop(PARTS, None)
-            given = settings_in(self.settings(), found, f"the preset {preset}") | given
-        return self._whole(given, words)
+            preset_settings = read_preset(self.presets, str(preset))
+            preset_settings.pop(PRESET_PARTS, None)
+            settings = (
+                settings_in(self.settings(), preset_settings, f"the preset {preset}") | settings
+            )
+        return self._whole(settings, words)
 
     def filled(self, data: Mapping[str, Any], where: str) -> Arguments:
         """The arguments that a mapping gives, as a file would, and defaults for the others.
 
         ValueError for what is unknown, missing, or does not fit."""
-        given = settings_in(self.settings(), data, where)
-        if missing := self._missing(given):
+        settings = settings_in(self.settings(), data, where)
+        if missing := self._missing(settings):
             raise ValueError(f"{where} lacks {' and '.join(missing).lower()}")
-        return self._whole(given, [])
+        return self._whole(settings, [])
 
     def settings(self) -> dict[str, argparse.Action]:
         """The options that a configuration may set, by name."""
         return {action.dest: action for action in self._actions if action.dest not in _NO_SETTINGS}
 
-    def _whole(self, given: Mapping[str, Any], words: Sequence[str]) -> Arguments:
-        found: Arguments = super().parse_args(words, Arguments(**given))
-        if missing := self._missing(vars(found)):
+    def _whole(self, settings: Mapping[str, Any], words: Sequence[str]) -> Arguments:
+        arguments: Arguments = super().parse_args(words, Arguments(**settings))
+        if missing := self._missing(vars(arguments)):
             self.error(f"{' and '.join(missing)} must be given")
-        vars(found).pop("config", None)
-        vars(found).pop(_TYPED, None)
-        if vars(found).pop("print_config", False):
-            shown = Arguments(**{a.dest: found[a.dest] for a in self._actions if a.dest in found})
+        vars(arguments).pop("config", None)
+        vars(arguments).pop(_TYPED, None)
+        if vars(arguments).pop("print_config", False):
+            shown = Arguments(
+                **{a.dest: arguments[a.dest] for a in self._actions if a.dest in arguments}
+            )
             print(dumped(plain(shown.nested())), end="")
             self.exit()
-        return found
+        return arguments
 
-    def _missing(self, given: Mapping[str, Any]) -> list[str]:
+    def _missing(self, settings: Mapping[str, Any]) -> list[str]:
         needed = [action.dest for action in self._actions if getattr(action, "needed", False)]
-        return [name.rpartition(".")[2].upper() for name in needed if given.get(name) is None]
+        return [name.rpartition(".")[2].upper() for name in needed if settings.get(name) is None]
 
     def print_help(self, file: Any = None) -> None:
         """Print the page of --help (ttsnap.cli.parser.page)."""

@@ -206,13 +206,13 @@ def check_draft(recording: Recording, hot: Path) -> str:
     from ttsnap.simulation.looks import drafts_against_estimates, figures_of, ranked, table
 
     looks = ranked(recording, utility.mean)
-    if not (found := drafts_against_estimates(looks)):
+    if not (comparisons := drafts_against_estimates(looks)):
         raise ValueError(
             "drafts are compared with estimates, and the recording lacks one of the two; record"
             " with --draft, and estimates by --score-steps or without it"
         )
-    text = "\n".join(["", table(looks), "", *map(_verdict, found)])
-    figures = figures_of(recording, found)
+    text = "\n".join(["", table(looks), "", *map(_verdict, comparisons)])
+    figures = figures_of(recording, comparisons)
     info = recording.info
     if not any(name.startswith("gain of ") for name in figures):
         return (

@@ -154,14 +154,14 @@ def _check_pictures(noted: Any, pictures: dict[str, Any]) -> None:
     """ValueError unless the pictures are those that a file was made of, by their digests."""
     from ttsnap.files.pictured import digests
 
-    given = {**dict.fromkeys(pictures, "no picture"), **digests(pictures)}
+    ours = {**dict.fromkeys(pictures, "no picture"), **digests(pictures)}
     options = [option.name for option in options_of(PictureOptions)]
-    for name in {**noted, **given}:
-        if noted.get(name) != given.get(name):
+    for name in {**noted, **ours}:
+        if noted.get(name) != ours.get(name):
             option = f"--{name.replace('_', '-')}" if name in options else f"--call.{name}"
             raise ValueError(
                 f"was made of other pictures for {option}: it notes the digest"
-                f" {noted.get(name, 'of none')}, got {given.get(name, 'no picture')}"
+                f" {noted.get(name, 'of none')}, got {ours.get(name, 'no picture')}"
             )
 
 
@@ -178,29 +178,29 @@ def _named(record: SearchRecord, a: Arguments) -> dict[str, tuple[str, ...]]:
         "lora": listed(record.lora),
         "draft": listed(record.sampler.draft) if finishes else (),
     }
-    given = {kind: listed(a[kind]) for kind in noted}
-    if len(given["lora"]) not in (0, len(noted["lora"])) and len(noted["lora"]) > 1:
+    typed = {kind: listed(a[kind]) for kind in noted}
+    if len(typed["lora"]) not in (0, len(noted["lora"])) and len(noted["lora"]) > 1:
         raise ValueError(
             f"was made under {len(noted['lora'])} LoRAs together, {', '.join(noted['lora'])}; give"
-            f" --lora for each, in any order, got {len(given['lora'])}"
+            f" --lora for each, in any order, got {len(typed['lora'])}"
         )
-    if finishes and not (noted["draft"] or given["draft"]):
+    if finishes and not (noted["draft"] or typed["draft"]):
         raise ValueError("was finished from a draft, and names no drafter; name it by --draft")
     strange = [
         (kind, name)
         for kind, names in noted.items()
         for name in names
-        if not given[kind]
+        if not typed[kind]
         and not (name in PACKAGED if kind == "model" else kind == "draft" and comes_along(name))
     ]
     if strange and not a.trust:
-        asked = " and ".join(f"{kind} {name!r}" for kind, name in strange)
+        what = " and ".join(f"{kind} {name!r}" for kind, name in strange)
         again = " ".join(f"--{kind} {shlex.quote(name)}" for kind, name in strange)
         raise ValueError(
-            f"asks for the {asked}; nothing is loaded because a picture names it. If that is what"
+            f"asks for the {what}; nothing is loaded because a picture names it. If that is what"
             f" you want, add {again}, name others, or add --trust"
         )
-    named = {kind: given[kind] or noted[kind] for kind in noted}
+    named = {kind: typed[kind] or noted[kind] for kind in noted}
     return named if finishes else {**named, "draft": ()}
 
 
@@ -231,11 +231,11 @@ def _replay(file: ReplayFile, place: Path, pipe: Any) -> None:
     from ttsnap.results import outputs
     from ttsnap.results.media import to_uint8
 
-    made = replay(pipe, file.record, file.pictures, draft=file.draft)
+    again = replay(pipe, file.record, file.pictures, draft=file.draft)
     place.parent.mkdir(parents=True, exist_ok=True)
     image = file.record.image
-    outputs.save_made(place, made, replace(file.record, found=replace(image, drawn=None)))
-    after = to_uint8(made[None] if made.ndim == 3 else made)
+    outputs.save_made(place, again, replace(file.record, found=replace(image, drawn=None)))
+    after = to_uint8(again[None] if again.ndim == 3 else again)
     before = file.pixels
     if image.drawn:
         before = np.stack([np.asarray(Image.fromarray(x).reduce(image.drawn)) for x in before])

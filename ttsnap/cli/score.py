@@ -43,7 +43,7 @@ def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     p.add_argument("folder", type=str, help="folder with PNG, JPEG or WebP images, or videos")
-    p.add_argument("--reward", type=str, nargs="+", required=True, help=arguments.REWARD)
+    p.add_argument("--reward", type=str, nargs="+", required=True, help=arguments.REWARD_HELP)
     arguments.add_options(p, SelectionOptions, "utility")
     arguments.add_options(p, ScoreOptions)
     arguments.add_options(p, ModelOptions, "device", "dtype")

@@ -156,14 +156,14 @@ def parts_of(a: Arguments) -> Iterator[dict[str, Any]]:
     searches = searches_of(list(a.searches))
     if makes_videos(a.model):
         require_av(VIDEOS)
-    with store_of(a, limits) as store, engines(a, devices, specs) as made:
+    with store_of(a, limits) as store, engines(a, devices, specs) as pool:
         name = next(iter(a.name), None)
         edits = a.task != TEXT
-        offer = offer_of(a.model, made, name, searches, a.draft, aliases=a.name[1:], edits=edits)
+        offer = offer_of(a.model, pool, name, searches, a.draft, aliases=a.name[1:], edits=edits)
         if offer.frames_every is not None:  # also of a hub id
             require_av(VIDEOS)
         yield {
-            "engines": made,
+            "engines": pool,
             "offer": offer,
             "limits": limits,
             "keys": keys,

@@ -21,7 +21,7 @@ examples:
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
-    p.add_argument("reward", type=str, help=arguments.REWARD)
+    p.add_argument("reward", type=str, help=arguments.REWARD_HELP)
     arguments.add_options(p, common.ListenOptions, port=8765)
     p.add_argument("--max-images", type=int, default=64, help="most images in one request")
     arguments.add_options(p, ModelOptions, "device", "dtype")

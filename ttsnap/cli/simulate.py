@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from ttsnap.cli.curves import (
     BASE,
     add_recording_arguments,
     print_curves,
-    progress,
+    progress_bar,
     read_budgets,
     read_recording,
     too_few_seeds,
@@ -28,6 +28,7 @@ from ttsnap.request.request import fitted_steps
 
 if TYPE_CHECKING:
     from ttsnap.core.protocols import Algorithm
+    from ttsnap.loop.budget import Budget
     from ttsnap.recordings.replay import Recording
     from ttsnap.simulation.simulate import Curve
 
@@ -107,7 +108,6 @@ def run(a: Arguments) -> int:
 
 
 def _compare(a: Arguments, out: Path | None) -> int:
-    from ttsnap.algorithms.best_of_n import BestOfN
     from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
     from ttsnap.core import utility
     from ttsnap.simulation.simulate import (
@@ -118,7 +118,6 @@ def _compare(a: Arguments, out: Path | None) -> int:
         rising,
         unit_of,
     )
-    from ttsnap.simulation.sizing import short_of_budget, short_of_seeds
 
     recording = read_recording(a)
     combine = utility.make(a.utility)
@@ -139,10 +138,27 @@ def _compare(a: Arguments, out: Path | None) -> int:
         for algorithm in algorithms.values()
     )
     study = Study(recording, methods, tuple(budgets), a.repeats, combine, a.seed)
-    with progress(len(methods) * len(budgets), "point", leave=False) as advance:
-        found = study.curves(arguments.read(WorkerOptions, a).workers, advance)
-    curves = {BASE: base, **dict(zip(algorithms, found, strict=True))}
+    with progress_bar(len(methods) * len(budgets), "point", leave=False) as advance:
+        results = study.curves(arguments.read(WorkerOptions, a).workers, advance)
+    curves = {BASE: base, **dict(zip(algorithms, results, strict=True))}
     print_curves(curves, recording, a.utility, a.ledger)
+    _warn(a, recording, algorithms, budgets)
+    if out is not None:
+        _write(out, curves, utility.described(a.utility, recording.reward_names))
+        print(f"curves.csv and curves.png in {out}")
+    return 0
+
+
+def _warn(
+    a: Arguments,
+    recording: Recording,
+    algorithms: Mapping[str, Algorithm],
+    budgets: Sequence[Budget],
+) -> None:
+    """Print where figures are not those of live searches."""
+    from ttsnap.algorithms.best_of_n import BestOfN
+    from ttsnap.simulation.sizing import short_of_budget, short_of_seeds
+
     for name, algorithm in algorithms.items():
         if (steps := fitted_steps(algorithm)) not in (None, recording.denoising_steps):
             print(
@@ -157,10 +173,6 @@ def _compare(a: Arguments, out: Path | None) -> int:
             )
         if (short := short_of_seeds(recording, algorithm, budgets)) is not None:
             print(too_few_seeds(name, short, recording.seeds))
-    if out is not None:
-        _write(out, curves, utility.described(a.utility, recording.reward_names))
-        print(f"curves.csv and curves.png in {out}")
-    return 0
 
 
 def _algorithms(a: Arguments, recording: Recording) -> dict[str, Algorithm]:
@@ -170,20 +182,19 @@ def _algorithms(a: Arguments, recording: Recording) -> dict[str, Algorithm]:
 
     names = a.algorithms or ["seed-pruning"]
     stems = [Path(name).stem for name in names]
-    found = {
+    algorithms = {
         name if stems.count(stem) > 1 or stem == BASE else stem: make_algorithm(own_algorithm(name))
         for stem, name in zip(stems, names, strict=True)
         if name != BASE
     }
     if not a.algorithms and recording.draft_calls:
-        found["without drafts"] = make_algorithm("seed-pruning", draft_share=0.0)
-    return found
+        algorithms["without drafts"] = make_algorithm("seed-pruning", draft_share=0.0)
+    return algorithms
 
 
 def _write(out: Path, curves: Mapping[str, Curve], reward: str) -> None:
     """curves.csv, and where matplotlib is there curves.png."""
     from ttsnap.files.writing import write_csv, write_whole
-    from ttsnap.simulation.simulate import unit_of
 
     head = ["algorithm", "budget", "reward", "standard_error", "spent_mean", "spent_most"]
     rows = [
@@ -192,6 +203,15 @@ def _write(out: Path, curves: Mapping[str, Curve], reward: str) -> None:
         for row in zip(c.budgets, c.mean, c.error, c.spent, c.most, strict=True)
     ]
     write_csv(out / "curves.csv", head, rows)
+    figure = _figure(curves, reward)
+    write_whole(out / "curves.png", lambda file: figure.savefig(file, format="png", dpi=160))
+
+
+def _figure(curves: Mapping[str, Curve], reward: str) -> Any:
+    """The winners' reward against the budget, and what it is above best-of-N's. ValueError without
+    matplotlib."""
+    from ttsnap.simulation.simulate import unit_of
+
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -228,4 +248,4 @@ def _write(out: Path, curves: Mapping[str, Curve], reward: str) -> None:
         axes.grid(color="0.92", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    write_whole(out / "curves.png", lambda file: figure.savefig(file, format="png", dpi=160))
+    return figure

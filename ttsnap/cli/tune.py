@@ -15,7 +15,7 @@ from ttsnap.cli.curves import (
     BASE,
     add_recording_arguments,
     print_curves,
-    progress,
+    progress_bar,
     read_budgets,
     read_recording,
     read_span,
@@ -100,9 +100,9 @@ def run(a: Arguments) -> int:
             raise ValueError("--check-at and --score-cost are for --policy price-of-compute")
         _tune(a, options, out)
     else:
-        if given := [*changed(options), *["budgets"] * bool(a.budgets)]:
+        if typed := [*changed(options), *["budgets"] * bool(a.budgets)]:
             raise ValueError(
-                f"{' and '.join(f'--{name}' for name in given)} fit a schedule; leave them out with"
+                f"{' and '.join(f'--{name}' for name in typed)} fit a schedule; leave them out with"
                 f" --policy {a.policy}"
             )
         _price(a, out)
@@ -128,7 +128,7 @@ def _tune(a: Arguments, options: TuneOptions, out: Path) -> None:
     tried = out.with_name(f"{out.name}.tried")
     recording = read_recording(a)
     budgets = read_budgets(a.budgets, recording.grid.nfe)
-    with progress(options.trials, "schedule") as advance, resumable(tried):
+    with progress_bar(options.trials, "schedule") as advance, resumable(tried):
         tuned = tune(recording, budgets, options, _fit(a, advance), kept_in=tried)
     schedule = tuned.schedule
     # Rounded up: a level means the first step at most as noisy.
@@ -172,7 +172,7 @@ def _price(a: Arguments, out: Path) -> None:
 
     recording = read_recording(a)
     costs = priced_task(recording, a.score_cost)
-    with progress(len(IMAGES), "budget", desc="prices") as advance:
+    with progress_bar(len(IMAGES), "budget", desc="prices") as advance:
         forecast = calibrate(recording, a.check_at, costs, fit=_fit(a, advance))
     write_json(out, {"name": "price-of-compute", "forecast": forecast.to_json()})
     names = (f"step {at}" if isinstance(at, int) else at for at in written(forecast.checks))
@@ -194,9 +194,9 @@ def _about_drafts(schedule: SeedPruning) -> str:
     return f"drafts of {calls} for {share:.1%} of the cost{then}"
 
 
-def _verdict(found: Tuned, name: str, kept_out: int) -> str:
+def _verdict(tuned: Tuned, name: str, kept_out: int) -> str:
     """One sentence: whether the schedule is better than the default, or why that is not known."""
-    worth = found.held_out
+    worth = tuned.held_out
     if not kept_out:
         return (
             "no prompt was kept out, so nothing says what it is worth on others; record more"

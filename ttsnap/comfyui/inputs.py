@@ -4,6 +4,7 @@ a file beside the pack."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from numbers import Real
@@ -30,7 +31,7 @@ from ttsnap.options.selection import SelectionOptions
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter
 from ttsnap.request.limits import kernel_for, search_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
-from ttsnap.results.rank import scored
+from ttsnap.results.rank import scores_by
 from ttsnap.results.report import numbers, report
 from ttsnap.reward_models.checklist import Checklist
 from ttsnap.reward_models.registry import REWARDS, check_names, parts
@@ -39,11 +40,13 @@ from ttsnap.rewards.scoring import Shown
 
 NOT_OFFERED = {"noise-aware", "editreward", "editscore"}
 """Rewards that need a folder, or the picture that was edited."""
-OFFERED = sorted(REWARDS.keys() - NOT_OFFERED, key=lambda name: (name.startswith("scenes"), name))
+REWARD_NAMES = sorted(
+    REWARDS.keys() - NOT_OFFERED, key=lambda name: (name.startswith("scenes"), name)
+)
 """Rewards by name. Those of the embedded model's world come last."""
 KERNELS = {f"ttsnap: {name}": name for name in ("ode", "sde", "ddim", "ancestral", "renoise")}
 """ttsnap's own kernels, by their names in the list of samplers."""
-USUAL = Budget(images=8.0)
+NODE_BUDGET = Budget(images=8.0)
 """Where no node Budget is connected."""
 
 
@@ -70,17 +73,17 @@ def rewards_of(file: Path) -> dict[str, str]:
             f"{file}: there is a reward {min(taken)!r} already; offer yours by another name"
         )
     check_names([*own.values()])
-    return {name: name for name in OFFERED} | own
+    return {name: name for name in REWARD_NAMES} | own
 
 
-def checked(declared: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def checked(declared: Sequence[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """What a node was given, held to the inputs that it declares: ComfyUI lets links, and some
     JSON, carry anything.
 
     Optional ones without a value are left out. ValueError names the input.
     """
-    there = [one for one in declared if not one.optional or given.get(one.id) is not None]
-    return {one.id: _checked(one, given.get(one.id)) for one in there}
+    there = [one for one in declared if not one.optional or values.get(one.id) is not None]
+    return {one.id: _checked(one, values.get(one.id)) for one in there}
 
 
 def _checked(declared: Any, value: Any) -> Any:
@@ -150,15 +153,15 @@ class NodeReward(RewardModel):
         return [self._score(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
 
     def _score(self, image: Tensor, prompt: str) -> float:
-        given = {
+        arguments = {
             **self.given,
             **dict.fromkeys(self.texts, prompt),
             self.images[0]: image.movedim(0, -1)[None].cpu(),
         }
-        made = getattr(self.kind(), self.kind.FUNCTION)(**given)
-        value = (made["result"] if isinstance(made, dict) else getattr(made, "result", made))[
-            self.slots[0]
-        ]
+        output = getattr(self.kind(), self.kind.FUNCTION)(**arguments)
+        value = (
+            output["result"] if isinstance(output, dict) else getattr(output, "result", output)
+        )[self.slots[0]]
         return float(value[0] if isinstance(value, list | tuple) else value)
 
 
@@ -221,7 +224,7 @@ class Wanted(NamedTuple):
             (Prompt(self.prompt),),
             engine,
             algorithm,
-            self.budget or USUAL,
+            self.budget or NODE_BUDGET,
             self.seed,
             self.keep,
             selection=SelectionOptions("mean" if listed else weights, diverse=self.diverse),
@@ -229,12 +232,13 @@ class Wanted(NamedTuple):
         return prepare(request, ModelDefaults(parts=partial(parts, packaged=False)))
 
 
-Inputs = TypeVar("Inputs", bound=NamedTuple)
+Inputs = TypeVar("Inputs")
 
 
-def picked(kind: type[Inputs], given: Mapping[str, Any]) -> Inputs:
+def picked(kind: type[Inputs], values: Mapping[str, Any]) -> Inputs:
     """Those of the inputs that are fields of a class."""
-    return kind(**{name: given[name] for name in kind._fields if name in given})
+    names = inspect.signature(kind).parameters
+    return kind(**{name: values[name] for name in names if name in values})
 
 
 def frames(images: Sequence[Candidate]) -> Tensor:
@@ -278,7 +282,9 @@ def values_of(images: Tensor, prompt: str, rewards: Sequence[Weighted]) -> tuple
     columns = []
     for reward, _ in rewards:
         reward.check([prompt])
-        column, error = scored(reward, Shown(), pictures.clone(), texts, torch.zeros(len(images)))
+        column, error = scores_by(
+            reward, Shown(), pictures.clone(), texts, torch.zeros(len(images))
+        )
         if error is not None:
             raise ValueError(f"the images have no scores: {error}")
         columns.append(column)

@@ -18,7 +18,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ttsnap.comfyui import inputs
-from ttsnap.comfyui.inputs import KERNELS, LINKED, USUAL, NodeReward, Wanted, Weighted, picked
+from ttsnap.comfyui.inputs import KERNELS, LINKED, NODE_BUDGET, NodeReward, Wanted, Weighted, picked
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event
 from ttsnap.loop.budget import Budget
@@ -101,8 +101,8 @@ class NodeProgress:
     def begin(self, grid: Grid, cap: Budget) -> Callable[[Event], None]:
         """What listens to a search on this grid. It counts evaluations of the budget's cap; where
         there is none, its seconds, or evaluations of all moves."""
-        asked = asked_of(self.request.engine.rewards, self.request.prompt.read)
-        sheet = LiveSheet(grid.levels, self.request.selection, asked)
+        items = asked_of(self.request.engine.rewards, self.request.prompt.read)
+        sheet = LiveSheet(grid.levels, self.request.selection, items)
 
         def listen(event: Event) -> None:
             self.spent += event.nfe * (event.kind == "tick")
@@ -127,7 +127,7 @@ class NodeProgress:
         return self.cancelled
 
 
-class StockSampler(NamedTuple):
+class KSamplerInputs(NamedTuple):
     """The inputs of KSampler."""
 
     model: Any
@@ -197,7 +197,7 @@ class StockSampler(NamedTuple):
         BUDGET.Input(
             "budget",
             optional=True,
-            tooltip=f"How much to spend. Without it, what {USUAL.images:g} images take.",
+            tooltip=f"How much to spend. Without it, what {NODE_BUDGET.images:g} images take.",
         ),
         DRAFTER.Input(
             "drafter",
@@ -282,7 +282,7 @@ def search_sampler(
 ) -> Sequence[Any]:
     """Search as KSampler would sample: its latent, noise, sigmas, and mask."""
     wanted = picked(Wanted, given)
-    sampler = picked(StockSampler, given)
+    sampler = picked(KSamplerInputs, given)
     request = wanted.search()
     sizes = {key: latent_image[key] for key in SIZES if key in latent_image}
     samples = latent_image["samples"]
@@ -375,7 +375,7 @@ def checklist(
     lambda: [
         io.Float.Input(
             "images",
-            default=USUAL.images,
+            default=NODE_BUDGET.images,
             min=0.0,
             max=10000.0,
             step=1.0,
@@ -497,9 +497,9 @@ def pick_best(
     scores, report = inputs.values_of(images, prompt, reward)
     best = sorted(range(len(scores)), key=lambda i: -scores[i])[:keep]
     if latent is not None:
-        given = latent["samples"].shape[0]  # nested ones have no length
-        if given != len(images):
-            raise ValueError(f"got {given} latents of {len(images)} images; connect one for each")
+        latents = latent["samples"].shape[0]  # nested ones have no length
+        if latents != len(images):
+            raise ValueError(f"got {latents} latents of {len(images)} images; connect one for each")
         latent = {**latent, "samples": latent["samples"][best]}
     return latent, images[best], [scores[i] for i in best], report
 

@@ -173,9 +173,9 @@ def _algorithm(offer: ServingCatalog) -> dict[str, Any]:
 
 def _sampling(limits: DemoLimits, steps: int, guidance: Any, first: int) -> dict[str, Any]:
     """How an image is denoised, and from which seed on."""
-    form = {"steps": gr.Slider(2, limits.steps, steps, step=1, label="Denoising steps")}
+    slider = gr.Slider(2, limits.steps, steps, step=1, label="Denoising steps")
     with gr.Row(elem_classes="tt-pair"):
-        form["guidance"] = gr.Number(
+        scale = gr.Number(
             guidance,
             label="Guidance",
             min_width=90,
@@ -185,13 +185,13 @@ def _sampling(limits: DemoLimits, steps: int, guidance: Any, first: int) -> dict
         seed = gr.Number(first, label="First seed", precision=0, min_width=90)
         random = gr.Button("Random", size="sm", min_width=64, elem_id="random")
         random.click(None, None, seed, js=RANDOM, **PRIVATE)
-    form["negative"] = gr.Textbox(
+    negative = gr.Textbox(
         "",
         label="Negative prompt: what not to show",
         lines=1,
         max_length=limits.prompt,
     )
-    return {**form, "seed": seed}
+    return {"steps": slider, "guidance": scale, "seed": seed, "negative": negative}
 
 
 def _picture() -> dict[str, Any]:
@@ -261,7 +261,7 @@ HEADER = f"""<header class="tt-header"><div class="tt-mark">{MARK.read_text(enco
 <div class="tt-model">{{model}}</div></header>"""
 
 
-def build(
+def build_page(
     offer: ServingCatalog, limits: DemoLimits, models: Models, root: Path, queue_size: int
 ) -> gr.Blocks:
     """The page. root: a folder of this server's own, which the caller deletes."""
@@ -303,8 +303,8 @@ def serve(page: gr.Blocks, limits: DemoLimits, **where: Any) -> Any:
 
 def make_theme() -> Any:
     """Deep teal on paper or on ink, gold for the winner. Fonts come from this server."""
-    teal = gr.themes.Color(*TEAL.split(), name="teal")
-    ink = gr.themes.Color(*INK.split(), name="ink")
+    teal = gr.themes.Color(*TEAL.split(), "teal")
+    ink = gr.themes.Color(*INK.split(), "ink")
     return gr.themes.Base(
         primary_hue=teal,
         secondary_hue=teal,

@@ -173,10 +173,10 @@ def _keys(searches: Sequence[tuple[str, Course]]) -> str:
         return "<span>every score, and the best so far (dashed: of unfinished estimates)</span>"
     markup = ""
     for i, (title, course) in enumerate(searches):
-        found = ""
+        score = ""
         if (best := course.best) is not None:
-            found = f" <b>{short(best.rank)}</b>{verdict(best.scores[best.reached].right)}"
-        markup += f'<span class="tt-key tt-c{i}">{escape(title)}{found}</span>'
+            score = f" <b>{short(best.rank)}</b>{verdict(best.scores[best.reached].right)}"
+        markup += f'<span class="tt-key tt-c{i}">{escape(title)}{score}</span>'
     return markup
 
 

@@ -25,7 +25,7 @@ from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
 from ttsnap.request.request import Prepared, SearchRequest
 
 BASELINE = "best-of-n"
-PROMPTS = (
+EXAMPLE_PROMPTS = (
     "a photo of a red bicycle leaning on a blue door",
     "three ceramic cups on a wooden shelf, soft morning light",
     "a fox reading a newspaper in a train, watercolour",
@@ -36,7 +36,7 @@ REDRAW = "image-to-image"
 """The task of a search with a picture."""
 LEAST_STEPS = 2
 MOST_SEED = 2**31 - 1
-NOISE = "Adds noise at every step, so that branches of one candidate differ."
+NOISE_HINT = "Adds noise at every step, so that branches of one candidate differ."
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -
         raise FieldError("picture", f"picture is the bytes of a file, got {type(data).__name__}")
     picture = None if data is None else limits.picture(bytes(data), "picture")
     size = whole("image size", fields["size"] or 0, 0, limits.side)
-    given = SearchFields.of(
+    wanted = SearchFields.of(
         {
             "prompt": fields["prompt"],
             "model": fields["model"] if offer.any_model else None,
@@ -108,7 +108,9 @@ def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -
     strength = None if picture is None else check("strength", fields["strength"] or 0, Fraction)
     sides: dict[str, Any] = {"width": size, "height": size} if size else {}
     task = TEXT if picture is None else REDRAW
-    request = request_of(given, offer, limits, task=task, image=picture, strength=strength, **sides)
+    request = request_of(
+        wanted, offer, limits, task=task, image=picture, strength=strength, **sides
+    )
     for name in request.engine.rewards:
         if name.startswith("scenes") and request.model not in (EMBEDDED, TURBO):
             raise FieldError(
@@ -124,17 +126,19 @@ def examples(offer: ServingCatalog) -> list[dict[str, Any]]:
     this one."""
     ours = MODELS.get(offer.model)
     if ours is None:
-        return [{"prompt": prompt} for prompt in PROMPTS[:3]]
+        return [{"prompt": prompt} for prompt in EXAMPLE_PROMPTS[:3]]
     others = [name for name in MODELS if name != offer.model] if offer.any_model else []
-    found = []
+    presets = []
     for name in (offer.model, *others):
         shown = MODELS[name].showcase
         own = MODELS[name].rewards[0]
         if shown is not None and (own in offer.rewards or name == offer.model):
             draft = offer.drafts_first and offer.defaults(name).draft is not None
-            given = {"prompt": shown.prompt, "budget": shown.budget, "seed": shown.seed}
-            found.append(given | _of_model(name, offer) | {"draft": draft})
-    return found + [{"prompt": prompt} | _of_model(offer.model, offer) for prompt in ours.examples]
+            preset = {"prompt": shown.prompt, "budget": shown.budget, "seed": shown.seed}
+            presets.append(preset | _of_model(name, offer) | {"draft": draft})
+    return presets + [
+        {"prompt": prompt} | _of_model(offer.model, offer) for prompt in ours.examples
+    ]
 
 
 def _of_model(name: str, offer: ServingCatalog) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def baseline(request: SearchRequest) -> SearchRequest:
     return request.by(BASELINE, sampler=request.engine.undrafted.sampler)
 
 
-def task_of(request: SearchRequest) -> str | None:
+def picture_task(request: SearchRequest) -> str | None:
     """The task of a search with a picture; None without one."""
     return REDRAW if "image" in request.prompt.inputs else None
 
@@ -214,13 +218,13 @@ def hint(algorithm: str) -> str:
     entry = ALGORITHMS[algorithm]
     words = f"{entry.summary[0].upper()}{entry.summary[1:]}."
     if kernel_for(algorithm) == "sde":
-        words += f" {NOISE}"
+        words += f" {NOISE_HINT}"
     if "noise-aware" in entry.needs:
         words += " Meant for scenes-noise-aware or another noise-aware reward."
     return words
 
 
-PICTURE = "picture.png"
+PICTURE_FILE = "picture.png"
 """The name of the visitor's picture in these lines."""
 FLAGS = {"search": "--algorithm", "num_images_per_prompt": "--keep"} | {
     option.name: option.dashed for option in (*WRITTEN.values(), *options_of(SamplerOptions))
@@ -241,10 +245,10 @@ def python_lines(
     if place or dtype != "float32":
         head = f"import torch\n{head}"
         options.append(f"dtype=torch.{dtype}")
-    if task_of(request) is not None:
+    if picture_task(request) is not None:
         head = f"from diffusers.utils import load_image\n{head}"
-        options.append(f"task={task_of(request)!r}")
-        words["image"] = f"load_image({PICTURE!r})"
+        options.append(f"task={picture_task(request)!r}")
+        words["image"] = f"load_image({PICTURE_FILE!r})"
     lines = "".join(f"    {name}={value},\n" for name, value in words.items())
     return (
         f"{head}\npipe = load({', '.join(options)}){place}\nout = pipe(\n{lines})\n"
@@ -260,8 +264,8 @@ def command_line(search: Prepared, budget: Budget | None = None) -> str:
     arguments = _arguments(search, budget, [*WRITTEN, "strength"])
     if request.model != EMBEDDED:
         arguments["model"] = request.model
-    if task_of(request) is not None:
-        arguments |= {"task": task_of(request), "image": PICTURE}
+    if picture_task(request) is not None:
+        arguments |= {"task": picture_task(request), "image": PICTURE_FILE}
     words = list[str]()
     for name, value in arguments.items():
         text = json.dumps(value) if isinstance(value, list) else str(value)

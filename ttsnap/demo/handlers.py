@@ -118,11 +118,11 @@ class Handlers:
         """Drop a candidate of this visitor's search, or finish it at once, as the board's button
         says."""
         data = vars(event)["_data"]
-        told = data if isinstance(data, dict) else {}
+        command = data if isinstance(data, dict) else {}
         hand = self.running.get(str(request.session_hash))
-        verb = told.get("verb")
+        verb = command.get("verb")
         try:
-            uid = whole("candidate", told.get("uid"), 0, form.MOST_SEED)
+            uid = whole("candidate", command.get("uid"), 0, form.MOST_SEED)
             if verb not in (DROP, FINISH):
                 raise ValueError(unknown("command", verb, (DROP, FINISH)))
             if hand is None or hand.led is None:
@@ -139,7 +139,7 @@ class Handlers:
         draw = random.SystemRandom()
         ours = MODELS.get(str(model).strip() if self.offer.any_model else self.offer.model)
         if ours is None:
-            return draw.choice(form.PROMPTS), draw.randrange(100_000)
+            return draw.choice(form.EXAMPLE_PROMPTS), draw.randrange(100_000)
         kind = draw.choice(ours.world.HARD_KINDS)
         return ours.world.sample_prompts(1, draw.randrange(2**31), [kind])[0], draw.randrange(
             100_000

@@ -18,7 +18,7 @@ from ttsnap.core.selection import Selection
 from ttsnap.demo.form import BASELINE, DemoLimits, baseline, command_line, python_lines, title_of
 from ttsnap.demo.html import FULL, LARGE, RIGHT, short, thumbnail_uri
 from ttsnap.demo.panels import Hand, render_plain, render_stage
-from ttsnap.demo.worker import Models, RunningSearch, SearchThread, prepare, run_search
+from ttsnap.demo.worker import Models, RunningSearch, SearchThread, prepare_search, run_search
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import fit
@@ -27,7 +27,7 @@ from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.results import outputs
 from ttsnap.results.record import SearchRecord
 
-LOOKS = 40
+BATCHES = 40
 MOST_ROWS = 16
 """Batches of a search, and candidates in each, on a CPU: larger batches gain little there, and show
 less."""
@@ -93,7 +93,7 @@ class LiveSearches(SearchThread):
         """In the order of the requests; none before the device is free."""
 
     def work(self) -> None:
-        searches = [prepare(self.pipe, request, self.limits) for request in self.requests]
+        searches = [prepare_search(self.pipe, request, self.limits) for request in self.requests]
         for search in searches:
             search.view.hand = self.hand
         with self.lock:
@@ -181,7 +181,7 @@ def _rows(pipe: Any, budget: Budget) -> int | None:
     """The most candidates per batch; None for as many as fit. Results do not depend on it."""
     if pipe._execution_device.type != "cpu" or budget.nfe is None:
         return None
-    return max(2, min(MOST_ROWS, budget.nfe // LOOKS))
+    return max(2, min(MOST_ROWS, budget.nfe // BATCHES))
 
 
 def why_unspent(request: Prepared, budget: Budget, grid: Grid, spent: Spent) -> str:
@@ -196,13 +196,13 @@ def why_unspent(request: Prepared, budget: Budget, grid: Grid, spent: Spent) -> 
     about_n = next((option.text for option in options_of(algorithm) if option.name == "n"), "")
     meaning = re.split("[;.]", about_n)[0]
     what = f" ({meaning})" if len(meaning.split()) > 2 or meaning == "seeds" else ""
-    made: Any = request.algorithm
-    if made.n is not None:
-        return f"{head}: it runs with n = {made.n}{what} whatever the budget."
+    search: Any = request.algorithm
+    if search.n is not None:
+        return f"{head}: it runs with n = {search.n}{what} whatever the budget."
     calls = spent.cost.draft_calls // max(1, spent.seeds)  # per seed
     engine = DryEngine(grid, request.engine.rewards, price=spent.price, draft_calls=calls)
     keep = request.selection.keep
-    sized: Any = fit(made, engine, Budget(nfe=allowed), keep)
+    sized: Any = fit(search, engine, Budget(nfe=allowed), keep)
     more = replace(sized, n=sized.n + 1)
     (larger,) = search_dry([""], more, engine, selection=Selection(keep=keep))
     if larger.spent.nfe <= allowed:

@@ -11,7 +11,7 @@ from html import escape
 
 from ttsnap.core.results import Led
 from ttsnap.demo.chart import render_chart
-from ttsnap.demo.html import answered, figure, line, picture, shaped, short, token, verdict
+from ttsnap.demo.html import answers_in_words, figure, line, picture, shaped, short, token, verdict
 from ttsnap.loop.budget import Budget
 from ttsnap.results.course import Cell, Course, Drawing, Tracked, drawn
 
@@ -53,13 +53,13 @@ class View:
     """The visitor's; None where nobody leads the search."""
 
 
-COLUMNS = 18
+BOARD_COLUMNS = 18
 """Of pictures on the board, at most, in one band: what is not in sight is reached by scrolling."""
 
 
 def render_board(view: View, title: str = "") -> str:
     """The board. All text is escaped."""
-    drawing = drawn(view.course, COLUMNS, 1)
+    drawing = drawn(view.course, BOARD_COLUMNS, 1)
     name = f"<b>{escape(title)}</b>" if title else ""
     head = f'<div class="tt-boardhead">{name}<span>{escape(drawing.words)}</span></div>'
     head += _items(view)
@@ -135,18 +135,18 @@ class Table:
         if cell.score is None:
             return about, "&nbsp;"
         score = "failed" if math.isnan(cell.score.value) else short(cell.score.value)
-        about += f", step {cell.look[1]}: {score}{answered(cell.score)}"
-        asked = self.view.course.asked
+        about += f", step {cell.look[1]}: {score}{answers_in_words(cell.score)}"
+        items = self.view.course.asked
         answers = cell.score.answers
-        marks = (verdict(met) for name, met in answers.items() if name not in asked)
+        marks = (verdict(met) for name, met in answers.items() if name not in items)
         return about + " · pruned here" * cell.dim, score + "".join(marks)
 
     def answers(self, cell: Cell) -> str:
         """Ticks and crosses for the items of a checklist, and which of them a picture has."""
-        asked = self.view.course.asked
-        if cell.score is None or not asked:
+        items = self.view.course.asked
+        if cell.score is None or not items:
             return ""
-        met = {name: yes for name, yes in cell.score.answers.items() if name in asked}
+        met = {name: yes for name, yes in cell.score.answers.items() if name in items}
         has = " ".join(token(name) for name, yes in met.items() if yes)
         marks = "".join(map(verdict, met.values()))
         return f'<span class="tt-marks" data-has="{escape(has)}">{marks}</span>'
@@ -158,8 +158,8 @@ class Table:
         if cell.led is None or hand is None or self.view.course.over:
             return ""
         foot = cell.look == self.feet[cell.led]
-        asked = f' data-asked="{hand.asked.get(cell.led, "")}"' if foot else ""
-        return f' data-uid="{cell.led}"{asked}'
+        command = f' data-asked="{hand.asked.get(cell.led, "")}"' if foot else ""
+        return f' data-uid="{cell.led}"{command}'
 
 
 INTRO = """<div class="tt-stage tt-empty"><div class="tt-ghosts">{ghosts}</div>
@@ -233,13 +233,13 @@ def _best(view: View, named: bool) -> str:
         shown = picture(_seen(view, hoped), words)
         return figure(shown, f"{name}<span>{words}</span>", "tt-best tt-hoped")
     score = best.scores[best.reached]
-    said = answered(score)
+    said = answers_in_words(score)
     words = f"{'best' if view.course.over else 'best so far'}: seed {best.name}"
     words += "" if best.rank == -math.inf else f", reward {short(best.rank)}"
     shown = picture(view.best, words + said)
-    asked = view.course.asked
+    items = view.course.asked
     lines = "".join(
-        f"<div>{verdict(met)} {escape(item if met or item in asked else f'not {item}')}</div>"
+        f"<div>{verdict(met)} {escape(item if met or item in items else f'not {item}')}</div>"
         for item, met in score.answers.items()
     )
     return figure(shown, f"{name}<span>{words}</span>{lines}", "tt-best")

@@ -12,7 +12,7 @@ import numpy as np
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
-from ttsnap.demo.form import DemoLimits, aspect_of, task_of, title_of
+from ttsnap.demo.form import DemoLimits, aspect_of, picture_task, title_of
 from ttsnap.demo.html import LARGE, shrunk_uri
 from ttsnap.demo.panels import View
 from ttsnap.files.pictured import Picture
@@ -107,7 +107,9 @@ class SearchThread(threading.Thread):
     def run(self) -> None:
         try:
             with self.models.lock:
-                self.pipe = self.models.pipeline(self.requests[0].model, task_of(self.requests[0]))
+                self.pipe = self.models.pipeline(
+                    self.requests[0].model, picture_task(self.requests[0])
+                )
                 self._deadline = time.monotonic() + self.limits.seconds * len(self.requests)
                 self.work()
         except Exception as error:  # shown to the visitor; the server lives on
@@ -136,7 +138,7 @@ class RunningSearch:
     """At its end."""
 
 
-def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSearch:
+def prepare_search(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSearch:
     """A search that has not begun, with its budget in evaluations and within the limits, and its
     drafter chosen."""
     from ttsnap.pipelines.run import decisions_of  # loaded with the model

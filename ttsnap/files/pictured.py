@@ -96,14 +96,14 @@ def _blank(value: object) -> object:
 
 def opened(call: Mapping[str, object]) -> dict[str, object]:
     """Arguments of a pipeline's call, with pictures, and lists of pictures, decoded."""
-    found = dict(call)
+    arguments = dict(call)
     for name, value in call.items():
         images = [
             one if isinstance(one, Image.Image) else one.opened() for one in _pictures_in(value)
         ]
         if images:
-            found[name] = images if isinstance(value, list | tuple) else images[0]
-    return found
+            arguments[name] = images if isinstance(value, list | tuple) else images[0]
+    return arguments
 
 
 def source_of(call: Mapping[str, object]) -> Image.Image | None:
@@ -119,13 +119,13 @@ def source_of(call: Mapping[str, object]) -> Image.Image | None:
 def digests(call: Mapping[str, object]) -> dict[str, str | list[str]]:
     """Digests of the pictures among these arguments, by name; of a list of pictures a list. Arrays
     are left out."""
-    found: dict[str, str | list[str]] = {}
+    by_name: dict[str, str | list[str]] = {}
     for name, value in call.items():
         shown = [one for one in _pictures_in(value) if not isinstance(one, Blank)]
         each = [one.digest if isinstance(one, Picture) else digest_of(one) for one in shown]
         if each:
-            found[name] = each if isinstance(value, list | tuple) else each[0]
-    return found
+            by_name[name] = each if isinstance(value, list | tuple) else each[0]
+    return by_name
 
 
 def digest_of(picture: Image.Image) -> str:
@@ -137,5 +137,5 @@ def digest_of(picture: Image.Image) -> str:
 def _pictures_in(value: object) -> list[Picture | Blank | Image.Image]:
     """An argument that is a picture, or a list of nothing but pictures, as a list; else none."""
     several = list(value) if isinstance(value, list | tuple) else [value]
-    found = [one for one in several if isinstance(one, Picture | Blank | Image.Image)]
-    return found if len(found) == len(several) else []
+    pictures = [one for one in several if isinstance(one, Picture | Blank | Image.Image)]
+    return pictures if len(pictures) == len(several) else []

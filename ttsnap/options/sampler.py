@@ -206,8 +206,8 @@ class SamplerOptions(Settings):
     def told(self) -> dict[str, Json]:
         """The values for metadata: for objects the names of their classes, for a drafter of `AUTO`
         none, and where drafts are finished only where they are."""
-        given = {name: told(value) for name, value in values(self.drafted_by(None)).items()}
-        return {**given, "finish": given["finish"] if self.finishes else None}
+        texts = {name: told(value) for name, value in values(self.drafted_by(None)).items()}
+        return {**texts, "finish": texts["finish"] if self.finishes else None}
 
     def noted(self) -> dict[str, Json]:
         """The values that a recording notes: the kernel, what belongs to it, and all that are not

@@ -129,12 +129,12 @@ class SelectionOptions(Settings):
         """The same, where a requirement on a checklist is one on each of these items."""
 
         def spread(bounds: Sequence[Requirement]) -> tuple[Requirement, ...] | None:
-            found = [
+            each = [
                 replace(one, reward=item)
                 for one in bounds
                 for item in (items if is_list(one.reward) else (one.reward,))
             ]
-            return tuple(found) or None
+            return tuple(each) or None
 
         return replace(self, require=spread(self.requirements), until=spread(self.ends))
 
@@ -164,8 +164,8 @@ class SelectionOptions(Settings):
         return Selection(utility, keep, weight if self.diverse else 0.0, gate, enough)
 
 
-def listed(given: Spec) -> tuple[Any, ...]:
+def listed(value: Spec) -> tuple[Any, ...]:
     """Names or objects as users give them: one, several or none."""
-    if isinstance(given, list | tuple):
-        return tuple(given)
-    return () if given is None else (given,)
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return () if value is None else (value,)

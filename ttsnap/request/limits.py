@@ -57,12 +57,12 @@ def search_of(wanted: object, files: Mapping[str, Algorithm], most: int) -> Algo
     return wanted
 
 
-def searches_of(given: Sequence[str]) -> dict[str, Algorithm]:
+def searches_of(texts: Sequence[str]) -> dict[str, Algorithm]:
     """The operator's own, from NAME=FILE each, where FILE is what `ttsnap tune` or `ttsnap
     calibrate` wrote. ValueError for a file that holds no algorithm, for one that follows gradients,
     and for a name that is taken."""
     searches: dict[str, Algorithm] = {}
-    for text in given:
+    for text in texts:
         name, equals, file = text.partition("=")
         if (
             not equals
@@ -109,7 +109,7 @@ def _size(value: object) -> int:
 
 LEAST_SIDE = 16
 """Pixels."""
-USUAL = Budget.of_effort("medium")
+USUAL_BUDGET = Budget.of_effort("medium")
 """The cap on evaluations beside a budget in units that evaluations need not use up, as tokens and
 gradients."""
 
@@ -228,5 +228,5 @@ class SearchLimits(Settings):
                 f" {min(caps):.6g} at {steps} steps; take fewer steps or a smaller budget",
             )
         if not caps and budget.seconds is None and budget.flops is None:
-            return replace(budget, images=USUAL.images)
+            return replace(budget, images=USUAL_BUDGET.images)
         return budget if caps else replace(budget, nfe=self.nfe)

@@ -79,19 +79,19 @@ class SearchFields(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _once(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _once(cls, values: dict[str, Any]) -> dict[str, Any]:
         """FieldError for a field that is given by two of its names."""
         for each in cls.model_fields.values():
-            names = [name for name in names_in(each) if name in given]
+            names = [name for name in names_in(each) if name in values]
             if len(names) > 1:
                 raise FieldError(names[1], f"give {' or '.join(names)}, not both")
-        return given
+        return values
 
     @classmethod
-    def of(cls, given: Mapping[str, object]) -> Self:
+    def of(cls, values: Mapping[str, object]) -> Self:
         """From plain values by name. FieldError for a name that is none, and for a value of another
         type."""
-        return build(cls, {name: value for name, value in given.items() if value is not None})
+        return build(cls, {name: value for name, value in values.items() if value is not None})
 
     @property
     def options(self) -> dict[str, Any]:
@@ -109,11 +109,11 @@ class LoraChoice(BaseModel):
     """None: 1."""
 
 
-def loras_of(given: object, offered: Mapping[str, Lora], most: int) -> tuple[Lora, ...]:
+def loras_of(value: object, offered: Mapping[str, Lora], most: int) -> tuple[Lora, ...]:
     """At most so many LoRAs: those of one choice, or of several: NAME or {"name": NAME, "scale":
     NUMBER}. In the order of their names, so that equal choices share batches; what has a scale of 0
     changes nothing, and is left out."""
-    wanted = given if isinstance(given, list) else [given]
+    wanted = value if isinstance(value, list) else [value]
     if not offered:
         raise FieldError("lora", "no LoRAs are offered here; leave lora out")
     if len(wanted) > most:
@@ -201,7 +201,7 @@ class ServingCatalog:
 
 
 def request_of(
-    given: SearchFields,
+    fields: SearchFields,
     offer: ServingCatalog,
     limits: SearchLimits,
     effort: str | None = None,
@@ -215,43 +215,43 @@ def request_of(
     effort: in place of a budget. task: as of ModelOptions. batch: of EngineOptions. more: arguments
         of the model's own call, pictures among them; None for nothing.
     """
-    if given.n > limits.images:
-        raise FieldError("n", f"at most {limits.images} images are returned, got {given.n}")
-    asked = {
+    if fields.n > limits.images:
+        raise FieldError("n", f"at most {limits.images} images are returned, got {fields.n}")
+    options = {
         name: READERS[name](value, offer, limits) if name in READERS else value
-        for name, value in given.options.items()
+        for name, value in fields.options.items()
     }
-    search = asked.pop("search")
-    model = asked.pop("model", offer.model)
-    loras = asked.pop("lora", ())
-    negative = asked.pop("negative_prompt", None)
-    seed = asked.pop("seed", None)
+    search = options.pop("search")
+    model = options.pop("model", offer.model)
+    loras = options.pop("lora", ())
+    negative = options.pop("negative_prompt", None)
+    seed = options.pop("seed", None)
     known = offer.defaults(model)
-    steps = _steps(asked.get("num_inference_steps"), search, known, limits)
-    draft = asked.pop("draft", None)
-    asked = {"kernel": kernel_for(search), "draft": None, **asked}
-    budget = _budget(asked.pop("budget", None), effort, steps, limits)
+    steps = _steps(options.get("num_inference_steps"), search, known, limits)
+    draft = options.pop("draft", None)
+    options = {"kernel": kernel_for(search), "draft": None, **options}
+    budget = _budget(options.pop("budget", None), effort, steps, limits)
     more = {name: value for name, value in more.items() if value is not None}
     pictures: dict[str, object] = {
         name: more.pop(name) for name in ("image", "mask_image") if name in more
     }
-    named = {name: asked.pop(name) for name in CALL if name in asked}
+    named = {name: options.pop(name) for name in CALL if name in options}
     engine = EngineSpec(
         ModelOptions(model, task=task),
-        asked.pop("reward", tuple(map(offer.spec_of, offer.rewards[:1]))),
-        _drafted(taken(SamplerOptions, asked), draft, model, offer, loras),
-        replace(EngineOptions.of(taken(BatchOptions, asked)), **(batch or {})),
+        options.pop("reward", tuple(map(offer.spec_of, offer.rewards[:1]))),
+        _drafted(taken(SamplerOptions, options), draft, model, offer, loras),
+        replace(EngineOptions.of(taken(BatchOptions, options)), **(batch or {})),
         call=_call(named, more, offer, limits),
         loras=loras,
     )
     return SearchRequest(
-        (Prompt(_text(given.prompt, known, limits), negative=negative, inputs=pictures),),
+        (Prompt(_text(fields.prompt, known, limits), negative=negative, inputs=pictures),),
         engine,
         search,
         budget,
         secrets.randbelow(2**31) if seed is None else seed,
-        given.n,
-        selection=taken(SelectionOptions, asked),
+        fields.n,
+        selection=taken(SelectionOptions, options),
     )
 
 
@@ -263,12 +263,12 @@ def _model(value: str, offer: ServingCatalog, limits: SearchLimits) -> str:
 
 
 def _requirements(
-    given: str | list[str], offer: ServingCatalog, limits: SearchLimits
+    texts: str | list[str], offer: ServingCatalog, limits: SearchLimits
 ) -> tuple[Requirement, ...]:
     """Requirements on rewards that are offered. FieldError for others, and for what cannot be
     read."""
     try:
-        read = tuple(map(Requirement.parse, listed(given)))
+        read = tuple(map(Requirement.parse, listed(texts)))
     except ValueError as error:
         raise FieldError("require", str(error)) from None
     if read:
@@ -296,19 +296,19 @@ others are taken as they are."""
 
 
 def _steps(
-    given: int | None, search: AlgorithmSpec, known: ModelDefaults, limits: SearchLimits
+    steps: int | None, search: AlgorithmSpec, known: ModelDefaults, limits: SearchLimits
 ) -> int:
     """The steps of an image: those that are given, those that the search was fitted to, or the
     model's."""
-    own = fitted_steps(make_algorithm(search)) if given is None else given
+    own = fitted_steps(make_algorithm(search)) if steps is None else steps
     if own is not None and own > limits.steps:
         raise FieldError("steps", f"at most {limits.steps} steps are made here, got {own}")
     return own or int(known.call.get("num_inference_steps", limits.steps))
 
 
-def _text(given: str, known: ModelDefaults, limits: SearchLimits) -> str:
+def _text(prompt: str, known: ModelDefaults, limits: SearchLimits) -> str:
     """A prompt. What the model cannot read is refused at once."""
-    text = limits.line(given, "prompt")
+    text = limits.line(prompt, "prompt")
     try:
         known.canonical(text)
     except ValueError as error:
@@ -335,12 +335,12 @@ def _call(
     return call
 
 
-def _budget(given: object, effort: str | None, steps: int, limits: SearchLimits) -> Budget:
-    if given is None:
+def _budget(budget: object, effort: str | None, steps: int, limits: SearchLimits) -> Budget:
+    if budget is None:
         return Budget.of_effort(effort or "medium")
     if effort is not None:
         raise FieldError("budget", "give a budget or a quality, not both")
-    return limits.budget_of(given, steps)
+    return limits.budget_of(budget, steps)
 
 
 def _drafted(

@@ -16,7 +16,7 @@ from ttsnap.results.course import Course
 from ttsnap.results.outputs import Recorder
 from ttsnap.results.sheet import painted
 
-EVERY = 0.4
+LEAST_REST = 0.4
 REST = 40
 """Seconds between two sheets, and how many times as long as painting one takes."""
 
@@ -53,5 +53,5 @@ class LiveSheet:
             return None
         sheet = painted(self.course, thumbnails, live=True)
         self.changed, end = False, self.clock()
-        self.next = end + max(EVERY, REST * (end - begin))
+        self.next = end + max(LEAST_REST, REST * (end - begin))
         return sheet

@@ -16,13 +16,13 @@ from ttsnap.options.call import VideoOptions
 from ttsnap.results.course import Look
 from ttsnap.results.folders import slug
 from ttsnap.results.media import Pixels, frames_of, save_png, save_video, still
-from ttsnap.results.record import SearchRecord, plain
+from ttsnap.results.record import SearchRecord, jsonable
 from ttsnap.results.sheet import CELL, contact_sheet
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALL = 128
+SMALL_SIDE = 128
 TIMES = 8
 """Where images have fewer pixels a side than SMALL, the best gets a copy TIMES as large."""
 ENLARGED = f"best-{TIMES}x.png"
@@ -75,12 +75,12 @@ def thumbnail(picture: Image.Image) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 
 
-def save_made(path: Path, made: Pixels, record: SearchRecord) -> None:
+def save_made(path: Path, image: Pixels, record: SearchRecord) -> None:
     """Write an image as a PNG, or a video by the path's ending, with its record; whole or not at
     all."""
-    frames = frames_of(made if made.ndim > 3 else made[None])
+    frames = frames_of(image if image.ndim > 3 else image[None])
     record.label(frames[0])
-    if made.ndim == 3:
+    if image.ndim == 3:
         save_png(path, frames[0])
     else:
         save_video(path, frames, record.image.fps or VideoOptions().fps)
@@ -109,24 +109,24 @@ def write_results(
         if result.images:
             save_png(sheet_path(out, results, index), contact_sheet(result, result.thumbnails), ())
         written.append(paths)
-        entries.append(
-            {
-                "prompt": result.prompt,
-                "spent": result.spent.to_json(),
-                "images": [
-                    {"file": p.name, "uid": c.uid, **c.to_json()}
-                    for p, c in zip(paths, result.images, strict=True)
-                ],
-                **({"answers": result.answers} if result.asked else {}),
-                "warnings": list(result.warnings),
-                "moves": list(result.trace),
-            }
-        )
-    trace = plain(
-        {"settings": record.to_json(), "levels": list(results[0].levels), "results": entries}
-    )
-    write_json(out / "trace.json", trace)
+        entries.append(_entry(result, paths))
+    settings = record.to_json()
+    trace = {"settings": settings, "levels": list(results[0].levels), "results": entries}
+    write_json(out / "trace.json", jsonable(trace))
     return written
+
+
+def _entry(result: Result, paths: Sequence[Path]) -> dict[str, object]:
+    """A result in a trace."""
+    named = zip(paths, result.images, strict=True)
+    return {
+        "prompt": result.prompt,
+        "spent": result.spent.to_json(),
+        "images": [{"file": path.name, "uid": c.uid, **c.to_json()} for path, c in named],
+        **({"answers": result.answers} if result.asked else {}),
+        "warnings": list(result.warnings),
+        "moves": list(result.trace),
+    }
 
 
 def sheet_path(out: Path, results: Sequence[Result], index: int) -> Path:
@@ -151,7 +151,7 @@ def is_extra(path: Path) -> bool:
 def write_enlarged(path: Path, image: Pixels) -> bool:
     """Write a copy TIMES as large of a small image, or of a video's frames, without metadata; False
     for others."""
-    if max(image.shape[-2:]) >= SMALL:
+    if max(image.shape[-2:]) >= SMALL_SIDE:
         return False
     picture = still(image, columns=SHOWN)
     save_png(

@@ -28,13 +28,13 @@ from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel, turn_of
 from ttsnap.rewards.scoring import Shown, score_in_parts
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".mp4")
-FORMATS = ("PNG", "JPEG", "WEBP")
+RANKED_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".mp4")
+RANKED_FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_BYTES = 2**27
 """Of a batch of images; scoring them takes about ten times as many."""
-CELL = 160
-COLUMNS = 8
-MOST = 64
+RANKED_CELL = 160
+SHEET_COLUMNS = 8
+MOST_SHOWN = 64
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def find_images(folder: Path, recursive: bool = False) -> list[Path]:
         )
         raise ValueError(f"{folder} {why}")
     there = folder.rglob("*") if recursive else folder.iterdir()
-    images = sorted(p for p in there if p.suffix.lower() in SUFFIXES and not is_extra(p))
+    images = sorted(p for p in there if p.suffix.lower() in RANKED_SUFFIXES and not is_extra(p))
     if not images:
-        raise ValueError(f"folder {folder} holds no image ({', '.join(SUFFIXES)})")
+        raise ValueError(f"folder {folder} holds no image ({', '.join(RANKED_SUFFIXES)})")
     return images
 
 
@@ -86,7 +86,7 @@ def find_prompts(
                 " per image"
             )
         return dict(zip(paths, lines, strict=True))
-    prompts = {path: text for path in paths if (text := read_prompt(path)) is not None}
+    prompts = {path: own for path in paths if (own := read_prompt(path)) is not None}
     if lacking := [path for path in paths if path not in prompts]:
         raise ValueError(
             f"{len(lacking)} images (such as {lacking[0]}) carry no prompt; give --prompt or"
@@ -98,9 +98,9 @@ def find_prompts(
 def read_prompt(path: Path) -> str | None:
     """The prompt in an image's infotext, as ttsnap, A1111 and others write it; None without one."""
     try:
-        text = texts_in(files.read_bytes(path, files.PICTURE_BYTES, "image"), path, FORMATS).get(
-            "parameters"
-        )
+        text = texts_in(
+            files.read_bytes(path, files.PICTURE_BYTES, "image"), path, RANKED_FORMATS
+        ).get("parameters")
     except ValueError:
         return ""  # It cannot be scored either, and is reported then.
     if text is None:
@@ -177,7 +177,9 @@ def rank(
             some = [texts[i] for i in rows]
             levels = torch.zeros(len(rows), device=device)
             shown = Shown(frames, before is not None)
-            scores[rows, column], reason = scored(judge, shown, seen.clone(), some, levels, before)
+            scores[rows, column], reason = scores_by(
+                judge, shown, seen.clone(), some, levels, before
+            )
             for i in rows:
                 if np.isnan(scores[i, column]) and not errors[i]:
                     errors[i] = reason or f"{judge.name} returned nan or inf"
@@ -223,7 +225,7 @@ def _ordered(
     ]
 
 
-def scored(
+def scores_by(
     reward: RewardModel,
     shown: Shown,
     images: Tensor,
@@ -244,9 +246,9 @@ def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:
     """(H, W, 3) of an image, (H, W, 4) where it has an alpha channel and `alpha` is set; (T, H, W,
     3) of a video."""
     data = files.read_bytes(path, files.PICTURE_BYTES, "image")
-    if is_video(data, path, FORMATS):
-        return video_pixels(data, path, FORMATS)
-    return files.picture_pixels(data, path, formats=FORMATS, alpha=alpha)
+    if is_video(data, path, RANKED_FORMATS):
+        return video_pixels(data, path, RANKED_FORMATS)
+    return files.picture_pixels(data, path, formats=RANKED_FORMATS, alpha=alpha)
 
 
 def _scored(path: Path) -> NDArray[np.uint8]:
@@ -274,23 +276,25 @@ def write_ranking(
         [place, r.path, *r.scores, r.value, r.prompt, r.error] for place, r in enumerate(ranked, 1)
     ]
     write_csv(table, head, rows)
-    save_png(sheet, contact_sheet(ranked), ())
+    save_png(sheet, ranking_sheet(ranked), ())
     return table, sheet
 
 
-def contact_sheet(ranked: Sequence[RankedImage]) -> Image.Image:
+def ranking_sheet(ranked: Sequence[RankedImage]) -> Image.Image:
     """Thumbnails of the best, row by row, with their places, values and names."""
-    shown = [r for r in ranked if np.isfinite(r.value)][:MOST]
-    rows = max(1, -(-len(shown) // COLUMNS))
+    shown = [r for r in ranked if np.isfinite(r.value)][:MOST_SHOWN]
+    rows = max(1, -(-len(shown) // SHEET_COLUMNS))
     font = ImageFont.load_default(11)
-    sheet = Image.new("RGB", (COLUMNS * (CELL + 8) + 8, rows * (CELL + 38) + 8), "white")
+    sheet = Image.new(
+        "RGB", (SHEET_COLUMNS * (RANKED_CELL + 8) + 8, rows * (RANKED_CELL + 38) + 8), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     for place, r in enumerate(shown):
-        x = 8 + place % COLUMNS * (CELL + 8)
-        y = 8 + place // COLUMNS * (CELL + 38)
+        x = 8 + place % SHEET_COLUMNS * (RANKED_CELL + 8)
+        y = 8 + place // SHEET_COLUMNS * (RANKED_CELL + 38)
         small = still(np.moveaxis(_pixels(r.path), -1, -3) / 255)
-        small.thumbnail((CELL, CELL))
+        small.thumbnail((RANKED_CELL, RANKED_CELL))
         sheet.paste(small, (x, y))
-        draw.text((x, y + CELL + 2), f"{place + 1}. {r.value:.4g}", "black", font)
-        draw.text((x, y + CELL + 16), r.path.name[:26], "#666666", font)
+        draw.text((x, y + RANKED_CELL + 2), f"{place + 1}. {r.value:.4g}", "black", font)
+        draw.text((x, y + RANKED_CELL + 16), r.path.name[:26], "#666666", font)
     return sheet

@@ -19,7 +19,7 @@ from ttsnap.results.outputs import TIMES, enlarged_path, sheet_path
 from ttsnap.results.record import SearchRecord
 from ttsnap.reward_models.registry import asked_of
 
-PARTS = {
+PHASE_WORDS = {
     "denoise": "denoiser",
     "decode": "decoder",
     "reward": "reward",
@@ -34,7 +34,7 @@ def report(result: Result, paths: Sequence[Path] = ()) -> Iterator[str]:
     for warning in result.warnings:
         yield f"warning: {warning}"
     for rank, (image, path) in enumerate(zip_longest(result.images, paths), 1):
-        yield f"{rank}. seed {image.seed}: {numbers(scored(image))}   {path or ''}".rstrip()
+        yield f"{rank}. seed {image.seed}: {numbers(scores_of(image))}   {path or ''}".rstrip()
     yield from answer_lines(result)
     yield f"spent {result.spent}"
 
@@ -64,7 +64,7 @@ def report_in_full(
         yield from _again(result, record, call)
 
 
-def scored(image: Candidate) -> dict[str, float]:
+def scores_of(image: Candidate) -> dict[str, float]:
     """The scores and metrics of an image, after the sum of several rewards."""
     total = {"reward": image.reward} if len(image.scores) > 1 else {}
     return {**total, **image.scores, **image.metrics}
@@ -110,7 +110,7 @@ def _compute(spent: Spent) -> Iterator[str]:
 
 def _shares(parts: Mapping[Any, float], whole: float) -> str:
     """What each phase has of the whole, where it is any."""
-    shares = {PARTS[phase]: part / (whole or 1.0) for phase, part in parts.items() if part}
+    shares = {PHASE_WORDS[phase]: part / (whole or 1.0) for phase, part in parts.items() if part}
     return ", ".join(f"{share:.0%} {name}" for name, share in shares.items())
 
 
@@ -161,9 +161,9 @@ def winners(runs: Runs, written: Written) -> str:
     for name, results in runs.items():
         for result, files in zip(results, written[name], strict=True):
             drafts = result.spent.cost.draft_calls
-            words = [numbers(scored(result.best)), str(files[0])] if files else ["no image", ""]
+            words = [numbers(scores_of(result.best)), str(files[0])] if files else ["no image", ""]
             lines.append([result.prompt[:60], name, drafts, *words])
-        best = [scored(result.best) for result in results if result.images]
+        best = [scores_of(result.best) for result in results if result.images]
         if len(best) > 1:
             common = [key for key in best[0] if all(key in scores for scores in best)]
             means = {key: fmean(scores[key] for scores in best) for key in common}
@@ -185,25 +185,27 @@ def write_images_table(path: Path, runs: Runs, written: Written) -> None:
                 own = {"prompt": result.prompt, "algorithm": name, "rank": rank, "seed": image.seed}
                 own |= {"nfe": spent.nfe, "drafts": spent.cost.draft_calls}
                 own["file"] = file.relative_to(path.parent)
-                rows.append({**own, **scored(image), **own})
+                rows.append({**own, **scores_of(image), **own})
     columns = list(dict.fromkeys(key for row in rows for key in row))
     write_csv(path, columns, [[row.get(key, "") for key in columns] for row in rows])
 
 
-def answered(result: Result, rewards: Sequence[Any], names: Sequence[str], prompt: str) -> Result:
+def with_answers(
+    result: Result, rewards: Sequence[Any], names: Sequence[str], prompt: str
+) -> Result:
     """The result with the scores of a checklist's items by what was asked of this prompt.
 
     rewards, and their names: those of the search."""
     if not any(map(is_item, rewards)):
         return result
-    asked = asked_of(rewards, prompt)
-    told = {at: words for words, at in asked.items()}
-    told |= {i: names[i] for i, spec in enumerate(rewards) if not is_item(spec)}
+    items = asked_of(rewards, prompt)
+    words_of = {at: words for words, at in items.items()}
+    words_of |= {i: names[i] for i, spec in enumerate(rewards) if not is_item(spec)}
     images = []
     for image in result.images:
-        scores = {told[i]: s for i, s in enumerate(image.scores.values()) if i in told}
+        scores = {words_of[i]: s for i, s in enumerate(image.scores.values()) if i in words_of}
         images.append(replace(image, scores=scores))
-    return replace(result, images=tuple(images), asked=asked)
+    return replace(result, images=tuple(images), asked=items)
 
 
 def answer_lines(result: Result) -> list[str]:

@@ -264,8 +264,7 @@ def judge(
     base = best_of_n_curve(recording, budgets, utility=fit.utility)
 
     def curve_of(schedule: SeedPruning) -> Curve:
-        how = {"utility": fit.utility, "seed": fit.seed}
-        return curve(recording, schedule, budgets, REPEATS, **how)
+        return curve(recording, schedule, budgets, REPEATS, utility=fit.utility, seed=fit.seed)
 
     plain = default_on(recording)
     settled = schedule.settled()
