@@ -16,7 +16,7 @@ from tests.shallow import shallow
 from ttsnap.cli import common, main
 from ttsnap.files import run_folder
 from ttsnap.options.model import EMBEDDED
-from ttsnap.results.folders import new_file, reserved
+from ttsnap.results.outputs import new_file, reserved
 
 GENERATE = ["generate", "a red circle", "--steps", "4", "--device", "cpu", "--budget", "32nfe"]
 REWARD = """

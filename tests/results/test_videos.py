@@ -18,7 +18,7 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core import utility
 from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
-from ttsnap.files.pictures import exif_with, texts_in, video_pixels
+from ttsnap.files.pictured import exif_with, texts_in, video_pixels
 from ttsnap.options.call import VideoOptions
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.record import RecordOptions
@@ -221,10 +221,10 @@ def test_a_video_is_decoded_as_far_as_its_limit(make, monkeypatch):
     pixels = video_pixels(data, "x", READ)
     assert pixels.shape == (40, 256, 256, 3)
     with monkeypatch.context() as patched:
-        patched.setattr("ttsnap.files.pictures.FRAMES", 39)
+        patched.setattr("ttsnap.files.pictured.FRAMES", 39)
         with pytest.raises(ValueError, match="256 x 256"):
             video_pixels(data, "x", READ)
-    monkeypatch.setattr("ttsnap.files.pictures.ALL_PIXELS", 10 * 256 * 256)
+    monkeypatch.setattr("ttsnap.files.pictured.ALL_PIXELS", 10 * 256 * 256)
     tracemalloc.start()
     with pytest.raises(ValueError, match="256 x 256"):
         video_pixels(data, "x", READ)

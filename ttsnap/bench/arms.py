@@ -17,7 +17,7 @@ from ttsnap.files.settings import Json, check
 from ttsnap.files.writing import sha256
 from ttsnap.options.option import Option, options_of
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.results.folders import slug
+from ttsnap.results.outputs import slug
 from ttsnap.results.record import jsonable
 
 SAMPLERS = {

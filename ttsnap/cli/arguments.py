@@ -109,7 +109,8 @@ def add_option(p: Any, option: Option, start: Any = None) -> None:
         return
     if start is not None:
         text = text.removesuffix(f" (default: {option.unset})")
-        kind = Union[tuple(each for each in get_args(kind) if each is not type(None))]  # noqa: UP007
+        if type(None) in get_args(kind):
+            kind = Union[tuple(each for each in get_args(kind) if each is not type(None))]  # noqa: UP007
     default = option.start if start is None else start
     default = option.default if default is None else default
     words = kind == tuple[str, ...]

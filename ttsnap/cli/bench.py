@@ -16,8 +16,8 @@ from ttsnap.bench import PRESETS
 from ttsnap.cli import arguments, common
 from ttsnap.cli.common import resumable
 from ttsnap.cli.configs import read_preset
-from ttsnap.cli.curves import read_span
 from ttsnap.cli.parser import PRESET_PARTS, Arguments, Parser
+from ttsnap.cli.simulate import read_span
 from ttsnap.extras import install
 from ttsnap.files.pictured import digests
 from ttsnap.files.writing import write_text

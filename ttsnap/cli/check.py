@@ -173,7 +173,7 @@ def _climb(a: Arguments, place: Any) -> int:
     from ttsnap.check.evidence import FORMAT
     from ttsnap.check.verdict import NO_GO, verdict
     from ttsnap.files.run_folder import json_folder
-    from ttsnap.results.folders import slug
+    from ttsnap.results.outputs import slug
 
     work = Path(a.out) / slug(a.model)
     with resumable(work):
@@ -236,12 +236,9 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
         )
     engine = arguments.engine_spec(a, prompts, draft.drafted_by(None))
     search = common.prepared(SearchRequest(tuple(prompts), engine, "keep-all", Budget()))
-    rewards = chosen = [str(reward) for reward in search.engine.rewards]
-    if a.model in PACKAGED:
-        from ttsnap.pipelines.packaged import MODELS
-
-        rewards = list(dict.fromkeys([*chosen, MODELS[a.model].right.reward]))
-    judges = rewards[len(chosen) :]
+    rewards = [str(reward) for reward in search.engine.rewards]
+    right = _right(a)
+    judges = [] if right is None or right in rewards else [right]
     pipe, loaded = common.loaded(search, DeviceOptions(), *judges)
     _, kind = common.opening().placement(a.device, a.dtype)
     pipe.set_progress_bar_config(disable=True)
@@ -251,13 +248,12 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
 
     own = own_draft(pipe)
     spec = search.engine
-    texts = [prompt.text for prompt in search.prompts]
     named = draft.draft if not draft.left_open else own.name if own is not None else None
     about = {
         "model": a.model,
         "dtype": str(kind).removeprefix("torch."),
-        "prompts": texts,
-        "rewards": rewards,
+        "prompts": [prompt.text for prompt in search.prompts],
+        "rewards": [*rewards, *judges],
         "draft": named,
         "call": plain(dict(spec.call)),
         "versions": versions("torch", "diffusers", "transformers"),
@@ -266,6 +262,13 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
         pipe, spec, tuple(search.prompts), work, named, bool(judges), _say, loaded.scoring
     )
     return setup, about
+
+
+def _right(a: Arguments) -> str | None:
+    """The reward that says whether an image of a packaged model is right."""
+    from ttsnap.pipelines.packaged import MODELS
+
+    return MODELS[a.model].right.reward if a.model in MODELS else None
 
 
 def _prompts(a: Arguments) -> list[Prompt]:

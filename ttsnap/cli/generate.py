@@ -102,7 +102,7 @@ def add_search(p: Any) -> None:
 
 def run(a: Arguments) -> int:
     """Search, write the images, and say what it took."""
-    from ttsnap.results.folders import reserved
+    from ttsnap.results.outputs import reserved
 
     # What can be refused is refused before the model is loaded.
     searches = _searches(a)
@@ -145,7 +145,7 @@ def _written(
     pipe, rewards = common.loaded(searches[a.algorithm], devices)
     from ttsnap.pipelines.run import decisions_of, run  # loaded with the model
     from ttsnap.results import report
-    from ttsnap.results.folders import refusing, slug
+    from ttsnap.results.outputs import refusing, slug
 
     runs: dict[str, SearchOutcome] = {}
     paths: dict[str, list[list[Path]]] = {}

@@ -128,7 +128,7 @@ def _read(path: Path, a: Arguments) -> ReplayFile:
     """A file, and what it is made of again. ValueError where its seed alone does not make it, it
     takes other pictures than given, or names what may not be loaded."""
     from ttsnap.files import reading as files
-    from ttsnap.files.pictures import video_pixels
+    from ttsnap.files.pictured import video_pixels
     from ttsnap.options.call import MOST_SIDE
     from ttsnap.results.record import parse_record
 

@@ -53,7 +53,7 @@ def parser() -> Parser:
 def run(a: Arguments) -> int:
     """Score, write, and print the best."""
     from ttsnap.core import utility
-    from ttsnap.results.folders import reserved
+    from ttsnap.results.outputs import reserved
     from ttsnap.results.rank import find_images, find_prompts, rank, write_ranking
 
     with left_by_signals(), reserved(a.out, "scores", False) as out:

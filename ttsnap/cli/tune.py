@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from ttsnap.cli import arguments
 from ttsnap.cli.common import resumable
-from ttsnap.cli.curves import (
+from ttsnap.cli.parser import Arguments, Parser
+from ttsnap.cli.simulate import (
     BASE,
     add_recording_arguments,
     print_curves,
@@ -21,7 +22,6 @@ from ttsnap.cli.curves import (
     read_span,
     too_few_seeds,
 )
-from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.files.settings import NotNegative
 from ttsnap.options.option import changed, option
 from ttsnap.options.record import TuneOptions
@@ -91,7 +91,7 @@ def parser() -> Parser:
 
 def run(a: Arguments) -> int:
     """Fit a policy, write it, and say what it is worth."""
-    from ttsnap.results.folders import new_file
+    from ttsnap.results.outputs import new_file
 
     options = arguments.read(TuneOptions, a)
     out = new_file(a.out, a.overwrite)

@@ -28,7 +28,7 @@ from ttsnap.pipelines.comfyui.drafts import finishing_sigmas
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch
 from ttsnap.request.limits import PUBLIC_ALGORITHMS
 from ttsnap.request.request import Prepared
-from ttsnap.results.live_sheet import LiveSheet
+from ttsnap.results.outputs import LiveSheet
 from ttsnap.reward_models.registry import asked_of, make_reward
 
 REWARD, BUDGET, DRAFTER = map(io.Custom, LINKED)

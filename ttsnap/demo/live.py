@@ -109,9 +109,9 @@ class LiveSearches(SearchThread):
             thread.join()
 
     def _search(self, place: int, search: RunningSearch, turns: Turns) -> None:
-        request = search.request
+        request = search.request.request
         view = search.view
-        judge = self.models.judge(request.prompt.text, request.request.model)
+        judge = self.models.judge(search.request.prompt.text, request.model)
 
         def listen(event: Event) -> None:
             if self.hand is not None and event.led is not None:
@@ -122,8 +122,7 @@ class LiveSearches(SearchThread):
             if (shown := event.image) is not None:
                 small = thumbnail_uri(shown)
                 if event.step == search.grid.steps:
-                    right = judge(shown)
-                    answers = {} if right is None else {RIGHT: right}
+                    answers = {RIGHT: right} if (right := judge(shown)) is not None else {}
                     if sum(event.scores) / len(event.scores) >= event.best - 1e-9:
                         best = thumbnail_uri(shown, LARGE)
             with self.lock:
@@ -136,9 +135,8 @@ class LiveSearches(SearchThread):
 
         try:
             turns.begin(place)
-            loop = search.loop
-            rows = _rows(self.pipe, loop.budget)
-            result, record = run_search(self.pipe, request, loop, self.should_stop, listen, rows)
+            rows = _rows(self.pipe, search.loop.budget)
+            result, record = run_search(self.pipe, search, self.should_stop, listen, rows)
         except Exception as error:  # as in `run`
             self.error = error
             return
@@ -146,9 +144,8 @@ class LiveSearches(SearchThread):
             turns.leave(place)
         if len(self.requests) > 1:  # the clock of the search went on while the other one ran
             seconds = turns.seconds[place]
-            result = replace(
-                result, spent=replace(result.spent, seconds=seconds, seconds_all_prompts=seconds)
-            )
+            spent = replace(result.spent, seconds=seconds, seconds_all_prompts=seconds)
+            result = replace(result, spent=spent)
         with self.lock:
             self._end(search, result, record)
 

@@ -163,17 +163,16 @@ def prepare_search(pipe: Any, request: SearchRequest, limits: DemoLimits) -> Run
 
 def run_search(
     pipe: Any,
-    search: Prepared,
-    loop: LoopSearch,
+    search: RunningSearch,
     should_stop: Callable[[], bool],
-    listen: Callable[[Event], None] | None = None,
-    rows: int | None = None,
+    listen: Callable[[Event], None],
+    rows: int | None,
 ) -> tuple[Result, SearchRecord]:
     """The result and the record of a search. rows: the most candidates per batch; None for as many
     as fit."""
     from ttsnap.pipelines.run import run  # loaded with the model
 
     outcome = run(
-        search, pipe, on_event=listen, should_stop=should_stop, loop=loop, batch_size=rows
+        search.request, pipe, None, listen, should_stop, loop=search.loop, batch_size=rows
     )
     return outcome.results[0], outcome.record

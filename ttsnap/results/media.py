@@ -23,7 +23,7 @@ from PIL import Image, PngImagePlugin
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.outcome import SHOWN, chosen
 from ttsnap.extras import install
-from ttsnap.files.pictures import exif_with
+from ttsnap.files.pictured import exif_with
 from ttsnap.files.writing import write_whole
 
 if TYPE_CHECKING:  # to write arrays takes no torch

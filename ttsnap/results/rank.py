@@ -18,7 +18,7 @@ from ttsnap.core.arrays import FloatArray
 from ttsnap.core.protocols import Reward
 from ttsnap.core.utility import Utility
 from ttsnap.files import reading as files
-from ttsnap.files.pictures import is_video, texts_in, video_pixels
+from ttsnap.files.pictured import is_video, texts_in, video_pixels
 from ttsnap.files.writing import write_csv
 from ttsnap.options.engine import BatchOptions
 from ttsnap.results.media import save_png, still
@@ -113,7 +113,9 @@ def read_prompt(path: Path) -> str | None:
     return "\n".join(lines[:end])
 
 
-def read_source(path: Path | None, rewards: Sequence[RewardModel]) -> Tensor | None:
+def read_source(
+    path: Path | None, rewards: Sequence[RewardModel], device: torch.device | str = "cpu"
+) -> Tensor | None:
     """The image that was edited, (1, 3, h, w) in [0, 1], for the rewards that need it; None without
     a path.
 
@@ -136,7 +138,7 @@ def read_source(path: Path | None, rewards: Sequence[RewardModel]) -> Tensor | N
     pixels = _pixels(path)
     if pixels.ndim > 3:
         raise ValueError(f"--source {path} is a video; give the image that was edited")
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None].float() / 255
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None].to(device).float() / 255
 
 
 def rank(
@@ -148,9 +150,8 @@ def rank(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
 ) -> list[RankedImage]:
-    """These images with their prompts, best first; those that cannot be read or scored come last,
-    with the reason. Of a video, rewards of images see a few frames, as in a search, and the score
-    is their mean.
+    """These images with their prompts, best first; those without a score last, with the reason.
+    Of a video, rewards of images see a few frames, as in a search, and the score is their mean.
 
     source: the image that all of them edit. batch_size: most images per reward call. ValueError for
     a prompt that a reward cannot read, and for a source as of `read_source`."""
@@ -161,8 +162,7 @@ def rank(
     texts = list(prompts.values())
     for judge in judges:
         judge.check(texts)
-    before = read_source(source, judges)
-    before = None if before is None else before.to(device)
+    before = read_source(source, judges, device)
     scores = np.full((len(paths), len(rewards)), np.nan)
     errors = [""] * len(paths)
     for batch in _batches(paths, errors, batch_size):
@@ -170,16 +170,13 @@ def rank(
         pixels = np.stack([np.moveaxis(pixels, -1, -3) for _, pixels in batch])
         images = torch.from_numpy(pixels).to(device).float() / 255
         frames = min(BatchOptions().frames, images.shape[1]) if images.ndim > 4 else None
+        shown = Shown(frames, before is not None)
+        levels = torch.zeros(len(rows), device=device)
         for column, judge in enumerate(judges):
-            # A copy for each reward: what one of them writes into its images must not be what the
-            # next one sees.
+            # A copy of all for each reward, which may write into it.
             seen = judge.without_alpha(images) if images.shape[-3] == 4 else images
-            some = [texts[i] for i in rows]
-            levels = torch.zeros(len(rows), device=device)
-            shown = Shown(frames, before is not None)
-            scores[rows, column], reason = scores_by(
-                judge, shown, seen.clone(), some, levels, before
-            )
+            what = seen.clone(), [texts[i] for i in rows], levels.clone(), before
+            scores[rows, column], reason = scores_by(judge, shown, *what)
             for i in rows:
                 if np.isnan(scores[i, column]) and not errors[i]:
                     errors[i] = reason or f"{judge.name} returned nan or inf"

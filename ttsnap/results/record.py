@@ -23,7 +23,7 @@ from PIL import Image
 
 from ttsnap.core.results import Result
 from ttsnap.files import reading as files
-from ttsnap.files.pictures import texts_in
+from ttsnap.files.pictured import texts_in
 from ttsnap.files.settings import (
     Json,
     Natural,
