@@ -19,11 +19,20 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Event
-from ttsnap.demo.chart import LEGEND_RIGHT, best_so_far, render_chart, ticks
 from ttsnap.demo.form import aspect_of
 from ttsnap.demo.html import RIGHT, thumbnail_uri
 from ttsnap.demo.live import why_unspent
-from ttsnap.demo.panels import BOARD_COLUMNS, Hand, View, render_board, render_stage
+from ttsnap.demo.panels import (
+    BOARD_COLUMNS,
+    LEGEND_RIGHT,
+    Hand,
+    View,
+    best_so_far,
+    render_board,
+    render_chart,
+    render_stage,
+    ticks,
+)
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search

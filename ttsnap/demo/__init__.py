@@ -5,6 +5,6 @@ It has no search logic: it listens to a search's events. gradio is needed by the
 - `app.py` is the page and its server, `handlers.py` the functions of its parts.
 - `form.py` reads the fields, and says how to repeat a search; `worker.py` and `live.py` run searches
   in threads, and stream what they do.
-- `panels.py`, `chart.py` and `html.py` show a search: the board as `results/course.py` draws every
+- `panels.py` and `html.py` show a search: the board as `results/course.py` draws every
   search.
 """
