@@ -253,9 +253,11 @@ CSS = Path(__file__).with_name("style.css")
 MARK = Path(__file__).with_name("mark.svg")
 """The project's one logo, also of the documentation: two dropped candidates, and one that went
 on."""
-TEAL = "#effaf8 #d3f1ec #a9e2da #74ccc2 #43b0a6 #22958c #137870 #11605b #114d4a #10403e #062625"
-INK = "#f7f7f4 #efeeea #e0dfd9 #cac9c3 #9b9b97 #73757a #53575f #3b4048 #272b32 #1a1d22 #101216"
-"""From light to dark."""
+TEAL = (
+    "#effaf8 #d3f1ec #a9e2da #74ccc2 #43b0a6 #22958c #137870 #11605b #114d4a #10403e #062625 teal"
+)
+INK = "#f7f7f4 #efeeea #e0dfd9 #cac9c3 #9b9b97 #73757a #53575f #3b4048 #272b32 #1a1d22 #101216 ink"
+"""From light to dark, and the name."""
 HEADER = f"""<header class="tt-header"><div class="tt-mark">{MARK.read_text(encoding="utf-8")}ttsnap</div>
 <p>Better images from frozen diffusion and flow models, by spending inference compute on purpose.</p>
 <div class="tt-model">{{model}}</div></header>"""
@@ -303,8 +305,8 @@ def serve(page: gr.Blocks, limits: DemoLimits, **where: Any) -> Any:
 
 def make_theme() -> Any:
     """Deep teal on paper or on ink, gold for the winner. Fonts come from this server."""
-    teal = gr.themes.Color(*TEAL.split(), "teal")
-    ink = gr.themes.Color(*INK.split(), "ink")
+    teal = gr.themes.Color(*TEAL.split())
+    ink = gr.themes.Color(*INK.split())
     return gr.themes.Base(
         primary_hue=teal,
         secondary_hue=teal,
