@@ -22,7 +22,6 @@ import os
 import re
 import sys
 import tempfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -409,6 +408,7 @@ def page() -> dict[str, Any]:
     from ttsnap.cli import common, demo
     from ttsnap.demo import form
     from ttsnap.demo.live import stream
+    from ttsnap.demo.panels import Hand
     from ttsnap.demo.worker import Models
 
     given = {
@@ -443,9 +443,7 @@ def page() -> dict[str, Any]:
     for name, more in cases.items():
         folder, request = Path(f"page-{name}"), form.read({**given, **more}, offer, limits)
         folder.mkdir()
-        *_, last = stream(
-            request, models, limits, threading.Event(), folder, compare=name == "compared"
-        )
+        *_, last = stream(request, models, limits, Hand(), folder, compare=name == "compared")
         found[name] = {"python": last.python, "command": last.command, **files_in(folder)}
     return found
 

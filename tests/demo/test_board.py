@@ -157,18 +157,7 @@ def test_a_page_makes_room_for_the_shape_of_images():
 
 
 def test_the_pure_parts_need_neither_gradio_nor_torch():
-    names = [
-        "view",
-        "board_html",
-        "panels",
-        "chart",
-        "form",
-        "html",
-        "snippet",
-        "worker",
-        "live",
-        "stream",
-    ]
+    names = ["panels", "form", "html", "worker", "live"]
     code = f"import sys\nfor n in {names!r}: __import__('ttsnap.demo.' + n)\n"
     code += "sys.exit(any(m in sys.modules for m in ('torch', 'gradio', 'diffusers')))"
     subprocess.run([sys.executable, "-c", code], check=True)

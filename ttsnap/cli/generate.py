@@ -165,7 +165,8 @@ def _written(
                 if len(runs) == 1:
                     _describe(runs[name], paths.get(name), a)
     results = {name: run.results for name, run in runs.items()}
-    if max(map(len, (runs, first := results[a.algorithm]))) > 1:
+    first = results[a.algorithm]
+    if len(runs) > 1 or len(first) > 1:
         print(f"\nwinners, each of a budget of {first[0].spent.budget}:")
         print(report.winners(results, paths))
     if len(first) > 1:

@@ -28,6 +28,7 @@ from ttsnap.options.record import TuneOptions
 
 if TYPE_CHECKING:
     from ttsnap.algorithms.seed_pruning import SeedPruning
+    from ttsnap.recordings.replay import Recording
     from ttsnap.simulation.calibrate import Fit
     from ttsnap.simulation.tune import Tuned
 
@@ -120,8 +121,6 @@ def _fit(a: Arguments, advance: Callable[[int, int], None]) -> Fit:
 
 def _tune(a: Arguments, options: TuneOptions, out: Path) -> None:
     """Fit a schedule, write it, and say what it is worth."""
-    from ttsnap.algorithms import spec_of
-    from ttsnap.files.writing import write_json
     from ttsnap.simulation.sizing import short_of_seeds
     from ttsnap.simulation.tune import split, tune
 
@@ -131,20 +130,8 @@ def _tune(a: Arguments, options: TuneOptions, out: Path) -> None:
     with progress_bar(options.trials, "schedule") as advance, resumable(tried):
         tuned = tune(recording, budgets, options, _fit(a, advance), kept_in=tried)
     schedule = tuned.schedule
-    # Rounded up: a level means the first step at most as noisy.
-    steps = schedule.steps or ()
-    levels = tuple(min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in steps)
-    settings = spec_of(replace(schedule, steps=None, levels=levels))
-    write_json(out, settings)
+    _write(schedule, recording, out)
     tried.unlink(missing_ok=True)
-    del settings["name"]
-    if recording.drafts:
-        print(_about_drafts(schedule))
-    (keep, _, draft_share) = schedule.settled()
-    checks = f"checks at steps {list(steps)} (noise levels {list(levels)}), keeping {list(keep)}"
-    print(checks if keep or draft_share else "no checks: best-of-n finds as much")
-    words = ", ".join(f"{name}={value}" for name, value in settings.items())
-    print(f"in Python: SeedPruning({words})")
     to_fit, rest = split(recording, options.holdout)
     name = out.stem if out.stem not in (BASE, PRUNING) else str(out)
     if (worth := tuned.held_out) is not None:
@@ -159,9 +146,28 @@ def _tune(a: Arguments, options: TuneOptions, out: Path) -> None:
     if not math.isnan(tuned.fitted.omega):
         omega = f"{tuned.fitted.omega:.1f} ± {tuned.fitted.error:.1f}"
         print(f"on the {len(to_fit.prompts)} prompts that it was fitted on, its omega is {omega}")
-    short = short_of_seeds(recording, schedule, budgets)
-    if short is not None:
+    if (short := short_of_seeds(recording, schedule, budgets)) is not None:
         print(too_few_seeds("it", short, recording.seeds))
+
+
+def _write(schedule: SeedPruning, recording: Recording, out: Path) -> None:
+    """Write a schedule by noise levels, and print it."""
+    from ttsnap.algorithms import spec_of
+    from ttsnap.files.writing import write_json
+
+    # Rounded up: a level means the first step at most as noisy.
+    steps = schedule.steps or ()
+    levels = tuple(min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in steps)
+    settings = spec_of(replace(schedule, steps=None, levels=levels))
+    write_json(out, settings)
+    del settings["name"]
+    if recording.drafts:
+        print(_about_drafts(schedule))
+    (keep, _, draft_share) = schedule.settled()
+    checks = f"checks at steps {list(steps)} (noise levels {list(levels)}), keeping {list(keep)}"
+    print(checks if keep or draft_share else "no checks: best-of-n finds as much")
+    words = ", ".join(f"{name}={value}" for name, value in settings.items())
+    print(f"in Python: SeedPruning({words})")
 
 
 def _price(a: Arguments, out: Path) -> None:

@@ -58,8 +58,8 @@ def search_of(wanted: object, files: Mapping[str, Algorithm], most: int) -> Algo
 
 
 def searches_of(texts: Sequence[str]) -> dict[str, Algorithm]:
-    """The operator's own, from NAME=FILE each, where FILE is what `ttsnap tune` or `ttsnap
-    calibrate` wrote. ValueError for a file that holds no algorithm, for one that follows gradients,
+    """The operator's own, from NAME=FILE each, where FILE is what `ttsnap tune` wrote.
+    ValueError for a file that holds no algorithm, for one that follows gradients,
     and for a name that is taken."""
     searches: dict[str, Algorithm] = {}
     for text in texts:
