@@ -96,8 +96,8 @@ def parser() -> Parser:
         metavar="MODEL",
         help=Common("a packaged model, a diffusers folder, or a hub id"),
     )
-    arguments.add_options(what, CheckOptions)
     arguments.add_options(what, SearchOptions, "reward")
+    arguments.add_options(what, CheckOptions)
     arguments.add_call(what, "negative_prompt", "height", "width")
     arguments.add_sampler(p.add_argument_group("sampler"), recorded=True)
     model = p.add_argument_group("model and memory")
