@@ -96,7 +96,6 @@ class DistillConfig(Settings):
     recordings: tuple[str, ...] = option(
         (),
         "folders written by `ttsnap record --images`, with the same noise levels",
-        many=True,
         determines=False,
         common=True,
     )

@@ -34,7 +34,7 @@ MAY_IMPORT = {
         "cluster": "request core files options engine profiling recordings",
         "results": "core files options rewards reward_models",
         "recordings": "core files options algorithms loop results rewards",
-        "simulation": "core files algorithms loop recordings",
+        "simulation": "core files options algorithms loop recordings",
         "bench": "core files options algorithms loop results",
         "scenes": "files",
         "signs": "core",

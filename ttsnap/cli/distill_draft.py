@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import Common
-from ttsnap.cli.loading import loading
-from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import resumable
+from ttsnap.cli.common import loading, resumable
+from ttsnap.cli.parser import Arguments, Common, Parser
 from ttsnap.files.settings import build
 from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
 

@@ -1,4 +1,4 @@
-"""Settings of recordings and of benchmarks."""
+"""Settings of recordings, of schedules that are tuned on them, and of benchmarks."""
 
 from __future__ import annotations
 
@@ -77,6 +77,15 @@ class RecordOptions(Settings):
             "images": self.images,
             "extras": list(self.keep),
         }
+
+
+@dataclass(frozen=True)
+class TuneOptions(Settings):
+    """How a schedule is looked for."""
+
+    trials: Count = option(400, "schedules to try")
+    checks: Count = option(5, "most checks in a schedule")
+    holdout: float = option(0.3, "share of the prompts to keep out of the fit")
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,6 @@ def describe(
 ) -> RecordingSetup:
     """What `record` would record. ValueError for arguments that do not fit together."""
     grid = engine.grid
-    names = engine.reward_names
     engine.check(prompts)
     looks = options.looks_of(engine.draft_calls)
     steps = None if options.steps is None else tuple(options.steps)
@@ -119,7 +118,7 @@ def describe(
         evals=grid.evals,
         steps=KeepAll(steps=steps).scored(grid.steps),
         looks=looks,
-        rewards=names,
+        rewards=engine.reward_names,
         block=options.block or (1, max(1, options.seeds)),
         images=options.images,
         extras=options.keep,
@@ -133,10 +132,8 @@ def describe(
         },
     )
     if not set(options.keep) <= set(engine.keep):
-        raise ValueError(
-            f"the engine does not keep {list(options.keep)}; make it with"
-            f" keep={sorted(options.keep)}"
-        )
+        wanted = sorted(options.keep)
+        raise ValueError(f"the engine does not keep {wanted}; make it with keep={wanted}")
     size = engine.price.start.size
     group = dry_costs(KeepAll(steps=header.steps, looks=looks), engine)(size, Budget())
     if options.block is None:
