@@ -1,4 +1,4 @@
-"""The settings of a distillation. This module imports no torch, as every command line reads it."""
+"""The settings of distillations. This module imports no torch, as every command line reads it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,25 @@ class LossConfig(Settings):
 
 
 @dataclass(frozen=True)
-class DistillConfig(Settings):
+class RunConfig(Settings):
+    """What the trainings of rewards and of drafts share."""
+
+    clip: NotNegative = option(
+        1.0, "gradients with a larger norm are scaled down to it; 0 for no limit"
+    )
+    ema: Decay = option(
+        0.99, "decay of the running average of the weights, which is exported; 0 for none"
+    )
+    seed: Natural = option(
+        0, "decides the first weights, the batches and which prompts are held out"
+    )
+    checkpoint_every: NotNegative = option(
+        CHECKPOINT_SECONDS, "seconds between checkpoints", determines=False
+    )
+
+
+@dataclass(frozen=True)
+class DistillConfig(RunConfig):
     """One run of distillation. ValueError, with the value, for settings that do not fit."""
 
     recordings: tuple[str, ...] = option(
@@ -143,24 +161,12 @@ class DistillConfig(Settings):
     weight_decay: NotNegative = option(
         0.01, "AdamW's weight decay, of matrices; vectors are not decayed"
     )
-    clip: NotNegative = option(
-        1.0, "gradients with a larger norm are scaled down to it; 0 for no limit"
-    )
-    ema: Decay = option(
-        0.99, "decay of the running average of the weights, which is exported; 0 for none"
-    )
     precision: Literal["no", "bf16"] = option("no", "mixed precision: no or bf16")
     accumulation: Count = option(
         1, "in how many parts a batch is computed, one after the other, to save memory"
     )
-    seed: Natural = option(
-        0, "decides the first weights, the batches and which prompts are held out"
-    )
     validation: Decay = option(0.1, "share of the prompts that is held out and evaluated")
     batch_size: Count = option(64, "images per call when scoring and evaluating", determines=False)
-    checkpoint_every: NotNegative = option(
-        CHECKPOINT_SECONDS, "seconds between checkpoints", determines=False
-    )
     workers: Natural = option(0, "processes that read images", determines=False)
     cache: Natural = option(
         256, "megabytes of compressed images to keep in memory", determines=False

@@ -20,7 +20,8 @@ from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.processes import Member
 from ttsnap.distill.scoring import TARGETS, final_scores, score_entries, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
-from ttsnap.distill.train import Curriculum, train
+from ttsnap.distill.train import Curriculum, RewardLesson
+from ttsnap.distill.training import Training
 from ttsnap.files.plain_yaml import as_yaml, load_settings
 from ttsnap.files.run_folder import RunFolder, differences
 from ttsnap.files.settings import Json, to_json
@@ -127,7 +128,7 @@ def _distill(config: DistillConfig, out: Path, member: Member) -> Evaluation:
         targets,
         spread(targets, kept),
     )
-    train(student, frames, plan, config, out, member)
+    Training(RewardLesson(student, frames, plan, config, member), config, out, member).run()
 
     measured = tested or kept
     other = student.name if student.name != base.name else f"{student.name}-na"

@@ -8,18 +8,16 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
+from ttsnap.distill.config import RunConfig
 from ttsnap.files.settings import (
     Count,
-    Decay,
     Fraction,
     Json,
     Natural,
-    NotNegative,
     Positive,
     Settings,
     Share,
 )
-from ttsnap.files.writing import CHECKPOINT_SECONDS
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.option import option
 
@@ -72,7 +70,7 @@ class TrajectoryConfig(Settings):
 
 
 @dataclass(frozen=True)
-class TrainingConfig(Settings):
+class TrainingConfig(RunConfig):
     """How the LoRA is trained. Rows are first calls from noise, first calls from later states, and
     second calls."""
 
@@ -106,26 +104,16 @@ class TrainingConfig(Settings):
     warmup: Natural = option(50, "steps over which the learning rate rises")
     decay: Share = option(0.4, "share of the steps, at the end, over which the learning rate falls")
     final_lr: Share = option(0.02, "the share of the learning rate that is left at the end")
-    clip: NotNegative = option(
-        1.0, "gradients with a larger norm are scaled down to it; 0 for no limit"
-    )
-    ema: Decay = option(
-        0.99, "decay of the running average of the weights, which is exported; 0 for none"
-    )
     precision: Precision = option(
         "bf16", "autocast of the network: no or bf16; the LoRA itself stays in float32"
     )
     compile: bool = option(
         False, "compile the network's blocks first: a minute, then up to 1.5 times as fast"
     )
-    seed: Natural = option(0, "decides the first weights and the batches")
     validation: Count = option(
         192, "trajectories, the first ones, that are held back to validate on"
     )
     validate_every: Count = option(200, "optimiser steps between validations", determines=False)
-    checkpoint_every: NotNegative = option(
-        CHECKPOINT_SECONDS, "seconds between checkpoints", determines=False
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

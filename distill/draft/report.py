@@ -104,11 +104,7 @@ the sampler ends elsewhere. It is told {training.first_time:g} of the true time 
 - no reward was used: one draft serves all rewards
 """
     if validation:
-        errors = ", ".join(
-            f"{name} {value:.3f}"
-            for name, value in validation.items()
-            if name not in ("step", "loss", "seconds")
-        )
+        errors = ", ".join(f"{name} {value:.3f}" for name, value in validation.items())
         head += f"- mean squared error of the guesses on the held-back trajectories: {errors}\n"
     if looks:
         head += f"""

@@ -17,10 +17,10 @@ from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.report import DRAFT, card, evaluate
 from ttsnap.distill.draft.student import CARD, WEIGHTS, DraftStudent, check_lora, export, start_from
-from ttsnap.distill.draft.train import check_training, last_validation, train
+from ttsnap.distill.draft.train import DraftLesson, check_training, last_validation
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import Member
-from ttsnap.distill.training import CHECKPOINTS
+from ttsnap.distill.training import CHECKPOINTS, Training
 from ttsnap.files.plain_yaml import as_yaml, load_settings
 from ttsnap.files.run_folder import RunFolder, differences
 from ttsnap.files.settings import Json, plain
@@ -154,7 +154,7 @@ def _train(
         student.checkpoint()
     if training.compile:
         student.compile()
-    train(student, data, training, settings, out, member)
+    Training(DraftLesson(student, data, training, settings, member), training, out, member).run()
     return student
 
 

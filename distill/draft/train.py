@@ -1,14 +1,12 @@
-"""Training of a draft: rows of a step, their loss, AdamW on the LoRA, and errors on held-back
-trajectories."""
+"""What a draft learns: rows of a step, their loss, and errors on held-back trajectories."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +18,7 @@ from ttsnap.distill.draft.config import TrainingConfig
 from ttsnap.distill.draft.student import WEIGHTS, DraftStudent
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import ALONE, Member
-from ttsnap.distill.training import METRICS, Loop, Weights, read_metrics
+from ttsnap.distill.training import METRICS, Weights, check_shares, read_metrics
 from ttsnap.files.settings import Json, check
 from ttsnap.options.option import determining
 from ttsnap.sampling.drafts import carried, guess
@@ -32,62 +30,57 @@ CALLS = (1, 2)
 """Numbers of calls from noise that are validated; later states are validated with one call."""
 
 
-def train(
-    student: DraftStudent,
-    data: Trajectories,
-    config: TrainingConfig,
-    settings: Mapping[str, Json],
-    out: Path,
-    member: Member = ALONE,
-) -> None:
-    """Train to the end, from the last checkpoint in out/checkpoints where there is one.
+class DraftLesson:
+    """A draft's training on trajectories, of which the first `validation` ones are held back."""
 
-    The student then holds the averaged weights. Each process takes its share of every batch; the
-    first one validates and writes. On a CPU a run that is resumed by as many processes ends with
-    the same bits as an undisturbed one; another number of processes differs by rounding only.
+    betas = (0.9, 0.99)
+    weight_decay = 0.0
+    unused = False
 
-    settings: what else the result depends on, JSON-ready. ValueError for what `check_training`
-    refuses, a checkpoint of another run, and a loss that is not finite; OSError where the disk is
-    full.
-    """
-    check_training(config, len(data), member)
-    held = data.part(0, config.validation)
-    trained = data.part(config.validation, len(data))
-    adam = torch.optim.AdamW(
-        student.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0
-    )
-    weights = Weights(student.parameters)
-    about: dict[str, Json] = {"training": determining(config), "count": len(data), **settings}
-    every = config.checkpoint_every
-    loop = Loop(
-        weights,
-        adam,
-        out,
-        about,
-        config.steps,
-        config.ema,
-        config.clip,
-        every,
-        member,
-        parts=config.parts,
-        prefix="training.",
-    )
-    first = loop.resume()
-    began = perf_counter()
+    def __init__(
+        self,
+        student: DraftStudent,
+        data: Trajectories,
+        config: TrainingConfig,
+        settings: Mapping[str, Json],
+        member: Member = ALONE,
+    ) -> None:
+        """settings: what else the result depends on, JSON-ready. ValueError for what
+        `check_training` refuses."""
+        check_training(config, len(data), member)
+        self.student = student
+        self.held = data.part(0, config.validation)
+        self.trained = data.part(config.validation, len(data))
+        self.config = config
+        self.member = member
+        self.parameters = student.parameters
+        self.steps = config.steps
+        self.parts = config.parts
+        self.about: Mapping[str, Json] = {
+            "training": determining(config),
+            "count": len(data),
+            **settings,
+        }
 
-    def measure(done: int, value: float) -> dict[str, Json] | None:
-        if not member.is_main or (done % config.validate_every and done < config.steps):
-            return None
-        with weights.averaged() if config.ema else nullcontext():
-            errors = validate(student, held, config)
-        return {"loss": value, "seconds": perf_counter() - began, **errors}
+    def begin(self, first: int) -> None:
+        pass
 
-    loop.run(
-        first,
-        lambda step: factor(step, config),
-        lambda step: losses(student, trained, step, config, member),
-        measure,
-    )
+    def rate(self, step: int) -> float:
+        return self.config.lr * factor(step, self.config)
+
+    def losses(self, step: int, weights: Weights) -> Sequence[Callable[[], Tensor]]:
+        data = self.trained
+        drawn = draw(step, len(data), data.states.shape[1], self.config)
+        count = self.member.count
+        firsts = range(self.member.rank, self.parts * count, count)
+        shares = [drawn.part(first, self.parts * count) for first in firsts]
+        return [partial(rows_loss, self.student, data, share, self.config) for share in shares]
+
+    def figures(self, done: int, weights: Weights) -> Mapping[str, Json]:
+        if done % self.config.validate_every and done < self.steps:
+            return {}
+        with weights.averaged() if self.config.ema else nullcontext():
+            return dict(validate(self.student, self.held, self.config))
 
 
 def check_training(config: TrainingConfig, trajectories: int, member: Member) -> None:
@@ -97,11 +90,7 @@ def check_training(config: TrainingConfig, trajectories: int, member: Member) ->
             f"training.validation is {config.validation}, but there are only {trajectories}"
             " trajectories: hold back fewer, or raise trajectories.count"
         )
-    if config.batch % (config.parts * member.count):
-        raise ValueError(
-            f"training.batch ({config.batch}) must be a multiple of training.parts x processes "
-            f"({config.parts} x {member.count})"
-        )
+    check_shares("training.batch", config.batch, config.parts, member)
     if config.start and not (Path(config.start) / WEIGHTS).is_file():
         raise ValueError(
             f"training.start {config.start} is no draft's folder: there is no {WEIGHTS} in it"
@@ -114,20 +103,6 @@ def factor(step: int, config: TrainingConfig) -> float:
     rising = (step + 1) / config.warmup if config.warmup else 1.0
     falling = (1 - step / config.steps) / config.decay if config.decay else 1.0
     return min(1.0, rising, max(config.final_lr, falling))
-
-
-def losses(
-    student: DraftStudent,
-    data: Trajectories,
-    step: int,
-    config: TrainingConfig,
-    member: Member = ALONE,
-) -> list[Callable[[], Tensor]]:
-    """The losses of the parts of this process's share of an optimiser step."""
-    drawn = draw(step, len(data), data.states.shape[1], config)
-    every = config.parts * member.count
-    shares = [drawn.part(part * member.count + member.rank, every) for part in range(config.parts)]
-    return [partial(rows_loss, student, data, share, config) for share in shares]
 
 
 @dataclass(frozen=True)
@@ -278,4 +253,6 @@ def _autocast(student: DraftStudent, config: TrainingConfig) -> torch.autocast:
 def last_validation(out: Path) -> dict[str, float]:
     """The errors that were logged last, by name; empty without any."""
     lines = read_metrics(out / METRICS)
-    return {name: check(name, value, float) for name, value in lines[-1].items()} if lines else {}
+    logged = {"step", "loss", "lr", "seconds"}
+    errors = lines[-1].items() if lines else ()
+    return {name: check(name, value, float) for name, value in errors if name not in logged}

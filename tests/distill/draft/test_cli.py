@@ -13,8 +13,8 @@ import yaml
 from safetensors.torch import load_file
 
 from ttsnap.cli import main
-from ttsnap.distill.draft import train
 from ttsnap.distill.draft.config import DraftConfig
+from ttsnap.distill.draft.train import DraftLesson
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import to_json
 from ttsnap.sampling.drafts import read_draft
@@ -52,7 +52,7 @@ def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(
     assert settings.trained_for.guidance_scale == 4.0
     assert settings.checked[0].figures["seeds"] == 3
 
-    with calls(train, "losses", fails=2):
+    with calls(DraftLesson, "losses", fails=2):
         assert main([*command, "parts"]) == 130
     assert "run the same command again to resume" in capsys.readouterr().err
     assert main([*command, "parts"]) == 0

@@ -106,7 +106,7 @@ def test_a_finished_run_is_not_made_again(undisturbed, monkeypatch):
     def made(*args):
         raise AssertionError("it was there already")
 
-    for done in ("trajectories._shard", "run.train"):
+    for done in ("trajectories._shard", "run.Training"):
         monkeypatch.setattr(f"ttsnap.distill.draft.{done}", made)
     monkeypatch.chdir(undisturbed.out.parent)
     note_check("out/draft", Checked("sd3", 9, 5.0))
