@@ -1,9 +1,9 @@
-"""What a noise-aware reward learns: batches by the curriculum, their loss, learning rates."""
+"""What a noise-aware reward learns: batches by the curriculum, and their loss."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,9 +20,8 @@ from ttsnap.distill.data import FrameAt, Frames
 from ttsnap.distill.losses import group_loss
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.distill.student import Student
-from ttsnap.distill.training import Weights, check_shares
+from ttsnap.distill.training import Lesson, Weights, autocast, check_shares, scheduled
 from ttsnap.files.settings import Json
-from ttsnap.options.option import determining
 
 Part: TypeAlias = tuple[Tensor, list[str], Tensor, Tensor]
 """x (N, ...), N prompts, noise levels (N,), targets (P, G) with P G = N."""
@@ -93,7 +92,7 @@ class Batches(Dataset[Part]):
         )
 
 
-class RewardLesson:
+class RewardLesson(Lesson):
     """A student's training by the curriculum. ValueError for a batch that cannot be divided, and
     for a student without parameters."""
 
@@ -108,7 +107,7 @@ class RewardLesson:
         config: DistillConfig,
         member: Member = ALONE,
     ) -> None:
-        check_shares("groups", config.groups, config.accumulation, member)
+        check_shares("groups", config.groups, config, member)
         student.network.to(member.device)
         self.parameters = dict(student.trainable())
         if not self.parameters:
@@ -119,12 +118,8 @@ class RewardLesson:
         self.config = config
         self.member = member
         self.steps = plan.steps
-        self.parts = config.accumulation
         self.weight_decay = config.weight_decay
-        self.about: Mapping[str, Json] = {
-            "config": determining(config),
-            "data": frames.identity,
-        }
+        self.identity: Json = frames.identity
         self._rates = curriculum.per_level("lr", config.lr, len(plan.stages))
         self._parts: Iterator[Part] = iter(())
 
@@ -139,7 +134,7 @@ class RewardLesson:
             DataLoader(
                 batches,
                 batch_size=None,
-                sampler=range(first * self.parts, len(batches)),
+                sampler=range(first * self.config.accumulation, len(batches)),
                 num_workers=self.config.workers,
                 # forking a process that has threads, as numpy's, may hang
                 multiprocessing_context="spawn" if self.config.workers else None,
@@ -163,14 +158,14 @@ class RewardLesson:
         # state.
         drawn = np.random.SeedSequence((self.config.seed, step, self.member.rank, 2))
         torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        return [self._loss] * self.parts
+        return [self._loss] * self.config.accumulation
 
     def _loss(self) -> Tensor:
         device = self.member.device
         scale = self.plan.scale
         x, prompts, level, target = next(self._parts)
         target = target.to(device) / scale
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with autocast(self.config, device):
             prediction = self.student.predict(x.to(device), prompts, level.to(device))
             return group_loss(prediction.float().view_as(target) / scale, target, self.config.loss)
 
@@ -182,23 +177,6 @@ class RewardLesson:
 def _ignore_ctrl_c(worker: int) -> None:
     """Ctrl-C reaches all processes of a terminal; their owner ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "linear": lambda done: 1 - done,
-    "rex": lambda done: (1 - done) / (0.5 + 0.5 * (1 - done)),
-}
-"""The share of the learning rate that is left, given the share of the steps that is done.
-
-rex: high for long, then steep, for fixed budgets (arXiv 2107.04197)."""
-
-
-def scheduled(step: int, steps: int, config: DistillConfig) -> float:
-    """The factor of step 0..steps-1: it rises over `warmup` steps, and falls from 1 to `final_lr`
-    after the last step."""
-    rising = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    left = SCHEDULES[config.schedule](step / steps)
-    return rising * (config.final_lr + (1 - config.final_lr) * left)
 
 
 @torch.no_grad()

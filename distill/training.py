@@ -23,6 +23,7 @@ from ttsnap.files.reading import foreign, parse_object
 from ttsnap.files.settings import Json, check
 from ttsnap.files.unbroken import Unbroken
 from ttsnap.files.writing import write_text
+from ttsnap.options.option import determining
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -71,30 +72,29 @@ class Weights(nn.Module):
 class Lesson(Protocol):
     """What is trained, and on what."""
 
-    parameters: Mapping[str, nn.Parameter]
+    parameters: dict[str, nn.Parameter]
     """Those that are trained, by names that stay the same."""
     steps: int
     """Optimiser steps."""
-    parts: int
-    """Parts of a process's share of a batch, computed one after the other to save memory."""
     betas: tuple[float, float]
     """AdamW's."""
-    weight_decay: float
+    weight_decay: float = 0.0
     """AdamW's, of matrices; vectors are not decayed."""
-    unused: bool
+    unused: bool = False
     """Whether a step may leave parameters unused, as those of other noise levels."""
-    about: Mapping[str, Json]
-    """What must be the same to resume from a checkpoint, JSON-ready."""
+    identity: Json
+    """What distinguishes the data from others."""
 
     def begin(self, first: int) -> None:
         """Be ready for step `first`, before the weights of its checkpoint are put in place."""
+        return
 
     def rate(self, step: int) -> float:
         """The learning rate at a step."""
 
     def losses(self, step: int, weights: Weights) -> Sequence[Callable[[], Tensor]]:
-        """Of the parts of this process's share of a batch. They depend on the seed and the step
-        alone, so that a run resumes without other state."""
+        """Of the parts of this process's share of a batch, one for each of `accumulation`. They
+        depend on the seed and the step alone, so that a run resumes without other state."""
 
     def figures(self, done: int, weights: Weights) -> Mapping[str, Json]:
         """What to log after so many steps beside the loss; in the first process only."""
@@ -116,6 +116,8 @@ class Training:
         self.out = out
         self.member = member
         self.weights = Weights(lesson.parameters)
+        # What must be the same to resume from a checkpoint.
+        self.about: dict[str, Json] = {"config": determining(config), "data": lesson.identity}
         matrices = [p for p in lesson.parameters.values() if p.ndim > 1]
         vectors = [p for p in lesson.parameters.values() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [
@@ -127,7 +129,7 @@ class Training:
             device_placement=False,
             cpu=member.device.type == "cpu",
             mixed_precision="no",  # losses choose it
-            gradient_accumulation_steps=lesson.parts,
+            gradient_accumulation_steps=config.accumulation,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=lesson.unused)],
         )
         # All processes get the weights of the first one, as devices may draw initial weights
@@ -155,7 +157,7 @@ class Training:
     def resume(self) -> int:
         """The step to begin with: 0, or that of the last checkpoint, whose weights are put in
         place."""
-        checkpoint = checkpoints.latest(self.out / CHECKPOINTS, self.lesson.about)
+        checkpoint = checkpoints.latest(self.out / CHECKPOINTS, self.about)
         first = checkpoint[0] if checkpoint else 0
         self.lesson.begin(first)
         if checkpoint:
@@ -197,8 +199,7 @@ class Training:
                     waited = time.monotonic() - saved
                     if stopping or done == last or waited >= self.config.checkpoint_every:
                         metrics.sync()
-                        about = self.lesson.about
-                        checkpoints.save(self.out / CHECKPOINTS, done, self.save, about)
+                        checkpoints.save(self.out / CHECKPOINTS, done, self.save, self.about)
                         saved = time.monotonic()
                 if stopping:
                     self.member.wait()  # for the checkpoint: a launcher ends all once one has ended
@@ -241,13 +242,36 @@ class Training:
         return mean
 
 
-def check_shares(name: str, count: int, parts: int, member: Member) -> None:
+def check_shares(name: str, count: int, config: RunConfig, member: Member) -> None:
     """ValueError unless so many of a batch can be divided into the parts of all processes."""
-    if count % (parts * member.count):
+    if count % (config.accumulation * member.count):
         raise ValueError(
-            f"{name} ({count}) must be a multiple of its parts x processes"
-            f" ({parts} x {member.count})"
+            f"{name} ({count}) must be a multiple of accumulation x processes"
+            f" ({config.accumulation} x {member.count})"
         )
+
+
+def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    """In which a loss is computed."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "rex": lambda done: (1 - done) / (0.5 + 0.5 * (1 - done)),
+    "late": lambda done: min(1.0, (1 - done) / 0.4),
+}
+"""The share of the learning rate that is left, given the share of the steps that is done.
+
+rex: high for long, then steep, for fixed budgets (arXiv 2107.04197)."""
+
+
+def scheduled(step: int, steps: int, config: RunConfig) -> float:
+    """The factor of step 0..steps-1: it rises over `warmup` steps, and falls from 1 to `final_lr`
+    after the last step."""
+    rising = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    left = SCHEDULES[config.schedule](step / steps)
+    return rising * (config.final_lr + (1 - config.final_lr) * left)
 
 
 class MetricsFile:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ttsnap.core.looks import Draft, EstimatorAt
-from ttsnap.distill.draft.config import DraftConfig
+from ttsnap.distill.config import DraftConfig
 from ttsnap.distill.draft.student import WEIGHTS
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.settings import Json
@@ -20,10 +19,8 @@ from ttsnap.version import __version__
 
 DRAFT = "draft"
 """The folder of the exported draft, in the folder of the run."""
-LOOKS = tuple(
-    EstimatorAt(Draft(calls).name, step) for calls, step in ((1, 0), (2, 0), (1, 2), (1, 4))
-)
-"""Drafts that are measured: one and two calls from noise, and one call from later states."""
+LOOKS = tuple(EstimatorAt(Draft(calls).name, 0) for calls in (1, 2))
+"""Drafts that are measured."""
 
 
 def evaluate(
@@ -31,6 +28,7 @@ def evaluate(
     prompts: Sequence[str],
     config: DraftConfig,
     purpose: TrainedFor,
+    call: Mapping[str, Json],
     folder: Path,
     *,
     bar: bool = False,
@@ -41,20 +39,20 @@ def evaluate(
     engine: drafts by the exported draft. folder: of the recording of the seeds, which is resumed.
     ValueError where the reward fails, and where the folder holds a recording of another draft.
     """
-    measured = config.evaluation
     steps = engine.grid.steps
     draft = folder.parent / DRAFT
     options = RecordOptions(
-        seeds=measured.seeds,
-        steps=[step for step in measured.steps if step < steps],
-        looks=[str(seen) for seen in LOOKS if seen.step < min(steps, config.trajectories.states)],
+        seeds=config.seeds,
+        steps=[step for step in config.estimates if step < steps],
+        looks=[*map(str, LOOKS)],
     )
     info: dict[str, Json] = {
-        "model": config.model,
-        "call": config.call,
+        "model": purpose.model,
+        "call": call,
         "weights": sha256(draft / WEIGHTS),
+        "draft": str(draft.resolve()),
+        "draft_guidance": purpose.guidance_scale,
     }
-    info |= {"draft": str(draft.resolve()), "draft_guidance": purpose.guidance_scale}
     recording = record(engine, prompts, folder, options, info=info, progress_bar=bar)
     looks = ranked(recording)
     figures = figures_of(recording, drafts_against_estimates(looks))
@@ -64,21 +62,16 @@ def evaluate(
 def card(
     config: DraftConfig,
     purpose: TrainedFor,
-    validation: dict[str, float],
+    count: int,
+    validation: Mapping[str, float],
     looks: Sequence[RankedLook],
 ) -> str:
-    """The card in Markdown. validation: errors on held-back trajectories. looks: empty before
-    evaluation."""
-    data = config.trajectories
-    training = config.training
-    measured = config.evaluation
+    """The card in Markdown. count: of trajectories. validation: errors on those of held-out prompts.
+    looks: empty before evaluation."""
     scale = (
         "no guidance" if purpose.guidance_scale is None else f"guidance {purpose.guidance_scale:g}"
     )
-    made = math.ceil(data.count / data.shard) * data.shard  # in whole files
-    skipped = len(data.skipped)
-    shortened = f"; {skipped} late steps were jumped over to save evaluations" if skipped else ""
-    started = ", from the weights of an earlier draft" if training.start else ""
+    started = ", from the weights of an earlier draft" if config.start else ""
     head = f"""---
 library_name: diffusers
 base_model: {purpose.model}
@@ -95,24 +88,26 @@ x0 estimates do, so that a search drops most seeds before it pays for them. Made
     ttsnap generate PROMPT --model {purpose.model} --draft THIS_FOLDER
 
 Trained for {purpose.steps} steps at {scale}, and for nothing else: at another number of steps, guidance or scheduler
-the sampler ends elsewhere. It is told {training.first_time:g} of the true time at its first call (draft.json).
+the sampler ends elsewhere. It is told {config.first_time:g} of the true time at its first call (draft.json).
 
 ## Training
 
-- {made:,} trajectories, of which {training.validation:,} were held back{shortened}
-- {training.steps:,} steps of {training.batch} rows, rank {training.rank}, AdamW at {training.lr:g}{started}
+- {count:,} trajectories
+- {config.updates:,} steps of {config.batch} rows, rank {config.rank}, AdamW at {config.lr:g}{started}
 - no reward was used: one draft serves all rewards
 """
     if validation:
         errors = ", ".join(f"{name} {value:.3f}" for name, value in validation.items())
-        head += f"- mean squared error of the guesses on the held-back trajectories: {errors}\n"
+        head += (
+            f"- mean squared error of the guesses on trajectories of held-out prompts: {errors}\n"
+        )
     if looks:
         head += f"""
 ## How well it ranks
 
-Spearman correlation, within a prompt, of the guess's reward with that of the finished image ({measured.reward});
-{measured.prompts} held-out prompts, {measured.seeds} seeds each, standard error over prompts. An NFE is one guided
-evaluation of the model; x0 estimates are those that the sampler makes anyway.
+Spearman correlation, within a prompt, of the guess's reward with that of the finished image, on held-out prompts with
+{config.seeds} seeds each; standard error over prompts. An NFE is one guided evaluation of the model; x0 estimates are
+those that the sampler makes anyway.
 
 {table(looks)}
 """

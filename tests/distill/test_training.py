@@ -13,7 +13,7 @@ import torch
 from ttsnap.distill.config import DistillConfig, LossConfig
 from ttsnap.distill.curriculum import Stage, draw, held_out, stage_at, stages
 from ttsnap.distill.losses import group_loss, pairwise
-from ttsnap.distill.train import SCHEDULES, scheduled
+from ttsnap.distill.training import SCHEDULES, scheduled
 from ttsnap.files.plain_yaml import as_yaml, load_settings
 from ttsnap.files.settings import build, to_json
 from ttsnap.options.option import determining
