@@ -1,5 +1,5 @@
-"""From recordings of a model to its draft: training, export, evaluation. Each part resumes where it
-stopped."""
+"""From recordings of a model to its draft: training, export, evaluation, card. Each part resumes
+where it stopped."""
 
 from __future__ import annotations
 
@@ -9,22 +9,29 @@ from typing import Any
 
 import torch
 
+from ttsnap.core.looks import Draft, EstimatorAt
 from ttsnap.distill import curriculum
 from ttsnap.distill.config import DraftConfig
 from ttsnap.distill.data import FrameAt, Frames
-from ttsnap.distill.draft.report import DRAFT, card, evaluate
 from ttsnap.distill.draft.student import CARD, WEIGHTS, DraftStudent, check_lora, export, start_from
 from ttsnap.distill.draft.train import LATENTS, DraftLesson, last_validation
 from ttsnap.distill.run import Recorder, begun, open_frames
 from ttsnap.distill.training import Training
 from ttsnap.files.settings import Json, check
-from ttsnap.files.writing import write_text
+from ttsnap.files.writing import sha256, write_text
+from ttsnap.options.record import RecordOptions
 from ttsnap.pipelines.packaged import MODELS
+from ttsnap.recordings.record import record as make_recording
 from ttsnap.reward_models.registry import make_reward, refuse_credentials
-from ttsnap.sampling.drafts import DraftSettings, TrainedFor, note_check
-from ttsnap.simulation.looks import RankedLook
+from ttsnap.sampling.drafts import Checked, DraftSettings, TrainedFor, note_check
+from ttsnap.simulation.looks import RankedLook, drafts_against_estimates, figures_of, ranked, table
+from ttsnap.version import __version__
 
+DRAFT = "draft"
+"""The folder of the exported draft, in the folder of the run."""
 EVALUATION = "evaluation"
+LOOKS = tuple(EstimatorAt(Draft(calls).name, 0) for calls in (1, 2))
+"""Drafts that are measured."""
 SECTION: Mapping[str, Json] = {"seed": 1_000_000, "score_steps": []}
 """Defaults of the record section: seeds far from those of searches, and no scores on the way."""
 OTHER = ("lora", "task", "pictures", "path", "times", "guide", "variety")
@@ -147,15 +154,96 @@ def _ranked(
     *,
     bar: bool,
 ) -> Sequence[RankedLook]:
-    """How each look ranks the seeds of these prompts, which the draft notes; nothing without
-    prompts or a reward."""
+    """How each look ranks the seeds of these prompts, the cheapest look first, which the draft
+    notes; nothing without prompts or a reward."""
     packaged = MODELS.get(config.model)
     reward = config.reward or (packaged.rewards[0] if packaged is not None else "")
     if not (reward and prompts):
         return ()
-    draft = str(out / DRAFT)
+    draft = out / DRAFT
     scorer = make_reward(reward, device=pipe.device)
-    engine = pipe.engine(scorer, draft=draft, batch_size=config.batch_size, **call)
-    looks, checked = evaluate(engine, prompts, config, purpose, call, out / EVALUATION, bar=bar)
-    note_check(draft, checked)
+    engine = pipe.engine(scorer, draft=str(draft), batch_size=config.batch_size, **call)
+    options = RecordOptions(
+        seeds=config.seeds,
+        steps=[step for step in config.estimates if step < engine.grid.steps],
+        looks=[*map(str, LOOKS)],
+    )
+    info: dict[str, Json] = {
+        "model": purpose.model,
+        "call": call,
+        "weights": sha256(draft / WEIGHTS),
+        "draft": str(draft.resolve()),
+        "draft_guidance": purpose.guidance_scale,
+    }
+    folder = out / EVALUATION
+    recording = make_recording(engine, prompts, folder, options, info=info, progress_bar=bar)
+    looks = ranked(recording)
+    figures = figures_of(recording, drafts_against_estimates(looks))
+    scale = purpose.guidance_scale or 0.0
+    note_check(draft, Checked(purpose.model, engine.grid.steps, scale, figures))
     return looks
+
+
+def card(
+    config: DraftConfig,
+    purpose: TrainedFor,
+    count: int,
+    validation: Mapping[str, float],
+    looks: Sequence[RankedLook],
+) -> str:
+    """The card in Markdown. count: of trajectories. validation: errors on those of held-out prompts.
+    looks: empty before evaluation."""
+    scale = (
+        "no guidance" if purpose.guidance_scale is None else f"guidance {purpose.guidance_scale:g}"
+    )
+    started = ", from the weights of an earlier draft" if config.start else ""
+    head = f"""---
+library_name: diffusers
+base_model: {purpose.model}
+tags: [lora, ttsnap, draft]
+---
+
+# Draft LoRA for {purpose.model}
+
+It guesses, in one call or two, without guidance, where the model's own deterministic sampler will end from a given
+noise: the image that this seed would become. The guess is rough, but its reward ranks seeds much better than the first
+x0 estimates do, so that a search drops most seeds before it pays for them. Made by `ttsnap distill-draft` of version
+{__version__}.
+
+    ttsnap generate PROMPT --model {purpose.model} --draft THIS_FOLDER
+
+Trained for {purpose.steps} steps at {scale}, and for nothing else: at another number of steps, guidance or scheduler
+the sampler ends elsewhere. It is told {config.first_time:g} of the true time at its first call (draft.json).
+
+## Training
+
+- {count:,} trajectories
+- {config.updates:,} steps of {config.batch} rows, rank {config.rank}, AdamW at {config.lr:g}{started}
+- no reward was used: one draft serves all rewards
+"""
+    if validation:
+        errors = ", ".join(f"{name} {value:.3f}" for name, value in validation.items())
+        head += (
+            f"- mean squared error of the guesses on trajectories of held-out prompts: {errors}\n"
+        )
+    if looks:
+        head += f"""
+## How well it ranks
+
+Spearman correlation, within a prompt, of the guess's reward with that of the finished image, on held-out prompts with
+{config.seeds} seeds each; standard error over prompts. An NFE is one guided evaluation of the model; x0 estimates are
+those that the sampler makes anyway.
+
+{table(looks)}
+"""
+    return (
+        head
+        + """
+## What it is not for
+
+- pictures: loaded as an ordinary LoRA (`pipe.load_lora_weights`) it changes what the model makes, and one call with it
+  is a blurred guess
+- samplers that draw noise, other schedules, other guidance, other weights of the model
+- prompts far from those that it was trained on, until `ttsnap record --check-draft` says how it ranks there
+"""
+    )

@@ -60,6 +60,7 @@ class DraftStudent:
         self.first_time = first_time
         self.network = denoiser.network
         self.device = denoiser.device
+        self._dtype = pipe.dtype
         self._given = torch.tensor([self.time * first_time, self.time / 2], dtype=torch.float64)
         self.net: Any = shared_copy(denoiser.net)
         self.parameters = add_lora(self.net, rank)
@@ -97,7 +98,8 @@ class DraftStudent:
         Possible times: first_time times that of the noise, and half of that of the noise.
         """
         at = (time.double().unsqueeze(1) - self._given).abs().argmin(1)
-        return estimated(self._denoiser, x, self._given[at], torch.zeros_like(at), cond, x.dtype)
+        step = torch.zeros_like(at)
+        return estimated(self._denoiser, x, self._given[at], step, cond, self._dtype)
 
 
 def check_sampler(denoiser: Denoiser) -> None:

@@ -62,8 +62,7 @@ def run(a: Arguments) -> int:
         from accelerate import PartialState
 
         from ttsnap.distill import checkpoints
-        from ttsnap.distill.draft.report import DRAFT
-        from ttsnap.distill.draft.run import distill_draft
+        from ttsnap.distill.draft.run import DRAFT, distill_draft
         from ttsnap.distill.training import CHECKPOINTS
         from ttsnap.simulation.looks import table
     from ttsnap.cli.record import run_with

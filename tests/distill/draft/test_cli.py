@@ -25,7 +25,8 @@ from .small import bytes_in
 
 pytestmark = pytest.mark.usefixtures("shallow_model")
 SMALL = """
-record: {prompts: [a red circle, a red cross, two red circles, a blue square, a green circle], steps: 4, seeds: 2}
+record: {prompts: [a red circle, a red cross, two red circles, a blue square, a green circle],
+  steps: 4, seeds: 2, dtype: float32}
 rank: 2
 updates: 2
 batch: 4
