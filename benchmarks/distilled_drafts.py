@@ -61,7 +61,7 @@ from ttsnap.pipelines.memory.acceleration import compile_denoiser
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.scenes import HARD_KINDS, sample_prompts
-from ttsnap.simulation.calibrate import calibrate
+from ttsnap.simulation.calibrate import Fit, calibrate
 from ttsnap.simulation.looks import drafts_against_estimates, ranked
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, curve
 
@@ -175,7 +175,7 @@ def main() -> None:
     ]
     shareable = [b for b in budgets if b.nfe and b.nfe > a.steps]
     if fit is not None:
-        priced = PriceOfCompute(calibrate(fit, utility=SOFT))
+        priced = PriceOfCompute(calibrate(fit, fit=Fit(utility=SOFT)))
         known += [
             ("pot, no drafts", curve(test, priced, shareable, a.repeats, shared=True, utility=SOFT))
         ]
@@ -192,7 +192,7 @@ def main() -> None:
             learned = with_looks(
                 fit, engine, [seen for seen in drafted.looks if seen.step == 0][:1], a.seed
             )
-            priced = PriceOfCompute(calibrate(learned, utility=SOFT))
+            priced = PriceOfCompute(calibrate(learned, fit=Fit(utility=SOFT)))
             curves.append(
                 ("pot", curve(drafted, priced, shareable, a.repeats, shared=True, utility=SOFT))
             )

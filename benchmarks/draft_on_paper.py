@@ -22,7 +22,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from models import build
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ttsnap.distill.draft.config import TrainingConfig, TrajectoryConfig
+from ttsnap.distill.config import DraftConfig
 from ttsnap.distill.draft.student import add_lora
 from ttsnap.files.writing import markdown
 from ttsnap.pipelines.calls.values import mapped
@@ -45,6 +45,8 @@ STEPS = {"sdxl": 30, "sd3": 28, "flux": 28}
 NAMES = {"sdxl": "SDXL", "sd3": "SD3.5 medium", "flux": "FLUX.1 dev"}
 UNGUIDED = {"guidance_scale": 1.0}
 """As a drafter is called."""
+NONE = DraftConfig(("none",))
+"""The defaults of a training."""
 STATE = 20
 """Bytes of a trained number: itself, its gradient, two moments and its average, in float32."""
 
@@ -80,14 +82,15 @@ class Paper:
         """FLOPs of a trajectory of all steps."""
         return self.steps * self.passes * self.base
 
-    def step(self, config: TrainingConfig) -> float:
+    def step(self, config: DraftConfig) -> float:
         """FLOPs of an optimiser step; second calls need the network's first guess, too."""
         row = self.checkpointed if config.checkpointing else self.back
         return config.batch * row + round(config.second * config.batch) * self.call
 
-    def stored(self, states: int) -> int:
-        """Bytes of a trajectory on disk and in RAM: float16 states, and the end."""
-        return 2 * (states + 1) * self.latent
+    @property
+    def stored(self) -> int:
+        """Bytes of a trajectory on disk: its end in float16."""
+        return 2 * self.latent
 
 
 def worked_out(name: str, size: str, rank: int) -> Paper:
@@ -263,13 +266,12 @@ def _trained(net: Any, given: Given) -> tuple[float, int]:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def table(papers: Sequence[Paper], tflops: float, count: int, config: TrainingConfig) -> str:
+def table(papers: Sequence[Paper], tflops: float, count: int, config: DraftConfig) -> str:
     """In Markdown: a row a figure, a column a model."""
 
     def hours(flops: float) -> str:
         return f"{flops / (tflops * 1e12) / 3600:.1f} h"
 
-    states = TrajectoryConfig().states
     rows: list[tuple[str, list[str]]] = [
         ("weights of the network, bfloat16", [f"{p.weights / 1e9:.1f} GB" for p in papers]),
         ("layers with a LoRA", [f"{p.layers:,}" for p in papers]),
@@ -297,17 +299,17 @@ def table(papers: Sequence[Paper], tflops: float, count: int, config: TrainingCo
         ("a row of training", [f"{p.back / p.base:.2f} passes" for p in papers]),
         ("the same with checkpointing", [f"{p.checkpointed / p.base:.2f} passes" for p in papers]),
         (
-            f"{count:,} trajectories on disk and in RAM",
-            [f"{count * p.stored(states) / 1e9:.1f} GB" for p in papers],
+            f"{count:,} trajectories on disk",
+            [f"{count * p.stored / 1e9:.1f} GB" for p in papers],
         ),
         (
             f"{count:,} trajectories at {tflops:g} TFLOP/s",
             [hours(count * p.trajectory) for p in papers],
         ),
         (
-            f"{config.steps:,} x {config.batch} rows at {tflops:g} TFLOP/s"
+            f"{config.updates:,} x {config.batch} rows at {tflops:g} TFLOP/s"
             + (", checkpointing" if config.checkpointing else ""),
-            [hours(config.steps * p.step(config)) for p in papers],
+            [hours(config.updates * p.step(config)) for p in papers],
         ),
     ]
     return markdown(["", *(p.model for p in papers)], [[name, *row] for name, row in rows])
@@ -318,14 +320,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--models", nargs="+", choices=tuple(STEPS), default=list(STEPS))
-    p.add_argument("--rank", type=int, default=TrainingConfig().rank)
+    p.add_argument("--rank", type=int, default=NONE.rank)
     p.add_argument("--trajectories", type=int, default=10_000, metavar="N")
     p.add_argument(
         "--tflops", type=float, default=250.0, help="that the GPU reaches, in 1e12 FLOPs a second"
     )
     p.add_argument("--json", type=Path, help="file for the figures")
     a = p.parse_args()
-    config = TrainingConfig(rank=a.rank, checkpointing=True)
+    config = replace(NONE, rank=a.rank, checkpointing=True)
     papers = [worked_out(name, "full", a.rank) for name in a.models]
     print(table(papers, a.tflops, a.trajectories, config))
     if a.json is not None:

@@ -32,7 +32,7 @@ from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import HARD_KINDS, sample_prompts
-from ttsnap.simulation.calibrate import calibrate
+from ttsnap.simulation.calibrate import Fit, calibrate
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, curve
 
 REWARDS = ("scenes", "scenes-strict")
@@ -102,7 +102,7 @@ def main() -> None:
         curves[Path(name).stem] = curve(
             test, make_algorithm(name), budgets, a.repeats, utility=SOFT
         )
-    priced = PriceOfCompute(calibrate(fit, utility=SOFT))
+    priced = PriceOfCompute(calibrate(fit, fit=Fit(utility=SOFT)))
     shareable = [b for b in budgets if b.nfe and b.nfe > a.steps]
     curves["price-of-compute, shared"] = curve(
         test, priced, shareable, a.repeats, shared=True, utility=SOFT

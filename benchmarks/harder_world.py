@@ -29,12 +29,12 @@ from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.utility import weighted
 from ttsnap.files.writing import markdown
-from ttsnap.options.record import RecordOptions
+from ttsnap.options.record import RecordOptions, TuneOptions
 from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import UNSEEN_KINDS, parse, sample_prompts
-from ttsnap.simulation.calibrate import calibrate
+from ttsnap.simulation.calibrate import Fit, calibrate
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, curve
 from ttsnap.simulation.sizing import short_of_seeds
 from ttsnap.simulation.tune import tune
@@ -90,9 +90,12 @@ def main() -> None:
 
     budgets = [Budget(nfe=b) for b in sorted(a.budgets)]
     tuned = tune(
-        fit, [Budget(nfe=b) for b in a.fit_budgets], trials=a.trials, holdout=0, utility=SOFT
+        fit,
+        [Budget(nfe=b) for b in a.fit_budgets],
+        TuneOptions(trials=a.trials, holdout=0),
+        fit=Fit(utility=SOFT),
     ).schedule
-    priced = PriceOfCompute(calibrate(fit, utility=SOFT))
+    priced = PriceOfCompute(calibrate(fit, fit=Fit(utility=SOFT)))
 
     def enough(schedule: SeedPruning) -> list[Budget]:
         """The budgets with which it starts no more seeds than were recorded; beyond, it would find

@@ -43,7 +43,7 @@ from ttsnap.core.utility import Utility
 from ttsnap.loop.budget import task_of
 from ttsnap.recordings.folder import load_recording
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.simulation.calibrate import calibrate
+from ttsnap.simulation.calibrate import Fit, calibrate, priced_task
 from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.simulate import best_of_n_curve, compare, curve, lead
 
@@ -191,7 +191,7 @@ def published(folder: Path, repeats: int, seed: int) -> list[dict[str, object]]:
         recording = load_recording(path, scores="noise_aware", price=price)
         few, test = recording.select(slice(20), slice(40)), recording.select(slice(50, 100))
         score_cost = task_of(budgets[0], ReplayEngine(few)).score_cost
-        f = calibrate(few, score_cost=score_cost)
+        f = calibrate(few, costs=priced_task(few, score_cost))
         best = best_of_n_curve(test, budgets)
         for shared in (False, True):
             curves = {
@@ -227,7 +227,7 @@ def main() -> None:
     else:
         test, fit = recordings(a)
         orders = Orders.drawn(test, a.repeats, np.random.default_rng(a.seed))
-        f = calibrate(fit, utility=SOFT)
+        f = calibrate(fit, fit=Fit(utility=SOFT))
         policies, rows = variants(test, fit, f, SOFT), []
         for total in a.budgets:
             for shared in (False, True):

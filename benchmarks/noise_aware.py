@@ -41,13 +41,13 @@ from ttsnap.distill.run import distill
 from ttsnap.files.settings import build
 from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import task_of
-from ttsnap.options.record import RecordOptions
+from ttsnap.options.record import RecordOptions, TuneOptions
 from ttsnap.pipelines import load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.scenes import sample_prompts
-from ttsnap.simulation.calibrate import calibrate
+from ttsnap.simulation.calibrate import Fit, calibrate, priced_task
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve
 from ttsnap.simulation.tune import tune
 
@@ -274,7 +274,9 @@ def searches(
     labels = {BASE: "TTSp", AWARE: "TTSnap"}
     for name, label in labels.items():
         on, few = searched(test, name, prices[name]), searched(fit, name, prices[name])
-        schedule = tune(few, budgets, trials=200, holdout=0.0, checks=3, utility=CHOICE).schedule
+        schedule = tune(
+            few, budgets, TuneOptions(trials=200, holdout=0.0, checks=3), fit=Fit(utility=CHOICE)
+        ).schedule
         tuned[label] = {"steps": schedule.steps, "keep": schedule.keep}
         methods = {
             "default schedule": make_algorithm("seed-pruning"),
@@ -287,7 +289,13 @@ def searches(
         on, few = searched(test, name, prices[name]), searched(fit, name, prices[name])
         task = task_of(budgets[0], ReplayEngine(few))
         priced = PriceOfCompute(
-            calibrate(few, score_cost=task.score_cost, check_cost=task.check_cost, utility=CHOICE)
+            calibrate(
+                few,
+                costs=dataclasses.replace(
+                    priced_task(few), score_cost=task.score_cost, check_cost=task.check_cost
+                ),
+                fit=Fit(utility=CHOICE),
+            )
         )
         for shared in (False, True):
             found = curve(on, priced, budgets, a.repeats, shared=shared, utility=CHOICE)

@@ -46,7 +46,7 @@ from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.scenes import HARD_KINDS, sample_prompts
-from ttsnap.simulation.calibrate import calibrate
+from ttsnap.simulation.calibrate import Fit, calibrate
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.sizing import sized_for
@@ -75,7 +75,7 @@ def main() -> None:
     pruning = SeedPruning(draft_calls=1)
     table = Found(*np.stack([run(test, pruning, b, orders) for b in allowances], 1))
     learned = np.stack([run(fit, pruning, b, others).soft for b in allowances])
-    forecast = calibrate(fit, utility=SOFT)
+    forecast = calibrate(fit, fit=Fit(utility=SOFT))
     truth = np.stack([SOFT(test.final).mean(1), SOFT(test.final).std(1)], 1)
     rows = []
     for total in a.budgets:

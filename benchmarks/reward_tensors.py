@@ -42,9 +42,10 @@ from ttsnap.core.cost import Rates
 from ttsnap.core.price import Price
 from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import task_of
+from ttsnap.options.record import TuneOptions
 from ttsnap.recordings.folder import load_recording
 from ttsnap.recordings.replay import ReplayEngine
-from ttsnap.simulation.calibrate import calibrate
+from ttsnap.simulation.calibrate import Fit, calibrate, priced_task
 from ttsnap.simulation.simulate import LEDGERS, best_of_n_curve, compare, curve
 from ttsnap.simulation.tune import tune
 
@@ -129,9 +130,11 @@ def main() -> None:
         base = load_recording(path, scores="base", price=price).select(a.test_prompts)
         few, test = aware.select(a.fit_prompts, a.fit_seeds), aware.select(a.test_prompts)
         began = time.perf_counter()
-        tuned = tune(few, coarse, trials=a.trials, holdout=0.0, seed=a.seed).schedule
+        tuned = tune(
+            few, coarse, TuneOptions(trials=a.trials, holdout=0.0), fit=Fit(seed=a.seed)
+        ).schedule
         score_cost = task_of(budgets[0], ReplayEngine(few)).score_cost
-        forecast = calibrate(few, score_cost=score_cost, seed=a.seed)
+        forecast = calibrate(few, costs=priced_task(few, score_cost), fit=Fit(seed=a.seed))
         fitting = time.perf_counter() - began
         bon = best_of_n_curve(test, budgets)
         rows = {

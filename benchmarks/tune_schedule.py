@@ -21,7 +21,7 @@ import torch
 from arguments import add_recording
 
 from ttsnap import Budget, SeedPruning
-from ttsnap.options.record import RecordOptions
+from ttsnap.options.record import RecordOptions, TuneOptions
 from ttsnap.pipelines import load
 from ttsnap.recordings.record import record
 from ttsnap.scenes import sample_prompts
@@ -50,7 +50,7 @@ def main() -> None:
     budgets = [Budget(nfe=b) for b in a.budgets]
     now, rows = SeedPruning(), []
     for checks in (1, 2, 3, 5):
-        found = tune(recording, budgets, trials=a.trials, holdout=0.34, checks=checks)
+        found = tune(recording, budgets, TuneOptions(trials=a.trials, holdout=0.34, checks=checks))
         worth, keep = found.held_out, list(found.schedule.keep)
         assert worth is not None
         if not rows:

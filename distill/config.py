@@ -1,15 +1,18 @@
-"""The settings of a distillation. This module imports no torch, as every command line reads it."""
+"""The settings of distillations. This module imports no torch, as every command line reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from ttsnap.files.settings import (
     Count,
     Decay,
+    Fraction,
     Json,
     Natural,
     NotNegative,
@@ -18,6 +21,7 @@ from ttsnap.files.settings import (
     Share,
 )
 from ttsnap.files.writing import CHECKPOINT_SECONDS
+from ttsnap.options.model import EMBEDDED
 from ttsnap.options.option import option
 from ttsnap.reward_models.noise_aware import KINDS
 from ttsnap.reward_models.registry import REWARDS
@@ -90,13 +94,14 @@ class LossConfig(Settings):
 
 
 @dataclass(frozen=True)
-class DistillConfig(Settings):
-    """One run of distillation. ValueError, with the value, for settings that do not fit."""
+class RunConfig(Settings):
+    """What the trainings of rewards and of drafts share. ValueError, with the value, for settings
+    that do not fit."""
 
     recordings: tuple[str, ...] = option(
         (),
-        "folders written by `ttsnap record --images`, with the same noise levels",
-        many=True,
+        "folders written by `ttsnap record`, with the same noise levels: with --images for a"
+        " reward, with --latents for a draft",
         determines=False,
         common=True,
     )
@@ -106,6 +111,49 @@ class DistillConfig(Settings):
         determines=False,
         common=True,
     )
+    schedule: Literal["linear", "rex", "late"] = option(
+        "rex",
+        "how the learning rate falls: linear, rex, or late (over the last two fifths of the steps)",
+    )
+    final_lr: Share = option(0.05, "the share of the learning rate that is left at the end")
+    warmup: Natural = option(20, "steps over which the learning rate rises")
+    clip: NotNegative = option(
+        1.0, "gradients with a larger norm are scaled down to it; 0 for no limit"
+    )
+    ema: Decay = option(
+        0.99, "decay of the running average of the weights, which is exported; 0 for none"
+    )
+    precision: Literal["no", "bf16"] = option("no", "mixed precision: no or bf16")
+    accumulation: Count = option(
+        1, "in how many parts a batch is computed, one after the other, to save memory"
+    )
+    seed: Natural = option(
+        0, "decides the first weights, the batches and which prompts are held out"
+    )
+    validation: Decay = option(0.1, "share of the prompts that is held out and evaluated")
+    batch_size: Count = option(64, "images per call when scoring and evaluating", determines=False)
+    checkpoint_every: NotNegative = option(
+        CHECKPOINT_SECONDS, "seconds between checkpoints", determines=False
+    )
+    cache: Natural = option(
+        256, "megabytes of compressed images and latents to keep in memory", determines=False
+    )
+    device: Literal["auto", "cpu"] = option(
+        "auto", "auto (as accelerate finds) or cpu", determines=False, common=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.recordings and self.record is None:
+            raise ValueError(
+                "no data: give recordings (folders), or a record section, options of ttsnap record"
+            )
+
+
+@dataclass(frozen=True)
+class DistillConfig(RunConfig):
+    """The distillation of a reward."""
+
     reward: str = option(
         "", "the base reward, whose score of the finished image is to be learnt", common=True
     )
@@ -134,51 +182,20 @@ class DistillConfig(Settings):
     lr: Positive | tuple[Positive, ...] = option(
         1e-4, "AdamW's learning rate, or a list, likewise", common=True
     )
-    schedule: Literal["linear", "rex"] = option("rex", "how the learning rate falls: linear or rex")
-    final_lr: Share = option(0.05, "the share of the learning rate that is left at the end")
-    warmup: Natural = option(20, "steps over which the learning rate rises")
     span: Literal["run", "level"] = option(
         "run", "what the schedule runs over: run, or level (it starts anew with each level)"
     )
     weight_decay: NotNegative = option(
         0.01, "AdamW's weight decay, of matrices; vectors are not decayed"
     )
-    clip: NotNegative = option(
-        1.0, "gradients with a larger norm are scaled down to it; 0 for no limit"
-    )
-    ema: Decay = option(
-        0.99, "decay of the running average of the weights, which is exported; 0 for none"
-    )
-    precision: Literal["no", "bf16"] = option("no", "mixed precision: no or bf16")
-    accumulation: Count = option(
-        1, "in how many parts a batch is computed, one after the other, to save memory"
-    )
-    seed: Natural = option(
-        0, "decides the first weights, the batches and which prompts are held out"
-    )
-    validation: Decay = option(0.1, "share of the prompts that is held out and evaluated")
-    batch_size: Count = option(64, "images per call when scoring and evaluating", determines=False)
-    checkpoint_every: NotNegative = option(
-        CHECKPOINT_SECONDS, "seconds between checkpoints", determines=False
-    )
     workers: Natural = option(0, "processes that read images", determines=False)
-    cache: Natural = option(
-        256, "megabytes of compressed images to keep in memory", determines=False
-    )
-    device: Literal["auto", "cpu"] = option(
-        "auto", "auto (as accelerate finds) or cpu", determines=False, common=True
-    )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.reward:
             raise ValueError(
                 "reward is missing: name the base reward, as imagereward or my_reward.py:score"
             )
-        if not self.recordings and self.record is None:
-            raise ValueError(
-                "no data: give recordings (folders), or a record section, options of ttsnap record"
-            )
+        super().__post_init__()
         if self.steps is not None and self.levels is not None:
             raise ValueError("give steps or levels, not both")
         for name, numbers in (("steps", self.steps), ("levels", self.levels)):
@@ -201,3 +218,64 @@ class DistillConfig(Settings):
                 f"loss {self.loss.name!r} compares the seeds of a group: group_size must be 2 or"
                 " more"
             )
+
+
+@dataclass(frozen=True)
+class DraftConfig(RunConfig):
+    """The distillation of a draft, from recordings with latents of one model, its own sampler and
+    one call: a draft is for one grid and one guidance."""
+
+    model: str = option(
+        EMBEDDED, "the model that was recorded, as for `ttsnap record`", common=True
+    )
+    reward: str = option(
+        "",
+        "what ranks the seeds of held-out prompts, as imagereward, to say how well the draft ranks"
+        " (default: that of a packaged model; of another model nothing is ranked)",
+        determines=False,
+        common=True,
+    )
+    rank: Count = option(
+        32, "rank of the LoRA, which is on every linear layer of the blocks", common=True
+    )
+    start: str = option(
+        "", "a draft's folder whose weights to start from, of the same rank (default: from nothing)"
+    )
+    updates: Count = option(2000, "optimiser steps", common=True)
+    batch: Count = option(48, "trajectories of an optimiser step")
+    checkpointing: bool = option(
+        False, "compute the network's blocks again in the backward pass, to save memory"
+    )
+    compile: bool = option(
+        False, "compile the network's blocks first: a minute, then up to 1.5 times as fast"
+    )
+    first_time: Fraction = option(
+        0.87,
+        "conditioning time of a first call, as a share of the true time; below 1 the network learns"
+        " much sooner",
+    )
+    second: Share = option(
+        0.25, "share of a batch that are second calls, from the network's own first guess"
+    )
+    floor: Positive = option(
+        0.6, "errors are divided by the conditioning time, or by this where that is larger"
+    )
+    lr: Positive = option(1.5e-3, "AdamW's learning rate", common=True)
+    schedule: Literal["linear", "rex", "late"] = option(
+        "late", "how the learning rate falls: linear, rex, or late"
+    )
+    precision: Literal["no", "bf16"] = option(
+        "bf16", "autocast of the network: no or bf16; the LoRA itself stays in float32"
+    )
+    validate_every: Count = option(200, "optimiser steps between validations", determines=False)
+    prompts: Natural = option(
+        24, "held-out prompts whose seeds are ranked at the end, at most", determines=False
+    )
+    seeds: Annotated[int, Ge(2)] = option(
+        48, "seeds of each, from 0 on, that are ranked", determines=False
+    )
+    estimates: tuple[int, ...] = option(
+        (0, 1, 2, 3, 4, 6, 8),
+        "grid steps whose x0 estimates are ranked, to compare with",
+        determines=False,
+    )

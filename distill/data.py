@@ -71,8 +71,8 @@ class Frames:
         cache: bytes of entries to keep in memory.
 
     Raises:
-        ValueError: for no recording, for one that is unfinished, damaged or without images, and for
-            different levels.
+        ValueError: for no recording, for one that is unfinished, damaged, or without images and
+            latents, and for different levels.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class Frames:
         if not folders:
             raise ValueError(
                 "there are no recordings to read; give at least one folder of ttsnap record"
-                " --images"
+                " --images or --latents"
             )
         for folder in map(Path, folders):
             if not folder.is_dir():
                 raise ValueError(
-                    f"no such recording: {folder}; a recording with images is a folder"
+                    f"no such recording: {folder}; one with images or latents is a folder"
                 )
         self._parts = [_Part(Path(folder), *load_shards(folder)) for folder in folders]
         first = self._parts[0].header
@@ -166,14 +166,18 @@ class Frames:
                 p, s, k = missing[0]
                 raise ValueError(
                     f"{part.folder} is damaged: it lacks the {space} of prompt {p}"
-                    f" ({part.header.prompts[p]!r}), seed {part.header.first_seed + s}, step"
+                    f" ({part.header.prompts[p]!r}), seed {part.header.first(p) + s}, step"
                     f" {list(steps)[k]}, and {len(missing) - 1} others"
                 )
 
+    def seed(self, entry: FrameAt) -> int:
+        """The seed of an entry, by which its noise is drawn."""
+        part, row = self._where[entry.prompt]
+        return part.header.first(row) + entry.seed
+
     def named(self, entry: FrameAt) -> str:
         """The prompt and the seed of an entry, for messages."""
-        seed = self._where[entry.prompt][0].header.first_seed + entry.seed
-        return f"prompt {self.prompts[entry.prompt]!r}, seed {seed}"
+        return f"prompt {self.prompts[entry.prompt]!r}, seed {self.seed(entry)}"
 
     def read(self, entry: FrameAt, extension: str) -> bytes:
         """The bytes of an entry, from memory or from its tar."""
@@ -251,11 +255,8 @@ def _index(part: _Part) -> None:
         path = part.folder / IMAGES / shard.name
         for name, offset, size in _entries(path):
             match = NAME.fullmatch(name)
-            at = (
-                (int(match[1]), int(match[2]) - header.first_seed, int(match[3]))
-                if match
-                else (-1, -1, -1)
-            )
+            prompt, seed, step = map(int, match.groups()[:3]) if match else (-1, -1, -1)
+            at = (prompt, seed - header.first(prompt), step)
             if match is None or not all(0 <= i < n for i, n in zip(at, shape, strict=True)):
                 raise ValueError(f"{path} holds {name!r}, which is no name of a recorded estimate")
             if match[4] not in part.places:

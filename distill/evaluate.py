@@ -20,7 +20,7 @@ from ttsnap.distill.processes import ALONE, Member
 from ttsnap.distill.scoring import progress, score_entries
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, Settings, build
-from ttsnap.results.record import plain
+from ttsnap.results.record import jsonable
 from ttsnap.reward_models.registry import make_reward
 
 FRACTION = 0.25
@@ -82,7 +82,7 @@ class Evaluation(Settings):
     def to_json(self) -> dict[str, Json]:
         """JSON-ready: nan as null, rows as "levels"."""
         return {
-            "levels" if key == "rows" else key: plain(value) for key, value in vars(self).items()
+            "levels" if key == "rows" else key: jsonable(value) for key, value in vars(self).items()
         }
 
     @classmethod

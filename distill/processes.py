@@ -83,13 +83,13 @@ ALONE = Member()
 """The only process of its run."""
 
 
-def start(command: str, *, cpu: bool, shown: bool = False, announced: bool = False) -> Member:
+def start(command: str, *, cpu: bool, shown: bool = False) -> Member:
     """Join the processes of `ttsnap COMMAND`.
 
-    cpu: whether to leave GPUs alone. shown: whether the first process shows progress. announced:
-    whether it prints how many processes there are, and where. ValueError under `accelerate launch`
-    with several processes of which it started only one: it does so on CPUs and with a single GPU,
-    and says nothing.
+    cpu: whether to leave GPUs alone. shown: whether the first process shows progress, and prints
+    how many processes there are, and where. ValueError under `accelerate launch` with several
+    processes of which it started only one: it does so on CPUs and with a single GPU, and says
+    nothing.
     """
     from accelerate import PartialState
 
@@ -109,7 +109,7 @@ def start(command: str, *, cpu: bool, shown: bool = False, announced: bool = Fal
             f" too: accelerate launch --multi_gpu --num_processes 2 -m ttsnap {command} ..."
             " --device cpu"
         )
-    if announced and main:
+    if shown and main:
         print(f"{count} process{'es' if count > 1 else ''} on {state.device.type}", flush=True)
     # accelerate numbers CPUs, too, which networks do not.
     device = _CPU if state.device.type == "cpu" else state.device

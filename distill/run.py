@@ -1,11 +1,13 @@
-"""A distillation: recording, targets, training, evaluation, export. Each part resumes where it
-stopped."""
+"""Distillations: recordings, training, evaluation, export. Each part resumes where it stopped.
+
+Rewards are distilled here, drafts in `draft.run`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +16,14 @@ import torch
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.distill import curriculum, processes, report
-from ttsnap.distill.config import DistillConfig
+from ttsnap.distill.config import DistillConfig, RunConfig
 from ttsnap.distill.data import FrameAt, Frames
 from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.processes import Member
 from ttsnap.distill.scoring import TARGETS, final_scores, score_entries, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
-from ttsnap.distill.train import Curriculum, train
+from ttsnap.distill.train import Curriculum, RewardLesson
+from ttsnap.distill.training import CHECKPOINTS, Training
 from ttsnap.files.plain_yaml import as_yaml, load_settings
 from ttsnap.files.run_folder import RunFolder, differences
 from ttsnap.files.settings import Json, to_json
@@ -67,27 +70,45 @@ def distill(
     """
     out = Path(out)
     refuse_credentials(config.reward)  # before it is written into a file
-    if config.record is not None and record is None:
-        raise ValueError(
-            "the configuration has a record section, which `ttsnap distill` carries out; in Python,"
-            " record first and name the folder in `recordings`, or give record="
-        )
-    run_folder(config, out).check()
-    member = processes.start("distill", cpu=config.device == "cpu", shown=bar, announced=bar)
-    with ExitStack() as until_end:
-        member.alone(lambda: _begin(config, out, until_end, record))
+    latents: dict[str, Json] = {"latents": True} if config.student.space == "latents" else {}
+    options = {**(config.record or {}), "images": True, **latents}
+    with begun("distill", config, out, record, options, bar) as member:
         if (out / EVALUATION).exists():  # written last
             return Evaluation.read(out / EVALUATION)
         return _distill(config, out, member)
 
 
-def _begin(config: DistillConfig, out: Path, until_end: ExitStack, record: Recorder | None) -> None:
-    """What the first process does while the others wait: it opens the folder until the run ends,
-    and records."""
-    until_end.enter_context(run_folder(config, out).opened())
-    if record is not None and config.record is not None:
-        latents = {"latents": True} if config.student.space == "latents" else {}
-        record({"out": str(out / RECORDING), **config.record, "images": True, **latents})
+@contextmanager
+def begun(
+    command: str,
+    config: RunConfig,
+    out: Path,
+    record: Recorder | None,
+    options: Mapping[str, Json],
+    bar: bool,
+) -> Iterator[Member]:
+    """A run's folder, begun or resumed, by all processes of the command. The first one holds it
+    until the end, and records while the others wait.
+
+    record: carries out the record section. options: of `ttsnap record`, by that section.
+    """
+    if config.record is not None and record is None:
+        raise ValueError(
+            f"the configuration has a record section, which `ttsnap {command}` carries out; in"
+            " Python, record first and name the folder in `recordings`, or give record="
+        )
+    run_folder(config, out).check()
+    member = processes.start(command, cpu=config.device == "cpu", shown=bar)
+    with ExitStack() as until_end:
+
+        def first() -> None:
+            until_end.enter_context(run_folder(config, out).opened())
+            if record is not None and config.record is not None:
+                record({"out": str(out / RECORDING), **options})
+
+        member.alone(first)
+        yield member
+        member.leave()
 
 
 def _distill(config: DistillConfig, out: Path, member: Member) -> Evaluation:
@@ -127,7 +148,7 @@ def _distill(config: DistillConfig, out: Path, member: Member) -> Evaluation:
         targets,
         spread(targets, kept),
     )
-    train(student, frames, plan, config, out, member)
+    Training(RewardLesson(student, frames, plan, config, member), config, out, member).run()
 
     measured = tested or kept
     other = student.name if student.name != base.name else f"{student.name}-na"
@@ -147,7 +168,6 @@ def _distill(config: DistillConfig, out: Path, member: Member) -> Evaluation:
         below = student.base_below = base_below(evaluation)
     evaluation = exported(evaluation, below)
     member.alone(lambda: export(student, evaluation, config, frames, plan, out))
-    member.leave()
     return evaluation
 
 
@@ -177,20 +197,20 @@ def _match(
     student.match(scores, np.array([targets[e.prompt][e.seed] for e in entries]))
 
 
-def run_folder(config: DistillConfig, out: Path) -> RunFolder:
-    """The folder of a run. Its settings are fixed once there are targets; before that nothing was
-    computed."""
+def run_folder(config: RunConfig, out: Path) -> RunFolder:
+    """The folder of a run. Its settings are fixed once there are targets or weights; before that
+    nothing was computed."""
 
     def differing() -> list[str]:
-        if not (out / TARGETS).exists():
+        if not any((out / name).exists() for name in (TARGETS, CHECKPOINTS)):
             return []
-        there = load_settings(DistillConfig, out / CONFIG)
+        there = load_settings(type(config), out / CONFIG)
         return differences(determining(there), determining(config))
 
     return RunFolder(out, CONFIG, "run", differing, as_yaml(config))
 
 
-def open_frames(config: DistillConfig, out: Path, member: Member) -> Frames:
+def open_frames(config: RunConfig, out: Path, member: Member) -> Frames:
     """The recordings of a configuration, which the first process checks."""
     folders = [*config.recordings]
     if config.record is not None:

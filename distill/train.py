@@ -1,13 +1,11 @@
-"""Training of a noise-aware reward: batches by the curriculum, AdamW, learning-rate schedules."""
+"""What a noise-aware reward learns: batches by the curriculum, and their loss."""
 
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,9 +20,8 @@ from ttsnap.distill.data import FrameAt, Frames
 from ttsnap.distill.losses import group_loss
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.distill.student import Student
-from ttsnap.distill.training import Loop, Weights
+from ttsnap.distill.training import Lesson, Weights, autocast, check_shares, scheduled
 from ttsnap.files.settings import Json
-from ttsnap.options.option import determining
 
 Part: TypeAlias = tuple[Tensor, list[str], Tensor, Tensor]
 """x (N, ...), N prompts, noise levels (N,), targets (P, G) with P G = N."""
@@ -95,137 +92,91 @@ class Batches(Dataset[Part]):
         )
 
 
-def train(
-    student: Student,
-    frames: Frames,
-    plan: Curriculum,
-    config: DistillConfig,
-    out: Path,
-    member: Member = ALONE,
-) -> None:
-    """Train to the end, from the last checkpoint in out/checkpoints where there is one.
+class RewardLesson(Lesson):
+    """A student's training by the curriculum. ValueError for a batch that cannot be divided, and
+    for a student without parameters."""
 
-    The student then holds the averaged weights. On a CPU a resumed run ends with the same bits as
-    an undisturbed one. ValueError for a checkpoint of another run, and for a loss that is not
-    finite; OSError where the disk is full.
-    """
-    if config.groups % (config.accumulation * member.count):
-        raise ValueError(
-            f"groups ({config.groups}) must be a multiple of accumulation x processes "
-            f"({config.accumulation} x {member.count})"
-        )
-    student.network.to(member.device)
-    parameters = dict(student.trainable())
-    if not parameters:
-        raise ValueError("the student has nothing to train: its trainable() is empty")
-    decayed = [p for p in parameters.values() if p.ndim > 1]
-    others = [p for p in parameters.values() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others},
-    ]
-    filled = [group for group in groups if group["params"]]
-    rates = curriculum.per_level("lr", config.lr, len(plan.stages))
-    optimizer = torch.optim.AdamW(filled, lr=rates[0], betas=(0.9, 0.999), weight_decay=0.0)
-    weights = Weights(parameters)
-    about: dict[str, Json] = {"config": determining(config), "data": frames.identity}
-    loop = Loop(
-        weights,
-        optimizer,
-        out,
-        about,
-        plan.steps,
-        config.ema,
-        config.clip,
-        config.checkpoint_every,
-        member,
-        parts=config.accumulation,
-        unused=True,
-    )
+    betas = (0.9, 0.999)
+    unused = True
 
-    def begin_earlier(first: int) -> None:
-        for stage in plan.stages:
+    def __init__(
+        self,
+        student: Student,
+        frames: Frames,
+        plan: Curriculum,
+        config: DistillConfig,
+        member: Member = ALONE,
+    ) -> None:
+        check_shares("groups", config.groups, config, member)
+        student.network.to(member.device)
+        self.parameters = dict(student.trainable())
+        if not self.parameters:
+            raise ValueError("the student has nothing to train: its trainable() is empty")
+        self.student = student
+        self.frames = frames
+        self.plan = plan
+        self.config = config
+        self.member = member
+        self.steps = plan.steps
+        self.weight_decay = config.weight_decay
+        self.identity: Json = frames.identity
+        self._rates = curriculum.per_level("lr", config.lr, len(plan.stages))
+        self._parts: Iterator[Part] = iter(())
+
+    def begin(self, first: int) -> None:
+        for stage in self.plan.stages:
             if stage.first < first and stage.at is not None:
-                student.begin_stage(frames.levels[stage.at])
-
-    first = loop.resume(begin_earlier)
-    batches = Batches(frames, plan, config, member.rank, member.count)
-    # A generator of its own: making an iterator draws a number, which must not depend on where a
-    # run was resumed.
-    parts = iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            sampler=range(first * config.accumulation, len(batches)),
-            num_workers=config.workers,
-            # forking a process that has threads, as numpy's, may hang
-            multiprocessing_context="spawn" if config.workers else None,
-            generator=torch.Generator().manual_seed(0),
-            persistent_workers=False,
-            worker_init_fn=_ignore_ctrl_c,
-        )
-    )
-    began = time.perf_counter()
-
-    def factor(step: int) -> float:
-        stage = curriculum.stage_at(plan.stages, step)
-        share = rates[plan.stages.index(stage)] / rates[0]
-        at, of = (step - stage.first, stage.count) if config.span == "level" else (step, plan.steps)
-        return share * scheduled(
-            at, of, schedule=config.schedule, final=config.final_lr, warmup=config.warmup
+                self.student.begin_stage(self.frames.levels[stage.at])
+        batches = Batches(self.frames, self.plan, self.config, self.member.rank, self.member.count)
+        # A generator of its own: making an iterator draws a number, which must not depend on where
+        # a run was resumed.
+        self._parts = iter(
+            DataLoader(
+                batches,
+                batch_size=None,
+                sampler=range(first * self.config.accumulation, len(batches)),
+                num_workers=self.config.workers,
+                # forking a process that has threads, as numpy's, may hang
+                multiprocessing_context="spawn" if self.config.workers else None,
+                generator=torch.Generator().manual_seed(0),
+                worker_init_fn=_ignore_ctrl_c,
+            )
         )
 
-    def loss() -> Tensor:
-        x, prompts, level, target = next(parts)
-        x, level, target = (tensor.to(member.device) for tensor in (x, level, target))
-        with torch.autocast(member.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            prediction = student.predict(x, prompts, level).float().view_as(target) / plan.scale
-            return group_loss(prediction, target / plan.scale, config.loss)
+    def rate(self, step: int) -> float:
+        stage = curriculum.stage_at(self.plan.stages, step)
+        rate = self._rates[self.plan.stages.index(stage)]
+        if self.config.span == "level":
+            return rate * scheduled(step - stage.first, stage.count, self.config)
+        return rate * scheduled(step, self.steps, self.config)
 
-    def losses(step: int) -> list[Callable[[], Tensor]]:
-        nonlocal began
-        began = time.perf_counter()
-        stage = curriculum.stage_at(plan.stages, step)
+    def losses(self, step: int, weights: Weights) -> Sequence[Callable[[], Tensor]]:
+        stage = curriculum.stage_at(self.plan.stages, step)
         if step == stage.first and stage.at is not None:
-            _begin(student, frames.levels[stage.at], weights)
+            _begin(self.student, self.frames.levels[stage.at], weights)
         # Dropout follows from the step, so that a resumed run draws the same without a stored
         # state.
-        drawn = np.random.SeedSequence((config.seed, step, member.rank, 2)).generate_state(
-            1, np.uint64
-        )[0]
-        torch.manual_seed(int(drawn >> np.uint64(1)))
-        return [loss] * config.accumulation
+        drawn = np.random.SeedSequence((self.config.seed, step, self.member.rank, 2))
+        torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        return [self._loss] * self.config.accumulation
 
-    def measure(done: int, loss: float) -> dict[str, Json]:
-        at = curriculum.stage_at(plan.stages, done - 1).at
-        level = None if at is None else frames.levels[at]
-        seconds = round(time.perf_counter() - began, 4)
-        return {"level": level, "loss": loss, "lr": rates[0] * factor(done - 1), "seconds": seconds}
+    def _loss(self) -> Tensor:
+        device = self.member.device
+        scale = self.plan.scale
+        x, prompts, level, target = next(self._parts)
+        target = target.to(device) / scale
+        with autocast(self.config, device):
+            prediction = self.student.predict(x.to(device), prompts, level.to(device))
+            return group_loss(prediction.float().view_as(target) / scale, target, self.config.loss)
 
-    loop.run(first, factor, losses, measure)
+    def figures(self, done: int, weights: Weights) -> dict[str, Json]:
+        at = curriculum.stage_at(self.plan.stages, done - 1).at
+        return {"level": None if at is None else self.frames.levels[at]}
 
 
 def _ignore_ctrl_c(worker: int) -> None:
     """Ctrl-C reaches all processes of a terminal; their owner ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "linear": lambda done: 1 - done,
-    "rex": lambda done: (1 - done) / (0.5 + 0.5 * (1 - done)),
-}
-"""The share of the learning rate that is left, given the share of the steps that is done.
-
-rex: high for long, then steep, for fixed budgets (arXiv 2107.04197)."""
-
-
-def scheduled(
-    step: int, steps: int, *, schedule: str, final: float = 0.0, warmup: int = 0
-) -> float:
-    """The factor of step 0..steps-1: it rises over `warmup` steps, and falls from 1 to `final`
-    after the last step."""
-    rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    return rising * (final + (1 - final) * SCHEDULES[schedule](step / steps))
 
 
 @torch.no_grad()

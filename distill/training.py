@@ -1,5 +1,5 @@
-"""What the trainings of rewards and drafts share: averaged weights, and the loop of steps,
-checkpoints and metrics."""
+"""The training of rewards and drafts: AdamW, averaged weights, checkpoints and metrics. What is
+learnt is a `Lesson`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ttsnap.distill import checkpoints
-from ttsnap.distill.processes import Member
+from ttsnap.distill.config import RunConfig
+from ttsnap.distill.processes import ALONE, Member
 from ttsnap.files.reading import foreign, parse_object
 from ttsnap.files.settings import Json, check
 from ttsnap.files.unbroken import Unbroken
 from ttsnap.files.writing import write_text
+from ttsnap.options.option import determining
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -67,47 +69,72 @@ class Weights(nn.Module):
         self.use(kept)
 
 
-@dataclass
-class Loop:
-    """A run of optimiser steps, whose batches are divided between the processes."""
+class Lesson(Protocol):
+    """What is trained, and on what."""
 
-    weights: Weights
-    optimizer: torch.optim.Optimizer
-    out: Path
-    """Folder of checkpoints and metrics."""
-    about: Mapping[str, Json]
-    """What must be the same to resume from a checkpoint, JSON-ready."""
+    parameters: dict[str, nn.Parameter]
+    """Those that are trained, by names that stay the same."""
     steps: int
-    ema: float
-    """Decay of the running average, smaller in the first steps; 0 for no average."""
-    clip: float
-    """The largest norm of the gradient; 0 for no limit."""
-    checkpoint_every: float
-    """Seconds between checkpoints."""
-    member: Member
-    """This process; the first one writes."""
-    parts: int = 1
-    """Parts of a process's share of a batch, computed one after the other to save memory."""
+    """Optimiser steps."""
+    betas: tuple[float, float]
+    """AdamW's."""
+    weight_decay: float = 0.0
+    """AdamW's, of matrices; vectors are not decayed."""
     unused: bool = False
     """Whether a step may leave parameters unused, as those of other noise levels."""
-    prefix: str = ""
-    """What goes before the names of settings in messages ("training.")."""
+    identity: Json
+    """What distinguishes the data from others."""
 
-    def __post_init__(self) -> None:
+    def begin(self, first: int) -> None:
+        """Be ready for step `first`, before the weights of its checkpoint are put in place."""
+        return
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step."""
+
+    def losses(self, step: int, weights: Weights) -> Sequence[Callable[[], Tensor]]:
+        """Of the parts of this process's share of a batch, one for each of `accumulation`. They
+        depend on the seed and the step alone, so that a run resumes without other state."""
+
+    def figures(self, done: int, weights: Weights) -> Mapping[str, Json]:
+        """What to log after so many steps beside the loss; in the first process only."""
+
+
+class Training:
+    """A run of optimiser steps, whose batches are divided between the processes.
+
+    out: folder of checkpoints and metrics. member: this process; the first one writes.
+    """
+
+    def __init__(
+        self, lesson: Lesson, config: RunConfig, out: Path, member: Member = ALONE
+    ) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
+        self.lesson = lesson
+        self.config = config
+        self.out = out
+        self.member = member
+        self.weights = Weights(lesson.parameters)
+        # What must be the same to resume from a checkpoint.
+        self.about: dict[str, Json] = {"config": determining(config), "data": lesson.identity}
+        matrices = [p for p in lesson.parameters.values() if p.ndim > 1]
+        vectors = [p for p in lesson.parameters.values() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": lesson.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        adam = torch.optim.AdamW([group for group in groups if group["params"]], betas=lesson.betas)
         self.accelerator = Accelerator(
             device_placement=False,
-            cpu=self.member.device.type == "cpu",
+            cpu=member.device.type == "cpu",
             mixed_precision="no",  # losses choose it
-            gradient_accumulation_steps=self.parts,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=self.unused)],
+            gradient_accumulation_steps=config.accumulation,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=lesson.unused)],
         )
-        # a checkpoint's are those of its step
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
         # All processes get the weights of the first one, as devices may draw initial weights
         # differently.
-        self.trained, self.optimizer = self.accelerator.prepare(self.weights, self.optimizer)
+        self.trained, self.optimizer = self.accelerator.prepare(self.weights, adam)
         self.accelerator.register_save_state_pre_hook(self._save_alike)
         self.accelerator.register_load_state_pre_hook(self._load_alike)
 
@@ -121,90 +148,81 @@ class Loop:
     def _load_alike(self, models: list[nn.Module], folder: str) -> None:
         models[:] = [self.weights]
 
-    def resume(self, before: Callable[[int], None] = lambda first: None) -> int:
-        """The step to begin with: 0, or that of the last checkpoint, whose weights are put in
-        place.
-
-        before: called with the checkpoint's step before that. ValueError where the checkpoint is
-            another student's.
-        """
-        if (checkpoint := checkpoints.latest(self.out / CHECKPOINTS, self.about)) is None:
-            return 0
-        first, folder = checkpoint
-        before(first)
-        with foreign(f"cannot resume from {folder}, perhaps that of another student"):
-            self.accelerator.load_state(str(folder), load_kwargs={"weights_only": True})
-        return first
-
     def save(self, folder: Path) -> None:
         """Write the files of a checkpoint."""
         self.accelerator.save_state(str(folder))
         for states in folder.glob("random_states_*"):  # a step draws from its number alone
             states.unlink()
 
-    def run(
-        self,
-        first: int,
-        factor: Callable[[int], float],
-        losses: Callable[[int], Sequence[Callable[[], Tensor]]],
-        measure: Callable[[int, float], Mapping[str, Json] | None],
-    ) -> None:
-        """Train from step `first` to the end, and put the averaged weights in place.
+    def resume(self) -> int:
+        """The step to begin with: 0, or that of the last checkpoint, whose weights are put in
+        place."""
+        checkpoint = checkpoints.latest(self.out / CHECKPOINTS, self.about)
+        first = checkpoint[0] if checkpoint else 0
+        self.lesson.begin(first)
+        if checkpoint:
+            folder = checkpoint[1]
+            with foreign(f"cannot resume from {folder}, perhaps that of another student"):
+                self.accelerator.load_state(str(folder), load_kwargs={"weights_only": True})
+        return first
 
-        factor: of the learning rates at a step. losses: of the parts of this process's share of a
-        batch. measure: figures to log after so many steps, given the last loss. ValueError for a
-        loss that is not finite; KeyboardInterrupt, after a checkpoint, where a process got a
-        signal.
+    def run(self) -> None:
+        """Train to the end, from the last checkpoint where there is one, and put the averaged
+        weights in place.
+
+        On a CPU a run that is resumed by as many processes ends with the same bits as an
+        undisturbed one; another number of processes differs by rounding only. ValueError for a
+        checkpoint of another run, and for a loss that is not finite; OSError where the disk is
+        full; KeyboardInterrupt, after a checkpoint, where a process got a signal.
         """
-        rates = self.rates
+        first = self.resume()
+        last = self.lesson.steps
         main = self.member.is_main
-        silent = not self.member.shown
         saved = time.monotonic()
         bar = tqdm(
-            total=self.steps,
+            total=last,
             initial=first,
             desc="train",
             unit="step",
-            disable=silent,
+            disable=not self.member.shown,
             dynamic_ncols=True,
         )
         logged = MetricsFile(self.out / METRICS, first) if main else contextlib.nullcontext()
-        with bar, logged as metrics, Unbroken() as asked:
-            for step in range(first, self.steps):
-                for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor(step)
-                loss = self.step(losses(step))
-                done = step + 1
-                if not math.isfinite(loss):
-                    raise ValueError(
-                        f"the loss is {loss} at step {done}: lower {self.prefix}lr (now"
-                        f" {rates[0]:g}) or {self.prefix}clip, and start again in another folder"
-                    )
-                if self.ema:
-                    self.weights.follow(min(self.ema, (1 + step) / (10 + step)))
-                figures = measure(done, loss)
-                numbers = {
-                    k: v for k, v in (figures or {"loss": loss}).items() if isinstance(v, float)
-                }
-                bar.set_postfix(numbers, refresh=False)
+        with bar, logged as metrics, Unbroken() as signalled:
+            for done in range(first + 1, last + 1):
+                line = self._line(done)
+                bar.set_postfix(loss=line["loss"], refresh=False)
                 bar.update()
-                stopping = self.member.any(asked())
-                if metrics is not None and figures is not None:
-                    metrics.add({"step": done, **figures})
-                due = (
-                    stopping
-                    or done == self.steps
-                    or time.monotonic() - saved >= self.checkpoint_every
-                )
-                if metrics is not None and due:
-                    metrics.sync()
-                    checkpoints.save(self.out / CHECKPOINTS, done, self.save, self.about)
-                    saved = time.monotonic()
+                stopping = self.member.any(signalled())
+                if metrics is not None:
+                    metrics.add({**line, **self.lesson.figures(done, self.weights)})
+                    waited = time.monotonic() - saved
+                    if stopping or done == last or waited >= self.config.checkpoint_every:
+                        metrics.sync()
+                        checkpoints.save(self.out / CHECKPOINTS, done, self.save, self.about)
+                        saved = time.monotonic()
                 if stopping:
                     self.member.wait()  # for the checkpoint: a launcher ends all once one has ended
                     raise KeyboardInterrupt
-        if self.ema:
+        if self.config.ema:
             self.weights.use(self.weights.average.values())
+
+    def _line(self, done: int) -> dict[str, Json]:
+        """Take one step, the `done`th; what to log of it."""
+        began = time.perf_counter()
+        rate = self.lesson.rate(done - 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.step(self.lesson.losses(done - 1, self.weights))
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} at step {done}: lower lr (now {rate:g}) or clip, and start"
+                " again in another folder"
+            )
+        if self.config.ema:
+            self.weights.follow(min(self.config.ema, done / (9 + done)))
+        seconds = round(time.perf_counter() - began, 4)
+        return {"step": done, "loss": loss, "lr": rate, "seconds": seconds}
 
     def step(self, losses: Sequence[Callable[[], Tensor]]) -> float:
         """One optimiser step of all processes together; its loss. A loss that is not finite changes
@@ -214,14 +232,46 @@ class Loop:
             with self.accelerator.accumulate(self.trained):
                 loss = self.trained(part)
                 self.accelerator.backward(loss)
-                total += loss.detach() / self.parts
+                total += loss.detach() / len(losses)
         mean = float(self.accelerator.reduce(total, "mean"))
         if math.isfinite(mean):
-            if self.clip:
-                self.accelerator.clip_grad_norm_(self.weights.parameter.values(), self.clip)
+            if self.config.clip:
+                self.accelerator.clip_grad_norm_(self.weights.parameter.values(), self.config.clip)
             self.optimizer.step()
         self.optimizer.zero_grad()
         return mean
+
+
+def check_shares(name: str, count: int, config: RunConfig, member: Member) -> None:
+    """ValueError unless so many of a batch can be divided into the parts of all processes."""
+    if count % (config.accumulation * member.count):
+        raise ValueError(
+            f"{name} ({count}) must be a multiple of accumulation x processes"
+            f" ({config.accumulation} x {member.count})"
+        )
+
+
+def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    """In which a loss is computed."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "rex": lambda done: (1 - done) / (0.5 + 0.5 * (1 - done)),
+    "late": lambda done: min(1.0, (1 - done) / 0.4),
+}
+"""The share of the learning rate that is left, given the share of the steps that is done.
+
+rex: high for long, then steep, for fixed budgets (arXiv 2107.04197)."""
+
+
+def scheduled(step: int, steps: int, config: RunConfig) -> float:
+    """The factor of step 0..steps-1: it rises over `warmup` steps, and falls from 1 to `final_lr`
+    after the last step."""
+    rising = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    left = SCHEDULES[config.schedule](step / steps)
+    return rising * (config.final_lr + (1 - config.final_lr) * left)
 
 
 class MetricsFile:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import nn
 
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
+from ttsnap.options.model import parse_lora
 from ttsnap.pipelines.memory.memo import Memo
 from ttsnap.pipelines.pipeline_copy import copied, hooked, shared_copy
 from ttsnap.pipelines.quiet import quiet
@@ -31,29 +31,6 @@ MOST_ALPHA = 1e6
 _MATCHED = {"target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"}
 _RANKS = {"r", "rank_pattern"}
 _ALPHAS = {"lora_alpha", "alpha_pattern"}
-
-
-def parse_lora(text: str) -> tuple[str, float]:
-    """Folder, file or hub id, and scale, of "WHERE" or "WHERE:SCALE"; 1 where no scale is given.
-
-    A name that ends in a colon and a number is taken whole where it exists. ValueError without a
-    name, or with a scale that is not finite.
-    """
-    where = text
-    scale = 1.0
-    head, _, tail = text.rpartition(":")
-    if head and not Path(text).expanduser().exists():
-        try:
-            where = head
-            scale = float(tail)
-        except ValueError:  # the colon belongs to the name
-            where = text
-    if not where.strip() or not math.isfinite(scale):
-        raise ValueError(
-            f"cannot read --lora {text!r}: give a folder or a hub id, and a number after it as in"
-            " FOLDER:0.5"
-        )
-    return where, scale
 
 
 def load_lora(pipe: Any, *texts: str) -> None:

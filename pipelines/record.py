@@ -14,7 +14,6 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import digests
 from ttsnap.options.model import ModelOptions
-from ttsnap.options.option import noted
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.request import EngineSpec, Prepared
 from ttsnap.results.record import SearchRecord
@@ -78,9 +77,7 @@ def record_of(
 def _noted(search: Prepared, rewards: Sequence[str]) -> dict[str, Any]:
     """The options that records note, as the search has them."""
     measure = search.engine.batch.features
-    selection = search.request.selection
-    given = {**noted(selection), **noted(search.engine.batch)}
-    given |= {
+    given = {
         "require": search.selection.named(rewards).words,
         "diversity": None if measure is None else search.selection.diversity,
         "likeness": None if measure is None else getattr(measure, "__name__", str(measure)),

@@ -28,7 +28,6 @@ from ttsnap.pipelines.engine_factory import open_engine
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_name, record_of
 from ttsnap.request.request import ModelDefaults, Prepared
-from ttsnap.results.answers import answered
 from ttsnap.results.outputs import (
     FinishedLatents,
     Recorder,
@@ -37,6 +36,7 @@ from ttsnap.results.outputs import (
     write_results,
 )
 from ttsnap.results.record import SearchRecord
+from ttsnap.results.report import with_answers
 from ttsnap.reward_models.registry import make_rewards, parts
 from ttsnap.rewards.reward_model import RewardModel
 
@@ -192,7 +192,7 @@ def finished(
     frames = search.engine.batch.frames
     results, flags = output.checked(pipe, found)
     results = [
-        answered(result, scoring or search.engine.rewards, engine.reward_names, prompt.read)
+        with_answers(result, scoring or search.engine.rewards, engine.reward_names, prompt.read)
         for result, prompt in zip(results, prompts, strict=True)
     ]
     if report:

@@ -22,7 +22,6 @@ import os
 import re
 import sys
 import tempfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -408,7 +407,8 @@ def page() -> dict[str, Any]:
     """Searches by the page's form: their files, and the lines that repeat them."""
     from ttsnap.cli import common, demo
     from ttsnap.demo import form
-    from ttsnap.demo.stream import stream
+    from ttsnap.demo.live import stream
+    from ttsnap.demo.panels import Hand
     from ttsnap.demo.worker import Models
 
     given = {
@@ -428,7 +428,10 @@ def page() -> dict[str, Any]:
         "strength": 0.7,
         "diverse": False,
     }
-    limits, offer = form.DemoLimits(), demo.offered(demo.parser().parse_args(["--device", "cpu"]))
+    limits, offer = (
+        form.DemoLimits(),
+        demo.catalog_of(demo.parser().parse_args(["--device", "cpu"])),
+    )
     models = Models(lambda name, task=None: common.load_model(name, "cpu", "float32", task=task))
     cases = {
         "alone": {},
@@ -440,9 +443,7 @@ def page() -> dict[str, Any]:
     for name, more in cases.items():
         folder, request = Path(f"page-{name}"), form.read({**given, **more}, offer, limits)
         folder.mkdir()
-        *_, last = stream(
-            request, models, limits, threading.Event(), folder, compare=name == "compared"
-        )
+        *_, last = stream(request, models, limits, Hand(), folder, compare=name == "compared")
         found[name] = {"python": last.python, "command": last.command, **files_in(folder)}
     return found
 

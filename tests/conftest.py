@@ -6,6 +6,7 @@ nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import functools
 import gc
@@ -261,7 +262,9 @@ def few_prices(monkeypatch):
     other tests."""
     from ttsnap.simulation.calibrate import calibrate
 
-    quick = functools.partial(calibrate, images=(3, 8), seeds=30)
+    def quick(recording, checks=None, costs=None, *, fit):
+        return calibrate(recording, checks, costs, (3, 8), dataclasses.replace(fit, seeds=30))
+
     monkeypatch.setattr("ttsnap.simulation.calibrate.calibrate", quick)
 
 

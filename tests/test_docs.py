@@ -17,7 +17,7 @@ import pytest
 from tests.comfyui.double_nodes import nodes_of_comfyui
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.cli import COMMANDS, parse
-from ttsnap.request.fields import names_of
+from ttsnap.request.offer import names_of
 from ttsnap.reward_models.judge.options import JudgeOptions
 from ttsnap.reward_models.registry import JUDGE, REWARDS
 from ttsnap.sampling.kernels import KERNELS

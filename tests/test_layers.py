@@ -34,15 +34,16 @@ MAY_IMPORT = {
         "cluster": "request core files options engine profiling recordings",
         "results": "core files options rewards reward_models",
         "recordings": "core files options algorithms loop results rewards",
-        "simulation": "core files algorithms loop recordings",
+        "simulation": "core files options algorithms loop recordings",
         "bench": "core files options algorithms loop results",
         "scenes": "files",
         "signs": "core",
+        "things": "scenes",
         "pipelines": (
             "core files options algorithms loop sampling rewards engine profiling results scenes"
-            " signs cluster request reward_models"
+            " signs things cluster request reward_models"
         ),
-        "reward_models": "core files rewards profiling scenes signs",
+        "reward_models": "core files rewards profiling scenes signs things",
         "distill": (
             "core files options rewards reward_models recordings results sampling pipelines engine"
             " scenes simulation"

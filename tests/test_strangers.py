@@ -62,7 +62,7 @@ from ttsnap.distill import checkpoints, data
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Frames
 from ttsnap.distill.evaluate import Evaluation
-from ttsnap.files.pictures import is_video, texts_in, video_pixels
+from ttsnap.files.pictured import is_video, texts_in, video_pixels
 from ttsnap.files.plain_yaml import load_settings, read_yaml
 from ttsnap.files.reading import picture_pixels, read_bytes, read_json, read_object, read_tensors
 from ttsnap.files.run_folder import digest

@@ -1,195 +1,249 @@
-"""From a model to its draft: trajectories, training, export, evaluation. Each part resumes where it
-stopped."""
+"""From recordings of a model to its draft: training, export, evaluation, card. Each part resumes
+where it stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ttsnap.distill import processes
-from ttsnap.distill.draft import trajectories
-from ttsnap.distill.draft.config import DraftConfig
-from ttsnap.distill.draft.prompts import Prompts
-from ttsnap.distill.draft.report import DRAFT, card, evaluate
+from ttsnap.core.looks import Draft, EstimatorAt
+from ttsnap.distill import curriculum
+from ttsnap.distill.config import DraftConfig
+from ttsnap.distill.data import FrameAt, Frames
 from ttsnap.distill.draft.student import CARD, WEIGHTS, DraftStudent, check_lora, export, start_from
-from ttsnap.distill.draft.train import check_training, last_validation, train
-from ttsnap.distill.draft.trajectories import Trajectories
-from ttsnap.distill.processes import Member
-from ttsnap.distill.training import CHECKPOINTS
-from ttsnap.files.plain_yaml import as_yaml, load_settings
-from ttsnap.files.run_folder import RunFolder, differences
-from ttsnap.files.settings import Json, plain
-from ttsnap.files.writing import write_text
-from ttsnap.options.option import determining
-from ttsnap.pipelines.memory.acceleration import compile_denoiser
-from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.sampling.drafts import DraftSettings, TrainedFor, note_check
-from ttsnap.simulation.looks import RankedLook
+from ttsnap.distill.draft.train import LATENTS, DraftLesson, last_validation
+from ttsnap.distill.run import Recorder, begun, open_frames
+from ttsnap.distill.training import Training
+from ttsnap.files.settings import Json, check
+from ttsnap.files.writing import sha256, write_text
+from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines.packaged import MODELS
+from ttsnap.recordings.record import record as make_recording
+from ttsnap.reward_models.registry import make_reward, refuse_credentials
+from ttsnap.sampling.drafts import Checked, DraftSettings, TrainedFor, note_check
+from ttsnap.simulation.looks import RankedLook, drafts_against_estimates, figures_of, ranked, table
+from ttsnap.version import __version__
 
-COMMAND = "distill-draft"
-CONFIG = "config.yaml"
-TRAJECTORIES = "trajectories"
+DRAFT = "draft"
+"""The folder of the exported draft, in the folder of the run."""
 EVALUATION = "evaluation"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a draft is measured on: prompts that it was not trained on, and the reward that ranks
-    their seeds."""
-
-    prompts: tuple[str, ...]
-    reward: RewardModel
+LOOKS = tuple(EstimatorAt(Draft(calls).name, 0) for calls in (1, 2))
+"""Drafts that are measured."""
+SECTION: Mapping[str, Json] = {"seed": 1_000_000, "score_steps": []}
+"""Defaults of the record section: seeds far from those of searches, and no scores on the way."""
+OTHER = ("lora", "task", "pictures", "path", "times", "guide", "variety")
+"""What a recording notes where something else than the model and its own sampler made it."""
 
 
 def distill_draft(
-    pipe: Any,
     config: DraftConfig,
-    prompts: Prompts,
-    out: Path,
+    out: str | Path,
+    pipe_on: Callable[[torch.device, str], Any],
     *,
-    measured: Measured | None = None,
+    record: Recorder | None = None,
     bar: bool = False,
 ) -> Sequence[RankedLook]:
-    """Make a draft of a search pipeline in out/draft, and return how each look ranks seeds; nothing
-    without `measured`.
+    """Make a draft in out/draft from recordings of its model, and return how each look ranks the
+    seeds of held-out prompts; nothing where no reward is known to rank by.
 
-    The same call resumes an interrupted run: trajectories and training after their last checkpoint,
-    evaluation after its last unit. Ctrl-C and SIGTERM wait until the batch at hand is saved. Under
-    a launcher every process calls this, with the pipeline on its own device. The processes divide
-    trajectories and training; the first one measures, and the others return nothing.
+    The same call resumes an interrupted run, as of `ttsnap.distill.run.distill`. Under a launcher
+    every process calls this. The processes divide the training; the first one measures, and the
+    others return nothing.
 
     Args:
-        pipe: the search pipeline.
         config: the settings.
-        prompts: of the trajectories.
         out: folder of the run.
-        measured: prompts and reward of the evaluation.
-        bar: whether to show progress.
+        pipe_on: loads the search pipeline of the model to a device, in a dtype: that which was
+            recorded, as noise depends on it.
+        record: carries out the record section, where the configuration has one.
+        bar: whether to print the number of processes and show progress.
 
     Raises:
         ValueError: where `out` is in use, holds other files or a run with other settings, or
-            settings misfit.
+            settings or recordings misfit.
         OSError: where the disk is full.
     """
-    member = processes.start(COMMAND, cpu=pipe.device.type == "cpu", shown=bar)
-    if member.count > 1 and pipe.device != member.device:
-        raise ValueError(
-            f"this process of {member.count} computes on {member.device}, and the model is on"
-            f" {pipe.device}; use pipe.to({str(member.device)!r}), or --device auto on the command"
-            " line"
-        )
-    call = dict(config.call or {})
+    out = Path(out)
+    refuse_credentials(config.reward)  # before it is written into a file
     looks = list[RankedLook]()
-    denoiser = pipe.denoiser(**call)
-    check_lora(pipe, denoiser.net)
-    purpose = TrainedFor(config.model, denoiser.grid.steps, float(denoiser.scale))
-    settings = trajectories.settings_of(
-        config.trajectories, config.model, call, prompts, pipe.dtype
-    )
-    folder = out / TRAJECTORIES
-    draft = out / DRAFT
-    run = run_folder(config, settings, out)
-    with ExitStack() as until_end:
-        member.alone(lambda: until_end.enter_context(run.opened()))
-        if not (draft / WEIGHTS).exists():
-            files = trajectories.expected(config.trajectories, folder)
-            check_training(config.training, len(files) * config.trajectories.shard, member)
-            if config.trajectories.compile and not all(path.exists() for path in files):
-                compile_denoiser(pipe)
-            trajectories.make(
-                pipe.denoiser(**call), prompts, config.trajectories, settings, folder, member
-            )
-            student = _train(
-                pipe, config, Trajectories.read(files, settings), settings, out, member
-            )
-            about = DraftSettings(first_time=config.training.first_time, trained_for=purpose)
-            member.alone(
-                lambda: export(
-                    student, pipe, about, card(config, purpose, last_validation(out), []), draft
-                )
-            )
+    options = {**SECTION, "model": config.model, **(config.record or {}), LATENTS: True}
+    with begun("distill-draft", config, out, record, options, bar) as member:
+        frames = open_frames(config, out, member)
+        call, dtype = recorded_by(frames, config.model)
+        trained, held_out = curriculum.held_out(frames.prompts, config.validation, config.seed)
+        pipe = pipe_on(member.device, dtype)
+        denoiser = pipe.denoiser(**call)
+        check_lora(pipe, denoiser.net)
+        if tuple(map(float, denoiser.grid.levels)) != frames.levels:
+            raise ValueError("the recordings are of another scheduler than the model's")
+        purpose = TrainedFor(config.model, denoiser.grid.steps, float(denoiser.scale))
+
+        def described(looks: Sequence[RankedLook]) -> str:
+            count = sum(int(frames.seeds[p]) for p in trained)
+            return card(config, purpose, count, last_validation(out), looks)
+
+        if not (out / DRAFT / WEIGHTS).exists():
+            student = _student(pipe, call, config)
+            lesson = DraftLesson(student, frames, (trained, held_out), config, member)
+            Training(lesson, config, out, member).run()
+            about = DraftSettings(first_time=config.first_time, trained_for=purpose)
+            member.alone(lambda: export(student, pipe, about, described([]), out / DRAFT))
 
         def measure() -> None:
-            if measured is None:  # as in all processes but the first, which wait
-                return
-            engine = pipe.engine(
-                measured.reward, draft=str(draft), batch_size=config.trajectories.batch, **call
-            )
-            found, checked = evaluate(
-                engine, measured.prompts, config, purpose, out / EVALUATION, bar=member.shown
-            )
-            note_check(draft, checked)
-            write_text(draft / CARD, card(config, purpose, last_validation(out), found))
-            looks.extend(found)
+            texts = list(dict.fromkeys(frames.prompts[p] for p in held_out))[: config.prompts]
+            looks.extend(_ranked(pipe, call, texts, config, purpose, out, bar=member.shown))
+            write_text(out / DRAFT / CARD, described(looks))
 
         member.alone(measure)
     return looks
 
 
-def _train(
-    pipe: Any,
-    config: DraftConfig,
-    data: Trajectories,
-    settings: Mapping[str, Json],
-    out: Path,
-    member: Member,
-) -> DraftStudent:
-    training = config.training
-    torch.manual_seed(training.seed)  # the LoRA's first weights
-    student = DraftStudent(
-        pipe,
-        config.call or {},
-        states=config.trajectories.states,
-        first_time=training.first_time,
-        rank=training.rank,
-    )
-    if training.start:
-        start_from(student, Path(training.start))
-    if training.checkpointing:
+def recorded_by(frames: Frames, model: str) -> tuple[dict[str, Any], str]:
+    """The arguments of the call that was recorded, and the model's dtype. ValueError for recordings
+    of another model or of several calls, and where no draft can be learnt from them."""
+    info = frames.info[0]
+    for other in ({**info, "model": model}, *frames.info):
+        for name in ("model", "call", "sampler", "kernel", "dtype"):
+            if other.get(name) != info.get(name):
+                raise ValueError(
+                    f"a draft is of one model and one call: {name} is {info.get(name)} in the first"
+                    f" recording, not {other.get(name)}"
+                )
+    strange = [name for name in OTHER if any(name in each for each in frames.info)]
+    if info.get("kernel", "pipeline") != "pipeline" or strange:
+        raise ValueError(
+            "a draft is of a model alone and its own sampler; record without"
+            f" {', '.join(strange) or 'kernel'}"
+        )
+    frames.check_stored(LATENTS, [frames.last])
+    ends = [FrameAt(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
+    noises = len({frames.seed(end) for end in ends})
+    if noises < len(ends):
+        raise ValueError(
+            f"{len(ends)} trajectories begin with {noises} different noises, and a draft would"
+            " learn these by heart: record --latents without --images, and each recording from"
+            " another --seed"
+        )
+    call = check("call", info.get("call"), dict[str, Any])
+    return call, check("dtype", info.get("dtype"), str)
+
+
+def _student(pipe: Any, call: Mapping[str, Json], config: DraftConfig) -> DraftStudent:
+    """The student as training begins."""
+    torch.manual_seed(config.seed)  # the LoRA's first weights
+    student = DraftStudent(pipe, call, first_time=config.first_time, rank=config.rank)
+    if config.start:
+        start_from(student, Path(config.start))
+    if config.checkpointing:
         student.checkpoint()
-    if training.compile:
+    if config.compile:
         student.compile()
-    train(student, data, training, settings, out, member)
     return student
 
 
-def run_folder(config: DraftConfig, settings: Mapping[str, Json], out: Path) -> RunFolder:
-    """The folder of a run, whose settings are fixed as far as they were used. settings: of its
-    trajectories."""
+def _ranked(
+    pipe: Any,
+    call: Mapping[str, Any],
+    prompts: Sequence[str],
+    config: DraftConfig,
+    purpose: TrainedFor,
+    out: Path,
+    *,
+    bar: bool,
+) -> Sequence[RankedLook]:
+    """How each look ranks the seeds of these prompts, the cheapest look first, which the draft
+    notes; nothing without prompts or a reward."""
+    packaged = MODELS.get(config.model)
+    reward = config.reward or (packaged.rewards[0] if packaged is not None else "")
+    if not (reward and prompts):
+        return ()
+    draft = out / DRAFT
+    scorer = make_reward(reward, device=pipe.device)
+    engine = pipe.engine(scorer, draft=str(draft), batch_size=config.batch_size, **call)
+    options = RecordOptions(
+        seeds=config.seeds,
+        steps=[step for step in config.estimates if step < engine.grid.steps],
+        looks=[*map(str, LOOKS)],
+    )
+    info: dict[str, Json] = {
+        "model": purpose.model,
+        "call": call,
+        "weights": sha256(draft / WEIGHTS),
+        "draft": str(draft.resolve()),
+        "draft_guidance": purpose.guidance_scale,
+    }
+    folder = out / EVALUATION
+    recording = make_recording(engine, prompts, folder, options, info=info, progress_bar=bar)
+    looks = ranked(recording)
+    figures = figures_of(recording, drafts_against_estimates(looks))
+    scale = purpose.guidance_scale or 0.0
+    note_check(draft, Checked(purpose.model, engine.grid.steps, scale, figures))
+    return looks
 
-    def differing() -> list[str]:
-        there = load_settings(DraftConfig, out / CONFIG)
-        made = sorted((out / TRAJECTORIES).glob("*.safetensors"))
-        trained = (out / CHECKPOINTS).exists() or (out / DRAFT).exists()
-        differing = differences(
-            _settled(there, bool(made), trained), _settled(config, bool(made), trained)
+
+def card(
+    config: DraftConfig,
+    purpose: TrainedFor,
+    count: int,
+    validation: Mapping[str, float],
+    looks: Sequence[RankedLook],
+) -> str:
+    """The card in Markdown. count: of trajectories. validation: errors on those of held-out prompts.
+    looks: empty before evaluation."""
+    scale = (
+        "no guidance" if purpose.guidance_scale is None else f"guidance {purpose.guidance_scale:g}"
+    )
+    started = ", from the weights of an earlier draft" if config.start else ""
+    head = f"""---
+library_name: diffusers
+base_model: {purpose.model}
+tags: [lora, ttsnap, draft]
+---
+
+# Draft LoRA for {purpose.model}
+
+It guesses, in one call or two, without guidance, where the model's own deterministic sampler will end from a given
+noise: the image that this seed would become. The guess is rough, but its reward ranks seeds much better than the first
+x0 estimates do, so that a search drops most seeds before it pays for them. Made by `ttsnap distill-draft` of version
+{__version__}.
+
+    ttsnap generate PROMPT --model {purpose.model} --draft THIS_FOLDER
+
+Trained for {purpose.steps} steps at {scale}, and for nothing else: at another number of steps, guidance or scheduler
+the sampler ends elsewhere. It is told {config.first_time:g} of the true time at its first call (draft.json).
+
+## Training
+
+- {count:,} trajectories
+- {config.updates:,} steps of {config.batch} rows, rank {config.rank}, AdamW at {config.lr:g}{started}
+- no reward was used: one draft serves all rewards
+"""
+    if validation:
+        errors = ", ".join(f"{name} {value:.3f}" for name, value in validation.items())
+        head += (
+            f"- mean squared error of the guesses on trajectories of held-out prompts: {errors}\n"
         )
-        if made and not differing:
-            # of other prompts, some may be those to measure on
-            trajectories.read_shard(made[0], settings)
-        return differing
+    if looks:
+        head += f"""
+## How well it ranks
 
-    return RunFolder(out, CONFIG, "run", differing, as_yaml(config))
+Spearman correlation, within a prompt, of the guess's reward with that of the finished image, on held-out prompts with
+{config.seeds} seeds each; standard error over prompts. An NFE is one guided evaluation of the model; x0 estimates are
+those that the sampler makes anyway.
 
+{table(looks)}
+"""
+    return (
+        head
+        + """
+## What it is not for
 
-def _settled(config: DraftConfig, begun: bool, trained: bool) -> dict[str, Json]:
-    """The settings that are fixed once trajectories were made (`begun`), and once training began
-    (`trained`)."""
-    settled: dict[str, Json] = {}
-    if begun:
-        settled |= {
-            "model": config.model,
-            "call": config.call,
-            "trajectories": determining(config.trajectories),
-        }
-    if trained:
-        settled |= {
-            "trajectories.count": config.trajectories.count,
-            "training": determining(config.training),
-        }
-    return {name: plain(value) for name, value in settled.items()}
+- pictures: loaded as an ordinary LoRA (`pipe.load_lora_weights`) it changes what the model makes, and one call with it
+  is a blurred guess
+- samplers that draw noise, other schedules, other guidance, other weights of the model
+- prompts far from those that it was trained on, until `ttsnap record --check-draft` says how it ranks there
+"""
+    )

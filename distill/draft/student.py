@@ -26,8 +26,10 @@ from ttsnap.pipelines.drafting.drafters import Drafter
 from ttsnap.pipelines.drafting.drafting import estimated, use_drafter
 from ttsnap.pipelines.latents.convert import own_path
 from ttsnap.pipelines.pipeline_copy import shared_copy
+from ttsnap.sampling import rng
+from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.drafts import DraftSettings, write_draft
-from ttsnap.sampling.interpolants import Interpolant, rows
+from ttsnap.sampling.interpolants import Interpolant
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 CARD = "README.md"
@@ -37,31 +39,29 @@ class DraftStudent:
     """A copy of a pipeline's network with a new LoRA, which shares the network's frozen weights.
 
     call: arguments of the pipeline's call.
-    states: how many grid steps drafts may start from.
     first_time: conditioning time of first calls, as a share of the true time.
     rank: of the LoRA.
     """
 
     def __init__(
-        self, pipe: Any, call: Mapping[str, Json], *, states: int, first_time: float, rank: int
+        self, pipe: Any, call: Mapping[str, Json], *, first_time: float, rank: int
     ) -> None:
         denoiser = pipe.denoiser(**call)
+        check_sampler(denoiser)
         schedule = denoiser.schedule
         self.path: Interpolant = own_path(schedule)
-        alpha = schedule.alpha[:states].double()
-        sigma = schedule.sigma[:states].double()
-        self.times = self.path.inverse_ratio(alpha / sigma)
-        """Times of the states on the model's own path, (S,) float64."""
-        size = torch.hypot(alpha, sigma) / torch.hypot(
-            self.path.alpha(self.times), self.path.sigma(self.times)
-        )
+        alpha = schedule.alpha[0].double()
+        sigma = schedule.sigma[0].double()
+        time = self.path.inverse_ratio(alpha / sigma)
+        self.time = float(time)
+        """That of the noise on the model's own path."""
+        size = torch.hypot(alpha, sigma) / torch.hypot(self.path.alpha(time), self.path.sigma(time))
         self._scale = size.float()
         self.first_time = first_time
         self.network = denoiser.network
         self.device = denoiser.device
-        self.second_time = float(self.times[0]) / 2
-        second = torch.tensor([self.second_time], dtype=torch.float64)
-        self._given = torch.cat([self.times * first_time, second])
+        self._dtype = pipe.dtype
+        self._given = torch.tensor([self.time * first_time, self.time / 2], dtype=torch.float64)
         self.net: Any = shared_copy(denoiser.net)
         self.parameters = add_lora(self.net, rank)
         use_drafter(denoiser, Drafter(self.net, DraftSettings(first_time=first_time)))
@@ -70,7 +70,7 @@ class DraftStudent:
     def checkpoint(self) -> None:
         """Compute the blocks again in the backward pass, to save memory. ValueError for a network
         that cannot."""
-        with foreign(f"training.checkpointing does not work with a {type(self.net).__name__}"):
+        with foreign(f"checkpointing does not work with a {type(self.net).__name__}"):
             self.net.enable_gradient_checkpointing()
 
     def compile(self) -> None:
@@ -85,20 +85,42 @@ class DraftStudent:
         with torch.no_grad():
             self._denoiser.encode(prompts)
 
-    def on_path(self, x: Tensor, step: Tensor) -> Tensor:
-        """Points of the model's own path, from states x (N, ...) in the sampler's scaling at grid
-        steps (N,)."""
-        return x / rows(self._scale[step], x)
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """The noises (N, ...) that the sampler begins with, as points of the model's own path. Some
+        prompt must be encoded."""
+        x = self._denoiser.init_latents([rng.seeded(seed) for seed in seeds])
+        return x.float() / self._scale.to(x.device)
 
     def estimate(self, x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
         """x0 estimates (N, ...) at points x (N, ...) of the path, conditioning times (N,), of
         prompts cond (N,).
 
-        Possible times: first_time times the time of a state, and second_time.
+        Possible times: first_time times that of the noise, and half of that of the noise.
         """
         at = (time.double().unsqueeze(1) - self._given).abs().argmin(1)
-        step = at % len(self.times)  # second calls are of drafts from noise
-        return estimated(self._denoiser, x, self._given[at], step, cond, x.dtype)
+        step = torch.zeros_like(at)
+        return estimated(self._denoiser, x, self._given[at], step, cond, self._dtype)
+
+
+def check_sampler(denoiser: Denoiser) -> None:
+    """ValueError where noise does not decide where this sampler ends, or a step takes several
+    evaluations."""
+    if denoiser.kernel.stochastic:
+        raise ValueError(
+            f"the sampler ({type(denoiser.kernel).__name__}) draws noise at every step, so that"
+            " noise does not decide where a trajectory ends: a draft needs a deterministic one, as"
+            " Euler, DDIM or DPM-Solver++"
+        )
+    if not denoiser.mixes_noise:
+        raise ValueError(
+            "what this call makes of a seed depends on more than its initial noise, which is all"
+            " that a draft sees; give it no picture"
+        )
+    if denoiser.grid.nfe != denoiser.grid.steps:
+        raise ValueError(
+            "the sampler takes several evaluations in a step; choose one that takes one (Euler,"
+            " DDIM)"
+        )
 
 
 def blocks_of(net: nn.Module) -> str | None:
@@ -163,7 +185,7 @@ def add_lora(net: Any, rank: int) -> dict[str, nn.Parameter]:
 def start_from(student: DraftStudent, folder: Path) -> None:
     """Copy the weights of an earlier draft into the student's LoRA. ValueError where they do not
     fit."""
-    with foreign(f"training.start: cannot read {folder / WEIGHTS}"):
+    with foreign(f"start: cannot read {folder / WEIGHTS}"):
         tensors = load_file(folder / WEIGHTS)
     prefix = f"{student.network}."
     for name, p in student.parameters.items():
@@ -171,8 +193,7 @@ def start_from(student: DraftStudent, folder: Path) -> None:
         if value is None or value.shape != p.shape:
             there = "missing" if value is None else tuple(value.shape)
             raise ValueError(
-                f"training.start {folder} does not fit: {name} is {there} there, here"
-                f" {tuple(p.shape)}"
+                f"start {folder} does not fit: {name} is {there} there, here {tuple(p.shape)}"
             )
         p.copy_(value)
 

@@ -1,216 +1,160 @@
-"""Training of a draft: rows of a step, their loss, AdamW on the LoRA, and errors on held-back
-trajectories."""
+"""What a draft learns: where the sampler ends, from the noises of recorded trajectories and their
+last latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ttsnap.core.arrays import IntArray
-from ttsnap.distill.draft.config import TrainingConfig
-from ttsnap.distill.draft.student import WEIGHTS, DraftStudent
-from ttsnap.distill.draft.trajectories import Trajectories
+from ttsnap.distill.config import DraftConfig
+from ttsnap.distill.data import FrameAt, Frames
+from ttsnap.distill.draft.student import DraftStudent
 from ttsnap.distill.processes import ALONE, Member
-from ttsnap.distill.training import METRICS, Loop, Weights, read_metrics
+from ttsnap.distill.training import (
+    METRICS,
+    Lesson,
+    Weights,
+    autocast,
+    check_shares,
+    read_metrics,
+    scheduled,
+)
 from ttsnap.files.settings import Json, check
-from ttsnap.options.option import determining
 from ttsnap.sampling.drafts import carried, guess
 from ttsnap.sampling.interpolants import Interpolant, level, rows
 
 Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x (N, ...), conditioning times (N,), indices of encoded prompts (N,)) -> x0 (N, ...)."""
 CALLS = (1, 2)
-"""Numbers of calls from noise that are validated; later states are validated with one call."""
+"""Numbers of calls that are validated."""
+MOST_VALIDATED = 192
+"""Trajectories of held-out prompts."""
+LATENTS = "latents"
 
 
-def train(
-    student: DraftStudent,
-    data: Trajectories,
-    config: TrainingConfig,
-    settings: Mapping[str, Json],
-    out: Path,
-    member: Member = ALONE,
-) -> None:
-    """Train to the end, from the last checkpoint in out/checkpoints where there is one.
+class DraftLesson(Lesson):
+    """A draft's training on the trajectories of prompts.
 
-    The student then holds the averaged weights. Each process takes its share of every batch; the
-    first one validates and writes. On a CPU a run that is resumed by as many processes ends with
-    the same bits as an undisturbed one; another number of processes differs by rounding only.
-
-    settings: what else the result depends on, JSON-ready. ValueError for what `check_training`
-    refuses, a checkpoint of another run, and a loss that is not finite; OSError where the disk is
-    full.
+    prompts: by number, those to train on and those to validate on. ValueError for a batch that
+    cannot be divided.
     """
-    check_training(config, len(data), member)
-    held = data.part(0, config.validation)
-    trained = data.part(config.validation, len(data))
-    adam = torch.optim.AdamW(
-        student.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0
-    )
-    weights = Weights(student.parameters)
-    about: dict[str, Json] = {"training": determining(config), "count": len(data), **settings}
-    every = config.checkpoint_every
-    loop = Loop(
-        weights,
-        adam,
-        out,
-        about,
-        config.steps,
-        config.ema,
-        config.clip,
-        every,
-        member,
-        parts=config.parts,
-        prefix="training.",
-    )
-    first = loop.resume()
-    began = perf_counter()
 
-    def measure(done: int, value: float) -> dict[str, Json] | None:
-        if not member.is_main or (done % config.validate_every and done < config.steps):
-            return None
-        with weights.averaged() if config.ema else nullcontext():
-            errors = validate(student, held, config)
-        return {"loss": value, "seconds": perf_counter() - began, **errors}
+    betas = (0.9, 0.99)
 
-    loop.run(
-        first,
-        lambda step: factor(step, config),
-        lambda step: losses(student, trained, step, config, member),
-        measure,
-    )
+    def __init__(
+        self,
+        student: DraftStudent,
+        frames: Frames,
+        prompts: tuple[Sequence[int], Sequence[int]],
+        config: DraftConfig,
+        member: Member = ALONE,
+    ) -> None:
+        check_shares("batch", config.batch, config, member)
+        self.student = student
+        self.frames = frames
+        self.config = config
+        self.member = member
+        self.parameters = student.parameters
+        self.steps = config.updates
+        self.identity: Json = frames.identity
+        self.trained = self._ends(prompts[0])
+        held_out = self._ends(prompts[1])
+        spread = np.linspace(0, len(held_out) - 1, min(len(held_out), MOST_VALIDATED))
+        self.held_out = [held_out[int(i)] for i in spread]
+
+    def _ends(self, prompts: Sequence[int]) -> list[FrameAt]:
+        """The ends of all their trajectories."""
+        last = self.frames.last
+        return [FrameAt(p, s, last) for p in prompts for s in range(self.frames.seeds[p])]
+
+    def rate(self, step: int) -> float:
+        return self.config.lr * scheduled(step, self.steps, self.config)
+
+    def losses(self, step: int, weights: Weights) -> Sequence[Callable[[], Tensor]]:
+        drawn = draw(step, len(self.trained), self.config)
+        second = round(self.config.second * self.config.batch)
+        every = self.config.accumulation * self.member.count
+        firsts = range(self.member.rank, every, self.member.count)
+        return [
+            partial(self._loss, drawn[first::every], len(range(first, second, every)))
+            for first in firsts
+        ]
+
+    def _loss(self, drawn: IntArray, second: int) -> Tensor:
+        """Of these trajectories, by their places in `trained`, differentiable. The first `second`
+        rows are second calls, which start from the network's own first guess."""
+        student = self.student
+        x, cond, end = self._batch([self.trained[int(i)] for i in drawn])
+        time = torch.full((len(x),), student.time * student.first_time, dtype=torch.float64)
+        with autocast(self.config, student.device):
+            if second:
+                half = second_calls(
+                    student.path,
+                    student.estimate,
+                    x[:second],
+                    cond[:second],
+                    student.time,
+                    student.first_time,
+                )
+                x = torch.cat([half, x[second:]])
+                time[:second] = student.time / 2
+            found = student.estimate(x, time, cond)
+        return loss(student.path, found.float(), end, time, self.config.floor)
+
+    def figures(self, done: int, weights: Weights) -> dict[str, Json]:
+        if done % self.config.validate_every and done < self.steps:
+            return {}
+        with weights.averaged() if self.config.ema else nullcontext():
+            return dict(self.validate(self.held_out))
+
+    @torch.no_grad()
+    def validate(self, entries: Sequence[FrameAt]) -> dict[str, float]:
+        """Mean squared errors of guesses of the ends, in one call and in two."""
+        student = self.student
+        size = self.config.batch
+        errors: dict[str, list[float]] = {}
+        for first in range(0, len(entries), size):
+            x, cond, end = self._batch(entries[first : first + size])
+            time = torch.full((len(x),), student.time, dtype=torch.float64)
+            estimate = partial(student.estimate, cond=cond)
+            for calls in CALLS:
+                with autocast(self.config, student.device):
+                    found = guess(student.path, estimate, x, time, calls, student.first_time)
+                error = (found.float() - end).pow(2).flatten(1).mean(1)
+                errors.setdefault(f"calls {calls}", []).extend(error.tolist())
+        return {name: round(float(np.mean(values)), 5) for name, values in errors.items()}
+
+    def _batch(self, entries: Sequence[FrameAt]) -> tuple[Tensor, Tensor, Tensor]:
+        """Points of the path at the noises of these trajectories, indices of their prompts, which
+        are encoded, and their ends."""
+        student = self.student
+        texts = [self.frames.prompts[entry.prompt] for entry in entries]
+        wanted = list(dict.fromkeys(texts))
+        student.encode(wanted)
+        x = student.noise([self.frames.seed(entry) for entry in entries])
+        end = self.frames.load(entries, LATENTS).to(student.device)
+        return x, torch.tensor([wanted.index(text) for text in texts]), end
 
 
-def check_training(config: TrainingConfig, trajectories: int, member: Member) -> None:
-    """ValueError where training cannot begin; called before hours go into the trajectories."""
-    if trajectories <= config.validation:
-        raise ValueError(
-            f"training.validation is {config.validation}, but there are only {trajectories}"
-            " trajectories: hold back fewer, or raise trajectories.count"
-        )
-    if config.batch % (config.parts * member.count):
-        raise ValueError(
-            f"training.batch ({config.batch}) must be a multiple of training.parts x processes "
-            f"({config.parts} x {member.count})"
-        )
-    if config.start and not (Path(config.start) / WEIGHTS).is_file():
-        raise ValueError(
-            f"training.start {config.start} is no draft's folder: there is no {WEIGHTS} in it"
-        )
+def draw(step: int, count: int, config: DraftConfig) -> IntArray:
+    """The trajectories of optimiser step `step`, of `count`, by number; a function of seed and
+    step.
 
-
-def factor(step: int, config: TrainingConfig) -> float:
-    """The factor of the learning rate: it rises, stays, and falls linearly over the last part of
-    the steps."""
-    rising = (step + 1) / config.warmup if config.warmup else 1.0
-    falling = (1 - step / config.steps) / config.decay if config.decay else 1.0
-    return min(1.0, rising, max(config.final_lr, falling))
-
-
-def losses(
-    student: DraftStudent,
-    data: Trajectories,
-    step: int,
-    config: TrainingConfig,
-    member: Member = ALONE,
-) -> list[Callable[[], Tensor]]:
-    """The losses of the parts of this process's share of an optimiser step."""
-    drawn = draw(step, len(data), data.states.shape[1], config)
-    every = config.parts * member.count
-    shares = [drawn.part(part * member.count + member.rank, every) for part in range(config.parts)]
-    return [partial(rows_loss, student, data, share, config) for share in shares]
-
-
-@dataclass(frozen=True)
-class DrawnRows:
-    """B rows of a batch."""
-
-    trajectories: IntArray
-    """By number, (B,)."""
-    steps: IntArray
-    """Grid steps that they start from, (B,)."""
-    second: int
-    """The first so many rows are second calls, which start from the network's own first guess."""
-
-    def part(self, index: int, parts: int) -> DrawnRows:
-        """Every so many rows, from row `index` on."""
-        chosen = slice(index, None, parts)
-        return DrawnRows(
-            self.trajectories[chosen], self.steps[chosen], len(range(index, self.second, parts))
-        )
-
-
-def draw(step: int, count: int, states: int, config: TrainingConfig) -> DrawnRows:
-    """The rows of optimiser step `step`, from `count` trajectories with `states` states; a function
-    of seed and step.
-
-    Every trajectory comes once before any comes again. Each batch has as many rows of each kind.
+    Every trajectory comes once before any comes again.
     """
-    first = step * config.batch
-    at = np.arange(first, first + config.batch)
+    at = np.arange(step * config.batch, (step + 1) * config.batch)
     chosen = np.empty(config.batch, np.int64)
     for epoch in np.unique(at // count):
         order = np.random.default_rng((config.seed, 0, int(epoch))).permutation(count)
         chosen[at // count == epoch] = order[at[at // count == epoch] % count]
-    second = round(config.second * config.batch)
-    noise = round(config.from_noise * config.batch)
-    rng = np.random.default_rng((config.seed, 1, step))
-    steps = (
-        rng.integers(1, states, config.batch) if states > 1 else np.zeros(config.batch, np.int64)
-    )
-    steps[: second + noise] = 0
-    return DrawnRows(chosen, steps, second)
-
-
-class DraftBatch(NamedTuple):
-    """N rows as the network takes them."""
-
-    x: Tensor
-    """Points of the path, (N, ...)."""
-    time: Tensor
-    """Conditioning times, (N,)."""
-    cond: Tensor
-    """Indices of encoded prompts, (N,)."""
-    end: Tensor
-    """Ends to guess, (N, ...)."""
-
-
-def batch_of(
-    student: DraftStudent, data: Trajectories, drawn: DrawnRows, config: TrainingConfig
-) -> DraftBatch:
-    """These rows, with the network's own first guesses where second calls begin."""
-    at = torch.from_numpy(drawn.trajectories)
-    k = torch.from_numpy(drawn.steps)
-    n = drawn.second
-    texts = [data.prompts[int(i)] for i in drawn.trajectories]
-    wanted = list(dict.fromkeys(texts))
-    student.encode(wanted)
-    cond = torch.tensor([wanted.index(text) for text in texts])
-    x = student.on_path(data.states[at, k].to(student.device, torch.float32), k)
-    end = data.ends[at].to(student.device, torch.float32)
-    time = student.times[k] * student.first_time
-    if n:
-        with _autocast(student, config):
-            half = second_calls(
-                student.path,
-                student.estimate,
-                x[:n],
-                cond[:n],
-                float(student.times[0]),
-                student.first_time,
-            )
-        x = torch.cat([half, x[n:]])
-        time = torch.cat([torch.full((n,), student.second_time).double(), time[n:]])
-    return DraftBatch(x, time, cond, end)
+    return chosen
 
 
 def second_calls(
@@ -236,46 +180,9 @@ def loss(path: Interpolant, guess: Tensor, end: Tensor, time: Tensor, floor: flo
     return ((guess - end) / rows(weight, guess)).pow(2).flatten(1).mean(1).mean()
 
 
-def rows_loss(
-    student: DraftStudent, data: Trajectories, drawn: DrawnRows, config: TrainingConfig
-) -> Tensor:
-    """The loss of these rows, differentiable."""
-    batch = batch_of(student, data, drawn, config)
-    with _autocast(student, config):
-        found = student.estimate(batch.x, batch.time, batch.cond)
-    return loss(student.path, found.float(), batch.end, batch.time, config.floor)
-
-
-@torch.no_grad()
-def validate(student: DraftStudent, data: Trajectories, config: TrainingConfig) -> dict[str, float]:
-    """Mean squared errors of guesses of the end: from noise in one call and in two, from later
-    states in one."""
-    later = [k for k in (2, 4) if k < data.states.shape[1]]
-    cases = [(f"calls {calls}", 0, calls) for calls in CALLS] + [
-        (f"state {k}", k, 1) for k in later
-    ]
-    errors: dict[str, list[float]] = {name: [] for name, _, _ in cases}
-    for i in range(0, len(data) - config.batch + 1, config.batch) or range(1):
-        part = data.part(i, i + config.batch)
-        student.encode(part.prompts)
-        end = part.ends.to(student.device, torch.float32)
-        estimate = partial(student.estimate, cond=torch.arange(len(part)))
-        for name, k, calls in cases:
-            at = torch.full((len(part),), k)
-            x = student.on_path(part.states[:, k].to(student.device, torch.float32), at)
-            with _autocast(student, config):
-                found = guess(
-                    student.path, estimate, x, student.times[at], calls, student.first_time
-                )
-            errors[name].append(float((found.float() - end).pow(2).mean()))
-    return {name: round(float(np.mean(values)), 5) for name, values in errors.items()}
-
-
-def _autocast(student: DraftStudent, config: TrainingConfig) -> torch.autocast:
-    return torch.autocast(student.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-
-
 def last_validation(out: Path) -> dict[str, float]:
     """The errors that were logged last, by name; empty without any."""
     lines = read_metrics(out / METRICS)
-    return {name: check(name, value, float) for name, value in lines[-1].items()} if lines else {}
+    last = lines[-1] if lines else {}
+    names = [f"calls {calls}" for calls in CALLS]
+    return {name: check(name, last[name], float) for name in names if name in last}

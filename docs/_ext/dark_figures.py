@@ -20,12 +20,11 @@ from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
 
-from ttsnap.results.sheet import CELL, FADED, GAP, HEAD, LEFT, MARGIN
-from ttsnap.results.sheet import TEXT as TEXT_HEIGHT
+from ttsnap.results.sheet import CELL, FADED, HEAD, LEFT, MARGIN, ROW_GAP, TEXT_HEIGHT
 
 FOLDER = "_dark"
 BACKGROUND, TEXT = np.array([19.0, 20, 22]), np.array([230.0, 232, 235])
-FIRST, PITCH = (HEAD, LEFT), (CELL + TEXT_HEIGHT + GAP, CELL + MARGIN)
+FIRST, PITCH = (HEAD, LEFT), (CELL + TEXT_HEIGHT + ROW_GAP, CELL + MARGIN)
 """Of a contact sheet with pictures of full size: where the first one begins (y, x), and how far
 apart they are."""
 

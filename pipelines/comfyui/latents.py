@@ -23,8 +23,8 @@ from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser
 from ttsnap.pipelines.comfyui.paths import PathDenoiser
 from ttsnap.pipelines.comfyui.stock import StockDenoiser
 from ttsnap.request.request import Prepared
-from ttsnap.results.answers import answered
 from ttsnap.results.outputs import FinishedLatents
+from ttsnap.results.report import with_answers
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.kernels import make_kernel
 
@@ -233,7 +233,7 @@ class LatentSearch:
             torch.stack(latents) if latents else denoiser.guided.latent[:0].cpu()
         )
         fields = split(made.to(intermediate_device()), denoiser.guided.shapes)
-        return FoundLatents(answered(results[0], *asked), nested(fields))
+        return FoundLatents(with_answers(results[0], *asked), nested(fields))
 
 
 def rows_that_fit(patcher: Any, latent: Tensor) -> int:

@@ -61,7 +61,8 @@ def _draw(
 
 
 def _look(pipe: Any, call: Call, per_kind: int, seed: int, grid: Path) -> str:
-    prompts = THINGS.sample_prompts(per_kind * len(KINDS), seed, KINDS)
+    # of single things too few are held out
+    prompts = THINGS.sample_prompts(per_kind * len(KINDS), seed, KINDS, held_out=None)
     save_grid(generate(pipe, prompts, call, seed=seed), len(KINDS), grid, scale=1)
     return str(grid)
 

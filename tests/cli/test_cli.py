@@ -7,7 +7,6 @@ import re
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +16,11 @@ from PIL import Image
 
 from ttsnap import BestOfN, search
 from ttsnap.cli import main
-from ttsnap.cli.found import describe
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines.opening import placement, reward_placement, settled
-from ttsnap.pipelines.run import SearchOutcome
 from ttsnap.results.record import SearchRecord, read_record
+from ttsnap.results.report import report_in_full
 from ttsnap.scenes import weights_path
 
 PROMPT = "two red circles and a blue square"
@@ -56,8 +54,10 @@ def test_generate_and_replay(tmp_path, capsys):
     again = eval(code.strip(), {"pipe": pipe, "torch": torch}).images[0]
     assert abs(np.asarray(again, int) - np.asarray(Image.open(images[0]), int)).max() <= 1
 
-    assert main(["replay", str(images[0])]) == 0
-    assert "largest difference" in capsys.readouterr().out
+    assert main(["replay", str(folder / "sheet.png")]) == 2
+    capsys.readouterr()
+    assert main(["replay", *map(str, folder.glob("*.png"))]) == 0
+    assert capsys.readouterr().out.count("largest difference") == len(images)
     replayed = images[0].parent / "replays" / images[0].name
     assert (
         abs(np.asarray(Image.open(replayed), int) - np.asarray(Image.open(images[0]), int)).max()
@@ -238,12 +238,10 @@ def test_a_finished_draft_is_made_again_in_the_batch_of_its_search(
         ("24nfe", True, "; stopped"),
     ],
 )
-def test_the_cap_that_ended_a_search_stands_in_the_closing_line(engine, budget, stop, end, capsys):
+def test_the_cap_that_ended_a_search_stands_in_the_closing_line(engine, budget, stop, end):
     results = search(["a"], BestOfN(3), engine(), budget, should_stop=lambda: stop)
     record = SearchRecord("x", "x", {}, SamplerOptions(draft=None), "best-of-n", {}, budget)
-    a = SimpleNamespace(lora=None)
-    describe(SearchOutcome(results, record, None, None), 0, [], a, plain=False)
-    told = capsys.readouterr().out
+    told = "\n".join(report_in_full(results, 0, record))
     assert re.search(rf"of a budget of {budget}; \d seeds started, \d finished{end}\n", told)
     assert "% between them; " in told
-    assert " s before, to warm up\n" in told
+    assert told.endswith(" s before, to warm up")

@@ -70,7 +70,7 @@ def test_another_algorithm_searches_with_the_same_budget_and_seeds(tmp_path, mon
         [result["images"][0]["reward"] for result in trace["results"]]
         for trace in (main_trace, other)
     ]
-    beaten = sum(best > plain for best, plain in zip(*winners, strict=True))
+    beaten = winners[0][0] > winners[1][0]
     assert out.count(shown.words) == beaten, "only where the difference shows"
     (image,) = Path("o").glob("000-a-red-circle-01-seed*.png")
     large = Path("o/000-a-red-circle-best-8x.png")

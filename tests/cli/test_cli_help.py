@@ -13,7 +13,7 @@ import pytest
 
 from ttsnap.algorithms import ALGORITHMS, GROUPS, make_algorithm
 from ttsnap.cli import COMMANDS, main, parse
-from ttsnap.cli.algorithms import described
+from ttsnap.cli.algorithms import algorithm_in_full
 from ttsnap.cli.arguments import read_prompts
 from ttsnap.extras import install
 
@@ -106,7 +106,7 @@ def test_algorithms_are_listed_by_group_and_told_about_one_by_one(
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_command_and_the_file_that_are_shown_are_accepted(name):
-    text = described(name)
+    text = algorithm_in_full(name)
     command = next(line for line in text.splitlines() if line.startswith("  ttsnap generate"))
     parse(shlex.split(command)[1:])
     if name == "price-of-compute":  # whose file is made by ttsnap tune --policy price-of-compute

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ttsnap import BestOfN, SeedPruning, search
-from ttsnap.cli import main
+from ttsnap.cli import common, main
 from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.folder import load_recording, read_images
 from ttsnap.recordings.replay import ReplayEngine
@@ -105,7 +105,7 @@ def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(gpus, dtype,
     assert asked == [dtype]
 
 
-def test_settings_that_differ_are_refused(tmp_path, capsys):
+def test_settings_that_differ_are_refused(tmp_path, capsys, monkeypatch):
     argv = ["record", PROMPTS[0], "--seeds", "2", "--steps", "2", "--device", "cpu", "--out", "r"]
     assert main([*argv, "--score-steps", "[1]"]) == 0
     assert load_recording("r").scored == (False, True, True)
@@ -127,4 +127,7 @@ def test_settings_that_differ_are_refused(tmp_path, capsys):
         assert main([*argv, *extra]) == 2
         error = capsys.readouterr().err
         assert re.search(message, error), error
+    monkeypatch.setattr(common, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    assert main([*argv, "--score-steps", "[1]", "--reward", "brightness"]) == 2
+    assert "brightness" in capsys.readouterr().err
     assert contents(tmp_path / "r") == before

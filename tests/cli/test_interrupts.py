@@ -27,10 +27,16 @@ PROMPTS = [
 ]
 ENDS = ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL))
 DRAFT = """
-call: {num_inference_steps: 6}
-trajectories: {count: 8, shard: 4, batch: 4, states: 2}
-training: {rank: 2, steps: 30, batch: 4, validation: 2, validate_every: 30, checkpoint_every: 0}
-evaluation: {prompts: 2, seeds: 3, steps: [0, 3]}
+record: {prompts_file: draft.txt, steps: 6, seeds: 4}
+rank: 2
+updates: 30
+batch: 4
+validation: 0.2
+validate_every: 30
+checkpoint_every: 0
+prompts: 2
+seeds: 3
+estimates: [0, 3]
 """
 
 
@@ -128,12 +134,13 @@ def test_distill(inside, recording):
 
 def test_distill_draft(inside):
     (inside / "draft.yaml").write_text(DRAFT)
+    (inside / "draft.txt").write_text("\n".join(PROMPTS))
     folder = inside / "mine"
 
     def progress():
-        """Trajectories that are kept, then optimiser steps."""
+        """Units of the recording that are kept, then optimiser steps."""
         kept = [path for path in folder.glob("checkpoints/*") if path.name.isdigit()]
-        return len(list(folder.glob("trajectories/t*"))) + max(
+        return len(list(folder.glob("recording/images/*.tar"))) + max(
             (int(path.name) for path in kept), default=0
         )
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ttsnap.cli.loading import CLOCK, loading
+from ttsnap.cli.common import CLOCK, loading
 
 
 @pytest.mark.parametrize("bars", [False, True])

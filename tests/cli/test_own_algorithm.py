@@ -14,7 +14,7 @@ from ttsnap.cli import main
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
-from ttsnap.request.allowlist import search_of, searches_of
+from ttsnap.request.limits import search_of, searches_of
 from ttsnap.request.request import EngineSpec, SearchRequest
 
 from ..copied import recipe  # noqa: TID252

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
-from ttsnap.cli import common, loading, main, serve, serve_reward
+from ttsnap.cli import common, main, serve, serve_reward
 from ttsnap.cli.parser import Arguments
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
@@ -196,7 +196,7 @@ def test_what_cannot_be_parsed(words, said, capsys):
 
 @pytest.mark.parametrize(("words", "said"), UNLOADED)
 def test_what_cannot_be_is_refused_before_anything_is_loaded(words, said, capsys, monkeypatch):
-    for module in (loading, common, serve, serve_reward):
+    for module in (common, serve, serve_reward):
         monkeypatch.setattr(module, "load_torch", lambda: pytest.fail("torch was loaded"))
     error = said_of(words, capsys)
     assert re.search(said, error), error

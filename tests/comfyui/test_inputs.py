@@ -9,12 +9,12 @@ import torch
 from ttsnap.algorithms import name_of
 from ttsnap.comfyui.inputs import (
     KERNELS,
-    OFFERED,
-    USUAL,
+    NODE_BUDGET,
+    REWARD_NAMES,
     NodeReward,
+    Wanted,
     Weighted,
     frames,
-    search_by,
     values_of,
 )
 from ttsnap.core.results import Candidate
@@ -27,22 +27,20 @@ BRIGHT = Weighted(make_reward("brightness"), 1.0)
 
 def request(**given):
     how = {
-        "sampler": "euler",
+        "sampler_name": "euler",
         "algorithm": "seed-pruning",
         "options": "",
         "budget": None,
         "seed": 3,
         "keep": 1,
     }
-    return search_by(
-        **{"prompt": "a red circle", "rewards": [BRIGHT], "batch_size": 0, **how, **given}
-    )
+    return Wanted(**{"prompt": "a red circle", "reward": [BRIGHT], **how, **given}).search()
 
 
 def test_a_request_says_what_the_node_was_given():
     grey = Weighted(make_reward("colourfulness"), -0.5)
     made = request(
-        rewards=[BRIGHT, grey], budget=Budget(nfe=40), seed=2**64 - 1, keep=2, batch_size=4
+        reward=[BRIGHT, grey], budget=Budget(nfe=40), seed=2**64 - 1, keep=2, batch_size=4
     )
     assert made.prompt.read == "a red circle"
     assert (made.seed, made.selection.keep, made.budget.nfe, made.engine.batch.batch_size) == (
@@ -53,7 +51,7 @@ def test_a_request_says_what_the_node_was_given():
     )
     assert made.selection.values(np.array([[1.0, 2.0], [3.0, 10.0]])).tolist() == [0.0, -2.0]
     assert made.engine.sampler.kernel == "pipeline"
-    assert request().budget == USUAL
+    assert request().budget == NODE_BUDGET
     assert request().engine.batch.batch_size is None
     assert [request(diverse=each).selection.diversity for each in (False, True)] == [0.0, 1.0]
 
@@ -80,17 +78,19 @@ def test_what_no_search_can_be_made_of_is_refused(given, why):
 
 
 def test_ttsnaps_own_samplers_are_its_kernels():
-    assert request(algorithm="smc", sampler="ttsnap: sde").engine.sampler.kernel == "sde"
-    assert request(sampler="ttsnap: ddim").engine.sampler.kernel == "ddim"
+    assert request(algorithm="smc", sampler_name="ttsnap: sde").engine.sampler.kernel == "sde"
+    assert request(sampler_name="ttsnap: ddim").engine.sampler.kernel == "ddim"
     assert set(KERNELS.values()) == ALL_KERNELS.keys() - {"pipeline"}
 
 
 def test_rewards_are_names_that_need_no_file():
-    assert set(OFFERED) < REWARDS.keys()
+    assert set(REWARD_NAMES) < REWARDS.keys()
     assert not [
-        name for name in OFFERED if ":" in name or "/" in name or "." in name.replace("v2.1", "")
+        name
+        for name in REWARD_NAMES
+        if ":" in name or "/" in name or "." in name.replace("v2.1", "")
     ]
-    assert [OFFERED[0], OFFERED[-1][:6]] == ["aesthetics", "scenes"]
+    assert [REWARD_NAMES[0], REWARD_NAMES[-1][:6]] == ["aesthetics", "scenes"]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 5, 3, 4, 6)], ids=["images", "frames"])

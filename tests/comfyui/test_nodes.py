@@ -286,7 +286,7 @@ def test_an_operator_offers_rewards_of_their_own_by_name(tmp_path, monkeypatch):
     ran = [seen for seen in watch.seen if not seen.startswith("opened")]
     assert not [seen for seen in ran if MODULE in seen or "connect" in seen]
     names = next(one for one in node.define_schema().inputs if one.id == "name").options
-    assert names == [*inputs.OFFERED, *rewards]
+    assert names == [*inputs.REWARD_NAMES, *rewards]
     [[made]] = node.execute(name="mine", weight=2.0, device="cpu").result
     assert made.reward(torch.rand(1, 3, 8, 8), [""]) == [0.0]
     with pytest.raises(ValueError, match="unknown name"):
@@ -361,7 +361,7 @@ def test_an_example_fits_the_nodes_that_there_are(path, tmp_path):
         assert kind in (by_id[source]["outputs"][slot]["type"], "*")
     values = by_type["TtsnapSearchSampler"]["widgets_values"]
     assert {"fixed", "seed-pruning"} <= {*values}
-    assert by_type["TtsnapReward"]["widgets_values"][0] in inputs.OFFERED
+    assert by_type["TtsnapReward"]["widgets_values"][0] in inputs.REWARD_NAMES
     for options in (value for value in values if str(value).startswith("{")):
         SeedPruning(**json.loads(options))
     picture = path.with_suffix(".jpg")

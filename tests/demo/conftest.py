@@ -43,10 +43,12 @@ def server(tmp_path_factory):
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         patch.setenv("GRADIO_TEMP_DIR", str(root / "cache"))
         with shallow():
-            page = demo.page_of(a, demo.offered(a), limits, root)
+            page = demo.load_page(a, demo.catalog_of(a), limits, root)
         from ttsnap.demo.app import serve
 
-        _, address, _ = serve(page, limits, host="127.0.0.1", port=None, share=False, wait=False)
+        _, address, _ = serve(
+            page, limits, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True
+        )
         yield address, root
         page.close(verbose=False)
     shutil.rmtree(root, ignore_errors=True)

@@ -19,19 +19,26 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Event
-from ttsnap.demo.board_html import COLUMNS, render_board
-from ttsnap.demo.chart import LEGEND_RIGHT, best_so_far, render_chart, ticks
 from ttsnap.demo.form import aspect_of
 from ttsnap.demo.html import RIGHT, thumbnail_uri
 from ttsnap.demo.live import why_unspent
-from ttsnap.demo.panels import render_stage
-from ttsnap.demo.view import Hand, View
+from ttsnap.demo.panels import (
+    BOARD_COLUMNS,
+    LEGEND_RIGHT,
+    Hand,
+    View,
+    best_so_far,
+    render_board,
+    render_chart,
+    render_stage,
+    ticks,
+)
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.allowlist import kernel_for
+from ttsnap.request.limits import kernel_for
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.results.course import Course
 
@@ -109,7 +116,7 @@ def test_every_moment_is_drawn(name):
         html = render_stage("p", [view])
         Well(html)
         columns = [int(column) for column in re.findall(r"grid-area:\d+/(\d+)", html)]
-        assert max(columns, default=0) < COLUMNS + 2
+        assert max(columns, default=0) < BOARD_COLUMNS + 2
     best, uid = result.best, result.best.uid
     # branches share seeds
     own = f"{best.seed}" if result.particles.parent[uid] < 0 else f"{best.seed} ↳{uid}"
@@ -122,17 +129,17 @@ def test_every_moment_is_drawn(name):
 
 
 def test_the_best_are_shown_the_most_promising_among_them():
-    view = seen(begun(2 * COLUMNS), hand=Hand())
-    for uid in range(2 * COLUMNS):
+    view = seen(begun(2 * BOARD_COLUMNS), hand=Hand())
+    for uid in range(2 * BOARD_COLUMNS):
         view.course.score(uid, 1, [uid / 100])
         view.pictures[uid, 1] = f"data:,{uid}"
         stage = render_stage("p", [view])
         assert f"most promising: seed {5 + uid}" in stage
         assert f'data-uid="{uid}"' in stage
     shown = {int(uid) for uid in re.findall(r'data-uid="(\d+)"', render_board(view))}
-    assert shown == set(range(COLUMNS, 2 * COLUMNS))
-    view.course.drop([2 * COLUMNS - 1])
-    assert f"most promising: seed {5 + 2 * COLUMNS - 2}" in render_stage("p", [view])
+    assert shown == set(range(BOARD_COLUMNS, 2 * BOARD_COLUMNS))
+    view.course.drop([2 * BOARD_COLUMNS - 1])
+    assert f"most promising: seed {5 + 2 * BOARD_COLUMNS - 2}" in render_stage("p", [view])
 
 
 def test_text_is_escaped_everywhere():
@@ -150,18 +157,7 @@ def test_a_page_makes_room_for_the_shape_of_images():
 
 
 def test_the_pure_parts_need_neither_gradio_nor_torch():
-    names = [
-        "view",
-        "board_html",
-        "panels",
-        "chart",
-        "form",
-        "html",
-        "snippet",
-        "worker",
-        "live",
-        "stream",
-    ]
+    names = ["panels", "form", "html", "worker", "live"]
     code = f"import sys\nfor n in {names!r}: __import__('ttsnap.demo.' + n)\n"
     code += "sys.exit(any(m in sys.modules for m in ('torch', 'gradio', 'diffusers')))"
     subprocess.run([sys.executable, "-c", code], check=True)

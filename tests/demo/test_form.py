@@ -15,10 +15,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tests import bombs
 from ttsnap.cli import arguments, demo, parse
-from ttsnap.demo.form import DemoLimits, baseline, budget_words, examples, group_css, hint, read
-from ttsnap.demo.snippet import command_line, python_lines
+from ttsnap.demo.form import (
+    DemoLimits,
+    baseline,
+    budget_words,
+    command_line,
+    examples,
+    group_css,
+    hint,
+    python_lines,
+    read,
+)
 from ttsnap.pipelines.packaged import MODELS
-from ttsnap.request.allowlist import OFFERED
+from ttsnap.request.limits import PUBLIC_ALGORITHMS
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import ModelDefaults, prepare
 from ttsnap.reward_models.registry import parts
@@ -205,7 +214,7 @@ def test_visitors_choose_models_only_where_they_may():
 
 
 def offered(*words):
-    found = demo.offered(demo.parser().parse_args(list(words)))
+    found = demo.catalog_of(demo.parser().parse_args(list(words)))
     return found
 
 
@@ -237,21 +246,21 @@ def test_images_of_packaged_models_are_right_by_what_the_table_says():
     wide = Image.new("RGB", (96, 32), "navy")
     ImageDraw.Draw(wide).text((10, 2), "EXIT", fill="white", font=ImageFont.load_default(24))
     sign = torch.from_numpy(np.asarray(wide).copy()).permute(2, 0, 1) / 255
-    assert demo.judged('a blue sign that says "EXIT"', "signs")(sign) is True
-    assert demo.judged('a blue sign that says "EXITS"', "signs")(sign) is False
+    assert demo.judge_of('a blue sign that says "EXIT"', "signs")(sign) is True
+    assert demo.judge_of('a blue sign that says "EXITS"', "signs")(sign) is False
     scene = torch.from_numpy(render([parse_scene("a red circle")], np.random.default_rng(0))[0])
     for model in ("embedded", "scenes-turbo"):
-        assert demo.judged("a red circle", model)(scene) is True
-        assert demo.judged("a blue circle", model)(scene) is False
-        assert demo.judged("a red circle", model)(sign) is None, "not the size that is judged"
-    assert demo.judged("a red circle", "some/model")(scene) is None
+        assert demo.judge_of("a red circle", model)(scene) is True
+        assert demo.judge_of("a blue circle", model)(scene) is False
+        assert demo.judge_of("a red circle", model)(sign) is None, "not the size that is judged"
+    assert demo.judge_of("a red circle", "some/model")(scene) is None
 
 
 def test_the_operator_chooses_rewards_and_limits():
     a = demo.parser().parse_args(
         ["--reward", "brightness", "scenes", "--max-budget", "50", "--max-seconds", "5"]
     )
-    assert demo.offered(a).rewards == ("brightness", "scenes")
+    assert demo.catalog_of(a).rewards == ("brightness", "scenes")
     limits = arguments.read(DemoLimits, a)
     assert (limits.nfe, limits.seconds, limits.side) == (50, 5.0, 1024)
     for flag in ("--max-budget", "--max-size", "--queue-size"):
@@ -284,7 +293,7 @@ def test_an_edit_takes_the_steps_that_its_strength_leaves():
 
 def test_algorithms_are_grouped_with_a_hint_on_each():
     assert 'li[data-index="0"]::before { content: "Choose among seeds"; }' in group_css()
-    assert f'li[data-index="{OFFERED.index("svdd")}"]' in group_css()
+    assert f'li[data-index="{PUBLIC_ALGORITHMS.index("svdd")}"]' in group_css()
     assert ["Adds noise" in hint(name) for name in ("svdd", "seed-pruning")] == [True, False]
 
 

@@ -22,9 +22,8 @@ from PIL import Image
 from ttsnap.cli import main
 from ttsnap.demo.form import DemoLimits, read
 from ttsnap.demo.handlers import Handlers, _shown
-from ttsnap.demo.live import Turns
-from ttsnap.demo.stream import PERIOD, Frame, stream
-from ttsnap.demo.view import Hand
+from ttsnap.demo.live import PERIOD, Frame, Turns, stream
+from ttsnap.demo.panels import Hand
 from ttsnap.demo.worker import Models
 from ttsnap.files.pictured import Picture
 from ttsnap.pipelines import load, recommended
@@ -375,7 +374,7 @@ def test_a_picture_is_changed_and_shown_before_and_after(tmp_path, monkeypatch, 
         "which FLUX does not take; Stable Diffusion 3 fills it in"
     )
     # a frame for each event, however fast the search is
-    monkeypatch.setattr("ttsnap.demo.stream.PERIOD", 0)
+    monkeypatch.setattr("ttsnap.demo.live.PERIOD", 0)
     frames = list(stream(asked, models, DemoLimits(), Hand(), tmp_path))
     assert frames[1].stage.count("tt-wipe") == 1
     assert "tt-after" not in frames[1].stage

@@ -10,20 +10,20 @@ import pytest
 
 from ttsnap.cli import common, demo
 from ttsnap.demo.form import DemoLimits, examples, read
-from ttsnap.demo.stream import stream
-from ttsnap.demo.view import Hand
+from ttsnap.demo.live import stream
+from ttsnap.demo.panels import Hand
 from ttsnap.demo.worker import Models
 
 from .conftest import FIELDS
 
-OFFER = demo.offered(demo.parser().parse_args([]))
+OFFER = demo.catalog_of(demo.parser().parse_args([]))
 MARK = re.compile(r'class="tt-best">.*?tt-(right|wrong)')
 
 
 @cache
 def models(dtype):
     return Models(
-        lambda name, task=None: common.load_model(name, "cpu", dtype, task=task), demo.judged
+        lambda name, task=None: common.load_model(name, "cpu", dtype, task=task), demo.judge_of
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from ttsnap.cli import main
 from ttsnap.distill import curriculum
 from ttsnap.distill.evaluate import measure
-from ttsnap.distill.training import Loop, Weights
+from ttsnap.distill.training import Training, Weights
 from ttsnap.recordings.folder import load_recording
 from ttsnap.reward_models.noise_aware.schedule import level_of
 from ttsnap.reward_models.registry import make_reward
@@ -169,7 +169,7 @@ def test_the_dogtrim_preset_trains_each_level_and_exports_what_it_trained(tmp_pa
     fall = [1e-2, 5e-3, 5e-3 * 0.75, *(2e-3 * (1 - 0.5 * i / 3) for i in range(3))]
     assert [line["lr"] for line in lines] == pytest.approx(fall)
 
-    with calls(Loop, "step", fails=3):  # before the last level
+    with calls(Training, "step", fails=3):  # before the last level
         assert ttsnap(command + "part") == 130
     assert ttsnap(command + "part --export again") == 0
     for n in (7, 14, 21):

@@ -26,7 +26,7 @@ from ttsnap.distill.data import Frames
 from ttsnap.distill.evaluate import Evaluation
 from ttsnap.distill.run import distill
 from ttsnap.distill.train import Batches, Curriculum
-from ttsnap.distill.training import Loop, Weights
+from ttsnap.distill.training import Training, Weights
 from ttsnap.files.plain_yaml import as_yaml, load_settings
 from ttsnap.files.run_folder import RunFolder
 from ttsnap.files.settings import build
@@ -93,7 +93,7 @@ def left_by(out):
 
 def test_ranks_of_noisy_estimates_rise_well_above_the_base(recording, undisturbed, monkeypatch):
     config = make(recording, **UNLIKE, workers=1)
-    monkeypatch.setattr(run, "train", None)
+    monkeypatch.setattr(run, "Training", None)
     found = distill(config, undisturbed)  # which is finished
     assert (found.rows[-1]["level"], found.names, found.held_out) == (
         1.0,
@@ -142,7 +142,9 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(quick, tmp_
         with pytest.raises(ValueError, match=rf"out \(process {os.getpid()} on "):
             distill(config, out)
 
-    with calls(Loop, "save", meanwhile=another):  # the first one's checkpoint lies there half made
+    with calls(
+        Training, "save", meanwhile=another
+    ):  # the first one's checkpoint lies there half made
         distill(config, out)
     assert left_by(out) == expected
 

@@ -13,7 +13,7 @@ import torch
 from ttsnap.distill.config import DistillConfig, LossConfig
 from ttsnap.distill.curriculum import Stage, draw, held_out, stage_at, stages
 from ttsnap.distill.losses import group_loss, pairwise
-from ttsnap.distill.train import SCHEDULES, scheduled
+from ttsnap.distill.training import SCHEDULES, scheduled
 from ttsnap.files.plain_yaml import as_yaml, load_settings
 from ttsnap.files.settings import build, to_json
 from ttsnap.options.option import determining
@@ -135,22 +135,28 @@ def test_ties_and_constant_groups_give_finite_losses_and_no_pull_apart(name):
     assert gradient[0, 0] < gradient[0, 1]
 
 
+GOOD = {"recordings": ["r"], "reward": "brightness"}
+
+
+def factors(steps, **changes):
+    """At these steps of 100."""
+    bare = {"final_lr": 0.0, "warmup": 0, **changes}
+    config = build(DistillConfig, {**GOOD, **bare})
+    return [scheduled(step, 100, config) for step in steps]
+
+
 @pytest.mark.parametrize(("name", "middle"), [("linear", 0.5), ("rex", 2 / 3)])
 def test_schedules(name, middle):
-    values = [scheduled(i, 100, schedule=name) for i in range(101)]
+    values = factors(range(101), schedule=name)
     assert [values[i] for i in (0, 50, 100)] == pytest.approx([1, middle, 0])
     assert sorted(set(values), reverse=True) == values
-    ends = [scheduled(i, 100, schedule=name, final=0.2) for i in (50, 100)]
+    ends = factors((50, 100), schedule=name, final_lr=0.2)
     assert ends == pytest.approx([0.2 + 0.8 * middle, 0.2])
 
 
 def test_a_learning_rate_rises_first():
-    rising = [scheduled(i, 100, schedule="linear", warmup=4) for i in (0, 3)]
-    assert rising == pytest.approx([0.25, 0.97])
+    assert factors((0, 3), schedule="linear", warmup=4) == pytest.approx([0.25, 0.97])
     assert SCHEDULES["rex"](0.9) == pytest.approx(0.1 / 0.55)
-
-
-GOOD = {"recordings": ["r"], "reward": "brightness"}
 
 
 def test_round_trip_and_what_determines(tmp_path):

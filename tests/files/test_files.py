@@ -24,8 +24,7 @@ from ttsnap.bench.prompts import read_prompt_set
 from ttsnap.core.prompt import Prompt
 from ttsnap.files import reading as files
 from ttsnap.files.hub import require_repository
-from ttsnap.files.pictured import Blank, Picture, blanks, digest_of, digests, opened
-from ttsnap.files.pictures import texts_in
+from ttsnap.files.pictured import Blank, Picture, blanks, digest_of, digests, opened, texts_in
 from ttsnap.files.plain_yaml import dumped, parse_yaml
 
 plain = (

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from ttsnap.cli import COMMANDS, main
+from ttsnap.cli.common import resumable
 from ttsnap.cli.parser import Parser
-from ttsnap.cli.signals import resumable
 from ttsnap.files.unbroken import Unbroken
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")

@@ -14,7 +14,7 @@ from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.core.cost import Cost
 from ttsnap.core.results import DROP, FINISH
 from ttsnap.core.selection import Selection
-from ttsnap.request.allowlist import OFFERED
+from ttsnap.request.limits import PUBLIC_ALGORITHMS
 
 Said = Sequence[tuple[str, int]]
 NFE = 64
@@ -72,7 +72,7 @@ def _first_three(moment, verb, seen, named, event):
 
 
 @pytest.mark.parametrize("verb", [DROP, FINISH])
-@pytest.mark.parametrize("name", OFFERED)
+@pytest.mark.parametrize("name", PUBLIC_ALGORITHMS)
 def test_commands_are_carried_out(name, verb, engine):
     """As soon as there are three candidates: when a move begins, and after a batch."""
     for moment in ("move", "tick"):

@@ -18,11 +18,11 @@ from ttsnap.pipelines import search_class
 from ttsnap.cli import arguments, parse, replay
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.model import ModelOptions
-from ttsnap.request.fields import SearchFields
+from ttsnap.request.offer import SearchFields
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import ServingCatalog, request_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
-from ttsnap.demo.snippet import command_line, python_lines
+from ttsnap.demo.form import command_line, python_lines
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results import outputs, record

@@ -12,9 +12,8 @@ from PIL import Image
 from ttsnap import BestOfN
 from ttsnap.cli import main
 from ttsnap.pipelines import load
-from ttsnap.request.fields import SearchFields
 from ttsnap.request.limits import SearchLimits
-from ttsnap.request.offer import ServingCatalog, request_of
+from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
 from ttsnap.request.request import ModelDefaults, prepare
 from ttsnap.results.record import read_record
 

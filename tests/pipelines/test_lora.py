@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ttsnap.cli import main
-from ttsnap.pipelines.lora import HEAD_BYTES, load_lora, parse_lora
+from ttsnap.options.model import parse_lora
+from ttsnap.pipelines.lora import HEAD_BYTES, load_lora
 from ttsnap.results.record import read_record
 from ttsnap.scenes import weights_path
 

@@ -12,9 +12,8 @@ from ttsnap.files.reading import read_bytes
 from ttsnap.files.writing import write_text
 from ttsnap.pipelines import load, recommended
 from ttsnap.pipelines.run import decisions_of, run
-from ttsnap.request.fields import SearchFields
 from ttsnap.request.limits import SearchLimits
-from ttsnap.request.offer import ServingCatalog, request_of
+from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
 from ttsnap.request.request import prepare
 from ttsnap.results.outputs import save_made
 

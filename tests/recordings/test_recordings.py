@@ -20,10 +20,12 @@ from safetensors.numpy import save_file
 from tests.counted import Brightness
 from tests.distill.kills import calls
 from ttsnap import BestOfN, search
+from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.cost import Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
+from ttsnap.distill.data import FrameAt, Frames
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.run_folder import RunFolder
 from ttsnap.files.writing import part_of
@@ -208,6 +210,22 @@ def test_images_are_the_scored_estimates(recorder, tmp_path, engine):
     shard.write_bytes(broken)
     with pytest.raises(ValueError, match=r"unit-00001\.tar"):
         list(read_images(tmp_path / "r"))
+
+
+def test_latents_alone_are_of_seeds_that_no_two_prompts_share(recorder, tmp_path, engine):
+    options = {"steps": [], "latents": True, "of": {"keep": ("latents",)}}
+    for _ in range(2):  # resumed, when it is finished
+        made = recorder(tmp_path / "r", block=(1, 3), **options)
+    frames = Frames([tmp_path / "r"])
+    ends = [FrameAt(p, s, frames.last) for p in range(3) for s in range(5)]
+    assert [frames.seed(end) for end in ends] == list(range(7, 22))
+    live = search(PROMPTS[1:2], KeepAll(5, ()), engine(steps=4), seed=12)
+    np.testing.assert_allclose(made.final[1, :, 0], live[0].particles.scores[:, -1, 0], rtol=1e-6)
+    assert len(frames.load(ends, "latents").unique(dim=0)) == 15
+    with pytest.raises(ValueError, match="share no seeds"):
+        load_recording(tmp_path / "r")
+    with pytest.raises(ValueError, match=r"block must be \(1, 5\)"):
+        recorder(tmp_path / "two", block=(2, 5), **options)
 
 
 def test_other_settings_are_refused(recorder, tmp_path):

@@ -15,9 +15,8 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.selection import SelectionOptions
-from ttsnap.request.fields import SearchFields
 from ttsnap.request.limits import SearchLimits
-from ttsnap.request.offer import ServingCatalog, notes_of, request_of
+from ttsnap.request.offer import SearchFields, ServingCatalog, notes_of, request_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.results.media import png_info
 from ttsnap.results.record import read_record

@@ -9,8 +9,7 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.core.grid import Grid
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
-from ttsnap.results.course import Course
-from ttsnap.results.drawing import drawn
+from ttsnap.results.course import Course, drawn
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 BRANCHING = [

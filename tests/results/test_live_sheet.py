@@ -10,8 +10,8 @@ from ttsnap.core.outcome import Here
 from ttsnap.core.results import Event
 from ttsnap.core.selection import Selection
 from ttsnap.core.utility import weighted
-from ttsnap.results import live_sheet
-from ttsnap.results.live_sheet import LiveSheet
+from ttsnap.results import outputs
+from ttsnap.results.outputs import LiveSheet
 from ttsnap.results.sheet import CELL, HEAD, LIVE, MARGIN, NIGHT
 
 RED, GREEN, BLUE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -83,12 +83,12 @@ def test_a_sheet_is_drawn_now_and_then_and_at_the_end(monkeypatch):
         now += 0.1
         return Image.new("RGB", (8, 8))
 
-    monkeypatch.setattr(live_sheet, "painted", slow)
+    monkeypatch.setattr(outputs, "painted", slow)
     live, drawn = begun(800, lambda: now), 0
     for uid in range(800):
         drawn += live.take(scored(uid, RED, 0.1, 0.0)) is not None
         now += 0.05
-    assert drawn <= 1 + 44 / (live_sheet.REST * 0.1)
+    assert drawn <= 1 + 44 / (outputs.REST * 0.1)
 
 
 def test_many_candidates_fit():

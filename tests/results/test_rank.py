@@ -119,13 +119,13 @@ def test_a_reward_that_takes_one_image_and_writes_into_it_changes_no_other(folde
         return images.zero_().mean((1, 2, 3))
 
     paths, rewards = [folder / "a.png", folder / "b.png"], make_rewards([vandal, "brightness"])
-    found = {r.path: r.scores for r in rank(paths, ["", ""], rewards, mean)}
+    found = {r.path: r.scores for r in rank(dict.fromkeys(paths, ""), rewards, mean)}
     assert found == {
         paths[0]: (0.0, pytest.approx(50 / 255)),
         paths[1]: (0.0, pytest.approx(200 / 255)),
     }
     Image.new("RGBA", (8, 8), (200, 200, 200, 30)).save(paths[0])
-    assert rank(paths[:1], [""], rewards, mean)[0].scores == (0.0, pytest.approx(200 / 255))
+    assert rank({paths[0]: ""}, rewards, mean)[0].scores == (0.0, pytest.approx(200 / 255))
 
 
 def test_few_bytes_wait_for_images_of_their_size(folder, monkeypatch):
@@ -141,9 +141,9 @@ def test_few_bytes_wait_for_images_of_their_size(folder, monkeypatch):
 
     found = []
     for most in (10**9, 3 * 29**2 - 1):
-        monkeypatch.setattr("ttsnap.results.rank.MOST_WAITING", most)
+        monkeypatch.setattr("ttsnap.results.rank.MOST_BYTES", most)
         found.append(
-            [r.path for r in rank(paths, [""] * len(paths), make_rewards(brightness), mean)]
+            [r.path for r in rank(dict.fromkeys(paths, ""), make_rewards(brightness), mean)]
         )
     assert sizes[:10] == [2] * 10
     assert 1 in sizes[10:]

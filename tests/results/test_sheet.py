@@ -67,7 +67,7 @@ def test_pruned_candidates_are_dimmed_and_the_winner_is_framed(searched):
         SeedPruning(6, (0.5, 0.5), steps=(2, 5)), selection=Selection(keep=2)
     )
     picture = recorder.sheet(result)
-    cell, pitch = sheet.CELL, sheet.CELL + sheet.TEXT + sheet.GAP
+    cell, pitch = sheet.CELL, sheet.CELL + sheet.TEXT_HEIGHT + sheet.ROW_GAP
     assert picture.height == sheet.HEAD + 3 * pitch + sheet.MARGIN
     assert picture.width == sheet.LEFT + 6 * (cell + sheet.MARGIN) + sheet.MARGIN
     p, pixels = result.particles, np.asarray(picture).astype(float)
@@ -145,7 +145,7 @@ def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(sear
     shown, pitch = recorder.sheet(replace(result, source=source)), sheet.CELL + sheet.MARGIN
     assert shown.width == plain.width + pitch
     for picture, left in ((plain, sheet.LEFT), (shown, sheet.LEFT + pitch)):
-        y = sheet.HEAD + sheet.CELL + sheet.TEXT + sheet.GAP - 1
+        y = sheet.HEAD + sheet.CELL + sheet.TEXT_HEIGHT + sheet.ROW_GAP - 1
         assert (
             sum(picture.getpixel((x, y)) == GREEN for x in range(left + 40, picture.width, pitch))
             == 3
@@ -161,7 +161,9 @@ def test_rows_columns_and_frames_are_as_large_as_pictures(searched, looks, width
         for look, picture in recorder.thumbnails[0].items()
     }
     shown = sheet.contact_sheet(result, shaped)
-    assert shown.height == sheet.HEAD + 2 * (height + sheet.TEXT + sheet.GAP) + sheet.MARGIN
+    assert (
+        shown.height == sheet.HEAD + 2 * (height + sheet.TEXT_HEIGHT + sheet.ROW_GAP) + sheet.MARGIN
+    )
     told = looks(result, shaped)
     assert {x for *_, x, _ in told} == {sheet.LEFT + i * (column + sheet.MARGIN) for i in range(6)}
     won = (result.best.uid, 8)
@@ -173,7 +175,10 @@ def test_rows_columns_and_frames_are_as_large_as_pictures(searched, looks, width
         look: picture.crop((0, 0, width, 16)) if look[1] == 8 else picture
         for look, picture in shaped.items()
     }
-    top, framed = sheet.HEAD + height + sheet.TEXT + sheet.GAP, sheet.contact_sheet(result, low)
+    top, framed = (
+        sheet.HEAD + height + sheet.TEXT_HEIGHT + sheet.ROW_GAP,
+        sheet.contact_sheet(result, low),
+    )
     green = [
         y
         for y in range(top - 3, framed.height)

@@ -141,7 +141,9 @@ def test_files_that_earlier_versions_drew_large_are_replayed_and_scored(found, t
     replayed = tmp_path / "replays" / "large.png"
     assert Image.open(replayed).size == (32, 32)
     assert read_record(replayed).to_json() == read_record(small).to_json()
-    ranked = rank([small, large], ["a red circle"] * 2, [make_reward("scenes")], lambda s: s[:, 0])
+    ranked = rank(
+        dict.fromkeys([small, large], "a red circle"), [make_reward("scenes")], lambda s: s[:, 0]
+    )
     assert ranked[0].value == pytest.approx(ranked[1].value)
 
 

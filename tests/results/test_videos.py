@@ -18,7 +18,7 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core import utility
 from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
-from ttsnap.files.pictures import exif_with, texts_in, video_pixels
+from ttsnap.files.pictured import exif_with, texts_in, video_pixels
 from ttsnap.options.call import VideoOptions
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.record import RecordOptions
@@ -84,10 +84,12 @@ def test_what_is_written_comes_back_and_is_ranked_by_its_frames(finished, tmp_pa
     Image.new("RGB", (8, 8)).save(
         jpeg := tmp_path / "tool.jpeg", exif=exif_with({"parameters": "a cat\nSteps: 20"})
     )
-    assert find_prompts([*written[0], jpeg]) == [results[0].prompt] * 2 + ["a cat"]
+    assert list(find_prompts([*written[0], jpeg]).values()) == [results[0].prompt] * 2 + ["a cat"]
     jpeg.unlink()
     Image.new("RGB", (48, 32), "white").save(tmp_path / "white.jpg")
-    ranked = rank(find_images(tmp_path), ["x"] * 5, [Mean(), Motion()], utility.make([1.0, 0.0]))
+    ranked = rank(
+        dict.fromkeys(find_images(tmp_path), "x"), [Mean(), Motion()], utility.make([1.0, 0.0])
+    )
     scores = {entry.path: entry.scores for entry in ranked}
     for path, candidate in zip(written[0], results[0].images, strict=True):
         assert scores[path] == pytest.approx(
@@ -219,10 +221,10 @@ def test_a_video_is_decoded_as_far_as_its_limit(make, monkeypatch):
     pixels = video_pixels(data, "x", READ)
     assert pixels.shape == (40, 256, 256, 3)
     with monkeypatch.context() as patched:
-        patched.setattr("ttsnap.files.pictures.FRAMES", 39)
+        patched.setattr("ttsnap.files.pictured.FRAMES", 39)
         with pytest.raises(ValueError, match="256 x 256"):
             video_pixels(data, "x", READ)
-    monkeypatch.setattr("ttsnap.files.pictures.ALL_PIXELS", 10 * 256 * 256)
+    monkeypatch.setattr("ttsnap.files.pictured.ALL_PIXELS", 10 * 256 * 256)
     tracemalloc.start()
     with pytest.raises(ValueError, match="256 x 256"):
         video_pixels(data, "x", READ)

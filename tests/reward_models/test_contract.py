@@ -49,7 +49,10 @@ def test_alpha_is_dropped_as_in_the_original(name, tmp_path, published):
         Image.fromarray(array).save(path)
     base = published(name)
     found = {
-        r.path: r.scores for r in rank(paths, tiny.PROMPTS, [base, NoiseAware(base, rank=2)], mean)
+        r.path: r.scores
+        for r in rank(
+            dict(zip(paths, tiny.PROMPTS, strict=True)), [base, NoiseAware(base, rank=2)], mean
+        )
     }
     golden = torch.tensor(GOLDEN[f"{name}-translucent"]["scores"])
     # a noise-aware reward's of finished images are its base's

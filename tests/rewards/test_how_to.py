@@ -20,7 +20,7 @@ from ttsnap.cli import main
 from ttsnap.core.outcome import chosen
 from ttsnap.engine.gradients import check_reward
 from ttsnap.engine.live import LiveEngine
-from ttsnap.files.pictures import video_pixels
+from ttsnap.files.pictured import video_pixels
 from ttsnap.options.engine import EngineOptions
 from ttsnap.results import save_video
 from ttsnap.results.media import frames_of

@@ -25,7 +25,7 @@ from train_worlds.zero_tokens import ZeroTokenAttention
 from ttsnap import Budget, scenes, search, signs
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.cli import main as ttsnap
-from ttsnap.distill.draft.config import DraftConfig
+from ttsnap.distill.config import DraftConfig
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import to_json
@@ -180,7 +180,7 @@ def test_a_draft_is_small_and_says_what_it_is_for(world):
     told = {f"transformer.{key}" for key in ("r", "lora_alpha", "target_modules")}
     assert about.keys() == told, "other versions of peft refuse settings that they do not know"
     assert all(name.startswith("transformer.transformer_blocks.") for name in names)
-    assert (config.model, config.training.rank) == (world, about["transformer.r"])
+    assert (config.model, config.rank) == (world, about["transformer.r"])
 
 
 @torch.no_grad()

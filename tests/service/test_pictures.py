@@ -34,8 +34,7 @@ from tests.service.asking import (
     until,
 )
 from tests.service.conftest import CALL, EDITS, client_of, filming, one_device, serve, twin
-from ttsnap.files.pictured import Blank, Picture
-from ttsnap.files.pictures import video_pixels
+from ttsnap.files.pictured import Blank, Picture, video_pixels
 from ttsnap.pipelines import defaults
 from ttsnap.request.request import ModelDefaults
 from ttsnap.results.record import read_record

@@ -23,7 +23,7 @@ from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.looks import estimates
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import defaults, recommended
-from ttsnap.request.allowlist import OFFERED, search_of, searches_of
+from ttsnap.request.limits import PUBLIC_ALGORITHMS, search_of, searches_of
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardModel
@@ -206,7 +206,7 @@ def test_what_fails_fails_alone(
 
 
 def test_every_name_that_is_offered_can_be_asked_for_with_its_defaults():
-    for name in OFFERED:
+    for name in PUBLIC_ALGORITHMS:
         plain, same = search_of(name, {}, 4000), search_of({"name": name}, {}, 4000)
         assert make_algorithm(plain) == make_algorithm(same)
 

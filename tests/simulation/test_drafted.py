@@ -18,9 +18,10 @@ from ttsnap.cli import main
 from ttsnap.core import Need, Price, Rates, Task, utility
 from ttsnap.core.looks import EstimatorAt, estimates
 from ttsnap.loop.budget import task_of
+from ttsnap.options.record import TuneOptions
 from ttsnap.recordings.folder import save_recording
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.simulation.calibrate import calibrate, enlarge, recorded_checks
+from ttsnap.simulation.calibrate import Fit, calibrate, enlarge, priced_task, recorded_checks
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.simulate import curve
 from ttsnap.simulation.sizing import sized_for
@@ -65,7 +66,7 @@ def recording(
 
 @pytest.fixture(scope="module")
 def forecast():
-    return calibrate(recording(15, seed=9), images=(3,), seeds=30)
+    return calibrate(recording(15, seed=9), images=(3,), fit=Fit(seeds=30))
 
 
 @pytest.mark.parametrize("decodes", [0.0, 12.0])
@@ -143,7 +144,7 @@ def test_costs_of_checks_are_those_of_their_looks(forecast):
 def test_drafts_are_worth_their_price_where_they_tell_much():
     r, other = recording(8, 24, one=0.95, seed=1), recording(12, 24, one=0.95, seed=2)
     drafted, plain = (
-        PriceOfCompute(calibrate(r, checks=checks, images=(4,), seeds=24))
+        PriceOfCompute(calibrate(r, checks=checks, images=(4,), fit=Fit(seeds=24)))
         for checks in (None, [2, 4, 6, 10])
     )
     more, less = (curve(other, a, ["40nfe"], 1).mean[0] for a in (drafted, plain))
@@ -158,7 +159,9 @@ def test_calibration_begins_with_the_cheapest_draft_and_knows_what_it_tells(
     assert json.loads(text)["checks"] == ["draft:1@0", 1, 2, 3, 4, 6, 7, 8, 10]
     assert Forecast.from_json(json.loads(text)).checks == forecast.checks
     assert PriceOfCompute(forecast).needs == {Need.DRAFT}
-    wide = calibrate(recording(100, 40, seed=3), checks=["draft:2@0", 4, 10], images=(1,), seeds=40)
+    wide = calibrate(
+        recording(100, 40, seed=3), checks=["draft:2@0", 4, 10], images=(1,), fit=Fit(seeds=40)
+    )
     # Of its variance within a prompt, a draft of two calls explains .75^2, as far as the regression
     # knows.
     assert np.var(wide.paths[:, 0]) == pytest.approx(0.75**2, abs=0.04)
@@ -170,8 +173,8 @@ def test_calibration_begins_with_the_cheapest_draft_and_knows_what_it_tells(
 def test_the_price_of_a_pot_hangs_on_what_drafts_cost():
     r, checks = recording(4, 12), ["draft:1@0", 10]
     by_passes, dear = (
-        calibrate(r, checks=checks, draft_cost=cost, images=(2,), seeds=12).prices[0, 1]
-        for cost in (None, 2.0)
+        calibrate(r, checks=checks, costs=cost, images=(2,), fit=Fit(seeds=12)).prices[0, 1]
+        for cost in (None, dataclasses.replace(priced_task(r), draft_cost=2.0))
     )
     # half an evaluation each, without guidance; dearer ones spend the same pot sooner
     assert dear > 1.05 * by_passes
@@ -219,7 +222,7 @@ def test_tuning_takes_the_drafts_that_tell_and_finishes_what_they_leave(told, tr
     r = dataclasses.replace(
         recording(15, 40, one=told[0], two=told[1]), scored=(True, *(False,) * 9, True)
     )
-    found = tune(r, BUDGETS, trials=trials, checks=2, seeds=40)
+    found = tune(r, BUDGETS, TuneOptions(trials=trials, checks=2), fit=Fit(seeds=40))
     if calls is None:
         assert found.schedule.draft_share < 0.06
         return

@@ -16,7 +16,8 @@ import pytest
 
 from ttsnap import BestOfN, Budget, SeedPruning
 from ttsnap.core import utility
-from ttsnap.simulation.calibrate import calibrate
+from ttsnap.options.record import TuneOptions
+from ttsnap.simulation.calibrate import Fit, calibrate
 from ttsnap.simulation.processes import working
 from ttsnap.simulation.simulate import Method, Study, curve
 from ttsnap.simulation.tune import tune
@@ -124,11 +125,15 @@ def test_curves_schedules_and_prices_are_the_same_to_the_last_digit():
                 np.testing.assert_array_equal(vars(each)[name], vars(alone)[name])
     assert progress == [(i, 6) for i in range(1, 7)]
 
-    one, two = (tune(r, budgets, trials=6, seeds=20, seed=1, workers=n) for n in (1, 2))
+    one, two = (
+        tune(r, budgets, TuneOptions(trials=6), fit=Fit(seeds=20, seed=1, workers=n))
+        for n in (1, 2)
+    )
     assert one.schedule == two.schedule
     assert one.fitted.omega == two.fitted.omega
 
     few, both = (
-        calibrate(r, images=(2, 3), seeds=20, checks=[4, 10], workers=n).to_json() for n in (1, 2)
+        calibrate(r, images=(2, 3), checks=[4, 10], fit=Fit(seeds=20, workers=n)).to_json()
+        for n in (1, 2)
     )
     assert few == both

@@ -17,7 +17,7 @@ from ttsnap.core import Price, Rates, Task, utility
 from ttsnap.loop.budget import task_of
 from ttsnap.loop.dry import DryEngine
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.simulation.calibrate import calibrate
+from ttsnap.simulation.calibrate import Fit, calibrate
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders, draw_orders
 from ttsnap.simulation.simulate import best_of_n_curve, compare, curve, require_varied
@@ -198,7 +198,7 @@ def test_where_there_is_nothing_to_find_there_is_no_omega():
 
 @pytest.fixture(scope="module")
 def priced():
-    return PriceOfCompute(calibrate(recording(10, 24, seed=5), images=(2, 6), seeds=24))
+    return PriceOfCompute(calibrate(recording(10, 24, seed=5), images=(2, 6), fit=Fit(seeds=24)))
 
 
 @pytest.mark.parametrize("images", [2, 6])
@@ -242,7 +242,7 @@ def test_the_calibrated_price_spends_the_allowance(priced, images):
             lambda r: compare(*[best_of_n_curve(r, ["20nfe", "8images", "99nfe"])] * 2, r),
             "in one unit, got 20nfe",
         ),
-        (lambda r: calibrate(r, utility=utility.rank_sum), "rank_sum"),
+        (lambda r: calibrate(r, fit=Fit(utility=utility.rank_sum)), "rank_sum"),
         (lambda r: calibrate(_failed(r), checks=(2, 4, 10)), r"failed \(nan\)"),
         (lambda r: calibrate(dataclasses.replace(r, scores=r.scores * 0)), "do not vary"),
     ],

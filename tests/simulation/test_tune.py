@@ -12,9 +12,10 @@ import pytest
 
 from ttsnap import Budget, Grid, SeedPruning
 from ttsnap.core import Price, Rates, utility
+from ttsnap.options.record import TuneOptions
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation import tune as tuning
-from ttsnap.simulation.calibrate import as_one, enlarge
+from ttsnap.simulation.calibrate import Fit, as_one, enlarge
 from ttsnap.simulation.schedules import Space, change, draw
 from ttsnap.simulation.simulate import best_of_n_curve, compare, curve, lead
 from ttsnap.simulation.sizing import short_of_budget, short_of_seeds
@@ -37,7 +38,12 @@ def planted(informative, prompts=20, seeds=40, **details):
 def test_the_planted_step_is_found(monkeypatch):
     monkeypatch.setattr(tuning, "SEARCHES", 200)
     step, seed, recording, calls = 3, 1, planted(3), list[Any]()
-    found = tune(recording, BUDGETS, trials=50, seed=seed, on_progress=lambda *a: calls.append(a))
+    found = tune(
+        recording,
+        BUDGETS,
+        TuneOptions(trials=50),
+        fit=Fit(seed=seed, on_progress=lambda *a: calls.append(a)),
+    )
     assert found.schedule.steps is not None
     assert found.schedule.steps[0] == step  # at once, and no cut before
     assert np.prod(found.schedule.keep) < 0.3
@@ -66,18 +72,20 @@ def test_nothing_that_loses_is_returned(informative, monkeypatch):
     monkeypatch.setattr("ttsnap.simulation.tune.draw", lambda rng, space: poor)
     monkeypatch.setattr("ttsnap.simulation.tune.change", lambda rng, schedule, space: poor)
     recording = planted(8 if informative else 20)
-    assert judge(recording, poor, BUDGETS, utility.mean, 0).loses
-    found = tune(recording, BUDGETS, trials=2)
+    assert judge(recording, poor, BUDGETS).loses
+    found = tune(recording, BUDGETS, TuneOptions(trials=2))
     assert (found.schedule.steps, found.schedule.keep) == (
         ((8,), (0.3,)) if informative else ((), ())
     )
     assert not found.fitted.loses
     assert (found.fitted.omega > 0, found.fitted.lead > 0) == (informative, not informative)
-    assert not tune(recording, BUDGETS[:1], trials=2).fitted.loses  # too few for an omega
+    assert not tune(
+        recording, BUDGETS[:1], TuneOptions(trials=2)
+    ).fitted.loses  # too few for an omega
 
 
 def test_what_was_interrupted_goes_on_and_ends_as_undisturbed(tmp_path, ctrl_c):
-    whole, kept = tune(planted(3), BUDGETS, trials=10), tmp_path / "tried"
+    whole, kept = tune(planted(3), BUDGETS, TuneOptions(trials=10)), tmp_path / "tried"
     calls = []
 
     def interrupted(done, of):
@@ -87,19 +95,25 @@ def test_what_was_interrupted_goes_on_and_ends_as_undisturbed(tmp_path, ctrl_c):
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            tune(planted(3), BUDGETS, trials=10, kept_in=kept, on_progress=interrupted)
+            tune(
+                planted(3),
+                BUDGETS,
+                TuneOptions(trials=10),
+                kept_in=kept,
+                fit=Fit(on_progress=interrupted),
+            )
     judged = []
     found = tuning._Judge.__call__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             tuning._Judge, "__call__", lambda self, s: (judged.append(s), found(self, s))[1]
         )
-        again = tune(planted(3), BUDGETS, trials=10, kept_in=kept)
+        again = tune(planted(3), BUDGETS, TuneOptions(trials=10), kept_in=kept)
     assert calls == [1, 2, 3, 1, 2, 3, 4, 5]
     assert len(judged) == 10 - 5 + tuning.FINALISTS + 2
     assert (again.schedule, again.fitted.omega) == (whole.schedule, whole.fitted.omega)
     with pytest.raises(ValueError, match="10 trials"):
-        tune(planted(3), BUDGETS, trials=11, kept_in=kept)
+        tune(planted(3), BUDGETS, TuneOptions(trials=11), kept_in=kept)
 
 
 @pytest.mark.parametrize(("step", "better"), [(2, True), (8, False), (12, False)])
@@ -107,14 +121,14 @@ def test_better_is_what_beats_the_default_by_more_than_the_error(step, better):
     """The default checks at step 8 of 20: too late where scores tell all from step 2 on, not where
     from step 8."""
     recording = planted(min(step, 8))
-    worth = judge(recording, SeedPruning(None, (0.3,), steps=(step,)), BUDGETS, utility.mean, 0)
+    worth = judge(recording, SeedPruning(None, (0.3,), steps=(step,)), BUDGETS)
     assert worth.better is better
     assert (worth.lead > worth.lead_error > 0) is better
-    alone = judge(recording.select(slice(0, 1)), SeedPruning(), BUDGETS, utility.mean, 0)
+    alone = judge(recording.select(slice(0, 1)), SeedPruning(), BUDGETS)
     assert np.isnan(alone.error)
     assert np.isnan(alone.lead_error)
     assert not alone.better
-    two = judge(recording, SeedPruning(), BUDGETS[:2], utility.mean, 0)
+    two = judge(recording, SeedPruning(), BUDGETS[:2])
     assert np.isnan([two.omega, two.error, two.lead]).all()
     assert two.ahead == (0, 0), "the default, over itself"
 
@@ -148,7 +162,7 @@ def test_all_rewards_of_a_recording_are_billed():
 
 def test_only_recorded_steps_are_used_and_all_prompts_where_asked():
     recorded = tuple(k in (3, 6, 20) for k in range(21))
-    found = tune(planted(5, scored=recorded), BUDGETS, trials=4, holdout=0.0)
+    found = tune(planted(5, scored=recorded), BUDGETS, TuneOptions(trials=4, holdout=0.0))
     assert set(found.schedule.steps or ()) <= {3, 6}
     assert found.held_out is None
     assert found.fitted.default is None  # its step was not recorded
@@ -160,9 +174,9 @@ def test_only_recorded_steps_are_used_and_all_prompts_where_asked():
 def test_prompts_kept_out_without_variation_tell_nothing():
     recording = planted(5, prompts=5, seeds=20)
     recording.scores[4:] = 0.5
-    assert tune(recording, BUDGETS, trials=1).held_out is None
+    assert tune(recording, BUDGETS, TuneOptions(trials=1)).held_out is None
     recording.scores[4, :, -1] = recording.scores[0, :, -1]
-    assert tune(recording, BUDGETS, trials=1).held_out is not None
+    assert tune(recording, BUDGETS, TuneOptions(trials=1)).held_out is not None
 
 
 def constant(prompts, value=0.3):
@@ -175,16 +189,19 @@ def constant(prompts, value=0.3):
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (lambda: tune(planted(3), BUDGETS, holdout=1.0), "holdout"),
-        (lambda: tune(planted(3, prompts=2), BUDGETS, holdout=0.5), "of 2 prompts leaves 1"),
+        (lambda: tune(planted(3), BUDGETS, TuneOptions(holdout=1.0)), "holdout"),
+        (
+            lambda: tune(planted(3, prompts=2), BUDGETS, TuneOptions(holdout=0.5)),
+            "of 2 prompts leaves 1",
+        ),
         (lambda: tune(planted(3, scored=(False,) * 20 + (True,)), BUDGETS), "nothing to prune on"),
-        (lambda: tune(planted(3), ["40nfe", "41nfe"], trials=1), "gains nothing"),
+        (lambda: tune(planted(3), ["40nfe", "41nfe"], TuneOptions(trials=1)), "gains nothing"),
         (lambda: tune(planted(3), ["40nfe", "8images", "400nfe"]), "in one unit"),
-        (lambda: tune(planted(3), BUDGETS, utility=utility.rank_sum), "mean or weights"),
+        (lambda: tune(planted(3), BUDGETS, fit=Fit(utility=utility.rank_sum)), "mean or weights"),
         (lambda: tune(constant(slice(None)), BUDGETS), "20 prompts x 40 seeds"),
         (lambda: tune(constant(slice(0, 14)), BUDGETS), "14 prompts x 40 seeds"),
         (lambda: tune(constant(slice(0, 1), np.nan), BUDGETS), r"failed \(nan\)"),
-        (lambda: tune(planted(3), ["10nfe"], trials=1), "too small for one image"),
+        (lambda: tune(planted(3), ["10nfe"], TuneOptions(trials=1)), "too small for one image"),
     ],
 )
 def test_bad_input_is_named(build, said):

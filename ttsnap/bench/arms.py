@@ -17,8 +17,8 @@ from ttsnap.files.settings import Json, check
 from ttsnap.files.writing import sha256
 from ttsnap.options.option import Option, options_of
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.results.folders import slug
-from ttsnap.results.record import plain
+from ttsnap.results.outputs import slug
+from ttsnap.results.record import jsonable
 
 SAMPLERS = {
     option.name: option
@@ -68,7 +68,7 @@ class Arm:
             "name": self.name,
             "algorithm": Path(self.algorithm).name,
             **file,
-            "options": plain(self.options),
+            "options": jsonable(self.options),
         }
         return {**named, "sampler": self.sampler.told()}
 
@@ -112,7 +112,7 @@ def _arm(text: str, sampler: SamplerOptions) -> Arm:
         elif key in SAMPLERS:
             changes[key] = _value(SAMPLERS[key], value)
         else:
-            options[key] = plain(parse_yaml(value, f"{key} of {text!r}"))
+            options[key] = jsonable(parse_yaml(value, f"{key} of {text!r}"))
     try:
         made = make_algorithm(own_algorithm(algorithm), **options)
     except ValueError as error:

@@ -23,7 +23,7 @@ from ttsnap.loop.search import foreseen, prepared
 from ttsnap.options.record import BenchOptions
 from ttsnap.results.media import save_png
 from ttsnap.results.outputs import save_made
-from ttsnap.results.record import SearchRecord, plain
+from ttsnap.results.record import SearchRecord, jsonable
 from ttsnap.results.sheet import contact_sheet
 
 STRIDE = 10**6
@@ -226,6 +226,6 @@ def _found(work: Work, prompt: PromptRecord, result: Result, path: Path) -> Foun
         index=prompt.index,
         image_bytes=path.stat().st_size,
         **result.best.to_json(),
-        spent={name: plain(value) for name, value in result.spent.to_json().items()},
+        spent={name: jsonable(value) for name, value in result.spent.to_json().items()},
         warnings=result.warnings,
     )

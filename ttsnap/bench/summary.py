@@ -15,7 +15,7 @@ from ttsnap.bench.prompts import PromptRecord
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import KINDS
 from ttsnap.files.settings import Json
-from ttsnap.results.record import plain
+from ttsnap.results.record import jsonable
 
 REWARD = "reward"
 """Column of the number that the search's utility makes of several rewards."""
@@ -48,7 +48,7 @@ class MeanOverPrompts:
 
     def to_json(self) -> dict[str, Json]:
         """nan becomes null."""
-        return {"mean": plain(self.mean), "error": plain(self.error), "prompts": self.prompts}
+        return {"mean": jsonable(self.mean), "error": jsonable(self.error), "prompts": self.prompts}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -144,15 +145,12 @@ def worked_out(
     denoiser: Any = engine.denoiser
     encoders = _noted(networks, lambda: denoiser.encode(search.prompts[:1]))
     texts = {part for part, net in networks.items() if isinstance(net.part, PreTrainedModel)}
-    one, two = (_noted(networks, lambda n=n: evaluate(denoiser, n)) for n in (1, 2))  # type: ignore[misc]
-    decodes = [_noted(networks, lambda n=n: _decode(denoiser, n)) for n in (1, 2)]  # type: ignore[misc]
-    costs = [
-        max((size for part, size in each.items() if part not in texts), default=0)
-        for each in (one, two, *decodes)
-    ]
-    weights = {
-        part: sum(each.nbytes for each in net.part.parameters()) for part, net in networks.items()
-    }
+    calls = [partial(work, denoiser, n) for work in (evaluate, _decode) for n in (1, 2)]
+    passes = [_noted(networks, call) for call in calls]
+    sizes = [[size for part, size in each.items() if part not in texts] for each in passes]
+    costs = [max(each, default=0) for each in sizes]
+    one = passes[0]
+    weights = {part: sum(p.nbytes for p in net.part.parameters()) for part, net in networks.items()}
     layers = (layer for net in networks.values() for layer in net.part.modules())
     cost, _ = foreseen(prepared(search.loop, engine), engine)
     flops = engine.price.flops

@@ -16,7 +16,7 @@ from ttsnap.files.writing import markdown, write_bytes, write_json, write_text
 from ttsnap.options.model import PACKAGED
 from ttsnap.pipelines import located
 from ttsnap.pipelines.drafting.known_drafters import KNOWN
-from ttsnap.results.folders import slug
+from ttsnap.results.outputs import slug
 from ttsnap.reward_models.registry import CHOSEN
 
 FORMAT = 3

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ttsnap.cli.common import check_names
-from ttsnap.cli.loading import CLOCK, speaks
+from ttsnap.cli.common import CLOCK, Interrupted, check_names, speaks
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import Interrupted
 from ttsnap.core.memory import NotEnoughMemoryError, lacks_memory, shortage
 from ttsnap.core.names import unknown
 from ttsnap.files.reading import printable
@@ -40,8 +38,8 @@ class Command:
 
     def parser(self) -> Parser:
         """The parser of its arguments, made without importing torch."""
-        made: Parser = self._module.parser()
-        return made
+        parser: Parser = self._module.parser()
+        return parser
 
     def run(self, a: Arguments) -> int:
         """Run the command; the exit status."""
@@ -109,14 +107,16 @@ def parse(argv: Sequence[str]) -> tuple[Command, Arguments]:
     )
 
 
-def short_of_memory(error: Exception, given: Arguments) -> str:
+def short_of_memory(error: Exception, arguments: Arguments) -> str:
     """A lack of memory in a sentence, with what the command has against it."""
     # in RAM, where none of these helps
     if not isinstance(error, NotEnoughMemoryError | RuntimeError):
         return f"not enough memory: {error}".rstrip(": ")
-    ways = {"none": ["--offload model"], "model": ["--offload group"]}.get(given.get("offload"), [])
-    ways += ["--decode-batch-size 1"] if given.get("decode_batch_size", 1) != 1 else []
-    ways += ["a smaller or quantised model"] if "model" in given else []
+    ways = {"none": ["--offload model"], "model": ["--offload group"]}.get(
+        arguments.get("offload"), []
+    )
+    ways += ["--decode-batch-size 1"] if arguments.get("decode_batch_size", 1) != 1 else []
+    ways += ["a smaller or quantised model"] if "model" in arguments else []
     what = str(error) if isinstance(error, NotEnoughMemoryError) else shortage(error)
     return f"not enough memory: {what}" + ("; try " + " or ".join(ways) if ways else "")
 
@@ -127,11 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     CLOCK.start()
     if argv is None:  # a program: at its end nothing is searched for garbage, which takes seconds
         atexit.register(gc.freeze)
-    given = Arguments()
+    arguments = Arguments()
     try:
-        command, given = parse(sys.argv[1:] if argv is None else argv)
-        check_names(given)
-        return command.run(given)
+        command, arguments = parse(sys.argv[1:] if argv is None else argv)
+        check_names(arguments)
+        return command.run(arguments)
     except (ValueError, OSError) as error:
         print(f"ttsnap: error: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not lacks_memory(error):  # a mistake of ours: a traceback
             raise
-        print(f"ttsnap: error: {printable(short_of_memory(error, given))}", file=sys.stderr)
+        print(f"ttsnap: error: {printable(short_of_memory(error, arguments))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         if speaks():

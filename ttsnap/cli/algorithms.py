@@ -30,11 +30,11 @@ def parser() -> Parser:
 def run(a: Arguments) -> int:
     """Print the list, or all about one algorithm."""
     width = min(shutil.get_terminal_size().columns, 100)
-    print(grouped(width) if a.name is None else described(a.name, width))
+    print(grouped(width) if a.name is None else algorithm_in_full(a.name, width))
     return 0
 
 
-def listed() -> str:
+def algorithm_lines() -> str:
     """Every algorithm in a line."""
     return "\n".join(_line(name) for name in ALGORITHMS)
 
@@ -53,7 +53,7 @@ def _line(name: str) -> str:
     return f"{INDENT}{name:<{NAME}}{ALGORITHMS[name].summary}"
 
 
-def described(name: str, width: int = 80) -> str:
+def algorithm_in_full(name: str, width: int = 80) -> str:
     """What an algorithm does, needs and is from, its options, and a command to try. ValueError for
     an unknown name."""
     options = options_of(name)  # loads the algorithm's module, and refuses a name that is not there

@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args
 
 from ttsnap.cli.configs import presets_in
-from ttsnap.cli.help import Common
-from ttsnap.cli.parser import Arguments
+from ttsnap.cli.parser import Arguments, Common
 from ttsnap.core.checklist import rewards_of
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from ttsnap.bench.prompts import PromptRecord
 
 SETTINGS = "YAML or JSON file of settings, named as these options; what is typed wins over it"
-REWARD = next(option.help for option in options_of(SearchOptions) if option.name == "reward")
+REWARD_HELP = next(option.help for option in options_of(SearchOptions) if option.name == "reward")
 Values = dict[str, Any]
 """Options by name."""
 T = TypeVar("T")
@@ -110,11 +109,12 @@ def add_option(p: Any, option: Option, start: Any = None) -> None:
         return
     if start is not None:
         text = text.removesuffix(f" (default: {option.unset})")
-        kind = Union[tuple(each for each in get_args(kind) if each is not type(None))]  # noqa: UP007
+        if type(None) in get_args(kind):
+            kind = Union[tuple(each for each in get_args(kind) if each is not type(None))]  # noqa: UP007
     default = option.start if start is None else start
     default = option.default if default is None else default
-    listed = option.many and get_origin(kind) is tuple
-    how = {"nargs": "+", "type": get_args(kind)[0]} if listed else {"type": kind}
+    words = kind == tuple[str, ...]
+    how = {"nargs": "+", "type": str} if words else {"type": kind}
     p.add_argument(option.dashed, default=default, metavar=option.metavar, help=marked(text), **how)
 
 
@@ -212,7 +212,7 @@ def engine_spec(
     return EngineSpec(read(ModelOptions, a), rewards, sampler, batch, call)
 
 
-def asked(
+def request(
     a: Arguments, prompts: Sequence[Prompt], search: Any, engine: EngineSpec
 ) -> SearchRequest:
     """What a command that searches is asked for: by its options, those that it has."""
@@ -235,8 +235,8 @@ def _picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any
     ValueError for files that are no pictures, where some prompts have other kinds of pictures than
     others, and where there are pictures for all prompts as well.
     """
-    given = read(PictureOptions, a)
-    for_all = given.read(a.task)
+    options = read(PictureOptions, a)
+    for_all = options.read(a.task)
     kinds = list(dict.fromkeys(", ".join(prompt.inputs) or "no picture" for prompt in prompts))
     if len(kinds) > 1:
         raise ValueError(
@@ -248,7 +248,7 @@ def _picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any
             f"{twice} for all prompts, and one of its own for each in {a.prompts_file}; leave"
             " one out"
         )
-    strength = {} if given.strength is None else {"strength": given.strength}
+    strength = {} if options.strength is None else {"strength": options.strength}
     return {**for_all, **strength}
 
 

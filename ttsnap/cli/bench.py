@@ -5,27 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from ttsnap.algorithms import own_algorithm
 from ttsnap.bench import PRESETS
 from ttsnap.cli import arguments, common
-from ttsnap.cli.bench_model import BenchModel
+from ttsnap.cli.common import resumable
 from ttsnap.cli.configs import read_preset
-from ttsnap.cli.curves import read_span
-from ttsnap.cli.help import Common
-from ttsnap.cli.parser import PARTS, Arguments, Parser
-from ttsnap.cli.signals import resumable
+from ttsnap.cli.parser import PRESET_PARTS, Arguments, Parser
+from ttsnap.cli.simulate import read_span
 from ttsnap.extras import install
 from ttsnap.files.pictured import digests
 from ttsnap.files.writing import write_text
 from ttsnap.options.call import PictureOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
-from ttsnap.options.option import values
+from ttsnap.options.option import option, values
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
@@ -34,11 +33,18 @@ from ttsnap.request.request import Prepared
 from ttsnap.version import versions
 
 if TYPE_CHECKING:
+    from ttsnap.bench.arms import Arm
     from ttsnap.bench.folder import OpenBench
     from ttsnap.bench.prompts import PromptSet
     from ttsnap.bench.run import Bench
     from ttsnap.bench.summary import Line
+    from ttsnap.core.prompt import Prompt
+    from ttsnap.core.protocols import Engine
+    from ttsnap.core.results import Result
     from ttsnap.files.settings import Json
+    from ttsnap.loop.request import Listener, LoopSearch
+    from ttsnap.results.record import SearchRecord
+
 
 DESCRIPTION = """Search for every prompt of a set by several algorithms with equal budgets, and compare what they find.
 
@@ -61,8 +67,34 @@ examples:
       --reward hpsv2.1 --budget 400nfe --out bench/parti
   ttsnap bench --preset dogtrim-embedded --prompts 0:4 --out trim --dry-run
 """
-ALGORITHMS = ("best-of-n", "seed-pruning")
+COMPARED = ("best-of-n", "seed-pruning")
 """What is compared where nothing is named."""
+
+
+@dataclass(frozen=True)
+class SetOptions:
+    """Which prompts are searched for, and by which algorithms."""
+
+    prompts_file: str | None = option(
+        None,
+        "the prompt set, a file or a folder; packaged models have one of their own",
+        metavar="FILE",
+        common=True,
+    )
+    prompts: str = option(":", "which of its prompts, as 0:20", metavar="RANGE")
+    algorithms: tuple[str, ...] = option(
+        COMPARED,
+        "names (ttsnap algorithms lists them), .json files or file.py:Class, each with options where"
+        " it needs them; the others are compared with the first",
+        common=True,
+    )
+    out: str | None = option(
+        None,
+        "where to write, or a benchmark to resume (required but for --dry-run)",
+        metavar="FOLDER",
+        common=True,
+    )
+    dry_run: bool = option(False, "only say what it takes, by measured seconds here")
 
 
 def parser() -> Parser:
@@ -73,30 +105,13 @@ def parser() -> Parser:
         p, PRESETS, "a paper's protocol: its settings, over which others win, and its algorithms"
     )
     make = p.add_argument_group("what to make")
-    make.add_argument(
-        "--prompts-file",
-        type=str | None,
-        metavar="FILE",
-        help=Common("the prompt set, a file or a folder; packaged models have one of their own"),
-    )
-    make.add_argument(
-        "--prompts", type=str, default=":", metavar="RANGE", help="which of its prompts, as 0:20"
-    )
+    arguments.add_options(make, SetOptions, "prompts_file", "prompts")
     arguments.add_call(make, "negative_prompt", "height", "width")
     arguments.add_options(make, BenchOptions)
     arguments.add_options(make, SearchOptions, "seed")
     arguments.add_options(p.add_argument_group("pictures to start from"), PictureOptions)
     find = p.add_argument_group("searches")
-    find.add_argument(
-        "--algorithms",
-        type=str,
-        nargs="+",
-        default=list(ALGORITHMS),
-        help=Common(
-            "names (ttsnap algorithms lists them), .json files or file.py:Class, each with options"
-            " where it needs them; the others are compared with the first"
-        ),
-    )
+    arguments.add_options(find, SetOptions, "algorithms")
     arguments.add_options(find, SearchOptions, without=("search", "seed"))
     arguments.add_options(find, SelectionOptions, "utility", "report")
     arguments.add_sampler(p.add_argument_group("sampler"))
@@ -105,16 +120,7 @@ def parser() -> Parser:
     # Part of what must stay the same to resume a benchmark, so not measured.
     arguments.add_options(model, BatchOptions, batch_size=32)
     arguments.add_options(model, DeviceOptions)
-    output = p.add_argument_group("output")
-    output.add_argument(
-        "--out",
-        type=str | None,
-        metavar="FOLDER",
-        help=Common("where to write, or a benchmark to resume (required but for --dry-run)"),
-    )
-    output.add_argument(
-        "--dry-run", action="store_true", help="only say what it takes, by measured seconds here"
-    )
+    arguments.add_options(p.add_argument_group("output"), SetOptions, "out", "dry_run")
     return p
 
 
@@ -149,12 +155,12 @@ def run(a: Arguments) -> int:
             )
         )
         return 0
-    found = {
+    lines = {
         name: _run(bench, Path(each.out), settings[name], model)
         for name, (each, bench) in parts.items()
     }
-    if len(found) > 1:
-        table = table_of_parts(found)
+    if len(lines) > 1:
+        table = table_of_parts(lines)
         write_text(Path(a.out) / "summary.md", f"{table}\n")
         print(f"\n{table}\n\nsummary.md in {a.out}")
     return 0
@@ -163,7 +169,7 @@ def run(a: Arguments) -> int:
 def _parts(a: Arguments) -> dict[str, Arguments]:
     """The benchmarks of a preset, each with settings and a folder of its own; else the one that is
     asked for."""
-    parts = {} if a.preset is None else read_preset(PRESETS, a.preset).get(PARTS, {})
+    parts = {} if a.preset is None else read_preset(PRESETS, a.preset).get(PRESET_PARTS, {})
     for name in sorted({name for part in parts.values() for name in part}):
         if a[name] != parser().get_default(name):
             raise ValueError(
@@ -193,13 +199,13 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, Prepared]:
     # studies name their drafters
     arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a).drafted_by(None))
     engine = arguments.engine_spec(a, texts, arms[0].sampler)
-    request = arguments.asked(a, texts, ALGORITHMS[0], engine)
+    request = arguments.request(a, texts, COMPARED[0], engine)
     plain = common.prepared(request)
     common.check_affordable(plain)
     searches = {}
     for arm in arms:
-        asked = request.by(own_algorithm(arm.algorithm), arm.options, arm.sampler)
-        searches[arm.name] = common.prepared(asked)
+        own = request.by(own_algorithm(arm.algorithm), arm.options, arm.sampler)
+        searches[arm.name] = common.prepared(own)
     steps = {
         name: search.engine.call.get("num_inference_steps") for name, search in searches.items()
     }
@@ -236,7 +242,7 @@ def _prompt_set(a: Arguments) -> PromptSet:
 def _settings(a: Arguments, bench: Bench, whole: PromptSet, plain: Prepared) -> dict[str, Json]:
     """What must be the same to resume: all that decides on the images and their scores."""
     call = {**plain.engine.call, **plain.prompts[0].inputs}
-    told = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
+    entries = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
     pictures = json.dumps([digests({**call, **text.inputs}) for text in bench.texts])
     place, kind = common.opening().placement(a.device, a.dtype)
     model = replace(
@@ -250,7 +256,7 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, plain: Prepared) -> 
             "kind": whole.kind,
             "count": len(bench.prompts),
             "first": bench.prompts[0].index,
-            "sha256": hashlib.sha256(told.encode()).hexdigest(),
+            "sha256": hashlib.sha256(entries.encode()).hexdigest(),
             "pictures_sha256": hashlib.sha256(pictures.encode()).hexdigest(),
         },
         "algorithms": [arm.noted() for arm in bench.arms],
@@ -298,3 +304,57 @@ def _run_in(bench: Bench, there: OpenBench, model: BenchModel) -> None:
     )
     if not drawn:
         print(f"for summary.png, {install('plot')}, and run the same command again")
+
+
+class BenchModel:
+    """The pipeline of a benchmark, its rewards and the metrics, once loaded: what
+    `ttsnap.bench.run` runs on."""
+
+    pipe: Any = None
+
+    def __init__(self, a: Arguments) -> None:
+        self._devices = arguments.read(DeviceOptions, a)
+
+    def of(self, bench: Bench) -> BenchModel:
+        """The same, for the searches of this benchmark. The first one's loads."""
+        self.bench = bench
+        first = cast("Prepared", bench.searches[bench.arms[0].name])
+        if self.pipe is None:
+            self.pipe, self._loaded = common.loaded(first, self._devices)
+        for reward in self._loaded.reports or ():
+            reward.check([prompt.read for prompt in bench.texts])
+        return self
+
+    @contextmanager
+    def engine(self, arm: Arm) -> Iterator[Engine]:
+        """An engine of an arm, on one device or on many, until the block ends."""
+        from ttsnap.pipelines.engine_factory import open_engine
+
+        spec = cast("Prepared", self.bench.searches[arm.name]).engine
+        scoring = self._loaded.scoring
+        with open_engine(spec, self._devices, self.pipe, scoring) as (engine, self._denoiser):
+            if self._denoiser.frames is not None:
+                raise ValueError(
+                    "a benchmark is of images, and this model makes videos; use ttsnap generate"
+                )
+            yield engine
+
+    def run(
+        self,
+        arm: Arm,
+        search: LoopSearch,
+        prompts: Sequence[Prompt],
+        engine: Engine,
+        listener: Listener,
+        *,
+        sheets: bool,
+    ) -> tuple[list[Result], SearchRecord]:
+        """Results as a call of the pipeline returns them, and their record."""
+        from ttsnap.pipelines.run import Opened, run_on
+        from ttsnap.results.outputs import Recorder
+
+        opened = Opened(engine, self._denoiser, prompts, self._loaded.reports or ())
+        seen = Recorder() if sheets else None
+        prepared = cast("Prepared", self.bench.searches[arm.name])
+        outcome = run_on(opened, prepared, self.pipe, [listener], seen, loop=search)
+        return outcome.results, outcome.record

@@ -6,19 +6,19 @@ import datetime
 import json
 import shlex
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import Common
-from ttsnap.cli.loading import load_libraries
-from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import resumable
+from ttsnap.cli.common import load_libraries, resumable
+from ttsnap.cli.parser import Arguments, Common, Parser
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.settings import Positive, plain
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
+from ttsnap.options.option import option
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.request.request import SearchRequest, prepare
@@ -66,8 +66,22 @@ OWN = (
 """Options whose values may be a user's own: evidence shows of them what comes with ttsnap."""
 DRY_BUDGET = "16images"
 """Of the search that is priced on paper."""
-PROMPTS = 12
+WORLD_PROMPTS = 12
 """How many prompts of a packaged model's world, of kinds that few seeds get right."""
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """How much is checked."""
+
+    dry_run: bool = option(
+        False, "only say what it takes, by the model's config.json files", common=True
+    )
+    minutes: Positive = option(10.0, "that all of it may take, without loading", common=True)
+    prompts_file: str | None = option(None, "other prompts than the packaged ones", metavar="FILE")
+    out: str = option(
+        "evidence", "where to write, and to go on from", metavar="FOLDER", common=True
+    )
 
 
 def parser() -> Parser:
@@ -82,37 +96,13 @@ def parser() -> Parser:
         metavar="MODEL",
         help=Common("a packaged model, a diffusers folder, or a hub id"),
     )
-    what.add_argument(
-        "--dry-run",
-        action="store_true",
-        help=Common("only say what it takes, by the model's config.json files"),
-    )
     arguments.add_options(what, SearchOptions, "reward")
-    what.add_argument(
-        "--minutes",
-        type=Positive,
-        default=10.0,
-        help=Common("that all of it may take, without loading"),
-    )
-    what.add_argument(
-        "--prompts-file",
-        type=str | None,
-        metavar="FILE",
-        help="other prompts than the packaged ones",
-    )
+    arguments.add_options(what, CheckOptions)
     arguments.add_call(what, "negative_prompt", "height", "width")
     arguments.add_sampler(p.add_argument_group("sampler"), recorded=True)
     model = p.add_argument_group("model and memory")
     arguments.add_options(model, ModelOptions, without=("model", "task"))
     arguments.add_options(model, BatchOptions, "batch_size", "decode_batch_size")
-    output = p.add_argument_group("output")
-    output.add_argument(
-        "--out",
-        type=str,
-        default="evidence",
-        metavar="FOLDER",
-        help=Common("where to write, and to go on from"),
-    )
     return p
 
 
@@ -183,7 +173,7 @@ def _climb(a: Arguments, place: Any) -> int:
     from ttsnap.check.evidence import FORMAT
     from ttsnap.check.verdict import NO_GO, verdict
     from ttsnap.files.run_folder import json_folder
-    from ttsnap.results.folders import slug
+    from ttsnap.results.outputs import slug
 
     work = Path(a.out) / slug(a.model)
     with resumable(work):
@@ -244,14 +234,11 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
         raise ValueError(
             f"a check is of the model's seeds as they are, got {a.variety}; leave --variety out"
         )
-    asked = arguments.engine_spec(a, prompts, draft.drafted_by(None))
-    search = common.prepared(SearchRequest(tuple(prompts), asked, "keep-all", Budget()))
-    rewards = chosen = [str(reward) for reward in search.engine.rewards]
-    if a.model in PACKAGED:
-        from ttsnap.pipelines.packaged import MODELS
-
-        rewards = list(dict.fromkeys([*chosen, MODELS[a.model].right.reward]))
-    judges = rewards[len(chosen) :]
+    engine = arguments.engine_spec(a, prompts, draft.drafted_by(None))
+    search = common.prepared(SearchRequest(tuple(prompts), engine, "keep-all", Budget()))
+    rewards = [str(reward) for reward in search.engine.rewards]
+    right = _right(a)
+    judges = [] if right is None or right in rewards else [right]
     pipe, loaded = common.loaded(search, DeviceOptions(), *judges)
     _, kind = common.opening().placement(a.device, a.dtype)
     pipe.set_progress_bar_config(disable=True)
@@ -261,13 +248,12 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
 
     own = own_draft(pipe)
     spec = search.engine
-    texts = [prompt.text for prompt in search.prompts]
     named = draft.draft if not draft.left_open else own.name if own is not None else None
     about = {
         "model": a.model,
         "dtype": str(kind).removeprefix("torch."),
-        "prompts": texts,
-        "rewards": rewards,
+        "prompts": [prompt.text for prompt in search.prompts],
+        "rewards": [*rewards, *judges],
         "draft": named,
         "call": plain(dict(spec.call)),
         "versions": versions("torch", "diffusers", "transformers"),
@@ -278,6 +264,13 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
     return setup, about
 
 
+def _right(a: Arguments) -> str | None:
+    """The reward that says whether an image of a packaged model is right."""
+    from ttsnap.pipelines.packaged import MODELS
+
+    return MODELS[a.model].right.reward if a.model in MODELS else None
+
+
 def _prompts(a: Arguments) -> list[Prompt]:
     """Of the file, of the packaged model's world, or those that come with the command."""
     if a.prompts_file is None and a.model in PACKAGED:
@@ -285,7 +278,8 @@ def _prompts(a: Arguments) -> list[Prompt]:
 
         world = MODELS[a.model].world
         return [
-            Prompt(text) for text in world.sample_prompts(PROMPTS, seed=15, kinds=world.HARD_KINDS)
+            Prompt(text)
+            for text in world.sample_prompts(WORLD_PROMPTS, seed=15, kinds=world.HARD_KINDS)
         ]
     import ttsnap.check
 
@@ -309,8 +303,8 @@ def _public(a: Arguments) -> Arguments:
     from ttsnap.check.evidence import public_spec
 
     settings = parser().settings()
-    given = {name: a.get(name) for name in OWN if a.get(name) != settings[name].default}
-    public = {name: public_spec(each, str(settings[name].metavar)) for name, each in given.items()}
+    typed = {name: a.get(name) for name in OWN if a.get(name) != settings[name].default}
+    public = {name: public_spec(each, str(settings[name].metavar)) for name, each in typed.items()}
     return Arguments(**{**vars(a), **public})
 
 

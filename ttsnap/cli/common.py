@@ -1,21 +1,28 @@
-"""What commands share: prompts, rewards, the model, results."""
+"""What commands share: what they say and hear while they run, the model, rewards, servers."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments
-from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.cli.parser import Arguments
 from ttsnap.core.names import unknown
 from ttsnap.core.requirement import Requirement
 from ttsnap.files.hub import require_repository
+from ttsnap.files.settings import Port
+from ttsnap.files.unbroken import Unbroken
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
+from ttsnap.options.option import option
 from ttsnap.options.sampler import NOISE
 from ttsnap.options.selection import listed
 from ttsnap.request.request import ModelDefaults, Prepared, SearchRequest, prepare
@@ -24,6 +31,145 @@ from ttsnap.reward_models.registry import check_names as check_rewards
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.run import LoadedRewards
+
+
+class Clock:
+    """Seconds since a command began, and how many of them went into loading."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Set both to zero."""
+        self._begin = time.monotonic()
+        self.loading = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self._begin
+
+    def __str__(self) -> str:
+        return f"{self.total:.1f} s in all, {self.loading:.1f} s of them loading"
+
+
+CLOCK = Clock()
+"""The clock of the running command."""
+
+
+def speaks() -> bool:
+    """Whether this process prints: of those that `accelerate launch` starts, one does."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+@contextmanager
+def loading(what: str, *, bars: bool = False) -> Iterator[None]:
+    """Print on stderr what is being loaded, and at the end how long it took.
+
+    bars: whether progress bars may be drawn meanwhile, which need lines of their own.
+    """
+    if speaks():
+        print(f"loading {what} ...", end="\n" if bars else "", flush=True, file=sys.stderr)
+    begin = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = time.monotonic() - begin
+        CLOCK.loading += seconds
+        if speaks():
+            print(
+                f"loaded in {seconds:.1f} s" if bars else f" {seconds:.1f} s",
+                flush=True,
+                file=sys.stderr,
+            )
+
+
+def load_torch() -> None:
+    """Import torch."""
+    if "torch" not in sys.modules:
+        with loading("torch"):
+            import torch  # noqa: F401
+
+
+def load_libraries() -> None:
+    """Import torch and the libraries of pipelines."""
+    load_torch()
+    if "ttsnap.pipelines.mixin" not in sys.modules:
+        from ttsnap.pipelines.quiet import quiet
+
+        # whose advice is to install torchvision: no search needs it
+        with loading("diffusers"), quiet("transformers"):
+            import ttsnap.pipelines.mixin  # noqa: F401
+
+
+Handler = Callable[[int, Any], Any] | int | signal.Handlers | None
+
+
+class Interrupted(KeyboardInterrupt):
+    """By a signal of this number; the message says what is safe."""
+
+    def __init__(self, number: int, said: str = "") -> None:
+        super().__init__(said)
+        self.number = number
+
+
+@contextmanager
+def left_by_signals() -> Iterator[None]:
+    """SIGTERM unwinds the block as Ctrl-C does, so that nothing is left behind; the exit status is
+    then 143.
+
+    Ctrl-C is heard where it was ignored, too, as it is in the background of a script."""
+
+    def leave(number: int, _: object) -> None:
+        raise Interrupted(number)
+
+    before = {number: _handle(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            _handle(number, handler)
+
+
+@contextmanager
+def resumable(out: Path, safe: Callable[[], str] = lambda: "what is done is") -> Iterator[None]:
+    """Work whose parts are kept in a folder, or in a file, so that the same command resumes it.
+
+    safe: says what is safe there, for the message after a signal. ValueError where it cannot be
+        written to."""
+    again = "run the same command again to resume"
+    try:
+        with left_by_signals():
+            yield
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        # of a part of the work, which has said more
+        if isinstance(error, Interrupted) and str(error):
+            raise
+        raise Interrupted(number, f"interrupted; {safe()} safe in {out}; {again}") from None
+    except OSError as error:
+        mend = "Free some space or mend what is wrong"
+        raise ValueError(
+            f"cannot write to {out}: {error}; what was there is safe. {mend}, then {again}"
+        ) from error
+
+
+class StopOnSignal(Unbroken):
+    """Called, whether a SIGINT or SIGTERM has come, at which the search ends with its best finished
+    image."""
+
+    then = "the best finished image will be written"
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+
+def _handle(number: int, handler: Handler) -> Handler:
+    """Set a handler and return the one before; no effect outside the main thread, which alone gets
+    signals."""
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        return None
+    return signal.signal(number, handler)
 
 
 def load_rewards(spec: Any, **where: Any) -> Any:
@@ -53,22 +199,22 @@ def prepared(request: SearchRequest) -> Prepared:
     return search
 
 
-def check_names(given: Arguments) -> None:
+def check_names(typed: Arguments) -> None:
     """ValueError for a model, a task or a reward that surely is none, of any command; nothing is
     loaded for it."""
     from ttsnap.pipelines import located
 
-    if "task" in given:
-        arguments.read(ModelOptions, given)
-    if given.get("model") is not None:
-        located(given.model)
+    if "task" in typed:
+        arguments.read(ModelOptions, typed)
+    if typed.get("model") is not None:
+        located(typed.model)
     for name in ("reward", "report", "base"):
-        check_rewards(given.get(name) or None)
+        check_rewards(typed.get(name) or None)
     for name in ("require", "until"):
-        check_rewards([Requirement.parse(text).reward for text in listed(given.get(name))])
-    check_rewards([named(text)[1] for text in given.get("rewards", [])])
+        check_rewards([Requirement.parse(text).reward for text in listed(typed.get(name))])
+    check_rewards([named(text)[1] for text in typed.get("rewards", [])])
     known = (*LIKENESSES, *REWARDS)
-    likeness = given.get("likeness")
+    likeness = typed.get("likeness")
     if likeness is not None and likeness.partition(":")[0] not in known:
         raise ValueError(unknown("likeness", likeness, known))
 
@@ -127,9 +273,17 @@ def load_model(
     return placed
 
 
-def loaded(search: Prepared, devices: DeviceOptions, *more: str) -> tuple[Any, LoadedRewards]:
+def loaded(
+    search: Prepared,
+    devices: DeviceOptions,
+    *more: str,
+    check: Callable[[Any], object] = lambda rewards: None,
+) -> tuple[Any, LoadedRewards]:
     """The pipeline of a search, and its rewards with some more. Where other processes search, they
-    load what they need themselves, and this one keeps off the devices."""
+    load what they need themselves, and this one keeps off the devices.
+
+    check: called with the rewards, which load faster than a model; it raises where they do not
+    fit."""
     model = search.engine.model
     place, _ = opening().placement(model.device, model.dtype)
     from ttsnap.pipelines.opening import check_call, prepare
@@ -142,6 +296,7 @@ def loaded(search: Prepared, devices: DeviceOptions, *more: str) -> tuple[Any, L
         here = alone(devices, place.type)
     names = (*search.engine.rewards, *more)
     rewards = load_rewards(names, device=place) if here else None
+    check(rewards)
     reported = search.request.selection.reported
     report = load_rewards(reported, device=place) if reported else ()
     device, offload = (model.device, model.offload) if here else ("cpu", "none")
@@ -157,6 +312,16 @@ def opening() -> Any:
     from ttsnap.pipelines import opening
 
     return opening
+
+
+@dataclass(frozen=True)
+class ListenOptions:
+    """Where a server listens."""
+
+    host: str = option(
+        "127.0.0.1", "address to listen on; 0.0.0.0 for all", metavar="HOST", common=True
+    )
+    port: Port = option(8000, "port to listen on; 0 for any free one", common=True)
 
 
 @contextmanager

@@ -47,8 +47,8 @@ def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) ->
         raise ValueError(
             f"{path} holds no configuration: expected keys and values, got {data!r:.80}"
         )
-    found = settings_in(known, data or {}, path)
-    strange = dict(_strange(found))
+    settings = settings_in(known, data or {}, path)
+    strange = dict(_strange(settings))
     for value in strange.values():
         refuse_credentials(value)
     if strange and "--trust" not in words:
@@ -60,7 +60,7 @@ def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) ->
             " elsewhere used, because a configuration says so. Add --trust where you trust the"
             " file"
         )
-    return found
+    return settings
 
 
 def presets_in(folder: Path) -> list[str]:
@@ -73,9 +73,9 @@ def read_preset(folder: Path, name: str) -> dict[str, Any]:
     another name."""
     if name not in (names := presets_in(folder)):
         raise ValueError(unknown("preset", name, names))
-    found: Any = read_yaml(folder / f"{name}.yaml")
-    below = found.pop("preset", None)
-    return found if below is None else {**read_preset(folder, below), **found}
+    settings: Any = read_yaml(folder / f"{name}.yaml")
+    below = settings.pop("preset", None)
+    return settings if below is None else {**read_preset(folder, below), **settings}
 
 
 def settings_in(
@@ -84,13 +84,13 @@ def settings_in(
     """Values by the names of options, "section.name" for those in a section.
 
     ValueError that names `where` for what is no option or does not fit its type."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in data.items():
         name = section + key.replace("-", "_")
         if name in known:
-            found[name] = _checked(known[name], value, where)
+            settings[name] = _checked(known[name], value, where)
         elif isinstance(value, Mapping) and any(each.startswith(f"{name}.") for each in known):
-            found |= settings_in(known, value, where, f"{name}.")
+            settings |= settings_in(known, value, where, f"{name}.")
         else:
             names = [
                 each.removeprefix(section).partition(".")[0]
@@ -98,7 +98,7 @@ def settings_in(
                 if each.startswith(section)
             ]
             raise ValueError(f"{where}: {unknown('option', section + key, dict.fromkeys(names))}")
-    return found
+    return settings
 
 
 def _checked(action: Action, value: object, where: str) -> object:

@@ -7,19 +7,21 @@ import shutil
 import signal
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.loading import loading
+from ttsnap.cli.common import loading
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.checklist import LIST
 from ttsnap.demo.form import DemoLimits
 from ttsnap.extras import install
 from ttsnap.files.settings import Count, Port
 from ttsnap.options.model import EMBEDDED, ModelOptions
+from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, HOT, SamplerOptions
 
 DESCRIPTION = """Open a web page on which to run searches, watch them and compare them.
@@ -38,75 +40,56 @@ CLOSED_FORMS = ("place", "compressibility", "incompressibility", "brightness", "
 LEARNED = ("imagereward", "pickscore", "hpsv2.1", "clip", "aesthetics")
 
 
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the demo offers to visitors."""
+
+    model: str | None = option(
+        None,
+        "embedded (the default), scenes-turbo, signs, a diffusers folder, or a hub id; visitors"
+        " cannot change it",
+    )
+    any_model: bool = option(
+        False,
+        "let visitors load any model by hub id or path, even where others can reach the demo;"
+        " without --model, --host and --share they may anyway",
+    )
+    reward: tuple[str, ...] = option(
+        (),
+        "the rewards that visitors choose from, the first being preset: names, file.py:function,"
+        " http://HOST:PORT (default: what the model goes with)",
+    )
+    draft: str = option(
+        AUTO,
+        "the drafter that visitors may use, as `ttsnap generate --draft` takes it: auto (the"
+        " model's own, which is preset, or hot), none, or another",
+    )
+    port: Port | None = option(None, "port to listen on", unset="the first free one from 7860")
+    share: bool = option(False, "a public address through gradio's tunnel, for 1 week")
+    queue_size: Count = option(20, "most visitors that wait; one search runs at a time")
+    browser: bool = option(False, "open the page in the browser", flag="open")
+
+
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
-    p.add_argument(
-        "--model",
-        type=str | None,
-        help=(
-            "embedded (the default), scenes-turbo, signs, a diffusers folder, or a hub id; visitors"
-            " cannot change it"
-        ),
-    )
-    p.add_argument(
-        "--any-model",
-        action="store_true",
-        help=(
-            "let visitors load any model by hub id or path, even where others can reach the demo;"
-            " without --model, --host and --share they may anyway"
-        ),
-    )
-    p.add_argument(
-        "--reward",
-        type=str,
-        nargs="+",
-        default=[],
-        help=(
-            "the rewards that visitors choose from, the first being preset: names,"
-            " file.py:function, http://HOST:PORT (default: what the model goes with)"
-        ),
-    )
-    p.add_argument(
-        "--draft",
-        type=str,
-        default=AUTO,
-        help=(
-            "the drafter that visitors may use, as `ttsnap generate --draft` takes it: auto (the"
-            " model's own, which is preset, or hot), none, or another"
-        ),
-    )
-    p.add_argument(
-        "--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all"
-    )
-    p.add_argument(
-        "--port", type=Port | None, help="port to listen on (default: the first free one from 7860)"
-    )
-    p.add_argument(
-        "--share", action="store_true", help="a public address through gradio's tunnel, for 1 week"
-    )
+    arguments.add_options(p, DemoOptions)
+    arguments.add_options(p, common.ListenOptions, "host")
     arguments.add_options(p, DemoLimits)
-    p.add_argument(
-        "--queue-size",
-        type=Count,
-        default=20,
-        help="most visitors that wait; one search runs at a time",
-    )
-    p.add_argument("--open", action="store_true", help="open the page in the browser")
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 
 
 def run(a: Arguments) -> int:
     """Serve until interrupted."""
-    offer = offered(a)
+    offer = catalog_of(a)
     limits = arguments.read(DemoLimits, a)
     common.opening().check_here(common.opening().placement(a.device, a.dtype)[0])
     root = Path(tempfile.mkdtemp(prefix="ttsnap-demo-"))
     # the files of visitors are deleted then, too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        page = page_of(a, offer, limits, root)
+        page = load_page(a, offer, limits, root)
         from ttsnap.demo.app import serve
 
         print(
@@ -114,13 +97,14 @@ def run(a: Arguments) -> int:
             " pixels; Ctrl-C ends"
         )
         with common.listening(a):
-            serve(page, limits, host=a.host, port=a.port, share=a.share, browser=a.open)
+            where = {"server_name": a.host, "server_port": a.port}
+            serve(page, limits, share=a.share, inbrowser=a.open, **where)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return 0
 
 
-def page_of(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
+def load_page(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
     """The page, with the model loaded. ValueError where gradio is missing, or the model."""
     cache = root / "cache"
     cache.mkdir(parents=True)
@@ -129,20 +113,20 @@ def page_of(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         with loading("gradio"):
-            from ttsnap.demo.app import build
+            from ttsnap.demo.app import build_page
     except ImportError as error:
         raise ValueError(f"the demo needs gradio ({error}): {install('demo')}") from None
     from ttsnap.demo.worker import Models
 
     models = Models(
         lambda name, task=None: common.load_model(name, a.device, a.dtype, task=task),
-        judged,
+        judge_of,
     )
     models.pipeline(offer.model)
-    return build(offer, limits, models, root, a.queue_size)
+    return build_page(offer, limits, models, root, a.queue_size)
 
 
-def judged(prompt: str, name: str) -> Any:
+def judge_of(prompt: str, name: str) -> Any:
     """The judge of images (3, H, W). Only those of packaged models can be right or wrong; None for
     a size that is not judged, and where the judge is not installed."""
     from ttsnap.pipelines.packaged import MODELS
@@ -165,7 +149,7 @@ def judged(prompt: str, name: str) -> Any:
     return judge
 
 
-def offered(a: Arguments) -> Any:
+def catalog_of(a: Arguments) -> Any:
     """The choices of visitors: fewer where strangers can reach the page."""
     from ttsnap.pipelines import recommended
     from ttsnap.pipelines.packaged import MODELS

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ttsnap.cli import arguments
-from ttsnap.cli.help import Common
-from ttsnap.cli.loading import loading
-from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import resumable
+from ttsnap.cli.common import loading, resumable
+from ttsnap.cli.parser import Arguments, Common, Parser
 from ttsnap.files.settings import build
 
 DESCRIPTION = """Train a reward to score noisy estimates as the base reward scores the finished image of the trajectory.

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.algorithms import own_algorithm
 from ttsnap.cli import arguments, common
-from ttsnap.cli.algorithms import listed
-from ttsnap.cli.found import describe, tabulate, write_runs
-from ttsnap.cli.help import Common
-from ttsnap.cli.loading import CLOCK
-from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import StopOnSignal, left_by_signals
+from ttsnap.cli.algorithms import algorithm_lines
+from ttsnap.cli.common import CLOCK, StopOnSignal, left_by_signals
+from ttsnap.cli.parser import Arguments, Common, Parser
 from ttsnap.options.call import PictureOptions, VideoOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
@@ -24,8 +21,10 @@ from ttsnap.options.selection import SelectionOptions
 from ttsnap.request.request import Prepared, prepare
 
 if TYPE_CHECKING:
-    from ttsnap.pipelines.run import LoadedRewards, SearchOutcome
+    from ttsnap.pipelines.run import SearchOutcome
 
+IMAGES_TABLE = "table.csv"
+"""Of several prompts: a row for each image."""
 DESCRIPTION = """Find the best image for a prompt that a compute budget can buy.
 
 examples:
@@ -41,7 +40,7 @@ examples:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = Parser(DESCRIPTION, epilog=f"algorithms:\n{listed()}")
+    p = Parser(DESCRIPTION, epilog=f"algorithms:\n{algorithm_lines()}")
     arguments.add_config(p)
     make = p.add_argument_group("what to make")
     arguments.add_prompts(make)
@@ -102,8 +101,8 @@ def add_search(p: Any) -> None:
 
 
 def run(a: Arguments) -> int:
-    """Search, write what was found, and say what it took."""
-    from ttsnap.results.folders import reserved
+    """Search, write the images, and say what it took."""
+    from ttsnap.results.outputs import reserved
 
     # What can be refused is refused before the model is loaded.
     searches = _searches(a)
@@ -112,10 +111,14 @@ def run(a: Arguments) -> int:
         from ttsnap.results.media import require_av
 
         require_av("--video-format mp4")
-    prompts = searches[a.algorithm].prompts
-    name = Path(a.prompts_file).stem if a.prompts_file and len(prompts) > 1 else prompts[0].text
-    with left_by_signals(), reserved(Path(a.out) if a.out else None, name, a.overwrite) as out:
-        return _generate(a, searches, videos, out)
+    first = searches[a.algorithm]
+    of_a_set = a.prompts_file and len(first.prompts) > 1
+    name = Path(a.prompts_file).stem if of_a_set else first.prompts[0].text
+    with left_by_signals(), reserved(a.out, name, a.overwrite) as out:
+        runs = _written(a, searches, videos, out)
+    print(f"\ntrace in {out / 'trace.json'}; {CLOCK}")
+    every = all(result.images for run in runs.values() for result in run.results)
+    return int(first.selection.gated and not every)
 
 
 def _searches(a: Arguments) -> dict[str, Prepared]:
@@ -125,78 +128,74 @@ def _searches(a: Arguments) -> dict[str, Prepared]:
     if a.compare == a.algorithm:
         raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
     engine = arguments.engine_spec(a, prompts, arguments.read(SamplerOptions, a))
-    first = arguments.asked(a, prompts, own_algorithm(a.algorithm), engine)
-    asked = {a.algorithm: first}
+    request = arguments.request(a, prompts, own_algorithm(a.algorithm), engine)
+    searches = {a.algorithm: common.prepared(request)}
     if a.compare:
-        asked[a.compare] = first.by(own_algorithm(a.compare))
-    searches = {name: common.prepared(request) for name, request in asked.items()}
+        searches[a.compare] = common.prepared(request.by(own_algorithm(a.compare)))
     common.check_affordable(searches[a.algorithm])
     return searches
 
 
-def _searched(
-    searches: Mapping[str, Prepared],
-    pipe: Any,
-    devices: DeviceOptions,
-    rewards: LoadedRewards,
-    stop: Callable[[], bool],
+def _written(
+    a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptions, out: Path
 ) -> dict[str, SearchOutcome]:
-    """What each search found. One that fails after others ends them all, and is told of: what was
-    found before is written."""
-    from ttsnap.pipelines.run import decisions_of, run
+    """Load, search, and write to `out`, which is reserved: the first search, and others to folders
+    in it."""
+    devices = arguments.read(DeviceOptions, a)
+    pipe, rewards = common.loaded(searches[a.algorithm], devices)
+    from ttsnap.pipelines.run import decisions_of, run  # loaded with the model
+    from ttsnap.results import report
+    from ttsnap.results.outputs import refusing, slug
 
     runs: dict[str, SearchOutcome] = {}
-    for name, search in searches.items():
-        if runs and stop():
-            print(f"stopped before {name} ran", file=sys.stderr)
-            break
-        try:
-            # what was left to the model
-            asked = prepare(search.request, decisions_of(pipe))
-            runs[name] = run(asked, pipe, devices, should_stop=stop, loaded=rewards)
-        except (ValueError, RuntimeError, MemoryError) as error:
-            if not runs:
-                raise
-            print(f"{name} did not run: {error}", file=sys.stderr)
-            break
+    paths: dict[str, list[list[Path]]] = {}
+    with StopOnSignal() as stop:
+        for name, search in searches.items():
+            if runs and stop():
+                print(f"stopped before {name} ran", file=sys.stderr)
+                break
+            # with what was left to the model
+            complete = prepare(search.request, decisions_of(pipe))
+            runs[name] = run(complete, pipe, devices, should_stop=stop, loaded=rewards)
+            try:
+                with refusing(out):
+                    folder = out / slug(Path(name).stem) if paths else out
+                    paths[name] = runs[name].write(folder, videos)
+            finally:  # what makes the images again is said even where they cannot be written
+                if len(runs) == 1:
+                    _describe(runs[name], paths.get(name), a)
+    results = {name: run.results for name, run in runs.items()}
+    first = results[a.algorithm]
+    if len(runs) > 1 or len(first) > 1:
+        print(f"\nwinners, each of a budget of {first[0].spent.budget}:")
+        print(report.winners(results, paths))
+    if len(first) > 1:
+        report.write_images_table(out / IMAGES_TABLE, results, paths)
+        print(f"table: {out / IMAGES_TABLE}")
+    _show_odds(searches[a.algorithm], runs)
     return runs
 
 
-def _generate(
-    a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptions, out: Path
-) -> int:
-    """Load, search, and write to `out`, which is reserved."""
-    devices = arguments.read(DeviceOptions, a)
-    first = searches[a.algorithm]
-    pipe, rewards = common.loaded(first, devices)
-    from ttsnap.pipelines import recommended  # loaded with the model
+def _describe(run: SearchOutcome, paths: Sequence[Sequence[Path]] | None, a: Arguments) -> None:
+    """Print the report of each prompt. paths: of its images, where they could be written."""
+    from ttsnap.results.report import report_in_full
+
+    call = a.call if a.task == TEXT else None  # stock diffusers is shown without pictures
+    for index, result in enumerate(run.results):
+        print(f"\n{result.prompt}")
+        written = paths[index] if paths else ()
+        for line in report_in_full(run.results, index, run.record, written, call):
+            print(f"  {line}")
+
+
+def _show_odds(search: Prepared, runs: Mapping[str, SearchOutcome]) -> None:
+    """Print how often each of these searches is right, where this is a model's showcase and shows
+    the difference."""
+    from ttsnap.pipelines import recommended
     from ttsnap.pipelines.packaged import showcase_of
 
-    # How stock diffusers is called is told where that takes no pictures.
-    stock = first.engine.sampler.stock and a.task == TEXT
-    with StopOnSignal() as stop:
-        runs = _searched(searches, pipe, devices, rewards, stop)
-        count = len(first.prompts)
-        ours = runs[a.algorithm]
-        try:
-            written = write_runs(out, runs, videos)
-        except OSError as error:  # what makes the images again is said all the same
-            for index in range(count):
-                describe(ours, index, [], a, plain=stock)
-            print(
-                f"ttsnap: error: cannot write to {out}: {error.strerror or error}", file=sys.stderr
-            )
-            return 1
-    for index in range(count):
-        describe(ours, index, written[0][index], a, plain=stock)
-        if len(runs) > 1:
-            images = {name: run.results[index].images for name, run in runs.items()}
-            winners = {name: found[0].reward for name, found in images.items() if found}
-            shown = showcase_of(first, recommended(a.model).call)
-            if shown is not None and shown.shows(winners):
-                print(f"  {shown.words}")
-    if max(count, len(runs)) > 1:
-        tabulate(out, runs, written)
-    print(f"\ntrace in {out / 'trace.json'}; {CLOCK}")
-    every = all(result.images for found in runs.values() for result in found.results)
-    return int(first.selection.gated and not every)
+    images = {name: run.results[0].images for name, run in runs.items()}
+    rewards = {name: best[0].reward for name, best in images.items() if best}
+    shown = showcase_of(search, recommended(search.request.model).call)
+    if len(runs) > 1 and shown is not None and shown.shows(rewards):
+        print(shown.words)

@@ -1,21 +1,123 @@
-"""The parser of a command: argparse, with the type hints of declarations as types."""
+"""The parser of a command: argparse, with the type hints of declarations as types, and the looks of
+its help: a short usage, options in groups, defaults only where they say something, 80 columns."""
 
 from __future__ import annotations
 
 import argparse
+import copy
 import re
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_origin
 
 from ttsnap.cli.configs import read_config, read_preset, settings_in
-from ttsnap.cli.help import Formatter, metavar, page, with_default
 from ttsnap.core.names import did_you_mean
 from ttsnap.files.plain_yaml import dumped, parse_yaml, read_text
 from ttsnap.files.settings import kinds_of, plain
 from ttsnap.loop.budget import UNITS
 from ttsnap.options.call import WRITTEN
+
+COLUMN = 26
+_METAVARS: dict[object, str] = {int: "N", float: "X", bool: "{true,false}"}
+
+
+class Common(str):
+    """The help of an option that most people need: --help shows it, --help-all the others as
+    well."""
+
+
+def page(parser: argparse.ArgumentParser) -> str:
+    """What --help prints: usage, what the command is for, an example or two, the options that most
+    people need.
+
+    For a parser with commands it is the whole help."""
+    whole = parser.format_help()
+    if any(isinstance(action, argparse._SubParsersAction) for action in parser._actions):
+        return whole
+    options = [
+        a for a in parser._actions if a.option_strings and a.option_strings[0] not in _ELSEWHERE
+    ]
+    if len(options) > MOST_OPTIONS:
+        options = [action for action in options if isinstance(action.help, Common)]
+    first, *examples = re.split(r"^examples?:\n", parser.description or "", flags=re.M)
+    formatter = parser._get_formatter()
+    formatter.add_text(first.split("\n\n")[0])
+    if examples:
+        lines = examples[0].rstrip().splitlines()
+        if len(lines) > EXAMPLE_LINES:  # whole commands alone: none ends in a backslash
+            lines = lines[
+                : max(i for i in range(EXAMPLE_LINES + 1) if not lines[i - 1].endswith("\\"))
+            ]
+        formatter.add_text("examples:\n" + "\n".join(lines))
+    formatter.start_section("options")
+    formatter.add_arguments(
+        [_in_a_line(a) for a in parser._actions if not a.option_strings or a in options]
+    )
+    formatter.end_section()
+    formatter.add_text(f"{parser.prog} --help-all tells more, and lists all of its options.")
+    usage = whole.partition("\n\n")[0]
+    return f"{usage}\n\n{formatter.format_help()}"
+
+
+_ELSEWHERE = ("-h", "--help-all", "--print_config", "--trust")
+"""Options that the page of --help leaves to --help-all."""
+MOST_OPTIONS = 18
+EXAMPLE_LINES = 3
+"""What fits on a page: with more options only the common ones are listed, of the examples the first
+lines."""
+
+
+def _in_a_line(action: argparse.Action) -> argparse.Action:
+    """The same option, its help cut to one line."""
+    short = copy.copy(action)
+    text = (action.help or "").split(" (default: ")[0]
+    room = shutil.get_terminal_size().columns - 2 - COLUMN
+    short.help = textwrap.shorten(text, room, placeholder=" ...") if len(text) > room else text
+    return short
+
+
+def metavar(hint: Any, dest: str) -> str:
+    """The placeholder of a value of this type."""
+    kinds = [] if hint is None else [kind for kind in kinds_of(hint) if kind is not type(None)]
+    if len(kinds) == 1 and kinds[0] in _METAVARS:
+        return _METAVARS[kinds[0]]
+    return (
+        "[ITEM,...]" if get_origin(hint) in (list, tuple) else re.split(r"[._]", dest)[-1].upper()
+    )
+
+
+def with_default(text: str, default: Any) -> str:
+    """The help of an option with its default, as one would type it, where that says something."""
+    nothing = default is False or default in (None, [], (), {}, "", argparse.SUPPRESS)
+    if nothing or "default" in text:
+        return text
+    shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
+    return type(text)(f"{text} (default: {shown})")
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """A short usage, and paragraphs that are wrapped."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, **{**settings, "max_help_position": COLUMN})
+
+    def add_usage(
+        self, usage: str | None, actions: Iterable[argparse.Action], *args: Any, **kwargs: Any
+    ) -> None:
+        """`ttsnap COMMAND [options]`, and what stands without a flag."""
+        self._prog += " [options]"
+        super().add_usage(
+            usage, [action for action in actions if not action.option_strings], *args, **kwargs
+        )
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """One with indented lines is left as it is."""
+        paragraphs = text.strip("\n").split("\n\n")
+        filled = [p if re.search(r"^\s", p, re.M) else textwrap.fill(p, width) for p in paragraphs]
+        return textwrap.indent("\n\n".join(filled), indent) + "\n"
 
 
 class Arguments(argparse.Namespace):
@@ -30,11 +132,11 @@ class Arguments(argparse.Namespace):
 
     def nested(self) -> dict[str, Any]:
         """All arguments as --config reads them: sections as mappings."""
-        found: dict[str, Any] = {}
+        nested: dict[str, Any] = {}
         for name, value in vars(self).items():
             section, _, key = name.rpartition(".")
-            (found.setdefault(section, {}) if section else found)[key] = value
-        return found
+            (nested.setdefault(section, {}) if section else nested)[key] = value
+        return nested
 
 
 class _Store(argparse.Action):
@@ -91,7 +193,7 @@ class _Store(argparse.Action):
         return list(earlier) if len(earlier) > len(new) else value
 
 
-PARTS = "parts"
+PRESET_PARTS = "parts"
 """Settings of the parts of a preset, by their names, which are no option: `ttsnap bench` runs one
 after the other."""
 _TYPED = "_typed"
@@ -182,49 +284,53 @@ class Parser(argparse.ArgumentParser):
                     for kind in _origins(action)
                 ):
                     self._option_string_actions[flag] = action
-        given: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         if "--config" in self._option_string_actions:
             for path in _values(options, "--config"):
-                given |= read_config(self.settings(), path, options)
+                settings |= read_config(self.settings(), path, options)
         typed = _values(options, "--preset")
-        preset = typed[-1] if typed else given.get("preset")
+        preset = typed[-1] if typed else settings.get("preset")
         if self.presets is not None and preset is not None:
-            found = read_preset(self.presets, str(preset))
-            found.pop(PARTS, None)
-            given = settings_in(self.settings(), found, f"the preset {preset}") | given
-        return self._whole(given, words)
+            preset_settings = read_preset(self.presets, str(preset))
+            preset_settings.pop(PRESET_PARTS, None)
+            settings = (
+                settings_in(self.settings(), preset_settings, f"the preset {preset}") | settings
+            )
+        return self._whole(settings, words)
 
     def filled(self, data: Mapping[str, Any], where: str) -> Arguments:
         """The arguments that a mapping gives, as a file would, and defaults for the others.
 
         ValueError for what is unknown, missing, or does not fit."""
-        given = settings_in(self.settings(), data, where)
-        if missing := self._missing(given):
+        settings = settings_in(self.settings(), data, where)
+        if missing := self._missing(settings):
             raise ValueError(f"{where} lacks {' and '.join(missing).lower()}")
-        return self._whole(given, [])
+        return self._whole(settings, [])
 
     def settings(self) -> dict[str, argparse.Action]:
         """The options that a configuration may set, by name."""
         return {action.dest: action for action in self._actions if action.dest not in _NO_SETTINGS}
 
-    def _whole(self, given: Mapping[str, Any], words: Sequence[str]) -> Arguments:
-        found: Arguments = super().parse_args(words, Arguments(**given))
-        if missing := self._missing(vars(found)):
+    def _whole(self, settings: Mapping[str, Any], words: Sequence[str]) -> Arguments:
+        arguments: Arguments = super().parse_args(words, Arguments(**settings))
+        if missing := self._missing(vars(arguments)):
             self.error(f"{' and '.join(missing)} must be given")
-        vars(found).pop("config", None)
-        vars(found).pop(_TYPED, None)
-        if vars(found).pop("print_config", False):
-            shown = Arguments(**{a.dest: found[a.dest] for a in self._actions if a.dest in found})
+        vars(arguments).pop("config", None)
+        vars(arguments).pop(_TYPED, None)
+        if vars(arguments).pop("print_config", False):
+            shown = Arguments(
+                **{a.dest: arguments[a.dest] for a in self._actions if a.dest in arguments}
+            )
             print(dumped(plain(shown.nested())), end="")
             self.exit()
-        return found
+        return arguments
 
-    def _missing(self, given: Mapping[str, Any]) -> list[str]:
+    def _missing(self, settings: Mapping[str, Any]) -> list[str]:
         needed = [action.dest for action in self._actions if getattr(action, "needed", False)]
-        return [name.rpartition(".")[2].upper() for name in needed if given.get(name) is None]
+        return [name.rpartition(".")[2].upper() for name in needed if settings.get(name) is None]
 
     def print_help(self, file: Any = None) -> None:
-        """Print the page of --help (ttsnap.cli.help.page)."""
+        """Print the page of --help (ttsnap.cli.parser.page)."""
         self._print_message(page(self), sys.stdout if file is None else file)
 
     def error(self, message: str) -> NoReturn:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import Common
-from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import resumable
+from ttsnap.cli.common import resumable
+from ttsnap.cli.parser import Arguments, Common, Parser
 from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
@@ -140,7 +139,13 @@ def _alone(
     search: Prepared, spec: EngineSpec, out: Path, what: RecordOptions, by: WorkerOptions
 ) -> Callable[[], Recording]:
     """Load the model and be ready to record in this process."""
-    pipe, rewards = common.loaded(search, DeviceOptions())
+    from ttsnap.recordings.folder import run_folder
+
+    def check(rewards: Any) -> None:
+        """ValueError where the folder has a recording of others."""
+        run_folder(out, {"rewards": [reward.name for reward in rewards]}).check()
+
+    pipe, rewards = common.loaded(search, DeviceOptions(), check=check)
     from ttsnap.pipelines.engine_factory import recording_info
     from ttsnap.recordings.record import record
 
@@ -201,13 +206,13 @@ def check_draft(recording: Recording, hot: Path) -> str:
     from ttsnap.simulation.looks import drafts_against_estimates, figures_of, ranked, table
 
     looks = ranked(recording, utility.mean)
-    if not (found := drafts_against_estimates(looks)):
+    if not (comparisons := drafts_against_estimates(looks)):
         raise ValueError(
             "drafts are compared with estimates, and the recording lacks one of the two; record"
             " with --draft, and estimates by --score-steps or without it"
         )
-    text = "\n".join(["", table(looks), "", *map(_verdict, found)])
-    figures = figures_of(recording, found)
+    text = "\n".join(["", table(looks), "", *map(_verdict, comparisons)])
+    figures = figures_of(recording, comparisons)
     info = recording.info
     if not any(name.startswith("gain of ") for name in figures):
         return (

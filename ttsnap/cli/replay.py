@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ from ttsnap.cli.common import load_model
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.options.call import PictureOptions, pictured_call
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
-from ttsnap.options.option import options_of
+from ttsnap.options.option import option, options_of
 from ttsnap.options.sampler import comes_along
 from ttsnap.options.selection import listed
 
@@ -41,6 +42,27 @@ examples:
 """
 
 
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What a replay takes in place of what a PNG names, and where it goes."""
+
+    model: str | None = option(None, "use this model instead of the one named in the PNG")
+    lora: str | list[str] = option(
+        (),
+        "use this LoRA (FOLDER:SCALE) instead of the one named in the PNG; where that names several,"
+        " the option again for each",
+        metavar="FOLDER",
+    )
+    draft: str | None = option(
+        None, "where a draft was finished, use this drafter instead of the PNG's"
+    )
+    trust: bool = option(False, "load the model, LoRAs and drafter that the PNG names")
+    out: str | None = option(
+        None, "where to write", unset=f"{REPLAYS}/ beside the image", metavar="FOLDER"
+    )
+    overwrite: bool = option(False, "replace what --out has of that name")
+
+
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
@@ -58,34 +80,7 @@ def parser() -> Parser:
             "--call.ip_adapter_image face.png"
         ),
     )
-    p.add_argument(
-        "--model", type=str | None, help="use this model instead of the one named in the PNG"
-    )
-    p.add_argument(
-        "--lora",
-        type=str | list[str],
-        default=[],
-        metavar="FOLDER",
-        help=(
-            "use this LoRA (FOLDER:SCALE) instead of the one named in the PNG; where that names"
-            " several, the option again for each"
-        ),
-    )
-    p.add_argument(
-        "--draft",
-        type=str | None,
-        help="where a draft was finished, use this drafter instead of the PNG's",
-    )
-    p.add_argument(
-        "--trust", action="store_true", help="load the model, LoRAs and drafter that the PNG names"
-    )
-    p.add_argument(
-        "--out",
-        type=str | None,
-        metavar="FOLDER",
-        help=f"where to write (default: {REPLAYS}/ beside the image)",
-    )
-    p.add_argument("--overwrite", action="store_true", help="replace what --out has of that name")
+    arguments.add_options(p, ReplayOptions)
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 
@@ -105,7 +100,15 @@ class ReplayFile(NamedTuple):
 
 def run(a: Arguments) -> int:
     """Make the images again, write them, and say how far each is from its original."""
-    wanted = [_read(Path(name), a) for name in a.files]
+    from ttsnap.results.outputs import is_extra
+
+    paths = [Path(name) for name in a.files]
+    if extras := [path for path in paths if is_extra(path)]:
+        said = f"no image of a search, but a contact sheet or a copy: {', '.join(map(str, extras))}"
+        if extras == paths:
+            raise ValueError(f"{said}; give the images beside it, as {paths[0].parent}/*seed*")
+        print(f"left out as {said}", file=sys.stderr)
+    wanted = [_read(path, a) for path in paths if path not in extras]
     places = _places([file.path for file in wanted], a)
     pipe = None
     there = None
@@ -125,7 +128,7 @@ def _read(path: Path, a: Arguments) -> ReplayFile:
     """A file, and what it is made of again. ValueError where its seed alone does not make it, it
     takes other pictures than given, or names what may not be loaded."""
     from ttsnap.files import reading as files
-    from ttsnap.files.pictures import video_pixels
+    from ttsnap.files.pictured import video_pixels
     from ttsnap.options.call import MOST_SIDE
     from ttsnap.results.record import parse_record
 
@@ -151,14 +154,14 @@ def _check_pictures(noted: Any, pictures: dict[str, Any]) -> None:
     """ValueError unless the pictures are those that a file was made of, by their digests."""
     from ttsnap.files.pictured import digests
 
-    given = {**dict.fromkeys(pictures, "no picture"), **digests(pictures)}
+    ours = {**dict.fromkeys(pictures, "no picture"), **digests(pictures)}
     options = [option.name for option in options_of(PictureOptions)]
-    for name in {**noted, **given}:
-        if noted.get(name) != given.get(name):
+    for name in {**noted, **ours}:
+        if noted.get(name) != ours.get(name):
             option = f"--{name.replace('_', '-')}" if name in options else f"--call.{name}"
             raise ValueError(
                 f"was made of other pictures for {option}: it notes the digest"
-                f" {noted.get(name, 'of none')}, got {given.get(name, 'no picture')}"
+                f" {noted.get(name, 'of none')}, got {ours.get(name, 'no picture')}"
             )
 
 
@@ -175,29 +178,29 @@ def _named(record: SearchRecord, a: Arguments) -> dict[str, tuple[str, ...]]:
         "lora": listed(record.lora),
         "draft": listed(record.sampler.draft) if finishes else (),
     }
-    given = {kind: listed(a[kind]) for kind in noted}
-    if len(given["lora"]) not in (0, len(noted["lora"])) and len(noted["lora"]) > 1:
+    typed = {kind: listed(a[kind]) for kind in noted}
+    if len(typed["lora"]) not in (0, len(noted["lora"])) and len(noted["lora"]) > 1:
         raise ValueError(
             f"was made under {len(noted['lora'])} LoRAs together, {', '.join(noted['lora'])}; give"
-            f" --lora for each, in any order, got {len(given['lora'])}"
+            f" --lora for each, in any order, got {len(typed['lora'])}"
         )
-    if finishes and not (noted["draft"] or given["draft"]):
+    if finishes and not (noted["draft"] or typed["draft"]):
         raise ValueError("was finished from a draft, and names no drafter; name it by --draft")
     strange = [
         (kind, name)
         for kind, names in noted.items()
         for name in names
-        if not given[kind]
+        if not typed[kind]
         and not (name in PACKAGED if kind == "model" else kind == "draft" and comes_along(name))
     ]
     if strange and not a.trust:
-        asked = " and ".join(f"{kind} {name!r}" for kind, name in strange)
+        what = " and ".join(f"{kind} {name!r}" for kind, name in strange)
         again = " ".join(f"--{kind} {shlex.quote(name)}" for kind, name in strange)
         raise ValueError(
-            f"asks for the {asked}; nothing is loaded because a picture names it. If that is what"
+            f"asks for the {what}; nothing is loaded because a picture names it. If that is what"
             f" you want, add {again}, name others, or add --trust"
         )
-    named = {kind: given[kind] or noted[kind] for kind in noted}
+    named = {kind: typed[kind] or noted[kind] for kind in noted}
     return named if finishes else {**named, "draft": ()}
 
 
@@ -228,11 +231,11 @@ def _replay(file: ReplayFile, place: Path, pipe: Any) -> None:
     from ttsnap.results import outputs
     from ttsnap.results.media import to_uint8
 
-    made = replay(pipe, file.record, file.pictures, draft=file.draft)
+    again = replay(pipe, file.record, file.pictures, draft=file.draft)
     place.parent.mkdir(parents=True, exist_ok=True)
     image = file.record.image
-    outputs.save_made(place, made, replace(file.record, found=replace(image, drawn=None)))
-    after = to_uint8(made[None] if made.ndim == 3 else made)
+    outputs.save_made(place, again, replace(file.record, found=replace(image, drawn=None)))
+    after = to_uint8(again[None] if again.ndim == 3 else again)
     before = file.pixels
     if image.drawn:
         before = np.stack([np.asarray(Image.fromarray(x).reduce(image.drawn)) for x in before])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ttsnap.cli import arguments, common
+from ttsnap.cli.common import left_by_signals
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import left_by_signals
 from ttsnap.options.model import ModelOptions
+from ttsnap.options.option import option
 from ttsnap.options.selection import SelectionOptions
 
 DESCRIPTION = """Score the images of a folder, and write a ranked CSV and a contact sheet to another one.
@@ -25,62 +27,48 @@ examples:
 """
 
 
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What is scored, for which prompts."""
+
+    prompt: str | None = option(None, "one prompt for all images")
+    prompts_file: str | None = option(None, "text file, one prompt a line, one line an image")
+    source: str | None = option(None, "the image that all of these edit, for rewards of edits")
+    recursive: bool = option(False, "look into folders inside the folder, too")
+    out: str | None = option(None, "folder to write to", unset="a new one in outputs/")
+    batch_size: int = option(16, "most images per reward call")
+
+
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     p.add_argument("folder", type=str, help="folder with PNG, JPEG or WebP images, or videos")
-    p.add_argument("--reward", type=str, nargs="+", required=True, help=arguments.REWARD)
+    p.add_argument("--reward", type=str, nargs="+", required=True, help=arguments.REWARD_HELP)
     arguments.add_options(p, SelectionOptions, "utility")
-    p.add_argument("--prompt", type=str | None, help="one prompt for all images")
-    p.add_argument(
-        "--prompts-file", type=str | None, help="text file, one prompt a line, one line an image"
-    )
-    p.add_argument(
-        "--source", type=str | None, help="the image that all of these edit, for rewards of edits"
-    )
-    p.add_argument(
-        "--recursive", action="store_true", help="look into folders inside the folder, too"
-    )
-    p.add_argument(
-        "--out", type=str | None, help="folder to write to (default: a new one in outputs/)"
-    )
-    p.add_argument("--batch-size", type=int, default=16, help="most images per reward call")
+    arguments.add_options(p, ScoreOptions)
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 
 
 def run(a: Arguments) -> int:
     """Score, write, and print the best."""
-    from ttsnap.results.folders import reserved
-
-    with left_by_signals(), reserved(Path(a.out) if a.out else None, "scores", False) as out:
-        return _score(a, out)
-
-
-def _score(a: Arguments, out: Path) -> int:
     from ttsnap.core import utility
-    from ttsnap.results.rank import find_images, find_prompts, rank, read_source, write_ranking
+    from ttsnap.results.outputs import reserved
+    from ttsnap.results.rank import find_images, find_prompts, rank, write_ranking
 
-    combine = utility.make(a.utility)
-    paths = find_images(Path(a.folder), a.recursive)
-    prompts = find_prompts(paths, a.prompt, Path(a.prompts_file) if a.prompts_file else None)
-    device, dtype = common.opening().reward_placement(a.device, a.dtype)
-    rewards = common.load_rewards(a.reward, device=device, dtype=dtype)
-    source = read_source(Path(a.source) if a.source else None, rewards)
-    for reward in rewards:
-        reward.check(prompts)
-    ranked = rank(
-        paths, prompts, rewards, combine, source=source, batch_size=a.batch_size, device=device
-    )
-    table, sheet = write_ranking(out, ranked, [r.name for r in rewards])
+    with left_by_signals(), reserved(a.out, "scores", False) as out:
+        combine = utility.make(a.utility)
+        prompts = find_prompts(find_images(Path(a.folder), a.recursive), a.prompt, a.prompts_file)
+        device, dtype = common.opening().reward_placement(a.device, a.dtype)
+        rewards = common.load_rewards(a.reward, device=device, dtype=dtype)
+        source = Path(a.source) if a.source else None
+        batch = a.batch_size
+        ranked = rank(prompts, rewards, combine, source=source, batch_size=batch, device=device)
+        files = write_ranking(out, ranked, [r.name for r in rewards])
     for place, entry in enumerate(ranked[:10], 1):
-        print(
-            f"{place:3d}. {entry.value:.5g}  {entry.path}"
-            + (f"  ({entry.error})" if entry.error else "")
-        )
+        error = f"  ({entry.error})" if entry.error else ""
+        print(f"{place:3d}. {entry.value:.5g}  {entry.path}{error}")
     failed = sum(bool(entry.error) for entry in ranked)
-    print(
-        f"{len(ranked)} images ranked" + (f", {failed} of them without a score" if failed else "")
-    )
-    print(f"wrote {table} and {sheet}")
+    without = f", {failed} of them without a score" if failed else ""
+    print(f"{len(ranked)} images ranked{without}\nwrote {' and '.join(map(str, files))}")
     return 0

@@ -6,19 +6,18 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import Common
-from ttsnap.cli.loading import load_torch, loading
+from ttsnap.cli.common import load_torch, loading
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.extras import install
-from ttsnap.files.settings import Port
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
+from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO
 from ttsnap.service.limits import ServiceLimits
 
@@ -48,109 +47,71 @@ examples:
 """
 
 
+@dataclass(frozen=True)
+class ServeOptions:
+    """What a service offers, who may ask, and what it keeps."""
+
+    rewards: tuple[str, ...] = option(
+        (),
+        "what clients choose from: names, file.py:function, http://HOST:PORT; NAME=REWARD offers one"
+        " by another name (default: scenes for the embedded model)",
+        metavar="REWARD",
+        common=True,
+    )
+    searches: tuple[str, ...] = option(
+        (),
+        "searches of your own, by the names that clients use: .json files, as of ttsnap tune",
+        metavar="NAME=FILE",
+    )
+    draft: str = option(
+        AUTO,
+        "the drafter that requests may use, as ttsnap generate --draft takes it: auto (the model's"
+        " own, by which requests are searched where it is known to help), none, or another, for"
+        " those that say draft: true",
+        common=True,
+    )
+    loras: str | None = option(
+        None,
+        "LoRAs that clients choose from: NAME.safetensors, or a folder NAME with such a file; read"
+        " once",
+        metavar="FOLDER",
+    )
+    name: tuple[str, ...] = option(
+        (),
+        "what clients call the model (default: the last part of its name), and further names, as"
+        " gpt-image-1",
+    )
+    keys: str | None = option(
+        None, "API keys, one caller a line: NAME KEY", metavar="FILE", common=True
+    )
+    state: str | None = option(
+        None,
+        "where jobs and what they made are kept",
+        unset="ttsnap/serve-PORT in $XDG_STATE_HOME or ~/.local/state; with --port 0 a temporary"
+        " folder",
+        metavar="FOLDER",
+        common=True,
+    )
+    database: str | None = option(
+        None,
+        "where the rows of jobs are kept, as SQLAlchemy takes it: postgresql+psycopg://HOST/NAME",
+        unset="a file of SQLite in --state",
+        metavar="URL",
+    )
+    open_docs: bool = option(False, "let /docs and /openapi.json be read without a key")
+    no_access_log: bool = option(False, "write no line to stderr for each request")
+    log_format: Literal["text", "json"] = option(
+        "text",
+        "lines on stderr: text, or an object of JSON each; requests are told without their prompts",
+    )
+
+
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     p.add_argument("model", type=str, help="embedded, a diffusers folder, or a hub id")
-    p.add_argument(
-        "--host",
-        type=str,
-        default="127.0.0.1",
-        help=Common("address to listen on; 0.0.0.0 for all"),
-    )
-    p.add_argument(
-        "--port", type=Port, default=8000, help=Common("port to listen on; 0 for any free one")
-    )
-    p.add_argument(
-        "--rewards",
-        type=str,
-        nargs="+",
-        default=[],
-        metavar="REWARD",
-        help=Common(
-            "what clients choose from: names, file.py:function, http://HOST:PORT; NAME=REWARD"
-            " offers one by another name (default: scenes for the embedded model)"
-        ),
-    )
-    p.add_argument(
-        "--searches",
-        type=str,
-        nargs="+",
-        default=[],
-        metavar="NAME=FILE",
-        help=(
-            "searches of your own, by the names that clients use: .json files, as of ttsnap tune"
-            " and calibrate"
-        ),
-    )
-    p.add_argument(
-        "--draft",
-        type=str,
-        default=AUTO,
-        help=Common(
-            "the drafter that requests may use, as ttsnap generate --draft takes it: auto (the"
-            " model's own, by which requests are searched where it is known to help), none, or"
-            " another, for those that say draft: true"
-        ),
-    )
-    p.add_argument(
-        "--loras",
-        type=str | None,
-        metavar="FOLDER",
-        help=(
-            "LoRAs that clients choose from: NAME.safetensors, or a folder NAME with such a file;"
-            " read once"
-        ),
-    )
-    p.add_argument(
-        "--name",
-        type=str,
-        nargs="+",
-        default=[],
-        help=(
-            "what clients call the model (default: the last part of its name), and further names,"
-            " as gpt-image-1"
-        ),
-    )
-    p.add_argument(
-        "--keys",
-        type=str | None,
-        metavar="FILE",
-        help=Common("API keys, one caller a line: NAME KEY"),
-    )
-    p.add_argument(
-        "--state",
-        type=str | None,
-        metavar="FOLDER",
-        help=Common(
-            "where jobs and what they made are kept (default: ttsnap/serve-PORT in $XDG_STATE_HOME"
-            " or ~/.local/state; with --port 0 a temporary folder)"
-        ),
-    )
-    p.add_argument(
-        "--database",
-        type=str | None,
-        metavar="URL",
-        help=(
-            "where the rows of jobs are kept, as SQLAlchemy takes it:"
-            " postgresql+psycopg://HOST/NAME (default: a file of SQLite in --state)"
-        ),
-    )
-    p.add_argument(
-        "--open-docs", action="store_true", help="let /docs and /openapi.json be read without a key"
-    )
-    p.add_argument(
-        "--no-access-log", action="store_true", help="write no line to stderr for each request"
-    )
-    p.add_argument(
-        "--log-format",
-        type=Literal["text", "json"],
-        default="text",
-        help=(
-            "lines on stderr: text, or an object of JSON each; requests are told without their"
-            " prompts"
-        ),
-    )
+    arguments.add_options(p, common.ListenOptions)
+    arguments.add_options(p, ServeOptions)
     arguments.add_options(p, ServiceLimits)
     arguments.add_options(p, ModelOptions, without=("model", "offload"))
     arguments.add_options(p, DeviceOptions)
@@ -183,7 +144,7 @@ def parts_of(a: Arguments) -> Iterator[dict[str, Any]]:
             f"the service needs fastapi and others ({error}): {install('service')}"
         ) from None
     from ttsnap.pipelines import makes_videos
-    from ttsnap.request.allowlist import searches_of
+    from ttsnap.request.limits import searches_of
     from ttsnap.results.media import require_av
 
     bound_kernels()
@@ -195,14 +156,14 @@ def parts_of(a: Arguments) -> Iterator[dict[str, Any]]:
     searches = searches_of(list(a.searches))
     if makes_videos(a.model):
         require_av(VIDEOS)
-    with store_of(a, limits) as store, engines(a, devices, specs) as made:
+    with store_of(a, limits) as store, engines(a, devices, specs) as pool:
         name = next(iter(a.name), None)
         edits = a.task != TEXT
-        offer = offer_of(a.model, made, name, searches, a.draft, aliases=a.name[1:], edits=edits)
+        offer = offer_of(a.model, pool, name, searches, a.draft, aliases=a.name[1:], edits=edits)
         if offer.frames_every is not None:  # also of a hub id
             require_av(VIDEOS)
         yield {
-            "engines": made,
+            "engines": pool,
             "offer": offer,
             "limits": limits,
             "keys": keys,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.loading import load_torch, loading
+from ttsnap.cli.common import load_torch, loading
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.extras import install
-from ttsnap.files.settings import Port
 from ttsnap.options.model import ModelOptions
 
 DESCRIPTION = """Serve a reward over HTTP; a search uses it as --reward http://HOST:PORT.
@@ -22,11 +21,8 @@ examples:
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
-    p.add_argument("reward", type=str, help=arguments.REWARD)
-    p.add_argument(
-        "--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all"
-    )
-    p.add_argument("--port", type=Port, default=8765, help="port to listen on; 0 for any free one")
+    p.add_argument("reward", type=str, help=arguments.REWARD_HELP)
+    arguments.add_options(p, common.ListenOptions, port=8765)
     p.add_argument("--max-images", type=int, default=64, help="most images in one request")
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p

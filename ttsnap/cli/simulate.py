@@ -2,32 +2,188 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ttsnap.cli import arguments
-from ttsnap.cli.curves import (
-    BASE,
-    add_recording_arguments,
-    print_curves,
-    progress,
-    read_budgets,
-    read_recording,
-    too_few_seeds,
-)
+from ttsnap.cli.common import left_by_signals
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import left_by_signals
 from ttsnap.extras import install
-from ttsnap.files.settings import Count
+from ttsnap.files.settings import Count, Natural
+from ttsnap.files.writing import markdown
 from ttsnap.options.engine import WorkerOptions
+from ttsnap.options.option import option
+from ttsnap.options.selection import SelectionOptions
 from ttsnap.request.request import fitted_steps
 
 if TYPE_CHECKING:
     from ttsnap.core.protocols import Algorithm
+    from ttsnap.loop.budget import Budget
     from ttsnap.recordings.replay import Recording
     from ttsnap.simulation.simulate import Curve
+
+
+BASE = "best-of-n"
+"""The algorithm that others are compared with, as tables and plots call it."""
+MOST_BUDGETS = 1000
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Which part of a recording is studied."""
+
+    prompts: str = option(":", "which prompts, as 0:20")
+    seeds: str = option(":", "which seeds, as 0:40")
+    scores: str = option("noise_aware", "of a published tensor: noise_aware or base scores")
+    seed: Natural = option(0, "decides the random orders in which recorded seeds are searched")
+
+
+def add_recording_arguments(p: Parser) -> None:
+    """The recording, which part of it, and how its rewards become one."""
+    p.add_argument(
+        "recording",
+        type=str,
+        help="folder written by `ttsnap record`, or a published reward tensor",
+    )
+    arguments.add_config(p)
+    arguments.add_options(p, StudyOptions)
+    arguments.add_options(p, SelectionOptions, "utility")
+    arguments.add_options(p, WorkerOptions, "workers")
+
+
+def read_recording(a: Arguments) -> Recording:
+    """The recording, cut to the prompts and seeds of the options."""
+    from ttsnap.recordings.folder import load_recording
+
+    whole = load_recording(a.recording, scores=a.scores)
+    part = whole.select(read_span(a.prompts), read_span(a.seeds))
+    if not part.scores.size:
+        there = f"{len(whole.prompts)} prompts x {whole.seeds} seeds"
+        raise ValueError(
+            f"--prompts {a.prompts} --seeds {a.seeds} leaves nothing of the recorded {there}"
+        )
+    return part
+
+
+def read_span(text: str) -> slice:
+    """'0:20' -> slice(0, 20)."""
+    match = re.fullmatch(r"(\d*):(\d*)", text)
+    if not match:
+        raise ValueError(f"cannot read range {text!r}; write it like 0:20")
+    start, stop = (int(part) if part else None for part in match.groups())
+    return slice(start, stop)
+
+
+def read_budgets(texts: Sequence[str], evaluations: int) -> list[Budget]:
+    """Budgets, with ranges from:to:step spelled out; by default 2 to 20 images of so many
+    evaluations."""
+    from ttsnap.loop.budget import Budget
+
+    budgets = []
+    number = r"(\d+\.?\d*)"
+    for text in texts or [f"{n * evaluations}nfe" for n in (2, 3, 5, 8, 12, 20)]:
+        match = re.fullmatch(rf"{number}:{number}:{number}([a-z]*)", text)
+        if not match:
+            budgets.append(Budget.parse(text))
+            continue
+        low, high, step = (float(part) for part in match.groups()[:3])
+        if not 0 < step <= high - low < MOST_BUDGETS * step:
+            raise ValueError(
+                f"cannot read budgets {text!r:.80}; write them like 400:4000:200tflop, at most"
+                f" {MOST_BUDGETS} at once"
+            )
+        count = int((high - low) / step + 1e-9) + 1
+        budgets += [Budget.parse(f"{low + i * step:.10g}{match.group(4)}") for i in range(count)]
+    return budgets
+
+
+@contextmanager
+def progress_bar(total: int, unit: str, **how: Any) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that calls what it is given with (done, of); signals unwind the work."""
+    from tqdm import tqdm
+
+    with left_by_signals(), tqdm(total=total, unit=unit, **how) as bar:
+
+        def advance(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+def print_curves(
+    curves: Mapping[str, Curve], recording: Recording, spec: Any, ledger: str = "honest"
+) -> None:
+    """A table of curves by name, best-of-n among them: a row a budget, and what follows from three
+    or more.
+
+    given: the utility, as --utility has it.
+    """
+    from ttsnap.core import utility
+    from ttsnap.simulation.simulate import compare
+
+    base = curves[BASE]
+    many = f"{len(recording.prompts)} prompt{'s' if len(recording.prompts) > 1 else ''}"
+    reward = utility.described(spec, recording.reward_names)
+    print(f"{many} x {recording.seeds} seeds, {ledger} ledger, the winner's score: {reward}")
+    rows = [
+        [str(budget), *(_with_error(c.mean[i], c.error[i], 4) for c in curves.values())]
+        for i, budget in enumerate(base.budgets)
+    ]
+    undefined = False
+    if len(base.budgets) > 2:
+        ordered = sorted(curves.values(), key=lambda c: c is not base)
+        best, *versus = (compare(c, base, recording, utility.make(spec)) for c in ordered)
+        undefined = math.isnan(best.omega)
+        matching = [_shown(v.matching_budget, base.budgets) for v in versus]
+        rows += [
+            [
+                "omega, %",
+                "-" if undefined else "0",
+                *(_with_error(v.omega, v.error, 1) for v in versus),
+            ],
+            ["equals N", *(_shown(v.equivalent_n) for v in (best, *versus))],
+            [f"equals best-of-n at {base.budgets[-1]} from", "", *matching],
+        ]
+    print(markdown(["budget", *curves], rows))
+    if undefined:
+        print(
+            "omega is not defined: best-of-n gains nothing from the smallest budget to the largest"
+        )
+
+
+def too_few_seeds(name: str, budget: Budget, seeds: int) -> str:
+    """The warning for a method that would start more seeds under this budget than were recorded."""
+    return (
+        f"from {budget} on {name} would start more seeds than the {seeds} that were recorded, so"
+        " that these figures are below what it would find live; record more seeds, or take smaller"
+        " --budgets"
+    )
+
+
+def _with_error(value: float, error: float, digits: int) -> str:
+    """ "0.8210 ± 0.0317"; without the error where it is not known, and "-" for no number."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+
+
+def _shown(amount: float, budgets: Sequence[Budget] = ()) -> str:
+    """A number, or the amount of a budget in the unit of these."""
+    from ttsnap.simulation.simulate import unit_of
+
+    if amount == float("inf"):
+        return "not reached"
+    if not budgets:
+        return f"{amount:.4g}"
+    unit: dict[str, Any] = {unit_of(budgets): amount}
+    return str(dataclasses.replace(budgets[0], **unit))
+
 
 DESCRIPTION = """Compare policies over a recording: what each would have found at each budget, without a model.
 
@@ -62,59 +218,49 @@ _AXES = {"flops": (1e12, "TFLOPs"), "nfe": (1, "denoiser evaluations")}
 """Of units of work: what a plot divides them by, and calls them."""
 
 
+@dataclass(frozen=True)
+class SimulateOptions:
+    """What is compared, at which budgets."""
+
+    algorithms: tuple[str, ...] = option(
+        (),
+        "names, .json files such as those of `ttsnap tune`, or file.py:Class (default: seed-pruning;"
+        " with drafts and without where they were recorded)",
+    )
+    budgets: tuple[str, ...] = option(
+        (),
+        "per prompt, rising, as 100nfe 200nfe, or a range 400:4000:200tflop (default: 2 to 20 whole"
+        " images)",
+    )
+    repeats: Count = option(20, "searches per prompt and budget")
+    shared: bool = option(False, "price-of-compute: all prompts share one budget")
+    ledger: Literal["honest", "published"] = option(
+        "honest", "count all that is computed (honest), or as the TTSnap notebooks (published)"
+    )
+    out: str | None = option(None, "folder for curves.csv and curves.png")
+    overwrite: bool = option(False, "allow --out to hold files already")
+
+
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     add_recording_arguments(p)
-    p.add_argument(
-        "--algorithms",
-        type=str,
-        nargs="+",
-        default=[],
-        help=(
-            "names, .json files such as those of `ttsnap tune`, or"
-            " file.py:Class (default: seed-pruning; with drafts and without where they were"
-            " recorded)"
-        ),
-    )
-    p.add_argument(
-        "--budgets",
-        type=str,
-        nargs="+",
-        default=[],
-        help=(
-            "per prompt, rising, as 100nfe 200nfe, or a range 400:4000:200tflop (default: 2 to 20"
-            " whole images)"
-        ),
-    )
-    p.add_argument("--repeats", type=Count, default=20, help="searches per prompt and budget")
-    p.add_argument(
-        "--shared", action="store_true", help="price-of-compute: all prompts share one budget"
-    )
-    p.add_argument(
-        "--ledger",
-        type=Literal["honest", "published"],
-        default="honest",
-        help="count all that is computed (honest), or as the TTSnap notebooks (published)",
-    )
-    p.add_argument("--out", type=str | None, help="folder for curves.csv and curves.png")
-    p.add_argument("--overwrite", action="store_true", help="allow --out to hold files already")
+    arguments.add_options(p, SimulateOptions)
     return p
 
 
 def run(a: Arguments) -> int:
     """Print the table; write the curves where --out says."""
-    from ttsnap.results.folders import reserved
+    from ttsnap.results.outputs import reserved
 
     with (
         left_by_signals(),
-        reserved(Path(a.out), "", a.overwrite) if a.out else nullcontext() as out,
+        reserved(a.out, "", a.overwrite) if a.out else nullcontext() as out,
     ):
         return _compare(a, out)
 
 
 def _compare(a: Arguments, out: Path | None) -> int:
-    from ttsnap.algorithms.best_of_n import BestOfN
     from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
     from ttsnap.core import utility
     from ttsnap.simulation.simulate import (
@@ -125,7 +271,6 @@ def _compare(a: Arguments, out: Path | None) -> int:
         rising,
         unit_of,
     )
-    from ttsnap.simulation.sizing import short_of_budget, short_of_seeds
 
     recording = read_recording(a)
     combine = utility.make(a.utility)
@@ -146,10 +291,27 @@ def _compare(a: Arguments, out: Path | None) -> int:
         for algorithm in algorithms.values()
     )
     study = Study(recording, methods, tuple(budgets), a.repeats, combine, a.seed)
-    with progress(len(methods) * len(budgets), "point", leave=False) as advance:
-        found = study.curves(arguments.read(WorkerOptions, a).workers, advance)
-    curves = {BASE: base, **dict(zip(algorithms, found, strict=True))}
+    with progress_bar(len(methods) * len(budgets), "point", leave=False) as advance:
+        results = study.curves(arguments.read(WorkerOptions, a).workers, advance)
+    curves = {BASE: base, **dict(zip(algorithms, results, strict=True))}
     print_curves(curves, recording, a.utility, a.ledger)
+    _warn(a, recording, algorithms, budgets)
+    if out is not None:
+        _write(out, curves, utility.described(a.utility, recording.reward_names))
+        print(f"curves.csv and curves.png in {out}")
+    return 0
+
+
+def _warn(
+    a: Arguments,
+    recording: Recording,
+    algorithms: Mapping[str, Algorithm],
+    budgets: Sequence[Budget],
+) -> None:
+    """Print where figures are not those of live searches."""
+    from ttsnap.algorithms.best_of_n import BestOfN
+    from ttsnap.simulation.sizing import short_of_budget, short_of_seeds
+
     for name, algorithm in algorithms.items():
         if (steps := fitted_steps(algorithm)) not in (None, recording.denoising_steps):
             print(
@@ -164,10 +326,6 @@ def _compare(a: Arguments, out: Path | None) -> int:
             )
         if (short := short_of_seeds(recording, algorithm, budgets)) is not None:
             print(too_few_seeds(name, short, recording.seeds))
-    if out is not None:
-        _write(out, curves, utility.described(a.utility, recording.reward_names))
-        print(f"curves.csv and curves.png in {out}")
-    return 0
 
 
 def _algorithms(a: Arguments, recording: Recording) -> dict[str, Algorithm]:
@@ -177,20 +335,19 @@ def _algorithms(a: Arguments, recording: Recording) -> dict[str, Algorithm]:
 
     names = a.algorithms or ["seed-pruning"]
     stems = [Path(name).stem for name in names]
-    found = {
+    algorithms = {
         name if stems.count(stem) > 1 or stem == BASE else stem: make_algorithm(own_algorithm(name))
         for stem, name in zip(stems, names, strict=True)
         if name != BASE
     }
     if not a.algorithms and recording.draft_calls:
-        found["without drafts"] = make_algorithm("seed-pruning", draft_share=0.0)
-    return found
+        algorithms["without drafts"] = make_algorithm("seed-pruning", draft_share=0.0)
+    return algorithms
 
 
 def _write(out: Path, curves: Mapping[str, Curve], reward: str) -> None:
     """curves.csv, and where matplotlib is there curves.png."""
     from ttsnap.files.writing import write_csv, write_whole
-    from ttsnap.simulation.simulate import unit_of
 
     head = ["algorithm", "budget", "reward", "standard_error", "spent_mean", "spent_most"]
     rows = [
@@ -199,6 +356,15 @@ def _write(out: Path, curves: Mapping[str, Curve], reward: str) -> None:
         for row in zip(c.budgets, c.mean, c.error, c.spent, c.most, strict=True)
     ]
     write_csv(out / "curves.csv", head, rows)
+    figure = _figure(curves, reward)
+    write_whole(out / "curves.png", lambda file: figure.savefig(file, format="png", dpi=160))
+
+
+def _figure(curves: Mapping[str, Curve], reward: str) -> Any:
+    """The winners' reward against the budget, and what it is above best-of-N's. ValueError without
+    matplotlib."""
+    from ttsnap.simulation.simulate import unit_of
+
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -219,14 +385,8 @@ def _write(out: Path, curves: Mapping[str, Curve], reward: str) -> None:
         excess = c.rewards - base.rewards
         error = excess.std(0, ddof=min(1, len(excess) - 1)) / len(excess) ** 0.5
         gain.plot(x, excess.mean(0), marker="o", markersize=3.5, linewidth=1.6, **style)
-        gain.fill_between(
-            x,
-            excess.mean(0) - error,
-            excess.mean(0) + error,
-            alpha=0.12,
-            linewidth=0,
-            color=style["color"],
-        )
+        band = excess.mean(0) - error, excess.mean(0) + error
+        gain.fill_between(x, *band, alpha=0.12, linewidth=0, color=style["color"])
     level.set_ylabel(f"{reward} of the winner, mean over prompts")
     gain.set_ylabel("the same, less best-of-N's, ± standard error")
     level.legend(frameon=False, loc="lower right")
@@ -235,4 +395,4 @@ def _write(out: Path, curves: Mapping[str, Curve], reward: str) -> None:
         axes.grid(color="0.92", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    write_whole(out / "curves.png", lambda file: figure.savefig(file, format="png", dpi=160))
+    return figure

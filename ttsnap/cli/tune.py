@@ -4,34 +4,36 @@ a recording."""
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ttsnap.cli import arguments
-from ttsnap.cli.curves import (
+from ttsnap.cli.common import resumable
+from ttsnap.cli.parser import Arguments, Parser
+from ttsnap.cli.simulate import (
     BASE,
-    add_file_arguments,
     add_recording_arguments,
     print_curves,
-    progress,
+    progress_bar,
     read_budgets,
     read_recording,
     read_span,
     too_few_seeds,
 )
-from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import resumable
-from ttsnap.files.settings import Count, NotNegative
-from ttsnap.options.engine import WorkerOptions
+from ttsnap.files.settings import NotNegative
+from ttsnap.options.option import changed, option
+from ttsnap.options.record import TuneOptions
 
 if TYPE_CHECKING:
     from ttsnap.algorithms.seed_pruning import SeedPruning
+    from ttsnap.recordings.replay import Recording
+    from ttsnap.simulation.calibrate import Fit
     from ttsnap.simulation.tune import Tuned
 
 PRUNING = "seed-pruning"
 """The algorithm whose schedule is fitted."""
-OF_PRUNING: dict[str, object] = {"budgets": [], "trials": 400, "checks": 5, "holdout": 0.3}
-"""Arguments of that fit alone, with their defaults."""
 DEFAULT = "seed pruning as it is by default"
 """The schedule to beat, in words."""
 DESCRIPTION = """Fit a pruning schedule, or prices of compute, to a recording.
@@ -56,163 +58,136 @@ examples:
 """
 
 
+@dataclass(frozen=True)
+class PolicyOptions:
+    """What is fitted, and what only prices of compute need."""
+
+    policy: Literal["seed-pruning", "price-of-compute"] = option(
+        PRUNING, "what is fitted: seed-pruning, or price-of-compute"
+    )
+    budgets: tuple[str, ...] = option((), "to fit a schedule for (default: 2 to 20 images)")
+    check_at: list[int | str] | None = option(
+        None,
+        "of price-of-compute: steps at which to score, as '[4, 8, 20]'; the last is the number of"
+        " steps. '[\"draft:1@0\", 4, 8, 20]' begins with a draft of one call, as is done by default"
+        " where drafts were recorded",
+    )
+    score_cost: NotNegative | None = option(
+        None,
+        "of price-of-compute: price of a decode with its rewards, in evaluations (default: by"
+        " recorded FLOPs, as are drafts; 0 for NFE budgets, which count drafts by their passes)",
+    )
+    out: str = option("tuned.json", "algorithm file to write")
+    overwrite: bool = option(False, "allow --out to exist already")
+
+
 def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     add_recording_arguments(p)
-    p.add_argument(
-        "--policy",
-        type=Literal["seed-pruning", "price-of-compute"],
-        default=PRUNING,
-        help="what is fitted: seed-pruning, or price-of-compute",
-    )
-    p.add_argument("--budgets", type=str, nargs="+", help="to fit for (default: 2 to 20 images)")
-    p.add_argument("--trials", type=Count, help="schedules to try")
-    p.add_argument("--checks", type=Count, help="most checks in a schedule")
-    p.add_argument("--holdout", type=float, help="share of the prompts to keep out of the fit")
-    p.set_defaults(**OF_PRUNING)
-    p.add_argument(
-        "--check-at",
-        type=list[int | str] | None,
-        help=(
-            "of price-of-compute: steps at which to score, as '[4, 8, 20]'; the last is the number of steps."
-            " '[\"draft:1@0\", 4, 8, 20]' begins with a draft of one call, as is done by default"
-            " where drafts were recorded"
-        ),
-    )
-    p.add_argument(
-        "--score-cost",
-        type=NotNegative | None,
-        help=(
-            "of price-of-compute: price of a decode with its rewards, in evaluations (default: by"
-            " recorded FLOPs, as are drafts; 0 for NFE budgets, which count drafts by their passes)"
-        ),
-    )
-    add_file_arguments(p, "tuned.json")
+    arguments.add_options(p, PolicyOptions)
+    arguments.add_options(p, TuneOptions)
     return p
 
 
 def run(a: Arguments) -> int:
-    """Search, write the winner, say what it is worth."""
-    if a.policy != PRUNING:
-        if given := [name for name, value in OF_PRUNING.items() if getattr(a, name) != value]:
+    """Fit a policy, write it, and say what it is worth."""
+    from ttsnap.results.outputs import new_file
+
+    options = arguments.read(TuneOptions, a)
+    out = new_file(a.out, a.overwrite)
+    if a.policy == PRUNING:
+        if a.check_at is not None or a.score_cost is not None:
+            raise ValueError("--check-at and --score-cost are for --policy price-of-compute")
+        _tune(a, options, out)
+    else:
+        if typed := [*changed(options), *["budgets"] * bool(a.budgets)]:
             raise ValueError(
-                f"{' and '.join(f'--{name}' for name in given)} fit a schedule; leave them out with"
+                f"{' and '.join(f'--{name}' for name in typed)} fit a schedule; leave them out with"
                 f" --policy {a.policy}"
             )
-        return _price(a)
-    if a.check_at is not None or a.score_cost is not None:
-        raise ValueError("--check-at and --score-cost are for --policy price-of-compute")
-    from ttsnap.algorithms import spec_of
+        _price(a, out)
+    print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
+    return 0
+
+
+def _fit(a: Arguments, advance: Callable[[int, int], None]) -> Fit:
     from ttsnap.core import utility
-    from ttsnap.files.writing import write_json
-    from ttsnap.results.folders import new_file
+    from ttsnap.simulation.calibrate import Fit
+
+    how = utility.make(a.utility)
+    return Fit(how, seed=a.seed, workers=a.workers, on_progress=advance)
+
+
+def _tune(a: Arguments, options: TuneOptions, out: Path) -> None:
+    """Fit a schedule, write it, and say what it is worth."""
     from ttsnap.simulation.sizing import short_of_seeds
     from ttsnap.simulation.tune import split, tune
 
-    out = new_file(a.out, a.overwrite)
     tried = out.with_name(f"{out.name}.tried")
     recording = read_recording(a)
     budgets = read_budgets(a.budgets, recording.grid.nfe)
-    with progress(a.trials, "schedule") as advance, resumable(tried):
-        tuned = tune(
-            recording,
-            budgets,
-            trials=a.trials,
-            holdout=a.holdout,
-            checks=a.checks,
-            utility=utility.make(a.utility),
-            seed=a.seed,
-            on_progress=advance,
-            workers=arguments.read(WorkerOptions, a).workers,
-            kept_in=tried,
-        )
+    with progress_bar(options.trials, "schedule") as advance, resumable(tried):
+        tuned = tune(recording, budgets, options, _fit(a, advance), kept_in=tried)
     schedule = tuned.schedule
-    # Rounded up: a level means the first step at most as noisy.
-    (keep, _, draft_share), steps = schedule.settled(), schedule.steps or ()
-    levels = tuple(min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in steps)
-    settings = spec_of(replace(schedule, steps=None, levels=levels))
-    write_json(out, settings)
+    _write(schedule, recording, out)
     tried.unlink(missing_ok=True)
-    del settings["name"]
-    if recording.drafts:
-        print(_about_drafts(schedule))
-    checks = f"checks at steps {list(steps)} (noise levels {list(levels)}), keeping {list(keep)}"
-    print(checks if keep or draft_share else "no checks: best-of-n finds as much")
-    print(
-        "in Python:"
-        f" SeedPruning({', '.join(f'{name}={value}' for name, value in settings.items())})"
-    )
-    to_fit, rest = split(recording, a.holdout)
+    to_fit, rest = split(recording, options.holdout)
     name = out.stem if out.stem not in (BASE, PRUNING) else str(out)
-    if tuned.held_out is not None:
+    if (worth := tuned.held_out) is not None:
         first = (read_span(a.prompts).start or 0) + len(to_fit.prompts)
         print(
             f"\nthe prompts that were kept out of the fit, {first}:{first + len(rest.prompts)} of"
             " the recording:"
         )
-        worth = tuned.held_out
         curves = {BASE: worth.base} | ({} if worth.default is None else {PRUNING: worth.default})
         print_curves({**curves, name: worth.schedule}, rest, a.utility)
     print(f"\n{_verdict(tuned, name, len(rest.prompts))}")
     if not math.isnan(tuned.fitted.omega):
         omega = f"{tuned.fitted.omega:.1f} ± {tuned.fitted.error:.1f}"
         print(f"on the {len(to_fit.prompts)} prompts that it was fitted on, its omega is {omega}")
-    short = short_of_seeds(recording, schedule, budgets)
-    if short is not None:
+    if (short := short_of_seeds(recording, schedule, budgets)) is not None:
         print(too_few_seeds("it", short, recording.seeds))
-    print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
-    return 0
 
 
-def _price(a: Arguments) -> int:
-    """Fit price-of-compute, write it, and say how well early scores forecast."""
-    import numpy as np
-
-    from ttsnap.algorithms.pricing.forecast import written
-    from ttsnap.core import utility
+def _write(schedule: SeedPruning, recording: Recording, out: Path) -> None:
+    """Write a schedule by noise levels, and print it."""
+    from ttsnap.algorithms import spec_of
     from ttsnap.files.writing import write_json
-    from ttsnap.loop.budget import Budget, task_of
-    from ttsnap.recordings.replay import ReplayEngine
-    from ttsnap.results.folders import new_file
-    from ttsnap.simulation.calibrate import IMAGES, calibrate
 
-    out = new_file(a.out, a.overwrite)
+    # Rounded up: a level means the first step at most as noisy.
+    steps = schedule.steps or ()
+    levels = tuple(min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in steps)
+    settings = spec_of(replace(schedule, steps=None, levels=levels))
+    write_json(out, settings)
+    del settings["name"]
+    if recording.drafts:
+        print(_about_drafts(schedule))
+    (keep, _, draft_share) = schedule.settled()
+    checks = f"checks at steps {list(steps)} (noise levels {list(levels)}), keeping {list(keep)}"
+    print(checks if keep or draft_share else "no checks: best-of-n finds as much")
+    words = ", ".join(f"{name}={value}" for name, value in settings.items())
+    print(f"in Python: SeedPruning({words})")
+
+
+def _price(a: Arguments, out: Path) -> None:
+    """Fit price-of-compute, write it, and say how well early scores forecast."""
+    from ttsnap.algorithms.pricing.forecast import written
+    from ttsnap.files.writing import write_json
+    from ttsnap.simulation.calibrate import IMAGES, calibrate, priced_task
+
     recording = read_recording(a)
-    # costs in evaluations, 0 where FLOPs are not known
-    by_flops = task_of(Budget(flops=1.0), ReplayEngine(recording))
-    score_cost = by_flops.score_cost
-    draft_cost = by_flops.draft_cost or None
-    if a.score_cost is not None:
-        score_cost = a.score_cost
-        draft_cost = None
-    check_cost = max(0.0, score_cost - (by_flops.score_cost - by_flops.checking))
-    with progress(len(IMAGES), "budget", desc="prices") as advance:
-        forecast = calibrate(
-            recording,
-            checks=a.check_at,
-            score_cost=score_cost,
-            check_cost=check_cost,
-            draft_cost=draft_cost,
-            utility=utility.make(a.utility),
-            seed=a.seed,
-            on_progress=advance,
-            workers=arguments.read(WorkerOptions, a).workers,
-        )
+    costs = priced_task(recording, a.score_cost)
+    with progress_bar(len(IMAGES), "budget", desc="prices") as advance:
+        forecast = calibrate(recording, a.check_at, costs, fit=_fit(a, advance))
     write_json(out, {"name": "price-of-compute", "forecast": forecast.to_json()})
-    known = 1 - np.array(
-        [np.var(forecast.paths[:, -1] - forecast.paths[:, j]) for j in range(len(forecast.checks))]
-    )
-    names = (
-        f"step {check}" if isinstance(check, int) else check for check in written(forecast.checks)
-    )
-    shares = ", ".join(f"{name}: {r:.0%}" for name, r in zip(names, known, strict=True))
+    names = (f"step {at}" if isinstance(at, int) else at for at in written(forecast.checks))
+    shares = zip(names, forecast.explained, strict=True)
     print(
-        f"variance of the finished reward that the scores so far explain, within a prompt: {shares}"
+        "variance of the finished reward that the scores so far explain, within a prompt:"
+        f" {', '.join(f'{name}: {share:.0%}' for name, share in shares)}"
     )
-    print(f"a decode with its rewards counts as {score_cost:.3g} evaluations")
-    print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
-    return 0
+    print(f"a decode with its rewards counts as {costs.score_cost:.3g} evaluations")
 
 
 def _about_drafts(schedule: SeedPruning) -> str:
@@ -225,9 +200,9 @@ def _about_drafts(schedule: SeedPruning) -> str:
     return f"drafts of {calls} for {share:.1%} of the cost{then}"
 
 
-def _verdict(found: Tuned, name: str, kept_out: int) -> str:
+def _verdict(tuned: Tuned, name: str, kept_out: int) -> str:
     """One sentence: whether the schedule is better than the default, or why that is not known."""
-    worth = found.held_out
+    worth = tuned.held_out
     if not kept_out:
         return (
             "no prompt was kept out, so nothing says what it is worth on others; record more"

@@ -4,11 +4,12 @@ a file beside the pack."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,10 +29,10 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.selection import SelectionOptions
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter
-from ttsnap.request.allowlist import kernel_for, search_of
+from ttsnap.request.limits import kernel_for, search_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
-from ttsnap.results.rank import scored
-from ttsnap.results.report import listed, report
+from ttsnap.results.rank import scores_by
+from ttsnap.results.report import numbers, report
 from ttsnap.reward_models.checklist import Checklist
 from ttsnap.reward_models.registry import REWARDS, check_names, parts
 from ttsnap.rewards.reward_model import RewardModel
@@ -39,11 +40,13 @@ from ttsnap.rewards.scoring import Shown
 
 NOT_OFFERED = {"noise-aware", "editreward", "editscore"}
 """Rewards that need a folder, or the picture that was edited."""
-OFFERED = sorted(REWARDS.keys() - NOT_OFFERED, key=lambda name: (name.startswith("scenes"), name))
+REWARD_NAMES = sorted(
+    REWARDS.keys() - NOT_OFFERED, key=lambda name: (name.startswith("scenes"), name)
+)
 """Rewards by name. Those of the embedded model's world come last."""
 KERNELS = {f"ttsnap: {name}": name for name in ("ode", "sde", "ddim", "ancestral", "renoise")}
 """ttsnap's own kernels, by their names in the list of samplers."""
-USUAL = Budget(images=8.0)
+NODE_BUDGET = Budget(images=8.0)
 """Where no node Budget is connected."""
 
 
@@ -70,17 +73,17 @@ def rewards_of(file: Path) -> dict[str, str]:
             f"{file}: there is a reward {min(taken)!r} already; offer yours by another name"
         )
     check_names([*own.values()])
-    return {name: name for name in OFFERED} | own
+    return {name: name for name in REWARD_NAMES} | own
 
 
-def checked(declared: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def checked(declared: Sequence[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """What a node was given, held to the inputs that it declares: ComfyUI lets links, and some
     JSON, carry anything.
 
     Optional ones without a value are left out. ValueError names the input.
     """
-    there = [one for one in declared if not one.optional or given.get(one.id) is not None]
-    return {one.id: _checked(one, given.get(one.id)) for one in there}
+    there = [one for one in declared if not one.optional or values.get(one.id) is not None]
+    return {one.id: _checked(one, values.get(one.id)) for one in there}
 
 
 def _checked(declared: Any, value: Any) -> Any:
@@ -150,15 +153,15 @@ class NodeReward(RewardModel):
         return [self._score(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
 
     def _score(self, image: Tensor, prompt: str) -> float:
-        given = {
+        arguments = {
             **self.given,
             **dict.fromkeys(self.texts, prompt),
             self.images[0]: image.movedim(0, -1)[None].cpu(),
         }
-        made = getattr(self.kind(), self.kind.FUNCTION)(**given)
-        value = (made["result"] if isinstance(made, dict) else getattr(made, "result", made))[
-            self.slots[0]
-        ]
+        output = getattr(self.kind(), self.kind.FUNCTION)(**arguments)
+        value = (
+            output["result"] if isinstance(output, dict) else getattr(output, "result", output)
+        )[self.slots[0]]
         return float(value[0] if isinstance(value, list | tuple) else value)
 
 
@@ -177,53 +180,65 @@ def checklist(items: str, by: Sequence[Weighted]) -> Weighted:
     return Weighted(Checklist(lines or None, by[0].reward), 1.0)
 
 
-def search_by(
-    prompt: str,
-    rewards: Sequence[Weighted],
-    sampler: str,
-    algorithm: str,
-    options: str,
-    budget: Budget | None,
-    seed: int,
-    keep: int,
-    batch_size: int = 0,
-    diverse: bool = False,
-) -> Prepared:
-    """The search that a node asks for. Its utility is the weighted sum of the rewards; beside a
-    checklist they break ties.
+class Wanted(NamedTuple):
+    """The inputs of a node that say what is searched for."""
 
-    options: of the algorithm, a JSON object or nothing. batch_size: 0 for what fits. ValueError for
-    options that the algorithm does not have, and for a sampler of ComfyUI where it needs one that
-    draws noise or has a path.
-    """
-    given = parse_object(options, "options") if options.strip() else {}
-    search = search_of({**given, "name": algorithm} if given else algorithm, {}, most=10_000)
-    if sampler not in KERNELS and (kernel := kernel_for(search)) != "pipeline":
-        raise ValueError(
-            f"{algorithm} branches candidates, or takes them back, which the sampler {sampler}"
-            f" cannot do; choose the sampler 'ttsnap: {kernel}'"
+    prompt: str
+    reward: tuple[Weighted, ...]
+    """The utility is their weighted sum; beside a checklist they break ties."""
+    sampler_name: str
+    algorithm: str
+    seed: int
+    keep: int
+    budget: Budget | None = None
+    options: str = ""
+    """Of the algorithm, a JSON object or nothing."""
+    batch_size: int = 0
+    """0 for what fits."""
+    diverse: bool = False
+
+    def search(self) -> Prepared:
+        """The search that is asked for. ValueError for options that the algorithm does not have,
+        and for a sampler of ComfyUI where it needs one that draws noise or has a path."""
+        name = self.algorithm
+        options = parse_object(self.options, "options") if self.options.strip() else {}
+        algorithm = search_of({**options, "name": name} if options else name, {}, most=10_000)
+        kernel = KERNELS.get(self.sampler_name, "pipeline")
+        needed = kernel_for(algorithm)
+        if self.sampler_name not in KERNELS and needed != "pipeline":
+            raise ValueError(
+                f"{name} branches candidates, or takes them back, which the sampler"
+                f" {self.sampler_name} cannot do; choose the sampler 'ttsnap: {needed}'"
+            )
+        specs = tuple(each.reward for each in self.reward)
+        batches = EngineOptions(batch_size=self.batch_size or None)
+        engine = EngineSpec(ModelOptions("ComfyUI"), specs, SamplerOptions(kernel=kernel), batches)
+        weights = [each.weight for each in self.reward]
+        listed = any(map(is_list, specs))
+        if listed and set(weights) != {1.0}:
+            raise ValueError(
+                f"beside a checklist rewards break ties and are not weighed, got weights {weights};"
+                " set each to 1"
+            )
+        request = SearchRequest(
+            (Prompt(self.prompt),),
+            engine,
+            algorithm,
+            self.budget or NODE_BUDGET,
+            self.seed,
+            self.keep,
+            selection=SelectionOptions("mean" if listed else weights, diverse=self.diverse),
         )
-    how = SamplerOptions(kernel=KERNELS.get(sampler, "pipeline"))
-    batches = EngineOptions(batch_size=batch_size or None)
-    specs = tuple(each.reward for each in rewards)
-    spec = EngineSpec(ModelOptions("ComfyUI"), specs, how, batches)
-    weights = [each.weight for each in rewards]
-    listed = any(map(is_list, specs))
-    if listed and set(weights) != {1.0}:
-        raise ValueError(
-            f"beside a checklist rewards break ties and are not weighed, got weights {weights}; set"
-            " each to 1"
-        )
-    asked = SearchRequest(
-        (Prompt(prompt),),
-        spec,
-        search,
-        budget or USUAL,
-        seed,
-        keep,
-        selection=SelectionOptions("mean" if listed else weights, diverse=diverse),
-    )
-    return prepare(asked, ModelDefaults(parts=partial(parts, packaged=False)))
+        return prepare(request, ModelDefaults(parts=partial(parts, packaged=False)))
+
+
+Inputs = TypeVar("Inputs")
+
+
+def picked(kind: type[Inputs], values: Mapping[str, Any]) -> Inputs:
+    """Those of the inputs that are fields of a class."""
+    names = inspect.signature(kind).parameters
+    return kind(**{name: values[name] for name in names if name in values})
 
 
 def frames(images: Sequence[Candidate]) -> Tensor:
@@ -267,7 +282,9 @@ def values_of(images: Tensor, prompt: str, rewards: Sequence[Weighted]) -> tuple
     columns = []
     for reward, _ in rewards:
         reward.check([prompt])
-        column, error = scored(reward, Shown(), pictures.clone(), texts, torch.zeros(len(images)))
+        column, error = scores_by(
+            reward, Shown(), pictures.clone(), texts, torch.zeros(len(images))
+        )
         if error is not None:
             raise ValueError(f"the images have no scores: {error}")
         columns.append(column)
@@ -275,7 +292,7 @@ def values_of(images: Tensor, prompt: str, rewards: Sequence[Weighted]) -> tuple
     names = [reward.name for reward, _ in rewards]
     values = (table @ [weight for _, weight in rewards]).tolist()
     lines = [
-        f"{i}: {listed({'reward': value, **dict(zip(names, row, strict=True))})}"
+        f"{i}: {numbers({'reward': value, **dict(zip(names, row, strict=True))})}"
         for i, (value, row) in enumerate(zip(values, table, strict=True))
     ]
     return values, "\n".join(lines)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.sample
 import comfy.samplers
@@ -18,7 +18,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ttsnap.comfyui import inputs
-from ttsnap.comfyui.inputs import KERNELS, LINKED, USUAL, NodeReward, Weighted
+from ttsnap.comfyui.inputs import KERNELS, LINKED, NODE_BUDGET, NodeReward, Wanted, Weighted, picked
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event
 from ttsnap.loop.budget import Budget
@@ -26,9 +26,9 @@ from ttsnap.options.every import DECLARED
 from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.comfyui.drafts import finishing_sigmas
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch
-from ttsnap.request.allowlist import OFFERED
+from ttsnap.request.limits import PUBLIC_ALGORITHMS
 from ttsnap.request.request import Prepared
-from ttsnap.results.live_sheet import LiveSheet
+from ttsnap.results.outputs import LiveSheet
 from ttsnap.reward_models.registry import asked_of, make_reward
 
 REWARD, BUDGET, DRAFTER = map(io.Custom, LINKED)
@@ -101,8 +101,8 @@ class NodeProgress:
     def begin(self, grid: Grid, cap: Budget) -> Callable[[Event], None]:
         """What listens to a search on this grid. It counts evaluations of the budget's cap; where
         there is none, its seconds, or evaluations of all moves."""
-        asked = asked_of(self.request.engine.rewards, self.request.prompt.read)
-        sheet = LiveSheet(grid.levels, self.request.selection, asked)
+        items = asked_of(self.request.engine.rewards, self.request.prompt.read)
+        sheet = LiveSheet(grid.levels, self.request.selection, items)
 
         def listen(event: Event) -> None:
             self.spent += event.nfe * (event.kind == "tick")
@@ -127,6 +127,66 @@ class NodeProgress:
         return self.cancelled
 
 
+class KSamplerInputs(NamedTuple):
+    """The inputs of KSampler."""
+
+    model: Any
+    positive: Any
+    negative: Any
+    steps: int
+    cfg: float
+    sampler_name: str
+    scheduler: str
+    denoise: float
+
+    @property
+    def stock_name(self) -> str:
+        """The stock sampler whose sigmas are taken."""
+        return "euler" if self.sampler_name in KERNELS else self.sampler_name
+
+    def sigmas(self, steps: int) -> Tensor:
+        """(steps + 1,) noise levels."""
+        model = self.model
+        how = self.stock_name, self.scheduler, self.denoise, model.model_options
+        sampler = comfy.samplers.KSampler(model, steps, model.load_device, *how)
+        return sampler.sigmas  # type: ignore[no-any-return]
+
+    def guider(self, model: Any, scale: float) -> Any:
+        """Calls a model for both conditions, at this guidance scale."""
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(self.positive, self.negative)
+        guider.set_cfg(scale)
+        return guider
+
+    def previewer(self) -> Any:
+        """ComfyUI's fast decoder. ValueError where it has none for the model."""
+        kind = self.model.model.latent_format
+        previewer = latent_preview.get_previewer(self.model.load_device, kind)
+        if previewer is None:
+            raise ValueError(
+                "ComfyUI has no previewer for this model; start it with --preview-method auto, or"
+                " choose vae"
+            )
+        return previewer
+
+    def drafting(
+        self, drafter: GuiderDrafter | None
+    ) -> tuple[GuiderDrafter | None, Tensor | None, str | None]:
+        """The drafter under these conditions, the noise levels from which drafts are finished, and
+        how stock nodes make an image again."""
+        if drafter is None:
+            return None, None, inputs.STOCK
+        guider = self.guider(drafter.guider.model_patcher, drafter.guider.cfg)
+        drafts = drafter._replace(guider=guider)
+        if not drafter.finish:
+            return drafts, None, inputs.STOCK
+        model = self.model.model
+        whole, rest = finishing_sigmas(drafter.finish, self.sigmas, self.steps, model)
+        begin = len(self.sigmas(whole)) - len(rest)
+        again = inputs.of_draft(drafter, whole, begin) if self.denoise == 1 else None
+        return drafts, rest, again
+
+
 @node(
     "Search Sampler",
     "KSampler for the seeds from this one on: rewards say which to finish; best first.",
@@ -137,7 +197,7 @@ class NodeProgress:
         BUDGET.Input(
             "budget",
             optional=True,
-            tooltip=f"How much to spend. Without it, what {USUAL.images:g} images take.",
+            tooltip=f"How much to spend. Without it, what {NODE_BUDGET.images:g} images take.",
         ),
         DRAFTER.Input(
             "drafter",
@@ -160,7 +220,7 @@ class NodeProgress:
         *of_ksampler("denoise"),
         io.Combo.Input(
             "algorithm",
-            list(OFFERED),
+            list(PUBLIC_ALGORITHMS),
             default=DECLARED["search"].start,
             tooltip=(
                 "How the budget is spent. "
@@ -213,100 +273,41 @@ class NodeProgress:
     io.String.Output(display_name="report", tooltip="What was found and spent."),
 )
 def search_sampler(
-    model: Any,
-    positive: Any,
-    negative: Any,
     latent_image: dict[str, Any],
     vae: Any,
-    reward: tuple[Weighted, ...],
-    prompt: str,
-    seed: int,
-    steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
-    denoise: float,
-    algorithm: str,
-    keep: int,
-    budget: Budget | None = None,
     drafter: GuiderDrafter | None = None,
-    options: str = "",
-    batch_size: int = 0,
     previews: str = "vae",
     on_cancel: str = "stop",
-    diverse: bool = False,
+    **given: Any,
 ) -> Sequence[Any]:
     """Search as KSampler would sample: its latent, noise, sigmas, and mask."""
-    request = inputs.search_by(
-        prompt,
-        reward,
-        sampler_name,
-        algorithm,
-        options,
-        budget,
-        seed,
-        keep,
-        batch_size=batch_size,
-        diverse=diverse,
-    )
-    name = "euler" if sampler_name in KERNELS else sampler_name
-
-    def sigmas(of: int) -> Tensor:
-        how = comfy.samplers.KSampler(
-            model, of, model.load_device, name, scheduler, denoise, model.model_options
-        )
-        return how.sigmas  # type: ignore[no-any-return]
-
+    wanted = picked(Wanted, given)
+    sampler = picked(KSamplerInputs, given)
+    request = wanted.search()
     sizes = {key: latent_image[key] for key in SIZES if key in latent_image}
-    latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], **sizes)
-    fast = previews == "previewer"
-    kind = model.model.latent_format
-    previewer = latent_preview.get_previewer(model.load_device, kind) if fast else None
-    if fast and previewer is None:
-        raise ValueError(
-            "ComfyUI has no previewer for this model; start it with --preview-method auto, or"
-            " choose vae"
-        )
-
-    def guider(of: Any, scale: float) -> Any:
-        made = comfy.samplers.CFGGuider(of)
-        made.set_conds(positive, negative)
-        made.set_cfg(scale)
-        return made
-
-    rest: Tensor | None = None
-    again: str | None = inputs.STOCK
-    if drafter and drafter.finish:
-        whole, rest = finishing_sigmas(drafter.finish, sigmas, steps, model.model)
-        again = (
-            inputs.of_draft(drafter, whole, len(sigmas(whole)) - len(rest))
-            if denoise == 1
-            else None
-        )
-    drafts = drafter and drafter._replace(
-        guider=guider(drafter.guider.model_patcher, drafter.guider.cfg)
-    )
+    samples = latent_image["samples"]
+    drafts, rest, again = sampler.drafting(drafter)
     progress = NodeProgress(request, returns=on_cancel == RETURN)
-    result, latents = LatentSearch(
+    search = LatentSearch(
         request,
-        guider(model, cfg),
-        comfy.samplers.sampler_object(name),
-        sigmas(steps),
-        latent,
+        sampler.guider(sampler.model, sampler.cfg),
+        comfy.samplers.sampler_object(sampler.stock_name),
+        sampler.sigmas(sampler.steps),
+        comfy.sample.fix_empty_latent_channels(sampler.model, samples, **sizes),
         vae,
         latent_image.get("noise_mask"),
         drafts,
         rest,
-        previewer,
-    ).run(progress.begin, progress.should_stop if progress.returns else None)
-    known = {
-        key: value for key, value in latent_image.items() if key not in ("batch_index", *SIZES)
-    }
-    stock = sampler_name not in KERNELS and "batch_index" not in latent_image
-    report = inputs.reported(result, f"{algorithm} {options}".strip(), again if stock else None)
+        sampler.previewer() if previews == "previewer" else None,
+    )
+    result, latents = search.run(progress.begin, progress.should_stop if progress.returns else None)
+    more = {key: value for key, value in latent_image.items() if key not in ("batch_index", *SIZES)}
+    stock = sampler.sampler_name not in KERNELS and "batch_index" not in latent_image
+    name = f"{wanted.algorithm} {wanted.options}".strip()
+    report = inputs.reported(result, name, again if stock else None)
     seeds = [image.seed for image in result.images]
     scores = [image.reward for image in result.images]
-    return {**known, "samples": latents}, inputs.frames(result.images), seeds, scores, report
+    return {**more, "samples": latents}, inputs.frames(result.images), seeds, scores, report
 
 
 @node(
@@ -374,7 +375,7 @@ def checklist(
     lambda: [
         io.Float.Input(
             "images",
-            default=USUAL.images,
+            default=NODE_BUDGET.images,
             min=0.0,
             max=10000.0,
             step=1.0,
@@ -496,9 +497,9 @@ def pick_best(
     scores, report = inputs.values_of(images, prompt, reward)
     best = sorted(range(len(scores)), key=lambda i: -scores[i])[:keep]
     if latent is not None:
-        given = latent["samples"].shape[0]  # nested ones have no length
-        if given != len(images):
-            raise ValueError(f"got {given} latents of {len(images)} images; connect one for each")
+        latents = latent["samples"].shape[0]  # nested ones have no length
+        if latents != len(images):
+            raise ValueError(f"got {latents} latents of {len(images)} images; connect one for each")
         latent = {**latent, "samples": latent["samples"][best]}
     return latent, images[best], [scores[i] for i in best], report
 

@@ -19,9 +19,8 @@ from ttsnap.core.names import unknown
 from ttsnap.core.results import DROP, FINISH
 from ttsnap.demo import form
 from ttsnap.demo.html import line
-from ttsnap.demo.panels import render_plain
-from ttsnap.demo.stream import Frame, stream
-from ttsnap.demo.view import Hand
+from ttsnap.demo.live import Frame, stream
+from ttsnap.demo.panels import Hand, render_plain
 from ttsnap.demo.worker import Models
 from ttsnap.files import reading as files
 from ttsnap.pipelines.packaged import MODELS
@@ -31,24 +30,6 @@ from ttsnap.request.request import SearchRequest
 
 logger = logging.getLogger(__name__)
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-FIELDS = (
-    "prompt",
-    "algorithm",
-    "rewards",
-    "budget",
-    "steps",
-    "seed",
-    "keep",
-    "size",
-    "model",
-    "negative",
-    "guidance",
-    "draft",
-    "picture",
-    "strength",
-    "diverse",
-)
-"""The form's fields, in the order of the API's arguments."""
 MOST_COMMANDS = 1000
 """Candidates that a visitor may drop or finish in one search."""
 
@@ -64,7 +45,7 @@ def _of_the_form(run: Handler) -> Handler:
     arguments."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     # what the page has goes first
-    named = [inspect.Parameter(name, kind, default=None) for name in FIELDS]
+    named = [inspect.Parameter(name, kind, default=None) for name in form.FIELDS]
     handler, request, *_ = inspect.signature(run).parameters.values()
     vars(run)["__signature__"] = inspect.Signature([handler, request, *named])
     return run
@@ -122,7 +103,7 @@ class Handlers:
 
     def _read(self, values: tuple[Any, ...]) -> SearchRequest:
         """The search request. ValueError for fields that are not allowed."""
-        fields = dict(zip(FIELDS, values, strict=True))
+        fields = dict(zip(form.FIELDS, values, strict=True))
         if fields["picture"] is not None:
             fields["picture"] = files.read_bytes(fields["picture"], self.limits.upload, "picture")
         return form.read(fields, self.offer, self.limits)
@@ -137,11 +118,11 @@ class Handlers:
         """Drop a candidate of this visitor's search, or finish it at once, as the board's button
         says."""
         data = vars(event)["_data"]
-        told = data if isinstance(data, dict) else {}
+        command = data if isinstance(data, dict) else {}
         hand = self.running.get(str(request.session_hash))
-        verb = told.get("verb")
+        verb = command.get("verb")
         try:
-            uid = whole("candidate", told.get("uid"), 0, form.MOST_SEED)
+            uid = whole("candidate", command.get("uid"), 0, form.MOST_SEED)
             if verb not in (DROP, FINISH):
                 raise ValueError(unknown("command", verb, (DROP, FINISH)))
             if hand is None or hand.led is None:
@@ -158,7 +139,7 @@ class Handlers:
         draw = random.SystemRandom()
         ours = MODELS.get(str(model).strip() if self.offer.any_model else self.offer.model)
         if ours is None:
-            return draw.choice(form.PROMPTS), draw.randrange(100_000)
+            return draw.choice(form.EXAMPLE_PROMPTS), draw.randrange(100_000)
         kind = draw.choice(ours.world.HARD_KINDS)
         return ours.world.sample_prompts(1, draw.randrange(2**31), [kind])[0], draw.randrange(
             100_000

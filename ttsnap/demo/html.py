@@ -67,7 +67,7 @@ def verdict(right: bool | None) -> str:
     return f' <em class="{"tt-right" if right else "tt-wrong"}">{"✓" if right else "✗"}</em>'
 
 
-def answered(score: Score) -> str:
+def answers_in_words(score: Score) -> str:
     """The answers about an image in words that follow its score: ", right, not two dogs"."""
     return "".join(f", {'' if met else 'not '}{name}" for name, met in score.answers.items())
 

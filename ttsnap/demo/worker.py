@@ -12,9 +12,9 @@ import numpy as np
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
-from ttsnap.demo.form import DemoLimits, aspect_of, task_of, title_of
+from ttsnap.demo.form import DemoLimits, aspect_of, picture_task, title_of
 from ttsnap.demo.html import LARGE, shrunk_uri
-from ttsnap.demo.view import View
+from ttsnap.demo.panels import View
 from ttsnap.files.pictured import Picture
 from ttsnap.files.pictured import opened as pictures_opened
 from ttsnap.loop.request import LoopSearch
@@ -107,7 +107,9 @@ class SearchThread(threading.Thread):
     def run(self) -> None:
         try:
             with self.models.lock:
-                self.pipe = self.models.pipeline(self.requests[0].model, task_of(self.requests[0]))
+                self.pipe = self.models.pipeline(
+                    self.requests[0].model, picture_task(self.requests[0])
+                )
                 self._deadline = time.monotonic() + self.limits.seconds * len(self.requests)
                 self.work()
         except Exception as error:  # shown to the visitor; the server lives on
@@ -136,7 +138,7 @@ class RunningSearch:
     """At its end."""
 
 
-def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSearch:
+def prepare_search(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSearch:
     """A search that has not begun, with its budget in evaluations and within the limits, and its
     drafter chosen."""
     from ttsnap.pipelines.run import decisions_of  # loaded with the model
@@ -161,17 +163,16 @@ def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSea
 
 def run_search(
     pipe: Any,
-    search: Prepared,
-    loop: LoopSearch,
+    search: RunningSearch,
     should_stop: Callable[[], bool],
-    listen: Callable[[Event], None] | None = None,
-    rows: int | None = None,
+    listen: Callable[[Event], None],
+    rows: int | None,
 ) -> tuple[Result, SearchRecord]:
     """The result and the record of a search. rows: the most candidates per batch; None for as many
     as fit."""
     from ttsnap.pipelines.run import run  # loaded with the model
 
     outcome = run(
-        search, pipe, on_event=listen, should_stop=should_stop, loop=loop, batch_size=rows
+        search.request, pipe, None, listen, should_stop, loop=search.loop, batch_size=rows
     )
     return outcome.results[0], outcome.record

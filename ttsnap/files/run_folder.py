@@ -24,7 +24,7 @@ from ttsnap.files.writing import LOCK, as_json, locked, part_of, sync_names, wri
 S = TypeVar("S")
 PROBE = bytes(2**16)
 """Written to a folder and removed as a test: a full disk lets files be made, but not filled."""
-MOST = 4
+MOST_DIFFERENCES = 4
 """Differences of settings that a message names."""
 
 
@@ -60,7 +60,7 @@ class RunFolder:
         if differences := self.differing():
             raise ValueError(
                 f"{self.path} holds a {self.what} with other settings:"
-                f" {'; '.join(differences[:MOST])}; ask for the same ones to resume it, or choose"
+                f" {'; '.join(differences[:MOST_DIFFERENCES])}; ask for the same ones to resume it, or choose"
                 " another folder"
             )
 
@@ -106,14 +106,14 @@ def held(folder: Path, check: Callable[[], object]) -> Iterator[None]:
     another process may have been there just before. ValueError where one is still there.
     """
     check()
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folders = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with locked(folder):
             probe(folder)
             check()
             yield
     finally:
-        for each in made:
+        for each in folders:
             with contextlib.suppress(OSError):  # it holds something, or is gone
                 each.rmdir()
 
@@ -171,23 +171,23 @@ def digest(settings: Mapping[str, Json]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def differences(found: object, wanted: object, name: str = "") -> list[str]:
+def differences(there: object, wanted: object, name: str = "") -> list[str]:
     """What differs between two JSON values, each named by its key ("info.call.guidance_scale is
     4.0, not 5.0")."""
-    if found == wanted:
+    if there == wanted:
         return []
-    if isinstance(found, dict) and isinstance(wanted, dict):
+    if isinstance(there, dict) and isinstance(wanted, dict):
         differing = []
-        for key in {**found, **wanted}:
+        for key in {**there, **wanted}:
             path = f"{name}.{key}" if name else str(key)
-            differing += differences(found.get(key), wanted.get(key), path)
+            differing += differences(there.get(key), wanted.get(key), path)
         return differing
-    if isinstance(found, list) and isinstance(wanted, list):
-        if len(found) != len(wanted):
-            return [f"{name} has {len(found)} entries, not {len(wanted)}"]
-        at = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
-        return differences(found[at], wanted[at], f"{name}[{at}]")
-    return [f"{name} is {_short(found)}, not {_short(wanted)}"]
+    if isinstance(there, list) and isinstance(wanted, list):
+        if len(there) != len(wanted):
+            return [f"{name} has {len(there)} entries, not {len(wanted)}"]
+        at = next(i for i, (a, b) in enumerate(zip(there, wanted, strict=True)) if a != b)
+        return differences(there[at], wanted[at], f"{name}[{at}]")
+    return [f"{name} is {_short(there)}, not {_short(wanted)}"]
 
 
 def _short(value: object, most: int = 60) -> str:

@@ -122,17 +122,17 @@ def _strict(schema: Any) -> Any:
         return type(schema)(map(_strict, schema))
     if not isinstance(schema, dict):
         return schema
-    made = {
+    strict = {
         key: part if key in ("default", "metadata") else _strict(part)
         for key, part in schema.items()
     }
-    kind = made.get("type")
-    made |= _STRICT.get(kind, {})
-    number: Any = made  # mypy knows schemas by their keys
+    kind = strict.get("type")
+    strict |= _STRICT.get(kind, {})
+    number: Any = strict  # mypy knows schemas by their keys
     return (
         core_schema.no_info_before_validator_function(_built_in, number)
         if kind in ("int", "float")
-        else made
+        else strict
     )
 
 
@@ -233,9 +233,9 @@ class Settings:
     field."""
 
     def __post_init__(self) -> None:
-        given = dict(vars(self))
+        values = dict(vars(self))
         for name, hint in hints_of(type(self)).items():
-            object.__setattr__(self, name, check(name, given[name], hint))
+            object.__setattr__(self, name, check(name, values[name], hint))
 
 
 def build(cls: type[S], data: object, where: str = "") -> S:

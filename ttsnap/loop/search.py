@@ -295,16 +295,27 @@ def fit(
     def share(n: int) -> float:
         return budget.share(costs(n, budget), engine.price, seconds=True)
 
+    low = _most(affords, share, most, even=algorithm.lockstep)
+    sized: Algorithm = dataclasses.replace(algorithm, n=low)  # type: ignore[type-var]
+    # without drafts no look is cheap enough to fill the rest
+    if engine.draft_calls and isinstance(sized, Widening):
+        return _widened(sized, engine, budget, keep, most - low)
+    return sized
+
+
+def _most(
+    affords: Callable[[int], bool], share: Callable[[int], float], most: int, *, even: bool
+) -> int:
+    """The most seeds that a budget affords, of 1 to `most`, in few trials.
+
+    share: of the budget, that so many seeds take; even: whether it rises evenly with them."""
     low = 1
     high = 2
     while high <= most and affords(high):
         low = high
         high = 2 * high
-        if (
-            low == 4
-            and (each := share(2) - share(1)) > 0
-            and math.isclose(share(4) - share(2), 2 * each)
-        ):
+        each = share(2) - share(1)
+        if low == 4 and each > 0 and math.isclose(share(4) - share(2), 2 * each):
             evenly = min(int(1 + (1 - share(1)) / each + 1e-9), most)
             if evenly > low and affords(evenly):
                 # most likely the last that fits, and the first that does not
@@ -313,18 +324,12 @@ def fit(
     high = min(high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        if algorithm.lockstep and high <= most:  # what scores do not change rises evenly with n
+        if even and high <= most:  # what scores do not change rises evenly with n
             part = share(low)
-            whole = share(high)
-            middle = min(
-                max(int(low + (high - low) * (1 - part) / (whole - part)), low + 1), high - 1
-            )
+            guess = int(low + (high - low) * (1 - part) / (share(high) - part))
+            middle = min(max(guess, low + 1), high - 1)
         low, high = (middle, high) if affords(middle) else (low, middle)
-    sized: Algorithm = dataclasses.replace(algorithm, n=low)  # type: ignore[type-var]
-    # without drafts no look is cheap enough to fill the rest
-    if engine.draft_calls and isinstance(sized, Widening):
-        return _widened(sized, engine, budget, keep, most - low)
-    return sized
+    return low
 
 
 def _widened(sized: Widening, engine: Engine, budget: Budget, keep: int, most: int) -> Algorithm:

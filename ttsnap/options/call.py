@@ -211,8 +211,8 @@ class PictureOptions(Settings):
         pictures = {
             name: Picture.read(path, mask=name == "mask_image") for name, path in files.items()
         }
-        if (given := changed(self)) and task == TEXT:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        if (options := changed(self)) and task == TEXT:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
             raise ValueError(
                 f"{names}: say by --task what is done with it, as --task image-to-image"
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import MaxLen
@@ -33,6 +35,29 @@ SIGNS = "signs"
 PACKAGED = (EMBEDDED, TURBO, SIGNS)
 """All models that come with ttsnap (ttsnap.pipelines.packaged); each reads prompts of its own world
 only."""
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Folder, file or hub id, and scale, of "WHERE" or "WHERE:SCALE"; 1 where no scale is given.
+
+    A name that ends in a colon and a number is taken whole where it exists. ValueError without a
+    name, or with a scale that is not finite.
+    """
+    where = text
+    scale = 1.0
+    head, _, tail = text.rpartition(":")
+    if head and not Path(text).expanduser().exists():
+        try:
+            where = head
+            scale = float(tail)
+        except ValueError:  # the colon belongs to the name
+            where = text
+    if not where.strip() or not math.isfinite(scale):
+        raise ValueError(
+            f"cannot read --lora {text!r}: give a folder or a hub id, and a number after it as in"
+            " FOLDER:0.5"
+        )
+    return where, scale
 
 
 @dataclass(frozen=True)

@@ -84,14 +84,6 @@ class Option:
     """Whether `ttsnap record` has the option."""
     offered: Offered | None = None
     """How strangers may write it; None where they may not."""
-    noted: bool = False
-    """Whether images and traces note the value, where it is not None; those of the sampler always
-    do."""
-    of_kernels: bool = False
-    """Whether only kernels other than the pipeline's read the value. Recordings with one note it
-    even at its default."""
-    many: bool = False
-    """Whether several values may follow the flag."""
     determines: bool = True
     """Whether another value gives another result, so that a run is not resumed with it."""
 
@@ -134,16 +126,16 @@ def options_of(kind: type[Any], section: str = "") -> list[Option]:
         hint = hints_of(kind)[f.name]
         name = section + f.name
         if "option" in f.metadata:
-            told = {"flag": name, "written": hint, **f.metadata["option"]}
-            options.append(Option(name, f.default, hint=hint, **told))
+            settings = {"flag": name, "written": hint, **f.metadata["option"]}
+            options.append(Option(name, f.default, hint=hint, **settings))
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             options += options_of(hint, f"{name}.")
     return options
 
 
-def values(given: Any) -> dict[str, Any]:
+def values(settings: Any) -> dict[str, Any]:
     """The values of a settings object by name, not copied."""
-    return {f.name: vars(given)[f.name] for f in dataclasses.fields(given)}
+    return {f.name: vars(settings)[f.name] for f in dataclasses.fields(settings)}
 
 
 def named_beside(name: str, others: Collection[str]) -> str:
@@ -151,30 +143,23 @@ def named_beside(name: str, others: Collection[str]) -> str:
     return f"search_{name}" if name in others else name
 
 
-def taken(kind: type[Options], given: dict[str, Any], beside: Collection[str] = ()) -> Options:
+def taken(kind: type[Options], arguments: dict[str, Any], beside: Collection[str] = ()) -> Options:
     """A settings object of the arguments that are its options, which are taken out of `given`.
 
     beside: the names of other arguments that may be given there.
     """
     names = {option.name: named_beside(option.name, beside) for option in options_of(kind)}
-    return kind(**{name: given.pop(key) for name, key in names.items() if key in given})
+    return kind(**{name: arguments.pop(key) for name, key in names.items() if key in arguments})
 
 
-def changed(given: Any) -> list[str]:
+def changed(settings: Any) -> list[str]:
     """The names of the options that are not at their defaults."""
-    current = values(given)
+    current = values(settings)
     return [
         option.name
-        for option in options_of(type(given))
+        for option in options_of(type(settings))
         if not same(current[option.name], option.default)
     ]
-
-
-def noted(given: Any) -> dict[str, Any]:
-    """The values of the options that records note, but for those at their defaults."""
-    names = changed(given)
-    kept = [option for option in options_of(type(given)) if option.noted and option.name in names]
-    return {option.name: told(values(given)[option.name]) for option in kept}
 
 
 def told(value: Any) -> Any:
@@ -192,11 +177,11 @@ def same(value: object, default: object) -> bool:
     )
 
 
-def determining(given: DataclassInstance) -> dict[str, Json]:
+def determining(settings: DataclassInstance) -> dict[str, Json]:
     """The values of options that determine the result, for files."""
     skipped = [
         f.name
-        for f in dataclasses.fields(given)
+        for f in dataclasses.fields(settings)
         if not f.metadata.get("option", {}).get("determines", True)
     ]
-    return {key: value for key, value in to_json(given).items() if key not in skipped}
+    return {key: value for key, value in to_json(settings).items() if key not in skipped}

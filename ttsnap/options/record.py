@@ -1,4 +1,4 @@
-"""Settings of recordings and of benchmarks."""
+"""Settings of recordings, of schedules that are tuned on them, and of benchmarks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from ttsnap.options.option import option
 
 @dataclass(frozen=True)
 class RecordOptions(Settings):
-    """The settings of a recording, except for its prompts and the sampler.
-
-    Raises ValueError for latents without images.
-    """
+    """The settings of a recording, except for its prompts and the sampler."""
 
     seeds: Count = option(
         40, "seeds per prompt: --seed and those that follow it", metavar="N", common=True
@@ -41,20 +38,17 @@ class RecordOptions(Settings):
     images: bool = option(
         False, "keep the decoded estimates, too, as tar files of PNGs", common=True
     )
-    latents: bool = option(False, "with --images: keep each estimate's latent as well")
+    latents: bool = option(
+        False,
+        "keep each estimate's latent; without --images they are for `ttsnap distill-draft`, and no"
+        " two prompts share a seed",
+    )
     block: tuple[int, int] | None = option(
         None,
         "(prompts, seeds) of one unit of work, that is, of one search call",
         unset="about four full batches",
         written=None,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.keep and not self.images:
-            raise ValueError(
-                f"{list(self.keep)} are kept beside images only; record with images, too (--images)"
-            )
 
     @property
     def keep(self) -> tuple[Kept, ...]:
@@ -77,6 +71,15 @@ class RecordOptions(Settings):
             "images": self.images,
             "extras": list(self.keep),
         }
+
+
+@dataclass(frozen=True)
+class TuneOptions(Settings):
+    """How a schedule is looked for."""
+
+    trials: Count = option(400, "schedules to try")
+    checks: Count = option(5, "most checks in a schedule")
+    holdout: float = option(0.3, "share of the prompts to keep out of the fit")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ttsnap.files.settings import Json, Name, Settings, Word
 from ttsnap.options.model import EMBEDDED
-from ttsnap.options.option import Offered, Spec, changed, option, options_of, told, values
+from ttsnap.options.option import Offered, Spec, changed, option, told, values
 from ttsnap.options.variety import Repel, parse
 
 AUTO = "auto"
@@ -105,14 +105,12 @@ class SamplerOptions(Settings):
         unset="the model's own",
         python="An Interpolant is taken as it is (ttsnap.pipelines.latents.convert).",
         written=Word | None,
-        of_kernels=True,
     )
     times: Spec = option(
         "pipeline",
         "for other kernels, the path's points: pipeline, uniform, sqrt",
         python="A tensor of times is taken as it is (ttsnap.pipelines.latents.convert).",
         written=Word,
-        of_kernels=True,
     )
     guide: Spec = option(
         None,
@@ -208,8 +206,8 @@ class SamplerOptions(Settings):
     def told(self) -> dict[str, Json]:
         """The values for metadata: for objects the names of their classes, for a drafter of `AUTO`
         none, and where drafts are finished only where they are."""
-        given = {name: told(value) for name, value in values(self.drafted_by(None)).items()}
-        return {**given, "finish": given["finish"] if self.finishes else None}
+        texts = {name: told(value) for name, value in values(self.drafted_by(None)).items()}
+        return {**texts, "finish": texts["finish"] if self.finishes else None}
 
     def noted(self) -> dict[str, Json]:
         """The values that a recording notes: the kernel, what belongs to it, and all that are not
@@ -218,5 +216,5 @@ class SamplerOptions(Settings):
             {"draft"} if self.drafted_by(None).draft is None else set()
         )
         if self.kernel != "pipeline":
-            names |= {option.name for option in options_of(type(self)) if option.of_kernels}
+            names |= {"path", "times"}
         return {name: value for name, value in self.told().items() if name in names}

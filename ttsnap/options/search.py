@@ -87,9 +87,7 @@ class SearchOptions(Settings):
         " images take, or a fraction of high",
         shell="without either it is medium",
     )
-    shared: bool = option(
-        False, "put all prompts' budgets together; each takes what it needs", noted=True
-    )
+    shared: bool = option(False, "put all prompts' budgets together; each takes what it needs")
     seed: int | None = option(
         None,
         "candidate i starts from seed + i",

@@ -41,7 +41,6 @@ class SelectionOptions(Settings):
         metavar="REQUIREMENT",
         loads="reward",
         recorded=False,
-        noted=True,
         offered=Offered(
             Names | None,
             "what an image must meet to be returned, by rewards that are offered: REWARD>=NUMBER,"
@@ -80,7 +79,6 @@ class SelectionOptions(Settings):
         " the rewards worse where it is farther from the others by the mean distance",
         unset="1",
         metavar="WEIGHT",
-        noted=True,
     )
     likeness: Spec = option(
         None,
@@ -95,7 +93,6 @@ class SelectionOptions(Settings):
         written=str | None,
         metavar="NAME",
         loads="likeness",
-        noted=True,
     )
 
     def __post_init__(self) -> None:
@@ -132,12 +129,12 @@ class SelectionOptions(Settings):
         """The same, where a requirement on a checklist is one on each of these items."""
 
         def spread(bounds: Sequence[Requirement]) -> tuple[Requirement, ...] | None:
-            found = [
+            each = [
                 replace(one, reward=item)
                 for one in bounds
                 for item in (items if is_list(one.reward) else (one.reward,))
             ]
-            return tuple(found) or None
+            return tuple(each) or None
 
         return replace(self, require=spread(self.requirements), until=spread(self.ends))
 
@@ -167,8 +164,8 @@ class SelectionOptions(Settings):
         return Selection(utility, keep, weight if self.diverse else 0.0, gate, enough)
 
 
-def listed(given: Spec) -> tuple[Any, ...]:
+def listed(value: Spec) -> tuple[Any, ...]:
     """Names or objects as users give them: one, several or none."""
-    if isinstance(given, list | tuple):
-        return tuple(given)
-    return () if given is None else (given,)
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return () if value is None else (value,)

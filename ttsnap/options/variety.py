@@ -40,14 +40,14 @@ def parse(text: str) -> Repel:
 
     ValueError for another text."""
     said = str(text)
-    name, *given = said.split(":")
-    if name != REPEL or len(given) > len(_RANGES):
+    name, *numbers = said.split(":")
+    if name != REPEL or len(numbers) > len(_RANGES):
         meant = "" if name == REPEL else did_you_mean(name, [REPEL])
         raise ValueError(
             f"variety is {':'.join([REPEL, *_RANGES])}, of which the end may be left out, got"
             f" {said[:40]!r}{meant}"
         )
-    for (field, (least, most)), value in zip(_RANGES.items(), given, strict=False):
+    for (field, (least, most)), value in zip(_RANGES.items(), numbers, strict=False):
         whole = field != "size" or value.isdecimal()
         if not (whole and _NUMBER.fullmatch(value) and least <= float(value) <= most):
             number = "a whole number" if field == "size" else "a number"
@@ -55,4 +55,4 @@ def parse(text: str) -> Repel:
                 f"the {field} of variety repel must be {number} from {least} to {most}, "
                 f"got {value[:40]!r} in {said[:40]!r}"
             )
-    return Repel(*map(int, given[:1]), *map(float, given[1:]))
+    return Repel(*map(int, numbers[:1]), *map(float, numbers[1:]))

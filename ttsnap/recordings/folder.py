@@ -2,7 +2,7 @@
 
 recording.json   the settings (header.Header), written first
 unit-00000.safetensors   the scores of a finished unit of work, until all units are there
-images/          with `images`, one tar of PNGs per unit
+images/          with `images` or `latents`, one tar per unit
 scores.safetensors   the scores (P, S, C, R) float64 of the K+1 steps and further looks, written last, whole or not
 """
 
@@ -60,6 +60,11 @@ def load_recording(
     tensors, metadata = files.read_tensors(path, "recording")
     if "recording" in metadata:
         header, values, _ = _check_scores(path, tensors, metadata)
+        if header.apart:
+            raise ValueError(
+                f"{path} holds latents without images, to learn from, and its prompts share no"
+                " seeds; record without --latents, or with --images, too"
+            )
         return header.recording(values)
     return recording_of(path, tensors, scores, price)
 
@@ -90,16 +95,16 @@ def read_images(folder: str | Path) -> Iterator[RecordedImage]:
 
 
 def load_shards(folder: str | Path) -> tuple[Header, list[Shard]]:
-    """The settings of a finished recording, and the tars of its images.
+    """The settings of a finished recording, and the tars of its images and latents.
 
-    ValueError as of `load_recording`, and where it has no images.
+    ValueError as of `load_recording`, and where it has none.
     """
     folder = Path(folder)
     _require_finished(folder)
     path = folder / SCORES
     header, scores, shards = _check_scores(path, *files.read_tensors(path, "recording"))
     header.recording(scores)  # every check of it
-    if not header.images:
+    if not (header.images or header.extras):
         raise ValueError(
             f"{folder} was recorded without images; record into another folder with --images"
         )
@@ -206,7 +211,9 @@ class OpenRecording:
     def finish(self) -> Recording:
         """Write the scores and remove the units' files. ValueError when units are missing."""
         if self.finished:
-            return load_recording(self.folder)
+            path = self.folder / SCORES
+            _, scores, _ = _check_scores(path, *files.read_tensors(path, "recording"))
+            return self.header.recording(scores)
         if missing := self.missing():
             raise ValueError(
                 f"{len(missing)} of {len(self.header.units())} units are missing in {self.folder}"

@@ -59,7 +59,7 @@ class Header:
     prompts: tuple[str, ...]
     """P texts."""
     seeds: int
-    """S, seeds per prompt: first_seed..first_seed + S - 1."""
+    """S, seeds per prompt, from `first(prompt)` on."""
     first_seed: int
     levels: tuple[float, ...]
     """(K+1,) noise levels of the grid."""
@@ -76,7 +76,7 @@ class Header:
     info: Mapping[str, Json]
     """What else is known (model, call, versions), JSON-ready."""
     extras: tuple[str, ...] = ()
-    """What is kept with each image: "latents"."""
+    """What is kept of each estimate beside its image: "latents"."""
     evals: tuple[int, ...] | None = None
     """Evaluations of each step, where one takes several."""
     looks: tuple[str, ...] = ()
@@ -91,7 +91,8 @@ class Header:
             raise ValueError(
                 f"a recording needs prompts and rewards, got {self.prompts} and {self.rewards}"
             )
-        if self.seeds < 1 or not 0 <= self.first_seed <= 2**64 - self.seeds:
+        last_seed = self.first(len(self.prompts) - 1) + self.seeds
+        if self.seeds < 1 or not 0 <= self.first_seed < last_seed <= 2**64:
             raise ValueError(
                 f"seeds must be at least 1, from 0 on, got {self.seeds} from {self.first_seed} on"
             )
@@ -103,6 +104,11 @@ class Header:
         if len(self.block) != 2 or min(self.block) < 1:
             raise ValueError(
                 f"block must be two numbers from 1 on (prompts, seeds), got {self.block}"
+            )
+        if self.apart and self.block[0] > 1:
+            raise ValueError(
+                "latents without images are recorded prompt by prompt, each with seeds of its own:"
+                f" block must be (1, {self.block[1]}), got {self.block}"
             )
         units = math.prod(-(-n // of) for n, of in zip(self.shape, self.block, strict=False))
         if units > MOST_UNITS or math.prod(self.shape) > MOST_SCORES:
@@ -122,6 +128,16 @@ class Header:
                 f"guidance must say for each of {last} steps whether it is there, got"
                 f" {guided.steps}"
             )
+
+    @property
+    def apart(self) -> bool:
+        """Whether no two prompts share a seed, as where latents are kept without images: they are
+        trajectories to learn from, which should begin with different noises."""
+        return bool(self.extras) and not self.images
+
+    def first(self, prompt: int) -> int:
+        """The first seed of a prompt, by its number."""
+        return self.first_seed + self.apart * self.seeds * prompt
 
     @property
     def seen(self) -> tuple[EstimatorAt, ...]:

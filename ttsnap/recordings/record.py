@@ -105,7 +105,6 @@ def describe(
 ) -> RecordingSetup:
     """What `record` would record. ValueError for arguments that do not fit together."""
     grid = engine.grid
-    names = engine.reward_names
     engine.check(prompts)
     looks = options.looks_of(engine.draft_calls)
     steps = None if options.steps is None else tuple(options.steps)
@@ -119,7 +118,7 @@ def describe(
         evals=grid.evals,
         steps=KeepAll(steps=steps).scored(grid.steps),
         looks=looks,
-        rewards=names,
+        rewards=engine.reward_names,
         block=options.block or (1, max(1, options.seeds)),
         images=options.images,
         extras=options.keep,
@@ -133,10 +132,8 @@ def describe(
         },
     )
     if not set(options.keep) <= set(engine.keep):
-        raise ValueError(
-            f"the engine does not keep {list(options.keep)}; make it with"
-            f" keep={sorted(options.keep)}"
-        )
+        wanted = sorted(options.keep)
+        raise ValueError(f"the engine does not keep {wanted}; make it with keep={wanted}")
     size = engine.price.start.size
     group = dry_costs(KeepAll(steps=header.steps, looks=looks), engine)(size, Budget())
     if options.block is None:
@@ -191,7 +188,7 @@ def make_unit(
         writer.close()
         return scores
 
-    if setup.header.images:
+    if setup.header.images or setup.header.extras:
         path.parent.mkdir(exist_ok=True)
         return RecordedUnit(write_whole(path, save), Shard.of(path))
     return RecordedUnit(_scores(engine, setup, unit, on_nfe, None), None)
@@ -206,7 +203,7 @@ def _scores(
 ) -> FloatArray:
     """The scores of a unit. Images go to the shard, where there is one."""
     header = setup.header
-    first = header.first_seed + unit.seeds.start
+    first = header.first(unit.prompts.start) + unit.seeds.start
     prompts = setup.prompts[unit.prompts.start : unit.prompts.stop]
     column = {seen: i for i, seen in enumerate(header.seen)}
     looked = np.full((len(prompts), len(unit.seeds), len(column), len(header.rewards)), np.nan)
@@ -220,18 +217,19 @@ def _scores(
         ):
             looked[event.job, event.uids[0], at] = event.scores
         elif event.kind == "score" and shard is not None:
-            if event.image is None:
+            image = event.image if header.images else None
+            if header.images and image is None:
                 raise ValueError(
                     "there is no picture of an estimate to keep, as no reward reads pixels; record "
                     "without images"
                 )
-            if event.image.ndim > 3:
+            if image is not None and image.ndim > 3:
                 raise ValueError(
                     "recordings keep pictures of images, not videos; record without images"
                 )
             kept = event.kept if "latents" in header.extras else {}
             shard.add(
-                unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, kept
+                unit.prompts.start + event.job, first + event.uids[0], event.step, image, kept
             )
 
     algorithm = KeepAll(len(unit.seeds), header.steps, header.looks)

@@ -1,6 +1,6 @@
 """Images of one unit of a recording as one tar of PNGs, named as webdataset names them.
 
-An image may come with its latent, a float16 .npy of the same name.
+A latent is a float16 .npy of the same name, with its image or alone.
 """
 
 from __future__ import annotations
@@ -85,14 +85,15 @@ class ShardWriter:
         prompt: int,
         seed: int,
         step: int,
-        image: Pixels,
+        image: Pixels | None,
         kept: Mapping[str, Pixels] | None = None,
     ) -> None:
         """image: (3, H, W) in [0, 1], an array or a tensor; kept: "latent", (C, h, w)."""
         name = f"{prompt:05d}-{seed}-{step:03d}"
-        file = io.BytesIO()
-        Image.fromarray(to_uint8(image)).save(file, format="PNG")
-        self._write(f"{name}.png", file)
+        if image is not None:
+            file = io.BytesIO()
+            Image.fromarray(to_uint8(image)).save(file, format="PNG")
+            self._write(f"{name}.png", file)
         for kind, value in (kept or {}).items():
             file = io.BytesIO()
             on_cpu = value if isinstance(value, np.ndarray) else value.float().cpu().numpy()

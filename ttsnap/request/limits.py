@@ -1,5 +1,4 @@
-"""Limits on what a stranger may ask of one search, and the fields of a request that are held to
-them.
+"""What a stranger may ask of one search: which algorithms, and within which limits.
 
 The service and the demo read each field here. A value that does not pass is a `FieldError`, which
 names the field.
@@ -14,17 +13,103 @@ from typing import Annotated
 
 from annotated_types import Interval
 
+from ttsnap.algorithms import ALGORITHMS, make_algorithm
 from ttsnap.core.grid import Grid
 from ttsnap.core.names import FieldError, unknown
+from ttsnap.core.needs import Gradient, Need
+from ttsnap.core.protocols import Algorithm
 from ttsnap.core.start import Start
 from ttsnap.files.pictured import Picture
-from ttsnap.files.settings import Count, Positive, Settings, build, check, short
+from ttsnap.files.settings import Count, Positive, Settings, check, short
 from ttsnap.loop.budget import Budget
-from ttsnap.request.request import Lora
+from ttsnap.request.request import AlgorithmSpec
+
+NOT_PUBLIC = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
+"""Searches that need a file, only study, or follow gradients, for which an engine has to be set up
+anew."""
+PUBLIC_ALGORITHMS = tuple(name for name in ALGORITHMS if name not in NOT_PUBLIC)
+
+
+def search_of(wanted: object, files: Mapping[str, Algorithm], most: int) -> AlgorithmSpec:
+    """A search by the name of an algorithm or of one of the operator's files, or {"name": ...,
+    **options} of an algorithm. FieldError for what is not offered, for options that the algorithm
+    does not have or take, and for whole numbers among them that are more than `most` when they are
+    multiplied, as they say how much runs at once.
+    """
+    if isinstance(wanted, str) and wanted in files:
+        return files[wanted]
+    name = wanted.get("name") if isinstance(wanted, Mapping) else wanted
+    try:
+        if not isinstance(name, str) or name not in PUBLIC_ALGORITHMS:
+            raise ValueError(
+                f"no search {str(name)[:100]!r} here; choose one of {', '.join((*files, *PUBLIC_ALGORITHMS))}"
+            )
+        if not isinstance(wanted, Mapping):
+            return name
+        if (size := _size(wanted)) > most:
+            raise ValueError(
+                f"the whole numbers among the options of {name} may multiply to {most} here, got"
+                f" {size}"
+            )
+        make_algorithm(wanted)
+    except ValueError as error:
+        raise FieldError("search", str(error)) from None
+    return wanted
+
+
+def searches_of(texts: Sequence[str]) -> dict[str, Algorithm]:
+    """The operator's own, from NAME=FILE each, where FILE is what `ttsnap tune` wrote.
+    ValueError for a file that holds no algorithm, for one that follows gradients,
+    and for a name that is taken."""
+    searches: dict[str, Algorithm] = {}
+    for text in texts:
+        name, equals, file = text.partition("=")
+        if (
+            not equals
+            or not name.replace("-", "").replace("_", "").isalnum()
+            or not file.endswith(".json")
+        ):
+            raise ValueError(
+                f"give a search as NAME=FILE.json, where NAME is what clients ask for, got {text!r}"
+            )
+        if name in ALGORITHMS or name in searches:
+            raise ValueError(f"there is a search {name!r} already; offer {file} by another name")
+        searches[name] = make_algorithm(file)
+        if any(isinstance(need, Gradient) for need in searches[name].needs):
+            raise ValueError(
+                f"{file} follows gradients of finished images, which the service cannot; offer"
+                " another"
+            )
+    return searches
+
+
+def kernel_for(algorithm: AlgorithmSpec) -> str:
+    """The sampler where nobody chose one: one that draws noise or has a path, for searches that
+    need that."""
+    needs = make_algorithm(algorithm).needs
+    return "sde" if needs & {Need.BRANCH, Need.NEAR, Need.RENOISE} else "pipeline"
+
+
+def _size(value: object) -> int:
+    """The product of the whole numbers among options, of which the largest counts in a list.
+    ValueError for names of files, and of algorithms that are not offered."""
+    if isinstance(value, str) and (value.endswith(".json") or value in NOT_PUBLIC):
+        raise ValueError(
+            f"options may name algorithms that are offered here and no file, got {value[:100]!r}"
+        )
+    if isinstance(value, Mapping):
+        product = 1
+        for inside in value.values():
+            product *= _size(inside)
+        return product
+    if isinstance(value, list):
+        return max((_size(inside) for inside in value), default=1)
+    return max(1, int(value)) if isinstance(value, int | float) and value == int(value) else 1
+
 
 LEAST_SIDE = 16
 """Pixels."""
-USUAL = Budget.of_effort("medium")
+USUAL_BUDGET = Budget.of_effort("medium")
 """The cap on evaluations beside a budget in units that evaluations need not use up, as tokens and
 gradients."""
 
@@ -122,34 +207,6 @@ class SearchLimits(Settings):
                 raise FieldError(field, unknown("reward", name, offered))
         return tuple(dict.fromkeys(wanted))
 
-    def loras_of(self, given: object, offered: Mapping[str, Lora]) -> tuple[Lora, ...]:
-        """Those of one choice, or of several: NAME or {"name": NAME, "scale": NUMBER}. In the order
-        of their names, so that equal choices share batches; what has a scale of 0 changes nothing,
-        and is left out."""
-        from ttsnap.request.fields import LoraChoice  # with pydantic, which --help does not load
-
-        wanted = given if isinstance(given, list) else [given]
-        if not offered:
-            raise FieldError("lora", "no LoRAs are offered here; leave lora out")
-        if len(wanted) > self.loras:
-            raise FieldError(
-                "lora", f"at most {self.loras} LoRAs are put together here, got {len(wanted)}"
-            )
-        found: dict[str, Lora] = {}
-        for each in wanted:
-            named = {"name": each} if isinstance(each, str) else each
-            choice = build(LoraChoice, named, "lora")
-            if choice.name not in offered:
-                raise FieldError("lora", unknown("LoRA", choice.name, offered))
-            if choice.name in found:
-                raise FieldError(
-                    "lora", f"the LoRA {choice.name} is given twice; give it one scale"
-                )
-            found[choice.name] = replace(
-                offered[choice.name], scale=1.0 if choice.scale is None else choice.scale
-            )
-        return tuple(found[name] for name in sorted(found) if found[name].scale)
-
     def budget_of(self, text: object, steps: int) -> Budget:
         """A budget, which always caps the evaluations. FieldError for one that cannot be read, and
         for more evaluations than are allowed, at so many steps an image."""
@@ -171,5 +228,5 @@ class SearchLimits(Settings):
                 f" {min(caps):.6g} at {steps} steps; take fewer steps or a smaller budget",
             )
         if not caps and budget.seconds is None and budget.flops is None:
-            return replace(budget, images=USUAL.images)
+            return replace(budget, images=USUAL_BUDGET.images)
         return budget if caps else replace(budget, nfe=self.nfe)

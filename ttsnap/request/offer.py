@@ -9,25 +9,28 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Self, TypeVar
+
+from annotated_types import Interval
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic.fields import FieldInfo
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.checklist import LIST
-from ttsnap.core.names import FieldError
+from ttsnap.core.names import FieldError, unknown
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Requirement
-from ttsnap.files.settings import short
+from ttsnap.files.settings import Count, build, kinds_of, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL
 from ttsnap.options.engine import BatchOptions, EngineOptions
+from ttsnap.options.every import OFFERED
 from ttsnap.options.model import TEXT, ModelOptions
-from ttsnap.options.option import taken
+from ttsnap.options.option import Offered, Option, taken
 from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.options.selection import SelectionOptions, listed
-from ttsnap.request.allowlist import kernel_for, search_of
-from ttsnap.request.fields import SearchFields
-from ttsnap.request.limits import SearchLimits
+from ttsnap.request.limits import SearchLimits, kernel_for, search_of
 from ttsnap.request.request import (
     AlgorithmSpec,
     EngineSpec,
@@ -37,6 +40,108 @@ from ttsnap.request.request import (
     SearchRequest,
     fitted_steps,
 )
+
+M = TypeVar("M", bound=BaseModel)
+MOST_SCALE = 100.0
+"""Of a LoRA, as in ComfyUI."""
+STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+"""As `check` reads plain values."""
+
+
+def field_of(name: str, option: Option) -> tuple[Any, Any]:
+    """The type and the field of an option, by the name that strangers use. The option's own name
+    is taken as well."""
+    offered = option.offered or Offered()
+    hint: Any = offered.hint or option.hint
+    usual = option.default if option.start is None else option.start
+    default = None if type(None) in kinds_of(hint) else usual
+    names = AliasChoices(*dict.fromkeys((name, option.name)))
+    text = offered.text or option.text
+    return hint, Field(default, description=text, validation_alias=names)
+
+
+def offering(kind: type[M]) -> type[M]:
+    """The model with a field for every option that is offered."""
+    fields: Any = {name: field_of(name, option) for name, option in OFFERED.items()}
+    return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
+
+
+@offering
+class SearchFields(BaseModel):
+    """What strangers write in the same words at every door; None: nothing."""
+
+    model_config = STRICT
+    prompt: str = Field(description="what to show", json_schema_extra={"minLength": 1})
+    n: Count = Field(
+        1,
+        description="images to keep of those that the search finishes, best first",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _once(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """FieldError for a field that is given by two of its names."""
+        for each in cls.model_fields.values():
+            names = [name for name in names_in(each) if name in values]
+            if len(names) > 1:
+                raise FieldError(names[1], f"give {' or '.join(names)}, not both")
+        return values
+
+    @classmethod
+    def of(cls, values: Mapping[str, object]) -> Self:
+        """From plain values by name. FieldError for a name that is none, and for a value of another
+        type."""
+        return build(cls, {name: value for name, value in values.items() if value is not None})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The values that are given for options, by the options' own names."""
+        values = {option.name: vars(self)[name] for name, option in OFFERED.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class LoraChoice(BaseModel):
+    """A LoRA that is asked for."""
+
+    model_config = STRICT
+    name: str
+    scale: Annotated[float, Interval(ge=-MOST_SCALE, le=MOST_SCALE)] | None = None
+    """None: 1."""
+
+
+def loras_of(value: object, offered: Mapping[str, Lora], most: int) -> tuple[Lora, ...]:
+    """At most so many LoRAs: those of one choice, or of several: NAME or {"name": NAME, "scale":
+    NUMBER}. In the order of their names, so that equal choices share batches; what has a scale of 0
+    changes nothing, and is left out."""
+    wanted = value if isinstance(value, list) else [value]
+    if not offered:
+        raise FieldError("lora", "no LoRAs are offered here; leave lora out")
+    if len(wanted) > most:
+        raise FieldError("lora", f"at most {most} LoRAs are put together here, got {len(wanted)}")
+    chosen: dict[str, Lora] = {}
+    for each in wanted:
+        named = {"name": each} if isinstance(each, str) else each
+        choice = build(LoraChoice, named, "lora")
+        if choice.name not in offered:
+            raise FieldError("lora", unknown("LoRA", choice.name, offered))
+        if choice.name in chosen:
+            raise FieldError("lora", f"the LoRA {choice.name} is given twice; give it one scale")
+        chosen[choice.name] = replace(
+            offered[choice.name], scale=1.0 if choice.scale is None else choice.scale
+        )
+    return tuple(chosen[name] for name in sorted(chosen) if chosen[name].scale)
+
+
+def names_in(field: FieldInfo) -> list[str]:
+    """The names that a field is taken by, where it has several."""
+    also = field.validation_alias
+    return list(map(str, also.choices)) if isinstance(also, AliasChoices) else []
+
+
+def names_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model by every name that they are taken by."""
+    named = [(names_in(field) or [name], field) for name, field in kind.model_fields.items()]
+    return {name: field for names, field in named for name in names}
 
 
 @dataclass(frozen=True)
@@ -96,7 +201,7 @@ class ServingCatalog:
 
 
 def request_of(
-    given: SearchFields,
+    fields: SearchFields,
     offer: ServingCatalog,
     limits: SearchLimits,
     effort: str | None = None,
@@ -110,43 +215,43 @@ def request_of(
     effort: in place of a budget. task: as of ModelOptions. batch: of EngineOptions. more: arguments
         of the model's own call, pictures among them; None for nothing.
     """
-    if given.n > limits.images:
-        raise FieldError("n", f"at most {limits.images} images are returned, got {given.n}")
-    asked = {
+    if fields.n > limits.images:
+        raise FieldError("n", f"at most {limits.images} images are returned, got {fields.n}")
+    options = {
         name: READERS[name](value, offer, limits) if name in READERS else value
-        for name, value in given.options.items()
+        for name, value in fields.options.items()
     }
-    search = asked.pop("search")
-    model = asked.pop("model", offer.model)
-    loras = asked.pop("lora", ())
-    negative = asked.pop("negative_prompt", None)
-    seed = asked.pop("seed", None)
+    search = options.pop("search")
+    model = options.pop("model", offer.model)
+    loras = options.pop("lora", ())
+    negative = options.pop("negative_prompt", None)
+    seed = options.pop("seed", None)
     known = offer.defaults(model)
-    steps = _steps(asked.get("num_inference_steps"), search, known, limits)
-    draft = asked.pop("draft", None)
-    asked = {"kernel": kernel_for(search), "draft": None, **asked}
-    budget = _budget(asked.pop("budget", None), effort, steps, limits)
+    steps = _steps(options.get("num_inference_steps"), search, known, limits)
+    draft = options.pop("draft", None)
+    options = {"kernel": kernel_for(search), "draft": None, **options}
+    budget = _budget(options.pop("budget", None), effort, steps, limits)
     more = {name: value for name, value in more.items() if value is not None}
     pictures: dict[str, object] = {
         name: more.pop(name) for name in ("image", "mask_image") if name in more
     }
-    named = {name: asked.pop(name) for name in CALL if name in asked}
+    named = {name: options.pop(name) for name in CALL if name in options}
     engine = EngineSpec(
         ModelOptions(model, task=task),
-        asked.pop("reward", tuple(map(offer.spec_of, offer.rewards[:1]))),
-        _drafted(taken(SamplerOptions, asked), draft, model, offer, loras),
-        replace(EngineOptions.of(taken(BatchOptions, asked)), **(batch or {})),
+        options.pop("reward", tuple(map(offer.spec_of, offer.rewards[:1]))),
+        _drafted(taken(SamplerOptions, options), draft, model, offer, loras),
+        replace(EngineOptions.of(taken(BatchOptions, options)), **(batch or {})),
         call=_call(named, more, offer, limits),
         loras=loras,
     )
     return SearchRequest(
-        (Prompt(_text(given.prompt, known, limits), negative=negative, inputs=pictures),),
+        (Prompt(_text(fields.prompt, known, limits), negative=negative, inputs=pictures),),
         engine,
         search,
         budget,
         secrets.randbelow(2**31) if seed is None else seed,
-        given.n,
-        selection=taken(SelectionOptions, asked),
+        fields.n,
+        selection=taken(SelectionOptions, options),
     )
 
 
@@ -158,12 +263,12 @@ def _model(value: str, offer: ServingCatalog, limits: SearchLimits) -> str:
 
 
 def _requirements(
-    given: str | list[str], offer: ServingCatalog, limits: SearchLimits
+    texts: str | list[str], offer: ServingCatalog, limits: SearchLimits
 ) -> tuple[Requirement, ...]:
     """Requirements on rewards that are offered. FieldError for others, and for what cannot be
     read."""
     try:
-        read = tuple(map(Requirement.parse, listed(given)))
+        read = tuple(map(Requirement.parse, listed(texts)))
     except ValueError as error:
         raise FieldError("require", str(error)) from None
     if read:
@@ -181,7 +286,7 @@ READERS: dict[str, Callable[[Any, ServingCatalog, SearchLimits], Any]] = {
         limits.rewards_of(value, offer.rewards, "report") if value else ()
     ),
     "require": _requirements,
-    "lora": lambda value, offer, limits: limits.loras_of(value, offer.loras),
+    "lora": lambda value, offer, limits: loras_of(value, offer.loras, limits.loras),
     "negative_prompt": lambda value, offer, limits: limits.line(
         value, "negative_prompt", empty=True
     ),
@@ -191,19 +296,19 @@ others are taken as they are."""
 
 
 def _steps(
-    given: int | None, search: AlgorithmSpec, known: ModelDefaults, limits: SearchLimits
+    steps: int | None, search: AlgorithmSpec, known: ModelDefaults, limits: SearchLimits
 ) -> int:
     """The steps of an image: those that are given, those that the search was fitted to, or the
     model's."""
-    own = fitted_steps(make_algorithm(search)) if given is None else given
+    own = fitted_steps(make_algorithm(search)) if steps is None else steps
     if own is not None and own > limits.steps:
         raise FieldError("steps", f"at most {limits.steps} steps are made here, got {own}")
     return own or int(known.call.get("num_inference_steps", limits.steps))
 
 
-def _text(given: str, known: ModelDefaults, limits: SearchLimits) -> str:
+def _text(prompt: str, known: ModelDefaults, limits: SearchLimits) -> str:
     """A prompt. What the model cannot read is refused at once."""
-    text = limits.line(given, "prompt")
+    text = limits.line(prompt, "prompt")
     try:
         known.canonical(text)
     except ValueError as error:
@@ -230,12 +335,12 @@ def _call(
     return call
 
 
-def _budget(given: object, effort: str | None, steps: int, limits: SearchLimits) -> Budget:
-    if given is None:
+def _budget(budget: object, effort: str | None, steps: int, limits: SearchLimits) -> Budget:
+    if budget is None:
         return Budget.of_effort(effort or "medium")
     if effort is not None:
         raise FieldError("budget", "give a budget or a quality, not both")
-    return limits.budget_of(given, steps)
+    return limits.budget_of(budget, steps)
 
 
 def _drafted(

@@ -26,7 +26,7 @@ from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.options.selection import SelectionOptions, listed
 
 AlgorithmSpec: TypeAlias = str | Mapping[str, object] | Algorithm
-"""What make_algorithm takes. From a stranger, only what `ttsnap.request.allowlist.search_of` let
+"""What make_algorithm takes. From a stranger, only what `ttsnap.request.limits.search_of` let
 pass."""
 
 SEEDS = 2**64
@@ -78,16 +78,16 @@ class ModelDefaults:
     split: Split = field(default=lambda prompts, call: (prompts, call), compare=False)
     """Gives each prompt its own of the lists in a call; by default there are none."""
 
-    def completed(self, given: Mapping[str, Any], steps: int | None = None) -> dict[str, Any]:
+    def completed(self, call: Mapping[str, Any], steps: int | None = None) -> dict[str, Any]:
         """The arguments of a call with those that are not given. steps: in place of its own."""
         own = self.call if steps is None else {**self.call, "num_inference_steps": steps}
         more = {
             name: value
             for name, value in own.items()
             if (self.takes is None or name in self.takes)
-            and not _INSTEAD_OF.get(name, set()) & given.keys()
+            and not _INSTEAD_OF.get(name, set()) & call.keys()
         }
-        return {**more, **given}
+        return {**more, **call}
 
 
 def fitted_steps(algorithm: Algorithm) -> int | None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
@@ -23,7 +22,7 @@ from PIL import Image, PngImagePlugin
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.outcome import SHOWN, chosen
 from ttsnap.extras import install
-from ttsnap.files.pictures import exif_with
+from ttsnap.files.pictured import exif_with
 from ttsnap.files.writing import write_whole
 
 if TYPE_CHECKING:  # to write arrays takes no torch
@@ -122,26 +121,29 @@ def save_video(
     PyAV.
     """
     path = Path(path)
-    writers: dict[str, Callable[[BinaryIO, Sequence[Image.Image], Mapping[str, str], float], None]]
-    writers = {".webp": _webp, ".png": _png, ".mp4": partial(_mp4, sound=sound)}
-    save = writers.get(path.suffix.lower())
-    if save is None:
+    kind = path.suffix.lower()
+    if kind not in (".webp", ".png", ".mp4"):
         raise ValueError(f"videos are written as .webp, .png or .mp4, got {path.name!r}")
     if not frames or not 0 < fps <= 240:
         raise ValueError(
             f"a video has frames and 0 < fps <= 240, got {len(frames)} frames and fps {fps}"
         )
-    texts = {key: str(frames[0].info[key]) for key in KEYS if key in frames[0].info}
-    if sound is not None and (
-        path.suffix.lower() != ".mp4" or sound.samples.shape[:-1] not in ((1,), (2,))
-    ):
+    if sound is not None and (kind != ".mp4" or sound.samples.shape[:-1] not in ((1,), (2,))):
         raise ValueError(
             f"only an .mp4 holds sound, of one channel or two, as samples (channels, S); got "
             f"{path.name!r} and {sound.samples.shape}"
         )
-    if path.suffix.lower() == ".mp4":
+    first, *rest = frames
+    texts = {key: str(first.info[key]) for key in KEYS if key in first.info}
+    if kind == ".mp4":
         require_av(path)
-    write_whole(path, lambda file: save(file, frames, texts, fps))
+        write_whole(path, lambda file: _mp4(file, frames, texts, fps, sound))
+        return
+    how: dict[str, Any] = {"pnginfo": png_info(first)}
+    if kind == ".webp":
+        how = {"quality": QUALITY, "method": 2, "exif": exif_with(texts)}
+    how |= {"duration": durations(len(frames), fps), "loop": 0, "append_images": rest}
+    write_whole(path, lambda file: first.save(file, kind[1:], save_all=True, **how))
 
 
 def require_av(path: str | Path) -> None:
@@ -157,38 +159,6 @@ def require_av(path: str | Path) -> None:
 def durations(frames: int, fps: float) -> list[int]:
     """Whole milliseconds for which each frame is shown; their sum is right."""
     return [round((i + 1) * 1000 / fps) - round(i * 1000 / fps) for i in range(frames)]
-
-
-def _webp(
-    file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float
-) -> None:
-    first, *rest = frames
-    first.save(
-        file,
-        "WEBP",
-        save_all=True,
-        append_images=rest,
-        duration=durations(len(frames), fps),
-        loop=0,
-        quality=QUALITY,
-        method=2,
-        exif=exif_with(texts),
-    )
-
-
-def _png(
-    file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float
-) -> None:
-    first, *rest = frames
-    first.save(
-        file,
-        "PNG",
-        save_all=True,
-        append_images=rest,
-        duration=durations(len(frames), fps),
-        loop=0,
-        pnginfo=png_info(first, tuple(texts)),
-    )
 
 
 def _mp4(

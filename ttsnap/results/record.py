@@ -23,7 +23,7 @@ from PIL import Image
 
 from ttsnap.core.results import Result
 from ttsnap.files import reading as files
-from ttsnap.files.pictures import texts_in
+from ttsnap.files.pictured import texts_in
 from ttsnap.files.settings import (
     Json,
     Natural,
@@ -45,9 +45,9 @@ Score = Annotated[float, Interval(ge=-1e300, le=1e300)] | None
 Scores = Annotated[Mapping[str, Score], MaxLen(100)]
 Object = dict[str, Any]
 Digest = Annotated[str, Rule("a digest", re.compile("[0-9a-f]{64}").fullmatch)]
-NAME = re.compile("[a-z][a-z0-9_]{0,59}")
+ARGUMENT_NAME = re.compile("[a-z][a-z0-9_]{0,59}")
 MOST_ARGUMENTS = 100
-Name = Annotated[str, Rule("the name of an argument", NAME.fullmatch)]
+Name = Annotated[str, Rule("the name of an argument", ARGUMENT_NAME.fullmatch)]
 """Of an argument of a model's own call."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -119,7 +119,7 @@ class SearchRecord:
     embeddings: Annotated[list[Name], Len(1, 16)] | None = None
     """Arguments of the call that were embeddings, which no file holds."""
     noted: Mapping[str, Any] = field(default_factory=dict)
-    """The values of other options that are `noted`, by name."""
+    """The values of further options, by name."""
     found: FoundImage | None = None
     """None of a search as a whole."""
     seed: int | None = None
@@ -145,7 +145,7 @@ class SearchRecord:
         groups = self.sampler.repel
         if groups is not None and not branched:
             place = int((result.particles.parent[: image.uid] < 0).sum()) % groups.size
-        found = FoundImage(
+        image_part = FoundImage(
             result.prompt,
             image.seed,
             image.reward,
@@ -163,7 +163,7 @@ class SearchRecord:
             self,
             call=call,
             pictures=(pictures and pictures[index]) or None,
-            found=found,
+            found=image_part,
             by_hand=result.by_hand or None,
         )
 
@@ -202,24 +202,24 @@ class SearchRecord:
         return _json({**there, "search": search})
 
     @classmethod
-    def from_json(cls, told: object, where: object) -> SearchRecord:
+    def from_json(cls, data: object, where: object) -> SearchRecord:
         """That of an image, of metadata that anyone may have written. ValueError that names what
         does not fit. Optional keys that hold null are as if they were not there."""
-        search = told.get("search") if isinstance(told, dict) else None
-        if not isinstance(told, dict) or not isinstance(search, dict):
+        search = data.get("search") if isinstance(data, dict) else None
+        if not isinstance(data, dict) or not isinstance(search, dict):
             raise ValueError(f"the ttsnap metadata of {where} lacks search, or what is in it")
-        flat = {name: value for name, value in told.items() if name != "search"} | search
+        flat = {name: value for name, value in data.items() if name != "search"} | search
         there = {name: value for name, value in flat.items() if value is not None}
         try:
-            found = vars(build(_METADATA, there))
-            sampler = {name: found[name] for name in _SAMPLER if name in there}
+            fields = vars(build(_METADATA, there))
+            sampler = {name: fields[name] for name in _SAMPLER if name in there}
             record = cls(
-                **{name: found[name] for name in _RECORD},
-                scheduler=found["sampler"],
+                **{name: fields[name] for name in _RECORD},
+                scheduler=fields["sampler"],
                 sampler=SamplerOptions(**{"draft": None, **sampler}),
-                noted={name: found[name] for name in _NOTED if name in there},
-                by_hand=found["by_hand"],
-                found=FoundImage(**{name: found[name] for name in _IMAGE}),
+                noted={name: fields[name] for name in _NOTED if name in there},
+                by_hand=fields["by_hand"],
+                found=FoundImage(**{name: fields[name] for name in _IMAGE}),
             )
         except ValueError as error:
             raise ValueError(f"the ttsnap metadata of {where}: {error}") from None
@@ -247,7 +247,7 @@ class SearchRecord:
             "ttsnap group": None if image.place is None else f"from seed {image.first_seed} on",
             "ttsnap algorithm": self.algorithm,
             "ttsnap budget": self.budget,
-            "ttsnap reward": None if plain(image.reward) is None else f"{image.reward:.6g}",
+            "ttsnap reward": None if jsonable(image.reward) is None else f"{image.reward:.6g}",
             "Version": f"ttsnap {self.ttsnap}",
         }
         quoted = {
@@ -279,7 +279,7 @@ _RECORD = (
 )
 """What the metadata of an image has of a record and of its image, under the same names."""
 _SAMPLER = [option.name for option in options_of(SamplerOptions)]
-_NOTED = [option.name for option in DECLARED.values() if option.noted]
+_NOTED = ("shared", "require", "diversity", "likeness")
 _HINTS: dict[str, Any] = {
     **{name: hints_of(SearchRecord)[name] for name in _RECORD},
     **hints_of(FoundImage),
@@ -319,7 +319,7 @@ def checked_call(call: object, where: object, *, others: bool = False) -> dict[s
     for name, value in call.items():
         listed = name in CALL
         if not listed and (
-            not others or name in {*NOT_TAKEN, *DECLARED} or not NAME.fullmatch(name)
+            not others or name in {*NOT_TAKEN, *DECLARED} or not ARGUMENT_NAME.fullmatch(name)
         ):
             raise ValueError(
                 f"{where} asks for call.{name[:60]}, which no file may set: plain arguments of a"
@@ -364,16 +364,16 @@ def parse_record(data: bytes, path: Path) -> SearchRecord:
     return SearchRecord.from_json(files.parse_json(text, f"the ttsnap metadata of {path}"), path)
 
 
-def _json(told: Mapping[str, Any]) -> dict[str, Json]:
-    return {name: plain(value) for name, value in told.items()}
+def _json(values: Mapping[str, Any]) -> dict[str, Json]:
+    return {name: jsonable(value) for name, value in values.items()}
 
 
-def plain(value: object) -> Json:
+def jsonable(value: object) -> Json:
     """JSON-ready: nan becomes null, paths and such become text."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [jsonable(v) for v in value]
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value if isinstance(value, str | int | bool | None) else str(value)

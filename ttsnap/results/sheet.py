@@ -13,8 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Result
-from ttsnap.results.course import DROPPED, Course, Score
-from ttsnap.results.drawing import Cell, Drawing, Look, drawn
+from ttsnap.results.course import DROPPED, Cell, Course, Drawing, Look, Score, drawn
 from ttsnap.results.media import data_uri, still
 
 CELL = 96
@@ -25,12 +24,12 @@ LEFT = 76
 that of the rows' names."""
 SCALES = (1.0, 0.75, 0.5)
 """By which pictures are made smaller where there are many; the narrowest column has half a CELL."""
-TEXT = 15
-GAP = 10
-NAME = 20
+TEXT_HEIGHT = 15
+ROW_GAP = 10
+NAME_HEIGHT = 20
 """Pixels below a picture: for its score, and the room to the next row; and above a band, for
 the names of its seeds."""
-MARK = 12
+MARK_HEIGHT = 12
 """Pixels of a line with the answer to an item of a checklist."""
 LEAST = 640
 WIDEST = 1740
@@ -101,26 +100,30 @@ def painted(
     size, colours = (LIVE, NIGHT) if live else ((WIDEST, TALLEST), PAPER)
     pictures = [*thumbnails.values(), *([] if source is None else [source])]
     width, height = (max((each.size[axis] for each in pictures), default=CELL) for axis in (0, 1))
-    above, name = (HEAD // 2, 0) if live else (HEAD, NAME)
+    above, name = (HEAD // 2, 0) if live else (HEAD, NAME_HEIGHT)
     for scale in SCALES:
         wide = max(round(CELL * SCALES[-1]), round(width * scale))
         high = round(height * scale)
         left = MARGIN if live else LEFT
         left += wide + MARGIN if source is not None else 0
         across = max(1, (size[0] - left - MARGIN) // (wide + MARGIN))
-        lines = max(1, (size[1] - above) // (high + TEXT + MARK * bool(course.asked) + GAP + name))
+        lines = max(
+            1,
+            (size[1] - above)
+            // (high + TEXT_HEIGHT + MARK_HEIGHT * bool(course.asked) + ROW_GAP + name),
+        )
         drawing = drawn(course, across, lines, last=live)
         if drawing.whole:
             break
-    asked = () if live else tuple(course.asked)
-    text = TEXT + MARK * bool(course.asked)
-    page = Page(drawing, thumbnails, colours, scale, wide, high, left, above, name, text, asked)
+    items = () if live else tuple(course.asked)
+    text = TEXT_HEIGHT + MARK_HEIGHT * bool(course.asked)
+    page = Page(drawing, thumbnails, colours, scale, wide, high, left, above, name, text, items)
     page.words(head)
     for cell in drawing.cells.values():
         page.look(cell)
     if source is not None:
         page.picture(source, (LEFT, HEAD))
-        page.draw.text((LEFT, HEAD - NAME - 3), "source", colours.ink, _font(12))
+        page.draw.text((LEFT, HEAD - NAME_HEIGHT - 3), "source", colours.ink, _font(12))
     return page.sheet
 
 
@@ -163,14 +166,14 @@ class Page:
     @property
     def pitch(self) -> int:
         """From row to row."""
-        return self.high + self.text + GAP
+        return self.high + self.text + ROW_GAP
 
     def top(self, band: int) -> int:
         """Where the first row of a band begins."""
         bands = self.drawing.bands[:band]
         rows = sum(map(len, bands))
         finished = sum(self.drawing.end in steps for steps in bands)
-        listed = MARK * max(0, len(self.asked) - 1)
+        listed = MARK_HEIGHT * max(0, len(self.asked) - 1)
         return self.above + rows * self.pitch + band * self.name + finished * listed
 
     def corner(self, cell: Cell) -> tuple[int, int]:
@@ -230,16 +233,16 @@ class Page:
     def answers(self, cell: Cell, score: Score) -> None:
         """Ticks and crosses side by side; of a finished image one below the other, with words."""
         x, y = self.corner(cell)
-        y += self.high + TEXT + 2
+        y += self.high + TEXT_HEIGHT + 2
         listed = bool(self.asked) and score.step == self.drawing.end
-        apart = min(MARK, self.wide // max(1, len(score.answers)))
+        apart = min(MARK_HEIGHT, self.wide // max(1, len(score.answers)))
         for i, (words, met) in enumerate(score.answers.items()):
-            at = (x, y + i * MARK) if listed else (x + i * apart, y)
+            at = (x, y + i * MARK_HEIGHT) if listed else (x + i * apart, y)
             self.mark(at, met=met)
             if listed:
-                shown = _shorten(words, self.wide - MARK, 10)
+                shown = _shorten(words, self.wide - MARK_HEIGHT, 10)
                 colour = self.colours.pale if cell.dim else self.colours.soft
-                self.draw.text((x + MARK, at[1] - 2), shown, colour, _font(10))
+                self.draw.text((x + MARK_HEIGHT, at[1] - 2), shown, colour, _font(10))
 
     def mark(self, at: tuple[int, int], *, met: bool) -> None:
         """A tick or a cross, whose upper left corner is here: fonts may have neither."""

@@ -22,7 +22,7 @@ from ttsnap.files.pictured import Picture
 from ttsnap.files.plain_yaml import read_text
 from ttsnap.files.reading import parse_json
 from ttsnap.files.settings import Json
-from ttsnap.request.fields import names_of
+from ttsnap.request.offer import names_of
 from ttsnap.service.limits import RequestError, ServiceLimits, stopping
 from ttsnap.service.requests import FRAME, Body, Edit, Video, not_taken, validated
 

@@ -187,7 +187,6 @@ class JobStore:
         """Queue a job, whose pictures are on the disk before it is. RequestError where its owner
         has too many (429), or too much on the disk, and where all owners together have too much
         (503)."""
-        limits = self.limits
         job = StoredJob(
             f"{PREFIXES[kind]}_{secrets.token_hex(16)}",
             owner,
@@ -200,34 +199,8 @@ class JobStore:
             body=body,
             outcome=None,
         )
-        mine = TABLE.c.owner == owner
         with self._adding:
-            with self._connected() as connection:
-                kept = sa.select(sa.func.sum(TABLE.c.bytes))
-                used = connection.scalar(kept.where(mine)) or 0
-                of_all = connection.scalar(kept) or 0
-                waiting = sa.select(sa.func.count()).where(mine, TABLE.c.status.in_(OPEN))
-                if (connection.scalar(waiting) or 0) >= limits.jobs_per_key:
-                    most = (
-                        f"{limits.jobs_per_key} jobs of yours wait or run already, the most that"
-                        " one key may have"
-                    )
-                    raise RequestError(
-                        429,
-                        f"{most}; try again when one is done",
-                        code="too_many_jobs",
-                        retry_after=30,
-                    )
-            if used >= limits.job_mib * MIB:
-                most = (
-                    f"your jobs keep {used / MIB:.0f} MiB here, and {limits.job_mib} is the most"
-                    " for one key"
-                )
-                raise RequestError(
-                    429, f"{most}; delete some that are done", code="quota_exceeded", retry_after=60
-                )
-            if of_all >= limits.state_mib * MIB:
-                raise storage_failed()
+            self._require_room(owner)
             try:
                 self._insert(job, pictures)
             except (OSError, RequestError) as error:
@@ -235,6 +208,38 @@ class JobStore:
                 self.log.error("a job cannot be stored", error)
                 raise storage_failed() from None
         return job
+
+    def _require_room(self, owner: str) -> None:
+        """RequestError where an owner has too many jobs or too much on the disk, and where all owners
+        together have too much."""
+        limits = self.limits
+        mine = TABLE.c.owner == owner
+        with self._connected() as connection:
+            kept = sa.select(sa.func.sum(TABLE.c.bytes))
+            used = connection.scalar(kept.where(mine)) or 0
+            of_all = connection.scalar(kept) or 0
+            waiting = sa.select(sa.func.count()).where(mine, TABLE.c.status.in_(OPEN))
+            if (connection.scalar(waiting) or 0) >= limits.jobs_per_key:
+                most = (
+                    f"{limits.jobs_per_key} jobs of yours wait or run already, the most that"
+                    " one key may have"
+                )
+                raise RequestError(
+                    429,
+                    f"{most}; try again when one is done",
+                    code="too_many_jobs",
+                    retry_after=30,
+                )
+        if used >= limits.job_mib * MIB:
+            most = (
+                f"your jobs keep {used / MIB:.0f} MiB here, and {limits.job_mib} is the most"
+                " for one key"
+            )
+            raise RequestError(
+                429, f"{most}; delete some that are done", code="quota_exceeded", retry_after=60
+            )
+        if of_all >= limits.state_mib * MIB:
+            raise storage_failed()
 
     def _insert(self, job: StoredJob, pictures: Pictures) -> None:
         folder = self.files(job)

@@ -20,9 +20,8 @@ from ttsnap.core.names import FieldError, nearest, unknown
 from ttsnap.files.settings import Count, Fraction, Json, Positive, Rule, Share, build
 from ttsnap.options.call import CALL, Scale
 from ttsnap.options.every import DECLARED
-from ttsnap.request.fields import SearchFields, names_of
 from ttsnap.request.limits import SearchLimits
-from ttsnap.request.offer import ServingCatalog, request_of
+from ttsnap.request.offer import SearchFields, ServingCatalog, names_of, request_of
 from ttsnap.request.offer import notes_of as search_notes_of
 from ttsnap.request.request import Prepared, prepare
 from ttsnap.service.limits import RequestError

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.algorithms.pricing.fitting import fit as fitted
 from ttsnap.algorithms.pricing.forecast import Forecast, read_checks
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core import metrics
@@ -18,7 +18,8 @@ from ttsnap.core.cost import Rates
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import ESTIMATE, Draft, EstimatorAt, estimates
 from ttsnap.core.utility import Utility
-from ttsnap.recordings.replay import Recording
+from ttsnap.loop.budget import Budget, task_of
+from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.processes import working
@@ -38,63 +39,82 @@ def default_checks(steps: int) -> tuple[int, ...]:
     return (*sorted({int(k) for k in checks if k < steps}), steps)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How something is fitted to a recording."""
+
+    utility: Utility = utilities.mean
+    seeds: int = 200
+    """Per prompt, to which the recording is enlarged, so that large budgets do not use up the
+    recorded ones."""
+    seed: int = 0
+    workers: int = 1
+    """Processes that work in parallel (`processes.working`), to the same digits."""
+    on_progress: Callable[[int, int], None] = lambda done, of: None
+    """Called with (done, of) parts of the work."""
+
+    def check(self, recording: Recording) -> None:
+        """ValueError for a utility that compares images, for failed scores, and where the rewards
+        do not vary."""
+        if self.utility is utilities.rank_sum:
+            raise ValueError("rank_sum scores no image by itself; fit with mean or weights")
+        require_varied(recording, self.utility)
+
+
+DEFAULT = Fit()
+
+
+def priced_task(recording: Recording, score_cost: float | None = 0.0) -> Task:
+    """A task with what scores and drafts cost in evaluations.
+
+    score_cost: of a decode with its rewards; None by recorded FLOPs, as are drafts then, which
+    otherwise count their forward passes, as in budgets of evaluations."""
+    by_flops = task_of(Budget(flops=1.0), ReplayEngine(recording))  # 0 where FLOPs are not known
+    cost = by_flops.score_cost if score_cost is None else score_cost
+    draft_cost = by_flops.draft_cost if score_cost is None else 0.0
+    return Task(
+        recording.grid,
+        score_cost=cost,
+        shared=True,
+        check_cost=max(0.0, cost - (by_flops.score_cost - by_flops.checking)),
+        draft_calls=recording.draft_calls,
+        draft_cost=draft_cost or recording.price.nfe_per_draft,
+    )
+
+
 def calibrate(
     recording: Recording,
-    *,
     checks: Sequence[int | str] | None = None,
-    score_cost: float = 0.0,
-    check_cost: float | None = None,
-    draft_cost: float | None = None,
+    costs: Task | None = None,
     images: Sequence[float] = IMAGES,
-    utility: Utility = utilities.mean,
-    seeds: int = 200,
-    seed: int = 0,
-    workers: int = 1,
-    on_progress: Callable[[int, int], None] | None = None,
+    fit: Fit = DEFAULT,
 ) -> Forecast:
     """The forecast, with the prices that spend shared budgets of `images` whole images.
 
-    checks: as `read_checks` reads them; None for those of `recorded_checks`. score_cost,
-    check_cost, draft_cost: as in Task; a draft_cost of None counts forward passes, as budgets in
-    evaluations do. workers: processes that find prices in parallel (`processes.working`), to the
-    same digits. on_progress: called with (done, of) prices.
-
-    Raises ValueError where the recording lacks a check, has too few trajectories or failed scores,
-    or where its rewards do not vary.
+    checks: as `read_checks` reads them; None for those of `recorded_checks`. costs: as of
+    `priced_task`. ValueError where the recording lacks a check, has too few trajectories or failed
+    scores, or where its rewards do not vary.
     """
-    if utility is utilities.rank_sum:
-        raise ValueError("rank_sum scores no image by itself; calibrate with mean or weights")
-    require_varied(recording, utility)
+    fit.check(recording)
+    task = costs or priced_task(recording)
     grid = recording.grid
     seen = recorded_checks(recording) if checks is None else read_checks(list(checks))
-    columns = utility(recording.columns)
+    columns = fit.utility(recording.columns)
     rewards = columns[..., : grid.steps + 1].copy()
     for check in seen:
         if check.look != ESTIMATE.name:
-            rewards[..., check.step] = utility(recording.seen(*check))
-    forecast = fit(rewards, grid.levels, seen)
-    wide = enlarge(columns, recording, seeds, np.random.default_rng(seed))
-    call = recording.price.nfe_per_draft if draft_cost is None else draft_cost
-    tasks = [  # the largest budgets first: they take longest, and none is left for the end
-        Task(
-            grid,
-            1,
-            count * (grid.nfe + score_cost),
-            score_cost,
-            True,
-            check_cost,
-            recording.draft_calls,
-            call,
-        )
-        for count in sorted(images, reverse=True)
-    ]
+            rewards[..., check.step] = fit.utility(recording.seen(*check))
+    forecast = fitted(rewards, grid.levels, seen)
+    wide = enlarge(columns, recording, fit.seeds, np.random.default_rng(fit.seed))
+    whole = grid.nfe + task.score_cost
+    # the largest budgets first: they take longest, and none is left for the end
+    tasks = [replace(task, allowance=count * whole) for count in sorted(images, reverse=True)]
     prices: list[tuple[float, float]] = []
-    with working(partial(_price_that_spends, forecast, wide, seed), workers) as found:
-        for task, price in zip(tasks, found(tasks), strict=True):
-            prices.append((task.allowance, price))
-            if on_progress is not None:
-                on_progress(len(prices), len(tasks))
-    return dataclasses.replace(forecast, prices=np.array(prices[::-1]))
+    with working(partial(_price_that_spends, forecast, wide, fit.seed), fit.workers) as found:
+        for each, price in zip(tasks, found(tasks), strict=True):
+            prices.append((each.allowance, price))
+            fit.on_progress(len(prices), len(tasks))
+    return replace(forecast, prices=np.array(prices[::-1]))
 
 
 def recorded_checks(recording: Recording) -> tuple[EstimatorAt, ...]:
@@ -131,7 +151,7 @@ def enlarge(
     )
     made = np.full((*drawn.shape, columns.shape[-1]), np.nan)
     made[..., known] = np.sqrt(1 - _SMOOTHING**2) * pool[drawn] + _SMOOTHING * noise
-    return dataclasses.replace(as_one(recording, mean + spread * made), first_seed=0)
+    return replace(as_one(recording, mean + spread * made), first_seed=0)
 
 
 def as_one(recording: Recording, columns: FloatArray) -> Recording:
@@ -143,9 +163,9 @@ def as_one(recording: Recording, columns: FloatArray) -> Recording:
     calls = recording.price.calls(len(recording.reward_names))
 
     def all_of(rates: Rates) -> Rates:
-        return dataclasses.replace(rates, reward_calls=calls * rates.reward_calls)
+        return replace(rates, reward_calls=calls * rates.reward_calls)
 
-    price = dataclasses.replace(
+    price = replace(
         price,
         flops=all_of(price.flops),
         seconds=None if price.seconds is None else all_of(price.seconds),
@@ -154,7 +174,7 @@ def as_one(recording: Recording, columns: FloatArray) -> Recording:
     first = recording.grid.steps + 1
     scores = columns[..., None]
     looks = {seen: scores[:, :, first + i] for i, seen in enumerate(recording.looks)}
-    return dataclasses.replace(
+    return replace(
         recording, scores=scores[:, :, :first], looks=looks, reward_names=("utility",), price=price
     )
 

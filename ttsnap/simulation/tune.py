@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from ttsnap.algorithms.seed_pruning import SeedPruning
-from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.metrics import varied
-from ttsnap.core.utility import Utility
 from ttsnap.files.unbroken import Unbroken
 from ttsnap.loop.budget import Budget
+from ttsnap.options.record import TuneOptions
 from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.recordings.replay import Recording
-from ttsnap.simulation.calibrate import as_one, enlarge
+from ttsnap.simulation.calibrate import DEFAULT, Fit, as_one, enlarge
 from ttsnap.simulation.orders import Orders, draw_orders
 from ttsnap.simulation.processes import working
 from ttsnap.simulation.schedules import Space, change, draw
@@ -32,7 +31,6 @@ from ttsnap.simulation.simulate import (
     compare,
     curve,
     lead,
-    require_varied,
     rising,
 )
 from ttsnap.version import __version__
@@ -46,6 +44,7 @@ far."""
 SEARCHES = 600
 """For each budget, of all prompts together, by which a schedule is fitted; finalists get three
 times as many."""
+OPTIONS = TuneOptions()
 FINALISTS = 20
 """Of the schedules that were tried, those that are judged once more."""
 
@@ -116,100 +115,107 @@ class Tuned:
 def tune(
     recording: Recording,
     budgets: Sequence[Budget | str],
-    *,
-    trials: int = 400,
-    holdout: float = 0.3,
-    checks: int = 5,
-    seeds: int = 200,
-    utility: Utility = utilities.mean,
-    seed: int = 0,
-    workers: int = 1,
-    on_progress: Callable[[int, int], None] | None = None,
+    options: TuneOptions = OPTIONS,
+    fit: Fit = DEFAULT,
     kept_in: Path | None = None,
 ) -> Tuned:
-    """One schedule for all of these budgets, the best of `trials` with at most `checks` checks.
+    """One schedule for all of these budgets, the best of the trials.
 
     Where drafts of the initial noise were recorded, the fit includes their share of the cost (none,
     too) and the calls of one. It also says whether checks follow at all. Best-of-N and the default
     schedule are among the finalists; neither beats the winner on the prompts that it was fitted on.
-    The last `holdout` share of the prompts (`split`) tells what the winner is worth on others.
-    Fitting uses recordings enlarged to `seeds` seeds (`calibrate.enlarge`), so that large budgets
-    do not use up the recorded ones; `judge` does not.
+    The prompts that are held out (`split`) tell what the winner is worth on others.
 
-    workers: processes that judge schedules in parallel (`processes.working`); the winner is the
-    same. on_progress: called with (done, of) trials. kept_in: a file of what was found so far, by
-    which an interrupted call of the same arguments resumes; Ctrl-C and SIGTERM wait for the trial
-    at hand. Raises ValueError with too few prompts, seeds or budgets, for failed scores, and where
-    the rewards to fit on do not vary.
+    kept_in: a file of what was found so far, by which an interrupted call of the same arguments
+    resumes; Ctrl-C and SIGTERM wait for the trial at hand. Raises ValueError with too few prompts,
+    seeds or budgets, for failed scores, and where the rewards to fit on do not vary.
     """
-    if utility is utilities.rank_sum:
-        raise ValueError("rank_sum scores no image by itself; tune with mean or weights")
-    to_fit, rest = split(recording, holdout)
+    to_fit, rest = split(recording, options.holdout)
     for part in (recording, to_fit):
-        require_varied(part, utility)
-    space = Space(
-        np.flatnonzero(recording.scored[:-1]), checks, recording.drafts, recording.denoising_steps
-    )
+        fit.check(part)
+    steps = np.flatnonzero(recording.scored[:-1])
+    space = Space(steps, options.checks, recording.drafts, recording.denoising_steps)
     if not len(space.steps) and not space.drafts:
         raise ValueError("the recording scored only finished images: there is nothing to prune on")
-    rng = np.random.default_rng(seed)
-    # the second ones judge the finalists
-    wide, again = (_enlarged(to_fit, utility, seeds, rng) for _ in range(2))
     if len(budgets) > 2:
         # as `judge` will: refused before the long search
         rising([Budget.parse(b) for b in budgets])
-
-    pool: list[tuple[float, SeedPruning]] = []
+    rng = np.random.default_rng(fit.seed)
+    # the second ones judge the finalists
+    wide, again = (_enlarged(to_fit, fit, rng) for _ in range(2))
     repeats = max(1, SEARCHES // len(to_fit.prompts))
-    first = _Judge(wide, tuple(budgets), repeats, seed)
+    first = _Judge(wide, tuple(budgets), repeats, fit.seed)
+    last = _Judge(again, tuple(budgets), 3 * repeats, fit.seed)
+    trials = options.trials
     drawn = [draw(rng, space) for _ in range(math.ceil(trials * EXPLORED))]
-    last = _Judge(again, tuple(budgets), 3 * repeats, seed)
     sure = [s for s in (space.best_of_n, default_on(recording)) if s is not None]
-    told = repr((recording.grid, recording.price, [*recording.looks])).encode()
-    data = hashlib.sha256(told + wide.columns.tobytes() + again.columns.tobytes()).hexdigest()
-    arguments = f"{budgets}, {trials} trials, {checks} checks, seed {seed}, ttsnap {__version__}"
-    at = 0
-    about = {"arguments": arguments, "recordings": data}
-    with (
-        Unbroken() as stopping,
-        KeptNumbers(kept_in, "gains", about, trials + FINALISTS + len(sure)) as kept,
-    ):
-
-        def gains(
-            schedules: list[SeedPruning], judging: Callable[..., Iterable[float]]
-        ) -> Iterator[float]:
-            nonlocal at
-            there = kept.numbers[at : min(kept.done, at + len(schedules))]
-            for gained in itertools.chain(there, judging(schedules[len(there) :])):
-                if at == kept.done:
-                    kept.add(np.array([gained]))
-                at += 1
-                if on_progress is not None and at <= trials:
-                    on_progress(at, trials)
-                if stopping():
-                    raise KeyboardInterrupt
-                yield float(gained)
-
-        with working(first, workers) as judging:
-            pool += zip(gains(drawn, judging), drawn, strict=True)
+    about = _arguments(
+        recording, budgets, options, fit, wide.columns.tobytes() + again.columns.tobytes()
+    )
+    many = trials + FINALISTS + len(sure)
+    with Unbroken() as stopping, KeptNumbers(kept_in, "gains", about, many) as kept:
+        gains = _Gains(kept, trials, fit.on_progress, stopping)
+        with working(first, fit.workers) as judging:
+            pool = [*zip(gains.of(drawn, judging), drawn, strict=True)]
         for _ in range(trials - len(drawn)):  # each is drawn once those before it are judged
             pool.sort(key=lambda entry: -entry[0])
             promising = pool[min(int(rng.exponential(4)), len(pool) - 1)][1]
             changed = change(rng, promising, space)
-            pool += [(gained, changed) for gained in gains([changed], partial(map, first))]
-        finals = [
-            schedule for _, schedule in sorted(pool, key=lambda entry: -entry[0])[:FINALISTS]
-        ] + sure
-        with working(last, workers) as judging:
-            order = np.argsort(-np.array([*gains(finals, judging)]), kind="stable")
+            pool += [(gained, changed) for gained in gains.of([changed], partial(map, first))]
+        ranked = sorted(pool, key=lambda entry: -entry[0])
+        finals = [schedule for _, schedule in ranked[:FINALISTS]] + sure
+        with working(last, fit.workers) as judging:
+            order = np.argsort(-np.array([*gains.of(finals, judging)]), kind="stable")
 
     for i in order:  # at least one of best-of-N and the default does not lose to the other
         best = finals[i]
-        fitted = judge(to_fit, finals[i], budgets, utility, seed)
+        fitted = judge(to_fit, best, budgets, fit)
         if not fitted.loses:
             break
-    known = rest.prompts and varied(utility(rest.final)).any()
-    return Tuned(best, fitted, judge(rest, best, budgets, utility, seed) if known else None, trials)
+    known = rest.prompts and varied(fit.utility(rest.final)).any()
+    return Tuned(best, fitted, judge(rest, best, budgets, fit) if known else None, trials)
+
+
+@dataclass
+class _Gains:
+    """What schedules gain, one after the other: those that are kept already, then as judged."""
+
+    kept: KeptNumbers
+    trials: int
+    on_progress: Callable[[int, int], None]
+    stopping: Callable[[], bool]
+    at: int = 0
+    """How many there were."""
+
+    def of(
+        self, schedules: list[SeedPruning], judging: Callable[..., Iterable[float]]
+    ) -> Iterator[float]:
+        """The gain of each."""
+        kept = self.kept
+        there = kept.numbers[self.at : min(kept.done, self.at + len(schedules))]
+        for gained in itertools.chain(there, judging(schedules[len(there) :])):
+            if self.at == kept.done:
+                kept.add(np.array([gained]))
+            self.at += 1
+            if self.at <= self.trials:
+                self.on_progress(self.at, self.trials)
+            if self.stopping():
+                raise KeyboardInterrupt
+            yield float(gained)
+
+
+def _arguments(
+    recording: Recording,
+    budgets: Sequence[Budget | str],
+    options: TuneOptions,
+    fit: Fit,
+    columns: bytes,
+) -> dict[str, str]:
+    """What must be the same to go on."""
+    asked = f"{budgets}, {options.trials} trials, {options.checks} checks, seed {fit.seed}"
+    of = repr((recording.grid, recording.price, [*recording.looks])).encode()
+    data = hashlib.sha256(of + columns).hexdigest()
+    return {"arguments": f"{asked}, ttsnap {__version__}", "recordings": data}
 
 
 @dataclass(frozen=True)
@@ -252,25 +258,22 @@ def judge(
     recording: Recording,
     schedule: SeedPruning,
     budgets: Sequence[Budget | str],
-    utility: Utility,
-    seed: int,
+    fit: Fit = DEFAULT,
 ) -> Worth:
     """What a schedule is worth on the prompts of a recording. ValueError for failed scores."""
-    base = best_of_n_curve(recording, budgets, utility=utility)
+    base = best_of_n_curve(recording, budgets, utility=fit.utility)
+
+    def curve_of(schedule: SeedPruning) -> Curve:
+        return curve(recording, schedule, budgets, REPEATS, utility=fit.utility, seed=fit.seed)
+
     plain = default_on(recording)
     settled = schedule.settled()
     exact = not settled.keep and not settled.draft_share
-    mine = (
-        base if exact else curve(recording, schedule, budgets, REPEATS, utility=utility, seed=seed)
-    )
-    default = (
-        None
-        if plain is None
-        else curve(recording, plain, budgets, REPEATS, utility=utility, seed=seed)
-    )
+    mine = base if exact else curve_of(schedule)
+    default = None if plain is None else curve_of(plain)
     omega = error = above = above_error = float("nan")
     if len(budgets) > 2:
-        versus = compare(mine, base, recording, utility)
+        versus = compare(mine, base, recording, fit.utility)
         omega = versus.omega
         error = versus.error
         if default is not None:
@@ -300,11 +303,9 @@ def gain(found: FloatArray, base: FloatArray) -> float:
     return float((found - base).sum()) / gained
 
 
-def _enlarged(
-    recording: Recording, utility: Utility, seeds: int, rng: np.random.Generator
-) -> Recording:
+def _enlarged(recording: Recording, fit: Fit, rng: np.random.Generator) -> Recording:
     """The recording of a single reward, the utility; enlarged where it has fewer seeds."""
-    columns = utility(recording.columns)
-    if recording.seeds < seeds:
-        return enlarge(columns, recording, seeds, rng)
+    columns = fit.utility(recording.columns)
+    if recording.seeds < fit.seeds:
+        return enlarge(columns, recording, fit.seeds, rng)
     return as_one(recording, columns)

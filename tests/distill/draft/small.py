@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers import DDIMScheduler
 
-from ttsnap.distill.draft import trajectories
-from ttsnap.distill.draft.config import DraftConfig
-from ttsnap.distill.draft.prompts import Listed
+from ttsnap.distill.config import DraftConfig
+from ttsnap.distill.data import Frames
 from ttsnap.files.settings import build
+from ttsnap.options.record import RecordOptions
 from ttsnap.pipelines import upgrade
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.recordings.record import record
 
 from ...pipelines.tiny import FAMILIES, STABLE_DIFFUSION_BETAS, sd15, shared  # noqa: TID252
+from ..world import WORLD, Brightness  # noqa: TID252
 
-PROMPTS = Listed(["a red circle", "two dogs", "a cat"])
+PROMPTS = ("a red circle", "two dogs", "a cat", "a green tree", "a blue house")
 STEPS = 5
+NOTED = {"dtype": "float32", "kernel": "pipeline", "sampler": "Euler"}
 
 
 def stock_of(name="sd3"):
@@ -27,44 +28,43 @@ def pipe_of(name="sd3"):
     return upgrade(stock_of(name))
 
 
-def denoiser_of(config):
-    return pipe_of(config.model).denoiser(**dict(config.call or {}))
+def call_of(name="sd3"):
+    return {**FAMILIES[name].call, "num_inference_steps": STEPS}
 
 
-def settings_of(config):
-    call = dict(config.call or {})
-    return trajectories.settings_of(config.trajectories, config.model, call, PROMPTS, torch.float32)
+def recorded(folder, name="sd3", pipe=None, call=None, prompts=PROMPTS, **info):
+    """Two trajectories of each prompt."""
+    call = call or call_of(name)
+    engine = (pipe or pipe_of(name)).engine(Brightness(), keep=("latents",), **call)
+    options = RecordOptions(seeds=2, seed=7, steps=(), latents=True)
+    record(engine, prompts, folder, options, info={**NOTED, "model": name, "call": call, **info})
+    return folder
 
 
-def config_of(name="sd3", **sections):
-    """Six trajectories of three steps' states and four optimiser steps, unless a section says
-    otherwise."""
-    rows = {"second": 0.25, "from_noise": 0.5, "validation": 2, "validate_every": 2}
-    made = {
-        "trajectories": {"count": 6, "shard": 2, "batch": 2, "states": 3, "seed": 7},
-        "training": {
-            "rank": 2,
-            "steps": 4,
-            "batch": 4,
-            "precision": "no",
-            "checkpoint_every": 0,
-            "lr": 0.01,
-            **rows,
-        },
-        "evaluation": {"prompts": 2, "seeds": 3, "steps": (0, 1), "reward": "x"},
+def frames_of(folder):
+    return Frames([folder])
+
+
+def config_of(recording, name="sd3", **changes):
+    """Four optimiser steps; two of the prompts are held out."""
+    given = {
+        "recordings": [str(recording)],
+        "model": name,
+        "reward": f"{WORLD}:Brightness",
+        "rank": 2,
+        "updates": 4,
+        "batch": 4,
+        "validation": 0.4,
+        "validate_every": 2,
+        "precision": "no",
+        "checkpoint_every": 0,
+        "lr": 0.01,
+        "prompts": 2,
+        "seeds": 3,
+        "estimates": [0, 1],
+        "device": "cpu",
     }
-    call = {**FAMILIES[name].call, "num_inference_steps": STEPS}
-    given = {section: {**values, **sections.get(section, {})} for section, values in made.items()}
-    return build(DraftConfig, {"model": name, "call": call, **given})
-
-
-class Brightness(RewardModel):
-    """Mean pixel value."""
-
-    name = "brightness"
-
-    def __call__(self, images, prompts, level=None):
-        return images.mean((1, 2, 3))
+    return build(DraftConfig, {**given, **changes})
 
 
 def bytes_in(folder):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import diffusers
 import pytest
 import torch
@@ -11,14 +9,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from benchmarks import support_parts
-from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.run import distill_draft
-from ttsnap.distill.draft.student import DraftStudent, blocks_of
+from ttsnap.distill.draft.student import DraftStudent, blocks_of, check_sampler
 from ttsnap.distill.training import METRICS, read_metrics
 from ttsnap.pipelines import downgrade, load, search_class, upgrade
 
 from ...pipelines.tiny import FAMILIES, shared  # noqa: TID252
-from .small import PROMPTS, config_of, stock_of
+from .small import config_of, recorded, stock_of
 
 BLOCKS = {
     "UNet2DConditionModel": None,
@@ -60,16 +57,14 @@ def test_an_estimate_is_what_the_stock_call_makes_in_one_step(name):
     own = {"max_sequence_length": 1} if name == "embedded" else FAMILIES[name].call
     call = {**own, "num_inference_steps": 4}
     pipe = search_class(type(stock)).from_pipe(stock)
-    student = DraftStudent(pipe, call, states=2, first_time=0.8, rank=2)
+    student = DraftStudent(pipe, call, first_time=0.8, rank=2)
     generator = torch.Generator().manual_seed(0)
     for each in student.parameters.values():
         each.data += 0.1 * torch.randn(each.shape, generator=generator)
-    denoiser = pipe.denoiser(**call)
-    denoiser.encode([text])
-    x, _ = trajectories.begin(denoiser, [1, 2, 3])
     student.encode([text])
-    given = torch.tensor([student.times[0] * 0.8, student.times[1] * 0.8, student.second_time])
-    found = student.estimate(x, given.double(), torch.zeros(3, dtype=torch.long))
+    x = student.noise([1, 2])
+    given = torch.tensor([student.time * 0.8, student.time / 2])
+    found = student.estimate(x, given.double(), torch.zeros(2, dtype=torch.long))
 
     plain = stock.from_pipe(stock, transformer=student.net)
     plain.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
@@ -103,20 +98,24 @@ def test_a_draft_is_made_of_a_class_that_nothing_knows(kind, tmp_path):
         case = support_parts.stock(kind)
     call = {name: case.call[name] for name in case.call if name not in ("prompt", "generator")}
     call = {**call, "num_inference_steps": 5}
+    pipe = upgrade(case.pipe)
+    recording = recorded(tmp_path / "r", kind, pipe, call)
     training = {"checkpointing": True, "precision": "bf16", "warmup": 0, "ema": 0.0}
-    config = replace(config_of(training=training), model=kind, call=call)
-    distill_draft(upgrade(case.pipe), config, PROMPTS, tmp_path)
-    first, last = read_metrics(tmp_path / METRICS)
+    config = config_of(recording, kind, **training, prompts=0)
+    distill_draft(config, tmp_path / "out", lambda *_: pipe)
+    lines = read_metrics(tmp_path / "out" / METRICS)
+    first, last = (line for line in lines if "calls 1" in line)
     assert last["calls 1"] < first["calls 1"]
-    assert (tmp_path / "draft" / "pytorch_lora_weights.safetensors").exists()
+    assert (tmp_path / "out" / "draft" / "pytorch_lora_weights.safetensors").exists()
 
 
-def test_what_no_draft_can_be_made_of_is_refused_before_anything_is_made(tmp_path):
-    config = config_of("pixart_sigma")
+def test_what_no_draft_can_be_made_of_is_refused_before_it_is_trained(tmp_path):
+    pipe = upgrade(shared("pixart_sigma"))
+    config = config_of(recorded(tmp_path / "r", "pixart_sigma", pipe), "pixart_sigma")
     with pytest.raises(ValueError, match="PixArtTransformer2DModel"):
-        distill_draft(upgrade(shared("pixart_sigma")), config, PROMPTS, tmp_path)
+        distill_draft(config, tmp_path / "out", lambda *_: pipe)
     case = support_parts.stock("StableDiffusionImg2ImgPipeline")
     denoiser = upgrade(case.pipe).denoiser(**{**case.call, "num_inference_steps": 5})
     with pytest.raises(ValueError, match="picture"):
-        trajectories.check_trajectories(denoiser, config.trajectories)
-    assert not list(tmp_path.iterdir())
+        check_sampler(denoiser)
+    assert not (tmp_path / "out" / "checkpoints").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ttsnap.distill.draft.config import TrainingConfig
+from ttsnap.distill.config import DraftConfig
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,8 +25,8 @@ def test_hours_follow_from_the_figures(paper):
         "A model", 20, 2, 8_000_000_000, 5, 30_000_000, *flops, 3 * 10**9, 10**9, 1000
     )
     assert one.trajectory == 40e12
-    assert one.stored(states=5) == 12_000
-    config = TrainingConfig(batch=48, second=0.25, steps=3600, checkpointing=True)
+    assert one.stored == 2_000
+    config = DraftConfig(("r",), batch=48, second=0.25, updates=3600, checkpointing=True)
     assert one.step(config) == 48 * 6e12 + 12 * 2e12
     told = re.sub(" +", " ", paper.table([one], 100.0, 9000, config))
     for row in (

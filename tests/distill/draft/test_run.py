@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ttsnap.distill.draft.prompts import Listed
-from ttsnap.distill.draft.run import Measured, distill_draft
+from ttsnap.distill.draft.run import distill_draft
 from ttsnap.files.writing import locked
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafting.drafting import use_drafter
@@ -23,27 +22,26 @@ from ttsnap.sampling.drafts import Checked, TrainedFor, note_check, read_draft
 from ...pipelines.tiny import FAMILIES  # noqa: TID252
 from .. import kills  # noqa: TID252
 from ..kills import ended, killed  # noqa: TID252
-from .small import PROMPTS, STEPS, Brightness, bytes_in, config_of, denoiser_of, pipe_of, stock_of
-
-HELD_OUT = ("a green tree", "a blue house")
+from .small import STEPS, bytes_in, call_of, config_of, pipe_of, recorded, stock_of
 
 
-def run(config, out, name, prompts=PROMPTS):
+def run(config, out):
     """A draft of a pipeline, also in another process."""
-    out.mkdir(exist_ok=True)
-    measured = Measured(HELD_OUT, Brightness())
-    return distill_draft(pipe_of(name), config, prompts, out, measured=measured)
+    return distill_draft(config, out, lambda device, dtype: pipe_of(config.model))
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    return recorded(tmp_path_factory.mktemp("recording") / "r")
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
 def test_a_draft_is_made_of_every_kind_of_pipeline(name, tmp_path):
-    looks = run(
-        config_of(name, training={"lr": 1.0, "warmup": 0, "ema": 0.0}), tmp_path / "out", name
-    )
+    config = config_of(recorded(tmp_path / "r", name), name, lr=1.0, warmup=0, ema=0.0)
+    looks = run(config, tmp_path / "out")
     assert {str(look.seen) for look in looks} == {
         "draft:1@0",
         "draft:2@0",
-        "draft:1@2",
         "estimate@0",
         "estimate@1",
     }
@@ -65,7 +63,7 @@ def test_a_draft_is_made_of_every_kind_of_pipeline(name, tmp_path):
     try:
         after = stock("a dog", generator=torch.Generator().manual_seed(0), **call).images
         with pytest.raises(ValueError, match="a LoRA already"):
-            distill_draft(upgrade(stock), config_of(name), PROMPTS, tmp_path / "other")
+            distill_draft(config, tmp_path / "other", lambda *_: upgrade(stock))
     finally:
         stock.unload_lora_weights()  # it is shared by all tests
     assert torch.isfinite(after).all()
@@ -78,7 +76,7 @@ def test_a_draft_is_made_of_every_kind_of_pipeline(name, tmp_path):
     assert (checked.model, checked.steps, checked.guidance_scale) == (name, STEPS, scale)
     assert checked.figures["seeds"] == 3
     assert settings.trained_for == TrainedFor(name, STEPS, scale)
-    base = denoiser_of(config_of(name))
+    base = pipe_of(name).denoiser(**call_of(name))
     use_drafter(base, str(folder))
     base.encode(["a dog"])
     x, zero = (
@@ -96,97 +94,94 @@ class Undisturbed(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(recording, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    kills.undisturbed(partial(run, config_of(), out, "sd3"))
+    kills.undisturbed(partial(run, config_of(recording), out))
     return Undisturbed(out, left_by(out))
 
 
-def test_a_finished_run_is_not_made_again(undisturbed, monkeypatch):
-    def made(*args):
-        raise AssertionError("it was there already")
-
-    for done in ("trajectories._shard", "run.train"):
-        monkeypatch.setattr(f"ttsnap.distill.draft.{done}", made)
+def test_a_finished_run_is_not_made_again(recording, undisturbed, monkeypatch):
+    monkeypatch.setattr("ttsnap.distill.draft.run.Training", None)
     monkeypatch.chdir(undisturbed.out.parent)
     note_check("out/draft", Checked("sd3", 9, 5.0))
-    looks = run(config_of(), Path("out"), "sd3")
+    looks = run(config_of(recording), Path("out"))
     # what was noted since stays
     assert [check.steps for check in read_draft("out/draft").checked] == [9, STEPS]
-    assert len(looks) == 5
+    assert len(looks) == 4
     card = Path("out/draft/README.md").read_text()
     assert "| draft, 2 calls" in card
-    assert "4 steps of 4 rows, rank 2" in card
+    assert "- 6 trajectories\n- 4 steps of 4 rows, rank 2" in card
 
 
 def left_by(out):
     """What a run leaves for its user, the seconds in it aside, and its last checkpoint."""
     last = max((out / "checkpoints").iterdir())
-    kept = ("draft/", "trajectories/", f"checkpoints/{last.name}", "config")
+    kept = ("draft/", f"checkpoints/{last.name}", "config")
     return {name: data for name, data in bytes_in(out).items() if name.startswith(kept)}
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_killed_again_and_again_it_ends_as_undisturbed(undisturbed, tmp_path, seed):
-    assert ended(partial(run, config_of(), tmp_path / "out", "sd3"), tmp_path, seed) >= 2
+def test_killed_again_and_again_it_ends_as_undisturbed(recording, undisturbed, tmp_path, seed):
+    assert ended(partial(run, config_of(recording), tmp_path / "out"), tmp_path, seed) >= 2
     assert left_by(tmp_path / "out") == undisturbed.left
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_at_any_moment_it_ends_as_undisturbed(undisturbed, tmp_path):
+def test_killed_at_any_moment_it_ends_as_undisturbed(recording, undisturbed, tmp_path):
     for moment in itertools.count(1, 7):
         out = tmp_path / str(moment)
-        if not killed(partial(run, config_of(), out, "sd3"), out, moment):
+        if not killed(partial(run, config_of(recording), out), out, moment):
             break
-        run(config_of(), out, "sd3")
+        run(config_of(recording), out)
         assert left_by(out) == undisturbed.left
     assert moment > 40
 
 
-def test_it_starts_from_an_earlier_draft(tmp_path):
-    run(config_of(training={"lr": 1.0, "warmup": 0}), tmp_path / "first", "sd3")
+def test_it_starts_from_an_earlier_draft(recording, tmp_path):
+    run(config_of(recording, lr=1.0, warmup=0), tmp_path / "first")
     earlier = str(tmp_path / "first" / "draft")
-    run(config_of(training={"start": earlier, "lr": 1e-9}), tmp_path / "second", "sd3")
+    run(config_of(recording, start=earlier, lr=1e-9), tmp_path / "second")
     files = [
         bytes_in(tmp_path / run / "draft")["pytorch_lora_weights.safetensors"]
         for run in ("first", "second")
     ]
     assert files[0] == files[1]
     with pytest.raises(
-        ValueError,
-        match=r"training\.start .* does not fit: .* is \(2, \d+\) there, here \(3, \d+\)",
+        ValueError, match=r"start .* does not fit: .* is \(2, \d+\) there, here \(3, \d+\)"
     ):
-        run(config_of(training={"start": earlier, "rank": 3}), tmp_path / "third", "sd3")
+        run(config_of(recording, start=earlier, rank=3), tmp_path / "third")
+    with pytest.raises(ValueError, match=r"start: cannot read nowhere"):
+        run(config_of(recording, start="nowhere"), tmp_path / "third")
 
 
-def test_what_cannot_be_trained_is_said_before_trajectories_are_made(tmp_path):
-    for sections, said in (
-        ({"training": {"start": "nowhere"}}, r"training\.start nowhere is no draft's folder"),
-        # in files of two
-        ({"training": {"validation": 6}, "trajectories": {"count": 5}}, "6, but there are only 6"),
+def test_recordings_that_no_draft_can_be_learnt_from_are_refused(recording, tmp_path):
+    for wrong, said in (
+        ({"kernel": "sde"}, "record without kernel"),
+        ({"kernel": "pipeline", "variety": "repel"}, "record without variety"),
+        ({"dtype": None}, "dtype must be"),
+        ({"model": "another"}, "model is another in the first recording, not sd3"),
     ):
+        folder = recorded(tmp_path / said[:20], **wrong)
         with pytest.raises(ValueError, match=said):
-            run(config_of(**sections), tmp_path, "sd3")
-    assert not (tmp_path / "trajectories").exists()
+            run(config_of(folder), tmp_path / "out")
+    twice = config_of(recording, recordings=[str(recording)] * 2)
+    with pytest.raises(ValueError, match="20 trajectories begin with 10 different noises"):
+        run(twice, tmp_path / "out")
+    other = recorded(tmp_path / "other", call={**call_of(), "guidance_scale": 2.0})
+    both = config_of(recording, recordings=[str(recording), str(other)])
+    with pytest.raises(ValueError, match="one call"):
+        run(both, tmp_path / "out")
 
 
-def test_other_settings_are_refused_before_anything_is_changed(undisturbed, tmp_path):
+def test_other_settings_are_refused_before_anything_is_changed(recording, undisturbed, tmp_path):
     before = bytes_in(undisturbed.out)
-    for sections, said in (
-        ({"training": {"lr": 0.5}}, r"training\.lr is 0\.01, not 0\.5"),
-        ({"trajectories": {"states": 2}}, r"trajectories\.states is 3, not 2"),
-        ({"trajectories": {"count": 8}}, r"trajectories\.count is 6, not 8"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            run(config_of(**sections), undisturbed.out, "sd3")
-    # Other prompts, of which some may be those that the draft is measured on.
-    with pytest.raises(ValueError, match=r"other settings \(model, dtype, call, prompts"):
-        run(config_of(), undisturbed.out, "sd3", Listed(["another prompt"]))
+    with pytest.raises(ValueError, match=r"lr is 0\.01, not 0\.5"):
+        run(config_of(recording, lr=0.5), undisturbed.out)
     assert bytes_in(undisturbed.out) == before
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="other files"):
-        run(config_of(), tmp_path, "sd3")
+        run(config_of(recording), tmp_path)
     with locked(tmp_path / "held"), pytest.raises(ValueError, match=r"writing to .*held"):
-        run(config_of(), tmp_path / "held", "sd3")
+        run(config_of(recording), tmp_path / "held")
     assert not list((tmp_path / "held").iterdir())

@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler, HeunDiscreteScheduler
 from torch import Tensor
 
-from ttsnap.distill.draft import train as training
-from ttsnap.distill.draft import trajectories
-from ttsnap.distill.draft.config import TrainingConfig
-from ttsnap.distill.draft.student import DraftStudent, start_from
-from ttsnap.distill.draft.train import draw, loss, second_calls
-from ttsnap.distill.draft.trajectories import Trajectories
+from ttsnap.distill.data import FrameAt
+from ttsnap.distill.draft.student import DraftStudent, check_sampler, start_from
+from ttsnap.distill.draft.train import DraftLesson, draw, loss, second_calls
 from ttsnap.distill.processes import ALONE, Member
-from ttsnap.distill.training import Loop, Weights, read_metrics
+from ttsnap.distill.training import Training, read_metrics
+from ttsnap.pipelines import upgrade
 from ttsnap.sampling.interpolants import VP, Linear
 
+from ...pipelines.tiny import STABLE_DIFFUSION_BETAS, sd15, shared  # noqa: TID252
 from ..kills import calls  # noqa: TID252
-from .small import PROMPTS, config_of, denoiser_of, pipe_of, settings_of
+from .small import PROMPTS, call_of, config_of, frames_of, pipe_of, recorded
 
 
 def test_the_loss_is_its_closed_form():
@@ -53,71 +53,62 @@ def test_a_second_call_is_made_halfway_to_the_first_guess_along_the_same_noise()
     torch.testing.assert_close(later, 0.6 * 0.3 * x + 0.4 * noise)
 
 
-@pytest.mark.parametrize("name", ["sd3", "sdxl"])  # a flow, and one whose states are x0 + sigma eps
-def test_states_are_scaled_to_points_of_the_models_own_path(name):
-    pipe, call = pipe_of(name), dict(config_of(name).call or {})
-    student, schedule = (
-        DraftStudent(pipe, call, states=3, first_time=0.87, rank=2),
-        pipe.denoiser(**call).schedule,
-    )
-    x0, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
-    states = schedule.alpha[:3, None] * x0 + schedule.sigma[:3, None] * noise
-    path, at = student.path, student.times[:, None]
-    found = student.on_path(states, torch.arange(3))
-    torch.testing.assert_close(
-        found, path.alpha(at) * x0 + path.sigma(at) * noise, rtol=1e-5, atol=1e-5
-    )
+# a flow, and one whose states are x0 + sigma eps
+@pytest.mark.parametrize("name", ["sd3", "sdxl"])
+def test_trajectories_begin_and_end_as_those_of_the_stock_pipeline(name, tmp_path):
+    frames = frames_of(recorded(tmp_path, name))
+    end = FrameAt(1, 1, frames.last)
+    student = DraftStudent(pipe_of(name), call_of(name), first_time=0.87, rank=2)
+    student.encode([PROMPTS[1]])
+    assert frames.seed(end) == 10, "no two prompts share a seed"
+    x = student.noise([10])
+    drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(10))
+    torch.testing.assert_close(x, drawn, rtol=1e-2, atol=1e-2)
+    call = {**call_of(name), "output_type": "latent"}
+    alike = shared(name)(PROMPTS[1], generator=torch.Generator().manual_seed(10), **call).images
+    torch.testing.assert_close(frames.load([end], "latents"), alike.float(), rtol=4e-3, atol=4e-3)
 
 
-def test_every_trajectory_comes_once_before_any_comes_again_in_rows_of_three_kinds():
-    config = TrainingConfig(batch=20, from_noise=0.45, second=0.15)
-    drawn = [draw(step, 50, 5, config) for step in range(5)]
-    seen = np.concatenate([rows.trajectories for rows in drawn])
+def test_every_trajectory_comes_once_before_any_comes_again():
+    config = config_of("r", batch=20)
+    seen = np.concatenate([draw(step, 50, config) for step in range(5)])
     assert sorted(seen[:50]) == sorted(seen[50:]) == list(range(50))
     assert seen[:50].tolist() != seen[50:].tolist()
-    for rows in drawn:
-        assert rows.second == 3
-        assert not rows.steps[:12].any()
-    assert {int(k) for rows in drawn for k in rows.steps[12:]} == {1, 2, 3, 4}
-    parts = [drawn[0].part(i, 2) for i in range(2)]
-    assert [part.second for part in parts] == [2, 1]
-    assert sorted(i for part in parts for i in part.trajectories) == sorted(drawn[0].trajectories)
-    assert not draw(0, 50, 1, config).steps.any()  # only noise was kept
-
-
-def test_the_learning_rate_rises_stays_and_falls():
-    config = TrainingConfig(steps=100, warmup=10, decay=0.4, final_lr=0.02)
-    factors = [training.factor(step, config) for step in (0, 4, 9, 60, 80, 99)]
-    assert factors == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.025])
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    config, folder = config_of(), tmp_path_factory.mktemp("data")
-    settings = settings_of(config)
-    made = trajectories.make(denoiser_of(config), PROMPTS, config.trajectories, settings, folder)
-    return Trajectories.read(made, settings)
+def recording(tmp_path_factory):
+    return recorded(tmp_path_factory.mktemp("data") / "r")
+
+
+@pytest.fixture(scope="module")
+def data(recording):
+    return frames_of(recording)
 
 
 def student_of(config):
-    torch.manual_seed(config.training.seed)
-    return DraftStudent(
-        pipe_of(), dict(config.call or {}), states=3, first_time=0.87, rank=config.training.rank
-    )
+    torch.manual_seed(config.seed)
+    return DraftStudent(pipe_of(), call_of(), first_time=0.87, rank=config.rank)
+
+
+def lesson_of(student, data, config, member=ALONE):
+    return DraftLesson(student, data, ([0, 1, 2], [3, 4]), config, member)
+
+
+def train(student, data, config, out, member=ALONE):
+    Training(lesson_of(student, data, config, member), config, out, member).run()
 
 
 def gradient(data, parts=1, member=ALONE):
     """Of the first step; and its loss."""
-    config = config_of(training={"parts": parts, "second": 0.5, "batch": 8})
+    config = config_of("r", accumulation=parts, second=0.5, batch=8, clip=0.0)
     student, found = student_of(config), list[Tensor]()
-    still = torch.optim.SGD(student.parameters.values(), lr=0.0)
-    still.register_step_post_hook(
+    lesson = lesson_of(student, data, config, member)
+    run = Training(lesson, config, Path(), member)
+    run.optimizer.optimizer.register_step_post_hook(
         lambda *_: found.extend(p.grad.flatten() for p in student.parameters.values())
     )
-    loop = Loop(Weights(student.parameters), still, Path(), {}, 1, 0.0, 0.0, 1, member, parts=parts)
-    found.append(
-        torch.tensor([loop.step(training.losses(student, data, 0, config.training, member))])
-    )
+    found.append(torch.tensor([run.step(lesson.losses(0, run.weights))]))
     return torch.cat(found)
 
 
@@ -135,27 +126,28 @@ def test_of_several_processes_the_first_one_writes(data, tmp_path):
         def any(self, asked):
             return asked
 
-    config = config_of(training={"batch": 6, "steps": 1})
+    config = config_of("r", batch=6, updates=1)
     for rank, written in ((1, set[str]()), (0, {"checkpoints", "metrics.jsonl"})):
         out = tmp_path / str(rank)
         out.mkdir()
-        training.train(student_of(config), data, config.training, {}, out, Waiting(rank, 2))
+        train(student_of(config), data, config, out, Waiting(rank, 2))
         assert {path.name for path in out.iterdir()} == written
     with pytest.raises(ValueError, match=r"batch \(6\) .* \(1 x 4\)"):
-        training.train(student_of(config), data, config.training, {}, tmp_path, Waiting(0, 4))
+        train(student_of(config), data, config, tmp_path, Waiting(0, 4))
 
 
 def test_training_that_was_stopped_ends_with_the_same_bits(data, tmp_path):
-    config = config_of()
+    config = config_of("r")
 
     def trained(out):
         out.mkdir(exist_ok=True)
-        training.train(student := student_of(config), data, config.training, {}, out)
+        train(student := student_of(config), data, config, out)
         return {name: p.detach().clone() for name, p in student.parameters.items()}
 
     whole = trained(tmp_path / "whole")
-    assert [line["step"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")] == [2, 4]
-    with calls(training, "losses", fails=4), pytest.raises(KeyboardInterrupt):
+    lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "calls 1" in line] == [2, 4]
+    with calls(DraftLesson, "losses", fails=4), pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "parts")
     torch.rand(5)  # whatever else was drawn in the meantime
     again = trained(tmp_path / "parts")
@@ -164,29 +156,38 @@ def test_training_that_was_stopped_ends_with_the_same_bits(data, tmp_path):
 
 
 def test_training_lowers_the_error_on_what_it_was_trained_on(data, tmp_path):
-    config = config_of(
-        training={"steps": 8, "validation": 1, "batch": 6, "ema": 0.0, "warmup": 2, "lr": 0.02}
-    )
+    config = config_of("r", updates=8, batch=6, ema=0.0, warmup=2, lr=0.02)
     student = student_of(config)
-    before = training.validate(student, data, config.training)
-    training.train(student, data, config.training, {}, tmp_path)
-    after = training.validate(student, data, config.training)
+    lesson = lesson_of(student, data, config)
+    before = lesson.validate(lesson.trained)
+    train(student, data, config, tmp_path)
+    after = lesson.validate(lesson.trained)
     assert after["calls 1"] < 0.5 * before["calls 1"]
 
 
 def test_what_cannot_be_trained_is_refused(data, tmp_path):
-    config = config_of(training={"lr": 1e30, "warmup": 0, "clip": 0.0})
-    with pytest.raises(ValueError, match=r"(nan|inf) at step .* training\.lr"):
-        training.train(student_of(config), data, config.training, {}, tmp_path)
-    with pytest.raises(ValueError, match=r"training\.start"):
+    config = config_of("r", lr=1e30, warmup=0, clip=0.0)
+    with pytest.raises(ValueError, match=r"(nan|inf) at step .* lower lr"):
+        train(student_of(config), data, config, tmp_path)
+    with pytest.raises(ValueError, match=r"start: cannot read"):
         start_from(student_of(config), tmp_path)
-    sections = (
-        ({"training": {"batch": 5, "parts": 2}}, "must be a multiple"),
-        ({"training": {"from_noise": 0.9, "second": 0.2}}, "must be at most 1"),
-        ({"training": {"first_time": 0.0}}, "first_time must be greater than 0"),
-        ({"training": {"precision": "fp8"}}, r"training\.precision must be"),
-        ({"trajectories": {"skipped": [2]}}, "from 3 on"),
-    )
-    for wrong, said in sections:
+    for wrong, said in (
+        ({"first_time": 0.0}, "first_time must be greater than 0"),
+        ({"precision": "fp8"}, r"precision must be"),
+        ({"recordings": []}, "no data"),
+    ):
         with pytest.raises(ValueError, match=said):
-            config_of(**wrong)
+            config_of("r", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        (EulerAncestralDiscreteScheduler, "draws noise at every step"),
+        (HeunDiscreteScheduler, "takes several evaluations in a step"),
+    ],
+)
+def test_samplers_that_do_not_fit_are_refused(scheduler, said):
+    pipe = upgrade(sd15(scheduler(**STABLE_DIFFUSION_BETAS)))
+    with pytest.raises(ValueError, match=said):
+        check_sampler(pipe.denoiser(**call_of("sd15")))

@@ -28,10 +28,8 @@ def fit(
     spreads = scores[..., -1].std(1)
     varied = metrics.varied(scores[..., -1])
     if varied.sum() < 3:
-        raise ValueError(
-            "the finished rewards of nearly every prompt are all equal: there is nothing to"
-            " search for"
-        )
+        said = "the finished rewards of nearly every prompt are all equal"
+        raise ValueError(f"{said}: there is nothing to search for")
     standardised = (scores - means[:, None])[varied] / spreads[varied, None, None]
     beta, residual, gamma = regressions(standardised)
     spread, spread_range, spread_count = _spread_by_mean(

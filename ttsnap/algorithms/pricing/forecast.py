@@ -96,6 +96,13 @@ class Forecast:
             )
         return float(np.exp(np.interp(np.log(allowance), np.log(known[:, 0]), np.log(known[:, 1]))))
 
+    @property
+    def explained(self) -> FloatArray:
+        """The share of the variance of the finished reward, within a prompt, that the scores up to
+        each check explain."""
+        left: FloatArray = np.var(self.paths[:, -1:] - self.paths[:, : len(self.checks)], axis=0)
+        return 1 - left
+
     def to_json(self) -> dict[str, Json]:
         """JSON-ready; `from_json` reads it back. A check of the x0 estimate is written as its step,
         another one like "draft:1@0". Paths keep three decimals."""
