@@ -61,8 +61,7 @@ def checkout(folder: Path) -> None:
     project, readme = folder / release.PROJECT.name, folder / release.README.name
     text = release.addressed(project.read_text(encoding="utf-8"), REPOSITORY)
     project.write_text(text, encoding="utf-8")
-    text = release.badged(readme.read_text(encoding="utf-8"), __version__, REPOSITORY)
-    text = release.absolute(text, __version__, REPOSITORY)
+    text = release.absolute(readme.read_text(encoding="utf-8"), __version__, REPOSITORY)
     readme.write_text(text, encoding="utf-8")
 
 

@@ -28,7 +28,7 @@ REQUIRED = ROOT / "comfyui" / "requirements.txt"
 PROJECT = ROOT / "pyproject.toml"
 README = ROOT / "README.md"
 NOTEBOOK = ROOT / "notebooks" / "01_quick_start.ipynb"
-"""What the badges of the README and of itself open in Colab."""
+"""What its badge opens in Colab."""
 RECIPE = ROOT / "recipe" / "recipe.yaml"
 """Of conda-forge's package, in the form of rattler-build."""
 CHANGELOG = ROOT / "CHANGELOG.md"
@@ -218,10 +218,10 @@ def main() -> None:
         _write(PACK, filled(PACK.read_text(encoding="utf-8"), a.version, *a.pack))
         _write(REQUIRED, requirement(a.version) + "\n")
         return
-    readme = README.read_text(encoding="utf-8")
     if a.index:
         _write(PROJECT, addressed(PROJECT.read_text(encoding="utf-8"), a.index))
-        _write(README, absolute(badged(readme, a.version, a.index), a.version, a.index))
+        readme = README.read_text(encoding="utf-8")
+        _write(README, absolute(readme, a.version, a.index))
         return
     if a.conda:
         recipe = RECIPE.read_text(encoding="utf-8")
@@ -235,7 +235,6 @@ def main() -> None:
     if repository is None:
         parser.error("the remote `origin` is not on GitHub, where badges and tags lead")
     notebook = badged(NOTEBOOK.read_text(encoding="utf-8"), a.version, repository)
-    _write(README, badged(readme, a.version, repository))
     _write(NOTEBOOK, portable(notebook, a.version, repository))
     _write(CHANGELOG, dated(changelog, a.version, datetime.datetime.now(datetime.UTC).date()))
     _commit(a.version, f"Release {a.version}")

@@ -101,15 +101,15 @@ def test_an_index_gets_addresses_and_links_that_lead_there(release):
         " [b](https://github.com/someone/ttsnap/blob/v1.2.3/docs/b.md#c)"
         " [d](https://e.org) [f](#g)"
     )
-    readme = release.badged(release.README.read_text(encoding="utf-8"), "1.2.3", "someone/t")
+    readme = release.README.read_text(encoding="utf-8")
     assert not re.search(r"\]\((?!https?:|#)", release.absolute(readme, "1.2.3", "someone/t"))
     with pytest.raises(ValueError, match="stands 0 times"):
         release.addressed("", "someone/ttsnap")
 
 
-def test_a_release_has_badges_and_a_notebook_that_lead_to_its_tag(release, tmp_path, monkeypatch):
-    """Afterwards the badges still do; all else of the notebook is as it was."""
-    for name in ("VERSION", "PACK", "README", "NOTEBOOK", "CHANGELOG"):
+def test_a_release_has_a_notebook_that_leads_to_its_tag(release, tmp_path, monkeypatch):
+    """Afterwards its badge still does; all else of the notebook is as it was."""
+    for name in ("VERSION", "PACK", "NOTEBOOK", "CHANGELOG"):
         path = getattr(release, name)
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(exist_ok=True)
@@ -139,7 +139,6 @@ def test_a_release_has_badges_and_a_notebook_that_lead_to_its_tag(release, tmp_p
     assert release.NOTEBOOK.read_text(encoding="utf-8") == before.replace(
         "(01_quick_start.ipynb)", f"({home}/01_quick_start.ipynb)"
     )
-    assert f"({home}/01_quick_start.ipynb)" in release.README.read_text(encoding="utf-8")
 
 
 def test_conda_installs_what_pip_installs(release):

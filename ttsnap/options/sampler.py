@@ -127,8 +127,8 @@ class SamplerOptions(Settings):
         " own, in searches for images that are known to gain by it; record and bench take none),"
         " none, embedded (the embedded model's own), hot (the model itself; also the .json file in"
         " which it was checked), self (the model itself, where it is a flow map), published"
-        " few-step weights by a name of docs/drafts.md, as sdxl-hyper-4, or a LoRA or a network"
-        " made for it (folder, .safetensors file or hub id), with its calls as in FOLDER:2",
+        " few-step weights by a name of docs/choose_drafter.md, as sdxl-hyper-4, or a LoRA or a"
+        " network made for it (folder, .safetensors file or hub id), with its calls as in FOLDER:2",
         python=(
             "None is none. A network, or a Drafter, is taken as it is"
             " (ttsnap.pipelines.drafting.drafters)."
