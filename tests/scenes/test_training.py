@@ -15,14 +15,15 @@ import yaml
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
-from train_worlds import base, lettering, pack, reward, turbo
+from train_worlds import base, landscape, lettering, pack, reward, turbo
 from train_worlds import generator as gen
 from train_worlds import signs as sign_base
+from train_worlds import things as thing_base
 from train_worlds.commands import main
 from train_worlds.model import build_tokenizer, build_vae, tokenize
 from train_worlds.near_captions import CHANGES, changed, shown
 from train_worlds.recipes import Call, NoiseLevels
-from train_worlds.vae import VaeRecipe, VaeSize
+from train_worlds.vae import VaeRecipe, VaeSize, windows
 
 from ttsnap.files.settings import build, to_json
 from ttsnap.pipelines import defaults, load
@@ -37,6 +38,7 @@ from ttsnap.scenes.reader import (
     word_ids,
 )
 from ttsnap.signs import grammar as lettered
+from ttsnap.things.grammar import THINGS as LANGUAGE
 
 RNG = np.random.default_rng
 BASE = base.Recipe(
@@ -79,10 +81,26 @@ SIGNS = replace(
 )
 
 
-@pytest.mark.parametrize(
-    ("world", "recipe"), [("signs", SIGNS), pytest.param("base", BASE, marks=pytest.mark.slow)]
+THINGS = replace(
+    thing_base.Recipe(),
+    save_every=4,
+    probe=BASE.probe,
+    generator=SIGNS.generator,
+    data=base.Data(images=16, cell=4),
+    vae=replace(BASE.vae, window=4, whole=1),
+    defaults=replace(thing_base.Recipe().defaults, num_inference_steps=2),
 )
-def test_one_command_runs_a_recipe(world, recipe, tmp_path):
+
+
+@pytest.mark.parametrize(
+    ("world", "recipe", "prompt", "size"),
+    [
+        ("signs", SIGNS, 'a red sign that says "HELLO"', (lettering.WIDTH, lettering.HEIGHT)),
+        pytest.param("things", THINGS, "an owl left of a car", 2 * (landscape.IMAGE_SIZE,)),
+        pytest.param("base", BASE, "a red circle", (32, 32), marks=pytest.mark.slow),
+    ],
+)
+def test_one_command_runs_a_recipe(world, recipe, prompt, size, tmp_path):
     (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(recipe)))
     command = [world, "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")]
     main(command)
@@ -91,12 +109,9 @@ def test_one_command_runs_a_recipe(world, recipe, tmp_path):
     main(command)  # nothing left to train
     assert build(type(recipe), json.loads((tmp_path / "out" / "config.json").read_text())) == recipe
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
-    width, height = (lettering.WIDTH, lettering.HEIGHT) if world == "signs" else (32, 32)
-    prompt = 'a red sign that says "HELLO"' if world == "signs" else "a red circle"
-    assert pipe(prompt, height=height, width=width, num_inference_steps=2).images[0].size == (
-        width,
-        height,
-    )
+    width, height = size
+    images = pipe(prompt, height=height, width=width, num_inference_steps=2).images
+    assert images[0].size == size
 
 
 def test_training_forward_is_the_stock_forward():
@@ -270,11 +285,42 @@ def test_one_thing_changes(what):
         if other is not None:
             found = [w for w in ("relation", "background") if getattr(spec, w) != getattr(other, w)]
             for g, h in zip(spec.groups, other.groups, strict=True):
-                found += [w for w in ("count", "color", "shape") if getattr(g, w) != getattr(h, w)]
+                before = (g.count, *g.noun.split())
+                after = (h.count, *h.noun.split())
+                names = ("count", "color", "shape")
+                found += [w for w, a, b in zip(names, before, after, strict=True) if a != b]
             assert found == [what], (spec, other)
             parse(caption(other))
             made += 1
     assert made > 20
+
+
+def test_things_stand_where_their_boxes_and_captions_say():
+    rng = RNG(2)
+    specs = [LANGUAGE.sample_spec(rng) for _ in range(40)]
+    images, labels, boxes = landscape.render(specs, rng)
+    assert images.shape == (40, 3, 128, 128)
+    for spec, label, things in zip(specs, labels, boxes, strict=True):
+        named = [landscape.THINGS[int(thing)] for thing in things[:, 0]]
+        assert tuple(named) == spec.objects
+        for thing, x, y, side in things:
+            seen = (label == 1 + int(thing))[int(y - side / 2) : int(y + side / 2) + 1]
+            assert seen[:, int(x - side / 2) : int(x + side / 2) + 1].sum() > 0.15 * side**2
+        if spec.relation == "left of":
+            first = spec.groups[0].count
+            assert things[:first, 1].max() < things[first:, 1].min()
+
+
+def test_a_window_shows_a_thing_and_its_labels():
+    images = torch.zeros(3, 3, 32, 32)
+    labels = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    labels[:2, 7, 6] = 5
+    images[:2, :, 28:, 24:28] = 1
+    parts, maps = windows(images, labels, 4)
+    assert parts.shape == (3, 3, 16, 16)
+    assert (maps[:2] == 5).sum() == 2
+    where = torch.nn.functional.interpolate((maps == 5).float()[:, None], scale_factor=4)
+    assert torch.equal(parts, where.expand_as(parts))
 
 
 def test_other_captions_are_of_the_kinds_to_train_on():
